@@ -1,0 +1,264 @@
+//! What can be set, and the one place that checks it.
+
+use std::fmt;
+use std::ops::Deref;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// All settings of a node. [`Config::default`] works unchanged on a LAN.
+///
+/// Times are [`Duration`]s (in TOML: `"500ms"`, `"10s"`), sizes are in bytes and say so in their names. Every field
+/// may differ between the nodes of a cluster, but `entry_bytes_max` and the election times should not.
+///
+/// ```
+/// use std::time::Duration;
+/// use raftify_core::Config;
+///
+/// let from_code = Config { election_timeout: Duration::from_secs(2), ..Config::default() };
+/// let from_file = Config::from_toml(r#"election_timeout = "2s""#)?;
+/// assert_eq!(from_code, from_file);
+/// # Ok::<(), raftify_core::config::ConfigError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The unit of the node's clock: heartbeats, elections and deadlines are counted in it.
+    /// Default 50 ms, range 1 ms to 10 s. `heartbeat_interval` and `election_timeout` are rounded up to whole ticks.
+    #[serde(with = "humantime_serde")]
+    pub tick_interval: Duration,
+    /// How often a leader says that it is there. Default 100 ms; at least one `tick_interval`.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Duration,
+    /// How long a follower waits without a word of the leader before it asks for an election: each time a random
+    /// span between this and twice this. Default 500 ms; at least three times `heartbeat_interval`. It should be
+    /// well above the time of a round trip and of the slowest regular fsync.
+    #[serde(with = "humantime_serde")]
+    pub election_timeout: Duration,
+
+    /// How long a proposal may wait for its reply before its outcome is reported as unknown. Default 10 s, at least
+    /// `election_timeout`.
+    #[serde(with = "humantime_serde")]
+    pub propose_timeout: Duration,
+    /// How long a linearizable read may wait. Default 5 s, at least `election_timeout`.
+    #[serde(with = "humantime_serde")]
+    pub read_timeout: Duration,
+    /// How long a membership request (join, leave, change of members, ticket) may wait. Default 30 s, at least
+    /// `election_timeout`.
+    #[serde(with = "humantime_serde")]
+    pub membership_timeout: Duration,
+
+    /// The largest encoded log entry that is accepted. Default 8 MiB, range 1 byte to 64 MiB.
+    pub entry_bytes_max: u64,
+    /// How many proposals may wait for their reply on one node. Default 65 536, at least 1. When as many wait,
+    /// further ones are answered `Busy`.
+    pub proposals_in_flight_max: usize,
+    /// How many bytes of proposals a leader holds that are not yet committed. Default 64 MiB, at least
+    /// `entry_bytes_max`. When as many are held, further ones are answered `Busy`.
+    pub uncommitted_bytes_max: u64,
+    /// How many linearizable reads may wait on one node. Default 65 536, at least 1.
+    pub reads_in_flight_max: usize,
+    /// How many requests may wait in front of the raft loop. Default 16 384, at least 1. When as many wait, further
+    /// ones are answered `Busy`.
+    pub request_queue_max: usize,
+
+    /// Entries are put into one message up to this size; a larger entry travels alone. Default 1 MiB, range 1 KiB
+    /// to 64 MiB.
+    pub message_bytes_max: u64,
+    /// How many messages with entries may be on the way to one follower. Default 256, at least 1.
+    pub messages_in_flight_max: usize,
+    /// How many messages may wait for one peer's connection. Default 4096, at least 16. When as many wait, further
+    /// ones are dropped, which consensus repairs by sending again.
+    pub peer_queue_max: usize,
+    /// How long connecting to a peer may take. Default 2 s.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// The pause between two attempts to connect doubles up to this. Default 1 s.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_delay_max: Duration,
+
+    /// A snapshot is taken when this many entries were applied since the last one. Default 100 000; zero: never for
+    /// this reason.
+    pub snapshot_entries: u64,
+    /// A snapshot is taken when entries of this many bytes were applied since the last one. Default 64 MiB; zero:
+    /// never for this reason. Entries since the last snapshot are held in memory when the node starts.
+    pub snapshot_log_bytes: u64,
+    /// How many entries before the newest snapshot stay in the log, so that a follower that is a little behind needs
+    /// no snapshot. Default 10 000.
+    pub log_entries_kept: u64,
+    /// How many bytes of applied entries are kept in memory to feed followers. Default 32 MiB.
+    pub log_cache_bytes: u64,
+    /// How many bytes of committed entries may wait for a slow state machine. Default 64 MiB, at least
+    /// `entry_bytes_max`. A follower that has more waiting takes no further entries until it has caught up.
+    pub unapplied_bytes_max: u64,
+    /// How long a peer may take to take in one chunk of a snapshot before sending it is given up and tried again.
+    /// Default 30 s.
+    #[serde(with = "humantime_serde")]
+    pub snapshot_chunk_timeout: Duration,
+
+    /// Ask before a candidacy whether it could succeed, so that a node that was cut off does not disturb the cluster
+    /// when it is back (thesis, section 9.6). Default true.
+    pub pre_vote: bool,
+    /// A leader that does not hear from a majority within an election timeout steps down, and followers that hear a
+    /// leader ignore candidates (thesis, section 6.2). Default true.
+    pub check_quorum: bool,
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            tick_interval: Duration::from_millis(50),
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout: Duration::from_millis(500),
+            propose_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_secs(5),
+            membership_timeout: Duration::from_secs(30),
+            entry_bytes_max: 8 * MIB,
+            proposals_in_flight_max: 65_536,
+            uncommitted_bytes_max: 64 * MIB,
+            reads_in_flight_max: 65_536,
+            request_queue_max: 16_384,
+            message_bytes_max: MIB,
+            messages_in_flight_max: 256,
+            peer_queue_max: 4096,
+            connect_timeout: Duration::from_secs(2),
+            reconnect_delay_max: Duration::from_secs(1),
+            snapshot_entries: 100_000,
+            snapshot_log_bytes: 64 * MIB,
+            log_entries_kept: 10_000,
+            log_cache_bytes: 32 * MIB,
+            unapplied_bytes_max: 64 * MIB,
+            snapshot_chunk_timeout: Duration::from_secs(30),
+            pre_vote: true,
+            check_quorum: true,
+        }
+    }
+}
+
+impl Config {
+    /// Reads settings from TOML; what is not named keeps its default.
+    ///
+    /// # Errors
+    /// Line and field of what cannot be read. Whether the values fit together is checked by [`Config::check`].
+    pub fn from_toml(text: &str) -> Result<Config, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError { problems: vec![error.to_string()] })
+    }
+
+    /// Checks every value and how they fit together.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn check(self) -> Result<CheckedConfig, ConfigError> {
+        let mut problems = Vec::new();
+        let mut demand = |holds: bool, problem: String| {
+            if !holds {
+                problems.push(problem);
+            }
+        };
+        let tick = self.tick_interval;
+        demand(
+            (Duration::from_millis(1)..=Duration::from_secs(10)).contains(&tick),
+            format!("tick_interval is {tick:?}, it must lie between 1ms and 10s"),
+        );
+        demand(
+            self.heartbeat_interval >= tick,
+            format!("heartbeat_interval ({:?}) must be at least tick_interval ({tick:?})", self.heartbeat_interval),
+        );
+        demand(
+            self.election_timeout >= self.heartbeat_interval.saturating_mul(3),
+            format!(
+                "election_timeout ({:?}) must be at least three times heartbeat_interval ({:?})",
+                self.election_timeout, self.heartbeat_interval
+            ),
+        );
+        demand(
+            self.election_timeout <= Duration::from_secs(3600),
+            format!("election_timeout is {:?}, it must be at most 1h", self.election_timeout),
+        );
+        for (name, timeout) in [
+            ("propose_timeout", self.propose_timeout),
+            ("read_timeout", self.read_timeout),
+            ("membership_timeout", self.membership_timeout),
+        ] {
+            demand(
+                timeout >= self.election_timeout,
+                format!("{name} ({timeout:?}) must be at least election_timeout ({:?})", self.election_timeout),
+            );
+        }
+        for (name, timeout) in [
+            ("connect_timeout", self.connect_timeout),
+            ("reconnect_delay_max", self.reconnect_delay_max),
+            ("snapshot_chunk_timeout", self.snapshot_chunk_timeout),
+        ] {
+            demand(timeout >= Duration::from_millis(1), format!("{name} ({timeout:?}) must be at least 1ms"));
+        }
+        demand(
+            (1..=64 * MIB).contains(&self.entry_bytes_max),
+            format!("entry_bytes_max is {}, it must lie between 1 and {}", self.entry_bytes_max, 64 * MIB),
+        );
+        demand(
+            (KIB..=64 * MIB).contains(&self.message_bytes_max),
+            format!("message_bytes_max is {}, it must lie between {KIB} and {}", self.message_bytes_max, 64 * MIB),
+        );
+        for (name, bytes) in [
+            ("uncommitted_bytes_max", self.uncommitted_bytes_max),
+            ("unapplied_bytes_max", self.unapplied_bytes_max),
+        ] {
+            demand(
+                bytes >= self.entry_bytes_max && bytes >= self.message_bytes_max,
+                format!(
+                    "{name} ({bytes}) must be at least entry_bytes_max ({}) and message_bytes_max ({})",
+                    self.entry_bytes_max, self.message_bytes_max
+                ),
+            );
+        }
+        for (name, count, least) in [
+            ("proposals_in_flight_max", self.proposals_in_flight_max, 1),
+            ("reads_in_flight_max", self.reads_in_flight_max, 1),
+            ("request_queue_max", self.request_queue_max, 1),
+            ("messages_in_flight_max", self.messages_in_flight_max, 1),
+            ("peer_queue_max", self.peer_queue_max, 16),
+        ] {
+            demand(count >= least, format!("{name} is {count}, it must be at least {least}"));
+        }
+        if problems.is_empty() { Ok(CheckedConfig(self)) } else { Err(ConfigError { problems }) }
+    }
+}
+
+/// A [`Config`] whose values are known to be in range and to fit together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedConfig(Config);
+
+impl CheckedConfig {
+    /// How many ticks `span` is, rounded up.
+    pub fn ticks(&self, span: Duration) -> u64 {
+        let tick = self.0.tick_interval.as_nanos().max(1);
+        u64::try_from(span.as_nanos().div_ceil(tick)).unwrap_or(u64::MAX)
+    }
+}
+
+impl Deref for CheckedConfig {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0
+    }
+}
+
+/// What is wrong with a configuration: all of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// One sentence each, naming the field.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration is not usable: {}", self.problems.join("; "))
+    }
+}
+
+impl std::error::Error for ConfigError {}

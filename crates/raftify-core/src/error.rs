@@ -1,0 +1,345 @@
+//! Why a request was not served: one enum per verb. A variant exists where the caller would act differently; its
+//! documentation says which of the three it is: nothing happened, refused for good, or unknown.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::members::{MembershipRefusal, SenderRefusal};
+use crate::storage::StorageError;
+use crate::types::{ClusterId, Identity, LogIndex, LogPosition, NodeId, Term};
+
+/// Why a node no longer serves requests.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum StopReason {
+    /// It was stopped, or is stopping.
+    #[error("the node has stopped")]
+    Stopped,
+    /// It could not persist or read what it must. What was acknowledged is safe; the node may start again once the
+    /// cause is gone.
+    #[error("the node stopped because its storage failed: {0}")]
+    Storage(String),
+    /// The state machine failed or panicked on a committed entry, which is not skipped: the node will meet it again
+    /// when it starts.
+    #[error("the node stopped because its state machine failed: {0}")]
+    StateMachine(String),
+    /// It was removed from the cluster.
+    #[error("the node was removed from the cluster as of index {as_of}")]
+    Removed {
+        /// The membership in which it is missing.
+        as_of: LogIndex,
+    },
+    /// The other nodes refuse it.
+    #[error("the other nodes refuse this one: {0}")]
+    Refused(SenderRefusal),
+    /// A defect of this program, or damage that passed all checks. The node stopped rather than go on.
+    #[error("the node stopped because of an internal error: {0}")]
+    Internal(String),
+}
+
+/// Where to try instead, for a request that reached a node that does not lead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderHint {
+    /// The leader as far as the refusing node knows.
+    pub id: NodeId,
+    /// Its address.
+    pub address: String,
+}
+
+/// Why a proposal got no reply of the state machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// Nothing was written: no leader is known. Try again after an election timeout.
+    #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
+    NoLeader,
+    /// Nothing was written: this node does not lead, and may not forward the request.
+    #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
+    NotLeader(LeaderHint),
+    /// Nothing was written: as much waits as may wait. Try again a little later.
+    #[error("{waiting} proposals are waiting, which is as many as may")]
+    Busy {
+        /// How many wait.
+        waiting: u64,
+    },
+    /// Nothing was written, nor ever will be: the entry is over the limit.
+    #[error("the entry has {bytes} bytes, the limit is {limit} (entry_bytes_max)")]
+    TooLarge {
+        /// Of the encoded entry.
+        bytes: u64,
+        /// As configured.
+        limit: u64,
+    },
+    /// Nothing was written: the entry could not be encoded.
+    #[error("the entry could not be encoded: {0}")]
+    Encode(String),
+    /// Another entry took this one's place: it was not applied and never will be. Safe to propose again.
+    #[error("the entry was not applied: a new leader put another one at index {index}")]
+    NotApplied {
+        /// Where it had stood.
+        index: LogIndex,
+    },
+    /// The outcome is unknown: it may have been applied, or may yet be. Propose again only if twice does no harm.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(UnknownOutcome),
+    /// This node has stopped. What it had accepted already has an unknown outcome.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why the outcome of a request is not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum UnknownOutcome {
+    /// The deadline passed first.
+    #[error("no answer within {} ms; it may still take effect", .0.as_millis())]
+    TimedOut(Duration),
+    /// A snapshot that covers the entry was installed, so that its reply was never computed here.
+    #[error("a snapshot covered the entry before its reply was computed")]
+    CoveredBySnapshot,
+    /// The connection to the leader broke after the request was sent.
+    #[error("the connection to the leader broke: {0}")]
+    ConnectionLost(String),
+    /// The reply arrived, but could not be decoded: the entry was applied.
+    #[error("the entry was applied, but its reply could not be decoded: {0}")]
+    BadReply(String),
+}
+
+/// Why a linearizable read cannot be served now. Reads change nothing: trying again is always safe.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// No leader is known.
+    #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
+    NoLeader,
+    /// This node does not lead. Only other nodes ever see this.
+    #[error("this node does not lead the cluster")]
+    NotLeader,
+    /// Too many reads wait.
+    #[error("{waiting} reads are waiting, which is as many as may")]
+    Busy {
+        /// How many wait.
+        waiting: u64,
+    },
+    /// Leadership could not be confirmed, or this node did not catch up, in time.
+    #[error("the read was not confirmed within {} ms", .0.as_millis())]
+    TimedOut(Duration),
+    /// The connection to the leader failed.
+    #[error("the leader could not be asked: {0}")]
+    ConnectionLost(String),
+    /// This node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why a membership request was not served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum MembershipError {
+    /// Nothing was written: no leader is known.
+    #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
+    NoLeader,
+    /// Nothing was written: this node does not lead, and may not forward the request.
+    #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
+    NotLeader(LeaderHint),
+    /// Nothing was written: another change is not yet in force. Try again when it is.
+    #[error("another membership change is not yet in force: changes are made one at a time")]
+    ChangePending,
+    /// Nothing was written: too many requests wait.
+    #[error("{waiting} requests are waiting, which is as many as may")]
+    Busy {
+        /// How many wait.
+        waiting: u64,
+    },
+    /// Nothing was changed: the change makes no sense in the present membership.
+    #[error(transparent)]
+    Refused(#[from] MembershipRefusal),
+    /// A leader cannot remove itself before another voter has taken over, and none did.
+    #[error("this node leads and could not hand over leadership first: {0}")]
+    HandoverFailed(TransferError),
+    /// Another entry took the change's place: it was not made. Safe to try again.
+    #[error("the change was not made: a new leader put another entry at index {index}")]
+    NotApplied {
+        /// Where it had stood.
+        index: LogIndex,
+    },
+    /// The outcome is unknown: look at the members before trying again.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(UnknownOutcome),
+    /// This node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why leadership was not handed over. The cluster is unharmed in every case.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// No leader is known.
+    #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
+    NoLeader,
+    /// This node does not lead, and may not forward the request.
+    #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
+    NotLeader(LeaderHint),
+    /// The target is no voter.
+    #[error("node {id} is not a voter, so it cannot lead")]
+    NotAVoter {
+        /// The target.
+        id: NodeId,
+    },
+    /// The target was not heard of lately.
+    #[error("node {id} was not heard of within the last election timeout")]
+    Unreachable {
+        /// The target.
+        id: NodeId,
+    },
+    /// There is no voter that could take over.
+    #[error("no other voter is alive that could take over")]
+    NoSuccessor,
+    /// Another transfer is under way.
+    #[error("leadership is being handed to node {to} already")]
+    TransferPending {
+        /// Its target.
+        to: NodeId,
+    },
+    /// The target did not take over in time; the old leader leads on, or an election is under way.
+    #[error("node {to} did not take over within an election timeout")]
+    TimedOut {
+        /// The target.
+        to: NodeId,
+    },
+    /// The connection to the leader failed; the transfer may be under way.
+    #[error("the leader could not be asked: {0}")]
+    ConnectionLost(String),
+    /// This node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why this node does not stand for election.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum CampaignError {
+    /// It leads already.
+    #[error("this node leads already")]
+    AlreadyLeader,
+    /// It is a learner, or no member.
+    #[error("this node is not a voter, so it cannot lead")]
+    NotAVoter,
+    /// It must first write or apply what it has received. Try again a moment later.
+    #[error("this node must first write or apply what it has received")]
+    NotReady,
+    /// This node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why this node did not step down.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum DemoteError {
+    /// It does not lead in that term: nothing to do.
+    #[error("this node does not lead in term {asked}; it is a {role} in term {term}")]
+    NotLeaderInTerm {
+        /// As asked.
+        asked: Term,
+        /// As it is.
+        term: Term,
+        /// What it is, in words.
+        role: String,
+    },
+    /// The successor did not take over; this node leads on.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// This node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why no snapshot was taken. The old one stays in use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// Nothing has been applied yet.
+    #[error("nothing has been applied yet, so there is nothing to take a snapshot of")]
+    NothingApplied,
+    /// The state machine or the disk failed.
+    #[error("the snapshot could not be taken: {0}")]
+    Failed(String),
+    /// This node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why a node did not begin or enter a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// Its directory belongs to somebody else.
+    #[error("this directory belongs to {stored}, it cannot be used for {asked}")]
+    OtherIdentity {
+        /// As stored.
+        stored: Identity,
+        /// As asked for.
+        asked: Identity,
+    },
+    /// It has a membership already.
+    #[error("this node is a member of cluster {cluster_id} already")]
+    AlreadyMember {
+        /// Of which.
+        cluster_id: ClusterId,
+    },
+    /// This node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why a snapshot from another node was not installed. The old state stays in use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum InstallError {
+    /// Who sent it is not believed.
+    #[error(transparent)]
+    Sender(#[from] SenderRefusal),
+    /// The sender no longer leads.
+    #[error("the snapshot is of term {term}, this node has seen term {newer}")]
+    StaleLeader {
+        /// Of the sender.
+        term: Term,
+        /// Of this node.
+        newer: Term,
+    },
+    /// It makes no sense here.
+    #[error("the snapshot at {position} cannot be installed: {reason}")]
+    Refused {
+        /// Which one.
+        position: LogPosition,
+        /// Why.
+        reason: String,
+    },
+    /// This node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why a core cannot start on what its storage holds.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The directory belongs to another node.
+    #[error("this directory belongs to {stored}, but the node was started with id {asked}: use the directory of node {asked}, or start it with id {}", stored.node_id)]
+    OtherNode {
+        /// As stored.
+        stored: Identity,
+        /// As asked for.
+        asked: NodeId,
+    },
+    /// What is stored contradicts itself.
+    #[error("the stored state contradicts itself: {reason}")]
+    Inconsistent {
+        /// How.
+        reason: String,
+    },
+    /// It could not be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}

@@ -1,0 +1,33 @@
+//! The deciding half of raftify.
+//!
+//! [`RaftNodeCore`] owns consensus (raft-rs' `RawNode`), the membership, the answers that are owed and the reads that
+//! wait. It is synchronous: it is given messages, ticks and a seed, and says with a [`Turn`] what must be written,
+//! sent and applied, in which order. It does no I/O and reads no clock, so that whole clusters of cores run in one
+//! test thread, the same every time.
+//!
+//! Its users are the crate `raftify`, which carries turns out, and the simulator.
+
+pub mod config;
+mod entry;
+pub mod error;
+pub mod members;
+pub mod message;
+mod raft_node_core;
+mod request;
+mod status;
+pub mod storage;
+mod turn;
+mod types;
+
+pub use config::{CheckedConfig, Config};
+pub use entry::{Entry, EntryKind};
+pub use members::{Member, MemberChange, MemberRole, Members, MembershipChange, Sender};
+pub use message::{RaftMessage, RaftMessageBody};
+pub use raft_node_core::{CoreStart, RaftNodeCore};
+pub use request::{
+    Forwarding, LeaderRequest, LocalRequestMsg, ProposalReply, Reservation, Responder, ServerRequestMsg,
+};
+pub use status::{Inspection, PeerProgress, ReplicationState, Role, Status};
+pub use storage::{HardState, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError};
+pub use turn::{Committed, Forward, LogFetch, ReadRound, SnapshotToSend, Turn, TurnNumber};
+pub use types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, Term, ZeroNodeId};

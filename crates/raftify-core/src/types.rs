@@ -1,0 +1,188 @@
+//! The numbers of the protocol, each a type of its own, so that a term is never taken for an index.
+
+use std::fmt;
+use std::num::{NonZeroU64, ParseIntError};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The identity of a node within its cluster. Never zero, never given out twice, not even after a removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(NonZeroU64);
+
+impl NodeId {
+    /// The node that starts a new cluster. All others get their id from a ticket or from a static list of members.
+    pub const FIRST: NodeId = NodeId(NonZeroU64::MIN);
+
+    /// `None` for zero, which means "nobody" in the protocol.
+    pub const fn new(id: u64) -> Option<NodeId> {
+        match NonZeroU64::new(id) {
+            Some(id) => Some(NodeId(id)),
+            None => None,
+        }
+    }
+
+    /// The plain number.
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The id after this one, or `None` after 2⁶⁴ − 1 ids.
+    pub(crate) fn next(self) -> Option<NodeId> {
+        self.0.checked_add(1).map(NodeId)
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A number was zero where a node id is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("0 is not a node id: ids start at 1")]
+pub struct ZeroNodeId;
+
+impl TryFrom<u64> for NodeId {
+    type Error = ZeroNodeId;
+
+    fn try_from(id: u64) -> Result<NodeId, ZeroNodeId> {
+        NodeId::new(id).ok_or(ZeroNodeId)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<NodeId, ParseIntError> {
+        text.parse().map(NodeId)
+    }
+}
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub u64);
+
+        impl $name {
+            /// Zero: before everything.
+            pub const ZERO: $name = $name(0);
+
+            /// The plain number.
+            pub const fn get(self) -> u64 {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number! {
+    /// A term: the period of at most one leader (Raft thesis, section 3.3). Starts at 1.
+    Term
+}
+
+number! {
+    /// The place of an entry in the replicated log. The first place is 1; zero is the empty log's end.
+    LogIndex
+}
+
+impl LogIndex {
+    /// The place after this one.
+    #[must_use]
+    pub const fn next(self) -> LogIndex {
+        LogIndex(self.0 + 1)
+    }
+
+    /// The place before this one; zero stays zero.
+    #[must_use]
+    pub const fn previous(self) -> LogIndex {
+        LogIndex(self.0.saturating_sub(1))
+    }
+}
+
+/// Where an entry stands: two logs that agree on a position agree on everything before it (Log Matching, Raft
+/// thesis, figure 3.2). An answer is always tied to one of these, never to a counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LogPosition {
+    /// The term in which the entry was proposed.
+    pub term: Term,
+    /// Its place in the log.
+    pub index: LogIndex,
+}
+
+impl LogPosition {
+    /// Before the first entry of an empty log.
+    pub const ZERO: LogPosition = LogPosition { term: Term::ZERO, index: LogIndex::ZERO };
+
+    /// A position from plain numbers.
+    pub const fn new(term: u64, index: u64) -> LogPosition {
+        LogPosition { term: Term(term), index: LogIndex(index) }
+    }
+}
+
+impl fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of term {}", self.index, self.term)
+    }
+}
+
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:016x}", self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIntError;
+
+            fn from_str(text: &str) -> Result<$name, ParseIntError> {
+                u64::from_str_radix(text, 16).map($name)
+            }
+        }
+    };
+}
+
+random_id! {
+    /// Names one cluster. Messages of another cluster are refused at the door.
+    ClusterId
+}
+
+random_id! {
+    /// Drawn when a data directory is first used. A node that lost its disk has the same [`NodeId`] and another
+    /// incarnation; the others refuse it, because what it once acknowledged is gone.
+    Incarnation
+}
+
+/// Who a data directory belongs to. Written once, checked at every opening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The node.
+    pub node_id: NodeId,
+    /// This life of the directory.
+    pub incarnation: Incarnation,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {} of cluster {} (incarnation {})", self.node_id, self.cluster_id, self.incarnation)
+    }
+}
