@@ -407,7 +407,10 @@ impl Members {
     }
 
     /// May a message of `sender` be believed? Asked for every message before it reaches consensus.
-    pub(crate) fn check_sender(&self, sender: &Sender, own_id: NodeId) -> Result<(), SenderRefusal> {
+    ///
+    /// # Errors
+    /// Why not. All of the reasons are final.
+    pub fn check_sender(&self, sender: &Sender, own_id: NodeId) -> Result<(), SenderRefusal> {
         if sender.id == own_id {
             return Err(SenderRefusal::SameId { id: own_id });
         }
