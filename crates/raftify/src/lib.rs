@@ -12,5 +12,6 @@ mod raft_client;
 mod raft_loop;
 mod raft_node;
 mod raft_server;
+mod remote_node;
 mod state_machine;
 mod wire;
