@@ -58,7 +58,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// Why this node must stop by itself, once it must: it was removed, or is fenced.
     pub fn stop_reason(&self) -> Option<&StopReason> { todo!() }
     /// Answers everyone who still waits. Nothing else may be called after it.
-    pub fn stop(&mut self, _reason: StopReason) { todo!() }
+    pub fn stop(&mut self, _reason: &StopReason) { todo!() }
     /// The public picture.
     pub fn status(&self) -> Status { todo!() }
     /// Which snapshots must be kept: the newest, and those on their way to a follower.

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use raftify_core::error::ReadError;
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
-    CheckedConfig, Forward, Identity, LogIndex, Members, NodeId, ProposalReply, RaftMessage, ReadRound, Sender,
-    SnapshotStore, SnapshotToSend,
+    CheckedConfig, Forward, Identity, LogIndex, Members, NodeId, ProposalReply, RaftMessage, ReadRound,
+    Sender, SnapshotStore, SnapshotToSend,
 };
 use tokio::sync::mpsc;
 

@@ -16,7 +16,9 @@ pub(crate) mod proto {
 #[non_exhaustive]
 pub enum DoorRefusal {
     /// Another version.
-    #[error("wire version {found} is not known here, this node speaks version {known}: run one version on all nodes")]
+    #[error(
+        "wire version {found} is not known here, this node speaks version {known}: run one version on all nodes"
+    )]
     Version {
         /// Of the request.
         found: u32,
