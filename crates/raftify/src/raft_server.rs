@@ -20,7 +20,7 @@ pub(crate) struct Door<R, S> {
     /// Limits and times.
     pub(crate) config: CheckedConfig,
     /// Told of senders that are not members yet.
-    pub(crate) outbox: Outbox<R>,
+    pub(crate) outbox: Outbox,
     /// Makes the way back for a proposal that came over the network: the reply in its encoding.
     pub(crate) remote_reply: fn(oneshot::Sender<Result<Bytes, ProposeError>>) -> R,
 }
