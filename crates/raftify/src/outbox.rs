@@ -119,6 +119,7 @@ struct State {
 
 /// A node that introduced itself and that this node does not know as a member: it may have been added by a change
 /// that has not arrived here, and may even be the leader that will bring it. It must be answered somewhere.
+#[derive(PartialEq)]
 struct Contact {
     address: String,
     members_as_of: LogIndex,
@@ -203,6 +204,9 @@ impl Outbox {
             return warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
         }
         let contact = Contact { address: address.to_owned(), members_as_of: sender.members_as_of };
+        if state.contacts.get(&sender.id) == Some(&contact) {
+            return;
+        }
         state.contacts.insert(sender.id, contact);
         self.shared.refresh(&mut state);
     }
