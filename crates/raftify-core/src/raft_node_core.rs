@@ -608,14 +608,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         match self.consensus.leader() {
-            Some(leader) if leader == self.node_id => {
-                // Before it has committed an entry of its own term, a leader may not know what is committed.
-                if self.consensus.has_committed_in_term() {
-                    let round = self.reads.begin_round(RoundKind::Heartbeats);
-                    self.consensus.read_index(round);
-                }
+            // Before it has committed an entry of its own term, a leader may not know what is committed.
+            Some(leader) if leader == self.node_id && self.consensus.has_committed_in_term() => {
+                let round = self.reads.begin_round(RoundKind::Heartbeats);
+                self.consensus.read_index(round);
             }
-            Some(leader) if self.members.get(leader).is_some() => {
+            Some(leader) if leader != self.node_id && self.members.get(leader).is_some() => {
                 let round = self.reads.begin_round(RoundKind::AskLeader);
                 self.next.read_round = Some(ReadRound { leader, round });
             }

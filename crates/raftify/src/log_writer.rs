@@ -8,7 +8,7 @@ use raftify_core::storage::Write;
 use raftify_core::{RaftMessage, StableStorage, TurnNumber};
 use tokio::sync::mpsc;
 
-use crate::outbox::{Outbox, RemoteReply};
+use crate::outbox::Outbox;
 use crate::raft_loop::Event;
 use crate::worker::{Worker, caught};
 
@@ -27,21 +27,21 @@ pub(crate) struct ToWrite {
 /// everything queued is written, or when a write fails.
 ///
 /// The queue is unbounded because the core bounds what it hands out.
-pub(crate) fn start<S: StableStorage, R: RemoteReply>(
+pub(crate) fn start<S: StableStorage>(
     storage: S,
     events: mpsc::UnboundedSender<Event>,
-    outbox: Outbox<R>,
+    outbox: Outbox,
 ) -> Result<(mpsc::UnboundedSender<ToWrite>, Worker), StopReason> {
     let (sender, queue) = mpsc::unbounded_channel();
     let worker = Worker::start("raftify-log", write_all(storage, queue, events, outbox))?;
     Ok((sender, worker))
 }
 
-async fn write_all<S: StableStorage, R: RemoteReply>(
+async fn write_all<S: StableStorage>(
     mut storage: S,
     mut queue: mpsc::UnboundedReceiver<ToWrite>,
     events: mpsc::UnboundedSender<Event>,
-    outbox: Outbox<R>,
+    outbox: Outbox,
 ) {
     let mut turns = Vec::new();
     while queue.recv_many(&mut turns, MERGED_TURNS_MAX).await > 0 {

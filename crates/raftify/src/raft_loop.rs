@@ -50,7 +50,7 @@ pub(crate) struct Inputs<R> {
 pub(crate) struct Outputs<R, L, S> {
     pub(crate) log_writer: mpsc::UnboundedSender<ToWrite>,
     pub(crate) applier: mpsc::UnboundedSender<ToApply<R>>,
-    pub(crate) outbox: Outbox<R>,
+    pub(crate) outbox: Outbox,
     pub(crate) log_reader: L,
     pub(crate) snapshots: S,
     pub(crate) events: mpsc::UnboundedSender<Event>,

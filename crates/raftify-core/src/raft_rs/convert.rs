@@ -22,9 +22,12 @@ const USER: &[u8] = &[EntryKind::User.number()];
 const MEMBER_RECORD: &[u8] = &[EntryKind::MemberRecord.number()];
 
 pub(super) fn entry_to_raft(entry: &Entry) -> RaftEntry {
-    let mut result = RaftEntry::default();
-    result.term = entry.position.term.0;
-    result.index = entry.position.index.0;
+    let (term, index) = (entry.position.term.0, entry.position.index.0);
+    let mut result = RaftEntry {
+        term,
+        index,
+        ..RaftEntry::default()
+    };
     result.set_entry_type(entry_type(entry.kind));
     match entry.kind {
         EntryKind::Empty => {}
@@ -67,21 +70,23 @@ pub(super) fn hard_state(state: &RaftHardState) -> HardState {
 }
 
 pub(super) fn hard_state_to_raft(state: &HardState) -> RaftHardState {
-    let mut result = RaftHardState::default();
-    result.term = state.term.0;
-    result.vote = state.vote.map_or(0, NodeId::get);
-    result.commit = state.commit.0;
-    result
+    RaftHardState {
+        term: state.term.0,
+        vote: state.vote.map_or(0, NodeId::get),
+        commit: state.commit.0,
+        ..RaftHardState::default()
+    }
 }
 
 pub(super) fn conf_state(configuration: &Configuration) -> ConfState {
     let ids = |set: &BTreeSet<NodeId>| set.iter().map(|id| id.get()).collect();
-    let mut result = ConfState::default();
-    result.voters = ids(&configuration.voters);
-    result.voters_outgoing = ids(&configuration.voters_outgoing);
-    result.learners = ids(&configuration.learners);
-    result.learners_next = ids(&configuration.learners_next);
-    result
+    ConfState {
+        voters: ids(&configuration.voters),
+        voters_outgoing: ids(&configuration.voters_outgoing),
+        learners: ids(&configuration.learners),
+        learners_next: ids(&configuration.learners_next),
+        ..ConfState::default()
+    }
 }
 
 pub(super) fn configuration(state: &ConfState) -> Configuration {
@@ -107,10 +112,13 @@ fn read_context(round: Option<u64>) -> Bytes {
 }
 
 pub(super) fn message_to_raft(message: &RaftMessage) -> Message {
-    let mut result = Message::default();
-    result.from = message.from.get();
-    result.to = message.to.get();
-    result.term = message.term.0;
+    let (from, to, term) = (message.from.get(), message.to.get(), message.term.0);
+    let mut result = Message {
+        from,
+        to,
+        term,
+        ..Message::default()
+    };
     let kind = match &message.body {
         RaftMessageBody::Append {
             previous,
