@@ -9,6 +9,8 @@ mod formatter;
 mod lifecycle;
 mod log_entry;
 mod log_writer;
+#[cfg(test)]
+mod network_tests;
 mod outbox;
 mod raft;
 mod raft_client;
