@@ -17,8 +17,8 @@ mod raft_node;
 mod raft_server;
 mod reply;
 mod running;
-mod snapshots;
 mod remote_node;
+mod snapshots;
 mod state_machine;
 mod wire;
 mod worker;
@@ -27,10 +27,10 @@ pub use error::BoxError;
 pub use formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
 pub use log_entry::AbstractLogEntry;
 pub use raft::{BootstrapOptions, ClusterJoinTicket, Raft};
-pub use raft_client::ClientError;
+pub use raft_client::{AddressesError, ClientError, RaftClient, UnreachableNode};
 pub use raft_node::RaftNode;
 pub use raftify_core::members::{LeaveJoint, MemberRecord, check_address};
-pub use raftify_core::storage::{MemorySnapshotStore, MemoryStorage};
+pub use raftify_core::storage::{self, MemoryStorage, StoredState};
 pub use raftify_core::{
     ClusterId, Config, Entry, EntryKind, HardState, Identity, Incarnation, Inspection, LogIndex, LogPosition,
     LogReader, Member, MemberChange, MemberRole, Members, MembershipChange, NodeId, PeerProgress,
