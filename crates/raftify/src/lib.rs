@@ -32,7 +32,7 @@ pub use raft::{BootstrapOptions, ClusterJoinTicket, Raft};
 pub use raft_client::{AddressesError, ClientError, RaftClient, UnreachableNode};
 pub use raft_node::RaftNode;
 pub use raftify_core::members::{LeaveJoint, MemberRecord, check_address};
-pub use raftify_core::storage::{MemorySnapshotStore, MemoryStorage};
+pub use raftify_core::storage::{self, MemoryStorage, StoredState};
 pub use raftify_core::{
     ClusterId, Config, Entry, EntryKind, HardState, Identity, Incarnation, Inspection, LogIndex, LogPosition,
     LogReader, Member, MemberChange, MemberRole, Members, MembershipChange, NodeId, PeerProgress,

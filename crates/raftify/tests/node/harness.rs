@@ -1,0 +1,366 @@
+//! What the tests share: a state machine that fails on command, a disk that outlives its node, and nodes that are
+//! started, stopped and killed.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use raftify::error::{BootstrapError, RunError};
+use raftify::storage::Write;
+use raftify::{
+    AbstractStateMachine, BoxError, ClusterJoinTicket, Config, LogPosition, Member, MemoryStorage, NodeId, Raft,
+    SnapshotCapture, StableStorage, StorageError, StoredState, restore_value,
+};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+/// No condition takes this long on any machine that works.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` holds.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for something that must happen.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited in vain for {what}"),
+    }
+}
+
+pub fn id(number: u64) -> NodeId {
+    NodeId::new(number).unwrap()
+}
+
+/// An address that nobody listens on. Below the range from which the system takes ports for outgoing connections.
+pub fn free_address() -> String {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let offset = u16::try_from(std::process::id() % 1000).unwrap() * 20;
+    loop {
+        let port = 12_000 + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Change {
+    Set { key: String, value: String },
+    /// Fails, fatally, on the node with this id.
+    FailOn(NodeId),
+    /// Panics on the node with this id.
+    PanicOn(NodeId),
+    /// Waits until the gate of the node is open.
+    Wait,
+}
+
+pub fn set(key: impl ToString, value: impl ToString) -> Change {
+    Change::Set { key: key.to_string(), value: value.to_string() }
+}
+
+/// Holds whoever comes, until it is opened.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    fn pass(&self) {
+        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
+    }
+}
+
+/// A key-value store that fails on command.
+pub struct Store {
+    pub node_id: NodeId,
+    pub map: BTreeMap<String, String>,
+    pub gate: Gate,
+    pub faults: Faults,
+}
+
+/// What goes wrong in a store.
+#[derive(Clone, Default)]
+pub struct Faults {
+    pub snapshot: Arc<AtomicBool>,
+    pub restore: Arc<AtomicBool>,
+}
+
+impl AbstractStateMachine for Store {
+    type LogEntry = Change;
+    type Reply = Option<String>;
+
+    fn apply(&mut self, _position: LogPosition, entry: Change) -> Result<Option<String>, BoxError> {
+        match entry {
+            Change::Set { key, value } => Ok(self.map.insert(key, value)),
+            Change::FailOn(node) if node == self.node_id => Err("told to fail".into()),
+            Change::PanicOn(node) if node == self.node_id => panic!("told to panic"),
+            Change::FailOn(_) | Change::PanicOn(_) => Ok(None),
+            Change::Wait => {
+                self.gate.pass();
+                Ok(None)
+            }
+        }
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        if self.faults.snapshot.load(Ordering::SeqCst) {
+            return Err("told to take no snapshot".into());
+        }
+        Ok(SnapshotCapture::of(self.map.clone()))
+    }
+
+    fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
+        if self.faults.restore.load(Ordering::SeqCst) {
+            return Err("told not to restore".into());
+        }
+        self.map = restore_value(reader)?;
+        Ok(())
+    }
+}
+
+pub type TestRaft = Raft<Change, Store>;
+
+/// Storage that outlives its node. It is in memory, but held by one node at a time, like a directory.
+#[derive(Clone, Default)]
+pub struct Disk {
+    content: MemoryStorage,
+    holder: Arc<()>,
+    /// Every write fails while this is set.
+    pub full: Arc<AtomicBool>,
+}
+
+impl Disk {
+    /// Waits until the node that had it has let go.
+    pub async fn released(&self) {
+        until("the storage is closed", async || Arc::strong_count(&self.holder) == 1).await;
+    }
+
+    /// Forgets everything, as a new disk does.
+    pub fn wipe(&mut self) {
+        *self = Disk::default();
+    }
+
+    fn open(&self) -> OpenDisk {
+        OpenDisk { content: self.content.clone(), _held: Arc::clone(&self.holder), full: Arc::clone(&self.full) }
+    }
+}
+
+pub struct OpenDisk {
+    content: MemoryStorage,
+    _held: Arc<()>,
+    full: Arc<AtomicBool>,
+}
+
+impl StableStorage for OpenDisk {
+    type LogReader = <MemoryStorage as StableStorage>::LogReader;
+    type Snapshots = <MemoryStorage as StableStorage>::Snapshots;
+
+    fn load(&mut self) -> Result<StoredState, StorageError> {
+        self.content.load()
+    }
+
+    fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
+        if self.full.load(Ordering::SeqCst) {
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            return Err(StorageError::Io { action: "write", path: "the test's disk".into(), source });
+        }
+        self.content.write(writes)
+    }
+
+    fn log_reader(&self) -> Self::LogReader {
+        self.content.log_reader()
+    }
+
+    fn snapshots(&self) -> Self::Snapshots {
+        self.content.snapshots()
+    }
+}
+
+/// One node, with what it keeps when it is down.
+pub struct TestNode {
+    pub id: NodeId,
+    pub address: String,
+    pub disk: Disk,
+    pub config: Config,
+    pub gate: Gate,
+    pub faults: Faults,
+    running: Option<(TestRaft, JoinHandle<Result<(), RunError>>)>,
+}
+
+impl TestNode {
+    pub fn new(number: u64) -> TestNode {
+        TestNode {
+            id: id(number),
+            address: free_address(),
+            disk: Disk::default(),
+            config: Config::default(),
+            gate: Gate::default(),
+            faults: Faults::default(),
+            running: None,
+        }
+    }
+
+    /// Bootstraps without running.
+    pub fn bootstrap(&self) -> Result<TestRaft, BootstrapError> {
+        let (gate, faults) = (self.gate.clone(), self.faults.clone());
+        let store = Store { node_id: self.id, map: BTreeMap::new(), gate, faults };
+        Raft::bootstrap(self.id, &self.address, self.disk.open(), store, self.config.clone())
+    }
+
+    /// Bootstraps and runs, on what the disk holds.
+    pub fn start(&mut self) -> TestRaft {
+        let raft = self.bootstrap().unwrap();
+        self.run(raft)
+    }
+
+    pub fn run(&mut self, raft: TestRaft) -> TestRaft {
+        self.running = Some((raft.clone(), tokio::spawn(raft.clone().run())));
+        raft
+    }
+
+    /// The running node.
+    pub fn raft(&self) -> &TestRaft {
+        &self.running.as_ref().expect("the node was started").0
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Stops the node in order.
+    pub async fn stop(&mut self) {
+        within("the node to quit", self.raft().quit()).await;
+        self.ended().await.unwrap();
+    }
+
+    /// Waits until `run` has returned.
+    pub async fn ended(&mut self) -> Result<(), RunError> {
+        let (_, task) = self.running.take().expect("the node was started");
+        let outcome = within("the node to end", task).await.unwrap();
+        self.disk.released().await;
+        outcome
+    }
+
+    /// Ends the node without asking it.
+    pub async fn kill(&mut self) {
+        let (_, task) = self.running.take().expect("the node was started");
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        self.disk.released().await;
+    }
+
+    /// A node's value of a key, by a linearizable read.
+    pub async fn get(&self, key: &str) -> Option<String> {
+        get(self.raft(), key).await
+    }
+}
+
+/// A linearizable read, repeated while there is no leader.
+pub async fn get(raft: &TestRaft, key: &str) -> Option<String> {
+    let mut result = None;
+    until("a read is served", async || {
+        let key = key.to_owned();
+        match raft.query(move |store| store.map.get(&key).cloned()).await {
+            Ok(value) => {
+                result = value;
+                true
+            }
+            Err(_) => false,
+        }
+    })
+    .await;
+    result
+}
+
+/// Proposes until it is accepted. Only for entries that may be applied twice.
+pub async fn put(raft: &TestRaft, key: impl ToString, value: impl ToString) {
+    let change = set(key, value);
+    until("a proposal is accepted", async || raft.propose(change.clone()).await.is_ok()).await;
+}
+
+/// Nodes 1 to `count` with the list of members that each is started with.
+pub fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
+    let nodes: Vec<TestNode> = (1..=count).map(TestNode::new).collect();
+    let members = nodes.iter().map(|node| Member::voter(node.id, &node.address)).collect();
+    (nodes, members)
+}
+
+pub async fn start_static(node: &mut TestNode, members: &[Member]) -> TestRaft {
+    let raft = node.bootstrap().unwrap();
+    raft.add_peers(members.to_vec()).await.unwrap();
+    node.run(raft)
+}
+
+/// A cluster of `count` nodes that know their leader.
+pub async fn static_cluster(count: u64) -> Vec<TestNode> {
+    let (mut nodes, members) = static_nodes(count);
+    for node in &mut nodes {
+        start_static(node, &members).await;
+    }
+    agreed_leader(&nodes).await;
+    nodes
+}
+
+/// Waits until all nodes that are up follow one leader that is up, and returns its place among them.
+pub async fn agreed_leader(nodes: &[TestNode]) -> usize {
+    let mut place = None;
+    until("there is a leader", async || {
+        let up = || nodes.iter().filter(|node| node.is_up());
+        place = nodes.iter().position(|node| node.is_up() && node.raft().is_leader());
+        place.is_some_and(|place| up().all(|node| node.raft().get_leader_id() == Some(nodes[place].id)))
+    })
+    .await;
+    place.unwrap()
+}
+
+pub async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicket {
+    let mut ticket = None;
+    until("a ticket is given", async || {
+        ticket = TestRaft::request_id(address, &member.address).await.ok();
+        ticket.is_some()
+    })
+    .await;
+    ticket.unwrap()
+}
+
+/// Starts a new node and lets it in through `member`.
+pub async fn join(member: &TestNode) -> TestNode {
+    let address = free_address();
+    let ticket = ticket(&address, member).await;
+    let mut node = TestNode { address, ..TestNode::new(ticket.reserved_id.get()) };
+    let raft = node.start();
+    join_with(&raft, ticket).await;
+    node
+}
+
+/// Changes are made one at a time; who comes in between tries again.
+pub async fn join_with(raft: &TestRaft, ticket: ClusterJoinTicket) {
+    until("the node is let in", async || raft.join_cluster(vec![ticket.clone()]).await.is_ok()).await;
+}
+
+/// A cluster of `count` nodes that have joined one after the other.
+pub async fn joined_cluster(count: u64) -> Vec<TestNode> {
+    let mut nodes = vec![TestNode::new(1)];
+    nodes[0].start();
+    within("the first leader", nodes[0].raft().wait_for_leader()).await.unwrap();
+    for _ in 1..count {
+        let node = join(&nodes[0]).await;
+        nodes.push(node);
+    }
+    nodes
+}

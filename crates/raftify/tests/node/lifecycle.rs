@@ -1,0 +1,260 @@
+//! One node from its bootstrap to its end.
+
+use std::time::Duration;
+
+use raftify::error::{
+    CampaignError, DemoteError, MembershipError, ProposeError, ReadError, RunError, SnapshotError, StopReason,
+    TransferError, WaitError,
+};
+use raftify::{Config, Member, MemberChange, MembershipChange, Term};
+
+use crate::harness::*;
+
+#[tokio::test]
+async fn a_single_node_finds_everything_again_after_a_restart() {
+    let mut node = TestNode::new(1);
+    node.start();
+    for number in 0..100 {
+        put(node.raft(), number, number).await;
+    }
+    node.stop().await;
+    node.start();
+    for number in 0..100 {
+        assert_eq!(node.get(&number.to_string()).await, Some(number.to_string()));
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_node_finds_everything_that_was_acknowledged() {
+    let mut node = TestNode::new(1);
+    node.start();
+    for round in 0..5 {
+        put(node.raft(), round, round).await;
+        node.kill().await;
+        node.start();
+    }
+    for round in 0..5 {
+        assert_eq!(node.get(&round.to_string()).await, Some(round.to_string()));
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn propose_returns_the_reply_of_the_state_machine() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    assert_eq!(raft.propose(set("key", "old")).await, Ok(None));
+    assert_eq!(raft.propose(set("key", "new")).await, Ok(Some("old".to_owned())));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_run_is_an_error_and_does_not_disturb_the_first() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    assert!(matches!(raft.clone().run().await, Err(RunError::AlreadyRunning)));
+    put(&raft, "key", "value").await;
+    node.stop().await;
+    assert!(matches!(raft.run().await, Err(RunError::AlreadyRunning)));
+}
+
+#[tokio::test]
+async fn run_ends_when_any_clone_quits_and_quit_may_be_repeated() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    let (first, second) = (raft.clone(), raft.clone());
+    within("both to quit", async { tokio::join!(first.quit(), second.quit()) }).await;
+    assert!(node.ended().await.is_ok());
+    within("quit after the end", raft.quit()).await;
+}
+
+#[tokio::test]
+async fn quit_before_run_closes_storage_and_port() {
+    let node = TestNode::new(1);
+    let raft = node.bootstrap().unwrap();
+    within("quit", raft.quit()).await;
+    node.disk.released().await;
+    assert!(std::net::TcpListener::bind(&node.address).is_ok());
+    assert!(matches!(raft.run().await, Err(RunError::AlreadyRunning)));
+}
+
+#[tokio::test]
+async fn a_node_that_is_dropped_before_it_ran_leaves_nothing_open() {
+    let node = TestNode::new(1);
+    drop(node.bootstrap().unwrap());
+    node.disk.released().await;
+    assert!(std::net::TcpListener::bind(&node.address).is_ok());
+}
+
+/// Makes every call of the handle, and checks that each fails for the reason that the node does not serve.
+async fn every_call_fails_with(raft: &TestRaft, reason: StopReason) {
+    let stopped = reason.clone();
+    assert_eq!(raft.propose(set("key", "value")).await, Err(ProposeError::Stopped(stopped.clone())));
+    assert_eq!(raft.query(|store| store.map.len()).await, Err(ReadError::Stopped(stopped.clone())));
+    assert_eq!(raft.read_index().await, Err(ReadError::Stopped(stopped.clone())));
+    assert_eq!(raft.inspect().await, Err(stopped.clone()));
+    assert_eq!(raft.transfer_leader(id(2)).await, Err(TransferError::Stopped(stopped.clone())));
+    assert_eq!(raft.campaign().await, Err(CampaignError::Stopped(stopped.clone())));
+    assert_eq!(raft.demote(Term(1), None).await, Err(DemoteError::Stopped(stopped.clone())));
+    let change = MembershipChange::one(MemberChange::Remove(id(2)));
+    assert_eq!(raft.change_config(change).await, Err(MembershipError::Stopped(stopped.clone())));
+    assert_eq!(raft.leave_joint().await, Err(MembershipError::Stopped(stopped.clone())));
+    assert_eq!(raft.leave().await, Err(MembershipError::Stopped(stopped.clone())));
+    assert!(matches!(raft.wait_for_leader().await, Err(WaitError::Stopped(reason)) if reason == stopped));
+}
+
+#[tokio::test]
+async fn calls_before_run_fail_within_their_deadlines() {
+    let mut node = TestNode::new(1);
+    let short = Config::default().election_timeout;
+    node.config =
+        Config { propose_timeout: short, read_timeout: short, membership_timeout: short, ..Config::default() };
+    let raft = node.bootstrap().unwrap();
+    every_call_fails_with(&raft, StopReason::NotRunning).await;
+    assert_eq!(raft.make_snapshot().await, Err(SnapshotError::Stopped(StopReason::NotRunning)));
+    assert_eq!((raft.get_id(), raft.get_leader_id(), raft.is_leader()), (id(1), None, false));
+    assert_eq!(raft.get_cluster_size(), 0);
+}
+
+#[tokio::test]
+async fn a_call_before_run_is_served_once_the_node_runs() {
+    let mut node = TestNode::new(1);
+    let raft = node.bootstrap().unwrap();
+    let early = tokio::spawn({
+        let raft = raft.clone();
+        async move { raft.inspect().await }
+    });
+    tokio::task::yield_now().await;
+    node.run(raft);
+    assert!(within("the answer", early).await.unwrap().is_ok());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn calls_after_the_end_fail_with_the_reason() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    node.stop().await;
+    every_call_fails_with(&raft, StopReason::Stopped).await;
+    assert_eq!(raft.make_snapshot().await, Err(SnapshotError::Stopped(StopReason::Stopped)));
+    let peer = Member::voter(id(2), free_address());
+    assert!(raft.add_peers([peer]).await.is_err());
+}
+
+#[tokio::test]
+async fn calls_after_run_was_dropped_fail() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    node.kill().await;
+    every_call_fails_with(&raft, StopReason::Stopped).await;
+    within("quit", raft.quit()).await;
+}
+
+#[tokio::test]
+async fn who_waits_when_the_node_stops_is_answered() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    let propose = |change: Change| {
+        let raft = raft.clone();
+        tokio::spawn(async move { raft.propose(change).await })
+    };
+    let held = propose(Change::Wait);
+    let applied_before = |count: u64| {
+        let raft = raft.clone();
+        async move {
+            let mut status = raft.status();
+            within("the entry to be committed", status.wait_for(|status| status.commit.get() >= count)).await.unwrap();
+        }
+    };
+    let commit = raft.status().borrow().commit.get();
+    applied_before(commit.max(3)).await;
+    let waiting = propose(set("key", "value"));
+    applied_before(4).await;
+    let query = tokio::spawn({
+        let raft = raft.clone();
+        async move { raft.query(|store| store.map.len()).await }
+    });
+    let quit = tokio::spawn({
+        let raft = raft.clone();
+        async move { raft.quit().await }
+    });
+    assert_eq!(within("the read's answer", query).await.unwrap(), Err(ReadError::Stopped(StopReason::Stopped)));
+    // The state machine has begun with the first, and finishes it; the second it never saw, or in the same batch.
+    node.gate.open();
+    assert_eq!(within("the first answer", held).await.unwrap(), Ok(None));
+    let second = within("the second answer", waiting).await.unwrap();
+    assert!(matches!(second, Ok(None) | Err(ProposeError::Stopped(StopReason::Stopped))), "{second:?}");
+    within("quit", quit).await.unwrap();
+    assert!(node.ended().await.is_ok());
+    // A third comes too late, and nothing happens.
+    assert_eq!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(StopReason::Stopped)));
+}
+
+#[tokio::test]
+async fn a_full_request_queue_answers_busy() {
+    let mut node = TestNode::new(1);
+    node.config = Config { request_queue_max: 1, ..Config::default() };
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    // On this test's single thread, the raft loop cannot take the first before the second is sent.
+    let (first, second) = tokio::join!(raft.propose(set("a", 1)), raft.propose(set("b", 2)));
+    assert_eq!(first, Ok(None));
+    assert_eq!(second, Err(ProposeError::Busy { waiting: 1 }));
+    let (first, second) = tokio::join!(raft.read_index(), raft.read_index());
+    assert!(first.is_ok());
+    assert_eq!(second, Err(ReadError::Busy { waiting: 1 }));
+    // Who has no such answer waits for a place.
+    let (first, second) = tokio::join!(raft.inspect(), raft.inspect());
+    assert!(first.is_ok() && second.is_ok());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn as_many_proposals_as_may_wait_answer_busy() {
+    let mut node = TestNode::new(1);
+    node.config = Config { proposals_in_flight_max: 1, ..Config::default() };
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    let (first, second) = tokio::join!(raft.propose(set("a", 1)), raft.propose(set("b", 2)));
+    assert_eq!((first, second), (Ok(None), Err(ProposeError::Busy { waiting: 1 })));
+    assert_eq!(raft.propose(set("b", 2)).await, Ok(None));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_write_that_fails_stops_the_node_and_loses_nothing() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    put(&raft, "key", "value").await;
+    node.disk.full.store(true, std::sync::atomic::Ordering::SeqCst);
+    let error = raft.propose(set("key", "lost")).await.unwrap_err();
+    assert!(matches!(error, ProposeError::Stopped(StopReason::Storage(_))), "{error:?}");
+    let error = node.ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::Storage(ref text)) if text.contains("disk")), "{error}");
+    node.disk.full.store(false, std::sync::atomic::Ordering::SeqCst);
+    node.start();
+    assert_eq!(node.get("key").await, Some("value".to_owned()));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_may_give_up_without_harm() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    for _ in 0..100 {
+        let _ = tokio::time::timeout(Duration::ZERO, raft.propose(set("key", "value"))).await;
+        let _ = tokio::time::timeout(Duration::ZERO, raft.read_index()).await;
+        let _ = tokio::time::timeout(Duration::ZERO, raft.query(|store| store.map.len())).await;
+    }
+    put(&raft, "key", "last").await;
+    assert_eq!(node.get("key").await, Some("last".to_owned()));
+    node.stop().await;
+}
