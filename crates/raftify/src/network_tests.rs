@@ -282,7 +282,7 @@ async fn a_full_queue_drops_what_is_new_and_keeps_the_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_comes_back_is_found_again_and_its_absence_reported_once() {
-    let (mut a, mut b, all) = pair();
+    let (mut a, mut b, _) = pair();
     a.outbox.send(vec![heartbeat(2, 1)]);
     b.next_messages().await;
 
@@ -306,7 +306,6 @@ async fn a_peer_that_comes_back_is_found_again_and_its_absence_reported_once() {
     .await;
     assert_eq!(commit_of(&again.next_messages().await[0]), 2);
     assert!(a.events.try_recv().is_err(), "reported once only");
-    drop(all);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -593,7 +592,9 @@ async fn a_node_without_a_cluster_refuses_messages_but_can_be_inspected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_larger_than_any_message_is_installed() {
     let (mut a, mut b, all) = pair();
-    let data: Vec<u8> = (0..9_000_001_u32).map(|n| (n * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..9_000_001_u32)
+        .map(|n| (n.wrapping_mul(7) >> 3) as u8)
+        .collect();
     let meta = a.put_snapshot(&data, &all);
     a.outbox.send_snapshot(SnapshotToSend {
         to: id(2),
@@ -796,7 +797,7 @@ async fn a_server_stops_while_the_loop_takes_nothing() {
     a.knows(&all);
     b.knows(&all);
     within("a full queue", async {
-        while b.requests.len() < 1 {
+        while b.requests.is_empty() {
             a.outbox.send(vec![heartbeat(2, 1)]);
             tokio::task::yield_now().await;
         }
@@ -841,7 +842,7 @@ fn proposal() -> (
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
-    let (a, mut b, _) = pair();
+    let (mut a, mut b, _) = pair();
     let leader = b.id;
 
     let (request, answer) = proposal();
@@ -873,7 +874,6 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
         panic!("no read")
     };
     reply.answer(Ok(LogIndex(12)));
-    let mut a = a;
     assert!(matches!(
         a.next_event().await,
         PeerEvent::ReadRoundAnswered {

@@ -630,6 +630,7 @@ impl PeerConnection {
         let mut delay = FIRST_RECONNECT_DELAY.min(self.delay_max);
         // Reported when it breaks, or when the first attempt fails, not again with every further attempt.
         let mut reported = false;
+        let mut last_reason = String::new();
         loop {
             let batches = self.queue.open();
             let broken = match self.endpoint.connect().await {
@@ -640,6 +641,7 @@ impl PeerConnection {
                     let ended = remote_node::service(channel).stream_messages(batches).await;
                     if since.elapsed() > self.delay_max {
                         delay = FIRST_RECONNECT_DELAY.min(self.delay_max);
+                        last_reason.clear();
                     }
                     ended
                         .err()
@@ -648,24 +650,29 @@ impl PeerConnection {
                 Err(error) => Status::from_error(Box::new(error)),
             };
             self.queue.close();
+            let reason = remote_node::describe(&broken);
+            if reason != last_reason {
+                warn!(peer = %self.id, address = self.address, reason, "no connection to the peer");
+                last_reason = reason;
+            }
             if !reported {
                 reported = true;
-                warn!(
-                    peer = %self.id,
-                    address = self.address,
-                    reason = remote_node::describe(&broken),
-                    "no connection to the peer"
-                );
                 send_event(&self.events, PeerEvent::Unreachable(self.id));
             }
-            match DoorRefusal::from_status(&broken) {
-                Some(DoorRefusal::Sender(refusal)) => {
-                    send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
-                    sleep(REFUSED_DELAY.max(self.delay_max)).await;
-                }
-                _ => sleep(delay).await,
-            }
+            sleep(self.pause(&broken).max(delay)).await;
             delay = (delay * 2).min(self.delay_max);
+        }
+    }
+
+    /// What a peer's refusal adds to the pause.
+    fn pause(&self, broken: &Status) -> Duration {
+        match DoorRefusal::from_status(broken) {
+            None | Some(DoorRefusal::NoCluster { .. } | DoorRefusal::Stopped(_)) => Duration::ZERO,
+            Some(DoorRefusal::Sender(refusal)) => {
+                send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
+                REFUSED_DELAY
+            }
+            Some(_) => REFUSED_DELAY,
         }
     }
 }
