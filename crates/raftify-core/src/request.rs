@@ -6,8 +6,8 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::error::{
-    CampaignError, DemoteError, InstallError, JoinError, MembershipError, ProposeError, ReadError, SnapshotError,
-    StopReason, TransferError,
+    CampaignError, DemoteError, InstallError, JoinError, MembershipError, ProposeError, ReadError,
+    SnapshotError, StopReason, TransferError,
 };
 use crate::members::{Members, MembershipChange, Sender};
 use crate::message::RaftMessage;
@@ -23,7 +23,9 @@ pub struct Responder<T, E: From<StopReason>> {
 impl<T, E: From<StopReason>> Responder<T, E> {
     /// `deliver` is called exactly once. It must not block.
     pub fn new(deliver: impl FnOnce(Result<T, E>) + Send + 'static) -> Self {
-        Responder { deliver: Some(Box::new(deliver)) }
+        Responder {
+            deliver: Some(Box::new(deliver)),
+        }
     }
 
     /// Gives the answer.
