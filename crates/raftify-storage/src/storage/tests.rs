@@ -293,15 +293,8 @@ fn missing_first_or_last_committed_entry_is_noticed() {
 #[test]
 fn term_that_goes_down_is_noticed() {
     let (_directory, mut storage, _) = filled();
-    let [entry] = &entries(0, [6])[..] else {
-        unreachable!("one index, one entry")
-    };
-    put(
-        &storage,
-        Table::Entries,
-        format::entry_key(LogIndex(6)),
-        &format::encode_entry(entry),
-    );
+    let value = format::encode_entry(&entries(0, [6])[0]);
+    put(&storage, Table::Entries, format::entry_key(LogIndex(6)), &value);
     assert_corrupt(
         storage.load(),
         "entry 6",
