@@ -129,17 +129,6 @@ impl MembershipChange {
         matches!(self, MembershipChange::Steps { steps, .. } if steps.len() > 1)
     }
 
-    /// Whether this change takes `node` out of the voters.
-    pub(crate) fn removes_voter(&self, node: NodeId) -> bool {
-        let MembershipChange::Steps { steps, .. } = self else {
-            return false;
-        };
-        steps.iter().any(|step| match step {
-            MemberChange::Add(member) => member.id == node && member.role != MemberRole::Voter,
-            MemberChange::Remove(id) => *id == node,
-        })
-    }
-
     /// The payload of its log entry.
     pub fn encode(&self) -> Bytes {
         encode_versioned(CHANGE_VERSION, self)

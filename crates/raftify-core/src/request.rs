@@ -17,8 +17,10 @@ use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
 
 /// The way back to who asked. Dropped without an answer, it answers that the node has stopped.
 pub struct Responder<T, E: From<StopReason>> {
-    deliver: Option<Box<dyn FnOnce(Result<T, E>) + Send>>,
+    deliver: Option<Deliver<T, E>>,
 }
+
+type Deliver<T, E> = Box<dyn FnOnce(Result<T, E>) + Send>;
 
 impl<T, E: From<StopReason>> Responder<T, E> {
     /// `deliver` is called exactly once. It must not block.

@@ -65,19 +65,12 @@ pub struct Write {
     pub snapshot: Option<SnapshotMeta>,
     /// Forget all entries up to and including this position; always at or before the newest snapshot.
     pub compact: Option<LogPosition>,
-    /// Whether this must be durable before it is reported as written. `false` only where losing it could cost
-    /// nothing but time: a commit index that moved.
-    pub must_sync: bool,
 }
 
 impl Write {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        *self
-            == Write {
-                must_sync: self.must_sync,
-                ..Write::default()
-            }
+        *self == Write::default()
     }
 }
 
@@ -118,9 +111,8 @@ pub trait StableStorage: Send + 'static {
     /// that may have been acknowledged is dropped.
     fn load(&mut self) -> Result<StoredState, StorageError>;
 
-    /// Carries out all `writes` in order. When it returns `Ok`, everything up to the last write with
-    /// [`must_sync`](Write::must_sync) survives a loss of power; if it fails or the machine stops meanwhile, some
-    /// prefix of `writes` is there, never a part of one.
+    /// Carries out all `writes` in order. When it returns `Ok`, all of them survive a loss of power; if it fails or
+    /// the machine stops meanwhile, some prefix of `writes` is there, never a part of one.
     ///
     /// # Errors
     /// If it could not be made durable, or if a write contradicts what is stored (a gap in the log, another

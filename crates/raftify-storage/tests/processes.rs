@@ -116,7 +116,6 @@ fn first_write() -> Write {
 fn append(storage: &mut HeedStorage, index: u64, length: usize) -> Result<(), StorageError> {
     storage.write(&[Write {
         append: vec![entry(index, length)],
-        must_sync: true,
         ..Write::default()
     }])
 }

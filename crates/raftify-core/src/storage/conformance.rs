@@ -98,7 +98,7 @@ impl<'a, D: TestDisk> Opened<'a, D> {
             identity: Some(identity()),
             append: entries(1, 1..=last),
             hard_state: Some(hard_state(1, None, commit)),
-            ..durable()
+            ..Write::default()
         });
         opened
     }
@@ -112,7 +112,7 @@ impl<'a, D: TestDisk> Opened<'a, D> {
         take_snapshot(&self.storage.snapshots(), meta, b"state");
         self.write(Write {
             snapshot: Some(meta.clone()),
-            ..durable()
+            ..Write::default()
         });
     }
 
@@ -159,13 +159,6 @@ impl<'a, D: TestDisk> Opened<'a, D> {
 #[track_caller]
 fn succeeds<T>(what: &str, result: Result<T, StorageError>) -> T {
     result.unwrap_or_else(|error| panic!("{what} failed: {error}"))
-}
-
-fn durable() -> Write {
-    Write {
-        must_sync: true,
-        ..Write::default()
-    }
 }
 
 fn identity() -> Identity {
@@ -282,13 +275,13 @@ fn identity_is_written_once<D: TestDisk>(disk: &D) {
     let mut opened = Opened::new(disk);
     opened.write(Write {
         identity: Some(identity()),
-        ..durable()
+        ..Write::default()
     });
     let mut opened = opened.reopen();
     assert_eq!(opened.loaded.identity, Some(identity()));
     opened.write(Write {
         identity: Some(identity()),
-        ..durable()
+        ..Write::default()
     });
     let others = [
         Identity {
@@ -309,7 +302,7 @@ fn identity_is_written_once<D: TestDisk>(disk: &D) {
             "another identity",
             Write {
                 identity: Some(other),
-                ..durable()
+                ..Write::default()
             },
         );
     }
@@ -340,7 +333,7 @@ fn entries_survive<D: TestDisk>(disk: &D) {
     opened.write(Write {
         append: log.clone(),
         hard_state: Some(hard_state(2, None, 0)),
-        ..durable()
+        ..Write::default()
     });
     let opened = opened.reopen();
     assert_eq!(opened.loaded.truncated, LogPosition::ZERO);
@@ -353,7 +346,7 @@ fn append_cuts_everything_from_its_first_index_on<D: TestDisk>(disk: &D) {
     opened.write(Write {
         append: entries(2, [3]),
         hard_state: Some(hard_state(2, None, 0)),
-        ..durable()
+        ..Write::default()
     });
     let mut opened = opened.reopen();
     assert_eq!(
@@ -370,7 +363,7 @@ fn append_cuts_everything_from_its_first_index_on<D: TestDisk>(disk: &D) {
     };
     opened.write(Write {
         append: vec![same_term.clone()],
-        ..durable()
+        ..Write::default()
     });
     let opened = opened.reopen();
     assert_eq!(
@@ -387,7 +380,7 @@ fn longer_tail_replaces_the_old_one<D: TestDisk>(disk: &D) {
     opened.write(Write {
         append: entries(3, 3..=9),
         hard_state: Some(hard_state(3, None, 2)),
-        ..durable()
+        ..Write::default()
     });
     let opened = opened.reopen();
     assert_eq!(opened.loaded.last, LogPosition::new(3, 9));
@@ -399,7 +392,7 @@ fn gap_in_the_log_is_refused<D: TestDisk>(disk: &D) {
         "a log starts at 1",
         Write {
             append: entries(1, [2]),
-            ..durable()
+            ..Write::default()
         },
     );
     drop(empty);
@@ -408,14 +401,14 @@ fn gap_in_the_log_is_refused<D: TestDisk>(disk: &D) {
         "a gap",
         Write {
             append: entries(1, [5]),
-            ..durable()
+            ..Write::default()
         },
     );
     opened.refuses(
         "a gap within the new entries",
         Write {
             append: entries(1, [4, 6]),
-            ..durable()
+            ..Write::default()
         },
     );
 }
@@ -425,7 +418,7 @@ fn entry_before_the_log_is_refused<D: TestDisk>(disk: &D) {
         "there is no entry 0",
         Write {
             append: entries(0, [0]),
-            ..durable()
+            ..Write::default()
         },
     );
     drop(opened);
@@ -433,13 +426,13 @@ fn entry_before_the_log_is_refused<D: TestDisk>(disk: &D) {
     opened.write_snapshot(&snapshot_meta(1, 3));
     opened.write(Write {
         compact: Some(LogPosition::new(1, 3)),
-        ..durable()
+        ..Write::default()
     });
     opened.refuses(
         "an entry that was compacted away",
         Write {
             append: entries(1, 3..=5),
-            ..durable()
+            ..Write::default()
         },
     );
 }
@@ -449,13 +442,13 @@ fn term_that_goes_down_in_the_log_is_refused<D: TestDisk>(disk: &D) {
     opened.write(Write {
         append: entries(3, [3]),
         hard_state: Some(hard_state(3, None, 0)),
-        ..durable()
+        ..Write::default()
     });
     let opened = opened.refuses(
         "a lower term",
         Write {
             append: entries(2, [4]),
-            ..durable()
+            ..Write::default()
         },
     );
     let down = vec![entry(3, 4), entry(2, 5)];
@@ -463,7 +456,7 @@ fn term_that_goes_down_in_the_log_is_refused<D: TestDisk>(disk: &D) {
         "a lower term within the new entries",
         Write {
             append: down,
-            ..durable()
+            ..Write::default()
         },
     );
 }
@@ -473,7 +466,7 @@ fn committed_entry_is_never_replaced<D: TestDisk>(disk: &D) {
     let cut = Write {
         append: entries(2, [3, 4]),
         hard_state: Some(hard_state(2, None, 3)),
-        ..durable()
+        ..Write::default()
     };
     opened.refuses("cutting a committed entry", cut);
 }
@@ -487,16 +480,14 @@ fn hard_state_survives<D: TestDisk>(disk: &D) {
     ] {
         opened.write(Write {
             hard_state: Some(state),
-            ..durable()
+            ..Write::default()
         });
         opened = opened.reopen();
         assert_eq!(opened.loaded.hard_state, state);
     }
-    // A commit index that moved needs no flush of its own, but is written as everything else.
     let moved = hard_state(4, Some(u64::MAX), 3);
     opened.write(Write {
         hard_state: Some(moved),
-        must_sync: false,
         ..Write::default()
     });
     assert_eq!(
@@ -510,7 +501,7 @@ fn hard_state_never_goes_back<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 3, 0);
     opened.write(Write {
         hard_state: Some(hard_state(5, Some(2), 2)),
-        ..durable()
+        ..Write::default()
     });
     let backwards = [
         ("a lower term", hard_state(4, Some(2), 2)),
@@ -523,7 +514,7 @@ fn hard_state_never_goes_back<D: TestDisk>(disk: &D) {
             promise,
             Write {
                 hard_state: Some(state),
-                ..durable()
+                ..Write::default()
             },
         );
     }
@@ -533,14 +524,14 @@ fn hard_state_must_fit_to_the_log<D: TestDisk>(disk: &D) {
     let opened = Opened::with_log(disk, 3, 0);
     let beyond = Write {
         hard_state: Some(hard_state(1, None, 4)),
-        ..durable()
+        ..Write::default()
     };
     let opened = opened.refuses("a commit index beyond the log", beyond);
     opened.refuses(
         "an entry of a term that was never seen",
         Write {
             append: entries(2, [4]),
-            ..durable()
+            ..Write::default()
         },
     );
 }
@@ -550,7 +541,7 @@ fn members_survive<D: TestDisk>(disk: &D) {
     for stored in [Members::none(), members()] {
         opened.write(Write {
             members: Some(stored.clone()),
-            ..durable()
+            ..Write::default()
         });
         opened = opened.reopen();
         assert_eq!(
@@ -589,7 +580,7 @@ fn reset_forgets_all_entries<D: TestDisk>(disk: &D) {
         hard_state: Some(hard_state(6, None, 40)),
         members: Some(meta.members.clone()),
         snapshot: Some(meta.clone()),
-        ..durable()
+        ..Write::default()
     });
     let mut opened = opened.reopen();
     assert_eq!(opened.loaded.truncated, meta.position);
@@ -599,7 +590,7 @@ fn reset_forgets_all_entries<D: TestDisk>(disk: &D) {
     compacted(opened.read(40, 41, 1), 40, meta.position);
     opened.write(Write {
         append: entries(6, [41]),
-        ..durable()
+        ..Write::default()
     });
     let opened = opened.reopen();
     assert_eq!(
@@ -619,7 +610,7 @@ fn reset_never_forgets_what_is_committed<D: TestDisk>(disk: &D) {
     let reset = Write {
         reset_log: Some(LogPosition::new(1, 3)),
         append: entries(1, 4..=5),
-        ..durable()
+        ..Write::default()
     };
     opened.refuses("a log that begins again before its commit index", reset);
 }
@@ -630,7 +621,7 @@ fn compaction_forgets_a_prefix<D: TestDisk>(disk: &D) {
     let position = LogPosition::new(1, 4);
     opened.write(Write {
         compact: Some(position),
-        ..durable()
+        ..Write::default()
     });
     let mut opened = opened.reopen();
     assert_eq!(
@@ -641,7 +632,7 @@ fn compaction_forgets_a_prefix<D: TestDisk>(disk: &D) {
     compacted(opened.read(4, 9, u64::MAX), 4, position);
     opened.write(Write {
         compact: Some(LogPosition::new(1, 2)),
-        ..durable()
+        ..Write::default()
     });
     let opened = opened.reopen();
     assert_eq!(
@@ -657,14 +648,14 @@ fn compaction_of_everything_leaves_an_empty_log<D: TestDisk>(disk: &D) {
     let last = LogPosition::new(1, 3);
     opened.write(Write {
         compact: Some(last),
-        ..durable()
+        ..Write::default()
     });
     let mut opened = opened.reopen();
     assert_eq!((opened.loaded.truncated, opened.loaded.last), (last, last));
     assert_eq!(opened.log(), []);
     opened.write(Write {
         append: entries(1, [4]),
-        ..durable()
+        ..Write::default()
     });
     assert_eq!(opened.reopen().log(), entries(1, [4]));
 }
@@ -672,7 +663,7 @@ fn compaction_of_everything_leaves_an_empty_log<D: TestDisk>(disk: &D) {
 fn compaction_needs_a_snapshot_and_an_entry<D: TestDisk>(disk: &D) {
     let compact = |term, index| Write {
         compact: Some(LogPosition::new(term, index)),
-        ..durable()
+        ..Write::default()
     };
     let mut opened = Opened::with_log(disk, 6, 6).refuses("compaction without a snapshot", compact(1, 1));
     opened.write_snapshot(&snapshot_meta(1, 4));
@@ -693,7 +684,6 @@ fn parts_of_a_write_are_carried_out_in_order<D: TestDisk>(disk: &D) {
         members: Some(members()),
         snapshot: Some(meta.clone()),
         compact: Some(LogPosition::new(4, 12)),
-        must_sync: true,
     });
     let opened = opened.reopen();
     let expected = StoredState {
@@ -721,7 +711,7 @@ fn term_starts_name_every_change_of_term<D: TestDisk>(disk: &D) {
     opened.write(Write {
         append: log,
         hard_state: Some(hard_state(9, None, 6)),
-        ..durable()
+        ..Write::default()
     });
     let starts = [(1, 1), (3, 3), (4, 4), (9, 8)].map(|(term, index)| LogPosition::new(term, index));
     let mut opened = opened.reopen();
@@ -729,7 +719,7 @@ fn term_starts_name_every_change_of_term<D: TestDisk>(disk: &D) {
     opened.write_snapshot(&snapshot_meta(4, 6));
     opened.write(Write {
         compact: Some(LogPosition::new(3, 3)),
-        ..durable()
+        ..Write::default()
     });
     let mut opened = opened.reopen();
     assert_eq!(
@@ -739,13 +729,13 @@ fn term_starts_name_every_change_of_term<D: TestDisk>(disk: &D) {
     );
     opened.write(Write {
         compact: Some(LogPosition::new(4, 5)),
-        ..durable()
+        ..Write::default()
     });
     let mut opened = opened.reopen();
     assert_eq!(opened.loaded.term_starts, starts[3..]);
     opened.write(Write {
         append: entries(9, [7]),
-        ..durable()
+        ..Write::default()
     });
     let opened = opened.reopen();
     assert_eq!(
@@ -760,17 +750,17 @@ fn batch_is_carried_out_in_order<D: TestDisk>(disk: &D) {
     let batch = [
         Write {
             identity: Some(identity()),
-            ..durable()
+            ..Write::default()
         },
         Write {
             append: entries(1, 1..=5),
             hard_state: Some(hard_state(1, Some(1), 0)),
-            ..durable()
+            ..Write::default()
         },
         Write {
             append: entries(2, 4..=4),
             hard_state: Some(hard_state(2, None, 3)),
-            ..durable()
+            ..Write::default()
         },
         Write {
             hard_state: Some(hard_state(2, None, 4)),
@@ -789,12 +779,12 @@ fn refused_batch_leaves_a_prefix_of_its_writes<D: TestDisk>(disk: &D) {
     let before = opened.loaded.clone();
     let good = Write {
         append: entries(1, [3]),
-        ..durable()
+        ..Write::default()
     };
     let half_bad = Write {
         append: entries(1, [4]),
         hard_state: Some(hard_state(0, None, 0)),
-        ..durable()
+        ..Write::default()
     };
     assert!(
         opened.storage.write(&[good, half_bad]).is_err(),
@@ -817,7 +807,6 @@ fn empty_writes_change_nothing<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 2, 1).reopen();
     succeeds("an empty batch", opened.storage.write(&[]));
     opened.write(Write::default());
-    opened.write(durable());
     let before = opened.loaded.clone();
     assert_eq!(opened.reopen().loaded, before);
 }
@@ -855,7 +844,7 @@ fn reader_gives_the_whole_range_or_an_error<D: TestDisk>(disk: &D) {
     compacted(opened.read(0, 3, u64::MAX), 0, LogPosition::ZERO);
     opened.write(Write {
         append: entries(1, [4]),
-        ..durable()
+        ..Write::default()
     });
     for (from, until, bytes_max) in [(5, 6, 1), (2, 6, u64::MAX), (1, 6, 0), (9, 11, 1)] {
         match opened.read(from, until, bytes_max) {
@@ -874,7 +863,7 @@ fn reader_sees_what_was_written_and_works_on_any_thread<D: TestDisk>(disk: &D) {
         let write = Write {
             append: entries(1, [index]),
             hard_state: Some(hard_state(1, None, 0)),
-            ..durable()
+            ..Write::default()
         };
         opened.write(write);
         let reader = reader.clone();
