@@ -322,7 +322,9 @@ impl Storage for LogView {
             let metadata = snapshot.get_metadata();
             let state = metadata.get_conf_state();
             metadata.index >= request_index.max(self.truncated.index.0)
-                && (state.voters.contains(&to) || state.learners.contains(&to) || state.voters_outgoing.contains(&to))
+                && (state.voters.contains(&to)
+                    || state.learners.contains(&to)
+                    || state.voters_outgoing.contains(&to))
         };
         self.snapshot.as_ref().filter(fits).cloned().ok_or_else(|| {
             self.asked.borrow_mut().wants_snapshot = true;

@@ -14,10 +14,10 @@ use raftify_core::error::{
 };
 use raftify_core::storage::{MemoryStorage, StoredState, Write};
 use raftify_core::{
-    ClusterId, Committed, Config, CoreStart, Entry, Forwarding, Identity, Incarnation, LeaderRequest, LocalRequestMsg,
-    LogIndex, LogPosition, LogReader, Member, Members, MembershipChange, NodeId, ProposalReply, RaftMessage,
-    RaftNodeCore, Responder, Role, Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotWriter,
-    StableStorage, Status, Term, Turn, TurnNumber,
+    ClusterId, Committed, Config, CoreStart, Entry, Forwarding, Identity, Incarnation, LeaderRequest,
+    LocalRequestMsg, LogIndex, LogPosition, LogReader, Member, Members, MembershipChange, NodeId,
+    ProposalReply, RaftMessage, RaftNodeCore, Responder, Role, Sender, ServerRequestMsg, SnapshotMeta,
+    SnapshotStore, SnapshotWriter, StableStorage, Status, Term, Turn, TurnNumber,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -62,7 +62,9 @@ pub(crate) struct ProposalWaiter {
 
 impl ProposalWaiter {
     pub(crate) fn new(outcome: &Outcome<Result<LogPosition, ProposeError>>) -> Self {
-        ProposalWaiter { outcome: Some(Arc::clone(outcome)) }
+        ProposalWaiter {
+            outcome: Some(Arc::clone(outcome)),
+        }
     }
 
     fn answer(mut self, answer: Result<LogPosition, ProposeError>) {
@@ -97,11 +99,17 @@ pub(crate) struct State {
 
 impl State {
     fn encode(&self) -> Vec<u8> {
-        self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+        self.numbers
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect()
     }
 
     fn decode(bytes: &[u8], at: LogPosition) -> State {
-        let numbers = bytes.chunks(8).map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap())).collect();
+        let numbers = bytes
+            .chunks(8)
+            .map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap()))
+            .collect();
         State { numbers, at }
     }
 }
@@ -128,15 +136,35 @@ pub(crate) enum ToApply {
 }
 
 enum Packet {
-    Raft { sender: Sender, receiver: Option<Incarnation>, messages: Vec<RaftMessage> },
-    Snapshot { sender: Sender, receiver: Option<Incarnation>, term: Term, snapshot: SnapshotMeta, data: Vec<u8> },
+    Raft {
+        sender: Sender,
+        receiver: Option<Incarnation>,
+        messages: Vec<RaftMessage>,
+    },
+    Snapshot {
+        sender: Sender,
+        receiver: Option<Incarnation>,
+        term: Term,
+        snapshot: SnapshotMeta,
+        data: Vec<u8>,
+    },
     Request(LeaderRequest<ProposalWaiter>),
-    ReadRound { round: u64 },
+    ReadRound {
+        round: u64,
+    },
 }
 
 enum Event {
-    SnapshotSent { from: NodeId, to: NodeId, outcome: Result<(), String> },
-    ReadRoundAnswered { node: NodeId, round: u64, answer: Result<LogIndex, ReadError> },
+    SnapshotSent {
+        from: NodeId,
+        to: NodeId,
+        outcome: Result<(), String>,
+    },
+    ReadRoundAnswered {
+        node: NodeId,
+        round: u64,
+        answer: Result<LogIndex, ReadError>,
+    },
 }
 
 type Events = Arc<Mutex<VecDeque<Event>>>;
@@ -169,7 +197,11 @@ impl Truth {
             let position = entry.position;
             if position.term < status.term && position.index > truncated.index {
                 let own = log.get(&position.index);
-                assert_eq!(own, Some(&position.term), "leader {leader} lacks committed entry {position}");
+                assert_eq!(
+                    own,
+                    Some(&position.term),
+                    "leader {leader} lacks committed entry {position}"
+                );
             }
         }
     }
@@ -183,8 +215,10 @@ impl Truth {
         };
         for entry in &write.append {
             let previous_term = previous.map(|position| position.term);
-            let known =
-                self.entries.entry(entry.position).or_insert_with(|| (entry.clone(), previous_term));
+            let known = self
+                .entries
+                .entry(entry.position)
+                .or_insert_with(|| (entry.clone(), previous_term));
             assert_eq!(known.0, *entry, "two entries at {}", entry.position);
             if let (Some(known), Some(new)) = (known.1, previous_term) {
                 assert_eq!(known, new, "the logs differ before {}", entry.position);
@@ -201,15 +235,25 @@ impl Truth {
         }
         if let Some(hard_state) = write.hard_state {
             let term = self.terms.entry((node, incarnation)).or_default();
-            assert!(hard_state.term >= *term, "the term of {node} fell from {term} to {}", hard_state.term);
+            assert!(
+                hard_state.term >= *term,
+                "the term of {node} fell from {term} to {}",
+                hard_state.term
+            );
             *term = hard_state.term;
             if let Some(vote) = hard_state.vote {
-                let first = *self.votes.entry((node, incarnation, hard_state.term)).or_insert(vote);
+                let first = *self
+                    .votes
+                    .entry((node, incarnation, hard_state.term))
+                    .or_insert(vote);
                 assert_eq!(first, vote, "{node} voted twice in term {}", hard_state.term);
             }
         }
         if let Some(members) = &write.members {
-            let first = self.members.entry(members.as_of()).or_insert_with(|| members.clone());
+            let first = self
+                .members
+                .entry(members.as_of())
+                .or_insert_with(|| members.clone());
             assert_eq!(first, members, "two memberships as of {}", members.as_of());
         }
     }
@@ -268,7 +312,8 @@ pub(crate) fn test_config() -> Config {
 impl Cluster {
     /// Nodes `1..=voters`, all running.
     pub(crate) fn new(seed: u64, voters: u64, config: Config) -> Cluster {
-        let initial = Members::initial((1..=voters).map(|n| Member::voter(id(n), format!("node-{n}:1")))).unwrap();
+        let initial =
+            Members::initial((1..=voters).map(|n| Member::voter(id(n), format!("node-{n}:1")))).unwrap();
         let mut cluster = Cluster {
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
@@ -297,23 +342,48 @@ impl Cluster {
     pub(crate) fn add_node(&mut self, node: NodeId) {
         self.next_incarnation += 1;
         let incarnation = Incarnation(self.next_incarnation);
-        self.nodes.insert(node, Node { id: node, incarnation, disk: MemoryStorage::default(), running: None });
+        self.nodes.insert(
+            node,
+            Node {
+                id: node,
+                incarnation,
+                disk: MemoryStorage::default(),
+                running: None,
+            },
+        );
         self.start(node);
     }
 
     fn identity(&self, node: NodeId) -> Identity {
-        Identity { cluster_id: CLUSTER, node_id: node, incarnation: self.nodes[&node].incarnation }
+        Identity {
+            cluster_id: CLUSTER,
+            node_id: node,
+            incarnation: self.nodes[&node].incarnation,
+        }
     }
 
     pub(crate) fn start_cluster(&mut self, node: NodeId) {
         let (identity, members) = (self.identity(node), self.initial.clone());
         let reply = responder(&outcome());
-        self.local(node, LocalRequestMsg::StartCluster { identity, members, reply });
+        self.local(
+            node,
+            LocalRequestMsg::StartCluster {
+                identity,
+                members,
+                reply,
+            },
+        );
     }
 
     pub(crate) fn await_cluster(&mut self, node: NodeId) {
         let identity = self.identity(node);
-        self.local(node, LocalRequestMsg::AwaitCluster { identity, reply: responder(&outcome()) });
+        self.local(
+            node,
+            LocalRequestMsg::AwaitCluster {
+                identity,
+                reply: responder(&outcome()),
+            },
+        );
     }
 
     /// Starts a stopped node on what its disk holds.
@@ -338,8 +408,13 @@ impl Cluster {
         };
         let core = RaftNodeCore::new(start, &this.disk.log_reader()).unwrap();
         let is_fresh = this.disk.load().unwrap().identity.is_none();
-        this.running =
-            Some(Running { core, state, members, to_write: VecDeque::new(), to_apply: VecDeque::new() });
+        this.running = Some(Running {
+            core,
+            state,
+            members,
+            to_write: VecDeque::new(),
+            to_apply: VecDeque::new(),
+        });
         if is_fresh && self.initial.get(node).is_some() {
             self.start_cluster(node);
         }
@@ -373,13 +448,19 @@ impl Cluster {
     }
 
     pub(crate) fn status(&self, node: NodeId) -> Option<Status> {
-        self.nodes[&node].running.as_ref().map(|running| running.core.status())
+        self.nodes[&node]
+            .running
+            .as_ref()
+            .map(|running| running.core.status())
     }
 
     /// The leader of the highest term.
     pub(crate) fn leader(&self) -> Option<NodeId> {
         let statuses = self.nodes.keys().filter_map(|node| self.status(*node));
-        statuses.filter(|status| status.role == Role::Leader).max_by_key(|s| s.term).map(|s| s.node_id)
+        statuses
+            .filter(|status| status.role == Role::Leader)
+            .max_by_key(|s| s.term)
+            .map(|s| s.node_id)
     }
 
     /// Asks `node` something, and carries out what follows.
@@ -398,32 +479,57 @@ impl Cluster {
         let payload = Bytes::copy_from_slice(&number.to_le_bytes());
         let reply = ProposalWaiter::new(&result);
         if self.running(node).is_some() {
-            self.local(node, LocalRequestMsg::ForLeader(LeaderRequest::Propose { payload, reply }));
+            self.local(
+                node,
+                LocalRequestMsg::ForLeader(LeaderRequest::Propose { payload, reply }),
+            );
         }
         result
     }
 
     pub(crate) fn read(&mut self, node: NodeId) -> Outcome<Result<LogIndex, ReadError>> {
         self.collect_acknowledged();
-        let floor = self.acknowledged.iter().map(|(_, position)| position.index).max().unwrap_or_default();
+        let floor = self
+            .acknowledged
+            .iter()
+            .map(|(_, position)| position.index)
+            .max()
+            .unwrap_or_default();
         let result = outcome();
         if self.running(node).is_some() {
             self.reads.push((floor, Arc::clone(&result)));
-            self.local(node, LocalRequestMsg::ReadIndex { reply: responder(&result) });
+            self.local(
+                node,
+                LocalRequestMsg::ReadIndex {
+                    reply: responder(&result),
+                },
+            );
         }
         result
     }
 
-    pub(crate) fn change(&mut self, node: NodeId, change: MembershipChange) -> Outcome<Result<Members, MembershipError>> {
+    pub(crate) fn change(
+        &mut self,
+        node: NodeId,
+        change: MembershipChange,
+    ) -> Outcome<Result<Members, MembershipError>> {
         let result = outcome();
         let reply = responder(&result);
-        self.local(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }));
+        self.local(
+            node,
+            LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }),
+        );
         result
     }
 
     pub(crate) fn make_snapshot(&mut self, node: NodeId) -> Outcome<Result<LogPosition, SnapshotError>> {
         let result = outcome();
-        self.local(node, LocalRequestMsg::MakeSnapshot { reply: responder(&result) });
+        self.local(
+            node,
+            LocalRequestMsg::MakeSnapshot {
+                reply: responder(&result),
+            },
+        );
         result
     }
 
@@ -466,13 +572,20 @@ impl Cluster {
 
     fn run_turn(&mut self, node: NodeId, turn: Turn<ProposalWaiter>) {
         let reader = self.nodes[&node].disk.log_reader();
-        let fetched: Vec<_> =
-            turn.fetch.into_iter().map(|f| (f, reader.read(f.from, f.until, f.bytes_max))).collect();
+        let fetched: Vec<_> = turn
+            .fetch
+            .into_iter()
+            .map(|f| (f, reader.read(f.from, f.until, f.bytes_max)))
+            .collect();
         let running = self.running(node).unwrap();
         if turn.write.is_some() || !turn.send_after.is_empty() {
-            running.to_write.push_back((turn.number, turn.write, turn.send_after));
+            running
+                .to_write
+                .push_back((turn.number, turn.write, turn.send_after));
         }
-        running.to_apply.extend(turn.committed.into_iter().map(ToApply::Committed));
+        running
+            .to_apply
+            .extend(turn.committed.into_iter().map(ToApply::Committed));
         if turn.take_snapshot {
             running.to_apply.push_back(ToApply::TakeSnapshot);
         }
@@ -485,22 +598,37 @@ impl Cluster {
             let mut data = Vec::new();
             reader.read_to_end(&mut data).unwrap();
             let (sender, receiver) = self.introduction(node, send.to);
-            let packet = Packet::Snapshot { sender, receiver, term: send.term, snapshot, data };
+            let packet = Packet::Snapshot {
+                sender,
+                receiver,
+                term: send.term,
+                snapshot,
+                data,
+            };
             self.links.entry((node, send.to)).or_default().push_back(packet);
         }
         for forward in turn.forward {
-            self.links.entry((node, forward.to)).or_default().push_back(Packet::Request(forward.request));
+            self.links
+                .entry((node, forward.to))
+                .or_default()
+                .push_back(Packet::Request(forward.request));
         }
         if let Some(round) = turn.read_round {
             let packet = Packet::ReadRound { round: round.round };
-            self.links.entry((node, round.leader)).or_default().push_back(packet);
+            self.links
+                .entry((node, round.leader))
+                .or_default()
+                .push_back(packet);
         }
     }
 
     fn introduction(&self, from: NodeId, to: NodeId) -> (Sender, Option<Incarnation>) {
         let members = self.status(from).unwrap().members;
-        let sender =
-            Sender { id: from, incarnation: self.nodes[&from].incarnation, members_as_of: members.as_of() };
+        let sender = Sender {
+            id: from,
+            incarnation: self.nodes[&from].incarnation,
+            members_as_of: members.as_of(),
+        };
         (sender, members.get(to).and_then(|member| member.incarnation))
     }
 
@@ -508,7 +636,11 @@ impl Cluster {
         for message in messages {
             let to = message.to;
             let (sender, receiver) = self.introduction(from, to);
-            let packet = Packet::Raft { sender, receiver, messages: vec![message] };
+            let packet = Packet::Raft {
+                sender,
+                receiver,
+                messages: vec![message],
+            };
             self.links.entry((from, to)).or_default().push_back(packet);
         }
     }
@@ -517,8 +649,12 @@ impl Cluster {
     pub(crate) fn complete_write(&mut self, node: NodeId) -> bool {
         let this = self.nodes.get_mut(&node).unwrap();
         let incarnation = this.incarnation;
-        let Some(running) = &mut this.running else { return false };
-        let Some((number, write, send_after)) = running.to_write.pop_front() else { return false };
+        let Some(running) = &mut this.running else {
+            return false;
+        };
+        let Some((number, write, send_after)) = running.to_write.pop_front() else {
+            return false;
+        };
         if let Some(write) = write {
             let before = this.disk.load().unwrap();
             this.disk.write(std::slice::from_ref(&write)).unwrap();
@@ -527,7 +663,14 @@ impl Cluster {
                 self.truth.snapshots_installed += 1;
             }
         }
-        self.nodes.get_mut(&node).unwrap().running.as_mut().unwrap().core.written(number);
+        self.nodes
+            .get_mut(&node)
+            .unwrap()
+            .running
+            .as_mut()
+            .unwrap()
+            .core
+            .written(number);
         self.send(node, send_after);
         self.run_turns(node);
         true
@@ -536,8 +679,12 @@ impl Cluster {
     /// The state machine of `node` takes its next item.
     pub(crate) fn apply_one(&mut self, node: NodeId) -> bool {
         let this = self.nodes.get_mut(&node).unwrap();
-        let Some(running) = &mut this.running else { return false };
-        let Some(item) = running.to_apply.pop_front() else { return false };
+        let Some(running) = &mut this.running else {
+            return false;
+        };
+        let Some(item) = running.to_apply.pop_front() else {
+            return false;
+        };
         match item {
             ToApply::TakeSnapshot => {
                 let meta = SnapshotMeta {
@@ -553,11 +700,23 @@ impl Cluster {
             ToApply::Committed(committed) => {
                 let position = committed.position();
                 match committed {
-                    Committed::User { position, payload, reply } => {
+                    Committed::User {
+                        position,
+                        payload,
+                        reply,
+                    } => {
                         let number = u64::from_le_bytes(payload.as_ref().try_into().unwrap());
-                        assert_eq!(position.index, running.state.at.index.next(), "{node} skips an entry");
+                        assert_eq!(
+                            position.index,
+                            running.state.at.index.next(),
+                            "{node} skips an entry"
+                        );
                         running.state.numbers.push(number);
-                        let entry = Entry { position, kind: raftify_core::EntryKind::User, payload };
+                        let entry = Entry {
+                            position,
+                            kind: raftify_core::EntryKind::User,
+                            payload,
+                        };
                         self.truth.saw_applied(node, entry);
                         if let Some(reply) = reply {
                             reply.answer(Ok(position));
@@ -583,7 +742,9 @@ impl Cluster {
 
     /// The next packet on a link arrives, or is lost.
     pub(crate) fn deliver(&mut self, from: NodeId, to: NodeId) -> bool {
-        let Some(packet) = self.links.get_mut(&(from, to)).and_then(VecDeque::pop_front) else { return false };
+        let Some(packet) = self.links.get_mut(&(from, to)).and_then(VecDeque::pop_front) else {
+            return false;
+        };
         let lost = self.cut.contains(&(from, to)) || self.rng.random_range(0..100) < self.loss_percent;
         let up = self.nodes.get(&to).is_some_and(|node| node.running.is_some());
         if lost || !up {
@@ -607,24 +768,52 @@ impl Cluster {
         }
         let events = Arc::clone(&self.events);
         let message = match packet {
-            Packet::Raft { sender, receiver, messages } => {
-                ServerRequestMsg::RaftMessages { sender, receiver, messages }
-            }
-            Packet::Snapshot { sender, receiver, term, snapshot, data } => {
+            Packet::Raft {
+                sender,
+                receiver,
+                messages,
+            } => ServerRequestMsg::RaftMessages {
+                sender,
+                receiver,
+                messages,
+            },
+            Packet::Snapshot {
+                sender,
+                receiver,
+                term,
+                snapshot,
+                data,
+            } => {
                 let store = self.nodes[&to].disk.snapshots();
                 let mut writer = store.create(&snapshot).unwrap();
                 writer.write_all(&data).unwrap();
                 writer.finish().unwrap();
                 let reply = Responder::new(move |answer: Result<(), InstallError>| {
                     let outcome = answer.map_err(|error| error.to_string());
-                    events.lock().unwrap().push_back(Event::SnapshotSent { from, to, outcome });
+                    events
+                        .lock()
+                        .unwrap()
+                        .push_back(Event::SnapshotSent { from, to, outcome });
                 });
-                ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply }
+                ServerRequestMsg::InstallSnapshot {
+                    sender,
+                    receiver,
+                    term,
+                    snapshot,
+                    reply,
+                }
             }
-            Packet::Request(request) => ServerRequestMsg::ForLeader { request, forwarding: Forwarding::Never },
+            Packet::Request(request) => ServerRequestMsg::ForLeader {
+                request,
+                forwarding: Forwarding::Never,
+            },
             Packet::ReadRound { round } => {
                 let reply = Responder::new(move |answer| {
-                    let event = Event::ReadRoundAnswered { node: from, round, answer };
+                    let event = Event::ReadRoundAnswered {
+                        node: from,
+                        round,
+                        answer,
+                    };
                     events.lock().unwrap().push_back(event);
                 });
                 ServerRequestMsg::ConfirmReadIndex { reply }
@@ -638,7 +827,9 @@ impl Cluster {
     /// Hands on what other nodes answered.
     pub(crate) fn handle_events(&mut self) {
         loop {
-            let Some(event) = self.events.lock().unwrap().pop_front() else { return };
+            let Some(event) = self.events.lock().unwrap().pop_front() else {
+                return;
+            };
             let node = match event {
                 Event::SnapshotSent { from, to, outcome } => {
                     if let Some(running) = self.running(from) {
@@ -661,15 +852,28 @@ impl Cluster {
         self.nodes.keys().copied().collect()
     }
 
+    /// How many packets are under way on a link.
+    pub(crate) fn packets(&self, from: NodeId, to: NodeId) -> usize {
+        self.links.get(&(from, to)).map_or(0, VecDeque::len)
+    }
+
     fn busy_links(&self) -> Vec<(NodeId, NodeId)> {
-        self.links.iter().filter(|(_, packets)| !packets.is_empty()).map(|(link, _)| *link).collect()
+        self.links
+            .iter()
+            .filter(|(_, packets)| !packets.is_empty())
+            .map(|(link, _)| *link)
+            .collect()
     }
 
     /// Everything that is under way, in a random order, until nothing is.
     pub(crate) fn settle(&mut self) {
         for _ in 0..100_000 {
             self.handle_events();
-            let mut choices: Vec<Choice> = self.busy_links().into_iter().map(|(a, b)| Choice::Deliver(a, b)).collect();
+            let mut choices: Vec<Choice> = self
+                .busy_links()
+                .into_iter()
+                .map(|(a, b)| Choice::Deliver(a, b))
+                .collect();
             for (node, this) in &self.nodes {
                 if let Some(running) = &this.running {
                     if !running.to_write.is_empty() {
@@ -739,29 +943,57 @@ impl Cluster {
             self.pass_ticks(1);
         }
         let statuses: Vec<String> = self.ids().into_iter().map(|node| self.summary(node)).collect();
-        panic!("never came true: {what} (seed {})\n{}\n{}", self.seed, self.trace.join("\n"), statuses.join("\n"));
+        panic!(
+            "never came true: {what} (seed {})\n{}\n{}",
+            self.seed,
+            self.trace.join("\n"),
+            statuses.join("\n")
+        );
     }
 
     fn summary(&mut self, node: NodeId) -> String {
         let report = outcome();
-        self.local(node, LocalRequestMsg::Inspect { reply: responder(&report) });
+        self.local(
+            node,
+            LocalRequestMsg::Inspect {
+                reply: responder(&report),
+            },
+        );
         let progress = take(&report).map(|report| report.unwrap().progress);
-        let Some(status) = self.status(node) else { return format!("{node}: stopped") };
-        let members: Vec<String> =
-            status.members.iter().map(|m| format!("{}:{}:{:?}", m.id, m.role, m.incarnation)).collect();
+        let Some(status) = self.status(node) else {
+            return format!("{node}: stopped");
+        };
+        let members: Vec<String> = status
+            .members
+            .iter()
+            .map(|m| format!("{}:{}:{:?}", m.id, m.role, m.incarnation))
+            .collect();
         format!(
             "{node}: {} of term {}, leader {:?}, commit {}, applied {}, last {}, log after {}, members {members:?} as of {} joint {} snapshot {:?} {progress:?}",
-            status.role, status.term, status.leader_id, status.commit, status.applied, status.last, status.truncated,
-            status.members.as_of(), status.members.is_joint(), status.snapshot,
+            status.role,
+            status.term,
+            status.leader_id,
+            status.commit,
+            status.applied,
+            status.last,
+            status.truncated,
+            status.members.as_of(),
+            status.members.is_joint(),
+            status.snapshot,
         )
     }
 
     pub(crate) fn until_leader(&mut self) -> NodeId {
         self.until("there is a leader that all running members follow", |cluster| {
-            let Some(leader) = cluster.leader() else { return false };
+            let Some(leader) = cluster.leader() else {
+                return false;
+            };
             let status = cluster.status(leader).unwrap();
             status.members.iter().all(|member| {
-                let known = cluster.nodes.get(&member.id).and_then(|_| cluster.status(member.id));
+                let known = cluster
+                    .nodes
+                    .get(&member.id)
+                    .and_then(|_| cluster.status(member.id));
                 known.is_none_or(|other| other.leader_id == Some(leader) && other.term == status.term)
             })
         });
@@ -784,7 +1016,9 @@ impl Cluster {
     }
 
     fn collect_acknowledged(&mut self) {
-        let answered = self.proposals.extract_if(.., |(_, outcome)| outcome.lock().unwrap().is_some());
+        let answered = self
+            .proposals
+            .extract_if(.., |(_, outcome)| outcome.lock().unwrap().is_some());
         for (number, outcome) in answered.collect::<Vec<_>>() {
             if let Some(Ok(position)) = take(&outcome) {
                 self.acknowledged.push((number, position));
@@ -804,11 +1038,17 @@ impl Cluster {
         let leader = self.until_leader();
         self.until_proposed(leader);
         self.until("all members have applied everything", |cluster| {
-            let Some(leader) = cluster.leader() else { return false };
+            let Some(leader) = cluster.leader() else {
+                return false;
+            };
             let status = cluster.status(leader).unwrap();
             status.members.iter().all(|member| {
-                let Some(node) = cluster.nodes.get(&member.id) else { return true };
-                let Some(running) = node.running.as_ref() else { return true };
+                let Some(node) = cluster.nodes.get(&member.id) else {
+                    return true;
+                };
+                let Some(running) = node.running.as_ref() else {
+                    return true;
+                };
                 running.state.at.index == status.last.index && status.applied == status.last.index
             })
         });
@@ -818,19 +1058,29 @@ impl Cluster {
         let state = self.running(leader).unwrap().state.clone();
         for (number, position) in &self.acknowledged {
             let times = state.numbers.iter().filter(|applied| *applied == number).count();
-            assert_eq!(times, 1, "acknowledged proposal {number} at {position} was applied {times} times");
+            assert_eq!(
+                times, 1,
+                "acknowledged proposal {number} at {position} was applied {times} times"
+            );
         }
         let members = self.status(leader).unwrap().members;
         for member in members.iter() {
             if let Some(running) = self.running(member.id) {
-                assert_eq!(running.state, state, "{} differs from the leader {leader}", member.id);
+                assert_eq!(
+                    running.state, state,
+                    "{} differs from the leader {leader}",
+                    member.id
+                );
             }
         }
         let unanswered: Vec<u64> = self.proposals.iter().map(|(number, _)| *number).collect();
         assert!(unanswered.is_empty(), "never answered: {unanswered:?}");
         for (floor, read) in &self.reads {
             match take(read) {
-                Some(Ok(index)) => assert!(index >= *floor, "a read at {index} misses what was acknowledged at {floor}"),
+                Some(Ok(index)) => assert!(
+                    index >= *floor,
+                    "a read at {index} misses what was acknowledged at {floor}"
+                ),
                 Some(Err(_)) => {}
                 None => panic!("a read was never answered"),
             }
@@ -850,8 +1100,14 @@ fn read_log(disk: &MemoryStorage, stored: &StoredState) -> BTreeMap<LogIndex, Te
     if first > stored.last.index {
         return BTreeMap::new();
     }
-    let entries = disk.log_reader().read(first, stored.last.index.next(), u64::MAX).unwrap();
-    entries.into_iter().map(|entry| (entry.position.index, entry.position.term)).collect()
+    let entries = disk
+        .log_reader()
+        .read(first, stored.last.index.next(), u64::MAX)
+        .unwrap();
+    entries
+        .into_iter()
+        .map(|entry| (entry.position.index, entry.position.term))
+        .collect()
 }
 
 /// A packet does not arrive: whoever sent it learns what a broken connection tells.
@@ -860,7 +1116,11 @@ fn lose(packet: Packet, from: NodeId, events: &Events, to: NodeId) {
     match packet {
         Packet::Raft { .. } => {}
         Packet::Snapshot { .. } => {
-            events.lock().unwrap().push_back(Event::SnapshotSent { from, to, outcome: Err(lost()) });
+            events.lock().unwrap().push_back(Event::SnapshotSent {
+                from,
+                to,
+                outcome: Err(lost()),
+            });
         }
         Packet::Request(LeaderRequest::Propose { reply, .. }) => {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::ConnectionLost(lost())));
@@ -868,7 +1128,11 @@ fn lose(packet: Packet, from: NodeId, events: &Events, to: NodeId) {
         Packet::Request(_) => {}
         Packet::ReadRound { round } => {
             let answer = Err(ReadError::ConnectionLost(lost()));
-            events.lock().unwrap().push_back(Event::ReadRoundAnswered { node: from, round, answer });
+            events.lock().unwrap().push_back(Event::ReadRoundAnswered {
+                node: from,
+                round,
+                answer,
+            });
         }
     }
 }
