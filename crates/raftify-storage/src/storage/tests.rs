@@ -429,7 +429,7 @@ fn write_before_load_or_after_a_failed_write_is_refused() {
         ..Write::default()
     };
     assert!(matches!(
-        storage.write(&[good.clone()]),
+        storage.write(std::slice::from_ref(&good)),
         Err(StorageError::Refused { .. })
     ));
     storage.load().unwrap();
