@@ -987,7 +987,7 @@ impl Cluster {
                 reply: responder(&report),
             },
         );
-        let progress = take(&report).map(|report| report.unwrap().progress);
+        let progress = take(&report).and_then(Result::ok).map(|report| report.progress);
         let Some(status) = self.status(node) else {
             return format!("{node}: stopped");
         };
