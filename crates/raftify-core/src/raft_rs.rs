@@ -381,6 +381,7 @@ impl Consensus {
         for context in contexts {
             self.raw.on_entries_fetched(context);
         }
+        self.raw.mut_store().forget_fetched();
     }
 
     /// Takes in a message of another node.
@@ -579,7 +580,9 @@ fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<
     }
     // raft-rs takes term zero to match wherever its own log has no entry.
     if (previous.term.0 == 0) != (previous.index.0 == 0) {
-        return Err(Implausible("the previous entry has an index and no term, or a term and no index"));
+        return Err(Implausible(
+            "the previous entry has an index and no term, or a term and no index",
+        ));
     }
     let mut before = previous;
     for entry in entries {

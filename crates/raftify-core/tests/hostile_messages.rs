@@ -1,6 +1,8 @@
 //! No message, whatever it says, may panic a node: raft-rs asserts what a correct peer would never send, and the seam
 //! must refuse it first.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod cluster;
 
 use bytes::Bytes;

@@ -1,6 +1,8 @@
 //! Bugs that other Raft systems shipped, each tried on whole clusters of cores. The numbers are those of the table in
 //! `docs/testing.md`.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod cluster;
 
 use cluster::{Cluster, id, outcome, responder, take, test_config};
@@ -456,6 +458,30 @@ fn bug_30_a_node_that_was_removed_while_away_learns_it_and_does_not_disturb() {
     );
     assert_eq!(cluster.status(leader).unwrap().term, term);
     cluster.until_proposed(leader);
+}
+
+#[test]
+fn bug_30_a_removed_node_that_is_started_again_stops_at_once() {
+    let (mut cluster, leader) = cluster_of_three();
+    let gone = others(&cluster, leader)[0];
+    let change = cluster.change(leader, remove(gone));
+    cluster.until("it is removed and stops", |cluster| {
+        take(&change).is_some() && cluster.nodes[&gone].running.is_none()
+    });
+    cluster.trace.clear();
+    cluster.start(gone);
+    if cluster.nodes[&gone].running.is_some() {
+        // The removal itself may not have reached its disk; then the others tell it.
+        cluster.until("it stops", |cluster| cluster.nodes[&gone].running.is_none());
+    }
+    assert!(
+        cluster
+            .trace
+            .iter()
+            .any(|line| line.contains("was removed from the cluster")),
+        "{:?}",
+        cluster.trace
+    );
 }
 
 #[test]

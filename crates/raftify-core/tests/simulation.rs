@@ -1,6 +1,8 @@
 //! Random histories: elections, partitions, crashes, slow disks, lagging followers, snapshots, membership changes and
 //! transfers at any moment. Safety is checked after every step, liveness after everything is repaired.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod cluster;
 
 use cluster::{Cluster, id, responder, test_config};
@@ -18,6 +20,11 @@ fn history(seed: u64) -> Vec<String> {
         0
     } else {
         cluster.rng.random_range(1..20)
+    };
+    cluster.disorder_percent = if cluster.rng.random_bool(0.7) {
+        0
+    } else {
+        cluster.rng.random_range(1..15)
     };
     for _ in 0..300 {
         let nodes = cluster.ids();

@@ -210,6 +210,11 @@ impl LogView {
         contexts
     }
 
+    /// Drops what was fetched and not asked for again: the follower has moved on.
+    pub(super) fn forget_fetched(&mut self) {
+        self.asked.get_mut().arrived.clear();
+    }
+
     /// The entries of `[from, until)` below the cache: fetched already, or to be fetched.
     fn below_cache(&self, fetch: LogFetch, context: GetEntriesContext) -> raft::Result<Vec<RaftEntry>> {
         let mut asked = self.asked.borrow_mut();

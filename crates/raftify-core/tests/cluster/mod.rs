@@ -2,6 +2,7 @@
 //! decides everything. After every step, what Raft promises is checked (`Truth`).
 
 #![allow(dead_code, reason = "each test binary uses its own part of the harness")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{Read as _, Write as _};
@@ -281,6 +282,8 @@ pub(crate) struct Cluster {
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
     /// Of 100 packets, so many are lost.
     pub(crate) loss_percent: u32,
+    /// Of 100 packets, so many overtake others, and as many arrive twice.
+    pub(crate) disorder_percent: u32,
     events: Events,
     pub(crate) truth: Truth,
     initial: Members,
@@ -322,6 +325,7 @@ impl Cluster {
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
             loss_percent: 0,
+            disorder_percent: 0,
             events: Events::default(),
             truth: Truth::default(),
             initial,
@@ -740,9 +744,33 @@ impl Cluster {
         true
     }
 
+    fn take_packet(&mut self, from: NodeId, to: NodeId) -> Option<Packet> {
+        let packets = self.links.get_mut(&(from, to))?;
+        if packets.is_empty() || self.rng.random_range(0..100) >= self.disorder_percent {
+            return packets.pop_front();
+        }
+        let place = self.rng.random_range(0..packets.len());
+        let packet = packets.remove(place)?;
+        if let Packet::Raft {
+            sender,
+            receiver,
+            messages,
+        } = &packet
+        {
+            let copy = Packet::Raft {
+                sender: *sender,
+                receiver: *receiver,
+                messages: messages.clone(),
+            };
+            let place = self.rng.random_range(0..=packets.len());
+            packets.insert(place, copy);
+        }
+        Some(packet)
+    }
+
     /// The next packet on a link arrives, or is lost.
     pub(crate) fn deliver(&mut self, from: NodeId, to: NodeId) -> bool {
-        let Some(packet) = self.links.get_mut(&(from, to)).and_then(VecDeque::pop_front) else {
+        let Some(packet) = self.take_packet(from, to) else {
             return false;
         };
         let lost = self.cut.contains(&(from, to)) || self.rng.random_range(0..100) < self.loss_percent;
@@ -959,7 +987,7 @@ impl Cluster {
                 reply: responder(&report),
             },
         );
-        let progress = take(&report).map(|report| report.unwrap().progress);
+        let progress = take(&report).and_then(Result::ok).map(|report| report.progress);
         let Some(status) = self.status(node) else {
             return format!("{node}: stopped");
         };
@@ -1030,6 +1058,7 @@ impl Cluster {
     pub(crate) fn check_recovery(&mut self) {
         self.cut.clear();
         self.loss_percent = 0;
+        self.disorder_percent = 0;
         for node in self.ids() {
             if self.nodes[&node].running.is_none() {
                 self.start(node);
