@@ -1,0 +1,226 @@
+//! The members of a static cluster, read from a file and checked. Nobody else reads that file.
+//!
+//! ```toml
+//! [[peers]]
+//! id = 1
+//! address = "127.0.0.1:60061" # or "node-1.example:60061"
+//! role = "voter"              # or "learner"; a voter if it is left out
+//! ```
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use raftify::{Member, MemberRole, NodeId, check_address};
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    peers: Vec<Peer>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Peer {
+    id: Spanned<u64>,
+    address: Spanned<String>,
+    #[serde(default)]
+    role: PeerRole,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PeerRole {
+    #[default]
+    Voter,
+    Learner,
+}
+
+/// Reads the members of a static cluster from the TOML file at `path`. Every node must be given the same list.
+///
+/// # Errors
+/// The file, and the line and the field that are wrong: if it cannot be read, is no TOML, names no peers, names an
+/// unknown field, names two peers with one id or one address, or no voter.
+pub fn load_peers(path: impl AsRef<Path>) -> Result<Vec<Member>, LoadPeersError> {
+    let path = path.as_ref();
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| LoadPeersError::Unreadable { path: path.to_owned(), source })?;
+    parse_peers(&text).map_err(|(span, problem)| LoadPeersError::Wrong {
+        path: path.to_owned(),
+        place: span.map(|span| Place::of(&text, span)),
+        problem,
+    })
+}
+
+type Problem = (Option<Range<usize>>, String);
+
+fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
+    let file: File = toml::from_str(text).map_err(|error| (error.span(), error.message().replace('\n', ", ")))?;
+    if file.peers.is_empty() {
+        return Err((None, "it names no peers: give each node a [[peers]] table with id, address and role".to_owned()));
+    }
+    let mut members: Vec<Member> = Vec::with_capacity(file.peers.len());
+    for peer in file.peers {
+        let at = |spanned: Range<usize>, problem: String| (Some(spanned), problem);
+        let id = NodeId::try_from(*peer.id.get_ref()).map_err(|zero| at(peer.id.span(), format!("id: {zero}")))?;
+        check_address(peer.address.get_ref())
+            .map_err(|problem| at(peer.address.span(), format!("address: {problem}")))?;
+        if members.iter().any(|other| other.id == id) {
+            return Err(at(peer.id.span(), format!("id: another peer has id {id} already")));
+        }
+        let address_span = peer.address.span();
+        let address = peer.address.into_inner();
+        if let Some(other) = members.iter().find(|other| other.address == address) {
+            return Err(at(address_span, format!("address: peer {} has address {address} already", other.id)));
+        }
+        members.push(match peer.role {
+            PeerRole::Voter => Member::voter(id, address),
+            PeerRole::Learner => Member::learner(id, address),
+        });
+    }
+    if !members.iter().any(|member| member.role == MemberRole::Voter) {
+        return Err((None, "role: all peers are learners, and a cluster needs a voter".to_owned()));
+    }
+    Ok(members)
+}
+
+/// Where in a file something stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    line: usize,
+    text: String,
+}
+
+impl Place {
+    fn of(text: &str, span: Range<usize>) -> Place {
+        let before = text.get(..span.start).unwrap_or(text);
+        let line = before.matches('\n').count();
+        let text = text.lines().nth(line).unwrap_or_default().trim().to_owned();
+        Place { line: line + 1, text }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {} (`{}`)", self.line, self.text)
+    }
+}
+
+/// Why the members of a static cluster could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadPeersError {
+    /// The file is missing, or may not be read.
+    #[error("cannot read the list of peers {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// As the operating system says.
+        source: io::Error,
+    },
+    /// What it says cannot be a list of peers.
+    #[error("{}, {}{problem}", path.display(), place.as_ref().map(|place| format!("{place}: ")).unwrap_or_default())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, if the problem has a place.
+        place: Option<Place>,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    /// What is said about a file with this text; the file's own name is cut off.
+    fn check(text: &str, expect: Expect) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cluster_config.toml");
+        std::fs::write(&path, text).unwrap();
+        let said = match load_peers(&path) {
+            Ok(members) => {
+                members.iter().map(|m| format!("{} {} {}", m.id, m.address, m.role)).collect::<Vec<_>>().join("\n")
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains(path.to_str().unwrap()), "{text} does not name the file");
+                text.replace(&format!("{}/", directory.path().display()), "")
+            }
+        };
+        expect.assert_eq(&said);
+    }
+
+    #[test]
+    fn a_list_of_voters_and_learners_by_ip_address_and_host_name_is_read() {
+        check(
+            r#"
+                [[peers]]
+                id = 1
+                address = "127.0.0.1:60061"
+
+                [[peers]]
+                id = 2
+                address = "node-2.example:60061"
+                role = "voter"
+
+                [[peers]]
+                id = 30
+                address = "[::1]:60063"
+                role = "learner"
+            "#,
+            expect![[""]],
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = load_peers("no/such/cluster_config.toml").unwrap_err();
+        expect![[""]].assert_eq(&error.to_string());
+    }
+
+    #[test]
+    fn an_empty_file_says_what_to_write() {
+        check("", expect![[""]]);
+        check("# nobody\n", expect![[""]]);
+    }
+
+    #[test]
+    fn a_malformed_file_names_line_and_field() {
+        check("[[peers]]\nid = 1\naddress = ", expect![[""]]);
+        check("[[peers]\n", expect![[""]]);
+        check("[[peers]]\nid = 1\n", expect![[""]]);
+        check("[[peers]]\nid = \"one\"\naddress = \"a:1\"\n", expect![[""]]);
+        check("[[peers]]\nid = -1\naddress = \"a:1\"\n", expect![[""]]);
+        check("[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"leader\"\n", expect![[""]]);
+        check("[[peers]]\nid = 1\nadress = \"a:1\"\n", expect![[""]]);
+        check("[[peer]]\nid = 1\naddress = \"a:1\"\n", expect![[""]]);
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_with_line_and_field() {
+        check("[[peers]]\nid = 0\naddress = \"a:1\"\n", expect![[""]]);
+        check("[[peers]]\nid = 1\naddress = \"localhost\"\n", expect![[""]]);
+        check("[[peers]]\nid = 1\naddress = \"localhost:99999\"\n", expect![[""]]);
+        check("[[peers]]\nid = 1\naddress = \"http://localhost:1\"\n", expect![[""]]);
+    }
+
+    #[test]
+    fn peers_that_contradict_each_other_are_refused() {
+        check(
+            "[[peers]]\nid = 1\naddress = \"a:1\"\n\n[[peers]]\nid = 1\naddress = \"b:1\"\n",
+            expect![[""]],
+        );
+        check(
+            "[[peers]]\nid = 1\naddress = \"a:1\"\n\n[[peers]]\nid = 2\naddress = \"a:1\"\n",
+            expect![[""]],
+        );
+        check("[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"learner\"\n", expect![[""]]);
+    }
+}
