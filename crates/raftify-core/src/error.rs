@@ -12,6 +12,9 @@ use crate::types::{ClusterId, Identity, LogIndex, LogPosition, NodeId, Term};
 /// Why a node no longer serves requests.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum StopReason {
+    /// It was set up but does not run yet. Nothing happened.
+    #[error("the node does not run yet: its `run` must be under way")]
+    NotRunning,
     /// It was stopped, or is stopping.
     #[error("the node has stopped")]
     Stopped,

@@ -36,7 +36,7 @@ impl fmt::Display for Role {
 }
 
 /// Where a node stands. Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// This node.
     pub node_id: NodeId,
@@ -81,7 +81,7 @@ impl Status {
 }
 
 /// Everything about a node's state, for people who look for a fault.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspection {
     /// Where it stands.
     pub status: Status,

@@ -1,1 +1,57 @@
-//! (Being written.)
+//! The first of the two traits that a user implements: what is replicated.
+//!
+//! An entry is encoded once, by the node at which it is proposed, and from then on is bytes for everyone but the state
+//! machine. Whatever serde can serialize is a log entry already; who wants another format implements the trait.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::BoxError;
+
+/// A user's own log entry: one change of the state machine.
+///
+/// Implemented for everything that is `Serialize + DeserializeOwned`, in the format of [`postcard`], which is stable:
+/// what one version of the program wrote, a later one reads, as long as variants and fields are only added at the end
+/// of an enum. Entries stay in the log until a snapshot covers them, so that after an update of the program, entries
+/// of the old one are decoded by the new one.
+///
+/// ```
+/// use raftify::AbstractLogEntry;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Debug, PartialEq, Serialize, Deserialize)]
+/// enum Change {
+///     Insert { key: u64, value: String },
+/// }
+///
+/// let change = Change::Insert { key: 1, value: "A".to_owned() };
+/// assert_eq!(Change::decode(&change.encode()?)?, change);
+/// # Ok::<(), raftify::BoxError>(())
+/// ```
+pub trait AbstractLogEntry: Sized + Send + 'static {
+    /// The bytes that are replicated. Called once for each proposal, on the task of the proposer.
+    ///
+    /// # Errors
+    /// The proposal fails with [`ProposeError::Encode`](crate::error::ProposeError::Encode); nothing is written.
+    fn encode(&self) -> Result<Bytes, BoxError>;
+
+    /// The inverse of [`encode`](Self::encode). Called on every node when the entry is committed, and again whenever
+    /// a node starts on a log that still holds it.
+    ///
+    /// # Errors
+    /// A committed entry that cannot be decoded stops the node: skipping it would let this node's state differ from
+    /// that of the others without anybody noticing.
+    fn decode(bytes: &[u8]) -> Result<Self, BoxError>;
+}
+
+impl<T: Serialize + DeserializeOwned + Send + 'static> AbstractLogEntry for T {
+    fn encode(&self) -> Result<Bytes, BoxError> {
+        Ok(postcard::to_stdvec(self)?.into())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<T, BoxError> {
+        let (entry, rest) = postcard::take_from_bytes(bytes)?;
+        if rest.is_empty() { Ok(entry) } else { Err(format!("{} bytes follow the entry", rest.len()).into()) }
+    }
+}

@@ -1,1 +1,477 @@
-//! (Being written.)
+//! The handle of a node: one method per verb of the user, no decisions.
+//!
+//! Every method sends one request with its own reply channel into the raft loop's bounded queue and waits for the
+//! answer, or reads the status that the loop publishes. No method hangs: the core answers everything that it holds by
+//! its deadlines, and each call is bounded once more here, before the node runs, while it does and after it has ended.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftify_core::error::{
+    CampaignError, DemoteError, JoinError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason,
+    TransferError, UnknownOutcome,
+};
+use raftify_core::{
+    CheckedConfig, Inspection, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, MemberChange, Members,
+    MembershipChange, NodeId, Responder, Status, Term,
+};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use crate::applier::Query;
+use crate::error::WaitError;
+use crate::lifecycle::Lifecycle;
+use crate::log_entry::AbstractLogEntry;
+use crate::reply::{Reply, local_reply};
+use crate::state_machine::AbstractStateMachine;
+
+/// The core answers by its own deadlines; this much later, a call gives up on the core.
+const BACKSTOP: Duration = Duration::from_secs(1);
+
+/// How long [`RaftNode::make_snapshot`] waits for a snapshot to be written out.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+
+/// One node of a cluster, for its user. Cheap to clone; all clones are the same node.
+///
+/// The verbs that only the leader can serve (`propose`, `change_config`, `transfer_leader`) may be called on any node:
+/// they are forwarded.
+///
+/// # Before `run` and after the end
+/// While the node does not run yet, each call waits for [`Raft::run`](crate::Raft::run) up to its deadline and then
+/// fails with [`StopReason::NotRunning`]; nothing has happened then. Once the node has stopped, each call fails with
+/// the reason. The getters always tell the last known status.
+pub struct RaftNode<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
+    shared: Arc<Shared<FSM>>,
+    log_entry: PhantomData<fn(LogEntry)>,
+}
+
+struct Shared<FSM: AbstractStateMachine> {
+    node_id: NodeId,
+    config: CheckedConfig,
+    requests: mpsc::Sender<LocalRequestMsg<Reply<FSM::Reply>>>,
+    queries: mpsc::Sender<Query<FSM>>,
+    status: watch::Receiver<Status>,
+    lifecycle: Lifecycle,
+}
+
+impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNode<LogEntry, FSM> {
+    fn clone(&self) -> Self {
+        RaftNode { shared: Arc::clone(&self.shared), log_entry: PhantomData }
+    }
+}
+
+impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> std::fmt::Debug for RaftNode<LogEntry, FSM> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftNode").field("status", &*self.shared.status.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl<LogEntry, FSM> RaftNode<LogEntry, FSM>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    pub(crate) fn new(
+        config: CheckedConfig,
+        requests: mpsc::Sender<LocalRequestMsg<Reply<FSM::Reply>>>,
+        queries: mpsc::Sender<Query<FSM>>,
+        status: watch::Receiver<Status>,
+        lifecycle: Lifecycle,
+    ) -> Self {
+        let node_id = status.borrow().node_id;
+        let shared = Shared { node_id, config, requests, queries, status, lifecycle };
+        RaftNode { shared: Arc::new(shared), log_entry: PhantomData }
+    }
+
+    /// Replicates `entry` and returns the state machine's reply.
+    ///
+    /// Resolves once the entry is committed by a majority *and* applied on the leader, or on this node if it leads. A
+    /// reply therefore means that the entry survives the loss of any minority; it does not mean that other nodes have
+    /// applied it yet.
+    ///
+    /// The encoded entry may be at most [`entry_bytes_max`](crate::Config::entry_bytes_max) long; up to
+    /// [`proposals_in_flight_max`](crate::Config::proposals_in_flight_max) proposals may wait at once. Waits at most
+    /// [`propose_timeout`](crate::Config::propose_timeout).
+    ///
+    /// # Errors
+    /// - [`NoLeader`](ProposeError::NoLeader), [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
+    ///   [`Encode`](ProposeError::Encode): nothing was written. Send it again later, or smaller.
+    /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
+    /// - [`Unknown`](ProposeError::Unknown): the deadline passed, or a snapshot covered the entry, before the outcome
+    ///   was seen. It may have been applied.
+    /// - [`Stopped`](ProposeError::Stopped): this node has stopped; the reason is inside. The outcome is unknown.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown.
+    ///
+    /// # Examples
+    /// See the [quick start](crate#quick-start).
+    pub async fn propose(&self, entry: LogEntry) -> Result<FSM::Reply, ProposeError> {
+        let payload = entry.encode().map_err(|error| ProposeError::Encode(error.to_string()))?;
+        drop(entry);
+        let (bytes, limit) = (payload.len() as u64, self.shared.config.entry_bytes_max);
+        if bytes > limit {
+            return Err(ProposeError::TooLarge { bytes, limit });
+        }
+        let (reply, answer) = local_reply();
+        let request = LocalRequestMsg::ForLeader(LeaderRequest::Propose { payload, reply });
+        self.shared.ask(request, answer, self.shared.config.propose_timeout).await
+    }
+
+    /// Runs `query` on the state machine and returns what it returns: a linearizable read.
+    ///
+    /// The closure sees everything that was acknowledged, by any node, before this call. It runs on the thread that
+    /// owns the state machine, between two batches of entries: it should be quick, nothing is applied meanwhile. A
+    /// panic in it stops the node like one in `apply`. May be called on any node; the leader is asked for an index,
+    /// the state machine that is read is this node's. Waits at most twice
+    /// [`read_timeout`](crate::Config::read_timeout).
+    ///
+    /// # Errors
+    /// Those of [`read_index`](Self::read_index). Nothing changes by a read: trying again is always safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless; the closure may still run.
+    ///
+    /// # Examples
+    /// See the [quick start](crate#quick-start).
+    pub async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&FSM) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        self.read_index().await?;
+        let (sender, receiver) = oneshot::channel();
+        let query: Query<FSM> = Box::new(move |state_machine| drop(sender.send(query(state_machine))));
+        self.shared.queries.try_send(query).map_err(|error| match error {
+            TrySendError::Full(_) => ReadError::Busy { waiting: self.shared.config.reads_in_flight_max as u64 },
+            TrySendError::Closed(_) => self.shared.lifecycle.stop_reason().into(),
+        })?;
+        let deadline = self.shared.config.read_timeout;
+        match timeout(deadline, receiver).await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(_)) => Err(self.shared.lifecycle.stop_reason().into()),
+            Err(_) => Err(ReadError::TimedOut(deadline)),
+        }
+    }
+
+    /// An index such that a state machine that has applied it shows everything that was acknowledged, by any node,
+    /// before this call. Resolves once this node has applied it, so that whatever is read from this node's state
+    /// machine afterwards is not stale.
+    ///
+    /// The leader confirms by a round of heartbeats that it still leads; reads that wait at the same time share a
+    /// round (ReadIndex, Raft thesis, section 6.4). May be called on any node. Waits at most
+    /// [`read_timeout`](crate::Config::read_timeout).
+    ///
+    /// # Errors
+    /// - [`NoLeader`](ReadError::NoLeader), [`Busy`](ReadError::Busy), [`TimedOut`](ReadError::TimedOut),
+    ///   [`ConnectionLost`](ReadError::ConnectionLost): try again, nothing changes by a read.
+    /// - [`Stopped`](ReadError::Stopped): this node has stopped; ask another one.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
+        self.shared.request(self.shared.config.read_timeout, |reply| LocalRequestMsg::ReadIndex { reply }).await
+    }
+
+    /// Whether this node leads, as far as it knows: a newer leader may exist that it has not heard of. For reads that
+    /// must not be stale, use [`query`](Self::query).
+    pub fn is_leader(&self) -> bool {
+        self.shared.status.borrow().is_leader()
+    }
+
+    /// The id of this node.
+    pub fn get_id(&self) -> NodeId {
+        self.shared.node_id
+    }
+
+    /// The id of the leader, as far as this node knows.
+    pub fn get_leader_id(&self) -> Option<NodeId> {
+        self.shared.status.borrow().leader_id
+    }
+
+    /// Who belongs to the cluster, this node included, as far as applied here.
+    pub fn get_peers(&self) -> Arc<Members> {
+        Arc::clone(&self.shared.status.borrow().members)
+    }
+
+    /// How many nodes belong to the cluster, learners included, as far as applied here.
+    pub fn get_cluster_size(&self) -> usize {
+        self.shared.status.borrow().members.len()
+    }
+
+    /// Where this node stands, and every change of it. The receiver sees the newest status; those in between may be
+    /// skipped.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.shared.status.clone()
+    }
+
+    /// Waits until a leader is known, and returns its id. Waits at most
+    /// [`propose_timeout`](crate::Config::propose_timeout).
+    ///
+    /// # Errors
+    /// - [`NoLeader`](WaitError::NoLeader): none was known in time.
+    /// - [`Stopped`](WaitError::Stopped): this node has stopped, or was not run in time.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn wait_for_leader(&self) -> Result<NodeId, WaitError> {
+        let deadline = self.shared.config.propose_timeout;
+        let mut status = self.shared.status.clone();
+        let known = async {
+            self.shared.lifecycle.running().await?;
+            tokio::select! {
+                status = status.wait_for(|status| status.leader_id.is_some()) => {
+                    // The sender is gone only when the node has stopped.
+                    let leader = status.ok().and_then(|status| status.leader_id);
+                    leader.ok_or_else(|| self.shared.lifecycle.stop_reason())
+                }
+                reason = self.shared.lifecycle.stopping() => Err(reason),
+            }
+        };
+        match timeout(deadline, known).await {
+            Ok(leader) => Ok(leader?),
+            Err(_) if self.shared.lifecycle.is_waiting() => Err(StopReason::NotRunning.into()),
+            Err(_) => Err(WaitError::NoLeader(deadline)),
+        }
+    }
+
+    /// Everything about the node's state, for people who look for a fault.
+    ///
+    /// # Errors
+    /// Why this node does not answer.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn inspect(&self) -> Result<Inspection, StopReason> {
+        self.shared.request(self.shared.config.read_timeout, |reply| LocalRequestMsg::Inspect { reply }).await
+    }
+
+    /// Hands leadership to another voter, and returns the new leader once one is known. May be called on any node.
+    /// Proposals that come meanwhile are held back and then served by the new leader.
+    ///
+    /// # Errors
+    /// See [`TransferError`]. The cluster is unharmed in every case.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the transfer.
+    pub async fn transfer_leader(&self, to: NodeId) -> Result<NodeId, TransferError> {
+        let request = |reply| LocalRequestMsg::ForLeader(LeaderRequest::TransferLeader { to: Some(to), reply });
+        self.shared.request(self.shared.config.membership_timeout, request).await
+    }
+
+    /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status) for the
+    /// outcome.
+    ///
+    /// # Errors
+    /// See [`CampaignError`]. Nothing happened.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the election.
+    pub async fn campaign(&self) -> Result<(), CampaignError> {
+        self.shared.request(self.shared.config.propose_timeout, |reply| LocalRequestMsg::Campaign { reply }).await
+    }
+
+    /// Steps down as leader of `term`, in favour of `successor`, or of whoever wins the next election. Resolves when
+    /// this node no longer leads. The term guards against a command that comes too late.
+    ///
+    /// # Errors
+    /// See [`DemoteError`]. The cluster is unharmed in every case.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the demotion.
+    pub async fn demote(&self, term: Term, successor: Option<NodeId>) -> Result<(), DemoteError> {
+        let request = |reply| LocalRequestMsg::Demote { term, successor, reply };
+        self.shared.request(self.shared.config.membership_timeout, request).await
+    }
+
+    /// Changes the members of the cluster, and returns them once the change is in force. May be called on any node.
+    ///
+    /// One step takes effect at once; several go through a joint configuration, in which both the old and the new
+    /// majority must agree. To remove the leader, leadership is handed over first. Waits at most
+    /// [`membership_timeout`](crate::Config::membership_timeout).
+    ///
+    /// # Errors
+    /// - [`Unknown`](MembershipError::Unknown), [`Stopped`](MembershipError::Stopped): look at the members before
+    ///   trying again.
+    /// - All others: nothing was changed; see [`MembershipError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not withdraw the change; treat the outcome as unknown.
+    pub async fn change_config(&self, change: MembershipChange) -> Result<Members, MembershipError> {
+        let request = |reply| LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply });
+        self.shared.request(self.shared.config.membership_timeout, request).await
+    }
+
+    /// Leaves the joint configuration that a change with
+    /// [`LeaveJoint::OnRequest`](raftify_core::members::LeaveJoint::OnRequest) has entered, and returns the members.
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config).
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn leave_joint(&self) -> Result<Members, MembershipError> {
+        self.change_config(MembershipChange::LeaveJoint).await
+    }
+
+    /// Takes this node out of the cluster for good and stops it; [`Raft::run`](crate::Raft::run) returns `Ok`. Its
+    /// id is never used again, its data directory is of no more use. A leader hands over leadership first.
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config); the node runs on. The last voter cannot leave: stop it with
+    /// [`quit`](Self::quit).
+    ///
+    /// # Cancel safety
+    /// As for `change_config`; a node that was removed stops by itself as soon as it hears of it.
+    pub async fn leave(&self) -> Result<(), MembershipError> {
+        self.shared.lifecycle.set_leaving(true);
+        let change = MembershipChange::one(MemberChange::Remove(self.get_id()));
+        match self.change_config(change).await {
+            // The news that it was removed may reach this node before the answer does.
+            Ok(_) | Err(MembershipError::Stopped(StopReason::Removed { .. })) => {
+                self.quit().await;
+                Ok(())
+            }
+            Err(error) => {
+                self.shared.lifecycle.set_leaving(false);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a snapshot of the state machine now, and returns its position once it is durable. The log before it
+    /// (but for [`log_entries_kept`](crate::Config::log_entries_kept)) is then forgotten. Snapshots are also taken
+    /// automatically: see [`snapshot_entries`](crate::Config::snapshot_entries).
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]; the old snapshot stays in use.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the snapshot.
+    pub async fn make_snapshot(&self) -> Result<LogPosition, SnapshotError> {
+        self.shared.request(SNAPSHOT_DEADLINE, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
+    }
+
+    /// Stops this node; the cluster goes on without it, and it comes back when it is bootstrapped again. Resolves
+    /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed, closed and answered then. A node that
+    /// never ran is closed at once. May be called from anywhere, any number of times.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not keep the node from stopping.
+    pub async fn quit(&self) {
+        self.shared.lifecycle.quit().await;
+    }
+
+    /// A request of this crate's own making.
+    pub(crate) async fn request<T: Send + 'static, E: Unanswered>(
+        &self,
+        within: Duration,
+        request: impl FnOnce(Responder<T, E>) -> LocalRequestMsg<Reply<FSM::Reply>>,
+    ) -> Result<T, E> {
+        self.shared.request(within, request).await
+    }
+
+    pub(crate) fn config(&self) -> &CheckedConfig {
+        &self.shared.config
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Lifecycle {
+        &self.shared.lifecycle
+    }
+}
+
+impl<FSM: AbstractStateMachine> Shared<FSM> {
+    /// Sends the request that `request` makes of a reply channel, and waits for the answer.
+    async fn request<T: Send + 'static, E: Unanswered>(
+        &self,
+        within: Duration,
+        request: impl FnOnce(Responder<T, E>) -> LocalRequestMsg<Reply<FSM::Reply>>,
+    ) -> Result<T, E> {
+        let (sender, receiver) = oneshot::channel();
+        // The caller may have given up; that is its right.
+        let reply = Responder::new(move |answer| drop(sender.send(answer)));
+        let answer = async move { receiver.await.unwrap_or(Err(StopReason::Stopped.into())) };
+        self.ask(request(reply), answer, within).await
+    }
+
+    async fn ask<T, E: Unanswered>(
+        &self,
+        request: LocalRequestMsg<Reply<FSM::Reply>>,
+        answer: impl Future<Output = Result<T, E>>,
+        within: Duration,
+    ) -> Result<T, E> {
+        match timeout(within, self.lifecycle.running()).await {
+            Ok(running) => running?,
+            Err(_) => return Err(StopReason::NotRunning.into()),
+        }
+        match self.requests.try_send(request) {
+            Ok(()) => {}
+            Err(TrySendError::Closed(_)) => return Err(self.lifecycle.stop_reason().into()),
+            Err(TrySendError::Full(request)) => match E::busy(self.config.request_queue_max as u64) {
+                Some(busy) => return Err(busy),
+                None => match timeout(within, self.requests.send(request)).await {
+                    Ok(sent) => sent.map_err(|_| self.lifecycle.stop_reason())?,
+                    Err(_) => return Err(E::late(within)),
+                },
+            },
+        }
+        timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)))
+    }
+}
+
+/// What a caller is told when the raft loop does not take its request, or does not answer it.
+pub(crate) trait Unanswered: From<StopReason> {
+    /// The queue in front of the raft loop is full. `None`: rare enough to wait for a place in it.
+    fn busy(waiting: u64) -> Option<Self> {
+        let _ = waiting;
+        None
+    }
+
+    /// The core's own deadline has passed, and it did not say so.
+    fn late(within: Duration) -> Self {
+        StopReason::Internal(format!("the raft loop did not answer within {} ms", within.as_millis())).into()
+    }
+}
+
+impl Unanswered for ProposeError {
+    fn busy(waiting: u64) -> Option<Self> {
+        Some(ProposeError::Busy { waiting })
+    }
+
+    fn late(within: Duration) -> Self {
+        ProposeError::Unknown(UnknownOutcome::TimedOut(within))
+    }
+}
+
+impl Unanswered for ReadError {
+    fn busy(waiting: u64) -> Option<Self> {
+        Some(ReadError::Busy { waiting })
+    }
+
+    fn late(within: Duration) -> Self {
+        ReadError::TimedOut(within)
+    }
+}
+
+impl Unanswered for MembershipError {
+    fn busy(waiting: u64) -> Option<Self> {
+        Some(MembershipError::Busy { waiting })
+    }
+
+    fn late(within: Duration) -> Self {
+        MembershipError::Unknown(UnknownOutcome::TimedOut(within))
+    }
+}
+
+impl Unanswered for SnapshotError {
+    fn late(within: Duration) -> Self {
+        SnapshotError::Failed(format!("it was not written within {} s; it may still be", within.as_secs()))
+    }
+}
+
+impl Unanswered for TransferError {}
+impl Unanswered for CampaignError {}
+impl Unanswered for DemoteError {}
+impl Unanswered for JoinError {}
+impl Unanswered for StopReason {}
