@@ -13,7 +13,7 @@ pub mod web;
 
 pub use node::{report, serve, start_logging};
 pub use peers::{LoadPeersError, load_peers};
-pub use store::{HashStore, Inserted, LogEntry};
+pub use store::{HashStore, Inserted, LogEntry, StoreFormatter};
 
 /// One node of the store.
 pub type Raft = raftify::Raft<LogEntry, HashStore>;

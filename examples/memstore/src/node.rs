@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use actix_web::{App, HttpServer, web};
 use raftify::BoxError;
+use raftify::error::RunError;
 use tokio::task::JoinHandle;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
@@ -25,7 +26,7 @@ const SHUTDOWN_TIMEOUT_SECONDS: u64 = 2;
 /// stopped in each case.
 pub async fn serve(
     raft: Raft,
-    mut running: JoinHandle<Result<(), raftify::RunError>>,
+    mut running: JoinHandle<Result<(), RunError>>,
     web_address: Option<String>,
     entry_bytes_max: u64,
 ) -> Result<(), BoxError> {

@@ -1,10 +1,10 @@
 //! The state machine: a map from text to text.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
 
-use raftify::{AbstractStateMachine, BoxError, LogPosition, SnapshotCapture, restore_value};
+use raftify::{AbstractStateMachine, BoxError, CustomFormatter, LogPosition, SnapshotCapture, restore_value};
 use serde::{Deserialize, Serialize};
 
 /// What is replicated.
@@ -84,6 +84,42 @@ impl AbstractStateMachine for HashStore {
     }
 }
 
+/// Shows entries and snapshots of the store in logs and in the CLI.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StoreFormatter;
+
+const SHOWN_CHARS_MAX: usize = 60;
+const SHOWN_KEYS_MAX: usize = 20;
+
+impl CustomFormatter<LogEntry, HashStore> for StoreFormatter {
+    fn format_entry(&self, entry: &LogEntry, _encoded: &[u8]) -> String {
+        let LogEntry::Insert { key, value } = entry;
+        format!("insert {} = {}", shortened(key), shortened(value))
+    }
+
+    fn format_snapshot(&self, data: &mut dyn Read) -> io::Result<String> {
+        let mut store = HashStore::default();
+        store.restore(data).map_err(io::Error::other)?;
+        let mut text = format!("{} keys", store.len());
+        for key in store.first_keys(SHOWN_KEYS_MAX) {
+            let value = store.get(&key).unwrap_or_default();
+            text.push_str(&format!("\n{} = {}", shortened(&key), shortened(&value)));
+        }
+        if store.len() > SHOWN_KEYS_MAX {
+            text.push_str("\n...");
+        }
+        Ok(text)
+    }
+}
+
+/// The text in quotes, cut if it is long.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{:?}... ({} bytes)", &text[..end], text.len()),
+        None => format!("{text:?}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +146,28 @@ mod tests {
         }
         assert_eq!(store.first_keys(3), ["a", "b", "c"]);
         assert_eq!(store.first_keys(9), ["a", "b", "c", "d"]);
+    }
+
+    #[test]
+    fn a_snapshot_brings_back_what_it_captured_and_nothing_later() {
+        let mut store = HashStore::default();
+        insert(&mut store, 2, "a", "1");
+        let capture = store.snapshot().unwrap();
+        insert(&mut store, 3, "b", "2");
+        let mut data = Vec::new();
+        capture.write_to(&mut data).unwrap();
+
+        let mut restored = HashStore::default();
+        insert(&mut restored, 2, "old", "gone");
+        restored.restore(&mut data.as_slice()).unwrap();
+        assert_eq!(restored.first_keys(9), ["a"]);
+        assert_eq!(StoreFormatter.format_snapshot(&mut data.as_slice()).unwrap(), "1 keys\n\"a\" = \"1\"");
+    }
+
+    #[test]
+    fn long_values_are_shown_by_their_beginning() {
+        let entry = LogEntry::Insert { key: "ä".to_owned(), value: "ö".repeat(70) };
+        let shown = StoreFormatter.format_entry(&entry, &[]);
+        assert_eq!(shown, format!("insert \"ä\" = \"{}\"... (140 bytes)", "ö".repeat(60)));
     }
 }

@@ -25,10 +25,10 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, Resource, ResponseError, web};
 use percent_encoding::percent_decode_str;
-use raftify::{
-    CampaignError, DemoteError, LogPosition, MembershipError, NodeId, ProposeError, ReadError, SnapshotError,
-    StopReason, Term, TransferError,
+use raftify::error::{
+    CampaignError, DemoteError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason, TransferError,
 };
+use raftify::{LogPosition, NodeId, Term};
 use serde_json::{Value, json};
 
 use crate::{LogEntry, Raft};
