@@ -1,9 +1,12 @@
 //! raftify turns a program's state into a replicated state machine.
+//!
+//! # Quick start
 #![allow(dead_code, unreachable_pub)] // While the parts are being put together.
 
 mod applier;
-mod error;
+pub mod error;
 mod formatter;
+mod lifecycle;
 mod log_entry;
 mod log_writer;
 mod outbox;
@@ -12,5 +15,23 @@ mod raft_client;
 mod raft_loop;
 mod raft_node;
 mod raft_server;
+mod reply;
+mod running;
 mod state_machine;
 mod wire;
+
+pub use error::BoxError;
+pub use formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
+pub use log_entry::AbstractLogEntry;
+pub use raft::{BootstrapOptions, ClusterJoinTicket, Raft};
+pub use raft_client::ClientError;
+pub use raft_node::RaftNode;
+pub use raftify_core::members::LeaveJoint;
+pub use raftify_core::storage::{MemorySnapshotStore, MemoryStorage};
+pub use raftify_core::{
+    ClusterId, Config, Entry, EntryKind, HardState, Identity, Incarnation, Inspection, LogIndex, LogPosition,
+    LogReader, Member, MemberChange, MemberRole, Members, MembershipChange, NodeId, PeerProgress, ReplicationState,
+    Role, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, Status, StorageError, Term,
+};
+pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
+pub use wire::DoorRefusal;

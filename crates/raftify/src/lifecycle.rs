@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::error::RunError;
 
 /// Everything that a node consists of, ready to run. Dropping it closes storage and port.
-pub(crate) type Runner = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), RunError>> + Send>;
+pub(crate) type Runner = Box<dyn FnOnce(Lifecycle) -> BoxFuture<'static, Result<(), RunError>> + Send>;
 
 /// Gives its content out once.
 struct OneShotMutex<T>(Mutex<Option<T>>);
@@ -78,7 +78,7 @@ impl Lifecycle {
         let runner = self.0.runner.take().ok_or(RunError::AlreadyRunning)?;
         let _end = EndOnDrop(self);
         self.0.phase.send_replace(Phase::Running);
-        runner().await
+        runner(self.clone()).await
     }
 
     /// Resolves once the node runs.

@@ -421,7 +421,7 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
 }
 
 /// What a caller is told when the raft loop does not take its request, or does not answer it.
-pub(crate) trait Unanswered: From<StopReason> {
+pub(crate) trait Unanswered: From<StopReason> + Send + 'static {
     /// The queue in front of the raft loop is full. `None`: rare enough to wait for a place in it.
     fn busy(waiting: u64) -> Option<Self> {
         let _ = waiting;

@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
-use raftify_core::{ProposalReply, Responder};
+use raftify_core::ProposalReply;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+
+use crate::outbox::RemoteReply;
 
 /// Where the state machine's reply to one proposal goes. Dropped without an answer, it answers that the node has
 /// stopped.
@@ -13,18 +15,21 @@ pub(crate) enum Reply<T> {
     /// To a caller in this process.
     Local(oneshot::Sender<Result<T, ProposeError>>),
     /// To another node or a remote client, in the format of `postcard`.
-    Remote(Responder<Bytes, ProposeError>),
+    Remote(oneshot::Sender<Result<Bytes, ProposeError>>),
 }
 
 impl<T: Serialize> Reply<T> {
     /// The entry was applied, and this is what the state machine says.
     pub(crate) fn applied(self, reply: T) {
+        // In both cases the caller may have given up; that is its right.
         match self {
-            // The caller may have given up; that is its right.
             Reply::Local(sender) => drop(sender.send(Ok(reply))),
-            Reply::Remote(responder) => responder.answer(postcard::to_stdvec(&reply).map(Bytes::from).map_err(|error| {
-                ProposeError::Unknown(UnknownOutcome::BadReply(format!("it cannot be encoded: {error}")))
-            })),
+            Reply::Remote(sender) => {
+                let encoded = postcard::to_stdvec(&reply).map(Bytes::from).map_err(|error| {
+                    ProposeError::Unknown(UnknownOutcome::BadReply(format!("it cannot be encoded: {error}")))
+                });
+                drop(sender.send(encoded));
+            }
         }
     }
 }
@@ -33,33 +38,20 @@ impl<T: Send + 'static> ProposalReply for Reply<T> {
     fn refuse(self, error: ProposeError) {
         match self {
             Reply::Local(sender) => drop(sender.send(Err(error))),
-            Reply::Remote(responder) => responder.answer(Err(error)),
+            Reply::Remote(sender) => drop(sender.send(Err(error))),
         }
     }
 }
 
-/// What the connections need of a reply channel, whose type of reply they do not know.
-pub(crate) trait EncodedReply: ProposalReply {
-    /// A channel for a proposal that came over the network.
-    fn remote(responder: Responder<Bytes, ProposeError>) -> Self;
-
-    /// Another node applied the entry, and this is what its state machine says.
-    fn applied_elsewhere(self, reply: Bytes);
-}
-
-impl<T: DeserializeOwned + Send + 'static> EncodedReply for Reply<T> {
-    fn remote(responder: Responder<Bytes, ProposeError>) -> Reply<T> {
-        Reply::Remote(responder)
-    }
-
-    fn applied_elsewhere(self, reply: Bytes) {
+impl<T: DeserializeOwned + Send + 'static> RemoteReply for Reply<T> {
+    fn deliver(self, encoded_reply: Bytes) {
         match self {
             Reply::Local(sender) => {
-                let reply = postcard::from_bytes(&reply)
+                let reply = postcard::from_bytes(&encoded_reply)
                     .map_err(|error| ProposeError::Unknown(UnknownOutcome::BadReply(error.to_string())));
                 drop(sender.send(reply));
             }
-            Reply::Remote(responder) => responder.answer(Ok(reply)),
+            Reply::Remote(sender) => drop(sender.send(Ok(encoded_reply))),
         }
     }
 }
