@@ -8,7 +8,7 @@ use std::time::Duration;
 use raftify::{
     AbstractLogEntry, AbstractStateMachine, BoxError, CustomFormatter, Entry, EntryKind, HeedStorage, Identity,
     Inspection, LogIndex, LogReader, MemberChange, MemberRecord, Members, MembershipChange, RaftClient,
-    SnapshotStore, StableStorage, hex_and_text,
+    hex_and_text,
 };
 use serde_json::{Value, json};
 
@@ -50,7 +50,7 @@ where
     LogEntry: AbstractLogEntry,
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
-    let mut storage = HeedStorage::open_read_only(path)?;
+    let storage = HeedStorage::open_read_only(path)?;
     let stored = storage.load()?;
     let reader = storage.log_reader();
     let first = stored.truncated.index.next();
@@ -195,11 +195,11 @@ where
     LogEntry: AbstractLogEntry,
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
-    let mut storage = HeedStorage::open_read_only(path)?;
+    let storage = HeedStorage::open_read_only(path)?;
     let Some(newest) = storage.load()?.snapshot else {
         return Err(format!("{}: no snapshot has been taken yet", path.display()).into());
     };
-    let (meta, bytes, mut data) = storage.snapshots().open(newest.position)?;
+    let (meta, bytes, mut data) = storage.open_snapshot(newest.position)?;
     if form == Form::Raw {
         io::copy(&mut data, output)?;
         return Ok(());

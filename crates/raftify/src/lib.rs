@@ -26,7 +26,7 @@ pub use log_entry::AbstractLogEntry;
 pub use raft::{BootstrapOptions, ClusterJoinTicket, Raft};
 pub use raft_client::ClientError;
 pub use raft_node::RaftNode;
-pub use raftify_core::members::LeaveJoint;
+pub use raftify_core::members::{LeaveJoint, MemberRecord, check_address};
 pub use raftify_core::storage::{MemorySnapshotStore, MemoryStorage};
 pub use raftify_core::{
     ClusterId, Config, Entry, EntryKind, HardState, Identity, Incarnation, Inspection, LogIndex, LogPosition,
