@@ -61,21 +61,19 @@ type Problem = (Option<Range<usize>>, String);
 fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
     let file: File = toml::from_str(text).map_err(|error| (error.span(), error.message().replace('\n', ", ")))?;
     if file.peers.is_empty() {
-        return Err((None, "it names no peers: give each node a [[peers]] table with id, address and role".to_owned()));
+        return Err((None, "no peers are named: give each node a [[peers]] table with id, address and role".to_owned()));
     }
     let mut members: Vec<Member> = Vec::with_capacity(file.peers.len());
     for peer in file.peers {
-        let at = |spanned: Range<usize>, problem: String| (Some(spanned), problem);
-        let id = NodeId::try_from(*peer.id.get_ref()).map_err(|zero| at(peer.id.span(), format!("id: {zero}")))?;
-        check_address(peer.address.get_ref())
-            .map_err(|problem| at(peer.address.span(), format!("address: {problem}")))?;
-        if members.iter().any(|other| other.id == id) {
-            return Err(at(peer.id.span(), format!("id: another peer has id {id} already")));
-        }
-        let address_span = peer.address.span();
+        let (id_place, address_place) = (Some(peer.id.span()), Some(peer.address.span()));
         let address = peer.address.into_inner();
+        let id = NodeId::try_from(peer.id.into_inner()).map_err(|zero| (id_place.clone(), zero.to_string()))?;
+        check_address(&address).map_err(|problem| (address_place.clone(), problem.to_string()))?;
+        if members.iter().any(|other| other.id == id) {
+            return Err((id_place, format!("another peer has id {id} already")));
+        }
         if let Some(other) = members.iter().find(|other| other.address == address) {
-            return Err(at(address_span, format!("address: peer {} has address {address} already", other.id)));
+            return Err((address_place, format!("peer {} has address {address} already", other.id)));
         }
         members.push(match peer.role {
             PeerRole::Voter => Member::voter(id, address),
@@ -83,7 +81,7 @@ fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
         });
     }
     if !members.iter().any(|member| member.role == MemberRole::Voter) {
-        return Err((None, "role: all peers are learners, and a cluster needs a voter".to_owned()));
+        return Err((None, "all peers have role learner, and a cluster needs a voter".to_owned()));
     }
     Ok(members)
 }
@@ -122,7 +120,7 @@ pub enum LoadPeersError {
         source: io::Error,
     },
     /// What it says cannot be a list of peers.
-    #[error("{}, {}{problem}", path.display(), place.as_ref().map(|place| format!("{place}: ")).unwrap_or_default())]
+    #[error("{}{}: {problem}", path.display(), place.as_ref().map(|place| format!(", {place}")).unwrap_or_default())]
     Wrong {
         /// The file.
         path: PathBuf,
@@ -175,52 +173,55 @@ mod tests {
                 address = "[::1]:60063"
                 role = "learner"
             "#,
-            expect![[""]],
+            expect![[r#"
+                1 127.0.0.1:60061 voter
+                2 node-2.example:60061 voter
+                30 [::1]:60063 learner"#]],
         );
     }
 
     #[test]
     fn a_missing_file_is_named() {
         let error = load_peers("no/such/cluster_config.toml").unwrap_err();
-        expect![[""]].assert_eq(&error.to_string());
+        expect!["cannot read the list of peers no/such/cluster_config.toml: No such file or directory (os error 2)"].assert_eq(&error.to_string());
     }
 
     #[test]
     fn an_empty_file_says_what_to_write() {
-        check("", expect![[""]]);
-        check("# nobody\n", expect![[""]]);
+        check("", expect!["cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"]);
+        check("# nobody\n", expect!["cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"]);
     }
 
     #[test]
     fn a_malformed_file_names_line_and_field() {
-        check("[[peers]]\nid = 1\naddress = ", expect![[""]]);
-        check("[[peers]\n", expect![[""]]);
-        check("[[peers]]\nid = 1\n", expect![[""]]);
-        check("[[peers]]\nid = \"one\"\naddress = \"a:1\"\n", expect![[""]]);
-        check("[[peers]]\nid = -1\naddress = \"a:1\"\n", expect![[""]]);
-        check("[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"leader\"\n", expect![[""]]);
-        check("[[peers]]\nid = 1\nadress = \"a:1\"\n", expect![[""]]);
-        check("[[peer]]\nid = 1\naddress = \"a:1\"\n", expect![[""]]);
+        check("[[peers]]\nid = 1\naddress = ", expect!["cluster_config.toml, line 3 (`address =`): string values must be quoted, expected literal string"]);
+        check("[[peers]\n", expect!["cluster_config.toml, line 1 (`[[peers]`): unclosed array table, expected `]`"]);
+        check("[[peers]]\nid = 1\n", expect!["cluster_config.toml, line 1 (`[[peers]]`): missing field `address`"]);
+        check("[[peers]]\nid = \"one\"\naddress = \"a:1\"\n", expect![[r#"cluster_config.toml, line 2 (`id = "one"`): invalid type: string "one", expected u64"#]]);
+        check("[[peers]]\nid = -1\naddress = \"a:1\"\n", expect!["cluster_config.toml, line 2 (`id = -1`): invalid value: integer `-1`, expected u64"]);
+        check("[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"leader\"\n", expect![[r#"cluster_config.toml, line 4 (`role = "leader"`): unknown variant `leader`, expected `voter` or `learner`"#]]);
+        check("[[peers]]\nid = 1\nadress = \"a:1\"\n", expect![[r#"cluster_config.toml, line 3 (`adress = "a:1"`): unknown field `adress`, expected one of `id`, `address`, `role`"#]]);
+        check("[[peer]]\nid = 1\naddress = \"a:1\"\n", expect!["cluster_config.toml, line 1 (`[[peer]]`): unknown field `peer`, expected `peers`"]);
     }
 
     #[test]
     fn values_that_cannot_be_are_refused_with_line_and_field() {
-        check("[[peers]]\nid = 0\naddress = \"a:1\"\n", expect![[""]]);
-        check("[[peers]]\nid = 1\naddress = \"localhost\"\n", expect![[""]]);
-        check("[[peers]]\nid = 1\naddress = \"localhost:99999\"\n", expect![[""]]);
-        check("[[peers]]\nid = 1\naddress = \"http://localhost:1\"\n", expect![[""]]);
+        check("[[peers]]\nid = 0\naddress = \"a:1\"\n", expect!["cluster_config.toml, line 2 (`id = 0`): id: 0 is not a node id: ids start at 1"]);
+        check("[[peers]]\nid = 1\naddress = \"localhost\"\n", expect![[r#"cluster_config.toml, line 3 (`address = "localhost"`): address: address "localhost" is not of the form host:port, the port is missing"#]]);
+        check("[[peers]]\nid = 1\naddress = \"localhost:99999\"\n", expect![[r#"cluster_config.toml, line 3 (`address = "localhost:99999"`): address: address "localhost:99999" is not of the form host:port, the port is no number from 1 to 65535"#]]);
+        check("[[peers]]\nid = 1\naddress = \"http://localhost:1\"\n", expect![[r#"cluster_config.toml, line 3 (`address = "http://localhost:1"`): address: address "http://localhost:1" is not of the form host:port, an IPv6 address needs brackets, as in [::1]:60061"#]]);
     }
 
     #[test]
     fn peers_that_contradict_each_other_are_refused() {
         check(
             "[[peers]]\nid = 1\naddress = \"a:1\"\n\n[[peers]]\nid = 1\naddress = \"b:1\"\n",
-            expect![[""]],
+            expect!["cluster_config.toml, line 6 (`id = 1`): id: another peer has id 1 already"],
         );
         check(
             "[[peers]]\nid = 1\naddress = \"a:1\"\n\n[[peers]]\nid = 2\naddress = \"a:1\"\n",
-            expect![[""]],
+            expect![[r#"cluster_config.toml, line 7 (`address = "a:1"`): address: peer 1 has address a:1 already"#]],
         );
-        check("[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"learner\"\n", expect![[""]]);
+        check("[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"learner\"\n", expect!["cluster_config.toml, role: all peers are learners, and a cluster needs a voter"]);
     }
 }
