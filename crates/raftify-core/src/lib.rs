@@ -12,8 +12,12 @@ mod entry;
 pub mod error;
 pub mod members;
 pub mod message;
+mod proposals;
 mod raft_node_core;
+mod raft_rs;
+mod reads;
 mod request;
+mod snapshot_policy;
 mod status;
 pub mod storage;
 mod turn;
@@ -28,6 +32,8 @@ pub use request::{
     Forwarding, LeaderRequest, LocalRequestMsg, ProposalReply, Reservation, Responder, ServerRequestMsg,
 };
 pub use status::{Inspection, PeerProgress, ReplicationState, Role, Status};
-pub use storage::{HardState, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError};
+pub use storage::{
+    HardState, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError,
+};
 pub use turn::{Committed, Forward, LogFetch, ReadRound, SnapshotToSend, Turn, TurnNumber};
 pub use types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, Term, ZeroNodeId};

@@ -1,15 +1,44 @@
-//! The core's API. (Being filled in.)
+//! The deciding half of a node: owns consensus, the membership, and every answer that is owed.
+//!
+//! Called by the raft loop, and by the simulator in its place. It is told what happened (`handle_*`, `tick`, `written`,
+//! `applied`, …) and is then asked what to do ([`ready`](RaftNodeCore::ready)). It does no I/O, reads no clock and draws
+//! no random numbers. Requests for the leader are in `requests`, what follows from committed entries in `committed`,
+//! snapshots in `snapshots`.
 
+mod committed;
+mod requests;
+mod snapshots;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use self::requests::{Batch, MembershipWaiter, Parked, Transfer};
+use self::snapshots::Snapshots;
 use crate::config::CheckedConfig;
-use crate::entry::Entry;
-use crate::error::{ReadError, StartError, StopReason};
-use crate::request::{LocalRequestMsg, ProposalReply, ServerRequestMsg};
-use crate::status::Status;
-use crate::storage::{LogReader, SnapshotMeta, StorageError, StoredState};
-use crate::turn::{LogFetch, Turn, TurnNumber};
-use crate::types::{LogIndex, LogPosition, NodeId};
+use crate::entry::{Entry, EntryKind};
+use crate::error::{JoinError, MembershipError, ReadError, StartError, StopReason};
+use crate::members::{Members, Sender, SenderRefusal};
+use crate::message::{RaftMessage, RaftMessageBody};
+use crate::proposals::AnswersOwed;
+use crate::raft_rs::{Consensus, ConsensusReady, LogStart};
+use crate::reads::{Read, Reads, RoundKind, Serve};
+use crate::request::{LocalRequestMsg, ProposalReply, Responder, ServerRequestMsg};
+use crate::snapshot_policy::SnapshotPolicy;
+use crate::status::{Inspection, Status};
+use crate::storage::{HardState, LogReader, StorageError, StoredState, Write};
+use crate::turn::{Committed, Forward, LogFetch, ReadRound, SnapshotToSend, Turn, TurnNumber};
+use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId};
+
+/// How many bytes of entries are read at once when a node starts.
+const START_READ_BYTES: u64 = 8 * 1024 * 1024;
+
+/// The term and the place that every new cluster begins at: as if an entry had stood there that made the first members.
+const CLUSTER_START: LogPosition = LogPosition::new(1, 1);
 
 /// What a core starts with.
+#[derive(Debug)]
 pub struct CoreStart {
     /// This node.
     pub node_id: NodeId,
@@ -23,44 +52,728 @@ pub struct CoreStart {
     pub logger: Option<slog::Logger>,
 }
 
-/// The deciding half of a node.
+/// The deciding half of a node. `R` is how a proposal is answered.
 pub struct RaftNodeCore<R> {
-    _r: std::marker::PhantomData<R>,
+    node_id: NodeId,
+    config: CheckedConfig,
+    seed: u64,
+    logger: Option<slog::Logger>,
+    identity: Option<Identity>,
+    consensus: Consensus,
+    members: Arc<Members>,
+    now_ticks: u64,
+
+    /// What the next turn will hold, as far as it is known.
+    next: NextTurn<R>,
+    issued: TurnNumber,
+    written: TurnNumber,
+    /// Turns that are issued and not yet known to be written, oldest first.
+    in_flight: VecDeque<InFlight>,
+
+    proposals: AnswersOwed<R>,
+    batch: Batch<R>,
+    membership: AnswersOwed<MembershipWaiter>,
+    /// The change that this leader has proposed and that is not yet in force.
+    pending_change: Option<LogIndex>,
+    /// Who waits for a joint configuration to be left, and until when.
+    awaiting_leave: Vec<(Responder<Members, MembershipError>, u64)>,
+    parked: VecDeque<Parked<R>>,
+    transfer: Option<Transfer>,
+    reads: Reads,
+    /// Whether this node led when it last looked.
+    led: bool,
+
+    /// When each peer was last heard of.
+    last_heard: BTreeMap<NodeId, u64>,
+    /// The first incarnation heard of each node, until it is replicated.
+    first_incarnations: BTreeMap<NodeId, Incarnation>,
+    /// Whose incarnation this leader has proposed to replicate.
+    recording_incarnations: BTreeSet<NodeId>,
+
+    /// Committed entries, each with the turn it came with, that are not yet handed to the state machine.
+    held: VecDeque<(Entry, TurnNumber)>,
+    /// The last entry that was handed to the state machine.
+    handed_out: LogPosition,
+    applied: LogIndex,
+    /// Bytes handed out and not yet applied, a sum for each turn.
+    unapplied: VecDeque<(LogIndex, u64)>,
+    unapplied_bytes: u64,
+
+    snapshots: Snapshots,
+    /// Who waits for the identity to be durable.
+    identity_replies: Vec<(TurnNumber, Responder<(), JoinError>)>,
+    stop_reason: Option<StopReason>,
+}
+
+struct InFlight {
+    number: TurnNumber,
+    ready_number: Option<u64>,
+    has_write: bool,
+}
+
+struct NextTurn<R> {
+    write: Write,
+    send_now: Vec<RaftMessage>,
+    send_after: Vec<RaftMessage>,
+    send_snapshots: Vec<SnapshotToSend>,
+    committed: Vec<Committed<R>>,
+    forward: Vec<Forward<R>>,
+    read_round: Option<ReadRound>,
+    take_snapshot: bool,
+}
+
+impl<R> Default for NextTurn<R> {
+    fn default() -> Self {
+        NextTurn {
+            write: Write::default(),
+            send_now: Vec::new(),
+            send_after: Vec::new(),
+            send_snapshots: Vec::new(),
+            committed: Vec::new(),
+            forward: Vec::new(),
+            read_round: None,
+            take_snapshot: false,
+        }
+    }
+}
+
+impl<R> NextTurn<R> {
+    fn is_empty(&self) -> bool {
+        self.write.is_empty()
+            && self.send_now.is_empty()
+            && self.send_after.is_empty()
+            && self.send_snapshots.is_empty()
+            && self.committed.is_empty()
+            && self.forward.is_empty()
+            && self.read_round.is_none()
+            && !self.take_snapshot
+    }
 }
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// Starts on what the storage holds; reads the entries after the newest snapshot, which it holds until they are applied.
-    pub fn new(_start: CoreStart, _log: &impl LogReader) -> Result<Self, StartError> { todo!() }
-    /// One `tick_interval` has passed.
-    pub fn tick(&mut self) { todo!() }
+    /// Starts on what the storage holds. Reads the entries after the newest snapshot, which stay in memory until they
+    /// are applied.
+    ///
+    /// # Errors
+    /// If the storage belongs to another node, contradicts itself, or cannot be read.
+    pub fn new(start: CoreStart, log: &impl LogReader) -> Result<Self, StartError> {
+        let CoreStart {
+            node_id,
+            config,
+            seed,
+            stored,
+            logger,
+        } = start;
+        if let Some(identity) = stored.identity
+            && identity.node_id != node_id
+        {
+            return Err(StartError::OtherNode {
+                stored: identity,
+                asked: node_id,
+            });
+        }
+        let (log_start, members, handed_out) = log_start(&stored, log)?;
+        let applied = log_start.applied;
+        let consensus = Consensus::new(node_id, &config, seed, log_start, logger.clone())
+            .map_err(|reason| StartError::Inconsistent { reason })?;
+        let mut core = RaftNodeCore {
+            node_id,
+            seed,
+            logger,
+            identity: stored.identity,
+            consensus,
+            members: Arc::new(members),
+            now_ticks: 0,
+            next: NextTurn::default(),
+            issued: TurnNumber(0),
+            written: TurnNumber(0),
+            in_flight: VecDeque::new(),
+            proposals: AnswersOwed::new(),
+            batch: Batch::default(),
+            membership: AnswersOwed::new(),
+            pending_change: None,
+            awaiting_leave: Vec::new(),
+            parked: VecDeque::new(),
+            transfer: None,
+            reads: Reads::default(),
+            led: false,
+            last_heard: BTreeMap::new(),
+            first_incarnations: BTreeMap::new(),
+            recording_incarnations: BTreeSet::new(),
+            held: VecDeque::new(),
+            handed_out,
+            applied,
+            unapplied: VecDeque::new(),
+            unapplied_bytes: 0,
+            snapshots: Snapshots::new(stored.snapshot, SnapshotPolicy::new(&config)),
+            identity_replies: Vec::new(),
+            stop_reason: None,
+            config,
+        };
+        core.begin();
+        Ok(core)
+    }
+
+    /// What follows from an identity and a membership, at the start and when a cluster is begun.
+    fn begin(&mut self) {
+        let Some(identity) = self.identity else { return };
+        self.first_incarnations.insert(self.node_id, identity.incarnation);
+        if self.members.is_empty() {
+            return;
+        }
+        self.next.committed.push(Committed::Members {
+            position: self.handed_out,
+            members: Arc::clone(&self.members),
+        });
+        let voters = self.members.configuration();
+        if voters.voters.len() == 1 && voters.voters.contains(&self.node_id) && !self.members.is_joint() {
+            // An election like any other; with a single voter there is nobody to wait for.
+            self.consensus.campaign();
+        }
+    }
+
+    // --- Events ---
+
+    /// One [`tick_interval`](crate::Config::tick_interval) has passed.
+    pub fn tick(&mut self) {
+        self.now_ticks += 1;
+        self.consensus.tick();
+        self.expire_requests();
+        self.reads.tick(self.now_ticks, self.config.read_timeout);
+        self.record_incarnations();
+        self.leave_joint_if_due();
+    }
+
     /// This node's user asks.
-    pub fn handle_local_request_msg(&mut self, _m: LocalRequestMsg<R>) { todo!() }
-    /// Another node asks.
-    pub fn handle_server_request_msg(&mut self, _m: ServerRequestMsg<R>) { todo!() }
-    /// What must be done now, if anything.
-    pub fn ready(&mut self) -> Option<Turn<R>> { todo!() }
-    /// All writes up to this turn are durable.
-    pub fn written(&mut self, _n: TurnNumber) { todo!() }
-    /// The state machine has applied everything up to here.
-    pub fn applied(&mut self, _i: LogIndex) { todo!() }
-    /// A snapshot that the core asked for is durable in the snapshot store, or could not be taken (the reason as text).
-    pub fn snapshot_taken(&mut self, _r: Result<SnapshotMeta, String>) { todo!() }
-    /// A snapshot was installed by its receiver (`Ok`), or not.
-    pub fn snapshot_sent(&mut self, _to: NodeId, _outcome: Result<(), String>) { todo!() }
-    /// The connection to a peer broke: messages may have been lost. Once per broken connection.
-    pub fn report_unreachable(&mut self, _to: NodeId) { todo!() }
-    /// The entries asked for with [`Turn::fetch`]. An error other than `Compacted` stops the node before this is called.
-    pub fn fetched(&mut self, _f: LogFetch, _r: Result<Vec<Entry>, StorageError>) { todo!() }
-    /// The leader's answer to [`Turn::read_round`].
-    pub fn read_round_answered(&mut self, _round: u64, _r: Result<LogIndex, ReadError>) { todo!() }
-    /// Another node refused this one's messages. Ends the node if that is final: see [`stop_reason`](Self::stop_reason).
-    pub fn refused_by(&mut self, _by: NodeId, _refusal: crate::members::SenderRefusal) { todo!() }
-    /// Why this node must stop by itself, once it must: it was removed, or is fenced.
-    pub fn stop_reason(&self) -> Option<&StopReason> { todo!() }
+    pub fn handle_local_request_msg(&mut self, message: LocalRequestMsg<R>) {
+        match message {
+            LocalRequestMsg::ForLeader(request) => self.take_request(request, crate::Forwarding::Allowed),
+            LocalRequestMsg::ReadIndex { reply } => self.take_read(reply, Serve::WhenApplied),
+            LocalRequestMsg::Campaign { reply } => self.campaign(reply),
+            LocalRequestMsg::Demote {
+                term,
+                successor,
+                reply,
+            } => self.demote(term, successor, reply),
+            LocalRequestMsg::MakeSnapshot { reply } => self.make_snapshot(reply),
+            LocalRequestMsg::StartCluster {
+                identity,
+                members,
+                reply,
+            } => {
+                self.start_cluster(identity, members, reply);
+            }
+            LocalRequestMsg::AwaitCluster { identity, reply } => self.await_cluster(identity, reply),
+            LocalRequestMsg::Inspect { reply } => reply.answer(Ok(self.inspect())),
+        }
+    }
+
+    /// Another node, or a remote client, asks.
+    pub fn handle_server_request_msg(&mut self, message: ServerRequestMsg<R>) {
+        match message {
+            ServerRequestMsg::RaftMessages {
+                sender,
+                receiver,
+                messages,
+            } => {
+                if let Err(refusal) = self.check_sender(&sender, receiver) {
+                    warn!(node = %self.node_id, from = %sender.id, "refused messages: {refusal}");
+                    return;
+                }
+                self.last_heard.insert(sender.id, self.now_ticks);
+                for message in messages {
+                    self.step(sender.id, message);
+                }
+            }
+            ServerRequestMsg::InstallSnapshot {
+                sender,
+                receiver,
+                term,
+                snapshot,
+                reply,
+            } => {
+                self.install_snapshot(sender, receiver, term, snapshot, reply);
+            }
+            ServerRequestMsg::ForLeader { request, forwarding } => self.take_request(request, forwarding),
+            ServerRequestMsg::ConfirmReadIndex { reply } => self.take_read(reply, Serve::WhenConfirmed),
+            ServerRequestMsg::Inspect { reply } => reply.answer(Ok(self.inspect())),
+        }
+    }
+
+    /// All writes up to and including those of this turn are durable.
+    pub fn written(&mut self, number: TurnNumber) {
+        let mut ready_number = None;
+        // A turn without a write is written as soon as those before it are.
+        while let Some(turn) = self.in_flight.front()
+            && (turn.number <= number || !turn.has_write)
+        {
+            self.written = turn.number;
+            ready_number = turn.ready_number.or(ready_number);
+            self.in_flight.pop_front();
+        }
+        if let Some(ready_number) = ready_number {
+            self.consensus.persisted(ready_number);
+        }
+        self.snapshots_written();
+        let written = self.written;
+        for (_, reply) in self.identity_replies.extract_if(.., |(turn, _)| *turn <= written) {
+            reply.answer(Ok(()));
+        }
+    }
+
+    /// The state machine has applied everything up to `index`.
+    pub fn applied(&mut self, index: LogIndex) {
+        if index <= self.applied {
+            return;
+        }
+        self.applied = index;
+        while let Some((last, bytes)) = self.unapplied.front()
+            && *last <= index
+        {
+            self.unapplied_bytes -= bytes;
+            self.unapplied.pop_front();
+        }
+        self.consensus.apply_to(index);
+        self.reads.applied(index);
+    }
+
+    /// The connection to a peer broke: messages may have been lost. To be called once for each broken connection.
+    pub fn report_unreachable(&mut self, peer: NodeId) {
+        self.consensus.report_unreachable(peer);
+    }
+
+    /// The entries asked for with [`Turn::fetch`], or that they were compacted away. Any other error of the storage
+    /// stops the node before this is called.
+    pub fn fetched(&mut self, fetch: LogFetch, result: Result<Vec<Entry>, StorageError>) {
+        self.consensus.fetched(fetch, result);
+    }
+
+    /// The answer to [`Turn::read_round`].
+    pub fn read_round_answered(&mut self, round: u64, answer: Result<LogIndex, ReadError>) {
+        match answer {
+            Ok(index) => self.reads.confirmed(round, index, self.applied),
+            Err(_) => self.reads.failed(round),
+        }
+    }
+
+    /// Another node refuses this one's messages. If that can only mean that this node is no longer part of the cluster,
+    /// it must stop: see [`stop_reason`](Self::stop_reason).
+    pub fn refused_by(&mut self, by: NodeId, refusal: SenderRefusal) {
+        let own_incarnation = self.identity.map(|identity| identity.incarnation);
+        let reason = match &refusal {
+            SenderRefusal::Fenced { id, presented, .. }
+                if *id == self.node_id && Some(*presented) == own_incarnation =>
+            {
+                StopReason::Refused(refusal)
+            }
+            SenderRefusal::NotAMember { id, as_of }
+                if *id == self.node_id && *as_of >= self.members.as_of() =>
+            {
+                StopReason::Removed { as_of: *as_of }
+            }
+            _ => {
+                warn!(node = %self.node_id, by = %by, "messages are refused: {refusal}");
+                return;
+            }
+        };
+        self.must_stop(reason);
+    }
+
+    /// Why this node must stop by itself, once it must.
+    pub fn stop_reason(&self) -> Option<&StopReason> {
+        self.stop_reason.as_ref()
+    }
+
     /// Answers everyone who still waits. Nothing else may be called after it.
-    pub fn stop(&mut self, _reason: StopReason) { todo!() }
+    pub fn stop(&mut self, reason: &StopReason) {
+        self.refuse_all(reason);
+        self.snapshots.stop(reason);
+        for (_, reply) in self.identity_replies.drain(..) {
+            reply.answer(Err(reason.clone().into()));
+        }
+        for read in self.reads.take_all() {
+            read.reply.answer(Err(reason.clone().into()));
+        }
+    }
+
     /// The public picture.
-    pub fn status(&self) -> Status { todo!() }
-    /// Which snapshots must be kept: the newest, and those on their way to a follower.
-    pub fn snapshots_in_use(&self) -> Vec<LogPosition> { todo!() }
+    pub fn status(&self) -> Status {
+        Status {
+            node_id: self.node_id,
+            identity: self.identity,
+            role: self.consensus.role(),
+            term: self.consensus.term(),
+            leader_id: self.consensus.leader(),
+            commit: self.consensus.commit(),
+            applied: self.applied,
+            last: self.consensus.last(),
+            truncated: self.consensus.truncated(),
+            snapshot: self.snapshots.newest(),
+            members: Arc::clone(&self.members),
+        }
+    }
+
+    fn inspect(&self) -> Inspection {
+        Inspection {
+            status: self.status(),
+            progress: self.consensus.progress(),
+            proposals_waiting: (self.proposals.len() + self.batch.len() + self.parked.len()) as u64,
+            reads_waiting: self.reads.len() as u64,
+            log_cache_bytes: self.consensus.cache_bytes(),
+            durable: self.consensus.durable(),
+        }
+    }
+
+    // --- The next turn ---
+
+    /// What must be done now, if anything. To be called until it returns `None` after every event.
+    pub fn ready(&mut self) -> Option<Turn<R>> {
+        self.look_at_leadership();
+        self.leave_joint_if_due();
+        self.unpark();
+        self.flush_batch();
+        self.begin_read_round();
+
+        let number = self.next_turn();
+        let mut ready_number = None;
+        if let Some(ready) = self.consensus.ready() {
+            ready_number = Some(ready.number);
+            self.take_ready(ready, number);
+        }
+        self.hand_out_committed();
+        self.decide_on_snapshot();
+        self.issue(number, ready_number)
+    }
+
+    /// The number of the turn that is being put together.
+    fn next_turn(&self) -> TurnNumber {
+        TurnNumber(self.issued.0 + 1)
+    }
+
+    fn take_ready(&mut self, ready: ConsensusReady, number: TurnNumber) {
+        let next = &mut self.next;
+        next.send_now.extend(ready.send_now);
+        next.send_after.extend(ready.send_after);
+        next.send_snapshots.extend(ready.send_snapshots);
+        next.write.append = ready.append;
+        if ready.must_sync {
+            next.write.hard_state = Some(self.consensus.hard_state());
+        }
+        // A commit index that moved is no reason to write: it is found again by the next election, and until then goes
+        // with the next write that has a reason.
+        if let Some(position) = ready.installed {
+            self.write_installed(position, number);
+        }
+        for (round, index) in ready.confirmed_reads {
+            self.reads.confirmed(round, index, self.applied);
+        }
+        if ready
+            .committed
+            .iter()
+            .any(|entry| entry.kind == EntryKind::MembershipChange)
+        {
+            // A change is put into force only when the commit index that covers it is durable: a node that has acted on
+            // a membership must not fall back to an older one when it restarts.
+            self.next.write.hard_state = Some(self.consensus.hard_state());
+        }
+        self.held
+            .extend(ready.committed.into_iter().map(|entry| (entry, number)));
+    }
+
+    fn issue(&mut self, number: TurnNumber, ready_number: Option<u64>) -> Option<Turn<R>> {
+        let fetch = self.consensus.take_fetches();
+        if self.next.is_empty() && fetch.is_empty() {
+            if let Some(ready_number) = ready_number {
+                self.settle_empty(ready_number);
+            }
+            return None;
+        }
+        let mut next = std::mem::take(&mut self.next);
+        let has_write = !next.write.is_empty();
+        if !has_write && self.in_flight.is_empty() {
+            // Everything that these messages depend on is durable.
+            next.send_now.append(&mut next.send_after);
+        }
+        self.issued = number;
+        self.in_flight.push_back(InFlight {
+            number,
+            ready_number,
+            has_write,
+        });
+        if !has_write && self.in_flight.len() == 1 {
+            self.written(number);
+        }
+        self.snapshots
+            .sending
+            .extend(next.send_snapshots.iter().map(|send| (send.to, send.position)));
+        Some(Turn {
+            number,
+            send_now: next.send_now,
+            write: has_write.then_some(next.write),
+            send_after: next.send_after,
+            send_snapshots: next.send_snapshots,
+            committed: next.committed,
+            forward: next.forward,
+            read_round: next.read_round,
+            fetch,
+            take_snapshot: next.take_snapshot,
+        })
+    }
+
+    /// raft-rs had only news for itself: no turn comes of it, but it counts as written with the turns before it.
+    fn settle_empty(&mut self, ready_number: u64) {
+        match self.in_flight.back_mut() {
+            Some(last) => last.ready_number = Some(ready_number),
+            None => self.consensus.persisted(ready_number),
+        }
+    }
+
+    // --- Messages of the protocol ---
+
+    fn check_sender(&mut self, sender: &Sender, receiver: Option<Incarnation>) -> Result<(), SenderRefusal> {
+        if let (Some(expected), Some(identity)) = (receiver, self.identity)
+            && expected != identity.incarnation
+        {
+            let actual = identity.incarnation;
+            return Err(SenderRefusal::OtherReceiver {
+                id: self.node_id,
+                expected,
+                actual,
+            });
+        }
+        self.members.check_sender(sender, self.node_id)?;
+        // Until an incarnation is replicated, the first one heard of counts.
+        let known = *self
+            .first_incarnations
+            .entry(sender.id)
+            .or_insert(sender.incarnation);
+        if known != sender.incarnation {
+            return Err(SenderRefusal::Fenced {
+                id: sender.id,
+                known,
+                presented: sender.incarnation,
+            });
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, from: NodeId, message: RaftMessage) {
+        if self.identity.is_none() || message.from != from {
+            return;
+        }
+        if let RaftMessageBody::Append { entries, .. } = &message.body
+            && !entries.is_empty()
+            && self.unapplied_bytes > self.config.unapplied_bytes_max
+        {
+            // The state machine is behind by as much as this node will hold. The leader sends it again.
+            return;
+        }
+        if let Err(reason) = self.consensus.step(message) {
+            warn!(node = %self.node_id, %from, "dropped a message: {reason}");
+        }
+    }
+
+    fn is_alive(&self, peer: NodeId) -> bool {
+        let election_ticks = self.config.ticks(self.config.election_timeout);
+        self.last_heard
+            .get(&peer)
+            .is_some_and(|heard| self.now_ticks - heard <= election_ticks)
+    }
+
+    // --- Reads ---
+
+    fn take_read(&mut self, reply: Responder<LogIndex, ReadError>, serve: Serve) {
+        let waiting = self.reads.len();
+        if waiting >= self.config.reads_in_flight_max {
+            return reply.answer(Err(ReadError::Busy {
+                waiting: waiting as u64,
+            }));
+        }
+        if self.consensus.leader().is_none() {
+            return reply.answer(Err(ReadError::NoLeader));
+        }
+        if serve == Serve::WhenConfirmed && !self.consensus.is_leader() {
+            return reply.answer(Err(ReadError::NotLeader));
+        }
+        let deadline_ticks = self.deadline(self.config.read_timeout);
+        self.reads.add(Read {
+            reply,
+            serve,
+            deadline_ticks,
+        });
+    }
+
+    fn begin_read_round(&mut self) {
+        if !self.reads.wants_round() {
+            return;
+        }
+        match self.consensus.leader() {
+            // Before it has committed an entry of its own term, a leader may not know what is committed.
+            Some(leader) if leader == self.node_id && self.consensus.has_committed_in_term() => {
+                let round = self.reads.begin_round(RoundKind::Heartbeats);
+                self.consensus.read_index(round);
+            }
+            Some(leader) if leader != self.node_id && self.members.get(leader).is_some() => {
+                let round = self.reads.begin_round(RoundKind::AskLeader);
+                self.next.read_round = Some(ReadRound { leader, round });
+            }
+            _ => {}
+        }
+    }
+
+    // --- Small things ---
+
+    fn deadline(&self, timeout: std::time::Duration) -> u64 {
+        self.now_ticks.saturating_add(self.config.ticks(timeout))
+    }
+
+    fn must_stop(&mut self, reason: StopReason) {
+        if self.stop_reason.is_none() {
+            info!(node = %self.node_id, "must stop: {reason}");
+            self.stop_reason = Some(reason);
+        }
+    }
+
+    // --- Beginning and entering a cluster ---
+
+    fn start_cluster(&mut self, identity: Identity, members: Members, reply: Responder<(), JoinError>) {
+        if let Some(stored) = self.identity {
+            return reply.answer(Err(JoinError::AlreadyMember {
+                cluster_id: stored.cluster_id,
+            }));
+        }
+        let start = LogStart {
+            hard_state: HardState {
+                term: CLUSTER_START.term,
+                vote: None,
+                commit: CLUSTER_START.index,
+            },
+            configuration: members.configuration(),
+            truncated: CLUSTER_START,
+            last: CLUSTER_START,
+            term_starts: Vec::new(),
+            applied: CLUSTER_START.index,
+            tail: Vec::new(),
+            snapshot: None,
+        };
+        let hard_state = start.hard_state;
+        match Consensus::new(self.node_id, &self.config, self.seed, start, self.logger.clone()) {
+            Ok(consensus) => self.consensus = consensus,
+            Err(reason) => return reply.answer(Err(StopReason::Internal(reason).into())),
+        }
+        self.identity = Some(identity);
+        self.members = Arc::new(members);
+        self.handed_out = CLUSTER_START;
+        self.applied = CLUSTER_START.index;
+        self.next.write = Write {
+            identity: Some(identity),
+            reset_log: Some(CLUSTER_START),
+            hard_state: Some(hard_state),
+            members: Some(Members::clone(&self.members)),
+            ..Write::default()
+        };
+        let turn = self.next_turn();
+        self.identity_replies.push((turn, reply));
+        self.begin();
+    }
+
+    fn await_cluster(&mut self, identity: Identity, reply: Responder<(), JoinError>) {
+        match self.identity {
+            Some(stored) if stored == identity => reply.answer(Ok(())),
+            Some(stored) => reply.answer(Err(JoinError::OtherIdentity {
+                stored,
+                asked: identity,
+            })),
+            None => {
+                self.identity = Some(identity);
+                self.next.write.identity = Some(identity);
+                let turn = self.next_turn();
+                self.identity_replies.push((turn, reply));
+                self.begin();
+            }
+        }
+    }
+}
+
+/// The log as consensus finds it, the newest membership, and the place of the state machine.
+fn log_start(
+    stored: &StoredState,
+    log: &impl LogReader,
+) -> Result<(LogStart, Members, LogPosition), StartError> {
+    let inconsistent = |reason: String| Err(StartError::Inconsistent { reason });
+    let state_machine_at = stored
+        .snapshot
+        .as_ref()
+        .map_or(stored.truncated, |snapshot| snapshot.position);
+    let applied = state_machine_at.index;
+    if applied < stored.truncated.index {
+        let truncated = stored.truncated;
+        return inconsistent(format!(
+            "the log begins after {truncated}, the snapshot ends at {state_machine_at}"
+        ));
+    }
+    if applied > stored.last.index {
+        return inconsistent(format!(
+            "the snapshot is at {state_machine_at}, the log ends at {}",
+            stored.last
+        ));
+    }
+    let mut members = stored.members.clone().unwrap_or_else(Members::none);
+    if let Some(snapshot) = &stored.snapshot
+        && snapshot.members.as_of() > members.as_of()
+    {
+        members = snapshot.members.clone();
+    }
+    if stored.identity.is_none() && (!members.is_empty() || stored.last != LogPosition::ZERO) {
+        return inconsistent("there is a log or a membership, but no identity".to_owned());
+    }
+    let mut hard_state = stored.hard_state;
+    // What is applied was committed, whether or not the commit index was written again since.
+    hard_state.commit = hard_state.commit.max(members.as_of()).max(applied);
+    if hard_state.commit > stored.last.index {
+        return inconsistent(format!(
+            "index {} is committed, the log ends at {}",
+            hard_state.commit, stored.last
+        ));
+    }
+    if hard_state.term < stored.last.term {
+        return inconsistent(format!(
+            "the term is {}, the log ends at {}",
+            hard_state.term, stored.last
+        ));
+    }
+    let mut tail = Vec::new();
+    let mut from = applied.next();
+    while from <= stored.last.index {
+        let read = log.read(from, stored.last.index.next(), START_READ_BYTES)?;
+        match read.last() {
+            Some(last) => from = last.position.index.next(),
+            None => return inconsistent(format!("entry {from} could not be read")),
+        }
+        tail.extend(read);
+    }
+    let start = LogStart {
+        hard_state,
+        configuration: members.configuration(),
+        truncated: stored.truncated,
+        last: stored.last,
+        term_starts: stored.term_starts.clone(),
+        applied,
+        tail,
+        snapshot: stored
+            .snapshot
+            .as_ref()
+            .map(|s| (s.position, s.members.configuration())),
+    };
+    Ok((start, members, state_machine_at))
+}
+
+impl<R> std::fmt::Debug for RaftNodeCore<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftNodeCore")
+            .field("node_id", &self.node_id)
+            .field("term", &self.consensus.term())
+            .field("role", &self.consensus.role())
+            .finish_non_exhaustive()
+    }
 }

@@ -6,8 +6,8 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::error::{
-    CampaignError, DemoteError, InstallError, JoinError, MembershipError, ProposeError, ReadError, SnapshotError,
-    StopReason, TransferError,
+    CampaignError, DemoteError, InstallError, JoinError, MembershipError, ProposeError, ReadError,
+    SnapshotError, StopReason, TransferError,
 };
 use crate::members::{Members, MembershipChange, Sender};
 use crate::message::RaftMessage;
@@ -17,13 +17,17 @@ use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
 
 /// The way back to who asked. Dropped without an answer, it answers that the node has stopped.
 pub struct Responder<T, E: From<StopReason>> {
-    deliver: Option<Box<dyn FnOnce(Result<T, E>) + Send>>,
+    deliver: Option<Deliver<T, E>>,
 }
+
+type Deliver<T, E> = Box<dyn FnOnce(Result<T, E>) + Send>;
 
 impl<T, E: From<StopReason>> Responder<T, E> {
     /// `deliver` is called exactly once. It must not block.
     pub fn new(deliver: impl FnOnce(Result<T, E>) + Send + 'static) -> Self {
-        Responder { deliver: Some(Box::new(deliver)) }
+        Responder {
+            deliver: Some(Box::new(deliver)),
+        }
     }
 
     /// Gives the answer.

@@ -14,7 +14,9 @@ use crate::types::{ClusterId, Identity, LogIndex, LogPosition, NodeId, Term};
 
 mod memory;
 
-pub use memory::{MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage};
+pub use memory::{
+    MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage,
+};
 
 /// What a voter must never forget (thesis, figure 3.1: `currentTerm` and `votedFor`), and how far the log is
 /// known to be committed.
@@ -58,15 +60,12 @@ pub struct Write {
     pub snapshot: Option<SnapshotMeta>,
     /// Forget all entries up to and including this position; always at or before the newest snapshot.
     pub compact: Option<LogPosition>,
-    /// Whether this must be durable before it is reported as written. `false` only where losing it could cost
-    /// nothing but time: a commit index that moved.
-    pub must_sync: bool,
 }
 
 impl Write {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        *self == Write { must_sync: self.must_sync, ..Write::default() }
+        *self == Write::default()
     }
 }
 
@@ -107,8 +106,7 @@ pub trait StableStorage: Send + 'static {
     /// that may have been acknowledged is dropped.
     fn load(&mut self) -> Result<StoredState, StorageError>;
 
-    /// Carries out all `writes` in order. When it returns `Ok`, everything up to the last write with
-    /// [`must_sync`](Write::must_sync) survives a loss of power; if it fails or the machine stops meanwhile, some
+    /// Carries out all `writes` in order. When it returns `Ok`, all of them survive a loss of power; if it fails or the machine stops meanwhile, some
     /// prefix of `writes` is there, never a part of one.
     ///
     /// # Errors
@@ -186,7 +184,9 @@ pub enum StorageError {
         reason: String,
     },
     /// What was read is not what was written.
-    #[error("{what} is damaged: {reason}. Nothing was changed. Restore this directory from a backup, or remove the node from the cluster and let it join again with an empty directory")]
+    #[error(
+        "{what} is damaged: {reason}. Nothing was changed. Restore this directory from a backup, or remove the node from the cluster and let it join again with an empty directory"
+    )]
     Corrupt {
         /// File, key or index.
         what: String,
@@ -194,7 +194,9 @@ pub enum StorageError {
         reason: String,
     },
     /// Written by another version of this program.
-    #[error("{what} has format version {found}, this program knows {known}: open it with the version that wrote it")]
+    #[error(
+        "{what} has format version {found}, this program knows {known}: open it with the version that wrote it"
+    )]
     Version {
         /// What was read.
         what: String,

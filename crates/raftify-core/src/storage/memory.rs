@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::{
-    HardState, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError, StoredState,
-    Write,
+    HardState, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError,
+    StoredState, Write,
 };
 use crate::entry::Entry;
 use crate::members::Members;
@@ -34,7 +34,9 @@ struct Content {
 
 impl Content {
     fn last(&self) -> LogPosition {
-        self.entries.last_key_value().map_or(self.truncated, |(_, entry)| entry.position)
+        self.entries
+            .last_key_value()
+            .map_or(self.truncated, |(_, entry)| entry.position)
     }
 
     fn write(&mut self, write: &Write) -> Result<(), StorageError> {
@@ -73,13 +75,19 @@ impl Content {
     fn append(&mut self, first: LogIndex, entries: &[Entry]) -> Result<(), StorageError> {
         let last = self.last().index;
         if first <= self.truncated.index || first > last.next() {
-            let reason = format!("entry {first} does not follow: the log has {} to {last}", self.truncated.index.next());
+            let reason = format!(
+                "entry {first} does not follow: the log has {} to {last}",
+                self.truncated.index.next()
+            );
             return Err(StorageError::Refused { reason });
         }
         self.entries.split_off(&first);
         for (entry, expected) in entries.iter().zip(first.0..) {
             if entry.position.index.0 != expected {
-                let reason = format!("entry {} stands where {expected} is expected", entry.position.index);
+                let reason = format!(
+                    "entry {} stands where {expected} is expected",
+                    entry.position.index
+                );
                 return Err(StorageError::Refused { reason });
             }
             self.entries.insert(entry.position.index, entry.clone());
@@ -127,7 +135,9 @@ impl StableStorage for MemoryStorage {
     }
 
     fn log_reader(&self) -> MemoryLogReader {
-        MemoryLogReader { content: Arc::clone(&self.content) }
+        MemoryLogReader {
+            content: Arc::clone(&self.content),
+        }
     }
 
     fn snapshots(&self) -> MemorySnapshotStore {
@@ -145,12 +155,18 @@ impl LogReader for MemoryLogReader {
     fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError> {
         let content = lock(&self.content);
         if from <= content.truncated.index {
-            return Err(StorageError::Compacted { index: from, truncated: content.truncated });
+            return Err(StorageError::Compacted {
+                index: from,
+                truncated: content.truncated,
+            });
         }
         let last = content.last().index;
         if until > last.next() {
             let what = format!("entry {}", last.next());
-            return Err(StorageError::Corrupt { what, reason: format!("the log ends at {last}") });
+            return Err(StorageError::Corrupt {
+                what,
+                reason: format!("the log ends at {last}"),
+            });
         }
         let mut bytes = 0;
         let mut entries = Vec::new();
@@ -176,12 +192,18 @@ impl SnapshotStore for MemorySnapshotStore {
     type Reader = MemorySnapshotReader;
 
     fn create(&self, meta: &SnapshotMeta) -> Result<MemorySnapshotWriter, StorageError> {
-        Ok(MemorySnapshotWriter { store: self.clone(), meta: meta.clone(), data: Vec::new() })
+        Ok(MemorySnapshotWriter {
+            store: self.clone(),
+            meta: meta.clone(),
+            data: Vec::new(),
+        })
     }
 
     fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, u64, MemorySnapshotReader), StorageError> {
         let snapshots = lock(&self.snapshots);
-        let (meta, data) = snapshots.get(&position).ok_or(StorageError::NoSnapshot { position })?;
+        let (meta, data) = snapshots
+            .get(&position)
+            .ok_or(StorageError::NoSnapshot { position })?;
         Ok((meta.clone(), data.len() as u64, Cursor::new(data.clone())))
     }
 

@@ -1,0 +1,167 @@
+//! What follows from committed entries: the membership changes here, the rest goes to the state machine's owner.
+
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::RaftNodeCore;
+use super::requests::MembershipWaiter;
+use crate::entry::{Entry, EntryKind};
+use crate::error::{MembershipError, ProposeError, StopReason};
+use crate::members::{MemberRecord, Members, MembershipChange};
+use crate::request::{ProposalReply, Reservation};
+use crate::turn::Committed;
+use crate::types::LogIndex;
+
+impl<R: ProposalReply> RaftNodeCore<R> {
+    /// Hands committed entries out in order, up to a membership change whose turn is not yet durable.
+    pub(super) fn hand_out_committed(&mut self) {
+        let before = self.handed_out.index;
+        let mut bytes = 0;
+        while let Some((entry, turn)) = self.held.front() {
+            let must_be_durable =
+                entry.kind == EntryKind::MembershipChange && entry.position.index > self.members.as_of();
+            if (must_be_durable && *turn > self.written) || self.stop_reason.is_some() {
+                break;
+            }
+            if let Some((entry, _)) = self.held.pop_front() {
+                bytes += entry.size_bytes();
+                self.hand_out(entry);
+            }
+        }
+        if self.handed_out.index > before {
+            self.unapplied.push_back((self.handed_out.index, bytes));
+            self.unapplied_bytes += bytes;
+        }
+    }
+
+    fn hand_out(&mut self, entry: Entry) {
+        let position = entry.position;
+        self.snapshots.policy.count(&entry);
+        let proposal = self.proposals.resolve(position);
+        for reply in proposal.superseded {
+            reply.refuse(ProposeError::NotApplied {
+                index: position.index,
+            });
+        }
+        let membership = self.membership.resolve(position);
+        for waiter in membership.superseded {
+            waiter.refuse(MembershipError::NotApplied {
+                index: position.index,
+            });
+        }
+        let waiter = membership.applied.unwrap_or(MembershipWaiter::Nobody);
+        let outcome = match entry.kind {
+            EntryKind::Empty => Ok(()),
+            EntryKind::User => {
+                let reply = proposal.applied;
+                self.next.committed.push(Committed::User {
+                    position,
+                    payload: entry.payload,
+                    reply,
+                });
+                self.handed_out = position;
+                return;
+            }
+            EntryKind::MemberRecord => self.take_record(&entry, waiter),
+            EntryKind::MembershipChange => self.take_change(&entry, waiter),
+        };
+        if let Err(reason) = outcome {
+            // Skipping the entry would let this node go on with another membership than the others.
+            self.must_stop(StopReason::Internal(format!("entry {position}: {reason}")));
+            return;
+        }
+        self.handed_out = position;
+        self.next
+            .committed
+            .push(if self.members.as_of() == position.index {
+                Committed::Members {
+                    position,
+                    members: Arc::clone(&self.members),
+                }
+            } else {
+                Committed::Nothing { position }
+            });
+    }
+
+    /// Whether the membership includes the entry already: it was applied before the restart.
+    fn is_included(&self, index: LogIndex) -> bool {
+        index <= self.members.as_of()
+    }
+
+    fn take_record(&mut self, entry: &Entry, waiter: MembershipWaiter) -> Result<(), String> {
+        let record = MemberRecord::decode(&entry.payload).map_err(|error| error.to_string())?;
+        let index = entry.position.index;
+        if self.is_included(index) {
+            return Ok(());
+        }
+        let reserved = self.members.next_node_id();
+        self.set_members(self.members.recorded(index, &record));
+        match record {
+            MemberRecord::ReserveNodeId => {
+                if let MembershipWaiter::Reservation(reply) = waiter {
+                    let members = Members::clone(&self.members);
+                    reply.answer(Ok(Reservation {
+                        node_id: reserved,
+                        leader: self.node_id,
+                        members,
+                    }));
+                }
+            }
+            MemberRecord::Incarnation { id, .. } => {
+                // What is replicated counts from now on, whatever was heard first here.
+                if let Some(incarnation) = self.members.get(id).and_then(|member| member.incarnation) {
+                    self.first_incarnations.insert(id, incarnation);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_change(&mut self, entry: &Entry, waiter: MembershipWaiter) -> Result<(), String> {
+        let change = MembershipChange::decode(&entry.payload).map_err(|error| error.to_string())?;
+        let index = entry.position.index;
+        if self.pending_change == Some(index) {
+            self.pending_change = None;
+        }
+        if self.is_included(index) {
+            return Ok(());
+        }
+        let members = match self.members.changed(index, &change) {
+            Ok(members) => members,
+            Err(refusal) => {
+                // Every node refuses it alike, for the same reason.
+                warn!(node = %self.node_id, at = %entry.position, "skipped a membership change: {refusal}");
+                waiter.refuse(refusal.into());
+                return Ok(());
+            }
+        };
+        let in_force = self.consensus.apply_change(&change)?;
+        if in_force != members.configuration() {
+            return Err(format!(
+                "consensus uses {in_force:?}, the membership is {members:?}"
+            ));
+        }
+        let was_joint = self.members.is_joint();
+        let was_member = self.members.get(self.node_id).is_some();
+        self.set_members(members);
+        info!(node = %self.node_id, at = %entry.position, "the membership changed: {change:?}");
+        self.answer_change(&change, waiter);
+        if was_joint && !self.members.is_joint() {
+            self.answer_joint_left();
+        }
+        if was_member && self.members.get(self.node_id).is_none() {
+            // raft-rs would go on as a leader that drops every proposal.
+            if self.consensus.is_leader() {
+                self.consensus.step_down();
+            }
+            self.must_stop(StopReason::Removed { as_of: index });
+        }
+        Ok(())
+    }
+
+    fn set_members(&mut self, members: Members) {
+        self.next.write.members = Some(members.clone());
+        self.members = Arc::new(members);
+    }
+}

@@ -1,0 +1,615 @@
+//! Requests that only a leader can serve: where they go, who waits for them, and handing over leadership.
+
+use bytes::Bytes;
+use tracing::info;
+
+use super::RaftNodeCore;
+use crate::error::{
+    CampaignError, DemoteError, LeaderHint, MembershipError, ProposeError, StopReason, TransferError,
+    UnknownOutcome,
+};
+use crate::members::{LeaveJoint, MemberRecord, MemberRole, Members, MembershipChange};
+use crate::request::{Forwarding, LeaderRequest, ProposalReply, Reservation, Responder};
+use crate::status::Role;
+use crate::turn::Forward;
+use crate::types::{LogIndex, NodeId, Term};
+
+/// Proposals that will go into the log together, with one call of raft-rs.
+pub(super) struct Batch<R> {
+    proposals: Vec<(Bytes, R, Forwarding)>,
+    bytes: u64,
+}
+
+impl<R> Default for Batch<R> {
+    fn default() -> Self {
+        Batch {
+            proposals: Vec::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<R> Batch<R> {
+    pub(super) fn len(&self) -> usize {
+        self.proposals.len()
+    }
+}
+
+/// A request that waits until it is clear who leads.
+pub(super) struct Parked<R> {
+    request: LeaderRequest<R>,
+    forwarding: Forwarding,
+    deadline_ticks: u64,
+    why: WhyParked,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WhyParked {
+    /// Leadership is being handed over, or a new leader must first apply what it found.
+    LeadershipUnsettled,
+    /// The change takes the vote from this leader, which therefore hands over first.
+    AfterHandover,
+}
+
+/// Who waits for an entry about members.
+#[derive(Debug)]
+pub(super) enum MembershipWaiter {
+    Change(Responder<Members, MembershipError>),
+    Reservation(Responder<Reservation, MembershipError>),
+    /// The leader itself proposed it.
+    Nobody,
+}
+
+impl MembershipWaiter {
+    pub(super) fn refuse(self, error: MembershipError) {
+        match self {
+            MembershipWaiter::Change(reply) => reply.answer(Err(error)),
+            MembershipWaiter::Reservation(reply) => reply.answer(Err(error)),
+            MembershipWaiter::Nobody => {}
+        }
+    }
+}
+
+/// A hand-over of leadership that this leader has begun.
+pub(super) struct Transfer {
+    to: NodeId,
+    deadline_ticks: u64,
+    waiters: Vec<TransferWaiter>,
+}
+
+enum TransferWaiter {
+    Transfer(Responder<NodeId, TransferError>),
+    Demote(Responder<(), DemoteError>),
+}
+
+impl TransferWaiter {
+    fn answer(self, outcome: Result<NodeId, TransferError>) {
+        match self {
+            TransferWaiter::Transfer(reply) => reply.answer(outcome),
+            TransferWaiter::Demote(reply) => reply.answer(outcome.map(|_| ()).map_err(DemoteError::Transfer)),
+        }
+    }
+}
+
+/// Why a request for the leader is not served here, whatever it asks for.
+#[derive(Clone)]
+enum NotServed {
+    NoLeader,
+    NotLeader(LeaderHint),
+    Busy { waiting: u64 },
+    Stopped(StopReason),
+}
+
+fn refuse<R: ProposalReply>(request: LeaderRequest<R>, why: NotServed) {
+    match request {
+        LeaderRequest::Propose { reply, .. } => reply.refuse(match why {
+            NotServed::NoLeader => ProposeError::NoLeader,
+            NotServed::NotLeader(leader) => ProposeError::NotLeader(leader),
+            NotServed::Busy { waiting } => ProposeError::Busy { waiting },
+            NotServed::Stopped(reason) => reason.into(),
+        }),
+        LeaderRequest::ChangeMembership { reply, .. } => reply.answer(Err(membership_error(why))),
+        LeaderRequest::ReserveNodeId { reply } => reply.answer(Err(membership_error(why))),
+        LeaderRequest::TransferLeader { reply, .. } => reply.answer(Err(match why {
+            NotServed::NoLeader | NotServed::Busy { .. } => TransferError::NoLeader,
+            NotServed::NotLeader(leader) => TransferError::NotLeader(leader),
+            NotServed::Stopped(reason) => reason.into(),
+        })),
+    }
+}
+
+fn membership_error(why: NotServed) -> MembershipError {
+    match why {
+        NotServed::NoLeader => MembershipError::NoLeader,
+        NotServed::NotLeader(leader) => MembershipError::NotLeader(leader),
+        NotServed::Busy { waiting } => MembershipError::Busy { waiting },
+        NotServed::Stopped(reason) => reason.into(),
+    }
+}
+
+impl<R: ProposalReply> RaftNodeCore<R> {
+    /// Serves, forwards, parks or refuses a request for the leader.
+    pub(super) fn take_request(&mut self, request: LeaderRequest<R>, forwarding: Forwarding) {
+        if self.consensus.is_leader() {
+            if self.transfer.is_some() && !matches!(request, LeaderRequest::TransferLeader { .. }) {
+                self.park(request, forwarding, WhyParked::LeadershipUnsettled);
+            } else {
+                self.serve(request, forwarding);
+            }
+        } else if let Some(leader) = self.status().leader_hint() {
+            match forwarding {
+                Forwarding::Allowed => self.next.forward.push(Forward {
+                    to: leader.id,
+                    request,
+                }),
+                Forwarding::Never => refuse(request, NotServed::NotLeader(leader)),
+            }
+        } else if self.transfer.is_some() {
+            self.park(request, forwarding, WhyParked::LeadershipUnsettled);
+        } else {
+            refuse(request, NotServed::NoLeader);
+        }
+    }
+
+    fn park(&mut self, request: LeaderRequest<R>, forwarding: Forwarding, why: WhyParked) {
+        let waiting = self.parked.len();
+        if waiting >= self.config.proposals_in_flight_max {
+            return refuse(
+                request,
+                NotServed::Busy {
+                    waiting: waiting as u64,
+                },
+            );
+        }
+        let timeout = match request {
+            LeaderRequest::Propose { .. } => self.config.propose_timeout,
+            _ => self.config.membership_timeout,
+        };
+        let deadline_ticks = self.deadline(timeout);
+        self.parked.push_back(Parked {
+            request,
+            forwarding,
+            deadline_ticks,
+            why,
+        });
+    }
+
+    /// Gives every parked request another try, once leadership is settled.
+    pub(super) fn unpark(&mut self) {
+        if self.transfer.is_some() || (!self.consensus.is_leader() && self.consensus.leader().is_none()) {
+            return;
+        }
+        for parked in std::mem::take(&mut self.parked) {
+            let deadline_ticks = parked.deadline_ticks;
+            // After a hand-over, the new leader may be asked although the request was forwarded to this node.
+            let forwarding = match parked.why {
+                WhyParked::AfterHandover => Forwarding::Allowed,
+                WhyParked::LeadershipUnsettled => parked.forwarding,
+            };
+            let before = self.parked.len();
+            self.take_request(parked.request, forwarding);
+            if let Some(again) = self.parked.get_mut(before) {
+                again.deadline_ticks = deadline_ticks;
+            }
+        }
+    }
+
+    fn serve(&mut self, request: LeaderRequest<R>, forwarding: Forwarding) {
+        match request {
+            LeaderRequest::Propose { payload, reply } => self.add_to_batch(payload, reply, forwarding),
+            LeaderRequest::ChangeMembership { change, reply } => {
+                self.change_membership(change, reply, forwarding)
+            }
+            LeaderRequest::ReserveNodeId { reply } => {
+                self.propose_record(&MemberRecord::ReserveNodeId, MembershipWaiter::Reservation(reply));
+            }
+            LeaderRequest::TransferLeader { to, reply } => {
+                self.transfer_leader(to, TransferWaiter::Transfer(reply))
+            }
+        }
+    }
+
+    // --- Proposals ---
+
+    fn add_to_batch(&mut self, payload: Bytes, reply: R, forwarding: Forwarding) {
+        let bytes = payload.len() as u64;
+        let limit = self.config.entry_bytes_max;
+        if bytes > limit {
+            return reply.refuse(ProposeError::TooLarge { bytes, limit });
+        }
+        let waiting = self.proposals.len() + self.batch.len();
+        let held = self.consensus.uncommitted_bytes() + self.batch.bytes;
+        if waiting >= self.config.proposals_in_flight_max
+            || (held > 0 && held + bytes > self.config.uncommitted_bytes_max)
+            || self.unapplied_bytes > self.config.unapplied_bytes_max
+        {
+            return reply.refuse(ProposeError::Busy {
+                waiting: waiting as u64,
+            });
+        }
+        self.batch.bytes += bytes;
+        self.batch.proposals.push((payload, reply, forwarding));
+    }
+
+    /// Puts all proposals that have come in since into the log.
+    pub(super) fn flush_batch(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.proposals.is_empty() {
+            return;
+        }
+        if !self.consensus.is_leader() {
+            // Leadership was lost between their arrival and now.
+            for (payload, reply, forwarding) in batch.proposals {
+                self.take_request(LeaderRequest::Propose { payload, reply }, forwarding);
+            }
+            return;
+        }
+        let payloads = batch
+            .proposals
+            .iter()
+            .map(|(payload, ..)| payload.clone())
+            .collect();
+        let Ok(mut position) = self.consensus.propose(payloads) else {
+            let waiting = self.proposals.len() as u64;
+            for (_, reply, _) in batch.proposals {
+                reply.refuse(ProposeError::Busy { waiting });
+            }
+            return;
+        };
+        let deadline_ticks = self.deadline(self.config.propose_timeout);
+        for (_, reply, _) in batch.proposals {
+            self.proposals.insert(position, reply, deadline_ticks);
+            position.index = position.index.next();
+        }
+    }
+
+    // --- Membership ---
+
+    fn change_membership(
+        &mut self,
+        change: MembershipChange,
+        reply: Responder<Members, MembershipError>,
+        forwarding: Forwarding,
+    ) {
+        if self.pending_change.is_some() {
+            return reply.answer(Err(MembershipError::ChangePending));
+        }
+        let after = match self.members.changed(LogIndex::ZERO, &change) {
+            Ok(after) => after,
+            Err(refusal) => return reply.answer(Err(refusal.into())),
+        };
+        let request = |reply| LeaderRequest::ChangeMembership {
+            change: change.clone(),
+            reply,
+        };
+        if self.consensus.has_pending_change() || !self.consensus.has_committed_in_term() {
+            // A new leader: an earlier one's change may stand in the part of the log that is not yet applied.
+            return self.park(request(reply), forwarding, WhyParked::LeadershipUnsettled);
+        }
+        if after
+            .get(self.node_id)
+            .is_none_or(|own| own.role != MemberRole::Voter)
+        {
+            return match self.hand_over() {
+                Ok(()) => self.park(request(reply), forwarding, WhyParked::AfterHandover),
+                Err(error) => reply.answer(Err(MembershipError::HandoverFailed(error))),
+            };
+        }
+        self.propose_change(&change, MembershipWaiter::Change(reply));
+    }
+
+    fn propose_change(&mut self, change: &MembershipChange, waiter: MembershipWaiter) {
+        self.flush_batch();
+        match self.consensus.propose_change(change) {
+            Ok(position) => {
+                info!(node = %self.node_id, at = %position, "proposed a membership change: {change:?}");
+                self.pending_change = Some(position.index);
+                self.membership
+                    .insert(position, waiter, self.deadline(self.config.membership_timeout));
+            }
+            Err(_) => waiter.refuse(MembershipError::Busy {
+                waiting: self.proposals.len() as u64,
+            }),
+        }
+    }
+
+    fn propose_record(&mut self, record: &MemberRecord, waiter: MembershipWaiter) {
+        self.flush_batch();
+        match self.consensus.propose_record(record.encode()) {
+            Ok(position) => {
+                self.membership
+                    .insert(position, waiter, self.deadline(self.config.membership_timeout));
+            }
+            Err(_) => waiter.refuse(MembershipError::Busy {
+                waiting: self.proposals.len() as u64,
+            }),
+        }
+    }
+
+    /// As leader, replicates the incarnation of every member that was heard of and is not yet known by one.
+    pub(super) fn record_incarnations(&mut self) {
+        if !self.consensus.is_leader() || self.transfer.is_some() || !self.consensus.has_committed_in_term() {
+            return;
+        }
+        let unknown: Vec<NodeId> = self
+            .members
+            .iter()
+            .filter(|member| member.incarnation.is_none())
+            .map(|member| member.id)
+            .collect();
+        for id in unknown {
+            if let Some(&incarnation) = self.first_incarnations.get(&id)
+                && self.recording_incarnations.insert(id)
+            {
+                self.propose_record(
+                    &MemberRecord::Incarnation { id, incarnation },
+                    MembershipWaiter::Nobody,
+                );
+            }
+        }
+    }
+
+    /// As leader, leaves a joint configuration that is to be left by itself.
+    pub(super) fn leave_joint_if_due(&mut self) {
+        if !self.members.must_leave_joint()
+            || !self.consensus.is_leader()
+            || self.transfer.is_some()
+            || self.pending_change.is_some()
+            || self.consensus.has_pending_change()
+            || !self.consensus.has_committed_in_term()
+        {
+            return;
+        }
+        if self
+            .members
+            .get(self.node_id)
+            .is_some_and(|own| own.role == MemberRole::Voter)
+        {
+            self.propose_change(&MembershipChange::LeaveJoint, MembershipWaiter::Nobody);
+        } else if let Err(error) = self.hand_over() {
+            tracing::debug!(node = %self.node_id, "cannot hand over to leave the joint configuration yet: {error}");
+        }
+    }
+
+    // --- Leadership ---
+
+    pub(super) fn campaign(&mut self, reply: Responder<(), CampaignError>) {
+        reply.answer(if self.consensus.is_leader() {
+            Err(CampaignError::AlreadyLeader)
+        } else if !self.members.is_voter(self.node_id) {
+            Err(CampaignError::NotAVoter)
+        } else if self.consensus.campaign() {
+            Ok(())
+        } else {
+            Err(CampaignError::NotReady)
+        });
+    }
+
+    pub(super) fn demote(
+        &mut self,
+        term: Term,
+        successor: Option<NodeId>,
+        reply: Responder<(), DemoteError>,
+    ) {
+        if !self.consensus.is_leader() || self.consensus.term() != term {
+            let role: Role = self.consensus.role();
+            let error = DemoteError::NotLeaderInTerm {
+                asked: term,
+                term: self.consensus.term(),
+                role: role.to_string(),
+            };
+            return reply.answer(Err(error));
+        }
+        match successor {
+            Some(to) => self.transfer_leader(Some(to), TransferWaiter::Demote(reply)),
+            None => {
+                self.flush_batch();
+                self.consensus.step_down();
+                reply.answer(Ok(()));
+            }
+        }
+    }
+
+    fn transfer_leader(&mut self, to: Option<NodeId>, waiter: TransferWaiter) {
+        if let Some(transfer) = &mut self.transfer {
+            let pending = transfer.to;
+            if to.is_none_or(|to| to == pending) {
+                transfer.waiters.push(waiter);
+            } else {
+                waiter.answer(Err(TransferError::TransferPending { to: pending }));
+            }
+            return;
+        }
+        if to == Some(self.node_id) {
+            return waiter.answer(Ok(self.node_id));
+        }
+        match to
+            .map_or_else(|| self.successor(), Ok)
+            .and_then(|to| self.begin_transfer(to))
+        {
+            Ok(transfer) => transfer.waiters.push(waiter),
+            Err(error) => waiter.answer(Err(error)),
+        }
+    }
+
+    /// Begins to hand over to the best successor, unless a hand-over is under way.
+    fn hand_over(&mut self) -> Result<(), TransferError> {
+        if self.transfer.is_none() {
+            let to = self.successor()?;
+            self.begin_transfer(to)?;
+        }
+        Ok(())
+    }
+
+    /// The most caught-up voter that is alive.
+    fn successor(&self) -> Result<NodeId, TransferError> {
+        let mut candidates = self.consensus.progress();
+        candidates.retain(|peer| {
+            peer.id != self.node_id
+                && self
+                    .members
+                    .get(peer.id)
+                    .is_some_and(|member| member.role == MemberRole::Voter)
+                && self.is_alive(peer.id)
+        });
+        candidates
+            .iter()
+            .max_by_key(|peer| peer.matched)
+            .map(|peer| peer.id)
+            .ok_or(TransferError::NoSuccessor)
+    }
+
+    fn begin_transfer(&mut self, to: NodeId) -> Result<&mut Transfer, TransferError> {
+        if self
+            .members
+            .get(to)
+            .is_none_or(|member| member.role != MemberRole::Voter)
+        {
+            return Err(TransferError::NotAVoter { id: to });
+        }
+        if !self.is_alive(to) {
+            return Err(TransferError::Unreachable { id: to });
+        }
+        self.flush_batch();
+        self.consensus.transfer_leader(to);
+        if self.consensus.transferee() != Some(to) {
+            return Err(TransferError::NotAVoter { id: to });
+        }
+        info!(node = %self.node_id, %to, "handing over leadership");
+        // raft-rs gives up after one election timeout; then a leader must be found.
+        let deadline_ticks = self.deadline(self.config.election_timeout * 4);
+        Ok(self.transfer.insert(Transfer {
+            to,
+            deadline_ticks,
+            waiters: Vec::new(),
+        }))
+    }
+
+    /// Notices what has become of leadership since the last look.
+    pub(super) fn look_at_leadership(&mut self) {
+        let leads = self.consensus.is_leader();
+        if self.led && !leads {
+            self.reads.leadership_lost();
+            self.recording_incarnations.clear();
+            self.pending_change = None;
+        }
+        self.led = leads;
+        let Some(Transfer {
+            to, deadline_ticks, ..
+        }) = self.transfer
+        else {
+            return;
+        };
+        let expired = self.now_ticks >= deadline_ticks;
+        let outcome = match self.consensus.leader() {
+            Some(leader) if leader == to => Ok(to),
+            Some(leader) if leader == self.node_id => match self.consensus.transferee() {
+                Some(_) if !expired => return,
+                _ => Err(TransferError::TimedOut { to }),
+            },
+            None if !expired => return,
+            _ => Err(TransferError::TimedOut { to }),
+        };
+        let Some(transfer) = self.transfer.take() else {
+            return;
+        };
+        if let Err(error) = &outcome {
+            // Who waited for the hand-over gets its reason; all others go on as soon as a leader is known.
+            for parked in std::mem::take(&mut self.parked) {
+                match (parked.why, parked.request) {
+                    (WhyParked::AfterHandover, LeaderRequest::ChangeMembership { reply, .. }) => {
+                        reply.answer(Err(MembershipError::HandoverFailed(error.clone())));
+                    }
+                    (why, request) => self.parked.push_back(Parked {
+                        request,
+                        why,
+                        ..parked
+                    }),
+                }
+            }
+        }
+        for waiter in transfer.waiters {
+            waiter.answer(outcome.clone());
+        }
+    }
+
+    // --- Deadlines and the end ---
+
+    pub(super) fn expire_requests(&mut self) {
+        let now = self.now_ticks;
+        for reply in self.proposals.take_expired(now) {
+            reply.refuse(ProposeError::Unknown(UnknownOutcome::TimedOut(
+                self.config.propose_timeout,
+            )));
+        }
+        let unknown = MembershipError::Unknown(UnknownOutcome::TimedOut(self.config.membership_timeout));
+        for waiter in self.membership.take_expired(now) {
+            waiter.refuse(unknown.clone());
+        }
+        for (reply, _) in self
+            .awaiting_leave
+            .extract_if(.., |(_, deadline)| *deadline <= now)
+        {
+            reply.answer(Err(unknown.clone()));
+        }
+        for parked in std::mem::take(&mut self.parked) {
+            if parked.deadline_ticks > now {
+                self.parked.push_back(parked);
+            } else {
+                // It never came to be proposed.
+                refuse(parked.request, NotServed::NoLeader);
+            }
+        }
+    }
+
+    pub(super) fn refuse_all(&mut self, reason: &StopReason) {
+        for (_, reply, _) in std::mem::take(&mut self.batch).proposals {
+            reply.refuse(reason.clone().into());
+        }
+        for reply in self.proposals.take_all() {
+            reply.refuse(reason.clone().into());
+        }
+        for waiter in self.membership.take_all() {
+            waiter.refuse(reason.clone().into());
+        }
+        for (reply, _) in self.awaiting_leave.drain(..) {
+            reply.answer(Err(reason.clone().into()));
+        }
+        for parked in self.parked.drain(..) {
+            refuse(parked.request, NotServed::Stopped(reason.clone()));
+        }
+        for forward in self.next.forward.drain(..) {
+            refuse(forward.request, NotServed::Stopped(reason.clone()));
+        }
+        if let Some(transfer) = self.transfer.take() {
+            for waiter in transfer.waiters {
+                waiter.answer(Err(reason.clone().into()));
+            }
+        }
+    }
+
+    /// A membership change that was answered with success once it is in force: at once, or when its joint
+    /// configuration is left.
+    pub(super) fn answer_change(&mut self, change: &MembershipChange, waiter: MembershipWaiter) {
+        let MembershipWaiter::Change(reply) = waiter else {
+            return;
+        };
+        match change {
+            MembershipChange::Steps {
+                leave: LeaveJoint::Automatically,
+                ..
+            } if change.enters_joint() => {
+                let deadline_ticks = self.deadline(self.config.membership_timeout);
+                self.awaiting_leave.push((reply, deadline_ticks));
+            }
+            _ => reply.answer(Ok(Members::clone(&self.members))),
+        }
+    }
+
+    /// The joint configuration was left.
+    pub(super) fn answer_joint_left(&mut self) {
+        for (reply, _) in self.awaiting_leave.drain(..) {
+            reply.answer(Ok(Members::clone(&self.members)));
+        }
+    }
+}

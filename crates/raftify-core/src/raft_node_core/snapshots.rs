@@ -1,0 +1,287 @@
+//! Snapshots: taken here, sent to followers, installed from a leader. The data is the shell's; what is recorded, and
+//! when the log may be cut, is decided here.
+
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::RaftNodeCore;
+use crate::error::MembershipError;
+use crate::error::{InstallError, ProposeError, SnapshotError, StopReason, UnknownOutcome};
+use crate::members::Sender;
+use crate::request::{ProposalReply, Responder};
+use crate::snapshot_policy::SnapshotPolicy;
+use crate::storage::SnapshotMeta;
+use crate::turn::{Committed, TurnNumber};
+use crate::types::{Incarnation, LogPosition, NodeId, Term};
+
+/// The state of all snapshots of one node.
+pub(super) struct Snapshots {
+    pub(super) policy: SnapshotPolicy,
+    /// The newest one that is recorded.
+    recorded: Option<SnapshotMeta>,
+    /// The state machine's owner is taking one.
+    taking: bool,
+    /// A follower needs one and there is none.
+    wanted: bool,
+    replies: Vec<Responder<LogPosition, SnapshotError>>,
+    /// Taken, and being recorded with this turn; the log is cut at the position.
+    recording: Option<(TurnNumber, SnapshotMeta, Option<LogPosition>)>,
+    /// Received from a leader, and being recorded.
+    installing: Option<Installing>,
+    /// On their way to followers.
+    pub(super) sending: Vec<(NodeId, LogPosition)>,
+}
+
+struct Installing {
+    /// The turn that records it, once it is known.
+    turn: Option<TurnNumber>,
+    snapshot: SnapshotMeta,
+    reply: Responder<(), InstallError>,
+}
+
+impl Snapshots {
+    pub(super) fn new(recorded: Option<SnapshotMeta>, policy: SnapshotPolicy) -> Snapshots {
+        Snapshots {
+            policy,
+            recorded,
+            taking: false,
+            wanted: false,
+            replies: Vec::new(),
+            recording: None,
+            installing: None,
+            sending: Vec::new(),
+        }
+    }
+
+    pub(super) fn newest(&self) -> Option<LogPosition> {
+        self.recorded.as_ref().map(|snapshot| snapshot.position)
+    }
+
+    fn answer(&mut self, outcome: &Result<LogPosition, SnapshotError>) {
+        for reply in self.replies.drain(..) {
+            reply.answer(outcome.clone());
+        }
+    }
+
+    pub(super) fn stop(&mut self, reason: &StopReason) {
+        self.answer(&Err(reason.clone().into()));
+        if let Some(installing) = self.installing.take() {
+            installing.reply.answer(Err(reason.clone().into()));
+        }
+    }
+}
+
+impl<R: ProposalReply> RaftNodeCore<R> {
+    pub(super) fn make_snapshot(&mut self, reply: Responder<LogPosition, SnapshotError>) {
+        if self.members.is_empty() {
+            return reply.answer(Err(SnapshotError::NothingApplied));
+        }
+        self.snapshots.replies.push(reply);
+    }
+
+    /// Asks for a snapshot where the policy, the user or a follower wants one.
+    pub(super) fn decide_on_snapshot(&mut self) {
+        self.snapshots.wanted |= self.consensus.take_wants_snapshot();
+        let wanted =
+            self.snapshots.wanted || self.snapshots.policy.is_due() || !self.snapshots.replies.is_empty();
+        // While old entries are replayed after a start, the membership is ahead of the state machine.
+        let members_fit = self.handed_out.index >= self.members.as_of();
+        let busy = self.snapshots.taking
+            || self.snapshots.recording.is_some()
+            || self.snapshots.installing.is_some();
+        if !wanted || busy || !members_fit || self.members.is_empty() || self.stop_reason.is_some() {
+            return;
+        }
+        self.snapshots.wanted = false;
+        if let Some(newest) = self.snapshots.newest()
+            && newest == self.handed_out
+        {
+            return self.snapshots.answer(&Ok(newest));
+        }
+        self.snapshots.policy.begin();
+        self.snapshots.taking = true;
+        self.next.take_snapshot = true;
+    }
+
+    /// The snapshot asked for with [`Turn::take_snapshot`](crate::Turn::take_snapshot) is durable in the snapshot
+    /// store, or could not be taken, for the reason given.
+    pub fn snapshot_taken(&mut self, outcome: Result<SnapshotMeta, String>) {
+        self.snapshots.taking = false;
+        let snapshot = match outcome {
+            Ok(snapshot) => snapshot,
+            Err(reason) => {
+                warn!(node = %self.node_id, "a snapshot could not be taken, the old one stays in use: {reason}");
+                return self.snapshots.answer(&Err(SnapshotError::Failed(reason)));
+            }
+        };
+        if let Some(newest) = self.snapshots.newest()
+            && newest.index >= snapshot.position.index
+        {
+            // A newer one was installed meanwhile.
+            return self.snapshots.answer(&Ok(newest));
+        }
+        let cut = self.snapshots.policy.compact_to(snapshot.position.index);
+        let compact = (cut > self.consensus.truncated().index)
+            .then(|| {
+                self.consensus
+                    .term_at(cut)
+                    .map(|term| LogPosition { term, index: cut })
+            })
+            .flatten();
+        self.next.write.snapshot = Some(snapshot.clone());
+        self.next.write.compact = compact;
+        self.snapshots.recording = Some((self.next_turn(), snapshot, compact));
+    }
+
+    /// The outcome of a snapshot that a turn asked to send: installed, or why not. Exactly once for each.
+    pub fn snapshot_sent(&mut self, to: NodeId, outcome: Result<(), String>) {
+        if let Some(place) = self
+            .snapshots
+            .sending
+            .iter()
+            .position(|(receiver, _)| *receiver == to)
+        {
+            self.snapshots.sending.swap_remove(place);
+        }
+        if let Err(reason) = &outcome {
+            warn!(node = %self.node_id, %to, "a snapshot did not arrive: {reason}");
+        }
+        self.consensus.report_snapshot(to, outcome.is_ok());
+    }
+
+    /// Which snapshots must be kept: the newest, those that are being recorded, and those on their way to a follower.
+    pub fn snapshots_in_use(&self) -> Vec<LogPosition> {
+        let snapshots = &self.snapshots;
+        let mut all: Vec<LogPosition> = snapshots.newest().into_iter().collect();
+        all.extend(
+            snapshots
+                .recording
+                .as_ref()
+                .map(|(_, snapshot, _)| snapshot.position),
+        );
+        all.extend(
+            snapshots
+                .installing
+                .as_ref()
+                .map(|installing| installing.snapshot.position),
+        );
+        all.extend(snapshots.sending.iter().map(|(_, position)| position));
+        all
+    }
+
+    pub(super) fn install_snapshot(
+        &mut self,
+        sender: Sender,
+        receiver: Option<Incarnation>,
+        term: Term,
+        snapshot: SnapshotMeta,
+        reply: Responder<(), InstallError>,
+    ) {
+        let position = snapshot.position;
+        let refused = |reason: &str| InstallError::Refused {
+            position,
+            reason: reason.to_owned(),
+        };
+        if let Err(refusal) = self.check_sender(&sender, receiver) {
+            return reply.answer(Err(refusal.into()));
+        }
+        let Some(identity) = self.identity else {
+            return reply.answer(Err(refused("this node does not belong to a cluster yet")));
+        };
+        if snapshot.cluster_id != identity.cluster_id {
+            return reply.answer(Err(refused("it is of another cluster")));
+        }
+        if self.snapshots.installing.is_some() {
+            return reply.answer(Err(refused("another snapshot is being installed")));
+        }
+        if term < self.consensus.term() {
+            let newer = self.consensus.term();
+            return reply.answer(Err(InstallError::StaleLeader { term, newer }));
+        }
+        self.last_heard.insert(sender.id, self.now_ticks);
+        match self.consensus.step_snapshot(sender.id, term, &snapshot) {
+            Ok(true) => {
+                self.snapshots.installing = Some(Installing {
+                    turn: None,
+                    snapshot,
+                    reply,
+                })
+            }
+            // The log reaches that far already: the leader learns it from the answer of raft.
+            Ok(false) => reply.answer(Ok(())),
+            Err(reason) => reply.answer(Err(refused(&reason.to_string()))),
+        }
+    }
+
+    /// The ready that begins the log anew after the snapshot that is being installed.
+    pub(super) fn write_installed(&mut self, position: LogPosition, turn: TurnNumber) {
+        let Some(installing) = &mut self.snapshots.installing else {
+            return;
+        };
+        debug_assert_eq!(
+            installing.snapshot.position, position,
+            "only one snapshot is installed at a time"
+        );
+        installing.turn = Some(turn);
+        let snapshot = installing.snapshot.clone();
+        self.members = Arc::new(snapshot.members.clone());
+        let write = &mut self.next.write;
+        write.reset_log = Some(position);
+        write.members = Some(snapshot.members.clone());
+        write.snapshot = Some(snapshot);
+        write.compact = None;
+        write.hard_state = Some(self.consensus.hard_state());
+        if let Some((_, superseded, _)) = self.snapshots.recording.take() {
+            info!(node = %self.node_id, at = %superseded.position, "a snapshot taken here is superseded");
+            self.snapshots.answer(&Ok(position));
+        }
+    }
+
+    /// Carries on with snapshots whose turn has become durable.
+    pub(super) fn snapshots_written(&mut self) {
+        let written = self.written;
+        if let Some((_, snapshot, compact)) = self.snapshots.recording.take_if(|(turn, ..)| *turn <= written)
+        {
+            info!(node = %self.node_id, at = %snapshot.position, "snapshot taken");
+            self.consensus.set_snapshot(snapshot.position, &snapshot.members);
+            if let Some(position) = compact {
+                self.consensus.compact(position);
+            }
+            self.snapshots.answer(&Ok(snapshot.position));
+            self.snapshots.recorded = Some(snapshot);
+        }
+        let is_written = |installing: &mut Installing| installing.turn.is_some_and(|turn| turn <= written);
+        if let Some(installing) = self.snapshots.installing.take_if(is_written) {
+            self.installed(installing.snapshot);
+            installing.reply.answer(Ok(()));
+        }
+    }
+
+    /// An installed snapshot is durable: the state machine is to take it over.
+    fn installed(&mut self, snapshot: SnapshotMeta) {
+        let position = snapshot.position;
+        info!(node = %self.node_id, at = %position, "snapshot received");
+        self.held
+            .retain(|(entry, _)| entry.position.index > position.index);
+        for reply in self.proposals.take_covered(position.index) {
+            reply.refuse(ProposeError::Unknown(UnknownOutcome::CoveredBySnapshot));
+        }
+        for waiter in self.membership.take_covered(position.index) {
+            waiter.refuse(MembershipError::Unknown(UnknownOutcome::CoveredBySnapshot));
+        }
+        if !self.members.is_joint() {
+            self.answer_joint_left();
+        }
+        self.snapshots.policy.begin();
+        self.handed_out = position;
+        self.next.committed.push(Committed::Members {
+            position,
+            members: Arc::new(snapshot.members.clone()),
+        });
+        self.next.committed.push(Committed::Install {
+            snapshot: Box::new(snapshot.clone()),
+        });
+        self.snapshots.recorded = Some(snapshot);
+    }
+}

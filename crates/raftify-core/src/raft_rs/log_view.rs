@@ -1,0 +1,330 @@
+//! The log as raft-rs reads it: terms of all entries, and the newest entries themselves, in memory.
+//!
+//! Every entry that is not yet applied is here, so that committing never reads the disk; applied ones stay as long as
+//! they fit into the cache. What a slow follower needs beyond that is fetched by the shell: raft-rs is told to wait
+//! and asks again when the entries are here.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use raft::eraftpb::{ConfState, Entry as RaftEntry, Snapshot};
+use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
+
+use super::convert;
+use crate::entry::Entry;
+use crate::members::Configuration;
+use crate::storage::HardState;
+use crate::turn::LogFetch;
+use crate::types::{LogIndex, LogPosition, Term};
+
+/// Most answers that wait for one fetch; raft-rs asks again by itself for more.
+const CONTEXTS_MAX: usize = 64;
+
+/// What the log starts with.
+pub(crate) struct LogStart {
+    pub(crate) hard_state: HardState,
+    pub(crate) configuration: Configuration,
+    /// The position before the first entry.
+    pub(crate) truncated: LogPosition,
+    pub(crate) last: LogPosition,
+    pub(crate) term_starts: Vec<LogPosition>,
+    /// The state machine's place: entries after it are in `tail`.
+    pub(crate) applied: LogIndex,
+    pub(crate) tail: Vec<Entry>,
+    pub(crate) snapshot: Option<(LogPosition, Configuration)>,
+}
+
+pub(super) struct LogView {
+    start: (HardState, Configuration),
+    truncated: LogPosition,
+    last: LogIndex,
+    /// Every position at which the term differs from that of the entry before.
+    term_starts: Vec<LogPosition>,
+    /// Invariant: the entries up to `last`, without a gap, and at least those that are not applied.
+    cache: VecDeque<RaftEntry>,
+    cache_bytes: u64,
+    cache_bytes_max: u64,
+    snapshot: Option<Snapshot>,
+    /// raft-rs reads through a shared reference.
+    asked: RefCell<Asked>,
+}
+
+/// What raft-rs asked for and could not get at once.
+#[derive(Default)]
+struct Asked {
+    wants_snapshot: bool,
+    new_fetches: Vec<LogFetch>,
+    waiting: Vec<(LogFetch, Vec<GetEntriesContext>)>,
+    arrived: Vec<(LogFetch, Vec<RaftEntry>)>,
+}
+
+fn size_bytes(entry: &RaftEntry) -> u64 {
+    (entry.data.len() + entry.context.len()) as u64 + 32
+}
+
+impl LogView {
+    pub(super) fn new(start: LogStart, cache_bytes_max: u64) -> LogView {
+        let mut view = LogView {
+            start: (start.hard_state, start.configuration),
+            truncated: start.truncated,
+            last: start.last.index,
+            term_starts: start.term_starts,
+            cache: start.tail.iter().map(convert::entry_to_raft).collect(),
+            cache_bytes: 0,
+            cache_bytes_max,
+            snapshot: None,
+            asked: RefCell::default(),
+        };
+        view.cache_bytes = view.cache.iter().map(size_bytes).sum();
+        if let Some((position, configuration)) = start.snapshot {
+            view.set_snapshot(position, &configuration);
+        }
+        view
+    }
+
+    pub(super) fn truncated(&self) -> LogPosition {
+        self.truncated
+    }
+
+    pub(super) fn cache_bytes(&self) -> u64 {
+        self.cache_bytes
+    }
+
+    fn first_cached(&self) -> LogIndex {
+        LogIndex(self.last.next().0 - self.cache.len() as u64)
+    }
+
+    fn term_of(&self, index: LogIndex) -> Term {
+        let after = self.term_starts.partition_point(|start| start.index <= index);
+        after
+            .checked_sub(1)
+            .map_or(self.truncated.term, |run| self.term_starts[run].term)
+    }
+
+    /// Takes in what raft-rs is about to have written, so that it can be read from now on.
+    pub(super) fn append(&mut self, entries: Vec<RaftEntry>) {
+        let Some(first) = entries.first().map(|entry| LogIndex(entry.index)) else {
+            return;
+        };
+        if first <= self.last {
+            self.cut_from(first);
+        }
+        for entry in entries {
+            let position = LogPosition::new(entry.term, entry.index);
+            if self.term_of(self.last) != position.term {
+                self.term_starts.push(position);
+            }
+            self.last = position.index;
+            self.cache_bytes += size_bytes(&entry);
+            self.cache.push_back(entry);
+        }
+    }
+
+    fn cut_from(&mut self, first: LogIndex) {
+        while self.cache.back().is_some_and(|entry| entry.index >= first.0) {
+            let cut = self.cache.pop_back();
+            self.cache_bytes -= cut.as_ref().map_or(0, size_bytes);
+        }
+        self.term_starts.retain(|start| start.index < first);
+        self.last = first.previous();
+        // Fetched entries may have been cut: they are compared with the log's terms when they are used.
+        self.asked.get_mut().arrived.clear();
+    }
+
+    /// The log now begins after an installed snapshot.
+    pub(super) fn reset(&mut self, position: LogPosition, state: &ConfState) {
+        self.cache.clear();
+        self.cache_bytes = 0;
+        self.term_starts.clear();
+        self.truncated = position;
+        self.last = position.index;
+        self.set_snapshot(position, &convert::configuration(state));
+        self.asked = RefCell::default();
+    }
+
+    pub(super) fn compact(&mut self, position: LogPosition) {
+        if position.index <= self.truncated.index || position.index > self.last {
+            return;
+        }
+        while self
+            .cache
+            .front()
+            .is_some_and(|entry| entry.index <= position.index.0)
+        {
+            let gone = self.cache.pop_front();
+            self.cache_bytes -= gone.as_ref().map_or(0, size_bytes);
+        }
+        self.term_starts.retain(|start| start.index > position.index);
+        self.truncated = position;
+    }
+
+    /// Drops the oldest applied entries that no longer fit.
+    pub(super) fn trim_cache(&mut self, applied: LogIndex) {
+        while self.cache_bytes > self.cache_bytes_max
+            && self.cache.front().is_some_and(|entry| entry.index <= applied.0)
+        {
+            let gone = self.cache.pop_front();
+            self.cache_bytes -= gone.as_ref().map_or(0, size_bytes);
+        }
+    }
+
+    pub(super) fn set_snapshot(&mut self, position: LogPosition, configuration: &Configuration) {
+        let mut snapshot = Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        metadata.index = position.index.0;
+        metadata.term = position.term.0;
+        metadata.set_conf_state(convert::conf_state(configuration));
+        self.snapshot = Some(snapshot);
+    }
+
+    pub(super) fn take_wants_snapshot(&mut self) -> bool {
+        std::mem::take(&mut self.asked.get_mut().wants_snapshot)
+    }
+
+    pub(super) fn take_fetches(&mut self) -> Vec<LogFetch> {
+        std::mem::take(&mut self.asked.get_mut().new_fetches)
+    }
+
+    /// Keeps what was fetched until raft-rs asks for it again, and returns with which contexts it will.
+    pub(super) fn put_fetched(
+        &mut self,
+        fetch: LogFetch,
+        mut entries: Vec<RaftEntry>,
+    ) -> Vec<GetEntriesContext> {
+        let still_the_log = |entry: &RaftEntry| {
+            let index = LogIndex(entry.index);
+            index > self.truncated.index && index <= self.last && self.term_of(index).0 == entry.term
+        };
+        let valid = entries.iter().take_while(|entry| still_the_log(entry)).count();
+        entries.truncate(valid);
+        let asked = self.asked.get_mut();
+        let Some(place) = asked.waiting.iter().position(|(waiting, _)| *waiting == fetch) else {
+            return Vec::new();
+        };
+        let (_, contexts) = asked.waiting.swap_remove(place);
+        // Without entries, raft-rs asks once more; if they were compacted away, it then sends a snapshot.
+        if !entries.is_empty() {
+            asked.arrived.retain(|(old, _)| old.from != fetch.from);
+            asked.arrived.push((fetch, entries));
+        }
+        contexts
+    }
+
+    /// The entries of `[from, until)` below the cache: fetched already, or to be fetched.
+    fn below_cache(&self, fetch: LogFetch, context: GetEntriesContext) -> raft::Result<Vec<RaftEntry>> {
+        let mut asked = self.asked.borrow_mut();
+        if let Some(place) = asked
+            .arrived
+            .iter()
+            .position(|(arrived, _)| arrived.from == fetch.from)
+        {
+            let (_, mut entries) = asked.arrived.swap_remove(place);
+            let wanted = fetch.until.0 - fetch.from.0;
+            entries.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+            return Ok(entries);
+        }
+        if !context.can_async() {
+            // Everything that raft-rs reads without waiting lies after the applied index, and so in the cache.
+            debug_assert!(
+                false,
+                "entry {} was read without waiting, but is not in memory",
+                fetch.from
+            );
+            return Err(Error::Store(StorageError::Unavailable));
+        }
+        match asked
+            .waiting
+            .iter_mut()
+            .find(|(waiting, _)| waiting.from == fetch.from)
+        {
+            Some((_, contexts)) if contexts.len() < CONTEXTS_MAX => contexts.push(context),
+            Some(_) => {}
+            None => {
+                asked.new_fetches.push(fetch);
+                asked.waiting.push((fetch, vec![context]));
+            }
+        }
+        Err(Error::Store(StorageError::LogTemporarilyUnavailable))
+    }
+}
+
+impl Storage for LogView {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        let (hard_state, configuration) = &self.start;
+        Ok(RaftState::new(
+            convert::hard_state_to_raft(hard_state),
+            convert::conf_state(configuration),
+        ))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        context: GetEntriesContext,
+    ) -> raft::Result<Vec<RaftEntry>> {
+        let (from, until) = (LogIndex(low), LogIndex(high));
+        let bytes_max = max_size.into().unwrap_or(u64::MAX);
+        if from <= self.truncated.index {
+            return Err(Error::Store(StorageError::Compacted));
+        }
+        if until > self.last.next() {
+            return Err(Error::Store(StorageError::Unavailable));
+        }
+        let first_cached = self.first_cached();
+        if from < first_cached {
+            return self.below_cache(
+                LogFetch {
+                    from,
+                    until: until.min(first_cached),
+                    bytes_max,
+                },
+                context,
+            );
+        }
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        let skip = usize::try_from(from.0 - first_cached.0).unwrap_or(usize::MAX);
+        let wanted = usize::try_from(until.0 - from.0).unwrap_or(usize::MAX);
+        for entry in self.cache.iter().skip(skip).take(wanted) {
+            bytes += size_bytes(entry);
+            if bytes > bytes_max && !entries.is_empty() {
+                break;
+            }
+            entries.push(entry.clone());
+        }
+        Ok(entries)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        let index = LogIndex(index);
+        if index < self.truncated.index {
+            Err(Error::Store(StorageError::Compacted))
+        } else if index > self.last {
+            Err(Error::Store(StorageError::Unavailable))
+        } else {
+            Ok(self.term_of(index).0)
+        }
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.truncated.index.next().0)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last.0)
+    }
+
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        match &self.snapshot {
+            Some(snapshot) if snapshot.get_metadata().index >= request_index.max(self.truncated.index.0) => {
+                Ok(snapshot.clone())
+            }
+            _ => {
+                self.asked.borrow_mut().wants_snapshot = true;
+                Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Linearizable reads that wait (ReadIndex, thesis section 6.4).
+//!
+//! One round is under way at a time: on the leader a round of heartbeats, elsewhere a question to the leader. All reads
+//! that arrive meanwhile ride the next one, never one that began before them. A confirmed read waits here until this
+//! node has applied its index.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::error::ReadError;
+use crate::request::Responder;
+use crate::types::LogIndex;
+
+/// A read that waits.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) reply: Responder<LogIndex, ReadError>,
+    pub(crate) serve: Serve,
+    pub(crate) deadline_ticks: u64,
+}
+
+/// When a read is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Serve {
+    /// For this node's user: once the index is applied here.
+    WhenApplied,
+    /// For another node, which applies by itself: once the index is confirmed.
+    WhenConfirmed,
+}
+
+/// How a round asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RoundKind {
+    /// By heartbeats of this leader.
+    Heartbeats,
+    /// By a question to the leader.
+    AskLeader,
+}
+
+#[derive(Debug)]
+struct Round {
+    number: u64,
+    kind: RoundKind,
+    reads: Vec<Read>,
+}
+
+/// All reads that wait.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    for_next_round: Vec<Read>,
+    under_way: Option<Round>,
+    for_applied: BTreeMap<LogIndex, Vec<Read>>,
+    last_round: u64,
+    /// A round has failed since the last tick: the next one waits for it.
+    paused: bool,
+}
+
+impl Reads {
+    pub(crate) fn len(&self) -> usize {
+        let riding = self.under_way.as_ref().map_or(0, |round| round.reads.len());
+        self.for_next_round.len() + riding + self.for_applied.values().map(Vec::len).sum::<usize>()
+    }
+
+    pub(crate) fn add(&mut self, read: Read) {
+        self.for_next_round.push(read);
+    }
+
+    /// Whether reads wait for a round and none is under way.
+    pub(crate) fn wants_round(&self) -> bool {
+        self.under_way.is_none() && !self.for_next_round.is_empty() && !self.paused
+    }
+
+    pub(crate) fn begin_round(&mut self, kind: RoundKind) -> u64 {
+        self.last_round += 1;
+        let reads = std::mem::take(&mut self.for_next_round);
+        self.under_way = Some(Round {
+            number: self.last_round,
+            kind,
+            reads,
+        });
+        self.last_round
+    }
+
+    /// A quorum confirmed that everything acknowledged before the round began lies at or before `index`.
+    pub(crate) fn confirmed(&mut self, number: u64, index: LogIndex, applied: LogIndex) {
+        let Some(round) = self.under_way.take_if(|round| round.number == number) else {
+            return;
+        };
+        for read in round.reads {
+            if read.serve == Serve::WhenConfirmed || index <= applied {
+                read.reply.answer(Ok(index));
+            } else {
+                self.for_applied.entry(index).or_default().push(read);
+            }
+        }
+    }
+
+    /// The round brought no answer: its reads ride the next one, which begins after the next tick, so that a leader
+    /// that is gone is not asked without a pause.
+    pub(crate) fn failed(&mut self, number: u64) {
+        self.paused = true;
+        if let Some(mut round) = self.under_way.take_if(|round| round.number == number) {
+            self.for_next_round.append(&mut round.reads);
+        }
+    }
+
+    /// Leadership changed: a round of heartbeats will bring no answer any more. Another node's read goes back to that
+    /// node, which will ask the new leader.
+    pub(crate) fn leadership_lost(&mut self) {
+        if let Some(round) = self
+            .under_way
+            .take_if(|round| round.kind == RoundKind::Heartbeats)
+        {
+            self.for_next_round.extend(round.reads);
+        }
+        for read in self
+            .for_next_round
+            .extract_if(.., |read| read.serve == Serve::WhenConfirmed)
+        {
+            read.reply.answer(Err(ReadError::NotLeader));
+        }
+    }
+
+    pub(crate) fn applied(&mut self, applied: LogIndex) {
+        while let Some(first) = self.for_applied.first_entry()
+            && *first.key() <= applied
+        {
+            let index = *first.key();
+            for read in first.remove() {
+                read.reply.answer(Ok(index));
+            }
+        }
+    }
+
+    /// To be called with every tick: ends a pause, and the wait of those whose deadline has passed.
+    pub(crate) fn tick(&mut self, now_ticks: u64, timeout: Duration) {
+        self.paused = false;
+        let mut expired = Vec::new();
+        let is_expired = |read: &mut Read| read.deadline_ticks <= now_ticks;
+        expired.extend(self.for_next_round.extract_if(.., is_expired));
+        if let Some(round) = &mut self.under_way {
+            expired.extend(round.reads.extract_if(.., is_expired));
+        }
+        for reads in self.for_applied.values_mut() {
+            expired.extend(reads.extract_if(.., is_expired));
+        }
+        self.for_applied.retain(|_, reads| !reads.is_empty());
+        // A round of heartbeats whose reads are all gone is not waited for: its answer may never come.
+        self.under_way
+            .take_if(|round| round.reads.is_empty() && round.kind == RoundKind::Heartbeats);
+        for read in expired {
+            read.reply.answer(Err(ReadError::TimedOut(timeout)));
+        }
+    }
+
+    pub(crate) fn take_all(&mut self) -> Vec<Read> {
+        let mut all = std::mem::take(&mut self.for_next_round);
+        all.extend(self.under_way.take().into_iter().flat_map(|round| round.reads));
+        all.extend(std::mem::take(&mut self.for_applied).into_values().flatten());
+        all
+    }
+}
