@@ -1,4 +1,351 @@
-//! (Being written.)
+//! Owns the state machine: applies what is committed, answers who proposed it, takes and restores snapshots.
+//!
+//! Runs on a thread of its own, fed by the raft loop in log order; closures of
+//! [`RaftNode::query`](crate::RaftNode::query) run between two batches. Refuses to skip an entry: whatever cannot be
+//! decoded or applied stops the node.
+
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use raftify_core::error::{ProposeError, StopReason};
+use raftify_core::{
+    ClusterId, Committed, LogPosition, Members, NodeId, ProposalReply, SnapshotMeta, SnapshotStore,
+    SnapshotWriter,
+};
+use tokio::sync::mpsc;
+use tracing::{info, trace};
+
+use crate::error::BoxError;
+use crate::formatter::CustomFormatter;
+use crate::lifecycle::Lifecycle;
+use crate::log_entry::AbstractLogEntry;
+use crate::raft_loop::Event;
+use crate::reply::Reply;
+use crate::state_machine::{AbstractStateMachine, SnapshotCapture};
+use crate::worker::{Worker, caught};
+
+/// Written out at once when a snapshot is taken.
+const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
 /// Something that a user wants to know of the state machine.
 pub(crate) type Query<FSM> = Box<dyn FnOnce(&FSM) + Send>;
+
+/// What the raft loop asks for, in log order.
+pub(crate) enum ToApply<R> {
+    Committed(Vec<Committed<R>>),
+    /// Take a snapshot of the state as it is when this comes to its turn.
+    TakeSnapshot(ClusterId),
+}
+
+/// What an applier starts with.
+pub(crate) struct ApplierStart<FSM: AbstractStateMachine, S> {
+    pub(crate) node_id: NodeId,
+    pub(crate) state_machine: FSM,
+    pub(crate) snapshots: S,
+    /// The newest snapshot, to be restored before anything else.
+    pub(crate) snapshot: Option<SnapshotMeta>,
+    pub(crate) queries: mpsc::Receiver<Query<FSM>>,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
+    pub(crate) lifecycle: Lifecycle,
+}
+
+impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
+    /// Starts the applier. It ends when the sender is dropped; what is still queued then is dropped, which answers
+    /// who waits for it.
+    ///
+    /// The queue is unbounded because the core bounds what it hands out.
+    pub(crate) fn start(
+        self,
+    ) -> Result<(mpsc::UnboundedSender<ToApply<Reply<FSM::Reply>>>, Worker), StopReason> {
+        let (sender, queue) = mpsc::unbounded_channel();
+        let ApplierStart {
+            node_id,
+            state_machine,
+            snapshots,
+            snapshot,
+            queries,
+            events,
+            formatter,
+            lifecycle,
+        } = self;
+        let applier = Applier {
+            node_id,
+            state_machine,
+            snapshots,
+            members: Members::none(),
+            applied: LogPosition::ZERO,
+            events,
+            formatter,
+            lifecycle,
+            writing_out: None,
+        };
+        Ok((
+            sender,
+            Worker::start("raftify-apply", applier.run(snapshot, queue, queries))?,
+        ))
+    }
+}
+
+struct Applier<FSM: AbstractStateMachine, S> {
+    node_id: NodeId,
+    state_machine: FSM,
+    snapshots: S,
+    /// As of `applied`.
+    members: Members,
+    /// The last position that the state machine has taken in.
+    applied: LogPosition,
+    events: mpsc::UnboundedSender<Event>,
+    formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
+    lifecycle: Lifecycle,
+    /// The thread that writes a snapshot out. One at a time.
+    writing_out: Option<JoinHandle<()>>,
+}
+
+type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
+
+impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
+    async fn run(
+        mut self,
+        snapshot: Option<SnapshotMeta>,
+        mut queue: mpsc::UnboundedReceiver<ToApply<Reply<FSM::Reply>>>,
+        mut queries: mpsc::Receiver<Query<FSM>>,
+    ) {
+        let mut outcome = snapshot.map_or(Ok(()), |snapshot| self.restore(snapshot));
+        while outcome.is_ok() && !self.lifecycle.is_stopping() {
+            outcome = tokio::select! {
+                work = queue.recv() => match work {
+                    Some(work) => self.take_in(work, &mut queue),
+                    None => break,
+                },
+                Some(query) = queries.recv() => self.answer(query),
+            };
+        }
+        if let Err(reason) = outcome {
+            // If the loop is gone, the node has stopped already.
+            let _ = self.events.send(Event::Failed(reason));
+        }
+        if let Some(thread) = self.writing_out.take() {
+            // It sees that the node stops; a panic in it is caught.
+            let _ = thread.join();
+        }
+    }
+
+    /// Takes in `first` and all else that is queued, so that many small turns become one batch.
+    fn take_in(
+        &mut self,
+        first: ToApply<Reply<FSM::Reply>>,
+        queue: &mut mpsc::UnboundedReceiver<ToApply<Reply<FSM::Reply>>>,
+    ) -> Result<(), StopReason> {
+        let mut batch = Vec::new();
+        let mut next = Some(first);
+        while let Some(work) = next {
+            match work {
+                ToApply::Committed(items) => {
+                    for item in items {
+                        match item {
+                            Committed::User {
+                                position,
+                                payload,
+                                reply,
+                            } => batch.push((position, payload, reply)),
+                            other => {
+                                self.apply(std::mem::take(&mut batch))?;
+                                self.take_note(other)?;
+                            }
+                        }
+                    }
+                }
+                ToApply::TakeSnapshot(cluster_id) => {
+                    self.apply(std::mem::take(&mut batch))?;
+                    self.take_snapshot(cluster_id)?;
+                }
+            }
+            next = queue.try_recv().ok();
+        }
+        self.apply(batch)?;
+        // If the loop is gone, the node has stopped already.
+        let _ = self.events.send(Event::Applied(self.applied.index));
+        Ok(())
+    }
+
+    fn apply(&mut self, batch: Vec<UserEntry<FSM::Reply>>) -> Result<(), StopReason> {
+        let Some((last, ..)) = batch.last() else {
+            return Ok(());
+        };
+        let (first, last) = (batch[0].0, *last);
+        let mut waiting = Vec::with_capacity(batch.len());
+        let mut payloads = Vec::with_capacity(batch.len());
+        for (position, payload, reply) in batch {
+            waiting.push(reply);
+            payloads.push((position, payload));
+        }
+        let replies = caught(|| self.decode_and_apply(payloads)).unwrap_or_else(|panic| Err(panic.into()));
+        match replies {
+            Ok(replies) => {
+                self.applied = last;
+                for (waiting, reply) in waiting.into_iter().zip(replies) {
+                    if let Some(waiting) = waiting {
+                        waiting.applied(reply);
+                    }
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let reason =
+                    StopReason::StateMachine(format!("applying the entries {first} to {last}: {error}"));
+                for waiting in waiting.into_iter().flatten() {
+                    waiting.refuse(ProposeError::Stopped(reason.clone()));
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    fn decode_and_apply(&mut self, payloads: Vec<(LogPosition, Bytes)>) -> Result<Vec<FSM::Reply>, BoxError> {
+        let count = payloads.len();
+        let mut entries = Vec::with_capacity(count);
+        for (position, payload) in payloads {
+            let entry = FSM::LogEntry::decode(&payload).map_err(|error| {
+                format!(
+                    "the entry at {position} ({} bytes) cannot be decoded: {error}",
+                    payload.len()
+                )
+            })?;
+            trace!(node = %self.node_id, %position, "apply {}", self.formatter.format_entry(&entry, &payload));
+            entries.push((position, entry));
+        }
+        let replies = self.state_machine.apply_batch(entries)?;
+        if replies.len() != count {
+            return Err(format!(
+                "apply_batch returned {} replies to {count} entries",
+                replies.len()
+            )
+            .into());
+        }
+        Ok(replies)
+    }
+
+    /// What is no user's entry.
+    fn take_note(&mut self, committed: Committed<Reply<FSM::Reply>>) -> Result<(), StopReason> {
+        let position = committed.position();
+        match committed {
+            Committed::Members { members, .. } => self.members = Members::clone(&members),
+            Committed::Install { snapshot } => self.restore(*snapshot)?,
+            Committed::User { .. } | Committed::Nothing { .. } => {}
+        }
+        self.applied = position;
+        Ok(())
+    }
+
+    fn restore(&mut self, snapshot: SnapshotMeta) -> Result<(), StopReason> {
+        let position = snapshot.position;
+        let (_, bytes, mut data) = self.snapshots.open(position).map_err(|error| {
+            StopReason::Storage(format!("the snapshot at {position} cannot be opened: {error}"))
+        })?;
+        let restored =
+            caught(|| self.state_machine.restore(&mut data)).unwrap_or_else(|panic| Err(panic.into()));
+        restored.map_err(|error| {
+            StopReason::StateMachine(format!("restoring the snapshot at {position}: {error}"))
+        })?;
+        info!(node = %self.node_id, %position, bytes, "restored a snapshot");
+        self.members = snapshot.members;
+        self.applied = position;
+        Ok(())
+    }
+
+    fn answer(&mut self, query: Query<FSM>) -> Result<(), StopReason> {
+        caught(|| query(&self.state_machine))
+            .map_err(|panic| StopReason::StateMachine(format!("a query {panic}")))
+    }
+
+    /// Captures the state here and has it written out elsewhere. A failure is reported, and the node goes on; only a
+    /// panic in the state machine is fatal.
+    fn take_snapshot(&mut self, cluster_id: ClusterId) -> Result<(), StopReason> {
+        let capture = if self
+            .writing_out
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
+        {
+            Err("another one is still being written".into())
+        } else {
+            caught(|| self.state_machine.snapshot())
+                .map_err(|panic| StopReason::StateMachine(format!("taking a snapshot {panic}")))?
+        };
+        let meta = SnapshotMeta {
+            cluster_id,
+            position: self.applied,
+            members: self.members.clone(),
+        };
+        let started = capture.and_then(|capture| self.start_writing_out(capture, meta));
+        if let Err(error) = started {
+            let _ = self.events.send(Event::SnapshotTaken(Err(error.to_string())));
+        }
+        Ok(())
+    }
+
+    fn start_writing_out(&mut self, capture: SnapshotCapture, meta: SnapshotMeta) -> Result<(), BoxError> {
+        let (snapshots, lifecycle, events) = (
+            self.snapshots.clone(),
+            self.lifecycle.clone(),
+            self.events.clone(),
+        );
+        let work = move || {
+            let written = caught(|| write_out(capture, &snapshots, &meta, lifecycle));
+            let outcome = match written {
+                Ok(Ok(())) => Ok(meta),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(panic) => Err(format!("writing it out {panic}")),
+            };
+            // If the loop is gone, the node has stopped: the snapshot is of no use then.
+            let _ = events.send(Event::SnapshotTaken(outcome));
+        };
+        self.writing_out = Some(
+            thread::Builder::new()
+                .name("raftify-snapshot".to_owned())
+                .spawn(work)?,
+        );
+        Ok(())
+    }
+}
+
+fn write_out<S: SnapshotStore>(
+    capture: SnapshotCapture,
+    snapshots: &S,
+    meta: &SnapshotMeta,
+    lifecycle: Lifecycle,
+) -> Result<(), BoxError> {
+    let writer = UntilStop {
+        writer: snapshots.create(meta)?,
+        lifecycle,
+    };
+    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
+    capture.write_to(&mut writer)?;
+    writer
+        .into_inner()
+        .map_err(|error| error.into_error())?
+        .writer
+        .finish()?;
+    Ok(())
+}
+
+/// Fails once the node stops, so that a large snapshot does not hold up the end.
+struct UntilStop<W> {
+    writer: W,
+    lifecycle: Lifecycle,
+}
+
+impl<W: Write> Write for UntilStop<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.lifecycle.is_stopping() {
+            return Err(io::Error::other("the node stops"));
+        }
+        self.writer.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}

@@ -8,8 +8,8 @@ use raftify_core::{ClusterId, NodeId};
 
 pub use raftify_core::config::ConfigError;
 pub use raftify_core::error::{
-    CampaignError, DemoteError, JoinError, LeaderHint, MembershipError, ProposeError, ReadError, SnapshotError,
-    StartError, StopReason, TransferError, UnknownOutcome,
+    CampaignError, DemoteError, JoinError, LeaderHint, MembershipError, ProposeError, ReadError,
+    SnapshotError, StartError, StopReason, TransferError, UnknownOutcome,
 };
 pub use raftify_core::members::{AddressProblem, MembershipRefusal, SenderRefusal};
 pub use raftify_core::storage::StorageError;
@@ -106,7 +106,9 @@ pub enum AddPeersError {
     Members(#[from] MembershipRefusal),
     /// The list must name this node too, since every node of a static cluster is given the same list. Nothing
     /// happened.
-    #[error("node {id} is missing in the list of peers: every node is given the same list, with itself in it")]
+    #[error(
+        "node {id} is missing in the list of peers: every node is given the same list, with itself in it"
+    )]
     NotListed {
         /// This node.
         id: NodeId,

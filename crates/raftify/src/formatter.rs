@@ -23,7 +23,9 @@ const SHOWN_BYTES_MAX: usize = 64;
 ///     }
 /// }
 /// ```
-pub trait CustomFormatter<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>>: Send + Sync + 'static {
+pub trait CustomFormatter<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>>:
+    Send + Sync + 'static
+{
     /// One line about an entry.
     fn format_entry(&self, entry: &LogEntry, encoded: &[u8]) -> String {
         let _ = entry;
@@ -46,7 +48,10 @@ pub trait CustomFormatter<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntr
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultFormatter;
 
-impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> CustomFormatter<LogEntry, FSM> for DefaultFormatter {}
+impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> CustomFormatter<LogEntry, FSM>
+    for DefaultFormatter
+{
+}
 
 /// The first bytes as hex, and as text where they are printable ASCII.
 ///
@@ -60,7 +65,13 @@ pub fn hex_and_text(bytes: &[u8]) -> String {
         let _ = write!(line, "{byte:02x} "); // Writing to a String cannot fail.
     }
     line.push_str(" |");
-    line.extend(shown.iter().map(|byte| if byte.is_ascii_graphic() || *byte == b' ' { *byte as char } else { '.' }));
+    line.extend(shown.iter().map(|byte| {
+        if byte.is_ascii_graphic() || *byte == b' ' {
+            *byte as char
+        } else {
+            '.'
+        }
+    }));
     line.push('|');
     if bytes.len() > shown.len() {
         let _ = write!(line, " (the first {} of {} bytes)", shown.len(), bytes.len());

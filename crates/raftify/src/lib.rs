@@ -17,8 +17,11 @@ mod raft_node;
 mod raft_server;
 mod reply;
 mod running;
+mod snapshots;
+mod remote_node;
 mod state_machine;
 mod wire;
+mod worker;
 
 pub use error::BoxError;
 pub use formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
@@ -30,8 +33,9 @@ pub use raftify_core::members::{LeaveJoint, MemberRecord, check_address};
 pub use raftify_core::storage::{MemorySnapshotStore, MemoryStorage};
 pub use raftify_core::{
     ClusterId, Config, Entry, EntryKind, HardState, Identity, Incarnation, Inspection, LogIndex, LogPosition,
-    LogReader, Member, MemberChange, MemberRole, Members, MembershipChange, NodeId, PeerProgress, ReplicationState,
-    Role, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, Status, StorageError, Term,
+    LogReader, Member, MemberChange, MemberRole, Members, MembershipChange, NodeId, PeerProgress,
+    ReplicationState, Role, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, Status, StorageError,
+    Term,
 };
 pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
 pub use wire::DoorRefusal;

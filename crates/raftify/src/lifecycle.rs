@@ -109,7 +109,10 @@ impl Lifecycle {
     pub(crate) async fn stopping(&self) -> StopReason {
         let mut phase = self.0.phase.subscribe();
         let phase = phase.wait_for(|phase| phase.stop_reason().is_some()).await;
-        phase.ok().and_then(|phase| phase.stop_reason()).unwrap_or(StopReason::Stopped)
+        phase
+            .ok()
+            .and_then(|phase| phase.stop_reason())
+            .unwrap_or(StopReason::Stopped)
     }
 
     /// Why the node no longer serves.
@@ -117,9 +120,19 @@ impl Lifecycle {
         self.0.phase.borrow().stop_reason().unwrap_or(StopReason::Stopped)
     }
 
+    /// Whether the node no longer serves.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.phase.borrow().stop_reason().is_some()
+    }
+
+    /// Asks the node to stop.
+    pub(crate) fn ask_to_quit(&self) {
+        self.0.quit.send_replace(true);
+    }
+
     /// Asks the node to stop, and resolves when everything is closed.
     pub(crate) async fn quit(&self) {
-        self.0.quit.send_replace(true);
+        self.ask_to_quit();
         if let Some(runner) = self.0.runner.take() {
             drop(runner);
             self.0.phase.send_replace(Phase::Ended(StopReason::Stopped));
@@ -129,9 +142,14 @@ impl Lifecycle {
         let _ = phase.wait_for(|phase| matches!(phase, Phase::Ended(_))).await;
     }
 
+    /// True once somebody has asked the node to stop.
+    pub(crate) fn quit_wish(&self) -> watch::Receiver<bool> {
+        self.0.quit.subscribe()
+    }
+
     /// Resolves once somebody has asked the node to stop.
     pub(crate) async fn quit_asked(&self) {
-        let mut quit = self.0.quit.subscribe();
+        let mut quit = self.quit_wish();
         // An error would mean that the sender is gone, which `self` holds.
         let _ = quit.wait_for(|quit| *quit).await;
     }

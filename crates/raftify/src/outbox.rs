@@ -1,16 +1,47 @@
-//! (Signatures only for now.)
+//! The connections to the other nodes: everything that leaves this node leaves here.
+//!
+//! For each peer there is one bounded queue, one task and one stream, so that messages keep their order and a dead or
+//! slow peer costs the others nothing. Snapshots and requests for the leader travel over a second connection, so that
+//! no heartbeat waits behind them. The raft loop and the log writer hand messages over and never wait; what happens
+//! to the connections is told to the loop as [`PeerEvent`]s.
+//!
+//! It keeps no message for later: what is queued when a connection breaks is dropped, and consensus sends again.
 
-use std::marker::PhantomData;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Read;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
-use raftify_core::error::ReadError;
-use raftify_core::members::SenderRefusal;
+use raftify_core::error::{InstallError, ReadError};
+use raftify_core::members::{MEMBERS_MAX, SenderRefusal};
 use raftify_core::{
-    CheckedConfig, Forward, Identity, LogIndex, Members, NodeId, ProposalReply, RaftMessage, ReadRound, Sender,
-    SnapshotStore, SnapshotToSend,
+    CheckedConfig, Forward, Forwarding, Identity, LeaderRequest, LogIndex, LogPosition, Members, NodeId,
+    ProposalReply, RaftMessage, ReadRound, Sender, SnapshotMeta, SnapshotStore, SnapshotToSend, StorageError,
 };
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+use tracing::{debug, error, info, warn};
+
+use crate::remote_node::{self, CallError, RemoteNode};
+use crate::wire::{self, DoorRefusal, VerbError, proto};
+
+/// The pause before the second attempt to connect; it doubles with each further one.
+const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(20);
+
+/// The pause after a peer has refused this node: trying again helps only once somebody has changed something.
+const REFUSED_DELAY: Duration = Duration::from_secs(5);
+
+/// A receiver makes the whole snapshot durable before it answers: that takes longer than taking in one chunk.
+const SNAPSHOT_ANSWER_CHUNKS: u32 = 10;
 
 /// What the connections tell the raft loop.
 #[derive(Debug)]
@@ -40,68 +71,758 @@ pub(crate) enum PeerEvent {
     },
 }
 
+/// The events' channel is unbounded so that none is ever dropped; their number is bounded by what causes them: one
+/// for each attempt to connect, each snapshot and each round of reads.
+type Events = mpsc::UnboundedSender<PeerEvent>;
+
 /// The way back to who proposed, for a proposal that another node answered.
 pub(crate) trait RemoteReply: ProposalReply {
-    /// The state machine's reply, as postcard, in the encoding of the state machine's reply type.
+    /// The state machine's reply, as postcard.
     fn deliver(self, encoded_reply: Bytes);
 }
 
 /// The handle to all connections to peers. A clone is a second handle to the same.
-pub(crate) struct Outbox<R> {
-    _r: PhantomData<R>,
+pub(crate) struct Outbox {
+    shared: Arc<Shared>,
 }
 
-impl<R> Clone for Outbox<R> {
+impl Clone for Outbox {
     fn clone(&self) -> Self {
-        Outbox { _r: PhantomData }
+        Outbox { shared: Arc::clone(&self.shared) }
     }
 }
 
-impl<R: RemoteReply> Outbox<R> {
+struct Shared {
+    own_address: String,
+    config: CheckedConfig,
+    open_snapshot: OpenSnapshot,
+    events: Events,
+    runtime: Handle,
+    /// As many requests may be on the way to the leader as may wait on this node.
+    forwards: Arc<Semaphore>,
+    /// Taken for moments only and never across an `.await`: `send` is called from two threads for every turn, and a
+    /// task in between would cost each message a change of threads.
+    state: Mutex<State>,
+}
+
+type OpenSnapshot = Arc<dyn Fn(LogPosition) -> Result<OpenedSnapshot, StorageError> + Send + Sync>;
+type OpenedSnapshot = (SnapshotMeta, u64, Box<dyn Read + Send>);
+
+struct State {
+    /// `None` until this node knows to which cluster it belongs: nobody is spoken to before.
+    own: Option<(Identity, Arc<Members>)>,
+    contacts: BTreeMap<NodeId, Contact>,
+    peers: BTreeMap<NodeId, Peer>,
+    tasks: JoinSet<()>,
+    closed: bool,
+}
+
+/// A node that introduced itself and that this node does not know as a member: it may have been added by a change
+/// that has not arrived here, and may even be the leader that will bring it. It must be answered somewhere.
+#[derive(PartialEq)]
+struct Contact {
+    address: String,
+    members_as_of: LogIndex,
+}
+
+struct Peer {
+    address: String,
+    queue: Arc<PeerQueue>,
+    /// For everything but the stream. Connects by itself when it is used.
+    channel: Channel,
+    stream_task: AbortHandle,
+    snapshot_task: Option<AbortHandle>,
+}
+
+impl Peer {
+    /// Also reports the snapshot that is on its way as not sent: its task drops the [`SnapshotReport`].
+    fn end(self) {
+        self.queue.close();
+        self.stream_task.abort();
+        if let Some(task) = self.snapshot_task {
+            task.abort();
+        }
+    }
+}
+
+/// A panic while the lock is held can only come from an allocation; every state in between is a possible one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Outbox {
     /// Starts without peers. Must be called on a tokio runtime, on which all of its tasks run. `own_address` is where
     /// peers that do not know this node yet can answer.
     pub(crate) fn start<S: SnapshotStore>(
-        _own_address: String,
-        _config: CheckedConfig,
-        _snapshots: S,
-        _events: mpsc::UnboundedSender<PeerEvent>,
-    ) -> Outbox<R> {
-        todo!()
+        own_address: String,
+        config: CheckedConfig,
+        snapshots: S,
+        events: Events,
+    ) -> Outbox {
+        let open_snapshot = move |position| {
+            let (meta, bytes, reader) = snapshots.open(position)?;
+            Ok((meta, bytes, Box::new(reader) as Box<dyn Read + Send>))
+        };
+        let shared = Shared {
+            own_address,
+            open_snapshot: Arc::new(open_snapshot),
+            events,
+            runtime: Handle::current(),
+            forwards: Arc::new(Semaphore::new(config.proposals_in_flight_max.min(Semaphore::MAX_PERMITS))),
+            config,
+            state: Mutex::new(State {
+                own: None,
+                contacts: BTreeMap::new(),
+                peers: BTreeMap::new(),
+                tasks: JoinSet::new(),
+                closed: false,
+            }),
+        };
+        Outbox { shared: Arc::new(shared) }
     }
 
-    /// Connects to the members that are new, ends the connections to those that are gone or moved.
-    pub(crate) fn set_members(&self, _identity: Identity, _members: &Arc<Members>) {
-        todo!()
+    /// Connects to the members that are new, ends the connections to those that are gone or have moved, and
+    /// introduces this node from now on with this membership.
+    pub(crate) fn set_members(&self, identity: Identity, members: &Arc<Members>) {
+        let mut state = lock(&self.shared.state);
+        state.contacts.retain(|id, contact| {
+            members.get(*id).is_none() && (members.is_empty() || contact.members_as_of > members.as_of())
+        });
+        state.own = Some((identity, Arc::clone(members)));
+        self.shared.refresh(&mut state);
     }
 
-    /// A peer that may not be a member yet as far as this node knows introduced itself: answers go to `address` until
-    /// the membership says better.
-    pub(crate) fn hear_of(&self, _sender: &Sender, _address: &str) {
-        todo!()
+    /// A node introduced itself, and was believed: if it is no member as far as this node knows, it is answered at
+    /// this address until the membership says better.
+    pub(crate) fn hear_of(&self, sender: &Sender, address: &str) {
+        let mut state = lock(&self.shared.state);
+        let Some((identity, members)) = &state.own else { return };
+        if sender.id == identity.node_id || members.get(sender.id).is_some() {
+            return;
+        }
+        if state.contacts.len() >= MEMBERS_MAX && !state.contacts.contains_key(&sender.id) {
+            return warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
+        }
+        let contact = Contact { address: address.to_owned(), members_as_of: sender.members_as_of };
+        if state.contacts.get(&sender.id) == Some(&contact) {
+            return;
+        }
+        state.contacts.insert(sender.id, contact);
+        self.shared.refresh(&mut state);
     }
 
-    /// Hands messages to the connections. Never blocks, on any thread.
-    pub(crate) fn send(&self, _messages: Vec<RaftMessage>) {
-        todo!()
+    /// Hands messages to the connections, each peer's in order. Never blocks, on any thread. Messages to nodes that
+    /// are no peers, or that no queue has room for, are dropped.
+    pub(crate) fn send(&self, mut messages: Vec<RaftMessage>) {
+        if messages.is_empty() {
+            return;
+        }
+        // The sort is stable: each peer's messages keep their order, and go into its queue in one step, so that they
+        // also leave in one batch.
+        messages.sort_by_key(|message| message.to);
+        let state = lock(&self.shared.state);
+        let mut messages = messages.into_iter().peekable();
+        while let Some(to) = messages.peek().map(|message| message.to) {
+            let of_this_peer = std::iter::from_fn(|| messages.next_if(|message| message.to == to));
+            match state.peers.get(&to) {
+                Some(peer) => peer.queue.push(of_this_peer),
+                None => debug!(peer = %to, dropped = of_this_peer.count(), "no such peer, its messages are dropped"),
+            }
+        }
     }
 
-    /// Sends a snapshot; exactly one [`PeerEvent::SnapshotSent`] follows.
-    pub(crate) fn send_snapshot(&self, _snapshot: SnapshotToSend) {
-        todo!()
+    /// Sends a snapshot. Exactly one [`PeerEvent::SnapshotSent`] follows, whatever happens.
+    pub(crate) fn send_snapshot(&self, snapshot: SnapshotToSend) {
+        let report = SnapshotReport { to: snapshot.to, events: Some(self.shared.events.clone()) };
+        let mut state = lock(&self.shared.state);
+        let state = &mut *state;
+        if state.closed {
+            return report.failed("this node is stopping".to_owned());
+        }
+        let Some(peer) = state.peers.get_mut(&snapshot.to) else {
+            return report.failed(format!("node {} is not known here", snapshot.to));
+        };
+        if peer.snapshot_task.as_ref().is_some_and(|task| !task.is_finished()) {
+            return report.failed("another snapshot is on its way there".to_owned());
+        }
+        let transfer = SnapshotTransfer {
+            snapshot,
+            introduction: peer.queue.introduction(),
+            channel: peer.channel.clone(),
+            open_snapshot: Arc::clone(&self.shared.open_snapshot),
+            chunk_timeout: self.shared.config.snapshot_chunk_timeout,
+        };
+        peer.snapshot_task = Some(self.shared.spawn(&mut state.tasks, transfer.run(report)));
     }
 
-    /// Passes a request on to the leader and its answer back.
-    pub(crate) fn forward(&self, _forward: Forward<R>) {
-        todo!()
+    /// Passes a request on to the leader, and the answer back. At most once: it is never sent again.
+    pub(crate) fn forward<R: RemoteReply>(&self, forward: Forward<R>) {
+        let node = self.node(forward.to);
+        let permit = Arc::clone(&self.shared.forwards).try_acquire_owned();
+        let (node, permit) = match (node, permit) {
+            (Some(node), Ok(permit)) => (node, permit),
+            (None, _) => return refuse_request(forward.request, Unsent::UnknownPeer(forward.to)),
+            (_, Err(_)) => {
+                let waiting = self.shared.config.proposals_in_flight_max as u64;
+                return refuse_request(forward.request, Unsent::Busy(waiting));
+            }
+        };
+        let config = self.shared.config.clone();
+        let mut state = lock(&self.shared.state);
+        if state.closed {
+            return; // The dropped request answers that the node has stopped.
+        }
+        self.shared.spawn(&mut state.tasks, async move {
+            pass_on(node, forward, &config).await;
+            drop(permit);
+        });
     }
 
-    /// Asks the leader; exactly one [`PeerEvent::ReadRoundAnswered`] follows.
-    pub(crate) fn read_round(&self, _round: ReadRound) {
-        todo!()
+    /// Asks the leader for its confirmed commit index. Exactly one [`PeerEvent::ReadRoundAnswered`] follows, unless
+    /// the outbox is shut down.
+    pub(crate) fn read_round(&self, ReadRound { leader, round }: ReadRound) {
+        let events = self.shared.events.clone();
+        let answer = move |answer| send_event(&events, PeerEvent::ReadRoundAnswered { round, answer });
+        let Some(node) = self.node(leader) else {
+            return answer(Err(ReadError::not_sent(format!("node {leader} is not known here"))));
+        };
+        let read_timeout = self.shared.config.read_timeout;
+        let mut state = lock(&self.shared.state);
+        if state.closed {
+            return;
+        }
+        self.shared.spawn(&mut state.tasks, async move {
+            answer(node.read_index(read_timeout).await.map_err(CallError::into_verb_error));
+        });
     }
 
-    /// Ends all connections and waits for their tasks. Later calls of the other methods do nothing but report failure.
+    /// Ends all connections and waits for their tasks. Later calls of the other methods only report that.
     pub(crate) async fn shutdown(&self) {
-        todo!()
+        let mut tasks = {
+            let mut state = lock(&self.shared.state);
+            state.closed = true;
+            for peer in std::mem::take(&mut state.peers).into_values() {
+                peer.end();
+            }
+            std::mem::take(&mut state.tasks)
+        };
+        tasks.shutdown().await;
     }
+
+    fn node(&self, id: NodeId) -> Option<RemoteNode> {
+        let state = lock(&self.shared.state);
+        let (identity, _) = state.own.as_ref()?;
+        let peer = state.peers.get(&id)?;
+        Some(RemoteNode::new(peer.channel.clone(), Some(identity.cluster_id)))
+    }
+}
+
+impl Shared {
+    fn spawn(&self, tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        while let Some(ended) = tasks.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                error!(%error, "a task of a connection panicked");
+            }
+        }
+        tasks.spawn_on(task, &self.runtime)
+    }
+
+    /// Makes the connections follow from the membership and the contacts.
+    fn refresh(&self, state: &mut State) {
+        let Some((identity, members)) = &state.own else { return };
+        if state.closed {
+            return;
+        }
+        let mut wanted: BTreeMap<NodeId, &str> =
+            state.contacts.iter().map(|(id, contact)| (*id, contact.address.as_str())).collect();
+        wanted.extend(members.iter().map(|member| (member.id, member.address.as_str())));
+        wanted.remove(&identity.node_id);
+
+        let ended: Vec<NodeId> = state
+            .peers
+            .iter()
+            .filter(|(id, peer)| wanted.get(id) != Some(&peer.address.as_str()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ended {
+            info!(peer = %id, "the peer is gone or has moved: its connection ends");
+            if let Some(peer) = state.peers.remove(&id) {
+                peer.end();
+            }
+        }
+        for (id, address) in wanted {
+            let introduction = Introduction {
+                header: wire::header(Some(identity.cluster_id)),
+                sender: wire::sender_to_wire(
+                    &Sender {
+                        id: identity.node_id,
+                        incarnation: identity.incarnation,
+                        members_as_of: members.as_of(),
+                    },
+                    &self.own_address,
+                ),
+                receiver: wire::receiver_to_wire(id, members.get(id).and_then(|member| member.incarnation)),
+            };
+            if let Some(peer) = state.peers.get(&id) {
+                peer.queue.introduce(introduction);
+                continue;
+            }
+            let endpoint = match remote_node::endpoint(address, self.config.connect_timeout) {
+                Ok(endpoint) => endpoint,
+                Err(error) => {
+                    warn!(peer = %id, address, %error, "the peer's address cannot be used");
+                    continue;
+                }
+            };
+            let queue = Arc::new(PeerQueue::new(id, introduction, self.config.peer_queue_max));
+            let connection = PeerConnection {
+                id,
+                address: address.to_owned(),
+                endpoint: endpoint.clone(),
+                queue: Arc::clone(&queue),
+                events: self.events.clone(),
+                delay_max: self.config.reconnect_delay_max,
+            };
+            let peer = Peer {
+                address: address.to_owned(),
+                queue,
+                channel: {
+                    let _on_runtime = self.runtime.enter(); // The channel starts a task of its own.
+                    endpoint.connect_lazy()
+                },
+                stream_task: self.spawn(&mut state.tasks, connection.keep()),
+                snapshot_task: None,
+            };
+            state.peers.insert(id, peer);
+        }
+    }
+}
+
+/// The loop that listens may have ended: then nobody needs the event any more.
+fn send_event(events: &Events, event: PeerEvent) {
+    if let Err(event) = events.send(event) {
+        debug!(event = ?event.0, "nobody listens any more");
+    }
+}
+
+/// What a batch says besides its messages.
+#[derive(Clone)]
+struct Introduction {
+    header: proto::Header,
+    sender: proto::Sender,
+    receiver: proto::Receiver,
+}
+
+/// The messages that wait for one peer's stream, which takes them out itself: no task stands between.
+struct PeerQueue {
+    peer: NodeId,
+    messages_max: usize,
+    inner: Mutex<QueueInner>,
+}
+
+struct QueueInner {
+    introduction: Introduction,
+    messages: VecDeque<RaftMessage>,
+    /// Whether a stream takes messages out, or will as soon as its connection is made. If not, they are dropped.
+    open: bool,
+    /// Which stream: a broken one must not take what the next one should send.
+    generation: u64,
+    /// How many were dropped since the queue was last emptied, because it was full.
+    dropped: u64,
+    waker: Option<Waker>,
+}
+
+impl PeerQueue {
+    fn new(peer: NodeId, introduction: Introduction, messages_max: usize) -> PeerQueue {
+        let inner = QueueInner {
+            introduction,
+            messages: VecDeque::new(),
+            open: true,
+            generation: 0,
+            dropped: 0,
+            waker: None,
+        };
+        PeerQueue { peer, messages_max, inner: Mutex::new(inner) }
+    }
+
+    fn introduction(&self) -> Introduction {
+        lock(&self.inner).introduction.clone()
+    }
+
+    fn introduce(&self, introduction: Introduction) {
+        lock(&self.inner).introduction = introduction;
+    }
+
+    fn push(&self, messages: impl Iterator<Item = RaftMessage>) {
+        let mut inner = lock(&self.inner);
+        if !inner.open {
+            messages.for_each(drop);
+            return;
+        }
+        for message in messages {
+            if inner.messages.len() < self.messages_max {
+                inner.messages.push_back(message);
+                continue;
+            }
+            if inner.dropped == 0 {
+                warn!(
+                    peer = %self.peer,
+                    waiting = inner.messages.len(),
+                    "the peer takes messages too slowly: its queue is full, and further messages are dropped"
+                );
+            }
+            inner.dropped += 1;
+        }
+        if let Some(waker) = inner.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// For the next stream.
+    fn open(self: &Arc<Self>) -> Batches {
+        let mut inner = lock(&self.inner);
+        inner.open = true;
+        inner.generation += 1;
+        Batches { queue: Arc::clone(self), generation: inner.generation }
+    }
+
+    fn close(&self) {
+        let mut inner = lock(&self.inner);
+        inner.open = false;
+        inner.generation += 1;
+        inner.messages.clear();
+        inner.dropped = 0;
+        if let Some(waker) = inner.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Everything that has queued up, batch by batch.
+struct Batches {
+    queue: Arc<PeerQueue>,
+    generation: u64,
+}
+
+impl Stream for Batches {
+    type Item = proto::MessageBatch;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<proto::MessageBatch>> {
+        let mut inner = lock(&self.queue.inner);
+        if inner.generation != self.generation {
+            return Poll::Ready(None);
+        }
+        if inner.messages.is_empty() {
+            inner.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let batch = gather(&mut inner.messages);
+        if inner.messages.is_empty() && inner.dropped > 0 {
+            info!(peer = %self.queue.peer, dropped = inner.dropped, "the peer takes messages again");
+            inner.dropped = 0;
+        }
+        let Introduction { header, sender, receiver } = inner.introduction.clone();
+        drop(inner);
+        let messages = batch.into_iter().map(wire::message_to_wire).collect();
+        let batch = proto::MessageBatch {
+            header: Some(header),
+            sender: Some(sender),
+            receiver: Some(receiver),
+            messages,
+        };
+        Poll::Ready(Some(batch))
+    }
+}
+
+/// Takes as many messages as one batch may hold; at least one. A message that is too large for any batch is split.
+fn gather(messages: &mut VecDeque<RaftMessage>) -> Vec<RaftMessage> {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    while let Some(message) = messages.pop_front() {
+        let message_bytes = wire::message_bytes_max(&message);
+        if bytes + message_bytes <= wire::BATCH_BYTES {
+            bytes += message_bytes;
+            batch.push(message);
+            continue;
+        }
+        if !batch.is_empty() {
+            messages.push_front(message);
+            break;
+        }
+        let (first, rest) = wire::split_large(message);
+        batch.push(first);
+        if let Some(rest) = rest {
+            messages.push_front(rest);
+        }
+        break;
+    }
+    batch
+}
+
+/// Keeps the stream to one peer up.
+struct PeerConnection {
+    id: NodeId,
+    address: String,
+    endpoint: Endpoint,
+    queue: Arc<PeerQueue>,
+    events: Events,
+    delay_max: Duration,
+}
+
+impl PeerConnection {
+    async fn keep(self) {
+        let mut delay = FIRST_RECONNECT_DELAY.min(self.delay_max);
+        // Reported when it breaks, or when the first attempt fails, not again with every further attempt.
+        let mut reported = false;
+        loop {
+            let batches = self.queue.open();
+            let broken = match self.endpoint.connect().await {
+                Ok(channel) => {
+                    debug!(peer = %self.id, address = self.address, "connected");
+                    reported = false;
+                    let since = Instant::now();
+                    let ended = remote_node::service(channel).stream_messages(batches).await;
+                    if since.elapsed() > self.delay_max {
+                        delay = FIRST_RECONNECT_DELAY.min(self.delay_max);
+                    }
+                    ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream"))
+                }
+                Err(error) => Status::from_error(Box::new(error)),
+            };
+            self.queue.close();
+            if !reported {
+                reported = true;
+                warn!(
+                    peer = %self.id,
+                    address = self.address,
+                    reason = remote_node::describe(&broken),
+                    "no connection to the peer"
+                );
+                send_event(&self.events, PeerEvent::Unreachable(self.id));
+            }
+            match DoorRefusal::from_status(&broken) {
+                Some(DoorRefusal::Sender(refusal)) => {
+                    send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
+                    sleep(REFUSED_DELAY.max(self.delay_max)).await;
+                }
+                _ => sleep(delay).await,
+            }
+            delay = (delay * 2).min(self.delay_max);
+        }
+    }
+}
+
+/// Owed to the loop for every snapshot that was to be sent. Dropped without an outcome, because the task was ended, it
+/// says so: consensus would wait for ever otherwise.
+struct SnapshotReport {
+    to: NodeId,
+    events: Option<Events>,
+}
+
+impl SnapshotReport {
+    fn failed(mut self, reason: String) {
+        self.tell(Err(reason));
+    }
+
+    fn tell(&mut self, outcome: Result<(), String>) {
+        if let Some(events) = self.events.take() {
+            send_event(&events, PeerEvent::SnapshotSent { to: self.to, outcome });
+        }
+    }
+}
+
+impl Drop for SnapshotReport {
+    fn drop(&mut self) {
+        self.tell(Err("sending was ended: the peer was removed or has moved, or this node is stopping".to_owned()));
+    }
+}
+
+/// One snapshot on its way to one peer.
+struct SnapshotTransfer {
+    snapshot: SnapshotToSend,
+    introduction: Introduction,
+    channel: Channel,
+    open_snapshot: OpenSnapshot,
+    chunk_timeout: Duration,
+}
+
+impl SnapshotTransfer {
+    async fn run(self, mut report: SnapshotReport) {
+        let SnapshotToSend { to, position, .. } = self.snapshot;
+        info!(peer = %to, %position, "sending a snapshot");
+        let outcome = self.send().await;
+        let outcome = match outcome {
+            Ok(()) => {
+                info!(peer = %to, %position, "the snapshot is installed");
+                Ok(())
+            }
+            Err(failure) => {
+                warn!(peer = %to, %position, reason = %failure.reason, "the snapshot was not installed");
+                if let (Some(refusal), Some(events)) = (failure.refusal, &report.events) {
+                    send_event(events, PeerEvent::RefusedBy { by: to, refusal });
+                }
+                Err(failure.reason)
+            }
+        };
+        report.tell(outcome);
+    }
+
+    async fn send(self) -> Result<(), SnapshotFailure> {
+        let position = self.snapshot.position;
+        let open_snapshot = self.open_snapshot;
+        let opened = tokio::task::spawn_blocking(move || open_snapshot(position)).await;
+        let (meta, data_bytes, reader) = opened.map_err(failure)?.map_err(failure)?;
+        let head = proto::SnapshotHead {
+            header: Some(self.introduction.header),
+            sender: Some(self.introduction.sender),
+            receiver: Some(self.introduction.receiver),
+            term: self.snapshot.term.0,
+            position: wire::position_to_wire(position),
+            members: meta.members.encode(),
+            data_bytes,
+        };
+
+        // One chunk waits while another is under way: the reader of a slow receiver does not run ahead.
+        let (chunks, stream) = mpsc::channel(1);
+        let mut service = remote_node::service(self.channel);
+        let call = service.install_snapshot(ReceiverStream::new(stream));
+        let feed = feed_chunks(head, reader, chunks, self.chunk_timeout);
+        tokio::pin!(call, feed);
+        let answer = tokio::select! {
+            // The answer first: when the receiver refuses, feeding fails too, and with less to say.
+            biased;
+            answer = &mut call => answer,
+            fed = &mut feed => {
+                fed?;
+                let patience = self.chunk_timeout.saturating_mul(SNAPSHOT_ANSWER_CHUNKS);
+                match timeout(patience, &mut call).await {
+                    Ok(answer) => answer,
+                    Err(_) => return Err(failure(format!("all of it was sent, but no answer came within {patience:?}"))),
+                }
+            }
+        };
+        match answer {
+            Ok(reply) => match reply.into_inner().refusal {
+                None => Ok(()),
+                Some(refusal) => Err(SnapshotFailure {
+                    refusal: match wire::refusal_from_wire(&refusal) {
+                        Some(InstallError::Sender(refusal)) => Some(refusal),
+                        _ => None,
+                    },
+                    reason: refusal.message,
+                }),
+            },
+            Err(status) => Err(SnapshotFailure {
+                refusal: match DoorRefusal::from_status(&status) {
+                    Some(DoorRefusal::Sender(refusal)) => Some(refusal),
+                    _ => None,
+                },
+                reason: remote_node::describe(&status),
+            }),
+        }
+    }
+}
+
+struct SnapshotFailure {
+    reason: String,
+    /// If the peer does not believe this node.
+    refusal: Option<SenderRefusal>,
+}
+
+fn failure(reason: impl ToString) -> SnapshotFailure {
+    SnapshotFailure { reason: reason.to_string(), refusal: None }
+}
+
+/// Reads the data and hands it to the stream, which takes a chunk when the receiver has room for it.
+async fn feed_chunks(
+    head: proto::SnapshotHead,
+    mut reader: Box<dyn Read + Send>,
+    chunks: mpsc::Sender<proto::SnapshotChunk>,
+    chunk_timeout: Duration,
+) -> Result<(), SnapshotFailure> {
+    use proto::snapshot_chunk::Part;
+    let data_bytes = head.data_bytes;
+    let mut part = Part::Head(head);
+    let mut offset = 0;
+    loop {
+        let chunk = proto::SnapshotChunk { part: Some(part) };
+        match timeout(chunk_timeout, chunks.send(chunk)).await {
+            Ok(Ok(())) => {}
+            // The call has ended: its answer says why.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return Err(failure(format!("the peer took in no chunk within {chunk_timeout:?}"))),
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let mut data = Vec::with_capacity(wire::SNAPSHOT_CHUNK_BYTES);
+            reader.by_ref().take(wire::SNAPSHOT_CHUNK_BYTES as u64).read_to_end(&mut data).map(|_| (reader, data))
+        });
+        let (returned, data) = read.await.map_err(failure)?.map_err(failure)?;
+        reader = returned;
+        if data.is_empty() {
+            break;
+        }
+        let length = data.len() as u64;
+        part = Part::Data(proto::SnapshotData { offset, crc32c: crc32c::crc32c(&data), data: data.into() });
+        offset += length;
+    }
+    if offset != data_bytes {
+        return Err(failure(format!("the snapshot should hold {data_bytes} bytes, but {offset} were read")));
+    }
+    Ok(())
+}
+
+/// Why a request did not leave.
+enum Unsent {
+    UnknownPeer(NodeId),
+    Busy(u64),
+}
+
+impl Unsent {
+    fn into_error<E: VerbError>(self) -> E {
+        match self {
+            Unsent::UnknownPeer(id) => E::not_sent(format!("node {id} is not known here")),
+            Unsent::Busy(waiting) => E::busy(waiting),
+        }
+    }
+}
+
+fn refuse_request<R: ProposalReply>(request: LeaderRequest<R>, why: Unsent) {
+    match request {
+        LeaderRequest::Propose { reply, .. } => reply.refuse(why.into_error()),
+        LeaderRequest::ChangeMembership { reply, .. } => reply.answer(Err(why.into_error())),
+        LeaderRequest::ReserveNodeId { reply } => reply.answer(Err(why.into_error())),
+        LeaderRequest::TransferLeader { reply, .. } => reply.answer(Err(why.into_error())),
+    }
+}
+
+async fn pass_on<R: RemoteReply>(node: RemoteNode, forward: Forward<R>, config: &CheckedConfig) {
+    let once = Forwarding::Never;
+    match forward.request {
+        LeaderRequest::Propose { payload, reply } => {
+            match node.propose(payload, once, config.propose_timeout).await {
+                Ok(encoded) => reply.deliver(encoded),
+                Err(error) => reply.refuse(told(forward.to, error)),
+            }
+        }
+        LeaderRequest::ChangeMembership { change, reply } => {
+            let answer = node.change_membership(&change, once, config.membership_timeout).await;
+            reply.answer(answer.map_err(|error| told(forward.to, error)));
+        }
+        LeaderRequest::ReserveNodeId { reply } => {
+            let answer = node.reserve_node_id(once, config.membership_timeout).await;
+            reply.answer(answer.map(|(_, reservation)| reservation).map_err(|error| told(forward.to, error)));
+        }
+        LeaderRequest::TransferLeader { to, reply } => {
+            let answer = node.transfer_leader(to, once, config.membership_timeout).await;
+            reply.answer(answer.map_err(|error| told(forward.to, error)));
+        }
+    }
+}
+
+/// The verb's error has no place for why a node was not reached or did not listen: it is logged.
+fn told<E: VerbError + std::fmt::Debug>(to: NodeId, error: CallError<E>) -> E {
+    debug!(peer = %to, ?error, "a request for the leader failed");
+    error.into_verb_error()
 }

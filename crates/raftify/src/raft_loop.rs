@@ -1,1 +1,295 @@
-//! (Being written.)
+//! The one task that owns the core: waits, steps, carries out.
+//!
+//! [`select`](RaftLoop::select) only waits; [`apply`](RaftLoop::apply) tells the core, synchronously;
+//! [`run_turn`](RaftLoop::run_turn) passes the core's decisions to those who carry them out. Nothing here decides.
+
+use std::time::Duration;
+
+use raftify_core::error::StopReason;
+use raftify_core::{
+    Entry, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, RaftNodeCore, ServerRequestMsg,
+    SnapshotMeta, SnapshotStore, Status, StorageError, Turn, TurnNumber,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use crate::applier::ToApply;
+use crate::lifecycle::Lifecycle;
+use crate::log_writer::ToWrite;
+use crate::outbox::{Outbox, PeerEvent, RemoteReply};
+use crate::worker::caught;
+
+/// What the loop's own helpers report. The queue is unbounded because each is the outcome of something that the core
+/// handed out, which it bounds.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// All writes up to this turn are durable.
+    Written(TurnNumber),
+    /// The state machine has applied everything up to here.
+    Applied(LogIndex),
+    /// A snapshot is durable, or was not taken.
+    SnapshotTaken(Result<SnapshotMeta, String>),
+    /// Entries that the core asked for.
+    Fetched(LogFetch, Result<Vec<Entry>, StorageError>),
+    /// The node cannot go on.
+    Failed(StopReason),
+}
+
+/// What the loop waits for.
+pub(crate) struct Inputs<R> {
+    pub(crate) events: mpsc::UnboundedReceiver<Event>,
+    pub(crate) peers: mpsc::UnboundedReceiver<PeerEvent>,
+    pub(crate) server: mpsc::Receiver<ServerRequestMsg<R>>,
+    pub(crate) local: mpsc::Receiver<LocalRequestMsg<R>>,
+    pub(crate) quit: watch::Receiver<bool>,
+}
+
+/// Who carries turns out.
+pub(crate) struct Outputs<R, L, S> {
+    pub(crate) log_writer: mpsc::UnboundedSender<ToWrite>,
+    pub(crate) applier: mpsc::UnboundedSender<ToApply<R>>,
+    pub(crate) outbox: Outbox,
+    pub(crate) log_reader: L,
+    pub(crate) snapshots: S,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) lifecycle: Lifecycle,
+}
+
+/// See the module.
+pub(crate) struct RaftLoop<R, L, S> {
+    core: RaftNodeCore<R>,
+    inputs: Inputs<R>,
+    outputs: Outputs<R, L, S>,
+    ticks: Interval,
+    failure: Option<StopReason>,
+    /// Log reads and deletions of snapshots under way, on threads for what blocks.
+    background: JoinSet<()>,
+    /// The newest snapshot when snapshots were last deleted.
+    retained_for: Option<LogPosition>,
+}
+
+enum Input<R> {
+    Quit,
+    Tick,
+    Event(Event),
+    Peer(PeerEvent),
+    Server(ServerRequestMsg<R>),
+    Local(LocalRequestMsg<R>),
+}
+
+impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
+    pub(crate) fn new(
+        core: RaftNodeCore<R>,
+        inputs: Inputs<R>,
+        outputs: Outputs<R, L, S>,
+        tick_interval: Duration,
+    ) -> RaftLoop<R, L, S> {
+        let mut ticks = interval(tick_interval);
+        // After a pause of the process, ticks that were missed stay missed: told of all at once, a node would take its
+        // leader for dead without having had a chance to hear it.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let background = JoinSet::new();
+        RaftLoop {
+            core,
+            inputs,
+            outputs,
+            ticks,
+            failure: None,
+            background,
+            retained_for: None,
+        }
+    }
+
+    /// Runs until somebody wants the node to stop, or it cannot go on. Everybody who waits is answered then.
+    pub(crate) async fn run(mut self) -> StopReason {
+        let reason = loop {
+            self.take_turns();
+            if let Some(reason) = self.stop_reason() {
+                break reason;
+            }
+            match self.select().await {
+                Input::Quit => break StopReason::Stopped,
+                input => self.apply(input),
+            }
+            self.apply_queued();
+        };
+        self.outputs.lifecycle.stop(&reason);
+        self.core.stop(&reason);
+        // What is still queued is dropped with its queue, which answers it.
+        drop(self.inputs);
+        self.background.join_all().await;
+        reason
+    }
+
+    /// What comes first when several wait: news of what the core had asked for, so that it never decides on less than
+    /// is known; then the clock; then the others.
+    async fn select(&mut self) -> Input<R> {
+        let inputs = &mut self.inputs;
+        tokio::select! {
+            biased;
+            _ = inputs.quit.wait_for(|quit| *quit) => Input::Quit,
+            Some(event) = inputs.events.recv() => Input::Event(event),
+            _ = self.ticks.tick() => Input::Tick,
+            Some(event) = inputs.peers.recv() => Input::Peer(event),
+            Some(request) = inputs.server.recv() => Input::Server(request),
+            Some(request) = inputs.local.recv() => Input::Local(request),
+        }
+    }
+
+    fn apply(&mut self, input: Input<R>) {
+        let core = &mut self.core;
+        match input {
+            Input::Quit => self.failure = Some(StopReason::Stopped),
+            Input::Tick => core.tick(),
+            Input::Event(Event::Written(turn)) => core.written(turn),
+            Input::Event(Event::Applied(index)) => core.applied(index),
+            Input::Event(Event::SnapshotTaken(outcome)) => core.snapshot_taken(outcome),
+            Input::Event(Event::Fetched(fetch, entries)) => core.fetched(fetch, entries),
+            Input::Event(Event::Failed(reason)) => self.failure = Some(reason),
+            Input::Peer(PeerEvent::Unreachable(peer)) => core.report_unreachable(peer),
+            Input::Peer(PeerEvent::SnapshotSent { to, outcome }) => core.snapshot_sent(to, outcome),
+            Input::Peer(PeerEvent::ReadRoundAnswered { round, answer }) => {
+                core.read_round_answered(round, answer)
+            }
+            Input::Peer(PeerEvent::RefusedBy { by, refusal }) => core.refused_by(by, refusal),
+            Input::Server(request) => core.handle_server_request_msg(request),
+            Input::Local(request) => core.handle_local_request_msg(request),
+        }
+    }
+
+    /// Takes what has queued up meanwhile, so that many proposals become one turn. No more than that: a queue that is
+    /// filled as fast as it is emptied must not keep the turn from being carried out.
+    fn apply_queued(&mut self) {
+        while let Ok(event) = self.inputs.events.try_recv() {
+            self.apply(Input::Event(event));
+        }
+        for _ in 0..self.inputs.peers.len() {
+            let Ok(event) = self.inputs.peers.try_recv() else {
+                break;
+            };
+            self.apply(Input::Peer(event));
+        }
+        for _ in 0..self.inputs.server.len() {
+            let Ok(request) = self.inputs.server.try_recv() else {
+                break;
+            };
+            self.apply(Input::Server(request));
+        }
+        for _ in 0..self.inputs.local.len() {
+            let Ok(request) = self.inputs.local.try_recv() else {
+                break;
+            };
+            self.apply(Input::Local(request));
+        }
+    }
+
+    fn take_turns(&mut self) {
+        while self.stop_reason().is_none()
+            && let Some(turn) = self.core.ready()
+        {
+            // First, so that the outbox knows of new members before there are messages for them.
+            self.publish();
+            self.run_turn(turn);
+        }
+        self.publish();
+        while self.background.try_join_next().is_some() {}
+    }
+
+    /// Sends to a helper that has failed go nowhere; its failure is on the way as an event and stops the node.
+    fn run_turn(&mut self, turn: Turn<R>) {
+        let outputs = &self.outputs;
+        if !turn.send_now.is_empty() {
+            outputs.outbox.send(turn.send_now);
+        }
+        if turn.write.is_some() || !turn.send_after.is_empty() {
+            let Turn {
+                number,
+                write,
+                send_after,
+                ..
+            } = turn;
+            let _ = outputs.log_writer.send(ToWrite {
+                number,
+                write,
+                send_after,
+            });
+        }
+        if !turn.committed.is_empty() {
+            let _ = outputs.applier.send(ToApply::Committed(turn.committed));
+        }
+        if turn.take_snapshot
+            && let Some(identity) = self.core.status().identity
+        {
+            let _ = outputs.applier.send(ToApply::TakeSnapshot(identity.cluster_id));
+        }
+        for snapshot in turn.send_snapshots {
+            outputs.outbox.send_snapshot(snapshot);
+        }
+        for forward in turn.forward {
+            outputs.outbox.forward(forward);
+        }
+        if let Some(round) = turn.read_round {
+            outputs.outbox.read_round(round);
+        }
+        for fetch in turn.fetch {
+            self.fetch(fetch);
+        }
+    }
+
+    /// Shows what has changed to the handles and to the connections.
+    fn publish(&mut self) {
+        let status = self.core.status();
+        let shown = self.outputs.status.borrow().clone();
+        if status == shown {
+            return;
+        }
+        if (status.leader_id, status.term) != (shown.leader_id, shown.term)
+            && let Some(leader) = status.leader_id
+        {
+            info!(node = %status.node_id, "node {leader} leads in term {}", status.term);
+        }
+        if let Some(identity) = status.identity
+            && (shown.identity, &shown.members) != (status.identity, &status.members)
+        {
+            self.outputs.outbox.set_members(identity, &status.members);
+        }
+        if status.snapshot != self.retained_for {
+            self.retained_for = status.snapshot;
+            self.retain_snapshots();
+        }
+        self.outputs.status.send_replace(status);
+    }
+
+    /// Reads entries for a follower that lags behind. An error of the storage stops the node: it must never turn into
+    /// entries that are missing or wrong.
+    fn fetch(&mut self, fetch: LogFetch) {
+        let (reader, events) = (self.outputs.log_reader.clone(), self.outputs.events.clone());
+        self.background.spawn_blocking(move || {
+            let event = match caught(|| reader.read(fetch.from, fetch.until, fetch.bytes_max)) {
+                Ok(Ok(entries)) => Event::Fetched(fetch, Ok(entries)),
+                Ok(Err(error @ StorageError::Compacted { .. })) => Event::Fetched(fetch, Err(error)),
+                Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
+                Err(panic) => Event::Failed(StopReason::Storage(format!("reading the log {panic}"))),
+            };
+            // If the loop is gone, nobody waits for it.
+            let _ = events.send(event);
+        });
+    }
+
+    /// Deletes the snapshots that nobody needs. A failure costs space only, and the next deletion makes up for it.
+    fn retain_snapshots(&mut self) {
+        let (snapshots, keep) = (self.outputs.snapshots.clone(), self.core.snapshots_in_use());
+        self.background.spawn_blocking(move || {
+            if let Err(error) = snapshots.retain(&keep) {
+                warn!("old snapshots could not be deleted: {error}");
+            }
+        });
+    }
+
+    fn stop_reason(&self) -> Option<StopReason> {
+        self.failure.clone().or_else(|| self.core.stop_reason().cloned())
+    }
+}

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use raftify_core::error::{
-    CampaignError, DemoteError, JoinError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason,
-    TransferError, UnknownOutcome,
+    CampaignError, DemoteError, JoinError, MembershipError, ProposeError, ReadError, SnapshotError,
+    StopReason, TransferError, UnknownOutcome,
 };
 use raftify_core::{
     CheckedConfig, Inspection, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, MemberChange, Members,
@@ -58,13 +58,18 @@ struct Shared<FSM: AbstractStateMachine> {
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNode<LogEntry, FSM> {
     fn clone(&self) -> Self {
-        RaftNode { shared: Arc::clone(&self.shared), log_entry: PhantomData }
+        RaftNode {
+            shared: Arc::clone(&self.shared),
+            log_entry: PhantomData,
+        }
     }
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> std::fmt::Debug for RaftNode<LogEntry, FSM> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RaftNode").field("status", &*self.shared.status.borrow()).finish_non_exhaustive()
+        f.debug_struct("RaftNode")
+            .field("status", &*self.shared.status.borrow())
+            .finish_non_exhaustive()
     }
 }
 
@@ -81,8 +86,18 @@ where
         lifecycle: Lifecycle,
     ) -> Self {
         let node_id = status.borrow().node_id;
-        let shared = Shared { node_id, config, requests, queries, status, lifecycle };
-        RaftNode { shared: Arc::new(shared), log_entry: PhantomData }
+        let shared = Shared {
+            node_id,
+            config,
+            requests,
+            queries,
+            status,
+            lifecycle,
+        };
+        RaftNode {
+            shared: Arc::new(shared),
+            log_entry: PhantomData,
+        }
     }
 
     /// Replicates `entry` and returns the state machine's reply.
@@ -109,7 +124,9 @@ where
     /// # Examples
     /// See the [quick start](crate#quick-start).
     pub async fn propose(&self, entry: LogEntry) -> Result<FSM::Reply, ProposeError> {
-        let payload = entry.encode().map_err(|error| ProposeError::Encode(error.to_string()))?;
+        let payload = entry
+            .encode()
+            .map_err(|error| ProposeError::Encode(error.to_string()))?;
         drop(entry);
         let (bytes, limit) = (payload.len() as u64, self.shared.config.entry_bytes_max);
         if bytes > limit {
@@ -117,7 +134,9 @@ where
         }
         let (reply, answer) = local_reply();
         let request = LocalRequestMsg::ForLeader(LeaderRequest::Propose { payload, reply });
-        self.shared.ask(request, answer, self.shared.config.propose_timeout).await
+        self.shared
+            .ask(request, answer, self.shared.config.propose_timeout)
+            .await
     }
 
     /// Runs `query` on the state machine and returns what it returns: a linearizable read.
@@ -144,7 +163,9 @@ where
         let (sender, receiver) = oneshot::channel();
         let query: Query<FSM> = Box::new(move |state_machine| drop(sender.send(query(state_machine))));
         self.shared.queries.try_send(query).map_err(|error| match error {
-            TrySendError::Full(_) => ReadError::Busy { waiting: self.shared.config.reads_in_flight_max as u64 },
+            TrySendError::Full(_) => ReadError::Busy {
+                waiting: self.shared.config.reads_in_flight_max as u64,
+            },
             TrySendError::Closed(_) => self.shared.lifecycle.stop_reason().into(),
         })?;
         let deadline = self.shared.config.read_timeout;
@@ -171,7 +192,11 @@ where
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
-        self.shared.request(self.shared.config.read_timeout, |reply| LocalRequestMsg::ReadIndex { reply }).await
+        self.shared
+            .request(self.shared.config.read_timeout, |reply| {
+                LocalRequestMsg::ReadIndex { reply }
+            })
+            .await
     }
 
     /// Whether this node leads, as far as it knows: a newer leader may exist that it has not heard of. For reads that
@@ -244,7 +269,11 @@ where
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn inspect(&self) -> Result<Inspection, StopReason> {
-        self.shared.request(self.shared.config.read_timeout, |reply| LocalRequestMsg::Inspect { reply }).await
+        self.shared
+            .request(self.shared.config.read_timeout, |reply| {
+                LocalRequestMsg::Inspect { reply }
+            })
+            .await
     }
 
     /// Hands leadership to another voter, and returns the new leader once one is known. May be called on any node.
@@ -256,8 +285,11 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the transfer.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<NodeId, TransferError> {
-        let request = |reply| LocalRequestMsg::ForLeader(LeaderRequest::TransferLeader { to: Some(to), reply });
-        self.shared.request(self.shared.config.membership_timeout, request).await
+        let request =
+            |reply| LocalRequestMsg::ForLeader(LeaderRequest::TransferLeader { to: Some(to), reply });
+        self.shared
+            .request(self.shared.config.membership_timeout, request)
+            .await
     }
 
     /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status) for the
@@ -269,7 +301,11 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the election.
     pub async fn campaign(&self) -> Result<(), CampaignError> {
-        self.shared.request(self.shared.config.propose_timeout, |reply| LocalRequestMsg::Campaign { reply }).await
+        self.shared
+            .request(self.shared.config.propose_timeout, |reply| {
+                LocalRequestMsg::Campaign { reply }
+            })
+            .await
     }
 
     /// Steps down as leader of `term`, in favour of `successor`, or of whoever wins the next election. Resolves when
@@ -281,8 +317,14 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the demotion.
     pub async fn demote(&self, term: Term, successor: Option<NodeId>) -> Result<(), DemoteError> {
-        let request = |reply| LocalRequestMsg::Demote { term, successor, reply };
-        self.shared.request(self.shared.config.membership_timeout, request).await
+        let request = |reply| LocalRequestMsg::Demote {
+            term,
+            successor,
+            reply,
+        };
+        self.shared
+            .request(self.shared.config.membership_timeout, request)
+            .await
     }
 
     /// Changes the members of the cluster, and returns them once the change is in force. May be called on any node.
@@ -300,7 +342,9 @@ where
     /// Dropping the future does not withdraw the change; treat the outcome as unknown.
     pub async fn change_config(&self, change: MembershipChange) -> Result<Members, MembershipError> {
         let request = |reply| LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply });
-        self.shared.request(self.shared.config.membership_timeout, request).await
+        self.shared
+            .request(self.shared.config.membership_timeout, request)
+            .await
     }
 
     /// Leaves the joint configuration that a change with
@@ -350,7 +394,9 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the snapshot.
     pub async fn make_snapshot(&self) -> Result<LogPosition, SnapshotError> {
-        self.shared.request(SNAPSHOT_DEADLINE, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
+        self.shared
+            .request(SNAPSHOT_DEADLINE, |reply| LocalRequestMsg::MakeSnapshot { reply })
+            .await
     }
 
     /// Stops this node; the cluster goes on without it, and it comes back when it is bootstrapped again. Resolves
@@ -416,7 +462,9 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
                 },
             },
         }
-        timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)))
+        timeout(within + BACKSTOP, answer)
+            .await
+            .unwrap_or_else(|_| Err(E::late(within)))
     }
 }
 
@@ -430,7 +478,11 @@ pub(crate) trait Unanswered: From<StopReason> + Send + 'static {
 
     /// The core's own deadline has passed, and it did not say so.
     fn late(within: Duration) -> Self {
-        StopReason::Internal(format!("the raft loop did not answer within {} ms", within.as_millis())).into()
+        StopReason::Internal(format!(
+            "the raft loop did not answer within {} ms",
+            within.as_millis()
+        ))
+        .into()
     }
 }
 
@@ -466,7 +518,10 @@ impl Unanswered for MembershipError {
 
 impl Unanswered for SnapshotError {
     fn late(within: Duration) -> Self {
-        SnapshotError::Failed(format!("it was not written within {} s; it may still be", within.as_secs()))
+        SnapshotError::Failed(format!(
+            "it was not written within {} s; it may still be",
+            within.as_secs()
+        ))
     }
 }
 

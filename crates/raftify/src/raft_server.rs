@@ -1,35 +1,552 @@
-//! (Signatures only for now.)
+//! The gRPC service: what other nodes and remote clients ask comes in here.
+//!
+//! It translates and checks at the door (version, group, cluster, receiver, sender, form) and decides nothing: what
+//! passes goes into the raft loop's bounded queue, and the answer back to who asked. Streams of messages wait for room
+//! in the queue, so that a busy node slows its peers down; single requests are answered `Busy` instead. Incoming
+//! snapshots go chunk by chunk into the snapshot store and reach the loop when they are whole and durable.
 
-use std::io;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
-use raftify_core::error::ProposeError;
-use raftify_core::{CheckedConfig, ServerRequestMsg, SnapshotStore, Status};
-use tokio::sync::{mpsc, oneshot, watch};
+use raftify_core::error::{InstallError, MembershipError, ProposeError, ReadError, StopReason, UnknownOutcome};
+use raftify_core::members::SenderRefusal;
+use raftify_core::{
+    CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, MembershipChange, ProposalReply,
+    Responder, Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotWriter, Status as NodeStatus, Term,
+};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
 
-use crate::outbox::{Outbox, RemoteReply};
+use crate::outbox::Outbox;
+use crate::remote_node::{
+    CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
+};
+use crate::wire::proto::raft_service_server::{RaftService, RaftServiceServer};
+use crate::wire::{self, DoorRefusal, VerbError, proto};
+
+/// After its deadline the core answers by itself; this much later the door answers in its place.
+const ANSWER_GRACE: Duration = Duration::from_secs(1);
+
+/// How long open connections may take to end when the server stops.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
 /// What the server works with.
 pub(crate) struct Door<R, S> {
     /// The raft loop's queue.
     pub(crate) requests: mpsc::Sender<ServerRequestMsg<R>>,
     /// Who this node is and whom it believes.
-    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) status: watch::Receiver<NodeStatus>,
     /// Where incoming snapshots are put.
     pub(crate) snapshots: S,
     /// Limits and times.
     pub(crate) config: CheckedConfig,
     /// Told of senders that are not members yet.
-    pub(crate) outbox: Outbox<R>,
+    pub(crate) outbox: Outbox,
     /// Makes the way back for a proposal that came over the network: the reply in its encoding.
     pub(crate) remote_reply: fn(oneshot::Sender<Result<Bytes, ProposeError>>) -> R,
 }
 
-/// Serves until `shutdown` resolves; then ends open streams and returns within a few seconds.
-pub(crate) async fn serve<R: RemoteReply, S: SnapshotStore>(
-    _listener: std::net::TcpListener,
-    _door: Door<R, S>,
-    _shutdown: impl Future<Output = ()> + Send + 'static,
+/// Serves until `shutdown` resolves; then takes no more connections, ends open streams, lets single requests be
+/// answered, and returns after [`SHUTDOWN_GRACE`] at the latest. A connection whose other end hangs is not waited
+/// for: it holds no thread, and ends when it gives no sign of life.
+///
+/// # Errors
+/// If the listener cannot be used any more.
+pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
+    listener: std::net::TcpListener,
+    door: Door<R, S>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    todo!()
+    listener.set_nonblocking(true)?;
+    let incoming = TcpIncoming::from(TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let (close, closing) = watch::channel(false);
+    let (stopped, mut stopping) = oneshot::channel();
+    let service = Service { door, closing, installing: Arc::default(), writing: Arc::new(Semaphore::new(1)) };
+    let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
+    let serving = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, async move {
+            shutdown.await;
+            close.send_replace(true);
+            // The receiver is only gone when serving has ended anyway.
+            let _ = stopped.send(());
+        });
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        _ = &mut stopping => match timeout(SHUTDOWN_GRACE, &mut serving).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                debug!("connections are left open that their other ends do not close");
+                Ok(())
+            }
+        },
+    };
+    ended.map_err(|error| io::Error::other(with_sources(&error)))
+}
+
+struct Service<R, S> {
+    door: Door<R, S>,
+    closing: watch::Receiver<bool>,
+    /// The snapshot that is being received.
+    installing: Arc<Mutex<Option<Installing>>>,
+    /// Held by whoever writes a snapshot: a second one begins when the file of the first is closed.
+    writing: Arc<Semaphore>,
+}
+
+/// The snapshot that is being received, of which leader. Dropping it ends that.
+struct Installing {
+    term: Term,
+    end: oneshot::Sender<()>,
+}
+
+/// Who sent something that passed the door.
+struct Admitted {
+    cluster_id: ClusterId,
+    sender: Sender,
+    receiver: Option<Incarnation>,
+}
+
+impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
+    /// May this sender speak to this node? For messages of consensus and snapshots.
+    fn admit(
+        &self,
+        header: Option<&proto::Header>,
+        sender: Option<proto::Sender>,
+        receiver: Option<proto::Receiver>,
+    ) -> Result<Admitted, DoorRefusal> {
+        let found = wire::check_header(header)?.ok_or(wire::WireError::Missing { what: "the cluster id" })?;
+        let (sender, address) = wire::sender_from_wire(sender)?;
+        let (receiver, receiver_incarnation) = wire::receiver_from_wire(receiver)?;
+
+        let status = self.door.status.borrow();
+        let node = status.node_id;
+        let identity = status.identity.ok_or(DoorRefusal::NoCluster { node })?;
+        if found != identity.cluster_id {
+            return Err(DoorRefusal::OtherCluster { node, found, own: identity.cluster_id });
+        }
+        if receiver != node {
+            return Err(DoorRefusal::OtherNode { meant: receiver, own: node });
+        }
+        if let Some(expected) = receiver_incarnation
+            && expected != identity.incarnation
+        {
+            return Err(SenderRefusal::OtherReceiver { id: node, expected, actual: identity.incarnation }.into());
+        }
+        status.members.check_sender(&sender, node)?;
+        let is_member = status.members.get(sender.id).is_some();
+        drop(status);
+        if !is_member {
+            self.door.outbox.hear_of(&sender, &address);
+        }
+        Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
+    }
+
+    /// Is this request meant for this cluster? For single requests, which anybody may make who knows the address, and
+    /// who may not know the cluster's id.
+    fn admit_request(&self, header: Option<&proto::Header>) -> Result<(), DoorRefusal> {
+        let named = wire::check_header(header)?;
+        let status = self.door.status.borrow();
+        match (named, status.identity) {
+            (Some(found), Some(identity)) if found != identity.cluster_id => {
+                Err(DoorRefusal::OtherCluster { node: status.node_id, found, own: identity.cluster_id })
+            }
+            (Some(_), None) => Err(DoorRefusal::NoCluster { node: status.node_id }),
+            _ => Ok(()),
+        }
+    }
+
+    fn header(&self) -> Option<proto::Header> {
+        Some(wire::header(self.door.status.borrow().identity.map(|identity| identity.cluster_id)))
+    }
+
+    /// Puts a request into the loop's queue and waits for its answer.
+    async fn ask<T, E, A>(
+        &self,
+        deadline: Duration,
+        request: impl FnOnce(Responder<T, E>) -> ServerRequestMsg<R>,
+    ) -> Result<T, A>
+    where
+        T: Send + 'static,
+        E: From<StopReason> + Into<A> + Send + 'static,
+        A: VerbError,
+    {
+        let (answered, answer) = oneshot::channel();
+        self.enqueue::<A>(request(responder(answered)))?;
+        match timeout(deadline + ANSWER_GRACE, answer).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(StopReason::Stopped.into())).map_err(Into::into),
+            Err(_) => Err(A::timed_out(deadline)),
+        }
+    }
+
+    fn enqueue<E: VerbError>(&self, request: ServerRequestMsg<R>) -> Result<(), E> {
+        self.door.requests.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => E::busy(self.door.requests.max_capacity() as u64),
+            TrySendError::Closed(_) => StopReason::Stopped.into(),
+        })
+    }
+
+    async fn propose_here(&self, payload: Bytes, forwarding: Forwarding) -> Result<Bytes, ProposeError> {
+        let (answered, answer) = oneshot::channel();
+        let request = LeaderRequest::Propose { payload, reply: (self.door.remote_reply)(answered) };
+        self.enqueue::<ProposeError>(ServerRequestMsg::ForLeader { request, forwarding })?;
+        let deadline = self.door.config.propose_timeout;
+        let reply = match timeout(deadline + ANSWER_GRACE, answer).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(StopReason::Stopped.into()))?,
+            Err(_) => return Err(ProposeError::timed_out(deadline)),
+        };
+        let limit = wire::RECEIVE_BYTES_LIMIT - 1024;
+        if reply.len() > limit {
+            let reason = format!("it has {} bytes, over the network it may have {limit}", reply.len());
+            return Err(ProposeError::Unknown(UnknownOutcome::BadReply(reason)));
+        }
+        Ok(reply)
+    }
+
+    /// The next message of a stream, or a reason why there will be none.
+    async fn next<M>(&self, stream: &mut Streaming<M>) -> Result<Option<M>, Status> {
+        tokio::select! {
+            message = stream.message() => message,
+            () = self.closed() => Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
+        }
+    }
+
+    async fn closed(&self) {
+        // An error means that the server is gone altogether.
+        let _ = self.closing.clone().wait_for(|closing| *closing).await;
+    }
+
+    /// Takes in a whole snapshot. Returns what is to be told to the loop.
+    async fn receive_snapshot(
+        &self,
+        stream: &mut Streaming<proto::SnapshotChunk>,
+    ) -> Result<Result<ReceivedSnapshot, InstallError>, Status> {
+        use proto::snapshot_chunk::Part;
+        let head = match self.next_chunk(stream).await? {
+            Some(Part::Head(head)) => head,
+            _ => return Err(malformed("a snapshot must begin with its head")),
+        };
+        let admitted = self.admit(head.header.as_ref(), head.sender, head.receiver)?;
+        let term = wire::nonzero_term("the leader's term", head.term).map_err(DoorRefusal::from)?;
+        let snapshot = wire::snapshot_from_wire(admitted.cluster_id, head.position, &head.members)
+            .map_err(DoorRefusal::from)?;
+        let position = snapshot.position;
+        info!(peer = %admitted.sender.id, %position, bytes = head.data_bytes, "receiving a snapshot");
+
+        let mut ended = self.begin_installing(term)?;
+        let superseded = || DoorRefusal::StaleSnapshot { term, newer: self.installing_term().unwrap_or(term) };
+        let permit = tokio::select! {
+            permit = Arc::clone(&self.writing).acquire_owned() => permit,
+            _ = &mut ended => return Err(superseded().into()),
+            () = self.closed() => return Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
+        };
+        let permit = permit.map_err(|_| DoorRefusal::Stopped(StopReason::Stopped))?;
+        let refused = |reason: String| {
+            warn!(%position, reason, "the incoming snapshot cannot be written");
+            Ok(Err(InstallError::Refused { position, reason }))
+        };
+        let store = self.door.snapshots.clone();
+        let meta = snapshot.clone();
+        let created = blocking(move || {
+            let writer = store.create(&meta).map_err(|error| with_sources(&error))?;
+            Ok(IncomingFile { writer, _permit: permit })
+        });
+        let mut file = match created.await {
+            Ok(file) => file,
+            Err(reason) => return refused(reason),
+        };
+
+        let mut offset = 0;
+        loop {
+            let chunk = tokio::select! {
+                chunk = self.next_chunk(stream) => chunk?,
+                _ = &mut ended => return Err(superseded().into()),
+            };
+            let data = match chunk {
+                Some(Part::Data(data)) => data,
+                Some(Part::Head(_)) => return Err(malformed("a second head in the middle of a snapshot")),
+                None => break,
+            };
+            if data.offset != offset {
+                return Err(malformed(format!("a chunk is for offset {}, expected is {offset}", data.offset)));
+            }
+            let actual = crc32c::crc32c(&data.data);
+            if data.crc32c != actual {
+                return Err(malformed(format!(
+                    "the chunk at offset {offset} was damaged on its way: its checksum is {actual:08x}, it should be \
+                     {:08x}",
+                    data.crc32c
+                )));
+            }
+            offset += data.data.len() as u64;
+            if offset > head.data_bytes {
+                return Err(malformed(format!("more data than the {} bytes announced", head.data_bytes)));
+            }
+            let written = blocking(move || match file.writer.write_all(&data.data) {
+                Ok(()) => Ok(file),
+                Err(error) => Err(error.to_string()),
+            });
+            file = match written.await {
+                Ok(file) => file,
+                Err(reason) => return refused(reason),
+            };
+        }
+        if offset != head.data_bytes {
+            return Err(malformed(format!(
+                "the snapshot ended after {offset} bytes, {} were announced",
+                head.data_bytes
+            )));
+        }
+        let finished = blocking(move || {
+            let IncomingFile { writer, _permit } = file;
+            writer.finish().map_err(|error| with_sources(&error))
+        });
+        match finished.await {
+            Ok(_) => Ok(Ok(ReceivedSnapshot { admitted, term, snapshot })),
+            Err(reason) => refused(reason),
+        }
+    }
+
+    /// The next part, if it comes in time: a sender that hangs must not keep others from sending.
+    async fn next_chunk(
+        &self,
+        stream: &mut Streaming<proto::SnapshotChunk>,
+    ) -> Result<Option<proto::snapshot_chunk::Part>, Status> {
+        let patience = self.door.config.snapshot_chunk_timeout;
+        match timeout(patience, self.next(stream)).await {
+            Ok(chunk) => match chunk? {
+                Some(proto::SnapshotChunk { part: Some(part) }) => Ok(Some(part)),
+                Some(proto::SnapshotChunk { part: None }) => Err(malformed("an empty chunk")),
+                None => Ok(None),
+            },
+            Err(_) => Err(Status::deadline_exceeded(format!("no chunk of the snapshot came within {patience:?}"))),
+        }
+    }
+
+    /// Only one snapshot is received at a time. The newer leader's wins; the same leader would not send another one if
+    /// it had not given up the first. Resolves, with an error, when this one has to end.
+    fn begin_installing(&self, term: Term) -> Result<oneshot::Receiver<()>, DoorRefusal> {
+        let mut installing = self.installing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = installing.as_ref()
+            && !current.end.is_closed()
+            && current.term > term
+        {
+            return Err(DoorRefusal::StaleSnapshot { term, newer: current.term });
+        }
+        let (end, ended) = oneshot::channel();
+        *installing = Some(Installing { term, end });
+        Ok(ended)
+    }
+
+    fn installing_term(&self) -> Option<Term> {
+        self.installing.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|installing| installing.term)
+    }
+}
+
+struct ReceivedSnapshot {
+    admitted: Admitted,
+    term: Term,
+    snapshot: SnapshotMeta,
+}
+
+struct IncomingFile<W> {
+    writer: W,
+    /// Given back when the writer is gone, also when the call ends while a chunk is being written.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Files are written on threads that may wait for the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+fn responder<T: Send + 'static, E: From<StopReason> + Send + 'static>(
+    answered: oneshot::Sender<Result<T, E>>,
+) -> Responder<T, E> {
+    Responder::new(move |answer| {
+        // Who asked may be gone; then nobody needs the answer.
+        let _ = answered.send(answer);
+    })
+}
+
+fn malformed(reason: impl Into<String>) -> Status {
+    DoorRefusal::Malformed(reason.into()).into()
+}
+
+fn forwarding(forwarded: bool) -> Forwarding {
+    if forwarded { Forwarding::Never } else { Forwarding::Allowed }
+}
+
+#[tonic::async_trait]
+impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
+    async fn stream_messages(
+        &self,
+        request: Request<Streaming<proto::MessageBatch>>,
+    ) -> Result<Response<proto::StreamMessagesReply>, Status> {
+        let mut stream = request.into_inner();
+        while let Some(batch) = self.next(&mut stream).await? {
+            let Admitted { sender, receiver, .. } =
+                self.admit(batch.header.as_ref(), batch.sender, batch.receiver)?;
+            let own_id = self.door.status.borrow().node_id;
+            let messages: Result<Vec<_>, _> = batch
+                .messages
+                .into_iter()
+                .map(|message| wire::message_from_wire(message, sender.id, own_id))
+                .collect();
+            let messages = messages.map_err(DoorRefusal::from)?;
+            let queued = tokio::select! {
+                queued = self.door.requests.send(ServerRequestMsg::RaftMessages { sender, receiver, messages }) => queued,
+                () = self.closed() => return Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
+            };
+            queued.map_err(|_| DoorRefusal::Stopped(StopReason::Stopped))?;
+        }
+        Ok(Response::new(proto::StreamMessagesReply { header: self.header() }))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<proto::SnapshotChunk>>,
+    ) -> Result<Response<proto::InstallSnapshotReply>, Status> {
+        let installed = match self.receive_snapshot(&mut request.into_inner()).await? {
+            Ok(ReceivedSnapshot { admitted: Admitted { sender, receiver, .. }, term, snapshot }) => {
+                let (answered, answer) = oneshot::channel();
+                let reply = responder(answered);
+                let install = ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply };
+                tokio::select! {
+                    queued = self.door.requests.send(install) => {
+                        queued.map_err(|_| DoorRefusal::Stopped(StopReason::Stopped))?;
+                    }
+                    () = self.closed() => return Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
+                }
+                answer.await.unwrap_or(Err(InstallError::Stopped(StopReason::Stopped)))
+            }
+            Err(error) => Err(error),
+        };
+        let refusal = installed.err().map(|error| proto::Refusal {
+            message: error.to_string(),
+            detail: wire::encode_detail(&error),
+        });
+        Ok(Response::new(proto::InstallSnapshotReply { header: self.header(), refusal }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<proto::ProposeRequest>,
+    ) -> Result<Response<proto::ProposeReply>, Status> {
+        use proto::propose_reply::Outcome;
+        let request = request.into_inner();
+        self.admit_request(request.header.as_ref())?;
+        let outcome = match self.propose_here(request.payload, forwarding(request.forwarded)).await {
+            Ok(reply) => Outcome::Reply(reply),
+            Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
+        };
+        Ok(Response::new(proto::ProposeReply { header: self.header(), outcome: Some(outcome) }))
+    }
+
+    async fn change_membership(
+        &self,
+        request: Request<proto::ChangeMembershipRequest>,
+    ) -> Result<Response<proto::ChangeMembershipReply>, Status> {
+        use proto::change_membership_reply::Outcome;
+        let request = request.into_inner();
+        self.admit_request(request.header.as_ref())?;
+        let change = MembershipChange::decode(&request.change).map_err(wire::WireError::from);
+        let change = change.map_err(DoorRefusal::from)?;
+        let forwarding = forwarding(request.forwarded);
+        let changed = self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, |reply| {
+            let request = LeaderRequest::ChangeMembership { change, reply };
+            ServerRequestMsg::ForLeader { request, forwarding }
+        });
+        let outcome = match changed.await {
+            Ok(members) => Outcome::Members(members.encode()),
+            Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
+        };
+        Ok(Response::new(proto::ChangeMembershipReply { header: self.header(), outcome: Some(outcome) }))
+    }
+
+    async fn reserve_node_id(
+        &self,
+        request: Request<proto::ReserveNodeIdRequest>,
+    ) -> Result<Response<proto::ReserveNodeIdReply>, Status> {
+        use proto::reserve_node_id_reply::Outcome;
+        let request = request.into_inner();
+        self.admit_request(request.header.as_ref())?;
+        let forwarding = forwarding(request.forwarded);
+        let reserved = self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, |reply| {
+            let request = LeaderRequest::ReserveNodeId { reply };
+            ServerRequestMsg::ForLeader { request, forwarding }
+        });
+        let outcome = match reserved.await {
+            Ok(reservation) => Outcome::Reservation(wire::reservation_to_wire(&reservation)),
+            Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
+        };
+        Ok(Response::new(proto::ReserveNodeIdReply { header: self.header(), outcome: Some(outcome) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<proto::TransferLeaderRequest>,
+    ) -> Result<Response<proto::TransferLeaderReply>, Status> {
+        use proto::transfer_leader_reply::Outcome;
+        let request = request.into_inner();
+        self.admit_request(request.header.as_ref())?;
+        let to = request.to.map(|id| wire::node_id("the new leader's id", id)).transpose();
+        let to = to.map_err(DoorRefusal::from)?;
+        let forwarding = forwarding(request.forwarded);
+        let transferred = self.ask(self.door.config.membership_timeout, |reply| {
+            let request = LeaderRequest::TransferLeader { to, reply };
+            ServerRequestMsg::ForLeader { request, forwarding }
+        });
+        let outcome = match transferred.await {
+            Ok(leader) => Outcome::Leader(leader.get()),
+            Err::<_, raftify_core::error::TransferError>(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
+        };
+        Ok(Response::new(proto::TransferLeaderReply { header: self.header(), outcome: Some(outcome) }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<proto::ReadIndexRequest>,
+    ) -> Result<Response<proto::ReadIndexReply>, Status> {
+        use proto::read_index_reply::Outcome;
+        self.admit_request(request.into_inner().header.as_ref())?;
+        let confirmed = self.ask::<_, ReadError, ReadError>(self.door.config.read_timeout, |reply| {
+            ServerRequestMsg::ConfirmReadIndex { reply }
+        });
+        let outcome = match confirmed.await {
+            Ok(index) => Outcome::Index(index.0),
+            Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
+        };
+        Ok(Response::new(proto::ReadIndexReply { header: self.header(), outcome: Some(outcome) }))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<proto::InspectRequest>,
+    ) -> Result<Response<proto::InspectReply>, Status> {
+        use proto::inspect_reply::Outcome;
+        self.admit_request(request.into_inner().header.as_ref())?;
+        let inspected = self.ask::<Inspection, StopReason, ReadError>(self.door.config.read_timeout, |reply| {
+            ServerRequestMsg::Inspect { reply }
+        });
+        let outcome = match inspected.await {
+            Ok(inspection) => Outcome::Inspection(wire::encode_detail(&inspection)),
+            Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
+        };
+        Ok(Response::new(proto::InspectReply { header: self.header(), outcome: Some(outcome) }))
+    }
 }

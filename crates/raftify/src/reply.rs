@@ -1,8 +1,8 @@
 //! The way back to who proposed: typed for this node's own user, encoded for everybody else.
 
 use bytes::Bytes;
-use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
 use raftify_core::ProposalReply;
+use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -59,6 +59,10 @@ impl<T: DeserializeOwned + Send + 'static> RemoteReply for Reply<T> {
 /// A channel for a proposal of this process.
 pub(crate) fn local_reply<T>() -> (Reply<T>, impl Future<Output = Result<T, ProposeError>>) {
     let (sender, receiver) = oneshot::channel();
-    let answer = async move { receiver.await.unwrap_or(Err(ProposeError::Stopped(StopReason::Stopped))) };
+    let answer = async move {
+        receiver
+            .await
+            .unwrap_or(Err(ProposeError::Stopped(StopReason::Stopped)))
+    };
     (Reply::Local(sender), answer)
 }

@@ -1,18 +1,28 @@
-//! (Being written.)
+//! From the parts of a node to a running one, and back: starts them in order, waits, and ends them in order.
 
+use std::io;
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use raftify_core::error::{JoinError, StopReason};
 use raftify_core::{
-    CheckedConfig, LocalRequestMsg, Members, RaftNodeCore, SnapshotMeta, StableStorage, Status,
+    CheckedConfig, ClusterId, Identity, Incarnation, LocalRequestMsg, Member, Members, NodeId, RaftNodeCore,
+    Responder, SnapshotMeta, StableStorage, Status,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinError as TaskError, JoinSet};
+use tracing::{error, info, warn};
 
-use crate::applier::Query;
+use crate::applier::{ApplierStart, Query};
 use crate::error::RunError;
 use crate::formatter::CustomFormatter;
 use crate::lifecycle::Lifecycle;
+use crate::log_writer;
+use crate::outbox::Outbox;
+use crate::raft_loop::{Inputs, Outputs, RaftLoop};
+use crate::raft_server::{Door, serve};
 use crate::reply::Reply;
+use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
 
 /// Everything that a node consists of, before it runs.
@@ -31,9 +41,216 @@ pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) first_members: Arc<Mutex<Option<Members>>>,
 }
 
+/// One of the two tasks of a node came to its end.
+enum Ended {
+    Loop(StopReason),
+    Server(io::Result<()>),
+}
+
 impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
     /// Runs the node to its end.
-    pub(crate) async fn run(self, _lifecycle: Lifecycle) -> Result<(), RunError> {
-        todo!()
+    pub(crate) async fn run(mut self, lifecycle: Lifecycle) -> Result<(), RunError> {
+        let node_id = self.status.borrow().node_id;
+        let not_begun = self.begin_cluster(&lifecycle);
+
+        let (events, event_inputs) = mpsc::unbounded_channel();
+        let (peer_events, peer_inputs) = mpsc::unbounded_channel();
+        let (server_requests, server_inputs) = mpsc::channel(self.config.request_queue_max);
+        let snapshots = TrackedSnapshots::new(self.storage.snapshots());
+        let log_reader = self.storage.log_reader();
+        let outbox = Outbox::start(
+            self.raft_addr.to_string(),
+            self.config.clone(),
+            snapshots.clone(),
+            peer_events,
+        );
+        let (log_writer, writer_thread) = log_writer::start(self.storage, events.clone(), outbox.clone())?;
+        let applier = ApplierStart {
+            node_id,
+            state_machine: self.state_machine,
+            snapshots: snapshots.clone(),
+            snapshot: self.snapshot,
+            queries: self.queries,
+            events: events.clone(),
+            formatter: self.formatter,
+            lifecycle: lifecycle.clone(),
+        };
+        let (applier, applier_thread) = applier.start()?;
+        let door = Door {
+            requests: server_requests,
+            status: self.status.subscribe(),
+            snapshots: snapshots.clone(),
+            config: self.config.clone(),
+            outbox: outbox.clone(),
+            remote_reply: Reply::Remote,
+        };
+        let inputs = Inputs {
+            events: event_inputs,
+            peers: peer_inputs,
+            server: server_inputs,
+            local: self.local_requests,
+            quit: lifecycle.quit_wish(),
+        };
+        let outputs = Outputs {
+            log_writer,
+            applier,
+            outbox: outbox.clone(),
+            log_reader,
+            snapshots,
+            events,
+            status: self.status,
+            lifecycle: lifecycle.clone(),
+        };
+        let raft_loop = RaftLoop::new(self.core, inputs, outputs, self.config.tick_interval);
+
+        // Both are ended when this future is dropped half way.
+        let mut tasks = JoinSet::new();
+        let (serving, end_serving) = oneshot::channel::<()>();
+        tasks.spawn(async move { Ended::Loop(raft_loop.run().await) });
+        tasks.spawn(async move {
+            Ended::Server(serve(self.listener, door, async { drop(end_serving.await) }).await)
+        });
+        info!(node = %node_id, address = %self.raft_addr, "the node runs");
+
+        let mut ended = Vec::new();
+        tokio::select! {
+            first = tasks.join_next() => ended.extend(first),
+            () = termination() => info!(node = %node_id, "asked to stop by a signal"),
+            () = lifecycle.quit_asked() => {}
+        }
+        let unasked = ended.len();
+        lifecycle.ask_to_quit();
+        drop(serving);
+        while let Some(next) = tasks.join_next().await {
+            ended.push(next);
+        }
+        let outcome = outcome(ended, unasked, not_begun.get(), &lifecycle);
+        outbox.shutdown().await;
+        writer_thread.ended().await;
+        applier_thread.ended().await;
+        match &outcome {
+            Ok(()) => info!(node = %node_id, "the node has stopped"),
+            Err(error) => error!(node = %node_id, "{error}"),
+        }
+        outcome
+    }
+
+    /// Begins a cluster on a fresh directory, if this node is to begin one. What goes wrong is found in the result
+    /// later, and asks the node to stop.
+    fn begin_cluster(&mut self, lifecycle: &Lifecycle) -> Arc<OnceLock<JoinError>> {
+        let not_begun = Arc::new(OnceLock::new());
+        let Status {
+            node_id,
+            identity,
+            members,
+            ..
+        } = self.core.status();
+        let given = self
+            .first_members
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if identity.is_some() {
+            if let Some(given) = given
+                && !given
+                    .iter()
+                    .map(|m| (m.id, &m.address))
+                    .eq(members.iter().map(|m| (m.id, &m.address)))
+            {
+                info!(node = %node_id, "the stored membership counts, which is not that of add_peers any more");
+            }
+            return not_begun;
+        }
+        let incarnation = Incarnation(rand::random());
+        let (cluster_id, members) = match given {
+            Some(members) => (members.derive_cluster_id(), members),
+            None if node_id == NodeId::FIRST => {
+                let this = Member {
+                    incarnation: Some(incarnation),
+                    ..Member::voter(node_id, &*self.raft_addr)
+                };
+                let members =
+                    Members::initial([this]).expect("one voter whose address was checked at bootstrap");
+                (ClusterId(rand::random()), members)
+            }
+            None => return not_begun,
+        };
+        let (failure, lifecycle) = (Arc::clone(&not_begun), lifecycle.clone());
+        let reply = Responder::new(move |answer: Result<(), JoinError>| {
+            // A node that stops meanwhile says why by itself.
+            if let Err(error) = answer
+                && !matches!(error, JoinError::Stopped(_))
+            {
+                let _ = failure.set(error); // The first and only answer.
+                lifecycle.ask_to_quit();
+            }
+        });
+        let identity = Identity {
+            cluster_id,
+            node_id,
+            incarnation,
+        };
+        self.core.handle_local_request_msg(LocalRequestMsg::StartCluster {
+            identity,
+            members,
+            reply,
+        });
+        not_begun
+    }
+}
+
+/// What `run` returns after its tasks have ended, the first `unasked` of them without being asked to.
+fn outcome(
+    ended: Vec<Result<Ended, TaskError>>,
+    unasked: usize,
+    not_begun: Option<&JoinError>,
+    lifecycle: &Lifecycle,
+) -> Result<(), RunError> {
+    if let Some(error) = not_begun {
+        return Err(RunError::Start(error.clone()));
+    }
+    let mut outcome = Ok(());
+    for (place, ended) in ended.into_iter().enumerate() {
+        let failure = match ended {
+            Ok(Ended::Loop(StopReason::Stopped)) => None,
+            Ok(Ended::Loop(StopReason::Removed { .. })) if lifecycle.is_leaving() => None,
+            Ok(Ended::Loop(reason)) => Some(RunError::Stopped(reason)),
+            Ok(Ended::Server(Ok(()))) if place >= unasked => None,
+            Ok(Ended::Server(Ok(()))) => Some(RunError::Server("it stopped listening".to_owned())),
+            Ok(Ended::Server(Err(error))) => Some(RunError::Server(error.to_string())),
+            Err(error) => {
+                let reason = StopReason::Internal(error.to_string());
+                lifecycle.stop(&reason);
+                Some(RunError::Stopped(reason))
+            }
+        };
+        outcome = failure.map_or(outcome, Err);
+    }
+    outcome
+}
+
+/// Resolves when the process is asked to end.
+async fn termination() {
+    let interrupt = async {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            warn!("Ctrl+C cannot be listened for: {error}");
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(error) => {
+                warn!("SIGTERM cannot be listened for: {error}");
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupt => {}
+        () = terminate => {}
     }
 }

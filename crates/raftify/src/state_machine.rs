@@ -46,8 +46,14 @@ pub trait AbstractStateMachine: Send + 'static {
     ///
     /// # Errors
     /// As for `apply`. All entries of the batch come again when the node starts again.
-    fn apply_batch(&mut self, entries: Vec<(LogPosition, Self::LogEntry)>) -> Result<Vec<Self::Reply>, BoxError> {
-        entries.into_iter().map(|(position, entry)| self.apply(position, entry)).collect()
+    fn apply_batch(
+        &mut self,
+        entries: Vec<(LogPosition, Self::LogEntry)>,
+    ) -> Result<Vec<Self::Reply>, BoxError> {
+        entries
+            .into_iter()
+            .map(|(position, entry)| self.apply(position, entry))
+            .collect()
     }
 
     /// Captures the state as it is now. It should be quick, since nothing is applied meanwhile: clone what is small,
@@ -71,7 +77,6 @@ pub trait AbstractStateMachine: Send + 'static {
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError>;
 }
 
-
 type WriteOut = Box<dyn FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send>;
 
 /// A state as it was at one moment, ready to be written out by another thread.
@@ -80,7 +85,9 @@ pub struct SnapshotCapture(WriteOut);
 impl SnapshotCapture {
     /// A capture in the user's own format. `write_out` is called at most once, on a thread of its own, and may take
     /// its time; the writer is buffered.
-    pub fn new(write_out: impl FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send + 'static) -> SnapshotCapture {
+    pub fn new(
+        write_out: impl FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send + 'static,
+    ) -> SnapshotCapture {
         SnapshotCapture(Box::new(write_out))
     }
 

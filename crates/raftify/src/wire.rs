@@ -1,52 +1,124 @@
-//! (Signatures only for now.)
+//! Conversions between the core's types and the messages of `raft_service.proto`, and the refusals that travel back.
+//!
+//! Whatever comes from the network becomes a core type here, or a [`WireError`]: behind this module nothing is zero
+//! that must not be, no entry is out of order, no number is unknown. It panics on no bytes. Called by the server, the
+//! outbox and the remote client; it decides nothing about who is believed.
 
-use raftify_core::error::StopReason;
-use raftify_core::members::SenderRefusal;
-use raftify_core::{ClusterId, NodeId};
+use std::fmt::Display;
+use std::time::Duration;
+
+use bytes::Bytes;
+use raftify_core::error::{MembershipError, ProposeError, ReadError, StopReason, TransferError, UnknownOutcome};
+use raftify_core::members::{AddressProblem, MembersDecodeError, SenderRefusal, check_address};
+use raftify_core::message::CampaignReason;
+use raftify_core::{
+    ClusterId, Entry, EntryKind, Incarnation, LogIndex, LogPosition, Members, NodeId, RaftMessage, RaftMessageBody,
+    Reservation, Sender, SnapshotMeta, Term,
+};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tonic::{Code, Status};
 
 /// The messages of `raft_service.proto`.
-#[allow(missing_docs, unused_qualifications, clippy::all)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 pub(crate) mod proto {
     tonic::include_proto!("raftify.v1");
 }
 
-/// Why a node did not even look at a request. Nothing happened.
+/// The version that this program speaks.
+pub(crate) const WIRE_VERSION: u32 = 1;
+
+/// The only group for now.
+const GROUP_ID: u64 = 0;
+
+/// The version of the typed details of a refusal. It comes first, because a refusal must be understood even by a
+/// sender of another wire version.
+const DETAIL_VERSION: u8 = 1;
+
+/// The largest payload of an entry: the upper end of `entry_bytes_max`.
+pub(crate) const PAYLOAD_BYTES_LIMIT: u64 = 64 << 20;
+
+/// The largest message that is received. It does not follow from this node's own settings, because then a batch of a
+/// node with other settings would be refused for ever: it holds the largest possible entry, and every batch.
+pub(crate) const RECEIVE_BYTES_LIMIT: usize = PAYLOAD_BYTES_LIMIT as usize + (1 << 20);
+
+/// Messages are gathered into one batch up to this size; only a single entry may be larger, and travels alone.
+pub(crate) const BATCH_BYTES: u64 = 4 << 20;
+
+/// The data of a snapshot travels in pieces of this size.
+pub(crate) const SNAPSHOT_CHUNK_BYTES: usize = 512 << 10;
+
+/// Terms and indexes from the network stay below this, so that no arithmetic on them can overflow. At a million
+/// entries a second, a log gets there in 290 000 years.
+const NUMBER_LIMIT: u64 = 1 << 63;
+
+/// More than the framing of one entry, or of one message, can take.
+const FRAME_BYTES: u64 = 64;
+
+/// Why bytes from the network are no possible message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WireError {
+    #[error("{what} is missing")]
+    Missing { what: &'static str },
+    #[error("{what} is zero, which is not possible")]
+    Zero { what: &'static str },
+    #[error("{what} is {value}, which is more than any log reaches")]
+    OutOfRange { what: &'static str, value: u64 },
+    #[error("{what} {number} is not known to this version")]
+    UnknownNumber { what: &'static str, number: i64 },
+    #[error("entry {found} stands where {expected} is expected")]
+    Gap { expected: LogIndex, found: u64 },
+    #[error("entry {index} is of term {term}, which does not lie between {previous} and {newest}")]
+    TermOutOfOrder { index: LogIndex, term: Term, previous: Term, newest: Term },
+    #[error(transparent)]
+    Members(#[from] MembersDecodeError),
+    #[error("the members are as of index {as_of}, the snapshot is at {position}")]
+    MembersNewerThanSnapshot { as_of: LogIndex, position: LogPosition },
+    #[error(transparent)]
+    Address(#[from] AddressProblem),
+}
+
+/// Why a node did not even look at a request: nothing happened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum DoorRefusal {
-    /// Another version.
-    #[error("wire version {found} is not known here, this node speaks version {known}: run one version on all nodes")]
+    /// The two programs are of versions that do not understand each other.
+    #[error("wire version {found} is not spoken here, only version {known}: run versions of raftify that fit together")]
     Version {
         /// Of the request.
         found: u32,
-        /// Of this node.
+        /// Of the refusing node.
         known: u32,
     },
-    /// Another group.
-    #[error("group {found} is not served here, only group 0 is")]
+    /// The request is for a group that does not exist.
+    #[error("group {found} is not served here, only group {GROUP_ID} is")]
     Group {
         /// Of the request.
         found: u64,
     },
-    /// Another cluster.
-    #[error("this message is of cluster {found}, this node belongs to cluster {own}")]
+    /// The request is of another cluster: an address is wrong on one of the two sides.
+    #[error(
+        "this message is of cluster {found}, node {node} belongs to cluster {own}: one of the two was given an \
+         address of the wrong cluster"
+    )]
     OtherCluster {
+        /// The refusing node.
+        node: NodeId,
         /// Of the request.
         found: ClusterId,
-        /// Of this node.
+        /// Of the refusing node.
         own: ClusterId,
     },
-    /// No cluster yet.
-    #[error("node {id} belongs to no cluster yet")]
+    /// The node waits to be told its cluster.
+    #[error("node {node} belongs to no cluster yet: it must begin one or join one first")]
     NoCluster {
         /// The refusing node.
-        id: NodeId,
+        node: NodeId,
     },
-    /// For another node.
-    #[error("this message is for node {meant}, this is node {own}")]
+    /// Another node listens at the address that the sender has for the one it means.
+    #[error("this message is for node {meant}, but at this address listens node {own}: check the addresses of both")]
     OtherNode {
-        /// The receiver as meant.
+        /// Whom the sender meant.
         meant: NodeId,
         /// The refusing node.
         own: NodeId,
@@ -54,10 +126,441 @@ pub enum DoorRefusal {
     /// The sender is not believed.
     #[error(transparent)]
     Sender(#[from] SenderRefusal),
-    /// Not a possible message.
+    /// The request is of no possible form.
     #[error("the message makes no sense: {0}")]
     Malformed(String),
-    /// The node has stopped.
+    /// A snapshot of a newer leader is being received.
+    #[error("a snapshot of term {newer} is being received, this one is of term {term}")]
+    StaleSnapshot {
+        /// Of the refused one.
+        term: Term,
+        /// Of the one that is being received.
+        newer: Term,
+    },
+    /// The node has stopped, or is stopping.
     #[error(transparent)]
     Stopped(#[from] StopReason),
+}
+
+impl From<WireError> for DoorRefusal {
+    fn from(error: WireError) -> DoorRefusal {
+        DoorRefusal::Malformed(error.to_string())
+    }
+}
+
+impl From<DoorRefusal> for Status {
+    fn from(refusal: DoorRefusal) -> Status {
+        let code = match refusal {
+            DoorRefusal::Malformed(_) => Code::InvalidArgument,
+            DoorRefusal::Sender(_) => Code::PermissionDenied,
+            DoorRefusal::NoCluster { .. } | DoorRefusal::Stopped(_) => Code::Unavailable,
+            _ => Code::FailedPrecondition,
+        };
+        Status::with_details(code, refusal.to_string(), encode_detail(&refusal))
+    }
+}
+
+impl DoorRefusal {
+    /// The typed reason in a status, if it came from a door.
+    pub(crate) fn from_status(status: &Status) -> Option<DoorRefusal> {
+        decode_detail(status.details())
+    }
+}
+
+/// The error of a verb that can be asked over the network: what the ways of not getting an answer mean for it.
+pub(crate) trait VerbError: From<StopReason> + Display + Serialize + DeserializeOwned + Send + 'static {
+    /// Nothing happened: the node's queue is full.
+    fn busy(waiting: u64) -> Self;
+    /// Nothing happened: no node took the request.
+    fn not_sent(reason: String) -> Self;
+    /// The request was sent and no answer came back.
+    fn lost(reason: String) -> Self;
+    /// The request was sent and no answer came back in time.
+    fn timed_out(after: Duration) -> Self;
+}
+
+impl VerbError for ProposeError {
+    fn busy(waiting: u64) -> Self {
+        ProposeError::Busy { waiting }
+    }
+
+    fn not_sent(_reason: String) -> Self {
+        ProposeError::NoLeader
+    }
+
+    fn lost(reason: String) -> Self {
+        ProposeError::Unknown(UnknownOutcome::ConnectionLost(reason))
+    }
+
+    fn timed_out(after: Duration) -> Self {
+        ProposeError::Unknown(UnknownOutcome::TimedOut(after))
+    }
+}
+
+impl VerbError for MembershipError {
+    fn busy(waiting: u64) -> Self {
+        MembershipError::Busy { waiting }
+    }
+
+    fn not_sent(_reason: String) -> Self {
+        MembershipError::NoLeader
+    }
+
+    fn lost(reason: String) -> Self {
+        MembershipError::Unknown(UnknownOutcome::ConnectionLost(reason))
+    }
+
+    fn timed_out(after: Duration) -> Self {
+        MembershipError::Unknown(UnknownOutcome::TimedOut(after))
+    }
+}
+
+impl VerbError for TransferError {
+    fn busy(waiting: u64) -> Self {
+        TransferError::ConnectionLost(format!("{waiting} requests are waiting there, which is as many as may"))
+    }
+
+    fn not_sent(_reason: String) -> Self {
+        TransferError::NoLeader
+    }
+
+    fn lost(reason: String) -> Self {
+        TransferError::ConnectionLost(reason)
+    }
+
+    fn timed_out(after: Duration) -> Self {
+        TransferError::ConnectionLost(format!("no answer within {} ms", after.as_millis()))
+    }
+}
+
+impl VerbError for ReadError {
+    fn busy(waiting: u64) -> Self {
+        ReadError::Busy { waiting }
+    }
+
+    fn not_sent(reason: String) -> Self {
+        ReadError::ConnectionLost(reason)
+    }
+
+    fn lost(reason: String) -> Self {
+        ReadError::ConnectionLost(reason)
+    }
+
+    fn timed_out(after: Duration) -> Self {
+        ReadError::TimedOut(after)
+    }
+}
+
+/// A refusal, for the reply of its verb.
+pub(crate) fn refusal_to_wire<E: VerbError>(error: &E) -> proto::Refusal {
+    proto::Refusal { message: error.to_string(), detail: encode_detail(error) }
+}
+
+/// The inverse of [`refusal_to_wire`]; `None` for a reason that this version does not know.
+pub(crate) fn refusal_from_wire<E: DeserializeOwned>(refusal: &proto::Refusal) -> Option<E> {
+    decode_detail(&refusal.detail)
+}
+
+pub(crate) fn encode_detail<T: Serialize>(value: &T) -> Bytes {
+    let bytes = postcard::to_extend(value, vec![DETAIL_VERSION]);
+    bytes.expect("plain data with known lengths, written to memory, always encodes").into()
+}
+
+pub(crate) fn decode_detail<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (version, rest) = bytes.split_first()?;
+    if *version != DETAIL_VERSION {
+        return None;
+    }
+    match postcard::take_from_bytes(rest) {
+        Ok((value, [])) => Some(value),
+        _ => None,
+    }
+}
+
+/// What every message starts with.
+pub(crate) fn header(cluster_id: Option<ClusterId>) -> proto::Header {
+    proto::Header { wire_version: WIRE_VERSION, group_id: GROUP_ID, cluster_id: cluster_id.map(|id| id.0) }
+}
+
+/// Checks version and group; returns the cluster, if it is named.
+pub(crate) fn check_header(header: Option<&proto::Header>) -> Result<Option<ClusterId>, DoorRefusal> {
+    let header = header.ok_or(WireError::Missing { what: "the header" })?;
+    if header.wire_version != WIRE_VERSION {
+        return Err(DoorRefusal::Version { found: header.wire_version, known: WIRE_VERSION });
+    }
+    if header.group_id != GROUP_ID {
+        return Err(DoorRefusal::Group { found: header.group_id });
+    }
+    Ok(header.cluster_id.map(ClusterId))
+}
+
+pub(crate) fn sender_to_wire(sender: &Sender, address: &str) -> proto::Sender {
+    proto::Sender {
+        id: sender.id.get(),
+        incarnation: sender.incarnation.0,
+        members_as_of: sender.members_as_of.0,
+        address: address.to_owned(),
+    }
+}
+
+/// Who sent a message, and where it can be reached.
+pub(crate) fn sender_from_wire(sender: Option<proto::Sender>) -> Result<(Sender, String), WireError> {
+    let sender = sender.ok_or(WireError::Missing { what: "the sender" })?;
+    check_address(&sender.address)?;
+    let known = Sender {
+        id: node_id("the sender's id", sender.id)?,
+        incarnation: Incarnation(sender.incarnation),
+        members_as_of: log_index("the sender's membership index", sender.members_as_of)?,
+    };
+    Ok((known, sender.address))
+}
+
+pub(crate) fn receiver_to_wire(id: NodeId, incarnation: Option<Incarnation>) -> proto::Receiver {
+    proto::Receiver { id: id.get(), incarnation: incarnation.map(|incarnation| incarnation.0) }
+}
+
+/// For whom a message is: the node and, as far as the sender knows, its incarnation.
+pub(crate) fn receiver_from_wire(
+    receiver: Option<proto::Receiver>,
+) -> Result<(NodeId, Option<Incarnation>), WireError> {
+    let receiver = receiver.ok_or(WireError::Missing { what: "the receiver" })?;
+    Ok((node_id("the receiver's id", receiver.id)?, receiver.incarnation.map(Incarnation)))
+}
+
+/// A message without its sender and receiver, which its batch names.
+pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
+    use proto::message::Body;
+    let body = match message.body {
+        RaftMessageBody::Append { previous, commit, entries } => Body::Append(proto::Append {
+            previous: position_to_wire(previous),
+            commit: commit.0,
+            entries: entries.into_iter().map(entry_to_wire).collect(),
+        }),
+        RaftMessageBody::AppendResponse { index, commit, rejection } => {
+            let rejection = rejection.and_then(position_to_wire);
+            Body::AppendResponse(proto::AppendResponse { index: index.0, commit: commit.0, rejection })
+        }
+        RaftMessageBody::RequestVote { last, commit, reason } => Body::RequestVote(proto::RequestVote {
+            last: position_to_wire(last),
+            commit: position_to_wire(commit),
+            reason: match reason {
+                CampaignReason::Timeout => proto::CampaignReason::Timeout.into(),
+                CampaignReason::Transfer => proto::CampaignReason::Transfer.into(),
+            },
+        }),
+        RaftMessageBody::RequestPreVote { last, commit } => Body::RequestPreVote(proto::RequestPreVote {
+            last: position_to_wire(last),
+            commit: position_to_wire(commit),
+        }),
+        RaftMessageBody::VoteResponse { granted, commit } => {
+            Body::VoteResponse(proto::VoteResponse { granted, commit: position_to_wire(commit) })
+        }
+        RaftMessageBody::PreVoteResponse { granted, commit } => {
+            Body::PreVoteResponse(proto::PreVoteResponse { granted, commit: position_to_wire(commit) })
+        }
+        RaftMessageBody::Heartbeat { commit, read_round } => {
+            Body::Heartbeat(proto::Heartbeat { commit: commit.0, read_round })
+        }
+        RaftMessageBody::HeartbeatResponse { commit, read_round } => {
+            Body::HeartbeatResponse(proto::HeartbeatResponse { commit: commit.0, read_round })
+        }
+        RaftMessageBody::TimeoutNow => Body::TimeoutNow(proto::TimeoutNow {}),
+    };
+    proto::Message { term: message.term.0, body: Some(body) }
+}
+
+/// The inverse of [`message_to_wire`].
+pub(crate) fn message_from_wire(
+    message: proto::Message,
+    from: NodeId,
+    to: NodeId,
+) -> Result<RaftMessage, WireError> {
+    use proto::message::Body;
+    let term = nonzero_term("the message's term", message.term)?;
+    let commit_index = |commit| log_index("the commit index", commit);
+    let commit_position = |commit| position_from_wire("the commit position", commit);
+    let last_position = |last| position_from_wire("the last position", last);
+    let body = match message.body.ok_or(WireError::Missing { what: "what the message says" })? {
+        Body::Append(append) => {
+            let previous = position_from_wire("the previous position", append.previous)?;
+            RaftMessageBody::Append {
+                previous,
+                commit: commit_index(append.commit)?,
+                entries: entries_from_wire(append.entries, previous, term)?,
+            }
+        }
+        Body::AppendResponse(response) => RaftMessageBody::AppendResponse {
+            index: log_index("the acknowledged index", response.index)?,
+            commit: commit_index(response.commit)?,
+            rejection: match response.rejection {
+                Some(hint) => Some(position_from_wire("the rejection's hint", Some(hint))?),
+                None => None,
+            },
+        },
+        Body::RequestVote(request) => RaftMessageBody::RequestVote {
+            last: last_position(request.last)?,
+            commit: commit_position(request.commit)?,
+            reason: match proto::CampaignReason::try_from(request.reason) {
+                Ok(proto::CampaignReason::Timeout) => CampaignReason::Timeout,
+                Ok(proto::CampaignReason::Transfer) => CampaignReason::Transfer,
+                Ok(proto::CampaignReason::Unspecified) | Err(_) => {
+                    let number = request.reason.into();
+                    return Err(WireError::UnknownNumber { what: "campaign reason", number });
+                }
+            },
+        },
+        Body::RequestPreVote(request) => RaftMessageBody::RequestPreVote {
+            last: last_position(request.last)?,
+            commit: commit_position(request.commit)?,
+        },
+        Body::VoteResponse(response) => RaftMessageBody::VoteResponse {
+            granted: response.granted,
+            commit: commit_position(response.commit)?,
+        },
+        Body::PreVoteResponse(response) => RaftMessageBody::PreVoteResponse {
+            granted: response.granted,
+            commit: commit_position(response.commit)?,
+        },
+        Body::Heartbeat(heartbeat) => RaftMessageBody::Heartbeat {
+            commit: commit_index(heartbeat.commit)?,
+            read_round: heartbeat.read_round,
+        },
+        Body::HeartbeatResponse(response) => RaftMessageBody::HeartbeatResponse {
+            commit: commit_index(response.commit)?,
+            read_round: response.read_round,
+        },
+        Body::TimeoutNow(proto::TimeoutNow {}) => RaftMessageBody::TimeoutNow,
+    };
+    Ok(RaftMessage { from, to, term, body })
+}
+
+/// At most how much a message takes on the wire, in bytes.
+pub(crate) fn message_bytes_max(message: &RaftMessage) -> u64 {
+    let entries = match &message.body {
+        RaftMessageBody::Append { entries, .. } => entries.iter().map(entry_bytes_max).sum(),
+        _ => 0,
+    };
+    2 * FRAME_BYTES + entries
+}
+
+fn entry_bytes_max(entry: &Entry) -> u64 {
+    FRAME_BYTES + entry.payload.len() as u64
+}
+
+/// Splits a message that takes more than [`BATCH_BYTES`] into one that does not, or that holds a single entry, and
+/// the rest. The core gathers entries without regard to what a transport can take; two appends, the second going on
+/// where the first ends, say the same as one.
+pub(crate) fn split_large(message: RaftMessage) -> (RaftMessage, Option<RaftMessage>) {
+    let RaftMessage { from, to, term, body: RaftMessageBody::Append { previous, commit, mut entries } } = message
+    else {
+        return (message, None);
+    };
+    let mut bytes = 2 * FRAME_BYTES;
+    let fitting = entries
+        .iter()
+        .take_while(|entry| {
+            bytes += entry_bytes_max(entry);
+            bytes <= BATCH_BYTES
+        })
+        .count();
+    let rest = entries.split_off(fitting.max(1).min(entries.len()));
+    let append = |previous, entries| {
+        let body = RaftMessageBody::Append { previous, commit, entries };
+        RaftMessage { from, to, term, body }
+    };
+    let rest = entries.last().filter(|_| !rest.is_empty()).map(|last| append(last.position, rest));
+    (append(previous, entries), rest)
+}
+
+fn entry_to_wire(entry: Entry) -> proto::Entry {
+    proto::Entry {
+        term: entry.position.term.0,
+        index: entry.position.index.0,
+        kind: entry.kind.number().into(),
+        payload: entry.payload,
+    }
+}
+
+fn entries_from_wire(
+    entries: Vec<proto::Entry>,
+    previous: LogPosition,
+    newest: Term,
+) -> Result<Vec<Entry>, WireError> {
+    let mut last = previous;
+    let check = |entry: proto::Entry| {
+        let term = nonzero_term("an entry's term", entry.term)?;
+        let index = log_index("an entry's index", last.index.0 + 1)?;
+        if entry.index != index.0 {
+            return Err(WireError::Gap { expected: index, found: entry.index });
+        }
+        if term < last.term || term > newest {
+            return Err(WireError::TermOutOfOrder { index, term, previous: last.term, newest });
+        }
+        let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_number);
+        let kind =
+            kind.ok_or(WireError::UnknownNumber { what: "entry kind", number: entry.kind.into() })?;
+        last = LogPosition { term, index };
+        Ok(Entry { position: last, kind, payload: entry.payload })
+    };
+    entries.into_iter().map(check).collect()
+}
+
+pub(crate) fn snapshot_from_wire(
+    cluster_id: ClusterId,
+    position: Option<proto::Position>,
+    members: &[u8],
+) -> Result<SnapshotMeta, WireError> {
+    let position = position_from_wire("the snapshot's position", position)?;
+    if position.term == Term::ZERO || position.index == LogIndex::ZERO {
+        return Err(WireError::Zero { what: "the snapshot's position" });
+    }
+    let members = Members::decode(members)?;
+    if members.is_empty() {
+        return Err(WireError::Missing { what: "the snapshot's membership" });
+    }
+    if members.as_of() > position.index {
+        return Err(WireError::MembersNewerThanSnapshot { as_of: members.as_of(), position });
+    }
+    Ok(SnapshotMeta { cluster_id, position, members })
+}
+
+pub(crate) fn reservation_to_wire(reservation: &Reservation) -> proto::Reservation {
+    proto::Reservation {
+        node_id: reservation.node_id.get(),
+        leader: reservation.leader.get(),
+        members: reservation.members.encode(),
+    }
+}
+
+pub(crate) fn reservation_from_wire(reservation: &proto::Reservation) -> Result<Reservation, WireError> {
+    Ok(Reservation {
+        node_id: node_id("the reserved id", reservation.node_id)?,
+        leader: node_id("the leader's id", reservation.leader)?,
+        members: Members::decode(&reservation.members)?,
+    })
+}
+
+pub(crate) fn position_to_wire(position: LogPosition) -> Option<proto::Position> {
+    Some(proto::Position { term: position.term.0, index: position.index.0 })
+}
+
+fn position_from_wire(what: &'static str, position: Option<proto::Position>) -> Result<LogPosition, WireError> {
+    let position = position.ok_or(WireError::Missing { what })?;
+    Ok(LogPosition { term: Term(in_range(what, position.term)?), index: log_index(what, position.index)? })
+}
+
+pub(crate) fn node_id(what: &'static str, id: u64) -> Result<NodeId, WireError> {
+    NodeId::new(id).ok_or(WireError::Zero { what })
+}
+
+pub(crate) fn nonzero_term(what: &'static str, term: u64) -> Result<Term, WireError> {
+    if term == 0 { Err(WireError::Zero { what }) } else { in_range(what, term).map(Term) }
+}
+
+pub(crate) fn log_index(what: &'static str, index: u64) -> Result<LogIndex, WireError> {
+    in_range(what, index).map(LogIndex)
+}
+
+fn in_range(what: &'static str, value: u64) -> Result<u64, WireError> {
+    if value < NUMBER_LIMIT { Ok(value) } else { Err(WireError::OutOfRange { what, value }) }
 }

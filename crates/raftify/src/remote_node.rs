@@ -1,0 +1,243 @@
+//! One node's service as its callers see it: how to reach it, and one call at a time.
+//!
+//! Used by the outbox, which passes requests on to the leader, and by the remote client. It retries nothing and
+//! follows no hint; every call ends by its deadline and says whether the request may have taken effect.
+
+use std::error::Error;
+use std::time::Duration;
+
+use bytes::Bytes;
+use raftify_core::error::{MembershipError, ProposeError, ReadError, TransferError};
+use raftify_core::{ClusterId, Forwarding, Inspection, LogIndex, Members, MembershipChange, NodeId, Reservation};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{ConnectError, Response, Status};
+
+use crate::wire::proto::raft_service_client::RaftServiceClient;
+use crate::wire::{self, DoorRefusal, VerbError, proto};
+
+/// How much may be under way on one stream, and on one connection, before the receiver has taken it in.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+
+/// A connection without a sign of life for the first is asked for one, and given up after the second.
+pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where and how to connect.
+pub(crate) fn endpoint(address: &str, connect_timeout: Duration) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(connect_timeout)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+/// The generated client with our limits.
+pub(crate) fn service(channel: Channel) -> RaftServiceClient<Channel> {
+    RaftServiceClient::new(channel).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT)
+}
+
+/// All reasons of an error, outermost first: tonic's own text for a refused connection is "transport error".
+pub(crate) fn with_sources(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let reason = error.to_string();
+        if !text.ends_with(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// The reason of a status in words.
+pub(crate) fn describe(status: &Status) -> String {
+    match status.source() {
+        Some(source) => with_sources(source),
+        None => format!("{}: {}", status.code(), status.message()),
+    }
+}
+
+/// Why one call to one node brought no result.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum CallError<E> {
+    /// Nothing happened: there was no connection.
+    NotSent(String),
+    /// Nothing happened: refused at the door.
+    Door(DoorRefusal),
+    /// Sent, and the connection broke before the answer came.
+    Lost(String),
+    /// Perhaps sent, and no answer came in time.
+    TimedOut(Duration),
+    /// The node's answer.
+    Refused(E),
+}
+
+impl<E: VerbError> CallError<E> {
+    /// In the words of the verb.
+    pub(crate) fn into_verb_error(self) -> E {
+        match self {
+            CallError::NotSent(reason) => E::not_sent(reason),
+            CallError::Door(refusal) => E::not_sent(refusal.to_string()),
+            CallError::Lost(reason) => E::lost(reason),
+            CallError::TimedOut(after) => E::timed_out(after),
+            CallError::Refused(error) => error,
+        }
+    }
+
+    fn from_status(status: &Status) -> CallError<E> {
+        if let Some(refusal) = DoorRefusal::from_status(status) {
+            return CallError::Door(refusal);
+        }
+        let mut source = status.source();
+        while let Some(error) = source {
+            if error.is::<ConnectError>() {
+                return CallError::NotSent(describe(status));
+            }
+            source = error.source();
+        }
+        CallError::Lost(describe(status))
+    }
+
+    fn from_wire(refusal: &proto::Refusal) -> CallError<E> {
+        match wire::refusal_from_wire(refusal) {
+            Some(error) => CallError::Refused(error),
+            None => CallError::Lost(refusal.message.clone()),
+        }
+    }
+
+    /// An answer of no possible form says nothing about what happened.
+    fn senseless(reason: impl ToString) -> CallError<E> {
+        CallError::Lost(format!("the answer makes no sense: {}", reason.to_string()))
+    }
+}
+
+/// One node, reached through one channel, which reconnects by itself.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteNode {
+    service: RaftServiceClient<Channel>,
+    cluster_id: Option<ClusterId>,
+}
+
+impl RemoteNode {
+    /// `cluster_id` as far as it is known: with it, a node of another cluster refuses.
+    pub(crate) fn new(channel: Channel, cluster_id: Option<ClusterId>) -> RemoteNode {
+        RemoteNode { service: service(channel), cluster_id }
+    }
+
+    fn header(&self) -> Option<proto::Header> {
+        Some(wire::header(self.cluster_id))
+    }
+
+    pub(crate) async fn propose(
+        &self,
+        payload: Bytes,
+        forwarding: Forwarding,
+        timeout: Duration,
+    ) -> Result<Bytes, CallError<ProposeError>> {
+        use proto::propose_reply::Outcome;
+        let forwarded = forwarding == Forwarding::Never;
+        let request = proto::ProposeRequest { header: self.header(), payload, forwarded };
+        match bounded(timeout, self.service.clone().propose(request)).await?.outcome {
+            Some(Outcome::Reply(reply)) => Ok(reply),
+            Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
+            None => Err(CallError::senseless("it is empty")),
+        }
+    }
+
+    pub(crate) async fn change_membership(
+        &self,
+        change: &MembershipChange,
+        forwarding: Forwarding,
+        timeout: Duration,
+    ) -> Result<Members, CallError<MembershipError>> {
+        use proto::change_membership_reply::Outcome;
+        let forwarded = forwarding == Forwarding::Never;
+        let request =
+            proto::ChangeMembershipRequest { header: self.header(), change: change.encode(), forwarded };
+        match bounded(timeout, self.service.clone().change_membership(request)).await?.outcome {
+            Some(Outcome::Members(members)) => Members::decode(&members).map_err(CallError::senseless),
+            Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
+            None => Err(CallError::senseless("it is empty")),
+        }
+    }
+
+    /// Also the cluster that the id is of.
+    pub(crate) async fn reserve_node_id(
+        &self,
+        forwarding: Forwarding,
+        timeout: Duration,
+    ) -> Result<(ClusterId, Reservation), CallError<MembershipError>> {
+        use proto::reserve_node_id_reply::Outcome;
+        let forwarded = forwarding == Forwarding::Never;
+        let request = proto::ReserveNodeIdRequest { header: self.header(), forwarded };
+        let reply = bounded(timeout, self.service.clone().reserve_node_id(request)).await?;
+        match reply.outcome {
+            Some(Outcome::Reservation(reservation)) => {
+                let cluster_id = wire::check_header(reply.header.as_ref()).map_err(CallError::senseless)?;
+                let cluster_id = cluster_id.ok_or_else(|| CallError::senseless("it names no cluster"))?;
+                let reservation =
+                    wire::reservation_from_wire(&reservation).map_err(CallError::senseless)?;
+                Ok((cluster_id, reservation))
+            }
+            Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
+            None => Err(CallError::senseless("it is empty")),
+        }
+    }
+
+    pub(crate) async fn transfer_leader(
+        &self,
+        to: Option<NodeId>,
+        forwarding: Forwarding,
+        timeout: Duration,
+    ) -> Result<NodeId, CallError<TransferError>> {
+        use proto::transfer_leader_reply::Outcome;
+        let forwarded = forwarding == Forwarding::Never;
+        let to = to.map(NodeId::get);
+        let request = proto::TransferLeaderRequest { header: self.header(), to, forwarded };
+        match bounded(timeout, self.service.clone().transfer_leader(request)).await?.outcome {
+            Some(Outcome::Leader(id)) => wire::node_id("the leader's id", id).map_err(CallError::senseless),
+            Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
+            None => Err(CallError::senseless("it is empty")),
+        }
+    }
+
+    pub(crate) async fn read_index(&self, timeout: Duration) -> Result<LogIndex, CallError<ReadError>> {
+        use proto::read_index_reply::Outcome;
+        let request = proto::ReadIndexRequest { header: self.header() };
+        match bounded(timeout, self.service.clone().read_index(request)).await?.outcome {
+            Some(Outcome::Index(index)) => {
+                wire::log_index("the commit index", index).map_err(CallError::senseless)
+            }
+            Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
+            None => Err(CallError::senseless("it is empty")),
+        }
+    }
+
+    pub(crate) async fn inspect(&self, timeout: Duration) -> Result<Inspection, CallError<ReadError>> {
+        use proto::inspect_reply::Outcome;
+        let request = proto::InspectRequest { header: self.header() };
+        match bounded(timeout, self.service.clone().inspect(request)).await?.outcome {
+            Some(Outcome::Inspection(inspection)) => wire::decode_detail(&inspection)
+                .ok_or_else(|| CallError::senseless("the inspection is of another version")),
+            Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
+            None => Err(CallError::senseless("it is empty")),
+        }
+    }
+}
+
+/// No call outlives its deadline.
+async fn bounded<T, E: VerbError>(
+    timeout: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CallError<E>> {
+    match tokio::time::timeout(timeout, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(CallError::from_status(&status)),
+        Err(_) => Err(CallError::TimedOut(timeout)),
+    }
+}

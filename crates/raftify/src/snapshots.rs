@@ -1,0 +1,123 @@
+//! Keeps snapshots from being deleted between the moment they are finished and the moment the core knows of them.
+//!
+//! The core says which snapshots are in use; a snapshot that was just received or taken is not among them until the
+//! raft loop has heard of it. [`TrackedSnapshots`] wraps the storage's own store and remembers what was finished.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use raftify_core::{LogPosition, SnapshotMeta, SnapshotStore, SnapshotWriter, StorageError};
+
+/// A [`SnapshotStore`] whose [`retain`](SnapshotStore::retain) spares what is newer than all that it is told to keep.
+#[derive(Clone)]
+pub(crate) struct TrackedSnapshots<S> {
+    store: S,
+    /// Finished in this process, and not older than the newest that was ever known to be in use. Locked while
+    /// snapshots are deleted, so that none is finished between the decision and the deletion.
+    finished: Arc<Mutex<BTreeSet<LogPosition>>>,
+}
+
+impl<S> TrackedSnapshots<S> {
+    pub(crate) fn new(store: S) -> TrackedSnapshots<S> {
+        TrackedSnapshots {
+            store,
+            finished: Arc::default(),
+        }
+    }
+}
+
+fn lock(finished: &Mutex<BTreeSet<LogPosition>>) -> MutexGuard<'_, BTreeSet<LogPosition>> {
+    finished.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: SnapshotStore> SnapshotStore for TrackedSnapshots<S> {
+    type Writer = TrackedWriter<S::Writer>;
+    type Reader = S::Reader;
+
+    fn create(&self, meta: &SnapshotMeta) -> Result<Self::Writer, StorageError> {
+        let writer = self.store.create(meta)?;
+        Ok(TrackedWriter {
+            writer,
+            position: meta.position,
+            finished: Arc::clone(&self.finished),
+        })
+    }
+
+    fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, u64, S::Reader), StorageError> {
+        self.store.open(position)
+    }
+
+    fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {
+        let mut finished = lock(&self.finished);
+        // The newest itself stays tracked: the list of another caller may be older than this one.
+        if let Some(newest) = keep.iter().max_by_key(|position| position.index) {
+            finished.retain(|position| position.index >= newest.index);
+        }
+        let keep: Vec<LogPosition> = finished.iter().chain(keep).copied().collect();
+        self.store.retain(&keep)
+    }
+}
+
+pub(crate) struct TrackedWriter<W> {
+    writer: W,
+    position: LogPosition,
+    finished: Arc<Mutex<BTreeSet<LogPosition>>>,
+}
+
+impl<W: io::Write> io::Write for TrackedWriter<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.writer.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl<W: SnapshotWriter> SnapshotWriter for TrackedWriter<W> {
+    fn finish(self) -> Result<u64, StorageError> {
+        lock(&self.finished).insert(self.position);
+        self.writer.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raftify_core::storage::MemorySnapshotStore;
+    use raftify_core::{ClusterId, Member, Members, NodeId};
+
+    use super::*;
+
+    fn finish(store: &TrackedSnapshots<MemorySnapshotStore>, index: u64) -> LogPosition {
+        let position = LogPosition::new(1, index);
+        let members = Members::initial([Member::voter(NodeId::FIRST, "127.0.0.1:1")]).unwrap();
+        store
+            .create(&SnapshotMeta {
+                cluster_id: ClusterId(1),
+                position,
+                members,
+            })
+            .unwrap()
+            .finish()
+            .unwrap();
+        position
+    }
+
+    #[test]
+    fn a_finished_snapshot_that_the_core_does_not_know_yet_is_not_deleted() {
+        let store = TrackedSnapshots::new(MemorySnapshotStore::default());
+        let [old, used, new] = [1, 2, 3].map(|index| finish(&store, index));
+        store.retain(&[used]).unwrap();
+        assert!(store.open(old).is_err() && store.open(used).is_ok() && store.open(new).is_ok());
+    }
+
+    #[test]
+    fn an_outdated_list_does_not_delete_the_newest_snapshot() {
+        let store = TrackedSnapshots::new(MemorySnapshotStore::default());
+        let [old, new] = [1, 2].map(|index| finish(&store, index));
+        store.retain(&[new]).unwrap();
+        store.retain(&[old]).unwrap();
+        assert!(store.open(new).is_ok());
+    }
+}
