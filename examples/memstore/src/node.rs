@@ -30,8 +30,13 @@ pub async fn serve(
     web_address: Option<String>,
     entry_bytes_max: u64,
 ) -> Result<(), BoxError> {
-    let Some(web_address) = web_address else { return Ok(running.await??) };
-    let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max });
+    let Some(web_address) = web_address else {
+        return Ok(running.await??);
+    };
+    let node = web::Data::new(Node {
+        raft: raft.clone(),
+        entry_bytes_max,
+    });
     let server = HttpServer::new(move || App::new().app_data(node.clone()).configure(routes))
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_TIMEOUT_SECONDS)
@@ -69,7 +74,10 @@ fn cannot_bind(address: &str, error: &io::Error) -> String {
 /// Writes the log to standard error: as much as the environment variable `RUST_LOG` says, by default from `info` on.
 pub fn start_logging() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
 }
 
 /// How a program ends: an error is one line, not the output of `Debug`.

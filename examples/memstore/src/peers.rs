@@ -47,8 +47,10 @@ enum PeerRole {
 /// unknown field, names two peers with one id or one address, or no voter.
 pub fn load_peers(path: impl AsRef<Path>) -> Result<Vec<Member>, LoadPeersError> {
     let path = path.as_ref();
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| LoadPeersError::Unreadable { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| LoadPeersError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
     parse_peers(&text).map_err(|(span, problem)| LoadPeersError::Wrong {
         path: path.to_owned(),
         place: span.map(|span| Place::of(&text, span)),
@@ -59,21 +61,29 @@ pub fn load_peers(path: impl AsRef<Path>) -> Result<Vec<Member>, LoadPeersError>
 type Problem = (Option<Range<usize>>, String);
 
 fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
-    let file: File = toml::from_str(text).map_err(|error| (error.span(), error.message().replace('\n', ", ")))?;
+    let file: File =
+        toml::from_str(text).map_err(|error| (error.span(), error.message().replace('\n', ", ")))?;
     if file.peers.is_empty() {
-        return Err((None, "no peers are named: give each node a [[peers]] table with id, address and role".to_owned()));
+        return Err((
+            None,
+            "no peers are named: give each node a [[peers]] table with id, address and role".to_owned(),
+        ));
     }
     let mut members: Vec<Member> = Vec::with_capacity(file.peers.len());
     for peer in file.peers {
         let (id_place, address_place) = (Some(peer.id.span()), Some(peer.address.span()));
         let address = peer.address.into_inner();
-        let id = NodeId::try_from(peer.id.into_inner()).map_err(|zero| (id_place.clone(), zero.to_string()))?;
+        let id =
+            NodeId::try_from(peer.id.into_inner()).map_err(|zero| (id_place.clone(), zero.to_string()))?;
         check_address(&address).map_err(|problem| (address_place.clone(), problem.to_string()))?;
         if members.iter().any(|other| other.id == id) {
             return Err((id_place, format!("another peer has id {id} already")));
         }
         if let Some(other) = members.iter().find(|other| other.address == address) {
-            return Err((address_place, format!("peer {} has address {address} already", other.id)));
+            return Err((
+                address_place,
+                format!("peer {} has address {address} already", other.id),
+            ));
         }
         members.push(match peer.role {
             PeerRole::Voter => Member::voter(id, address),
@@ -81,7 +91,10 @@ fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
         });
     }
     if !members.iter().any(|member| member.role == MemberRole::Voter) {
-        return Err((None, "all peers have role learner, and a cluster needs a voter".to_owned()));
+        return Err((
+            None,
+            "all peers have role learner, and a cluster needs a voter".to_owned(),
+        ));
     }
     Ok(members)
 }
@@ -143,12 +156,17 @@ mod tests {
         let path = directory.path().join("cluster_config.toml");
         std::fs::write(&path, text).unwrap();
         let said = match load_peers(&path) {
-            Ok(members) => {
-                members.iter().map(|m| format!("{} {} {}", m.id, m.address, m.role)).collect::<Vec<_>>().join("\n")
-            }
+            Ok(members) => members
+                .iter()
+                .map(|m| format!("{} {} {}", m.id, m.address, m.role))
+                .collect::<Vec<_>>()
+                .join("\n"),
             Err(error) => {
                 let text = error.to_string();
-                assert!(text.contains(path.to_str().unwrap()), "{text} does not name the file");
+                assert!(
+                    text.contains(path.to_str().unwrap()),
+                    "{text} does not name the file"
+                );
                 text.replace(&format!("{}/", directory.path().display()), "")
             }
         };
@@ -188,28 +206,88 @@ mod tests {
 
     #[test]
     fn an_empty_file_says_what_to_write() {
-        check("", expect!["cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"]);
-        check("# nobody\n", expect!["cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"]);
+        check(
+            "",
+            expect![
+                "cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"
+            ],
+        );
+        check(
+            "# nobody\n",
+            expect![
+                "cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"
+            ],
+        );
     }
 
     #[test]
     fn a_malformed_file_names_line_and_field() {
-        check("[[peers]]\nid = 1\naddress = ", expect!["cluster_config.toml, line 3 (`address =`): string values must be quoted, expected literal string"]);
-        check("[[peers]\n", expect!["cluster_config.toml, line 1 (`[[peers]`): unclosed array table, expected `]`"]);
-        check("[[peers]]\nid = 1\n", expect!["cluster_config.toml, line 1 (`[[peers]]`): missing field `address`"]);
-        check("[[peers]]\nid = \"one\"\naddress = \"a:1\"\n", expect![[r#"cluster_config.toml, line 2 (`id = "one"`): invalid type: string "one", expected u64"#]]);
-        check("[[peers]]\nid = -1\naddress = \"a:1\"\n", expect!["cluster_config.toml, line 2 (`id = -1`): invalid value: integer `-1`, expected u64"]);
-        check("[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"leader\"\n", expect![[r#"cluster_config.toml, line 4 (`role = "leader"`): unknown variant `leader`, expected `voter` or `learner`"#]]);
-        check("[[peers]]\nid = 1\nadress = \"a:1\"\n", expect![[r#"cluster_config.toml, line 3 (`adress = "a:1"`): unknown field `adress`, expected one of `id`, `address`, `role`"#]]);
-        check("[[peer]]\nid = 1\naddress = \"a:1\"\n", expect!["cluster_config.toml, line 1 (`[[peer]]`): unknown field `peer`, expected `peers`"]);
+        check(
+            "[[peers]]\nid = 1\naddress = ",
+            expect![
+                "cluster_config.toml, line 3 (`address =`): string values must be quoted, expected literal string"
+            ],
+        );
+        check(
+            "[[peers]\n",
+            expect!["cluster_config.toml, line 1 (`[[peers]`): unclosed array table, expected `]`"],
+        );
+        check(
+            "[[peers]]\nid = 1\n",
+            expect!["cluster_config.toml, line 1 (`[[peers]]`): missing field `address`"],
+        );
+        check(
+            "[[peers]]\nid = \"one\"\naddress = \"a:1\"\n",
+            expect![[
+                r#"cluster_config.toml, line 2 (`id = "one"`): invalid type: string "one", expected u64"#
+            ]],
+        );
+        check(
+            "[[peers]]\nid = -1\naddress = \"a:1\"\n",
+            expect!["cluster_config.toml, line 2 (`id = -1`): invalid value: integer `-1`, expected u64"],
+        );
+        check(
+            "[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"leader\"\n",
+            expect![[
+                r#"cluster_config.toml, line 4 (`role = "leader"`): unknown variant `leader`, expected `voter` or `learner`"#
+            ]],
+        );
+        check(
+            "[[peers]]\nid = 1\nadress = \"a:1\"\n",
+            expect![[
+                r#"cluster_config.toml, line 3 (`adress = "a:1"`): unknown field `adress`, expected one of `id`, `address`, `role`"#
+            ]],
+        );
+        check(
+            "[[peer]]\nid = 1\naddress = \"a:1\"\n",
+            expect!["cluster_config.toml, line 1 (`[[peer]]`): unknown field `peer`, expected `peers`"],
+        );
     }
 
     #[test]
     fn values_that_cannot_be_are_refused_with_line_and_field() {
-        check("[[peers]]\nid = 0\naddress = \"a:1\"\n", expect!["cluster_config.toml, line 2 (`id = 0`): id: 0 is not a node id: ids start at 1"]);
-        check("[[peers]]\nid = 1\naddress = \"localhost\"\n", expect![[r#"cluster_config.toml, line 3 (`address = "localhost"`): address: address "localhost" is not of the form host:port, the port is missing"#]]);
-        check("[[peers]]\nid = 1\naddress = \"localhost:99999\"\n", expect![[r#"cluster_config.toml, line 3 (`address = "localhost:99999"`): address: address "localhost:99999" is not of the form host:port, the port is no number from 1 to 65535"#]]);
-        check("[[peers]]\nid = 1\naddress = \"http://localhost:1\"\n", expect![[r#"cluster_config.toml, line 3 (`address = "http://localhost:1"`): address: address "http://localhost:1" is not of the form host:port, an IPv6 address needs brackets, as in [::1]:60061"#]]);
+        check(
+            "[[peers]]\nid = 0\naddress = \"a:1\"\n",
+            expect!["cluster_config.toml, line 2 (`id = 0`): id: 0 is not a node id: ids start at 1"],
+        );
+        check(
+            "[[peers]]\nid = 1\naddress = \"localhost\"\n",
+            expect![[
+                r#"cluster_config.toml, line 3 (`address = "localhost"`): address: address "localhost" is not of the form host:port, the port is missing"#
+            ]],
+        );
+        check(
+            "[[peers]]\nid = 1\naddress = \"localhost:99999\"\n",
+            expect![[
+                r#"cluster_config.toml, line 3 (`address = "localhost:99999"`): address: address "localhost:99999" is not of the form host:port, the port is no number from 1 to 65535"#
+            ]],
+        );
+        check(
+            "[[peers]]\nid = 1\naddress = \"http://localhost:1\"\n",
+            expect![[
+                r#"cluster_config.toml, line 3 (`address = "http://localhost:1"`): address: address "http://localhost:1" is not of the form host:port, an IPv6 address needs brackets, as in [::1]:60061"#
+            ]],
+        );
     }
 
     #[test]
@@ -220,8 +298,13 @@ mod tests {
         );
         check(
             "[[peers]]\nid = 1\naddress = \"a:1\"\n\n[[peers]]\nid = 2\naddress = \"a:1\"\n",
-            expect![[r#"cluster_config.toml, line 7 (`address = "a:1"`): address: peer 1 has address a:1 already"#]],
+            expect![[
+                r#"cluster_config.toml, line 7 (`address = "a:1"`): address: peer 1 has address a:1 already"#
+            ]],
         );
-        check("[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"learner\"\n", expect!["cluster_config.toml, role: all peers are learners, and a cluster needs a voter"]);
+        check(
+            "[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"learner\"\n",
+            expect!["cluster_config.toml, role: all peers are learners, and a cluster needs a voter"],
+        );
     }
 }

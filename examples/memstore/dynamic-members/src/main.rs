@@ -12,7 +12,10 @@ use tokio::sync::oneshot;
 use tracing::info;
 
 #[derive(Parser)]
-#[command(version, about = "A node of the replicated key-value store that can join and leave a running cluster")]
+#[command(
+    version,
+    about = "A node of the replicated key-value store that can join and leave a running cluster"
+)]
 struct Arguments {
     /// Where this node listens for the others, and where they reach it: host:port
     #[arg(long)]
@@ -39,8 +42,15 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
-    let Arguments { raft_addr, peer_addr, web_server, data_dir, stop_with_stdin } = arguments;
-    let default_dir = || PathBuf::from("target/memstore-dynamic").join(raft_addr.replace([':', '[', ']'], "_"));
+    let Arguments {
+        raft_addr,
+        peer_addr,
+        web_server,
+        data_dir,
+        stop_with_stdin,
+    } = arguments;
+    let default_dir =
+        || PathBuf::from("target/memstore-dynamic").join(raft_addr.replace([':', '[', ']'], "_"));
     let mut storage = HeedStorage::open(data_dir.unwrap_or_else(default_dir))?;
     let config = Config::default();
     let entry_bytes_max = config.entry_bytes_max;

@@ -21,7 +21,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[derive(Parser)]
-#[command(version, about = "Three nodes of the replicated key-value store on this machine, until Ctrl+C")]
+#[command(
+    version,
+    about = "Three nodes of the replicated key-value store on this machine, until Ctrl+C"
+)]
 struct Arguments {
     /// The port at which the first node listens for the others; the second and third take the next ones
     #[arg(long, default_value_t = 60061, value_parser = clap::value_parser!(u16).range(1..=65533))]
@@ -40,7 +43,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
-    let mut nodes = (0..3).map(|offset| Node::new(&arguments, offset)).collect::<Result<Vec<Node>, BoxError>>()?;
+    let mut nodes = (0..3)
+        .map(|offset| Node::new(&arguments, offset))
+        .collect::<Result<Vec<Node>, BoxError>>()?;
     let outcome = tokio::select! {
         outcome = start_and_watch(&mut nodes, &arguments.data_dir) => outcome,
         outcome = stop_signal() => outcome.map_err(BoxError::from),
@@ -68,7 +73,10 @@ async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxE
         for node in &mut *nodes {
             node.look().await;
             let known = node.seen.as_ref().filter(|seen| seen.leader_id.is_some());
-            newest = newest.into_iter().chain(known.cloned()).max_by_key(|status| status.term);
+            newest = newest
+                .into_iter()
+                .chain(known.cloned())
+                .max_by_key(|status| status.term);
         }
         let now = newest.and_then(|status| Some((status.term, status.leader_id?)));
         if now == leader {
@@ -84,7 +92,9 @@ async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxE
 
 /// A node by its id, with the page at which it is found.
 fn name(nodes: &[Node], id: NodeId) -> String {
-    let node = nodes.iter().find(|node| node.seen.as_ref().is_some_and(|seen| seen.node_id == id));
+    let node = nodes
+        .iter()
+        .find(|node| node.seen.as_ref().is_some_and(|seen| seen.node_id == id));
     match node {
         Some(node) => format!("node {id} (http://{})", node.web_address),
         None => format!("node {id}"),
@@ -92,7 +102,9 @@ fn name(nodes: &[Node], id: NodeId) -> String {
 }
 
 fn what_to_try(nodes: &[Node], data_dir: &Path) -> String {
-    let [first, second, third] = nodes else { return String::new() };
+    let [first, second, third] = nodes else {
+        return String::new();
+    };
     let programs = first.program.parent().unwrap_or(Path::new("")).display();
     format!(
         "
@@ -183,7 +195,12 @@ impl Node {
             .stderr(log)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| format!("cannot start {}: {error}; `make build` builds it", self.program.display()))?;
+            .map_err(|error| {
+                format!(
+                    "cannot start {}: {error}; `make build` builds it",
+                    self.program.display()
+                )
+            })?;
         self.child = Some(child);
 
         let deadline = Instant::now() + START_TIMEOUT;
@@ -191,17 +208,28 @@ impl Node {
         loop {
             looks.tick().await;
             if let Some(status) = self.ended()? {
-                return Err(format!("node {} did not start ({status}): {}", self.number, self.last_words()).into());
+                return Err(format!(
+                    "node {} did not start ({status}): {}",
+                    self.number,
+                    self.last_words()
+                )
+                .into());
             }
             self.seen = self.ask().await;
-            let is_part = |seen: &Status| seen.is_member() && (seen.leader_id.is_some() || seen.members.len() > 1);
+            let is_part =
+                |seen: &Status| seen.is_member() && (seen.leader_id.is_some() || seen.members.len() > 1);
             if self.seen.as_ref().is_some_and(is_part) {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 let seconds = START_TIMEOUT.as_secs();
                 let log = self.log_path();
-                return Err(format!("node {} is not up after {seconds} s, see {}", self.number, log.display()).into());
+                return Err(format!(
+                    "node {} is not up after {seconds} s, see {}",
+                    self.number,
+                    log.display()
+                )
+                .into());
             }
         }
     }
@@ -209,9 +237,14 @@ impl Node {
     /// Notices whether the node came or went, and says so.
     async fn look(&mut self) {
         if let Ok(Some(status)) = self.ended() {
-            let command = [self.program.display().to_string()].into_iter().chain(self.arguments());
+            let command = [self.program.display().to_string()]
+                .into_iter()
+                .chain(self.arguments());
             let command = command.collect::<Vec<String>>().join(" ");
-            say(&format!("node {} ended ({status}); in another terminal, this starts it again:", self.number));
+            say(&format!(
+                "node {} ended ({status}); in another terminal, this starts it again:",
+                self.number
+            ));
             say(&format!("  {command}"));
         }
         let before = self.seen.take();
@@ -228,7 +261,9 @@ impl Node {
 
     /// How the process ended, once.
     fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        let Some(child) = &mut self.child else { return Ok(None) };
+        let Some(child) = &mut self.child else {
+            return Ok(None);
+        };
         let status = child.try_wait()?;
         if status.is_some() {
             self.child = None;
@@ -256,7 +291,9 @@ impl Node {
 
     /// Waits for the end of the process; ends it by force if it takes too long.
     async fn stopped(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
         let outcome = tokio::select! {
             outcome = child.wait() => outcome.map(drop),
             () = sleep_until(Instant::now() + STOP_TIMEOUT) => {
