@@ -69,6 +69,7 @@ fn change_members(cluster: &mut Cluster, node: raftify_core::NodeId, next_node: 
         *next_node += 1;
         cluster.add_node(joiner);
         cluster.await_cluster(joiner);
+        while cluster.complete_write(joiner) {}
         Member {
             incarnation: Some(cluster.nodes[&joiner].incarnation),
             ..Member::voter(joiner, format!("node-{joiner}:1"))

@@ -316,15 +316,17 @@ impl Storage for LogView {
         Ok(self.last.0)
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        match &self.snapshot {
-            Some(snapshot) if snapshot.get_metadata().index >= request_index.max(self.truncated.index.0) => {
-                Ok(snapshot.clone())
-            }
-            _ => {
-                self.asked.borrow_mut().wants_snapshot = true;
-                Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
-            }
-        }
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // A snapshot from before its receiver became a member would be refused by it, for ever.
+        let fits = |snapshot: &&Snapshot| {
+            let metadata = snapshot.get_metadata();
+            let state = metadata.get_conf_state();
+            metadata.index >= request_index.max(self.truncated.index.0)
+                && (state.voters.contains(&to) || state.learners.contains(&to) || state.voters_outgoing.contains(&to))
+        };
+        self.snapshot.as_ref().filter(fits).cloned().ok_or_else(|| {
+            self.asked.borrow_mut().wants_snapshot = true;
+            Error::Store(StorageError::SnapshotTemporarilyUnavailable)
+        })
     }
 }

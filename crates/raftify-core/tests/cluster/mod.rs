@@ -22,20 +22,20 @@ use raftify_core::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-pub const CLUSTER: ClusterId = ClusterId(0xc1);
+pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 
-pub fn id(number: u64) -> NodeId {
+pub(crate) fn id(number: u64) -> NodeId {
     NodeId::new(number).expect("test ids are not zero")
 }
 
 /// What became of a request; filled in exactly once.
-pub type Outcome<T> = Arc<Mutex<Option<T>>>;
+pub(crate) type Outcome<T> = Arc<Mutex<Option<T>>>;
 
-pub fn outcome<T>() -> Outcome<T> {
+pub(crate) fn outcome<T>() -> Outcome<T> {
     Arc::new(Mutex::new(None))
 }
 
-pub fn take<T: Clone>(outcome: &Outcome<T>) -> Option<T> {
+pub(crate) fn take<T: Clone>(outcome: &Outcome<T>) -> Option<T> {
     outcome.lock().unwrap().clone()
 }
 
@@ -45,7 +45,7 @@ fn set<T: std::fmt::Debug>(outcome: &Outcome<T>, value: T) {
     *slot = Some(value);
 }
 
-pub fn responder<T, E>(outcome: &Outcome<Result<T, E>>) -> Responder<T, E>
+pub(crate) fn responder<T, E>(outcome: &Outcome<Result<T, E>>) -> Responder<T, E>
 where
     T: std::fmt::Debug + Send + 'static,
     E: std::fmt::Debug + From<StopReason> + Send + 'static,
@@ -56,12 +56,12 @@ where
 
 /// Answers a proposal.
 #[derive(Debug)]
-pub struct ProposalWaiter {
+pub(crate) struct ProposalWaiter {
     outcome: Option<Outcome<Result<LogPosition, ProposeError>>>,
 }
 
 impl ProposalWaiter {
-    pub fn new(outcome: &Outcome<Result<LogPosition, ProposeError>>) -> Self {
+    pub(crate) fn new(outcome: &Outcome<Result<LogPosition, ProposeError>>) -> Self {
         ProposalWaiter { outcome: Some(Arc::clone(outcome)) }
     }
 
@@ -86,13 +86,13 @@ impl Drop for ProposalWaiter {
     }
 }
 
-pub type Core = RaftNodeCore<ProposalWaiter>;
+pub(crate) type Core = RaftNodeCore<ProposalWaiter>;
 
 /// The replicated state: every proposal's number in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct State {
-    pub numbers: Vec<u64>,
-    pub at: LogPosition,
+pub(crate) struct State {
+    pub(crate) numbers: Vec<u64>,
+    pub(crate) at: LogPosition,
 }
 
 impl State {
@@ -107,22 +107,22 @@ impl State {
 }
 
 /// A node: a disk that stays, and while it runs, a core.
-pub struct Node {
-    pub id: NodeId,
-    pub incarnation: Incarnation,
-    pub disk: MemoryStorage,
-    pub running: Option<Running>,
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) disk: MemoryStorage,
+    pub(crate) running: Option<Running>,
 }
 
-pub struct Running {
-    pub core: Core,
-    pub state: State,
-    pub members: Members,
-    pub to_write: VecDeque<(TurnNumber, Option<Write>, Vec<RaftMessage>)>,
-    pub to_apply: VecDeque<ToApply>,
+pub(crate) struct Running {
+    pub(crate) core: Core,
+    pub(crate) state: State,
+    pub(crate) members: Members,
+    pub(crate) to_write: VecDeque<(TurnNumber, Option<Write>, Vec<RaftMessage>)>,
+    pub(crate) to_apply: VecDeque<ToApply>,
 }
 
-pub enum ToApply {
+pub(crate) enum ToApply {
     Committed(Committed<ProposalWaiter>),
     TakeSnapshot,
 }
@@ -143,7 +143,7 @@ type Events = Arc<Mutex<VecDeque<Event>>>;
 
 /// What has been seen to be so, for ever: the Raft properties (thesis, figure 3.2) and our own.
 #[derive(Default)]
-pub struct Truth {
+pub(crate) struct Truth {
     leaders: BTreeMap<Term, NodeId>,
     /// Every entry ever written, with the term of the one before it.
     entries: BTreeMap<LogPosition, (Entry, Option<Term>)>,
@@ -152,8 +152,8 @@ pub struct Truth {
     terms: BTreeMap<(NodeId, Incarnation), Term>,
     commits: BTreeMap<(NodeId, Incarnation), LogIndex>,
     members: BTreeMap<LogIndex, Members>,
-    pub elections: usize,
-    pub snapshots_installed: usize,
+    pub(crate) elections: usize,
+    pub(crate) snapshots_installed: usize,
 }
 
 impl Truth {
@@ -227,29 +227,29 @@ impl Truth {
     }
 }
 
-pub struct Cluster {
-    pub rng: ChaCha8Rng,
-    pub seed: u64,
-    pub config: CheckedConfig,
-    pub nodes: BTreeMap<NodeId, Node>,
+pub(crate) struct Cluster {
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) seed: u64,
+    pub(crate) config: CheckedConfig,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
     links: BTreeMap<(NodeId, NodeId), VecDeque<Packet>>,
     /// Links that deliver nothing.
-    pub cut: BTreeSet<(NodeId, NodeId)>,
+    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
     /// Of 100 packets, so many are lost.
-    pub loss_percent: u32,
+    pub(crate) loss_percent: u32,
     events: Events,
-    pub truth: Truth,
+    pub(crate) truth: Truth,
     initial: Members,
     next_number: u64,
     next_incarnation: u64,
-    pub acknowledged: Vec<(u64, LogPosition)>,
+    pub(crate) acknowledged: Vec<(u64, LogPosition)>,
     proposals: Vec<(u64, Outcome<Result<LogPosition, ProposeError>>)>,
     reads: Vec<(LogIndex, Outcome<Result<LogIndex, ReadError>>)>,
     /// What happened, in words: equal for equal seeds.
-    pub trace: Vec<String>,
+    pub(crate) trace: Vec<String>,
 }
 
-pub fn test_config() -> Config {
+pub(crate) fn test_config() -> Config {
     Config {
         tick_interval: std::time::Duration::from_millis(10),
         heartbeat_interval: std::time::Duration::from_millis(20),
@@ -267,7 +267,7 @@ pub fn test_config() -> Config {
 
 impl Cluster {
     /// Nodes `1..=voters`, all running.
-    pub fn new(seed: u64, voters: u64, config: Config) -> Cluster {
+    pub(crate) fn new(seed: u64, voters: u64, config: Config) -> Cluster {
         let initial = Members::initial((1..=voters).map(|n| Member::voter(id(n), format!("node-{n}:1")))).unwrap();
         let mut cluster = Cluster {
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -289,13 +289,12 @@ impl Cluster {
         };
         for number in 1..=voters {
             cluster.add_node(id(number));
-            cluster.start_cluster(id(number));
         }
         cluster
     }
 
     /// A node with an empty disk, running, that belongs to no cluster.
-    pub fn add_node(&mut self, node: NodeId) {
+    pub(crate) fn add_node(&mut self, node: NodeId) {
         self.next_incarnation += 1;
         let incarnation = Incarnation(self.next_incarnation);
         self.nodes.insert(node, Node { id: node, incarnation, disk: MemoryStorage::default(), running: None });
@@ -306,19 +305,19 @@ impl Cluster {
         Identity { cluster_id: CLUSTER, node_id: node, incarnation: self.nodes[&node].incarnation }
     }
 
-    pub fn start_cluster(&mut self, node: NodeId) {
+    pub(crate) fn start_cluster(&mut self, node: NodeId) {
         let (identity, members) = (self.identity(node), self.initial.clone());
         let reply = responder(&outcome());
         self.local(node, LocalRequestMsg::StartCluster { identity, members, reply });
     }
 
-    pub fn await_cluster(&mut self, node: NodeId) {
+    pub(crate) fn await_cluster(&mut self, node: NodeId) {
         let identity = self.identity(node);
         self.local(node, LocalRequestMsg::AwaitCluster { identity, reply: responder(&outcome()) });
     }
 
     /// Starts a stopped node on what its disk holds.
-    pub fn start(&mut self, node: NodeId) {
+    pub(crate) fn start(&mut self, node: NodeId) {
         let this = self.nodes.get_mut(&node).unwrap();
         let stored = this.disk.load().unwrap();
         let mut state = State::default();
@@ -338,13 +337,17 @@ impl Cluster {
             logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let core = RaftNodeCore::new(start, &this.disk.log_reader()).unwrap();
+        let is_fresh = this.disk.load().unwrap().identity.is_none();
         this.running =
             Some(Running { core, state, members, to_write: VecDeque::new(), to_apply: VecDeque::new() });
+        if is_fresh && self.initial.get(node).is_some() {
+            self.start_cluster(node);
+        }
         self.run_turns(node);
     }
 
     /// The power fails: what was not synced is gone, and so is everything in memory.
-    pub fn crash(&mut self, node: NodeId) {
+    pub(crate) fn crash(&mut self, node: NodeId) {
         self.nodes.get_mut(&node).unwrap().running = None;
         for ((from, _), packets) in &mut self.links {
             if *from == node {
@@ -357,7 +360,7 @@ impl Cluster {
     }
 
     /// The disk is replaced by an empty one; the node must be stopped.
-    pub fn wipe(&mut self, node: NodeId) {
+    pub(crate) fn wipe(&mut self, node: NodeId) {
         self.next_incarnation += 1;
         let this = self.nodes.get_mut(&node).unwrap();
         assert!(this.running.is_none());
@@ -365,29 +368,29 @@ impl Cluster {
         this.incarnation = Incarnation(self.next_incarnation);
     }
 
-    pub fn running(&mut self, node: NodeId) -> Option<&mut Running> {
+    pub(crate) fn running(&mut self, node: NodeId) -> Option<&mut Running> {
         self.nodes.get_mut(&node)?.running.as_mut()
     }
 
-    pub fn status(&self, node: NodeId) -> Option<Status> {
+    pub(crate) fn status(&self, node: NodeId) -> Option<Status> {
         self.nodes[&node].running.as_ref().map(|running| running.core.status())
     }
 
     /// The leader of the highest term.
-    pub fn leader(&self) -> Option<NodeId> {
+    pub(crate) fn leader(&self) -> Option<NodeId> {
         let statuses = self.nodes.keys().filter_map(|node| self.status(*node));
         statuses.filter(|status| status.role == Role::Leader).max_by_key(|s| s.term).map(|s| s.node_id)
     }
 
     /// Asks `node` something, and carries out what follows.
-    pub fn local(&mut self, node: NodeId, message: LocalRequestMsg<ProposalWaiter>) {
+    pub(crate) fn local(&mut self, node: NodeId, message: LocalRequestMsg<ProposalWaiter>) {
         if let Some(running) = self.running(node) {
             running.core.handle_local_request_msg(message);
             self.run_turns(node);
         }
     }
 
-    pub fn propose(&mut self, node: NodeId) -> Outcome<Result<LogPosition, ProposeError>> {
+    pub(crate) fn propose(&mut self, node: NodeId) -> Outcome<Result<LogPosition, ProposeError>> {
         self.next_number += 1;
         let number = self.next_number;
         let result = outcome();
@@ -400,7 +403,7 @@ impl Cluster {
         result
     }
 
-    pub fn read(&mut self, node: NodeId) -> Outcome<Result<LogIndex, ReadError>> {
+    pub(crate) fn read(&mut self, node: NodeId) -> Outcome<Result<LogIndex, ReadError>> {
         self.collect_acknowledged();
         let floor = self.acknowledged.iter().map(|(_, position)| position.index).max().unwrap_or_default();
         let result = outcome();
@@ -411,20 +414,20 @@ impl Cluster {
         result
     }
 
-    pub fn change(&mut self, node: NodeId, change: MembershipChange) -> Outcome<Result<Members, MembershipError>> {
+    pub(crate) fn change(&mut self, node: NodeId, change: MembershipChange) -> Outcome<Result<Members, MembershipError>> {
         let result = outcome();
         let reply = responder(&result);
         self.local(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }));
         result
     }
 
-    pub fn make_snapshot(&mut self, node: NodeId) -> Outcome<Result<LogPosition, SnapshotError>> {
+    pub(crate) fn make_snapshot(&mut self, node: NodeId) -> Outcome<Result<LogPosition, SnapshotError>> {
         let result = outcome();
         self.local(node, LocalRequestMsg::MakeSnapshot { reply: responder(&result) });
         result
     }
 
-    pub fn tick(&mut self, node: NodeId) {
+    pub(crate) fn tick(&mut self, node: NodeId) {
         if let Some(running) = self.running(node) {
             running.core.tick();
             self.run_turns(node);
@@ -432,7 +435,7 @@ impl Cluster {
     }
 
     /// Carries out everything that `node` wants done, up to what takes time.
-    pub fn run_turns(&mut self, node: NodeId) {
+    pub(crate) fn run_turns(&mut self, node: NodeId) {
         while let Some(turn) = self.running(node).and_then(|running| running.core.ready()) {
             self.run_turn(node, turn);
         }
@@ -511,7 +514,7 @@ impl Cluster {
     }
 
     /// The oldest waiting write of `node` becomes durable.
-    pub fn complete_write(&mut self, node: NodeId) -> bool {
+    pub(crate) fn complete_write(&mut self, node: NodeId) -> bool {
         let this = self.nodes.get_mut(&node).unwrap();
         let incarnation = this.incarnation;
         let Some(running) = &mut this.running else { return false };
@@ -531,7 +534,7 @@ impl Cluster {
     }
 
     /// The state machine of `node` takes its next item.
-    pub fn apply_one(&mut self, node: NodeId) -> bool {
+    pub(crate) fn apply_one(&mut self, node: NodeId) -> bool {
         let this = self.nodes.get_mut(&node).unwrap();
         let Some(running) = &mut this.running else { return false };
         let Some(item) = running.to_apply.pop_front() else { return false };
@@ -579,7 +582,7 @@ impl Cluster {
     }
 
     /// The next packet on a link arrives, or is lost.
-    pub fn deliver(&mut self, from: NodeId, to: NodeId) -> bool {
+    pub(crate) fn deliver(&mut self, from: NodeId, to: NodeId) -> bool {
         let Some(packet) = self.links.get_mut(&(from, to)).and_then(VecDeque::pop_front) else { return false };
         let lost = self.cut.contains(&(from, to)) || self.rng.random_range(0..100) < self.loss_percent;
         let up = self.nodes.get(&to).is_some_and(|node| node.running.is_some());
@@ -633,7 +636,7 @@ impl Cluster {
     }
 
     /// Hands on what other nodes answered.
-    pub fn handle_events(&mut self) {
+    pub(crate) fn handle_events(&mut self) {
         loop {
             let Some(event) = self.events.lock().unwrap().pop_front() else { return };
             let node = match event {
@@ -654,7 +657,7 @@ impl Cluster {
         }
     }
 
-    pub fn ids(&self) -> Vec<NodeId> {
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
         self.nodes.keys().copied().collect()
     }
 
@@ -663,7 +666,7 @@ impl Cluster {
     }
 
     /// Everything that is under way, in a random order, until nothing is.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..100_000 {
             self.handle_events();
             let mut choices: Vec<Choice> = self.busy_links().into_iter().map(|(a, b)| Choice::Deliver(a, b)).collect();
@@ -695,7 +698,7 @@ impl Cluster {
     }
 
     /// A few random deliveries, writes and applications: work stays under way.
-    pub fn jostle(&mut self, steps: usize) {
+    pub(crate) fn jostle(&mut self, steps: usize) {
         let nodes = self.ids();
         for _ in 0..steps {
             self.handle_events();
@@ -718,7 +721,7 @@ impl Cluster {
     }
 
     /// Lets time pass for all, settling after each tick.
-    pub fn pass_ticks(&mut self, ticks: usize) {
+    pub(crate) fn pass_ticks(&mut self, ticks: usize) {
         for _ in 0..ticks {
             for node in self.ids() {
                 self.tick(node);
@@ -728,18 +731,32 @@ impl Cluster {
     }
 
     /// Lets time pass until `condition` holds.
-    pub fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Cluster) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Cluster) -> bool) {
         for _ in 0..2000 {
             if condition(self) {
                 return;
             }
             self.pass_ticks(1);
         }
-        let statuses: Vec<_> = self.nodes.keys().map(|node| self.status(*node)).collect();
-        panic!("never came true: {what} (seed {})\n{statuses:#?}\n{:#?}", self.seed, self.trace);
+        let statuses: Vec<String> = self.ids().into_iter().map(|node| self.summary(node)).collect();
+        panic!("never came true: {what} (seed {})\n{}\n{}", self.seed, self.trace.join("\n"), statuses.join("\n"));
     }
 
-    pub fn until_leader(&mut self) -> NodeId {
+    fn summary(&mut self, node: NodeId) -> String {
+        let report = outcome();
+        self.local(node, LocalRequestMsg::Inspect { reply: responder(&report) });
+        let progress = take(&report).map(|report| report.unwrap().progress);
+        let Some(status) = self.status(node) else { return format!("{node}: stopped") };
+        let members: Vec<String> =
+            status.members.iter().map(|m| format!("{}:{}:{:?}", m.id, m.role, m.incarnation)).collect();
+        format!(
+            "{node}: {} of term {}, leader {:?}, commit {}, applied {}, last {}, log after {}, members {members:?} as of {} joint {} snapshot {:?} {progress:?}",
+            status.role, status.term, status.leader_id, status.commit, status.applied, status.last, status.truncated,
+            status.members.as_of(), status.members.is_joint(), status.snapshot,
+        )
+    }
+
+    pub(crate) fn until_leader(&mut self) -> NodeId {
         self.until("there is a leader that all running members follow", |cluster| {
             let Some(leader) = cluster.leader() else { return false };
             let status = cluster.status(leader).unwrap();
@@ -752,7 +769,7 @@ impl Cluster {
     }
 
     /// Proposes on `node` until one proposal is applied there.
-    pub fn until_proposed(&mut self, node: NodeId) -> LogPosition {
+    pub(crate) fn until_proposed(&mut self, node: NodeId) -> LogPosition {
         let mut result = self.propose(node);
         let mut position = None;
         self.until("a proposal is applied", |cluster| {
@@ -776,7 +793,7 @@ impl Cluster {
     }
 
     /// Everything is repaired: the cluster must become live, all members equal, and nothing acknowledged missing.
-    pub fn check_recovery(&mut self) {
+    pub(crate) fn check_recovery(&mut self) {
         self.cut.clear();
         self.loss_percent = 0;
         for node in self.ids() {
