@@ -27,7 +27,7 @@ pub use error::BoxError;
 pub use formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
 pub use log_entry::AbstractLogEntry;
 pub use raft::{BootstrapOptions, ClusterJoinTicket, Raft};
-pub use raft_client::{AddressesError, ClientError, RaftClient};
+pub use raft_client::{AddressesError, ClientError, RaftClient, UnreachableNode};
 pub use raft_node::RaftNode;
 pub use raftify_core::members::{LeaveJoint, MemberRecord, check_address};
 pub use raftify_core::storage::{MemorySnapshotStore, MemoryStorage};
@@ -37,5 +37,6 @@ pub use raftify_core::{
     ReplicationState, Role, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, Status, StorageError,
     Term,
 };
+pub use raftify_storage::{HeedStorage, ReadOnlyStorage};
 pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
 pub use wire::DoorRefusal;
