@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::time::Duration;
 
 use raftify::{
     AbstractLogEntry, AbstractStateMachine, BoxError, CustomFormatter, Entry, EntryKind, HeedStorage,
