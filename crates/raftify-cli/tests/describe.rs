@@ -8,8 +8,9 @@ use expect_test::{Expect, expect};
 use raftify::{
     AbstractLogEntry, ClusterId, Entry, EntryKind, HardState, HeedStorage, Identity, Incarnation, LogIndex,
     LogPosition, Member, MemberChange, MemberRecord, Members, MembershipChange, NodeId, SnapshotMeta,
-    SnapshotStore, SnapshotWriter, StableStorage, Term, Write,
+    SnapshotStore, SnapshotWriter, StableStorage, Term,
 };
+use raftify_core::storage::Write;
 use tempfile::TempDir;
 
 fn id(id: u64) -> NodeId {
@@ -62,7 +63,6 @@ fn directory() -> TempDir {
         }),
         members: Some(members),
         snapshot: Some(snapshot),
-        must_sync: true,
         ..Write::default()
     }];
     storage.write(&writes).unwrap();
@@ -88,44 +88,240 @@ fn check(directory: &Path, what: &str, options: &[&str], expect: Expect) {
 #[test]
 fn logs_are_a_table_for_people() {
     let directory = directory();
-    check(directory.path(), "logs", &[], expect![[""]]);
+    check(
+        directory.path(),
+        "logs",
+        &[],
+        expect![[r#"
+        ┌─────────────────────────────────────────────────────────────────────────────┐
+        │ index   term   kind                bytes   entry                            │
+        ╞═════════════════════════════════════════════════════════════════════════════╡
+        │ 3       2      empty               0                                        │
+        │ 4       2      user                6       05 68 65 6c 6c 6f  |.hello|      │
+        │ 5       2      membership change   24      add learner 2 at 127.0.0.1:60062 │
+        │ 6       2      member record       2       give out the next node id        │
+        └─────────────────────────────────────────────────────────────────────────────┘
+        the log ends at 6 of term 2
+        exit code 0
+    "#]],
+    );
 }
 
 #[test]
 fn logs_are_shown_in_pages() {
     let directory = directory();
-    check(directory.path(), "logs", &["--limit", "2"], expect![[""]]);
+    check(
+        directory.path(),
+        "logs",
+        &["--limit", "2"],
+        expect![[r#"
+        ┌────────────────────────────────────────────────────────────┐
+        │ index   term   kind    bytes   entry                       │
+        ╞════════════════════════════════════════════════════════════╡
+        │ 3       2      empty   0                                   │
+        │ 4       2      user    6       05 68 65 6c 6c 6f  |.hello| │
+        └────────────────────────────────────────────────────────────┘
+        2 more, show them with --from 5
+        exit code 0
+    "#]],
+    );
     check(
         directory.path(),
         "logs",
         &["--from", "5", "--limit", "1", "--raw"],
-        expect![[""]],
+        expect![[r#"
+            5 2 2 01000100020f3132372e302e302e313a3630303632010000
+            exit code 0
+        "#]],
     );
-    check(directory.path(), "logs", &["--from", "99"], expect![[""]]);
-    check(directory.path(), "logs", &["--from", "1"], expect![[""]]);
+    check(
+        directory.path(),
+        "logs",
+        &["--from", "99"],
+        expect![[r#"
+        the log ends at 6 of term 2
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "logs",
+        &["--from", "1"],
+        expect![[r#"
+        error: entries up to 2 are part of the snapshot: begin with --from 3
+        exit code 1
+    "#]],
+    );
 }
 
 #[test]
 fn logs_are_lines_of_json_for_programs_and_hex_when_raw() {
     let directory = directory();
-    check(directory.path(), "logs", &["--json"], expect![[""]]);
-    check(directory.path(), "logs", &["--raw"], expect![[""]]);
+    check(
+        directory.path(),
+        "logs",
+        &["--json"],
+        expect![[r#"
+        {"index":3,"kind":"empty","payload":"","term":2,"text":""}
+        {"index":4,"kind":"user","payload":"0568656c6c6f","term":2,"text":"05 68 65 6c 6c 6f  |.hello|"}
+        {"index":5,"kind":"membership change","payload":"01000100020f3132372e302e302e313a3630303632010000","term":2,"text":"add learner 2 at 127.0.0.1:60062"}
+        {"index":6,"kind":"member record","payload":"0100","term":2,"text":"give out the next node id"}
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "logs",
+        &["--raw"],
+        expect![[r#"
+        3 2 0 
+        4 2 1 0568656c6c6f
+        5 2 2 01000100020f3132372e302e302e313a3630303632010000
+        6 2 3 0100
+        exit code 0
+    "#]],
+    );
 }
 
 #[test]
 fn metadata_is_shown_in_three_forms() {
     let directory = directory();
-    check(directory.path(), "metadata", &[], expect![[""]]);
-    check(directory.path(), "metadata", &["--json"], expect![[""]]);
-    check(directory.path(), "metadata", &["--raw"], expect![[""]]);
+    check(
+        directory.path(),
+        "metadata",
+        &[],
+        expect![[r#"
+        ┌──────────────────────────────────────────────────────────────────────────────┐
+        │ identity   node 1 of cluster 00000000000000c1 (incarnation 000000000000001c) │
+        │ term       2                                                                 │
+        │ vote       node 1                                                            │
+        │ commit     5                                                                 │
+        │ log        from 3 to 6 of term 2                                             │
+        │ snapshot   2 of term 1                                                       │
+        └──────────────────────────────────────────────────────────────────────────────┘
+        ┌──────────────────────────────────────────────────┐
+        │ member   address           role    incarnation   │
+        ╞══════════════════════════════════════════════════╡
+        │ 1        127.0.0.1:60061   voter   not yet known │
+        └──────────────────────────────────────────────────┘
+        members as of index 1
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "metadata",
+        &["--json"],
+        expect![[r#"
+        {
+          "commit": 5,
+          "identity": {
+            "cluster_id": "00000000000000c1",
+            "incarnation": "000000000000001c",
+            "node_id": 1
+          },
+          "log": {
+            "first": 3,
+            "last": {
+              "index": 6,
+              "term": 2
+            }
+          },
+          "members": {
+            "as_of": 1,
+            "joint": false,
+            "list": [
+              {
+                "address": "127.0.0.1:60061",
+                "id": 1,
+                "incarnation": null,
+                "role": "voter"
+              }
+            ]
+          },
+          "snapshot": {
+            "index": 2,
+            "term": 1
+          },
+          "term": 2,
+          "vote": 1
+        }
+        exit code 0
+    "#]],
+    );
+    let raw = cli(&[
+        "describe",
+        "metadata",
+        directory.path().to_str().unwrap(),
+        "--raw",
+    ]);
+    assert!(
+        String::from_utf8(raw.stdout)
+            .unwrap()
+            .starts_with("StoredState {")
+    );
 }
 
 #[test]
 fn a_snapshot_is_shown_in_three_forms() {
     let directory = directory();
-    check(directory.path(), "snapshot", &[], expect![[""]]);
-    check(directory.path(), "snapshot", &["--json"], expect![[""]]);
-    check(directory.path(), "snapshot", &["--raw"], expect![[""]]);
+    check(
+        directory.path(),
+        "snapshot",
+        &[],
+        expect![[r#"
+        ┌────────────────────────────┐
+        │ cluster   00000000000000c1 │
+        │ up to     2 of term 1      │
+        │ size      9 bytes          │
+        └────────────────────────────┘
+        ┌──────────────────────────────────────────────────┐
+        │ member   address           role    incarnation   │
+        ╞══════════════════════════════════════════════════╡
+        │ 1        127.0.0.1:60061   voter   not yet known │
+        └──────────────────────────────────────────────────┘
+        members as of index 1
+        9 bytes: 74 68 65 20 73 74 61 74 65  |the state|
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "snapshot",
+        &["--json"],
+        expect![[r#"
+        {
+          "bytes": 9,
+          "cluster_id": "00000000000000c1",
+          "members": {
+            "as_of": 1,
+            "joint": false,
+            "list": [
+              {
+                "address": "127.0.0.1:60061",
+                "id": 1,
+                "incarnation": null,
+                "role": "voter"
+              }
+            ]
+          },
+          "position": {
+            "index": 2,
+            "term": 1
+          },
+          "text": "9 bytes: 74 68 65 20 73 74 61 74 65  |the state|"
+        }
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "snapshot",
+        &["--raw"],
+        expect![[r#"
+        the stateexit code 0
+    "#]],
+    );
 }
 
 #[test]
