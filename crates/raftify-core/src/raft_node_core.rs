@@ -29,7 +29,7 @@ use crate::snapshot_policy::SnapshotPolicy;
 use crate::status::{Inspection, Status};
 use crate::storage::{HardState, LogReader, StorageError, StoredState, Write};
 use crate::turn::{Committed, Forward, LogFetch, ReadRound, SnapshotToSend, Turn, TurnNumber};
-use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId};
+use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
 
 /// How many bytes of entries are read at once when a node starts.
 const START_READ_BYTES: u64 = 8 * 1024 * 1024;
@@ -80,8 +80,8 @@ pub struct RaftNodeCore<R> {
     parked: VecDeque<Parked<R>>,
     transfer: Option<Transfer>,
     reads: Reads,
-    /// Whether this node led when it last looked.
-    led: bool,
+    /// The term in which this node led when it last looked.
+    led: Option<Term>,
 
     /// When each peer was last heard of.
     last_heard: BTreeMap<NodeId, u64>,
@@ -196,7 +196,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             parked: VecDeque::new(),
             transfer: None,
             reads: Reads::default(),
-            led: false,
+            led: None,
             last_heard: BTreeMap::new(),
             first_incarnations: BTreeMap::new(),
             recording_incarnations: BTreeSet::new(),
@@ -225,6 +225,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             position: self.handed_out,
             members: Arc::clone(&self.members),
         });
+        if self.members.get(self.node_id).is_none() {
+            // A node is told of a membership only as its member.
+            return self.must_stop(StopReason::Removed {
+                as_of: self.members.as_of(),
+            });
+        }
         let voters = self.members.configuration();
         if voters.voters.len() == 1 && voters.voters.contains(&self.node_id) && !self.members.is_joint() {
             // An election like any other; with a single voter there is nobody to wait for.

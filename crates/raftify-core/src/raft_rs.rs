@@ -242,10 +242,13 @@ impl Consensus {
         outcome.is_ok() && before != (self.raw.raft.term, self.raw.raft.state)
     }
 
-    /// The only voter wins its election in the call that starts it, and raft-rs asserts that a new leader's log is
-    /// durable. With other voters the requests for votes wait for that by themselves.
+    /// Two things that raft-rs asserts when an election starts. It reads the entries that are not applied, to look for
+    /// membership changes: between the arrival of a snapshot and its being durable, there are none to read. And a new
+    /// leader's log is durable: the only voter wins in the call that starts the election, while with other voters the
+    /// requests for votes wait for the write by themselves.
     fn may_campaign(&self) -> bool {
-        !self.raw.raft.prs().is_singleton() || self.is_log_durable()
+        let log_is_whole = self.raw.raft.raft_log.applied >= self.truncated().index.0;
+        log_is_whole && (!self.raw.raft.prs().is_singleton() || self.is_log_durable())
     }
 
     fn is_log_durable(&self) -> bool {
@@ -378,6 +381,7 @@ impl Consensus {
         for context in contexts {
             self.raw.on_entries_fetched(context);
         }
+        self.raw.mut_store().forget_fetched();
     }
 
     /// Takes in a message of another node.
@@ -390,6 +394,9 @@ impl Consensus {
         );
         if is_vote && !self.is_log_durable() {
             return Err(Implausible("a vote for a candidacy whose log is not durable yet"));
+        }
+        if message.body == RaftMessageBody::TimeoutNow && !self.may_campaign() {
+            return Err(Implausible("a hand-over to a node whose log is not durable yet"));
         }
         // What raft-rs refuses here (a response of a node that is no member) needs no answer.
         let _ = self.raw.step(message_to_raft(&message));
@@ -570,6 +577,12 @@ impl ConsensusReady {
 fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<(), Implausible> {
     if previous.index.0 > NUMBER_MAX || previous.term > term {
         return Err(Implausible("the previous entry is out of range"));
+    }
+    // raft-rs takes term zero to match wherever its own log has no entry.
+    if (previous.term.0 == 0) != (previous.index.0 == 0) {
+        return Err(Implausible(
+            "the previous entry has an index and no term, or a term and no index",
+        ));
     }
     let mut before = previous;
     for entry in entries {

@@ -12,7 +12,10 @@ use crate::entry::Entry;
 use crate::members::Members;
 use crate::types::{ClusterId, Identity, LogIndex, LogPosition, NodeId, Term};
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
 mod memory;
+mod stored_state;
 
 pub use memory::{
     MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage,
@@ -50,9 +53,11 @@ pub struct Write {
     /// Forget all entries: the log begins after this position.
     pub reset_log: Option<LogPosition>,
     /// Add these to the log. The first may stand at or before the log's end: everything from its index on is cut
-    /// off first, whatever its term. Never empty-handed over a gap, never at or before the truncated position.
+    /// off first, whatever its term. Never empty-handed over a gap, never at or before the truncated position or
+    /// the commit index.
     pub append: Vec<Entry>,
-    /// Term, vote and commit index.
+    /// Term, vote and commit index. None of them goes back, no vote changes within its term, the term is at least
+    /// the last entry's, and the commit index lies within the log.
     pub hard_state: Option<HardState>,
     /// The membership, with the index that it is as of.
     pub members: Option<Members>,
@@ -106,12 +111,12 @@ pub trait StableStorage: Send + 'static {
     /// that may have been acknowledged is dropped.
     fn load(&mut self) -> Result<StoredState, StorageError>;
 
-    /// Carries out all `writes` in order. When it returns `Ok`, all of them survive a loss of power; if it fails or the machine stops meanwhile, some
-    /// prefix of `writes` is there, never a part of one.
+    /// Carries out all `writes` in order. When it returns `Ok`, all of them survive a loss of power; if it fails or
+    /// the machine stops meanwhile, some prefix of `writes` is there, never a part of one.
     ///
     /// # Errors
     /// If it could not be made durable, or if a write contradicts what is stored (a gap in the log, another
-    /// identity): nothing is guessed.
+    /// identity): nothing is guessed. [`StoredState::after`] decides which writes are refused.
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError>;
 
     /// A second view on the log. It sees a write no later than `write` returns.
@@ -124,11 +129,12 @@ pub trait StableStorage: Send + 'static {
 /// Reads entries beside the writer, from any thread.
 pub trait LogReader: Clone + Send + Sync + 'static {
     /// The entries of `[from, until)` in order, as many as fit into `bytes_max` ([`Entry::size_bytes`]), but at
-    /// least one.
+    /// least one. None if `until` is not after `from`.
     ///
     /// # Errors
-    /// [`StorageError::Compacted`] if `from` was compacted away; [`StorageError::Corrupt`] if an entry is damaged or
-    /// missing. Never a shorter answer for any other reason than `bytes_max`.
+    /// [`StorageError::Compacted`] if `from` was compacted away; [`StorageError::BeyondEnd`] if the log ends before
+    /// `until`, for instance because its end was cut off after the caller looked; [`StorageError::Corrupt`] if an
+    /// entry is damaged or missing. Never a shorter answer for any other reason than `bytes_max`.
     fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError>;
 }
 
@@ -212,6 +218,14 @@ pub enum StorageError {
         index: LogIndex,
         /// The position before the first entry.
         truncated: LogPosition,
+    },
+    /// The log ends before this entry: it was cut off, or never there. Nothing is damaged.
+    #[error("there is no entry {index}, the log ends at {last}")]
+    BeyondEnd {
+        /// The first that is not there.
+        index: LogIndex,
+        /// The last that is.
+        last: LogPosition,
     },
     /// There is no finished snapshot at this position.
     #[error("there is no snapshot at {position}")]

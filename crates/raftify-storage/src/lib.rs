@@ -1,1 +1,29 @@
-//! (Being written.)
+//! Stable storage for raftify: log and metadata in LMDB, snapshots in checksummed files.
+//!
+//! [`HeedStorage`] implements [`StableStorage`](raftify_core::StableStorage) in one directory. [`ReadOnlyStorage`]
+//! looks into such a directory without changing it, also while a node works on it. `docs/disk-format.md` describes
+//! every byte. This is the only crate of the workspace with `unsafe` code: where LMDB is opened and its map resized.
+
+mod directory;
+mod environment;
+mod files;
+mod format;
+mod snapshot_files;
+mod storage;
+
+pub use snapshot_files::{SnapshotFile, SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
+pub use storage::{HeedLogReader, HeedStorage, ReadOnlyStorage};
+
+use std::io;
+use std::path::Path;
+
+use raftify_core::StorageError;
+
+/// Turns what the operating system said about `path` into the error of this crate.
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+    move |source| StorageError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}

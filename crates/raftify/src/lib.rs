@@ -9,15 +9,17 @@ mod formatter;
 mod lifecycle;
 mod log_entry;
 mod log_writer;
+#[cfg(test)]
+mod network_tests;
 mod outbox;
 mod raft;
 mod raft_client;
 mod raft_loop;
 mod raft_node;
 mod raft_server;
+mod remote_node;
 mod reply;
 mod running;
-mod remote_node;
 mod snapshots;
 mod state_machine;
 mod wire;

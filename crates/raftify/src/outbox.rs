@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -88,7 +88,9 @@ pub(crate) struct Outbox {
 
 impl Clone for Outbox {
     fn clone(&self) -> Self {
-        Outbox { shared: Arc::clone(&self.shared) }
+        Outbox {
+            shared: Arc::clone(&self.shared),
+        }
     }
 }
 
@@ -131,7 +133,13 @@ struct Peer {
     /// For everything but the stream. Connects by itself when it is used.
     channel: Channel,
     stream_task: AbortHandle,
-    snapshot_task: Option<AbortHandle>,
+    snapshot: Option<SnapshotOnItsWay>,
+}
+
+struct SnapshotOnItsWay {
+    task: AbortHandle,
+    /// Gone as soon as the outcome is reported: who hears of it may at once send the next one.
+    unreported: Weak<()>,
 }
 
 impl Peer {
@@ -139,8 +147,8 @@ impl Peer {
     fn end(self) {
         self.queue.close();
         self.stream_task.abort();
-        if let Some(task) = self.snapshot_task {
-            task.abort();
+        if let Some(snapshot) = self.snapshot {
+            snapshot.task.abort();
         }
     }
 }
@@ -168,7 +176,9 @@ impl Outbox {
             open_snapshot: Arc::new(open_snapshot),
             events,
             runtime: Handle::current(),
-            forwards: Arc::new(Semaphore::new(config.proposals_in_flight_max.min(Semaphore::MAX_PERMITS))),
+            forwards: Arc::new(Semaphore::new(
+                config.proposals_in_flight_max.min(Semaphore::MAX_PERMITS),
+            )),
             config,
             state: Mutex::new(State {
                 own: None,
@@ -178,7 +188,9 @@ impl Outbox {
                 closed: false,
             }),
         };
-        Outbox { shared: Arc::new(shared) }
+        Outbox {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Connects to the members that are new, ends the connections to those that are gone or have moved, and
@@ -196,14 +208,19 @@ impl Outbox {
     /// this address until the membership says better.
     pub(crate) fn hear_of(&self, sender: &Sender, address: &str) {
         let mut state = lock(&self.shared.state);
-        let Some((identity, members)) = &state.own else { return };
+        let Some((identity, members)) = &state.own else {
+            return;
+        };
         if sender.id == identity.node_id || members.get(sender.id).is_some() {
             return;
         }
         if state.contacts.len() >= MEMBERS_MAX && !state.contacts.contains_key(&sender.id) {
             return warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
         }
-        let contact = Contact { address: address.to_owned(), members_as_of: sender.members_as_of };
+        let contact = Contact {
+            address: address.to_owned(),
+            members_as_of: sender.members_as_of,
+        };
         if state.contacts.get(&sender.id) == Some(&contact) {
             return;
         }
@@ -226,14 +243,21 @@ impl Outbox {
             let of_this_peer = std::iter::from_fn(|| messages.next_if(|message| message.to == to));
             match state.peers.get(&to) {
                 Some(peer) => peer.queue.push(of_this_peer),
-                None => debug!(peer = %to, dropped = of_this_peer.count(), "no such peer, its messages are dropped"),
+                None => {
+                    debug!(peer = %to, dropped = of_this_peer.count(), "no such peer, its messages are dropped")
+                }
             }
         }
     }
 
     /// Sends a snapshot. Exactly one [`PeerEvent::SnapshotSent`] follows, whatever happens.
     pub(crate) fn send_snapshot(&self, snapshot: SnapshotToSend) {
-        let report = SnapshotReport { to: snapshot.to, events: Some(self.shared.events.clone()) };
+        let unreported = Arc::new(());
+        let on_its_way = Arc::downgrade(&unreported);
+        let report = SnapshotReport {
+            to: snapshot.to,
+            owed: Some((self.shared.events.clone(), unreported)),
+        };
         let mut state = lock(&self.shared.state);
         let state = &mut *state;
         if state.closed {
@@ -242,7 +266,11 @@ impl Outbox {
         let Some(peer) = state.peers.get_mut(&snapshot.to) else {
             return report.failed(format!("node {} is not known here", snapshot.to));
         };
-        if peer.snapshot_task.as_ref().is_some_and(|task| !task.is_finished()) {
+        if peer
+            .snapshot
+            .as_ref()
+            .is_some_and(|snapshot| snapshot.unreported.strong_count() > 0)
+        {
             return report.failed("another snapshot is on its way there".to_owned());
         }
         let transfer = SnapshotTransfer {
@@ -252,7 +280,11 @@ impl Outbox {
             open_snapshot: Arc::clone(&self.shared.open_snapshot),
             chunk_timeout: self.shared.config.snapshot_chunk_timeout,
         };
-        peer.snapshot_task = Some(self.shared.spawn(&mut state.tasks, transfer.run(report)));
+        let task = self.shared.spawn(&mut state.tasks, transfer.run(report));
+        peer.snapshot = Some(SnapshotOnItsWay {
+            task,
+            unreported: on_its_way,
+        });
     }
 
     /// Passes a request on to the leader, and the answer back. At most once: it is never sent again.
@@ -284,7 +316,9 @@ impl Outbox {
         let events = self.shared.events.clone();
         let answer = move |answer| send_event(&events, PeerEvent::ReadRoundAnswered { round, answer });
         let Some(node) = self.node(leader) else {
-            return answer(Err(ReadError::not_sent(format!("node {leader} is not known here"))));
+            return answer(Err(ReadError::not_sent(format!(
+                "node {leader} is not known here"
+            ))));
         };
         let read_timeout = self.shared.config.read_timeout;
         let mut state = lock(&self.shared.state);
@@ -292,7 +326,11 @@ impl Outbox {
             return;
         }
         self.shared.spawn(&mut state.tasks, async move {
-            answer(node.read_index(read_timeout).await.map_err(CallError::into_verb_error));
+            answer(
+                node.read_index(read_timeout)
+                    .await
+                    .map_err(CallError::into_verb_error),
+            );
         });
     }
 
@@ -331,12 +369,17 @@ impl Shared {
 
     /// Makes the connections follow from the membership and the contacts.
     fn refresh(&self, state: &mut State) {
-        let Some((identity, members)) = &state.own else { return };
+        let Some((identity, members)) = &state.own else {
+            return;
+        };
         if state.closed {
             return;
         }
-        let mut wanted: BTreeMap<NodeId, &str> =
-            state.contacts.iter().map(|(id, contact)| (*id, contact.address.as_str())).collect();
+        let mut wanted: BTreeMap<NodeId, &str> = state
+            .contacts
+            .iter()
+            .map(|(id, contact)| (*id, contact.address.as_str()))
+            .collect();
         wanted.extend(members.iter().map(|member| (member.id, member.address.as_str())));
         wanted.remove(&identity.node_id);
 
@@ -393,7 +436,7 @@ impl Shared {
                     endpoint.connect_lazy()
                 },
                 stream_task: self.spawn(&mut state.tasks, connection.keep()),
-                snapshot_task: None,
+                snapshot: None,
             };
             state.peers.insert(id, peer);
         }
@@ -444,7 +487,11 @@ impl PeerQueue {
             dropped: 0,
             waker: None,
         };
-        PeerQueue { peer, messages_max, inner: Mutex::new(inner) }
+        PeerQueue {
+            peer,
+            messages_max,
+            inner: Mutex::new(inner),
+        }
     }
 
     fn introduction(&self) -> Introduction {
@@ -485,7 +532,10 @@ impl PeerQueue {
         let mut inner = lock(&self.inner);
         inner.open = true;
         inner.generation += 1;
-        Batches { queue: Arc::clone(self), generation: inner.generation }
+        Batches {
+            queue: Arc::clone(self),
+            generation: inner.generation,
+        }
     }
 
     fn close(&self) {
@@ -523,7 +573,11 @@ impl Stream for Batches {
             info!(peer = %self.queue.peer, dropped = inner.dropped, "the peer takes messages again");
             inner.dropped = 0;
         }
-        let Introduction { header, sender, receiver } = inner.introduction.clone();
+        let Introduction {
+            header,
+            sender,
+            receiver,
+        } = inner.introduction.clone();
         drop(inner);
         let messages = batch.into_iter().map(wire::message_to_wire).collect();
         let batch = proto::MessageBatch {
@@ -576,6 +630,7 @@ impl PeerConnection {
         let mut delay = FIRST_RECONNECT_DELAY.min(self.delay_max);
         // Reported when it breaks, or when the first attempt fails, not again with every further attempt.
         let mut reported = false;
+        let mut last_reason = String::new();
         loop {
             let batches = self.queue.open();
             let broken = match self.endpoint.connect().await {
@@ -586,30 +641,38 @@ impl PeerConnection {
                     let ended = remote_node::service(channel).stream_messages(batches).await;
                     if since.elapsed() > self.delay_max {
                         delay = FIRST_RECONNECT_DELAY.min(self.delay_max);
+                        last_reason.clear();
                     }
-                    ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream"))
+                    ended
+                        .err()
+                        .unwrap_or_else(|| Status::unavailable("the peer ended the stream"))
                 }
                 Err(error) => Status::from_error(Box::new(error)),
             };
             self.queue.close();
+            let reason = remote_node::describe(&broken);
+            if reason != last_reason {
+                warn!(peer = %self.id, address = self.address, reason, "no connection to the peer");
+                last_reason = reason;
+            }
             if !reported {
                 reported = true;
-                warn!(
-                    peer = %self.id,
-                    address = self.address,
-                    reason = remote_node::describe(&broken),
-                    "no connection to the peer"
-                );
                 send_event(&self.events, PeerEvent::Unreachable(self.id));
             }
-            match DoorRefusal::from_status(&broken) {
-                Some(DoorRefusal::Sender(refusal)) => {
-                    send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
-                    sleep(REFUSED_DELAY.max(self.delay_max)).await;
-                }
-                _ => sleep(delay).await,
-            }
+            sleep(self.pause(&broken).max(delay)).await;
             delay = (delay * 2).min(self.delay_max);
+        }
+    }
+
+    /// What a peer's refusal adds to the pause.
+    fn pause(&self, broken: &Status) -> Duration {
+        match DoorRefusal::from_status(broken) {
+            None | Some(DoorRefusal::NoCluster { .. } | DoorRefusal::Stopped(_)) => Duration::ZERO,
+            Some(DoorRefusal::Sender(refusal)) => {
+                send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
+                REFUSED_DELAY
+            }
+            Some(_) => REFUSED_DELAY,
         }
     }
 }
@@ -618,7 +681,7 @@ impl PeerConnection {
 /// says so: consensus would wait for ever otherwise.
 struct SnapshotReport {
     to: NodeId,
-    events: Option<Events>,
+    owed: Option<(Events, Arc<()>)>,
 }
 
 impl SnapshotReport {
@@ -627,7 +690,8 @@ impl SnapshotReport {
     }
 
     fn tell(&mut self, outcome: Result<(), String>) {
-        if let Some(events) = self.events.take() {
+        if let Some((events, unreported)) = self.owed.take() {
+            drop(unreported);
             send_event(&events, PeerEvent::SnapshotSent { to: self.to, outcome });
         }
     }
@@ -635,7 +699,9 @@ impl SnapshotReport {
 
 impl Drop for SnapshotReport {
     fn drop(&mut self) {
-        self.tell(Err("sending was ended: the peer was removed or has moved, or this node is stopping".to_owned()));
+        self.tell(Err(
+            "sending was ended: the peer was removed or has moved, or this node is stopping".to_owned(),
+        ));
     }
 }
 
@@ -660,7 +726,7 @@ impl SnapshotTransfer {
             }
             Err(failure) => {
                 warn!(peer = %to, %position, reason = %failure.reason, "the snapshot was not installed");
-                if let (Some(refusal), Some(events)) = (failure.refusal, &report.events) {
+                if let (Some(refusal), Some((events, _))) = (failure.refusal, &report.owed) {
                     send_event(events, PeerEvent::RefusedBy { by: to, refusal });
                 }
                 Err(failure.reason)
@@ -732,7 +798,10 @@ struct SnapshotFailure {
 }
 
 fn failure(reason: impl ToString) -> SnapshotFailure {
-    SnapshotFailure { reason: reason.to_string(), refusal: None }
+    SnapshotFailure {
+        reason: reason.to_string(),
+        refusal: None,
+    }
 }
 
 /// Reads the data and hands it to the stream, which takes a chunk when the receiver has room for it.
@@ -752,11 +821,19 @@ async fn feed_chunks(
             Ok(Ok(())) => {}
             // The call has ended: its answer says why.
             Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return Err(failure(format!("the peer took in no chunk within {chunk_timeout:?}"))),
+            Err(_) => {
+                return Err(failure(format!(
+                    "the peer took in no chunk within {chunk_timeout:?}"
+                )));
+            }
         }
         let read = tokio::task::spawn_blocking(move || {
             let mut data = Vec::with_capacity(wire::SNAPSHOT_CHUNK_BYTES);
-            reader.by_ref().take(wire::SNAPSHOT_CHUNK_BYTES as u64).read_to_end(&mut data).map(|_| (reader, data))
+            reader
+                .by_ref()
+                .take(wire::SNAPSHOT_CHUNK_BYTES as u64)
+                .read_to_end(&mut data)
+                .map(|_| (reader, data))
         });
         let (returned, data) = read.await.map_err(failure)?.map_err(failure)?;
         reader = returned;
@@ -764,11 +841,17 @@ async fn feed_chunks(
             break;
         }
         let length = data.len() as u64;
-        part = Part::Data(proto::SnapshotData { offset, crc32c: crc32c::crc32c(&data), data: data.into() });
+        part = Part::Data(proto::SnapshotData {
+            offset,
+            crc32c: crc32c::crc32c(&data),
+            data: data.into(),
+        });
         offset += length;
     }
     if offset != data_bytes {
-        return Err(failure(format!("the snapshot should hold {data_bytes} bytes, but {offset} were read")));
+        return Err(failure(format!(
+            "the snapshot should hold {data_bytes} bytes, but {offset} were read"
+        )));
     }
     Ok(())
 }
@@ -807,12 +890,18 @@ async fn pass_on<R: RemoteReply>(node: RemoteNode, forward: Forward<R>, config: 
             }
         }
         LeaderRequest::ChangeMembership { change, reply } => {
-            let answer = node.change_membership(&change, once, config.membership_timeout).await;
+            let answer = node
+                .change_membership(&change, once, config.membership_timeout)
+                .await;
             reply.answer(answer.map_err(|error| told(forward.to, error)));
         }
         LeaderRequest::ReserveNodeId { reply } => {
             let answer = node.reserve_node_id(once, config.membership_timeout).await;
-            reply.answer(answer.map(|(_, reservation)| reservation).map_err(|error| told(forward.to, error)));
+            reply.answer(
+                answer
+                    .map(|(_, reservation)| reservation)
+                    .map_err(|error| told(forward.to, error)),
+            );
         }
         LeaderRequest::TransferLeader { to, reply } => {
             let answer = node.transfer_leader(to, once, config.membership_timeout).await;

@@ -11,9 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use raftify_core::error::{LeaderHint, MembershipError, ProposeError, ReadError, TransferError, UnknownOutcome};
+use raftify_core::error::{
+    LeaderHint, MembershipError, ProposeError, ReadError, TransferError, UnknownOutcome,
+};
 use raftify_core::members::{AddressProblem, check_address};
-use raftify_core::{ClusterId, Forwarding, Inspection, LogIndex, Members, MembershipChange, NodeId, Reservation};
+use raftify_core::{
+    ClusterId, Forwarding, Inspection, LogIndex, Members, MembershipChange, NodeId, Reservation,
+};
 use tokio::time::{Instant, sleep};
 
 use crate::remote_node::{CallError, RemoteNode, endpoint};
@@ -40,13 +44,18 @@ pub struct RaftClient<LogEntry, FSM> {
 
 impl<LogEntry, FSM> Clone for RaftClient<LogEntry, FSM> {
     fn clone(&self) -> Self {
-        RaftClient { cluster: self.cluster.clone(), types: PhantomData }
+        RaftClient {
+            cluster: self.cluster.clone(),
+            types: PhantomData,
+        }
     }
 }
 
 impl<LogEntry, FSM> fmt::Debug for RaftClient<LogEntry, FSM> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RaftClient").field("cluster", &self.cluster).finish()
+        f.debug_struct("RaftClient")
+            .field("cluster", &self.cluster)
+            .finish()
     }
 }
 
@@ -62,13 +71,22 @@ where
     /// # Errors
     /// If there is no address, or one is not of that form.
     pub fn new<A: Into<String>>(addresses: impl IntoIterator<Item = A>) -> Result<Self, AddressesError> {
-        Ok(RaftClient { cluster: ClusterConnection::new(addresses, DEADLINE)?, types: PhantomData })
+        Ok(RaftClient {
+            cluster: ClusterConnection::new(addresses, DEADLINE)?,
+            types: PhantomData,
+        })
     }
 
     /// The same client, whose requests may take this long, all attempts together.
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
-        RaftClient { cluster: ClusterConnection { deadline, ..self.cluster }, types: PhantomData }
+        RaftClient {
+            cluster: ClusterConnection {
+                deadline,
+                ..self.cluster
+            },
+            types: PhantomData,
+        }
     }
 
     /// Replicates `entry` and returns the state machine's reply, as
@@ -84,7 +102,8 @@ where
     /// Dropping the future does not withdraw the proposal; treat the outcome as unknown.
     pub async fn propose(&self, entry: &LogEntry) -> Result<FSM::Reply, ClientError<ProposeError>> {
         let encoded = entry.encode();
-        let payload = encoded.map_err(|error| ClientError::Answer(ProposeError::Encode(error.to_string())))?;
+        let payload =
+            encoded.map_err(|error| ClientError::Answer(ProposeError::Encode(error.to_string())))?;
         let reply = self.cluster.propose(payload).await?;
         postcard::from_bytes(&reply).map_err(|error| {
             ClientError::Answer(ProposeError::Unknown(UnknownOutcome::BadReply(error.to_string())))
@@ -95,7 +114,10 @@ where
     ///
     /// # Errors
     /// As for [`propose`](Self::propose). After [`MembershipError::Unknown`], look at the members before trying again.
-    pub async fn change_config(&self, change: &MembershipChange) -> Result<Members, ClientError<MembershipError>> {
+    pub async fn change_config(
+        &self,
+        change: &MembershipChange,
+    ) -> Result<Members, ClientError<MembershipError>> {
         self.cluster.change_config(change).await
     }
 
@@ -220,7 +242,9 @@ impl ClientVerb for ProposeError {
     fn again(&self) -> Again {
         match self {
             ProposeError::NotLeader(hint) => Again::At(hint.clone()),
-            ProposeError::NoLeader | ProposeError::Busy { .. } | ProposeError::NotApplied { .. } => Again::Later,
+            ProposeError::NoLeader | ProposeError::Busy { .. } | ProposeError::NotApplied { .. } => {
+                Again::Later
+            }
             _ => Again::Never,
         }
     }
@@ -275,8 +299,14 @@ impl ClusterConnection {
         for address in &addresses {
             check_address(address)?;
         }
-        let known = Known { addresses, nodes: BTreeMap::new() };
-        Ok(ClusterConnection { deadline, known: Arc::new(Mutex::new(known)) })
+        let known = Known {
+            addresses,
+            nodes: BTreeMap::new(),
+        };
+        Ok(ClusterConnection {
+            deadline,
+            known: Arc::new(Mutex::new(known)),
+        })
     }
 
     /// Replicates an encoded entry; the reply is postcard of the state machine's reply type.
@@ -297,39 +327,45 @@ impl ClusterConnection {
         &self,
         change: &MembershipChange,
     ) -> Result<Members, ClientError<MembershipError>> {
-        self.ask(|node, timeout| async move { node.change_membership(change, Forwarding::Allowed, timeout).await })
-            .await
+        self.ask(
+            |node, timeout| async move { node.change_membership(change, Forwarding::Allowed, timeout).await },
+        )
+        .await
     }
 
     /// A fresh node id, and the cluster that it is of.
     pub(crate) async fn reserve_node_id(
         &self,
     ) -> Result<(ClusterId, Reservation), ClientError<MembershipError>> {
-        self.ask(|node, timeout| async move { node.reserve_node_id(Forwarding::Allowed, timeout).await }).await
+        self.ask(|node, timeout| async move { node.reserve_node_id(Forwarding::Allowed, timeout).await })
+            .await
     }
 
     /// Hands leadership over.
-    pub(crate) async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError<TransferError>> {
-        self.ask(|node, timeout| async move { node.transfer_leader(to, Forwarding::Allowed, timeout).await }).await
+    pub(crate) async fn transfer_leader(
+        &self,
+        to: Option<NodeId>,
+    ) -> Result<NodeId, ClientError<TransferError>> {
+        self.ask(|node, timeout| async move { node.transfer_leader(to, Forwarding::Allowed, timeout).await })
+            .await
     }
 
     /// The leader's confirmed commit index.
     pub(crate) async fn read_index(&self) -> Result<LogIndex, ClientError<ReadError>> {
-        self.ask(|node, timeout| async move { node.read_index(timeout).await }).await
+        self.ask(|node, timeout| async move { node.read_index(timeout).await })
+            .await
     }
 
     /// The state of the first node that answers.
     pub(crate) async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
-        self.ask(|node, timeout| async move { node.inspect(timeout).await }).await
+        self.ask(|node, timeout| async move { node.inspect(timeout).await })
+            .await
     }
 
     /// Asks one node after the other, in rounds, until one gives a result or an answer that ends the matter, or the
     /// deadline has passed. If in a whole round no node can be reached, or each refuses at its door, that is the
     /// result: waiting would not help.
-    async fn ask<T, E, Call>(
-        &self,
-        call: impl Fn(RemoteNode, Duration) -> Call,
-    ) -> Result<T, ClientError<E>>
+    async fn ask<T, E, Call>(&self, call: impl Fn(RemoteNode, Duration) -> Call) -> Result<T, ClientError<E>>
     where
         E: ClientVerb,
         Call: Future<Output = Result<T, CallError<E>>>,
@@ -337,7 +373,10 @@ impl ClusterConnection {
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut round = Round { waiting: self.lock().addresses.clone().into(), tried: BTreeSet::new() };
+            let mut round = Round {
+                waiting: self.lock().addresses.clone().into(),
+                tried: BTreeSet::new(),
+            };
             let mut unreachable = Vec::new();
             let mut door = None;
             let mut later = None;
@@ -351,7 +390,11 @@ impl ClusterConnection {
                     }
                 };
                 // What may be repeated does not spend all of its time on one node that hangs.
-                let attempts = if E::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
+                let attempts = if E::REPEATABLE {
+                    round.waiting.len() as u32 + 1
+                } else {
+                    1
+                };
                 match call(node, left / attempts).await {
                     Ok(result) => {
                         self.prefer(&address);
@@ -395,7 +438,10 @@ impl ClusterConnection {
         }
         // The transport resolves for itself; this is for a clear word on a name that is not known.
         if let Err(error) = tokio::net::lookup_host(address).await {
-            return Err(UnreachableNode::Unresolved { address: address.to_owned(), reason: error.to_string() });
+            return Err(UnreachableNode::Unresolved {
+                address: address.to_owned(),
+                reason: error.to_string(),
+            });
         }
         let endpoint = endpoint(address, CONNECT_TIMEOUT).map_err(|error| UnreachableNode::NotConnected {
             address: address.to_owned(),

@@ -447,7 +447,12 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
         answer: impl Future<Output = Result<T, E>>,
         within: Duration,
     ) -> Result<T, E> {
-        match timeout(within.min(self.config.membership_timeout), self.lifecycle.running()).await {
+        match timeout(
+            within.min(self.config.membership_timeout),
+            self.lifecycle.running(),
+        )
+        .await
+        {
             Ok(running) => running?,
             Err(_) => return Err(StopReason::NotRunning.into()),
         }

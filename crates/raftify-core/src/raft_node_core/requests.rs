@@ -487,8 +487,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     /// Notices what has become of leadership since the last look.
     pub(super) fn look_at_leadership(&mut self) {
-        let leads = self.consensus.is_leader();
-        if self.led && !leads {
+        let leads = self.consensus.is_leader().then(|| self.consensus.term());
+        if self.led.is_some() && self.led != leads {
             self.reads.leadership_lost();
             self.recording_incarnations.clear();
             self.pending_change = None;

@@ -131,6 +131,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             .flatten();
         self.next.write.snapshot = Some(snapshot.clone());
         self.next.write.compact = compact;
+        // The stored commit index may lag behind. It must not fall out of the log when its beginning is cut off.
+        self.next.write.hard_state = Some(self.consensus.hard_state());
         self.snapshots.recording = Some((self.next_turn(), snapshot, compact));
     }
 

@@ -210,6 +210,11 @@ impl LogView {
         contexts
     }
 
+    /// Drops what was fetched and not asked for again: the follower has moved on.
+    pub(super) fn forget_fetched(&mut self) {
+        self.asked.get_mut().arrived.clear();
+    }
+
     /// The entries of `[from, until)` below the cache: fetched already, or to be fetched.
     fn below_cache(&self, fetch: LogFetch, context: GetEntriesContext) -> raft::Result<Vec<RaftEntry>> {
         let mut asked = self.asked.borrow_mut();
@@ -316,15 +321,19 @@ impl Storage for LogView {
         Ok(self.last.0)
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        match &self.snapshot {
-            Some(snapshot) if snapshot.get_metadata().index >= request_index.max(self.truncated.index.0) => {
-                Ok(snapshot.clone())
-            }
-            _ => {
-                self.asked.borrow_mut().wants_snapshot = true;
-                Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
-            }
-        }
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // A snapshot from before its receiver became a member would be refused by it, for ever.
+        let fits = |snapshot: &&Snapshot| {
+            let metadata = snapshot.get_metadata();
+            let state = metadata.get_conf_state();
+            metadata.index >= request_index.max(self.truncated.index.0)
+                && (state.voters.contains(&to)
+                    || state.learners.contains(&to)
+                    || state.voters_outgoing.contains(&to))
+        };
+        self.snapshot.as_ref().filter(fits).cloned().ok_or_else(|| {
+            self.asked.borrow_mut().wants_snapshot = true;
+            Error::Store(StorageError::SnapshotTemporarilyUnavailable)
+        })
     }
 }

@@ -7,12 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::{
-    HardState, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError,
-    StoredState, Write,
+    LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError, StoredState, Write,
 };
 use crate::entry::Entry;
-use crate::members::Members;
-use crate::types::{Identity, LogIndex, LogPosition};
+use crate::types::{LogIndex, LogPosition};
 
 /// Implements [`StableStorage`] in memory. A clone is a second handle to the same content, so that a test can stop a
 /// node and start it again on what it left.
@@ -24,79 +22,32 @@ pub struct MemoryStorage {
 
 #[derive(Clone, Debug, Default)]
 struct Content {
-    identity: Option<Identity>,
-    hard_state: HardState,
-    members: Option<Members>,
-    snapshot: Option<SnapshotMeta>,
-    truncated: LogPosition,
+    state: StoredState,
     entries: BTreeMap<LogIndex, Entry>,
 }
 
 impl Content {
-    fn last(&self) -> LogPosition {
-        self.entries
-            .last_key_value()
-            .map_or(self.truncated, |(_, entry)| entry.position)
-    }
-
     fn write(&mut self, write: &Write) -> Result<(), StorageError> {
-        if let Some(identity) = write.identity {
-            if self.identity.is_some_and(|known| known != identity) {
-                let reason = format!("the identity is {:?}, not {identity}", self.identity);
-                return Err(StorageError::Refused { reason });
-            }
-            self.identity = Some(identity);
-        }
-        if let Some(position) = write.reset_log {
+        let state = self.state.after(write)?;
+        if write.reset_log.is_some() {
             self.entries.clear();
-            self.truncated = position;
         }
         if let Some(first) = write.append.first() {
-            self.append(first.position.index, &write.append)?;
-        }
-        if let Some(hard_state) = write.hard_state {
-            self.hard_state = hard_state;
-        }
-        if let Some(members) = &write.members {
-            self.members = Some(members.clone());
-        }
-        if let Some(snapshot) = &write.snapshot {
-            self.snapshot = Some(snapshot.clone());
-        }
-        if let Some(position) = write.compact
-            && position.index > self.truncated.index
-        {
-            self.entries = self.entries.split_off(&position.index.next());
-            self.truncated = position;
-        }
-        Ok(())
-    }
-
-    fn append(&mut self, first: LogIndex, entries: &[Entry]) -> Result<(), StorageError> {
-        let last = self.last().index;
-        if first <= self.truncated.index || first > last.next() {
-            let reason = format!(
-                "entry {first} does not follow: the log has {} to {last}",
-                self.truncated.index.next()
+            self.entries.split_off(&first.position.index);
+            self.entries.extend(
+                write
+                    .append
+                    .iter()
+                    .map(|entry| (entry.position.index, entry.clone())),
             );
-            return Err(StorageError::Refused { reason });
         }
-        self.entries.split_off(&first);
-        for (entry, expected) in entries.iter().zip(first.0..) {
-            if entry.position.index.0 != expected {
-                let reason = format!(
-                    "entry {} stands where {expected} is expected",
-                    entry.position.index
-                );
-                return Err(StorageError::Refused { reason });
-            }
-            self.entries.insert(entry.position.index, entry.clone());
-        }
+        self.entries = self.entries.split_off(&state.truncated.index.next());
+        self.state = state;
         Ok(())
     }
 }
 
-/// A thread that panicked while it held the lock left whole values behind: each write is made on a copy first.
+/// A thread that panicked while it held the lock left whole values behind: a write is checked before it begins.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -106,24 +57,7 @@ impl StableStorage for MemoryStorage {
     type Snapshots = MemorySnapshotStore;
 
     fn load(&mut self) -> Result<StoredState, StorageError> {
-        let content = lock(&self.content);
-        let mut term = content.truncated.term;
-        let mut term_starts = Vec::new();
-        for entry in content.entries.values() {
-            if entry.position.term != term {
-                term = entry.position.term;
-                term_starts.push(entry.position);
-            }
-        }
-        Ok(StoredState {
-            identity: content.identity,
-            hard_state: content.hard_state,
-            members: content.members.clone(),
-            snapshot: content.snapshot.clone(),
-            truncated: content.truncated,
-            last: content.last(),
-            term_starts,
-        })
+        Ok(lock(&self.content).state.clone())
     }
 
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
@@ -154,23 +88,26 @@ pub struct MemoryLogReader {
 impl LogReader for MemoryLogReader {
     fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError> {
         let content = lock(&self.content);
-        if from <= content.truncated.index {
+        let StoredState { truncated, last, .. } = content.state;
+        if from <= truncated.index {
             return Err(StorageError::Compacted {
                 index: from,
-                truncated: content.truncated,
+                truncated,
             });
         }
-        let last = content.last().index;
-        if until > last.next() {
-            let what = format!("entry {}", last.next());
-            return Err(StorageError::Corrupt {
-                what,
-                reason: format!("the log ends at {last}"),
+        if until > last.index.next() {
+            return Err(StorageError::BeyondEnd {
+                index: from.max(last.index.next()),
+                last,
             });
         }
         let mut bytes = 0;
         let mut entries = Vec::new();
-        for entry in content.entries.range(from..until).map(|(_, entry)| entry) {
+        for entry in content
+            .entries
+            .range(from..until.max(from))
+            .map(|(_, entry)| entry)
+        {
             bytes += entry.size_bytes();
             if bytes > bytes_max && !entries.is_empty() {
                 break;
@@ -242,3 +179,22 @@ impl SnapshotWriter for MemorySnapshotWriter {
 
 /// Gives back the data of one snapshot from memory.
 pub type MemorySnapshotReader = Cursor<Bytes>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::conformance::{self, TestDisk};
+
+    impl TestDisk for MemoryStorage {
+        type Storage = MemoryStorage;
+
+        fn open(&self) -> Result<MemoryStorage, StorageError> {
+            Ok(self.clone())
+        }
+    }
+
+    #[test]
+    fn memory_storage_keeps_the_contract() {
+        conformance::check(MemoryStorage::default);
+    }
+}

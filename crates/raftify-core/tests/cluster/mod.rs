@@ -2,6 +2,7 @@
 //! decides everything. After every step, what Raft promises is checked (`Truth`).
 
 #![allow(dead_code, reason = "each test binary uses its own part of the harness")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{Read as _, Write as _};
@@ -14,28 +15,28 @@ use raftify_core::error::{
 };
 use raftify_core::storage::{MemoryStorage, StoredState, Write};
 use raftify_core::{
-    ClusterId, Committed, Config, CoreStart, Entry, Forwarding, Identity, Incarnation, LeaderRequest, LocalRequestMsg,
-    LogIndex, LogPosition, LogReader, Member, Members, MembershipChange, NodeId, ProposalReply, RaftMessage,
-    RaftNodeCore, Responder, Role, Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotWriter,
-    StableStorage, Status, Term, Turn, TurnNumber,
+    ClusterId, Committed, Config, CoreStart, Entry, Forwarding, Identity, Incarnation, LeaderRequest,
+    LocalRequestMsg, LogIndex, LogPosition, LogReader, Member, Members, MembershipChange, NodeId,
+    ProposalReply, RaftMessage, RaftNodeCore, Responder, Role, Sender, ServerRequestMsg, SnapshotMeta,
+    SnapshotStore, SnapshotWriter, StableStorage, Status, Term, Turn, TurnNumber,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-pub const CLUSTER: ClusterId = ClusterId(0xc1);
+pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 
-pub fn id(number: u64) -> NodeId {
+pub(crate) fn id(number: u64) -> NodeId {
     NodeId::new(number).expect("test ids are not zero")
 }
 
 /// What became of a request; filled in exactly once.
-pub type Outcome<T> = Arc<Mutex<Option<T>>>;
+pub(crate) type Outcome<T> = Arc<Mutex<Option<T>>>;
 
-pub fn outcome<T>() -> Outcome<T> {
+pub(crate) fn outcome<T>() -> Outcome<T> {
     Arc::new(Mutex::new(None))
 }
 
-pub fn take<T: Clone>(outcome: &Outcome<T>) -> Option<T> {
+pub(crate) fn take<T: Clone>(outcome: &Outcome<T>) -> Option<T> {
     outcome.lock().unwrap().clone()
 }
 
@@ -45,7 +46,7 @@ fn set<T: std::fmt::Debug>(outcome: &Outcome<T>, value: T) {
     *slot = Some(value);
 }
 
-pub fn responder<T, E>(outcome: &Outcome<Result<T, E>>) -> Responder<T, E>
+pub(crate) fn responder<T, E>(outcome: &Outcome<Result<T, E>>) -> Responder<T, E>
 where
     T: std::fmt::Debug + Send + 'static,
     E: std::fmt::Debug + From<StopReason> + Send + 'static,
@@ -56,13 +57,15 @@ where
 
 /// Answers a proposal.
 #[derive(Debug)]
-pub struct ProposalWaiter {
+pub(crate) struct ProposalWaiter {
     outcome: Option<Outcome<Result<LogPosition, ProposeError>>>,
 }
 
 impl ProposalWaiter {
-    pub fn new(outcome: &Outcome<Result<LogPosition, ProposeError>>) -> Self {
-        ProposalWaiter { outcome: Some(Arc::clone(outcome)) }
+    pub(crate) fn new(outcome: &Outcome<Result<LogPosition, ProposeError>>) -> Self {
+        ProposalWaiter {
+            outcome: Some(Arc::clone(outcome)),
+        }
     }
 
     fn answer(mut self, answer: Result<LogPosition, ProposeError>) {
@@ -86,64 +89,90 @@ impl Drop for ProposalWaiter {
     }
 }
 
-pub type Core = RaftNodeCore<ProposalWaiter>;
+pub(crate) type Core = RaftNodeCore<ProposalWaiter>;
 
 /// The replicated state: every proposal's number in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct State {
-    pub numbers: Vec<u64>,
-    pub at: LogPosition,
+pub(crate) struct State {
+    pub(crate) numbers: Vec<u64>,
+    pub(crate) at: LogPosition,
 }
 
 impl State {
     fn encode(&self) -> Vec<u8> {
-        self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+        self.numbers
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect()
     }
 
     fn decode(bytes: &[u8], at: LogPosition) -> State {
-        let numbers = bytes.chunks(8).map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap())).collect();
+        let numbers = bytes
+            .chunks(8)
+            .map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap()))
+            .collect();
         State { numbers, at }
     }
 }
 
 /// A node: a disk that stays, and while it runs, a core.
-pub struct Node {
-    pub id: NodeId,
-    pub incarnation: Incarnation,
-    pub disk: MemoryStorage,
-    pub running: Option<Running>,
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) disk: MemoryStorage,
+    pub(crate) running: Option<Running>,
 }
 
-pub struct Running {
-    pub core: Core,
-    pub state: State,
-    pub members: Members,
-    pub to_write: VecDeque<(TurnNumber, Option<Write>, Vec<RaftMessage>)>,
-    pub to_apply: VecDeque<ToApply>,
+pub(crate) struct Running {
+    pub(crate) core: Core,
+    pub(crate) state: State,
+    pub(crate) members: Members,
+    pub(crate) to_write: VecDeque<(TurnNumber, Option<Write>, Vec<RaftMessage>)>,
+    pub(crate) to_apply: VecDeque<ToApply>,
 }
 
-pub enum ToApply {
+pub(crate) enum ToApply {
     Committed(Committed<ProposalWaiter>),
     TakeSnapshot,
 }
 
 enum Packet {
-    Raft { sender: Sender, receiver: Option<Incarnation>, messages: Vec<RaftMessage> },
-    Snapshot { sender: Sender, receiver: Option<Incarnation>, term: Term, snapshot: SnapshotMeta, data: Vec<u8> },
+    Raft {
+        sender: Sender,
+        receiver: Option<Incarnation>,
+        messages: Vec<RaftMessage>,
+    },
+    Snapshot {
+        sender: Sender,
+        receiver: Option<Incarnation>,
+        term: Term,
+        snapshot: SnapshotMeta,
+        data: Vec<u8>,
+    },
     Request(LeaderRequest<ProposalWaiter>),
-    ReadRound { round: u64 },
+    ReadRound {
+        round: u64,
+    },
 }
 
 enum Event {
-    SnapshotSent { from: NodeId, to: NodeId, outcome: Result<(), String> },
-    ReadRoundAnswered { node: NodeId, round: u64, answer: Result<LogIndex, ReadError> },
+    SnapshotSent {
+        from: NodeId,
+        to: NodeId,
+        outcome: Result<(), String>,
+    },
+    ReadRoundAnswered {
+        node: NodeId,
+        round: u64,
+        answer: Result<LogIndex, ReadError>,
+    },
 }
 
 type Events = Arc<Mutex<VecDeque<Event>>>;
 
 /// What has been seen to be so, for ever: the Raft properties (thesis, figure 3.2) and our own.
 #[derive(Default)]
-pub struct Truth {
+pub(crate) struct Truth {
     leaders: BTreeMap<Term, NodeId>,
     /// Every entry ever written, with the term of the one before it.
     entries: BTreeMap<LogPosition, (Entry, Option<Term>)>,
@@ -152,8 +181,8 @@ pub struct Truth {
     terms: BTreeMap<(NodeId, Incarnation), Term>,
     commits: BTreeMap<(NodeId, Incarnation), LogIndex>,
     members: BTreeMap<LogIndex, Members>,
-    pub elections: usize,
-    pub snapshots_installed: usize,
+    pub(crate) elections: usize,
+    pub(crate) snapshots_installed: usize,
 }
 
 impl Truth {
@@ -169,7 +198,11 @@ impl Truth {
             let position = entry.position;
             if position.term < status.term && position.index > truncated.index {
                 let own = log.get(&position.index);
-                assert_eq!(own, Some(&position.term), "leader {leader} lacks committed entry {position}");
+                assert_eq!(
+                    own,
+                    Some(&position.term),
+                    "leader {leader} lacks committed entry {position}"
+                );
             }
         }
     }
@@ -183,8 +216,10 @@ impl Truth {
         };
         for entry in &write.append {
             let previous_term = previous.map(|position| position.term);
-            let known =
-                self.entries.entry(entry.position).or_insert_with(|| (entry.clone(), previous_term));
+            let known = self
+                .entries
+                .entry(entry.position)
+                .or_insert_with(|| (entry.clone(), previous_term));
             assert_eq!(known.0, *entry, "two entries at {}", entry.position);
             if let (Some(known), Some(new)) = (known.1, previous_term) {
                 assert_eq!(known, new, "the logs differ before {}", entry.position);
@@ -201,15 +236,25 @@ impl Truth {
         }
         if let Some(hard_state) = write.hard_state {
             let term = self.terms.entry((node, incarnation)).or_default();
-            assert!(hard_state.term >= *term, "the term of {node} fell from {term} to {}", hard_state.term);
+            assert!(
+                hard_state.term >= *term,
+                "the term of {node} fell from {term} to {}",
+                hard_state.term
+            );
             *term = hard_state.term;
             if let Some(vote) = hard_state.vote {
-                let first = *self.votes.entry((node, incarnation, hard_state.term)).or_insert(vote);
+                let first = *self
+                    .votes
+                    .entry((node, incarnation, hard_state.term))
+                    .or_insert(vote);
                 assert_eq!(first, vote, "{node} voted twice in term {}", hard_state.term);
             }
         }
         if let Some(members) = &write.members {
-            let first = self.members.entry(members.as_of()).or_insert_with(|| members.clone());
+            let first = self
+                .members
+                .entry(members.as_of())
+                .or_insert_with(|| members.clone());
             assert_eq!(first, members, "two memberships as of {}", members.as_of());
         }
     }
@@ -227,29 +272,31 @@ impl Truth {
     }
 }
 
-pub struct Cluster {
-    pub rng: ChaCha8Rng,
-    pub seed: u64,
-    pub config: CheckedConfig,
-    pub nodes: BTreeMap<NodeId, Node>,
+pub(crate) struct Cluster {
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) seed: u64,
+    pub(crate) config: CheckedConfig,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
     links: BTreeMap<(NodeId, NodeId), VecDeque<Packet>>,
     /// Links that deliver nothing.
-    pub cut: BTreeSet<(NodeId, NodeId)>,
+    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
     /// Of 100 packets, so many are lost.
-    pub loss_percent: u32,
+    pub(crate) loss_percent: u32,
+    /// Of 100 packets, so many overtake others, and as many arrive twice.
+    pub(crate) disorder_percent: u32,
     events: Events,
-    pub truth: Truth,
+    pub(crate) truth: Truth,
     initial: Members,
     next_number: u64,
     next_incarnation: u64,
-    pub acknowledged: Vec<(u64, LogPosition)>,
+    pub(crate) acknowledged: Vec<(u64, LogPosition)>,
     proposals: Vec<(u64, Outcome<Result<LogPosition, ProposeError>>)>,
     reads: Vec<(LogIndex, Outcome<Result<LogIndex, ReadError>>)>,
     /// What happened, in words: equal for equal seeds.
-    pub trace: Vec<String>,
+    pub(crate) trace: Vec<String>,
 }
 
-pub fn test_config() -> Config {
+pub(crate) fn test_config() -> Config {
     Config {
         tick_interval: std::time::Duration::from_millis(10),
         heartbeat_interval: std::time::Duration::from_millis(20),
@@ -267,8 +314,9 @@ pub fn test_config() -> Config {
 
 impl Cluster {
     /// Nodes `1..=voters`, all running.
-    pub fn new(seed: u64, voters: u64, config: Config) -> Cluster {
-        let initial = Members::initial((1..=voters).map(|n| Member::voter(id(n), format!("node-{n}:1")))).unwrap();
+    pub(crate) fn new(seed: u64, voters: u64, config: Config) -> Cluster {
+        let initial =
+            Members::initial((1..=voters).map(|n| Member::voter(id(n), format!("node-{n}:1")))).unwrap();
         let mut cluster = Cluster {
             rng: ChaCha8Rng::seed_from_u64(seed),
             seed,
@@ -277,6 +325,7 @@ impl Cluster {
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
             loss_percent: 0,
+            disorder_percent: 0,
             events: Events::default(),
             truth: Truth::default(),
             initial,
@@ -289,36 +338,60 @@ impl Cluster {
         };
         for number in 1..=voters {
             cluster.add_node(id(number));
-            cluster.start_cluster(id(number));
         }
         cluster
     }
 
     /// A node with an empty disk, running, that belongs to no cluster.
-    pub fn add_node(&mut self, node: NodeId) {
+    pub(crate) fn add_node(&mut self, node: NodeId) {
         self.next_incarnation += 1;
         let incarnation = Incarnation(self.next_incarnation);
-        self.nodes.insert(node, Node { id: node, incarnation, disk: MemoryStorage::default(), running: None });
+        self.nodes.insert(
+            node,
+            Node {
+                id: node,
+                incarnation,
+                disk: MemoryStorage::default(),
+                running: None,
+            },
+        );
         self.start(node);
     }
 
     fn identity(&self, node: NodeId) -> Identity {
-        Identity { cluster_id: CLUSTER, node_id: node, incarnation: self.nodes[&node].incarnation }
+        Identity {
+            cluster_id: CLUSTER,
+            node_id: node,
+            incarnation: self.nodes[&node].incarnation,
+        }
     }
 
-    pub fn start_cluster(&mut self, node: NodeId) {
+    pub(crate) fn start_cluster(&mut self, node: NodeId) {
         let (identity, members) = (self.identity(node), self.initial.clone());
         let reply = responder(&outcome());
-        self.local(node, LocalRequestMsg::StartCluster { identity, members, reply });
+        self.local(
+            node,
+            LocalRequestMsg::StartCluster {
+                identity,
+                members,
+                reply,
+            },
+        );
     }
 
-    pub fn await_cluster(&mut self, node: NodeId) {
+    pub(crate) fn await_cluster(&mut self, node: NodeId) {
         let identity = self.identity(node);
-        self.local(node, LocalRequestMsg::AwaitCluster { identity, reply: responder(&outcome()) });
+        self.local(
+            node,
+            LocalRequestMsg::AwaitCluster {
+                identity,
+                reply: responder(&outcome()),
+            },
+        );
     }
 
     /// Starts a stopped node on what its disk holds.
-    pub fn start(&mut self, node: NodeId) {
+    pub(crate) fn start(&mut self, node: NodeId) {
         let this = self.nodes.get_mut(&node).unwrap();
         let stored = this.disk.load().unwrap();
         let mut state = State::default();
@@ -338,13 +411,22 @@ impl Cluster {
             logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let core = RaftNodeCore::new(start, &this.disk.log_reader()).unwrap();
-        this.running =
-            Some(Running { core, state, members, to_write: VecDeque::new(), to_apply: VecDeque::new() });
+        let is_fresh = this.disk.load().unwrap().identity.is_none();
+        this.running = Some(Running {
+            core,
+            state,
+            members,
+            to_write: VecDeque::new(),
+            to_apply: VecDeque::new(),
+        });
+        if is_fresh && self.initial.get(node).is_some() {
+            self.start_cluster(node);
+        }
         self.run_turns(node);
     }
 
     /// The power fails: what was not synced is gone, and so is everything in memory.
-    pub fn crash(&mut self, node: NodeId) {
+    pub(crate) fn crash(&mut self, node: NodeId) {
         self.nodes.get_mut(&node).unwrap().running = None;
         for ((from, _), packets) in &mut self.links {
             if *from == node {
@@ -357,7 +439,7 @@ impl Cluster {
     }
 
     /// The disk is replaced by an empty one; the node must be stopped.
-    pub fn wipe(&mut self, node: NodeId) {
+    pub(crate) fn wipe(&mut self, node: NodeId) {
         self.next_incarnation += 1;
         let this = self.nodes.get_mut(&node).unwrap();
         assert!(this.running.is_none());
@@ -365,29 +447,35 @@ impl Cluster {
         this.incarnation = Incarnation(self.next_incarnation);
     }
 
-    pub fn running(&mut self, node: NodeId) -> Option<&mut Running> {
+    pub(crate) fn running(&mut self, node: NodeId) -> Option<&mut Running> {
         self.nodes.get_mut(&node)?.running.as_mut()
     }
 
-    pub fn status(&self, node: NodeId) -> Option<Status> {
-        self.nodes[&node].running.as_ref().map(|running| running.core.status())
+    pub(crate) fn status(&self, node: NodeId) -> Option<Status> {
+        self.nodes[&node]
+            .running
+            .as_ref()
+            .map(|running| running.core.status())
     }
 
     /// The leader of the highest term.
-    pub fn leader(&self) -> Option<NodeId> {
+    pub(crate) fn leader(&self) -> Option<NodeId> {
         let statuses = self.nodes.keys().filter_map(|node| self.status(*node));
-        statuses.filter(|status| status.role == Role::Leader).max_by_key(|s| s.term).map(|s| s.node_id)
+        statuses
+            .filter(|status| status.role == Role::Leader)
+            .max_by_key(|s| s.term)
+            .map(|s| s.node_id)
     }
 
     /// Asks `node` something, and carries out what follows.
-    pub fn local(&mut self, node: NodeId, message: LocalRequestMsg<ProposalWaiter>) {
+    pub(crate) fn local(&mut self, node: NodeId, message: LocalRequestMsg<ProposalWaiter>) {
         if let Some(running) = self.running(node) {
             running.core.handle_local_request_msg(message);
             self.run_turns(node);
         }
     }
 
-    pub fn propose(&mut self, node: NodeId) -> Outcome<Result<LogPosition, ProposeError>> {
+    pub(crate) fn propose(&mut self, node: NodeId) -> Outcome<Result<LogPosition, ProposeError>> {
         self.next_number += 1;
         let number = self.next_number;
         let result = outcome();
@@ -395,36 +483,61 @@ impl Cluster {
         let payload = Bytes::copy_from_slice(&number.to_le_bytes());
         let reply = ProposalWaiter::new(&result);
         if self.running(node).is_some() {
-            self.local(node, LocalRequestMsg::ForLeader(LeaderRequest::Propose { payload, reply }));
+            self.local(
+                node,
+                LocalRequestMsg::ForLeader(LeaderRequest::Propose { payload, reply }),
+            );
         }
         result
     }
 
-    pub fn read(&mut self, node: NodeId) -> Outcome<Result<LogIndex, ReadError>> {
+    pub(crate) fn read(&mut self, node: NodeId) -> Outcome<Result<LogIndex, ReadError>> {
         self.collect_acknowledged();
-        let floor = self.acknowledged.iter().map(|(_, position)| position.index).max().unwrap_or_default();
+        let floor = self
+            .acknowledged
+            .iter()
+            .map(|(_, position)| position.index)
+            .max()
+            .unwrap_or_default();
         let result = outcome();
         if self.running(node).is_some() {
             self.reads.push((floor, Arc::clone(&result)));
-            self.local(node, LocalRequestMsg::ReadIndex { reply: responder(&result) });
+            self.local(
+                node,
+                LocalRequestMsg::ReadIndex {
+                    reply: responder(&result),
+                },
+            );
         }
         result
     }
 
-    pub fn change(&mut self, node: NodeId, change: MembershipChange) -> Outcome<Result<Members, MembershipError>> {
+    pub(crate) fn change(
+        &mut self,
+        node: NodeId,
+        change: MembershipChange,
+    ) -> Outcome<Result<Members, MembershipError>> {
         let result = outcome();
         let reply = responder(&result);
-        self.local(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }));
+        self.local(
+            node,
+            LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }),
+        );
         result
     }
 
-    pub fn make_snapshot(&mut self, node: NodeId) -> Outcome<Result<LogPosition, SnapshotError>> {
+    pub(crate) fn make_snapshot(&mut self, node: NodeId) -> Outcome<Result<LogPosition, SnapshotError>> {
         let result = outcome();
-        self.local(node, LocalRequestMsg::MakeSnapshot { reply: responder(&result) });
+        self.local(
+            node,
+            LocalRequestMsg::MakeSnapshot {
+                reply: responder(&result),
+            },
+        );
         result
     }
 
-    pub fn tick(&mut self, node: NodeId) {
+    pub(crate) fn tick(&mut self, node: NodeId) {
         if let Some(running) = self.running(node) {
             running.core.tick();
             self.run_turns(node);
@@ -432,7 +545,7 @@ impl Cluster {
     }
 
     /// Carries out everything that `node` wants done, up to what takes time.
-    pub fn run_turns(&mut self, node: NodeId) {
+    pub(crate) fn run_turns(&mut self, node: NodeId) {
         while let Some(turn) = self.running(node).and_then(|running| running.core.ready()) {
             self.run_turn(node, turn);
         }
@@ -463,13 +576,20 @@ impl Cluster {
 
     fn run_turn(&mut self, node: NodeId, turn: Turn<ProposalWaiter>) {
         let reader = self.nodes[&node].disk.log_reader();
-        let fetched: Vec<_> =
-            turn.fetch.into_iter().map(|f| (f, reader.read(f.from, f.until, f.bytes_max))).collect();
+        let fetched: Vec<_> = turn
+            .fetch
+            .into_iter()
+            .map(|f| (f, reader.read(f.from, f.until, f.bytes_max)))
+            .collect();
         let running = self.running(node).unwrap();
         if turn.write.is_some() || !turn.send_after.is_empty() {
-            running.to_write.push_back((turn.number, turn.write, turn.send_after));
+            running
+                .to_write
+                .push_back((turn.number, turn.write, turn.send_after));
         }
-        running.to_apply.extend(turn.committed.into_iter().map(ToApply::Committed));
+        running
+            .to_apply
+            .extend(turn.committed.into_iter().map(ToApply::Committed));
         if turn.take_snapshot {
             running.to_apply.push_back(ToApply::TakeSnapshot);
         }
@@ -482,22 +602,37 @@ impl Cluster {
             let mut data = Vec::new();
             reader.read_to_end(&mut data).unwrap();
             let (sender, receiver) = self.introduction(node, send.to);
-            let packet = Packet::Snapshot { sender, receiver, term: send.term, snapshot, data };
+            let packet = Packet::Snapshot {
+                sender,
+                receiver,
+                term: send.term,
+                snapshot,
+                data,
+            };
             self.links.entry((node, send.to)).or_default().push_back(packet);
         }
         for forward in turn.forward {
-            self.links.entry((node, forward.to)).or_default().push_back(Packet::Request(forward.request));
+            self.links
+                .entry((node, forward.to))
+                .or_default()
+                .push_back(Packet::Request(forward.request));
         }
         if let Some(round) = turn.read_round {
             let packet = Packet::ReadRound { round: round.round };
-            self.links.entry((node, round.leader)).or_default().push_back(packet);
+            self.links
+                .entry((node, round.leader))
+                .or_default()
+                .push_back(packet);
         }
     }
 
     fn introduction(&self, from: NodeId, to: NodeId) -> (Sender, Option<Incarnation>) {
         let members = self.status(from).unwrap().members;
-        let sender =
-            Sender { id: from, incarnation: self.nodes[&from].incarnation, members_as_of: members.as_of() };
+        let sender = Sender {
+            id: from,
+            incarnation: self.nodes[&from].incarnation,
+            members_as_of: members.as_of(),
+        };
         (sender, members.get(to).and_then(|member| member.incarnation))
     }
 
@@ -505,17 +640,25 @@ impl Cluster {
         for message in messages {
             let to = message.to;
             let (sender, receiver) = self.introduction(from, to);
-            let packet = Packet::Raft { sender, receiver, messages: vec![message] };
+            let packet = Packet::Raft {
+                sender,
+                receiver,
+                messages: vec![message],
+            };
             self.links.entry((from, to)).or_default().push_back(packet);
         }
     }
 
     /// The oldest waiting write of `node` becomes durable.
-    pub fn complete_write(&mut self, node: NodeId) -> bool {
+    pub(crate) fn complete_write(&mut self, node: NodeId) -> bool {
         let this = self.nodes.get_mut(&node).unwrap();
         let incarnation = this.incarnation;
-        let Some(running) = &mut this.running else { return false };
-        let Some((number, write, send_after)) = running.to_write.pop_front() else { return false };
+        let Some(running) = &mut this.running else {
+            return false;
+        };
+        let Some((number, write, send_after)) = running.to_write.pop_front() else {
+            return false;
+        };
         if let Some(write) = write {
             let before = this.disk.load().unwrap();
             this.disk.write(std::slice::from_ref(&write)).unwrap();
@@ -524,17 +667,28 @@ impl Cluster {
                 self.truth.snapshots_installed += 1;
             }
         }
-        self.nodes.get_mut(&node).unwrap().running.as_mut().unwrap().core.written(number);
+        self.nodes
+            .get_mut(&node)
+            .unwrap()
+            .running
+            .as_mut()
+            .unwrap()
+            .core
+            .written(number);
         self.send(node, send_after);
         self.run_turns(node);
         true
     }
 
     /// The state machine of `node` takes its next item.
-    pub fn apply_one(&mut self, node: NodeId) -> bool {
+    pub(crate) fn apply_one(&mut self, node: NodeId) -> bool {
         let this = self.nodes.get_mut(&node).unwrap();
-        let Some(running) = &mut this.running else { return false };
-        let Some(item) = running.to_apply.pop_front() else { return false };
+        let Some(running) = &mut this.running else {
+            return false;
+        };
+        let Some(item) = running.to_apply.pop_front() else {
+            return false;
+        };
         match item {
             ToApply::TakeSnapshot => {
                 let meta = SnapshotMeta {
@@ -550,11 +704,23 @@ impl Cluster {
             ToApply::Committed(committed) => {
                 let position = committed.position();
                 match committed {
-                    Committed::User { position, payload, reply } => {
+                    Committed::User {
+                        position,
+                        payload,
+                        reply,
+                    } => {
                         let number = u64::from_le_bytes(payload.as_ref().try_into().unwrap());
-                        assert_eq!(position.index, running.state.at.index.next(), "{node} skips an entry");
+                        assert_eq!(
+                            position.index,
+                            running.state.at.index.next(),
+                            "{node} skips an entry"
+                        );
                         running.state.numbers.push(number);
-                        let entry = Entry { position, kind: raftify_core::EntryKind::User, payload };
+                        let entry = Entry {
+                            position,
+                            kind: raftify_core::EntryKind::User,
+                            payload,
+                        };
                         self.truth.saw_applied(node, entry);
                         if let Some(reply) = reply {
                             reply.answer(Ok(position));
@@ -578,9 +744,35 @@ impl Cluster {
         true
     }
 
+    fn take_packet(&mut self, from: NodeId, to: NodeId) -> Option<Packet> {
+        let packets = self.links.get_mut(&(from, to))?;
+        if packets.is_empty() || self.rng.random_range(0..100) >= self.disorder_percent {
+            return packets.pop_front();
+        }
+        let place = self.rng.random_range(0..packets.len());
+        let packet = packets.remove(place)?;
+        if let Packet::Raft {
+            sender,
+            receiver,
+            messages,
+        } = &packet
+        {
+            let copy = Packet::Raft {
+                sender: *sender,
+                receiver: *receiver,
+                messages: messages.clone(),
+            };
+            let place = self.rng.random_range(0..=packets.len());
+            packets.insert(place, copy);
+        }
+        Some(packet)
+    }
+
     /// The next packet on a link arrives, or is lost.
-    pub fn deliver(&mut self, from: NodeId, to: NodeId) -> bool {
-        let Some(packet) = self.links.get_mut(&(from, to)).and_then(VecDeque::pop_front) else { return false };
+    pub(crate) fn deliver(&mut self, from: NodeId, to: NodeId) -> bool {
+        let Some(packet) = self.take_packet(from, to) else {
+            return false;
+        };
         let lost = self.cut.contains(&(from, to)) || self.rng.random_range(0..100) < self.loss_percent;
         let up = self.nodes.get(&to).is_some_and(|node| node.running.is_some());
         if lost || !up {
@@ -604,24 +796,52 @@ impl Cluster {
         }
         let events = Arc::clone(&self.events);
         let message = match packet {
-            Packet::Raft { sender, receiver, messages } => {
-                ServerRequestMsg::RaftMessages { sender, receiver, messages }
-            }
-            Packet::Snapshot { sender, receiver, term, snapshot, data } => {
+            Packet::Raft {
+                sender,
+                receiver,
+                messages,
+            } => ServerRequestMsg::RaftMessages {
+                sender,
+                receiver,
+                messages,
+            },
+            Packet::Snapshot {
+                sender,
+                receiver,
+                term,
+                snapshot,
+                data,
+            } => {
                 let store = self.nodes[&to].disk.snapshots();
                 let mut writer = store.create(&snapshot).unwrap();
                 writer.write_all(&data).unwrap();
                 writer.finish().unwrap();
                 let reply = Responder::new(move |answer: Result<(), InstallError>| {
                     let outcome = answer.map_err(|error| error.to_string());
-                    events.lock().unwrap().push_back(Event::SnapshotSent { from, to, outcome });
+                    events
+                        .lock()
+                        .unwrap()
+                        .push_back(Event::SnapshotSent { from, to, outcome });
                 });
-                ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply }
+                ServerRequestMsg::InstallSnapshot {
+                    sender,
+                    receiver,
+                    term,
+                    snapshot,
+                    reply,
+                }
             }
-            Packet::Request(request) => ServerRequestMsg::ForLeader { request, forwarding: Forwarding::Never },
+            Packet::Request(request) => ServerRequestMsg::ForLeader {
+                request,
+                forwarding: Forwarding::Never,
+            },
             Packet::ReadRound { round } => {
                 let reply = Responder::new(move |answer| {
-                    let event = Event::ReadRoundAnswered { node: from, round, answer };
+                    let event = Event::ReadRoundAnswered {
+                        node: from,
+                        round,
+                        answer,
+                    };
                     events.lock().unwrap().push_back(event);
                 });
                 ServerRequestMsg::ConfirmReadIndex { reply }
@@ -633,9 +853,11 @@ impl Cluster {
     }
 
     /// Hands on what other nodes answered.
-    pub fn handle_events(&mut self) {
+    pub(crate) fn handle_events(&mut self) {
         loop {
-            let Some(event) = self.events.lock().unwrap().pop_front() else { return };
+            let Some(event) = self.events.lock().unwrap().pop_front() else {
+                return;
+            };
             let node = match event {
                 Event::SnapshotSent { from, to, outcome } => {
                     if let Some(running) = self.running(from) {
@@ -654,19 +876,32 @@ impl Cluster {
         }
     }
 
-    pub fn ids(&self) -> Vec<NodeId> {
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
         self.nodes.keys().copied().collect()
     }
 
+    /// How many packets are under way on a link.
+    pub(crate) fn packets(&self, from: NodeId, to: NodeId) -> usize {
+        self.links.get(&(from, to)).map_or(0, VecDeque::len)
+    }
+
     fn busy_links(&self) -> Vec<(NodeId, NodeId)> {
-        self.links.iter().filter(|(_, packets)| !packets.is_empty()).map(|(link, _)| *link).collect()
+        self.links
+            .iter()
+            .filter(|(_, packets)| !packets.is_empty())
+            .map(|(link, _)| *link)
+            .collect()
     }
 
     /// Everything that is under way, in a random order, until nothing is.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..100_000 {
             self.handle_events();
-            let mut choices: Vec<Choice> = self.busy_links().into_iter().map(|(a, b)| Choice::Deliver(a, b)).collect();
+            let mut choices: Vec<Choice> = self
+                .busy_links()
+                .into_iter()
+                .map(|(a, b)| Choice::Deliver(a, b))
+                .collect();
             for (node, this) in &self.nodes {
                 if let Some(running) = &this.running {
                     if !running.to_write.is_empty() {
@@ -695,7 +930,7 @@ impl Cluster {
     }
 
     /// A few random deliveries, writes and applications: work stays under way.
-    pub fn jostle(&mut self, steps: usize) {
+    pub(crate) fn jostle(&mut self, steps: usize) {
         let nodes = self.ids();
         for _ in 0..steps {
             self.handle_events();
@@ -718,7 +953,7 @@ impl Cluster {
     }
 
     /// Lets time pass for all, settling after each tick.
-    pub fn pass_ticks(&mut self, ticks: usize) {
+    pub(crate) fn pass_ticks(&mut self, ticks: usize) {
         for _ in 0..ticks {
             for node in self.ids() {
                 self.tick(node);
@@ -728,23 +963,65 @@ impl Cluster {
     }
 
     /// Lets time pass until `condition` holds.
-    pub fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Cluster) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Cluster) -> bool) {
         for _ in 0..2000 {
             if condition(self) {
                 return;
             }
             self.pass_ticks(1);
         }
-        let statuses: Vec<_> = self.nodes.keys().map(|node| self.status(*node)).collect();
-        panic!("never came true: {what} (seed {})\n{statuses:#?}\n{:#?}", self.seed, self.trace);
+        let statuses: Vec<String> = self.ids().into_iter().map(|node| self.summary(node)).collect();
+        panic!(
+            "never came true: {what} (seed {})\n{}\n{}",
+            self.seed,
+            self.trace.join("\n"),
+            statuses.join("\n")
+        );
     }
 
-    pub fn until_leader(&mut self) -> NodeId {
+    fn summary(&mut self, node: NodeId) -> String {
+        let report = outcome();
+        self.local(
+            node,
+            LocalRequestMsg::Inspect {
+                reply: responder(&report),
+            },
+        );
+        let progress = take(&report).and_then(Result::ok).map(|report| report.progress);
+        let Some(status) = self.status(node) else {
+            return format!("{node}: stopped");
+        };
+        let members: Vec<String> = status
+            .members
+            .iter()
+            .map(|m| format!("{}:{}:{:?}", m.id, m.role, m.incarnation))
+            .collect();
+        format!(
+            "{node}: {} of term {}, leader {:?}, commit {}, applied {}, last {}, log after {}, members {members:?} as of {} joint {} snapshot {:?} {progress:?}",
+            status.role,
+            status.term,
+            status.leader_id,
+            status.commit,
+            status.applied,
+            status.last,
+            status.truncated,
+            status.members.as_of(),
+            status.members.is_joint(),
+            status.snapshot,
+        )
+    }
+
+    pub(crate) fn until_leader(&mut self) -> NodeId {
         self.until("there is a leader that all running members follow", |cluster| {
-            let Some(leader) = cluster.leader() else { return false };
+            let Some(leader) = cluster.leader() else {
+                return false;
+            };
             let status = cluster.status(leader).unwrap();
             status.members.iter().all(|member| {
-                let known = cluster.nodes.get(&member.id).and_then(|_| cluster.status(member.id));
+                let known = cluster
+                    .nodes
+                    .get(&member.id)
+                    .and_then(|_| cluster.status(member.id));
                 known.is_none_or(|other| other.leader_id == Some(leader) && other.term == status.term)
             })
         });
@@ -752,7 +1029,7 @@ impl Cluster {
     }
 
     /// Proposes on `node` until one proposal is applied there.
-    pub fn until_proposed(&mut self, node: NodeId) -> LogPosition {
+    pub(crate) fn until_proposed(&mut self, node: NodeId) -> LogPosition {
         let mut result = self.propose(node);
         let mut position = None;
         self.until("a proposal is applied", |cluster| {
@@ -767,7 +1044,9 @@ impl Cluster {
     }
 
     fn collect_acknowledged(&mut self) {
-        let answered = self.proposals.extract_if(.., |(_, outcome)| outcome.lock().unwrap().is_some());
+        let answered = self
+            .proposals
+            .extract_if(.., |(_, outcome)| outcome.lock().unwrap().is_some());
         for (number, outcome) in answered.collect::<Vec<_>>() {
             if let Some(Ok(position)) = take(&outcome) {
                 self.acknowledged.push((number, position));
@@ -776,9 +1055,10 @@ impl Cluster {
     }
 
     /// Everything is repaired: the cluster must become live, all members equal, and nothing acknowledged missing.
-    pub fn check_recovery(&mut self) {
+    pub(crate) fn check_recovery(&mut self) {
         self.cut.clear();
         self.loss_percent = 0;
+        self.disorder_percent = 0;
         for node in self.ids() {
             if self.nodes[&node].running.is_none() {
                 self.start(node);
@@ -787,11 +1067,17 @@ impl Cluster {
         let leader = self.until_leader();
         self.until_proposed(leader);
         self.until("all members have applied everything", |cluster| {
-            let Some(leader) = cluster.leader() else { return false };
+            let Some(leader) = cluster.leader() else {
+                return false;
+            };
             let status = cluster.status(leader).unwrap();
             status.members.iter().all(|member| {
-                let Some(node) = cluster.nodes.get(&member.id) else { return true };
-                let Some(running) = node.running.as_ref() else { return true };
+                let Some(node) = cluster.nodes.get(&member.id) else {
+                    return true;
+                };
+                let Some(running) = node.running.as_ref() else {
+                    return true;
+                };
                 running.state.at.index == status.last.index && status.applied == status.last.index
             })
         });
@@ -801,19 +1087,29 @@ impl Cluster {
         let state = self.running(leader).unwrap().state.clone();
         for (number, position) in &self.acknowledged {
             let times = state.numbers.iter().filter(|applied| *applied == number).count();
-            assert_eq!(times, 1, "acknowledged proposal {number} at {position} was applied {times} times");
+            assert_eq!(
+                times, 1,
+                "acknowledged proposal {number} at {position} was applied {times} times"
+            );
         }
         let members = self.status(leader).unwrap().members;
         for member in members.iter() {
             if let Some(running) = self.running(member.id) {
-                assert_eq!(running.state, state, "{} differs from the leader {leader}", member.id);
+                assert_eq!(
+                    running.state, state,
+                    "{} differs from the leader {leader}",
+                    member.id
+                );
             }
         }
         let unanswered: Vec<u64> = self.proposals.iter().map(|(number, _)| *number).collect();
         assert!(unanswered.is_empty(), "never answered: {unanswered:?}");
         for (floor, read) in &self.reads {
             match take(read) {
-                Some(Ok(index)) => assert!(index >= *floor, "a read at {index} misses what was acknowledged at {floor}"),
+                Some(Ok(index)) => assert!(
+                    index >= *floor,
+                    "a read at {index} misses what was acknowledged at {floor}"
+                ),
                 Some(Err(_)) => {}
                 None => panic!("a read was never answered"),
             }
@@ -833,8 +1129,14 @@ fn read_log(disk: &MemoryStorage, stored: &StoredState) -> BTreeMap<LogIndex, Te
     if first > stored.last.index {
         return BTreeMap::new();
     }
-    let entries = disk.log_reader().read(first, stored.last.index.next(), u64::MAX).unwrap();
-    entries.into_iter().map(|entry| (entry.position.index, entry.position.term)).collect()
+    let entries = disk
+        .log_reader()
+        .read(first, stored.last.index.next(), u64::MAX)
+        .unwrap();
+    entries
+        .into_iter()
+        .map(|entry| (entry.position.index, entry.position.term))
+        .collect()
 }
 
 /// A packet does not arrive: whoever sent it learns what a broken connection tells.
@@ -843,7 +1145,11 @@ fn lose(packet: Packet, from: NodeId, events: &Events, to: NodeId) {
     match packet {
         Packet::Raft { .. } => {}
         Packet::Snapshot { .. } => {
-            events.lock().unwrap().push_back(Event::SnapshotSent { from, to, outcome: Err(lost()) });
+            events.lock().unwrap().push_back(Event::SnapshotSent {
+                from,
+                to,
+                outcome: Err(lost()),
+            });
         }
         Packet::Request(LeaderRequest::Propose { reply, .. }) => {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::ConnectionLost(lost())));
@@ -851,7 +1157,11 @@ fn lose(packet: Packet, from: NodeId, events: &Events, to: NodeId) {
         Packet::Request(_) => {}
         Packet::ReadRound { round } => {
             let answer = Err(ReadError::ConnectionLost(lost()));
-            events.lock().unwrap().push_back(Event::ReadRoundAnswered { node: from, round, answer });
+            events.lock().unwrap().push_back(Event::ReadRoundAnswered {
+                node: from,
+                round,
+                answer,
+            });
         }
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use raftify::error::{BootstrapError, RunError};
 use raftify::storage::Write;
 use raftify::{
-    AbstractStateMachine, BoxError, ClusterJoinTicket, Config, LogPosition, Member, MemoryStorage, NodeId, Raft,
-    SnapshotCapture, StableStorage, StorageError, StoredState, restore_value,
+    AbstractStateMachine, BoxError, ClusterJoinTicket, Config, LogPosition, Member, MemoryStorage, NodeId,
+    Raft, SnapshotCapture, StableStorage, StorageError, StoredState, restore_value,
 };
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -57,7 +57,10 @@ pub fn free_address() -> String {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Change {
-    Set { key: String, value: String },
+    Set {
+        key: String,
+        value: String,
+    },
     /// Fails, fatally, on the node with this id.
     FailOn(NodeId),
     /// Panics on the node with this id.
@@ -67,7 +70,10 @@ pub enum Change {
 }
 
 pub fn set(key: impl ToString, value: impl ToString) -> Change {
-    Change::Set { key: key.to_string(), value: value.to_string() }
+    Change::Set {
+        key: key.to_string(),
+        value: value.to_string(),
+    }
 }
 
 /// Holds whoever comes, until it is opened.
@@ -81,7 +87,12 @@ impl Gate {
     }
 
     fn pass(&self) {
-        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
+        drop(
+            self.0
+                .1
+                .wait_while(self.0.0.lock().unwrap(), |open| !*open)
+                .unwrap(),
+        );
     }
 }
 
@@ -147,7 +158,10 @@ pub struct Disk {
 impl Disk {
     /// Waits until the node that had it has let go.
     pub async fn released(&self) {
-        until("the storage is closed", async || Arc::strong_count(&self.holder) == 1).await;
+        until("the storage is closed", async || {
+            Arc::strong_count(&self.holder) == 1
+        })
+        .await;
     }
 
     /// Forgets everything, as a new disk does.
@@ -156,7 +170,11 @@ impl Disk {
     }
 
     fn open(&self) -> OpenDisk {
-        OpenDisk { content: self.content.clone(), _held: Arc::clone(&self.holder), full: Arc::clone(&self.full) }
+        OpenDisk {
+            content: self.content.clone(),
+            _held: Arc::clone(&self.holder),
+            full: Arc::clone(&self.full),
+        }
     }
 }
 
@@ -177,7 +195,11 @@ impl StableStorage for OpenDisk {
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
         if self.full.load(Ordering::SeqCst) {
             let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
-            return Err(StorageError::Io { action: "write", path: "the test's disk".into(), source });
+            return Err(StorageError::Io {
+                action: "write",
+                path: "the test's disk".into(),
+                source,
+            });
         }
         self.content.write(writes)
     }
@@ -218,8 +240,19 @@ impl TestNode {
     /// Bootstraps without running.
     pub fn bootstrap(&self) -> Result<TestRaft, BootstrapError> {
         let (gate, faults) = (self.gate.clone(), self.faults.clone());
-        let store = Store { node_id: self.id, map: BTreeMap::new(), gate, faults };
-        Raft::bootstrap(self.id, &self.address, self.disk.open(), store, self.config.clone())
+        let store = Store {
+            node_id: self.id,
+            map: BTreeMap::new(),
+            gate,
+            faults,
+        };
+        Raft::bootstrap(
+            self.id,
+            &self.address,
+            self.disk.open(),
+            store,
+            self.config.clone(),
+        )
     }
 
     /// Bootstraps and runs, on what the disk holds.
@@ -290,13 +323,19 @@ pub async fn get(raft: &TestRaft, key: &str) -> Option<String> {
 /// Proposes until it is accepted. Only for entries that may be applied twice.
 pub async fn put(raft: &TestRaft, key: impl ToString, value: impl ToString) {
     let change = set(key, value);
-    until("a proposal is accepted", async || raft.propose(change.clone()).await.is_ok()).await;
+    until("a proposal is accepted", async || {
+        raft.propose(change.clone()).await.is_ok()
+    })
+    .await;
 }
 
 /// Nodes 1 to `count` with the list of members that each is started with.
 pub fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
     let nodes: Vec<TestNode> = (1..=count).map(TestNode::new).collect();
-    let members = nodes.iter().map(|node| Member::voter(node.id, &node.address)).collect();
+    let members = nodes
+        .iter()
+        .map(|node| Member::voter(node.id, &node.address))
+        .collect();
     (nodes, members)
 }
 
@@ -321,7 +360,9 @@ pub async fn agreed_leader(nodes: &[TestNode]) -> usize {
     let mut place = None;
     until("there is a leader", async || {
         let up = || nodes.iter().filter(|node| node.is_up());
-        place = nodes.iter().position(|node| node.is_up() && node.raft().is_leader());
+        place = nodes
+            .iter()
+            .position(|node| node.is_up() && node.raft().is_leader());
         place.is_some_and(|place| up().all(|node| node.raft().get_leader_id() == Some(nodes[place].id)))
     })
     .await;
@@ -342,7 +383,10 @@ pub async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicket {
 pub async fn join(member: &TestNode) -> TestNode {
     let address = free_address();
     let ticket = ticket(&address, member).await;
-    let mut node = TestNode { address, ..TestNode::new(ticket.reserved_id.get()) };
+    let mut node = TestNode {
+        address,
+        ..TestNode::new(ticket.reserved_id.get())
+    };
     let raft = node.start();
     join_with(&raft, ticket).await;
     node
@@ -350,14 +394,19 @@ pub async fn join(member: &TestNode) -> TestNode {
 
 /// Changes are made one at a time; who comes in between tries again.
 pub async fn join_with(raft: &TestRaft, ticket: ClusterJoinTicket) {
-    until("the node is let in", async || raft.join_cluster(vec![ticket.clone()]).await.is_ok()).await;
+    until("the node is let in", async || {
+        raft.join_cluster(vec![ticket.clone()]).await.is_ok()
+    })
+    .await;
 }
 
 /// A cluster of `count` nodes that have joined one after the other.
 pub async fn joined_cluster(count: u64) -> Vec<TestNode> {
     let mut nodes = vec![TestNode::new(1)];
     nodes[0].start();
-    within("the first leader", nodes[0].raft().wait_for_leader()).await.unwrap();
+    within("the first leader", nodes[0].raft().wait_for_leader())
+        .await
+        .unwrap();
     for _ in 1..count {
         let node = join(&nodes[0]).await;
         nodes.push(node);

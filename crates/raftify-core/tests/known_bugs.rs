@@ -1,0 +1,639 @@
+//! Bugs that other Raft systems shipped, each tried on whole clusters of cores. The numbers are those of the table in
+//! `docs/testing.md`.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod cluster;
+
+use cluster::{Cluster, id, outcome, responder, take, test_config};
+use raftify_core::error::{MembershipError, ProposeError, ReadError, StopReason, TransferError};
+use raftify_core::members::{LeaveJoint, MembershipRefusal};
+use raftify_core::{
+    LeaderRequest, LocalRequestMsg, LogIndex, Member, MemberChange, MemberRole, MembershipChange, NodeId,
+    Role,
+};
+
+fn cluster_of_three() -> (Cluster, NodeId) {
+    let mut cluster = Cluster::new(7, 3, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    (cluster, leader)
+}
+
+fn isolate(cluster: &mut Cluster, node: NodeId) {
+    for other in cluster.ids() {
+        cluster.cut.insert((node, other));
+        cluster.cut.insert((other, node));
+    }
+}
+
+fn others(cluster: &Cluster, node: NodeId) -> Vec<NodeId> {
+    cluster.ids().into_iter().filter(|other| *other != node).collect()
+}
+
+fn remove(node: NodeId) -> MembershipChange {
+    MembershipChange::one(MemberChange::Remove(node))
+}
+
+/// A node that waits for the cluster, with its identity on disk.
+fn joiner(cluster: &mut Cluster, number: u64) -> Member {
+    cluster.add_node(id(number));
+    cluster.await_cluster(id(number));
+    cluster.settle();
+    Member {
+        incarnation: Some(cluster.nodes[&id(number)].incarnation),
+        ..Member::voter(id(number), format!("node-{number}:1"))
+    }
+}
+
+#[test]
+fn bug_1_a_lost_proposal_is_not_answered_by_the_entry_that_took_its_place() {
+    let (mut cluster, old_leader) = cluster_of_three();
+    isolate(&mut cluster, old_leader);
+    let lost = cluster.propose(old_leader);
+    cluster.settle();
+    let index = cluster.status(old_leader).unwrap().last.index;
+    assert!(take(&lost).is_none());
+
+    cluster.until("the others elect a leader", |cluster| {
+        cluster.leader() != Some(old_leader)
+    });
+    let new_leader = cluster.leader().unwrap();
+    cluster.until_proposed(new_leader);
+    cluster.cut.clear();
+    cluster.until("the proposal is answered", |_| take(&lost).is_some());
+    assert_eq!(take(&lost), Some(Err(ProposeError::NotApplied { index })));
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_4_no_node_leads_without_votes() {
+    let mut cluster = Cluster::new(3, 3, test_config());
+    for node in cluster.ids() {
+        isolate(&mut cluster, node);
+    }
+    for _ in 0..20 {
+        cluster.pass_ticks(5);
+        for node in cluster.ids() {
+            assert_ne!(cluster.status(node).unwrap().role, Role::Leader);
+        }
+    }
+}
+
+#[test]
+fn bug_5_a_change_that_is_refused_is_answered_with_the_reason() {
+    let (mut cluster, leader) = cluster_of_three();
+    let unknown = cluster.change(leader, remove(id(9)));
+    let refusal = MembershipRefusal::UnknownMember { id: id(9) };
+    assert_eq!(
+        take(&unknown).unwrap().unwrap_err(),
+        MembershipError::Refused(refusal)
+    );
+
+    let follower = others(&cluster, leader)[0];
+    let first = cluster.change(leader, remove(follower));
+    let second = cluster.change(leader, remove(others(&cluster, leader)[1]));
+    assert_eq!(take(&second), Some(Err(MembershipError::ChangePending)));
+    cluster.until("the first change is made", |_| take(&first).is_some());
+    assert_eq!(take(&first).unwrap().unwrap().len(), 2);
+}
+
+#[test]
+fn bug_5_the_last_voter_cannot_be_removed() {
+    let mut cluster = Cluster::new(1, 1, test_config());
+    let leader = cluster.until_leader();
+    let refused = cluster.change(leader, remove(leader));
+    assert_eq!(
+        take(&refused),
+        Some(Err(MembershipError::Refused(MembershipRefusal::LastVoter)))
+    );
+}
+
+#[test]
+fn bug_6_every_request_without_a_leader_is_answered() {
+    let mut cluster = Cluster::new(5, 3, test_config());
+    let node = id(1);
+    let proposal = cluster.propose(node);
+    let read = cluster.read(node);
+    let change = cluster.change(node, remove(id(2)));
+    let (transfer, reservation) = (outcome(), outcome());
+    let request = LeaderRequest::TransferLeader {
+        to: Some(id(2)),
+        reply: responder(&transfer),
+    };
+    cluster.local(node, LocalRequestMsg::ForLeader(request));
+    let request = LeaderRequest::ReserveNodeId {
+        reply: responder(&reservation),
+    };
+    cluster.local(node, LocalRequestMsg::ForLeader(request));
+    assert_eq!(take(&proposal), Some(Err(ProposeError::NoLeader)));
+    assert_eq!(take(&read), Some(Err(ReadError::NoLeader)));
+    assert_eq!(take(&change), Some(Err(MembershipError::NoLeader)));
+    assert_eq!(take(&transfer), Some(Err(TransferError::NoLeader)));
+    assert_eq!(take(&reservation), Some(Err(MembershipError::NoLeader)));
+}
+
+#[test]
+fn bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes() {
+    let (mut cluster, leader) = cluster_of_three();
+    isolate(&mut cluster, leader);
+    let proposal = cluster.propose(leader);
+    let read = cluster.read(leader);
+    cluster.pass_ticks(250);
+    assert!(
+        matches!(take(&proposal), Some(Err(ProposeError::Unknown(_)))),
+        "{:?}",
+        take(&proposal)
+    );
+    assert!(
+        matches!(take(&read), Some(Err(ReadError::TimedOut(_)))),
+        "{:?}",
+        take(&read)
+    );
+}
+
+#[test]
+fn bug_10_two_nodes_that_join_at_once_get_two_ids_and_an_id_is_never_used_again() {
+    let (mut cluster, leader) = cluster_of_three();
+    let reserve = |cluster: &mut Cluster, node| {
+        let reservation = outcome();
+        let request = LeaderRequest::ReserveNodeId {
+            reply: responder(&reservation),
+        };
+        cluster.local(node, LocalRequestMsg::ForLeader(request));
+        reservation
+    };
+    let first = reserve(&mut cluster, leader);
+    let follower = others(&cluster, leader)[0];
+    let second = reserve(&mut cluster, follower);
+    cluster.until("both are answered", |_| {
+        take(&first).is_some() && take(&second).is_some()
+    });
+    let mut ids = [
+        take(&first).unwrap().unwrap().node_id,
+        take(&second).unwrap().unwrap().node_id,
+    ];
+    ids.sort();
+    assert_eq!(ids, [id(4), id(5)]);
+
+    let change = cluster.change(leader, remove(follower));
+    cluster.until("it is removed", |_| take(&change).is_some());
+    let again = MembershipChange::one(MemberChange::Add(Member::voter(follower, "elsewhere:1")));
+    let again = cluster.change(leader, again);
+    let refusal = MembershipRefusal::IdWasRemoved { id: follower };
+    assert_eq!(take(&again), Some(Err(MembershipError::Refused(refusal))));
+}
+
+#[test]
+fn bug_12_no_vote_and_no_acknowledgement_leaves_before_it_is_durable() {
+    let (mut cluster, leader) = cluster_of_three();
+    let follower = others(&cluster, leader)[0];
+    cluster.propose(leader);
+    cluster.settle();
+    cluster.propose(leader);
+    while cluster.deliver(leader, follower) {}
+    assert_eq!(
+        cluster.packets(follower, leader),
+        0,
+        "acknowledged before the write"
+    );
+    while cluster.complete_write(follower) {}
+    assert!(cluster.packets(follower, leader) > 0);
+
+    let mut cluster = Cluster::new(8, 3, test_config());
+    cluster.settle();
+    while cluster.status(id(1)).unwrap().role == Role::Follower {
+        cluster.tick(id(1));
+    }
+    let ask = |cluster: &mut Cluster| {
+        while cluster.complete_write(id(1)) {}
+        while cluster.deliver(id(1), id(2)) {}
+    };
+    // The pre-vote asks for nothing durable of the voter; the vote does.
+    ask(&mut cluster);
+    while cluster.deliver(id(2), id(1)) {}
+    assert_eq!(cluster.status(id(1)).unwrap().role, Role::Candidate);
+    ask(&mut cluster);
+    assert_eq!(
+        cluster.status(id(2)).unwrap().term,
+        cluster.status(id(1)).unwrap().term
+    );
+    assert_eq!(cluster.packets(id(2), id(1)), 0, "voted before the write");
+    assert!(cluster.complete_write(id(2)));
+    assert_eq!(cluster.packets(id(2), id(1)), 1);
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_14_an_installed_snapshot_leaves_nothing_of_a_conflicting_suffix() {
+    let (mut cluster, old_leader) = cluster_of_three();
+    isolate(&mut cluster, old_leader);
+    for _ in 0..5 {
+        cluster.propose(old_leader);
+    }
+    cluster.settle();
+    cluster.until("the others elect a leader", |cluster| {
+        cluster.leader() != Some(old_leader)
+    });
+    let leader = cluster.leader().unwrap();
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    assert!(cluster.status(leader).unwrap().truncated.index > cluster.status(old_leader).unwrap().last.index);
+    cluster.cut.clear();
+    let installed = cluster.truth.snapshots_installed;
+    cluster.until("it has caught up", |cluster| {
+        cluster.status(old_leader).unwrap().applied == cluster.status(leader).unwrap().applied
+    });
+    cluster.pass_ticks(100);
+    assert_eq!(
+        cluster.truth.snapshots_installed,
+        installed + 1,
+        "one snapshot is enough"
+    );
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_20_a_hand_over_to_a_dead_node_is_refused_and_nobody_waits() {
+    let (mut cluster, leader) = cluster_of_three();
+    let dead = others(&cluster, leader)[0];
+    cluster.crash(dead);
+    cluster.pass_ticks(30);
+    let transfer = outcome();
+    let request = LeaderRequest::TransferLeader {
+        to: Some(dead),
+        reply: responder(&transfer),
+    };
+    cluster.local(leader, LocalRequestMsg::ForLeader(request));
+    assert_eq!(
+        take(&transfer),
+        Some(Err(TransferError::Unreachable { id: dead }))
+    );
+    cluster.until_proposed(leader);
+}
+
+#[test]
+fn bug_20_proposals_during_a_hand_over_wait_for_its_outcome() {
+    let (mut cluster, leader) = cluster_of_three();
+    let target = others(&cluster, leader)[0];
+    let transfer = outcome();
+    let request = LeaderRequest::TransferLeader {
+        to: Some(target),
+        reply: responder(&transfer),
+    };
+    cluster.local(leader, LocalRequestMsg::ForLeader(request));
+    let proposal = cluster.propose(leader);
+    assert!(take(&proposal).is_none(), "neither lost nor refused");
+    cluster.until("both are answered", |_| {
+        take(&transfer).is_some() && take(&proposal).is_some()
+    });
+    assert_eq!(take(&transfer), Some(Ok(target)));
+    // It was forwarded to the new leader, whose own state machine answers in this harness.
+    assert!(take(&proposal).unwrap().is_ok());
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_22_a_joint_configuration_is_left_by_whoever_leads() {
+    let (mut cluster, leader) = cluster_of_three();
+    let (fourth, fifth) = (joiner(&mut cluster, 4), joiner(&mut cluster, 5));
+    let gone = others(&cluster, leader)[0];
+    let steps = vec![
+        MemberChange::Add(fourth),
+        MemberChange::Add(fifth),
+        MemberChange::Remove(gone),
+    ];
+    let change = MembershipChange::Steps {
+        steps,
+        leave: LeaveJoint::Automatically,
+    };
+    let result = cluster.change(leader, change);
+    cluster.until("some node is in the joint configuration", |cluster| {
+        let nodes = cluster.ids();
+        nodes.iter().any(|node| {
+            cluster
+                .status(*node)
+                .is_some_and(|status| status.members.is_joint())
+        })
+    });
+    cluster.crash(leader);
+    cluster.until("the joint configuration is left", |cluster| {
+        let Some(now) = cluster.leader() else { return false };
+        let members = cluster.status(now).unwrap().members;
+        now != leader && !members.is_joint() && members.len() == 4
+    });
+    drop(result);
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_22_a_joint_configuration_stays_until_it_is_left_on_request() {
+    let (mut cluster, leader) = cluster_of_three();
+    let (fourth, fifth) = (joiner(&mut cluster, 4), joiner(&mut cluster, 5));
+    let steps = vec![MemberChange::Add(fourth), MemberChange::Add(fifth)];
+    let change = MembershipChange::Steps {
+        steps,
+        leave: LeaveJoint::OnRequest,
+    };
+    let entered = cluster.change(leader, change);
+    cluster.until("it is entered", |_| take(&entered).is_some());
+    assert!(take(&entered).unwrap().unwrap().is_joint());
+    cluster.pass_ticks(50);
+    assert!(cluster.status(leader).unwrap().members.is_joint());
+    let left = cluster.change(leader, MembershipChange::LeaveJoint);
+    cluster.until("it is left", |_| take(&left).is_some());
+    assert!(!take(&left).unwrap().unwrap().is_joint());
+    let twice = cluster.change(leader, MembershipChange::LeaveJoint);
+    assert_eq!(
+        take(&twice),
+        Some(Err(MembershipError::Refused(MembershipRefusal::NotJoint)))
+    );
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_23_a_leader_that_is_removed_hands_over_first_and_then_stops() {
+    let (mut cluster, leader) = cluster_of_three();
+    let result = cluster.change(leader, remove(leader));
+    cluster.until("it is removed", |cluster| {
+        cluster
+            .leader()
+            .is_some_and(|now| now != leader && cluster.status(now).unwrap().members.get(leader).is_none())
+    });
+    cluster.until("it stops", |cluster| cluster.nodes[&leader].running.is_none());
+    let new_leader = cluster.leader().unwrap();
+    cluster.until_proposed(new_leader);
+    assert!(take(&result).is_some());
+}
+
+#[test]
+fn bug_24_snapshots_in_quick_succession_and_one_that_is_lost() {
+    let (mut cluster, leader) = cluster_of_three();
+    let away = others(&cluster, leader)[0];
+    cluster.crash(away);
+    for _ in 0..60 {
+        cluster.until_proposed(leader);
+    }
+    cluster.start(away);
+    cluster.loss_percent = 40;
+    for _ in 0..3 {
+        cluster.make_snapshot(leader);
+        for _ in 0..20 {
+            cluster.propose(leader);
+        }
+        cluster.pass_ticks(5);
+    }
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_26_a_leader_that_is_cut_off_answers_no_read() {
+    let (mut cluster, old_leader) = cluster_of_three();
+    isolate(&mut cluster, old_leader);
+    let read = cluster.read(old_leader);
+    cluster.until("the others elect a leader", |cluster| {
+        cluster.leader() != Some(old_leader)
+    });
+    let leader = cluster.leader().unwrap();
+    cluster.until_proposed(leader);
+    cluster.pass_ticks(300);
+    assert!(matches!(take(&read), Some(Err(_))), "{:?}", take(&read));
+}
+
+#[test]
+fn bug_26_a_read_on_any_node_sees_what_was_acknowledged_before() {
+    let (mut cluster, leader) = cluster_of_three();
+    for node in cluster.ids() {
+        let written = cluster.until_proposed(leader);
+        let read = cluster.read(node);
+        cluster.until("the read is answered", |_| take(&read).is_some());
+        assert!(take(&read).unwrap().unwrap() >= written.index);
+        assert!(cluster.status(node).unwrap().applied >= written.index);
+    }
+}
+
+#[test]
+fn bug_27_a_node_with_a_wiped_disk_is_refused_under_its_old_id() {
+    let (mut cluster, leader) = cluster_of_three();
+    cluster.until("all incarnations are known", |cluster| {
+        let members = cluster.status(leader).unwrap().members;
+        members.iter().all(|member| member.incarnation.is_some())
+    });
+    let wiped = others(&cluster, leader)[0];
+    cluster.crash(wiped);
+    cluster.wipe(wiped);
+    let term = cluster.status(leader).unwrap().term;
+    cluster.start(wiped);
+    cluster.until("it stops", |cluster| cluster.nodes[&wiped].running.is_none());
+    assert!(
+        cluster
+            .trace
+            .iter()
+            .any(|line| line.contains("was wiped or replaced")),
+        "{:?}",
+        cluster.trace
+    );
+    cluster.until_proposed(leader);
+    assert_eq!(cluster.status(leader).unwrap().term, term, "it did not disturb");
+}
+
+#[test]
+fn bug_30_a_node_that_was_removed_while_away_learns_it_and_does_not_disturb() {
+    let (mut cluster, leader) = cluster_of_three();
+    let away = others(&cluster, leader)[0];
+    cluster.crash(away);
+    let change = cluster.change(leader, remove(away));
+    cluster.until("it is removed", |_| take(&change).is_some());
+    let term = cluster.status(leader).unwrap().term;
+    cluster.start(away);
+    cluster.until("it stops", |cluster| cluster.nodes[&away].running.is_none());
+    assert!(
+        cluster
+            .trace
+            .iter()
+            .any(|line| line.contains("was removed from the cluster")),
+        "{:?}",
+        cluster.trace
+    );
+    assert_eq!(cluster.status(leader).unwrap().term, term);
+    cluster.until_proposed(leader);
+}
+
+#[test]
+fn bug_30_a_removed_node_that_is_started_again_stops_at_once() {
+    let (mut cluster, leader) = cluster_of_three();
+    let gone = others(&cluster, leader)[0];
+    let change = cluster.change(leader, remove(gone));
+    cluster.until("it is removed and stops", |cluster| {
+        take(&change).is_some() && cluster.nodes[&gone].running.is_none()
+    });
+    cluster.trace.clear();
+    cluster.start(gone);
+    if cluster.nodes[&gone].running.is_some() {
+        // The removal itself may not have reached its disk; then the others tell it.
+        cluster.until("it stops", |cluster| cluster.nodes[&gone].running.is_none());
+    }
+    assert!(
+        cluster
+            .trace
+            .iter()
+            .any(|line| line.contains("was removed from the cluster")),
+        "{:?}",
+        cluster.trace
+    );
+}
+
+#[test]
+fn bug_34_the_log_is_cut_although_a_member_is_dead() {
+    let (mut cluster, leader) = cluster_of_three();
+    let dead = others(&cluster, leader)[0];
+    cluster.crash(dead);
+    for _ in 0..200 {
+        cluster.until_proposed(leader);
+    }
+    let status = cluster.status(leader).unwrap();
+    assert!(status.last.index.0 - status.truncated.index.0 < 80, "{status:?}");
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_38_a_node_that_stops_answers_everyone_who_waits() {
+    let (mut cluster, leader) = cluster_of_three();
+    isolate(&mut cluster, leader);
+    let proposal = cluster.propose(leader);
+    let read = cluster.read(leader);
+    let change = cluster.change(leader, remove(others(&cluster, leader)[0]));
+    let reservation = outcome();
+    let request = LeaderRequest::ReserveNodeId {
+        reply: responder(&reservation),
+    };
+    cluster.local(leader, LocalRequestMsg::ForLeader(request));
+    let snapshot = cluster.make_snapshot(leader);
+    let reason = StopReason::Storage("the disk is full".to_owned());
+    cluster.running(leader).unwrap().core.stop(&reason);
+    assert_eq!(take(&proposal), Some(Err(ProposeError::Stopped(reason.clone()))));
+    assert_eq!(take(&read), Some(Err(ReadError::Stopped(reason.clone()))));
+    assert_eq!(take(&change), Some(Err(MembershipError::Stopped(reason.clone()))));
+    assert_eq!(
+        take(&reservation).unwrap().unwrap_err(),
+        MembershipError::Stopped(reason.clone())
+    );
+    assert_eq!(take(&snapshot).unwrap().unwrap_err(), reason.into());
+}
+
+#[test]
+fn an_election_while_a_snapshot_is_being_restored_is_no_danger() {
+    let (mut cluster, leader) = cluster_of_three();
+    let away = others(&cluster, leader)[0];
+    cluster.crash(away);
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    cluster.start(away);
+    let installed = cluster.truth.snapshots_installed;
+    // Everything moves but the state machine of the node that receives the snapshot, and then its elections begin.
+    for _ in 0..200 {
+        for node in cluster.ids() {
+            cluster.tick(node);
+            while cluster.complete_write(node) {}
+            while node != away && cluster.apply_one(node) {}
+        }
+        for node in cluster.ids() {
+            for other in cluster.ids() {
+                while cluster.deliver(node, other) {}
+            }
+        }
+        cluster.handle_events();
+        if cluster.truth.snapshots_installed > installed {
+            isolate(&mut cluster, away);
+        }
+    }
+    assert_eq!(cluster.truth.snapshots_installed, installed + 1);
+    cluster.check_recovery();
+}
+
+#[test]
+fn a_learner_receives_the_log_and_does_not_vote() {
+    let (mut cluster, leader) = cluster_of_three();
+    let learner = Member {
+        role: MemberRole::Learner,
+        ..joiner(&mut cluster, 4)
+    };
+    let added = cluster.change(leader, MembershipChange::one(MemberChange::Add(learner)));
+    cluster.until("it is added", |_| take(&added).is_some());
+    assert!(take(&added).unwrap().is_ok());
+    cluster.until_proposed(leader);
+    cluster.until("it has applied everything", |cluster| {
+        cluster.status(id(4)).unwrap().applied == cluster.status(leader).unwrap().applied
+    });
+    for voter in [1, 2, 3].map(id) {
+        cluster.crash(voter);
+    }
+    cluster.pass_ticks(100);
+    let status = cluster.status(id(4)).unwrap();
+    assert_eq!(
+        (status.role, status.leader_id),
+        (Role::Follower, status.leader_id)
+    );
+    assert!(cluster.leader().is_none());
+    cluster.check_recovery();
+}
+
+#[test]
+fn a_majority_goes_on_and_the_rest_catches_up_by_entries() {
+    let (mut cluster, leader) = cluster_of_three();
+    let away = others(&cluster, leader)[0];
+    isolate(&mut cluster, away);
+    for _ in 0..8 {
+        cluster.until_proposed(leader);
+    }
+    let installed = cluster.truth.snapshots_installed;
+    cluster.cut.clear();
+    cluster.until("it has applied everything", |cluster| {
+        cluster.status(away).unwrap().applied == cluster.status(leader).unwrap().applied
+    });
+    assert_eq!(
+        cluster.truth.snapshots_installed, installed,
+        "the log reached far enough"
+    );
+}
+
+#[test]
+fn a_follower_far_behind_is_fed_from_the_disk() {
+    // Nothing stays in memory but what is not applied, and no snapshot is taken.
+    let config = raftify_core::Config {
+        log_cache_bytes: 0,
+        snapshot_entries: 0,
+        ..test_config()
+    };
+    let mut cluster = Cluster::new(4, 3, config);
+    let leader = cluster.until_leader();
+    let away = others(&cluster, leader)[0];
+    // It must have begun to follow, or it would need a snapshot of the beginning.
+    cluster.until("it follows", |cluster| {
+        cluster.status(away).unwrap().applied > LogIndex(1)
+    });
+    cluster.crash(away);
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    cluster.start(away);
+    cluster.until("it has applied everything", |cluster| {
+        cluster.status(away).unwrap().applied == cluster.status(leader).unwrap().applied
+    });
+    cluster.check_recovery();
+}
+
+#[test]
+fn all_nodes_crash_at_once_and_nothing_acknowledged_is_lost() {
+    let (mut cluster, leader) = cluster_of_three();
+    for _ in 0..30 {
+        cluster.until_proposed(leader);
+    }
+    for node in cluster.ids() {
+        cluster.crash(node);
+    }
+    cluster.check_recovery();
+    assert_eq!(cluster.acknowledged.len(), 32);
+}

@@ -1,0 +1,70 @@
+//! The data directory: made durably, and owned by one process at a time.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use raftify_core::StorageError;
+
+use crate::io_error;
+
+const LOCK_FILE: &str = "lock";
+
+/// Held by everything that may write into the directory. Released when the last one is dropped, also by a crash.
+#[derive(Clone, Debug)]
+pub(crate) struct DirectoryLock {
+    _file: Arc<File>,
+}
+
+impl DirectoryLock {
+    /// Takes the directory for this handle alone.
+    pub(crate) fn take(directory: &Path) -> Result<DirectoryLock, StorageError> {
+        let path = directory.join(LOCK_FILE);
+        let options = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path);
+        let file = options.map_err(io_error("open the lock file", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(DirectoryLock {
+                _file: Arc::new(file),
+            }),
+            Err(TryLockError::WouldBlock) => Err(StorageError::InUse {
+                path: directory.to_owned(),
+            }),
+            Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
+        }
+    }
+}
+
+/// Makes `directory` and those above it where they are missing. Each one's name is durable before the next is made.
+pub(crate) fn create_durably(directory: &Path) -> Result<(), StorageError> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let parent = match directory.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    create_durably(parent)?;
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+        result => result.map_err(io_error("create the directory", directory))?,
+    }
+    sync(parent).map_err(io_error("sync the directory", parent))
+}
+
+/// Makes the names in `directory` durable. A file whose content was synced is lost in a power cut if its name was not.
+#[cfg(unix)]
+pub(crate) fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Elsewhere a directory cannot be opened as a file; NTFS journals its names by itself.
+#[cfg(not(unix))]
+pub(crate) fn sync(_directory: &Path) -> io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! The LMDB environment: opened with full durability, shared with readers, its map growing by itself. The only file
+//! with `unsafe` code. It knows nothing of what the values mean.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use heed::byteorder::BigEndian;
+use heed::types::{Bytes, U128};
+use heed::{Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+use raftify_core::StorageError;
+
+use crate::format::Table;
+use crate::io_error;
+
+/// Size of the map of a new database. It doubles whenever it is full, so this is only where growth begins.
+const MAP_BYTES_INITIAL: usize = 4 << 20;
+
+const DATA_FILE: &str = "data.mdb";
+
+/// Keys sort as numbers: group id, then number within the group.
+pub(crate) type Database = heed::Database<U128<BigEndian>, Bytes>;
+
+/// An open environment with its two databases.
+pub(crate) struct Environment {
+    env: Env<WithoutTls>,
+    entries: Database,
+    meta: Database,
+    directory: PathBuf,
+    /// Held shared by every transaction, exclusively while the map is resized.
+    resizing: RwLock<()>,
+}
+
+/// Why a transaction was given up.
+pub(crate) enum Failure {
+    /// LMDB refused.
+    Heed(heed::Error),
+    /// What was read or asked is wrong.
+    Storage(StorageError),
+}
+
+impl From<heed::Error> for Failure {
+    fn from(error: heed::Error) -> Failure {
+        Failure::Heed(error)
+    }
+}
+
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Failure {
+        Failure::Storage(error)
+    }
+}
+
+impl Environment {
+    /// Opens the databases, and makes them if the directory is new; `prepare` fills new ones in the same transaction.
+    pub(crate) fn open(
+        directory: &Path,
+        prepare: impl Fn(&Database, &mut RwTxn<'_>) -> Result<(), Failure>,
+    ) -> Result<Environment, StorageError> {
+        let env = open_environment(directory, Some(MAP_BYTES_INITIAL), EnvFlags::empty())?;
+        check_length(directory, &env)?;
+        env.clear_stale_readers()
+            .map_err(|error| database_error(directory, "open", error))?;
+        let create = || -> Result<(Database, Database), Failure> {
+            let mut txn = env.write_txn()?;
+            let entries: Option<Database> = env.open_database(&txn, Some(Table::Entries.name()))?;
+            let meta: Option<Database> = env.open_database(&txn, Some(Table::Meta.name()))?;
+            let databases = match (entries, meta) {
+                (Some(entries), Some(meta)) => (entries, meta),
+                (None, None) => {
+                    let entries = env.create_database(&mut txn, Some(Table::Entries.name()))?;
+                    let meta = env.create_database(&mut txn, Some(Table::Meta.name()))?;
+                    prepare(&meta, &mut txn)?;
+                    (entries, meta)
+                }
+                _ => return Err(half_there(directory).into()),
+            };
+            txn.commit()?;
+            Ok(databases)
+        };
+        let (entries, meta) = create().map_err(|failure| storage_error(directory, "open", failure))?;
+        Ok(Environment {
+            env,
+            entries,
+            meta,
+            directory: directory.to_owned(),
+            resizing: RwLock::new(()),
+        })
+    }
+
+    /// Opens the databases without ever writing to them, beside a writer in another process. Only LMDB's table of
+    /// readers, `lock.mdb`, is touched: it keeps the writer from reusing pages that are being read.
+    pub(crate) fn open_read_only(directory: &Path) -> Result<Environment, StorageError> {
+        let data_file = directory.join(DATA_FILE);
+        fs::metadata(&data_file).map_err(io_error("open", &data_file))?;
+        let env = open_environment(directory, None, EnvFlags::READ_ONLY)?;
+        check_length(directory, &env)?;
+        let open = || -> Result<(Option<Database>, Option<Database>), Failure> {
+            let txn = env.read_txn()?;
+            let entries = env.open_database(&txn, Some(Table::Entries.name()))?;
+            let meta = env.open_database(&txn, Some(Table::Meta.name()))?;
+            txn.commit()?;
+            Ok((entries, meta))
+        };
+        match open().map_err(|failure| storage_error(directory, "open", failure))? {
+            (Some(entries), Some(meta)) => Ok(Environment {
+                env,
+                entries,
+                meta,
+                directory: directory.to_owned(),
+                resizing: RwLock::new(()),
+            }),
+            (None, None) => Err(StorageError::Database {
+                action: "read",
+                path: directory.to_owned(),
+                reason: "nothing was ever written to it by raftify".to_owned(),
+            }),
+            _ => Err(half_there(directory)),
+        }
+    }
+
+    /// The file with all the data, for messages.
+    pub(crate) fn data_file(&self) -> PathBuf {
+        self.directory.join(DATA_FILE)
+    }
+
+    pub(crate) fn table(&self, table: Table) -> &Database {
+        match table {
+            Table::Entries => &self.entries,
+            Table::Meta => &self.meta,
+        }
+    }
+
+    /// Reads one consistent state.
+    pub(crate) fn read<T>(
+        &self,
+        read: impl Fn(&RoTxn<'_, WithoutTls>) -> Result<T, Failure>,
+    ) -> Result<T, StorageError> {
+        loop {
+            let shared = self.resizing.read().unwrap_or_else(PoisonError::into_inner);
+            let result = self
+                .env
+                .read_txn()
+                .map_err(Failure::Heed)
+                .and_then(|txn| read(&txn));
+            drop(shared);
+            match result {
+                // The writer, in another process, has let the map grow.
+                Err(Failure::Heed(heed::Error::Mdb(MdbError::MapResized))) => self.resize(Some(0))?,
+                result => return result.map_err(|failure| storage_error(&self.directory, "read", failure)),
+            }
+        }
+    }
+
+    /// Carries out `write` in one transaction that is durable when this returns. It is called again from the start
+    /// when the map had to grow.
+    pub(crate) fn write<T>(
+        &self,
+        write: impl Fn(&mut RwTxn<'_>) -> Result<T, Failure>,
+    ) -> Result<T, StorageError> {
+        let attempt = || -> Result<T, Failure> {
+            let _shared = self.resizing.read().unwrap_or_else(PoisonError::into_inner);
+            let mut txn = self.env.write_txn()?;
+            let value = write(&mut txn)?;
+            txn.commit()?;
+            Ok(value)
+        };
+        loop {
+            match attempt() {
+                Err(Failure::Heed(heed::Error::Mdb(MdbError::MapFull))) => self.resize(None)?,
+                result => {
+                    return result.map_err(|failure| storage_error(&self.directory, "write to", failure));
+                }
+            }
+        }
+    }
+
+    /// Sets the map to `bytes`, where zero means as large as the file says; `None` doubles it.
+    #[allow(
+        unsafe_code,
+        reason = "LMDB cannot check by itself that no transaction is open while the map moves"
+    )]
+    fn resize(&self, bytes: Option<usize>) -> Result<(), StorageError> {
+        let _exclusive = self.resizing.write().unwrap_or_else(PoisonError::into_inner);
+        let bytes = bytes
+            .or_else(|| self.env.info().map_size.checked_mul(2))
+            .ok_or_else(|| {
+                let reason = "it fills the address space".to_owned();
+                StorageError::Database {
+                    action: "enlarge",
+                    path: self.directory.clone(),
+                    reason,
+                }
+            })?;
+        tracing::debug!(directory = %self.directory.display(), bytes, "the map of the database grows");
+        // SAFETY: no transaction of this process may be open. They live only inside `read` and `write`, under the
+        // shared half of the lock that is held exclusively here, and in the functions that open the environment,
+        // which have returned. Other processes have maps of their own.
+        unsafe { self.env.resize(bytes) }.map_err(|error| database_error(&self.directory, "enlarge", error))
+    }
+}
+
+/// Opens LMDB with its default, full durability: none of the flags that trade it for speed.
+#[allow(
+    unsafe_code,
+    reason = "a memory map is only sound while nobody else changes the file"
+)]
+fn open_environment(
+    directory: &Path,
+    map_bytes: Option<usize>,
+    flags: EnvFlags,
+) -> Result<Env<WithoutTls>, StorageError> {
+    let mut options = EnvOpenOptions::new().read_txn_without_tls();
+    options.max_dbs(2);
+    if let Some(bytes) = map_bytes {
+        options.map_size(bytes);
+    }
+    // SAFETY: the only flag ever given is `READ_ONLY`, which is none of the unsafe ones. The file is changed through
+    // LMDB alone, whose lock file keeps readers and the writer apart; a second writer is kept out by `DirectoryLock`,
+    // and a second environment of one process by heed. That no other program writes into the file is up to whoever
+    // runs the machine, as for any database.
+    let opened = unsafe { options.flags(flags).open(directory) };
+    opened.map_err(|error| database_error(directory, "open", error))
+}
+
+/// LMDB maps the file and would die of a bus error on pages that are not there.
+fn check_length(directory: &Path, env: &Env<WithoutTls>) -> Result<(), StorageError> {
+    let path = directory.join(DATA_FILE);
+    let expected = (env.info().last_page_number as u64 + 1) * u64::from(env.stat().page_size);
+    let found = fs::metadata(&path).map_err(io_error("open", &path))?.len();
+    if found < expected {
+        let reason = format!("it has {found} bytes, but its own record says {expected}");
+        return Err(StorageError::Corrupt {
+            what: path.display().to_string(),
+            reason,
+        });
+    }
+    Ok(())
+}
+
+fn half_there(directory: &Path) -> StorageError {
+    let what = directory.join(DATA_FILE).display().to_string();
+    StorageError::Corrupt {
+        what,
+        reason: "of its two databases, only one is there".to_owned(),
+    }
+}
+
+fn storage_error(directory: &Path, action: &'static str, failure: Failure) -> StorageError {
+    match failure {
+        Failure::Heed(error) => database_error(directory, action, error),
+        Failure::Storage(error) => error,
+    }
+}
+
+fn database_error(directory: &Path, action: &'static str, error: heed::Error) -> StorageError {
+    let path = directory.to_owned();
+    match error {
+        heed::Error::Io(source) => StorageError::Io { action, path, source },
+        heed::Error::EnvAlreadyOpened => StorageError::InUse { path },
+        heed::Error::Mdb(error @ (MdbError::Corrupted | MdbError::PageNotFound | MdbError::Invalid)) => {
+            let what = directory.join(DATA_FILE).display().to_string();
+            StorageError::Corrupt {
+                what,
+                reason: error.to_string(),
+            }
+        }
+        heed::Error::Mdb(error) => StorageError::Database {
+            action,
+            path,
+            reason: error.to_string(),
+        },
+        // A key that is no number of this width: nobody but a damaged page makes one.
+        heed::Error::Encoding(error) | heed::Error::Decoding(error) => {
+            let what = directory.join(DATA_FILE).display().to_string();
+            StorageError::Corrupt {
+                what,
+                reason: io::Error::other(error).to_string(),
+            }
+        }
+    }
+}

@@ -1,0 +1,635 @@
+//! Snapshot data in files beside the log, each named by its position and checksummed block by block.
+//!
+//! A file is written under a temporary name, synced, renamed, and the directory synced: under its own name it is
+//! whole or not there. `docs/disk-format.md` describes the bytes.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use raftify_core::{
+    ClusterId, LogPosition, Members, SnapshotMeta, SnapshotStore, SnapshotWriter, StorageError,
+};
+
+use crate::directory::{self, DirectoryLock};
+use crate::files::{FileOperations, NewFile, OperatingSystem};
+use crate::format::{Damage, Fields, GROUP_ID, put_number, put_position};
+use crate::io_error;
+
+#[cfg(test)]
+mod tests;
+
+const DIRECTORY: &str = "snapshots";
+const FINISHED: &str = "snapshot";
+const UNFINISHED: &str = "partial";
+
+const MAGIC: [u8; 8] = *b"raftsnap";
+const VERSION: u32 = 1;
+
+/// Magic, version, group id, cluster id, position, length of the members.
+const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 16 + 4;
+
+/// Length and checksum of a block.
+const FRAME_BYTES: usize = 8;
+
+/// Most data bytes of a block: large enough that checksums cost nothing, small enough to be read at once.
+const BLOCK_BYTES_MAX: usize = 64 * 1024;
+
+/// A length of zero, the length of the data, the checksum of everything before, the end mark's own checksum.
+const END_BYTES: usize = 4 + 8 + 4 + 4;
+
+/// The snapshots of one data directory. Clones share it.
+#[derive(Clone)]
+pub struct SnapshotFiles {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    directory: PathBuf,
+    operations: Box<dyn FileOperations>,
+    unfinished: Mutex<Unfinished>,
+    /// Keeps other processes out for as long as anybody could write here.
+    _lock: DirectoryLock,
+}
+
+/// The files that writers of this process are working on.
+#[derive(Default)]
+struct Unfinished {
+    paths: BTreeSet<PathBuf>,
+    /// Counts writers, so that two at the same position have files of their own.
+    created: u64,
+}
+
+impl SnapshotFiles {
+    /// Opens `snapshots/` in `data_directory`, and removes what a crash left unfinished.
+    pub(crate) fn open(data_directory: &Path, lock: DirectoryLock) -> Result<SnapshotFiles, StorageError> {
+        let files = SnapshotFiles::with_operations(data_directory, lock, Box::new(OperatingSystem))?;
+        files.remove_files(|file| matches!(file, Named::Unfinished))?;
+        Ok(files)
+    }
+
+    fn with_operations(
+        data_directory: &Path,
+        lock: DirectoryLock,
+        operations: Box<dyn FileOperations>,
+    ) -> Result<SnapshotFiles, StorageError> {
+        let directory = directory_in(data_directory);
+        directory::create_durably(&directory)?;
+        let shared = Shared {
+            directory,
+            operations,
+            unfinished: Mutex::default(),
+            _lock: lock,
+        };
+        Ok(SnapshotFiles {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Where the snapshot at `position` is kept.
+    pub fn path(&self, position: LogPosition) -> PathBuf {
+        path_of(&self.shared.directory, position)
+    }
+
+    fn remove_files(&self, unwanted: impl Fn(Named) -> bool) -> Result<(), StorageError> {
+        let directory = &self.shared.directory;
+        for path in files_in(directory)? {
+            // A writer registers its file before it creates it: one of this process is never taken for a left-over.
+            if name_of(&path).is_some_and(&unwanted) && !self.shared.unfinished().paths.contains(&path) {
+                self.shared
+                    .operations
+                    .remove(&path)
+                    .map_err(io_error("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// A writer that panicked left at most the name of a file that is not removed before the next start.
+    fn unfinished(&self) -> MutexGuard<'_, Unfinished> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SnapshotStore for SnapshotFiles {
+    type Writer = SnapshotFileWriter;
+    type Reader = SnapshotFileReader;
+
+    fn create(&self, meta: &SnapshotMeta) -> Result<SnapshotFileWriter, StorageError> {
+        SnapshotFileWriter::new(Arc::clone(&self.shared), meta)
+    }
+
+    fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
+        open_at(&self.shared.directory, position)
+    }
+
+    fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {
+        self.remove_files(|file| match file {
+            Named::Finished(position) => !keep.contains(&position),
+            Named::Unfinished => true,
+        })
+    }
+}
+
+/// A finished snapshot file, as found in its directory; whether it is whole shows when it is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotFile {
+    /// Of which position.
+    pub position: LogPosition,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Size of the whole file.
+    pub size_bytes: u64,
+}
+
+/// The finished snapshot files of a data directory, the newest last.
+pub(crate) fn list(data_directory: &Path) -> Result<Vec<SnapshotFile>, StorageError> {
+    let directory = directory_in(data_directory);
+    let mut found = Vec::new();
+    if !directory.exists() {
+        return Ok(found);
+    }
+    for path in files_in(&directory)? {
+        let Some(Named::Finished(position)) = name_of(&path) else {
+            continue;
+        };
+        match fs::metadata(&path) {
+            Ok(metadata) => found.push(SnapshotFile {
+                position,
+                path,
+                size_bytes: metadata.len(),
+            }),
+            // The node has just replaced it by a newer one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("open", &path)(error)),
+        }
+    }
+    found.sort_by_key(|file| (file.position.index, file.position.term));
+    Ok(found)
+}
+
+pub(crate) fn directory_in(data_directory: &Path) -> PathBuf {
+    data_directory.join(DIRECTORY)
+}
+
+pub(crate) fn path_of(directory: &Path, position: LogPosition) -> PathBuf {
+    let LogPosition { term, index } = position;
+    directory.join(format!("{:016x}-{:016x}.{FINISHED}", term.0, index.0))
+}
+
+/// What the name of a file in the directory says. Other files are left alone.
+enum Named {
+    Finished(LogPosition),
+    Unfinished,
+}
+
+fn name_of(path: &Path) -> Option<Named> {
+    match path.extension()?.to_str()? {
+        UNFINISHED => Some(Named::Unfinished),
+        FINISHED => {
+            let (term, index) = path.file_stem()?.to_str()?.split_once('-')?;
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            Some(Named::Finished(LogPosition::new(number(term)?, number(index)?)))
+        }
+        _ => None,
+    }
+}
+
+fn files_in(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let entries = fs::read_dir(directory).and_then(|entries| {
+        entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<io::Result<Vec<PathBuf>>>()
+    });
+    entries.map_err(io_error("list", directory))
+}
+
+/// The header with its checksum at the end, and that checksum.
+fn encode_header(meta: &SnapshotMeta) -> io::Result<(Vec<u8>, u32)> {
+    let members = meta.members.encode();
+    let length = u32::try_from(members.len()).map_err(io::Error::other)?;
+    let mut header = Vec::with_capacity(HEADER_BYTES + members.len() + 4);
+    header.extend_from_slice(&MAGIC);
+    header.extend_from_slice(&VERSION.to_be_bytes());
+    put_number(&mut header, GROUP_ID);
+    put_number(&mut header, meta.cluster_id.0);
+    put_position(&mut header, meta.position);
+    header.extend_from_slice(&length.to_be_bytes());
+    header.extend_from_slice(&members);
+    let checksum = crc32c::crc32c(&header);
+    header.extend_from_slice(&checksum.to_be_bytes());
+    Ok((header, checksum))
+}
+
+/// The end mark after `total_bytes` of data. Its own checksum begins with the header's, so that it fits to no other
+/// snapshot.
+fn encode_end(header_checksum: u32, total_bytes: u64, checksum: u32) -> [u8; END_BYTES] {
+    let mut end = [0; END_BYTES];
+    end[4..12].copy_from_slice(&total_bytes.to_be_bytes());
+    end[12..16].copy_from_slice(&checksum.to_be_bytes());
+    let own = crc32c::crc32c_append(header_checksum, &end[..16]);
+    end[16..].copy_from_slice(&own.to_be_bytes());
+    end
+}
+
+/// Writes one snapshot file. Dropped without [`finish`](SnapshotWriter::finish), it removes what it wrote.
+pub struct SnapshotFileWriter {
+    shared: Arc<Shared>,
+    position: LogPosition,
+    /// Its name until it is finished.
+    path: PathBuf,
+    file: Box<dyn NewFile>,
+    /// The frame of the next block, still empty, and its data so far.
+    block: Vec<u8>,
+    total_bytes: u64,
+    header_checksum: u32,
+    /// Over everything before this block: no block fits into another place or file.
+    checksum: u32,
+    /// Something could not be written, and what is in the file now is not known.
+    failed: bool,
+}
+
+impl SnapshotFileWriter {
+    fn new(shared: Arc<Shared>, meta: &SnapshotMeta) -> Result<SnapshotFileWriter, StorageError> {
+        let position = meta.position;
+        let path = {
+            let mut unfinished = shared.unfinished();
+            unfinished.created += 1;
+            let extension = format!("{}.{UNFINISHED}", unfinished.created);
+            let path = path_of(&shared.directory, position).with_extension(extension);
+            unfinished.paths.insert(path.clone());
+            path
+        };
+        let file = match shared.operations.create(&path) {
+            Ok(file) => file,
+            Err(error) => {
+                shared.unfinished().paths.remove(&path);
+                return Err(io_error("create", &path)(error));
+            }
+        };
+        let mut block = Vec::with_capacity(FRAME_BYTES + BLOCK_BYTES_MAX);
+        block.resize(FRAME_BYTES, 0);
+        let (total_bytes, header_checksum, checksum, failed) = (0, 0, 0, false);
+        let mut writer = SnapshotFileWriter {
+            shared,
+            position,
+            path,
+            file,
+            block,
+            total_bytes,
+            header_checksum,
+            checksum,
+            failed,
+        };
+        let (header, checksum) = encode_header(meta).map_err(io_error("write to", &writer.path))?;
+        writer
+            .file
+            .write_all(&header)
+            .map_err(io_error("write to", &writer.path))?;
+        (writer.header_checksum, writer.checksum) = (checksum, checksum);
+        Ok(writer)
+    }
+
+    fn write_block(&mut self) -> io::Result<()> {
+        let length = self.block.len() - FRAME_BYTES;
+        if length == 0 {
+            return Ok(());
+        }
+        let length_bytes = u32::try_from(length).map_err(io::Error::other)?.to_be_bytes();
+        let checksum = crc32c::crc32c_append(self.checksum, &length_bytes);
+        self.checksum = crc32c::crc32c_append(checksum, &self.block[FRAME_BYTES..]);
+        self.block[..4].copy_from_slice(&length_bytes);
+        self.block[4..FRAME_BYTES].copy_from_slice(&self.checksum.to_be_bytes());
+        self.file.write_all(&self.block)?;
+        self.total_bytes += length as u64;
+        self.block.truncate(FRAME_BYTES);
+        Ok(())
+    }
+
+    fn try_finish(&mut self) -> Result<u64, StorageError> {
+        if self.failed {
+            return Err(io_error("finish", &self.path)(io::Error::other(
+                "an earlier write failed",
+            )));
+        }
+        self.write_block().map_err(io_error("write to", &self.path))?;
+        let end = encode_end(self.header_checksum, self.total_bytes, self.checksum);
+        self.file
+            .write_all(&end)
+            .map_err(io_error("write to", &self.path))?;
+        self.file.sync().map_err(io_error("sync", &self.path))?;
+        let Shared {
+            directory,
+            operations,
+            ..
+        } = &*self.shared;
+        let name = path_of(directory, self.position);
+        operations
+            .rename(&self.path, &name)
+            .map_err(io_error("rename", &self.path))?;
+        // Without this, the name may be gone after a loss of power, although the metadata already rely on it.
+        operations
+            .sync_directory(directory)
+            .map_err(io_error("sync the directory", directory))?;
+        Ok(self.total_bytes)
+    }
+}
+
+impl Write for SnapshotFileWriter {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.failed {
+            return Err(io::Error::other("an earlier write to this snapshot failed"));
+        }
+        let room = FRAME_BYTES + BLOCK_BYTES_MAX - self.block.len();
+        let taken = room.min(data.len());
+        self.block.extend_from_slice(&data[..taken]);
+        if taken == room {
+            self.write_block().inspect_err(|_| self.failed = true)?;
+        }
+        Ok(taken)
+    }
+
+    /// Does nothing: a snapshot is only durable, and only visible, as a whole.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl SnapshotWriter for SnapshotFileWriter {
+    fn finish(mut self) -> Result<u64, StorageError> {
+        self.try_finish()
+    }
+}
+
+impl Drop for SnapshotFileWriter {
+    fn drop(&mut self) {
+        match self.shared.operations.remove(&self.path) {
+            Ok(()) => {}
+            // It is finished, and has its name.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let path = self.path.display();
+                tracing::warn!(%path, %error, "an unfinished snapshot is left until the next start");
+            }
+        }
+        self.shared.unfinished().paths.remove(&self.path);
+    }
+}
+
+/// Reads the data of one snapshot file. Bytes are handed out only after their block was checked, and the end only
+/// after the end mark was.
+#[derive(Debug)]
+pub struct SnapshotFileReader {
+    path: PathBuf,
+    file: BufReader<File>,
+    block: Vec<u8>,
+    /// How much of `block` was handed out.
+    given: usize,
+    read_bytes: u64,
+    total_bytes: u64,
+    header_checksum: u32,
+    checksum: u32,
+    state: ReadState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReadState {
+    Reading,
+    Ended,
+    /// Stays so: what follows damage is never handed out.
+    Failed,
+}
+
+pub(crate) fn open_at(
+    directory: &Path,
+    position: LogPosition,
+) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
+    let path = path_of(directory, position);
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(StorageError::NoSnapshot { position });
+        }
+        result => result.map_err(io_error("open", &path))?,
+    };
+    let (meta, total_bytes, reader) = SnapshotFileReader::check(path, file)?;
+    if meta.position != position {
+        let what = reader.path.display().to_string();
+        let reason = format!("it is of {}, but has the name of {position}", meta.position);
+        return Err(StorageError::Corrupt { what, reason });
+    }
+    Ok((meta, total_bytes, reader))
+}
+
+impl SnapshotFileReader {
+    /// Opens a snapshot file anywhere, for instance a copy; also what it is of, and how many bytes of data it holds.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`] if it cannot be read; [`StorageError::Corrupt`] if it is no snapshot, damaged at the
+    /// front, or cut off; [`StorageError::Version`] if it is of another version. Damage in between shows on reading.
+    pub fn open(path: impl AsRef<Path>) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
+        let path = path.as_ref().to_owned();
+        let file = File::open(&path).map_err(io_error("open", &path))?;
+        SnapshotFileReader::check(path, file)
+    }
+
+    fn check(path: PathBuf, file: File) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
+        let file_bytes = file.metadata().map_err(io_error("open", &path))?.len();
+        let mut file = BufReader::new(file);
+        let read = read_header(&mut file, file_bytes).and_then(|(meta, header_checksum, begin)| {
+            let total_bytes = read_end(&mut file, file_bytes, header_checksum, begin)?;
+            file.seek(SeekFrom::Start(begin))?;
+            Ok((meta, header_checksum, total_bytes))
+        });
+        let (meta, header_checksum, total_bytes) = match read {
+            Ok(read) => read,
+            Err(Unreadable::Io(error)) => return Err(io_error("read", &path)(error)),
+            Err(Unreadable::Damaged(damage)) => return Err(damage.of(path.display().to_string())),
+        };
+        let reader = SnapshotFileReader {
+            path,
+            file,
+            block: Vec::new(),
+            given: 0,
+            read_bytes: 0,
+            total_bytes,
+            header_checksum,
+            checksum: header_checksum,
+            state: ReadState::Reading,
+        };
+        Ok((meta, total_bytes, reader))
+    }
+
+    fn next_block(&mut self) -> io::Result<()> {
+        let mut length_bytes = [0; 4];
+        self.file.read_exact(&mut length_bytes)?;
+        let length = u32::from_be_bytes(length_bytes) as usize;
+        if length == 0 {
+            return self.check_end();
+        }
+        if length > BLOCK_BYTES_MAX {
+            return Err(self.damaged(&format!("a block claims to have {length} bytes")));
+        }
+        let mut stored = [0; 4];
+        self.file.read_exact(&mut stored)?;
+        self.block.resize(length, 0);
+        self.file.read_exact(&mut self.block)?;
+        let checksum = crc32c::crc32c_append(self.checksum, &length_bytes);
+        self.checksum = crc32c::crc32c_append(checksum, &self.block);
+        if u32::from_be_bytes(stored) != self.checksum {
+            return Err(self.damaged("the checksum of a block does not match"));
+        }
+        self.given = 0;
+        self.read_bytes += length as u64;
+        Ok(())
+    }
+
+    fn check_end(&mut self) -> io::Result<()> {
+        let mut end = [0; END_BYTES];
+        self.file.read_exact(&mut end[4..])?;
+        if end != encode_end(self.header_checksum, self.read_bytes, self.checksum) {
+            return Err(self.damaged("the end mark does not match what was read"));
+        }
+        if self.file.read(&mut [0])? != 0 {
+            return Err(self.damaged("something follows the end mark"));
+        }
+        self.state = ReadState::Ended;
+        Ok(())
+    }
+
+    fn damaged(&self, reason: &str) -> io::Error {
+        let Self {
+            path,
+            read_bytes,
+            total_bytes,
+            ..
+        } = self;
+        let message = format!(
+            "snapshot {} is damaged after {read_bytes} of {total_bytes} bytes: {reason}",
+            path.display()
+        );
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    }
+}
+
+impl Read for SnapshotFileReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.given == self.block.len() && self.state == ReadState::Reading {
+            self.block.clear();
+            self.given = 0;
+            if let Err(error) = self.next_block() {
+                self.block.clear();
+                self.state = ReadState::Failed;
+                return Err(match error.kind() {
+                    io::ErrorKind::UnexpectedEof => self.damaged("the file ends too early"),
+                    _ => error,
+                });
+            }
+        }
+        if self.state == ReadState::Failed {
+            return Err(self.damaged("this was reported before"));
+        }
+        let given = (&self.block[self.given..]).read(buffer)?;
+        self.given += given;
+        Ok(given)
+    }
+}
+
+enum Unreadable {
+    Io(io::Error),
+    Damaged(Damage),
+}
+
+impl From<io::Error> for Unreadable {
+    fn from(error: io::Error) -> Unreadable {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Unreadable::Damaged(Damage::Content("it is too short".into())),
+            _ => Unreadable::Io(error),
+        }
+    }
+}
+
+impl From<Damage> for Unreadable {
+    fn from(damage: Damage) -> Unreadable {
+        Unreadable::Damaged(damage)
+    }
+}
+
+fn damaged(reason: impl Into<String>) -> Unreadable {
+    Unreadable::Damaged(Damage::Content(reason.into()))
+}
+
+/// The metadata, the header's checksum, and where the first block begins.
+fn read_header(file: &mut impl Read, file_bytes: u64) -> Result<(SnapshotMeta, u32, u64), Unreadable> {
+    let mut header = vec![0; HEADER_BYTES];
+    file.read_exact(&mut header)?;
+    let mut fields = Fields(&header);
+    if fields.array()? != MAGIC {
+        return Err(damaged("it is no snapshot file of raftify"));
+    }
+    let found = u32::from_be_bytes(fields.array()?);
+    if found != VERSION {
+        return Err(Unreadable::Damaged(Damage::Version {
+            found,
+            known: VERSION,
+        }));
+    }
+    let group_id = fields.number()?;
+    let cluster_id = ClusterId(fields.number()?);
+    let position = fields.position()?;
+    let members_bytes = u32::from_be_bytes(fields.array()?) as usize;
+    if members_bytes as u64 > file_bytes {
+        return Err(damaged(format!(
+            "its header claims {members_bytes} bytes of members"
+        )));
+    }
+    header.resize(HEADER_BYTES + members_bytes + 4, 0);
+    file.read_exact(&mut header[HEADER_BYTES..])?;
+    let (content, stored) = header.split_at(HEADER_BYTES + members_bytes);
+    let checksum = crc32c::crc32c(content);
+    if stored != checksum.to_be_bytes() {
+        return Err(damaged("the checksum of its header does not match"));
+    }
+    if group_id != GROUP_ID {
+        return Err(damaged(format!(
+            "it is of group {group_id}, this program knows only group {GROUP_ID}"
+        )));
+    }
+    let members = Members::decode(&content[HEADER_BYTES..]).map_err(Damage::from)?;
+    Ok((
+        SnapshotMeta {
+            cluster_id,
+            position,
+            members,
+        },
+        checksum,
+        header.len() as u64,
+    ))
+}
+
+/// The length of the data, from the end mark in the last bytes of the file.
+fn read_end(
+    file: &mut (impl Read + Seek),
+    file_bytes: u64,
+    header_checksum: u32,
+    begin: u64,
+) -> Result<u64, Unreadable> {
+    let cut_off = || damaged("its end mark is missing: the file is cut off or overwritten");
+    let at = file_bytes
+        .checked_sub(END_BYTES as u64)
+        .filter(|at| *at >= begin)
+        .ok_or_else(cut_off)?;
+    file.seek(SeekFrom::Start(at))?;
+    let mut end = [0; END_BYTES];
+    file.read_exact(&mut end)?;
+    let mut fields = Fields(&end[4..]);
+    let total_bytes = fields.number()?;
+    let checksum = u32::from_be_bytes(fields.array()?);
+    if end != encode_end(header_checksum, total_bytes, checksum) {
+        return Err(cut_off());
+    }
+    Ok(total_bytes)
+}

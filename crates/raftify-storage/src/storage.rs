@@ -1,0 +1,533 @@
+//! [`HeedStorage`], the contract of stable storage in one directory, and the two views on it: for other threads of
+//! the node, and for other processes.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use heed::{PutFlags, RoTxn, RwTxn, WithoutTls};
+use raftify_core::storage::{StoredState, Write};
+use raftify_core::{
+    Entry, LogIndex, LogPosition, LogReader, Members, SnapshotMeta, SnapshotStore, StableStorage,
+    StorageError,
+};
+
+use crate::directory::{self, DirectoryLock};
+use crate::environment::{Environment, Failure};
+use crate::format::{self, Damage, EntryView, GROUP_ID, MetaKey, Table};
+use crate::io_error;
+use crate::snapshot_files::{self, SnapshotFile, SnapshotFileReader, SnapshotFiles};
+
+#[cfg(test)]
+mod tests;
+
+type ReadTxn<'a> = RoTxn<'a, WithoutTls>;
+
+/// Keeps what must survive a crash in one directory: log and metadata in LMDB, snapshots in files beside it.
+///
+/// Every [`write`](StableStorage::write) is one transaction, synced to the disk before it returns. The database grows
+/// by itself, up to what the disk holds. What is read is checked against checksums; damage is an error and never
+/// skipped.
+///
+/// The directory belongs to this handle, to what [`log_reader`](StableStorage::log_reader) and
+/// [`snapshots`](StableStorage::snapshots) gave out, and to nobody else until all of them are dropped.
+///
+/// # Examples
+/// ```
+/// use raftify_core::StableStorage;
+/// use raftify_storage::HeedStorage;
+///
+/// let directory = tempfile::tempdir()?;
+/// let mut storage = HeedStorage::open(directory.path().join("node-1"))?;
+/// let state = storage.load()?;
+/// assert!(state.identity.is_none(), "a new directory belongs to nobody");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct HeedStorage {
+    log: Arc<Log>,
+    snapshots: SnapshotFiles,
+    /// As on disk. `None` before it was loaded, and after a write that failed: what is on disk is not known then.
+    state: Option<StoredState>,
+}
+
+impl HeedStorage {
+    /// Opens the storage in `directory`, and makes the directory if it is not there.
+    ///
+    /// # Errors
+    /// - [`StorageError::InUse`]: another process, or another handle of this one, has it open.
+    /// - [`StorageError::Io`]: the system refused, for instance for lack of permission.
+    /// - [`StorageError::Corrupt`], [`StorageError::Version`]: this is not what was written, or not by this version.
+    ///   Nothing was changed. All of the content is checked by [`load`](StableStorage::load) only.
+    pub fn open(directory: impl AsRef<Path>) -> Result<HeedStorage, StorageError> {
+        let directory = directory.as_ref();
+        directory::create_durably(directory)?;
+        let lock = DirectoryLock::take(directory)?;
+        let environment = Environment::open(directory, |meta, txn| {
+            let layout = MetaKey::Layout.key();
+            meta.put(txn, &layout, &format::frame(Table::Meta, layout, |_| {}))?;
+            Ok(())
+        })?;
+        // The names of the database's files must survive as well as their content.
+        directory::sync(directory).map_err(io_error("sync the directory", directory))?;
+        let log = Arc::new(Log {
+            environment,
+            _lock: Some(lock.clone()),
+        });
+        log.check_layout()?;
+        Ok(HeedStorage {
+            log,
+            snapshots: SnapshotFiles::open(directory, lock)?,
+            state: None,
+        })
+    }
+
+    /// Opens `directory` for looking at it only, also while a node works on it in another process. Nothing of the
+    /// node's is ever written.
+    ///
+    /// # Errors
+    /// - [`StorageError::Io`]: there is no such directory, nothing in it, or no permission.
+    /// - [`StorageError::InUse`]: this same process has it open.
+    /// - [`StorageError::Database`], [`StorageError::Corrupt`], [`StorageError::Version`]: this is not what a node
+    ///   wrote, or not of this version.
+    pub fn open_read_only(directory: impl AsRef<Path>) -> Result<ReadOnlyStorage, StorageError> {
+        let directory = directory.as_ref();
+        let environment = Environment::open_read_only(directory)?;
+        let log = Arc::new(Log {
+            environment,
+            _lock: None,
+        });
+        log.check_layout()?;
+        Ok(ReadOnlyStorage {
+            log,
+            directory: directory.to_owned(),
+        })
+    }
+}
+
+impl StableStorage for HeedStorage {
+    type LogReader = HeedLogReader;
+    type Snapshots = SnapshotFiles;
+
+    /// Reads and checks everything: each entry's checksum and place, all metadata, and the recorded snapshot's file
+    /// but for its data, which is checked when it is read.
+    fn load(&mut self) -> Result<StoredState, StorageError> {
+        let state = self.log.load()?;
+        if let Some(snapshot) = &state.snapshot {
+            check_snapshot_file(snapshot, &self.snapshots.path(snapshot.position), || {
+                self.snapshots.open(snapshot.position)
+            })?;
+        }
+        self.state = Some(state.clone());
+        Ok(state)
+    }
+
+    fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
+        let Some(before) = self.state.take() else {
+            let reason =
+                "the state on disk is not known: load it first, or open it again after a failed write";
+            return Err(StorageError::Refused {
+                reason: reason.to_owned(),
+            });
+        };
+        for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
+            let path = self.snapshots.path(snapshot.position);
+            let opened = check_snapshot_file(snapshot, &path, || self.snapshots.open(snapshot.position));
+            opened.map_err(|error| StorageError::Refused {
+                reason: error.to_string(),
+            })?;
+        }
+        let after = self.log.environment.write(|txn| {
+            let mut state = before.clone();
+            for write in writes {
+                let next = state.after(write)?;
+                self.log.carry_out(txn, &state, write, &next)?;
+                state = next;
+            }
+            Ok(state)
+        })?;
+        self.state = Some(after);
+        Ok(())
+    }
+
+    fn log_reader(&self) -> HeedLogReader {
+        HeedLogReader {
+            log: Arc::clone(&self.log),
+        }
+    }
+
+    fn snapshots(&self) -> SnapshotFiles {
+        self.snapshots.clone()
+    }
+}
+
+impl fmt::Debug for HeedStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HeedStorage")
+            .field(&self.log.environment.data_file())
+            .finish()
+    }
+}
+
+/// A data directory that is only looked at: what [`HeedStorage::open_read_only`] gives.
+///
+/// Each call sees the state of its own moment, if a node works on the directory meanwhile.
+pub struct ReadOnlyStorage {
+    log: Arc<Log>,
+    directory: PathBuf,
+}
+
+impl ReadOnlyStorage {
+    /// Reads and checks everything, as [`load`](StableStorage::load) of the node itself does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(&self) -> Result<StoredState, StorageError> {
+        loop {
+            let state = self.log.load()?;
+            let Some(snapshot) = &state.snapshot else {
+                return Ok(state);
+            };
+            let path = snapshot_files::path_of(&self.snapshot_directory(), snapshot.position);
+            match check_snapshot_file(snapshot, &path, || self.open_snapshot(snapshot.position)) {
+                Ok(()) => return Ok(state),
+                // The node may have replaced it by a newer one since the metadata were read.
+                Err(error) => {
+                    if self.log.recorded_snapshot()?.as_ref() == Some(snapshot) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// For reading entries.
+    pub fn log_reader(&self) -> HeedLogReader {
+        HeedLogReader {
+            log: Arc::clone(&self.log),
+        }
+    }
+
+    /// The finished snapshot files, the newest last. A node keeps those that its metadata do not record only until
+    /// it records the next one.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotFile>, StorageError> {
+        snapshot_files::list(&self.directory)
+    }
+
+    /// Opens one snapshot; also how many bytes of data it holds.
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::open`].
+    pub fn open_snapshot(
+        &self,
+        position: LogPosition,
+    ) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
+        snapshot_files::open_at(&self.snapshot_directory(), position)
+    }
+
+    fn snapshot_directory(&self) -> PathBuf {
+        snapshot_files::directory_in(&self.directory)
+    }
+}
+
+impl fmt::Debug for ReadOnlyStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ReadOnlyStorage").field(&self.directory).finish()
+    }
+}
+
+/// Reads the log of a [`HeedStorage`] or [`ReadOnlyStorage`] beside whoever writes it.
+#[derive(Clone)]
+pub struct HeedLogReader {
+    log: Arc<Log>,
+}
+
+impl LogReader for HeedLogReader {
+    fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError> {
+        self.log
+            .environment
+            .read(|txn| self.log.read(txn, from, until, bytes_max))
+    }
+}
+
+impl fmt::Debug for HeedLogReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HeedLogReader")
+            .field(&self.log.environment.data_file())
+            .finish()
+    }
+}
+
+/// That the recorded snapshot is there, and is what the metadata say.
+fn check_snapshot_file(
+    recorded: &SnapshotMeta,
+    path: &Path,
+    open: impl FnOnce() -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError>,
+) -> Result<(), StorageError> {
+    let corrupt = |reason: &str| {
+        let what = path.display().to_string();
+        Err(StorageError::Corrupt {
+            what,
+            reason: reason.to_owned(),
+        })
+    };
+    match open() {
+        Ok((found, _, _)) if found == *recorded => Ok(()),
+        Ok(_) => corrupt("its header says otherwise than the metadata that record it"),
+        Err(StorageError::NoSnapshot { .. }) => corrupt("the metadata record it, but the file is missing"),
+        Err(error) => Err(error),
+    }
+}
+
+/// Entries and metadata in their environment.
+struct Log {
+    /// Dropped before the lock is released.
+    environment: Environment,
+    _lock: Option<DirectoryLock>,
+}
+
+impl Log {
+    fn what(&self, table: Table, key: u128) -> String {
+        let file = self.environment.data_file();
+        let file = file.display();
+        let (group_id, number) = format::split_key(key);
+        if group_id != GROUP_ID {
+            return format!("{file}: key {number} of group {group_id} in {}", table.name());
+        }
+        match (table, MetaKey::from_number(number)) {
+            (Table::Entries, _) => format!("{file}: entry {number}"),
+            (Table::Meta, Some(key)) => format!("{file}: metadata {key:?}"),
+            (Table::Meta, None) => format!("{file}: metadata with key {number}"),
+        }
+    }
+
+    fn corrupt(&self, table: Table, key: u128, reason: impl Into<String>) -> Failure {
+        Damage::Content(reason.into()).of(self.what(table, key)).into()
+    }
+
+    /// That this is a directory of this version, before anything else is believed.
+    fn check_layout(&self) -> Result<(), StorageError> {
+        self.environment.read(|txn| {
+            let layout = self.meta(txn, MetaKey::Layout, |_| Ok(()))?;
+            layout.ok_or_else(|| self.corrupt(Table::Meta, MetaKey::Layout.key(), "it is missing"))
+        })
+    }
+
+    fn meta<T>(
+        &self,
+        txn: &ReadTxn<'_>,
+        key: MetaKey,
+        decode: impl FnOnce(&[u8]) -> Result<T, Damage>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(value) = self.environment.table(Table::Meta).get(txn, &key.key())? else {
+            return Ok(None);
+        };
+        let decoded = format::unframe(Table::Meta, key.key(), value).and_then(decode);
+        Ok(Some(decoded.map_err(|damage| {
+            damage.of(self.what(Table::Meta, key.key()))
+        })?))
+    }
+
+    fn truncated(&self, txn: &ReadTxn<'_>) -> Result<LogPosition, Failure> {
+        Ok(self
+            .meta(txn, MetaKey::Truncated, format::decode_position)?
+            .unwrap_or_default())
+    }
+
+    fn recorded_snapshot(&self) -> Result<Option<SnapshotMeta>, StorageError> {
+        self.environment
+            .read(|txn| self.meta(txn, MetaKey::Snapshot, format::decode_snapshot_meta))
+    }
+
+    fn load(&self) -> Result<StoredState, StorageError> {
+        self.environment.read(|txn| {
+            for item in self.environment.table(Table::Meta).iter(txn)? {
+                let (key, _) = item?;
+                let (group_id, number) = format::split_key(key);
+                if group_id != GROUP_ID || MetaKey::from_number(number).is_none() {
+                    return Err(self.corrupt(Table::Meta, key, "this program knows no such key"));
+                }
+            }
+            let truncated = self.truncated(txn)?;
+            let mut state = StoredState {
+                identity: self.meta(txn, MetaKey::Identity, format::decode_identity)?,
+                hard_state: self
+                    .meta(txn, MetaKey::HardState, format::decode_hard_state)?
+                    .unwrap_or_default(),
+                members: self.meta(txn, MetaKey::Members, |content| Ok(Members::decode(content)?))?,
+                snapshot: self.meta(txn, MetaKey::Snapshot, format::decode_snapshot_meta)?,
+                truncated,
+                last: truncated,
+                term_starts: Vec::new(),
+            };
+            for item in self.environment.table(Table::Entries).iter(txn)? {
+                let (key, value) = item?;
+                let expected = state.last.index.next();
+                let LogPosition { term, index } = self.entry(key, value, expected)?.position;
+                if term < state.last.term {
+                    let reason = format!(
+                        "its term is {term}, that of the entry before is {}",
+                        state.last.term
+                    );
+                    return Err(self.corrupt(Table::Entries, key, reason));
+                }
+                if term > state.last.term {
+                    state.term_starts.push(LogPosition { term, index });
+                }
+                state.last = LogPosition { term, index };
+            }
+            state.check().map_err(|reason| {
+                let what = self.environment.data_file().display().to_string();
+                Failure::Storage(StorageError::Corrupt { what, reason })
+            })?;
+            Ok(state)
+        })
+    }
+
+    /// The entry that was found under `key`, where that of `expected` should be.
+    fn entry<'a>(&self, key: u128, value: &'a [u8], expected: LogIndex) -> Result<EntryView<'a>, Failure> {
+        if key != format::entry_key(expected) {
+            let reason = format!(
+                "it is missing, {} follows instead",
+                self.what(Table::Entries, key)
+            );
+            return Err(self.corrupt(Table::Entries, format::entry_key(expected), reason));
+        }
+        let entry = format::decode_entry(expected, value);
+        Ok(entry.map_err(|damage| damage.of(self.what(Table::Entries, key)))?)
+    }
+
+    fn read(
+        &self,
+        txn: &ReadTxn<'_>,
+        from: LogIndex,
+        until: LogIndex,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>, Failure> {
+        let truncated = self.truncated(txn)?;
+        if from <= truncated.index {
+            return Err(StorageError::Compacted {
+                index: from,
+                truncated,
+            }
+            .into());
+        }
+        let last = self.last(txn, truncated)?;
+        if until > last.index.next() {
+            return Err(StorageError::BeyondEnd {
+                index: from.max(last.index.next()),
+                last,
+            }
+            .into());
+        }
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut expected = from;
+        for item in self
+            .environment
+            .table(Table::Entries)
+            .range(txn, &format::entry_keys(from, until.previous()))?
+        {
+            let (key, value) = item?;
+            let entry = self.entry(key, value, expected)?.to_entry();
+            bytes += entry.size_bytes();
+            if bytes > bytes_max && !entries.is_empty() {
+                return Ok(entries);
+            }
+            entries.push(entry);
+            expected = expected.next();
+        }
+        if expected < until {
+            return Err(self.corrupt(Table::Entries, format::entry_key(expected), "it is missing"));
+        }
+        Ok(entries)
+    }
+
+    fn last(&self, txn: &ReadTxn<'_>, truncated: LogPosition) -> Result<LogPosition, Failure> {
+        let Some((key, value)) = self.environment.table(Table::Entries).last(txn)? else {
+            return Ok(truncated);
+        };
+        let (_, number) = format::split_key(key);
+        Ok(self.entry(key, value, LogIndex(number))?.position)
+    }
+
+    /// Carries out `write`, which leads from `before` to `after`.
+    fn carry_out(
+        &self,
+        txn: &mut RwTxn<'_>,
+        before: &StoredState,
+        write: &Write,
+        after: &StoredState,
+    ) -> Result<(), Failure> {
+        let entries = self.environment.table(Table::Entries);
+        let (mut first, mut last) = (before.truncated.index.next(), before.last.index);
+        if let Some(position) = write.reset_log {
+            self.delete(txn, first, last)?;
+            (first, last) = (position.index.next(), position.index);
+        }
+        if let (Some(begin), Some(end)) = (write.append.first(), write.append.last()) {
+            self.delete(txn, begin.position.index, last)?;
+            for entry in &write.append {
+                let key = format::entry_key(entry.position.index);
+                // In order at the end, LMDB fills its pages to the brim instead of splitting them.
+                entries.put_with_flags(txn, PutFlags::APPEND, &key, &format::encode_entry(entry))?;
+            }
+            last = end.position.index;
+        }
+        self.delete(txn, first, after.truncated.index.min(last))?;
+
+        if let Some(identity) = &write.identity {
+            self.put_meta(txn, MetaKey::Identity, |out| {
+                format::encode_identity(identity, out)
+            })?;
+        }
+        if let Some(hard_state) = &write.hard_state {
+            self.put_meta(txn, MetaKey::HardState, |out| {
+                format::encode_hard_state(hard_state, out)
+            })?;
+        }
+        if let Some(members) = &write.members {
+            self.put_meta(txn, MetaKey::Members, |out| {
+                out.extend_from_slice(&members.encode())
+            })?;
+        }
+        if let Some(snapshot) = &write.snapshot {
+            self.put_meta(txn, MetaKey::Snapshot, |out| {
+                format::encode_snapshot_meta(snapshot, out)
+            })?;
+        }
+        if after.truncated != before.truncated {
+            self.put_meta(txn, MetaKey::Truncated, |out| {
+                format::put_position(out, after.truncated)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn put_meta(
+        &self,
+        txn: &mut RwTxn<'_>,
+        key: MetaKey,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Failure> {
+        let value = format::frame(Table::Meta, key.key(), encode);
+        Ok(self.environment.table(Table::Meta).put(txn, &key.key(), &value)?)
+    }
+
+    /// Deletes the entries from `first` to `last`; nothing if `last` is before `first`.
+    fn delete(&self, txn: &mut RwTxn<'_>, first: LogIndex, last: LogIndex) -> Result<(), Failure> {
+        if last < first {
+            return Ok(());
+        }
+        let expected = last.0 - first.0 + 1;
+        let keys = format::entry_keys(first, last);
+        let deleted = self.environment.table(Table::Entries).delete_range(txn, &keys)? as u64;
+        if deleted != expected {
+            let reason = format!("of the {expected} entries up to {last}, only {deleted} are there");
+            return Err(self.corrupt(Table::Entries, format::entry_key(first), reason));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,996 @@
+//! The network half as one: outboxes, servers and clients talk over loopback, without a raft loop behind them.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+use prost::Message as _;
+use raftify_core::error::{InstallError, LeaderHint, MembershipError, ProposeError, UnknownOutcome};
+use raftify_core::members::SenderRefusal;
+use raftify_core::storage::MemorySnapshotStore;
+use raftify_core::{
+    CheckedConfig, ClusterId, Config, Entry, EntryKind, Forward, Forwarding, Identity, Incarnation,
+    LeaderRequest, LogIndex, LogPosition, Member, Members, NodeId, RaftMessage, RaftMessageBody, ReadRound,
+    Role, Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotToSend, SnapshotWriter,
+    Status as NodeStatus, Term,
+};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::{Code, Status};
+
+use crate::outbox::{Outbox, PeerEvent};
+use crate::raft_client::{ClientError, ClusterConnection, UnreachableNode};
+use crate::raft_server::{Door, serve};
+use crate::remote_node::{endpoint, service};
+use crate::reply::{Reply, local_reply};
+use crate::wire::proto::snapshot_chunk::Part;
+use crate::wire::{self, DoorRefusal, proto};
+
+const CLUSTER: ClusterId = ClusterId(0xc1);
+
+fn id(id: u64) -> NodeId {
+    NodeId::new(id).unwrap()
+}
+
+fn identity(node: u64) -> Identity {
+    Identity {
+        cluster_id: CLUSTER,
+        node_id: id(node),
+        incarnation: Incarnation(node * 100),
+    }
+}
+
+fn config() -> Config {
+    Config {
+        connect_timeout: Duration::from_millis(500),
+        ..Config::default()
+    }
+}
+
+/// Every wait has a deadline, far beyond what it takes.
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(Duration::from_secs(30), future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what} did not happen"),
+    }
+}
+
+/// A node without a raft loop: the test is the loop.
+struct TestNode {
+    id: NodeId,
+    address: String,
+    requests: mpsc::Receiver<ServerRequestMsg<Reply<u64>>>,
+    status: watch::Sender<NodeStatus>,
+    snapshots: MemorySnapshotStore,
+    outbox: Outbox,
+    events: mpsc::UnboundedReceiver<PeerEvent>,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<std::io::Result<()>>,
+}
+
+impl TestNode {
+    fn start(node: u64) -> TestNode {
+        TestNode::with(node, config(), Some(identity(node)))
+    }
+
+    fn with(node: u64, config: Config, identity: Option<Identity>) -> TestNode {
+        let config: CheckedConfig = config.check().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (requests, received) = mpsc::channel(config.request_queue_max);
+        let (events, peer_events) = mpsc::unbounded_channel();
+        let snapshots = MemorySnapshotStore::default();
+        let outbox = Outbox::start(address.clone(), config.clone(), snapshots.clone(), events);
+        let status = NodeStatus {
+            node_id: id(node),
+            identity,
+            role: Role::Follower,
+            term: Term(1),
+            leader_id: None,
+            commit: LogIndex::ZERO,
+            applied: LogIndex::ZERO,
+            last: LogPosition::ZERO,
+            truncated: LogPosition::ZERO,
+            snapshot: None,
+            members: Arc::new(Members::none()),
+        };
+        let (status, seen) = watch::channel(status);
+        let door = Door {
+            requests,
+            status: seen,
+            snapshots: snapshots.clone(),
+            config,
+            outbox: outbox.clone(),
+            remote_reply: Reply::Remote,
+        };
+        let (stop, stopped) = oneshot::channel();
+        let serving = tokio::spawn(serve(listener, door, async { drop(stopped.await) }));
+        let stop = Some(stop);
+        let node = id(node);
+        TestNode {
+            id: node,
+            address,
+            requests: received,
+            status,
+            snapshots,
+            outbox,
+            events: peer_events,
+            stop,
+            serving,
+        }
+    }
+
+    fn knows(&self, members: &Arc<Members>) {
+        self.status
+            .send_modify(|status| status.members = Arc::clone(members));
+        let identity = self.status.borrow().identity;
+        if let Some(identity) = identity {
+            self.outbox.set_members(identity, members);
+        }
+    }
+
+    async fn next_request(&mut self) -> ServerRequestMsg<Reply<u64>> {
+        within("a request", self.requests.recv()).await.unwrap()
+    }
+
+    async fn next_messages(&mut self) -> Vec<RaftMessage> {
+        match self.next_request().await {
+            ServerRequestMsg::RaftMessages { messages, .. } => messages,
+            _ => panic!("no messages, but another request"),
+        }
+    }
+
+    async fn next_event(&mut self) -> PeerEvent {
+        within("an event", self.events.recv()).await.unwrap()
+    }
+
+    async fn snapshot_outcome(&mut self) -> Result<(), String> {
+        loop {
+            if let PeerEvent::SnapshotSent { outcome, .. } = self.next_event().await {
+                return outcome;
+            }
+        }
+    }
+
+    fn put_snapshot(&self, data: &[u8], members: &Members) -> SnapshotMeta {
+        let position = LogPosition::new(1, 9);
+        let meta = SnapshotMeta {
+            cluster_id: CLUSTER,
+            position,
+            members: members.clone(),
+        };
+        let mut writer = self.snapshots.create(&meta).unwrap();
+        writer.write_all(data).unwrap();
+        writer.finish().unwrap();
+        meta
+    }
+}
+
+fn members<'a>(nodes: impl IntoIterator<Item = (u64, &'a str)>) -> Arc<Members> {
+    let nodes = nodes
+        .into_iter()
+        .map(|(node, address)| Member::voter(id(node), address));
+    Arc::new(Members::initial(nodes).unwrap())
+}
+
+/// Two nodes that know each other.
+fn pair() -> (TestNode, TestNode, Arc<Members>) {
+    let (a, b) = (TestNode::start(1), TestNode::start(2));
+    let members = members([(1, a.address.as_str()), (2, b.address.as_str())]);
+    a.knows(&members);
+    b.knows(&members);
+    (a, b, members)
+}
+
+fn heartbeat(to: u64, commit: u64) -> RaftMessage {
+    let body = RaftMessageBody::Heartbeat {
+        commit: LogIndex(commit),
+        read_round: None,
+    };
+    RaftMessage {
+        from: id(1),
+        to: id(to),
+        term: Term(1),
+        body,
+    }
+}
+
+fn commit_of(message: &RaftMessage) -> u64 {
+    match message.body {
+        RaftMessageBody::Heartbeat { commit, .. } => commit.0,
+        _ => panic!("no heartbeat: {message:?}"),
+    }
+}
+
+/// Takes connections of the operating system's and never says a word.
+fn silent_listener() -> (std::net::TcpListener, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+/// Nobody listens there.
+fn dead_address() -> String {
+    silent_listener().1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_keep_their_order() {
+    let (a, mut b, _) = pair();
+    for first in (0..2000).step_by(10) {
+        a.outbox
+            .send((first..first + 10).map(|commit| heartbeat(2, commit)).collect());
+    }
+    let mut seen = 0;
+    while seen < 2000 {
+        for message in b.next_messages().await {
+            assert_eq!(commit_of(&message), seen);
+            seen += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_and_silent_peers_delay_nobody() {
+    let (a, mut b, _) = pair();
+    let (_listener, silent) = silent_listener();
+    let all = members([
+        (1, &*a.address),
+        (2, &*b.address),
+        (3, &*dead_address()),
+        (4, &*silent),
+    ]);
+    a.knows(&all);
+    b.knows(&all);
+    for commit in 0..100 {
+        a.outbox.send([3, 4, 2].map(|to| heartbeat(to, commit)).into());
+    }
+    let mut seen = 0;
+    while seen < 100 {
+        seen += b.next_messages().await.len();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_drops_what_is_new_and_keeps_the_order() {
+    let node = TestNode::with(
+        1,
+        Config {
+            peer_queue_max: 16,
+            ..config()
+        },
+        Some(identity(1)),
+    );
+    let mut b = TestNode::start(2);
+    let all = members([(1, &*node.address), (2, &*b.address)]);
+    b.knows(&all);
+    node.knows(&all);
+    node.outbox
+        .send((0..100_000).map(|commit| heartbeat(2, commit)).collect());
+    let first = b.next_messages().await;
+    assert_eq!(
+        first.iter().map(commit_of).collect::<Vec<_>>(),
+        (0..16).collect::<Vec<_>>()
+    );
+    node.outbox.send(vec![heartbeat(2, 200_000)]);
+    assert_eq!(commit_of(&b.next_messages().await[0]), 200_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_comes_back_is_found_again_and_its_absence_reported_once() {
+    let (mut a, mut b, _) = pair();
+    a.outbox.send(vec![heartbeat(2, 1)]);
+    b.next_messages().await;
+
+    b.stop = None;
+    within("the end of the server", &mut b.serving)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(matches!(a.next_event().await, PeerEvent::Unreachable(peer) if peer == id(2)));
+
+    let mut again = TestNode::start(2);
+    let moved = members([(1, &*a.address), (2, &*again.address)]);
+    again.knows(&moved);
+    a.knows(&moved);
+    within("a message after the way back", async {
+        while again.requests.is_empty() {
+            a.outbox.send(vec![heartbeat(2, 2)]);
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(commit_of(&again.next_messages().await[0]), 2);
+    assert!(a.events.try_recv().is_err(), "reported once only");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_larger_than_any_batch_arrive_whole() {
+    let (a, mut b, _) = pair();
+    let sizes = [1, 3 << 20, 3 << 20, 20 << 20, 5, 3 << 20];
+    let entry = |(size, index)| Entry {
+        position: LogPosition::new(1, index),
+        kind: EntryKind::User,
+        payload: vec![index as u8; size].into(),
+    };
+    let sent: Vec<Entry> = sizes.into_iter().zip(1..).map(entry).collect();
+    let body = RaftMessageBody::Append {
+        previous: LogPosition::ZERO,
+        commit: LogIndex(4),
+        entries: sent.clone(),
+    };
+    a.outbox.send(vec![RaftMessage {
+        from: id(1),
+        to: id(2),
+        term: Term(1),
+        body,
+    }]);
+    let mut received = Vec::new();
+    while received.len() < sent.len() {
+        for message in b.next_messages().await {
+            let RaftMessageBody::Append {
+                previous, entries, ..
+            } = message.body
+            else {
+                panic!("no append")
+            };
+            assert_eq!(previous.index.0, received.len() as u64);
+            received.extend(entries);
+        }
+    }
+    assert!(received == sent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_members_answers_who_speaks_to_it() {
+    let (mut a, mut joining) = (TestNode::start(1), TestNode::start(2));
+    joining.knows(&Arc::new(Members::none()));
+    let all = members([(1, &*a.address), (2, &*joining.address)]);
+    a.knows(&all);
+    a.outbox.send(vec![heartbeat(2, 1)]);
+    joining.next_messages().await;
+    joining.outbox.send(vec![RaftMessage {
+        from: id(2),
+        to: id(1),
+        ..heartbeat(1, 7)
+    }]);
+    assert_eq!(commit_of(&a.next_messages().await[0]), 7);
+}
+
+/// Sends bytes as they are, where a message is expected.
+#[derive(Clone, Default)]
+struct RawCodec;
+
+impl Codec for RawCodec {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = RawCodec;
+    type Decoder = RawCodec;
+
+    fn encoder(&mut self) -> RawCodec {
+        RawCodec
+    }
+
+    fn decoder(&mut self) -> RawCodec {
+        RawCodec
+    }
+}
+
+impl Encoder for RawCodec {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for RawCodec {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
+/// The status with which a stream of these bytes ends.
+async fn stream_raw(node: &TestNode, bytes: Bytes) -> Status {
+    let channel = endpoint(&node.address, Duration::from_secs(5))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/raftify.v1.RaftService/StreamMessages");
+    let stream = tokio_stream::once(bytes).chain(tokio_stream::pending());
+    let call = client.client_streaming(tonic::Request::new(stream), path, RawCodec);
+    within("a refusal", call).await.map(|_| ()).unwrap_err()
+}
+
+fn good_batch() -> proto::MessageBatch {
+    let sender = Sender {
+        id: id(1),
+        incarnation: identity(1).incarnation,
+        members_as_of: LogIndex(1),
+    };
+    proto::MessageBatch {
+        header: Some(wire::header(Some(CLUSTER))),
+        sender: Some(wire::sender_to_wire(&sender, "127.0.0.1:7")),
+        receiver: Some(wire::receiver_to_wire(id(2), Some(identity(2).incarnation))),
+        messages: vec![wire::message_to_wire(heartbeat(2, 5))],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_believed_is_refused_with_its_reason_and_the_server_lives() {
+    let (a, mut b, _) = pair();
+    let known = members([(1, &*a.address), (2, &*b.address)]);
+    let fenced = {
+        let record = raftify_core::members::MemberRecord::Incarnation {
+            id: id(1),
+            incarnation: identity(1).incarnation,
+        };
+        known.recorded(LogIndex(2), &record)
+    };
+    b.knows(&Arc::new(fenced));
+
+    type Change = fn(&mut proto::MessageBatch);
+    let cases: [(Change, DoorRefusal); 10] = [
+        (
+            |batch| batch.header.as_mut().unwrap().wire_version = 9,
+            DoorRefusal::Version {
+                found: 9,
+                known: wire::WIRE_VERSION,
+            },
+        ),
+        (
+            |batch| batch.header.as_mut().unwrap().group_id = 4,
+            DoorRefusal::Group { found: 4 },
+        ),
+        (
+            |batch| batch.header.as_mut().unwrap().cluster_id = Some(66),
+            DoorRefusal::OtherCluster {
+                node: id(2),
+                found: ClusterId(66),
+                own: CLUSTER,
+            },
+        ),
+        (
+            |batch| batch.header = None,
+            DoorRefusal::Malformed("the header is missing".into()),
+        ),
+        (
+            |batch| batch.receiver.as_mut().unwrap().id = 3,
+            DoorRefusal::OtherNode {
+                meant: id(3),
+                own: id(2),
+            },
+        ),
+        (
+            |batch| batch.receiver.as_mut().unwrap().incarnation = Some(1),
+            DoorRefusal::Sender(SenderRefusal::OtherReceiver {
+                id: id(2),
+                expected: Incarnation(1),
+                actual: identity(2).incarnation,
+            }),
+        ),
+        (
+            |batch| batch.sender.as_mut().unwrap().id = 9,
+            DoorRefusal::Sender(SenderRefusal::NotAMember {
+                id: id(9),
+                as_of: LogIndex(2),
+            }),
+        ),
+        (
+            |batch| batch.sender.as_mut().unwrap().id = 2,
+            DoorRefusal::Sender(SenderRefusal::SameId { id: id(2) }),
+        ),
+        (
+            |batch| batch.sender.as_mut().unwrap().incarnation = 5,
+            DoorRefusal::Sender(SenderRefusal::Fenced {
+                id: id(1),
+                known: identity(1).incarnation,
+                presented: Incarnation(5),
+            }),
+        ),
+        (
+            |batch| batch.messages[0].term = 0,
+            DoorRefusal::Malformed("the message's term is zero, which is not possible".into()),
+        ),
+    ];
+    for (change, expected) in cases {
+        let mut batch = good_batch();
+        change(&mut batch);
+        let status = stream_raw(&b, batch.encode_to_vec().into()).await;
+        assert_eq!(DoorRefusal::from_status(&status), Some(expected), "{status:?}");
+    }
+
+    let whole = good_batch().encode_to_vec();
+    let truncated = Bytes::from(whole[..whole.len() - 3].to_vec());
+    assert_eq!(stream_raw(&b, truncated).await.code(), Code::Internal);
+    assert_eq!(
+        stream_raw(&b, Bytes::from_static(b"\xff\x00\x13random"))
+            .await
+            .code(),
+        Code::Internal
+    );
+    let oversized = Bytes::from(vec![0; wire::RECEIVE_BYTES_LIMIT + 1]);
+    assert_eq!(stream_raw(&b, oversized).await.code(), Code::OutOfRange);
+    let mut socket = std::net::TcpStream::connect(&b.address).unwrap();
+    socket.write_all(&[0x5a; 4096]).unwrap();
+
+    assert!(b.requests.is_empty(), "nothing of it came through");
+    a.outbox.send(vec![heartbeat(2, 1)]);
+    assert_eq!(commit_of(&b.next_messages().await[0]), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_refused_is_told_why() {
+    let (mut a, b, all) = pair();
+    let record = raftify_core::members::MemberRecord::Incarnation {
+        id: id(1),
+        incarnation: Incarnation(7),
+    };
+    b.knows(&Arc::new(all.recorded(LogIndex(2), &record)));
+    let refusal = within("a refusal", async {
+        loop {
+            a.outbox.send(vec![heartbeat(2, 1)]);
+            if let Ok(PeerEvent::RefusedBy { by, refusal }) = a.events.try_recv() {
+                break (by, refusal);
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let presented = identity(1).incarnation;
+    assert_eq!(
+        refusal,
+        (
+            id(2),
+            SenderRefusal::Fenced {
+                id: id(1),
+                known: Incarnation(7),
+                presented
+            }
+        )
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_cluster_refuses_messages_but_can_be_inspected() {
+    let mut node = TestNode::with(2, config(), None);
+    let status = stream_raw(&node, good_batch().encode_to_vec().into()).await;
+    assert_eq!(
+        DoorRefusal::from_status(&status),
+        Some(DoorRefusal::NoCluster { node: id(2) })
+    );
+
+    let cluster = ClusterConnection::new([node.address.clone()], Duration::from_secs(20)).unwrap();
+    let inspecting = tokio::spawn(async move { cluster.inspect().await });
+    let ServerRequestMsg::Inspect { reply } = node.next_request().await else {
+        panic!("no inspection")
+    };
+    let inspection = raftify_core::Inspection {
+        status: node.status.borrow().clone(),
+        progress: Vec::new(),
+        proposals_waiting: 3,
+        reads_waiting: 0,
+        log_cache_bytes: 0,
+        durable: LogIndex(8),
+    };
+    reply.answer(Ok(inspection.clone()));
+    assert_eq!(inspecting.await.unwrap(), Ok(inspection));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_larger_than_any_message_is_installed() {
+    let (mut a, mut b, all) = pair();
+    let data: Vec<u8> = (0..9_000_001_u32)
+        .map(|n| (n.wrapping_mul(7) >> 3) as u8)
+        .collect();
+    let meta = a.put_snapshot(&data, &all);
+    a.outbox.send_snapshot(SnapshotToSend {
+        to: id(2),
+        term: Term(4),
+        position: meta.position,
+    });
+    let ServerRequestMsg::InstallSnapshot {
+        term,
+        snapshot,
+        reply,
+        sender,
+        ..
+    } = b.next_request().await
+    else {
+        panic!("no snapshot")
+    };
+    assert_eq!((term, &snapshot, sender.id), (Term(4), &meta, id(1)));
+    let (_, bytes, mut reader) = b.snapshots.open(meta.position).unwrap();
+    let mut received = Vec::new();
+    std::io::Read::read_to_end(&mut reader, &mut received).unwrap();
+    assert_eq!(bytes, data.len() as u64);
+    assert!(received == data);
+    reply.answer(Ok(()));
+    assert_eq!(a.snapshot_outcome().await, Ok(()));
+}
+
+/// The answer to a snapshot of these parts.
+async fn install_raw(node: &TestNode, parts: Vec<Part>) -> Result<proto::InstallSnapshotReply, Status> {
+    let channel = endpoint(&node.address, Duration::from_secs(5))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let chunks = parts
+        .into_iter()
+        .map(|part| proto::SnapshotChunk { part: Some(part) });
+    let stream = tokio_stream::iter(chunks.collect::<Vec<_>>());
+    let answer = within("an answer", service(channel).install_snapshot(stream)).await;
+    answer.map(tonic::Response::into_inner)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_and_incomplete_snapshots_leave_nothing_behind() {
+    let (_a, b, all) = pair();
+    let batch = good_batch();
+    let position = LogPosition::new(1, 9);
+    let head = |data_bytes| {
+        Part::Head(proto::SnapshotHead {
+            header: batch.header,
+            sender: batch.sender.clone(),
+            receiver: batch.receiver,
+            term: 1,
+            position: wire::position_to_wire(position),
+            members: all.encode(),
+            data_bytes,
+        })
+    };
+    let data = |offset, data: &'static [u8]| {
+        Part::Data(proto::SnapshotData {
+            offset,
+            crc32c: crc32c::crc32c(data),
+            data: data.into(),
+        })
+    };
+    let damaged = Part::Data(proto::SnapshotData {
+        offset: 0,
+        crc32c: 1,
+        data: Bytes::from_static(b"abc"),
+    });
+    let cases = [
+        vec![head(3), damaged],
+        vec![head(3), data(1, b"abc")],
+        vec![head(4), data(0, b"abc")],
+        vec![head(2), data(0, b"abc")],
+        vec![head(3), head(3)],
+        vec![data(0, b"abc")],
+        vec![],
+    ];
+    for parts in cases {
+        let status = install_raw(&b, parts).await.unwrap_err();
+        assert!(
+            matches!(DoorRefusal::from_status(&status), Some(DoorRefusal::Malformed(_))),
+            "{status:?}"
+        );
+        assert!(b.snapshots.open(position).is_err());
+    }
+    assert!(b.requests.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_snapshot_that_is_not_installed_is_reported_once() {
+    let (mut a, mut b) = (TestNode::start(1), TestNode::start(2));
+    let (_listener, silent) = silent_listener();
+    let all = members([
+        (1, &*a.address),
+        (2, &*b.address),
+        (3, &*silent),
+        (4, &*dead_address()),
+    ]);
+    a.knows(&all);
+    b.knows(&all);
+    let position = a.put_snapshot(&vec![7; 8 << 20], &all).position;
+    let to_send = |to, position| SnapshotToSend {
+        to: id(to),
+        term: Term(4),
+        position,
+    };
+
+    a.outbox.send_snapshot(to_send(9, position));
+    assert!(
+        a.snapshot_outcome()
+            .await
+            .unwrap_err()
+            .contains("node 9 is not known")
+    );
+
+    a.outbox.send_snapshot(to_send(2, LogPosition::new(1, 77)));
+    assert!(a.snapshot_outcome().await.unwrap_err().contains("no snapshot"));
+
+    a.outbox.send_snapshot(to_send(4, position));
+    a.snapshot_outcome().await.unwrap_err();
+
+    let impatient = Config {
+        snapshot_chunk_timeout: Duration::from_millis(50),
+        ..config()
+    };
+    let mut impatient = TestNode::with(5, impatient, Some(identity(5)));
+    impatient.knows(&all);
+    impatient.put_snapshot(&vec![7; 8 << 20], &all);
+    impatient.outbox.send_snapshot(to_send(3, position));
+    assert!(
+        impatient
+            .snapshot_outcome()
+            .await
+            .unwrap_err()
+            .contains("no chunk within")
+    );
+
+    a.outbox.send_snapshot(to_send(2, position));
+    a.outbox.send_snapshot(to_send(2, position));
+    assert!(
+        a.snapshot_outcome()
+            .await
+            .unwrap_err()
+            .contains("another snapshot")
+    );
+    let ServerRequestMsg::InstallSnapshot { reply, .. } = b.next_request().await else {
+        panic!("no snapshot")
+    };
+    reply.answer(Err(InstallError::StaleLeader {
+        term: Term(4),
+        newer: Term(5),
+    }));
+    assert!(a.snapshot_outcome().await.unwrap_err().contains("term 5"));
+
+    a.outbox.send_snapshot(to_send(2, position));
+    let ServerRequestMsg::InstallSnapshot { reply, .. } = b.next_request().await else {
+        panic!("no snapshot")
+    };
+    a.knows(&members([(1, &*a.address), (3, &*silent), (4, &*dead_address())]));
+    assert!(a.snapshot_outcome().await.unwrap_err().contains("removed"));
+    drop(reply);
+
+    a.outbox.send_snapshot(to_send(3, position));
+    within("the end of the outbox", a.outbox.shutdown()).await;
+    a.snapshot_outcome().await.unwrap_err();
+    a.outbox.send_snapshot(to_send(3, position));
+    assert!(a.snapshot_outcome().await.unwrap_err().contains("stopping"));
+    while let Ok(event) = a.events.try_recv() {
+        assert!(!matches!(event, PeerEvent::SnapshotSent { .. }), "{event:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_open_streams_and_hung_connections_stops() {
+    let (a, mut b, _) = pair();
+    a.outbox.send(vec![heartbeat(2, 1)]);
+    b.next_messages().await;
+    let _hung = std::net::TcpStream::connect(&b.address).unwrap();
+    b.stop = None;
+    within("the end of the server", &mut b.serving)
+        .await
+        .unwrap()
+        .unwrap();
+    std::net::TcpListener::bind(&b.address).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_stops_while_the_loop_takes_nothing() {
+    let mut b = TestNode::with(
+        2,
+        Config {
+            request_queue_max: 1,
+            ..config()
+        },
+        Some(identity(2)),
+    );
+    let a = TestNode::start(1);
+    let all = members([(1, &*a.address), (2, &*b.address)]);
+    a.knows(&all);
+    b.knows(&all);
+    within("a full queue", async {
+        while b.requests.is_empty() {
+            a.outbox.send(vec![heartbeat(2, 1)]);
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    a.outbox.send(vec![heartbeat(2, 2)]);
+
+    let busy = ClusterConnection::new([b.address.clone()], Duration::from_millis(1)).unwrap();
+    let answer = within("an answer", async {
+        loop {
+            match busy.clone().propose(Bytes::new()).await {
+                Err(ClientError::Answer(ProposeError::Unknown(_))) => {} // The deadline is shorter than the way.
+                answer => break answer,
+            }
+        }
+    });
+    assert_eq!(
+        answer.await,
+        Err(ClientError::Answer(ProposeError::Busy { waiting: 1 }))
+    );
+
+    b.stop = None;
+    within("the end of the server", &mut b.serving)
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+fn proposal() -> (
+    LeaderRequest<Reply<u64>>,
+    impl Future<Output = Result<u64, ProposeError>>,
+) {
+    let (reply, answer) = local_reply::<u64>();
+    (
+        LeaderRequest::Propose {
+            payload: Bytes::from_static(b"entry"),
+            reply,
+        },
+        answer,
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
+    let (mut a, mut b, _) = pair();
+    let leader = b.id;
+
+    let (request, answer) = proposal();
+    a.outbox.forward(Forward { to: leader, request });
+    let ServerRequestMsg::ForLeader { request, forwarding } = b.next_request().await else {
+        panic!("no proposal")
+    };
+    assert_eq!(forwarding, Forwarding::Never);
+    let LeaderRequest::Propose { payload, reply } = request else {
+        panic!("no proposal")
+    };
+    assert_eq!(payload, Bytes::from_static(b"entry"));
+    reply.applied(42);
+    assert_eq!(within("a reply", answer).await, Ok(42));
+
+    let (request, answer) = proposal();
+    a.outbox.forward(Forward { to: leader, request });
+    let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else {
+        panic!("no proposal")
+    };
+    drop(request);
+    assert!(matches!(
+        within("a reply", answer).await,
+        Err(ProposeError::Stopped(_))
+    ));
+
+    a.outbox.read_round(ReadRound { leader, round: 6 });
+    let ServerRequestMsg::ConfirmReadIndex { reply } = b.next_request().await else {
+        panic!("no read")
+    };
+    reply.answer(Ok(LogIndex(12)));
+    assert!(matches!(
+        a.next_event().await,
+        PeerEvent::ReadRoundAnswered {
+            round: 6,
+            answer: Ok(LogIndex(12))
+        }
+    ));
+
+    a.knows(&members([(1, &*a.address), (2, &*dead_address())]));
+    let (request, answer) = proposal();
+    a.outbox.forward(Forward { to: leader, request });
+    assert_eq!(within("a reply", answer).await, Err(ProposeError::NoLeader));
+
+    let (request, answer) = proposal();
+    a.outbox.forward(Forward { to: id(9), request });
+    assert_eq!(within("a reply", answer).await, Err(ProposeError::NoLeader));
+}
+
+/// Takes connections and closes each after it has read something.
+async fn closing_listener() -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let task = tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            socket.readable().await.unwrap();
+            drop(socket);
+        }
+    });
+    (address, task)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_follows_the_leader_and_retries_refusals() {
+    let mut follower = TestNode::start(1);
+    let mut leader = TestNode::start(2);
+    let hint = LeaderHint {
+        id: leader.id,
+        address: leader.address.clone(),
+    };
+    let cluster = ClusterConnection::new(
+        [dead_address(), follower.address.clone()],
+        Duration::from_secs(20),
+    )
+    .unwrap();
+    let proposing = tokio::spawn(async move { cluster.propose(Bytes::from_static(b"entry")).await });
+    for (node, refusal) in [
+        (&mut follower, ProposeError::NotLeader(hint)),
+        (&mut leader, ProposeError::Busy { waiting: 1 }),
+    ] {
+        let ServerRequestMsg::ForLeader { request, forwarding } = node.next_request().await else {
+            panic!("no proposal")
+        };
+        assert_eq!(forwarding, Forwarding::Allowed);
+        let LeaderRequest::Propose { reply, .. } = request else {
+            panic!("no proposal")
+        };
+        raftify_core::ProposalReply::refuse(reply, refusal);
+    }
+    let ServerRequestMsg::ForLeader { request, .. } = follower.next_request().await else {
+        panic!("no proposal")
+    };
+    let LeaderRequest::Propose { reply, .. } = request else {
+        panic!("no proposal")
+    };
+    reply.applied(5);
+    assert_eq!(proposing.await.unwrap(), Ok(Bytes::from_static(&[5])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_says_what_is_wrong() {
+    let deadline = Duration::from_secs(20);
+    let cluster = ClusterConnection::new(["no-such-host.invalid:1"], deadline).unwrap();
+    match cluster.read_index().await {
+        Err(ClientError::Unreachable(nodes)) => {
+            assert!(
+                matches!(nodes.as_slice(), [UnreachableNode::Unresolved { .. }]),
+                "{nodes:?}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+
+    let cluster = ClusterConnection::new([dead_address()], deadline).unwrap();
+    match cluster.reserve_node_id().await {
+        Err(ClientError::Unreachable(nodes)) => {
+            assert!(
+                matches!(nodes.as_slice(), [UnreachableNode::NotConnected { .. }]),
+                "{nodes:?}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+
+    assert!(ClusterConnection::new(["localhost"], deadline).is_err());
+    assert!(ClusterConnection::new(Vec::<String>::new(), deadline).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_never_repeats_what_may_have_happened() {
+    let mut node = TestNode::start(1);
+    let (broken, _task) = closing_listener().await;
+    let cluster = ClusterConnection::new([broken, node.address.clone()], Duration::from_secs(20)).unwrap();
+    match within("an answer", cluster.propose(Bytes::new())).await {
+        Err(ClientError::Answer(ProposeError::Unknown(UnknownOutcome::ConnectionLost(_)))) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(node.requests.is_empty());
+
+    let cluster = ClusterConnection::new([node.address.clone()], Duration::from_millis(300)).unwrap();
+    let change = raftify_core::MembershipChange::LeaveJoint;
+    let changing = tokio::spawn(async move { cluster.change_config(&change).await });
+    let _unanswered = node.next_request().await;
+    assert!(matches!(
+        changing.await.unwrap(),
+        Err(ClientError::Answer(MembershipError::Unknown(
+            UnknownOutcome::TimedOut(_)
+        )))
+    ));
+    assert!(node.requests.is_empty());
+}
