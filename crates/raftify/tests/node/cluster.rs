@@ -1,1 +1,238 @@
-//! (Being written.)
+//! Several nodes: elections, forwarding, crashes.
+
+use raftify::error::{DemoteError, ProposeError, RunError, SenderRefusal, StopReason, TransferError};
+use raftify::{Config, Term};
+
+use crate::harness::*;
+
+#[tokio::test]
+async fn three_static_nodes_apply_what_any_of_them_proposes() {
+    let mut nodes = static_cluster(3).await;
+    for (place, node) in nodes.iter().enumerate() {
+        put(node.raft(), place, "value").await;
+    }
+    for node in &nodes {
+        for key in ["0", "1", "2"] {
+            assert_eq!(node.get(key).await, Some("value".to_owned()));
+        }
+        assert_eq!(node.raft().get_cluster_size(), 3);
+    }
+    for node in &mut nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_follower_returns_the_reply_of_the_leaders_state_machine() {
+    let nodes = static_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    let follower = nodes[(leader + 1) % 3].raft();
+    put(follower, "key", "old").await;
+    let mut reply = None;
+    until("it is accepted", async || {
+        reply = follower.propose(set("key", "new")).await.ok();
+        reply.is_some()
+    })
+    .await;
+    assert_eq!(reply, Some(Some("old".to_owned())));
+}
+
+#[tokio::test]
+async fn a_query_on_any_node_sees_what_was_acknowledged_to_another() {
+    let nodes = static_cluster(3).await;
+    for round in 0..20 {
+        let (writer, reader) = (round % 3, (round + 1) % 3);
+        put(nodes[writer].raft(), "key", round).await;
+        assert_eq!(nodes[reader].get("key").await, Some(round.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn the_cluster_survives_its_leader_and_all_find_everything_after_a_restart() {
+    let mut nodes = static_cluster(3).await;
+    let mut acknowledged = 0;
+    for _ in 0..3 {
+        let leader = agreed_leader(&nodes).await;
+        put(nodes[leader].raft(), acknowledged, acknowledged).await;
+        acknowledged += 1;
+        nodes[leader].kill().await;
+        let leader_now = agreed_leader(&nodes).await;
+        put(nodes[leader_now].raft(), acknowledged, acknowledged).await;
+        acknowledged += 1;
+        nodes[leader].start();
+    }
+    for node in &mut nodes {
+        node.kill().await;
+    }
+    for node in &mut nodes {
+        node.start();
+    }
+    for node in &nodes {
+        for key in 0..acknowledged {
+            assert_eq!(node.get(&key.to_string()).await, Some(key.to_string()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_majority_proposals_are_refused_and_nothing_is_written() {
+    let mut nodes = static_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    put(nodes[leader].raft(), "key", "value").await;
+    let survivor = (leader + 1) % 3;
+    for place in [leader, (leader + 2) % 3] {
+        nodes[place].kill().await;
+    }
+    let mut status = nodes[survivor].raft().status();
+    within("the leader to be missed", status.wait_for(|status| status.leader_id.is_none())).await.unwrap();
+    let raft = nodes[survivor].raft();
+    assert_eq!(raft.propose(set("key", "lost")).await, Err(ProposeError::NoLeader));
+    assert!(raft.query(|store| store.map.len()).await.is_err());
+    nodes[leader].start();
+    assert_eq!(nodes[leader].get("key").await, Some("value".to_owned()));
+}
+
+#[tokio::test]
+async fn leadership_is_handed_over_under_load_and_no_proposal_is_lost() {
+    let nodes = static_cluster(3).await;
+    let written = std::cell::Cell::new(false);
+    let write = async {
+        for number in 0..200 {
+            put(nodes[0].raft(), number, number).await;
+        }
+        written.set(true);
+    };
+    let hand_over = async {
+        while !written.get() {
+            let leader = agreed_leader(&nodes).await;
+            let to = nodes[(leader + 1) % 3].id;
+            match nodes[leader].raft().transfer_leader(to).await {
+                Ok(new_leader) => assert_eq!(new_leader, to),
+                Err(TransferError::Stopped(reason)) => panic!("{reason}"),
+                Err(_) => {}
+            }
+        }
+    };
+    tokio::join!(write, hand_over);
+    for number in 0..200 {
+        assert_eq!(nodes[1].get(&number.to_string()).await, Some(number.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn leadership_is_only_handed_to_voters_that_are_there() {
+    let mut nodes = static_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    let raft = nodes[leader].raft().clone();
+    assert_eq!(raft.transfer_leader(id(9)).await, Err(TransferError::NotAVoter { id: id(9) }));
+    let down = (leader + 1) % 3;
+    nodes[down].kill().await;
+    let error = within("the transfer's outcome", raft.transfer_leader(nodes[down].id)).await.unwrap_err();
+    let gone = nodes[down].id;
+    assert!(
+        matches!(error, TransferError::Unreachable { id } | TransferError::TimedOut { to: id } if id == gone),
+        "{error:?}"
+    );
+    put(nodes[(leader + 2) % 3].raft(), "key", "value").await;
+}
+
+#[tokio::test]
+async fn a_leader_steps_down_in_its_own_term_only() {
+    let nodes = static_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    let raft = nodes[leader].raft();
+    let term = raft.status().borrow().term;
+    assert!(matches!(
+        raft.demote(Term(term.get() + 1), None).await,
+        Err(DemoteError::NotLeaderInTerm { .. })
+    ));
+    let to = nodes[(leader + 1) % 3].id;
+    raft.demote(term, Some(to)).await.unwrap();
+    until("the successor leads", async || raft.get_leader_id() == Some(to)).await;
+}
+
+#[tokio::test]
+async fn a_follower_that_campaigns_can_lead() {
+    let mut nodes = static_cluster(1).await;
+    assert!(nodes[0].raft().campaign().await.is_err(), "it leads already");
+    nodes[0].stop().await;
+}
+
+#[tokio::test]
+async fn a_node_whose_directory_was_wiped_is_refused_and_told_the_way_out() {
+    let (mut nodes, members) = static_nodes(3);
+    for node in &mut nodes {
+        start_static(node, &members).await;
+    }
+    let leader = agreed_leader(&nodes).await;
+    put(nodes[leader].raft(), "key", "value").await;
+    let known = |status: &raftify::Status| status.members.iter().all(|member| member.incarnation.is_some());
+    for node in &nodes {
+        within("all to be known", node.raft().status().wait_for(known)).await.unwrap();
+    }
+    let wiped = (leader + 1) % 3;
+    nodes[wiped].kill().await;
+    nodes[wiped].disk.wipe();
+    start_static(&mut nodes[wiped], &members).await;
+    let error = nodes[wiped].ended().await.unwrap_err();
+    let RunError::Stopped(StopReason::Refused(SenderRefusal::Fenced { id, .. })) = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(*id, nodes[wiped].id);
+    assert!(error.to_string().contains("let it join again with a new ticket and an empty directory"), "{error}");
+    put(nodes[leader].raft(), "key", "still in service").await;
+}
+
+#[tokio::test]
+async fn of_two_nodes_with_one_id_the_second_is_refused() {
+    let (mut nodes, members) = static_nodes(3);
+    for node in &mut nodes {
+        start_static(node, &members).await;
+    }
+    let leader = agreed_leader(&nodes).await;
+    let known = |status: &raftify::Status| status.members.iter().all(|member| member.incarnation.is_some());
+    within("all to be known", nodes[leader].raft().status().wait_for(known)).await.unwrap();
+    // The same id, elsewhere.
+    let mut impostor = TestNode::new(nodes[(leader + 1) % 3].id.get());
+    let mut elsewhere = members.clone();
+    elsewhere[(leader + 1) % 3].address.clone_from(&impostor.address);
+    // Its list differs, and so does its cluster's id: the others do not even look at its messages.
+    start_static(&mut impostor, &elsewhere).await;
+    put(nodes[leader].raft(), "key", "value").await;
+    assert_eq!(impostor.raft().propose(set("key", "bad")).await, Err(ProposeError::NoLeader));
+    impostor.stop().await;
+    for node in &nodes {
+        assert_eq!(node.get("key").await, Some("value".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_remote_client_is_served_through_any_member() {
+    let nodes = static_cluster(3).await;
+    for node in &nodes {
+        let client = raftify::RaftClient::<Change, Store>::new([node.address.clone()]).unwrap();
+        let mut reply = None;
+        until("the client is served", async || {
+            reply = client.propose(&set(node.id, "value")).await.ok();
+            reply.is_some()
+        })
+        .await;
+        assert_eq!(reply, Some(None));
+        assert!(client.read_index().await.is_ok());
+        assert_eq!(client.inspect().await.unwrap().status.node_id, node.id);
+    }
+    assert_eq!(nodes[0].get("3").await, Some("value".to_owned()));
+}
+
+#[tokio::test]
+async fn large_entries_replicate() {
+    let mut nodes = static_cluster(3).await;
+    let large = "x".repeat(usize::try_from(Config::default().entry_bytes_max).unwrap() - 100);
+    put(nodes[0].raft(), "large", &large).await;
+    for node in &nodes {
+        assert!(node.get("large").await.is_some_and(|value| value == large));
+    }
+    for node in &mut nodes {
+        node.stop().await;
+    }
+}

@@ -1,1 +1,158 @@
-//! (Being written.)
+//! What the state machine does, and what happens when it fails.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use bytes::Bytes;
+use raftify::error::{ProposeError, ReadError, RunError, StopReason};
+use raftify::{
+    AbstractLogEntry, AbstractStateMachine, BoxError, Config, LogPosition, MemoryStorage, NodeId, Raft,
+    SnapshotCapture,
+};
+
+use crate::harness::*;
+
+/// Proposes what stops the node, and starts it again: it must stop for the same reason, since nothing is skipped.
+async fn stops_the_node_again_and_again(poison: Change, reason: &str) {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    put(&raft, "key", "value").await;
+    let said = |error: &StopReason| matches!(error, StopReason::StateMachine(text) if text.contains(reason));
+    let error = raft.propose(poison).await.unwrap_err();
+    assert!(matches!(&error, ProposeError::Stopped(error) if said(error)), "{error:?}");
+    for _ in 0..2 {
+        let error = node.ended().await.unwrap_err();
+        assert!(matches!(&error, RunError::Stopped(error) if said(error)), "{error:?}");
+        node.start();
+    }
+    let error = node.ended().await.unwrap_err();
+    assert!(matches!(&error, RunError::Stopped(error) if said(error)), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_apply_that_fails_stops_the_node_and_is_not_skipped() {
+    stops_the_node_again_and_again(Change::FailOn(id(1)), "told to fail").await;
+}
+
+#[tokio::test]
+async fn an_apply_that_panics_stops_the_node_and_is_not_skipped() {
+    stops_the_node_again_and_again(Change::PanicOn(id(1)), "told to panic").await;
+}
+
+#[tokio::test]
+async fn a_query_that_panics_stops_the_node() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    let error = raft.query(|_| panic!("a bad question")).await.map(|(): ()| ()).unwrap_err();
+    assert!(matches!(error, ReadError::Stopped(_)), "{error:?}");
+    let error = node.ended().await.unwrap_err();
+    assert!(error.to_string().contains("a bad question"), "{error}");
+}
+
+#[tokio::test]
+async fn a_node_whose_state_machine_fails_leaves_the_others_in_service() {
+    let mut nodes = static_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    let follower = (leader + 1) % 3;
+    let reply = nodes[leader].raft().propose(Change::FailOn(nodes[follower].id)).await;
+    assert_eq!(reply, Ok(None));
+    assert!(matches!(
+        nodes[follower].ended().await.unwrap_err(),
+        RunError::Stopped(StopReason::StateMachine(_))
+    ));
+    put(nodes[leader].raft(), "key", "value").await;
+    for node in nodes.iter_mut().filter(|node| node.is_up()) {
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn queries_between_batches_see_the_callers_own_writes() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    raft.wait_for_leader().await.unwrap();
+    let write_and_read = async |key: &str| {
+        for number in 0..100 {
+            put(&raft, key, number).await;
+            assert_eq!(get(&raft, key).await, Some(number.to_string()));
+        }
+    };
+    tokio::join!(write_and_read("a"), write_and_read("b"), write_and_read("c"));
+    node.stop().await;
+}
+
+/// An entry in a format of its own, which not every byte string is.
+#[derive(Clone)]
+struct Text(&'static [u8]);
+
+impl AbstractLogEntry for Text {
+    fn encode(&self) -> Result<Bytes, BoxError> {
+        if self.0.is_empty() { Err("there is no text".into()) } else { Ok(Bytes::from_static(self.0)) }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Text, BoxError> {
+        std::str::from_utf8(bytes)?;
+        Ok(Text(b"decoded"))
+    }
+}
+
+/// Replies wrongly to batches when `short` is set.
+struct Texts {
+    short: bool,
+}
+
+impl AbstractStateMachine for Texts {
+    type LogEntry = Text;
+    type Reply = u64;
+
+    fn apply(&mut self, position: LogPosition, _entry: Text) -> Result<u64, BoxError> {
+        Ok(position.index.get())
+    }
+
+    fn apply_batch(&mut self, entries: Vec<(LogPosition, Text)>) -> Result<Vec<u64>, BoxError> {
+        let short = usize::from(self.short);
+        entries.into_iter().skip(short).map(|(position, entry)| self.apply(position, entry)).collect()
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        Ok(SnapshotCapture::of(BTreeMap::<u64, u64>::new()))
+    }
+
+    fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+async fn run_texts(short: bool, text: &'static [u8]) -> (Result<u64, ProposeError>, Result<(), RunError>) {
+    let storage = MemoryStorage::default();
+    let raft =
+        Raft::bootstrap(NodeId::FIRST, free_address(), storage, Texts { short }, Config::default()).unwrap();
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await.unwrap();
+    let reply = within("the reply", raft.propose(Text(text))).await;
+    within("quit", raft.quit()).await;
+    (reply, running.await.unwrap())
+}
+
+#[tokio::test]
+async fn a_committed_entry_that_cannot_be_decoded_stops_the_node_with_its_place_and_length() {
+    let (reply, outcome) = run_texts(false, b"\xff\xfe\xfd").await;
+    assert!(matches!(reply, Err(ProposeError::Stopped(StopReason::StateMachine(_)))), "{reply:?}");
+    let text = outcome.unwrap_err().to_string();
+    assert!(text.contains("of term") && text.contains("(3 bytes) cannot be decoded"), "{text}");
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_encoded_is_refused_and_nothing_happens() {
+    let (reply, outcome) = run_texts(false, b"").await;
+    assert_eq!(reply, Err(ProposeError::Encode("there is no text".to_owned())));
+    assert!(outcome.is_ok());
+}
+
+#[tokio::test]
+async fn a_batch_with_too_few_replies_stops_the_node() {
+    let (reply, outcome) = run_texts(true, b"text").await;
+    assert!(matches!(reply, Err(ProposeError::Stopped(StopReason::StateMachine(_)))), "{reply:?}");
+    assert!(outcome.unwrap_err().to_string().contains("0 replies to 1 entries"));
+}
