@@ -105,6 +105,8 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
 
     /// Runs until somebody wants the node to stop, or it cannot go on. Everybody who waits is answered then.
     pub(crate) async fn run(mut self) -> StopReason {
+        // What the storage held is shown since the bootstrap, so that it is no news to `publish`.
+        self.connect(&self.core.status());
         let reason = loop {
             self.take_turns();
             if let Some(reason) = self.stop_reason() {
@@ -251,16 +253,21 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
         {
             info!(node = %status.node_id, "node {leader} leads in term {}", status.term);
         }
-        if let Some(identity) = status.identity
-            && (shown.identity, &shown.members) != (status.identity, &status.members)
-        {
-            self.outputs.outbox.set_members(identity, &status.members);
+        if (shown.identity, &shown.members) != (status.identity, &status.members) {
+            self.connect(&status);
         }
         if status.snapshot != self.retained_for {
             self.retained_for = status.snapshot;
             self.retain_snapshots();
         }
         self.outputs.status.send_replace(status);
+    }
+
+    /// Tells the connections whom to connect to.
+    fn connect(&self, status: &Status) {
+        if let Some(identity) = status.identity {
+            self.outputs.outbox.set_members(identity, &status.members);
+        }
     }
 
     /// Reads entries for a follower that lags behind. An error of the storage stops the node: it must never turn into
