@@ -17,6 +17,8 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Long enough for a busy machine. A dead node is known at once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -236,26 +238,37 @@ impl Node {
 
     /// Notices whether the node came or went, and says so.
     async fn look(&mut self) {
-        if let Ok(Some(status)) = self.ended() {
-            let command = [self.program.display().to_string()]
-                .into_iter()
-                .chain(self.arguments());
-            let command = command.collect::<Vec<String>>().join(" ");
-            say(&format!(
-                "node {} ended ({status}); in another terminal, this starts it again:",
-                self.number
-            ));
-            say(&format!("  {command}"));
-        }
-        let before = self.seen.take();
+        let answered = self.seen.take().is_some();
+        let ended = self.ended().ok().flatten();
         self.seen = self.ask().await;
-        if self.seen.is_some() && before.is_none() {
-            say(&format!("node {} is back", self.number));
+        let number = self.number;
+        match (ended, answered, self.seen.is_some()) {
+            (Some(status), _, _) => say(&format!(
+                "node {number} ended ({status}); {}",
+                self.how_to_start()
+            )),
+            // Started by the person at the other terminal, and gone again; or it hangs.
+            (None, true, false) if self.child.is_none() => {
+                say(&format!("node {number} is gone; {}", self.how_to_start()));
+            }
+            (None, true, false) => say(&format!("node {number} does not answer")),
+            (None, false, true) => say(&format!("node {number} is back")),
+            (None, ..) => {}
         }
     }
 
+    fn how_to_start(&self) -> String {
+        let command = [self.program.display().to_string()]
+            .into_iter()
+            .chain(self.arguments());
+        format!(
+            "in another terminal, this starts it again:\n  {}",
+            command.collect::<Vec<String>>().join(" ")
+        )
+    }
+
     async fn ask(&self) -> Option<Status> {
-        let inspection = timeout(LOOK_INTERVAL * 2, self.client.inspect()).await.ok()?;
+        let inspection = timeout(ANSWER_TIMEOUT, self.client.inspect()).await.ok()?;
         Some(inspection.ok()?.status)
     }
 
