@@ -39,5 +39,6 @@ pub use raftify_core::{
     ReplicationState, Role, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, Status, StorageError,
     Term,
 };
+pub use raftify_storage::{HeedStorage, ReadOnlyStorage};
 pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
 pub use wire::DoorRefusal;

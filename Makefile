@@ -1,0 +1,41 @@
+# One command each for building, trying, checking and tidying. `verify` is what CI runs; it never edits a file.
+
+CARGO ?= cargo
+PROGRAMS := target/debug
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test verify fix clean
+
+help: ## Say what can be done (the default)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build all programs, unoptimised, into ./target/debug
+	$(CARGO) build --workspace
+
+run: build ## Run three nodes of the key-value store in this terminal, until Ctrl+C
+	@exec $(PROGRAMS)/memstore-cluster
+
+test: ## Run all tests
+	$(CARGO) test --workspace
+
+verify: ## Check everything that CI checks: format, lints, docs, tests, each feature alone
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --all-features
+	@# A feature that is on for one crate is on for all that are built with it: hence one by one.
+	@for manifest in crates/*/Cargo.toml; do \
+		package=$$(basename $$(dirname $$manifest)); \
+		for feature in '' $$(awk '/^\[/ { on = ($$0 == "[features]") } on && /^[a-z]/ { print $$1 }' $$manifest); do \
+			echo "check $$package --no-default-features --features '$$feature'"; \
+			$(CARGO) clippy --quiet --locked -p $$package --no-default-features --features "$$feature" \
+				-- -D warnings || exit 1; \
+		done; \
+	done
+	$(CARGO) test --locked --workspace
+
+fix: ## Repair what can be repaired by machine: format and simple lints
+	$(CARGO) clippy --fix --allow-dirty --allow-staged --workspace --all-targets --all-features
+	$(CARGO) fmt --all
+
+clean: ## Delete everything built, and the data of `make run`
+	$(CARGO) clean

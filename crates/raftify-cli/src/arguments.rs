@@ -1,0 +1,88 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Shows what is in the directory of a raftify node, and how a live one is doing"
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Describe a directory or a node; nothing is changed
+    #[command(subcommand)]
+    Describe(Describe),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Describe {
+    /// The entries in the log of a node, stopped or running
+    Logs {
+        /// The node's directory
+        path: PathBuf,
+        /// The first index to show [default: that of the first entry]
+        #[arg(long)]
+        from: Option<u64>,
+        /// How many entries to show at most [default: 100 in a table, else all]
+        #[arg(long)]
+        limit: Option<u64>,
+        #[command(flatten)]
+        form: FormArguments,
+    },
+    /// Identity, term, vote, members and the extent of the log of a node, stopped or running
+    Metadata {
+        /// The node's directory
+        path: PathBuf,
+        #[command(flatten)]
+        form: FormArguments,
+    },
+    /// The newest snapshot of a node, stopped or running
+    Snapshot {
+        /// The node's directory
+        path: PathBuf,
+        #[command(flatten)]
+        form: FormArguments,
+    },
+    /// A live node: role, leader, members, and on the leader how far the others are
+    Node {
+        /// Where it listens for the other nodes: host:port
+        address: String,
+        #[command(flatten)]
+        form: FormArguments,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct FormArguments {
+    /// For programs: JSON, for a log one line for each entry
+    #[arg(long, conflicts_with = "raw")]
+    json: bool,
+    /// What is stored, undecoded: entries as hex, the bytes of a snapshot, other things as the program holds them
+    #[arg(long)]
+    raw: bool,
+}
+
+/// How something is shown.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Form {
+    Table,
+    Json,
+    Raw,
+}
+
+impl FormArguments {
+    pub(crate) fn form(&self) -> Form {
+        match (self.json, self.raw) {
+            (true, _) => Form::Json,
+            (_, true) => Form::Raw,
+            _ => Form::Table,
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! What each command reads and says.
+
+use std::error::Error;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use raftify::{
+    AbstractLogEntry, AbstractStateMachine, BoxError, CustomFormatter, Entry, EntryKind, HeedStorage,
+    Identity, Inspection, LogIndex, LogReader, MemberChange, MemberRecord, Members, MembershipChange,
+    RaftClient, hex_and_text,
+};
+use serde_json::{Value, json};
+
+use crate::arguments::{Command, Describe, Form};
+use crate::output::{hex, print_facts, print_json, print_members, table};
+
+/// How many entries a table shows if no limit is given.
+const TABLE_ENTRIES: u64 = 100;
+/// How much of a log is read at once.
+const READ_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+pub(crate) fn run<LogEntry, FSM>(
+    command: Command,
+    formatter: &impl CustomFormatter<LogEntry, FSM>,
+    output: &mut dyn Write,
+) -> Result<(), BoxError>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    let Command::Describe(what) = command;
+    match what {
+        Describe::Logs {
+            path,
+            from,
+            limit,
+            form,
+        } => logs(&path, from, limit, form.form(), formatter, output),
+        Describe::Metadata { path, form } => metadata(&path, form.form(), output),
+        Describe::Snapshot { path, form } => snapshot(&path, form.form(), formatter, output),
+        Describe::Node { address, form } => node::<LogEntry, FSM>(&address, form.form(), output),
+    }
+}
+
+fn logs<LogEntry, FSM>(
+    path: &Path,
+    from: Option<u64>,
+    limit: Option<u64>,
+    form: Form,
+    formatter: &impl CustomFormatter<LogEntry, FSM>,
+    output: &mut dyn Write,
+) -> Result<(), BoxError>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    let storage = HeedStorage::open_read_only(path)?;
+    let stored = storage.load()?;
+    let reader = storage.log_reader();
+    let first = stored.truncated.index.next();
+    let end = stored.last.index.next();
+    let from = from.map_or(first, LogIndex);
+    if from < first {
+        let last_gone = stored.truncated.index;
+        return Err(
+            format!("entries up to {last_gone} are part of the snapshot: begin with --from {first}").into(),
+        );
+    }
+    let limit = limit.unwrap_or(if form == Form::Table {
+        TABLE_ENTRIES
+    } else {
+        u64::MAX
+    });
+    let until = LogIndex(from.get().saturating_add(limit)).min(end);
+
+    let mut shown = table(["index", "term", "kind", "bytes", "entry"]);
+    let mut next = from;
+    while next < until {
+        for entry in reader.read(next, until, READ_BYTES_MAX)? {
+            next = entry.position.index.next();
+            let text = || describe_entry(&entry, formatter);
+            let (index, term) = (entry.position.index, entry.position.term);
+            let (kind, bytes) = (kind(entry.kind), entry.payload.len());
+            match form {
+                Form::Table => {
+                    shown.add_row([
+                        index.to_string(),
+                        term.to_string(),
+                        kind.to_owned(),
+                        bytes.to_string(),
+                        text(),
+                    ]);
+                }
+                Form::Json => {
+                    let line = json!({
+                        "index": index, "term": term, "kind": kind, "payload": hex(&entry.payload), "text": text(),
+                    });
+                    writeln!(output, "{line}")?;
+                }
+                Form::Raw => writeln!(
+                    output,
+                    "{index} {term} {} {}",
+                    entry.kind.number(),
+                    hex(&entry.payload)
+                )?,
+            }
+        }
+    }
+    if form == Form::Table {
+        if !shown.is_empty() {
+            writeln!(output, "{shown}")?;
+        }
+        let count = end.get() - first.get();
+        match (count, until < end) {
+            (0, _) => writeln!(output, "the log is empty; it goes on at {first}")?,
+            (_, true) => writeln!(
+                output,
+                "{} more, show them with --from {until}",
+                end.get() - until.get()
+            )?,
+            (_, false) => writeln!(output, "the log ends at {}", stored.last)?,
+        }
+    }
+    Ok(())
+}
+
+fn kind(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Empty => "empty",
+        EntryKind::User => "user",
+        EntryKind::MembershipChange => "membership change",
+        EntryKind::MemberRecord => "member record",
+    }
+}
+
+fn describe_entry<LogEntry, FSM>(entry: &Entry, formatter: &impl CustomFormatter<LogEntry, FSM>) -> String
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    let bytes = &entry.payload;
+    let undecodable = |error: &dyn Error| format!("cannot be decoded, {error}: {}", hex_and_text(bytes));
+    match entry.kind {
+        EntryKind::Empty => String::new(),
+        EntryKind::User => LogEntry::decode(bytes).map_or_else(
+            |error| undecodable(&*error),
+            |user_entry| formatter.format_entry(&user_entry, bytes),
+        ),
+        EntryKind::MembershipChange => {
+            MembershipChange::decode(bytes).map_or_else(|error| undecodable(&error), describe_change)
+        }
+        EntryKind::MemberRecord => match MemberRecord::decode(bytes) {
+            Ok(MemberRecord::ReserveNodeId) => "give out the next node id".to_owned(),
+            Ok(MemberRecord::Incarnation { id, incarnation }) => {
+                format!("node {id} has incarnation {incarnation}")
+            }
+            Err(error) => undecodable(&error),
+        },
+    }
+}
+
+fn describe_change(change: MembershipChange) -> String {
+    let MembershipChange::Steps { steps, .. } = change else {
+        return "leave the joint configuration".to_owned();
+    };
+    let steps: Vec<String> = steps
+        .iter()
+        .map(|step| match step {
+            MemberChange::Add(member) => format!("add {} {} at {}", member.role, member.id, member.address),
+            MemberChange::Remove(id) => format!("remove node {id}"),
+        })
+        .collect();
+    steps.join(", ")
+}
+
+fn metadata(path: &Path, form: Form, output: &mut dyn Write) -> Result<(), BoxError> {
+    let stored = HeedStorage::open_read_only(path)?.load()?;
+    let first = stored.truncated.index.next();
+    let snapshot = stored.snapshot.as_ref().map(|snapshot| snapshot.position);
+    match form {
+        Form::Raw => writeln!(output, "{stored:#?}")?,
+        Form::Json => print_json(
+            output,
+            &json!({
+                "identity": stored.identity.map(identity_json),
+                "term": stored.hard_state.term,
+                "vote": stored.hard_state.vote,
+                "commit": stored.hard_state.commit,
+                "log": { "first": first, "last": stored.last },
+                "snapshot": snapshot,
+                "members": stored.members.as_ref().map(members_json),
+            }),
+        )?,
+        Form::Table => {
+            let log = if stored.last.index < first {
+                format!("empty; it goes on at {first}")
+            } else {
+                format!("from {first} to {}", stored.last)
+            };
+            print_facts(
+                output,
+                &[
+                    (
+                        "identity",
+                        stored
+                            .identity
+                            .map_or("none: never used".to_owned(), |identity| identity.to_string()),
+                    ),
+                    ("term", stored.hard_state.term.to_string()),
+                    (
+                        "vote",
+                        stored
+                            .hard_state
+                            .vote
+                            .map_or("none".to_owned(), |id| format!("node {id}")),
+                    ),
+                    ("commit", stored.hard_state.commit.to_string()),
+                    ("log", log),
+                    (
+                        "snapshot",
+                        snapshot.map_or("none".to_owned(), |position| position.to_string()),
+                    ),
+                ],
+            )?;
+            print_members(output, stored.members.as_ref(), None)?;
+        }
+    }
+    Ok(())
+}
+
+fn snapshot<LogEntry, FSM>(
+    path: &Path,
+    form: Form,
+    formatter: &impl CustomFormatter<LogEntry, FSM>,
+    output: &mut dyn Write,
+) -> Result<(), BoxError>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    let storage = HeedStorage::open_read_only(path)?;
+    let Some(newest) = storage.load()?.snapshot else {
+        return Err(format!("{}: no snapshot has been taken yet", path.display()).into());
+    };
+    let (meta, bytes, mut data) = storage.open_snapshot(newest.position)?;
+    if form == Form::Raw {
+        io::copy(&mut data, output)?;
+        return Ok(());
+    }
+    let text = formatter.format_snapshot(&mut data)?;
+    // What the formatter left is read as well, so that damage anywhere is found.
+    io::copy(&mut data.by_ref(), &mut io::sink())?;
+    if form == Form::Json {
+        let json = json!({
+            "cluster_id": meta.cluster_id.to_string(),
+            "position": meta.position,
+            "bytes": bytes,
+            "members": members_json(&meta.members),
+            "text": text,
+        });
+        return Ok(print_json(output, &json)?);
+    }
+    print_facts(
+        output,
+        &[
+            ("cluster", meta.cluster_id.to_string()),
+            ("up to", meta.position.to_string()),
+            ("size", format!("{bytes} bytes")),
+        ],
+    )?;
+    print_members(output, Some(&meta.members), None)?;
+    writeln!(output, "{text}")?;
+    Ok(())
+}
+
+fn node<LogEntry, FSM>(address: &str, form: Form, output: &mut dyn Write) -> Result<(), BoxError>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let inspection = runtime.block_on(async {
+        let client = RaftClient::<LogEntry, FSM>::new([address])?;
+        Ok::<Inspection, BoxError>(client.inspect().await?)
+    })?;
+    let Inspection { status, progress, .. } = &inspection;
+    match form {
+        Form::Raw => writeln!(output, "{inspection:#?}")?,
+        Form::Json => {
+            let mut json = serde_json::to_value(&inspection)?;
+            json["status"]["identity"] = status.identity.map(identity_json).into();
+            json["status"]["members"] = members_json(&status.members);
+            print_json(output, &json)?;
+        }
+        Form::Table => {
+            let leader = match (status.leader_hint(), status.leader_id) {
+                (Some(leader), _) => format!("node {} at {}", leader.id, leader.address),
+                (None, Some(id)) => format!("node {id}"),
+                (None, None) => "none known".to_owned(),
+            };
+            print_facts(
+                output,
+                &[
+                    ("node", status.node_id.to_string()),
+                    (
+                        "identity",
+                        status
+                            .identity
+                            .map_or("none yet".to_owned(), |identity| identity.to_string()),
+                    ),
+                    ("role", status.role.to_string()),
+                    ("term", status.term.to_string()),
+                    ("leader", leader),
+                    ("committed", status.commit.to_string()),
+                    ("applied", status.applied.to_string()),
+                    ("on disk", inspection.durable.to_string()),
+                    (
+                        "log",
+                        format!("from {} to {}", status.truncated.index.next(), status.last),
+                    ),
+                    (
+                        "snapshot",
+                        status
+                            .snapshot
+                            .map_or("none".to_owned(), |position| position.to_string()),
+                    ),
+                    ("proposals waiting", inspection.proposals_waiting.to_string()),
+                    ("reads waiting", inspection.reads_waiting.to_string()),
+                    (
+                        "entries in memory",
+                        format!("{} bytes", inspection.log_cache_bytes),
+                    ),
+                ],
+            )?;
+            print_members(output, Some(&status.members), Some(progress))?;
+        }
+    }
+    Ok(())
+}
+
+/// Ids of 64 random bits as hex, as everywhere: many programs read the numbers of JSON as floating point.
+fn identity_json(identity: Identity) -> Value {
+    json!({
+        "cluster_id": identity.cluster_id.to_string(),
+        "node_id": identity.node_id,
+        "incarnation": identity.incarnation.to_string(),
+    })
+}
+
+fn members_json(members: &Members) -> Value {
+    let list: Value = members
+        .iter()
+        .map(|member| {
+            json!({
+                "id": member.id,
+                "address": member.address,
+                "role": member.role,
+                "incarnation": member.incarnation.map(|incarnation| incarnation.to_string()),
+            })
+        })
+        .collect();
+    json!({ "as_of": members.as_of(), "joint": members.is_joint(), "list": list })
+}

@@ -1,0 +1,92 @@
+//! Tables and JSON, the same for all commands.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{ContentArrangement, Table};
+use raftify::{Members, PeerProgress};
+use serde_json::Value;
+
+/// A table with these headings, as wide as the terminal at most.
+pub(crate) fn table<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(UTF8_BORDERS_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(headings);
+    table
+}
+
+/// One line for each fact.
+pub(crate) fn print_facts(output: &mut dyn Write, facts: &[(&str, String)]) -> io::Result<()> {
+    let mut table = Table::new();
+    table
+        .load_style(UTF8_BORDERS_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic);
+    for (name, fact) in facts {
+        table.add_row([name, fact.as_str()]);
+    }
+    writeln!(output, "{table}")
+}
+
+/// One line for each member; with how far it is, as far as that is known.
+pub(crate) fn print_members(
+    output: &mut dyn Write,
+    members: Option<&Members>,
+    progress: Option<&[PeerProgress]>,
+) -> io::Result<()> {
+    let Some(members) = members.filter(|members| !members.is_empty()) else {
+        return writeln!(output, "no members yet: this node waits to be let into a cluster");
+    };
+    let mut table = table(["member", "address", "role", "incarnation", "log agrees up to"]);
+    if progress.is_none_or(<[PeerProgress]>::is_empty) {
+        table
+            .column_mut(4)
+            .map(|column| column.set_constraint(comfy_table::ColumnConstraint::Hidden));
+    }
+    for member in members.iter() {
+        let peer = progress.and_then(|progress| progress.iter().find(|peer| peer.id == member.id));
+        let agrees = peer.map_or(String::new(), |peer| {
+            let silent = if peer.recently_active {
+                ""
+            } else {
+                ", not heard of lately"
+            };
+            format!("{} ({}{silent})", peer.matched, peer.state)
+        });
+        let incarnation = member
+            .incarnation
+            .map_or("not yet known".to_owned(), |known| known.to_string());
+        table.add_row([
+            member.id.to_string(),
+            member.address.clone(),
+            member.role.to_string(),
+            incarnation,
+            agrees,
+        ]);
+    }
+    writeln!(output, "{table}")?;
+    let joint = if members.is_joint() {
+        ", in a joint configuration"
+    } else {
+        ""
+    };
+    writeln!(output, "members as of index {}{joint}", members.as_of())
+}
+
+/// JSON for a program that may be a person.
+pub(crate) fn print_json(output: &mut dyn Write, value: &Value) -> serde_json::Result<()> {
+    serde_json::to_writer_pretty(&mut *output, value)?;
+    output.write_all(b"\n").map_err(serde_json::Error::io)
+}
+
+/// All of the bytes, without blanks.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}"); // Writing to a String cannot fail.
+            text
+        })
+}

@@ -1,0 +1,415 @@
+//! The program on a directory as a node leaves it.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use expect_test::{Expect, expect};
+use raftify::{
+    AbstractLogEntry, ClusterId, Entry, EntryKind, HardState, HeedStorage, Identity, Incarnation, LogIndex,
+    LogPosition, Member, MemberChange, MemberRecord, Members, MembershipChange, NodeId, SnapshotMeta,
+    SnapshotStore, SnapshotWriter, StableStorage, Term,
+};
+use raftify_core::storage::Write;
+use tempfile::TempDir;
+
+fn id(id: u64) -> NodeId {
+    NodeId::new(id).unwrap()
+}
+
+/// Entries 3 to 6 of term 2, the snapshot at 2, and three kinds of entries.
+fn directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let mut storage = HeedStorage::open(directory.path()).unwrap();
+    storage.load().unwrap();
+    let cluster_id = ClusterId(0xc1);
+    let members = Members::initial([Member::voter(id(1), "127.0.0.1:60061")]).unwrap();
+    let position = LogPosition::new(1, 2);
+    let snapshot = SnapshotMeta {
+        cluster_id,
+        position,
+        members: members.clone(),
+    };
+    let mut writer = storage.snapshots().create(&snapshot).unwrap();
+    std::io::Write::write_all(&mut writer, b"the state").unwrap();
+    writer.finish().unwrap();
+
+    let change = MembershipChange::one(MemberChange::Add(Member::learner(id(2), "127.0.0.1:60062")));
+    let user = "hello".to_owned().encode().unwrap();
+    let payloads = [
+        (EntryKind::Empty, bytes::Bytes::new()),
+        (EntryKind::User, user),
+        (EntryKind::MembershipChange, change.encode()),
+        (EntryKind::MemberRecord, MemberRecord::ReserveNodeId.encode()),
+    ];
+    let append = (3..).zip(payloads).map(|(index, (kind, payload))| Entry {
+        position: LogPosition::new(2, index),
+        kind,
+        payload,
+    });
+    let identity = Identity {
+        cluster_id,
+        node_id: id(1),
+        incarnation: Incarnation(0x1c),
+    };
+    let writes = [Write {
+        identity: Some(identity),
+        reset_log: Some(position),
+        append: append.collect(),
+        hard_state: Some(HardState {
+            term: Term(2),
+            vote: Some(id(1)),
+            commit: LogIndex(5),
+        }),
+        members: Some(members),
+        snapshot: Some(snapshot),
+        ..Write::default()
+    }];
+    storage.write(&writes).unwrap();
+    directory
+}
+
+fn cli(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_raftify-cli"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// What the program says about the directory; the name of the directory is cut out.
+fn check(directory: &Path, what: &str, options: &[&str], expect: Expect) {
+    let path = directory.to_str().unwrap();
+    let output = cli(&[&["describe", what, path], options].concat());
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    let code = output.status.code().unwrap();
+    expect.assert_eq(&format!("{}exit code {code}\n", said.replace(path, "DIRECTORY")));
+}
+
+#[test]
+fn logs_are_a_table_for_people() {
+    let directory = directory();
+    check(
+        directory.path(),
+        "logs",
+        &[],
+        expect![[r#"
+        ┌─────────────────────────────────────────────────────────────────────────────┐
+        │ index   term   kind                bytes   entry                            │
+        ╞═════════════════════════════════════════════════════════════════════════════╡
+        │ 3       2      empty               0                                        │
+        │ 4       2      user                6       05 68 65 6c 6c 6f  |.hello|      │
+        │ 5       2      membership change   24      add learner 2 at 127.0.0.1:60062 │
+        │ 6       2      member record       2       give out the next node id        │
+        └─────────────────────────────────────────────────────────────────────────────┘
+        the log ends at 6 of term 2
+        exit code 0
+    "#]],
+    );
+}
+
+#[test]
+fn logs_are_shown_in_pages() {
+    let directory = directory();
+    check(
+        directory.path(),
+        "logs",
+        &["--limit", "2"],
+        expect![[r#"
+        ┌────────────────────────────────────────────────────────────┐
+        │ index   term   kind    bytes   entry                       │
+        ╞════════════════════════════════════════════════════════════╡
+        │ 3       2      empty   0                                   │
+        │ 4       2      user    6       05 68 65 6c 6c 6f  |.hello| │
+        └────────────────────────────────────────────────────────────┘
+        2 more, show them with --from 5
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "logs",
+        &["--from", "5", "--limit", "1", "--raw"],
+        expect![[r#"
+            5 2 2 01000100020f3132372e302e302e313a3630303632010000
+            exit code 0
+        "#]],
+    );
+    check(
+        directory.path(),
+        "logs",
+        &["--from", "99"],
+        expect![[r#"
+        the log ends at 6 of term 2
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "logs",
+        &["--from", "1"],
+        expect![[r#"
+        error: entries up to 2 are part of the snapshot: begin with --from 3
+        exit code 1
+    "#]],
+    );
+}
+
+#[test]
+fn logs_are_lines_of_json_for_programs_and_hex_when_raw() {
+    let directory = directory();
+    check(
+        directory.path(),
+        "logs",
+        &["--json"],
+        expect![[r#"
+        {"index":3,"kind":"empty","payload":"","term":2,"text":""}
+        {"index":4,"kind":"user","payload":"0568656c6c6f","term":2,"text":"05 68 65 6c 6c 6f  |.hello|"}
+        {"index":5,"kind":"membership change","payload":"01000100020f3132372e302e302e313a3630303632010000","term":2,"text":"add learner 2 at 127.0.0.1:60062"}
+        {"index":6,"kind":"member record","payload":"0100","term":2,"text":"give out the next node id"}
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "logs",
+        &["--raw"],
+        expect![[r#"
+        3 2 0 
+        4 2 1 0568656c6c6f
+        5 2 2 01000100020f3132372e302e302e313a3630303632010000
+        6 2 3 0100
+        exit code 0
+    "#]],
+    );
+}
+
+#[test]
+fn metadata_is_shown_in_three_forms() {
+    let directory = directory();
+    check(
+        directory.path(),
+        "metadata",
+        &[],
+        expect![[r#"
+        ┌──────────────────────────────────────────────────────────────────────────────┐
+        │ identity   node 1 of cluster 00000000000000c1 (incarnation 000000000000001c) │
+        │ term       2                                                                 │
+        │ vote       node 1                                                            │
+        │ commit     5                                                                 │
+        │ log        from 3 to 6 of term 2                                             │
+        │ snapshot   2 of term 1                                                       │
+        └──────────────────────────────────────────────────────────────────────────────┘
+        ┌──────────────────────────────────────────────────┐
+        │ member   address           role    incarnation   │
+        ╞══════════════════════════════════════════════════╡
+        │ 1        127.0.0.1:60061   voter   not yet known │
+        └──────────────────────────────────────────────────┘
+        members as of index 1
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "metadata",
+        &["--json"],
+        expect![[r#"
+        {
+          "commit": 5,
+          "identity": {
+            "cluster_id": "00000000000000c1",
+            "incarnation": "000000000000001c",
+            "node_id": 1
+          },
+          "log": {
+            "first": 3,
+            "last": {
+              "index": 6,
+              "term": 2
+            }
+          },
+          "members": {
+            "as_of": 1,
+            "joint": false,
+            "list": [
+              {
+                "address": "127.0.0.1:60061",
+                "id": 1,
+                "incarnation": null,
+                "role": "voter"
+              }
+            ]
+          },
+          "snapshot": {
+            "index": 2,
+            "term": 1
+          },
+          "term": 2,
+          "vote": 1
+        }
+        exit code 0
+    "#]],
+    );
+    let raw = cli(&[
+        "describe",
+        "metadata",
+        directory.path().to_str().unwrap(),
+        "--raw",
+    ]);
+    assert!(
+        String::from_utf8(raw.stdout)
+            .unwrap()
+            .starts_with("StoredState {")
+    );
+}
+
+#[test]
+fn a_snapshot_is_shown_in_three_forms() {
+    let directory = directory();
+    check(
+        directory.path(),
+        "snapshot",
+        &[],
+        expect![[r#"
+        ┌────────────────────────────┐
+        │ cluster   00000000000000c1 │
+        │ up to     2 of term 1      │
+        │ size      9 bytes          │
+        └────────────────────────────┘
+        ┌──────────────────────────────────────────────────┐
+        │ member   address           role    incarnation   │
+        ╞══════════════════════════════════════════════════╡
+        │ 1        127.0.0.1:60061   voter   not yet known │
+        └──────────────────────────────────────────────────┘
+        members as of index 1
+        9 bytes: 74 68 65 20 73 74 61 74 65  |the state|
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "snapshot",
+        &["--json"],
+        expect![[r#"
+        {
+          "bytes": 9,
+          "cluster_id": "00000000000000c1",
+          "members": {
+            "as_of": 1,
+            "joint": false,
+            "list": [
+              {
+                "address": "127.0.0.1:60061",
+                "id": 1,
+                "incarnation": null,
+                "role": "voter"
+              }
+            ]
+          },
+          "position": {
+            "index": 2,
+            "term": 1
+          },
+          "text": "9 bytes: 74 68 65 20 73 74 61 74 65  |the state|"
+        }
+        exit code 0
+    "#]],
+    );
+    check(
+        directory.path(),
+        "snapshot",
+        &["--raw"],
+        expect![[r#"
+        the stateexit code 0
+    "#]],
+    );
+}
+
+#[test]
+fn a_directory_in_use_can_be_described() {
+    let directory = directory();
+    let _in_use = HeedStorage::open(directory.path()).unwrap();
+    let output = cli(&["describe", "metadata", directory.path().to_str().unwrap()]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn what_cannot_be_described_gets_one_line_and_exit_code_1() {
+    let directory = tempfile::tempdir().unwrap();
+    for what in ["logs", "metadata", "snapshot"] {
+        let missing = directory.path().join("missing");
+        let output = cli(&["describe", what, missing.to_str().unwrap()]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            (output.status.code(), said.lines().count()),
+            (Some(1), 1),
+            "{said}"
+        );
+        assert!(said.starts_with("error: ") && said.contains("missing"), "{said}");
+        assert!(!missing.exists(), "describing must create nothing");
+    }
+    for address in ["nonsense", "127.0.0.1:1"] {
+        let output = cli(&["describe", "node", address]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            (output.status.code(), said.lines().count()),
+            (Some(1), 1),
+            "{said}"
+        );
+        assert!(said.contains(address), "{said}");
+    }
+}
+
+#[test]
+fn a_damaged_snapshot_is_an_error_and_not_a_panic() {
+    let directory = directory();
+    let snapshots = directory.path().join("snapshots");
+    for file in std::fs::read_dir(snapshots).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.truncate(bytes.len() - 3);
+        std::fs::write(path, bytes).unwrap();
+    }
+    let output = cli(&["describe", "snapshot", directory.path().to_str().unwrap()]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), said.lines().count()),
+        (Some(1), 1),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_has_exit_code_2() {
+    for arguments in [
+        &["describe"][..],
+        &["describe", "logs"],
+        &["describe", "logs", ".", "--json", "--raw"],
+    ] {
+        assert_eq!(cli(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let directory = directory();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_raftify-cli"))
+        .args(["describe", "logs", directory.path().to_str().unwrap(), "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(program.stdout.take());
+    let status = program.wait().unwrap();
+    let mut errors = String::new();
+    program
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut errors)
+        .unwrap();
+    assert_eq!((status.code(), errors.as_str()), (Some(0), ""));
+}

@@ -1,0 +1,47 @@
+//! The quick start of the README: a replicated counter on one node, in a temporary directory.
+
+use raftify::{AbstractStateMachine, BoxError, Config, HeedStorage, LogPosition, NodeId, Raft};
+use raftify::{SnapshotCapture, restore_value};
+
+#[derive(Default)]
+struct Counter(u64);
+
+impl AbstractStateMachine for Counter {
+    type LogEntry = u64; // what is replicated: anything serde can serialize
+    type Reply = u64; // what the proposer gets back
+
+    fn apply(&mut self, _position: LogPosition, add: u64) -> Result<u64, BoxError> {
+        self.0 += add;
+        Ok(self.0)
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        Ok(SnapshotCapture::of(self.0))
+    }
+
+    fn restore(&mut self, reader: &mut dyn std::io::Read) -> Result<(), BoxError> {
+        self.0 = restore_value(reader)?;
+        Ok(())
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:60061".to_owned());
+    let directory = tempfile::tempdir()?;
+    let storage = HeedStorage::open(directory.path())?;
+    let raft = Raft::bootstrap(
+        NodeId::FIRST,
+        address,
+        storage,
+        Counter::default(),
+        Config::default(),
+    )?;
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await?;
+
+    println!("the counter is {}", raft.propose(5).await?);
+
+    raft.quit().await;
+    Ok(running.await??)
+}

@@ -1,0 +1,75 @@
+//! The quick start as a cluster: three nodes in one process, each with a directory and an address of its own. As
+//! three programs on three machines, each would do what the loop does once.
+
+use raftify::{AbstractStateMachine, BoxError, Config, HeedStorage, LogPosition, Member, NodeId, Raft};
+use raftify::{SnapshotCapture, restore_value};
+
+#[derive(Default)]
+struct Counter(u64);
+
+impl AbstractStateMachine for Counter {
+    type LogEntry = u64;
+    type Reply = u64;
+
+    fn apply(&mut self, _position: LogPosition, add: u64) -> Result<u64, BoxError> {
+        self.0 += add;
+        Ok(self.0)
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        Ok(SnapshotCapture::of(self.0))
+    }
+
+    fn restore(&mut self, reader: &mut dyn std::io::Read) -> Result<(), BoxError> {
+        self.0 = restore_value(reader)?;
+        Ok(())
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let mut addresses: Vec<String> = std::env::args().skip(1).collect();
+    if addresses.is_empty() {
+        addresses = (60061..=60063).map(|port| format!("127.0.0.1:{port}")).collect();
+    }
+    let mut members = Vec::new();
+    for (id, address) in (1..).zip(addresses) {
+        members.push(Member::voter(NodeId::try_from(id)?, address));
+    }
+
+    let directory = tempfile::tempdir()?;
+    let mut nodes = Vec::new();
+    let mut running = Vec::new();
+    for Member { id, address, .. } in &members {
+        let storage = HeedStorage::open(directory.path().join(id.to_string()))?;
+        let raft = Raft::bootstrap(*id, address, storage, Counter::default(), Config::default())?;
+        raft.add_peers(members.clone()).await?;
+        running.push(tokio::spawn(raft.clone().run()));
+        nodes.push(raft);
+    }
+
+    // Any node takes a proposal, and every node that is asked knows of all that were acknowledged before.
+    for raft in &nodes {
+        raft.wait_for_leader().await?;
+        println!(
+            "node {}: the counter is {}",
+            raft.get_id(),
+            raft.propose(5).await?
+        );
+    }
+    for raft in &nodes {
+        println!(
+            "node {} reads {}",
+            raft.get_id(),
+            raft.query(|counter| counter.0).await?
+        );
+    }
+
+    for raft in &nodes {
+        raft.quit().await;
+    }
+    for node in running {
+        node.await??;
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! The programs of this package run and say what the README says.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+/// Addresses that were free a moment ago.
+fn free_addresses<const COUNT: usize>() -> [String; COUNT] {
+    // All are held until all are known, so that no two are alike.
+    let listeners = [(); COUNT].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().to_string())
+}
+
+fn output(program: &str, addresses: &[String]) -> String {
+    let output = Command::new(program).args(addresses).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} failed: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn one_node_counts() {
+    let said = output(env!("CARGO_BIN_EXE_counter"), &free_addresses::<1>());
+    assert_eq!(said, "the counter is 5\n");
+}
+
+#[test]
+fn three_nodes_count_together_and_all_read_the_sum() {
+    let said = output(env!("CARGO_BIN_EXE_counter-three-nodes"), &free_addresses::<3>());
+    let expected = "node 1: the counter is 5\nnode 2: the counter is 10\nnode 3: the counter is 15\n\
+                    node 1 reads 15\nnode 2 reads 15\nnode 3 reads 15\n";
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn from_use_to_the_printed_reply_the_quick_start_has_at_most_forty_lines() {
+    let program = include_str!("../src/main.rs");
+    let program = &program[program.find("\nuse ").unwrap()..];
+    let (to_the_reply, _) = program.split_once("println!").unwrap();
+    let lines = to_the_reply
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .count();
+    assert!(lines <= 40, "{lines} lines");
+}

@@ -1,0 +1,66 @@
+//! A program outside of the cluster: it writes over gRPC, and asks a node how it is doing.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use memstore::{HashStore, LogEntry, report};
+use raftify::{BoxError, RaftClient};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Writes a few keys into a running memstore cluster over gRPC"
+)]
+struct Arguments {
+    /// Members of the cluster, host:port; any one of them will do, the leader is found from there
+    #[arg(long, default_values = ["127.0.0.1:60061", "127.0.0.1:60062", "127.0.0.1:60063"])]
+    raft_addr: Vec<String>,
+    /// How many keys to write
+    #[arg(long, default_value_t = 5)]
+    keys: u64,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    report(run(Arguments::parse()).await)
+}
+
+async fn run(arguments: Arguments) -> Result<(), BoxError> {
+    let client = RaftClient::<LogEntry, HashStore>::new(arguments.raft_addr)?;
+    for number in 1..=arguments.keys {
+        let (key, value) = (
+            format!("key-{number}"),
+            format!("written by the client as number {number}"),
+        );
+        let inserted = client
+            .propose(&LogEntry::Insert {
+                key: key.clone(),
+                value,
+            })
+            .await?;
+        let done = if inserted.replaced { "replaced" } else { "stored" };
+        println!("{key} {done}, as entry {}", inserted.position);
+    }
+
+    println!(
+        "everything up to entry {} is committed",
+        client.read_index().await?
+    );
+    let status = client.inspect().await?.status;
+    println!(
+        "node {} answers: it is a {} in term {}",
+        status.node_id, status.role, status.term
+    );
+    for member in status.members.iter() {
+        let leads = if status.leader_id == Some(member.id) {
+            ", leads"
+        } else {
+            ""
+        };
+        println!(
+            "  node {} at {}: {}{leads}",
+            member.id, member.address, member.role
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,334 @@
+//! `make run`: three nodes of the store on this machine, each a process of its own, until Ctrl+C.
+//!
+//! It owns the processes and tells, one line each, when the leadership changes and when a node comes or goes. What the
+//! nodes log goes into a file beside their data. It does not start a killed node again: that is for the person who
+//! killed it, and the command is printed.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus, Stdio};
+use std::time::Duration;
+
+use clap::Parser;
+use memstore::{HashStore, LogEntry, report};
+use raftify::{BoxError, NodeId, RaftClient, Status};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, interval, sleep_until, timeout};
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Three nodes of the replicated key-value store on this machine, until Ctrl+C"
+)]
+struct Arguments {
+    /// The port at which the first node listens for the others; the second and third take the next ones
+    #[arg(long, default_value_t = 60061, value_parser = clap::value_parser!(u16).range(1..=65533))]
+    raft_port: u16,
+    /// The port of the first node's web server; the second and third take the next ones
+    #[arg(long, default_value_t = 8001, value_parser = clap::value_parser!(u16).range(1..=65533))]
+    web_port: u16,
+    /// Where the nodes keep their data; started again on the same, they go on with it
+    #[arg(long, default_value = "target/memstore")]
+    data_dir: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    report(run(Arguments::parse()).await)
+}
+
+async fn run(arguments: Arguments) -> Result<(), BoxError> {
+    let mut nodes = (0..3)
+        .map(|offset| Node::new(&arguments, offset))
+        .collect::<Result<Vec<Node>, BoxError>>()?;
+    let outcome = tokio::select! {
+        outcome = start_and_watch(&mut nodes, &arguments.data_dir) => outcome,
+        outcome = stop_signal() => outcome.map_err(BoxError::from),
+    };
+    say("stopping");
+    for node in &mut nodes {
+        node.tell_to_stop();
+    }
+    for node in &mut nodes {
+        node.stopped().await;
+    }
+    outcome
+}
+
+async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxError> {
+    for node in &mut *nodes {
+        node.start().await?;
+    }
+    say(&what_to_try(nodes, data_dir));
+    let mut looks = interval(LOOK_INTERVAL);
+    let mut leader = None;
+    loop {
+        looks.tick().await;
+        let mut newest: Option<Status> = None;
+        for node in &mut *nodes {
+            node.look().await;
+            let known = node.seen.as_ref().filter(|seen| seen.leader_id.is_some());
+            newest = newest
+                .into_iter()
+                .chain(known.cloned())
+                .max_by_key(|status| status.term);
+        }
+        let now = newest.and_then(|status| Some((status.term, status.leader_id?)));
+        if now == leader {
+            continue;
+        }
+        leader = now;
+        match leader {
+            Some((term, id)) => say(&format!("{} leads, in term {term}", name(nodes, id))),
+            None => say("nobody leads"),
+        }
+    }
+}
+
+/// A node by its id, with the page at which it is found.
+fn name(nodes: &[Node], id: NodeId) -> String {
+    let node = nodes
+        .iter()
+        .find(|node| node.seen.as_ref().is_some_and(|seen| seen.node_id == id));
+    match node {
+        Some(node) => format!("node {id} (http://{})", node.web_address),
+        None => format!("node {id}"),
+    }
+}
+
+fn what_to_try(nodes: &[Node], data_dir: &Path) -> String {
+    let [first, second, third] = nodes else {
+        return String::new();
+    };
+    let programs = first.program.parent().unwrap_or(Path::new("")).display();
+    format!(
+        "
+Three nodes are up. Try:
+
+  in the browser   http://{}   http://{}   http://{}
+
+  curl -X PUT http://{}/store/greeting/hello
+  curl http://{}/store/greeting
+  curl http://{}/leader
+  {programs}/raftify-client-example --raft-addr {}
+  {programs}/memstore-cli describe logs {}
+  kill -9 {}        (that is node 1; the others go on)
+
+The data is in {}; the next start goes on with it. Ctrl+C stops all.
+",
+        first.web_address,
+        second.web_address,
+        third.web_address,
+        first.web_address,
+        second.web_address,
+        third.web_address,
+        first.raft_address,
+        first.data_dir.display(),
+        first.child.as_ref().and_then(Child::id).unwrap_or_default(),
+        data_dir.display(),
+    )
+}
+
+/// One of the three.
+struct Node {
+    number: u16,
+    program: PathBuf,
+    raft_address: String,
+    web_address: String,
+    /// Whom it joins at its first start; nobody: it begins the cluster.
+    peer_address: Option<String>,
+    data_dir: PathBuf,
+    client: RaftClient<LogEntry, HashStore>,
+    child: Option<Child>,
+    /// What it said when it was last asked; nothing if it did not answer.
+    seen: Option<Status>,
+}
+
+impl Node {
+    fn new(arguments: &Arguments, offset: u16) -> Result<Node, BoxError> {
+        let number = offset + 1;
+        let local = |port: u16| format!("127.0.0.1:{port}");
+        let raft_address = local(arguments.raft_port + offset);
+        let program = std::env::current_exe()?.with_file_name("memstore-dynamic-members");
+        Ok(Node {
+            number,
+            // As a person would type it, if that is possible.
+            program: relative(&program.with_extension(std::env::consts::EXE_EXTENSION)),
+            client: RaftClient::new([&raft_address])?,
+            raft_address,
+            web_address: local(arguments.web_port + offset),
+            peer_address: (offset > 0).then(|| local(arguments.raft_port)),
+            data_dir: arguments.data_dir.join(format!("node-{number}")),
+            child: None,
+            seen: None,
+        })
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--raft-addr".to_owned(), self.raft_address.clone()];
+        if let Some(peer) = &self.peer_address {
+            arguments.extend(["--peer-addr".to_owned(), peer.clone()]);
+        }
+        arguments.extend(["--web-server".to_owned(), self.web_address.clone()]);
+        arguments.extend(["--data-dir".to_owned(), self.data_dir.display().to_string()]);
+        arguments
+    }
+
+    /// Starts the process, and waits until it is part of the cluster: the second node must not ask to join before the
+    /// first one leads, while nodes that go on with their data need each other.
+    async fn start(&mut self) -> Result<(), BoxError> {
+        std::fs::create_dir_all(&self.data_dir)
+            .map_err(|error| format!("cannot create {}: {error}", self.data_dir.display()))?;
+        let log_path = self.log_path();
+        let log = File::options().create(true).append(true).open(&log_path);
+        let log = log.map_err(|error| format!("cannot write {}: {error}", log_path.display()))?;
+        let child = Command::new(&self.program)
+            .args(self.arguments())
+            .arg("--stop-with-stdin")
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| {
+                format!(
+                    "cannot start {}: {error}; `make build` builds it",
+                    self.program.display()
+                )
+            })?;
+        self.child = Some(child);
+
+        let deadline = Instant::now() + START_TIMEOUT;
+        let mut looks = interval(LOOK_INTERVAL);
+        loop {
+            looks.tick().await;
+            if let Some(status) = self.ended()? {
+                return Err(format!(
+                    "node {} did not start ({status}): {}",
+                    self.number,
+                    self.last_words()
+                )
+                .into());
+            }
+            self.seen = self.ask().await;
+            let is_part =
+                |seen: &Status| seen.is_member() && (seen.leader_id.is_some() || seen.members.len() > 1);
+            if self.seen.as_ref().is_some_and(is_part) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let seconds = START_TIMEOUT.as_secs();
+                let log = self.log_path();
+                return Err(format!(
+                    "node {} is not up after {seconds} s, see {}",
+                    self.number,
+                    log.display()
+                )
+                .into());
+            }
+        }
+    }
+
+    /// Notices whether the node came or went, and says so.
+    async fn look(&mut self) {
+        if let Ok(Some(status)) = self.ended() {
+            let command = [self.program.display().to_string()]
+                .into_iter()
+                .chain(self.arguments());
+            let command = command.collect::<Vec<String>>().join(" ");
+            say(&format!(
+                "node {} ended ({status}); in another terminal, this starts it again:",
+                self.number
+            ));
+            say(&format!("  {command}"));
+        }
+        let before = self.seen.take();
+        self.seen = self.ask().await;
+        if self.seen.is_some() && before.is_none() {
+            say(&format!("node {} is back", self.number));
+        }
+    }
+
+    async fn ask(&self) -> Option<Status> {
+        let inspection = timeout(LOOK_INTERVAL * 2, self.client.inspect()).await.ok()?;
+        Some(inspection.ok()?.status)
+    }
+
+    /// How the process ended, once.
+    fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.child else {
+            return Ok(None);
+        };
+        let status = child.try_wait()?;
+        if status.is_some() {
+            self.child = None;
+        }
+        Ok(status)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.data_dir.with_extension("log")
+    }
+
+    /// The line in which the program said why it ended.
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+        let last = log.lines().rfind(|line| line.starts_with("error: "));
+        last.map_or_else(|| format!("see {}", self.log_path().display()), str::to_owned)
+    }
+
+    /// Closes the process' standard input, at whose end it stops. If this program dies, the system does the same.
+    fn tell_to_stop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(child.stdin.take());
+        }
+    }
+
+    /// Waits for the end of the process; ends it by force if it takes too long.
+    async fn stopped(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let outcome = tokio::select! {
+            outcome = child.wait() => outcome.map(drop),
+            () = sleep_until(Instant::now() + STOP_TIMEOUT) => {
+                say(&format!("node {} did not stop in time and is killed, which loses nothing", self.number));
+                child.kill().await
+            }
+        };
+        if let Err(error) = outcome {
+            say(&format!("node {} could not be stopped: {error}", self.number));
+        }
+    }
+}
+
+fn relative(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().ok();
+    let inside = here.and_then(|here| path.strip_prefix(here).ok());
+    inside.map_or_else(|| path.to_owned(), |inside| Path::new(".").join(inside))
+}
+
+/// Ctrl+C, or the polite signal to end.
+async fn stop_signal() -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            outcome = tokio::signal::ctrl_c() => outcome,
+            _ = terminate.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}
+
+/// A line for the person at the terminal. If nobody reads it any more, the cluster runs on.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}

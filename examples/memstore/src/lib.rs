@@ -1,0 +1,19 @@
+//! A replicated key-value store: what its two programs share.
+//!
+//! [`HashStore`] is the state machine, [`LogEntry`] what is replicated, [`web`] the HTTP API and the page in the
+//! browser. [`load_peers`] reads the members of a static cluster from a file. The programs only decide how a node
+//! comes into its cluster; [`serve`] runs it from then on.
+
+#![warn(missing_docs)]
+
+mod node;
+mod peers;
+mod store;
+pub mod web;
+
+pub use node::{report, serve, start_logging};
+pub use peers::{LoadPeersError, load_peers};
+pub use store::{HashStore, Inserted, LogEntry, StoreFormatter};
+
+/// One node of the store.
+pub type Raft = raftify::Raft<LogEntry, HashStore>;

@@ -1,0 +1,348 @@
+//! The web API, the same on every node: it translates between HTTP and [`Raft`], and decides nothing.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /` | the page for the browser |
+//! | `GET /store/{key}` | `{"key","value"}`: what every write acknowledged before left, on whichever node; 404 without a value |
+//! | `PUT /store/{key}/{value}`, `PUT /store/{key}` with the value as body | `{"index","term","replaced"}` once a majority has it on disk |
+//! | `GET /store` | `{"count","keys"}`, the first 100 keys |
+//! | `GET /leader`, `/peers`, `/debug` | the leader, the members, everything about this node |
+//! | `POST /snapshot` | takes a snapshot here |
+//! | `POST /transfer_leader/{id}` | hands leadership to that node |
+//! | `POST /campaign` | starts an election here |
+//! | `POST /demote/{term}/{leader_id}` | makes this leader of that term step down for `leader_id`; 0 leaves the choice to an election |
+//! | `POST /leave` | takes this node out of the cluster; it then stops |
+//! | `POST /leave_joint` | leaves a joint configuration that waits for it |
+//!
+//! Keys and values are UTF-8 text, percent-encoded in the path. What goes wrong is answered with
+//! `{"error": "what happened"}`: 400 if the request cannot be read, 404 if there is no such thing, 405 for a wrong
+//! method, 409 if the cluster is not in a state for it, 413 for a value over the limit, 503 if nothing happened and the
+//! same request may succeed in a moment (with `Retry-After`), 504 if the outcome is unknown.
+
+use std::fmt;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ALLOW, RETRY_AFTER};
+use actix_web::{HttpRequest, HttpResponse, Resource, ResponseError, web};
+use percent_encoding::percent_decode_str;
+use raftify::error::{
+    CampaignError, DemoteError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason,
+    TransferError,
+};
+use raftify::{LogPosition, NodeId, Term};
+use serde_json::{Value, json};
+
+use crate::{LogEntry, Raft};
+
+const KEYS_LISTED_MAX: usize = 100;
+
+/// What the handlers work on.
+pub struct Node {
+    /// This node.
+    pub raft: Raft,
+    /// [`Config::entry_bytes_max`](raftify::Config::entry_bytes_max): longer bodies are not even read.
+    pub entry_bytes_max: u64,
+}
+
+/// Adds the whole API to an application whose data holds a [`Node`].
+pub fn routes(service: &mut web::ServiceConfig) {
+    service
+        .service(only("/", "GET", web::get().to(page)))
+        .service(only("/store", "GET", web::get().to(list)))
+        .service(only("/store/{key}", "GET, PUT", web::get().to(get)).route(web::put().to(put_body)))
+        .service(only("/store/{key}/{value:.*}", "PUT", web::put().to(put_path)))
+        .service(only("/leader", "GET", web::get().to(leader)))
+        .service(only("/peers", "GET", web::get().to(peers)))
+        .service(only("/debug", "GET", web::get().to(debug)))
+        .service(only("/snapshot", "POST", web::post().to(snapshot)))
+        .service(only("/leave", "POST", web::post().to(leave)))
+        .service(only("/leave_joint", "POST", web::post().to(leave_joint)))
+        .service(only(
+            "/transfer_leader/{id}",
+            "POST",
+            web::post().to(transfer_leader),
+        ))
+        .service(only("/campaign", "POST", web::post().to(campaign)))
+        .service(only("/demote/{term}/{leader_id}", "POST", web::post().to(demote)))
+        .default_service(web::to(|request: HttpRequest| async move {
+            ApiError::new(
+                StatusCode::NOT_FOUND,
+                format!("there is nothing at {}", request.uri().path()),
+            )
+        }));
+}
+
+/// A resource that answers other methods than `allowed` with 405.
+fn only(path: &'static str, allowed: &'static str, route: actix_web::Route) -> Resource {
+    web::resource(path)
+        .route(route)
+        .default_service(web::to(move |request: HttpRequest| async move {
+            let message = format!("{} is not possible here, use {allowed}", request.method());
+            let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).error_response();
+            response
+                .headers_mut()
+                .insert(ALLOW, actix_web::http::header::HeaderValue::from_static(allowed));
+            response
+        }))
+}
+
+type Answer = Result<HttpResponse, ApiError>;
+
+fn answer(value: Value) -> Answer {
+    Ok(HttpResponse::Ok().json(value))
+}
+
+async fn page() -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/html; charset=utf-8")
+        .body(include_str!("page.html"))
+}
+
+async fn list(node: web::Data<Node>) -> Answer {
+    let (count, keys) = node
+        .raft
+        .query(|store| (store.len(), store.first_keys(KEYS_LISTED_MAX)))
+        .await?;
+    answer(json!({ "count": count, "keys": keys }))
+}
+
+async fn get(node: web::Data<Node>, request: HttpRequest) -> Answer {
+    let key = key(&request)?;
+    let wanted = key.clone();
+    match node.raft.query(move |store| store.get(&wanted)).await? {
+        Some(value) => answer(json!({ "key": key, "value": &*value })),
+        None => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!("key {key:?} has no value"),
+        )),
+    }
+}
+
+async fn put_path(node: web::Data<Node>, request: HttpRequest) -> Answer {
+    let value = request.uri().path().splitn(4, '/').nth(3).unwrap_or_default();
+    put(&node, key(&request)?, text("value", value)?).await
+}
+
+async fn put_body(node: web::Data<Node>, request: HttpRequest, body: web::Payload) -> Answer {
+    let key = key(&request)?;
+    let limit = usize::try_from(node.entry_bytes_max).unwrap_or(usize::MAX);
+    let body = body.to_bytes_limited(limit).await.map_err(|_too_long| {
+        let message = format!("the value has more than {limit} bytes, which is the limit of an entry");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    })?;
+    let body = body.map_err(|error| ApiError::bad_request(format!("the body could not be read: {error}")))?;
+    let value =
+        String::from_utf8(body.into()).map_err(|_| ApiError::bad_request("the value is not UTF-8 text"))?;
+    put(&node, key, value).await
+}
+
+async fn put(node: &Node, key: String, value: String) -> Answer {
+    let inserted = node.raft.propose(LogEntry::Insert { key, value }).await?;
+    let LogPosition { term, index } = inserted.position;
+    answer(json!({ "index": index, "term": term, "replaced": inserted.replaced }))
+}
+
+async fn leader(node: web::Data<Node>) -> Answer {
+    let status = node.raft.status().borrow().clone();
+    let leader = status.leader_hint().ok_or(ReadError::NoLeader)?;
+    answer(json!({ "id": leader.id, "address": leader.address, "term": status.term }))
+}
+
+async fn peers(node: web::Data<Node>) -> Answer {
+    let status = node.raft.status().borrow().clone();
+    let members = status.members.iter();
+    answer(
+        members
+            .map(|member| json!({ "id": member.id, "address": member.address, "role": member.role }))
+            .collect(),
+    )
+}
+
+async fn debug(node: web::Data<Node>) -> Answer {
+    answer(json!(node.raft.inspect().await?))
+}
+
+async fn snapshot(node: web::Data<Node>) -> Answer {
+    let LogPosition { term, index } = node.raft.make_snapshot().await?;
+    answer(json!({ "index": index, "term": term }))
+}
+
+async fn leave(node: web::Data<Node>) -> Answer {
+    node.raft.leave().await?;
+    answer(json!({ "left": node.raft.get_id() }))
+}
+
+async fn leave_joint(node: web::Data<Node>) -> Answer {
+    node.raft.leave_joint().await?;
+    peers(node).await
+}
+
+async fn transfer_leader(node: web::Data<Node>, request: HttpRequest) -> Answer {
+    let to: NodeId = number("node id", segment(&request, 2))?;
+    answer(json!({ "leader_id": node.raft.transfer_leader(to).await? }))
+}
+
+async fn campaign(node: web::Data<Node>) -> Answer {
+    node.raft.campaign().await?;
+    Ok(HttpResponse::Accepted().json(json!({ "campaigning": node.raft.get_id() })))
+}
+
+async fn demote(node: web::Data<Node>, request: HttpRequest) -> Answer {
+    let term = Term(number("term", segment(&request, 2))?);
+    let successor = NodeId::new(number("leader id", segment(&request, 3))?);
+    node.raft.demote(term, successor).await?;
+    answer(json!({ "demoted": node.raft.get_id() }))
+}
+
+/// A part of the path as it was sent. What actix-web hands out has lost what is not UTF-8.
+fn segment(request: &HttpRequest, number: usize) -> &str {
+    request.uri().path().split('/').nth(number).unwrap_or_default()
+}
+
+fn key(request: &HttpRequest) -> Result<String, ApiError> {
+    text("key", segment(request, 2))
+}
+
+fn text(what: &str, encoded: &str) -> Result<String, ApiError> {
+    let decoded = percent_decode_str(encoded).decode_utf8();
+    decoded
+        .map(Into::into)
+        .map_err(|_| ApiError::bad_request(format!("the {what} is not UTF-8 text")))
+}
+
+fn number<T: std::str::FromStr<Err: fmt::Display>>(what: &str, text: &str) -> Result<T, ApiError> {
+    text.parse()
+        .map_err(|error| ApiError::bad_request(format!("{text:?} is not a {what}: {error}")))
+}
+
+/// What went wrong, as HTTP says it.
+#[derive(Debug)]
+struct ApiError {
+    status: StatusCode,
+    message: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, message: impl fmt::Display) -> ApiError {
+        ApiError {
+            status,
+            message: message.to_string(),
+        }
+    }
+
+    fn bad_request(message: impl fmt::Display) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, message)
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl actix_web::Responder for ApiError {
+    type Body = actix_web::body::BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        self.error_response()
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.insert_header((RETRY_AFTER, "1"));
+        }
+        response.json(json!({ "error": self.message }))
+    }
+}
+
+// Which of the answers in the module's table an error is. 503 promises that nothing happened.
+
+impl From<StopReason> for ApiError {
+    fn from(error: StopReason) -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error)
+    }
+}
+
+impl From<ProposeError> for ApiError {
+    fn from(error: ProposeError) -> ApiError {
+        let status = match error {
+            ProposeError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            ProposeError::Encode(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            // What a stopping node had accepted may still be committed by the others.
+            ProposeError::Unknown(_) | ProposeError::Stopped(_) => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        ApiError::new(status, error)
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error)
+    }
+}
+
+impl From<MembershipError> for ApiError {
+    fn from(error: MembershipError) -> ApiError {
+        let status = match error {
+            MembershipError::ChangePending
+            | MembershipError::Refused(_)
+            | MembershipError::HandoverFailed(_) => StatusCode::CONFLICT,
+            MembershipError::Unknown(_) | MembershipError::Stopped(_) => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        ApiError::new(status, error)
+    }
+}
+
+impl From<TransferError> for ApiError {
+    fn from(error: TransferError) -> ApiError {
+        let status = match error {
+            TransferError::NoLeader | TransferError::NotLeader(_) => StatusCode::SERVICE_UNAVAILABLE,
+            TransferError::TimedOut { .. } | TransferError::ConnectionLost(_) | TransferError::Stopped(_) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            _ => StatusCode::CONFLICT,
+        };
+        ApiError::new(status, error)
+    }
+}
+
+impl From<CampaignError> for ApiError {
+    fn from(error: CampaignError) -> ApiError {
+        let status = match error {
+            CampaignError::AlreadyLeader | CampaignError::NotAVoter => StatusCode::CONFLICT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        ApiError::new(status, error)
+    }
+}
+
+impl From<DemoteError> for ApiError {
+    fn from(error: DemoteError) -> ApiError {
+        match error {
+            DemoteError::Transfer(error) => error.into(),
+            DemoteError::NotLeaderInTerm { .. } => ApiError::new(StatusCode::CONFLICT, error),
+            _ => ApiError::new(StatusCode::GATEWAY_TIMEOUT, error),
+        }
+    }
+}
+
+impl From<SnapshotError> for ApiError {
+    fn from(error: SnapshotError) -> ApiError {
+        let status = match error {
+            SnapshotError::NothingApplied => StatusCode::CONFLICT,
+            SnapshotError::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        ApiError::new(status, error)
+    }
+}

@@ -1,0 +1,366 @@
+//! The web API on a real node: every answer, by its status code and its JSON.
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::pin::Pin;
+
+use actix_web::http::header::{ALLOW, RETRY_AFTER};
+use actix_web::http::{Method, StatusCode};
+use actix_web::{App, test, web};
+use memstore::web::{Node, routes};
+use memstore::{HashStore, Raft};
+use raftify::{Config, HeedStorage, Member, NodeId};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+const ENTRY_BYTES_MAX: u64 = 64 * 1024;
+
+/// An answer of the API.
+struct Answer {
+    status: StatusCode,
+    retry_after: Option<String>,
+    allow: Option<String>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+
+    fn error(&self) -> String {
+        self.json()["error"]
+            .as_str()
+            .expect("every failure has an `error`")
+            .to_owned()
+    }
+}
+
+type Asking = Pin<Box<dyn Future<Output = Answer>>>;
+type Ask = Box<dyn Fn(Method, &str, &[u8]) -> Asking>;
+
+/// A node with its API; `ask` needs no socket.
+struct TestNode {
+    raft: Raft,
+    running: JoinHandle<Result<(), raftify::error::RunError>>,
+    ask: Ask,
+    _directory: TempDir,
+}
+
+impl TestNode {
+    /// A cluster of one.
+    async fn alone() -> TestNode {
+        let node = TestNode::start(0).await;
+        node.raft.wait_for_leader().await.unwrap();
+        node
+    }
+
+    /// A voter of a cluster whose `absent` other voters do not exist.
+    async fn start(absent: u64) -> TestNode {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = HeedStorage::open(directory.path()).unwrap();
+        let config = Config {
+            entry_bytes_max: ENTRY_BYTES_MAX,
+            ..Config::default()
+        };
+        let addresses: Vec<String> = free_addresses(absent + 1);
+        let raft = Raft::bootstrap(
+            NodeId::FIRST,
+            &addresses[0],
+            storage,
+            HashStore::default(),
+            config,
+        )
+        .unwrap();
+        if absent > 0 {
+            let members = (1..)
+                .zip(addresses)
+                .map(|(id, address)| Member::voter(NodeId::new(id).unwrap(), address));
+            raft.add_peers(members.collect::<Vec<_>>()).await.unwrap();
+        }
+        let running = tokio::spawn(raft.clone().run());
+
+        let node = web::Data::new(Node {
+            raft: raft.clone(),
+            entry_bytes_max: ENTRY_BYTES_MAX,
+        });
+        let service = std::rc::Rc::new(test::init_service(App::new().app_data(node).configure(routes)).await);
+        let ask: Ask = Box::new(move |method, path, body| {
+            let request = test::TestRequest::with_uri(path)
+                .method(method)
+                .set_payload(body.to_vec());
+            let service = std::rc::Rc::clone(&service);
+            Box::pin(async move {
+                let response = test::call_service(&*service, request.to_request()).await;
+                let header = |name| {
+                    response
+                        .headers()
+                        .get(name)
+                        .map(|value| value.to_str().unwrap().to_owned())
+                };
+                Answer {
+                    status: response.status(),
+                    retry_after: header(RETRY_AFTER),
+                    allow: header(ALLOW),
+                    body: test::read_body(response).await.to_vec(),
+                }
+            })
+        });
+        TestNode {
+            raft,
+            running,
+            ask,
+            _directory: directory,
+        }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        (self.ask)(Method::GET, path, b"").await
+    }
+
+    async fn put(&self, path: &str, body: impl AsRef<[u8]>) -> Answer {
+        (self.ask)(Method::PUT, path, body.as_ref()).await
+    }
+
+    async fn post(&self, path: &str) -> Answer {
+        (self.ask)(Method::POST, path, b"").await
+    }
+
+    async fn stop(self) {
+        self.raft.quit().await;
+        self.running.await.unwrap().unwrap();
+    }
+}
+
+/// Addresses that were free a moment ago.
+fn free_addresses(count: u64) -> Vec<String> {
+    // All are held until all are known, so that no two are alike.
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    listeners
+        .iter()
+        .map(|listener| listener.local_addr().unwrap().to_string())
+        .collect()
+}
+
+#[actix_web::test]
+async fn what_was_put_is_got_by_path_and_by_body() {
+    let node = TestNode::alone().await;
+    let put = node.put("/store/a/1", "").await;
+    assert_eq!(put.status, StatusCode::OK);
+    assert_eq!(put.json()["replaced"], json!(false));
+    assert_eq!(
+        node.get("/store/a").await.json(),
+        json!({ "key": "a", "value": "1" })
+    );
+
+    assert_eq!(
+        node.put("/store/a", "two\nlines").await.json()["replaced"],
+        json!(true)
+    );
+    assert_eq!(
+        node.get("/store/a").await.json(),
+        json!({ "key": "a", "value": "two\nlines" })
+    );
+
+    let listed = node.get("/store").await;
+    assert_eq!(listed.json(), json!({ "count": 1, "keys": ["a"] }));
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn keys_and_values_are_percent_encoded_text() {
+    let node = TestNode::alone().await;
+    for (path, key, value) in [
+        ("/store/%C3%A4%20%2F%25/%E2%82%AC", "ä /%", "€"),
+        ("/store/plus+plus/a%2Fb/c", "plus+plus", "a/b/c"),
+        ("/store/no%0Aline/", "no\nline", ""),
+        ("/store/%00/%00", "\0", "\0"),
+    ] {
+        assert_eq!(node.put(path, "").await.status, StatusCode::OK, "{path}");
+        let key_path: String = path.split('/').take(3).collect::<Vec<_>>().join("/");
+        assert_eq!(
+            node.get(&key_path).await.json(),
+            json!({ "key": key, "value": value })
+        );
+    }
+    for (path, body) in [("/store/%FF/1", ""), ("/store/a/%C3", ""), ("/store/%FF", "1")] {
+        let answer = node.put(path, body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path}");
+        assert!(answer.error().contains("not UTF-8"), "{}", answer.error());
+    }
+    assert_eq!(
+        node.put("/store/a", b"\xff\xfe").await.status,
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(node.get("/store/%FF").await.status, StatusCode::BAD_REQUEST);
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn what_does_not_exist_is_404_and_a_wrong_method_405() {
+    let node = TestNode::alone().await;
+    let missing = node.get("/store/nothing").await;
+    assert_eq!(
+        (missing.status, missing.error().as_str()),
+        (StatusCode::NOT_FOUND, "key \"nothing\" has no value")
+    );
+    for path in [
+        "/nowhere",
+        "/store/",
+        "/store//value",
+        "/demote/1",
+        "/transfer_leader",
+    ] {
+        let answer = node.get(path).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+        assert!(answer.error().contains(path), "{}", answer.error());
+    }
+    for (path, allow) in [
+        ("/leave", "POST"),
+        ("/snapshot", "POST"),
+        ("/store/a/1", "PUT"),
+        ("/campaign", "POST"),
+    ] {
+        let answer = node.get(path).await;
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        assert_eq!(answer.allow.as_deref(), Some(allow));
+        assert_eq!(answer.error(), format!("GET is not possible here, use {allow}"));
+    }
+    assert_eq!(node.post("/store/a").await.allow.as_deref(), Some("GET, PUT"));
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn a_value_up_to_the_limit_is_stored_and_one_over_it_is_413() {
+    let node = TestNode::alone().await;
+    let limit = ENTRY_BYTES_MAX as usize;
+    let fitting = "x".repeat(limit - 64);
+    assert_eq!(node.put("/store/big", &fitting).await.status, StatusCode::OK);
+    assert_eq!(node.get("/store/big").await.json()["value"], json!(fitting));
+
+    // The first fits as a body, but not with its key as an entry; the second is not even read to its end.
+    for bytes in [limit, 10 * limit] {
+        let answer = node.put("/store/big", "y".repeat(bytes)).await;
+        assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert!(answer.error().contains(&limit.to_string()), "{}", answer.error());
+    }
+    assert_eq!(node.get("/store/big").await.json()["value"], json!(fitting));
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn what_cannot_be_parsed_is_400() {
+    let node = TestNode::alone().await;
+    for path in [
+        "/transfer_leader/two",
+        "/transfer_leader/0",
+        "/transfer_leader/-1",
+        "/transfer_leader/99999999999999999999",
+        "/demote/x/0",
+        "/demote/1/x",
+    ] {
+        let answer = node.post(path).await;
+        assert_eq!(
+            answer.status,
+            StatusCode::BAD_REQUEST,
+            "{path}: {}",
+            answer.error()
+        );
+    }
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn the_node_tells_its_leader_its_peers_and_its_state() {
+    let node = TestNode::alone().await;
+    let leader = node.get("/leader").await.json();
+    assert_eq!(leader["id"], json!(1));
+    let address = leader["address"].clone();
+    assert_eq!(
+        node.get("/peers").await.json(),
+        json!([{ "id": 1, "address": address, "role": "voter" }])
+    );
+    let debug = node.get("/debug").await.json();
+    assert_eq!(debug["status"]["role"], json!("leader"));
+    assert_eq!(debug["status"]["members"]["members"]["1"]["address"], address);
+    assert!(
+        String::from_utf8(node.get("/").await.body)
+            .unwrap()
+            .contains("<title>memstore</title>")
+    );
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn a_snapshot_is_taken_on_request() {
+    let node = TestNode::alone().await;
+    let put = node.put("/store/a/1", "").await.json();
+    let taken = node.post("/snapshot").await;
+    assert_eq!(taken.status, StatusCode::OK);
+    assert!(taken.json()["index"].as_u64() >= put["index"].as_u64());
+    assert!(!node.get("/debug").await.json()["status"]["snapshot"].is_null());
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn what_the_cluster_is_in_no_state_for_is_409() {
+    let node = TestNode::alone().await;
+    let term = node.get("/leader").await.json()["term"].as_u64().unwrap();
+    for path in [
+        "/campaign".to_owned(),          // it leads already
+        "/leave_joint".to_owned(),       // nothing to leave
+        "/leave".to_owned(),             // the last voter
+        "/transfer_leader/7".to_owned(), // no such voter
+        format!("/demote/{}/0", term + 1),
+    ] {
+        let answer = node.post(&path).await;
+        assert_eq!(answer.status, StatusCode::CONFLICT, "{path}: {}", answer.error());
+    }
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn without_a_leader_everything_is_503_with_the_reason_and_when_to_retry() {
+    let node = TestNode::start(2).await;
+    for answer in [
+        node.put("/store/a/1", "").await,
+        node.put("/store/a", "1").await,
+        node.get("/store/a").await,
+        node.get("/store").await,
+        node.get("/leader").await,
+        node.post("/transfer_leader/2").await,
+        node.post("/leave").await,
+    ] {
+        assert_eq!(
+            answer.status,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "{}",
+            answer.error()
+        );
+        assert_eq!(answer.retry_after.as_deref(), Some("1"));
+        assert!(
+            answer.error().contains("no leader is known"),
+            "{}",
+            answer.error()
+        );
+    }
+    // What a node knows by itself, it says even then.
+    assert_eq!(node.get("/peers").await.json().as_array().unwrap().len(), 3);
+    assert_eq!(
+        node.get("/debug").await.json()["status"]["leader_id"],
+        Value::Null
+    );
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn a_stopped_node_answers_503() {
+    let node = TestNode::alone().await;
+    node.raft.quit().await;
+    assert_eq!(node.get("/store/a").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(node.get("/debug").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    node.running.await.unwrap().unwrap();
+}
