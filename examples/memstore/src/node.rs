@@ -75,9 +75,14 @@ fn cannot_bind(address: &str, error: &io::Error) -> String {
 /// of raft-rs and the web server warnings only.
 pub fn start_logging() {
     let filter = EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info,slog=warn,actix_server=warn"));
+    // With its colons, or else `raft` would be raftify, too.
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info,raft::=warn,actix_server=warn"));
     let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(io::stderr)
+        .init();
 }
 
 /// How a program ends: an error is one line, not the output of `Debug`.
