@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use memstore::{HashStore, LogEntry, report};
-use raftify::{BoxError, NodeId, RaftClient, Status};
+use raftify::{BoxError, HeedStorage, NodeId, RaftClient, Status};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
@@ -62,10 +62,33 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     outcome
 }
 
-async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxError> {
-    for node in &mut *nodes {
-        node.start().await?;
+/// Starts the nodes one after the other: those with data first, whom those without join. If none has data, the first
+/// one begins the cluster.
+async fn start(nodes: &mut [Node]) -> Result<(), BoxError> {
+    let mut order: Vec<usize> = (0..nodes.len()).collect();
+    order.sort_by_key(|at| !nodes[*at].has_data);
+    let first = order[0];
+    for at in order {
+        if at != first {
+            nodes[at].peer_address = Some(nodes[first].raft_address.clone());
+        }
+        let node = &mut nodes[at];
+        match node.start().await {
+            Err(error) if at == first && !node.has_data => return Err(error),
+            // It may have left the cluster, and the others can do without it.
+            Err(error) => say(&error.to_string()),
+            Ok(()) => {}
+        }
     }
+    if nodes.iter().all(|node| node.child.is_none()) {
+        Err("no node is up".into())
+    } else {
+        Ok(())
+    }
+}
+
+async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxError> {
+    start(nodes).await?;
     say(&what_to_try(nodes, data_dir));
     let mut looks = interval(LOOK_INTERVAL);
     let mut leader = None;
@@ -104,34 +127,40 @@ fn name(nodes: &[Node], id: NodeId) -> String {
 }
 
 fn what_to_try(nodes: &[Node], data_dir: &Path) -> String {
-    let [first, second, third] = nodes else {
+    let up: Vec<&Node> = nodes.iter().filter(|node| node.child.is_some()).collect();
+    let (Some(first), Some(last)) = (up.first(), up.last()) else {
         return String::new();
     };
+    let pages: Vec<String> = up
+        .iter()
+        .map(|node| format!("http://{}", node.web_address))
+        .collect();
     let programs = first.program.parent().unwrap_or(Path::new("")).display();
     format!(
         "
-Three nodes are up. Try:
+{} of {} nodes are up. Try:
 
-  in the browser   http://{}   http://{}   http://{}
+  in the browser   {}
 
   curl -X PUT http://{}/store/greeting/hello
   curl http://{}/store/greeting
   curl http://{}/leader
   {programs}/raftify-client-example --raft-addr {}
   {programs}/memstore-cli describe logs {}
-  kill -9 {}        (that is node 1; the others go on)
+  kill -9 {}        (that is node {}; the others go on)
 
 The data is in {}; the next start goes on with it. Ctrl+C stops all.
 ",
+        up.len(),
+        nodes.len(),
+        pages.join("   "),
         first.web_address,
-        second.web_address,
-        third.web_address,
-        first.web_address,
-        second.web_address,
-        third.web_address,
+        last.web_address,
+        last.web_address,
         first.raft_address,
         first.data_dir.display(),
         first.child.as_ref().and_then(Child::id).unwrap_or_default(),
+        first.number,
         data_dir.display(),
     )
 }
@@ -145,6 +174,8 @@ struct Node {
     /// Whom it joins at its first start; nobody: it begins the cluster.
     peer_address: Option<String>,
     data_dir: PathBuf,
+    /// Whether it ran before.
+    has_data: bool,
     client: RaftClient<LogEntry, HashStore>,
     child: Option<Child>,
     /// What it said when it was last asked; nothing if it did not answer.
@@ -156,6 +187,7 @@ impl Node {
         let number = offset + 1;
         let local = |port: u16| format!("127.0.0.1:{port}");
         let raft_address = local(arguments.raft_port + offset);
+        let data_dir = arguments.data_dir.join(format!("node-{number}"));
         let program = std::env::current_exe()?.with_file_name("memstore-dynamic-members");
         Ok(Node {
             number,
@@ -164,8 +196,9 @@ impl Node {
             client: RaftClient::new([&raft_address])?,
             raft_address,
             web_address: local(arguments.web_port + offset),
-            peer_address: (offset > 0).then(|| local(arguments.raft_port)),
-            data_dir: arguments.data_dir.join(format!("node-{number}")),
+            peer_address: None,
+            has_data: has_data(&data_dir),
+            data_dir,
             child: None,
             seen: None,
         })
@@ -318,6 +351,12 @@ impl Node {
             say(&format!("node {} could not be stopped: {error}", self.number));
         }
     }
+}
+
+/// Whether a node lives in this directory. One that could not join has left a directory, but no identity in it.
+fn has_data(directory: &Path) -> bool {
+    let stored = HeedStorage::open_read_only(directory).and_then(|storage| storage.load());
+    stored.is_ok_and(|stored| stored.identity.is_some())
 }
 
 fn relative(path: &Path) -> PathBuf {
