@@ -1,5 +1,7 @@
 //! Three nodes as three processes: what was acknowledged survives the death of any of them, and of all.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

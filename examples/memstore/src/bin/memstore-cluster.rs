@@ -353,10 +353,10 @@ impl Node {
     }
 }
 
-/// Whether a node lives in this directory. One that could not join has left a directory, but no identity in it.
+/// Whether a member lives in this directory. A node that was not let in has left a directory, but no members in it.
 fn has_data(directory: &Path) -> bool {
     let stored = HeedStorage::open_read_only(directory).and_then(|storage| storage.load());
-    stored.is_ok_and(|stored| stored.identity.is_some())
+    stored.is_ok_and(|stored| stored.members.is_some_and(|members| !members.is_empty()))
 }
 
 fn relative(path: &Path) -> PathBuf {
