@@ -48,7 +48,7 @@ fn from_use_to_the_printed_reply_the_quick_start_has_at_most_forty_lines() {
 #[test]
 fn the_quick_start_is_the_one_of_the_readme() {
     let program = include_str!("../src/main.rs");
-    let program = &program[program.find("use ").unwrap()..];
+    let program = &program[program.find("use raftify").unwrap()..];
     let readme = include_str!("../../../README.md");
     assert!(
         readme.contains(&format!("```rust\n{program}```")),
