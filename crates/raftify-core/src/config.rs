@@ -36,6 +36,11 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub election_timeout: Duration,
 
+    /// A leader whose own disk has not finished a write for this long steps down, so that a node that can write may
+    /// lead; it does not stand for election until the disk has caught up. Default 5 s, at least `election_timeout`.
+    #[serde(with = "humantime_serde")]
+    pub disk_stall_timeout: Duration,
+
     /// How long a proposal may wait for its reply before its outcome is reported as unknown. Default 10 s, at least
     /// `election_timeout`.
     #[serde(with = "humantime_serde")]
@@ -113,6 +118,7 @@ impl Default for Config {
             tick_interval: Duration::from_millis(50),
             heartbeat_interval: Duration::from_millis(100),
             election_timeout: Duration::from_millis(500),
+            disk_stall_timeout: Duration::from_secs(5),
             propose_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(5),
             membership_timeout: Duration::from_secs(30),
@@ -187,6 +193,7 @@ impl Config {
             ),
         );
         for (name, timeout) in [
+            ("disk_stall_timeout", self.disk_stall_timeout),
             ("propose_timeout", self.propose_timeout),
             ("read_timeout", self.read_timeout),
             ("membership_timeout", self.membership_timeout),

@@ -102,11 +102,14 @@ pub struct RaftNodeCore<R> {
     snapshots: Snapshots,
     /// Who waits for the identity to be durable.
     identity_replies: Vec<(TurnNumber, Responder<(), JoinError>)>,
+    /// Since this node has applied its own removal: the members that have confirmed it.
+    retired: Option<BTreeSet<NodeId>>,
     stop_reason: Option<StopReason>,
 }
 
 struct InFlight {
     number: TurnNumber,
+    issued_ticks: u64,
     ready_number: Option<u64>,
     has_write: bool,
 }
@@ -207,6 +210,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             unapplied_bytes: 0,
             snapshots: Snapshots::new(stored.snapshot, SnapshotPolicy::new(&config)),
             identity_replies: Vec::new(),
+            retired: None,
             stop_reason: None,
             config,
         };
@@ -243,11 +247,19 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// One [`tick_interval`](crate::Config::tick_interval) has passed.
     pub fn tick(&mut self) {
         self.now_ticks += 1;
-        self.consensus.tick();
+        if !self.disk_hangs() {
+            self.consensus.tick();
+        } else if self.consensus.is_leader() {
+            // Its heartbeats would keep it in office, while nothing that it applies can make progress.
+            warn!(node = %self.node_id, "stepped down: the disk has not finished a write for {:?}", self.config.disk_stall_timeout);
+            self.flush_batch();
+            self.consensus.step_down();
+        }
         self.expire_requests();
         self.reads.tick(self.now_ticks, self.config.read_timeout);
         self.record_incarnations();
         self.leave_joint_if_due();
+        self.ask_whether_still_needed();
     }
 
     /// This node's user asks.
@@ -375,6 +387,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             SenderRefusal::NotAMember { id, as_of }
                 if *id == self.node_id && *as_of >= self.members.as_of() =>
             {
+                if self.is_still_needed(by) {
+                    return;
+                }
                 StopReason::Removed { as_of: *as_of }
             }
             _ => {
@@ -428,6 +443,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             log_cache_bytes: self.consensus.cache_bytes(),
             durable: self.consensus.durable(),
         }
+    }
+
+    /// Whether the oldest write that is under way has been so for too long.
+    fn disk_hangs(&self) -> bool {
+        let limit = self.config.ticks(self.config.disk_stall_timeout);
+        let oldest = self.in_flight.iter().find(|turn| turn.has_write);
+        oldest.is_some_and(|turn| self.now_ticks - turn.issued_ticks > limit)
     }
 
     // --- The next turn ---
@@ -503,6 +525,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.issued = number;
         self.in_flight.push_back(InFlight {
             number,
+            issued_ticks: self.now_ticks,
             ready_number,
             has_write,
         });
@@ -625,6 +648,48 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
             _ => {}
         }
+    }
+
+    // --- After its own removal ---
+
+    /// This node is no longer a member. It neither leads nor campaigns, but goes on to answer until a majority of the
+    /// members has the removal in force, and so the commit index that covers it on disk. Before that, members that
+    /// restart may have fallen back to the old membership, and need this node's vote to find out what is committed.
+    fn retire(&mut self) {
+        info!(node = %self.node_id, as_of = %self.members.as_of(), "removed from the cluster");
+        if self.consensus.is_leader() {
+            // raft-rs would go on as a leader that drops every proposal.
+            self.consensus.step_down();
+        }
+        self.retired = Some(BTreeSet::new());
+    }
+
+    /// A member refuses this node because it was removed. Whether others, that may not know yet, still need it.
+    fn is_still_needed(&mut self, by: NodeId) -> bool {
+        let Some(confirmed) = &mut self.retired else {
+            return false;
+        };
+        confirmed.insert(by);
+        let voters = self.members.configuration().voters;
+        voters.intersection(confirmed).count() <= voters.len() / 2
+    }
+
+    /// A retired node is not spoken to by those who know. It says something that changes nothing, to be refused.
+    fn ask_whether_still_needed(&mut self) {
+        let Some(confirmed) = &self.retired else { return };
+        let (from, term) = (self.node_id, self.consensus.term());
+        let voters = self.members.configuration().voters;
+        self.next
+            .send_now
+            .extend(voters.difference(confirmed).map(|&to| RaftMessage {
+                from,
+                to,
+                term,
+                body: RaftMessageBody::HeartbeatResponse {
+                    commit: LogIndex::ZERO,
+                    read_round: None,
+                },
+            }));
     }
 
     // --- Small things ---

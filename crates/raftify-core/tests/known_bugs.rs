@@ -255,6 +255,39 @@ fn bug_14_an_installed_snapshot_leaves_nothing_of_a_conflicting_suffix() {
 }
 
 #[test]
+fn bug_19_a_leader_whose_disk_hangs_makes_room_for_one_that_can_write() {
+    let (mut cluster, old_leader) = cluster_of_three();
+    cluster.hung_disks.insert(old_leader);
+    let proposal = cluster.propose(old_leader);
+    cluster.until("another node leads", |cluster| {
+        cluster.leader().is_some_and(|leader| leader != old_leader)
+    });
+    let leader = cluster.leader().unwrap();
+    cluster.until_proposed(leader);
+    assert!(
+        take(&proposal).is_none(),
+        "it cannot be applied where it cannot be written"
+    );
+    cluster.hung_disks.clear();
+    cluster.until("the proposal is answered", |_| take(&proposal).is_some());
+    assert!(take(&proposal).unwrap().is_ok(), "a majority had it");
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_19_a_follower_whose_disk_hangs_holds_nobody_up() {
+    let (mut cluster, leader) = cluster_of_three();
+    cluster.hung_disks.insert(others(&cluster, leader)[0]);
+    let term = cluster.status(leader).unwrap().term;
+    for _ in 0..20 {
+        cluster.until_proposed(leader);
+    }
+    cluster.pass_ticks(100);
+    assert_eq!(cluster.status(leader).unwrap().term, term);
+    cluster.check_recovery();
+}
+
+#[test]
 fn bug_20_a_hand_over_to_a_dead_node_is_refused_and_nobody_waits() {
     let (mut cluster, leader) = cluster_of_three();
     let dead = others(&cluster, leader)[0];
@@ -482,6 +515,40 @@ fn bug_30_a_removed_node_that_is_started_again_stops_at_once() {
         "{:?}",
         cluster.trace
     );
+}
+
+#[test]
+fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal() {
+    let mut cluster = Cluster::new(2, 2, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    let gone = others(&cluster, leader)[0];
+    cluster.change(leader, remove(gone));
+    let removal = cluster.status(leader).unwrap().last.index;
+    // The leader's disk stops right after the commit, before it has written that there was one.
+    for _ in 0..100 {
+        if cluster.status(leader).unwrap().commit < removal {
+            cluster.complete_write(leader);
+        }
+        while cluster.deliver(leader, gone) || cluster.complete_write(gone) || cluster.apply_one(gone) {}
+        while cluster.deliver(gone, leader) {}
+        cluster.tick(leader);
+    }
+    assert!(
+        cluster.status(gone).unwrap().members.get(gone).is_none(),
+        "it knows that it was removed"
+    );
+    cluster.crash(leader);
+    cluster.start(leader);
+    assert!(
+        cluster.status(leader).unwrap().commit < removal,
+        "the other one has forgotten"
+    );
+    cluster.until_proposed(leader);
+    assert_eq!(cluster.status(leader).unwrap().members.len(), 1);
+    cluster.until("the removed node stops", |cluster| {
+        cluster.nodes[&gone].running.is_none()
+    });
 }
 
 #[test]

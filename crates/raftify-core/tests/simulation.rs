@@ -54,7 +54,12 @@ fn history(seed: u64) -> Vec<String> {
                     cluster.cut.insert((other, node));
                 }
             }
-            91..94 => cluster.cut.clear(),
+            91..93 => cluster.cut.clear(),
+            93..94 => {
+                if !cluster.hung_disks.remove(&node) {
+                    cluster.hung_disks.insert(node);
+                }
+            }
             94..96 => {
                 cluster.make_snapshot(node);
             }

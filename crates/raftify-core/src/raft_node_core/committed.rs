@@ -151,11 +151,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.answer_joint_left();
         }
         if was_member && self.members.get(self.node_id).is_none() {
-            // raft-rs would go on as a leader that drops every proposal.
-            if self.consensus.is_leader() {
-                self.consensus.step_down();
-            }
-            self.must_stop(StopReason::Removed { as_of: index });
+            self.retire();
         }
         Ok(())
     }

@@ -280,6 +280,8 @@ pub(crate) struct Cluster {
     links: BTreeMap<(NodeId, NodeId), VecDeque<Packet>>,
     /// Links that deliver nothing.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    /// Nodes whose disks finish no write.
+    pub(crate) hung_disks: BTreeSet<NodeId>,
     /// Of 100 packets, so many are lost.
     pub(crate) loss_percent: u32,
     /// Of 100 packets, so many overtake others, and as many arrive twice.
@@ -301,6 +303,7 @@ pub(crate) fn test_config() -> Config {
         tick_interval: std::time::Duration::from_millis(10),
         heartbeat_interval: std::time::Duration::from_millis(20),
         election_timeout: std::time::Duration::from_millis(100),
+        disk_stall_timeout: std::time::Duration::from_millis(500),
         propose_timeout: std::time::Duration::from_secs(2),
         read_timeout: std::time::Duration::from_secs(2),
         membership_timeout: std::time::Duration::from_secs(3),
@@ -324,6 +327,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
+            hung_disks: BTreeSet::new(),
             loss_percent: 0,
             disorder_percent: 0,
             events: Events::default(),
@@ -651,6 +655,9 @@ impl Cluster {
 
     /// The oldest waiting write of `node` becomes durable.
     pub(crate) fn complete_write(&mut self, node: NodeId) -> bool {
+        if self.hung_disks.contains(&node) {
+            return false;
+        }
         let this = self.nodes.get_mut(&node).unwrap();
         let incarnation = this.incarnation;
         let Some(running) = &mut this.running else {
@@ -904,7 +911,7 @@ impl Cluster {
                 .collect();
             for (node, this) in &self.nodes {
                 if let Some(running) = &this.running {
-                    if !running.to_write.is_empty() {
+                    if !running.to_write.is_empty() && !self.hung_disks.contains(node) {
                         choices.push(Choice::Write(*node));
                     }
                     if !running.to_apply.is_empty() {
@@ -1057,6 +1064,7 @@ impl Cluster {
     /// Everything is repaired: the cluster must become live, all members equal, and nothing acknowledged missing.
     pub(crate) fn check_recovery(&mut self) {
         self.cut.clear();
+        self.hung_disks.clear();
         self.loss_percent = 0;
         self.disorder_percent = 0;
         for node in self.ids() {
