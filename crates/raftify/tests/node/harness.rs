@@ -237,6 +237,11 @@ impl TestNode {
         }
     }
 
+    /// The node that a ticket was made out for.
+    pub fn of(ticket: &ClusterJoinTicket) -> TestNode {
+        TestNode { address: ticket.raft_addr.clone(), ..TestNode::new(ticket.reserved_id.get()) }
+    }
+
     /// Bootstraps without running.
     pub fn bootstrap(&self) -> Result<TestRaft, BootstrapError> {
         // Shown for tests that fail; another test of this process may have been first.
