@@ -197,6 +197,8 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             Err(error) => {
                 let reason =
                     StopReason::StateMachine(format!("applying the entries {first} to {last}: {error}"));
+                // The loop is told first: who quits because of the answer must not hide the reason.
+                let _ = self.events.send(Event::Failed(reason.clone()));
                 for waiting in waiting.into_iter().flatten() {
                     waiting.refuse(ProposeError::Stopped(reason.clone()));
                 }

@@ -3,12 +3,13 @@
 //! [`select`](RaftLoop::select) only waits; [`apply`](RaftLoop::apply) tells the core, synchronously;
 //! [`run_turn`](RaftLoop::run_turn) passes the core's decisions to those who carry them out. Nothing here decides.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use raftify_core::error::StopReason;
 use raftify_core::{
-    Entry, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, RaftNodeCore, ServerRequestMsg,
-    SnapshotMeta, SnapshotStore, Status, StorageError, Turn, TurnNumber,
+    Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, RaftNodeCore,
+    ServerRequestMsg, SnapshotMeta, SnapshotStore, Status, StorageError, Turn, TurnNumber,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -67,6 +68,8 @@ pub(crate) struct RaftLoop<R, L, S> {
     failure: Option<StopReason>,
     /// Log reads and deletions of snapshots under way, on threads for what blocks.
     background: JoinSet<()>,
+    /// What the outbox was last told.
+    introduced: Option<(Identity, Arc<Members>)>,
     /// The newest snapshot when snapshots were last deleted.
     retained_for: Option<LogPosition>,
 }
@@ -99,21 +102,24 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
             ticks,
             failure: None,
             background,
+            introduced: None,
             retained_for: None,
         }
     }
 
     /// Runs until somebody wants the node to stop, or it cannot go on. Everybody who waits is answered then.
     pub(crate) async fn run(mut self) -> StopReason {
-        // What the storage held is shown since the bootstrap, so that it is no news to `publish`.
-        self.connect(&self.core.status());
         let reason = loop {
             self.take_turns();
             if let Some(reason) = self.stop_reason() {
                 break reason;
             }
             match self.select().await {
-                Input::Quit => break StopReason::Stopped,
+                Input::Quit => {
+                    // A failure that is known already is the reason, not the wish that came after it.
+                    self.apply_events();
+                    break self.stop_reason().unwrap_or(StopReason::Stopped);
+                }
                 input => self.apply(input),
             }
             self.apply_queued();
@@ -165,9 +171,7 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
     /// Takes what has queued up meanwhile, so that many proposals become one turn. No more than that: a queue that is
     /// filled as fast as it is emptied must not keep the turn from being carried out.
     fn apply_queued(&mut self) {
-        while let Ok(event) = self.inputs.events.try_recv() {
-            self.apply(Input::Event(event));
-        }
+        self.apply_events();
         for _ in 0..self.inputs.peers.len() {
             let Ok(event) = self.inputs.peers.try_recv() else {
                 break;
@@ -185,6 +189,12 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
                 break;
             };
             self.apply(Input::Local(request));
+        }
+    }
+
+    fn apply_events(&mut self) {
+        while let Ok(event) = self.inputs.events.try_recv() {
+            self.apply(Input::Event(event));
         }
     }
 
@@ -244,30 +254,28 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
     /// Shows what has changed to the handles and to the connections.
     fn publish(&mut self) {
         let status = self.core.status();
-        let shown = self.outputs.status.borrow().clone();
-        if status == shown {
-            return;
-        }
-        if (status.leader_id, status.term) != (shown.leader_id, shown.term)
-            && let Some(leader) = status.leader_id
+        if let Some(identity) = status.identity
+            && self.introduced.as_ref() != Some(&(identity, Arc::clone(&status.members)))
         {
-            info!(node = %status.node_id, "node {leader} leads in term {}", status.term);
-        }
-        if (shown.identity, &shown.members) != (status.identity, &status.members) {
-            self.connect(&status);
+            self.outputs.outbox.set_members(identity, &status.members);
+            self.introduced = Some((identity, Arc::clone(&status.members)));
         }
         if status.snapshot != self.retained_for {
             self.retained_for = status.snapshot;
             self.retain_snapshots();
         }
-        self.outputs.status.send_replace(status);
-    }
-
-    /// Tells the connections whom to connect to.
-    fn connect(&self, status: &Status) {
-        if let Some(identity) = status.identity {
-            self.outputs.outbox.set_members(identity, &status.members);
-        }
+        self.outputs.status.send_if_modified(|shown| {
+            if *shown == status {
+                return false;
+            }
+            if (status.leader_id, status.term) != (shown.leader_id, shown.term)
+                && let Some(leader) = status.leader_id
+            {
+                info!(node = %status.node_id, "node {leader} leads in term {}", status.term);
+            }
+            *shown = status;
+            true
+        });
     }
 
     /// Reads entries for a follower that lags behind. An error of the storage stops the node: it must never turn into

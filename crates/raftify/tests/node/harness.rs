@@ -237,8 +237,16 @@ impl TestNode {
         }
     }
 
+    /// The node that a ticket was made out for.
+    pub fn of(ticket: &ClusterJoinTicket) -> TestNode {
+        TestNode { address: ticket.raft_addr.clone(), ..TestNode::new(ticket.reserved_id.get()) }
+    }
+
     /// Bootstraps without running.
     pub fn bootstrap(&self) -> Result<TestRaft, BootstrapError> {
+        // Shown for tests that fail; another test of this process may have been first.
+        let log = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
+        let _ = log.with_test_writer().try_init();
         let (gate, faults) = (self.gate.clone(), self.faults.clone());
         let store = Store {
             node_id: self.id,

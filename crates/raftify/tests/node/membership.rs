@@ -1,1 +1,321 @@
-//! (Being written.)
+//! Joining, leaving, and every change that is refused.
+
+use raftify::error::{
+    AddPeersError, JoinClusterError, JoinError, MembershipError, MembershipRefusal, RequestIdError, RunError,
+    StopReason,
+};
+use raftify::{ClusterId, LeaveJoint, Member, MemberChange, MemberRole, MembershipChange, NodeId};
+
+use crate::harness::*;
+
+/// Repeats a change while another one is under way.
+async fn change(raft: &TestRaft, change: MembershipChange) -> Result<raftify::Members, MembershipError> {
+    let mut outcome = None;
+    until("it is this change's turn", async || {
+        outcome = Some(raft.change_config(change.clone()).await);
+        !matches!(outcome, Some(Err(MembershipError::ChangePending | MembershipError::NoLeader)))
+    })
+    .await;
+    outcome.unwrap()
+}
+
+async fn members_seen(node: &TestNode, count: usize) {
+    let what = format!("node {} sees {count} members", node.id);
+    until(&what, async || node.raft().get_cluster_size() == count).await;
+}
+
+#[tokio::test]
+async fn three_nodes_join_one_after_the_other_and_all_take_part() {
+    let mut nodes = joined_cluster(3).await;
+    for (place, node) in nodes.iter().enumerate() {
+        members_seen(node, 3).await;
+        put(node.raft(), place, "value").await;
+    }
+    // What came before a node joined is there as well.
+    for node in &nodes {
+        for key in ["0", "1", "2"] {
+            assert_eq!(node.get(key).await, Some("value".to_owned()));
+        }
+    }
+    // And everything is still there after all were down.
+    for node in &mut nodes {
+        node.kill().await;
+    }
+    for node in &mut nodes {
+        node.start();
+    }
+    for node in &nodes {
+        assert_eq!(node.get("2").await, Some("value".to_owned()));
+        assert_eq!(node.raft().get_cluster_size(), 3);
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_from_a_follower_is_as_good_as_one_from_the_leader() {
+    let mut nodes = joined_cluster(2).await;
+    let node = join(&nodes[1]).await;
+    assert_eq!(node.id, id(3));
+    nodes.push(node);
+    for node in &nodes {
+        members_seen(node, 3).await;
+    }
+}
+
+#[tokio::test]
+async fn two_nodes_that_join_at_once_get_different_ids() {
+    let nodes = joined_cluster(1).await;
+    let (first, second) = tokio::join!(join(&nodes[0]), join(&nodes[0]));
+    assert_ne!(first.id, second.id);
+    members_seen(&nodes[0], 3).await;
+}
+
+#[tokio::test]
+async fn several_tickets_are_one_change() {
+    let mut nodes = joined_cluster(1).await;
+    let mut tickets = Vec::new();
+    for _ in 0..2 {
+        tickets.push(ticket(&free_address(), &nodes[0]).await);
+    }
+    for ticket in &tickets {
+        let mut node = TestNode::of(&ticket);
+        node.start();
+        nodes.push(node);
+    }
+    let (first, second) =
+        tokio::join!(nodes[1].raft().join_cluster(tickets.clone()), nodes[2].raft().join_cluster(tickets.clone()));
+    // Whoever comes second may meet the change of the first.
+    for (outcome, node) in [(first, &nodes[1]), (second, &nodes[2])] {
+        if outcome.is_err() {
+            until("it is let in", async || node.raft().join_cluster(tickets.clone()).await.is_ok()).await;
+        }
+        members_seen(node, 3).await;
+    }
+}
+
+#[tokio::test]
+async fn joining_again_changes_nothing() {
+    let nodes = joined_cluster(1).await;
+    let address = free_address();
+    let ticket = ticket(&address, &nodes[0]).await;
+    let mut node = TestNode::of(&ticket);
+    let raft = node.start();
+    join_with(&raft, ticket.clone()).await;
+    raft.join_cluster(vec![ticket.clone()]).await.unwrap();
+    node.kill().await;
+    let raft = node.start();
+    raft.join_cluster(vec![ticket]).await.unwrap();
+    assert_eq!(raft.get_cluster_size(), 2);
+}
+
+#[tokio::test]
+async fn asking_a_dead_peer_for_a_ticket_is_an_error() {
+    let peer = free_address();
+    let error = within("an answer", TestRaft::request_id(free_address(), &peer)).await.unwrap_err();
+    assert!(matches!(&error, RequestIdError::Unreachable { address, .. } if *address == peer), "{error}");
+    for bad in ["nowhere", "127.0.0.1:", "[::1:5", "host name:80"] {
+        let error = TestRaft::request_id(free_address(), bad).await.unwrap_err();
+        assert!(matches!(error, RequestIdError::Address(_)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_whose_leader_has_died_still_opens_the_door() {
+    let mut nodes = joined_cluster(3).await;
+    let address = free_address();
+    let ticket = ticket(&address, &nodes[0]).await;
+    let leader = nodes.iter().position(|node| node.id == ticket.leader_id).unwrap();
+    nodes[leader].kill().await;
+    let mut node = TestNode::of(&ticket);
+    let raft = node.start();
+    join_with(&raft, ticket).await;
+    assert_eq!(raft.get_cluster_size(), 4);
+}
+
+#[tokio::test]
+async fn joining_with_nobody_alive_is_an_error_that_names_who_was_tried() {
+    let mut nodes = joined_cluster(1).await;
+    let address = free_address();
+    let ticket = ticket(&address, &nodes[0]).await;
+    nodes[0].kill().await;
+    let mut node = TestNode::of(&ticket);
+    let raft = node.start();
+    let error = within("an answer", raft.join_cluster(vec![ticket.clone()])).await.unwrap_err();
+    assert!(matches!(&error, JoinClusterError::Unreachable(text) if text.contains(&nodes[0].address)), "{error}");
+    // It works once somebody is there again.
+    nodes[0].start();
+    join_with(&raft, ticket).await;
+}
+
+#[tokio::test]
+async fn tickets_that_do_not_fit_are_refused() {
+    let nodes = joined_cluster(1).await;
+    let address = free_address();
+    let good = ticket(&address, &nodes[0]).await;
+    let mut node = TestNode::of(&good);
+    let raft = node.start();
+    let foreign = raftify::ClusterJoinTicket { reserved_id: id(99), ..good.clone() };
+    let error = raft.join_cluster(vec![foreign]).await.unwrap_err();
+    assert!(matches!(error, JoinClusterError::NoTicket { .. }), "{error}");
+    let elsewhere = raftify::ClusterJoinTicket { raft_addr: "127.0.0.1:1".to_owned(), ..good.clone() };
+    let error = raft.join_cluster(vec![elsewhere]).await.unwrap_err();
+    assert!(matches!(error, JoinClusterError::OtherAddress { .. }), "{error}");
+    let other = raftify::ClusterJoinTicket { cluster_id: ClusterId(7), reserved_id: id(98), ..good.clone() };
+    let error = raft.join_cluster(vec![good.clone(), other]).await.unwrap_err();
+    assert!(matches!(error, JoinClusterError::DifferentClusters { .. }), "{error}");
+    raft.join_cluster(vec![good.clone()]).await.unwrap();
+    // Its directory belongs to a cluster now.
+    let other = raftify::ClusterJoinTicket { cluster_id: ClusterId(7), ..good };
+    let error = raft.join_cluster(vec![other]).await.unwrap_err();
+    assert!(matches!(error, JoinClusterError::Directory(JoinError::OtherIdentity { .. })), "{error}");
+}
+
+#[tokio::test]
+async fn a_wiped_member_is_not_let_in_under_its_old_id() {
+    let nodes = joined_cluster(2).await;
+    let address = free_address();
+    let ticket = ticket(&address, &nodes[0]).await;
+    let mut node = TestNode::of(&ticket);
+    let raft = node.start();
+    join_with(&raft, ticket.clone()).await;
+    node.kill().await;
+    node.disk.wipe();
+    let raft = node.start();
+    let refused = async || {
+        let error = raft.join_cluster(vec![ticket.clone()]).await.unwrap_err();
+        matches!(
+            error,
+            JoinClusterError::Refused(MembershipError::Refused(MembershipRefusal::OtherIncarnation { .. }))
+                | JoinClusterError::Stopped(StopReason::Refused(_))
+        )
+    };
+    until("the wiped node is refused", refused).await;
+    // The way out: remove it, and let it join again with a new ticket.
+    change(nodes[0].raft(), MembershipChange::one(MemberChange::Remove(node.id))).await.unwrap();
+    let again = join(&nodes[0]).await;
+    assert_ne!(again.id, node.id);
+}
+
+#[tokio::test]
+async fn changes_that_make_no_sense_are_refused() {
+    let nodes = joined_cluster(2).await;
+    for node in &nodes {
+        let remove = |id| MembershipChange::one(MemberChange::Remove(id));
+        let refused = |refusal| Err(MembershipError::Refused(refusal));
+        assert_eq!(
+            change(node.raft(), remove(id(9))).await,
+            refused(MembershipRefusal::UnknownMember { id: id(9) })
+        );
+        assert_eq!(change(node.raft(), MembershipChange::LeaveJoint).await, refused(MembershipRefusal::NotJoint));
+        let taken = Member::voter(id(9), &nodes[0].address);
+        let taken = change(node.raft(), MembershipChange::one(MemberChange::Add(taken))).await;
+        assert!(
+            matches!(taken, Err(MembershipError::Refused(MembershipRefusal::AddressTaken { .. }))),
+            "{taken:?}"
+        );
+        let bad = MembershipChange::one(MemberChange::Add(Member::voter(id(9), "nowhere")));
+        let bad = change(node.raft(), bad).await;
+        assert!(matches!(bad, Err(MembershipError::Refused(MembershipRefusal::BadAddress { .. }))), "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_last_voter_can_neither_be_removed_nor_leave() {
+    let mut nodes = joined_cluster(1).await;
+    let raft = nodes[0].raft();
+    let refused = MembershipError::Refused(MembershipRefusal::LastVoter);
+    let remove = MembershipChange::one(MemberChange::Remove(NodeId::FIRST));
+    assert_eq!(change(raft, remove).await, Err(refused.clone()));
+    assert_eq!(raft.leave().await, Err(refused));
+    put(raft, "key", "still in service").await;
+    nodes[0].stop().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_removed_hands_over_first_and_stops() {
+    let mut nodes = joined_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    let remove = MembershipChange::one(MemberChange::Remove(nodes[leader].id));
+    let asked = (leader + 1) % 3;
+    change(nodes[asked].raft(), remove).await.unwrap();
+    let error = nodes[leader].ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::Removed { .. })), "{error}");
+    put(nodes[asked].raft(), "key", "value").await;
+    members_seen(&nodes[asked], 2).await;
+}
+
+#[tokio::test]
+async fn any_node_can_leave_and_its_run_ends_well() {
+    let mut nodes = joined_cluster(3).await;
+    let follower = (agreed_leader(&nodes).await + 1) % 3;
+    leave(&mut nodes[follower]).await;
+    let leader = agreed_leader(&nodes).await;
+    leave(&mut nodes[leader]).await;
+    let last = agreed_leader(&nodes).await;
+    put(nodes[last].raft(), "key", "value").await;
+    assert_eq!(nodes[last].raft().get_cluster_size(), 1);
+}
+
+async fn leave(node: &mut TestNode) {
+    let raft = node.raft().clone();
+    until("it may leave", async || match raft.leave().await {
+        Ok(()) => true,
+        Err(MembershipError::ChangePending | MembershipError::NoLeader | MembershipError::HandoverFailed(_)) => {
+            false
+        }
+        Err(error) => panic!("{error}"),
+    })
+    .await;
+    node.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_was_removed_while_it_was_down_learns_of_it() {
+    let mut nodes = joined_cluster(3).await;
+    agreed_leader(&nodes).await;
+    nodes[2].kill().await;
+    change(nodes[0].raft(), MembershipChange::one(MemberChange::Remove(nodes[2].id))).await.unwrap();
+    nodes[2].start();
+    let error = nodes[2].ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::Removed { .. })), "{error}");
+    put(nodes[0].raft(), "key", "value").await;
+}
+
+#[tokio::test]
+async fn a_joint_configuration_stays_until_it_is_left() {
+    let nodes = joined_cluster(3).await;
+    let steps = vec![
+        MemberChange::Add(Member::learner(nodes[2].id, &nodes[2].address)),
+        MemberChange::Add(Member::learner(id(8), free_address())),
+    ];
+    let joint = MembershipChange::Steps { steps, leave: LeaveJoint::OnRequest };
+    let members = change(nodes[1].raft(), joint).await.unwrap();
+    assert!(members.is_joint());
+    put(nodes[0].raft(), "key", "value").await;
+    let members = nodes[1].raft().leave_joint().await.unwrap();
+    assert!(!members.is_joint());
+    assert_eq!(members.get(nodes[2].id).unwrap().role, MemberRole::Learner);
+}
+
+#[tokio::test]
+async fn peers_are_added_to_a_running_cluster_in_one_change() {
+    let nodes = joined_cluster(1).await;
+    let peers = [Member::learner(id(7), free_address()), Member::learner(id(8), free_address())];
+    nodes[0].raft().add_peers(peers).await.unwrap();
+    members_seen(&nodes[0], 3).await;
+}
+
+#[tokio::test]
+async fn a_list_of_peers_must_name_this_node_as_it_is() {
+    let node = TestNode::new(1);
+    let raft = node.bootstrap().unwrap();
+    let other = Member::voter(id(2), free_address());
+    let error = raft.add_peers([other.clone()]).await.unwrap_err();
+    assert!(matches!(error, AddPeersError::NotListed { .. }), "{error}");
+    let error = raft.add_peers([Member::voter(id(1), free_address()), other.clone()]).await.unwrap_err();
+    assert!(matches!(error, AddPeersError::OtherAddress { .. }), "{error}");
+    let twice = [Member::voter(id(1), &node.address), other.clone(), other];
+    let error = raft.add_peers(twice).await.unwrap_err();
+    assert!(matches!(error, AddPeersError::Members(MembershipRefusal::NamedTwice { .. })), "{error}");
+    let error = raft.add_peers([]).await.unwrap_err();
+    assert!(matches!(error, AddPeersError::Members(MembershipRefusal::LastVoter)), "{error}");
+}
