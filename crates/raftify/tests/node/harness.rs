@@ -169,6 +169,11 @@ impl Disk {
         *self = Disk::default();
     }
 
+    /// What is on it.
+    pub fn storage(&self) -> &MemoryStorage {
+        &self.content
+    }
+
     fn open(&self) -> OpenDisk {
         OpenDisk {
             content: self.content.clone(),
@@ -237,9 +242,13 @@ impl TestNode {
         }
     }
 
+    pub fn at(number: u64, address: &str) -> TestNode {
+        TestNode { address: address.to_owned(), ..TestNode::new(number) }
+    }
+
     /// The node that a ticket was made out for.
     pub fn of(ticket: &ClusterJoinTicket) -> TestNode {
-        TestNode { address: ticket.raft_addr.clone(), ..TestNode::new(ticket.reserved_id.get()) }
+        TestNode::at(ticket.reserved_id.get(), &ticket.raft_addr)
     }
 
     /// Bootstraps without running.
@@ -247,20 +256,13 @@ impl TestNode {
         // Shown for tests that fail; another test of this process may have been first.
         let log = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
         let _ = log.with_test_writer().try_init();
+        Raft::bootstrap(self.id, &self.address, self.disk.open(), self.store(), self.config.clone())
+    }
+
+    /// An empty state machine of this node.
+    pub fn store(&self) -> Store {
         let (gate, faults) = (self.gate.clone(), self.faults.clone());
-        let store = Store {
-            node_id: self.id,
-            map: BTreeMap::new(),
-            gate,
-            faults,
-        };
-        Raft::bootstrap(
-            self.id,
-            &self.address,
-            self.disk.open(),
-            store,
-            self.config.clone(),
-        )
+        Store { node_id: self.id, map: BTreeMap::new(), gate, faults }
     }
 
     /// Bootstraps and runs, on what the disk holds.
