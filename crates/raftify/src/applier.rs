@@ -39,6 +39,9 @@ pub(crate) enum ToApply<R> {
     TakeSnapshot(ClusterId),
 }
 
+/// Where the raft loop puts what is to be applied.
+type Queue<T> = mpsc::UnboundedSender<ToApply<Reply<T>>>;
+
 /// What an applier starts with.
 pub(crate) struct ApplierStart<FSM: AbstractStateMachine, S> {
     pub(crate) node_id: NodeId,
@@ -57,9 +60,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
     /// who waits for it.
     ///
     /// The queue is unbounded because the core bounds what it hands out.
-    pub(crate) fn start(
-        self,
-    ) -> Result<(mpsc::UnboundedSender<ToApply<Reply<FSM::Reply>>>, Worker), StopReason> {
+    pub(crate) fn start(self) -> Result<(Queue<FSM::Reply>, Worker), StopReason> {
         let (sender, queue) = mpsc::unbounded_channel();
         let ApplierStart {
             node_id,
