@@ -67,10 +67,10 @@ pub(crate) fn free_addresses(count: usize) -> Result<Vec<String>, BoxError> {
     let listeners = (0..count)
         .map(|_| TcpListener::bind("127.0.0.1:0"))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(listeners
+    listeners
         .iter()
         .map(|listener| Ok(listener.local_addr()?.to_string()))
-        .collect::<Result<_, BoxError>>()?)
+        .collect()
 }
 
 fn members(addresses: &[String]) -> Result<Vec<Member>, BoxError> {

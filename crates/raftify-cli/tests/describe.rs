@@ -1,5 +1,7 @@
 //! The program on a directory as a node leaves it.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -39,9 +39,6 @@ pub(crate) enum ToApply<R> {
     TakeSnapshot(ClusterId),
 }
 
-/// Where the raft loop puts what is to be applied.
-type Queue<T> = mpsc::UnboundedSender<ToApply<Reply<T>>>;
-
 /// What an applier starts with.
 pub(crate) struct ApplierStart<FSM: AbstractStateMachine, S> {
     pub(crate) node_id: NodeId,
@@ -55,12 +52,15 @@ pub(crate) struct ApplierStart<FSM: AbstractStateMachine, S> {
     pub(crate) lifecycle: Lifecycle,
 }
 
+/// The queue of a state machine's applier.
+pub(crate) type ToApplier<FSM> = mpsc::UnboundedSender<ToApply<Reply<<FSM as AbstractStateMachine>::Reply>>>;
+
 impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
     /// Starts the applier. It ends when the sender is dropped; what is still queued then is dropped, which answers
     /// who waits for it.
     ///
     /// The queue is unbounded because the core bounds what it hands out.
-    pub(crate) fn start(self) -> Result<(Queue<FSM::Reply>, Worker), StopReason> {
+    pub(crate) fn start(self) -> Result<(ToApplier<FSM>, Worker), StopReason> {
         let (sender, queue) = mpsc::unbounded_channel();
         let ApplierStart {
             node_id,

@@ -285,7 +285,10 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
         self.background.spawn_blocking(move || {
             let event = match caught(|| reader.read(fetch.from, fetch.until, fetch.bytes_max)) {
                 Ok(Ok(entries)) => Event::Fetched(fetch, Ok(entries)),
-                Ok(Err(error @ StorageError::Compacted { .. })) => Event::Fetched(fetch, Err(error)),
+                // Compacted or cut off since the core asked: it asks again, by what the log is then.
+                Ok(Err(error @ (StorageError::Compacted { .. } | StorageError::BeyondEnd { .. }))) => {
+                    Event::Fetched(fetch, Err(error))
+                }
                 Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
                 Err(panic) => Event::Failed(StopReason::Storage(format!("reading the log {panic}"))),
             };

@@ -1,5 +1,7 @@
 //! The programs of this package run and say what the README says.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::net::TcpListener;
 use std::process::Command;
 
@@ -41,4 +43,15 @@ fn from_use_to_the_printed_reply_the_quick_start_has_at_most_forty_lines() {
         .filter(|line| !line.trim().is_empty())
         .count();
     assert!(lines <= 40, "{lines} lines");
+}
+
+#[test]
+fn the_quick_start_is_the_one_of_the_readme() {
+    let program = include_str!("../src/main.rs");
+    let program = &program[program.find("use raftify").unwrap()..];
+    let readme = include_str!("../../../README.md");
+    assert!(
+        readme.contains(&format!("```rust\n{program}```")),
+        "README.md shows another program"
+    );
 }

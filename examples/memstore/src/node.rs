@@ -1,6 +1,6 @@
 //! Runs a node and its web server together, and says in one line why a program ended.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use actix_web::{App, HttpServer, web};
@@ -71,11 +71,16 @@ fn cannot_bind(address: &str, error: &io::Error) -> String {
     format!("cannot serve the web API at {address}: {error}; choose another address with --web-server")
 }
 
-/// Writes the log to standard error: as much as the environment variable `RUST_LOG` says, by default from `info` on.
+/// Writes the log to standard error: as much as the environment variable `RUST_LOG` says, by default from `info` on, and
+/// of raft-rs and the web server warnings only.
 pub fn start_logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env();
+    // With its colons, or else `raft` would be raftify, too.
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info,raft::=warn,actix_server=warn"));
+    let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(colours)
         .with_writer(io::stderr)
         .init();
 }

@@ -268,24 +268,24 @@ mod tests {
     fn values_that_cannot_be_are_refused_with_line_and_field() {
         check(
             "[[peers]]\nid = 0\naddress = \"a:1\"\n",
-            expect!["cluster_config.toml, line 2 (`id = 0`): id: 0 is not a node id: ids start at 1"],
+            expect!["cluster_config.toml, line 2 (`id = 0`): 0 is not a node id: ids start at 1"],
         );
         check(
             "[[peers]]\nid = 1\naddress = \"localhost\"\n",
             expect![[
-                r#"cluster_config.toml, line 3 (`address = "localhost"`): address: address "localhost" is not of the form host:port, the port is missing"#
+                r#"cluster_config.toml, line 3 (`address = "localhost"`): address "localhost" is not of the form host:port, the port is missing"#
             ]],
         );
         check(
             "[[peers]]\nid = 1\naddress = \"localhost:99999\"\n",
             expect![[
-                r#"cluster_config.toml, line 3 (`address = "localhost:99999"`): address: address "localhost:99999" is not of the form host:port, the port is no number from 1 to 65535"#
+                r#"cluster_config.toml, line 3 (`address = "localhost:99999"`): address "localhost:99999" is not of the form host:port, the port is no number from 1 to 65535"#
             ]],
         );
         check(
             "[[peers]]\nid = 1\naddress = \"http://localhost:1\"\n",
             expect![[
-                r#"cluster_config.toml, line 3 (`address = "http://localhost:1"`): address: address "http://localhost:1" is not of the form host:port, an IPv6 address needs brackets, as in [::1]:60061"#
+                r#"cluster_config.toml, line 3 (`address = "http://localhost:1"`): address "http://localhost:1" is not of the form host:port, an IPv6 address needs brackets, as in [::1]:60061"#
             ]],
         );
     }
@@ -294,17 +294,15 @@ mod tests {
     fn peers_that_contradict_each_other_are_refused() {
         check(
             "[[peers]]\nid = 1\naddress = \"a:1\"\n\n[[peers]]\nid = 1\naddress = \"b:1\"\n",
-            expect!["cluster_config.toml, line 6 (`id = 1`): id: another peer has id 1 already"],
+            expect!["cluster_config.toml, line 6 (`id = 1`): another peer has id 1 already"],
         );
         check(
             "[[peers]]\nid = 1\naddress = \"a:1\"\n\n[[peers]]\nid = 2\naddress = \"a:1\"\n",
-            expect![[
-                r#"cluster_config.toml, line 7 (`address = "a:1"`): address: peer 1 has address a:1 already"#
-            ]],
+            expect![[r#"cluster_config.toml, line 7 (`address = "a:1"`): peer 1 has address a:1 already"#]],
         );
         check(
             "[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"learner\"\n",
-            expect!["cluster_config.toml, role: all peers are learners, and a cluster needs a voter"],
+            expect!["cluster_config.toml: all peers have role learner, and a cluster needs a voter"],
         );
     }
 }

@@ -1,5 +1,7 @@
 //! The web API on a real node: every answer, by its status code and its JSON.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::future::Future;
 use std::net::TcpListener;
 use std::pin::Pin;

@@ -224,13 +224,11 @@ impl Truth {
             if let (Some(known), Some(new)) = (known.1, previous_term) {
                 assert_eq!(known, new, "the logs differ before {}", entry.position);
             }
-            if let Some(committed) = self.committed.get(&entry.position.index) {
-                assert!(
-                    committed.position.term <= entry.position.term,
-                    "{node} writes {} over a committed entry of term {}",
-                    entry.position,
-                    committed.position.term
-                );
+            if let Some(committed) = self.committed.get(&entry.position.index)
+                && before.term_at(entry.position.index) == Some(committed.position.term)
+            {
+                let (old, new) = (committed.position, entry.position);
+                assert_eq!(new, old, "{node} overwrites a committed entry");
             }
             previous = Some(entry.position);
         }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memstore::{HashStore, LogEntry, report};
-use raftify::{BoxError, RaftClient};
+use raftify::{BoxError, MemberChange, MembershipChange, NodeId, RaftClient};
 
 #[derive(Parser)]
 #[command(
@@ -15,6 +15,9 @@ struct Arguments {
     /// Members of the cluster, host:port; any one of them will do, the leader is found from there
     #[arg(long, default_values = ["127.0.0.1:60061", "127.0.0.1:60062", "127.0.0.1:60063"])]
     raft_addr: Vec<String>,
+    /// Instead of writing, take this node out of the cluster: one that is gone for good and cannot leave by itself
+    #[arg(long)]
+    remove: Option<NodeId>,
     /// How many keys to write
     #[arg(long, default_value_t = 5)]
     keys: u64,
@@ -27,6 +30,13 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let client = RaftClient::<LogEntry, HashStore>::new(arguments.raft_addr)?;
+    if let Some(id) = arguments.remove {
+        let members = client
+            .change_config(&MembershipChange::one(MemberChange::Remove(id)))
+            .await?;
+        println!("node {id} is removed, {} members are left", members.len());
+        return Ok(());
+    }
     for number in 1..=arguments.keys {
         let (key, value) = (
             format!("key-{number}"),

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use clap::Parser;
 use memstore::{HashStore, LogEntry, report};
-use raftify::{BoxError, NodeId, RaftClient, Status};
+use raftify::{BoxError, HeedStorage, NodeId, RaftClient, Status};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Long enough for a busy machine. A dead node is known at once.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -60,10 +62,33 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     outcome
 }
 
-async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxError> {
-    for node in &mut *nodes {
-        node.start().await?;
+/// Starts the nodes one after the other: those with data first, whom those without join. If none has data, the first
+/// one begins the cluster.
+async fn start(nodes: &mut [Node]) -> Result<(), BoxError> {
+    let mut order: Vec<usize> = (0..nodes.len()).collect();
+    order.sort_by_key(|at| !nodes[*at].has_data);
+    let first = order[0];
+    for at in order {
+        if at != first {
+            nodes[at].peer_address = Some(nodes[first].raft_address.clone());
+        }
+        let node = &mut nodes[at];
+        match node.start().await {
+            Err(error) if at == first && !node.has_data => return Err(error),
+            // It may have left the cluster, and the others can do without it.
+            Err(error) => say(&error.to_string()),
+            Ok(()) => {}
+        }
     }
+    if nodes.iter().all(|node| node.child.is_none()) {
+        Err("no node is up".into())
+    } else {
+        Ok(())
+    }
+}
+
+async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxError> {
+    start(nodes).await?;
     say(&what_to_try(nodes, data_dir));
     let mut looks = interval(LOOK_INTERVAL);
     let mut leader = None;
@@ -102,34 +127,40 @@ fn name(nodes: &[Node], id: NodeId) -> String {
 }
 
 fn what_to_try(nodes: &[Node], data_dir: &Path) -> String {
-    let [first, second, third] = nodes else {
+    let up: Vec<&Node> = nodes.iter().filter(|node| node.child.is_some()).collect();
+    let (Some(first), Some(last)) = (up.first(), up.last()) else {
         return String::new();
     };
+    let pages: Vec<String> = up
+        .iter()
+        .map(|node| format!("http://{}", node.web_address))
+        .collect();
     let programs = first.program.parent().unwrap_or(Path::new("")).display();
     format!(
         "
-Three nodes are up. Try:
+{} of {} nodes are up. Try:
 
-  in the browser   http://{}   http://{}   http://{}
+  in the browser   {}
 
   curl -X PUT http://{}/store/greeting/hello
   curl http://{}/store/greeting
   curl http://{}/leader
   {programs}/raftify-client-example --raft-addr {}
   {programs}/memstore-cli describe logs {}
-  kill -9 {}        (that is node 1; the others go on)
+  kill -9 {}        (that is node {}; the others go on)
 
 The data is in {}; the next start goes on with it. Ctrl+C stops all.
 ",
+        up.len(),
+        nodes.len(),
+        pages.join("   "),
         first.web_address,
-        second.web_address,
-        third.web_address,
-        first.web_address,
-        second.web_address,
-        third.web_address,
+        last.web_address,
+        last.web_address,
         first.raft_address,
         first.data_dir.display(),
         first.child.as_ref().and_then(Child::id).unwrap_or_default(),
+        first.number,
         data_dir.display(),
     )
 }
@@ -143,6 +174,8 @@ struct Node {
     /// Whom it joins at its first start; nobody: it begins the cluster.
     peer_address: Option<String>,
     data_dir: PathBuf,
+    /// Whether it ran before.
+    has_data: bool,
     client: RaftClient<LogEntry, HashStore>,
     child: Option<Child>,
     /// What it said when it was last asked; nothing if it did not answer.
@@ -154,6 +187,7 @@ impl Node {
         let number = offset + 1;
         let local = |port: u16| format!("127.0.0.1:{port}");
         let raft_address = local(arguments.raft_port + offset);
+        let data_dir = arguments.data_dir.join(format!("node-{number}"));
         let program = std::env::current_exe()?.with_file_name("memstore-dynamic-members");
         Ok(Node {
             number,
@@ -162,8 +196,9 @@ impl Node {
             client: RaftClient::new([&raft_address])?,
             raft_address,
             web_address: local(arguments.web_port + offset),
-            peer_address: (offset > 0).then(|| local(arguments.raft_port)),
-            data_dir: arguments.data_dir.join(format!("node-{number}")),
+            peer_address: None,
+            has_data: has_data(&data_dir),
+            data_dir,
             child: None,
             seen: None,
         })
@@ -236,26 +271,37 @@ impl Node {
 
     /// Notices whether the node came or went, and says so.
     async fn look(&mut self) {
-        if let Ok(Some(status)) = self.ended() {
-            let command = [self.program.display().to_string()]
-                .into_iter()
-                .chain(self.arguments());
-            let command = command.collect::<Vec<String>>().join(" ");
-            say(&format!(
-                "node {} ended ({status}); in another terminal, this starts it again:",
-                self.number
-            ));
-            say(&format!("  {command}"));
-        }
-        let before = self.seen.take();
+        let answered = self.seen.take().is_some();
+        let ended = self.ended().ok().flatten();
         self.seen = self.ask().await;
-        if self.seen.is_some() && before.is_none() {
-            say(&format!("node {} is back", self.number));
+        let number = self.number;
+        match (ended, answered, self.seen.is_some()) {
+            (Some(status), _, _) => say(&format!(
+                "node {number} ended ({status}); {}",
+                self.how_to_start()
+            )),
+            // Started by the person at the other terminal, and gone again; or it hangs.
+            (None, true, false) if self.child.is_none() => {
+                say(&format!("node {number} is gone; {}", self.how_to_start()));
+            }
+            (None, true, false) => say(&format!("node {number} does not answer")),
+            (None, false, true) => say(&format!("node {number} is back")),
+            (None, ..) => {}
         }
     }
 
+    fn how_to_start(&self) -> String {
+        let command = [self.program.display().to_string()]
+            .into_iter()
+            .chain(self.arguments());
+        format!(
+            "in another terminal, this starts it again:\n  {}",
+            command.collect::<Vec<String>>().join(" ")
+        )
+    }
+
     async fn ask(&self) -> Option<Status> {
-        let inspection = timeout(LOOK_INTERVAL * 2, self.client.inspect()).await.ok()?;
+        let inspection = timeout(ANSWER_TIMEOUT, self.client.inspect()).await.ok()?;
         Some(inspection.ok()?.status)
     }
 
@@ -305,6 +351,12 @@ impl Node {
             say(&format!("node {} could not be stopped: {error}", self.number));
         }
     }
+}
+
+/// Whether a member lives in this directory. A node that was not let in has left a directory, but no members in it.
+fn has_data(directory: &Path) -> bool {
+    let stored = HeedStorage::open_read_only(directory).and_then(|storage| storage.load());
+    stored.is_ok_and(|stored| stored.members.is_some_and(|members| !members.is_empty()))
 }
 
 fn relative(path: &Path) -> PathBuf {
