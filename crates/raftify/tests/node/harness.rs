@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
-pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition().await {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
@@ -31,19 +31,19 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 }
 
 /// Waits for something that must happen.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, future).await {
         Ok(value) => value,
         Err(_) => panic!("waited in vain for {what}"),
     }
 }
 
-pub fn id(number: u64) -> NodeId {
+pub(crate) fn id(number: u64) -> NodeId {
     NodeId::new(number).unwrap()
 }
 
 /// An address that nobody listens on. Below the range from which the system takes ports for outgoing connections.
-pub fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let offset = u16::try_from(std::process::id() % 1000).unwrap() * 20;
     loop {
@@ -56,7 +56,7 @@ pub fn free_address() -> String {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Change {
+pub(crate) enum Change {
     Set {
         key: String,
         value: String,
@@ -69,7 +69,7 @@ pub enum Change {
     Wait,
 }
 
-pub fn set(key: impl ToString, value: impl ToString) -> Change {
+pub(crate) fn set(key: impl ToString, value: impl ToString) -> Change {
     Change::Set {
         key: key.to_string(),
         value: value.to_string(),
@@ -78,10 +78,10 @@ pub fn set(key: impl ToString, value: impl ToString) -> Change {
 
 /// Holds whoever comes, until it is opened.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
     }
@@ -97,18 +97,18 @@ impl Gate {
 }
 
 /// A key-value store that fails on command.
-pub struct Store {
-    pub node_id: NodeId,
-    pub map: BTreeMap<String, String>,
-    pub gate: Gate,
-    pub faults: Faults,
+pub(crate) struct Store {
+    pub(crate) node_id: NodeId,
+    pub(crate) map: BTreeMap<String, String>,
+    pub(crate) gate: Gate,
+    pub(crate) faults: Faults,
 }
 
 /// What goes wrong in a store.
 #[derive(Clone, Default)]
-pub struct Faults {
-    pub snapshot: Arc<AtomicBool>,
-    pub restore: Arc<AtomicBool>,
+pub(crate) struct Faults {
+    pub(crate) snapshot: Arc<AtomicBool>,
+    pub(crate) restore: Arc<AtomicBool>,
 }
 
 impl AbstractStateMachine for Store {
@@ -144,20 +144,20 @@ impl AbstractStateMachine for Store {
     }
 }
 
-pub type TestRaft = Raft<Change, Store>;
+pub(crate) type TestRaft = Raft<Change, Store>;
 
 /// Storage that outlives its node. It is in memory, but held by one node at a time, like a directory.
 #[derive(Clone, Default)]
-pub struct Disk {
+pub(crate) struct Disk {
     content: MemoryStorage,
     holder: Arc<()>,
     /// Every write fails while this is set.
-    pub full: Arc<AtomicBool>,
+    pub(crate) full: Arc<AtomicBool>,
 }
 
 impl Disk {
     /// Waits until the node that had it has let go.
-    pub async fn released(&self) {
+    pub(crate) async fn released(&self) {
         until("the storage is closed", async || {
             Arc::strong_count(&self.holder) == 1
         })
@@ -165,8 +165,13 @@ impl Disk {
     }
 
     /// Forgets everything, as a new disk does.
-    pub fn wipe(&mut self) {
+    pub(crate) fn wipe(&mut self) {
         *self = Disk::default();
+    }
+
+    /// What is on it.
+    pub(crate) fn storage(&self) -> &MemoryStorage {
+        &self.content
     }
 
     fn open(&self) -> OpenDisk {
@@ -178,7 +183,7 @@ impl Disk {
     }
 }
 
-pub struct OpenDisk {
+pub(crate) struct OpenDisk {
     content: MemoryStorage,
     _held: Arc<()>,
     full: Arc<AtomicBool>,
@@ -214,18 +219,18 @@ impl StableStorage for OpenDisk {
 }
 
 /// One node, with what it keeps when it is down.
-pub struct TestNode {
-    pub id: NodeId,
-    pub address: String,
-    pub disk: Disk,
-    pub config: Config,
-    pub gate: Gate,
-    pub faults: Faults,
+pub(crate) struct TestNode {
+    pub(crate) id: NodeId,
+    pub(crate) address: String,
+    pub(crate) disk: Disk,
+    pub(crate) config: Config,
+    pub(crate) gate: Gate,
+    pub(crate) faults: Faults,
     running: Option<(TestRaft, JoinHandle<Result<(), RunError>>)>,
 }
 
 impl TestNode {
-    pub fn new(number: u64) -> TestNode {
+    pub(crate) fn new(number: u64) -> TestNode {
         TestNode {
             id: id(number),
             address: free_address(),
@@ -237,64 +242,72 @@ impl TestNode {
         }
     }
 
-    /// The node that a ticket was made out for.
-    pub fn of(ticket: &ClusterJoinTicket) -> TestNode {
+    pub(crate) fn at(number: u64, address: &str) -> TestNode {
         TestNode {
-            address: ticket.raft_addr.clone(),
-            ..TestNode::new(ticket.reserved_id.get())
+            address: address.to_owned(),
+            ..TestNode::new(number)
         }
     }
 
+    /// The node that a ticket was made out for.
+    pub(crate) fn of(ticket: &ClusterJoinTicket) -> TestNode {
+        TestNode::at(ticket.reserved_id.get(), &ticket.raft_addr)
+    }
+
     /// Bootstraps without running.
-    pub fn bootstrap(&self) -> Result<TestRaft, BootstrapError> {
+    pub(crate) fn bootstrap(&self) -> Result<TestRaft, BootstrapError> {
         // Shown for tests that fail; another test of this process may have been first.
         let log =
             tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
         let _ = log.with_test_writer().try_init();
-        let (gate, faults) = (self.gate.clone(), self.faults.clone());
-        let store = Store {
-            node_id: self.id,
-            map: BTreeMap::new(),
-            gate,
-            faults,
-        };
         Raft::bootstrap(
             self.id,
             &self.address,
             self.disk.open(),
-            store,
+            self.store(),
             self.config.clone(),
         )
     }
 
+    /// An empty state machine of this node.
+    pub(crate) fn store(&self) -> Store {
+        let (gate, faults) = (self.gate.clone(), self.faults.clone());
+        Store {
+            node_id: self.id,
+            map: BTreeMap::new(),
+            gate,
+            faults,
+        }
+    }
+
     /// Bootstraps and runs, on what the disk holds.
-    pub fn start(&mut self) -> TestRaft {
+    pub(crate) fn start(&mut self) -> TestRaft {
         let raft = self.bootstrap().unwrap();
         self.run(raft)
     }
 
-    pub fn run(&mut self, raft: TestRaft) -> TestRaft {
+    pub(crate) fn run(&mut self, raft: TestRaft) -> TestRaft {
         self.running = Some((raft.clone(), tokio::spawn(raft.clone().run())));
         raft
     }
 
     /// The running node.
-    pub fn raft(&self) -> &TestRaft {
+    pub(crate) fn raft(&self) -> &TestRaft {
         &self.running.as_ref().expect("the node was started").0
     }
 
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.running.is_some()
     }
 
     /// Stops the node in order.
-    pub async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         within("the node to quit", self.raft().quit()).await;
         self.ended().await.unwrap();
     }
 
     /// Waits until `run` has returned.
-    pub async fn ended(&mut self) -> Result<(), RunError> {
+    pub(crate) async fn ended(&mut self) -> Result<(), RunError> {
         let (_, task) = self.running.take().expect("the node was started");
         let outcome = within("the node to end", task).await.unwrap();
         self.disk.released().await;
@@ -302,7 +315,7 @@ impl TestNode {
     }
 
     /// Ends the node without asking it.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         let (_, task) = self.running.take().expect("the node was started");
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
@@ -310,13 +323,13 @@ impl TestNode {
     }
 
     /// A node's value of a key, by a linearizable read.
-    pub async fn get(&self, key: &str) -> Option<String> {
+    pub(crate) async fn get(&self, key: &str) -> Option<String> {
         get(self.raft(), key).await
     }
 }
 
 /// A linearizable read, repeated while there is no leader.
-pub async fn get(raft: &TestRaft, key: &str) -> Option<String> {
+pub(crate) async fn get(raft: &TestRaft, key: &str) -> Option<String> {
     let mut result = None;
     until("a read is served", async || {
         let key = key.to_owned();
@@ -333,7 +346,7 @@ pub async fn get(raft: &TestRaft, key: &str) -> Option<String> {
 }
 
 /// Proposes until it is accepted. Only for entries that may be applied twice.
-pub async fn put(raft: &TestRaft, key: impl ToString, value: impl ToString) {
+pub(crate) async fn put(raft: &TestRaft, key: impl ToString, value: impl ToString) {
     let change = set(key, value);
     until("a proposal is accepted", async || {
         raft.propose(change.clone()).await.is_ok()
@@ -342,7 +355,7 @@ pub async fn put(raft: &TestRaft, key: impl ToString, value: impl ToString) {
 }
 
 /// Nodes 1 to `count` with the list of members that each is started with.
-pub fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
+pub(crate) fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
     let nodes: Vec<TestNode> = (1..=count).map(TestNode::new).collect();
     let members = nodes
         .iter()
@@ -351,14 +364,14 @@ pub fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
     (nodes, members)
 }
 
-pub async fn start_static(node: &mut TestNode, members: &[Member]) -> TestRaft {
+pub(crate) async fn start_static(node: &mut TestNode, members: &[Member]) -> TestRaft {
     let raft = node.bootstrap().unwrap();
     raft.add_peers(members.to_vec()).await.unwrap();
     node.run(raft)
 }
 
 /// A cluster of `count` nodes that know their leader.
-pub async fn static_cluster(count: u64) -> Vec<TestNode> {
+pub(crate) async fn static_cluster(count: u64) -> Vec<TestNode> {
     let (mut nodes, members) = static_nodes(count);
     for node in &mut nodes {
         start_static(node, &members).await;
@@ -368,7 +381,7 @@ pub async fn static_cluster(count: u64) -> Vec<TestNode> {
 }
 
 /// Waits until all nodes that are up follow one leader that is up, and returns its place among them.
-pub async fn agreed_leader(nodes: &[TestNode]) -> usize {
+pub(crate) async fn agreed_leader(nodes: &[TestNode]) -> usize {
     let mut place = None;
     until("there is a leader", async || {
         let up = || nodes.iter().filter(|node| node.is_up());
@@ -381,7 +394,7 @@ pub async fn agreed_leader(nodes: &[TestNode]) -> usize {
     place.unwrap()
 }
 
-pub async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicket {
+pub(crate) async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicket {
     let mut ticket = None;
     until("a ticket is given", async || {
         ticket = TestRaft::request_id(address, &member.address).await.ok();
@@ -392,7 +405,7 @@ pub async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicket {
 }
 
 /// Starts a new node and lets it in through `member`.
-pub async fn join(member: &TestNode) -> TestNode {
+pub(crate) async fn join(member: &TestNode) -> TestNode {
     let address = free_address();
     let ticket = ticket(&address, member).await;
     let mut node = TestNode {
@@ -405,7 +418,7 @@ pub async fn join(member: &TestNode) -> TestNode {
 }
 
 /// Changes are made one at a time; who comes in between tries again.
-pub async fn join_with(raft: &TestRaft, ticket: ClusterJoinTicket) {
+pub(crate) async fn join_with(raft: &TestRaft, ticket: ClusterJoinTicket) {
     until("the node is let in", async || {
         raft.join_cluster(vec![ticket.clone()]).await.is_ok()
     })
@@ -413,7 +426,7 @@ pub async fn join_with(raft: &TestRaft, ticket: ClusterJoinTicket) {
 }
 
 /// A cluster of `count` nodes that have joined one after the other.
-pub async fn joined_cluster(count: u64) -> Vec<TestNode> {
+pub(crate) async fn joined_cluster(count: u64) -> Vec<TestNode> {
     let mut nodes = vec![TestNode::new(1)];
     nodes[0].start();
     within("the first leader", nodes[0].raft().wait_for_leader())

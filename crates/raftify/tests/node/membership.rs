@@ -80,7 +80,7 @@ async fn several_tickets_are_one_change() {
         tickets.push(ticket(&free_address(), &nodes[0]).await);
     }
     for ticket in &tickets {
-        let mut node = TestNode::of(&ticket);
+        let mut node = TestNode::of(ticket);
         node.start();
         nodes.push(node);
     }
