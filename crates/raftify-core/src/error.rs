@@ -27,7 +27,10 @@ pub enum StopReason {
     #[error("the node stopped because its state machine failed: {0}")]
     StateMachine(String),
     /// It was removed from the cluster.
-    #[error("the node was removed from the cluster as of index {as_of}")]
+    #[error(
+        "the node was removed from the cluster as of index {as_of}: to take part again it must join with a new ticket \
+         and an empty directory"
+    )]
     Removed {
         /// The membership in which it is missing.
         as_of: LogIndex,
