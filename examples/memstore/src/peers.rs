@@ -208,15 +208,15 @@ mod tests {
     fn an_empty_file_says_what_to_write() {
         check(
             "",
-            expect![
-                "cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"
-            ],
+            expect![[
+                r#"cluster_config.toml: no peers are named: give each node a [[peers]] table with id, address and role"#
+            ]],
         );
         check(
             "# nobody\n",
-            expect![
-                "cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"
-            ],
+            expect![[
+                r#"cluster_config.toml: no peers are named: give each node a [[peers]] table with id, address and role"#
+            ]],
         );
     }
 
