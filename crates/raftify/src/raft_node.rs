@@ -111,7 +111,8 @@ where
     /// [`propose_timeout`](crate::Config::propose_timeout).
     ///
     /// # Errors
-    /// - [`NoLeader`](ProposeError::NoLeader), [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
+    /// - [`NoLeader`](ProposeError::NoLeader), [`NotLeader`](ProposeError::NotLeader) (leadership moved while the
+    ///   proposal was on its way to the leader), [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
     ///   [`Encode`](ProposeError::Encode): nothing was written. Send it again later, or smaller.
     /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
     /// - [`Unknown`](ProposeError::Unknown): the deadline passed, or a snapshot covered the entry, before the outcome

@@ -1,12 +1,14 @@
 //! One node from its bootstrap to its end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use raftify::error::{
     CampaignError, DemoteError, MembershipError, ProposeError, ReadError, RunError, SnapshotError,
     StopReason, TransferError, WaitError,
 };
-use raftify::{Config, Member, MemberChange, MembershipChange, Term};
+use raftify::{BootstrapOptions, Config, Member, MemberChange, MembershipChange, MemoryStorage, Term};
 
 use crate::harness::*;
 
@@ -293,7 +295,7 @@ async fn a_write_that_fails_stops_the_node_and_loses_nothing() {
     let mut node = TestNode::new(1);
     let raft = node.start();
     put(&raft, "key", "value").await;
-    node.disk.full.store(true, std::sync::atomic::Ordering::SeqCst);
+    node.disk.full.store(true, Ordering::SeqCst);
     let error = raft.propose(set("key", "lost")).await.unwrap_err();
     assert!(
         matches!(error, ProposeError::Stopped(StopReason::Storage(_))),
@@ -304,7 +306,7 @@ async fn a_write_that_fails_stops_the_node_and_loses_nothing() {
         matches!(error, RunError::Stopped(StopReason::Storage(ref text)) if text.contains("disk")),
         "{error}"
     );
-    node.disk.full.store(false, std::sync::atomic::Ordering::SeqCst);
+    node.disk.full.store(false, Ordering::SeqCst);
     node.start();
     assert_eq!(node.get("key").await, Some("value".to_owned()));
     node.stop().await;
@@ -323,4 +325,42 @@ async fn a_caller_may_give_up_without_harm() {
     put(&raft, "key", "last").await;
     assert_eq!(node.get("key").await, Some("last".to_owned()));
     node.stop().await;
+}
+
+/// Counts what is logged.
+struct Count(Arc<AtomicUsize>);
+
+impl slog::Drain for Count {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, _record: &slog::Record, _values: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_application_can_hand_over_its_slog_logger() {
+    let node = TestNode::new(1);
+    let logged = Arc::new(AtomicUsize::new(0));
+    let options = BootstrapOptions {
+        logger: Some(slog::Logger::root(Count(Arc::clone(&logged)), slog::o!())),
+        ..BootstrapOptions::default()
+    };
+    let storage = MemoryStorage::default();
+    let raft = TestRaft::bootstrap_with(
+        node.id,
+        &node.address,
+        storage,
+        node.store(),
+        Config::default(),
+        options,
+    )
+    .unwrap();
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await.unwrap();
+    within("quit", raft.quit()).await;
+    running.await.unwrap().unwrap();
+    assert!(logged.load(Ordering::SeqCst) > 0);
 }
