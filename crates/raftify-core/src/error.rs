@@ -117,9 +117,9 @@ pub enum ReadError {
     /// No leader is known.
     #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
     NoLeader,
-    /// This node does not lead. Only other nodes ever see this.
-    #[error("this node does not lead the cluster")]
-    NotLeader,
+    /// This node does not lead, and only the leader can confirm an index. Only other nodes and clients ever see this.
+    #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
+    NotLeader(LeaderHint),
     /// Too many reads wait.
     #[error("{waiting} reads are waiting, which is as many as may")]
     Busy {

@@ -37,9 +37,7 @@ async fn sigterm_stops_the_node_in_order() -> Result<(), BoxError> {
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await?;
     raft.propose(()).await?;
-    let sent = Command::new("kill")
-        .args(["-TERM", &std::process::id().to_string()])
-        .status()?;
+    let sent = Command::new("kill").args(["-TERM", &std::process::id().to_string()]).status()?;
     assert!(sent.success());
     tokio::time::timeout(Duration::from_secs(60), running).await???;
     assert!(raft.propose(()).await.is_err());

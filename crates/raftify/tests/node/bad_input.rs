@@ -45,10 +45,7 @@ async fn a_port_that_is_taken_is_refused_and_nothing_is_written() {
     let held = first.bootstrap().unwrap();
     let second = TestNode::at(1, &first.address);
     let error = second.bootstrap().unwrap_err();
-    assert!(
-        matches!(&error, BootstrapError::PortTaken { address } if *address == first.address),
-        "{error}"
-    );
+    assert!(matches!(&error, BootstrapError::PortTaken { address } if *address == first.address), "{error}");
     second.disk.released().await;
     drop(held);
     second.bootstrap().unwrap();
@@ -57,15 +54,9 @@ async fn a_port_that_is_taken_is_refused_and_nothing_is_written() {
 #[tokio::test]
 async fn all_problems_of_a_configuration_are_named_at_once() {
     let mut node = TestNode::new(1);
-    node.config = Config {
-        entry_bytes_max: 0,
-        request_queue_max: 0,
-        ..Config::default()
-    };
+    node.config = Config { entry_bytes_max: 0, request_queue_max: 0, ..Config::default() };
     let error = node.bootstrap().unwrap_err();
-    let BootstrapError::Config(error) = error else {
-        panic!("{error}")
-    };
+    let BootstrapError::Config(error) = error else { panic!("{error}") };
     assert_eq!(error.problems.len(), 2, "{error}");
 }
 
@@ -77,16 +68,8 @@ async fn a_directory_of_another_node_is_refused_with_the_way_out() {
     node.stop().await;
     node.id = id(2);
     let error = node.bootstrap().unwrap_err();
-    assert!(
-        matches!(error, BootstrapError::Start(StartError::OtherNode { .. })),
-        "{error}"
-    );
-    assert!(
-        error
-            .to_string()
-            .contains("use the directory of node 2, or start it with id 1"),
-        "{error}"
-    );
+    assert!(matches!(error, BootstrapError::Start(StartError::OtherNode { .. })), "{error}");
+    assert!(error.to_string().contains("use the directory of node 2, or start it with id 1"), "{error}");
     node.id = id(1);
     node.start();
     assert_eq!(node.get("key").await, Some("value".to_owned()));
@@ -97,28 +80,15 @@ async fn a_directory_of_another_node_is_refused_with_the_way_out() {
 async fn an_entry_over_the_limit_is_refused_on_every_node_and_nothing_is_written() {
     let (mut nodes, members) = static_nodes(3);
     for node in &mut nodes {
-        node.config = Config {
-            entry_bytes_max: 100,
-            ..Config::default()
-        };
+        node.config = Config { entry_bytes_max: 100, ..Config::default() };
         start_static(node, &members).await;
     }
     agreed_leader(&nodes).await;
     for node in &nodes {
         let before = node.raft().propose(set("small", "")).await;
         assert!(before.is_ok(), "{before:?}");
-        let error = node
-            .raft()
-            .propose(set("large", "x".repeat(100)))
-            .await
-            .unwrap_err();
-        assert_eq!(
-            error,
-            ProposeError::TooLarge {
-                bytes: 108,
-                limit: 100
-            }
-        );
+        let error = node.raft().propose(set("large", "x".repeat(100))).await.unwrap_err();
+        assert_eq!(error, ProposeError::TooLarge { bytes: 108, limit: 100 });
         assert_eq!(node.get("large").await, None);
     }
 }
@@ -137,10 +107,7 @@ async fn a_directory_on_disk_is_held_by_one_node_at_a_time_and_found_again() {
         let (raft, running) = start();
         put(&raft, round, "value").await;
         if round > 0 {
-            assert_eq!(
-                get(&raft, &(round - 1).to_string()).await,
-                Some("value".to_owned())
-            );
+            assert_eq!(get(&raft, &(round - 1).to_string()).await, Some("value".to_owned()));
             raft.make_snapshot().await.unwrap();
         }
         let error = HeedStorage::open(directory.path()).err().unwrap();

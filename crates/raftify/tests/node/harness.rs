@@ -70,10 +70,7 @@ pub(crate) enum Change {
 }
 
 pub(crate) fn set(key: impl ToString, value: impl ToString) -> Change {
-    Change::Set {
-        key: key.to_string(),
-        value: value.to_string(),
-    }
+    Change::Set { key: key.to_string(), value: value.to_string() }
 }
 
 /// Holds whoever comes, until it is opened.
@@ -87,12 +84,7 @@ impl Gate {
     }
 
     fn pass(&self) {
-        drop(
-            self.0
-                .1
-                .wait_while(self.0.0.lock().unwrap(), |open| !*open)
-                .unwrap(),
-        );
+        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
     }
 }
 
@@ -158,10 +150,7 @@ pub(crate) struct Disk {
 impl Disk {
     /// Waits until the node that had it has let go.
     pub(crate) async fn released(&self) {
-        until("the storage is closed", async || {
-            Arc::strong_count(&self.holder) == 1
-        })
-        .await;
+        until("the storage is closed", async || Arc::strong_count(&self.holder) == 1).await;
     }
 
     /// Forgets everything, as a new disk does.
@@ -200,11 +189,7 @@ impl StableStorage for OpenDisk {
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
         if self.full.load(Ordering::SeqCst) {
             let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
-            return Err(StorageError::Io {
-                action: "write",
-                path: "the test's disk".into(),
-                source,
-            });
+            return Err(StorageError::Io { action: "write", path: "the test's disk".into(), source });
         }
         self.content.write(writes)
     }
@@ -243,10 +228,7 @@ impl TestNode {
     }
 
     pub(crate) fn at(number: u64, address: &str) -> TestNode {
-        TestNode {
-            address: address.to_owned(),
-            ..TestNode::new(number)
-        }
+        TestNode { address: address.to_owned(), ..TestNode::new(number) }
     }
 
     /// The node that a ticket was made out for.
@@ -260,24 +242,13 @@ impl TestNode {
         let log =
             tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
         let _ = log.with_test_writer().try_init();
-        Raft::bootstrap(
-            self.id,
-            &self.address,
-            self.disk.open(),
-            self.store(),
-            self.config.clone(),
-        )
+        Raft::bootstrap(self.id, &self.address, self.disk.open(), self.store(), self.config.clone())
     }
 
     /// An empty state machine of this node.
     pub(crate) fn store(&self) -> Store {
         let (gate, faults) = (self.gate.clone(), self.faults.clone());
-        Store {
-            node_id: self.id,
-            map: BTreeMap::new(),
-            gate,
-            faults,
-        }
+        Store { node_id: self.id, map: BTreeMap::new(), gate, faults }
     }
 
     /// Bootstraps and runs, on what the disk holds.
@@ -348,19 +319,13 @@ pub(crate) async fn get(raft: &TestRaft, key: &str) -> Option<String> {
 /// Proposes until it is accepted. Only for entries that may be applied twice.
 pub(crate) async fn put(raft: &TestRaft, key: impl ToString, value: impl ToString) {
     let change = set(key, value);
-    until("a proposal is accepted", async || {
-        raft.propose(change.clone()).await.is_ok()
-    })
-    .await;
+    until("a proposal is accepted", async || raft.propose(change.clone()).await.is_ok()).await;
 }
 
 /// Nodes 1 to `count` with the list of members that each is started with.
 pub(crate) fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
     let nodes: Vec<TestNode> = (1..=count).map(TestNode::new).collect();
-    let members = nodes
-        .iter()
-        .map(|node| Member::voter(node.id, &node.address))
-        .collect();
+    let members = nodes.iter().map(|node| Member::voter(node.id, &node.address)).collect();
     (nodes, members)
 }
 
@@ -385,9 +350,7 @@ pub(crate) async fn agreed_leader(nodes: &[TestNode]) -> usize {
     let mut place = None;
     until("there is a leader", async || {
         let up = || nodes.iter().filter(|node| node.is_up());
-        place = nodes
-            .iter()
-            .position(|node| node.is_up() && node.raft().is_leader());
+        place = nodes.iter().position(|node| node.is_up() && node.raft().is_leader());
         place.is_some_and(|place| up().all(|node| node.raft().get_leader_id() == Some(nodes[place].id)))
     })
     .await;
@@ -408,10 +371,7 @@ pub(crate) async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicke
 pub(crate) async fn join(member: &TestNode) -> TestNode {
     let address = free_address();
     let ticket = ticket(&address, member).await;
-    let mut node = TestNode {
-        address,
-        ..TestNode::new(ticket.reserved_id.get())
-    };
+    let mut node = TestNode { address, ..TestNode::new(ticket.reserved_id.get()) };
     let raft = node.start();
     join_with(&raft, ticket).await;
     node
@@ -419,19 +379,14 @@ pub(crate) async fn join(member: &TestNode) -> TestNode {
 
 /// Changes are made one at a time; who comes in between tries again.
 pub(crate) async fn join_with(raft: &TestRaft, ticket: ClusterJoinTicket) {
-    until("the node is let in", async || {
-        raft.join_cluster(vec![ticket.clone()]).await.is_ok()
-    })
-    .await;
+    until("the node is let in", async || raft.join_cluster(vec![ticket.clone()]).await.is_ok()).await;
 }
 
 /// A cluster of `count` nodes that have joined one after the other.
 pub(crate) async fn joined_cluster(count: u64) -> Vec<TestNode> {
     let mut nodes = vec![TestNode::new(1)];
     nodes[0].start();
-    within("the first leader", nodes[0].raft().wait_for_leader())
-        .await
-        .unwrap();
+    within("the first leader", nodes[0].raft().wait_for_leader()).await.unwrap();
     for _ in 1..count {
         let node = join(&nodes[0]).await;
         nodes.push(node);

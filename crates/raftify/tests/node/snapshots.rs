@@ -10,10 +10,7 @@ use crate::harness::*;
 #[tokio::test]
 async fn a_restart_restores_the_snapshot_and_applies_what_came_after() {
     let mut node = TestNode::new(1);
-    node.config = Config {
-        log_entries_kept: 0,
-        ..Config::default()
-    };
+    node.config = Config { log_entries_kept: 0, ..Config::default() };
     let raft = node.start();
     put(&raft, "before", "1").await;
     let position = raft.make_snapshot().await.unwrap();
@@ -31,11 +28,7 @@ async fn a_restart_restores_the_snapshot_and_applies_what_came_after() {
 #[tokio::test]
 async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted() {
     let mut node = TestNode::new(1);
-    node.config = Config {
-        snapshot_entries: 10,
-        log_entries_kept: 0,
-        ..Config::default()
-    };
+    node.config = Config { snapshot_entries: 10, log_entries_kept: 0, ..Config::default() };
     let raft = node.start();
     let mut taken = Vec::new();
     for number in 0..100 {
@@ -50,10 +43,7 @@ async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted() {
     })
     .await;
     let store = node.disk.storage().snapshots();
-    until("the first is deleted", async || {
-        raftify::SnapshotStore::open(&store, taken[0]).is_err()
-    })
-    .await;
+    until("the first is deleted", async || raftify::SnapshotStore::open(&store, taken[0]).is_err()).await;
     assert!(raft.status().borrow().truncated.index.get() > 10);
     node.kill().await;
     node.start();
@@ -99,13 +89,8 @@ async fn a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_star
     for _ in 0..2 {
         node.start();
         let error = node.ended().await.unwrap_err();
-        let RunError::Stopped(StopReason::StateMachine(text)) = &error else {
-            panic!("{error:?}")
-        };
-        assert!(
-            text.contains("restoring the snapshot") && text.contains("told not to restore"),
-            "{text}"
-        );
+        let RunError::Stopped(StopReason::StateMachine(text)) = &error else { panic!("{error:?}") };
+        assert!(text.contains("restoring the snapshot") && text.contains("told not to restore"), "{text}");
     }
     node.faults.restore.store(false, Ordering::SeqCst);
     node.start();
@@ -121,20 +106,14 @@ async fn outrun(node: &TestNode, count: u64, bytes: usize) {
         put(node.raft(), number, &value).await;
     }
     node.raft().make_snapshot().await.unwrap();
-    until("the log is cut", async || {
-        node.raft().status().borrow().truncated.index > last.index
-    })
-    .await;
+    until("the log is cut", async || node.raft().status().borrow().truncated.index > last.index).await;
 }
 
 #[tokio::test]
 async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot() {
     let (mut nodes, members) = static_nodes(3);
     for node in &mut nodes {
-        node.config = Config {
-            log_entries_kept: 0,
-            ..Config::default()
-        };
+        node.config = Config { log_entries_kept: 0, ..Config::default() };
         start_static(node, &members).await;
     }
     let leader = agreed_leader(&nodes).await;
@@ -145,14 +124,8 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot() {
     let raft = nodes[away].start();
     let position = nodes[leader].raft().status().borrow().snapshot;
     assert!(position.is_some());
-    until("it has the snapshot", async || {
-        raft.status().borrow().snapshot >= position
-    })
-    .await;
-    assert_eq!(
-        nodes[away].get("39").await.map(|value| value.len()),
-        Some(200_000)
-    );
+    until("it has the snapshot", async || raft.status().borrow().snapshot >= position).await;
+    assert_eq!(nodes[away].get("39").await.map(|value| value.len()), Some(200_000));
     put(nodes[away].raft(), "key", "value").await;
     // What was installed survives a restart.
     nodes[away].kill().await;
@@ -165,10 +138,7 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot() {
 async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_again() {
     let (mut nodes, members) = static_nodes(3);
     for node in &mut nodes {
-        node.config = Config {
-            log_entries_kept: 0,
-            ..Config::default()
-        };
+        node.config = Config { log_entries_kept: 0, ..Config::default() };
         start_static(node, &members).await;
     }
     let leader = agreed_leader(&nodes).await;
@@ -178,10 +148,7 @@ async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_agai
     nodes[away].faults.restore.store(true, Ordering::SeqCst);
     nodes[away].start();
     let error = nodes[away].ended().await.unwrap_err();
-    assert!(
-        matches!(error, RunError::Stopped(StopReason::StateMachine(_))),
-        "{error}"
-    );
+    assert!(matches!(error, RunError::Stopped(StopReason::StateMachine(_))), "{error}");
     nodes[away].faults.restore.store(false, Ordering::SeqCst);
     nodes[away].start();
     assert_eq!(nodes[away].get("9").await.map(|value| value.len()), Some(100));
@@ -190,10 +157,7 @@ async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_agai
 #[tokio::test]
 async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
     let mut nodes = vec![TestNode::new(1)];
-    nodes[0].config = Config {
-        log_entries_kept: 0,
-        ..Config::default()
-    };
+    nodes[0].config = Config { log_entries_kept: 0, ..Config::default() };
     nodes[0].start();
     put(nodes[0].raft(), "key", "value").await;
     outrun(&nodes[0], 10, 100).await;
@@ -201,10 +165,7 @@ async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
     nodes.push(node);
     assert_eq!(nodes[1].get("key").await, Some("value".to_owned()));
     let new = nodes[1].id;
-    until("it leads", async || {
-        nodes[0].raft().transfer_leader(new).await == Ok(new)
-    })
-    .await;
+    until("it leads", async || nodes[0].raft().transfer_leader(new).await == Ok(new)).await;
     put(nodes[0].raft(), "key", "new").await;
     assert_eq!(nodes[1].get("key").await, Some("new".to_owned()));
     let peers = nodes[1].raft().get_peers();
