@@ -67,6 +67,8 @@ pub struct RaftNodeCore<R> {
     next: NextTurn<R>,
     issued: TurnNumber,
     written: TurnNumber,
+    /// The newest term, and the turn that writes it.
+    term_written_with: (Term, TurnNumber),
     /// Turns that are issued and not yet known to be written, oldest first.
     in_flight: VecDeque<InFlight>,
 
@@ -181,6 +183,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             next: NextTurn::default(),
             issued: TurnNumber(0),
             written: TurnNumber(0),
+            term_written_with: (stored.hard_state.term, TurnNumber(0)),
             in_flight: VecDeque::new(),
             proposals: AnswersOwed::new(),
             batch: Batch::default(),
@@ -220,8 +223,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             .committed
             .push(Committed::Members { position: self.handed_out, members: Arc::clone(&self.members) });
         if self.members.get(self.node_id).is_none() {
-            // A node is told of a membership only as its member.
-            return self.must_stop(StopReason::Removed { as_of: self.members.as_of() });
+            // A node is told of a membership only as its member: it was removed.
+            return self.retire();
         }
         let voters = self.members.configuration();
         if voters.voters.len() == 1 && voters.voters.contains(&self.node_id) && !self.members.is_joint() {
@@ -450,7 +453,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn take_ready(&mut self, ready: ConsensusReady, number: TurnNumber) {
         let next = &mut self.next;
-        next.send_now.extend(ready.send_now);
+        if self.term_written_with.0 != self.consensus.term() {
+            self.term_written_with = (self.consensus.term(), number);
+        }
+        if self.term_written_with.1 > self.written {
+            // A single voter leads at once. If it forgot the term in a crash, it would lead in it again, and other
+            // entries would follow those that its learners have.
+            next.send_after.extend(ready.send_now);
+        } else {
+            next.send_now.extend(ready.send_now);
+        }
         next.send_after.extend(ready.send_after);
         next.send_snapshots.extend(ready.send_snapshots);
         next.write.append = ready.append;
@@ -525,6 +537,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return Err(SenderRefusal::OtherReceiver { id: self.node_id, expected, actual });
         }
         self.members.check_sender(sender, self.node_id)?;
+        if self.members.get(sender.id).is_some_and(|member| member.incarnation.is_some()) {
+            return Ok(());
+        }
         // Until an incarnation is replicated, the first one heard of counts.
         let known = *self.first_incarnations.entry(sender.id).or_insert(sender.incarnation);
         if known != sender.incarnation {

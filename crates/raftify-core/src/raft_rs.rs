@@ -237,11 +237,9 @@ impl Consensus {
 
     /// Two things that raft-rs asserts when an election starts. It reads the entries that are not applied, to look for
     /// membership changes: between the arrival of a snapshot and its being durable, there are none to read. And a new
-    /// leader's log is durable: the only voter wins in the call that starts the election, while with other voters the
-    /// requests for votes wait for the write by themselves.
+    /// leader's log is durable: who has the only vote wins in the call that starts the election.
     fn may_campaign(&self) -> bool {
-        let log_is_whole = self.raw.raft.raft_log.applied >= self.truncated().index.0;
-        log_is_whole && (!self.raw.raft.prs().is_singleton() || self.is_log_durable())
+        self.raw.raft.raft_log.applied >= self.truncated().index.0 && self.is_log_durable()
     }
 
     fn is_log_durable(&self) -> bool {
