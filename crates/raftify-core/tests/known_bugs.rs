@@ -359,7 +359,9 @@ fn bug_23_a_leader_that_is_removed_hands_over_first_and_then_stops() {
 
 #[test]
 fn bug_23_a_leader_that_takes_the_vote_from_others_too_hands_over_to_one_that_keeps_it() {
-    let (mut cluster, leader) = cluster_of_three();
+    let mut cluster = Cluster::new(7, 4, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
     let learner = |node| Member::learner(node, format!("node-{node}:1"));
     // Not the one that would be chosen first.
     let kept = others(&cluster, leader)[0];
