@@ -10,9 +10,11 @@ mod files;
 mod format;
 mod snapshot_files;
 mod storage;
+mod wal;
 
 pub use snapshot_files::{SnapshotFile, SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
 pub use storage::{HeedLogReader, HeedStorage, ReadOnlyStorage};
+pub use wal::{WalLogReader, WalStorage};
 
 use std::io;
 use std::path::Path;
