@@ -19,7 +19,7 @@ use crate::io_error;
 use crate::snapshot_files::{self, SnapshotFile, SnapshotFileReader, SnapshotFiles};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) type ReadTxn<'a> = RoTxn<'a, WithoutTls>;
 

@@ -196,6 +196,10 @@ impl<M: MetadataStore> SegmentLog<M> {
             segment_bytes,
             ..
         } = &*self.shared;
+        // A name may be from the system's cache as well: a flush of the directory that failed leaves it there.
+        operations
+            .sync_directory(directory)
+            .map_err(io_error("sync the directory", directory))?;
         if let Some((offset, record)) = &tail.last_record {
             // It may have been read from the system's cache, where a failed flush leaves what is not on the disk.
             // Written and flushed once more, it is: before anything that relies on it.
