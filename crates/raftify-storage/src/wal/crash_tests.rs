@@ -236,7 +236,7 @@ fn failure_of_any_operation_stops_the_log_and_loses_nothing() {
             let disk = SimulatedDisk::new(lazy);
             disk.fail_at(Some(at));
             let (acknowledged, error) = run(&disk, &workload, 0);
-            failures += usize::from(error.is_some());
+            failures += u64::from(error.is_some());
             // The power may go right after the failure,
             let length = disk.journal_length();
             for loss in losses(&disk, length, 6) {
@@ -259,9 +259,11 @@ fn failure_of_any_operation_stops_the_log_and_loses_nothing() {
                 assert_recovers(&cut, &workload, done, done, &(seed, at, &loss));
             }
         }
+        // All others are removals of what is of no use, and what is done beside the last writes.
         assert!(
-            failures > 100,
-            "nearly every operation stops the log, {failures} did"
+            failures > disk.asked() * 3 / 4,
+            "of {} failures, {failures} stopped the log",
+            disk.asked()
         );
     }
 }

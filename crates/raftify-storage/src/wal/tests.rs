@@ -78,7 +78,6 @@ fn filled() -> (Directory, StoredState) {
 #[test]
 fn wal_storage_keeps_the_contract() {
     conformance::check(Directory::new);
-    conformance::check(|| Directory::with_segment_bytes(SEGMENT_BYTES));
 }
 
 #[test]
