@@ -51,17 +51,11 @@ impl Cluster {
 
 /// What `clients` clients get done, each with one proposal under way, in `seconds`.
 pub(crate) fn run(clients: u64, seconds: u64, entry_bytes: usize, storage: Storage) -> Result<(), BoxError> {
-    eprintln!(
-        "cluster: {clients} clients, {entry_bytes} B, {} for {seconds} s",
-        storage.name()
-    );
+    eprintln!("cluster: {clients} clients, {entry_bytes} B, {} for {seconds} s", storage.name());
     let cluster = Cluster::start(storage)?;
     let disk_p50 = disk::fdatasync_p50_us(cluster.directory.path())?;
     let raft = cluster.leader()?.raft.clone();
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (histogram, elapsed, cpu) = runtime.block_on(async {
         let warm_until = Instant::now() + Duration::from_secs(1);
         let until = warm_until + Duration::from_secs(seconds);
@@ -114,10 +108,7 @@ pub(crate) fn memory(proposals: u64) -> Result<(), BoxError> {
     eprintln!("memory: {proposals} proposals");
     let cluster = Cluster::start(Storage::Heed)?;
     let raft = cluster.leader()?.raft.clone();
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let before = resident_bytes()?;
     for tenth in 1..=10 {
         let each = proposals / 10 / CLIENTS;
@@ -149,15 +140,9 @@ pub(crate) fn memory(proposals: u64) -> Result<(), BoxError> {
 
 fn resident_bytes() -> Result<u64, BoxError> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .ok_or("no VmRSS in /proc/self/status")?;
-    let kib: u64 = line
-        .split_whitespace()
-        .next()
-        .ok_or("no number after VmRSS")?
-        .parse()?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS in /proc/self/status")?;
+    let kib: u64 = line.split_whitespace().next().ok_or("no number after VmRSS")?.parse()?;
     Ok(kib * 1024)
 }
 

@@ -18,10 +18,7 @@ type Client = RaftClient<Vec<u8>, Sum>;
 
 /// Kills the leader of three processes `times` times, starting it again each time.
 pub(crate) fn run(times: usize) -> Result<(), BoxError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(measure(times))
 }
 
@@ -44,11 +41,8 @@ async fn measure(times: usize) -> Result<(), BoxError> {
         everybody.propose(&vec![1; 64]).await?;
         let leader = wait_until_whole(&addresses).await?;
         let index = usize::try_from(leader.get())? - 1;
-        let others = addresses
-            .iter()
-            .enumerate()
-            .filter(|(other, _)| *other != index)
-            .map(|(_, address)| address);
+        let others =
+            addresses.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, address)| address);
         let client = Client::new(others.clone())?.with_deadline(Duration::from_millis(200));
         // Its connections are made before the kill.
         client.inspect().await?;

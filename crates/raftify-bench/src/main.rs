@@ -69,21 +69,12 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let outcome = match Arguments::parse().bench {
-        Bench::Cluster {
-            clients,
-            seconds,
-            entry_bytes,
-            storage,
-        } => clients
-            .into_iter()
-            .try_for_each(|clients| cluster::run(clients, seconds, entry_bytes, storage)),
+        Bench::Cluster { clients, seconds, entry_bytes, storage } => {
+            clients.into_iter().try_for_each(|clients| cluster::run(clients, seconds, entry_bytes, storage))
+        }
         Bench::Memory { proposals } => cluster::memory(proposals),
         Bench::Failover { times } => failover::run(times),
-        Bench::Node {
-            id,
-            directory,
-            address,
-        } => node::serve(id, &directory, &address),
+        Bench::Node { id, directory, address } => node::serve(id, &directory, &address),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

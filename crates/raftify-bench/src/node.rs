@@ -64,20 +64,12 @@ pub(crate) struct Running {
 /// As many addresses as nodes, on free ports of this machine.
 pub(crate) fn free_addresses(count: usize) -> Result<Vec<String>, BoxError> {
     // All are held until all are known, so that no two are the same.
-    let listeners = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
-        .collect::<Result<Vec<_>, _>>()?;
-    listeners
-        .iter()
-        .map(|listener| Ok(listener.local_addr()?.to_string()))
-        .collect()
+    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()
 }
 
 fn members(addresses: &[String]) -> Result<Vec<Member>, BoxError> {
-    (1..)
-        .zip(addresses)
-        .map(|(id, address)| Ok(Member::voter(NodeId::try_from(id)?, address)))
-        .collect()
+    (1..).zip(addresses).map(|(id, address)| Ok(Member::voter(NodeId::try_from(id)?, address))).collect()
 }
 
 /// Starts node `id` of the cluster of `addresses`.
@@ -87,23 +79,14 @@ pub(crate) fn start(
     addresses: &[String],
     storage: Storage,
 ) -> Result<Running, BoxError> {
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let node_id = NodeId::try_from(id)?;
-    let address = addresses
-        .get(usize::try_from(id - 1)?)
-        .ok_or("the node has no address")?;
+    let address = addresses.get(usize::try_from(id - 1)?).ok_or("the node has no address")?;
     let config = Config::default();
     let raft: Node = match storage {
-        Storage::Heed => Raft::bootstrap(
-            node_id,
-            address,
-            HeedStorage::open(directory)?,
-            Sum::default(),
-            config,
-        )?,
+        Storage::Heed => {
+            Raft::bootstrap(node_id, address, HeedStorage::open(directory)?, Sum::default(), config)?
+        }
         Storage::Memory => {
             Raft::bootstrap(node_id, address, MemoryStorage::default(), Sum::default(), config)?
         }

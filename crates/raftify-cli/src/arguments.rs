@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    version,
-    about = "Shows what is in the directory of a raftify node, and how a live one is doing"
-)]
+#[command(version, about = "Shows what is in the directory of a raftify node, and how a live one is doing")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,

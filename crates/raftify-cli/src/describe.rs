@@ -30,12 +30,9 @@ where
 {
     let Command::Describe(what) = command;
     match what {
-        Describe::Logs {
-            path,
-            from,
-            limit,
-            form,
-        } => logs(&path, from, limit, form.form(), formatter, output),
+        Describe::Logs { path, from, limit, form } => {
+            logs(&path, from, limit, form.form(), formatter, output)
+        }
         Describe::Metadata { path, form } => metadata(&path, form.form(), output),
         Describe::Snapshot { path, form } => snapshot(&path, form.form(), formatter, output),
         Describe::Node { address, form } => node::<LogEntry, FSM>(&address, form.form(), output),
@@ -63,14 +60,10 @@ where
     if from < first {
         let last_gone = stored.truncated.index;
         return Err(
-            format!("entries up to {last_gone} are part of the snapshot: begin with --from {first}").into(),
+            format!("entries up to {last_gone} are part of the snapshot: begin with --from {first}").into()
         );
     }
-    let limit = limit.unwrap_or(if form == Form::Table {
-        TABLE_ENTRIES
-    } else {
-        u64::MAX
-    });
+    let limit = limit.unwrap_or(if form == Form::Table { TABLE_ENTRIES } else { u64::MAX });
     let until = LogIndex(from.get().saturating_add(limit)).min(end);
 
     let mut shown = table(["index", "term", "kind", "bytes", "entry"]);
@@ -97,12 +90,9 @@ where
                     });
                     writeln!(output, "{line}")?;
                 }
-                Form::Raw => writeln!(
-                    output,
-                    "{index} {term} {} {}",
-                    entry.kind.number(),
-                    hex(&entry.payload)
-                )?,
+                Form::Raw => {
+                    writeln!(output, "{index} {term} {} {}", entry.kind.number(), hex(&entry.payload))?
+                }
             }
         }
     }
@@ -113,11 +103,7 @@ where
         let count = end.get() - first.get();
         match (count, until < end) {
             (0, _) => writeln!(output, "the log is empty; it goes on at {first}")?,
-            (_, true) => writeln!(
-                output,
-                "{} more, show them with --from {until}",
-                end.get() - until.get()
-            )?,
+            (_, true) => writeln!(output, "{} more, show them with --from {until}", end.get() - until.get())?,
             (_, false) => writeln!(output, "the log ends at {}", stored.last)?,
         }
     }
@@ -207,19 +193,10 @@ fn metadata(path: &Path, form: Form, output: &mut dyn Write) -> Result<(), BoxEr
                             .map_or("none: never used".to_owned(), |identity| identity.to_string()),
                     ),
                     ("term", stored.hard_state.term.to_string()),
-                    (
-                        "vote",
-                        stored
-                            .hard_state
-                            .vote
-                            .map_or("none".to_owned(), |id| format!("node {id}")),
-                    ),
+                    ("vote", stored.hard_state.vote.map_or("none".to_owned(), |id| format!("node {id}"))),
                     ("commit", stored.hard_state.commit.to_string()),
                     ("log", log),
-                    (
-                        "snapshot",
-                        snapshot.map_or("none".to_owned(), |position| position.to_string()),
-                    ),
+                    ("snapshot", snapshot.map_or("none".to_owned(), |position| position.to_string())),
                 ],
             )?;
             print_members(output, stored.members.as_ref(), None)?;
@@ -278,9 +255,7 @@ where
     LogEntry: AbstractLogEntry,
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let inspection = runtime.block_on(async {
         let client = RaftClient::<LogEntry, FSM>::new([address])?;
         Ok::<Inspection, BoxError>(client.inspect().await?)
@@ -306,9 +281,7 @@ where
                     ("node", status.node_id.to_string()),
                     (
                         "identity",
-                        status
-                            .identity
-                            .map_or("none yet".to_owned(), |identity| identity.to_string()),
+                        status.identity.map_or("none yet".to_owned(), |identity| identity.to_string()),
                     ),
                     ("role", status.role.to_string()),
                     ("term", status.term.to_string()),
@@ -316,22 +289,11 @@ where
                     ("committed", status.commit.to_string()),
                     ("applied", status.applied.to_string()),
                     ("on disk", inspection.durable.to_string()),
-                    (
-                        "log",
-                        format!("from {} to {}", status.truncated.index.next(), status.last),
-                    ),
-                    (
-                        "snapshot",
-                        status
-                            .snapshot
-                            .map_or("none".to_owned(), |position| position.to_string()),
-                    ),
+                    ("log", format!("from {} to {}", status.truncated.index.next(), status.last)),
+                    ("snapshot", status.snapshot.map_or("none".to_owned(), |position| position.to_string())),
                     ("proposals waiting", inspection.proposals_waiting.to_string()),
                     ("reads waiting", inspection.reads_waiting.to_string()),
-                    (
-                        "entries in memory",
-                        format!("{} bytes", inspection.log_cache_bytes),
-                    ),
+                    ("entries in memory", format!("{} bytes", inspection.log_cache_bytes)),
                 ],
             )?;
             print_members(output, Some(&status.members), Some(progress))?;

@@ -21,9 +21,7 @@ pub(crate) fn table<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Table {
 /// One line for each fact.
 pub(crate) fn print_facts(output: &mut dyn Write, facts: &[(&str, String)]) -> io::Result<()> {
     let mut table = Table::new();
-    table
-        .load_style(UTF8_BORDERS_ONLY)
-        .set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     for (name, fact) in facts {
         table.add_row([name, fact.as_str()]);
     }
@@ -41,23 +39,15 @@ pub(crate) fn print_members(
     };
     let mut table = table(["member", "address", "role", "incarnation", "log agrees up to"]);
     if progress.is_none_or(<[PeerProgress]>::is_empty) {
-        table
-            .column_mut(4)
-            .map(|column| column.set_constraint(comfy_table::ColumnConstraint::Hidden));
+        table.column_mut(4).map(|column| column.set_constraint(comfy_table::ColumnConstraint::Hidden));
     }
     for member in members.iter() {
         let peer = progress.and_then(|progress| progress.iter().find(|peer| peer.id == member.id));
         let agrees = peer.map_or(String::new(), |peer| {
-            let silent = if peer.recently_active {
-                ""
-            } else {
-                ", not heard of lately"
-            };
+            let silent = if peer.recently_active { "" } else { ", not heard of lately" };
             format!("{} ({}{silent})", peer.matched, peer.state)
         });
-        let incarnation = member
-            .incarnation
-            .map_or("not yet known".to_owned(), |known| known.to_string());
+        let incarnation = member.incarnation.map_or("not yet known".to_owned(), |known| known.to_string());
         table.add_row([
             member.id.to_string(),
             member.address.clone(),
@@ -67,11 +57,7 @@ pub(crate) fn print_members(
         ]);
     }
     writeln!(output, "{table}")?;
-    let joint = if members.is_joint() {
-        ", in a joint configuration"
-    } else {
-        ""
-    };
+    let joint = if members.is_joint() { ", in a joint configuration" } else { "" };
     writeln!(output, "members as of index {}{joint}", members.as_of())
 }
 
@@ -83,10 +69,8 @@ pub(crate) fn print_json(output: &mut dyn Write, value: &Value) -> serde_json::R
 
 /// All of the bytes, without blanks.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}"); // Writing to a String cannot fail.
-            text
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // Writing to a String cannot fail.
+        text
+    })
 }

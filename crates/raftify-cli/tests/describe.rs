@@ -27,11 +27,7 @@ fn directory() -> TempDir {
     let cluster_id = ClusterId(0xc1);
     let members = Members::initial([Member::voter(id(1), "127.0.0.1:60061")]).unwrap();
     let position = LogPosition::new(1, 2);
-    let snapshot = SnapshotMeta {
-        cluster_id,
-        position,
-        members: members.clone(),
-    };
+    let snapshot = SnapshotMeta { cluster_id, position, members: members.clone() };
     let mut writer = storage.snapshots().create(&snapshot).unwrap();
     std::io::Write::write_all(&mut writer, b"the state").unwrap();
     writer.finish().unwrap();
@@ -49,20 +45,12 @@ fn directory() -> TempDir {
         kind,
         payload,
     });
-    let identity = Identity {
-        cluster_id,
-        node_id: id(1),
-        incarnation: Incarnation(0x1c),
-    };
+    let identity = Identity { cluster_id, node_id: id(1), incarnation: Incarnation(0x1c) };
     let writes = [Write {
         identity: Some(identity),
         reset_log: Some(position),
         append: append.collect(),
-        hard_state: Some(HardState {
-            term: Term(2),
-            vote: Some(id(1)),
-            commit: LogIndex(5),
-        }),
+        hard_state: Some(HardState { term: Term(2), vote: Some(id(1)), commit: LogIndex(5) }),
         members: Some(members),
         snapshot: Some(snapshot),
         ..Write::default()
@@ -72,10 +60,7 @@ fn directory() -> TempDir {
 }
 
 fn cli(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_raftify-cli"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_raftify-cli")).args(arguments).output().unwrap()
 }
 
 /// What the program says about the directory; the name of the directory is cut out.
@@ -251,17 +236,8 @@ fn metadata_is_shown_in_three_forms() {
         exit code 0
     "#]],
     );
-    let raw = cli(&[
-        "describe",
-        "metadata",
-        directory.path().to_str().unwrap(),
-        "--raw",
-    ]);
-    assert!(
-        String::from_utf8(raw.stdout)
-            .unwrap()
-            .starts_with("StoredState {")
-    );
+    let raw = cli(&["describe", "metadata", directory.path().to_str().unwrap(), "--raw"]);
+    assert!(String::from_utf8(raw.stdout).unwrap().starts_with("StoredState {"));
 }
 
 #[test]
@@ -331,11 +307,7 @@ fn a_directory_in_use_can_be_described() {
     let directory = directory();
     let _in_use = HeedStorage::open(directory.path()).unwrap();
     let output = cli(&["describe", "metadata", directory.path().to_str().unwrap()]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -345,22 +317,14 @@ fn what_cannot_be_described_gets_one_line_and_exit_code_1() {
         let missing = directory.path().join("missing");
         let output = cli(&["describe", what, missing.to_str().unwrap()]);
         let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(
-            (output.status.code(), said.lines().count()),
-            (Some(1), 1),
-            "{said}"
-        );
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
         assert!(said.starts_with("error: ") && said.contains("missing"), "{said}");
         assert!(!missing.exists(), "describing must create nothing");
     }
     for address in ["nonsense", "127.0.0.1:1"] {
         let output = cli(&["describe", "node", address]);
         let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(
-            (output.status.code(), said.lines().count()),
-            (Some(1), 1),
-            "{said}"
-        );
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
         assert!(said.contains(address), "{said}");
     }
 }
@@ -377,20 +341,13 @@ fn a_damaged_snapshot_is_an_error_and_not_a_panic() {
     }
     let output = cli(&["describe", "snapshot", directory.path().to_str().unwrap()]);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(
-        (output.status.code(), said.lines().count()),
-        (Some(1), 1),
-        "{said}"
-    );
+    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
 }
 
 #[test]
 fn a_command_line_that_makes_no_sense_has_exit_code_2() {
-    for arguments in [
-        &["describe"][..],
-        &["describe", "logs"],
-        &["describe", "logs", ".", "--json", "--raw"],
-    ] {
+    for arguments in [&["describe"][..], &["describe", "logs"], &["describe", "logs", ".", "--json", "--raw"]]
+    {
         assert_eq!(cli(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
@@ -407,11 +364,6 @@ fn a_reader_that_goes_away_is_no_error() {
     drop(program.stdout.take());
     let status = program.wait().unwrap();
     let mut errors = String::new();
-    program
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut errors)
-        .unwrap();
+    program.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert_eq!((status.code(), errors.as_str()), (Some(0), ""));
 }

@@ -150,9 +150,7 @@ impl Config {
     /// # Errors
     /// Line and field of what cannot be read. Whether the values fit together is checked by [`Config::check`].
     pub fn from_toml(text: &str) -> Result<Config, ConfigError> {
-        toml::from_str(text).map_err(|error| ConfigError {
-            problems: vec![error.to_string()],
-        })
+        toml::from_str(text).map_err(|error| ConfigError { problems: vec![error.to_string()] })
     }
 
     /// Checks every value and how they fit together.
@@ -187,10 +185,7 @@ impl Config {
         );
         demand(
             self.election_timeout <= Duration::from_secs(3600),
-            format!(
-                "election_timeout is {:?}, it must be at most 1h",
-                self.election_timeout
-            ),
+            format!("election_timeout is {:?}, it must be at most 1h", self.election_timeout),
         );
         for (name, timeout) in [
             ("disk_stall_timeout", self.disk_stall_timeout),
@@ -211,18 +206,11 @@ impl Config {
             ("reconnect_delay_max", self.reconnect_delay_max),
             ("snapshot_chunk_timeout", self.snapshot_chunk_timeout),
         ] {
-            demand(
-                timeout >= Duration::from_millis(1),
-                format!("{name} ({timeout:?}) must be at least 1ms"),
-            );
+            demand(timeout >= Duration::from_millis(1), format!("{name} ({timeout:?}) must be at least 1ms"));
         }
         demand(
             (1..=64 * MIB).contains(&self.entry_bytes_max),
-            format!(
-                "entry_bytes_max is {}, it must lie between 1 and {}",
-                self.entry_bytes_max,
-                64 * MIB
-            ),
+            format!("entry_bytes_max is {}, it must lie between 1 and {}", self.entry_bytes_max, 64 * MIB),
         );
         demand(
             (KIB..=64 * MIB).contains(&self.message_bytes_max),
@@ -251,16 +239,9 @@ impl Config {
             ("messages_in_flight_max", self.messages_in_flight_max, 1),
             ("peer_queue_max", self.peer_queue_max, 16),
         ] {
-            demand(
-                count >= least,
-                format!("{name} is {count}, it must be at least {least}"),
-            );
+            demand(count >= least, format!("{name} is {count}, it must be at least {least}"));
         }
-        if problems.is_empty() {
-            Ok(CheckedConfig(self))
-        } else {
-            Err(ConfigError { problems })
-        }
+        if problems.is_empty() { Ok(CheckedConfig(self)) } else { Err(ConfigError { problems }) }
     }
 }
 

@@ -27,7 +27,10 @@ pub enum StopReason {
     #[error("the node stopped because its state machine failed: {0}")]
     StateMachine(String),
     /// It was removed from the cluster.
-    #[error("the node was removed from the cluster as of index {as_of}")]
+    #[error(
+        "the node was removed from the cluster as of index {as_of}: to take part again it must join with a new ticket \
+         and an empty directory"
+    )]
     Removed {
         /// The membership in which it is missing.
         as_of: LogIndex,
@@ -114,9 +117,9 @@ pub enum ReadError {
     /// No leader is known.
     #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
     NoLeader,
-    /// This node does not lead. Only other nodes ever see this.
-    #[error("this node does not lead the cluster")]
-    NotLeader,
+    /// This node does not lead, and only the leader can confirm an index. Only other nodes and clients ever see this.
+    #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
+    NotLeader(LeaderHint),
     /// Too many reads wait.
     #[error("{waiting} reads are waiting, which is as many as may")]
     Busy {

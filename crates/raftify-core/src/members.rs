@@ -60,22 +60,12 @@ pub struct Member {
 impl Member {
     /// A voter at `address`.
     pub fn voter(id: NodeId, address: impl Into<String>) -> Member {
-        Member {
-            id,
-            address: address.into(),
-            role: MemberRole::Voter,
-            incarnation: None,
-        }
+        Member { id, address: address.into(), role: MemberRole::Voter, incarnation: None }
     }
 
     /// A learner at `address`.
     pub fn learner(id: NodeId, address: impl Into<String>) -> Member {
-        Member {
-            id,
-            address: address.into(),
-            role: MemberRole::Learner,
-            incarnation: None,
-        }
+        Member { id, address: address.into(), role: MemberRole::Learner, incarnation: None }
     }
 }
 
@@ -118,10 +108,7 @@ pub enum MembershipChange {
 impl MembershipChange {
     /// A change of a single member.
     pub fn one(step: MemberChange) -> MembershipChange {
-        MembershipChange::Steps {
-            steps: vec![step],
-            leave: LeaveJoint::Automatically,
-        }
+        MembershipChange::Steps { steps: vec![step], leave: LeaveJoint::Automatically }
     }
 
     /// Whether this change goes through a joint configuration.
@@ -260,10 +247,7 @@ impl Members {
 
     /// Whether `id` votes in the configuration in force, in either half of a joint one.
     pub fn is_voter(&self, id: NodeId) -> bool {
-        self.outgoing.contains(&id)
-            || self
-                .get(id)
-                .is_some_and(|member| member.role == MemberRole::Voter)
+        self.outgoing.contains(&id) || self.get(id).is_some_and(|member| member.role == MemberRole::Voter)
     }
 
     /// The next id that will be reserved.
@@ -273,10 +257,8 @@ impl Members {
 
     /// In the terms of consensus.
     pub fn configuration(&self) -> Configuration {
-        let mut configuration = Configuration {
-            voters_outgoing: self.outgoing.clone(),
-            ..Default::default()
-        };
+        let mut configuration =
+            Configuration { voters_outgoing: self.outgoing.clone(), ..Default::default() };
         for member in self.members.values() {
             let set = match member.role {
                 MemberRole::Voter => &mut configuration.voters,
@@ -362,16 +344,8 @@ impl Members {
         if self.removed.contains(&id) {
             return Err(MembershipRefusal::IdWasRemoved { id });
         }
-        if let Some(holder) = self
-            .members
-            .values()
-            .find(|m| m.address == member.address && m.id != id)
-        {
-            return Err(MembershipRefusal::AddressTaken {
-                id,
-                address: member.address,
-                holder: holder.id,
-            });
+        if let Some(holder) = self.members.values().find(|m| m.address == member.address && m.id != id) {
+            return Err(MembershipRefusal::AddressTaken { id, address: member.address, holder: holder.id });
         }
         if let Some(known) = self.members.get(&id) {
             match (known.incarnation, member.incarnation) {
@@ -388,10 +362,7 @@ impl Members {
     }
 
     fn remove(&mut self, id: NodeId) -> Result<(), MembershipRefusal> {
-        let member = self
-            .members
-            .get_mut(&id)
-            .ok_or(MembershipRefusal::UnknownMember { id })?;
+        let member = self.members.get_mut(&id).ok_or(MembershipRefusal::UnknownMember { id })?;
         if self.outgoing.contains(&id) {
             member.role = MemberRole::Leaving;
         } else {
@@ -407,12 +378,8 @@ impl Members {
         }
         self.outgoing.clear();
         self.leave = LeaveJoint::Automatically;
-        let leaving: Vec<NodeId> = self
-            .members
-            .values()
-            .filter(|m| m.role == MemberRole::Leaving)
-            .map(|m| m.id)
-            .collect();
+        let leaving: Vec<NodeId> =
+            self.members.values().filter(|m| m.role == MemberRole::Leaving).map(|m| m.id).collect();
         for id in leaving {
             self.members.remove(&id);
             self.removed.insert(id);
@@ -422,17 +389,11 @@ impl Members {
 
     /// What must hold of every membership, however it came about.
     fn check_whole(&self) -> Result<(), MembershipRefusal> {
-        if !self
-            .members
-            .values()
-            .any(|member| member.role == MemberRole::Voter)
-        {
+        if !self.members.values().any(|member| member.role == MemberRole::Voter) {
             return Err(MembershipRefusal::LastVoter);
         }
         if self.members.len() > MEMBERS_MAX {
-            return Err(MembershipRefusal::TooManyMembers {
-                count: self.members.len(),
-            });
+            return Err(MembershipRefusal::TooManyMembers { count: self.members.len() });
         }
         Ok(())
     }
@@ -447,20 +408,15 @@ impl Members {
         }
         match self.get(sender.id) {
             Some(member) => match member.incarnation {
-                Some(known) if known != sender.incarnation => Err(SenderRefusal::Fenced {
-                    id: sender.id,
-                    known,
-                    presented: sender.incarnation,
-                }),
+                Some(known) if known != sender.incarnation => {
+                    Err(SenderRefusal::Fenced { id: sender.id, known, presented: sender.incarnation })
+                }
                 _ => Ok(()),
             },
             // The sender may have been added by a change that has not reached this node: it may even be the leader
             // that will bring it. Only who claims no newer membership than ours is judged by ours.
             None if !self.is_empty() && sender.members_as_of <= self.as_of => {
-                Err(SenderRefusal::NotAMember {
-                    id: sender.id,
-                    as_of: self.as_of,
-                })
+                Err(SenderRefusal::NotAMember { id: sender.id, as_of: self.as_of })
             }
             None => Ok(()),
         }
@@ -487,9 +443,7 @@ impl Members {
             return Err(MembersDecodeError::Inconsistent);
         }
         if !members.is_empty() {
-            members
-                .check_whole()
-                .map_err(|_| MembersDecodeError::Inconsistent)?;
+            members.check_whole().map_err(|_| MembersDecodeError::Inconsistent)?;
         }
         Ok(members)
     }
@@ -668,10 +622,7 @@ pub struct AddressProblem {
 pub fn check_address(address: &str) -> Result<(), AddressProblem> {
     let problem = |reason: &str| {
         let shown: String = address.chars().take(ADDRESS_BYTES_MAX).collect();
-        Err(AddressProblem {
-            address: shown,
-            reason: reason.to_owned(),
-        })
+        Err(AddressProblem { address: shown, reason: reason.to_owned() })
     };
     if address.len() > ADDRESS_BYTES_MAX {
         return problem("it is too long");
@@ -731,9 +682,7 @@ pub enum MembersDecodeError {
 
 fn encode_versioned<T: Serialize>(version: u8, value: &T) -> Bytes {
     let bytes = postcard::to_extend(value, vec![version]);
-    bytes
-        .expect("plain data with known lengths, written to memory, always encodes")
-        .into()
+    bytes.expect("plain data with known lengths, written to memory, always encodes").into()
 }
 
 fn decode_versioned<T: for<'a> Deserialize<'a>>(
@@ -743,16 +692,10 @@ fn decode_versioned<T: for<'a> Deserialize<'a>>(
 ) -> Result<T, MembersDecodeError> {
     let (found, rest) = bytes.split_first().ok_or(MembersDecodeError::Empty { what })?;
     if *found != known {
-        return Err(MembersDecodeError::Version {
-            what,
-            found: *found,
-            known,
-        });
+        return Err(MembersDecodeError::Version { what, found: *found, known });
     }
-    let (value, rest) = postcard::take_from_bytes(rest).map_err(|error| MembersDecodeError::Malformed {
-        what,
-        reason: error.to_string(),
-    })?;
+    let (value, rest) = postcard::take_from_bytes(rest)
+        .map_err(|error| MembersDecodeError::Malformed { what, reason: error.to_string() })?;
     if !rest.is_empty() {
         let reason = format!("{} bytes follow it", rest.len());
         return Err(MembersDecodeError::Malformed { what, reason });

@@ -32,9 +32,7 @@ pub(crate) struct Resolved<W> {
 
 impl<W> AnswersOwed<W> {
     pub(crate) fn new() -> Self {
-        AnswersOwed {
-            waiting: BTreeMap::new(),
-        }
+        AnswersOwed { waiting: BTreeMap::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -42,18 +40,13 @@ impl<W> AnswersOwed<W> {
     }
 
     pub(crate) fn insert(&mut self, position: LogPosition, who: W, deadline_ticks: u64) {
-        let replaced = self
-            .waiting
-            .insert((position.index, position.term), Waiter { who, deadline_ticks });
+        let replaced = self.waiting.insert((position.index, position.term), Waiter { who, deadline_ticks });
         debug_assert!(replaced.is_none(), "two proposals at {position}");
     }
 
     /// The entry at `position` is being applied; entries are applied in order.
     pub(crate) fn resolve(&mut self, position: LogPosition) -> Resolved<W> {
-        let mut resolved = Resolved {
-            applied: None,
-            superseded: Vec::new(),
-        };
+        let mut resolved = Resolved { applied: None, superseded: Vec::new() };
         while let Some(first) = self.waiting.first_entry() {
             let (index, term) = *first.key();
             if index > position.index {
@@ -78,17 +71,12 @@ impl<W> AnswersOwed<W> {
 
     /// Whose deadline has passed.
     pub(crate) fn take_expired(&mut self, now_ticks: u64) -> Vec<W> {
-        let expired = self
-            .waiting
-            .extract_if(.., |_, waiter| waiter.deadline_ticks <= now_ticks);
+        let expired = self.waiting.extract_if(.., |_, waiter| waiter.deadline_ticks <= now_ticks);
         expired.map(|(_, waiter)| waiter.who).collect()
     }
 
     pub(crate) fn take_all(&mut self) -> Vec<W> {
-        std::mem::take(&mut self.waiting)
-            .into_values()
-            .map(|waiter| waiter.who)
-            .collect()
+        std::mem::take(&mut self.waiting).into_values().map(|waiter| waiter.who).collect()
     }
 }
 

@@ -160,20 +160,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// # Errors
     /// If the storage belongs to another node, contradicts itself, or cannot be read.
     pub fn new(start: CoreStart, log: &impl LogReader) -> Result<Self, StartError> {
-        let CoreStart {
-            node_id,
-            config,
-            seed,
-            stored,
-            logger,
-        } = start;
+        let CoreStart { node_id, config, seed, stored, logger } = start;
         if let Some(identity) = stored.identity
             && identity.node_id != node_id
         {
-            return Err(StartError::OtherNode {
-                stored: identity,
-                asked: node_id,
-            });
+            return Err(StartError::OtherNode { stored: identity, asked: node_id });
         }
         let (log_start, members, handed_out) = log_start(&stored, log)?;
         let applied = log_start.applied;
@@ -225,15 +216,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if self.members.is_empty() {
             return;
         }
-        self.next.committed.push(Committed::Members {
-            position: self.handed_out,
-            members: Arc::clone(&self.members),
-        });
+        self.next
+            .committed
+            .push(Committed::Members { position: self.handed_out, members: Arc::clone(&self.members) });
         if self.members.get(self.node_id).is_none() {
             // A node is told of a membership only as its member.
-            return self.must_stop(StopReason::Removed {
-                as_of: self.members.as_of(),
-            });
+            return self.must_stop(StopReason::Removed { as_of: self.members.as_of() });
         }
         let voters = self.members.configuration();
         if voters.voters.len() == 1 && voters.voters.contains(&self.node_id) && !self.members.is_joint() {
@@ -268,17 +256,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             LocalRequestMsg::ForLeader(request) => self.take_request(request, crate::Forwarding::Allowed),
             LocalRequestMsg::ReadIndex { reply } => self.take_read(reply, Serve::WhenApplied),
             LocalRequestMsg::Campaign { reply } => self.campaign(reply),
-            LocalRequestMsg::Demote {
-                term,
-                successor,
-                reply,
-            } => self.demote(term, successor, reply),
+            LocalRequestMsg::Demote { term, successor, reply } => self.demote(term, successor, reply),
             LocalRequestMsg::MakeSnapshot { reply } => self.make_snapshot(reply),
-            LocalRequestMsg::StartCluster {
-                identity,
-                members,
-                reply,
-            } => {
+            LocalRequestMsg::StartCluster { identity, members, reply } => {
                 self.start_cluster(identity, members, reply);
             }
             LocalRequestMsg::AwaitCluster { identity, reply } => self.await_cluster(identity, reply),
@@ -289,11 +269,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// Another node, or a remote client, asks.
     pub fn handle_server_request_msg(&mut self, message: ServerRequestMsg<R>) {
         match message {
-            ServerRequestMsg::RaftMessages {
-                sender,
-                receiver,
-                messages,
-            } => {
+            ServerRequestMsg::RaftMessages { sender, receiver, messages } => {
                 if let Err(refusal) = self.check_sender(&sender, receiver) {
                     warn!(node = %self.node_id, from = %sender.id, "refused messages: {refusal}");
                     return;
@@ -303,13 +279,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     self.step(sender.id, message);
                 }
             }
-            ServerRequestMsg::InstallSnapshot {
-                sender,
-                receiver,
-                term,
-                snapshot,
-                reply,
-            } => {
+            ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply } => {
                 self.install_snapshot(sender, receiver, term, snapshot, reply);
             }
             ServerRequestMsg::ForLeader { request, forwarding } => self.take_request(request, forwarding),
@@ -495,17 +465,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         for (round, index) in ready.confirmed_reads {
             self.reads.confirmed(round, index, self.applied);
         }
-        if ready
-            .committed
-            .iter()
-            .any(|entry| entry.kind == EntryKind::MembershipChange)
-        {
+        if ready.committed.iter().any(|entry| entry.kind == EntryKind::MembershipChange) {
             // A change is put into force only when the commit index that covers it is durable: a node that has acted on
             // a membership must not fall back to an older one when it restarts.
             self.next.write.hard_state = Some(self.consensus.hard_state());
         }
-        self.held
-            .extend(ready.committed.into_iter().map(|entry| (entry, number)));
+        self.held.extend(ready.committed.into_iter().map(|entry| (entry, number)));
     }
 
     fn issue(&mut self, number: TurnNumber, ready_number: Option<u64>) -> Option<Turn<R>> {
@@ -523,18 +488,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             next.send_now.append(&mut next.send_after);
         }
         self.issued = number;
-        self.in_flight.push_back(InFlight {
-            number,
-            issued_ticks: self.now_ticks,
-            ready_number,
-            has_write,
-        });
+        self.in_flight.push_back(InFlight { number, issued_ticks: self.now_ticks, ready_number, has_write });
         if !has_write && self.in_flight.len() == 1 {
             self.written(number);
         }
-        self.snapshots
-            .sending
-            .extend(next.send_snapshots.iter().map(|send| (send.to, send.position)));
+        self.snapshots.sending.extend(next.send_snapshots.iter().map(|send| (send.to, send.position)));
         Some(Turn {
             number,
             send_now: next.send_now,
@@ -564,24 +522,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             && expected != identity.incarnation
         {
             let actual = identity.incarnation;
-            return Err(SenderRefusal::OtherReceiver {
-                id: self.node_id,
-                expected,
-                actual,
-            });
+            return Err(SenderRefusal::OtherReceiver { id: self.node_id, expected, actual });
         }
         self.members.check_sender(sender, self.node_id)?;
         // Until an incarnation is replicated, the first one heard of counts.
-        let known = *self
-            .first_incarnations
-            .entry(sender.id)
-            .or_insert(sender.incarnation);
+        let known = *self.first_incarnations.entry(sender.id).or_insert(sender.incarnation);
         if known != sender.incarnation {
-            return Err(SenderRefusal::Fenced {
-                id: sender.id,
-                known,
-                presented: sender.incarnation,
-            });
+            return Err(SenderRefusal::Fenced { id: sender.id, known, presented: sender.incarnation });
         }
         Ok(())
     }
@@ -604,9 +551,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn is_alive(&self, peer: NodeId) -> bool {
         let election_ticks = self.config.ticks(self.config.election_timeout);
-        self.last_heard
-            .get(&peer)
-            .is_some_and(|heard| self.now_ticks - heard <= election_ticks)
+        self.last_heard.get(&peer).is_some_and(|heard| self.now_ticks - heard <= election_ticks)
     }
 
     // --- Reads ---
@@ -614,22 +559,17 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn take_read(&mut self, reply: Responder<LogIndex, ReadError>, serve: Serve) {
         let waiting = self.reads.len();
         if waiting >= self.config.reads_in_flight_max {
-            return reply.answer(Err(ReadError::Busy {
-                waiting: waiting as u64,
-            }));
+            return reply.answer(Err(ReadError::Busy { waiting: waiting as u64 }));
         }
         if self.consensus.leader().is_none() {
             return reply.answer(Err(ReadError::NoLeader));
         }
         if serve == Serve::WhenConfirmed && !self.consensus.is_leader() {
-            return reply.answer(Err(ReadError::NotLeader));
+            let refusal = self.status().leader_hint().map_or(ReadError::NoLeader, ReadError::NotLeader);
+            return reply.answer(Err(refusal));
         }
         let deadline_ticks = self.deadline(self.config.read_timeout);
-        self.reads.add(Read {
-            reply,
-            serve,
-            deadline_ticks,
-        });
+        self.reads.add(Read { reply, serve, deadline_ticks });
     }
 
     fn begin_read_round(&mut self) {
@@ -679,17 +619,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let Some(confirmed) = &self.retired else { return };
         let (from, term) = (self.node_id, self.consensus.term());
         let voters = self.members.configuration().voters;
-        self.next
-            .send_now
-            .extend(voters.difference(confirmed).map(|&to| RaftMessage {
-                from,
-                to,
-                term,
-                body: RaftMessageBody::HeartbeatResponse {
-                    commit: LogIndex::ZERO,
-                    read_round: None,
-                },
-            }));
+        self.next.send_now.extend(voters.difference(confirmed).map(|&to| RaftMessage {
+            from,
+            to,
+            term,
+            body: RaftMessageBody::HeartbeatResponse { commit: LogIndex::ZERO, read_round: None },
+        }));
     }
 
     // --- Small things ---
@@ -709,16 +644,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn start_cluster(&mut self, identity: Identity, members: Members, reply: Responder<(), JoinError>) {
         if let Some(stored) = self.identity {
-            return reply.answer(Err(JoinError::AlreadyMember {
-                cluster_id: stored.cluster_id,
-            }));
+            return reply.answer(Err(JoinError::AlreadyMember { cluster_id: stored.cluster_id }));
         }
         let start = LogStart {
-            hard_state: HardState {
-                term: CLUSTER_START.term,
-                vote: None,
-                commit: CLUSTER_START.index,
-            },
+            hard_state: HardState { term: CLUSTER_START.term, vote: None, commit: CLUSTER_START.index },
             configuration: members.configuration(),
             truncated: CLUSTER_START,
             last: CLUSTER_START,
@@ -751,10 +680,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn await_cluster(&mut self, identity: Identity, reply: Responder<(), JoinError>) {
         match self.identity {
             Some(stored) if stored == identity => reply.answer(Ok(())),
-            Some(stored) => reply.answer(Err(JoinError::OtherIdentity {
-                stored,
-                asked: identity,
-            })),
+            Some(stored) => reply.answer(Err(JoinError::OtherIdentity { stored, asked: identity })),
             None => {
                 self.identity = Some(identity);
                 self.next.write.identity = Some(identity);
@@ -772,10 +698,7 @@ fn log_start(
     log: &impl LogReader,
 ) -> Result<(LogStart, Members, LogPosition), StartError> {
     let inconsistent = |reason: String| Err(StartError::Inconsistent { reason });
-    let state_machine_at = stored
-        .snapshot
-        .as_ref()
-        .map_or(stored.truncated, |snapshot| snapshot.position);
+    let state_machine_at = stored.snapshot.as_ref().map_or(stored.truncated, |snapshot| snapshot.position);
     let applied = state_machine_at.index;
     if applied < stored.truncated.index {
         let truncated = stored.truncated;
@@ -808,10 +731,7 @@ fn log_start(
         ));
     }
     if hard_state.term < stored.last.term {
-        return inconsistent(format!(
-            "the term is {}, the log ends at {}",
-            hard_state.term, stored.last
-        ));
+        return inconsistent(format!("the term is {}, the log ends at {}", hard_state.term, stored.last));
     }
     let mut tail = Vec::new();
     let mut from = applied.next();
@@ -831,10 +751,7 @@ fn log_start(
         term_starts: stored.term_starts.clone(),
         applied,
         tail,
-        snapshot: stored
-            .snapshot
-            .as_ref()
-            .map(|s| (s.position, s.members.configuration())),
+        snapshot: stored.snapshot.as_ref().map(|s| (s.position, s.members.configuration())),
     };
     Ok((start, members, state_machine_at))
 }

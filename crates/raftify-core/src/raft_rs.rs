@@ -80,11 +80,7 @@ impl Consensus {
         log: LogStart,
         logger: Option<slog::Logger>,
     ) -> Result<Consensus, String> {
-        let to_ticks = |span| {
-            usize::try_from(config.ticks(span))
-                .unwrap_or(usize::MAX / 4)
-                .max(1)
-        };
+        let to_ticks = |span| usize::try_from(config.ticks(span)).unwrap_or(usize::MAX / 4).max(1);
         let heartbeat_tick = to_ticks(config.heartbeat_interval);
         let election_tick = to_ticks(config.election_timeout).max(heartbeat_tick + 1);
         let raft_config = raft::Config {
@@ -158,10 +154,7 @@ impl Consensus {
 
     pub(crate) fn last(&self) -> LogPosition {
         let index = self.raw.raft.raft_log.last_index();
-        LogPosition {
-            term: self.term_at(LogIndex(index)).unwrap_or_default(),
-            index: LogIndex(index),
-        }
+        LogPosition { term: self.term_at(LogIndex(index)).unwrap_or_default(), index: LogIndex(index) }
     }
 
     pub(crate) fn truncated(&self) -> LogPosition {
@@ -268,10 +261,7 @@ impl Consensus {
 
     /// Appends user entries to the leader's log. The position of the first; the others follow it.
     pub(crate) fn propose(&mut self, payloads: Vec<Bytes>) -> Result<LogPosition, ProposalDropped> {
-        let entries = payloads
-            .into_iter()
-            .map(|payload| entry_of(EntryKind::User, payload))
-            .collect();
+        let entries = payloads.into_iter().map(|payload| entry_of(EntryKind::User, payload)).collect();
         self.propose_entries(entries)
     }
 
@@ -286,10 +276,7 @@ impl Consensus {
         message.from = self.node_id.get();
         message.entries = entries.into();
         self.raw.step(message).map_err(|_| ProposalDropped)?;
-        Ok(LogPosition {
-            term: self.term(),
-            index: first,
-        })
+        Ok(LogPosition { term: self.term(), index: first })
     }
 
     /// Appends a membership change to the leader's log. The caller has checked that none is pending.
@@ -299,21 +286,13 @@ impl Consensus {
     ) -> Result<LogPosition, ProposalDropped> {
         let index = LogIndex(self.raw.raft.raft_log.last_index()).next();
         let payload = change.encode().to_vec();
-        self.raw
-            .propose_conf_change(payload, conf_change(change))
-            .map_err(|_| ProposalDropped)?;
-        Ok(LogPosition {
-            term: self.term(),
-            index,
-        })
+        self.raw.propose_conf_change(payload, conf_change(change)).map_err(|_| ProposalDropped)?;
+        Ok(LogPosition { term: self.term(), index })
     }
 
     /// Puts a committed membership change into force.
     pub(crate) fn apply_change(&mut self, change: &MembershipChange) -> Result<Configuration, String> {
-        let state = self
-            .raw
-            .apply_conf_change(&conf_change(change))
-            .map_err(|error| error.to_string())?;
+        let state = self.raw.apply_conf_change(&conf_change(change)).map_err(|error| error.to_string())?;
         Ok(configuration(&state))
     }
 
@@ -330,10 +309,7 @@ impl Consensus {
     pub(crate) fn apply_to(&mut self, index: LogIndex) {
         let log = &self.raw.raft.raft_log;
         let possible = log.committed.min(log.persisted);
-        debug_assert!(
-            index.0 <= possible,
-            "applied {index}, but only {possible} is committed and durable"
-        );
+        debug_assert!(index.0 <= possible, "applied {index}, but only {possible} is committed and durable");
         if index.0 > log.applied && index.0 <= possible {
             self.raw.advance_apply_to(index.0);
         }
@@ -345,19 +321,13 @@ impl Consensus {
     }
 
     pub(crate) fn report_snapshot(&mut self, peer: NodeId, installed: bool) {
-        let status = if installed {
-            SnapshotStatus::Finish
-        } else {
-            SnapshotStatus::Failure
-        };
+        let status = if installed { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         self.raw.report_snapshot(peer.get(), status);
     }
 
     /// From now on, this snapshot can be sent to followers.
     pub(crate) fn set_snapshot(&mut self, position: LogPosition, members: &Members) {
-        self.raw
-            .mut_store()
-            .set_snapshot(position, &members.configuration());
+        self.raw.mut_store().set_snapshot(position, &members.configuration());
     }
 
     /// Whether a follower needs a snapshot and there is none to send. Asking clears it.
@@ -435,10 +405,7 @@ impl Consensus {
         message.set_snapshot(data);
         let _ = self.raw.step(message);
         self.pin_election_timeout();
-        Ok(self
-            .raw
-            .snap()
-            .is_some_and(|pending| pending.get_metadata().index == position.index.0))
+        Ok(self.raw.snap().is_some_and(|pending| pending.get_metadata().index == position.index.0))
     }
 
     /// Everything that raft-rs asserts about a message.
@@ -454,23 +421,19 @@ impl Consensus {
             return Err(Implausible("its term is out of range"));
         }
         match &message.body {
-            RaftMessageBody::Append {
-                previous, entries, ..
-            } => check_append(message.term, *previous, entries),
+            RaftMessageBody::Append { previous, entries, .. } => {
+                check_append(message.term, *previous, entries)
+            }
             RaftMessageBody::Heartbeat { commit, .. } if *commit > last && message.term >= self.term() => {
                 // Only after this node lost entries that it had acknowledged.
-                Err(Implausible(
-                    "its commit index is beyond the end of this node's log",
-                ))
+                Err(Implausible("its commit index is beyond the end of this node's log"))
             }
             RaftMessageBody::AppendResponse { index, rejection, .. } => {
                 // A rejection names what this leader once sent; its log may have grown shorter since, in another term.
                 let hinted = rejection.map_or(LogIndex::ZERO, |hint| hint.index);
                 if (self.is_leader() && message.term == self.term() && *index > last) || hinted.0 > NUMBER_MAX
                 {
-                    return Err(Implausible(
-                        "it acknowledges entries that this leader does not have",
-                    ));
+                    return Err(Implausible("it acknowledges entries that this leader does not have"));
                 }
                 Ok(())
             }
@@ -497,19 +460,13 @@ impl Consensus {
         };
         if !raft_ready.snapshot().is_empty() {
             let position = convert::snapshot_position(raft_ready.snapshot());
-            self.raw
-                .mut_store()
-                .reset(position, raft_ready.snapshot().get_metadata().get_conf_state());
+            self.raw.mut_store().reset(position, raft_ready.snapshot().get_metadata().get_conf_state());
             ready.installed = Some(position);
         }
         let entries = raft_ready.take_entries();
         ready.append = entries.iter().map(entry_from_raft).collect();
         self.raw.mut_store().append(entries);
-        ready.committed = raft_ready
-            .take_committed_entries()
-            .iter()
-            .map(entry_from_raft)
-            .collect();
+        ready.committed = raft_ready.take_committed_entries().iter().map(entry_from_raft).collect();
         ready.confirmed_reads = raft_ready
             .take_read_states()
             .into_iter()
@@ -555,11 +512,7 @@ impl ConsensusReady {
         if message.get_msg_type() == MessageType::MsgSnapshot {
             if let Some(to) = NodeId::new(message.to) {
                 let position = convert::snapshot_position(message.get_snapshot());
-                self.send_snapshots.push(SnapshotToSend {
-                    to,
-                    term: Term(message.term),
-                    position,
-                });
+                self.send_snapshots.push(SnapshotToSend { to, term: Term(message.term), position });
             }
             return;
         }
@@ -580,9 +533,7 @@ fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<
     }
     // raft-rs takes term zero to match wherever its own log has no entry.
     if (previous.term.0 == 0) != (previous.index.0 == 0) {
-        return Err(Implausible(
-            "the previous entry has an index and no term, or a term and no index",
-        ));
+        return Err(Implausible("the previous entry has an index and no term, or a term and no index"));
     }
     let mut before = previous;
     for entry in entries {
@@ -600,11 +551,7 @@ fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<
 }
 
 fn entry_of(kind: EntryKind, payload: Bytes) -> RaftEntry {
-    entry_to_raft(&Entry {
-        position: LogPosition::ZERO,
-        kind,
-        payload,
-    })
+    entry_to_raft(&Entry { position: LogPosition::ZERO, kind, payload })
 }
 
 fn conf_change(change: &MembershipChange) -> ConfChangeV2 {

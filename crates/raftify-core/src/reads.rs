@@ -73,11 +73,7 @@ impl Reads {
     pub(crate) fn begin_round(&mut self, kind: RoundKind) -> u64 {
         self.last_round += 1;
         let reads = std::mem::take(&mut self.for_next_round);
-        self.under_way = Some(Round {
-            number: self.last_round,
-            kind,
-            reads,
-        });
+        self.under_way = Some(Round { number: self.last_round, kind, reads });
         self.last_round
     }
 
@@ -107,17 +103,11 @@ impl Reads {
     /// Leadership changed: a round of heartbeats will bring no answer any more. Another node's read goes back to that
     /// node, which will ask the new leader.
     pub(crate) fn leadership_lost(&mut self) {
-        if let Some(round) = self
-            .under_way
-            .take_if(|round| round.kind == RoundKind::Heartbeats)
-        {
+        if let Some(round) = self.under_way.take_if(|round| round.kind == RoundKind::Heartbeats) {
             self.for_next_round.extend(round.reads);
         }
-        for read in self
-            .for_next_round
-            .extract_if(.., |read| read.serve == Serve::WhenConfirmed)
-        {
-            read.reply.answer(Err(ReadError::NotLeader));
+        for read in self.for_next_round.extract_if(.., |read| read.serve == Serve::WhenConfirmed) {
+            read.reply.answer(Err(ReadError::NoLeader));
         }
     }
 
@@ -146,8 +136,7 @@ impl Reads {
         }
         self.for_applied.retain(|_, reads| !reads.is_empty());
         // A round of heartbeats whose reads are all gone is not waited for: its answer may never come.
-        self.under_way
-            .take_if(|round| round.reads.is_empty() && round.kind == RoundKind::Heartbeats);
+        self.under_way.take_if(|round| round.reads.is_empty() && round.kind == RoundKind::Heartbeats);
         for read in expired {
             read.reply.answer(Err(ReadError::TimedOut(timeout)));
         }

@@ -25,9 +25,7 @@ type Deliver<T, E> = Box<dyn FnOnce(Result<T, E>) + Send>;
 impl<T, E: From<StopReason>> Responder<T, E> {
     /// `deliver` is called exactly once. It must not block.
     pub fn new(deliver: impl FnOnce(Result<T, E>) + Send + 'static) -> Self {
-        Responder {
-            deliver: Some(Box::new(deliver)),
-        }
+        Responder { deliver: Some(Box::new(deliver)) }
     }
 
     /// Gives the answer.

@@ -76,10 +76,7 @@ impl Status {
     /// The leader and its address, if both are known.
     pub fn leader_hint(&self) -> Option<LeaderHint> {
         let leader = self.members.get(self.leader_id?)?;
-        Some(LeaderHint {
-            id: leader.id,
-            address: leader.address.clone(),
-        })
+        Some(LeaderHint { id: leader.id, address: leader.address.clone() })
     }
 }
 

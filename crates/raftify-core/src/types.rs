@@ -122,17 +122,11 @@ pub struct LogPosition {
 
 impl LogPosition {
     /// Before the first entry of an empty log.
-    pub const ZERO: LogPosition = LogPosition {
-        term: Term::ZERO,
-        index: LogIndex::ZERO,
-    };
+    pub const ZERO: LogPosition = LogPosition { term: Term::ZERO, index: LogIndex::ZERO };
 
     /// A position from plain numbers.
     pub const fn new(term: u64, index: u64) -> LogPosition {
-        LogPosition {
-            term: Term(term),
-            index: LogIndex(index),
-        }
+        LogPosition { term: Term(term), index: LogIndex(index) }
     }
 }
 
@@ -189,10 +183,6 @@ pub struct Identity {
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "node {} of cluster {} (incarnation {})",
-            self.node_id, self.cluster_id, self.incarnation
-        )
+        write!(f, "node {} of cluster {} (incarnation {})", self.node_id, self.cluster_id, self.incarnation)
     }
 }

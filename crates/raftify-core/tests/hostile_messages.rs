@@ -77,18 +77,8 @@ fn body() -> impl Strategy<Value = RaftMessageBody> {
 
 #[derive(Clone, Debug)]
 enum Hostile {
-    Message {
-        from: u64,
-        to: u64,
-        term: u64,
-        body: RaftMessageBody,
-    },
-    Snapshot {
-        from: u64,
-        term: u64,
-        position: LogPosition,
-        with_receiver: bool,
-    },
+    Message { from: u64, to: u64, term: u64, body: RaftMessageBody },
+    Snapshot { from: u64, term: u64, position: LogPosition, with_receiver: bool },
     Tick,
 }
 
@@ -108,10 +98,7 @@ fn attack(victim: NodeId, cluster: &mut Cluster, messages: Vec<Hostile>) {
     for message in messages {
         let sender = |from: NodeId, cluster: &Cluster| Sender {
             id: from,
-            incarnation: cluster
-                .nodes
-                .get(&from)
-                .map_or(Incarnation(99), |node| node.incarnation),
+            incarnation: cluster.nodes.get(&from).map_or(Incarnation(99), |node| node.incarnation),
             members_as_of: LogIndex(1_000_000),
         };
         let Some(running) = cluster.nodes.get(&victim).and_then(|node| node.running.as_ref()) else {
@@ -125,25 +112,11 @@ fn attack(victim: NodeId, cluster: &mut Cluster, messages: Vec<Hostile>) {
             }
             Hostile::Message { from, to, term, body } => {
                 let from = id(from);
-                let message = RaftMessage {
-                    from,
-                    to: id(to),
-                    term: Term(term),
-                    body,
-                };
+                let message = RaftMessage { from, to: id(to), term: Term(term), body };
                 let sender = sender(from, cluster);
-                ServerRequestMsg::RaftMessages {
-                    sender,
-                    receiver: None,
-                    messages: vec![message],
-                }
+                ServerRequestMsg::RaftMessages { sender, receiver: None, messages: vec![message] }
             }
-            Hostile::Snapshot {
-                from,
-                term,
-                position,
-                with_receiver,
-            } => ServerRequestMsg::InstallSnapshot {
+            Hostile::Snapshot { from, term, position, with_receiver } => ServerRequestMsg::InstallSnapshot {
                 sender: sender(id(from), cluster),
                 receiver: None,
                 term: Term(term),

@@ -55,9 +55,7 @@ fn bug_1_a_lost_proposal_is_not_answered_by_the_entry_that_took_its_place() {
     let index = cluster.status(old_leader).unwrap().last.index;
     assert!(take(&lost).is_none());
 
-    cluster.until("the others elect a leader", |cluster| {
-        cluster.leader() != Some(old_leader)
-    });
+    cluster.until("the others elect a leader", |cluster| cluster.leader() != Some(old_leader));
     let new_leader = cluster.leader().unwrap();
     cluster.until_proposed(new_leader);
     cluster.cut.clear();
@@ -85,10 +83,7 @@ fn bug_5_a_change_that_is_refused_is_answered_with_the_reason() {
     let (mut cluster, leader) = cluster_of_three();
     let unknown = cluster.change(leader, remove(id(9)));
     let refusal = MembershipRefusal::UnknownMember { id: id(9) };
-    assert_eq!(
-        take(&unknown).unwrap().unwrap_err(),
-        MembershipError::Refused(refusal)
-    );
+    assert_eq!(take(&unknown).unwrap().unwrap_err(), MembershipError::Refused(refusal));
 
     let follower = others(&cluster, leader)[0];
     let first = cluster.change(leader, remove(follower));
@@ -103,10 +98,7 @@ fn bug_5_the_last_voter_cannot_be_removed() {
     let mut cluster = Cluster::new(1, 1, test_config());
     let leader = cluster.until_leader();
     let refused = cluster.change(leader, remove(leader));
-    assert_eq!(
-        take(&refused),
-        Some(Err(MembershipError::Refused(MembershipRefusal::LastVoter)))
-    );
+    assert_eq!(take(&refused), Some(Err(MembershipError::Refused(MembershipRefusal::LastVoter))));
 }
 
 #[test]
@@ -117,14 +109,9 @@ fn bug_6_every_request_without_a_leader_is_answered() {
     let read = cluster.read(node);
     let change = cluster.change(node, remove(id(2)));
     let (transfer, reservation) = (outcome(), outcome());
-    let request = LeaderRequest::TransferLeader {
-        to: Some(id(2)),
-        reply: responder(&transfer),
-    };
+    let request = LeaderRequest::TransferLeader { to: Some(id(2)), reply: responder(&transfer) };
     cluster.local(node, LocalRequestMsg::ForLeader(request));
-    let request = LeaderRequest::ReserveNodeId {
-        reply: responder(&reservation),
-    };
+    let request = LeaderRequest::ReserveNodeId { reply: responder(&reservation) };
     cluster.local(node, LocalRequestMsg::ForLeader(request));
     assert_eq!(take(&proposal), Some(Err(ProposeError::NoLeader)));
     assert_eq!(take(&read), Some(Err(ReadError::NoLeader)));
@@ -140,16 +127,8 @@ fn bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes
     let proposal = cluster.propose(leader);
     let read = cluster.read(leader);
     cluster.pass_ticks(250);
-    assert!(
-        matches!(take(&proposal), Some(Err(ProposeError::Unknown(_)))),
-        "{:?}",
-        take(&proposal)
-    );
-    assert!(
-        matches!(take(&read), Some(Err(ReadError::TimedOut(_)))),
-        "{:?}",
-        take(&read)
-    );
+    assert!(matches!(take(&proposal), Some(Err(ProposeError::Unknown(_)))), "{:?}", take(&proposal));
+    assert!(matches!(take(&read), Some(Err(ReadError::TimedOut(_)))), "{:?}", take(&read));
 }
 
 #[test]
@@ -157,22 +136,15 @@ fn bug_10_two_nodes_that_join_at_once_get_two_ids_and_an_id_is_never_used_again(
     let (mut cluster, leader) = cluster_of_three();
     let reserve = |cluster: &mut Cluster, node| {
         let reservation = outcome();
-        let request = LeaderRequest::ReserveNodeId {
-            reply: responder(&reservation),
-        };
+        let request = LeaderRequest::ReserveNodeId { reply: responder(&reservation) };
         cluster.local(node, LocalRequestMsg::ForLeader(request));
         reservation
     };
     let first = reserve(&mut cluster, leader);
     let follower = others(&cluster, leader)[0];
     let second = reserve(&mut cluster, follower);
-    cluster.until("both are answered", |_| {
-        take(&first).is_some() && take(&second).is_some()
-    });
-    let mut ids = [
-        take(&first).unwrap().unwrap().node_id,
-        take(&second).unwrap().unwrap().node_id,
-    ];
+    cluster.until("both are answered", |_| take(&first).is_some() && take(&second).is_some());
+    let mut ids = [take(&first).unwrap().unwrap().node_id, take(&second).unwrap().unwrap().node_id];
     ids.sort();
     assert_eq!(ids, [id(4), id(5)]);
 
@@ -192,11 +164,7 @@ fn bug_12_no_vote_and_no_acknowledgement_leaves_before_it_is_durable() {
     cluster.settle();
     cluster.propose(leader);
     while cluster.deliver(leader, follower) {}
-    assert_eq!(
-        cluster.packets(follower, leader),
-        0,
-        "acknowledged before the write"
-    );
+    assert_eq!(cluster.packets(follower, leader), 0, "acknowledged before the write");
     while cluster.complete_write(follower) {}
     assert!(cluster.packets(follower, leader) > 0);
 
@@ -214,10 +182,7 @@ fn bug_12_no_vote_and_no_acknowledgement_leaves_before_it_is_durable() {
     while cluster.deliver(id(2), id(1)) {}
     assert_eq!(cluster.status(id(1)).unwrap().role, Role::Candidate);
     ask(&mut cluster);
-    assert_eq!(
-        cluster.status(id(2)).unwrap().term,
-        cluster.status(id(1)).unwrap().term
-    );
+    assert_eq!(cluster.status(id(2)).unwrap().term, cluster.status(id(1)).unwrap().term);
     assert_eq!(cluster.packets(id(2), id(1)), 0, "voted before the write");
     assert!(cluster.complete_write(id(2)));
     assert_eq!(cluster.packets(id(2), id(1)), 1);
@@ -232,9 +197,7 @@ fn bug_14_an_installed_snapshot_leaves_nothing_of_a_conflicting_suffix() {
         cluster.propose(old_leader);
     }
     cluster.settle();
-    cluster.until("the others elect a leader", |cluster| {
-        cluster.leader() != Some(old_leader)
-    });
+    cluster.until("the others elect a leader", |cluster| cluster.leader() != Some(old_leader));
     let leader = cluster.leader().unwrap();
     for _ in 0..100 {
         cluster.until_proposed(leader);
@@ -246,11 +209,7 @@ fn bug_14_an_installed_snapshot_leaves_nothing_of_a_conflicting_suffix() {
         cluster.status(old_leader).unwrap().applied == cluster.status(leader).unwrap().applied
     });
     cluster.pass_ticks(100);
-    assert_eq!(
-        cluster.truth.snapshots_installed,
-        installed + 1,
-        "one snapshot is enough"
-    );
+    assert_eq!(cluster.truth.snapshots_installed, installed + 1, "one snapshot is enough");
     cluster.check_recovery();
 }
 
@@ -259,15 +218,11 @@ fn bug_19_a_leader_whose_disk_hangs_makes_room_for_one_that_can_write() {
     let (mut cluster, old_leader) = cluster_of_three();
     cluster.hung_disks.insert(old_leader);
     let proposal = cluster.propose(old_leader);
-    cluster.until("another node leads", |cluster| {
-        cluster.leader().is_some_and(|leader| leader != old_leader)
-    });
+    cluster
+        .until("another node leads", |cluster| cluster.leader().is_some_and(|leader| leader != old_leader));
     let leader = cluster.leader().unwrap();
     cluster.until_proposed(leader);
-    assert!(
-        take(&proposal).is_none(),
-        "it cannot be applied where it cannot be written"
-    );
+    assert!(take(&proposal).is_none(), "it cannot be applied where it cannot be written");
     cluster.hung_disks.clear();
     cluster.until("the proposal is answered", |_| take(&proposal).is_some());
     assert!(take(&proposal).unwrap().is_ok(), "a majority had it");
@@ -294,15 +249,9 @@ fn bug_20_a_hand_over_to_a_dead_node_is_refused_and_nobody_waits() {
     cluster.crash(dead);
     cluster.pass_ticks(30);
     let transfer = outcome();
-    let request = LeaderRequest::TransferLeader {
-        to: Some(dead),
-        reply: responder(&transfer),
-    };
+    let request = LeaderRequest::TransferLeader { to: Some(dead), reply: responder(&transfer) };
     cluster.local(leader, LocalRequestMsg::ForLeader(request));
-    assert_eq!(
-        take(&transfer),
-        Some(Err(TransferError::Unreachable { id: dead }))
-    );
+    assert_eq!(take(&transfer), Some(Err(TransferError::Unreachable { id: dead })));
     cluster.until_proposed(leader);
 }
 
@@ -311,16 +260,11 @@ fn bug_20_proposals_during_a_hand_over_wait_for_its_outcome() {
     let (mut cluster, leader) = cluster_of_three();
     let target = others(&cluster, leader)[0];
     let transfer = outcome();
-    let request = LeaderRequest::TransferLeader {
-        to: Some(target),
-        reply: responder(&transfer),
-    };
+    let request = LeaderRequest::TransferLeader { to: Some(target), reply: responder(&transfer) };
     cluster.local(leader, LocalRequestMsg::ForLeader(request));
     let proposal = cluster.propose(leader);
     assert!(take(&proposal).is_none(), "neither lost nor refused");
-    cluster.until("both are answered", |_| {
-        take(&transfer).is_some() && take(&proposal).is_some()
-    });
+    cluster.until("both are answered", |_| take(&transfer).is_some() && take(&proposal).is_some());
     assert_eq!(take(&transfer), Some(Ok(target)));
     // It was forwarded to the new leader, whose own state machine answers in this harness.
     assert!(take(&proposal).unwrap().is_ok());
@@ -332,23 +276,12 @@ fn bug_22_a_joint_configuration_is_left_by_whoever_leads() {
     let (mut cluster, leader) = cluster_of_three();
     let (fourth, fifth) = (joiner(&mut cluster, 4), joiner(&mut cluster, 5));
     let gone = others(&cluster, leader)[0];
-    let steps = vec![
-        MemberChange::Add(fourth),
-        MemberChange::Add(fifth),
-        MemberChange::Remove(gone),
-    ];
-    let change = MembershipChange::Steps {
-        steps,
-        leave: LeaveJoint::Automatically,
-    };
+    let steps = vec![MemberChange::Add(fourth), MemberChange::Add(fifth), MemberChange::Remove(gone)];
+    let change = MembershipChange::Steps { steps, leave: LeaveJoint::Automatically };
     let result = cluster.change(leader, change);
     cluster.until("some node is in the joint configuration", |cluster| {
         let nodes = cluster.ids();
-        nodes.iter().any(|node| {
-            cluster
-                .status(*node)
-                .is_some_and(|status| status.members.is_joint())
-        })
+        nodes.iter().any(|node| cluster.status(*node).is_some_and(|status| status.members.is_joint()))
     });
     cluster.crash(leader);
     cluster.until("the joint configuration is left", |cluster| {
@@ -365,10 +298,7 @@ fn bug_22_a_joint_configuration_stays_until_it_is_left_on_request() {
     let (mut cluster, leader) = cluster_of_three();
     let (fourth, fifth) = (joiner(&mut cluster, 4), joiner(&mut cluster, 5));
     let steps = vec![MemberChange::Add(fourth), MemberChange::Add(fifth)];
-    let change = MembershipChange::Steps {
-        steps,
-        leave: LeaveJoint::OnRequest,
-    };
+    let change = MembershipChange::Steps { steps, leave: LeaveJoint::OnRequest };
     let entered = cluster.change(leader, change);
     cluster.until("it is entered", |_| take(&entered).is_some());
     assert!(take(&entered).unwrap().unwrap().is_joint());
@@ -378,10 +308,7 @@ fn bug_22_a_joint_configuration_stays_until_it_is_left_on_request() {
     cluster.until("it is left", |_| take(&left).is_some());
     assert!(!take(&left).unwrap().unwrap().is_joint());
     let twice = cluster.change(leader, MembershipChange::LeaveJoint);
-    assert_eq!(
-        take(&twice),
-        Some(Err(MembershipError::Refused(MembershipRefusal::NotJoint)))
-    );
+    assert_eq!(take(&twice), Some(Err(MembershipError::Refused(MembershipRefusal::NotJoint))));
     cluster.check_recovery();
 }
 
@@ -425,9 +352,7 @@ fn bug_26_a_leader_that_is_cut_off_answers_no_read() {
     let (mut cluster, old_leader) = cluster_of_three();
     isolate(&mut cluster, old_leader);
     let read = cluster.read(old_leader);
-    cluster.until("the others elect a leader", |cluster| {
-        cluster.leader() != Some(old_leader)
-    });
+    cluster.until("the others elect a leader", |cluster| cluster.leader() != Some(old_leader));
     let leader = cluster.leader().unwrap();
     cluster.until_proposed(leader);
     cluster.pass_ticks(300);
@@ -459,14 +384,7 @@ fn bug_27_a_node_with_a_wiped_disk_is_refused_under_its_old_id() {
     let term = cluster.status(leader).unwrap().term;
     cluster.start(wiped);
     cluster.until("it stops", |cluster| cluster.nodes[&wiped].running.is_none());
-    assert!(
-        cluster
-            .trace
-            .iter()
-            .any(|line| line.contains("was wiped or replaced")),
-        "{:?}",
-        cluster.trace
-    );
+    assert!(cluster.trace.iter().any(|line| line.contains("was wiped or replaced")), "{:?}", cluster.trace);
     cluster.until_proposed(leader);
     assert_eq!(cluster.status(leader).unwrap().term, term, "it did not disturb");
 }
@@ -482,10 +400,7 @@ fn bug_30_a_node_that_was_removed_while_away_learns_it_and_does_not_disturb() {
     cluster.start(away);
     cluster.until("it stops", |cluster| cluster.nodes[&away].running.is_none());
     assert!(
-        cluster
-            .trace
-            .iter()
-            .any(|line| line.contains("was removed from the cluster")),
+        cluster.trace.iter().any(|line| line.contains("was removed from the cluster")),
         "{:?}",
         cluster.trace
     );
@@ -508,10 +423,7 @@ fn bug_30_a_removed_node_that_is_started_again_stops_at_once() {
         cluster.until("it stops", |cluster| cluster.nodes[&gone].running.is_none());
     }
     assert!(
-        cluster
-            .trace
-            .iter()
-            .any(|line| line.contains("was removed from the cluster")),
+        cluster.trace.iter().any(|line| line.contains("was removed from the cluster")),
         "{:?}",
         cluster.trace
     );
@@ -534,21 +446,13 @@ fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal
         while cluster.deliver(gone, leader) {}
         cluster.tick(leader);
     }
-    assert!(
-        cluster.status(gone).unwrap().members.get(gone).is_none(),
-        "it knows that it was removed"
-    );
+    assert!(cluster.status(gone).unwrap().members.get(gone).is_none(), "it knows that it was removed");
     cluster.crash(leader);
     cluster.start(leader);
-    assert!(
-        cluster.status(leader).unwrap().commit < removal,
-        "the other one has forgotten"
-    );
+    assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
     cluster.until_proposed(leader);
     assert_eq!(cluster.status(leader).unwrap().members.len(), 1);
-    cluster.until("the removed node stops", |cluster| {
-        cluster.nodes[&gone].running.is_none()
-    });
+    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
 }
 
 #[test]
@@ -572,9 +476,7 @@ fn bug_38_a_node_that_stops_answers_everyone_who_waits() {
     let read = cluster.read(leader);
     let change = cluster.change(leader, remove(others(&cluster, leader)[0]));
     let reservation = outcome();
-    let request = LeaderRequest::ReserveNodeId {
-        reply: responder(&reservation),
-    };
+    let request = LeaderRequest::ReserveNodeId { reply: responder(&reservation) };
     cluster.local(leader, LocalRequestMsg::ForLeader(request));
     let snapshot = cluster.make_snapshot(leader);
     let reason = StopReason::Storage("the disk is full".to_owned());
@@ -582,10 +484,7 @@ fn bug_38_a_node_that_stops_answers_everyone_who_waits() {
     assert_eq!(take(&proposal), Some(Err(ProposeError::Stopped(reason.clone()))));
     assert_eq!(take(&read), Some(Err(ReadError::Stopped(reason.clone()))));
     assert_eq!(take(&change), Some(Err(MembershipError::Stopped(reason.clone()))));
-    assert_eq!(
-        take(&reservation).unwrap().unwrap_err(),
-        MembershipError::Stopped(reason.clone())
-    );
+    assert_eq!(take(&reservation).unwrap().unwrap_err(), MembershipError::Stopped(reason.clone()));
     assert_eq!(take(&snapshot).unwrap().unwrap_err(), reason.into());
 }
 
@@ -623,10 +522,7 @@ fn an_election_while_a_snapshot_is_being_restored_is_no_danger() {
 #[test]
 fn a_learner_receives_the_log_and_does_not_vote() {
     let (mut cluster, leader) = cluster_of_three();
-    let learner = Member {
-        role: MemberRole::Learner,
-        ..joiner(&mut cluster, 4)
-    };
+    let learner = Member { role: MemberRole::Learner, ..joiner(&mut cluster, 4) };
     let added = cluster.change(leader, MembershipChange::one(MemberChange::Add(learner)));
     cluster.until("it is added", |_| take(&added).is_some());
     assert!(take(&added).unwrap().is_ok());
@@ -639,10 +535,7 @@ fn a_learner_receives_the_log_and_does_not_vote() {
     }
     cluster.pass_ticks(100);
     let status = cluster.status(id(4)).unwrap();
-    assert_eq!(
-        (status.role, status.leader_id),
-        (Role::Follower, status.leader_id)
-    );
+    assert_eq!((status.role, status.leader_id), (Role::Follower, status.leader_id));
     assert!(cluster.leader().is_none());
     cluster.check_recovery();
 }
@@ -660,27 +553,18 @@ fn a_majority_goes_on_and_the_rest_catches_up_by_entries() {
     cluster.until("it has applied everything", |cluster| {
         cluster.status(away).unwrap().applied == cluster.status(leader).unwrap().applied
     });
-    assert_eq!(
-        cluster.truth.snapshots_installed, installed,
-        "the log reached far enough"
-    );
+    assert_eq!(cluster.truth.snapshots_installed, installed, "the log reached far enough");
 }
 
 #[test]
 fn a_follower_far_behind_is_fed_from_the_disk() {
     // Nothing stays in memory but what is not applied, and no snapshot is taken.
-    let config = raftify_core::Config {
-        log_cache_bytes: 0,
-        snapshot_entries: 0,
-        ..test_config()
-    };
+    let config = raftify_core::Config { log_cache_bytes: 0, snapshot_entries: 0, ..test_config() };
     let mut cluster = Cluster::new(4, 3, config);
     let leader = cluster.until_leader();
     let away = others(&cluster, leader)[0];
     // It must have begun to follow, or it would need a snapshot of the beginning.
-    cluster.until("it follows", |cluster| {
-        cluster.status(away).unwrap().applied > LogIndex(1)
-    });
+    cluster.until("it follows", |cluster| cluster.status(away).unwrap().applied > LogIndex(1));
     cluster.crash(away);
     for _ in 0..100 {
         cluster.until_proposed(leader);

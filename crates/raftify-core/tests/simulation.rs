@@ -16,16 +16,8 @@ fn history(seed: u64) -> Vec<String> {
     let voters = 1 + seed % 5;
     let mut cluster = Cluster::new(seed, voters, test_config());
     let mut next_node = voters + 1;
-    cluster.loss_percent = if cluster.rng.random_bool(0.5) {
-        0
-    } else {
-        cluster.rng.random_range(1..20)
-    };
-    cluster.disorder_percent = if cluster.rng.random_bool(0.7) {
-        0
-    } else {
-        cluster.rng.random_range(1..15)
-    };
+    cluster.loss_percent = if cluster.rng.random_bool(0.5) { 0 } else { cluster.rng.random_range(1..20) };
+    cluster.disorder_percent = if cluster.rng.random_bool(0.7) { 0 } else { cluster.rng.random_range(1..15) };
     for _ in 0..300 {
         let nodes = cluster.ids();
         let node = nodes[cluster.rng.random_range(0..nodes.len())];
@@ -66,10 +58,7 @@ fn history(seed: u64) -> Vec<String> {
             96..98 => {
                 let to = Some(nodes[cluster.rng.random_range(0..nodes.len())]);
                 let reply = responder(&cluster::outcome());
-                cluster.local(
-                    node,
-                    LocalRequestMsg::ForLeader(LeaderRequest::TransferLeader { to, reply }),
-                );
+                cluster.local(node, LocalRequestMsg::ForLeader(LeaderRequest::TransferLeader { to, reply }));
             }
             _ => change_members(&mut cluster, node, &mut next_node),
         }
@@ -103,15 +92,9 @@ fn change_members(cluster: &mut Cluster, node: raftify_core::NodeId, next_node: 
     let change = match cluster.rng.random_range(0..5) {
         0 | 1 if !many => MembershipChange::one(MemberChange::Add(joiner(cluster, next_node))),
         2 if !many => {
-            let steps = vec![
-                MemberChange::Add(joiner(cluster, next_node)),
-                MemberChange::Remove(other),
-            ];
-            let leave = if cluster.rng.random_bool(0.5) {
-                LeaveJoint::Automatically
-            } else {
-                LeaveJoint::OnRequest
-            };
+            let steps = vec![MemberChange::Add(joiner(cluster, next_node)), MemberChange::Remove(other)];
+            let leave =
+                if cluster.rng.random_bool(0.5) { LeaveJoint::Automatically } else { LeaveJoint::OnRequest };
             MembershipChange::Steps { steps, leave }
         }
         3 => MembershipChange::LeaveJoint,
@@ -123,20 +106,11 @@ fn change_members(cluster: &mut Cluster, node: raftify_core::NodeId, next_node: 
 
 #[test]
 fn what_raft_promises_holds_in_random_histories() {
-    let seeds = std::env::var("SEEDS")
-        .ok()
-        .and_then(|seeds| seeds.parse().ok())
-        .unwrap_or(150);
-    let first = std::env::var("SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or(0);
+    let seeds = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(150);
+    let first = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + seeds {
         let run = std::panic::catch_unwind(|| history(seed));
-        assert!(
-            run.is_ok(),
-            "seed {seed} failed: run it alone with SEED={seed} SEEDS=1"
-        );
+        assert!(run.is_ok(), "seed {seed} failed: run it alone with SEED={seed} SEEDS=1");
     }
 }
 

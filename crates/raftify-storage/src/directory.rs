@@ -21,20 +21,11 @@ impl DirectoryLock {
     /// Takes the directory for this handle alone.
     pub(crate) fn take(directory: &Path) -> Result<DirectoryLock, StorageError> {
         let path = directory.join(LOCK_FILE);
-        let options = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path);
+        let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = options.map_err(io_error("open the lock file", &path))?;
         match file.try_lock() {
-            Ok(()) => Ok(DirectoryLock {
-                _file: Arc::new(file),
-            }),
-            Err(TryLockError::WouldBlock) => Err(StorageError::InUse {
-                path: directory.to_owned(),
-            }),
+            Ok(()) => Ok(DirectoryLock { _file: Arc::new(file) }),
+            Err(TryLockError::WouldBlock) => Err(StorageError::InUse { path: directory.to_owned() }),
             Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
         }
     }

@@ -60,8 +60,7 @@ impl Environment {
     ) -> Result<Environment, StorageError> {
         let env = open_environment(directory, Some(MAP_BYTES_INITIAL), EnvFlags::empty())?;
         check_length(directory, &env)?;
-        env.clear_stale_readers()
-            .map_err(|error| database_error(directory, "open", error))?;
+        env.clear_stale_readers().map_err(|error| database_error(directory, "open", error))?;
         let create = || -> Result<(Database, Database), Failure> {
             let mut txn = env.write_txn()?;
             let entries: Option<Database> = env.open_database(&txn, Some(Table::Entries.name()))?;
@@ -80,13 +79,7 @@ impl Environment {
             Ok(databases)
         };
         let (entries, meta) = create().map_err(|failure| storage_error(directory, "open", failure))?;
-        Ok(Environment {
-            env,
-            entries,
-            meta,
-            directory: directory.to_owned(),
-            resizing: RwLock::new(()),
-        })
+        Ok(Environment { env, entries, meta, directory: directory.to_owned(), resizing: RwLock::new(()) })
     }
 
     /// Opens the databases without ever writing to them, beside a writer in another process. Only LMDB's table of
@@ -139,11 +132,7 @@ impl Environment {
     ) -> Result<T, StorageError> {
         loop {
             let shared = self.resizing.read().unwrap_or_else(PoisonError::into_inner);
-            let result = self
-                .env
-                .read_txn()
-                .map_err(Failure::Heed)
-                .and_then(|txn| read(&txn));
+            let result = self.env.read_txn().map_err(Failure::Heed).and_then(|txn| read(&txn));
             drop(shared);
             match result {
                 // The writer, in another process, has let the map grow.
@@ -183,16 +172,10 @@ impl Environment {
     )]
     fn resize(&self, bytes: Option<usize>) -> Result<(), StorageError> {
         let _exclusive = self.resizing.write().unwrap_or_else(PoisonError::into_inner);
-        let bytes = bytes
-            .or_else(|| self.env.info().map_size.checked_mul(2))
-            .ok_or_else(|| {
-                let reason = "it fills the address space".to_owned();
-                StorageError::Database {
-                    action: "enlarge",
-                    path: self.directory.clone(),
-                    reason,
-                }
-            })?;
+        let bytes = bytes.or_else(|| self.env.info().map_size.checked_mul(2)).ok_or_else(|| {
+            let reason = "it fills the address space".to_owned();
+            StorageError::Database { action: "enlarge", path: self.directory.clone(), reason }
+        })?;
         tracing::debug!(directory = %self.directory.display(), bytes, "the map of the database grows");
         // SAFETY: no transaction of this process may be open. They live only inside `read` and `write`, under the
         // shared half of the lock that is held exclusively here, and in the functions that open the environment,
@@ -202,10 +185,7 @@ impl Environment {
 }
 
 /// Opens LMDB with its default, full durability: none of the flags that trade it for speed.
-#[allow(
-    unsafe_code,
-    reason = "a memory map is only sound while nobody else changes the file"
-)]
+#[allow(unsafe_code, reason = "a memory map is only sound while nobody else changes the file")]
 fn open_environment(
     directory: &Path,
     map_bytes: Option<usize>,
@@ -231,20 +211,14 @@ fn check_length(directory: &Path, env: &Env<WithoutTls>) -> Result<(), StorageEr
     let found = fs::metadata(&path).map_err(io_error("open", &path))?.len();
     if found < expected {
         let reason = format!("it has {found} bytes, but its own record says {expected}");
-        return Err(StorageError::Corrupt {
-            what: path.display().to_string(),
-            reason,
-        });
+        return Err(StorageError::Corrupt { what: path.display().to_string(), reason });
     }
     Ok(())
 }
 
 fn half_there(directory: &Path) -> StorageError {
     let what = directory.join(DATA_FILE).display().to_string();
-    StorageError::Corrupt {
-        what,
-        reason: "of its two databases, only one is there".to_owned(),
-    }
+    StorageError::Corrupt { what, reason: "of its two databases, only one is there".to_owned() }
 }
 
 fn storage_error(directory: &Path, action: &'static str, failure: Failure) -> StorageError {
@@ -261,23 +235,13 @@ fn database_error(directory: &Path, action: &'static str, error: heed::Error) ->
         heed::Error::EnvAlreadyOpened => StorageError::InUse { path },
         heed::Error::Mdb(error @ (MdbError::Corrupted | MdbError::PageNotFound | MdbError::Invalid)) => {
             let what = directory.join(DATA_FILE).display().to_string();
-            StorageError::Corrupt {
-                what,
-                reason: error.to_string(),
-            }
+            StorageError::Corrupt { what, reason: error.to_string() }
         }
-        heed::Error::Mdb(error) => StorageError::Database {
-            action,
-            path,
-            reason: error.to_string(),
-        },
+        heed::Error::Mdb(error) => StorageError::Database { action, path, reason: error.to_string() },
         // A key that is no number of this width: nobody but a damaged page makes one.
         heed::Error::Encoding(error) | heed::Error::Decoding(error) => {
             let what = directory.join(DATA_FILE).display().to_string();
-            StorageError::Corrupt {
-                what,
-                reason: io::Error::other(error).to_string(),
-            }
+            StorageError::Corrupt { what, reason: io::Error::other(error).to_string() }
         }
     }
 }

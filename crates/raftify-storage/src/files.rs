@@ -91,13 +91,7 @@ impl NewFile for File {
 
 impl SegmentOperations for OperatingSystem {
     fn create_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
-        Ok(Box::new(
-            File::options()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(path)?,
-        ))
+        Ok(Box::new(File::options().read(true).write(true).create_new(true).open(path)?))
     }
 
     fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
@@ -109,9 +103,7 @@ impl SegmentOperations for OperatingSystem {
     }
 
     fn beside(&self, work: Work) -> io::Result<Work> {
-        let thread = std::thread::Builder::new()
-            .name("raftify-segments".to_owned())
-            .spawn(work)?;
+        let thread = std::thread::Builder::new().name("raftify-segments".to_owned()).spawn(work)?;
         // A panic shows in that there is no result.
         Ok(Box::new(move || drop(thread.join())))
     }

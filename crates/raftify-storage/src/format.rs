@@ -137,10 +137,9 @@ impl Damage {
 impl From<MembersDecodeError> for Damage {
     fn from(error: MembersDecodeError) -> Damage {
         match error {
-            MembersDecodeError::Version { found, known, .. } => Damage::Version {
-                found: found.into(),
-                known: known.into(),
-            },
+            MembersDecodeError::Version { found, known, .. } => {
+                Damage::Version { found: found.into(), known: known.into() }
+            }
             other => Damage::Content(other.to_string()),
         }
     }
@@ -165,17 +164,12 @@ pub(crate) fn unframe(table: Table, key: u128, value: &[u8]) -> Result<&[u8], Da
     let mut reader = Fields(value);
     let [version] = reader.array()?;
     if version != VERSION {
-        return Err(Damage::Version {
-            found: version.into(),
-            known: VERSION.into(),
-        });
+        return Err(Damage::Version { found: version.into(), known: VERSION.into() });
     }
     let stored = u32::from_be_bytes(reader.array()?);
     let computed = checksum(table, key, reader.0);
     if stored != computed {
-        return Err(Damage::Content(format!(
-            "its checksum is {computed:08x}, recorded is {stored:08x}"
-        )));
+        return Err(Damage::Content(format!("its checksum is {computed:08x}, recorded is {stored:08x}")));
     }
     Ok(reader.0)
 }
@@ -185,10 +179,8 @@ pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Fields<'a> {
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Damage> {
-        let (field, rest) = self
-            .0
-            .split_first_chunk()
-            .ok_or_else(|| Damage::Content("it is too short".into()))?;
+        let (field, rest) =
+            self.0.split_first_chunk().ok_or_else(|| Damage::Content("it is too short".into()))?;
         self.0 = rest;
         Ok(*field)
     }
@@ -198,10 +190,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn position(&mut self) -> Result<LogPosition, Damage> {
-        Ok(LogPosition {
-            term: Term(self.number()?),
-            index: LogIndex(self.number()?),
-        })
+        Ok(LogPosition { term: Term(self.number()?), index: LogIndex(self.number()?) })
     }
 
     /// `value`, if nothing is left.
@@ -241,11 +230,7 @@ pub(crate) struct EntryView<'a> {
 
 impl EntryView<'_> {
     pub(crate) fn to_entry(&self) -> Entry {
-        Entry {
-            position: self.position,
-            kind: self.kind,
-            payload: Bytes::copy_from_slice(self.payload),
-        }
+        Entry { position: self.position, kind: self.kind, payload: Bytes::copy_from_slice(self.payload) }
     }
 }
 
@@ -253,16 +238,10 @@ pub(crate) fn decode_entry(index: LogIndex, value: &[u8]) -> Result<EntryView<'_
     let mut fields = Fields(unframe(Table::Entries, entry_key(index), value)?);
     let [number] = fields.array()?;
     let kind = EntryKind::from_number(number).ok_or_else(|| {
-        Damage::Content(format!(
-            "it is of kind {number}, which this program does not know"
-        ))
+        Damage::Content(format!("it is of kind {number}, which this program does not know"))
     })?;
     let term = Term(fields.number()?);
-    Ok(EntryView {
-        position: LogPosition { term, index },
-        kind,
-        payload: fields.0,
-    })
+    Ok(EntryView { position: LogPosition { term, index }, kind, payload: fields.0 })
 }
 
 pub(crate) fn encode_identity(identity: &Identity, out: &mut Vec<u8>) {
@@ -276,11 +255,7 @@ pub(crate) fn decode_identity(content: &[u8]) -> Result<Identity, Damage> {
     let cluster_id = ClusterId(fields.number()?);
     let node_id = NodeId::new(fields.number()?).ok_or_else(|| Damage::Content("its node id is 0".into()))?;
     let incarnation = Incarnation(fields.number()?);
-    fields.whole(Identity {
-        cluster_id,
-        node_id,
-        incarnation,
-    })
+    fields.whole(Identity { cluster_id, node_id, incarnation })
 }
 
 pub(crate) fn encode_hard_state(state: &HardState, out: &mut Vec<u8>) {
@@ -313,9 +288,5 @@ pub(crate) fn decode_snapshot_meta(content: &[u8]) -> Result<SnapshotMeta, Damag
     let mut fields = Fields(content);
     let cluster_id = ClusterId(fields.number()?);
     let position = fields.position()?;
-    Ok(SnapshotMeta {
-        cluster_id,
-        position,
-        members: Members::decode(fields.0)?,
-    })
+    Ok(SnapshotMeta { cluster_id, position, members: Members::decode(fields.0)? })
 }

@@ -25,9 +25,5 @@ use raftify_core::StorageError;
 
 /// Turns what the operating system said about `path` into the error of this crate.
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
-    move |source| StorageError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| StorageError::Io { action, path: path.to_owned(), source }
 }

@@ -77,15 +77,8 @@ impl SnapshotFiles {
     ) -> Result<SnapshotFiles, StorageError> {
         let directory = directory_in(data_directory);
         directory::create_durably(&directory)?;
-        let shared = Shared {
-            directory,
-            operations,
-            unfinished: Mutex::default(),
-            _lock: lock,
-        };
-        Ok(SnapshotFiles {
-            shared: Arc::new(shared),
-        })
+        let shared = Shared { directory, operations, unfinished: Mutex::default(), _lock: lock };
+        Ok(SnapshotFiles { shared: Arc::new(shared) })
     }
 
     /// Where the snapshot at `position` is kept.
@@ -98,10 +91,7 @@ impl SnapshotFiles {
         for path in files_in(directory)? {
             // A writer registers its file before it creates it: one of this process is never taken for a left-over.
             if name_of(&path).is_some_and(&unwanted) && !self.shared.unfinished().paths.contains(&path) {
-                self.shared
-                    .operations
-                    .remove(&path)
-                    .map_err(io_error("remove", &path))?;
+                self.shared.operations.remove(&path).map_err(io_error("remove", &path))?;
             }
         }
         Ok(())
@@ -158,11 +148,7 @@ pub(crate) fn list(data_directory: &Path) -> Result<Vec<SnapshotFile>, StorageEr
             continue;
         };
         match fs::metadata(&path) {
-            Ok(metadata) => found.push(SnapshotFile {
-                position,
-                path,
-                size_bytes: metadata.len(),
-            }),
+            Ok(metadata) => found.push(SnapshotFile { position, path, size_bytes: metadata.len() }),
             // The node has just replaced it by a newer one.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io_error("open", &path)(error)),
@@ -201,9 +187,7 @@ fn name_of(path: &Path) -> Option<Named> {
 
 fn files_in(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let entries = fs::read_dir(directory).and_then(|entries| {
-        entries
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<io::Result<Vec<PathBuf>>>()
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<PathBuf>>>()
     });
     entries.map_err(io_error("list", directory))
 }
@@ -286,10 +270,7 @@ impl SnapshotFileWriter {
             failed,
         };
         let (header, checksum) = encode_header(meta).map_err(io_error("write to", &writer.path))?;
-        writer
-            .file
-            .write_all(&header)
-            .map_err(io_error("write to", &writer.path))?;
+        writer.file.write_all(&header).map_err(io_error("write to", &writer.path))?;
         (writer.header_checksum, writer.checksum) = (checksum, checksum);
         Ok(writer)
     }
@@ -312,29 +293,17 @@ impl SnapshotFileWriter {
 
     fn try_finish(&mut self) -> Result<u64, StorageError> {
         if self.failed {
-            return Err(io_error("finish", &self.path)(io::Error::other(
-                "an earlier write failed",
-            )));
+            return Err(io_error("finish", &self.path)(io::Error::other("an earlier write failed")));
         }
         self.write_block().map_err(io_error("write to", &self.path))?;
         let end = encode_end(self.header_checksum, self.total_bytes, self.checksum);
-        self.file
-            .write_all(&end)
-            .map_err(io_error("write to", &self.path))?;
+        self.file.write_all(&end).map_err(io_error("write to", &self.path))?;
         self.file.sync().map_err(io_error("sync", &self.path))?;
-        let Shared {
-            directory,
-            operations,
-            ..
-        } = &*self.shared;
+        let Shared { directory, operations, .. } = &*self.shared;
         let name = path_of(directory, self.position);
-        operations
-            .rename(&self.path, &name)
-            .map_err(io_error("rename", &self.path))?;
+        operations.rename(&self.path, &name).map_err(io_error("rename", &self.path))?;
         // Without this, the name may be gone after a loss of power, although the metadata already rely on it.
-        operations
-            .sync_directory(directory)
-            .map_err(io_error("sync the directory", directory))?;
+        operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
         Ok(self.total_bytes)
     }
 }
@@ -501,12 +470,7 @@ impl SnapshotFileReader {
     }
 
     fn damaged(&self, reason: &str) -> io::Error {
-        let Self {
-            path,
-            read_bytes,
-            total_bytes,
-            ..
-        } = self;
+        let Self { path, read_bytes, total_bytes, .. } = self;
         let message = format!(
             "snapshot {} is damaged after {read_bytes} of {total_bytes} bytes: {reason}",
             path.display()
@@ -572,19 +536,14 @@ fn read_header(file: &mut impl Read, file_bytes: u64) -> Result<(SnapshotMeta, u
     }
     let found = u32::from_be_bytes(fields.array()?);
     if found != VERSION {
-        return Err(Unreadable::Damaged(Damage::Version {
-            found,
-            known: VERSION,
-        }));
+        return Err(Unreadable::Damaged(Damage::Version { found, known: VERSION }));
     }
     let group_id = fields.number()?;
     let cluster_id = ClusterId(fields.number()?);
     let position = fields.position()?;
     let members_bytes = u32::from_be_bytes(fields.array()?) as usize;
     if members_bytes as u64 > file_bytes {
-        return Err(damaged(format!(
-            "its header claims {members_bytes} bytes of members"
-        )));
+        return Err(damaged(format!("its header claims {members_bytes} bytes of members")));
     }
     header.resize(HEADER_BYTES + members_bytes + 4, 0);
     file.read_exact(&mut header[HEADER_BYTES..])?;
@@ -594,20 +553,10 @@ fn read_header(file: &mut impl Read, file_bytes: u64) -> Result<(SnapshotMeta, u
         return Err(damaged("the checksum of its header does not match"));
     }
     if group_id != GROUP_ID {
-        return Err(damaged(format!(
-            "it is of group {group_id}, this program knows only group {GROUP_ID}"
-        )));
+        return Err(damaged(format!("it is of group {group_id}, this program knows only group {GROUP_ID}")));
     }
     let members = Members::decode(&content[HEADER_BYTES..]).map_err(Damage::from)?;
-    Ok((
-        SnapshotMeta {
-            cluster_id,
-            position,
-            members,
-        },
-        checksum,
-        header.len() as u64,
-    ))
+    Ok((SnapshotMeta { cluster_id, position, members }, checksum, header.len() as u64))
 }
 
 /// The length of the data, from the end mark in the last bytes of the file.
@@ -618,10 +567,7 @@ fn read_end(
     begin: u64,
 ) -> Result<u64, Unreadable> {
     let cut_off = || damaged("its end mark is missing: the file is cut off or overwritten");
-    let at = file_bytes
-        .checked_sub(END_BYTES as u64)
-        .filter(|at| *at >= begin)
-        .ok_or_else(cut_off)?;
+    let at = file_bytes.checked_sub(END_BYTES as u64).filter(|at| *at >= begin).ok_or_else(cut_off)?;
     file.seek(SeekFrom::Start(at))?;
     let mut end = [0; END_BYTES];
     file.read_exact(&mut end)?;

@@ -63,11 +63,7 @@ impl HeedStorage {
         directory::create_durably(directory)?;
         let lock = DirectoryLock::take(directory)?;
         let log = Log::open(directory, lock.clone(), Kind::Heed)?;
-        Ok(HeedStorage {
-            log: Arc::new(log),
-            snapshots: SnapshotFiles::open(directory, lock)?,
-            state: None,
-        })
+        Ok(HeedStorage { log: Arc::new(log), snapshots: SnapshotFiles::open(directory, lock)?, state: None })
     }
 
     /// Opens `directory` for looking at it only, also while a node works on it in another process. Nothing of the
@@ -81,15 +77,9 @@ impl HeedStorage {
     pub fn open_read_only(directory: impl AsRef<Path>) -> Result<ReadOnlyStorage, StorageError> {
         let directory = directory.as_ref();
         let environment = Environment::open_read_only(directory)?;
-        let log = Arc::new(Log {
-            environment,
-            _lock: None,
-        });
+        let log = Arc::new(Log { environment, _lock: None });
         log.check_kind(directory, Kind::Heed)?;
-        Ok(ReadOnlyStorage {
-            log,
-            directory: directory.to_owned(),
-        })
+        Ok(ReadOnlyStorage { log, directory: directory.to_owned() })
     }
 }
 
@@ -114,16 +104,12 @@ impl StableStorage for HeedStorage {
         let Some(before) = self.state.take() else {
             let reason =
                 "the state on disk is not known: load it first, or open it again after a failed write";
-            return Err(StorageError::Refused {
-                reason: reason.to_owned(),
-            });
+            return Err(StorageError::Refused { reason: reason.to_owned() });
         };
         for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
             let path = self.snapshots.path(snapshot.position);
             let opened = check_snapshot_file(snapshot, &path, || self.snapshots.open(snapshot.position));
-            opened.map_err(|error| StorageError::Refused {
-                reason: error.to_string(),
-            })?;
+            opened.map_err(|error| StorageError::Refused { reason: error.to_string() })?;
         }
         let after = self.log.environment.write(|txn| {
             let mut state = before.clone();
@@ -139,9 +125,7 @@ impl StableStorage for HeedStorage {
     }
 
     fn log_reader(&self) -> HeedLogReader {
-        HeedLogReader {
-            log: Arc::clone(&self.log),
-        }
+        HeedLogReader { log: Arc::clone(&self.log) }
     }
 
     fn snapshots(&self) -> SnapshotFiles {
@@ -151,9 +135,7 @@ impl StableStorage for HeedStorage {
 
 impl fmt::Debug for HeedStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("HeedStorage")
-            .field(&self.log.environment.data_file())
-            .finish()
+        f.debug_tuple("HeedStorage").field(&self.log.environment.data_file()).finish()
     }
 }
 
@@ -191,9 +173,7 @@ impl ReadOnlyStorage {
 
     /// For reading entries.
     pub fn log_reader(&self) -> HeedLogReader {
-        HeedLogReader {
-            log: Arc::clone(&self.log),
-        }
+        HeedLogReader { log: Arc::clone(&self.log) }
     }
 
     /// The finished snapshot files, the newest last. A node keeps those that its metadata do not record only until
@@ -235,17 +215,13 @@ pub struct HeedLogReader {
 
 impl LogReader for HeedLogReader {
     fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError> {
-        self.log
-            .environment
-            .read(|txn| self.log.read(txn, from, until, bytes_max))
+        self.log.environment.read(|txn| self.log.read(txn, from, until, bytes_max))
     }
 }
 
 impl fmt::Debug for HeedLogReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("HeedLogReader")
-            .field(&self.log.environment.data_file())
-            .finish()
+        f.debug_tuple("HeedLogReader").field(&self.log.environment.data_file()).finish()
     }
 }
 
@@ -257,10 +233,7 @@ pub(crate) fn check_snapshot_file(
 ) -> Result<(), StorageError> {
     let corrupt = |reason: &str| {
         let what = path.display().to_string();
-        Err(StorageError::Corrupt {
-            what,
-            reason: reason.to_owned(),
-        })
+        Err(StorageError::Corrupt { what, reason: reason.to_owned() })
     };
     match open() {
         Ok((found, _, _)) if found == *recorded => Ok(()),
@@ -287,10 +260,7 @@ impl Log {
         })?;
         // The names of the database's files must survive as well as their content.
         directory::sync(directory).map_err(io_error("sync the directory", directory))?;
-        let log = Log {
-            environment,
-            _lock: Some(lock),
-        };
+        let log = Log { environment, _lock: Some(lock) };
         log.check_kind(directory, kind)?;
         Ok(log)
     }
@@ -356,20 +326,15 @@ impl Log {
             return Ok(None);
         };
         let decoded = format::unframe(Table::Meta, key.key(), value).and_then(decode);
-        Ok(Some(decoded.map_err(|damage| {
-            damage.of(self.what(Table::Meta, key.key()))
-        })?))
+        Ok(Some(decoded.map_err(|damage| damage.of(self.what(Table::Meta, key.key())))?))
     }
 
     pub(crate) fn truncated(&self, txn: &ReadTxn<'_>) -> Result<LogPosition, Failure> {
-        Ok(self
-            .meta(txn, MetaKey::Truncated, format::decode_position)?
-            .unwrap_or_default())
+        Ok(self.meta(txn, MetaKey::Truncated, format::decode_position)?.unwrap_or_default())
     }
 
     fn recorded_snapshot(&self) -> Result<Option<SnapshotMeta>, StorageError> {
-        self.environment
-            .read(|txn| self.meta(txn, MetaKey::Snapshot, format::decode_snapshot_meta))
+        self.environment.read(|txn| self.meta(txn, MetaKey::Snapshot, format::decode_snapshot_meta))
     }
 
     fn load(&self) -> Result<StoredState, StorageError> {
@@ -392,10 +357,8 @@ impl Log {
                 let expected = state.last.index.next();
                 let LogPosition { term, index } = self.entry(key, value, expected)?.position;
                 if term < state.last.term {
-                    let reason = format!(
-                        "its term is {term}, that of the entry before is {}",
-                        state.last.term
-                    );
+                    let reason =
+                        format!("its term is {term}, that of the entry before is {}", state.last.term);
                     return Err(self.corrupt(Table::Entries, key, reason));
                 }
                 if term > state.last.term {
@@ -414,10 +377,7 @@ impl Log {
     /// The entry that was found under `key`, where that of `expected` should be.
     fn entry<'a>(&self, key: u128, value: &'a [u8], expected: LogIndex) -> Result<EntryView<'a>, Failure> {
         if key != format::entry_key(expected) {
-            let reason = format!(
-                "it is missing, {} follows instead",
-                self.what(Table::Entries, key)
-            );
+            let reason = format!("it is missing, {} follows instead", self.what(Table::Entries, key));
             return Err(self.corrupt(Table::Entries, format::entry_key(expected), reason));
         }
         let entry = format::decode_entry(expected, value);
@@ -433,27 +393,17 @@ impl Log {
     ) -> Result<Vec<Entry>, Failure> {
         let truncated = self.truncated(txn)?;
         if from <= truncated.index {
-            return Err(StorageError::Compacted {
-                index: from,
-                truncated,
-            }
-            .into());
+            return Err(StorageError::Compacted { index: from, truncated }.into());
         }
         let last = self.last(txn, truncated)?;
         if until > last.index.next() {
-            return Err(StorageError::BeyondEnd {
-                index: from.max(last.index.next()),
-                last,
-            }
-            .into());
+            return Err(StorageError::BeyondEnd { index: from.max(last.index.next()), last }.into());
         }
         let mut entries = Vec::new();
         let mut bytes = 0;
         let mut expected = from;
-        for item in self
-            .environment
-            .table(Table::Entries)
-            .range(txn, &format::entry_keys(from, until.previous()))?
+        for item in
+            self.environment.table(Table::Entries).range(txn, &format::entry_keys(from, until.previous()))?
         {
             let (key, value) = item?;
             let entry = self.entry(key, value, expected)?.to_entry();
@@ -504,29 +454,19 @@ impl Log {
         self.delete(txn, first, after.truncated.index.min(last))?;
 
         if let Some(identity) = &write.identity {
-            self.put_meta(txn, MetaKey::Identity, |out| {
-                format::encode_identity(identity, out)
-            })?;
+            self.put_meta(txn, MetaKey::Identity, |out| format::encode_identity(identity, out))?;
         }
         if let Some(hard_state) = &write.hard_state {
-            self.put_meta(txn, MetaKey::HardState, |out| {
-                format::encode_hard_state(hard_state, out)
-            })?;
+            self.put_meta(txn, MetaKey::HardState, |out| format::encode_hard_state(hard_state, out))?;
         }
         if let Some(members) = &write.members {
-            self.put_meta(txn, MetaKey::Members, |out| {
-                out.extend_from_slice(&members.encode())
-            })?;
+            self.put_meta(txn, MetaKey::Members, |out| out.extend_from_slice(&members.encode()))?;
         }
         if let Some(snapshot) = &write.snapshot {
-            self.put_meta(txn, MetaKey::Snapshot, |out| {
-                format::encode_snapshot_meta(snapshot, out)
-            })?;
+            self.put_meta(txn, MetaKey::Snapshot, |out| format::encode_snapshot_meta(snapshot, out))?;
         }
         if after.truncated != before.truncated {
-            self.put_meta(txn, MetaKey::Truncated, |out| {
-                format::put_position(out, after.truncated)
-            })?;
+            self.put_meta(txn, MetaKey::Truncated, |out| format::put_position(out, after.truncated))?;
         }
         Ok(())
     }

@@ -115,18 +115,13 @@ impl StableStorage for WalStorage {
         for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
             let path = self.snapshots.path(snapshot.position);
             let opened = check_snapshot_file(snapshot, &path, || self.snapshots.open(snapshot.position));
-            opened.map_err(|error| StorageError::Refused {
-                reason: error.to_string(),
-            })?;
+            opened.map_err(|error| StorageError::Refused { reason: error.to_string() })?;
         }
         self.log.write(writes)
     }
 
     fn log_reader(&self) -> WalLogReader {
-        WalLogReader {
-            reader: self.log.reader(),
-            _lock: self.lock.clone(),
-        }
+        WalLogReader { reader: self.log.reader(), _lock: self.lock.clone() }
     }
 
     fn snapshots(&self) -> SnapshotFiles {
@@ -156,8 +151,6 @@ impl LogReader for WalLogReader {
 
 impl fmt::Debug for WalLogReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("WalLogReader")
-            .field(self.reader.directory())
-            .finish()
+        f.debug_tuple("WalLogReader").field(self.reader.directory()).finish()
     }
 }

@@ -55,18 +55,12 @@ impl Running {
             .spawn()
             .unwrap();
         let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Running {
-            child,
-            to,
-            from: BufReader::new(from).lines(),
-        }
+        Running { child, to, from: BufReader::new(from).lines() }
     }
 
     /// The next word of the child; `None` when it is gone.
     fn hear(&mut self) -> Option<String> {
-        self.from
-            .by_ref()
-            .find_map(|line| Some(line.unwrap().strip_prefix("child: ")?.to_owned()))
+        self.from.by_ref().find_map(|line| Some(line.unwrap().strip_prefix("child: ")?.to_owned()))
     }
 
     fn go_on(&mut self) {
@@ -75,10 +69,7 @@ impl Running {
 
     fn succeeds(mut self) {
         while self.hear().is_some() {}
-        assert!(
-            self.child.wait().unwrap().success(),
-            "the child's part of the test failed"
-        );
+        assert!(self.child.wait().unwrap().success(), "the child's part of the test failed");
     }
 }
 
@@ -90,35 +81,17 @@ fn load(directory: &Path) -> (HeedStorage, StoredState) {
 
 fn entry(index: u64, length: usize) -> Entry {
     let payload = Bytes::from(vec![index as u8; length]);
-    Entry {
-        position: LogPosition::new(1, index),
-        kind: EntryKind::User,
-        payload,
-    }
+    Entry { position: LogPosition::new(1, index), kind: EntryKind::User, payload }
 }
 
 fn first_write() -> Write {
-    let identity = Identity {
-        cluster_id: ClusterId(7),
-        node_id: NodeId::FIRST,
-        incarnation: Incarnation(9),
-    };
-    let hard_state = HardState {
-        term: Term(1),
-        ..HardState::default()
-    };
-    Write {
-        identity: Some(identity),
-        hard_state: Some(hard_state),
-        ..Write::default()
-    }
+    let identity = Identity { cluster_id: ClusterId(7), node_id: NodeId::FIRST, incarnation: Incarnation(9) };
+    let hard_state = HardState { term: Term(1), ..HardState::default() };
+    Write { identity: Some(identity), hard_state: Some(hard_state), ..Write::default() }
 }
 
 fn append(storage: &mut HeedStorage, index: u64, length: usize) -> Result<(), StorageError> {
-    storage.write(&[Write {
-        append: vec![entry(index, length)],
-        ..Write::default()
-    }])
+    storage.write(&[Write { append: vec![entry(index, length)], ..Write::default() }])
 }
 
 #[test]
@@ -126,12 +99,7 @@ fn second_process_gets_in_use() {
     if let Some(directory) = child_directory() {
         let error = HeedStorage::open(&directory).unwrap_err();
         assert!(matches!(error, StorageError::InUse { .. }), "{error:?}");
-        assert!(
-            error
-                .to_string()
-                .contains("in use by another process: stop that one first"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("in use by another process: stop that one first"), "{error}");
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -147,19 +115,9 @@ fn read_only_process_follows_a_writer_whose_database_grows() {
         let storage = HeedStorage::open_read_only(&directory).unwrap();
         for last in [1, 20, 200] {
             let state = storage.load().unwrap();
-            assert_eq!(
-                (state.last, state.hard_state.term),
-                (LogPosition::new(1, last), Term(1))
-            );
-            let entries = storage
-                .log_reader()
-                .read(LogIndex(1), LogIndex(last + 1), u64::MAX)
-                .unwrap();
-            assert!(
-                (1..)
-                    .zip(entries)
-                    .all(|(index, found)| found == entry(index, 100_000))
-            );
+            assert_eq!((state.last, state.hard_state.term), (LogPosition::new(1, last), Term(1)));
+            let entries = storage.log_reader().read(LogIndex(1), LogIndex(last + 1), u64::MAX).unwrap();
+            assert!((1..).zip(entries).all(|(index, found)| found == entry(index, 100_000)));
             assert!(storage.snapshots().unwrap().is_empty());
             say("read");
             wait();
@@ -208,20 +166,9 @@ fn killed_process_loses_nothing_that_was_written() {
         }
         child.child.wait().unwrap();
         let (storage, state) = load(directory.path());
-        assert!(
-            state.last.index.0 >= written,
-            "{written} was written, the log ends at {}",
-            state.last
-        );
-        let entries = storage
-            .log_reader()
-            .read(LogIndex(1), state.last.index.next(), u64::MAX)
-            .unwrap();
-        assert!(
-            (1..)
-                .zip(entries)
-                .all(|(index, found)| found == entry(index, 3_000))
-        );
+        assert!(state.last.index.0 >= written, "{written} was written, the log ends at {}", state.last);
+        let entries = storage.log_reader().read(LogIndex(1), state.last.index.next(), u64::MAX).unwrap();
+        assert!((1..).zip(entries).all(|(index, found)| found == entry(index, 3_000)));
     }
 }
 
@@ -233,11 +180,7 @@ fn full_disk_is_an_error_and_the_log_opens_again() {
         for index in 1.. {
             match append(&mut storage, index, 10_000) {
                 Ok(()) => say(&index.to_string()),
-                Err(StorageError::Io {
-                    action: "write to",
-                    path,
-                    ..
-                }) => return assert_eq!(path, directory),
+                Err(StorageError::Io { action: "write to", path, .. }) => return assert_eq!(path, directory),
                 Err(error) => panic!("{error:?}"),
             }
         }
@@ -245,11 +188,7 @@ fn full_disk_is_an_error_and_the_log_opens_again() {
     let directory = tempfile::tempdir().unwrap();
     // A limit on the size of files stands for the full disk; without the trap, the system kills who passes it.
     let shell = "trap '' XFSZ; ulimit -f 2000;";
-    let mut child = Running::start(
-        "full_disk_is_an_error_and_the_log_opens_again",
-        directory.path(),
-        shell,
-    );
+    let mut child = Running::start("full_disk_is_an_error_and_the_log_opens_again", directory.path(), shell);
     let mut written = 0;
     while let Some(index) = child.hear() {
         written = index.parse().unwrap();
@@ -259,13 +198,6 @@ fn full_disk_is_an_error_and_the_log_opens_again() {
     let (mut storage, state) = load(directory.path());
     assert_eq!(state.last, LogPosition::new(1, written));
     append(&mut storage, written + 1, 10_000).unwrap();
-    let entries = storage
-        .log_reader()
-        .read(LogIndex(1), LogIndex(written + 2), u64::MAX)
-        .unwrap();
-    assert!(
-        (1..)
-            .zip(entries)
-            .all(|(index, found)| found == entry(index, 10_000))
-    );
+    let entries = storage.log_reader().read(LogIndex(1), LogIndex(written + 2), u64::MAX).unwrap();
+    assert!((1..).zip(entries).all(|(index, found)| found == entry(index, 10_000)));
 }

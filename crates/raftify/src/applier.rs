@@ -83,10 +83,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
             lifecycle,
             writing_out: None,
         };
-        Ok((
-            sender,
-            Worker::start("raftify-apply", applier.run(snapshot, queue, queries))?,
-        ))
+        Ok((sender, Worker::start("raftify-apply", applier.run(snapshot, queue, queries))?))
     }
 }
 
@@ -147,11 +144,9 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
                 ToApply::Committed(items) => {
                     for item in items {
                         match item {
-                            Committed::User {
-                                position,
-                                payload,
-                                reply,
-                            } => batch.push((position, payload, reply)),
+                            Committed::User { position, payload, reply } => {
+                                batch.push((position, payload, reply))
+                            }
                             other => {
                                 self.apply(std::mem::take(&mut batch))?;
                                 self.take_note(other)?;
@@ -212,21 +207,14 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
         let mut entries = Vec::with_capacity(count);
         for (position, payload) in payloads {
             let entry = FSM::LogEntry::decode(&payload).map_err(|error| {
-                format!(
-                    "the entry at {position} ({} bytes) cannot be decoded: {error}",
-                    payload.len()
-                )
+                format!("the entry at {position} ({} bytes) cannot be decoded: {error}", payload.len())
             })?;
             trace!(node = %self.node_id, %position, "apply {}", self.formatter.format_entry(&entry, &payload));
             entries.push((position, entry));
         }
         let replies = self.state_machine.apply_batch(entries)?;
         if replies.len() != count {
-            return Err(format!(
-                "apply_batch returned {} replies to {count} entries",
-                replies.len()
-            )
-            .into());
+            return Err(format!("apply_batch returned {} replies to {count} entries", replies.len()).into());
         }
         Ok(replies)
     }
@@ -267,21 +255,13 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
     /// Captures the state here and has it written out elsewhere. A failure is reported, and the node goes on; only a
     /// panic in the state machine is fatal.
     fn take_snapshot(&mut self, cluster_id: ClusterId) -> Result<(), StopReason> {
-        let capture = if self
-            .writing_out
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished())
-        {
+        let capture = if self.writing_out.as_ref().is_some_and(|thread| !thread.is_finished()) {
             Err("another one is still being written".into())
         } else {
             caught(|| self.state_machine.snapshot())
                 .map_err(|panic| StopReason::StateMachine(format!("taking a snapshot {panic}")))?
         };
-        let meta = SnapshotMeta {
-            cluster_id,
-            position: self.applied,
-            members: self.members.clone(),
-        };
+        let meta = SnapshotMeta { cluster_id, position: self.applied, members: self.members.clone() };
         let started = capture.and_then(|capture| self.start_writing_out(capture, meta));
         if let Err(error) = started {
             let _ = self.events.send(Event::SnapshotTaken(Err(error.to_string())));
@@ -290,11 +270,8 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
     }
 
     fn start_writing_out(&mut self, capture: SnapshotCapture, meta: SnapshotMeta) -> Result<(), BoxError> {
-        let (snapshots, lifecycle, events) = (
-            self.snapshots.clone(),
-            self.lifecycle.clone(),
-            self.events.clone(),
-        );
+        let (snapshots, lifecycle, events) =
+            (self.snapshots.clone(), self.lifecycle.clone(), self.events.clone());
         let work = move || {
             let written = caught(|| write_out(capture, &snapshots, &meta, lifecycle));
             let outcome = match written {
@@ -305,11 +282,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             // If the loop is gone, the node has stopped: the snapshot is of no use then.
             let _ = events.send(Event::SnapshotTaken(outcome));
         };
-        self.writing_out = Some(
-            thread::Builder::new()
-                .name("raftify-snapshot".to_owned())
-                .spawn(work)?,
-        );
+        self.writing_out = Some(thread::Builder::new().name("raftify-snapshot".to_owned()).spawn(work)?);
         Ok(())
     }
 }
@@ -320,17 +293,10 @@ fn write_out<S: SnapshotStore>(
     meta: &SnapshotMeta,
     lifecycle: Lifecycle,
 ) -> Result<(), BoxError> {
-    let writer = UntilStop {
-        writer: snapshots.create(meta)?,
-        lifecycle,
-    };
+    let writer = UntilStop { writer: snapshots.create(meta)?, lifecycle };
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
     capture.write_to(&mut writer)?;
-    writer
-        .into_inner()
-        .map_err(|error| error.into_error())?
-        .writer
-        .finish()?;
+    writer.into_inner().map_err(|error| error.into_error())?.writer.finish()?;
     Ok(())
 }
 

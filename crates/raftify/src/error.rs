@@ -62,9 +62,9 @@ pub enum BootstrapError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// `run` was called before on this node or on a clone of it, or the node was stopped before it ever ran. The one
-    /// that runs is not disturbed. To run a node again, bootstrap it again.
-    #[error("this node was run or stopped already: bootstrap it again to run it again")]
+    /// `run` was called before on this node or on a clone of it. The one that runs is not disturbed. To run a node
+    /// again, bootstrap it again.
+    #[error("this node was run already: bootstrap it again to run it again")]
     AlreadyRunning,
     /// The node could not go on. What was acknowledged is safe; the reason says what to do before the next start.
     #[error(transparent)]

@@ -65,13 +65,11 @@ pub fn hex_and_text(bytes: &[u8]) -> String {
         let _ = write!(line, "{byte:02x} "); // Writing to a String cannot fail.
     }
     line.push_str(" |");
-    line.extend(shown.iter().map(|byte| {
-        if byte.is_ascii_graphic() || *byte == b' ' {
-            *byte as char
-        } else {
-            '.'
-        }
-    }));
+    line.extend(shown.iter().map(
+        |byte| {
+            if byte.is_ascii_graphic() || *byte == b' ' { *byte as char } else { '.' }
+        },
+    ));
     line.push('|');
     if bytes.len() > shown.len() {
         let _ = write!(line, " (the first {} of {} bytes)", shown.len(), bytes.len());

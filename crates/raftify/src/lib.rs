@@ -1,7 +1,66 @@
-//! raftify turns a program's state into a replicated state machine.
+//! raftify turns a program's state into a replicated state machine: it survives machines.
+//!
+//! Write a [log entry](AbstractLogEntry) type and a [state machine](AbstractStateMachine), call
+//! [`Raft::bootstrap`], and let other nodes join with a [ticket](ClusterJoinTicket). What [`propose`] has acknowledged
+//! was made durable by a majority of the nodes; a [`query`] on any node sees all of it.
 //!
 //! # Quick start
-#![allow(dead_code, unreachable_pub)] // While the parts are being put together.
+//!
+//! A single node. Other nodes start with [`Raft::request_id`] and [`Raft::join_cluster`], and the state machine does
+//! not change by it.
+//!
+//! ```
+//! use raftify::{AbstractStateMachine, BoxError, Config, HeedStorage, LogPosition, NodeId, Raft, SnapshotCapture};
+//!
+//! /// The state: a sum. Its log entries are what is added.
+//! struct Sum(i64);
+//!
+//! impl AbstractStateMachine for Sum {
+//!     type LogEntry = i64;
+//!     type Reply = i64;
+//!
+//!     fn apply(&mut self, _position: LogPosition, add: i64) -> Result<i64, BoxError> {
+//!         self.0 += add;
+//!         Ok(self.0)
+//!     }
+//!
+//!     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+//!         Ok(SnapshotCapture::of(self.0))
+//!     }
+//!
+//!     fn restore(&mut self, reader: &mut dyn std::io::Read) -> Result<(), BoxError> {
+//!         self.0 = raftify::restore_value(reader)?;
+//!         Ok(())
+//!     }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), BoxError> {
+//!     let directory = tempfile::tempdir()?;
+//!     let storage = HeedStorage::open(directory.path())?;
+//!     let raft = Raft::bootstrap(NodeId::FIRST, "127.0.0.1:60091", storage, Sum(0), Config::default())?;
+//!     let running = tokio::spawn(raft.clone().run());
+//!     raft.wait_for_leader().await?;
+//!
+//!     assert_eq!(raft.propose(40).await?, 40);
+//!     assert_eq!(raft.propose(2).await?, 42);
+//!     assert_eq!(raft.query(|sum| sum.0).await?, 42);
+//!
+//!     raft.quit().await;
+//!     running.await??;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is where
+//! - [`Raft`] sets a node up and runs it; it dereferences to [`RaftNode`], the handle with all verbs.
+//! - [`RaftClient`] talks to a cluster from outside.
+//! - [`Config`] holds all settings; the defaults work unchanged on a LAN.
+//! - [`error`] says for every verb why it can fail, and what that means for the data.
+//! - [`HeedStorage`] keeps a node's log and snapshots in a directory; [`storage`] is the contract for other ways.
+//!
+//! [`propose`]: RaftNode::propose
+//! [`query`]: RaftNode::query
 
 mod applier;
 pub mod error;

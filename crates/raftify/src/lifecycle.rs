@@ -55,6 +55,8 @@ struct Inner {
     phase: watch::Sender<Phase>,
     quit: watch::Sender<bool>,
     leaving: AtomicBool,
+    /// Nobody has been told yet: the next `run` will be.
+    ended_before_it_ran: AtomicBool,
     runner: OneShotMutex<Runner>,
 }
 
@@ -64,6 +66,7 @@ impl Lifecycle {
             phase: watch::Sender::new(Phase::Waiting),
             quit: watch::Sender::new(false),
             leaving: AtomicBool::new(false),
+            ended_before_it_ran: AtomicBool::new(false),
             runner: OneShotMutex(Mutex::new(None)),
         }))
     }
@@ -73,9 +76,13 @@ impl Lifecycle {
         self.0.runner.put(runner);
     }
 
-    /// Runs the node to its end. The first caller does; all others get an error at once.
+    /// Runs the node to its end. The first caller does; all others get an error at once. A node that was told to quit
+    /// before it ran has reached its end already.
     pub(crate) async fn run(&self) -> Result<(), RunError> {
-        let runner = self.0.runner.take().ok_or(RunError::AlreadyRunning)?;
+        let Some(runner) = self.0.runner.take() else {
+            let ended_before_it_ran = self.0.ended_before_it_ran.swap(false, Ordering::SeqCst);
+            return if ended_before_it_ran { Ok(()) } else { Err(RunError::AlreadyRunning) };
+        };
         let _end = EndOnDrop(self);
         self.0.phase.send_replace(Phase::Running);
         runner(self.clone()).await
@@ -109,10 +116,7 @@ impl Lifecycle {
     pub(crate) async fn stopping(&self) -> StopReason {
         let mut phase = self.0.phase.subscribe();
         let phase = phase.wait_for(|phase| phase.stop_reason().is_some()).await;
-        phase
-            .ok()
-            .and_then(|phase| phase.stop_reason())
-            .unwrap_or(StopReason::Stopped)
+        phase.ok().and_then(|phase| phase.stop_reason()).unwrap_or(StopReason::Stopped)
     }
 
     /// Why the node no longer serves.
@@ -134,6 +138,7 @@ impl Lifecycle {
     pub(crate) async fn quit(&self) {
         self.ask_to_quit();
         if let Some(runner) = self.0.runner.take() {
+            self.0.ended_before_it_ran.store(true, Ordering::SeqCst);
             drop(runner);
             self.0.phase.send_replace(Phase::Ended(StopReason::Stopped));
         }

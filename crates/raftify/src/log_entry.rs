@@ -52,10 +52,6 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> AbstractLogEntry for T {
 
     fn decode(bytes: &[u8]) -> Result<T, BoxError> {
         let (entry, rest) = postcard::take_from_bytes(bytes)?;
-        if rest.is_empty() {
-            Ok(entry)
-        } else {
-            Err(format!("{} bytes follow the entry", rest.len()).into())
-        }
+        if rest.is_empty() { Ok(entry) } else { Err(format!("{} bytes follow the entry", rest.len()).into()) }
     }
 }

@@ -37,18 +37,11 @@ fn id(id: u64) -> NodeId {
 }
 
 fn identity(node: u64) -> Identity {
-    Identity {
-        cluster_id: CLUSTER,
-        node_id: id(node),
-        incarnation: Incarnation(node * 100),
-    }
+    Identity { cluster_id: CLUSTER, node_id: id(node), incarnation: Incarnation(node * 100) }
 }
 
 fn config() -> Config {
-    Config {
-        connect_timeout: Duration::from_millis(500),
-        ..Config::default()
-    }
+    Config { connect_timeout: Duration::from_millis(500), ..Config::default() }
 }
 
 /// Every wait has a deadline, far beyond what it takes.
@@ -125,8 +118,7 @@ impl TestNode {
     }
 
     fn knows(&self, members: &Arc<Members>) {
-        self.status
-            .send_modify(|status| status.members = Arc::clone(members));
+        self.status.send_modify(|status| status.members = Arc::clone(members));
         let identity = self.status.borrow().identity;
         if let Some(identity) = identity {
             self.outbox.set_members(identity, members);
@@ -158,11 +150,7 @@ impl TestNode {
 
     fn put_snapshot(&self, data: &[u8], members: &Members) -> SnapshotMeta {
         let position = LogPosition::new(1, 9);
-        let meta = SnapshotMeta {
-            cluster_id: CLUSTER,
-            position,
-            members: members.clone(),
-        };
+        let meta = SnapshotMeta { cluster_id: CLUSTER, position, members: members.clone() };
         let mut writer = self.snapshots.create(&meta).unwrap();
         writer.write_all(data).unwrap();
         writer.finish().unwrap();
@@ -171,9 +159,7 @@ impl TestNode {
 }
 
 fn members<'a>(nodes: impl IntoIterator<Item = (u64, &'a str)>) -> Arc<Members> {
-    let nodes = nodes
-        .into_iter()
-        .map(|(node, address)| Member::voter(id(node), address));
+    let nodes = nodes.into_iter().map(|(node, address)| Member::voter(id(node), address));
     Arc::new(Members::initial(nodes).unwrap())
 }
 
@@ -187,16 +173,8 @@ fn pair() -> (TestNode, TestNode, Arc<Members>) {
 }
 
 fn heartbeat(to: u64, commit: u64) -> RaftMessage {
-    let body = RaftMessageBody::Heartbeat {
-        commit: LogIndex(commit),
-        read_round: None,
-    };
-    RaftMessage {
-        from: id(1),
-        to: id(to),
-        term: Term(1),
-        body,
-    }
+    let body = RaftMessageBody::Heartbeat { commit: LogIndex(commit), read_round: None };
+    RaftMessage { from: id(1), to: id(to), term: Term(1), body }
 }
 
 fn commit_of(message: &RaftMessage) -> u64 {
@@ -222,8 +200,7 @@ fn dead_address() -> String {
 async fn messages_keep_their_order() {
     let (a, mut b, _) = pair();
     for first in (0..2000).step_by(10) {
-        a.outbox
-            .send((first..first + 10).map(|commit| heartbeat(2, commit)).collect());
+        a.outbox.send((first..first + 10).map(|commit| heartbeat(2, commit)).collect());
     }
     let mut seen = 0;
     while seen < 2000 {
@@ -238,12 +215,7 @@ async fn messages_keep_their_order() {
 async fn dead_and_silent_peers_delay_nobody() {
     let (a, mut b, _) = pair();
     let (_listener, silent) = silent_listener();
-    let all = members([
-        (1, &*a.address),
-        (2, &*b.address),
-        (3, &*dead_address()),
-        (4, &*silent),
-    ]);
+    let all = members([(1, &*a.address), (2, &*b.address), (3, &*dead_address()), (4, &*silent)]);
     a.knows(&all);
     b.knows(&all);
     for commit in 0..100 {
@@ -257,25 +229,14 @@ async fn dead_and_silent_peers_delay_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_drops_what_is_new_and_keeps_the_order() {
-    let node = TestNode::with(
-        1,
-        Config {
-            peer_queue_max: 16,
-            ..config()
-        },
-        Some(identity(1)),
-    );
+    let node = TestNode::with(1, Config { peer_queue_max: 16, ..config() }, Some(identity(1)));
     let mut b = TestNode::start(2);
     let all = members([(1, &*node.address), (2, &*b.address)]);
     b.knows(&all);
     node.knows(&all);
-    node.outbox
-        .send((0..100_000).map(|commit| heartbeat(2, commit)).collect());
+    node.outbox.send((0..100_000).map(|commit| heartbeat(2, commit)).collect());
     let first = b.next_messages().await;
-    assert_eq!(
-        first.iter().map(commit_of).collect::<Vec<_>>(),
-        (0..16).collect::<Vec<_>>()
-    );
+    assert_eq!(first.iter().map(commit_of).collect::<Vec<_>>(), (0..16).collect::<Vec<_>>());
     node.outbox.send(vec![heartbeat(2, 200_000)]);
     assert_eq!(commit_of(&b.next_messages().await[0]), 200_000);
 }
@@ -287,10 +248,7 @@ async fn a_peer_that_comes_back_is_found_again_and_its_absence_reported_once() {
     b.next_messages().await;
 
     b.stop = None;
-    within("the end of the server", &mut b.serving)
-        .await
-        .unwrap()
-        .unwrap();
+    within("the end of the server", &mut b.serving).await.unwrap().unwrap();
     assert!(matches!(a.next_event().await, PeerEvent::Unreachable(peer) if peer == id(2)));
 
     let mut again = TestNode::start(2);
@@ -318,26 +276,13 @@ async fn entries_larger_than_any_batch_arrive_whole() {
         payload: vec![index as u8; size].into(),
     };
     let sent: Vec<Entry> = sizes.into_iter().zip(1..).map(entry).collect();
-    let body = RaftMessageBody::Append {
-        previous: LogPosition::ZERO,
-        commit: LogIndex(4),
-        entries: sent.clone(),
-    };
-    a.outbox.send(vec![RaftMessage {
-        from: id(1),
-        to: id(2),
-        term: Term(1),
-        body,
-    }]);
+    let body =
+        RaftMessageBody::Append { previous: LogPosition::ZERO, commit: LogIndex(4), entries: sent.clone() };
+    a.outbox.send(vec![RaftMessage { from: id(1), to: id(2), term: Term(1), body }]);
     let mut received = Vec::new();
     while received.len() < sent.len() {
         for message in b.next_messages().await {
-            let RaftMessageBody::Append {
-                previous, entries, ..
-            } = message.body
-            else {
-                panic!("no append")
-            };
+            let RaftMessageBody::Append { previous, entries, .. } = message.body else { panic!("no append") };
             assert_eq!(previous.index.0, received.len() as u64);
             received.extend(entries);
         }
@@ -353,11 +298,7 @@ async fn a_node_without_members_answers_who_speaks_to_it() {
     a.knows(&all);
     a.outbox.send(vec![heartbeat(2, 1)]);
     joining.next_messages().await;
-    joining.outbox.send(vec![RaftMessage {
-        from: id(2),
-        to: id(1),
-        ..heartbeat(1, 7)
-    }]);
+    joining.outbox.send(vec![RaftMessage { from: id(2), to: id(1), ..heartbeat(1, 7) }]);
     assert_eq!(commit_of(&a.next_messages().await[0]), 7);
 }
 
@@ -401,11 +342,7 @@ impl Decoder for RawCodec {
 
 /// The status with which a stream of these bytes ends.
 async fn stream_raw(node: &TestNode, bytes: Bytes) -> Status {
-    let channel = endpoint(&node.address, Duration::from_secs(5))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
+    let channel = endpoint(&node.address, Duration::from_secs(5)).unwrap().connect().await.unwrap();
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.unwrap();
     let path = tonic::codegen::http::uri::PathAndQuery::from_static("/raftify.v1.RaftService/StreamMessages");
@@ -415,11 +352,7 @@ async fn stream_raw(node: &TestNode, bytes: Bytes) -> Status {
 }
 
 fn good_batch() -> proto::MessageBatch {
-    let sender = Sender {
-        id: id(1),
-        incarnation: identity(1).incarnation,
-        members_as_of: LogIndex(1),
-    };
+    let sender = Sender { id: id(1), incarnation: identity(1).incarnation, members_as_of: LogIndex(1) };
     proto::MessageBatch {
         header: Some(wire::header(Some(CLUSTER))),
         sender: Some(wire::sender_to_wire(&sender, "127.0.0.1:7")),
@@ -445,33 +378,17 @@ async fn what_is_not_believed_is_refused_with_its_reason_and_the_server_lives() 
     let cases: [(Change, DoorRefusal); 10] = [
         (
             |batch| batch.header.as_mut().unwrap().wire_version = 9,
-            DoorRefusal::Version {
-                found: 9,
-                known: wire::WIRE_VERSION,
-            },
+            DoorRefusal::Version { found: 9, known: wire::WIRE_VERSION },
         ),
-        (
-            |batch| batch.header.as_mut().unwrap().group_id = 4,
-            DoorRefusal::Group { found: 4 },
-        ),
+        (|batch| batch.header.as_mut().unwrap().group_id = 4, DoorRefusal::Group { found: 4 }),
         (
             |batch| batch.header.as_mut().unwrap().cluster_id = Some(66),
-            DoorRefusal::OtherCluster {
-                node: id(2),
-                found: ClusterId(66),
-                own: CLUSTER,
-            },
+            DoorRefusal::OtherCluster { node: id(2), found: ClusterId(66), own: CLUSTER },
         ),
-        (
-            |batch| batch.header = None,
-            DoorRefusal::Malformed("the header is missing".into()),
-        ),
+        (|batch| batch.header = None, DoorRefusal::Malformed("the header is missing".into())),
         (
             |batch| batch.receiver.as_mut().unwrap().id = 3,
-            DoorRefusal::OtherNode {
-                meant: id(3),
-                own: id(2),
-            },
+            DoorRefusal::OtherNode { meant: id(3), own: id(2) },
         ),
         (
             |batch| batch.receiver.as_mut().unwrap().incarnation = Some(1),
@@ -483,10 +400,7 @@ async fn what_is_not_believed_is_refused_with_its_reason_and_the_server_lives() 
         ),
         (
             |batch| batch.sender.as_mut().unwrap().id = 9,
-            DoorRefusal::Sender(SenderRefusal::NotAMember {
-                id: id(9),
-                as_of: LogIndex(2),
-            }),
+            DoorRefusal::Sender(SenderRefusal::NotAMember { id: id(9), as_of: LogIndex(2) }),
         ),
         (
             |batch| batch.sender.as_mut().unwrap().id = 2,
@@ -515,12 +429,7 @@ async fn what_is_not_believed_is_refused_with_its_reason_and_the_server_lives() 
     let whole = good_batch().encode_to_vec();
     let truncated = Bytes::from(whole[..whole.len() - 3].to_vec());
     assert_eq!(stream_raw(&b, truncated).await.code(), Code::Internal);
-    assert_eq!(
-        stream_raw(&b, Bytes::from_static(b"\xff\x00\x13random"))
-            .await
-            .code(),
-        Code::Internal
-    );
+    assert_eq!(stream_raw(&b, Bytes::from_static(b"\xff\x00\x13random")).await.code(), Code::Internal);
     let oversized = Bytes::from(vec![0; wire::RECEIVE_BYTES_LIMIT + 1]);
     assert_eq!(stream_raw(&b, oversized).await.code(), Code::OutOfRange);
     let mut socket = std::net::TcpStream::connect(&b.address).unwrap();
@@ -534,10 +443,7 @@ async fn what_is_not_believed_is_refused_with_its_reason_and_the_server_lives() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_refused_is_told_why() {
     let (mut a, b, all) = pair();
-    let record = raftify_core::members::MemberRecord::Incarnation {
-        id: id(1),
-        incarnation: Incarnation(7),
-    };
+    let record = raftify_core::members::MemberRecord::Incarnation { id: id(1), incarnation: Incarnation(7) };
     b.knows(&Arc::new(all.recorded(LogIndex(2), &record)));
     let refusal = within("a refusal", async {
         loop {
@@ -550,33 +456,18 @@ async fn a_node_that_is_refused_is_told_why() {
     })
     .await;
     let presented = identity(1).incarnation;
-    assert_eq!(
-        refusal,
-        (
-            id(2),
-            SenderRefusal::Fenced {
-                id: id(1),
-                known: Incarnation(7),
-                presented
-            }
-        )
-    );
+    assert_eq!(refusal, (id(2), SenderRefusal::Fenced { id: id(1), known: Incarnation(7), presented }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_without_a_cluster_refuses_messages_but_can_be_inspected() {
     let mut node = TestNode::with(2, config(), None);
     let status = stream_raw(&node, good_batch().encode_to_vec().into()).await;
-    assert_eq!(
-        DoorRefusal::from_status(&status),
-        Some(DoorRefusal::NoCluster { node: id(2) })
-    );
+    assert_eq!(DoorRefusal::from_status(&status), Some(DoorRefusal::NoCluster { node: id(2) }));
 
     let cluster = ClusterConnection::new([node.address.clone()], Duration::from_secs(20)).unwrap();
     let inspecting = tokio::spawn(async move { cluster.inspect().await });
-    let ServerRequestMsg::Inspect { reply } = node.next_request().await else {
-        panic!("no inspection")
-    };
+    let ServerRequestMsg::Inspect { reply } = node.next_request().await else { panic!("no inspection") };
     let inspection = raftify_core::Inspection {
         status: node.status.borrow().clone(),
         progress: Vec::new(),
@@ -592,22 +483,10 @@ async fn a_node_without_a_cluster_refuses_messages_but_can_be_inspected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_larger_than_any_message_is_installed() {
     let (mut a, mut b, all) = pair();
-    let data: Vec<u8> = (0..9_000_001_u32)
-        .map(|n| (n.wrapping_mul(7) >> 3) as u8)
-        .collect();
+    let data: Vec<u8> = (0..9_000_001_u32).map(|n| (n.wrapping_mul(7) >> 3) as u8).collect();
     let meta = a.put_snapshot(&data, &all);
-    a.outbox.send_snapshot(SnapshotToSend {
-        to: id(2),
-        term: Term(4),
-        position: meta.position,
-    });
-    let ServerRequestMsg::InstallSnapshot {
-        term,
-        snapshot,
-        reply,
-        sender,
-        ..
-    } = b.next_request().await
+    a.outbox.send_snapshot(SnapshotToSend { to: id(2), term: Term(4), position: meta.position });
+    let ServerRequestMsg::InstallSnapshot { term, snapshot, reply, sender, .. } = b.next_request().await
     else {
         panic!("no snapshot")
     };
@@ -623,14 +502,8 @@ async fn a_snapshot_larger_than_any_message_is_installed() {
 
 /// The answer to a snapshot of these parts.
 async fn install_raw(node: &TestNode, parts: Vec<Part>) -> Result<proto::InstallSnapshotReply, Status> {
-    let channel = endpoint(&node.address, Duration::from_secs(5))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
-    let chunks = parts
-        .into_iter()
-        .map(|part| proto::SnapshotChunk { part: Some(part) });
+    let channel = endpoint(&node.address, Duration::from_secs(5)).unwrap().connect().await.unwrap();
+    let chunks = parts.into_iter().map(|part| proto::SnapshotChunk { part: Some(part) });
     let stream = tokio_stream::iter(chunks.collect::<Vec<_>>());
     let answer = within("an answer", service(channel).install_snapshot(stream)).await;
     answer.map(tonic::Response::into_inner)
@@ -653,17 +526,9 @@ async fn damaged_and_incomplete_snapshots_leave_nothing_behind() {
         })
     };
     let data = |offset, data: &'static [u8]| {
-        Part::Data(proto::SnapshotData {
-            offset,
-            crc32c: crc32c::crc32c(data),
-            data: data.into(),
-        })
+        Part::Data(proto::SnapshotData { offset, crc32c: crc32c::crc32c(data), data: data.into() })
     };
-    let damaged = Part::Data(proto::SnapshotData {
-        offset: 0,
-        crc32c: 1,
-        data: Bytes::from_static(b"abc"),
-    });
+    let damaged = Part::Data(proto::SnapshotData { offset: 0, crc32c: 1, data: Bytes::from_static(b"abc") });
     let cases = [
         vec![head(3), damaged],
         vec![head(3), data(1, b"abc")],
@@ -675,10 +540,7 @@ async fn damaged_and_incomplete_snapshots_leave_nothing_behind() {
     ];
     for parts in cases {
         let status = install_raw(&b, parts).await.unwrap_err();
-        assert!(
-            matches!(DoorRefusal::from_status(&status), Some(DoorRefusal::Malformed(_))),
-            "{status:?}"
-        );
+        assert!(matches!(DoorRefusal::from_status(&status), Some(DoorRefusal::Malformed(_))), "{status:?}");
         assert!(b.snapshots.open(position).is_err());
     }
     assert!(b.requests.is_empty());
@@ -688,28 +550,14 @@ async fn damaged_and_incomplete_snapshots_leave_nothing_behind() {
 async fn every_snapshot_that_is_not_installed_is_reported_once() {
     let (mut a, mut b) = (TestNode::start(1), TestNode::start(2));
     let (_listener, silent) = silent_listener();
-    let all = members([
-        (1, &*a.address),
-        (2, &*b.address),
-        (3, &*silent),
-        (4, &*dead_address()),
-    ]);
+    let all = members([(1, &*a.address), (2, &*b.address), (3, &*silent), (4, &*dead_address())]);
     a.knows(&all);
     b.knows(&all);
     let position = a.put_snapshot(&vec![7; 8 << 20], &all).position;
-    let to_send = |to, position| SnapshotToSend {
-        to: id(to),
-        term: Term(4),
-        position,
-    };
+    let to_send = |to, position| SnapshotToSend { to: id(to), term: Term(4), position };
 
     a.outbox.send_snapshot(to_send(9, position));
-    assert!(
-        a.snapshot_outcome()
-            .await
-            .unwrap_err()
-            .contains("node 9 is not known")
-    );
+    assert!(a.snapshot_outcome().await.unwrap_err().contains("node 9 is not known"));
 
     a.outbox.send_snapshot(to_send(2, LogPosition::new(1, 77)));
     assert!(a.snapshot_outcome().await.unwrap_err().contains("no snapshot"));
@@ -717,37 +565,20 @@ async fn every_snapshot_that_is_not_installed_is_reported_once() {
     a.outbox.send_snapshot(to_send(4, position));
     a.snapshot_outcome().await.unwrap_err();
 
-    let impatient = Config {
-        snapshot_chunk_timeout: Duration::from_millis(50),
-        ..config()
-    };
+    let impatient = Config { snapshot_chunk_timeout: Duration::from_millis(50), ..config() };
     let mut impatient = TestNode::with(5, impatient, Some(identity(5)));
     impatient.knows(&all);
     impatient.put_snapshot(&vec![7; 8 << 20], &all);
     impatient.outbox.send_snapshot(to_send(3, position));
-    assert!(
-        impatient
-            .snapshot_outcome()
-            .await
-            .unwrap_err()
-            .contains("no chunk within")
-    );
+    assert!(impatient.snapshot_outcome().await.unwrap_err().contains("no chunk within"));
 
     a.outbox.send_snapshot(to_send(2, position));
     a.outbox.send_snapshot(to_send(2, position));
-    assert!(
-        a.snapshot_outcome()
-            .await
-            .unwrap_err()
-            .contains("another snapshot")
-    );
+    assert!(a.snapshot_outcome().await.unwrap_err().contains("another snapshot"));
     let ServerRequestMsg::InstallSnapshot { reply, .. } = b.next_request().await else {
         panic!("no snapshot")
     };
-    reply.answer(Err(InstallError::StaleLeader {
-        term: Term(4),
-        newer: Term(5),
-    }));
+    reply.answer(Err(InstallError::StaleLeader { term: Term(4), newer: Term(5) }));
     assert!(a.snapshot_outcome().await.unwrap_err().contains("term 5"));
 
     a.outbox.send_snapshot(to_send(2, position));
@@ -775,23 +606,13 @@ async fn a_server_with_open_streams_and_hung_connections_stops() {
     b.next_messages().await;
     let _hung = std::net::TcpStream::connect(&b.address).unwrap();
     b.stop = None;
-    within("the end of the server", &mut b.serving)
-        .await
-        .unwrap()
-        .unwrap();
+    within("the end of the server", &mut b.serving).await.unwrap().unwrap();
     std::net::TcpListener::bind(&b.address).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_stops_while_the_loop_takes_nothing() {
-    let mut b = TestNode::with(
-        2,
-        Config {
-            request_queue_max: 1,
-            ..config()
-        },
-        Some(identity(2)),
-    );
+    let mut b = TestNode::with(2, Config { request_queue_max: 1, ..config() }, Some(identity(2)));
     let a = TestNode::start(1);
     let all = members([(1, &*a.address), (2, &*b.address)]);
     a.knows(&all);
@@ -814,30 +635,15 @@ async fn a_server_stops_while_the_loop_takes_nothing() {
             }
         }
     });
-    assert_eq!(
-        answer.await,
-        Err(ClientError::Answer(ProposeError::Busy { waiting: 1 }))
-    );
+    assert_eq!(answer.await, Err(ClientError::Answer(ProposeError::Busy { waiting: 1 })));
 
     b.stop = None;
-    within("the end of the server", &mut b.serving)
-        .await
-        .unwrap()
-        .unwrap();
+    within("the end of the server", &mut b.serving).await.unwrap().unwrap();
 }
 
-fn proposal() -> (
-    LeaderRequest<Reply<u64>>,
-    impl Future<Output = Result<u64, ProposeError>>,
-) {
+fn proposal() -> (LeaderRequest<Reply<u64>>, impl Future<Output = Result<u64, ProposeError>>) {
     let (reply, answer) = local_reply::<u64>();
-    (
-        LeaderRequest::Propose {
-            payload: Bytes::from_static(b"entry"),
-            reply,
-        },
-        answer,
-    )
+    (LeaderRequest::Propose { payload: Bytes::from_static(b"entry"), reply }, answer)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -851,35 +657,23 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
         panic!("no proposal")
     };
     assert_eq!(forwarding, Forwarding::Never);
-    let LeaderRequest::Propose { payload, reply } = request else {
-        panic!("no proposal")
-    };
+    let LeaderRequest::Propose { payload, reply } = request else { panic!("no proposal") };
     assert_eq!(payload, Bytes::from_static(b"entry"));
     reply.applied(42);
     assert_eq!(within("a reply", answer).await, Ok(42));
 
     let (request, answer) = proposal();
     a.outbox.forward(Forward { to: leader, request });
-    let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else {
-        panic!("no proposal")
-    };
+    let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else { panic!("no proposal") };
     drop(request);
-    assert!(matches!(
-        within("a reply", answer).await,
-        Err(ProposeError::Stopped(_))
-    ));
+    assert!(matches!(within("a reply", answer).await, Err(ProposeError::Stopped(_))));
 
     a.outbox.read_round(ReadRound { leader, round: 6 });
-    let ServerRequestMsg::ConfirmReadIndex { reply } = b.next_request().await else {
-        panic!("no read")
-    };
+    let ServerRequestMsg::ConfirmReadIndex { reply } = b.next_request().await else { panic!("no read") };
     reply.answer(Ok(LogIndex(12)));
     assert!(matches!(
         a.next_event().await,
-        PeerEvent::ReadRoundAnswered {
-            round: 6,
-            answer: Ok(LogIndex(12))
-        }
+        PeerEvent::ReadRoundAnswered { round: 6, answer: Ok(LogIndex(12)) }
     ));
 
     a.knows(&members([(1, &*a.address), (2, &*dead_address())]));
@@ -909,35 +703,24 @@ async fn closing_listener() -> (String, JoinHandle<()>) {
 async fn the_client_follows_the_leader_and_retries_refusals() {
     let mut follower = TestNode::start(1);
     let mut leader = TestNode::start(2);
-    let hint = LeaderHint {
-        id: leader.id,
-        address: leader.address.clone(),
-    };
-    let cluster = ClusterConnection::new(
-        [dead_address(), follower.address.clone()],
-        Duration::from_secs(20),
-    )
-    .unwrap();
+    let hint = LeaderHint { id: leader.id, address: leader.address.clone() };
+    let cluster =
+        ClusterConnection::new([dead_address(), follower.address.clone()], Duration::from_secs(20)).unwrap();
     let proposing = tokio::spawn(async move { cluster.propose(Bytes::from_static(b"entry")).await });
-    for (node, refusal) in [
-        (&mut follower, ProposeError::NotLeader(hint)),
-        (&mut leader, ProposeError::Busy { waiting: 1 }),
-    ] {
+    for (node, refusal) in
+        [(&mut follower, ProposeError::NotLeader(hint)), (&mut leader, ProposeError::Busy { waiting: 1 })]
+    {
         let ServerRequestMsg::ForLeader { request, forwarding } = node.next_request().await else {
             panic!("no proposal")
         };
         assert_eq!(forwarding, Forwarding::Allowed);
-        let LeaderRequest::Propose { reply, .. } = request else {
-            panic!("no proposal")
-        };
+        let LeaderRequest::Propose { reply, .. } = request else { panic!("no proposal") };
         raftify_core::ProposalReply::refuse(reply, refusal);
     }
     let ServerRequestMsg::ForLeader { request, .. } = follower.next_request().await else {
         panic!("no proposal")
     };
-    let LeaderRequest::Propose { reply, .. } = request else {
-        panic!("no proposal")
-    };
+    let LeaderRequest::Propose { reply, .. } = request else { panic!("no proposal") };
     reply.applied(5);
     assert_eq!(proposing.await.unwrap(), Ok(Bytes::from_static(&[5])));
 }
@@ -948,10 +731,7 @@ async fn the_client_says_what_is_wrong() {
     let cluster = ClusterConnection::new(["no-such-host.invalid:1"], deadline).unwrap();
     match cluster.read_index().await {
         Err(ClientError::Unreachable(nodes)) => {
-            assert!(
-                matches!(nodes.as_slice(), [UnreachableNode::Unresolved { .. }]),
-                "{nodes:?}"
-            );
+            assert!(matches!(nodes.as_slice(), [UnreachableNode::Unresolved { .. }]), "{nodes:?}");
         }
         other => panic!("{other:?}"),
     }
@@ -959,10 +739,7 @@ async fn the_client_says_what_is_wrong() {
     let cluster = ClusterConnection::new([dead_address()], deadline).unwrap();
     match cluster.reserve_node_id().await {
         Err(ClientError::Unreachable(nodes)) => {
-            assert!(
-                matches!(nodes.as_slice(), [UnreachableNode::NotConnected { .. }]),
-                "{nodes:?}"
-            );
+            assert!(matches!(nodes.as_slice(), [UnreachableNode::NotConnected { .. }]), "{nodes:?}");
         }
         other => panic!("{other:?}"),
     }
@@ -988,9 +765,7 @@ async fn the_client_never_repeats_what_may_have_happened() {
     let _unanswered = node.next_request().await;
     assert!(matches!(
         changing.await.unwrap(),
-        Err(ClientError::Answer(MembershipError::Unknown(
-            UnknownOutcome::TimedOut(_)
-        )))
+        Err(ClientError::Answer(MembershipError::Unknown(UnknownOutcome::TimedOut(_))))
     ));
     assert!(node.requests.is_empty());
 }

@@ -88,9 +88,7 @@ pub(crate) struct Outbox {
 
 impl Clone for Outbox {
     fn clone(&self) -> Self {
-        Outbox {
-            shared: Arc::clone(&self.shared),
-        }
+        Outbox { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -176,9 +174,7 @@ impl Outbox {
             open_snapshot: Arc::new(open_snapshot),
             events,
             runtime: Handle::current(),
-            forwards: Arc::new(Semaphore::new(
-                config.proposals_in_flight_max.min(Semaphore::MAX_PERMITS),
-            )),
+            forwards: Arc::new(Semaphore::new(config.proposals_in_flight_max.min(Semaphore::MAX_PERMITS))),
             config,
             state: Mutex::new(State {
                 own: None,
@@ -188,9 +184,7 @@ impl Outbox {
                 closed: false,
             }),
         };
-        Outbox {
-            shared: Arc::new(shared),
-        }
+        Outbox { shared: Arc::new(shared) }
     }
 
     /// Connects to the members that are new, ends the connections to those that are gone or have moved, and
@@ -217,10 +211,7 @@ impl Outbox {
         if state.contacts.len() >= MEMBERS_MAX && !state.contacts.contains_key(&sender.id) {
             return warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
         }
-        let contact = Contact {
-            address: address.to_owned(),
-            members_as_of: sender.members_as_of,
-        };
+        let contact = Contact { address: address.to_owned(), members_as_of: sender.members_as_of };
         if state.contacts.get(&sender.id) == Some(&contact) {
             return;
         }
@@ -257,10 +248,7 @@ impl Outbox {
     pub(crate) fn send_snapshot(&self, snapshot: SnapshotToSend) {
         let unreported = Arc::new(());
         let on_its_way = Arc::downgrade(&unreported);
-        let report = SnapshotReport {
-            to: snapshot.to,
-            owed: Some((self.shared.events.clone(), unreported)),
-        };
+        let report = SnapshotReport { to: snapshot.to, owed: Some((self.shared.events.clone(), unreported)) };
         let mut state = lock(&self.shared.state);
         let state = &mut *state;
         if state.closed {
@@ -269,11 +257,7 @@ impl Outbox {
         let Some(peer) = state.peers.get_mut(&snapshot.to) else {
             return report.failed(format!("node {} is not known here", snapshot.to));
         };
-        if peer
-            .snapshot
-            .as_ref()
-            .is_some_and(|snapshot| snapshot.unreported.strong_count() > 0)
-        {
+        if peer.snapshot.as_ref().is_some_and(|snapshot| snapshot.unreported.strong_count() > 0) {
             return report.failed("another snapshot is on its way there".to_owned());
         }
         let transfer = SnapshotTransfer {
@@ -284,10 +268,7 @@ impl Outbox {
             chunk_timeout: self.shared.config.snapshot_chunk_timeout,
         };
         let task = self.shared.spawn(&mut state.tasks, transfer.run(report));
-        peer.snapshot = Some(SnapshotOnItsWay {
-            task,
-            unreported: on_its_way,
-        });
+        peer.snapshot = Some(SnapshotOnItsWay { task, unreported: on_its_way });
     }
 
     /// Passes a request on to the leader, and the answer back. At most once: it is never sent again.
@@ -319,9 +300,7 @@ impl Outbox {
         let events = self.shared.events.clone();
         let answer = move |answer| send_event(&events, PeerEvent::ReadRoundAnswered { round, answer });
         let Some(node) = self.node(leader) else {
-            return answer(Err(ReadError::not_sent(format!(
-                "node {leader} is not known here"
-            ))));
+            return answer(Err(ReadError::not_sent(format!("node {leader} is not known here"))));
         };
         let read_timeout = self.shared.config.read_timeout;
         let mut state = lock(&self.shared.state);
@@ -329,11 +308,7 @@ impl Outbox {
             return;
         }
         self.shared.spawn(&mut state.tasks, async move {
-            answer(
-                node.read_index(read_timeout)
-                    .await
-                    .map_err(CallError::into_verb_error),
-            );
+            answer(node.read_index(read_timeout).await.map_err(CallError::into_verb_error));
         });
     }
 
@@ -378,11 +353,8 @@ impl Shared {
         if state.closed {
             return;
         }
-        let mut wanted: BTreeMap<NodeId, &str> = state
-            .contacts
-            .iter()
-            .map(|(id, contact)| (*id, contact.address.as_str()))
-            .collect();
+        let mut wanted: BTreeMap<NodeId, &str> =
+            state.contacts.iter().map(|(id, contact)| (*id, contact.address.as_str())).collect();
         wanted.extend(members.iter().map(|member| (member.id, member.address.as_str())));
         wanted.remove(&identity.node_id);
 
@@ -490,11 +462,7 @@ impl PeerQueue {
             dropped: 0,
             waker: None,
         };
-        PeerQueue {
-            peer,
-            messages_max,
-            inner: Mutex::new(inner),
-        }
+        PeerQueue { peer, messages_max, inner: Mutex::new(inner) }
     }
 
     fn introduction(&self) -> Introduction {
@@ -535,10 +503,7 @@ impl PeerQueue {
         let mut inner = lock(&self.inner);
         inner.open = true;
         inner.generation += 1;
-        Batches {
-            queue: Arc::clone(self),
-            generation: inner.generation,
-        }
+        Batches { queue: Arc::clone(self), generation: inner.generation }
     }
 
     fn close(&self) {
@@ -576,11 +541,7 @@ impl Stream for Batches {
             info!(peer = %self.queue.peer, dropped = inner.dropped, "the peer takes messages again");
             inner.dropped = 0;
         }
-        let Introduction {
-            header,
-            sender,
-            receiver,
-        } = inner.introduction.clone();
+        let Introduction { header, sender, receiver } = inner.introduction.clone();
         drop(inner);
         let messages = batch.into_iter().map(wire::message_to_wire).collect();
         let batch = proto::MessageBatch {
@@ -646,9 +607,7 @@ impl PeerConnection {
                         delay = FIRST_RECONNECT_DELAY.min(self.delay_max);
                         last_reason.clear();
                     }
-                    ended
-                        .err()
-                        .unwrap_or_else(|| Status::unavailable("the peer ended the stream"))
+                    ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream"))
                 }
                 Err(error) => Status::from_error(Box::new(error)),
             };
@@ -703,7 +662,7 @@ impl SnapshotReport {
 impl Drop for SnapshotReport {
     fn drop(&mut self) {
         self.tell(Err(
-            "sending was ended: the peer was removed or has moved, or this node is stopping".to_owned(),
+            "sending was ended: the peer was removed or has moved, or this node is stopping".to_owned()
         ));
     }
 }
@@ -801,10 +760,7 @@ struct SnapshotFailure {
 }
 
 fn failure(reason: impl ToString) -> SnapshotFailure {
-    SnapshotFailure {
-        reason: reason.to_string(),
-        refusal: None,
-    }
+    SnapshotFailure { reason: reason.to_string(), refusal: None }
 }
 
 /// Reads the data and hands it to the stream, which takes a chunk when the receiver has room for it.
@@ -825,9 +781,7 @@ async fn feed_chunks(
             // The call has ended: its answer says why.
             Ok(Err(_)) => return std::future::pending().await,
             Err(_) => {
-                return Err(failure(format!(
-                    "the peer took in no chunk within {chunk_timeout:?}"
-                )));
+                return Err(failure(format!("the peer took in no chunk within {chunk_timeout:?}")));
             }
         }
         let read = tokio::task::spawn_blocking(move || {
@@ -844,17 +798,11 @@ async fn feed_chunks(
             break;
         }
         let length = data.len() as u64;
-        part = Part::Data(proto::SnapshotData {
-            offset,
-            crc32c: crc32c::crc32c(&data),
-            data: data.into(),
-        });
+        part = Part::Data(proto::SnapshotData { offset, crc32c: crc32c::crc32c(&data), data: data.into() });
         offset += length;
     }
     if offset != data_bytes {
-        return Err(failure(format!(
-            "the snapshot should hold {data_bytes} bytes, but {offset} were read"
-        )));
+        return Err(failure(format!("the snapshot should hold {data_bytes} bytes, but {offset} were read")));
     }
     Ok(())
 }
@@ -893,18 +841,12 @@ async fn pass_on<R: RemoteReply>(node: RemoteNode, forward: Forward<R>, config: 
             }
         }
         LeaderRequest::ChangeMembership { change, reply } => {
-            let answer = node
-                .change_membership(&change, once, config.membership_timeout)
-                .await;
+            let answer = node.change_membership(&change, once, config.membership_timeout).await;
             reply.answer(answer.map_err(|error| told(forward.to, error)));
         }
         LeaderRequest::ReserveNodeId { reply } => {
             let answer = node.reserve_node_id(once, config.membership_timeout).await;
-            reply.answer(
-                answer
-                    .map(|(_, reservation)| reservation)
-                    .map_err(|error| told(forward.to, error)),
-            );
+            reply.answer(answer.map(|(_, reservation)| reservation).map_err(|error| told(forward.to, error)));
         }
         LeaderRequest::TransferLeader { to, reply } => {
             let answer = node.transfer_leader(to, once, config.membership_timeout).await;

@@ -85,10 +85,7 @@ pub struct BootstrapOptions<LogEntry, FSM> {
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Default for BootstrapOptions<LogEntry, FSM> {
     fn default() -> Self {
-        BootstrapOptions {
-            logger: None,
-            formatter: Arc::new(DefaultFormatter),
-        }
+        BootstrapOptions { logger: None, formatter: Arc::new(DefaultFormatter) }
     }
 }
 
@@ -131,14 +128,7 @@ where
         fsm: FSM,
         config: Config,
     ) -> Result<Self, BootstrapError> {
-        Self::bootstrap_with(
-            node_id,
-            raft_addr,
-            storage,
-            fsm,
-            config,
-            BootstrapOptions::default(),
-        )
+        Self::bootstrap_with(node_id, raft_addr, storage, fsm, config, BootstrapOptions::default())
     }
 
     /// Like [`bootstrap`](Self::bootstrap), for applications that log through `slog` or print their own entries.
@@ -175,13 +165,7 @@ where
         let (queries, waiting_queries) = mpsc::channel(config.reads_in_flight_max);
         let status = watch::Sender::new(core.status());
         let lifecycle = Lifecycle::new();
-        let node = RaftNode::new(
-            config.clone(),
-            requests,
-            queries,
-            status.subscribe(),
-            lifecycle.clone(),
-        );
+        let node = RaftNode::new(config.clone(), requests, queries, status.subscribe(), lifecycle.clone());
         let first_members = Arc::new(Mutex::new(None));
         let parts = NodeParts {
             core,
@@ -198,11 +182,7 @@ where
             first_members: Arc::clone(&first_members),
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
-        Ok(Raft {
-            node,
-            raft_addr,
-            first_members,
-        })
+        Ok(Raft { node, raft_addr, first_members })
     }
 
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
@@ -221,17 +201,11 @@ where
         let (raft_addr, address) = (raft_addr.into(), peer_addr.into());
         check_address(&raft_addr)?;
         check_address(&address)?;
-        let reserved = async {
-            ClusterConnection::new([address.as_str()], TICKET_DEADLINE)?
-                .reserve_node_id()
-                .await
-        };
+        let reserved =
+            async { ClusterConnection::new([address.as_str()], TICKET_DEADLINE)?.reserve_node_id().await };
         let (cluster_id, reservation) = reserved.await.map_err(|error| match error {
             ClientError::Answer(refusal) => RequestIdError::Refused(refusal),
-            error => RequestIdError::Unreachable {
-                address: address.clone(),
-                reason: error.to_string(),
-            },
+            error => RequestIdError::Unreachable { address: address.clone(), reason: error.to_string() },
         })?;
         let leader = reservation.members.get(reservation.leader);
         Ok(ClusterJoinTicket {
@@ -277,10 +251,7 @@ where
     pub async fn add_peers(&self, peers: impl IntoIterator<Item = Member>) -> Result<(), AddPeersError> {
         if !self.node.lifecycle().is_waiting() {
             let steps = peers.into_iter().map(MemberChange::Add).collect();
-            let change = MembershipChange::Steps {
-                steps,
-                leave: LeaveJoint::Automatically,
-            };
+            let change = MembershipChange::Steps { steps, leave: LeaveJoint::Automatically };
             return Ok(self.change_config(change).await.map(drop)?);
         }
         let members = Members::initial(peers)?;
@@ -327,15 +298,9 @@ where
         }
         let steps = tickets.iter().map(|ticket| {
             let incarnation = (ticket.reserved_id == id).then_some(identity.incarnation);
-            MemberChange::Add(Member {
-                incarnation,
-                ..Member::voter(ticket.reserved_id, &ticket.raft_addr)
-            })
+            MemberChange::Add(Member { incarnation, ..Member::voter(ticket.reserved_id, &ticket.raft_addr) })
         });
-        let change = MembershipChange::Steps {
-            steps: steps.collect(),
-            leave: LeaveJoint::Automatically,
-        };
+        let change = MembershipChange::Steps { steps: steps.collect(), leave: LeaveJoint::Automatically };
         self.ask_to_be_added(own, &change).await?;
         self.wait_until_member().await
     }
@@ -344,21 +309,13 @@ where
     async fn take_on_identity(&self, cluster_id: ClusterId) -> Result<Identity, JoinClusterError> {
         let known = self.status().borrow().identity;
         let incarnation = known.map_or_else(|| Incarnation(rand::random()), |identity| identity.incarnation);
-        let identity = Identity {
-            cluster_id,
-            node_id: self.get_id(),
-            incarnation,
-        };
+        let identity = Identity { cluster_id, node_id: self.get_id(), incarnation };
         let request = |reply| LocalRequestMsg::AwaitCluster { identity, reply };
-        match self
-            .node
-            .request(self.node.config().membership_timeout, request)
-            .await
-        {
+        match self.node.request(self.node.config().membership_timeout, request).await {
             Ok(()) => Ok(identity),
-            Err(JoinError::AlreadyMember {
-                cluster_id: member_of,
-            }) if member_of == cluster_id => Ok(identity),
+            Err(JoinError::AlreadyMember { cluster_id: member_of }) if member_of == cluster_id => {
+                Ok(identity)
+            }
             Err(JoinError::Stopped(reason)) => Err(JoinClusterError::Stopped(reason)),
             Err(error) => Err(JoinClusterError::Directory(error)),
         }
@@ -369,21 +326,11 @@ where
         ticket: &ClusterJoinTicket,
         change: &MembershipChange,
     ) -> Result<(), JoinClusterError> {
-        let others = ticket
-            .peers
-            .iter()
-            .map(|peer| &peer.address)
-            .filter(|address| **address != ticket.raft_addr);
-        let addresses = [&ticket.leader_addr]
-            .into_iter()
-            .chain(others)
-            .map(String::as_str);
+        let others =
+            ticket.peers.iter().map(|peer| &peer.address).filter(|address| **address != ticket.raft_addr);
+        let addresses = [&ticket.leader_addr].into_iter().chain(others).map(String::as_str);
         let within = self.node.config().membership_timeout;
-        let added = async {
-            ClusterConnection::new(addresses, within)?
-                .change_config(change)
-                .await
-        };
+        let added = async { ClusterConnection::new(addresses, within)?.change_config(change).await };
         match added.await {
             Ok(_) => Ok(()),
             // It may have been made: whether it was shows when this node hears from the cluster.
@@ -410,21 +357,14 @@ where
 fn listen(raft_addr: &str) -> Result<TcpListener, BootstrapError> {
     let address = || raft_addr.to_owned();
     let resolved = raft_addr.to_socket_addrs();
-    let resolved: Vec<_> = resolved
-        .map_err(|source| BootstrapError::Unresolved {
-            address: address(),
-            source,
-        })?
-        .collect();
+    let resolved: Vec<_> =
+        resolved.map_err(|source| BootstrapError::Unresolved { address: address(), source })?.collect();
     let listener = TcpListener::bind(&*resolved).and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
     listener.map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => BootstrapError::PortTaken { address: address() },
-        _ => BootstrapError::Listen {
-            address: address(),
-            source,
-        },
+        _ => BootstrapError::Listen { address: address(), source },
     })
 }

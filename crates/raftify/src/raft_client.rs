@@ -44,18 +44,13 @@ pub struct RaftClient<LogEntry, FSM> {
 
 impl<LogEntry, FSM> Clone for RaftClient<LogEntry, FSM> {
     fn clone(&self) -> Self {
-        RaftClient {
-            cluster: self.cluster.clone(),
-            types: PhantomData,
-        }
+        RaftClient { cluster: self.cluster.clone(), types: PhantomData }
     }
 }
 
 impl<LogEntry, FSM> fmt::Debug for RaftClient<LogEntry, FSM> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RaftClient")
-            .field("cluster", &self.cluster)
-            .finish()
+        f.debug_struct("RaftClient").field("cluster", &self.cluster).finish()
     }
 }
 
@@ -71,22 +66,13 @@ where
     /// # Errors
     /// If there is no address, or one is not of that form.
     pub fn new<A: Into<String>>(addresses: impl IntoIterator<Item = A>) -> Result<Self, AddressesError> {
-        Ok(RaftClient {
-            cluster: ClusterConnection::new(addresses, DEADLINE)?,
-            types: PhantomData,
-        })
+        Ok(RaftClient { cluster: ClusterConnection::new(addresses, DEADLINE)?, types: PhantomData })
     }
 
     /// The same client, whose requests may take this long, all attempts together.
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
-        RaftClient {
-            cluster: ClusterConnection {
-                deadline,
-                ..self.cluster
-            },
-            types: PhantomData,
-        }
+        RaftClient { cluster: ClusterConnection { deadline, ..self.cluster }, types: PhantomData }
     }
 
     /// Replicates `entry` and returns the state machine's reply, as
@@ -281,7 +267,10 @@ impl ClientVerb for ReadError {
     const REPEATABLE: bool = true;
 
     fn again(&self) -> Again {
-        Again::Later
+        match self {
+            ReadError::NotLeader(hint) => Again::At(hint.clone()),
+            _ => Again::Later,
+        }
     }
 }
 
@@ -299,14 +288,8 @@ impl ClusterConnection {
         for address in &addresses {
             check_address(address)?;
         }
-        let known = Known {
-            addresses,
-            nodes: BTreeMap::new(),
-        };
-        Ok(ClusterConnection {
-            deadline,
-            known: Arc::new(Mutex::new(known)),
-        })
+        let known = Known { addresses, nodes: BTreeMap::new() };
+        Ok(ClusterConnection { deadline, known: Arc::new(Mutex::new(known)) })
     }
 
     /// Replicates an encoded entry; the reply is postcard of the state machine's reply type.
@@ -352,14 +335,12 @@ impl ClusterConnection {
 
     /// The leader's confirmed commit index.
     pub(crate) async fn read_index(&self) -> Result<LogIndex, ClientError<ReadError>> {
-        self.ask(|node, timeout| async move { node.read_index(timeout).await })
-            .await
+        self.ask(|node, timeout| async move { node.read_index(timeout).await }).await
     }
 
     /// The state of the first node that answers.
     pub(crate) async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
-        self.ask(|node, timeout| async move { node.inspect(timeout).await })
-            .await
+        self.ask(|node, timeout| async move { node.inspect(timeout).await }).await
     }
 
     /// Asks one node after the other, in rounds, until one gives a result or an answer that ends the matter, or the
@@ -373,10 +354,7 @@ impl ClusterConnection {
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut round = Round {
-                waiting: self.lock().addresses.clone().into(),
-                tried: BTreeSet::new(),
-            };
+            let mut round = Round { waiting: self.lock().addresses.clone().into(), tried: BTreeSet::new() };
             let mut unreachable = Vec::new();
             let mut door = None;
             let mut later = None;
@@ -390,11 +368,7 @@ impl ClusterConnection {
                     }
                 };
                 // What may be repeated does not spend all of its time on one node that hangs.
-                let attempts = if E::REPEATABLE {
-                    round.waiting.len() as u32 + 1
-                } else {
-                    1
-                };
+                let attempts = if E::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
                 match call(node, left / attempts).await {
                     Ok(result) => {
                         self.prefer(&address);

@@ -217,17 +217,8 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
             outputs.outbox.send(turn.send_now);
         }
         if turn.write.is_some() || !turn.send_after.is_empty() {
-            let Turn {
-                number,
-                write,
-                send_after,
-                ..
-            } = turn;
-            let _ = outputs.log_writer.send(ToWrite {
-                number,
-                write,
-                send_after,
-            });
+            let Turn { number, write, send_after, .. } = turn;
+            let _ = outputs.log_writer.send(ToWrite { number, write, send_after });
         }
         if !turn.committed.is_empty() {
             let _ = outputs.applier.send(ToApply::Committed(turn.committed));

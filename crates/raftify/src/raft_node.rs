@@ -18,7 +18,7 @@ use raftify_core::{
 };
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::applier::Query;
 use crate::error::WaitError;
@@ -58,18 +58,13 @@ struct Shared<FSM: AbstractStateMachine> {
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNode<LogEntry, FSM> {
     fn clone(&self) -> Self {
-        RaftNode {
-            shared: Arc::clone(&self.shared),
-            log_entry: PhantomData,
-        }
+        RaftNode { shared: Arc::clone(&self.shared), log_entry: PhantomData }
     }
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> std::fmt::Debug for RaftNode<LogEntry, FSM> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RaftNode")
-            .field("status", &*self.shared.status.borrow())
-            .finish_non_exhaustive()
+        f.debug_struct("RaftNode").field("status", &*self.shared.status.borrow()).finish_non_exhaustive()
     }
 }
 
@@ -86,18 +81,8 @@ where
         lifecycle: Lifecycle,
     ) -> Self {
         let node_id = status.borrow().node_id;
-        let shared = Shared {
-            node_id,
-            config,
-            requests,
-            queries,
-            status,
-            lifecycle,
-        };
-        RaftNode {
-            shared: Arc::new(shared),
-            log_entry: PhantomData,
-        }
+        let shared = Shared { node_id, config, requests, queries, status, lifecycle };
+        RaftNode { shared: Arc::new(shared), log_entry: PhantomData }
     }
 
     /// Replicates `entry` and returns the state machine's reply.
@@ -113,6 +98,7 @@ where
     /// # Errors
     /// - [`NoLeader`](ProposeError::NoLeader), [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
     ///   [`Encode`](ProposeError::Encode): nothing was written. Send it again later, or smaller.
+    /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the deadline.
     /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
     /// - [`Unknown`](ProposeError::Unknown): the deadline passed, or a snapshot covered the entry, before the outcome
     ///   was seen. It may have been applied.
@@ -124,19 +110,18 @@ where
     /// # Examples
     /// See the [quick start](crate#quick-start).
     pub async fn propose(&self, entry: LogEntry) -> Result<FSM::Reply, ProposeError> {
-        let payload = entry
-            .encode()
-            .map_err(|error| ProposeError::Encode(error.to_string()))?;
+        let payload = entry.encode().map_err(|error| ProposeError::Encode(error.to_string()))?;
         drop(entry);
         let (bytes, limit) = (payload.len() as u64, self.shared.config.entry_bytes_max);
         if bytes > limit {
             return Err(ProposeError::TooLarge { bytes, limit });
         }
-        let (reply, answer) = local_reply();
-        let request = LocalRequestMsg::ForLeader(LeaderRequest::Propose { payload, reply });
-        self.shared
-            .ask(request, answer, self.shared.config.propose_timeout)
-            .await
+        let attempt = |within| {
+            let (reply, answer) = local_reply();
+            let request = LeaderRequest::Propose { payload: payload.clone(), reply };
+            self.shared.ask(LocalRequestMsg::ForLeader(request), answer, within)
+        };
+        self.shared.while_leadership_moves(self.shared.config.propose_timeout, attempt).await
     }
 
     /// Runs `query` on the state machine and returns what it returns: a linearizable read.
@@ -163,9 +148,9 @@ where
         let (sender, receiver) = oneshot::channel();
         let query: Query<FSM> = Box::new(move |state_machine| drop(sender.send(query(state_machine))));
         self.shared.queries.try_send(query).map_err(|error| match error {
-            TrySendError::Full(_) => ReadError::Busy {
-                waiting: self.shared.config.reads_in_flight_max as u64,
-            },
+            TrySendError::Full(_) => {
+                ReadError::Busy { waiting: self.shared.config.reads_in_flight_max as u64 }
+            }
             TrySendError::Closed(_) => self.shared.lifecycle.stop_reason().into(),
         })?;
         let deadline = self.shared.config.read_timeout;
@@ -193,9 +178,7 @@ where
     /// Dropping the future is harmless.
     pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
         self.shared
-            .request(self.shared.config.read_timeout, |reply| {
-                LocalRequestMsg::ReadIndex { reply }
-            })
+            .request(self.shared.config.read_timeout, |reply| LocalRequestMsg::ReadIndex { reply })
             .await
     }
 
@@ -269,11 +252,7 @@ where
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn inspect(&self) -> Result<Inspection, StopReason> {
-        self.shared
-            .request(self.shared.config.read_timeout, |reply| {
-                LocalRequestMsg::Inspect { reply }
-            })
-            .await
+        self.shared.request(self.shared.config.read_timeout, |reply| LocalRequestMsg::Inspect { reply }).await
     }
 
     /// Hands leadership to another voter, and returns the new leader once one is known. May be called on any node.
@@ -285,11 +264,13 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the transfer.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<NodeId, TransferError> {
-        let request =
-            |reply| LocalRequestMsg::ForLeader(LeaderRequest::TransferLeader { to: Some(to), reply });
-        self.shared
-            .request(self.shared.config.membership_timeout, request)
-            .await
+        let attempt = |within| {
+            let request = move |reply| {
+                LocalRequestMsg::ForLeader(LeaderRequest::TransferLeader { to: Some(to), reply })
+            };
+            self.shared.request(within, request)
+        };
+        self.shared.while_leadership_moves(self.shared.config.membership_timeout, attempt).await
     }
 
     /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status) for the
@@ -302,9 +283,7 @@ where
     /// Dropping the future does not stop the election.
     pub async fn campaign(&self) -> Result<(), CampaignError> {
         self.shared
-            .request(self.shared.config.propose_timeout, |reply| {
-                LocalRequestMsg::Campaign { reply }
-            })
+            .request(self.shared.config.propose_timeout, |reply| LocalRequestMsg::Campaign { reply })
             .await
     }
 
@@ -317,14 +296,8 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the demotion.
     pub async fn demote(&self, term: Term, successor: Option<NodeId>) -> Result<(), DemoteError> {
-        let request = |reply| LocalRequestMsg::Demote {
-            term,
-            successor,
-            reply,
-        };
-        self.shared
-            .request(self.shared.config.membership_timeout, request)
-            .await
+        let request = |reply| LocalRequestMsg::Demote { term, successor, reply };
+        self.shared.request(self.shared.config.membership_timeout, request).await
     }
 
     /// Changes the members of the cluster, and returns them once the change is in force. May be called on any node.
@@ -341,10 +314,13 @@ where
     /// # Cancel safety
     /// Dropping the future does not withdraw the change; treat the outcome as unknown.
     pub async fn change_config(&self, change: MembershipChange) -> Result<Members, MembershipError> {
-        let request = |reply| LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply });
-        self.shared
-            .request(self.shared.config.membership_timeout, request)
-            .await
+        let attempt = |within| {
+            let change = change.clone();
+            let request =
+                move |reply| LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply });
+            self.shared.request(within, request)
+        };
+        self.shared.while_leadership_moves(self.shared.config.membership_timeout, attempt).await
     }
 
     /// Leaves the joint configuration that a change with
@@ -394,9 +370,7 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the snapshot.
     pub async fn make_snapshot(&self) -> Result<LogPosition, SnapshotError> {
-        self.shared
-            .request(SNAPSHOT_DEADLINE, |reply| LocalRequestMsg::MakeSnapshot { reply })
-            .await
+        self.shared.request(SNAPSHOT_DEADLINE, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
     }
 
     /// Stops this node; the cluster goes on without it, and it comes back when it is bootstrapped again. Resolves
@@ -428,6 +402,28 @@ where
 }
 
 impl<FSM: AbstractStateMachine> Shared<FSM> {
+    /// Asks again as long as the answer is that another node leads than the one that was asked: nothing was done then,
+    /// and this node is about to hear who does.
+    async fn while_leadership_moves<T, E: Unanswered, Answer: Future<Output = Result<T, E>>>(
+        &self,
+        within: Duration,
+        attempt: impl Fn(Duration) -> Answer,
+    ) -> Result<T, E> {
+        let until = Instant::now() + within;
+        let mut status = self.status.clone();
+        loop {
+            status.mark_unchanged();
+            let left = until.saturating_duration_since(Instant::now());
+            match attempt(left).await {
+                Err(error) if error.leadership_moved() && Instant::now() < until => {
+                    // News of the leader shows in the status; if there is none, a tick is time enough for it.
+                    let _ = timeout(self.config.tick_interval, status.changed()).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// Sends the request that `request` makes of a reply channel, and waits for the answer.
     async fn request<T: Send + 'static, E: Unanswered>(
         &self,
@@ -447,12 +443,7 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
         answer: impl Future<Output = Result<T, E>>,
         within: Duration,
     ) -> Result<T, E> {
-        match timeout(
-            within.min(self.config.membership_timeout),
-            self.lifecycle.running(),
-        )
-        .await
-        {
+        match timeout(within.min(self.config.membership_timeout), self.lifecycle.running()).await {
             Ok(running) => running?,
             Err(_) => return Err(StopReason::NotRunning.into()),
         }
@@ -467,9 +458,7 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
                 },
             },
         }
-        timeout(within + BACKSTOP, answer)
-            .await
-            .unwrap_or_else(|_| Err(E::late(within)))
+        timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)))
     }
 }
 
@@ -481,17 +470,22 @@ pub(crate) trait Unanswered: From<StopReason> + Send + 'static {
         None
     }
 
+    /// Whether nothing was done because the node that was asked no longer leads.
+    fn leadership_moved(&self) -> bool {
+        false
+    }
+
     /// The core's own deadline has passed, and it did not say so.
     fn late(within: Duration) -> Self {
-        StopReason::Internal(format!(
-            "the raft loop did not answer within {} ms",
-            within.as_millis()
-        ))
-        .into()
+        StopReason::Internal(format!("the raft loop did not answer within {} ms", within.as_millis())).into()
     }
 }
 
 impl Unanswered for ProposeError {
+    fn leadership_moved(&self) -> bool {
+        matches!(self, ProposeError::NotLeader(_))
+    }
+
     fn busy(waiting: u64) -> Option<Self> {
         Some(ProposeError::Busy { waiting })
     }
@@ -512,6 +506,10 @@ impl Unanswered for ReadError {
 }
 
 impl Unanswered for MembershipError {
+    fn leadership_moved(&self) -> bool {
+        matches!(self, MembershipError::NotLeader(_))
+    }
+
     fn busy(waiting: u64) -> Option<Self> {
         Some(MembershipError::Busy { waiting })
     }
@@ -523,14 +521,16 @@ impl Unanswered for MembershipError {
 
 impl Unanswered for SnapshotError {
     fn late(within: Duration) -> Self {
-        SnapshotError::Failed(format!(
-            "it was not written within {} s; it may still be",
-            within.as_secs()
-        ))
+        SnapshotError::Failed(format!("it was not written within {} s; it may still be", within.as_secs()))
     }
 }
 
-impl Unanswered for TransferError {}
+impl Unanswered for TransferError {
+    fn leadership_moved(&self) -> bool {
+        matches!(self, TransferError::NotLeader(_))
+    }
+}
+
 impl Unanswered for CampaignError {}
 impl Unanswered for DemoteError {}
 impl Unanswered for JoinError {}

@@ -72,12 +72,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     let incoming = TcpIncoming::from(TcpListener::from_std(listener)?).with_nodelay(Some(true));
     let (close, closing) = watch::channel(false);
     let (stopped, mut stopping) = oneshot::channel();
-    let service = Service {
-        door,
-        closing,
-        installing: Arc::default(),
-        writing: Arc::new(Semaphore::new(1)),
-    };
+    let service = Service { door, closing, installing: Arc::default(), writing: Arc::new(Semaphore::new(1)) };
     let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -135,9 +130,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         sender: Option<proto::Sender>,
         receiver: Option<proto::Receiver>,
     ) -> Result<Admitted, DoorRefusal> {
-        let found = wire::check_header(header)?.ok_or(wire::WireError::Missing {
-            what: "the cluster id",
-        })?;
+        let found = wire::check_header(header)?.ok_or(wire::WireError::Missing { what: "the cluster id" })?;
         let (sender, address) = wire::sender_from_wire(sender)?;
         let (receiver, receiver_incarnation) = wire::receiver_from_wire(receiver)?;
 
@@ -145,27 +138,17 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let node = status.node_id;
         let identity = status.identity.ok_or(DoorRefusal::NoCluster { node })?;
         if found != identity.cluster_id {
-            return Err(DoorRefusal::OtherCluster {
-                node,
-                found,
-                own: identity.cluster_id,
-            });
+            return Err(DoorRefusal::OtherCluster { node, found, own: identity.cluster_id });
         }
         if receiver != node {
-            return Err(DoorRefusal::OtherNode {
-                meant: receiver,
-                own: node,
-            });
+            return Err(DoorRefusal::OtherNode { meant: receiver, own: node });
         }
         if let Some(expected) = receiver_incarnation
             && expected != identity.incarnation
         {
-            return Err(SenderRefusal::OtherReceiver {
-                id: node,
-                expected,
-                actual: identity.incarnation,
-            }
-            .into());
+            return Err(
+                SenderRefusal::OtherReceiver { id: node, expected, actual: identity.incarnation }.into()
+            );
         }
         status.members.check_sender(&sender, node)?;
         let is_member = status.members.get(sender.id).is_some();
@@ -173,11 +156,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         if !is_member {
             self.door.outbox.hear_of(&sender, &address);
         }
-        Ok(Admitted {
-            cluster_id: found,
-            sender,
-            receiver: receiver_incarnation,
-        })
+        Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
     }
 
     /// Is this request meant for this cluster? For single requests, which anybody may make who knows the address, and
@@ -186,24 +165,16 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let named = wire::check_header(header)?;
         let status = self.door.status.borrow();
         match (named, status.identity) {
-            (Some(found), Some(identity)) if found != identity.cluster_id => Err(DoorRefusal::OtherCluster {
-                node: status.node_id,
-                found,
-                own: identity.cluster_id,
-            }),
+            (Some(found), Some(identity)) if found != identity.cluster_id => {
+                Err(DoorRefusal::OtherCluster { node: status.node_id, found, own: identity.cluster_id })
+            }
             (Some(_), None) => Err(DoorRefusal::NoCluster { node: status.node_id }),
             _ => Ok(()),
         }
     }
 
     fn header(&self) -> Option<proto::Header> {
-        Some(wire::header(
-            self.door
-                .status
-                .borrow()
-                .identity
-                .map(|identity| identity.cluster_id),
-        ))
+        Some(wire::header(self.door.status.borrow().identity.map(|identity| identity.cluster_id)))
     }
 
     /// Puts a request into the loop's queue and waits for its answer.
@@ -220,9 +191,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let (answered, answer) = oneshot::channel();
         self.enqueue::<A>(request(responder(answered)))?;
         match timeout(deadline + ANSWER_GRACE, answer).await {
-            Ok(answer) => answer
-                .unwrap_or_else(|_| Err(StopReason::Stopped.into()))
-                .map_err(Into::into),
+            Ok(answer) => answer.unwrap_or_else(|_| Err(StopReason::Stopped.into())).map_err(Into::into),
             Err(_) => Err(A::timed_out(deadline)),
         }
     }
@@ -236,10 +205,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
 
     async fn propose_here(&self, payload: Bytes, forwarding: Forwarding) -> Result<Bytes, ProposeError> {
         let (answered, answer) = oneshot::channel();
-        let request = LeaderRequest::Propose {
-            payload,
-            reply: (self.door.remote_reply)(answered),
-        };
+        let request = LeaderRequest::Propose { payload, reply: (self.door.remote_reply)(answered) };
         self.enqueue::<ProposeError>(ServerRequestMsg::ForLeader { request, forwarding })?;
         let deadline = self.door.config.propose_timeout;
         let reply = match timeout(deadline + ANSWER_GRACE, answer).await {
@@ -248,10 +214,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         };
         let limit = wire::RECEIVE_BYTES_LIMIT - 1024;
         if reply.len() > limit {
-            let reason = format!(
-                "it has {} bytes, over the network it may have {limit}",
-                reply.len()
-            );
+            let reason = format!("it has {} bytes, over the network it may have {limit}", reply.len());
             return Err(ProposeError::Unknown(UnknownOutcome::BadReply(reason)));
         }
         Ok(reply)
@@ -288,10 +251,8 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         info!(peer = %admitted.sender.id, %position, bytes = head.data_bytes, "receiving a snapshot");
 
         let mut ended = self.begin_installing(term)?;
-        let superseded = || DoorRefusal::StaleSnapshot {
-            term,
-            newer: self.installing_term().unwrap_or(term),
-        };
+        let superseded =
+            || DoorRefusal::StaleSnapshot { term, newer: self.installing_term().unwrap_or(term) };
         let permit = tokio::select! {
             permit = Arc::clone(&self.writing).acquire_owned() => permit,
             _ = &mut ended => return Err(superseded().into()),
@@ -306,10 +267,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let meta = snapshot.clone();
         let created = blocking(move || {
             let writer = store.create(&meta).map_err(|error| with_sources(&error))?;
-            Ok(IncomingFile {
-                writer,
-                _permit: permit,
-            })
+            Ok(IncomingFile { writer, _permit: permit })
         });
         let mut file = match created.await {
             Ok(file) => file,
@@ -343,10 +301,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             }
             offset += data.data.len() as u64;
             if offset > head.data_bytes {
-                return Err(malformed(format!(
-                    "more data than the {} bytes announced",
-                    head.data_bytes
-                )));
+                return Err(malformed(format!("more data than the {} bytes announced", head.data_bytes)));
             }
             let written = blocking(move || match file.writer.write_all(&data.data) {
                 Ok(()) => Ok(file),
@@ -368,11 +323,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             writer.finish().map_err(|error| with_sources(&error))
         });
         match finished.await {
-            Ok(_) => Ok(Ok(ReceivedSnapshot {
-                admitted,
-                term,
-                snapshot,
-            })),
+            Ok(_) => Ok(Ok(ReceivedSnapshot { admitted, term, snapshot })),
             Err(reason) => refused(reason),
         }
     }
@@ -389,9 +340,9 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
                 Some(proto::SnapshotChunk { part: None }) => Err(malformed("an empty chunk")),
                 None => Ok(None),
             },
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "no chunk of the snapshot came within {patience:?}"
-            ))),
+            Err(_) => {
+                Err(Status::deadline_exceeded(format!("no chunk of the snapshot came within {patience:?}")))
+            }
         }
     }
 
@@ -403,10 +354,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             && !current.end.is_closed()
             && current.term > term
         {
-            return Err(DoorRefusal::StaleSnapshot {
-                term,
-                newer: current.term,
-            });
+            return Err(DoorRefusal::StaleSnapshot { term, newer: current.term });
         }
         let (end, ended) = oneshot::channel();
         *installing = Some(Installing { term, end });
@@ -438,9 +386,7 @@ struct IncomingFile<W> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(error.to_string()))
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 fn responder<T: Send + 'static, E: From<StopReason> + Send + 'static>(
@@ -457,11 +403,7 @@ fn malformed(reason: impl Into<String>) -> Status {
 }
 
 fn forwarding(forwarded: bool) -> Forwarding {
-    if forwarded {
-        Forwarding::Never
-    } else {
-        Forwarding::Allowed
-    }
+    if forwarded { Forwarding::Never } else { Forwarding::Allowed }
 }
 
 #[tonic::async_trait]
@@ -487,9 +429,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             };
             queued.map_err(|_| DoorRefusal::Stopped(StopReason::Stopped))?;
         }
-        Ok(Response::new(proto::StreamMessagesReply {
-            header: self.header(),
-        }))
+        Ok(Response::new(proto::StreamMessagesReply { header: self.header() }))
     }
 
     async fn install_snapshot(
@@ -497,40 +437,24 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         request: Request<Streaming<proto::SnapshotChunk>>,
     ) -> Result<Response<proto::InstallSnapshotReply>, Status> {
         let installed = match self.receive_snapshot(&mut request.into_inner()).await? {
-            Ok(ReceivedSnapshot {
-                admitted: Admitted { sender, receiver, .. },
-                term,
-                snapshot,
-            }) => {
+            Ok(ReceivedSnapshot { admitted: Admitted { sender, receiver, .. }, term, snapshot }) => {
                 let (answered, answer) = oneshot::channel();
                 let reply = responder(answered);
-                let install = ServerRequestMsg::InstallSnapshot {
-                    sender,
-                    receiver,
-                    term,
-                    snapshot,
-                    reply,
-                };
+                let install = ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply };
                 tokio::select! {
                     queued = self.door.requests.send(install) => {
                         queued.map_err(|_| DoorRefusal::Stopped(StopReason::Stopped))?;
                     }
                     () = self.closed() => return Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
                 }
-                answer
-                    .await
-                    .unwrap_or(Err(InstallError::Stopped(StopReason::Stopped)))
+                answer.await.unwrap_or(Err(InstallError::Stopped(StopReason::Stopped)))
             }
             Err(error) => Err(error),
         };
-        let refusal = installed.err().map(|error| proto::Refusal {
-            message: error.to_string(),
-            detail: wire::encode_detail(&error),
-        });
-        Ok(Response::new(proto::InstallSnapshotReply {
-            header: self.header(),
-            refusal,
-        }))
+        let refusal = installed
+            .err()
+            .map(|error| proto::Refusal { message: error.to_string(), detail: wire::encode_detail(&error) });
+        Ok(Response::new(proto::InstallSnapshotReply { header: self.header(), refusal }))
     }
 
     async fn propose(
@@ -540,17 +464,11 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         use proto::propose_reply::Outcome;
         let request = request.into_inner();
         self.admit_request(request.header.as_ref())?;
-        let outcome = match self
-            .propose_here(request.payload, forwarding(request.forwarded))
-            .await
-        {
+        let outcome = match self.propose_here(request.payload, forwarding(request.forwarded)).await {
             Ok(reply) => Outcome::Reply(reply),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
-        Ok(Response::new(proto::ProposeReply {
-            header: self.header(),
-            outcome: Some(outcome),
-        }))
+        Ok(Response::new(proto::ProposeReply { header: self.header(), outcome: Some(outcome) }))
     }
 
     async fn change_membership(
@@ -572,10 +490,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             Ok(members) => Outcome::Members(members.encode()),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
-        Ok(Response::new(proto::ChangeMembershipReply {
-            header: self.header(),
-            outcome: Some(outcome),
-        }))
+        Ok(Response::new(proto::ChangeMembershipReply { header: self.header(), outcome: Some(outcome) }))
     }
 
     async fn reserve_node_id(
@@ -595,10 +510,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             Ok(reservation) => Outcome::Reservation(wire::reservation_to_wire(&reservation)),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
-        Ok(Response::new(proto::ReserveNodeIdReply {
-            header: self.header(),
-            outcome: Some(outcome),
-        }))
+        Ok(Response::new(proto::ReserveNodeIdReply { header: self.header(), outcome: Some(outcome) }))
     }
 
     async fn transfer_leader(
@@ -608,10 +520,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         use proto::transfer_leader_reply::Outcome;
         let request = request.into_inner();
         self.admit_request(request.header.as_ref())?;
-        let to = request
-            .to
-            .map(|id| wire::node_id("the new leader's id", id))
-            .transpose();
+        let to = request.to.map(|id| wire::node_id("the new leader's id", id)).transpose();
         let to = to.map_err(DoorRefusal::from)?;
         let forwarding = forwarding(request.forwarded);
         let transferred = self.ask(self.door.config.membership_timeout, |reply| {
@@ -624,10 +533,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
                 Outcome::Refusal(wire::refusal_to_wire(&error))
             }
         };
-        Ok(Response::new(proto::TransferLeaderReply {
-            header: self.header(),
-            outcome: Some(outcome),
-        }))
+        Ok(Response::new(proto::TransferLeaderReply { header: self.header(), outcome: Some(outcome) }))
     }
 
     async fn read_index(
@@ -643,10 +549,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             Ok(index) => Outcome::Index(index.0),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
-        Ok(Response::new(proto::ReadIndexReply {
-            header: self.header(),
-            outcome: Some(outcome),
-        }))
+        Ok(Response::new(proto::ReadIndexReply { header: self.header(), outcome: Some(outcome) }))
     }
 
     async fn inspect(
@@ -663,9 +566,6 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             Ok(inspection) => Outcome::Inspection(wire::encode_detail(&inspection)),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
-        Ok(Response::new(proto::InspectReply {
-            header: self.header(),
-            outcome: Some(outcome),
-        }))
+        Ok(Response::new(proto::InspectReply { header: self.header(), outcome: Some(outcome) }))
     }
 }

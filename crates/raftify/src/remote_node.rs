@@ -131,10 +131,7 @@ pub(crate) struct RemoteNode {
 impl RemoteNode {
     /// `cluster_id` as far as it is known: with it, a node of another cluster refuses.
     pub(crate) fn new(channel: Channel, cluster_id: Option<ClusterId>) -> RemoteNode {
-        RemoteNode {
-            service: service(channel),
-            cluster_id,
-        }
+        RemoteNode { service: service(channel), cluster_id }
     }
 
     fn header(&self) -> Option<proto::Header> {
@@ -149,15 +146,8 @@ impl RemoteNode {
     ) -> Result<Bytes, CallError<ProposeError>> {
         use proto::propose_reply::Outcome;
         let forwarded = forwarding == Forwarding::Never;
-        let request = proto::ProposeRequest {
-            header: self.header(),
-            payload,
-            forwarded,
-        };
-        match bounded(timeout, self.service.clone().propose(request))
-            .await?
-            .outcome
-        {
+        let request = proto::ProposeRequest { header: self.header(), payload, forwarded };
+        match bounded(timeout, self.service.clone().propose(request)).await?.outcome {
             Some(Outcome::Reply(reply)) => Ok(reply),
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
             None => Err(CallError::senseless("it is empty")),
@@ -172,15 +162,9 @@ impl RemoteNode {
     ) -> Result<Members, CallError<MembershipError>> {
         use proto::change_membership_reply::Outcome;
         let forwarded = forwarding == Forwarding::Never;
-        let request = proto::ChangeMembershipRequest {
-            header: self.header(),
-            change: change.encode(),
-            forwarded,
-        };
-        match bounded(timeout, self.service.clone().change_membership(request))
-            .await?
-            .outcome
-        {
+        let request =
+            proto::ChangeMembershipRequest { header: self.header(), change: change.encode(), forwarded };
+        match bounded(timeout, self.service.clone().change_membership(request)).await?.outcome {
             Some(Outcome::Members(members)) => Members::decode(&members).map_err(CallError::senseless),
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
             None => Err(CallError::senseless("it is empty")),
@@ -195,10 +179,7 @@ impl RemoteNode {
     ) -> Result<(ClusterId, Reservation), CallError<MembershipError>> {
         use proto::reserve_node_id_reply::Outcome;
         let forwarded = forwarding == Forwarding::Never;
-        let request = proto::ReserveNodeIdRequest {
-            header: self.header(),
-            forwarded,
-        };
+        let request = proto::ReserveNodeIdRequest { header: self.header(), forwarded };
         let reply = bounded(timeout, self.service.clone().reserve_node_id(request)).await?;
         match reply.outcome {
             Some(Outcome::Reservation(reservation)) => {
@@ -221,15 +202,8 @@ impl RemoteNode {
         use proto::transfer_leader_reply::Outcome;
         let forwarded = forwarding == Forwarding::Never;
         let to = to.map(NodeId::get);
-        let request = proto::TransferLeaderRequest {
-            header: self.header(),
-            to,
-            forwarded,
-        };
-        match bounded(timeout, self.service.clone().transfer_leader(request))
-            .await?
-            .outcome
-        {
+        let request = proto::TransferLeaderRequest { header: self.header(), to, forwarded };
+        match bounded(timeout, self.service.clone().transfer_leader(request)).await?.outcome {
             Some(Outcome::Leader(id)) => wire::node_id("the leader's id", id).map_err(CallError::senseless),
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
             None => Err(CallError::senseless("it is empty")),
@@ -238,13 +212,8 @@ impl RemoteNode {
 
     pub(crate) async fn read_index(&self, timeout: Duration) -> Result<LogIndex, CallError<ReadError>> {
         use proto::read_index_reply::Outcome;
-        let request = proto::ReadIndexRequest {
-            header: self.header(),
-        };
-        match bounded(timeout, self.service.clone().read_index(request))
-            .await?
-            .outcome
-        {
+        let request = proto::ReadIndexRequest { header: self.header() };
+        match bounded(timeout, self.service.clone().read_index(request)).await?.outcome {
             Some(Outcome::Index(index)) => {
                 wire::log_index("the commit index", index).map_err(CallError::senseless)
             }
@@ -255,13 +224,8 @@ impl RemoteNode {
 
     pub(crate) async fn inspect(&self, timeout: Duration) -> Result<Inspection, CallError<ReadError>> {
         use proto::inspect_reply::Outcome;
-        let request = proto::InspectRequest {
-            header: self.header(),
-        };
-        match bounded(timeout, self.service.clone().inspect(request))
-            .await?
-            .outcome
-        {
+        let request = proto::InspectRequest { header: self.header() };
+        match bounded(timeout, self.service.clone().inspect(request)).await?.outcome {
             Some(Outcome::Inspection(inspection)) => wire::decode_detail(&inspection)
                 .ok_or_else(|| CallError::senseless("the inspection is of another version")),
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),

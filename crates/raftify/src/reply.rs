@@ -59,10 +59,6 @@ impl<T: DeserializeOwned + Send + 'static> RemoteReply for Reply<T> {
 /// A channel for a proposal of this process.
 pub(crate) fn local_reply<T>() -> (Reply<T>, impl Future<Output = Result<T, ProposeError>>) {
     let (sender, receiver) = oneshot::channel();
-    let answer = async move {
-        receiver
-            .await
-            .unwrap_or(Err(ProposeError::Stopped(StopReason::Stopped)))
-    };
+    let answer = async move { receiver.await.unwrap_or(Err(ProposeError::Stopped(StopReason::Stopped))) };
     (Reply::Local(sender), answer)
 }

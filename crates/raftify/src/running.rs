@@ -58,12 +58,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let (server_requests, server_inputs) = mpsc::channel(self.config.request_queue_max);
         let snapshots = TrackedSnapshots::new(self.storage.snapshots());
         let log_reader = self.storage.log_reader();
-        let outbox = Outbox::start(
-            self.raft_addr.to_string(),
-            self.config.clone(),
-            snapshots.clone(),
-            peer_events,
-        );
+        let outbox =
+            Outbox::start(self.raft_addr.to_string(), self.config.clone(), snapshots.clone(), peer_events);
         let (log_writer, writer_thread) = log_writer::start(self.storage, events.clone(), outbox.clone())?;
         let applier = ApplierStart {
             node_id,
@@ -139,23 +135,11 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
     /// later, and asks the node to stop.
     fn begin_cluster(&mut self, lifecycle: &Lifecycle) -> Arc<OnceLock<JoinError>> {
         let not_begun = Arc::new(OnceLock::new());
-        let Status {
-            node_id,
-            identity,
-            members,
-            ..
-        } = self.core.status();
-        let given = self
-            .first_members
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let Status { node_id, identity, members, .. } = self.core.status();
+        let given = self.first_members.lock().unwrap_or_else(PoisonError::into_inner).take();
         if identity.is_some() {
             if let Some(given) = given
-                && !given
-                    .iter()
-                    .map(|m| (m.id, &m.address))
-                    .eq(members.iter().map(|m| (m.id, &m.address)))
+                && !given.iter().map(|m| (m.id, &m.address)).eq(members.iter().map(|m| (m.id, &m.address)))
             {
                 info!(node = %node_id, "the stored membership counts, which is not that of add_peers any more");
             }
@@ -165,10 +149,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let (cluster_id, members) = match given {
             Some(members) => (members.derive_cluster_id(), members),
             None if node_id == NodeId::FIRST => {
-                let this = Member {
-                    incarnation: Some(incarnation),
-                    ..Member::voter(node_id, &*self.raft_addr)
-                };
+                let this =
+                    Member { incarnation: Some(incarnation), ..Member::voter(node_id, &*self.raft_addr) };
                 let members =
                     Members::initial([this]).expect("one voter whose address was checked at bootstrap");
                 (ClusterId(rand::random()), members)
@@ -185,16 +167,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
                 lifecycle.ask_to_quit();
             }
         });
-        let identity = Identity {
-            cluster_id,
-            node_id,
-            incarnation,
-        };
-        self.core.handle_local_request_msg(LocalRequestMsg::StartCluster {
-            identity,
-            members,
-            reply,
-        });
+        let identity = Identity { cluster_id, node_id, incarnation };
+        self.core.handle_local_request_msg(LocalRequestMsg::StartCluster { identity, members, reply });
         not_begun
     }
 }

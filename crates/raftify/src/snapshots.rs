@@ -20,10 +20,7 @@ pub(crate) struct TrackedSnapshots<S> {
 
 impl<S> TrackedSnapshots<S> {
     pub(crate) fn new(store: S) -> TrackedSnapshots<S> {
-        TrackedSnapshots {
-            store,
-            finished: Arc::default(),
-        }
+        TrackedSnapshots { store, finished: Arc::default() }
     }
 }
 
@@ -37,11 +34,7 @@ impl<S: SnapshotStore> SnapshotStore for TrackedSnapshots<S> {
 
     fn create(&self, meta: &SnapshotMeta) -> Result<Self::Writer, StorageError> {
         let writer = self.store.create(meta)?;
-        Ok(TrackedWriter {
-            writer,
-            position: meta.position,
-            finished: Arc::clone(&self.finished),
-        })
+        Ok(TrackedWriter { writer, position: meta.position, finished: Arc::clone(&self.finished) })
     }
 
     fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, u64, S::Reader), StorageError> {
@@ -93,11 +86,7 @@ mod tests {
         let position = LogPosition::new(1, index);
         let members = Members::initial([Member::voter(NodeId::FIRST, "127.0.0.1:1")]).unwrap();
         store
-            .create(&SnapshotMeta {
-                cluster_id: ClusterId(1),
-                position,
-                members,
-            })
+            .create(&SnapshotMeta { cluster_id: ClusterId(1), position, members })
             .unwrap()
             .finish()
             .unwrap();

@@ -50,10 +50,7 @@ pub trait AbstractStateMachine: Send + 'static {
         &mut self,
         entries: Vec<(LogPosition, Self::LogEntry)>,
     ) -> Result<Vec<Self::Reply>, BoxError> {
-        entries
-            .into_iter()
-            .map(|(position, entry)| self.apply(position, entry))
-            .collect()
+        entries.into_iter().map(|(position, entry)| self.apply(position, entry)).collect()
     }
 
     /// Captures the state as it is now. It should be quick, since nothing is applied meanwhile: clone what is small,

@@ -71,12 +71,7 @@ pub(crate) enum WireError {
     #[error("entry {found} stands where {expected} is expected")]
     Gap { expected: LogIndex, found: u64 },
     #[error("entry {index} is of term {term}, which does not lie between {previous} and {newest}")]
-    TermOutOfOrder {
-        index: LogIndex,
-        term: Term,
-        previous: Term,
-        newest: Term,
-    },
+    TermOutOfOrder { index: LogIndex, term: Term, previous: Term, newest: Term },
     #[error(transparent)]
     Members(#[from] MembersDecodeError),
     #[error("the members are as of index {as_of}, the snapshot is at {position}")]
@@ -268,10 +263,7 @@ impl VerbError for ReadError {
 
 /// A refusal, for the reply of its verb.
 pub(crate) fn refusal_to_wire<E: VerbError>(error: &E) -> proto::Refusal {
-    proto::Refusal {
-        message: error.to_string(),
-        detail: encode_detail(error),
-    }
+    proto::Refusal { message: error.to_string(), detail: encode_detail(error) }
 }
 
 /// The inverse of [`refusal_to_wire`]; `None` for a reason that this version does not know.
@@ -281,9 +273,7 @@ pub(crate) fn refusal_from_wire<E: DeserializeOwned>(refusal: &proto::Refusal) -
 
 pub(crate) fn encode_detail<T: Serialize>(value: &T) -> Bytes {
     let bytes = postcard::to_extend(value, vec![DETAIL_VERSION]);
-    bytes
-        .expect("plain data with known lengths, written to memory, always encodes")
-        .into()
+    bytes.expect("plain data with known lengths, written to memory, always encodes").into()
 }
 
 pub(crate) fn decode_detail<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
@@ -299,26 +289,17 @@ pub(crate) fn decode_detail<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 
 /// What every message starts with.
 pub(crate) fn header(cluster_id: Option<ClusterId>) -> proto::Header {
-    proto::Header {
-        wire_version: WIRE_VERSION,
-        group_id: GROUP_ID,
-        cluster_id: cluster_id.map(|id| id.0),
-    }
+    proto::Header { wire_version: WIRE_VERSION, group_id: GROUP_ID, cluster_id: cluster_id.map(|id| id.0) }
 }
 
 /// Checks version and group; returns the cluster, if it is named.
 pub(crate) fn check_header(header: Option<&proto::Header>) -> Result<Option<ClusterId>, DoorRefusal> {
     let header = header.ok_or(WireError::Missing { what: "the header" })?;
     if header.wire_version != WIRE_VERSION {
-        return Err(DoorRefusal::Version {
-            found: header.wire_version,
-            known: WIRE_VERSION,
-        });
+        return Err(DoorRefusal::Version { found: header.wire_version, known: WIRE_VERSION });
     }
     if header.group_id != GROUP_ID {
-        return Err(DoorRefusal::Group {
-            found: header.group_id,
-        });
+        return Err(DoorRefusal::Group { found: header.group_id });
     }
     Ok(header.cluster_id.map(ClusterId))
 }
@@ -345,10 +326,7 @@ pub(crate) fn sender_from_wire(sender: Option<proto::Sender>) -> Result<(Sender,
 }
 
 pub(crate) fn receiver_to_wire(id: NodeId, incarnation: Option<Incarnation>) -> proto::Receiver {
-    proto::Receiver {
-        id: id.get(),
-        incarnation: incarnation.map(|incarnation| incarnation.0),
-    }
+    proto::Receiver { id: id.get(), incarnation: incarnation.map(|incarnation| incarnation.0) }
 }
 
 /// For whom a message is: the node and, as far as the sender knows, its incarnation.
@@ -356,36 +334,21 @@ pub(crate) fn receiver_from_wire(
     receiver: Option<proto::Receiver>,
 ) -> Result<(NodeId, Option<Incarnation>), WireError> {
     let receiver = receiver.ok_or(WireError::Missing { what: "the receiver" })?;
-    Ok((
-        node_id("the receiver's id", receiver.id)?,
-        receiver.incarnation.map(Incarnation),
-    ))
+    Ok((node_id("the receiver's id", receiver.id)?, receiver.incarnation.map(Incarnation)))
 }
 
 /// A message without its sender and receiver, which its batch names.
 pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
     use proto::message::Body;
     let body = match message.body {
-        RaftMessageBody::Append {
-            previous,
-            commit,
-            entries,
-        } => Body::Append(proto::Append {
+        RaftMessageBody::Append { previous, commit, entries } => Body::Append(proto::Append {
             previous: position_to_wire(previous),
             commit: commit.0,
             entries: entries.into_iter().map(entry_to_wire).collect(),
         }),
-        RaftMessageBody::AppendResponse {
-            index,
-            commit,
-            rejection,
-        } => {
+        RaftMessageBody::AppendResponse { index, commit, rejection } => {
             let rejection = rejection.and_then(position_to_wire);
-            Body::AppendResponse(proto::AppendResponse {
-                index: index.0,
-                commit: commit.0,
-                rejection,
-            })
+            Body::AppendResponse(proto::AppendResponse { index: index.0, commit: commit.0, rejection })
         }
         RaftMessageBody::RequestVote { last, commit, reason } => Body::RequestVote(proto::RequestVote {
             last: position_to_wire(last),
@@ -399,32 +362,21 @@ pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
             last: position_to_wire(last),
             commit: position_to_wire(commit),
         }),
-        RaftMessageBody::VoteResponse { granted, commit } => Body::VoteResponse(proto::VoteResponse {
-            granted,
-            commit: position_to_wire(commit),
-        }),
-        RaftMessageBody::PreVoteResponse { granted, commit } => {
-            Body::PreVoteResponse(proto::PreVoteResponse {
-                granted,
-                commit: position_to_wire(commit),
-            })
+        RaftMessageBody::VoteResponse { granted, commit } => {
+            Body::VoteResponse(proto::VoteResponse { granted, commit: position_to_wire(commit) })
         }
-        RaftMessageBody::Heartbeat { commit, read_round } => Body::Heartbeat(proto::Heartbeat {
-            commit: commit.0,
-            read_round,
-        }),
+        RaftMessageBody::PreVoteResponse { granted, commit } => {
+            Body::PreVoteResponse(proto::PreVoteResponse { granted, commit: position_to_wire(commit) })
+        }
+        RaftMessageBody::Heartbeat { commit, read_round } => {
+            Body::Heartbeat(proto::Heartbeat { commit: commit.0, read_round })
+        }
         RaftMessageBody::HeartbeatResponse { commit, read_round } => {
-            Body::HeartbeatResponse(proto::HeartbeatResponse {
-                commit: commit.0,
-                read_round,
-            })
+            Body::HeartbeatResponse(proto::HeartbeatResponse { commit: commit.0, read_round })
         }
         RaftMessageBody::TimeoutNow => Body::TimeoutNow(proto::TimeoutNow {}),
     };
-    proto::Message {
-        term: message.term.0,
-        body: Some(body),
-    }
+    proto::Message { term: message.term.0, body: Some(body) }
 }
 
 /// The inverse of [`message_to_wire`].
@@ -438,9 +390,7 @@ pub(crate) fn message_from_wire(
     let commit_index = |commit| log_index("the commit index", commit);
     let commit_position = |commit| position_from_wire("the commit position", commit);
     let last_position = |last| position_from_wire("the last position", last);
-    let body = match message.body.ok_or(WireError::Missing {
-        what: "what the message says",
-    })? {
+    let body = match message.body.ok_or(WireError::Missing { what: "what the message says" })? {
         Body::Append(append) => {
             let previous = position_from_wire("the previous position", append.previous)?;
             RaftMessageBody::Append {
@@ -465,10 +415,7 @@ pub(crate) fn message_from_wire(
                 Ok(proto::CampaignReason::Transfer) => CampaignReason::Transfer,
                 Ok(proto::CampaignReason::Unspecified) | Err(_) => {
                     let number = request.reason.into();
-                    return Err(WireError::UnknownNumber {
-                        what: "campaign reason",
-                        number,
-                    });
+                    return Err(WireError::UnknownNumber { what: "campaign reason", number });
                 }
             },
         },
@@ -514,17 +461,8 @@ fn entry_bytes_max(entry: &Entry) -> u64 {
 /// the rest. The core gathers entries without regard to what a transport can take; two appends, the second going on
 /// where the first ends, say the same as one.
 pub(crate) fn split_large(message: RaftMessage) -> (RaftMessage, Option<RaftMessage>) {
-    let RaftMessage {
-        from,
-        to,
-        term,
-        body:
-            RaftMessageBody::Append {
-                previous,
-                commit,
-                mut entries,
-            },
-    } = message
+    let RaftMessage { from, to, term, body: RaftMessageBody::Append { previous, commit, mut entries } } =
+        message
     else {
         return (message, None);
     };
@@ -538,17 +476,10 @@ pub(crate) fn split_large(message: RaftMessage) -> (RaftMessage, Option<RaftMess
         .count();
     let rest = entries.split_off(fitting.max(1).min(entries.len()));
     let append = |previous, entries| {
-        let body = RaftMessageBody::Append {
-            previous,
-            commit,
-            entries,
-        };
+        let body = RaftMessageBody::Append { previous, commit, entries };
         RaftMessage { from, to, term, body }
     };
-    let rest = entries
-        .last()
-        .filter(|_| !rest.is_empty())
-        .map(|last| append(last.position, rest));
+    let rest = entries.last().filter(|_| !rest.is_empty()).map(|last| append(last.position, rest));
     (append(previous, entries), rest)
 }
 
@@ -571,30 +502,15 @@ fn entries_from_wire(
         let term = nonzero_term("an entry's term", entry.term)?;
         let index = log_index("an entry's index", last.index.0 + 1)?;
         if entry.index != index.0 {
-            return Err(WireError::Gap {
-                expected: index,
-                found: entry.index,
-            });
+            return Err(WireError::Gap { expected: index, found: entry.index });
         }
         if term < last.term || term > newest {
-            return Err(WireError::TermOutOfOrder {
-                index,
-                term,
-                previous: last.term,
-                newest,
-            });
+            return Err(WireError::TermOutOfOrder { index, term, previous: last.term, newest });
         }
         let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_number);
-        let kind = kind.ok_or(WireError::UnknownNumber {
-            what: "entry kind",
-            number: entry.kind.into(),
-        })?;
+        let kind = kind.ok_or(WireError::UnknownNumber { what: "entry kind", number: entry.kind.into() })?;
         last = LogPosition { term, index };
-        Ok(Entry {
-            position: last,
-            kind,
-            payload: entry.payload,
-        })
+        Ok(Entry { position: last, kind, payload: entry.payload })
     };
     entries.into_iter().map(check).collect()
 }
@@ -606,27 +522,16 @@ pub(crate) fn snapshot_from_wire(
 ) -> Result<SnapshotMeta, WireError> {
     let position = position_from_wire("the snapshot's position", position)?;
     if position.term == Term::ZERO || position.index == LogIndex::ZERO {
-        return Err(WireError::Zero {
-            what: "the snapshot's position",
-        });
+        return Err(WireError::Zero { what: "the snapshot's position" });
     }
     let members = Members::decode(members)?;
     if members.is_empty() {
-        return Err(WireError::Missing {
-            what: "the snapshot's membership",
-        });
+        return Err(WireError::Missing { what: "the snapshot's membership" });
     }
     if members.as_of() > position.index {
-        return Err(WireError::MembersNewerThanSnapshot {
-            as_of: members.as_of(),
-            position,
-        });
+        return Err(WireError::MembersNewerThanSnapshot { as_of: members.as_of(), position });
     }
-    Ok(SnapshotMeta {
-        cluster_id,
-        position,
-        members,
-    })
+    Ok(SnapshotMeta { cluster_id, position, members })
 }
 
 pub(crate) fn reservation_to_wire(reservation: &Reservation) -> proto::Reservation {
@@ -646,10 +551,7 @@ pub(crate) fn reservation_from_wire(reservation: &proto::Reservation) -> Result<
 }
 
 pub(crate) fn position_to_wire(position: LogPosition) -> Option<proto::Position> {
-    Some(proto::Position {
-        term: position.term.0,
-        index: position.index.0,
-    })
+    Some(proto::Position { term: position.term.0, index: position.index.0 })
 }
 
 fn position_from_wire(
@@ -657,10 +559,7 @@ fn position_from_wire(
     position: Option<proto::Position>,
 ) -> Result<LogPosition, WireError> {
     let position = position.ok_or(WireError::Missing { what })?;
-    Ok(LogPosition {
-        term: Term(in_range(what, position.term)?),
-        index: log_index(what, position.index)?,
-    })
+    Ok(LogPosition { term: Term(in_range(what, position.term)?), index: log_index(what, position.index)? })
 }
 
 pub(crate) fn node_id(what: &'static str, id: u64) -> Result<NodeId, WireError> {
@@ -668,11 +567,7 @@ pub(crate) fn node_id(what: &'static str, id: u64) -> Result<NodeId, WireError> 
 }
 
 pub(crate) fn nonzero_term(what: &'static str, term: u64) -> Result<Term, WireError> {
-    if term == 0 {
-        Err(WireError::Zero { what })
-    } else {
-        in_range(what, term).map(Term)
-    }
+    if term == 0 { Err(WireError::Zero { what }) } else { in_range(what, term).map(Term) }
 }
 
 pub(crate) fn log_index(what: &'static str, index: u64) -> Result<LogIndex, WireError> {
@@ -680,11 +575,7 @@ pub(crate) fn log_index(what: &'static str, index: u64) -> Result<LogIndex, Wire
 }
 
 fn in_range(what: &'static str, value: u64) -> Result<u64, WireError> {
-    if value < NUMBER_LIMIT {
-        Ok(value)
-    } else {
-        Err(WireError::OutOfRange { what, value })
-    }
+    if value < NUMBER_LIMIT { Ok(value) } else { Err(WireError::OutOfRange { what, value }) }
 }
 
 #[cfg(test)]
@@ -718,17 +609,9 @@ mod tests {
                 let entries = entries.into_iter().map(|(later, kind, payload)| {
                     last = LogPosition::new((last.term.0 + later).max(1), last.index.0 + 1);
                     let kind = EntryKind::from_number(kind).unwrap();
-                    Entry {
-                        position: last,
-                        kind,
-                        payload: payload.into(),
-                    }
+                    Entry { position: last, kind, payload: payload.into() }
                 });
-                RaftMessageBody::Append {
-                    previous,
-                    commit,
-                    entries: entries.collect(),
-                }
+                RaftMessageBody::Append { previous, commit, entries: entries.collect() }
             },
         )
     }
@@ -738,11 +621,7 @@ mod tests {
         let body = prop_oneof![
             append(),
             (index(), index(), proptest::option::of(position())).prop_map(|(index, commit, rejection)| {
-                RaftMessageBody::AppendResponse {
-                    index,
-                    commit,
-                    rejection,
-                }
+                RaftMessageBody::AppendResponse { index, commit, rejection }
             }),
             (position(), position(), reason)
                 .prop_map(|(last, commit, reason)| RaftMessageBody::RequestVote { last, commit, reason }),
@@ -813,84 +692,29 @@ mod tests {
 
     #[test]
     fn impossible_messages_are_named() {
-        let entry = |term, index, kind| proto::Entry {
-            term,
-            index,
-            kind,
-            payload: Bytes::new(),
-        };
+        let entry = |term, index, kind| proto::Entry { term, index, kind, payload: Bytes::new() };
         let append = |entries| {
             let previous = position_to_wire(LogPosition::new(3, 7));
-            let append = proto::Append {
-                previous,
-                commit: 0,
-                entries,
-            };
-            proto::Message {
-                term: 5,
-                body: Some(proto::message::Body::Append(append)),
-            }
+            let append = proto::Append { previous, commit: 0, entries };
+            proto::Message { term: 5, body: Some(proto::message::Body::Append(append)) }
         };
         let vote = |reason| {
             let zero = position_to_wire(LogPosition::ZERO);
-            let request = proto::RequestVote {
-                last: zero,
-                commit: zero,
-                reason,
-            };
-            proto::Message {
-                term: 5,
-                body: Some(proto::message::Body::RequestVote(request)),
-            }
+            let request = proto::RequestVote { last: zero, commit: zero, reason };
+            proto::Message { term: 5, body: Some(proto::message::Body::RequestVote(request)) }
         };
         let expected = LogIndex(8);
         let cases = [
+            (proto::Message { term: 0, ..vote(1) }, WireError::Zero { what: "the message's term" }),
             (
-                proto::Message { term: 0, ..vote(1) },
-                WireError::Zero {
-                    what: "the message's term",
-                },
+                proto::Message { term: u64::MAX, ..vote(1) },
+                WireError::OutOfRange { what: "the message's term", value: u64::MAX },
             ),
-            (
-                proto::Message {
-                    term: u64::MAX,
-                    ..vote(1)
-                },
-                WireError::OutOfRange {
-                    what: "the message's term",
-                    value: u64::MAX,
-                },
-            ),
-            (
-                proto::Message { term: 5, body: None },
-                WireError::Missing {
-                    what: "what the message says",
-                },
-            ),
-            (
-                vote(9),
-                WireError::UnknownNumber {
-                    what: "campaign reason",
-                    number: 9,
-                },
-            ),
-            (
-                append(vec![entry(4, 9, 1)]),
-                WireError::Gap { expected, found: 9 },
-            ),
-            (
-                append(vec![entry(4, 8, 77)]),
-                WireError::UnknownNumber {
-                    what: "entry kind",
-                    number: 77,
-                },
-            ),
-            (
-                append(vec![entry(0, 8, 1)]),
-                WireError::Zero {
-                    what: "an entry's term",
-                },
-            ),
+            (proto::Message { term: 5, body: None }, WireError::Missing { what: "what the message says" }),
+            (vote(9), WireError::UnknownNumber { what: "campaign reason", number: 9 }),
+            (append(vec![entry(4, 9, 1)]), WireError::Gap { expected, found: 9 }),
+            (append(vec![entry(4, 8, 77)]), WireError::UnknownNumber { what: "entry kind", number: 77 }),
+            (append(vec![entry(0, 8, 1)]), WireError::Zero { what: "an entry's term" }),
             (
                 append(vec![entry(2, 8, 1)]),
                 WireError::TermOutOfOrder {
@@ -928,23 +752,13 @@ mod tests {
             commit: LogIndex(3),
             entries: entries.clone(),
         };
-        let mut rest = Some(RaftMessage {
-            from: FROM,
-            to: to(),
-            term: Term(1),
-            body,
-        });
+        let mut rest = Some(RaftMessage { from: FROM, to: to(), term: Term(1), body });
         let mut joined = Vec::new();
         let mut last = LogPosition::ZERO;
         while let Some(message) = rest {
             let (first, after) = split_large(message);
             assert!(message_bytes_max(&first) <= BATCH_BYTES);
-            let RaftMessageBody::Append {
-                previous,
-                commit,
-                entries,
-            } = first.body
-            else {
+            let RaftMessageBody::Append { previous, commit, entries } = first.body else {
                 panic!("no append")
             };
             assert_eq!((previous, commit), (last, LogIndex(3)));
@@ -957,16 +771,10 @@ mod tests {
 
     #[test]
     fn refusals_keep_their_type() {
-        let refusal = DoorRefusal::Version {
-            found: 9,
-            known: WIRE_VERSION,
-        };
+        let refusal = DoorRefusal::Version { found: 9, known: WIRE_VERSION };
         assert_eq!(DoorRefusal::from_status(&refusal.clone().into()), Some(refusal));
         let error = ProposeError::Busy { waiting: 3 };
         assert_eq!(refusal_from_wire(&refusal_to_wire(&error)), Some(error));
-        assert_eq!(
-            DoorRefusal::from_status(&Status::internal("of somebody else")),
-            None
-        );
+        assert_eq!(DoorRefusal::from_status(&Status::internal("of somebody else")), None);
     }
 }

@@ -27,9 +27,9 @@ impl Worker {
         });
         match thread {
             Ok(_) => Ok(Worker(ended)),
-            Err(error) => Err(StopReason::Internal(format!(
-                "the thread {name} could not be started: {error}"
-            ))),
+            Err(error) => {
+                Err(StopReason::Internal(format!("the thread {name} could not be started: {error}")))
+            }
         }
     }
 
@@ -47,9 +47,6 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        format!(
-            "panicked: {}",
-            text.unwrap_or_else(|| "without a message".to_owned())
-        )
+        format!("panicked: {}", text.unwrap_or_else(|| "without a message".to_owned()))
     })
 }

@@ -30,13 +30,7 @@ async fn main() -> Result<(), BoxError> {
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:60061".to_owned());
     let directory = tempfile::tempdir()?;
     let storage = HeedStorage::open(directory.path())?;
-    let raft = Raft::bootstrap(
-        NodeId::FIRST,
-        address,
-        storage,
-        Counter::default(),
-        Config::default(),
-    )?;
+    let raft = Raft::bootstrap(NodeId::FIRST, address, storage, Counter::default(), Config::default())?;
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await?;
 

@@ -51,18 +51,10 @@ async fn main() -> Result<(), BoxError> {
     // Any node takes a proposal, and every node that is asked knows of all that were acknowledged before.
     for raft in &nodes {
         raft.wait_for_leader().await?;
-        println!(
-            "node {}: the counter is {}",
-            raft.get_id(),
-            raft.propose(5).await?
-        );
+        println!("node {}: the counter is {}", raft.get_id(), raft.propose(5).await?);
     }
     for raft in &nodes {
-        println!(
-            "node {} reads {}",
-            raft.get_id(),
-            raft.query(|counter| counter.0).await?
-        );
+        println!("node {} reads {}", raft.get_id(), raft.query(|counter| counter.0).await?);
     }
 
     for raft in &nodes {

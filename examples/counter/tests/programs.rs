@@ -38,10 +38,7 @@ fn from_use_to_the_printed_reply_the_quick_start_has_at_most_forty_lines() {
     let program = include_str!("../src/main.rs");
     let program = &program[program.find("\nuse ").unwrap()..];
     let (to_the_reply, _) = program.split_once("println!").unwrap();
-    let lines = to_the_reply
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .count();
+    let lines = to_the_reply.lines().filter(|line| !line.trim().is_empty()).count();
     assert!(lines <= 40, "{lines} lines");
 }
 
@@ -50,8 +47,5 @@ fn the_quick_start_is_the_one_of_the_readme() {
     let program = include_str!("../src/main.rs");
     let program = &program[program.find("use raftify").unwrap()..];
     let readme = include_str!("../../../README.md");
-    assert!(
-        readme.contains(&format!("```rust\n{program}```")),
-        "README.md shows another program"
-    );
+    assert!(readme.contains(&format!("```rust\n{program}```")), "README.md shows another program");
 }

@@ -33,10 +33,7 @@ pub async fn serve(
     let Some(web_address) = web_address else {
         return Ok(running.await??);
     };
-    let node = web::Data::new(Node {
-        raft: raft.clone(),
-        entry_bytes_max,
-    });
+    let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max });
     let server = HttpServer::new(move || App::new().app_data(node.clone()).configure(routes))
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_TIMEOUT_SECONDS)
@@ -78,11 +75,7 @@ pub fn start_logging() {
     // With its colons, or else `raft` would be raftify, too.
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info,raft::=warn,actix_server=warn"));
     let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
 }
 
 /// How a program ends: an error is one line, not the output of `Debug`.

@@ -47,10 +47,8 @@ enum PeerRole {
 /// unknown field, names two peers with one id or one address, or no voter.
 pub fn load_peers(path: impl AsRef<Path>) -> Result<Vec<Member>, LoadPeersError> {
     let path = path.as_ref();
-    let text = std::fs::read_to_string(path).map_err(|source| LoadPeersError::Unreadable {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| LoadPeersError::Unreadable { path: path.to_owned(), source })?;
     parse_peers(&text).map_err(|(span, problem)| LoadPeersError::Wrong {
         path: path.to_owned(),
         place: span.map(|span| Place::of(&text, span)),
@@ -80,10 +78,7 @@ fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
             return Err((id_place, format!("another peer has id {id} already")));
         }
         if let Some(other) = members.iter().find(|other| other.address == address) {
-            return Err((
-                address_place,
-                format!("peer {} has address {address} already", other.id),
-            ));
+            return Err((address_place, format!("peer {} has address {address} already", other.id)));
         }
         members.push(match peer.role {
             PeerRole::Voter => Member::voter(id, address),
@@ -91,10 +86,7 @@ fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
         });
     }
     if !members.iter().any(|member| member.role == MemberRole::Voter) {
-        return Err((
-            None,
-            "all peers have role learner, and a cluster needs a voter".to_owned(),
-        ));
+        return Err((None, "all peers have role learner, and a cluster needs a voter".to_owned()));
     }
     Ok(members)
 }
@@ -163,10 +155,7 @@ mod tests {
                 .join("\n"),
             Err(error) => {
                 let text = error.to_string();
-                assert!(
-                    text.contains(path.to_str().unwrap()),
-                    "{text} does not name the file"
-                );
+                assert!(text.contains(path.to_str().unwrap()), "{text} does not name the file");
                 text.replace(&format!("{}/", directory.path().display()), "")
             }
         };
@@ -208,15 +197,15 @@ mod tests {
     fn an_empty_file_says_what_to_write() {
         check(
             "",
-            expect![
-                "cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"
-            ],
+            expect![[
+                r#"cluster_config.toml: no peers are named: give each node a [[peers]] table with id, address and role"#
+            ]],
         );
         check(
             "# nobody\n",
-            expect![
-                "cluster_config.toml, it names no peers: give each node a [[peers]] table with id, address and role"
-            ],
+            expect![[
+                r#"cluster_config.toml: no peers are named: give each node a [[peers]] table with id, address and role"#
+            ]],
         );
     }
 

@@ -71,10 +71,7 @@ impl AbstractStateMachine for HashStore {
     fn apply(&mut self, position: LogPosition, entry: LogEntry) -> Result<Inserted, BoxError> {
         let LogEntry::Insert { key, value } = entry;
         let before = Arc::make_mut(&mut self.entries).insert(key, value.into());
-        Ok(Inserted {
-            position,
-            replaced: before.is_some(),
-        })
+        Ok(Inserted { position, replaced: before.is_some() })
     }
 
     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
@@ -128,10 +125,7 @@ mod tests {
     use super::*;
 
     fn insert(store: &mut HashStore, index: u64, key: &str, value: &str) -> Inserted {
-        let entry = LogEntry::Insert {
-            key: key.to_owned(),
-            value: value.to_owned(),
-        };
+        let entry = LogEntry::Insert { key: key.to_owned(), value: value.to_owned() };
         store.apply(LogPosition::new(1, index), entry).unwrap()
     }
 
@@ -167,22 +161,13 @@ mod tests {
         insert(&mut restored, 2, "old", "gone");
         restored.restore(&mut data.as_slice()).unwrap();
         assert_eq!(restored.first_keys(9), ["a"]);
-        assert_eq!(
-            StoreFormatter.format_snapshot(&mut data.as_slice()).unwrap(),
-            "1 keys\n\"a\" = \"1\""
-        );
+        assert_eq!(StoreFormatter.format_snapshot(&mut data.as_slice()).unwrap(), "1 keys\n\"a\" = \"1\"");
     }
 
     #[test]
     fn long_values_are_shown_by_their_beginning() {
-        let entry = LogEntry::Insert {
-            key: "ä".to_owned(),
-            value: "ö".repeat(70),
-        };
+        let entry = LogEntry::Insert { key: "ä".to_owned(), value: "ö".repeat(70) };
         let shown = StoreFormatter.format_entry(&entry, &[]);
-        assert_eq!(
-            shown,
-            format!("insert \"ä\" = \"{}\"... (140 bytes)", "ö".repeat(60))
-        );
+        assert_eq!(shown, format!("insert \"ä\" = \"{}\"... (140 bytes)", "ö".repeat(60)));
     }
 }

@@ -57,33 +57,22 @@ pub fn routes(service: &mut web::ServiceConfig) {
         .service(only("/snapshot", "POST", web::post().to(snapshot)))
         .service(only("/leave", "POST", web::post().to(leave)))
         .service(only("/leave_joint", "POST", web::post().to(leave_joint)))
-        .service(only(
-            "/transfer_leader/{id}",
-            "POST",
-            web::post().to(transfer_leader),
-        ))
+        .service(only("/transfer_leader/{id}", "POST", web::post().to(transfer_leader)))
         .service(only("/campaign", "POST", web::post().to(campaign)))
         .service(only("/demote/{term}/{leader_id}", "POST", web::post().to(demote)))
         .default_service(web::to(|request: HttpRequest| async move {
-            ApiError::new(
-                StatusCode::NOT_FOUND,
-                format!("there is nothing at {}", request.uri().path()),
-            )
+            ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", request.uri().path()))
         }));
 }
 
 /// A resource that answers other methods than `allowed` with 405.
 fn only(path: &'static str, allowed: &'static str, route: actix_web::Route) -> Resource {
-    web::resource(path)
-        .route(route)
-        .default_service(web::to(move |request: HttpRequest| async move {
-            let message = format!("{} is not possible here, use {allowed}", request.method());
-            let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).error_response();
-            response
-                .headers_mut()
-                .insert(ALLOW, actix_web::http::header::HeaderValue::from_static(allowed));
-            response
-        }))
+    web::resource(path).route(route).default_service(web::to(move |request: HttpRequest| async move {
+        let message = format!("{} is not possible here, use {allowed}", request.method());
+        let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).error_response();
+        response.headers_mut().insert(ALLOW, actix_web::http::header::HeaderValue::from_static(allowed));
+        response
+    }))
 }
 
 type Answer = Result<HttpResponse, ApiError>;
@@ -93,16 +82,11 @@ fn answer(value: Value) -> Answer {
 }
 
 async fn page() -> HttpResponse {
-    HttpResponse::Ok()
-        .content_type("text/html; charset=utf-8")
-        .body(include_str!("page.html"))
+    HttpResponse::Ok().content_type("text/html; charset=utf-8").body(include_str!("page.html"))
 }
 
 async fn list(node: web::Data<Node>) -> Answer {
-    let (count, keys) = node
-        .raft
-        .query(|store| (store.len(), store.first_keys(KEYS_LISTED_MAX)))
-        .await?;
+    let (count, keys) = node.raft.query(|store| (store.len(), store.first_keys(KEYS_LISTED_MAX))).await?;
     answer(json!({ "count": count, "keys": keys }))
 }
 
@@ -111,10 +95,7 @@ async fn get(node: web::Data<Node>, request: HttpRequest) -> Answer {
     let wanted = key.clone();
     match node.raft.query(move |store| store.get(&wanted)).await? {
         Some(value) => answer(json!({ "key": key, "value": &*value })),
-        None => Err(ApiError::new(
-            StatusCode::NOT_FOUND,
-            format!("key {key:?} has no value"),
-        )),
+        None => Err(ApiError::new(StatusCode::NOT_FOUND, format!("key {key:?} has no value"))),
     }
 }
 
@@ -205,14 +186,11 @@ fn key(request: &HttpRequest) -> Result<String, ApiError> {
 
 fn text(what: &str, encoded: &str) -> Result<String, ApiError> {
     let decoded = percent_decode_str(encoded).decode_utf8();
-    decoded
-        .map(Into::into)
-        .map_err(|_| ApiError::bad_request(format!("the {what} is not UTF-8 text")))
+    decoded.map(Into::into).map_err(|_| ApiError::bad_request(format!("the {what} is not UTF-8 text")))
 }
 
 fn number<T: std::str::FromStr<Err: fmt::Display>>(what: &str, text: &str) -> Result<T, ApiError> {
-    text.parse()
-        .map_err(|error| ApiError::bad_request(format!("{text:?} is not a {what}: {error}")))
+    text.parse().map_err(|error| ApiError::bad_request(format!("{text:?} is not a {what}: {error}")))
 }
 
 /// What went wrong, as HTTP says it.
@@ -224,10 +202,7 @@ struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, message: impl fmt::Display) -> ApiError {
-        ApiError {
-            status,
-            message: message.to_string(),
-        }
+        ApiError { status, message: message.to_string() }
     }
 
     fn bad_request(message: impl fmt::Display) -> ApiError {

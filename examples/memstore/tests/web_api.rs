@@ -32,10 +32,7 @@ impl Answer {
     }
 
     fn error(&self) -> String {
-        self.json()["error"]
-            .as_str()
-            .expect("every failure has an `error`")
-            .to_owned()
+        self.json()["error"].as_str().expect("every failure has an `error`").to_owned()
     }
 }
 
@@ -62,45 +59,26 @@ impl TestNode {
     async fn start(absent: u64) -> TestNode {
         let directory = tempfile::tempdir().unwrap();
         let storage = HeedStorage::open(directory.path()).unwrap();
-        let config = Config {
-            entry_bytes_max: ENTRY_BYTES_MAX,
-            ..Config::default()
-        };
+        let config = Config { entry_bytes_max: ENTRY_BYTES_MAX, ..Config::default() };
         let addresses: Vec<String> = free_addresses(absent + 1);
-        let raft = Raft::bootstrap(
-            NodeId::FIRST,
-            &addresses[0],
-            storage,
-            HashStore::default(),
-            config,
-        )
-        .unwrap();
+        let raft =
+            Raft::bootstrap(NodeId::FIRST, &addresses[0], storage, HashStore::default(), config).unwrap();
         if absent > 0 {
-            let members = (1..)
-                .zip(addresses)
-                .map(|(id, address)| Member::voter(NodeId::new(id).unwrap(), address));
+            let members =
+                (1..).zip(addresses).map(|(id, address)| Member::voter(NodeId::new(id).unwrap(), address));
             raft.add_peers(members.collect::<Vec<_>>()).await.unwrap();
         }
         let running = tokio::spawn(raft.clone().run());
 
-        let node = web::Data::new(Node {
-            raft: raft.clone(),
-            entry_bytes_max: ENTRY_BYTES_MAX,
-        });
+        let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max: ENTRY_BYTES_MAX });
         let service = std::rc::Rc::new(test::init_service(App::new().app_data(node).configure(routes)).await);
         let ask: Ask = Box::new(move |method, path, body| {
-            let request = test::TestRequest::with_uri(path)
-                .method(method)
-                .set_payload(body.to_vec());
+            let request = test::TestRequest::with_uri(path).method(method).set_payload(body.to_vec());
             let service = std::rc::Rc::clone(&service);
             Box::pin(async move {
                 let response = test::call_service(&*service, request.to_request()).await;
-                let header = |name| {
-                    response
-                        .headers()
-                        .get(name)
-                        .map(|value| value.to_str().unwrap().to_owned())
-                };
+                let header =
+                    |name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
                 Answer {
                     status: response.status(),
                     retry_after: header(RETRY_AFTER),
@@ -109,12 +87,7 @@ impl TestNode {
                 }
             })
         });
-        TestNode {
-            raft,
-            running,
-            ask,
-            _directory: directory,
-        }
+        TestNode { raft, running, ask, _directory: directory }
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -138,13 +111,8 @@ impl TestNode {
 /// Addresses that were free a moment ago.
 fn free_addresses(count: u64) -> Vec<String> {
     // All are held until all are known, so that no two are alike.
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    listeners
-        .iter()
-        .map(|listener| listener.local_addr().unwrap().to_string())
-        .collect()
+    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
 }
 
 #[actix_web::test]
@@ -153,19 +121,10 @@ async fn what_was_put_is_got_by_path_and_by_body() {
     let put = node.put("/store/a/1", "").await;
     assert_eq!(put.status, StatusCode::OK);
     assert_eq!(put.json()["replaced"], json!(false));
-    assert_eq!(
-        node.get("/store/a").await.json(),
-        json!({ "key": "a", "value": "1" })
-    );
+    assert_eq!(node.get("/store/a").await.json(), json!({ "key": "a", "value": "1" }));
 
-    assert_eq!(
-        node.put("/store/a", "two\nlines").await.json()["replaced"],
-        json!(true)
-    );
-    assert_eq!(
-        node.get("/store/a").await.json(),
-        json!({ "key": "a", "value": "two\nlines" })
-    );
+    assert_eq!(node.put("/store/a", "two\nlines").await.json()["replaced"], json!(true));
+    assert_eq!(node.get("/store/a").await.json(), json!({ "key": "a", "value": "two\nlines" }));
 
     let listed = node.get("/store").await;
     assert_eq!(listed.json(), json!({ "count": 1, "keys": ["a"] }));
@@ -183,20 +142,14 @@ async fn keys_and_values_are_percent_encoded_text() {
     ] {
         assert_eq!(node.put(path, "").await.status, StatusCode::OK, "{path}");
         let key_path: String = path.split('/').take(3).collect::<Vec<_>>().join("/");
-        assert_eq!(
-            node.get(&key_path).await.json(),
-            json!({ "key": key, "value": value })
-        );
+        assert_eq!(node.get(&key_path).await.json(), json!({ "key": key, "value": value }));
     }
     for (path, body) in [("/store/%FF/1", ""), ("/store/a/%C3", ""), ("/store/%FF", "1")] {
         let answer = node.put(path, body).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path}");
         assert!(answer.error().contains("not UTF-8"), "{}", answer.error());
     }
-    assert_eq!(
-        node.put("/store/a", b"\xff\xfe").await.status,
-        StatusCode::BAD_REQUEST
-    );
+    assert_eq!(node.put("/store/a", b"\xff\xfe").await.status, StatusCode::BAD_REQUEST);
     assert_eq!(node.get("/store/%FF").await.status, StatusCode::BAD_REQUEST);
     node.stop().await;
 }
@@ -209,23 +162,14 @@ async fn what_does_not_exist_is_404_and_a_wrong_method_405() {
         (missing.status, missing.error().as_str()),
         (StatusCode::NOT_FOUND, "key \"nothing\" has no value")
     );
-    for path in [
-        "/nowhere",
-        "/store/",
-        "/store//value",
-        "/demote/1",
-        "/transfer_leader",
-    ] {
+    for path in ["/nowhere", "/store/", "/store//value", "/demote/1", "/transfer_leader"] {
         let answer = node.get(path).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
         assert!(answer.error().contains(path), "{}", answer.error());
     }
-    for (path, allow) in [
-        ("/leave", "POST"),
-        ("/snapshot", "POST"),
-        ("/store/a/1", "PUT"),
-        ("/campaign", "POST"),
-    ] {
+    for (path, allow) in
+        [("/leave", "POST"), ("/snapshot", "POST"), ("/store/a/1", "PUT"), ("/campaign", "POST")]
+    {
         let answer = node.get(path).await;
         assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
         assert_eq!(answer.allow.as_deref(), Some(allow));
@@ -265,12 +209,7 @@ async fn what_cannot_be_parsed_is_400() {
         "/demote/1/x",
     ] {
         let answer = node.post(path).await;
-        assert_eq!(
-            answer.status,
-            StatusCode::BAD_REQUEST,
-            "{path}: {}",
-            answer.error()
-        );
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path}: {}", answer.error());
     }
     node.stop().await;
 }
@@ -281,18 +220,11 @@ async fn the_node_tells_its_leader_its_peers_and_its_state() {
     let leader = node.get("/leader").await.json();
     assert_eq!(leader["id"], json!(1));
     let address = leader["address"].clone();
-    assert_eq!(
-        node.get("/peers").await.json(),
-        json!([{ "id": 1, "address": address, "role": "voter" }])
-    );
+    assert_eq!(node.get("/peers").await.json(), json!([{ "id": 1, "address": address, "role": "voter" }]));
     let debug = node.get("/debug").await.json();
     assert_eq!(debug["status"]["role"], json!("leader"));
     assert_eq!(debug["status"]["members"]["members"]["1"]["address"], address);
-    assert!(
-        String::from_utf8(node.get("/").await.body)
-            .unwrap()
-            .contains("<title>memstore</title>")
-    );
+    assert!(String::from_utf8(node.get("/").await.body).unwrap().contains("<title>memstore</title>"));
     node.stop().await;
 }
 
@@ -336,25 +268,13 @@ async fn without_a_leader_everything_is_503_with_the_reason_and_when_to_retry() 
         node.post("/transfer_leader/2").await,
         node.post("/leave").await,
     ] {
-        assert_eq!(
-            answer.status,
-            StatusCode::SERVICE_UNAVAILABLE,
-            "{}",
-            answer.error()
-        );
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.error());
         assert_eq!(answer.retry_after.as_deref(), Some("1"));
-        assert!(
-            answer.error().contains("no leader is known"),
-            "{}",
-            answer.error()
-        );
+        assert!(answer.error().contains("no leader is known"), "{}", answer.error());
     }
     // What a node knows by itself, it says even then.
     assert_eq!(node.get("/peers").await.json().as_array().unwrap().len(), 3);
-    assert_eq!(
-        node.get("/debug").await.json()["status"]["leader_id"],
-        Value::Null
-    );
+    assert_eq!(node.get("/debug").await.json()["status"]["leader_id"], Value::Null);
     node.stop().await;
 }
 

@@ -40,26 +40,18 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.snapshots.policy.count(&entry);
         let proposal = self.proposals.resolve(position);
         for reply in proposal.superseded {
-            reply.refuse(ProposeError::NotApplied {
-                index: position.index,
-            });
+            reply.refuse(ProposeError::NotApplied { index: position.index });
         }
         let membership = self.membership.resolve(position);
         for waiter in membership.superseded {
-            waiter.refuse(MembershipError::NotApplied {
-                index: position.index,
-            });
+            waiter.refuse(MembershipError::NotApplied { index: position.index });
         }
         let waiter = membership.applied.unwrap_or(MembershipWaiter::Nobody);
         let outcome = match entry.kind {
             EntryKind::Empty => Ok(()),
             EntryKind::User => {
                 let reply = proposal.applied;
-                self.next.committed.push(Committed::User {
-                    position,
-                    payload: entry.payload,
-                    reply,
-                });
+                self.next.committed.push(Committed::User { position, payload: entry.payload, reply });
                 self.handed_out = position;
                 return;
             }
@@ -72,16 +64,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         self.handed_out = position;
-        self.next
-            .committed
-            .push(if self.members.as_of() == position.index {
-                Committed::Members {
-                    position,
-                    members: Arc::clone(&self.members),
-                }
-            } else {
-                Committed::Nothing { position }
-            });
+        self.next.committed.push(if self.members.as_of() == position.index {
+            Committed::Members { position, members: Arc::clone(&self.members) }
+        } else {
+            Committed::Nothing { position }
+        });
     }
 
     /// Whether the membership includes the entry already: it was applied before the restart.
@@ -101,11 +88,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             MemberRecord::ReserveNodeId => {
                 if let MembershipWaiter::Reservation(reply) = waiter {
                     let members = Members::clone(&self.members);
-                    reply.answer(Ok(Reservation {
-                        node_id: reserved,
-                        leader: self.node_id,
-                        members,
-                    }));
+                    reply.answer(Ok(Reservation { node_id: reserved, leader: self.node_id, members }));
                 }
             }
             MemberRecord::Incarnation { id, .. } => {
@@ -138,9 +121,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         };
         let in_force = self.consensus.apply_change(&change)?;
         if in_force != members.configuration() {
-            return Err(format!(
-                "consensus uses {in_force:?}, the membership is {members:?}"
-            ));
+            return Err(format!("consensus uses {in_force:?}, the membership is {members:?}"));
         }
         let was_joint = self.members.is_joint();
         let was_member = self.members.get(self.node_id).is_some();

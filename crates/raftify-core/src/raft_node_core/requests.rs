@@ -22,10 +22,7 @@ pub(super) struct Batch<R> {
 
 impl<R> Default for Batch<R> {
     fn default() -> Self {
-        Batch {
-            proposals: Vec::new(),
-            bytes: 0,
-        }
+        Batch { proposals: Vec::new(), bytes: 0 }
     }
 }
 
@@ -138,10 +135,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
         } else if let Some(leader) = self.status().leader_hint() {
             match forwarding {
-                Forwarding::Allowed => self.next.forward.push(Forward {
-                    to: leader.id,
-                    request,
-                }),
+                Forwarding::Allowed => self.next.forward.push(Forward { to: leader.id, request }),
                 Forwarding::Never => refuse(request, NotServed::NotLeader(leader)),
             }
         } else if self.transfer.is_some() {
@@ -154,24 +148,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn park(&mut self, request: LeaderRequest<R>, forwarding: Forwarding, why: WhyParked) {
         let waiting = self.parked.len();
         if waiting >= self.config.proposals_in_flight_max {
-            return refuse(
-                request,
-                NotServed::Busy {
-                    waiting: waiting as u64,
-                },
-            );
+            return refuse(request, NotServed::Busy { waiting: waiting as u64 });
         }
         let timeout = match request {
             LeaderRequest::Propose { .. } => self.config.propose_timeout,
             _ => self.config.membership_timeout,
         };
         let deadline_ticks = self.deadline(timeout);
-        self.parked.push_back(Parked {
-            request,
-            forwarding,
-            deadline_ticks,
-            why,
-        });
+        self.parked.push_back(Parked { request, forwarding, deadline_ticks, why });
     }
 
     /// Gives every parked request another try, once leadership is settled.
@@ -223,9 +207,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             || (held > 0 && held + bytes > self.config.uncommitted_bytes_max)
             || self.unapplied_bytes > self.config.unapplied_bytes_max
         {
-            return reply.refuse(ProposeError::Busy {
-                waiting: waiting as u64,
-            });
+            return reply.refuse(ProposeError::Busy { waiting: waiting as u64 });
         }
         self.batch.bytes += bytes;
         self.batch.proposals.push((payload, reply, forwarding));
@@ -244,11 +226,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
             return;
         }
-        let payloads = batch
-            .proposals
-            .iter()
-            .map(|(payload, ..)| payload.clone())
-            .collect();
+        let payloads = batch.proposals.iter().map(|(payload, ..)| payload.clone()).collect();
         let Ok(mut position) = self.consensus.propose(payloads) else {
             let waiting = self.proposals.len() as u64;
             for (_, reply, _) in batch.proposals {
@@ -278,18 +256,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             Ok(after) => after,
             Err(refusal) => return reply.answer(Err(refusal.into())),
         };
-        let request = |reply| LeaderRequest::ChangeMembership {
-            change: change.clone(),
-            reply,
-        };
+        let request = |reply| LeaderRequest::ChangeMembership { change: change.clone(), reply };
         if self.consensus.has_pending_change() || !self.consensus.has_committed_in_term() {
             // A new leader: an earlier one's change may stand in the part of the log that is not yet applied.
             return self.park(request(reply), forwarding, WhyParked::LeadershipUnsettled);
         }
-        if after
-            .get(self.node_id)
-            .is_none_or(|own| own.role != MemberRole::Voter)
-        {
+        if after.get(self.node_id).is_none_or(|own| own.role != MemberRole::Voter) {
             return match self.hand_over() {
                 Ok(()) => self.park(request(reply), forwarding, WhyParked::AfterHandover),
                 Err(error) => reply.answer(Err(MembershipError::HandoverFailed(error))),
@@ -304,12 +276,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             Ok(position) => {
                 info!(node = %self.node_id, at = %position, "proposed a membership change: {change:?}");
                 self.pending_change = Some(position.index);
-                self.membership
-                    .insert(position, waiter, self.deadline(self.config.membership_timeout));
+                self.membership.insert(position, waiter, self.deadline(self.config.membership_timeout));
             }
-            Err(_) => waiter.refuse(MembershipError::Busy {
-                waiting: self.proposals.len() as u64,
-            }),
+            Err(_) => waiter.refuse(MembershipError::Busy { waiting: self.proposals.len() as u64 }),
         }
     }
 
@@ -317,12 +286,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.flush_batch();
         match self.consensus.propose_record(record.encode()) {
             Ok(position) => {
-                self.membership
-                    .insert(position, waiter, self.deadline(self.config.membership_timeout));
+                self.membership.insert(position, waiter, self.deadline(self.config.membership_timeout));
             }
-            Err(_) => waiter.refuse(MembershipError::Busy {
-                waiting: self.proposals.len() as u64,
-            }),
+            Err(_) => waiter.refuse(MembershipError::Busy { waiting: self.proposals.len() as u64 }),
         }
     }
 
@@ -341,10 +307,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             if let Some(&incarnation) = self.first_incarnations.get(&id)
                 && self.recording_incarnations.insert(id)
             {
-                self.propose_record(
-                    &MemberRecord::Incarnation { id, incarnation },
-                    MembershipWaiter::Nobody,
-                );
+                self.propose_record(&MemberRecord::Incarnation { id, incarnation }, MembershipWaiter::Nobody);
             }
         }
     }
@@ -360,11 +323,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         {
             return;
         }
-        if self
-            .members
-            .get(self.node_id)
-            .is_some_and(|own| own.role == MemberRole::Voter)
-        {
+        if self.members.get(self.node_id).is_some_and(|own| own.role == MemberRole::Voter) {
             self.propose_change(&MembershipChange::LeaveJoint, MembershipWaiter::Nobody);
         } else if let Err(error) = self.hand_over() {
             tracing::debug!(node = %self.node_id, "cannot hand over to leave the joint configuration yet: {error}");
@@ -423,10 +382,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if to == Some(self.node_id) {
             return waiter.answer(Ok(self.node_id));
         }
-        match to
-            .map_or_else(|| self.successor(), Ok)
-            .and_then(|to| self.begin_transfer(to))
-        {
+        match to.map_or_else(|| self.successor(), Ok).and_then(|to| self.begin_transfer(to)) {
             Ok(transfer) => transfer.waiters.push(waiter),
             Err(error) => waiter.answer(Err(error)),
         }
@@ -446,10 +402,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let mut candidates = self.consensus.progress();
         candidates.retain(|peer| {
             peer.id != self.node_id
-                && self
-                    .members
-                    .get(peer.id)
-                    .is_some_and(|member| member.role == MemberRole::Voter)
+                && self.members.get(peer.id).is_some_and(|member| member.role == MemberRole::Voter)
                 && self.is_alive(peer.id)
         });
         candidates
@@ -460,11 +413,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     fn begin_transfer(&mut self, to: NodeId) -> Result<&mut Transfer, TransferError> {
-        if self
-            .members
-            .get(to)
-            .is_none_or(|member| member.role != MemberRole::Voter)
-        {
+        if self.members.get(to).is_none_or(|member| member.role != MemberRole::Voter) {
             return Err(TransferError::NotAVoter { id: to });
         }
         if !self.is_alive(to) {
@@ -478,11 +427,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         info!(node = %self.node_id, %to, "handing over leadership");
         // raft-rs gives up after one election timeout; then a leader must be found.
         let deadline_ticks = self.deadline(self.config.election_timeout * 4);
-        Ok(self.transfer.insert(Transfer {
-            to,
-            deadline_ticks,
-            waiters: Vec::new(),
-        }))
+        Ok(self.transfer.insert(Transfer { to, deadline_ticks, waiters: Vec::new() }))
     }
 
     /// Notices what has become of leadership since the last look.
@@ -494,10 +439,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.pending_change = None;
         }
         self.led = leads;
-        let Some(Transfer {
-            to, deadline_ticks, ..
-        }) = self.transfer
-        else {
+        let Some(Transfer { to, deadline_ticks, .. }) = self.transfer else {
             return;
         };
         let expired = self.now_ticks >= deadline_ticks;
@@ -520,11 +462,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     (WhyParked::AfterHandover, LeaderRequest::ChangeMembership { reply, .. }) => {
                         reply.answer(Err(MembershipError::HandoverFailed(error.clone())));
                     }
-                    (why, request) => self.parked.push_back(Parked {
-                        request,
-                        why,
-                        ..parked
-                    }),
+                    (why, request) => self.parked.push_back(Parked { request, why, ..parked }),
                 }
             }
         }
@@ -538,18 +476,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     pub(super) fn expire_requests(&mut self) {
         let now = self.now_ticks;
         for reply in self.proposals.take_expired(now) {
-            reply.refuse(ProposeError::Unknown(UnknownOutcome::TimedOut(
-                self.config.propose_timeout,
-            )));
+            reply.refuse(ProposeError::Unknown(UnknownOutcome::TimedOut(self.config.propose_timeout)));
         }
         let unknown = MembershipError::Unknown(UnknownOutcome::TimedOut(self.config.membership_timeout));
         for waiter in self.membership.take_expired(now) {
             waiter.refuse(unknown.clone());
         }
-        for (reply, _) in self
-            .awaiting_leave
-            .extract_if(.., |(_, deadline)| *deadline <= now)
-        {
+        for (reply, _) in self.awaiting_leave.extract_if(.., |(_, deadline)| *deadline <= now) {
             reply.answer(Err(unknown.clone()));
         }
         for parked in std::mem::take(&mut self.parked) {
@@ -595,10 +528,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         };
         match change {
-            MembershipChange::Steps {
-                leave: LeaveJoint::Automatically,
-                ..
-            } if change.enters_joint() => {
+            MembershipChange::Steps { leave: LeaveJoint::Automatically, .. } if change.enters_joint() => {
                 let deadline_ticks = self.deadline(self.config.membership_timeout);
                 self.awaiting_leave.push((reply, deadline_ticks));
             }

@@ -123,11 +123,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         let cut = self.snapshots.policy.compact_to(snapshot.position.index);
         let compact = (cut > self.consensus.truncated().index)
-            .then(|| {
-                self.consensus
-                    .term_at(cut)
-                    .map(|term| LogPosition { term, index: cut })
-            })
+            .then(|| self.consensus.term_at(cut).map(|term| LogPosition { term, index: cut }))
             .flatten();
         self.next.write.snapshot = Some(snapshot.clone());
         self.next.write.compact = compact;
@@ -138,12 +134,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     /// The outcome of a snapshot that a turn asked to send: installed, or why not. Exactly once for each.
     pub fn snapshot_sent(&mut self, to: NodeId, outcome: Result<(), String>) {
-        if let Some(place) = self
-            .snapshots
-            .sending
-            .iter()
-            .position(|(receiver, _)| *receiver == to)
-        {
+        if let Some(place) = self.snapshots.sending.iter().position(|(receiver, _)| *receiver == to) {
             self.snapshots.sending.swap_remove(place);
         }
         if let Err(reason) = &outcome {
@@ -156,18 +147,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     pub fn snapshots_in_use(&self) -> Vec<LogPosition> {
         let snapshots = &self.snapshots;
         let mut all: Vec<LogPosition> = snapshots.newest().into_iter().collect();
-        all.extend(
-            snapshots
-                .recording
-                .as_ref()
-                .map(|(_, snapshot, _)| snapshot.position),
-        );
-        all.extend(
-            snapshots
-                .installing
-                .as_ref()
-                .map(|installing| installing.snapshot.position),
-        );
+        all.extend(snapshots.recording.as_ref().map(|(_, snapshot, _)| snapshot.position));
+        all.extend(snapshots.installing.as_ref().map(|installing| installing.snapshot.position));
         all.extend(snapshots.sending.iter().map(|(_, position)| position));
         all
     }
@@ -181,10 +162,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         reply: Responder<(), InstallError>,
     ) {
         let position = snapshot.position;
-        let refused = |reason: &str| InstallError::Refused {
-            position,
-            reason: reason.to_owned(),
-        };
+        let refused = |reason: &str| InstallError::Refused { position, reason: reason.to_owned() };
         if let Err(refusal) = self.check_sender(&sender, receiver) {
             return reply.answer(Err(refusal.into()));
         }
@@ -203,13 +181,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.last_heard.insert(sender.id, self.now_ticks);
         match self.consensus.step_snapshot(sender.id, term, &snapshot) {
-            Ok(true) => {
-                self.snapshots.installing = Some(Installing {
-                    turn: None,
-                    snapshot,
-                    reply,
-                })
-            }
+            Ok(true) => self.snapshots.installing = Some(Installing { turn: None, snapshot, reply }),
             // The log reaches that far already: the leader learns it from the answer of raft.
             Ok(false) => reply.answer(Ok(())),
             Err(reason) => reply.answer(Err(refused(&reason.to_string()))),
@@ -221,10 +193,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let Some(installing) = &mut self.snapshots.installing else {
             return;
         };
-        debug_assert_eq!(
-            installing.snapshot.position, position,
-            "only one snapshot is installed at a time"
-        );
+        debug_assert_eq!(installing.snapshot.position, position, "only one snapshot is installed at a time");
         installing.turn = Some(turn);
         let snapshot = installing.snapshot.clone();
         self.members = Arc::new(snapshot.members.clone());
@@ -264,8 +233,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn installed(&mut self, snapshot: SnapshotMeta) {
         let position = snapshot.position;
         info!(node = %self.node_id, at = %position, "snapshot received");
-        self.held
-            .retain(|(entry, _)| entry.position.index > position.index);
+        self.held.retain(|(entry, _)| entry.position.index > position.index);
         for reply in self.proposals.take_covered(position.index) {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::CoveredBySnapshot));
         }
@@ -277,13 +245,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.snapshots.policy.begin();
         self.handed_out = position;
-        self.next.committed.push(Committed::Members {
-            position,
-            members: Arc::new(snapshot.members.clone()),
-        });
-        self.next.committed.push(Committed::Install {
-            snapshot: Box::new(snapshot.clone()),
-        });
+        self.next
+            .committed
+            .push(Committed::Members { position, members: Arc::new(snapshot.members.clone()) });
+        self.next.committed.push(Committed::Install { snapshot: Box::new(snapshot.clone()) });
         self.snapshots.recorded = Some(snapshot);
     }
 }

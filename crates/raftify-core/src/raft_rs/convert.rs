@@ -23,11 +23,7 @@ const MEMBER_RECORD: &[u8] = &[EntryKind::MemberRecord.number()];
 
 pub(super) fn entry_to_raft(entry: &Entry) -> RaftEntry {
     let (term, index) = (entry.position.term.0, entry.position.index.0);
-    let mut result = RaftEntry {
-        term,
-        index,
-        ..RaftEntry::default()
-    };
+    let mut result = RaftEntry { term, index, ..RaftEntry::default() };
     result.set_entry_type(entry_type(entry.kind));
     match entry.kind {
         EntryKind::Empty => {}
@@ -54,19 +50,11 @@ pub(super) fn entry_from_raft(entry: &RaftEntry) -> Entry {
     } else {
         (EntryKind::Empty, Bytes::new())
     };
-    Entry {
-        position: LogPosition::new(entry.term, entry.index),
-        kind,
-        payload,
-    }
+    Entry { position: LogPosition::new(entry.term, entry.index), kind, payload }
 }
 
 pub(super) fn hard_state(state: &RaftHardState) -> HardState {
-    HardState {
-        term: Term(state.term),
-        vote: NodeId::new(state.vote),
-        commit: LogIndex(state.commit),
-    }
+    HardState { term: Term(state.term), vote: NodeId::new(state.vote), commit: LogIndex(state.commit) }
 }
 
 pub(super) fn hard_state_to_raft(state: &HardState) -> RaftHardState {
@@ -113,29 +101,16 @@ fn read_context(round: Option<u64>) -> Bytes {
 
 pub(super) fn message_to_raft(message: &RaftMessage) -> Message {
     let (from, to, term) = (message.from.get(), message.to.get(), message.term.0);
-    let mut result = Message {
-        from,
-        to,
-        term,
-        ..Message::default()
-    };
+    let mut result = Message { from, to, term, ..Message::default() };
     let kind = match &message.body {
-        RaftMessageBody::Append {
-            previous,
-            commit,
-            entries,
-        } => {
+        RaftMessageBody::Append { previous, commit, entries } => {
             result.index = previous.index.0;
             result.log_term = previous.term.0;
             result.commit = commit.0;
             result.entries = entries.iter().map(entry_to_raft).collect::<Vec<_>>().into();
             MessageType::MsgAppend
         }
-        RaftMessageBody::AppendResponse {
-            index,
-            commit,
-            rejection,
-        } => {
+        RaftMessageBody::AppendResponse { index, commit, rejection } => {
             result.index = index.0;
             result.commit = commit.0;
             if let Some(hint) = rejection {
@@ -206,32 +181,23 @@ pub(super) fn message_from_raft(message: Message) -> Option<RaftMessage> {
         MessageType::MsgAppendResponse => RaftMessageBody::AppendResponse {
             index: last.index,
             commit: commit.index,
-            rejection: message
-                .reject
-                .then(|| LogPosition::new(message.log_term, message.reject_hint)),
+            rejection: message.reject.then(|| LogPosition::new(message.log_term, message.reject_hint)),
         },
         MessageType::MsgRequestVote => {
             let transfer = message.context == raft::CAMPAIGN_TRANSFER;
-            let reason = if transfer {
-                CampaignReason::Transfer
-            } else {
-                CampaignReason::Timeout
-            };
+            let reason = if transfer { CampaignReason::Transfer } else { CampaignReason::Timeout };
             RaftMessageBody::RequestVote { last, commit, reason }
         }
         MessageType::MsgRequestPreVote => RaftMessageBody::RequestPreVote { last, commit },
-        MessageType::MsgRequestVoteResponse => RaftMessageBody::VoteResponse {
-            granted: !message.reject,
-            commit,
-        },
-        MessageType::MsgRequestPreVoteResponse => RaftMessageBody::PreVoteResponse {
-            granted: !message.reject,
-            commit,
-        },
-        MessageType::MsgHeartbeat => RaftMessageBody::Heartbeat {
-            commit: commit.index,
-            read_round: read_round(&message.context),
-        },
+        MessageType::MsgRequestVoteResponse => {
+            RaftMessageBody::VoteResponse { granted: !message.reject, commit }
+        }
+        MessageType::MsgRequestPreVoteResponse => {
+            RaftMessageBody::PreVoteResponse { granted: !message.reject, commit }
+        }
+        MessageType::MsgHeartbeat => {
+            RaftMessageBody::Heartbeat { commit: commit.index, read_round: read_round(&message.context) }
+        }
         MessageType::MsgHeartbeatResponse => RaftMessageBody::HeartbeatResponse {
             commit: commit.index,
             read_round: read_round(&message.context),

@@ -96,9 +96,7 @@ impl LogView {
 
     fn term_of(&self, index: LogIndex) -> Term {
         let after = self.term_starts.partition_point(|start| start.index <= index);
-        after
-            .checked_sub(1)
-            .map_or(self.truncated.term, |run| self.term_starts[run].term)
+        after.checked_sub(1).map_or(self.truncated.term, |run| self.term_starts[run].term)
     }
 
     /// Takes in what raft-rs is about to have written, so that it can be read from now on.
@@ -146,11 +144,7 @@ impl LogView {
         if position.index <= self.truncated.index || position.index > self.last {
             return;
         }
-        while self
-            .cache
-            .front()
-            .is_some_and(|entry| entry.index <= position.index.0)
-        {
+        while self.cache.front().is_some_and(|entry| entry.index <= position.index.0) {
             let gone = self.cache.pop_front();
             self.cache_bytes -= gone.as_ref().map_or(0, size_bytes);
         }
@@ -218,11 +212,7 @@ impl LogView {
     /// The entries of `[from, until)` below the cache: fetched already, or to be fetched.
     fn below_cache(&self, fetch: LogFetch, context: GetEntriesContext) -> raft::Result<Vec<RaftEntry>> {
         let mut asked = self.asked.borrow_mut();
-        if let Some(place) = asked
-            .arrived
-            .iter()
-            .position(|(arrived, _)| arrived.from == fetch.from)
-        {
+        if let Some(place) = asked.arrived.iter().position(|(arrived, _)| arrived.from == fetch.from) {
             let (_, mut entries) = asked.arrived.swap_remove(place);
             let wanted = fetch.until.0 - fetch.from.0;
             entries.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
@@ -230,18 +220,10 @@ impl LogView {
         }
         if !context.can_async() {
             // Everything that raft-rs reads without waiting lies after the applied index, and so in the cache.
-            debug_assert!(
-                false,
-                "entry {} was read without waiting, but is not in memory",
-                fetch.from
-            );
+            debug_assert!(false, "entry {} was read without waiting, but is not in memory", fetch.from);
             return Err(Error::Store(StorageError::Unavailable));
         }
-        match asked
-            .waiting
-            .iter_mut()
-            .find(|(waiting, _)| waiting.from == fetch.from)
-        {
+        match asked.waiting.iter_mut().find(|(waiting, _)| waiting.from == fetch.from) {
             Some((_, contexts)) if contexts.len() < CONTEXTS_MAX => contexts.push(context),
             Some(_) => {}
             None => {
@@ -256,10 +238,7 @@ impl LogView {
 impl Storage for LogView {
     fn initial_state(&self) -> raft::Result<RaftState> {
         let (hard_state, configuration) = &self.start;
-        Ok(RaftState::new(
-            convert::hard_state_to_raft(hard_state),
-            convert::conf_state(configuration),
-        ))
+        Ok(RaftState::new(convert::hard_state_to_raft(hard_state), convert::conf_state(configuration)))
     }
 
     fn entries(
@@ -279,14 +258,7 @@ impl Storage for LogView {
         }
         let first_cached = self.first_cached();
         if from < first_cached {
-            return self.below_cache(
-                LogFetch {
-                    from,
-                    until: until.min(first_cached),
-                    bytes_max,
-                },
-                context,
-            );
+            return self.below_cache(LogFetch { from, until: until.min(first_cached), bytes_max }, context);
         }
         let mut bytes = 0;
         let mut entries = Vec::new();

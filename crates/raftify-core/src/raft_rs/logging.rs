@@ -16,11 +16,7 @@ impl<D: Drain<Ok = (), Err = slog::Never>> Drain for IfEnabled<D> {
     type Err = slog::Never;
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), slog::Never> {
-        if self.is_enabled(record.level()) {
-            self.0.log(record, values)
-        } else {
-            Ok(())
-        }
+        if self.is_enabled(record.level()) { self.0.log(record, values) } else { Ok(()) }
     }
 
     fn is_enabled(&self, level: Level) -> bool {

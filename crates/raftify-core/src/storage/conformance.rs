@@ -84,11 +84,7 @@ impl<'a, D: TestDisk> Opened<'a, D> {
     fn new(disk: &'a D) -> Opened<'a, D> {
         let mut storage = succeeds("opening", disk.open());
         let loaded = succeeds("loading", storage.load());
-        Opened {
-            disk,
-            storage,
-            loaded,
-        }
+        Opened { disk, storage, loaded }
     }
 
     /// With an identity and entries 1 to `last` of term 1, all of them committed up to `commit`.
@@ -110,10 +106,7 @@ impl<'a, D: TestDisk> Opened<'a, D> {
     /// Records a snapshot whose data is there, as the contract wants it.
     fn write_snapshot(&mut self, meta: &SnapshotMeta) {
         take_snapshot(&self.storage.snapshots(), meta, b"state");
-        self.write(Write {
-            snapshot: Some(meta.clone()),
-            ..Write::default()
-        });
+        self.write(Write { snapshot: Some(meta.clone()), ..Write::default() });
     }
 
     /// Asserts that `write` is refused, and that nothing of it is there then.
@@ -126,10 +119,7 @@ impl<'a, D: TestDisk> Opened<'a, D> {
         let log = before.log();
         let state = before.loaded.clone();
         let after = before.reopen();
-        assert_eq!(
-            after.loaded, state,
-            "{promise}: the refused write changed the state"
-        );
+        assert_eq!(after.loaded, state, "{promise}: the refused write changed the state");
         assert_eq!(after.log(), log, "{promise}: the refused write changed the log");
         after
     }
@@ -141,18 +131,13 @@ impl<'a, D: TestDisk> Opened<'a, D> {
     }
 
     fn read(&self, from: u64, until: u64, bytes_max: u64) -> Result<Vec<Entry>, StorageError> {
-        self.storage
-            .log_reader()
-            .read(LogIndex(from), LogIndex(until), bytes_max)
+        self.storage.log_reader().read(LogIndex(from), LogIndex(until), bytes_max)
     }
 
     /// The whole log, as of the last load.
     fn log(&self) -> Vec<Entry> {
         let StoredState { truncated, last, .. } = &self.loaded;
-        succeeds(
-            "reading the log",
-            self.read(truncated.index.next().0, last.index.next().0, u64::MAX),
-        )
+        succeeds("reading the log", self.read(truncated.index.next().0, last.index.next().0, u64::MAX))
     }
 }
 
@@ -162,11 +147,7 @@ fn succeeds<T>(what: &str, result: Result<T, StorageError>) -> T {
 }
 
 fn identity() -> Identity {
-    Identity {
-        cluster_id: ClusterId(0xc1),
-        node_id: NodeId::FIRST,
-        incarnation: Incarnation(0x1c),
-    }
+    Identity { cluster_id: ClusterId(0xc1), node_id: NodeId::FIRST, incarnation: Incarnation(0x1c) }
 }
 
 fn node(id: u64) -> NodeId {
@@ -174,33 +155,19 @@ fn node(id: u64) -> NodeId {
 }
 
 fn members() -> Members {
-    let member = Member {
-        incarnation: Some(Incarnation(3)),
-        ..Member::voter(node(1), "first.example:60061")
-    };
-    let members = [
-        member,
-        Member::voter(node(2), "[::1]:60062"),
-        Member::learner(node(7), "10.0.0.7:1"),
-    ];
+    let member =
+        Member { incarnation: Some(Incarnation(3)), ..Member::voter(node(1), "first.example:60061") };
+    let members = [member, Member::voter(node(2), "[::1]:60062"), Member::learner(node(7), "10.0.0.7:1")];
     Members::initial(members).expect("three different members with good addresses")
 }
 
 fn hard_state(term: u64, vote: Option<u64>, commit: u64) -> HardState {
-    HardState {
-        term: Term(term),
-        vote: vote.map(node),
-        commit: LogIndex(commit),
-    }
+    HardState { term: Term(term), vote: vote.map(node), commit: LogIndex(commit) }
 }
 
 fn entry(term: u64, index: u64) -> Entry {
     let payload = Bytes::from(format!("entry {index} of term {term}"));
-    Entry {
-        position: LogPosition::new(term, index),
-        kind: EntryKind::User,
-        payload,
-    }
+    Entry { position: LogPosition::new(term, index), kind: EntryKind::User, payload }
 }
 
 fn entries(term: u64, indexes: impl IntoIterator<Item = u64>) -> Vec<Entry> {
@@ -209,22 +176,14 @@ fn entries(term: u64, indexes: impl IntoIterator<Item = u64>) -> Vec<Entry> {
 
 fn snapshot_meta(term: u64, index: u64) -> SnapshotMeta {
     let position = LogPosition::new(term, index);
-    SnapshotMeta {
-        cluster_id: identity().cluster_id,
-        position,
-        members: members(),
-    }
+    SnapshotMeta { cluster_id: identity().cluster_id, position, members: members() }
 }
 
 fn take_snapshot<S: SnapshotStore>(snapshots: &S, meta: &SnapshotMeta, data: &[u8]) {
     let mut writer = succeeds("beginning a snapshot", snapshots.create(meta));
     writer.write_all(data).expect("writing a snapshot");
     let length = succeeds("finishing a snapshot", writer.finish());
-    assert_eq!(
-        length,
-        data.len() as u64,
-        "finish tells how many bytes of data the snapshot holds"
-    );
+    assert_eq!(length, data.len() as u64, "finish tells how many bytes of data the snapshot holds");
 }
 
 fn read_snapshot<S: SnapshotStore>(snapshots: &S, position: LogPosition) -> Vec<u8> {
@@ -232,11 +191,7 @@ fn read_snapshot<S: SnapshotStore>(snapshots: &S, position: LogPosition) -> Vec<
     assert_eq!(meta.position, position, "the snapshot that was asked for");
     let mut data = Vec::new();
     reader.read_to_end(&mut data).expect("reading a snapshot");
-    assert_eq!(
-        length,
-        data.len() as u64,
-        "open tells how many bytes of data the snapshot holds"
-    );
+    assert_eq!(length, data.len() as u64, "open tells how many bytes of data the snapshot holds");
     data
 }
 
@@ -252,10 +207,8 @@ fn no_snapshot<S: SnapshotStore>(snapshots: &S, position: LogPosition, promise: 
 #[track_caller]
 fn compacted<T: Debug>(result: Result<T, StorageError>, index: u64, truncated: LogPosition) {
     match result {
-        Err(StorageError::Compacted {
-            index: i,
-            truncated: t,
-        }) if i == LogIndex(index) && t == truncated => {}
+        Err(StorageError::Compacted { index: i, truncated: t }) if i == LogIndex(index) && t == truncated => {
+        }
         other => panic!("reading entry {index} of a log that begins after {truncated} gave {other:?}"),
     }
 }
@@ -264,77 +217,35 @@ fn fresh_storage_is_empty<D: TestDisk>(disk: &D) {
     let opened = Opened::new(disk);
     assert_eq!(opened.loaded, StoredState::default());
     assert_eq!(opened.log(), []);
-    assert_eq!(
-        opened.reopen().loaded,
-        StoredState::default(),
-        "opening alone writes nothing that is loaded"
-    );
+    assert_eq!(opened.reopen().loaded, StoredState::default(), "opening alone writes nothing that is loaded");
 }
 
 fn identity_is_written_once<D: TestDisk>(disk: &D) {
     let mut opened = Opened::new(disk);
-    opened.write(Write {
-        identity: Some(identity()),
-        ..Write::default()
-    });
+    opened.write(Write { identity: Some(identity()), ..Write::default() });
     let mut opened = opened.reopen();
     assert_eq!(opened.loaded.identity, Some(identity()));
-    opened.write(Write {
-        identity: Some(identity()),
-        ..Write::default()
-    });
+    opened.write(Write { identity: Some(identity()), ..Write::default() });
     let others = [
-        Identity {
-            cluster_id: ClusterId(0xc2),
-            ..identity()
-        },
-        Identity {
-            node_id: node(2),
-            ..identity()
-        },
-        Identity {
-            incarnation: Incarnation(0x1d),
-            ..identity()
-        },
+        Identity { cluster_id: ClusterId(0xc2), ..identity() },
+        Identity { node_id: node(2), ..identity() },
+        Identity { incarnation: Incarnation(0x1d), ..identity() },
     ];
     for other in others {
-        opened = opened.refuses(
-            "another identity",
-            Write {
-                identity: Some(other),
-                ..Write::default()
-            },
-        );
+        opened = opened.refuses("another identity", Write { identity: Some(other), ..Write::default() });
     }
 }
 
 fn entries_survive<D: TestDisk>(disk: &D) {
-    let kinds = [
-        EntryKind::Empty,
-        EntryKind::User,
-        EntryKind::MembershipChange,
-        EntryKind::MemberRecord,
-    ];
-    let payloads = [
-        Bytes::new(),
-        Bytes::from_static(&[0]),
-        vec![0xa5; 70_000].into(),
-        Bytes::from_static(b"x"),
-    ];
+    let kinds = [EntryKind::Empty, EntryKind::User, EntryKind::MembershipChange, EntryKind::MemberRecord];
+    let payloads =
+        [Bytes::new(), Bytes::from_static(&[0]), vec![0xa5; 70_000].into(), Bytes::from_static(b"x")];
     let log: Vec<Entry> = (1..)
         .zip(kinds.into_iter().zip(payloads))
-        .map(|(index, (kind, payload))| Entry {
-            position: LogPosition::new(2, index),
-            kind,
-            payload,
-        })
+        .map(|(index, (kind, payload))| Entry { position: LogPosition::new(2, index), kind, payload })
         .collect();
     let mut opened = Opened::new(disk);
-    opened.write(Write {
-        append: log.clone(),
-        hard_state: Some(hard_state(2, None, 0)),
-        ..Write::default()
-    });
+    opened.write(Write { append: log.clone(), hard_state: Some(hard_state(2, None, 0)), ..Write::default() });
     let opened = opened.reopen();
     assert_eq!(opened.loaded.truncated, LogPosition::ZERO);
     assert_eq!(opened.loaded.last, LogPosition::new(2, 4));
@@ -349,28 +260,14 @@ fn append_cuts_everything_from_its_first_index_on<D: TestDisk>(disk: &D) {
         ..Write::default()
     });
     let mut opened = opened.reopen();
-    assert_eq!(
-        opened.loaded.last,
-        LogPosition::new(2, 3),
-        "a shorter new tail makes the log shorter"
-    );
+    assert_eq!(opened.loaded.last, LogPosition::new(2, 3), "a shorter new tail makes the log shorter");
     let log = [entry(1, 1), entry(1, 2), entry(2, 3)];
     assert_eq!(opened.log(), log);
 
-    let same_term = Entry {
-        payload: Bytes::from_static(b"another"),
-        ..entry(1, 1)
-    };
-    opened.write(Write {
-        append: vec![same_term.clone()],
-        ..Write::default()
-    });
+    let same_term = Entry { payload: Bytes::from_static(b"another"), ..entry(1, 1) };
+    opened.write(Write { append: vec![same_term.clone()], ..Write::default() });
     let opened = opened.reopen();
-    assert_eq!(
-        opened.loaded.last,
-        LogPosition::new(1, 1),
-        "the suffix is cut whatever its term"
-    );
+    assert_eq!(opened.loaded.last, LogPosition::new(1, 1), "the suffix is cut whatever its term");
     assert_eq!(opened.loaded.term_starts, [LogPosition::new(1, 1)]);
     assert_eq!(opened.log(), [same_term]);
 }
@@ -388,53 +285,23 @@ fn longer_tail_replaces_the_old_one<D: TestDisk>(disk: &D) {
 }
 
 fn gap_in_the_log_is_refused<D: TestDisk>(disk: &D) {
-    let empty = Opened::new(disk).refuses(
-        "a log starts at 1",
-        Write {
-            append: entries(1, [2]),
-            ..Write::default()
-        },
-    );
+    let empty =
+        Opened::new(disk).refuses("a log starts at 1", Write { append: entries(1, [2]), ..Write::default() });
     drop(empty);
     let opened = Opened::with_log(disk, 3, 0);
-    let opened = opened.refuses(
-        "a gap",
-        Write {
-            append: entries(1, [5]),
-            ..Write::default()
-        },
-    );
-    opened.refuses(
-        "a gap within the new entries",
-        Write {
-            append: entries(1, [4, 6]),
-            ..Write::default()
-        },
-    );
+    let opened = opened.refuses("a gap", Write { append: entries(1, [5]), ..Write::default() });
+    opened.refuses("a gap within the new entries", Write { append: entries(1, [4, 6]), ..Write::default() });
 }
 
 fn entry_before_the_log_is_refused<D: TestDisk>(disk: &D) {
-    let opened = Opened::new(disk).refuses(
-        "there is no entry 0",
-        Write {
-            append: entries(0, [0]),
-            ..Write::default()
-        },
-    );
+    let opened = Opened::new(disk)
+        .refuses("there is no entry 0", Write { append: entries(0, [0]), ..Write::default() });
     drop(opened);
     let mut opened = Opened::with_log(disk, 4, 3);
     opened.write_snapshot(&snapshot_meta(1, 3));
-    opened.write(Write {
-        compact: Some(LogPosition::new(1, 3)),
-        ..Write::default()
-    });
-    opened.refuses(
-        "an entry that was compacted away",
-        Write {
-            append: entries(1, 3..=5),
-            ..Write::default()
-        },
-    );
+    opened.write(Write { compact: Some(LogPosition::new(1, 3)), ..Write::default() });
+    opened
+        .refuses("an entry that was compacted away", Write { append: entries(1, 3..=5), ..Write::default() });
 }
 
 fn term_that_goes_down_in_the_log_is_refused<D: TestDisk>(disk: &D) {
@@ -444,65 +311,33 @@ fn term_that_goes_down_in_the_log_is_refused<D: TestDisk>(disk: &D) {
         hard_state: Some(hard_state(3, None, 0)),
         ..Write::default()
     });
-    let opened = opened.refuses(
-        "a lower term",
-        Write {
-            append: entries(2, [4]),
-            ..Write::default()
-        },
-    );
+    let opened = opened.refuses("a lower term", Write { append: entries(2, [4]), ..Write::default() });
     let down = vec![entry(3, 4), entry(2, 5)];
-    opened.refuses(
-        "a lower term within the new entries",
-        Write {
-            append: down,
-            ..Write::default()
-        },
-    );
+    opened.refuses("a lower term within the new entries", Write { append: down, ..Write::default() });
 }
 
 fn committed_entry_is_never_replaced<D: TestDisk>(disk: &D) {
     let opened = Opened::with_log(disk, 4, 3);
-    let cut = Write {
-        append: entries(2, [3, 4]),
-        hard_state: Some(hard_state(2, None, 3)),
-        ..Write::default()
-    };
+    let cut =
+        Write { append: entries(2, [3, 4]), hard_state: Some(hard_state(2, None, 3)), ..Write::default() };
     opened.refuses("cutting a committed entry", cut);
 }
 
 fn hard_state_survives<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 3, 0);
-    for state in [
-        hard_state(1, Some(2), 0),
-        hard_state(4, None, 1),
-        hard_state(4, Some(u64::MAX), 1),
-    ] {
-        opened.write(Write {
-            hard_state: Some(state),
-            ..Write::default()
-        });
+    for state in [hard_state(1, Some(2), 0), hard_state(4, None, 1), hard_state(4, Some(u64::MAX), 1)] {
+        opened.write(Write { hard_state: Some(state), ..Write::default() });
         opened = opened.reopen();
         assert_eq!(opened.loaded.hard_state, state);
     }
     let moved = hard_state(4, Some(u64::MAX), 3);
-    opened.write(Write {
-        hard_state: Some(moved),
-        ..Write::default()
-    });
-    assert_eq!(
-        opened.reopen().loaded.hard_state,
-        moved,
-        "the commit index survives"
-    );
+    opened.write(Write { hard_state: Some(moved), ..Write::default() });
+    assert_eq!(opened.reopen().loaded.hard_state, moved, "the commit index survives");
 }
 
 fn hard_state_never_goes_back<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 3, 0);
-    opened.write(Write {
-        hard_state: Some(hard_state(5, Some(2), 2)),
-        ..Write::default()
-    });
+    opened.write(Write { hard_state: Some(hard_state(5, Some(2), 2)), ..Write::default() });
     let backwards = [
         ("a lower term", hard_state(4, Some(2), 2)),
         ("another vote in the same term", hard_state(5, Some(3), 2)),
@@ -510,39 +345,24 @@ fn hard_state_never_goes_back<D: TestDisk>(disk: &D) {
         ("a lower commit index", hard_state(5, Some(2), 1)),
     ];
     for (promise, state) in backwards {
-        opened = opened.refuses(
-            promise,
-            Write {
-                hard_state: Some(state),
-                ..Write::default()
-            },
-        );
+        opened = opened.refuses(promise, Write { hard_state: Some(state), ..Write::default() });
     }
 }
 
 fn hard_state_must_fit_to_the_log<D: TestDisk>(disk: &D) {
     let opened = Opened::with_log(disk, 3, 0);
-    let beyond = Write {
-        hard_state: Some(hard_state(1, None, 4)),
-        ..Write::default()
-    };
+    let beyond = Write { hard_state: Some(hard_state(1, None, 4)), ..Write::default() };
     let opened = opened.refuses("a commit index beyond the log", beyond);
     opened.refuses(
         "an entry of a term that was never seen",
-        Write {
-            append: entries(2, [4]),
-            ..Write::default()
-        },
+        Write { append: entries(2, [4]), ..Write::default() },
     );
 }
 
 fn members_survive<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 1, 1);
     for stored in [Members::none(), members()] {
-        opened.write(Write {
-            members: Some(stored.clone()),
-            ..Write::default()
-        });
+        opened.write(Write { members: Some(stored.clone()), ..Write::default() });
         opened = opened.reopen();
         assert_eq!(
             opened.loaded.members,
@@ -558,16 +378,9 @@ fn snapshot_metadata_survives<D: TestDisk>(disk: &D) {
         opened.write_snapshot(&snapshot_meta(1, index));
         opened = opened.reopen();
         assert_eq!(opened.loaded.snapshot, Some(snapshot_meta(1, index)));
-        assert_eq!(
-            read_snapshot(&opened.storage.snapshots(), LogPosition::new(1, index)),
-            b"state"
-        );
+        assert_eq!(read_snapshot(&opened.storage.snapshots(), LogPosition::new(1, index)), b"state");
     }
-    assert_eq!(
-        opened.loaded.last,
-        LogPosition::new(1, 9),
-        "a snapshot alone forgets no entry"
-    );
+    assert_eq!(opened.loaded.last, LogPosition::new(1, 9), "a snapshot alone forgets no entry");
     assert_eq!(opened.loaded.truncated, LogPosition::ZERO);
 }
 
@@ -588,30 +401,16 @@ fn reset_forgets_all_entries<D: TestDisk>(disk: &D) {
     assert_eq!(opened.loaded.term_starts, []);
     compacted(opened.read(5, 6, 1), 5, meta.position);
     compacted(opened.read(40, 41, 1), 40, meta.position);
-    opened.write(Write {
-        append: entries(6, [41]),
-        ..Write::default()
-    });
+    opened.write(Write { append: entries(6, [41]), ..Write::default() });
     let opened = opened.reopen();
-    assert_eq!(
-        opened.log(),
-        entries(6, [41]),
-        "the log goes on after the position"
-    );
-    assert_eq!(
-        opened.loaded.term_starts,
-        [],
-        "entry 41 has the term of the truncated position"
-    );
+    assert_eq!(opened.log(), entries(6, [41]), "the log goes on after the position");
+    assert_eq!(opened.loaded.term_starts, [], "entry 41 has the term of the truncated position");
 }
 
 fn reset_never_forgets_what_is_committed<D: TestDisk>(disk: &D) {
     let opened = Opened::with_log(disk, 5, 4);
-    let reset = Write {
-        reset_log: Some(LogPosition::new(1, 3)),
-        append: entries(1, 4..=5),
-        ..Write::default()
-    };
+    let reset =
+        Write { reset_log: Some(LogPosition::new(1, 3)), append: entries(1, 4..=5), ..Write::default() };
     opened.refuses("a log that begins again before its commit index", reset);
 }
 
@@ -619,26 +418,14 @@ fn compaction_forgets_a_prefix<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 8, 6);
     opened.write_snapshot(&snapshot_meta(1, 6));
     let position = LogPosition::new(1, 4);
-    opened.write(Write {
-        compact: Some(position),
-        ..Write::default()
-    });
+    opened.write(Write { compact: Some(position), ..Write::default() });
     let mut opened = opened.reopen();
-    assert_eq!(
-        (opened.loaded.truncated, opened.loaded.last),
-        (position, LogPosition::new(1, 8))
-    );
+    assert_eq!((opened.loaded.truncated, opened.loaded.last), (position, LogPosition::new(1, 8)));
     assert_eq!(opened.log(), entries(1, 5..=8));
     compacted(opened.read(4, 9, u64::MAX), 4, position);
-    opened.write(Write {
-        compact: Some(LogPosition::new(1, 2)),
-        ..Write::default()
-    });
+    opened.write(Write { compact: Some(LogPosition::new(1, 2)), ..Write::default() });
     let opened = opened.reopen();
-    assert_eq!(
-        opened.loaded.truncated, position,
-        "compaction up to an earlier place changes nothing"
-    );
+    assert_eq!(opened.loaded.truncated, position, "compaction up to an earlier place changes nothing");
     assert_eq!(opened.log(), entries(1, 5..=8));
 }
 
@@ -646,25 +433,16 @@ fn compaction_of_everything_leaves_an_empty_log<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 3, 3);
     opened.write_snapshot(&snapshot_meta(1, 3));
     let last = LogPosition::new(1, 3);
-    opened.write(Write {
-        compact: Some(last),
-        ..Write::default()
-    });
+    opened.write(Write { compact: Some(last), ..Write::default() });
     let mut opened = opened.reopen();
     assert_eq!((opened.loaded.truncated, opened.loaded.last), (last, last));
     assert_eq!(opened.log(), []);
-    opened.write(Write {
-        append: entries(1, [4]),
-        ..Write::default()
-    });
+    opened.write(Write { append: entries(1, [4]), ..Write::default() });
     assert_eq!(opened.reopen().log(), entries(1, [4]));
 }
 
 fn compaction_needs_a_snapshot_and_an_entry<D: TestDisk>(disk: &D) {
-    let compact = |term, index| Write {
-        compact: Some(LogPosition::new(term, index)),
-        ..Write::default()
-    };
+    let compact = |term, index| Write { compact: Some(LogPosition::new(term, index)), ..Write::default() };
     let mut opened = Opened::with_log(disk, 6, 6).refuses("compaction without a snapshot", compact(1, 1));
     opened.write_snapshot(&snapshot_meta(1, 4));
     let opened = opened.refuses("compaction beyond the snapshot", compact(1, 5));
@@ -700,72 +478,35 @@ fn parts_of_a_write_are_carried_out_in_order<D: TestDisk>(disk: &D) {
 }
 
 fn term_starts_name_every_change_of_term<D: TestDisk>(disk: &D) {
-    let log = [
-        entries(1, 1..=2),
-        entries(3, 3..=3),
-        entries(4, 4..=7),
-        entries(9, 8..=8),
-    ]
-    .concat();
+    let log = [entries(1, 1..=2), entries(3, 3..=3), entries(4, 4..=7), entries(9, 8..=8)].concat();
     let mut opened = Opened::new(disk);
-    opened.write(Write {
-        append: log,
-        hard_state: Some(hard_state(9, None, 6)),
-        ..Write::default()
-    });
+    opened.write(Write { append: log, hard_state: Some(hard_state(9, None, 6)), ..Write::default() });
     let starts = [(1, 1), (3, 3), (4, 4), (9, 8)].map(|(term, index)| LogPosition::new(term, index));
     let mut opened = opened.reopen();
     assert_eq!(opened.loaded.term_starts, starts);
     opened.write_snapshot(&snapshot_meta(4, 6));
-    opened.write(Write {
-        compact: Some(LogPosition::new(3, 3)),
-        ..Write::default()
-    });
+    opened.write(Write { compact: Some(LogPosition::new(3, 3)), ..Write::default() });
     let mut opened = opened.reopen();
     assert_eq!(
         opened.loaded.term_starts,
         starts[2..],
         "the term after the truncated position differs from its own"
     );
-    opened.write(Write {
-        compact: Some(LogPosition::new(4, 5)),
-        ..Write::default()
-    });
+    opened.write(Write { compact: Some(LogPosition::new(4, 5)), ..Write::default() });
     let mut opened = opened.reopen();
     assert_eq!(opened.loaded.term_starts, starts[3..]);
-    opened.write(Write {
-        append: entries(9, [7]),
-        ..Write::default()
-    });
+    opened.write(Write { append: entries(9, [7]), ..Write::default() });
     let opened = opened.reopen();
-    assert_eq!(
-        opened.loaded.term_starts,
-        [LogPosition::new(9, 7)],
-        "a cut suffix takes its terms with it"
-    );
+    assert_eq!(opened.loaded.term_starts, [LogPosition::new(9, 7)], "a cut suffix takes its terms with it");
 }
 
 fn batch_is_carried_out_in_order<D: TestDisk>(disk: &D) {
     let mut opened = Opened::new(disk);
     let batch = [
-        Write {
-            identity: Some(identity()),
-            ..Write::default()
-        },
-        Write {
-            append: entries(1, 1..=5),
-            hard_state: Some(hard_state(1, Some(1), 0)),
-            ..Write::default()
-        },
-        Write {
-            append: entries(2, 4..=4),
-            hard_state: Some(hard_state(2, None, 3)),
-            ..Write::default()
-        },
-        Write {
-            hard_state: Some(hard_state(2, None, 4)),
-            ..Write::default()
-        },
+        Write { identity: Some(identity()), ..Write::default() },
+        Write { append: entries(1, 1..=5), hard_state: Some(hard_state(1, Some(1), 0)), ..Write::default() },
+        Write { append: entries(2, 4..=4), hard_state: Some(hard_state(2, None, 3)), ..Write::default() },
+        Write { hard_state: Some(hard_state(2, None, 4)), ..Write::default() },
     ];
     succeeds("writing a batch", opened.storage.write(&batch));
     let opened = opened.reopen();
@@ -777,24 +518,15 @@ fn batch_is_carried_out_in_order<D: TestDisk>(disk: &D) {
 fn refused_batch_leaves_a_prefix_of_its_writes<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 2, 0).reopen();
     let before = opened.loaded.clone();
-    let good = Write {
-        append: entries(1, [3]),
-        ..Write::default()
-    };
-    let half_bad = Write {
-        append: entries(1, [4]),
-        hard_state: Some(hard_state(0, None, 0)),
-        ..Write::default()
-    };
+    let good = Write { append: entries(1, [3]), ..Write::default() };
+    let half_bad =
+        Write { append: entries(1, [4]), hard_state: Some(hard_state(0, None, 0)), ..Write::default() };
     assert!(
         opened.storage.write(&[good, half_bad]).is_err(),
         "a write that contradicts what is stored is refused"
     );
     let after = opened.reopen();
-    let with_first = StoredState {
-        last: LogPosition::new(1, 3),
-        ..before.clone()
-    };
+    let with_first = StoredState { last: LogPosition::new(1, 3), ..before.clone() };
     let loaded = after.loaded.clone();
     assert!(
         loaded == before || loaded == with_first,
@@ -814,20 +546,9 @@ fn empty_writes_change_nothing<D: TestDisk>(disk: &D) {
 fn reader_stops_at_the_bytes_it_may_give_but_gives_one_entry<D: TestDisk>(disk: &D) {
     let opened = Opened::with_log(disk, 9, 0);
     let size = entry(1, 1).size_bytes();
-    for (bytes_max, count) in [
-        (0, 1),
-        (1, 1),
-        (size, 1),
-        (2 * size - 1, 1),
-        (2 * size, 2),
-        (9 * size, 6),
-    ] {
+    for (bytes_max, count) in [(0, 1), (1, 1), (size, 1), (2 * size - 1, 1), (2 * size, 2), (9 * size, 6)] {
         let read = succeeds("reading", opened.read(2, 8, bytes_max));
-        assert_eq!(
-            read,
-            entries(1, 2..2 + count),
-            "with {bytes_max} bytes for entries of {size}"
-        );
+        assert_eq!(read, entries(1, 2..2 + count), "with {bytes_max} bytes for entries of {size}");
     }
 }
 
@@ -842,10 +563,7 @@ fn reader_gives_the_whole_range_or_an_error<D: TestDisk>(disk: &D) {
     assert_eq!(succeeds("reading backwards", opened.read(5, 2, u64::MAX)), []);
     assert_eq!(succeeds("reading after the end", opened.read(6, 6, u64::MAX)), []);
     compacted(opened.read(0, 3, u64::MAX), 0, LogPosition::ZERO);
-    opened.write(Write {
-        append: entries(1, [4]),
-        ..Write::default()
-    });
+    opened.write(Write { append: entries(1, [4]), ..Write::default() });
     for (from, until, bytes_max) in [(5, 6, 1), (2, 6, u64::MAX), (1, 6, 0), (9, 11, 1)] {
         match opened.read(from, until, bytes_max) {
             Err(StorageError::BeyondEnd { index, last }) => {
@@ -871,11 +589,7 @@ fn reader_sees_what_was_written_and_works_on_any_thread<D: TestDisk>(disk: &D) {
             let read = scope.spawn(move || reader.read(LogIndex(1), LogIndex(index + 1), u64::MAX));
             read.join().expect("a reader must not panic")
         });
-        assert_eq!(
-            succeeds("reading", read),
-            entries(1, 1..=index),
-            "a write is visible when it returns"
-        );
+        assert_eq!(succeeds("reading", read), entries(1, 1..=index), "a write is visible when it returns");
     }
 }
 
@@ -892,16 +606,8 @@ fn snapshot_is_invisible_before_it_is_finished<D: TestDisk>(disk: &D) {
     assert_eq!(read_snapshot(&snapshots, meta.position), [1; 200_000]);
     drop(snapshots);
     let snapshots = Opened::new(disk).storage.snapshots();
-    assert_eq!(
-        read_snapshot(&snapshots, meta.position),
-        [1; 200_000],
-        "a finished snapshot survives"
-    );
-    no_snapshot(
-        &snapshots,
-        LogPosition::new(3, 7),
-        "another term is another position",
-    );
+    assert_eq!(read_snapshot(&snapshots, meta.position), [1; 200_000], "a finished snapshot survives");
+    no_snapshot(&snapshots, LogPosition::new(3, 7), "another term is another position");
 }
 
 fn dropped_snapshot_leaves_nothing_behind<D: TestDisk>(disk: &D) {
@@ -926,14 +632,8 @@ fn snapshot_carries_its_metadata_and_any_number_of_bytes<D: TestDisk>(disk: &D) 
         let meta = snapshot_meta(3, index);
         take_snapshot(&snapshots, &meta, &data);
         let (found, _, _) = succeeds("opening a snapshot", snapshots.open(meta.position));
-        assert_eq!(
-            found, meta,
-            "cluster id, position and members are the snapshot's own"
-        );
-        assert!(
-            read_snapshot(&snapshots, meta.position) == data,
-            "{length} bytes come back as they were"
-        );
+        assert_eq!(found, meta, "cluster id, position and members are the snapshot's own");
+        assert!(read_snapshot(&snapshots, meta.position) == data, "{length} bytes come back as they were");
     }
 }
 
@@ -942,10 +642,7 @@ fn finished_snapshot_replaces_the_one_before_as_a_whole<D: TestDisk>(disk: &D) {
     let meta = snapshot_meta(2, 7);
     take_snapshot(&snapshots, &meta, b"a longer first one");
     let mut one = succeeds("beginning a snapshot", snapshots.create(&meta));
-    let mut other = succeeds(
-        "beginning a second one at the same place",
-        snapshots.create(&meta),
-    );
+    let mut other = succeeds("beginning a second one at the same place", snapshots.create(&meta));
     one.write_all(b"one").expect("writing a snapshot");
     other.write_all(b"other").expect("writing a snapshot");
     assert_eq!(read_snapshot(&snapshots, meta.position), b"a longer first one");
@@ -963,32 +660,17 @@ fn retain_deletes_all_others_but_those_being_written<D: TestDisk>(disk: &D) {
     let being_written = snapshot_meta(1, 5);
     let mut writer = succeeds("beginning a snapshot", snapshots.create(&being_written));
     writer.write_all(b"being ").expect("writing a snapshot");
-    let keep = [
-        LogPosition::new(1, 2),
-        LogPosition::new(1, 4),
-        LogPosition::new(8, 8),
-    ];
+    let keep = [LogPosition::new(1, 2), LogPosition::new(1, 4), LogPosition::new(8, 8)];
     succeeds("retaining", snapshots.retain(&keep));
     for index in [1, 3] {
-        no_snapshot(
-            &snapshots,
-            LogPosition::new(1, index),
-            "retain deletes what it is not told to keep",
-        );
+        no_snapshot(&snapshots, LogPosition::new(1, index), "retain deletes what it is not told to keep");
     }
     for index in [2, 4] {
         assert_eq!(read_snapshot(&snapshots, LogPosition::new(1, index)), b"state");
     }
     writer.write_all(b"written").expect("writing a snapshot");
     succeeds("finishing a snapshot", writer.finish());
-    assert_eq!(
-        read_snapshot(&snapshots, being_written.position),
-        b"being written"
-    );
+    assert_eq!(read_snapshot(&snapshots, being_written.position), b"being written");
     succeeds("retaining nothing", snapshots.retain(&[]));
-    no_snapshot(
-        &snapshots,
-        being_written.position,
-        "retain deletes what it is not told to keep",
-    );
+    no_snapshot(&snapshots, being_written.position, "retain deletes what it is not told to keep");
 }

@@ -34,12 +34,7 @@ impl Content {
         }
         if let Some(first) = write.append.first() {
             self.entries.split_off(&first.position.index);
-            self.entries.extend(
-                write
-                    .append
-                    .iter()
-                    .map(|entry| (entry.position.index, entry.clone())),
-            );
+            self.entries.extend(write.append.iter().map(|entry| (entry.position.index, entry.clone())));
         }
         self.entries = self.entries.split_off(&state.truncated.index.next());
         self.state = state;
@@ -69,9 +64,7 @@ impl StableStorage for MemoryStorage {
     }
 
     fn log_reader(&self) -> MemoryLogReader {
-        MemoryLogReader {
-            content: Arc::clone(&self.content),
-        }
+        MemoryLogReader { content: Arc::clone(&self.content) }
     }
 
     fn snapshots(&self) -> MemorySnapshotStore {
@@ -90,24 +83,14 @@ impl LogReader for MemoryLogReader {
         let content = lock(&self.content);
         let StoredState { truncated, last, .. } = content.state;
         if from <= truncated.index {
-            return Err(StorageError::Compacted {
-                index: from,
-                truncated,
-            });
+            return Err(StorageError::Compacted { index: from, truncated });
         }
         if until > last.index.next() {
-            return Err(StorageError::BeyondEnd {
-                index: from.max(last.index.next()),
-                last,
-            });
+            return Err(StorageError::BeyondEnd { index: from.max(last.index.next()), last });
         }
         let mut bytes = 0;
         let mut entries = Vec::new();
-        for entry in content
-            .entries
-            .range(from..until.max(from))
-            .map(|(_, entry)| entry)
-        {
+        for entry in content.entries.range(from..until.max(from)).map(|(_, entry)| entry) {
             bytes += entry.size_bytes();
             if bytes > bytes_max && !entries.is_empty() {
                 break;
@@ -129,18 +112,12 @@ impl SnapshotStore for MemorySnapshotStore {
     type Reader = MemorySnapshotReader;
 
     fn create(&self, meta: &SnapshotMeta) -> Result<MemorySnapshotWriter, StorageError> {
-        Ok(MemorySnapshotWriter {
-            store: self.clone(),
-            meta: meta.clone(),
-            data: Vec::new(),
-        })
+        Ok(MemorySnapshotWriter { store: self.clone(), meta: meta.clone(), data: Vec::new() })
     }
 
     fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, u64, MemorySnapshotReader), StorageError> {
         let snapshots = lock(&self.snapshots);
-        let (meta, data) = snapshots
-            .get(&position)
-            .ok_or(StorageError::NoSnapshot { position })?;
+        let (meta, data) = snapshots.get(&position).ok_or(StorageError::NoSnapshot { position })?;
         Ok((meta.clone(), data.len() as u64, Cursor::new(data.clone())))
     }
 

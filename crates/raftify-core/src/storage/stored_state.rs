@@ -13,9 +13,7 @@ impl StoredState {
             return None;
         }
         let starts_before = self.term_starts.partition_point(|start| start.index <= index);
-        let start = starts_before
-            .checked_sub(1)
-            .map_or(self.truncated, |at| self.term_starts[at]);
+        let start = starts_before.checked_sub(1).map_or(self.truncated, |at| self.term_starts[at]);
         Some(start.term)
     }
 
@@ -24,8 +22,7 @@ impl StoredState {
     /// # Errors
     /// [`StorageError::Refused`] if the write contradicts what is stored. It must not be carried out then.
     pub fn after(&self, write: &Write) -> Result<StoredState, StorageError> {
-        self.try_after(write)
-            .map_err(|reason| StorageError::Refused { reason })
+        self.try_after(write).map_err(|reason| StorageError::Refused { reason })
     }
 
     fn try_after(&self, write: &Write) -> Result<StoredState, String> {
@@ -58,9 +55,7 @@ impl StoredState {
     fn reset_log(&mut self, position: LogPosition) -> Result<(), String> {
         let commit = self.hard_state.commit;
         if position.index < commit {
-            return Err(format!(
-                "the log cannot begin after {position}: {commit} is committed"
-            ));
+            return Err(format!("the log cannot begin after {position}: {commit} is committed"));
         }
         self.truncated = position;
         self.last = position;
@@ -75,23 +70,16 @@ impl StoredState {
         let before = first.previous();
         let (Some(mut term), true) = (self.term_at(before), first > LogIndex::ZERO) else {
             let begin = self.truncated.index.next();
-            return Err(format!(
-                "entry {first} does not follow: the log has {begin} to {}",
-                self.last.index
-            ));
+            return Err(format!("entry {first} does not follow: the log has {begin} to {}", self.last.index));
         };
         if first <= self.hard_state.commit {
             let commit = self.hard_state.commit;
             return Err(format!("entry {first} cannot be replaced: {commit} is committed"));
         }
-        self.term_starts
-            .truncate(self.term_starts.partition_point(|start| start.index < first));
+        self.term_starts.truncate(self.term_starts.partition_point(|start| start.index < first));
         for (Entry { position, .. }, expected) in entries.iter().zip(first.0..) {
             if position.index.0 != expected {
-                return Err(format!(
-                    "entry {} stands where {expected} is expected",
-                    position.index
-                ));
+                return Err(format!("entry {} stands where {expected} is expected", position.index));
             }
             if position.term < term {
                 return Err(format!(
@@ -114,14 +102,8 @@ impl StoredState {
         if self.term_at(position.index) != Some(position.term) {
             return Err(format!("cannot compact up to {position}: there is no such entry"));
         }
-        if self
-            .snapshot
-            .as_ref()
-            .is_none_or(|snapshot| snapshot.position.index < position.index)
-        {
-            return Err(format!(
-                "cannot compact up to {position}: no snapshot includes it"
-            ));
+        if self.snapshot.as_ref().is_none_or(|snapshot| snapshot.position.index < position.index) {
+            return Err(format!("cannot compact up to {position}: no snapshot includes it"));
         }
         self.truncated = position;
         self.term_starts.retain(|start| start.index > position.index);
@@ -133,12 +115,7 @@ impl StoredState {
     /// # Errors
     /// What contradicts what.
     pub fn check(&self) -> Result<(), String> {
-        let StoredState {
-            hard_state: HardState { term, commit, .. },
-            truncated,
-            last,
-            ..
-        } = self;
+        let StoredState { hard_state: HardState { term, commit, .. }, truncated, last, .. } = self;
         if *commit < truncated.index || *commit > last.index {
             let truncated = truncated.index;
             return Err(format!(
@@ -164,10 +141,7 @@ impl HardState {
     /// them could elect two leaders in a term.
     fn check_followed_by(&self, next: &HardState) -> Result<(), String> {
         if next.term < self.term {
-            return Err(format!(
-                "the term cannot go back from {} to {}",
-                self.term, next.term
-            ));
+            return Err(format!("the term cannot go back from {} to {}", self.term, next.term));
         }
         if next.term == self.term && self.vote.is_some() && next.vote != self.vote {
             return Err(format!(
@@ -176,10 +150,7 @@ impl HardState {
             ));
         }
         if next.commit < self.commit {
-            return Err(format!(
-                "the commit index cannot go back from {} to {}",
-                self.commit, next.commit
-            ));
+            return Err(format!("the commit index cannot go back from {} to {}", self.commit, next.commit));
         }
         Ok(())
     }

@@ -63,9 +63,7 @@ pub(crate) struct ProposalWaiter {
 
 impl ProposalWaiter {
     pub(crate) fn new(outcome: &Outcome<Result<LogPosition, ProposeError>>) -> Self {
-        ProposalWaiter {
-            outcome: Some(Arc::clone(outcome)),
-        }
+        ProposalWaiter { outcome: Some(Arc::clone(outcome)) }
     }
 
     fn answer(mut self, answer: Result<LogPosition, ProposeError>) {
@@ -100,17 +98,11 @@ pub(crate) struct State {
 
 impl State {
     fn encode(&self) -> Vec<u8> {
-        self.numbers
-            .iter()
-            .flat_map(|number| number.to_le_bytes())
-            .collect()
+        self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
     }
 
     fn decode(bytes: &[u8], at: LogPosition) -> State {
-        let numbers = bytes
-            .chunks(8)
-            .map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap()))
-            .collect();
+        let numbers = bytes.chunks(8).map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap())).collect();
         State { numbers, at }
     }
 }
@@ -156,16 +148,8 @@ enum Packet {
 }
 
 enum Event {
-    SnapshotSent {
-        from: NodeId,
-        to: NodeId,
-        outcome: Result<(), String>,
-    },
-    ReadRoundAnswered {
-        node: NodeId,
-        round: u64,
-        answer: Result<LogIndex, ReadError>,
-    },
+    SnapshotSent { from: NodeId, to: NodeId, outcome: Result<(), String> },
+    ReadRoundAnswered { node: NodeId, round: u64, answer: Result<LogIndex, ReadError> },
 }
 
 type Events = Arc<Mutex<VecDeque<Event>>>;
@@ -198,11 +182,7 @@ impl Truth {
             let position = entry.position;
             if position.term < status.term && position.index > truncated.index {
                 let own = log.get(&position.index);
-                assert_eq!(
-                    own,
-                    Some(&position.term),
-                    "leader {leader} lacks committed entry {position}"
-                );
+                assert_eq!(own, Some(&position.term), "leader {leader} lacks committed entry {position}");
             }
         }
     }
@@ -216,10 +196,7 @@ impl Truth {
         };
         for entry in &write.append {
             let previous_term = previous.map(|position| position.term);
-            let known = self
-                .entries
-                .entry(entry.position)
-                .or_insert_with(|| (entry.clone(), previous_term));
+            let known = self.entries.entry(entry.position).or_insert_with(|| (entry.clone(), previous_term));
             assert_eq!(known.0, *entry, "two entries at {}", entry.position);
             if let (Some(known), Some(new)) = (known.1, previous_term) {
                 assert_eq!(known, new, "the logs differ before {}", entry.position);
@@ -234,25 +211,15 @@ impl Truth {
         }
         if let Some(hard_state) = write.hard_state {
             let term = self.terms.entry((node, incarnation)).or_default();
-            assert!(
-                hard_state.term >= *term,
-                "the term of {node} fell from {term} to {}",
-                hard_state.term
-            );
+            assert!(hard_state.term >= *term, "the term of {node} fell from {term} to {}", hard_state.term);
             *term = hard_state.term;
             if let Some(vote) = hard_state.vote {
-                let first = *self
-                    .votes
-                    .entry((node, incarnation, hard_state.term))
-                    .or_insert(vote);
+                let first = *self.votes.entry((node, incarnation, hard_state.term)).or_insert(vote);
                 assert_eq!(first, vote, "{node} voted twice in term {}", hard_state.term);
             }
         }
         if let Some(members) = &write.members {
-            let first = self
-                .members
-                .entry(members.as_of())
-                .or_insert_with(|| members.clone());
+            let first = self.members.entry(members.as_of()).or_insert_with(|| members.clone());
             assert_eq!(first, members, "two memberships as of {}", members.as_of());
         }
     }
@@ -348,48 +315,24 @@ impl Cluster {
     pub(crate) fn add_node(&mut self, node: NodeId) {
         self.next_incarnation += 1;
         let incarnation = Incarnation(self.next_incarnation);
-        self.nodes.insert(
-            node,
-            Node {
-                id: node,
-                incarnation,
-                disk: MemoryStorage::default(),
-                running: None,
-            },
-        );
+        self.nodes
+            .insert(node, Node { id: node, incarnation, disk: MemoryStorage::default(), running: None });
         self.start(node);
     }
 
     fn identity(&self, node: NodeId) -> Identity {
-        Identity {
-            cluster_id: CLUSTER,
-            node_id: node,
-            incarnation: self.nodes[&node].incarnation,
-        }
+        Identity { cluster_id: CLUSTER, node_id: node, incarnation: self.nodes[&node].incarnation }
     }
 
     pub(crate) fn start_cluster(&mut self, node: NodeId) {
         let (identity, members) = (self.identity(node), self.initial.clone());
         let reply = responder(&outcome());
-        self.local(
-            node,
-            LocalRequestMsg::StartCluster {
-                identity,
-                members,
-                reply,
-            },
-        );
+        self.local(node, LocalRequestMsg::StartCluster { identity, members, reply });
     }
 
     pub(crate) fn await_cluster(&mut self, node: NodeId) {
         let identity = self.identity(node);
-        self.local(
-            node,
-            LocalRequestMsg::AwaitCluster {
-                identity,
-                reply: responder(&outcome()),
-            },
-        );
+        self.local(node, LocalRequestMsg::AwaitCluster { identity, reply: responder(&outcome()) });
     }
 
     /// Starts a stopped node on what its disk holds.
@@ -414,13 +357,8 @@ impl Cluster {
         };
         let core = RaftNodeCore::new(start, &this.disk.log_reader()).unwrap();
         let is_fresh = this.disk.load().unwrap().identity.is_none();
-        this.running = Some(Running {
-            core,
-            state,
-            members,
-            to_write: VecDeque::new(),
-            to_apply: VecDeque::new(),
-        });
+        this.running =
+            Some(Running { core, state, members, to_write: VecDeque::new(), to_apply: VecDeque::new() });
         if is_fresh && self.initial.get(node).is_some() {
             self.start_cluster(node);
         }
@@ -454,19 +392,13 @@ impl Cluster {
     }
 
     pub(crate) fn status(&self, node: NodeId) -> Option<Status> {
-        self.nodes[&node]
-            .running
-            .as_ref()
-            .map(|running| running.core.status())
+        self.nodes[&node].running.as_ref().map(|running| running.core.status())
     }
 
     /// The leader of the highest term.
     pub(crate) fn leader(&self) -> Option<NodeId> {
         let statuses = self.nodes.keys().filter_map(|node| self.status(*node));
-        statuses
-            .filter(|status| status.role == Role::Leader)
-            .max_by_key(|s| s.term)
-            .map(|s| s.node_id)
+        statuses.filter(|status| status.role == Role::Leader).max_by_key(|s| s.term).map(|s| s.node_id)
     }
 
     /// Asks `node` something, and carries out what follows.
@@ -485,31 +417,18 @@ impl Cluster {
         let payload = Bytes::copy_from_slice(&number.to_le_bytes());
         let reply = ProposalWaiter::new(&result);
         if self.running(node).is_some() {
-            self.local(
-                node,
-                LocalRequestMsg::ForLeader(LeaderRequest::Propose { payload, reply }),
-            );
+            self.local(node, LocalRequestMsg::ForLeader(LeaderRequest::Propose { payload, reply }));
         }
         result
     }
 
     pub(crate) fn read(&mut self, node: NodeId) -> Outcome<Result<LogIndex, ReadError>> {
         self.collect_acknowledged();
-        let floor = self
-            .acknowledged
-            .iter()
-            .map(|(_, position)| position.index)
-            .max()
-            .unwrap_or_default();
+        let floor = self.acknowledged.iter().map(|(_, position)| position.index).max().unwrap_or_default();
         let result = outcome();
         if self.running(node).is_some() {
             self.reads.push((floor, Arc::clone(&result)));
-            self.local(
-                node,
-                LocalRequestMsg::ReadIndex {
-                    reply: responder(&result),
-                },
-            );
+            self.local(node, LocalRequestMsg::ReadIndex { reply: responder(&result) });
         }
         result
     }
@@ -521,21 +440,13 @@ impl Cluster {
     ) -> Outcome<Result<Members, MembershipError>> {
         let result = outcome();
         let reply = responder(&result);
-        self.local(
-            node,
-            LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }),
-        );
+        self.local(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }));
         result
     }
 
     pub(crate) fn make_snapshot(&mut self, node: NodeId) -> Outcome<Result<LogPosition, SnapshotError>> {
         let result = outcome();
-        self.local(
-            node,
-            LocalRequestMsg::MakeSnapshot {
-                reply: responder(&result),
-            },
-        );
+        self.local(node, LocalRequestMsg::MakeSnapshot { reply: responder(&result) });
         result
     }
 
@@ -578,20 +489,13 @@ impl Cluster {
 
     fn run_turn(&mut self, node: NodeId, turn: Turn<ProposalWaiter>) {
         let reader = self.nodes[&node].disk.log_reader();
-        let fetched: Vec<_> = turn
-            .fetch
-            .into_iter()
-            .map(|f| (f, reader.read(f.from, f.until, f.bytes_max)))
-            .collect();
+        let fetched: Vec<_> =
+            turn.fetch.into_iter().map(|f| (f, reader.read(f.from, f.until, f.bytes_max))).collect();
         let running = self.running(node).unwrap();
         if turn.write.is_some() || !turn.send_after.is_empty() {
-            running
-                .to_write
-                .push_back((turn.number, turn.write, turn.send_after));
+            running.to_write.push_back((turn.number, turn.write, turn.send_after));
         }
-        running
-            .to_apply
-            .extend(turn.committed.into_iter().map(ToApply::Committed));
+        running.to_apply.extend(turn.committed.into_iter().map(ToApply::Committed));
         if turn.take_snapshot {
             running.to_apply.push_back(ToApply::TakeSnapshot);
         }
@@ -604,37 +508,22 @@ impl Cluster {
             let mut data = Vec::new();
             reader.read_to_end(&mut data).unwrap();
             let (sender, receiver) = self.introduction(node, send.to);
-            let packet = Packet::Snapshot {
-                sender,
-                receiver,
-                term: send.term,
-                snapshot,
-                data,
-            };
+            let packet = Packet::Snapshot { sender, receiver, term: send.term, snapshot, data };
             self.links.entry((node, send.to)).or_default().push_back(packet);
         }
         for forward in turn.forward {
-            self.links
-                .entry((node, forward.to))
-                .or_default()
-                .push_back(Packet::Request(forward.request));
+            self.links.entry((node, forward.to)).or_default().push_back(Packet::Request(forward.request));
         }
         if let Some(round) = turn.read_round {
             let packet = Packet::ReadRound { round: round.round };
-            self.links
-                .entry((node, round.leader))
-                .or_default()
-                .push_back(packet);
+            self.links.entry((node, round.leader)).or_default().push_back(packet);
         }
     }
 
     fn introduction(&self, from: NodeId, to: NodeId) -> (Sender, Option<Incarnation>) {
         let members = self.status(from).unwrap().members;
-        let sender = Sender {
-            id: from,
-            incarnation: self.nodes[&from].incarnation,
-            members_as_of: members.as_of(),
-        };
+        let sender =
+            Sender { id: from, incarnation: self.nodes[&from].incarnation, members_as_of: members.as_of() };
         (sender, members.get(to).and_then(|member| member.incarnation))
     }
 
@@ -642,11 +531,7 @@ impl Cluster {
         for message in messages {
             let to = message.to;
             let (sender, receiver) = self.introduction(from, to);
-            let packet = Packet::Raft {
-                sender,
-                receiver,
-                messages: vec![message],
-            };
+            let packet = Packet::Raft { sender, receiver, messages: vec![message] };
             self.links.entry((from, to)).or_default().push_back(packet);
         }
     }
@@ -672,14 +557,7 @@ impl Cluster {
                 self.truth.snapshots_installed += 1;
             }
         }
-        self.nodes
-            .get_mut(&node)
-            .unwrap()
-            .running
-            .as_mut()
-            .unwrap()
-            .core
-            .written(number);
+        self.nodes.get_mut(&node).unwrap().running.as_mut().unwrap().core.written(number);
         self.send(node, send_after);
         self.run_turns(node);
         true
@@ -709,23 +587,11 @@ impl Cluster {
             ToApply::Committed(committed) => {
                 let position = committed.position();
                 match committed {
-                    Committed::User {
-                        position,
-                        payload,
-                        reply,
-                    } => {
+                    Committed::User { position, payload, reply } => {
                         let number = u64::from_le_bytes(payload.as_ref().try_into().unwrap());
-                        assert_eq!(
-                            position.index,
-                            running.state.at.index.next(),
-                            "{node} skips an entry"
-                        );
+                        assert_eq!(position.index, running.state.at.index.next(), "{node} skips an entry");
                         running.state.numbers.push(number);
-                        let entry = Entry {
-                            position,
-                            kind: raftify_core::EntryKind::User,
-                            payload,
-                        };
+                        let entry = Entry { position, kind: raftify_core::EntryKind::User, payload };
                         self.truth.saw_applied(node, entry);
                         if let Some(reply) = reply {
                             reply.answer(Ok(position));
@@ -756,17 +622,8 @@ impl Cluster {
         }
         let place = self.rng.random_range(0..packets.len());
         let packet = packets.remove(place)?;
-        if let Packet::Raft {
-            sender,
-            receiver,
-            messages,
-        } = &packet
-        {
-            let copy = Packet::Raft {
-                sender: *sender,
-                receiver: *receiver,
-                messages: messages.clone(),
-            };
+        if let Packet::Raft { sender, receiver, messages } = &packet {
+            let copy = Packet::Raft { sender: *sender, receiver: *receiver, messages: messages.clone() };
             let place = self.rng.random_range(0..=packets.len());
             packets.insert(place, copy);
         }
@@ -801,52 +658,26 @@ impl Cluster {
         }
         let events = Arc::clone(&self.events);
         let message = match packet {
-            Packet::Raft {
-                sender,
-                receiver,
-                messages,
-            } => ServerRequestMsg::RaftMessages {
-                sender,
-                receiver,
-                messages,
-            },
-            Packet::Snapshot {
-                sender,
-                receiver,
-                term,
-                snapshot,
-                data,
-            } => {
+            Packet::Raft { sender, receiver, messages } => {
+                ServerRequestMsg::RaftMessages { sender, receiver, messages }
+            }
+            Packet::Snapshot { sender, receiver, term, snapshot, data } => {
                 let store = self.nodes[&to].disk.snapshots();
                 let mut writer = store.create(&snapshot).unwrap();
                 writer.write_all(&data).unwrap();
                 writer.finish().unwrap();
                 let reply = Responder::new(move |answer: Result<(), InstallError>| {
                     let outcome = answer.map_err(|error| error.to_string());
-                    events
-                        .lock()
-                        .unwrap()
-                        .push_back(Event::SnapshotSent { from, to, outcome });
+                    events.lock().unwrap().push_back(Event::SnapshotSent { from, to, outcome });
                 });
-                ServerRequestMsg::InstallSnapshot {
-                    sender,
-                    receiver,
-                    term,
-                    snapshot,
-                    reply,
-                }
+                ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply }
             }
-            Packet::Request(request) => ServerRequestMsg::ForLeader {
-                request,
-                forwarding: Forwarding::Never,
-            },
+            Packet::Request(request) => {
+                ServerRequestMsg::ForLeader { request, forwarding: Forwarding::Never }
+            }
             Packet::ReadRound { round } => {
                 let reply = Responder::new(move |answer| {
-                    let event = Event::ReadRoundAnswered {
-                        node: from,
-                        round,
-                        answer,
-                    };
+                    let event = Event::ReadRoundAnswered { node: from, round, answer };
                     events.lock().unwrap().push_back(event);
                 });
                 ServerRequestMsg::ConfirmReadIndex { reply }
@@ -891,22 +722,15 @@ impl Cluster {
     }
 
     fn busy_links(&self) -> Vec<(NodeId, NodeId)> {
-        self.links
-            .iter()
-            .filter(|(_, packets)| !packets.is_empty())
-            .map(|(link, _)| *link)
-            .collect()
+        self.links.iter().filter(|(_, packets)| !packets.is_empty()).map(|(link, _)| *link).collect()
     }
 
     /// Everything that is under way, in a random order, until nothing is.
     pub(crate) fn settle(&mut self) {
         for _ in 0..100_000 {
             self.handle_events();
-            let mut choices: Vec<Choice> = self
-                .busy_links()
-                .into_iter()
-                .map(|(a, b)| Choice::Deliver(a, b))
-                .collect();
+            let mut choices: Vec<Choice> =
+                self.busy_links().into_iter().map(|(a, b)| Choice::Deliver(a, b)).collect();
             for (node, this) in &self.nodes {
                 if let Some(running) = &this.running {
                     if !running.to_write.is_empty() && !self.hung_disks.contains(node) {
@@ -986,21 +810,13 @@ impl Cluster {
 
     fn summary(&mut self, node: NodeId) -> String {
         let report = outcome();
-        self.local(
-            node,
-            LocalRequestMsg::Inspect {
-                reply: responder(&report),
-            },
-        );
+        self.local(node, LocalRequestMsg::Inspect { reply: responder(&report) });
         let progress = take(&report).and_then(Result::ok).map(|report| report.progress);
         let Some(status) = self.status(node) else {
             return format!("{node}: stopped");
         };
-        let members: Vec<String> = status
-            .members
-            .iter()
-            .map(|m| format!("{}:{}:{:?}", m.id, m.role, m.incarnation))
-            .collect();
+        let members: Vec<String> =
+            status.members.iter().map(|m| format!("{}:{}:{:?}", m.id, m.role, m.incarnation)).collect();
         format!(
             "{node}: {} of term {}, leader {:?}, commit {}, applied {}, last {}, log after {}, members {members:?} as of {} joint {} snapshot {:?} {progress:?}",
             status.role,
@@ -1023,10 +839,7 @@ impl Cluster {
             };
             let status = cluster.status(leader).unwrap();
             status.members.iter().all(|member| {
-                let known = cluster
-                    .nodes
-                    .get(&member.id)
-                    .and_then(|_| cluster.status(member.id));
+                let known = cluster.nodes.get(&member.id).and_then(|_| cluster.status(member.id));
                 known.is_none_or(|other| other.leader_id == Some(leader) && other.term == status.term)
             })
         });
@@ -1049,9 +862,7 @@ impl Cluster {
     }
 
     fn collect_acknowledged(&mut self) {
-        let answered = self
-            .proposals
-            .extract_if(.., |(_, outcome)| outcome.lock().unwrap().is_some());
+        let answered = self.proposals.extract_if(.., |(_, outcome)| outcome.lock().unwrap().is_some());
         for (number, outcome) in answered.collect::<Vec<_>>() {
             if let Some(Ok(position)) = take(&outcome) {
                 self.acknowledged.push((number, position));
@@ -1093,29 +904,21 @@ impl Cluster {
         let state = self.running(leader).unwrap().state.clone();
         for (number, position) in &self.acknowledged {
             let times = state.numbers.iter().filter(|applied| *applied == number).count();
-            assert_eq!(
-                times, 1,
-                "acknowledged proposal {number} at {position} was applied {times} times"
-            );
+            assert_eq!(times, 1, "acknowledged proposal {number} at {position} was applied {times} times");
         }
         let members = self.status(leader).unwrap().members;
         for member in members.iter() {
             if let Some(running) = self.running(member.id) {
-                assert_eq!(
-                    running.state, state,
-                    "{} differs from the leader {leader}",
-                    member.id
-                );
+                assert_eq!(running.state, state, "{} differs from the leader {leader}", member.id);
             }
         }
         let unanswered: Vec<u64> = self.proposals.iter().map(|(number, _)| *number).collect();
         assert!(unanswered.is_empty(), "never answered: {unanswered:?}");
         for (floor, read) in &self.reads {
             match take(read) {
-                Some(Ok(index)) => assert!(
-                    index >= *floor,
-                    "a read at {index} misses what was acknowledged at {floor}"
-                ),
+                Some(Ok(index)) => {
+                    assert!(index >= *floor, "a read at {index} misses what was acknowledged at {floor}")
+                }
                 Some(Err(_)) => {}
                 None => panic!("a read was never answered"),
             }
@@ -1135,14 +938,8 @@ fn read_log(disk: &MemoryStorage, stored: &StoredState) -> BTreeMap<LogIndex, Te
     if first > stored.last.index {
         return BTreeMap::new();
     }
-    let entries = disk
-        .log_reader()
-        .read(first, stored.last.index.next(), u64::MAX)
-        .unwrap();
-    entries
-        .into_iter()
-        .map(|entry| (entry.position.index, entry.position.term))
-        .collect()
+    let entries = disk.log_reader().read(first, stored.last.index.next(), u64::MAX).unwrap();
+    entries.into_iter().map(|entry| (entry.position.index, entry.position.term)).collect()
 }
 
 /// A packet does not arrive: whoever sent it learns what a broken connection tells.
@@ -1151,11 +948,7 @@ fn lose(packet: Packet, from: NodeId, events: &Events, to: NodeId) {
     match packet {
         Packet::Raft { .. } => {}
         Packet::Snapshot { .. } => {
-            events.lock().unwrap().push_back(Event::SnapshotSent {
-                from,
-                to,
-                outcome: Err(lost()),
-            });
+            events.lock().unwrap().push_back(Event::SnapshotSent { from, to, outcome: Err(lost()) });
         }
         Packet::Request(LeaderRequest::Propose { reply, .. }) => {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::ConnectionLost(lost())));
@@ -1163,11 +956,7 @@ fn lose(packet: Packet, from: NodeId, events: &Events, to: NodeId) {
         Packet::Request(_) => {}
         Packet::ReadRound { round } => {
             let answer = Err(ReadError::ConnectionLost(lost()));
-            events.lock().unwrap().push_back(Event::ReadRoundAnswered {
-                node: from,
-                round,
-                answer,
-            });
+            events.lock().unwrap().push_back(Event::ReadRoundAnswered { node: from, round, answer });
         }
     }
 }

@@ -10,11 +10,7 @@ use crate::files::NameOperations;
 
 fn meta(index: u64) -> SnapshotMeta {
     let members = Members::initial([Member::voter(NodeId::FIRST, "node.example:60061")]).unwrap();
-    SnapshotMeta {
-        cluster_id: ClusterId(7),
-        position: LogPosition::new(2, index),
-        members,
-    }
+    SnapshotMeta { cluster_id: ClusterId(7), position: LogPosition::new(2, index), members }
 }
 
 /// Different in every block, so that swapped blocks are different blocks.
@@ -28,9 +24,7 @@ fn open(directory: &TempDir) -> SnapshotFiles {
 
 fn take(files: &SnapshotFiles, meta: &SnapshotMeta, data: &[u8]) -> Result<u64, StorageError> {
     let mut writer = files.create(meta)?;
-    writer
-        .write_all(data)
-        .map_err(io_error("write to", Path::new("the snapshot")))?;
+    writer.write_all(data).map_err(io_error("write to", Path::new("the snapshot")))?;
     writer.finish()
 }
 
@@ -41,10 +35,7 @@ fn read(files: &SnapshotFiles, position: LogPosition) -> Result<Vec<u8>, Storage
         Ok(_) => Ok(data),
         Err(error) => {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
-            assert!(
-                reader.read(&mut [0; 8]).is_err(),
-                "nothing is handed out after damage"
-            );
+            assert!(reader.read(&mut [0; 8]).is_err(), "nothing is handed out after damage");
             Err(io_error("read", &files.path(position))(error))
         }
     }
@@ -52,10 +43,8 @@ fn read(files: &SnapshotFiles, position: LogPosition) -> Result<Vec<u8>, Storage
 
 fn names(directory: &TempDir) -> Vec<String> {
     let files = files_in(&directory.path().join(DIRECTORY)).unwrap();
-    let mut names: Vec<String> = files
-        .iter()
-        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
-        .collect();
+    let mut names: Vec<String> =
+        files.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect();
     names.sort();
     names
 }
@@ -67,10 +56,7 @@ fn file_cut_off_anywhere_is_noticed_when_it_is_opened() {
     take(&files, &meta(1), &data(70_000)).unwrap();
     let path = files.path(meta(1).position);
     let whole = fs::read(&path).unwrap();
-    for length in (0..200)
-        .chain((200..whole.len()).step_by(997))
-        .chain(whole.len() - 30..whole.len())
-    {
+    for length in (0..200).chain((200..whole.len()).step_by(997)).chain(whole.len() - 30..whole.len()) {
         fs::write(&path, &whole[..length]).unwrap();
         match files.open(meta(1).position) {
             Err(StorageError::Corrupt { what, .. }) => assert_eq!(what, path.display().to_string()),
@@ -86,18 +72,11 @@ fn flipped_bit_anywhere_never_gives_wrong_bytes() {
     take(&files, &meta(1), &data(140_000)).unwrap();
     let path = files.path(meta(1).position);
     let whole = fs::read(&path).unwrap();
-    for at in (0..150)
-        .chain((150..whole.len()).step_by(499))
-        .chain(whole.len() - 30..whole.len())
-    {
+    for at in (0..150).chain((150..whole.len()).step_by(499)).chain(whole.len() - 30..whole.len()) {
         let mut bad = whole.clone();
         bad[at] ^= 0x04;
         fs::write(&path, &bad).unwrap();
-        assert!(
-            read(&files, meta(1).position).is_err(),
-            "bit flipped at {at} of {}",
-            whole.len()
-        );
+        assert!(read(&files, meta(1).position).is_err(), "bit flipped at {at} of {}", whole.len());
     }
 }
 
@@ -129,10 +108,7 @@ fn swapped_missing_repeated_or_foreign_blocks_are_noticed() {
         assert!(read(&files, meta(1).position).is_err());
     }
     fs::write(&path, [header, &blocks.concat(), end, end].concat()).unwrap();
-    assert!(
-        read(&files, meta(1).position).is_err(),
-        "something follows the end mark"
-    );
+    assert!(read(&files, meta(1).position).is_err(), "something follows the end mark");
     fs::write(&path, [header, &blocks.concat(), end].concat()).unwrap();
     assert_eq!(read(&files, meta(1).position).unwrap(), data(3 * BLOCK_BYTES_MAX));
 }
@@ -144,10 +120,7 @@ fn file_under_the_name_of_another_position_is_noticed() {
     take(&files, &meta(1), b"state").unwrap();
     fs::rename(files.path(meta(1).position), files.path(meta(2).position)).unwrap();
     let error = files.open(meta(2).position).unwrap_err().to_string();
-    assert!(
-        error.contains("it is of 1 of term 2, but has the name of 2 of term 2"),
-        "{error}"
-    );
+    assert!(error.contains("it is of 1 of term 2, but has the name of 2 of term 2"), "{error}");
 }
 
 #[test]
@@ -161,22 +134,8 @@ fn file_of_another_version_or_group_says_so() {
     newer[11] = 2;
     fs::write(&path, &newer).unwrap();
     let opened = SnapshotFileReader::open(&path);
-    assert!(
-        matches!(
-            opened,
-            Err(StorageError::Version {
-                found: 2,
-                known: 1,
-                ..
-            })
-        ),
-        "{opened:?}"
-    );
-    fs::write(
-        &path,
-        "something else entirely, and long enough to be a header of a snapshot",
-    )
-    .unwrap();
+    assert!(matches!(opened, Err(StorageError::Version { found: 2, known: 1, .. })), "{opened:?}");
+    fs::write(&path, "something else entirely, and long enough to be a header of a snapshot").unwrap();
     let error = SnapshotFileReader::open(&path).unwrap_err().to_string();
     assert!(error.contains("it is no snapshot file of raftify"), "{error}");
 }
@@ -187,28 +146,15 @@ fn half_written_file_is_ignored_and_removed_at_the_next_start() {
     let files = open(&directory);
     take(&files, &meta(1), b"state").unwrap();
     drop(files);
-    let left = directory
-        .path()
-        .join(DIRECTORY)
-        .join("0000000000000002-0000000000000002.1.partial");
+    let left = directory.path().join(DIRECTORY).join("0000000000000002-0000000000000002.1.partial");
     fs::write(&left, "half").unwrap();
     let foreign = directory.path().join(DIRECTORY).join("notes.txt");
     fs::write(&foreign, "of the operator").unwrap();
     let files = open(&directory);
-    assert!(matches!(
-        files.open(meta(2).position),
-        Err(StorageError::NoSnapshot { .. })
-    ));
-    assert_eq!(
-        names(&directory),
-        ["0000000000000002-0000000000000001.snapshot", "notes.txt"]
-    );
+    assert!(matches!(files.open(meta(2).position), Err(StorageError::NoSnapshot { .. })));
+    assert_eq!(names(&directory), ["0000000000000002-0000000000000001.snapshot", "notes.txt"]);
     files.retain(&[]).unwrap();
-    assert_eq!(
-        names(&directory),
-        ["notes.txt"],
-        "files of other names are left alone"
-    );
+    assert_eq!(names(&directory), ["notes.txt"], "files of other names are left alone");
 }
 
 /// Records every operation, and lets one of them fail as a full disk does.
@@ -220,10 +166,7 @@ struct Faulty {
 
 impl Faulty {
     fn new(until_failure: usize) -> Faulty {
-        Faulty {
-            operations: Arc::default(),
-            until_failure: Arc::new(AtomicUsize::new(until_failure)),
-        }
+        Faulty { operations: Arc::default(), until_failure: Arc::new(AtomicUsize::new(until_failure)) }
     }
 
     fn enter(&self, operation: &'static str) -> io::Result<()> {
@@ -243,10 +186,7 @@ impl Faulty {
 impl FileOperations for Faulty {
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
         self.enter("create")?;
-        Ok(Box::new(FaultyFile {
-            faulty: self.clone(),
-            file: OperatingSystem.create(path)?,
-        }))
+        Ok(Box::new(FaultyFile { faulty: self.clone(), file: OperatingSystem.create(path)? }))
     }
 }
 
@@ -300,12 +240,8 @@ fn file_is_synced_before_it_gets_its_name_and_the_directory_after() {
     let faulty = Faulty::new(usize::MAX);
     take(&faulty.open(&directory), &meta(1), &data(70_000)).unwrap();
     let header_two_blocks_and_end = ["write"; 4];
-    let expected = [
-        &["create"][..],
-        &header_two_blocks_and_end,
-        &["sync", "rename", "sync directory"],
-    ]
-    .concat();
+    let expected =
+        [&["create"][..], &header_two_blocks_and_end, &["sync", "rename", "sync directory"]].concat();
     assert_eq!(*faulty.operations.lock().unwrap(), expected);
 }
 
@@ -335,10 +271,7 @@ fn failure_of_any_operation_leaves_the_old_snapshot_or_a_whole_new_one() {
                 Err(error) => panic!("operation {failing} failed: {error}"),
             }
             let left = names(&directory);
-            assert!(
-                left.iter().all(|name| name.ends_with(".snapshot")),
-                "nothing half is left: {left:?}"
-            );
+            assert!(left.iter().all(|name| name.ends_with(".snapshot")), "nothing half is left: {left:?}");
         }
     }
 }
@@ -348,14 +281,8 @@ fn writer_that_failed_once_fails_for_ever() {
     let directory = tempfile::tempdir().unwrap();
     let files = Faulty::new(2).open(&directory);
     let mut writer = files.create(&meta(1)).unwrap();
-    assert!(
-        writer.write_all(&data(70_000)).is_err(),
-        "the third operation is the first block"
-    );
+    assert!(writer.write_all(&data(70_000)).is_err(), "the third operation is the first block");
     assert!(writer.write_all(&data(70_000)).is_err());
     assert!(writer.finish().is_err());
-    assert!(matches!(
-        files.open(meta(1).position),
-        Err(StorageError::NoSnapshot { .. })
-    ));
+    assert!(matches!(files.open(meta(1).position), Err(StorageError::NoSnapshot { .. })));
 }

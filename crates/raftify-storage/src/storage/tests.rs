@@ -43,11 +43,7 @@ impl TestDisk for Directory {
 fn entries(term: u64, indexes: impl IntoIterator<Item = u64>) -> Vec<Entry> {
     let entry = |index| {
         let payload = Bytes::from(format!("entry {index} of term {term}"));
-        Entry {
-            position: LogPosition::new(term, index),
-            kind: EntryKind::User,
-            payload,
-        }
+        Entry { position: LogPosition::new(term, index), kind: EntryKind::User, payload }
     };
     indexes.into_iter().map(entry).collect()
 }
@@ -57,11 +53,7 @@ fn members() -> Members {
 }
 
 fn snapshot_meta(term: u64, index: u64) -> SnapshotMeta {
-    SnapshotMeta {
-        cluster_id: ClusterId(7),
-        position: LogPosition::new(term, index),
-        members: members(),
-    }
+    SnapshotMeta { cluster_id: ClusterId(7), position: LogPosition::new(term, index), members: members() }
 }
 
 fn take_snapshot(storage: &HeedStorage, meta: &SnapshotMeta) {
@@ -76,19 +68,11 @@ fn filled() -> (Directory, HeedStorage, StoredState) {
     let (mut storage, _) = directory.load().unwrap();
     let meta = snapshot_meta(1, 5);
     take_snapshot(&storage, &meta);
-    let identity = Identity {
-        cluster_id: ClusterId(7),
-        node_id: NodeId::FIRST,
-        incarnation: Incarnation(9),
-    };
+    let identity = Identity { cluster_id: ClusterId(7), node_id: NodeId::FIRST, incarnation: Incarnation(9) };
     let write = Write {
         identity: Some(identity),
         append: entries(1, 1..=8),
-        hard_state: Some(HardState {
-            term: Term(2),
-            vote: NodeId::new(3),
-            commit: LogIndex(6),
-        }),
+        hard_state: Some(HardState { term: Term(2), vote: NodeId::new(3), commit: LogIndex(6) }),
         members: Some(members()),
         snapshot: Some(meta),
         compact: Some(LogPosition::new(1, 3)),
@@ -101,35 +85,24 @@ fn filled() -> (Directory, HeedStorage, StoredState) {
 
 fn value(storage: &HeedStorage, table: Table, key: u128) -> Vec<u8> {
     let environment = &storage.log.environment;
-    environment
-        .read(|txn| Ok(environment.table(table).get(txn, &key)?.unwrap().to_vec()))
-        .unwrap()
+    environment.read(|txn| Ok(environment.table(table).get(txn, &key)?.unwrap().to_vec())).unwrap()
 }
 
 fn put(storage: &HeedStorage, table: Table, key: u128, value: &[u8]) {
     let environment = &storage.log.environment;
-    environment
-        .write(|txn| Ok(environment.table(table).put(txn, &key, value)?))
-        .unwrap();
+    environment.write(|txn| Ok(environment.table(table).put(txn, &key, value)?)).unwrap();
 }
 
 fn delete(storage: &HeedStorage, table: Table, key: u128) {
     let environment = &storage.log.environment;
-    assert!(
-        environment
-            .write(|txn| Ok(environment.table(table).delete(txn, &key)?))
-            .unwrap()
-    );
+    assert!(environment.write(|txn| Ok(environment.table(table).delete(txn, &key)?)).unwrap());
 }
 
 #[track_caller]
 fn assert_corrupt<T>(result: Result<T, StorageError>, what: &str, reason: &str) {
     match result {
         Err(StorageError::Corrupt { what: w, reason: r }) => {
-            assert!(
-                w.contains(what) && r.contains(reason),
-                "{what}, {reason}: it says {w:?}, {r:?}"
-            );
+            assert!(w.contains(what) && r.contains(reason), "{what}, {reason}: it says {w:?}, {r:?}");
         }
         Err(error) => panic!("{what}, {reason}: {error}"),
         Ok(_) => panic!("{what}, {reason}: not noticed"),
@@ -152,26 +125,13 @@ fn flipped_bit_in_any_byte_of_an_entry_is_noticed() {
         put(&storage, Table::Entries, key, &bad);
         let read = storage.log_reader().read(LogIndex(4), LogIndex(9), u64::MAX);
         if at == 0 {
-            assert!(
-                matches!(
-                    read,
-                    Err(StorageError::Version {
-                        found: 0x11,
-                        known: 1,
-                        ..
-                    })
-                ),
-                "{read:?}"
-            );
+            assert!(matches!(read, Err(StorageError::Version { found: 0x11, known: 1, .. })), "{read:?}");
             assert!(matches!(storage.load(), Err(StorageError::Version { .. })));
         } else {
             assert_corrupt(read, "data.mdb: entry 6", "checksum");
             assert_corrupt(storage.load(), "data.mdb: entry 6", "checksum");
         }
-        let before = storage
-            .log_reader()
-            .read(LogIndex(4), LogIndex(6), u64::MAX)
-            .unwrap();
+        let before = storage.log_reader().read(LogIndex(4), LogIndex(6), u64::MAX).unwrap();
         assert_eq!(before, entries(1, 4..=5), "undamaged entries can still be read");
     }
     for length in 0..good.len() {
@@ -183,33 +143,21 @@ fn flipped_bit_in_any_byte_of_an_entry_is_noticed() {
     let storage = HeedStorage::open(directory.path()).unwrap();
     put(&storage, Table::Entries, key, &good);
     drop(storage);
-    assert_eq!(
-        directory.load().unwrap().1,
-        state,
-        "nothing else was changed meanwhile"
-    );
+    assert_eq!(directory.load().unwrap().1, state, "nothing else was changed meanwhile");
 }
 
 #[test]
 fn flipped_bit_in_any_byte_of_the_metadata_is_noticed() {
     let (_directory, mut storage, _) = filled();
-    for meta in [
-        MetaKey::Identity,
-        MetaKey::HardState,
-        MetaKey::Members,
-        MetaKey::Snapshot,
-        MetaKey::Truncated,
-    ] {
+    for meta in
+        [MetaKey::Identity, MetaKey::HardState, MetaKey::Members, MetaKey::Snapshot, MetaKey::Truncated]
+    {
         let good = value(&storage, Table::Meta, meta.key());
         for at in 1..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
             put(&storage, Table::Meta, meta.key(), &bad);
-            assert_corrupt(
-                storage.load(),
-                &format!("data.mdb: metadata {meta:?}"),
-                "checksum",
-            );
+            assert_corrupt(storage.load(), &format!("data.mdb: metadata {meta:?}"), "checksum");
         }
         put(&storage, Table::Meta, meta.key(), &good);
         storage.load().unwrap();
@@ -220,12 +168,7 @@ fn flipped_bit_in_any_byte_of_the_metadata_is_noticed() {
 fn value_under_another_key_is_noticed() {
     let (_directory, mut storage, _) = filled();
     let [five, six] = [5, 6].map(|index| format::entry_key(LogIndex(index)));
-    put(
-        &storage,
-        Table::Entries,
-        six,
-        &value(&storage, Table::Entries, five),
-    );
+    put(&storage, Table::Entries, six, &value(&storage, Table::Entries, five));
     assert_corrupt(storage.load(), "entry 6", "checksum");
 
     let (_directory, mut storage, _) = filled();
@@ -258,18 +201,11 @@ fn unknown_version_is_an_error_of_its_own() {
 fn missing_entry_in_the_middle_is_noticed_and_nothing_is_dropped() {
     let (directory, storage, _) = filled();
     delete(&storage, Table::Entries, format::entry_key(LogIndex(6)));
-    assert_corrupt(
-        storage.log_reader().read(LogIndex(4), LogIndex(9), u64::MAX),
-        "entry 6",
-        "it is missing",
-    );
+    assert_corrupt(storage.log_reader().read(LogIndex(4), LogIndex(9), u64::MAX), "entry 6", "it is missing");
     drop(storage);
     assert_corrupt(directory.load(), "data.mdb: entry 6", "it is missing");
     let storage = HeedStorage::open(directory.path()).unwrap();
-    let after = storage
-        .log_reader()
-        .read(LogIndex(7), LogIndex(9), u64::MAX)
-        .unwrap();
+    let after = storage.log_reader().read(LogIndex(7), LogIndex(9), u64::MAX).unwrap();
     assert_eq!(after, entries(1, 7..=8), "a refused directory is left as it was");
 }
 
@@ -283,11 +219,7 @@ fn missing_first_or_last_committed_entry_is_noticed() {
     for index in [8, 7, 6] {
         delete(&storage, Table::Entries, format::entry_key(LogIndex(index)));
     }
-    assert_corrupt(
-        storage.load(),
-        "data.mdb",
-        "the commit index is 6, but the log goes from 3 to 5",
-    );
+    assert_corrupt(storage.load(), "data.mdb", "the commit index is 6, but the log goes from 3 to 5");
 }
 
 #[test]
@@ -295,11 +227,7 @@ fn term_that_goes_down_is_noticed() {
     let (_directory, mut storage, _) = filled();
     let value = format::encode_entry(&entries(0, [6])[0]);
     put(&storage, Table::Entries, format::entry_key(LogIndex(6)), &value);
-    assert_corrupt(
-        storage.load(),
-        "entry 6",
-        "its term is 0, that of the entry before is 1",
-    );
+    assert_corrupt(storage.load(), "entry 6", "its term is 0, that of the entry before is 1");
 }
 
 #[test]
@@ -318,9 +246,7 @@ fn unknown_keys_are_noticed() {
 fn members_that_cannot_be_decoded_are_damage() {
     let (_directory, mut storage, _) = filled();
     for content in [&[][..], &[1, 0xff], &[9, 0]] {
-        let value = format::frame(Table::Meta, MetaKey::Members.key(), |out| {
-            out.extend_from_slice(content)
-        });
+        let value = format::frame(Table::Meta, MetaKey::Members.key(), |out| out.extend_from_slice(content));
         put(&storage, Table::Meta, MetaKey::Members.key(), &value);
         let error = storage.load().unwrap_err();
         match content {
@@ -339,26 +265,16 @@ fn recorded_snapshot_must_be_there_and_say_the_same() {
     drop(storage);
 
     fs::remove_file(&path).unwrap();
-    assert_corrupt(
-        directory.load(),
-        "0000000000000001-0000000000000005.snapshot",
-        "the file is missing",
-    );
+    assert_corrupt(directory.load(), "0000000000000001-0000000000000005.snapshot", "the file is missing");
     let error = directory.load().unwrap_err().to_string();
-    assert!(
-        error.contains("Restore this directory from a backup, or remove the node"),
-        "{error}"
-    );
+    assert!(error.contains("Restore this directory from a backup, or remove the node"), "{error}");
 
     fs::write(&path, &good[..good.len() - 1]).unwrap();
     assert_corrupt(directory.load(), ".snapshot", "end mark is missing");
 
     fs::remove_file(&path).unwrap();
     let storage = HeedStorage::open(directory.path()).unwrap();
-    let other = SnapshotMeta {
-        cluster_id: ClusterId(8),
-        ..snapshot_meta(1, 5)
-    };
+    let other = SnapshotMeta { cluster_id: ClusterId(8), ..snapshot_meta(1, 5) };
     take_snapshot(&storage, &other);
     drop(storage);
     assert_corrupt(directory.load(), ".snapshot", "its header says otherwise");
@@ -370,10 +286,7 @@ fn recorded_snapshot_must_be_there_and_say_the_same() {
 #[test]
 fn snapshot_without_its_data_is_not_recorded() {
     let (directory, mut storage, state) = filled();
-    let write = Write {
-        snapshot: Some(snapshot_meta(1, 6)),
-        ..Write::default()
-    };
+    let write = Write { snapshot: Some(snapshot_meta(1, 6)), ..Write::default() };
     let error = storage.write(&[write]).unwrap_err();
     assert!(matches!(error, StorageError::Refused { .. }), "{error}");
     drop(storage);
@@ -386,62 +299,29 @@ fn cut_off_data_file_is_damage_and_no_bus_error() {
     drop(storage);
     let path = directory.path().join("data.mdb");
     let length = fs::metadata(&path).unwrap().len();
-    File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(length - 4096)
-        .unwrap();
-    assert_corrupt(
-        HeedStorage::open(directory.path()),
-        "data.mdb",
-        "but its own record says",
-    );
-    assert_corrupt(
-        HeedStorage::open_read_only(directory.path()),
-        "data.mdb",
-        "but its own record says",
-    );
+    File::options().write(true).open(&path).unwrap().set_len(length - 4096).unwrap();
+    assert_corrupt(HeedStorage::open(directory.path()), "data.mdb", "but its own record says");
+    assert_corrupt(HeedStorage::open_read_only(directory.path()), "data.mdb", "but its own record says");
 }
 
 #[test]
 fn file_of_something_else_is_refused() {
     let directory = Directory::new();
     fs::write(directory.path().join("data.mdb"), [0x5a; 20_000]).unwrap();
-    assert_corrupt(
-        HeedStorage::open(directory.path()),
-        "data.mdb",
-        "not an LMDB file",
-    );
-    assert_corrupt(
-        HeedStorage::open_read_only(directory.path()),
-        "data.mdb",
-        "not an LMDB file",
-    );
+    assert_corrupt(HeedStorage::open(directory.path()), "data.mdb", "not an LMDB file");
+    assert_corrupt(HeedStorage::open_read_only(directory.path()), "data.mdb", "not an LMDB file");
 }
 
 #[test]
 fn write_before_load_or_after_a_failed_write_is_refused() {
     let directory = Directory::new();
     let mut storage = HeedStorage::open(directory.path()).unwrap();
-    let good = Write {
-        append: entries(0, [1]),
-        ..Write::default()
-    };
-    assert!(matches!(
-        storage.write(std::slice::from_ref(&good)),
-        Err(StorageError::Refused { .. })
-    ));
+    let good = Write { append: entries(0, [1]), ..Write::default() };
+    assert!(matches!(storage.write(std::slice::from_ref(&good)), Err(StorageError::Refused { .. })));
     storage.load().unwrap();
-    let bad = Write {
-        append: entries(0, [2]),
-        ..Write::default()
-    };
+    let bad = Write { append: entries(0, [2]), ..Write::default() };
     assert!(matches!(storage.write(&[bad]), Err(StorageError::Refused { .. })));
-    assert!(matches!(
-        storage.write(&[good]),
-        Err(StorageError::Refused { .. })
-    ));
+    assert!(matches!(storage.write(&[good]), Err(StorageError::Refused { .. })));
 }
 
 #[test]
@@ -453,10 +333,7 @@ fn second_handle_gets_in_use_until_everything_of_the_first_is_dropped() {
     };
     let storage = directory.open().unwrap();
     in_use();
-    assert!(matches!(
-        HeedStorage::open_read_only(directory.path()),
-        Err(StorageError::InUse { .. })
-    ));
+    assert!(matches!(HeedStorage::open_read_only(directory.path()), Err(StorageError::InUse { .. })));
     let (reader, snapshots) = (storage.log_reader(), storage.snapshots());
     let writer = snapshots.create(&snapshot_meta(1, 1)).unwrap();
     drop(storage);
@@ -478,18 +355,10 @@ fn directory_that_cannot_be_made_is_a_clear_error() {
         let error = HeedStorage::open(&path).unwrap_err();
         assert!(matches!(error, StorageError::Io { .. }), "{error:?}");
         let text = error.to_string();
-        assert!(
-            text.starts_with("cannot create the directory") && text.contains("file"),
-            "{text}"
-        );
+        assert!(text.starts_with("cannot create the directory") && text.contains("file"), "{text}");
     }
-    let error = HeedStorage::open_read_only(directory.path().join("nowhere"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("cannot open") && error.contains("nowhere/data.mdb"),
-        "{error}"
-    );
+    let error = HeedStorage::open_read_only(directory.path().join("nowhere")).unwrap_err().to_string();
+    assert!(error.starts_with("cannot open") && error.contains("nowhere/data.mdb"), "{error}");
     assert!(!directory.path().join("nowhere").exists());
 }
 
@@ -523,17 +392,9 @@ fn read_only_sees_everything_and_changes_nothing() {
     let before = content();
     let storage = HeedStorage::open_read_only(directory.path()).unwrap();
     assert_eq!(storage.load().unwrap(), state);
-    let read = storage
-        .log_reader()
-        .read(LogIndex(4), LogIndex(9), u64::MAX)
-        .unwrap();
+    let read = storage.log_reader().read(LogIndex(4), LogIndex(9), u64::MAX).unwrap();
     assert_eq!(read, entries(1, 4..=8));
-    let positions: Vec<_> = storage
-        .snapshots()
-        .unwrap()
-        .iter()
-        .map(|file| file.position)
-        .collect();
+    let positions: Vec<_> = storage.snapshots().unwrap().iter().map(|file| file.position).collect();
     assert_eq!(positions, [LogPosition::new(1, 5), LogPosition::new(1, 6)]);
     let (meta, length, mut reader) = storage.open_snapshot(positions[0]).unwrap();
     assert_eq!((Some(meta), length), (state.snapshot, 5));
@@ -548,64 +409,32 @@ fn database_grows_by_itself_while_it_is_read() {
     let (mut storage, _) = directory.load().unwrap();
     let reader = storage.log_reader();
     let payload = Bytes::from(vec![0x77; 100_000]);
-    let log: Vec<Entry> = entries(1, 1..=240)
-        .into_iter()
-        .map(|entry| Entry {
-            payload: payload.clone(),
-            ..entry
-        })
-        .collect();
-    let hard_state = Some(HardState {
-        term: Term(1),
-        ..HardState::default()
-    });
-    storage
-        .write(&[Write {
-            append: log[..1].to_vec(),
-            hard_state,
-            ..Write::default()
-        }])
-        .unwrap();
+    let log: Vec<Entry> =
+        entries(1, 1..=240).into_iter().map(|entry| Entry { payload: payload.clone(), ..entry }).collect();
+    let hard_state = Some(HardState { term: Term(1), ..HardState::default() });
+    storage.write(&[Write { append: log[..1].to_vec(), hard_state, ..Write::default() }]).unwrap();
     std::thread::scope(|scope| {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let reading = scope.spawn(move || {
             while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
                 assert_eq!(
-                    reader.read(LogIndex(1), LogIndex(2), u64::MAX).unwrap()[0]
-                        .payload
-                        .len(),
+                    reader.read(LogIndex(1), LogIndex(2), u64::MAX).unwrap()[0].payload.len(),
                     100_000
                 );
             }
         });
         for part in log[1..].chunks(40) {
-            storage
-                .write(&[Write {
-                    append: part.to_vec(),
-                    ..Write::default()
-                }])
-                .unwrap();
+            storage.write(&[Write { append: part.to_vec(), ..Write::default() }]).unwrap();
         }
         drop(stop);
         reading.join().unwrap();
     });
-    let huge = Entry {
-        payload: vec![0x11; 30_000_000].into(),
-        ..entries(1, [241])[0].clone()
-    };
-    storage
-        .write(&[Write {
-            append: vec![huge.clone()],
-            ..Write::default()
-        }])
-        .unwrap();
+    let huge = Entry { payload: vec![0x11; 30_000_000].into(), ..entries(1, [241])[0].clone() };
+    storage.write(&[Write { append: vec![huge.clone()], ..Write::default() }]).unwrap();
     drop(storage);
     let (storage, state) = directory.load().unwrap();
     assert_eq!(state.last, LogPosition::new(1, 241));
-    let read = storage
-        .log_reader()
-        .read(LogIndex(1), LogIndex(242), u64::MAX)
-        .unwrap();
+    let read = storage.log_reader().read(LogIndex(1), LogIndex(242), u64::MAX).unwrap();
     assert!(read[..240] == log && read[240] == huge);
 }
 
@@ -636,63 +465,35 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
 pub(crate) fn write_of(step: &Step, state: &StoredState) -> Write {
     let position_at = |index: u64| {
         let index = LogIndex(index);
-        LogPosition {
-            term: state.term_at(index).unwrap_or(state.last.term),
-            index,
-        }
+        LogPosition { term: state.term_at(index).unwrap_or(state.last.term), index }
     };
     let mut write = Write::default();
-    let HardState {
-        term: now, commit, ..
-    } = state.hard_state;
+    let HardState { term: now, commit, .. } = state.hard_state;
     match *step {
         Step::Append { back, count, term } => {
             let first = (state.last.index.0 + 1).saturating_sub(back).max(1);
             write.append = entries(now.0 + term, first..first + count);
-            write.hard_state = Some(HardState {
-                term: Term(now.0 + term),
-                ..state.hard_state
-            });
+            write.hard_state = Some(HardState { term: Term(now.0 + term), ..state.hard_state });
         }
-        Step::HardState {
-            term,
-            vote,
-            commit: forward,
-        } => {
+        Step::HardState { term, vote, commit: forward } => {
             let (term, commit) = (Term(now.0 + term), LogIndex(commit.0 + forward));
-            write.hard_state = Some(HardState {
-                term,
-                vote: NodeId::new(vote),
-                commit,
-            });
+            write.hard_state = Some(HardState { term, vote: NodeId::new(vote), commit });
         }
         Step::Members => write.members = Some(members()),
         Step::Snapshot { back } => {
             let position = position_at(commit.0.saturating_sub(back));
-            write.snapshot = Some(SnapshotMeta {
-                position,
-                ..snapshot_meta(0, 0)
-            });
+            write.snapshot = Some(SnapshotMeta { position, ..snapshot_meta(0, 0) });
         }
         Step::Compact { back } => {
-            let snapshot = state
-                .snapshot
-                .as_ref()
-                .map_or(0, |snapshot| snapshot.position.index.0);
+            let snapshot = state.snapshot.as_ref().map_or(0, |snapshot| snapshot.position.index.0);
             write.compact = Some(position_at(snapshot.saturating_sub(back)));
         }
         Step::Reset { forward, term } => {
             let position = LogPosition::new(now.0 + term, commit.0 + forward);
             write.reset_log = Some(position);
-            write.snapshot = Some(SnapshotMeta {
-                position,
-                ..snapshot_meta(0, 0)
-            });
-            write.hard_state = Some(HardState {
-                term: position.term,
-                commit: position.index,
-                ..state.hard_state
-            });
+            write.snapshot = Some(SnapshotMeta { position, ..snapshot_meta(0, 0) });
+            write.hard_state =
+                Some(HardState { term: position.term, commit: position.index, ..state.hard_state });
         }
         Step::Reopen => {}
     }

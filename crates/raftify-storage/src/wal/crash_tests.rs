@@ -33,10 +33,7 @@ impl Workload {
         let mut chance = Chance(seed);
         let mut runner = TestRunner::deterministic();
         let mut content = Content::default();
-        let mut workload = Workload {
-            batches: Vec::new(),
-            contents: vec![content.clone()],
-        };
+        let mut workload = Workload { batches: Vec::new(), contents: vec![content.clone()] };
         for _ in 0..chance.below(50) {
             step().new_tree(&mut runner).unwrap();
         }
@@ -51,10 +48,8 @@ impl Workload {
                         1..6 => 200,
                         _ => 40,
                     };
-                    entry.payload = (0..chance.below(length))
-                        .map(|at| (at + seed) as u8)
-                        .collect::<Vec<_>>()
-                        .into();
+                    entry.payload =
+                        (0..chance.below(length)).map(|at| (at + seed) as u8).collect::<Vec<_>>().into();
                 }
                 if matches!(step, Step::Reopen) {
                     continue;
@@ -148,22 +143,14 @@ fn cut_everywhere(seed: u64, lazy: bool) {
     drop(log);
     for length in 0..=disk.journal_length() {
         // A call that returned after exactly `length` operations may have returned or not; the strict one is meant.
-        let acknowledged = returned
-            .iter()
-            .filter(|end| **end <= length)
-            .count()
-            .saturating_sub(1);
+        let acknowledged = returned.iter().filter(|end| **end <= length).count().saturating_sub(1);
         let begun = (acknowledged + 1).min(workload.batches.len());
         for loss in losses(&disk, length, 6) {
             let cut = disk.after_power_loss(length, &loss);
             let case = (seed, lazy, length, &loss);
             let at = assert_recovers(&cut, &workload, acknowledged, begun, &case);
             // Recovery can be cut as well, and what it found must stay there.
-            let seldom = if length % 4 == 0 {
-                cut.journal_length() + 1
-            } else {
-                0
-            };
+            let seldom = if length % 4 == 0 { cut.journal_length() + 1 } else { 0 };
             for again in 0..seldom {
                 for loss in [Loss::All, Loss::Random(Chance(again as u64))] {
                     let twice = cut.after_power_loss(again, &loss);
@@ -172,14 +159,7 @@ fn cut_everywhere(seed: u64, lazy: bool) {
                 }
             }
             // And the log goes on from there.
-            let go_on: Vec<Write> = workload
-                .batches
-                .iter()
-                .flatten()
-                .skip(at)
-                .take(3)
-                .cloned()
-                .collect();
+            let go_on: Vec<Write> = workload.batches.iter().flatten().skip(at).take(3).cloned().collect();
             let (mut log, _) = load(&cut).unwrap();
             log.write(&go_on).unwrap();
             drop(log);
@@ -249,22 +229,13 @@ fn failure_of_any_operation_stops_the_log_and_loses_nothing() {
             assert!(error.is_none(), "{seed}, {at}: {error:?}");
             assert_eq!(done, workload.batches.len());
             let length = disk.journal_length();
-            for loss in [
-                Loss::All,
-                Loss::Nothing,
-                Loss::Random(Chance(at)),
-                Loss::Random(Chance(at + 1)),
-            ] {
+            for loss in [Loss::All, Loss::Nothing, Loss::Random(Chance(at)), Loss::Random(Chance(at + 1))] {
                 let cut = disk.after_power_loss(length, &loss);
                 assert_recovers(&cut, &workload, done, done, &(seed, at, &loss));
             }
         }
         // All others are removals of what is of no use, and what is done beside the last writes.
-        assert!(
-            failures > disk.asked() * 3 / 4,
-            "of {} failures, {failures} stopped the log",
-            disk.asked()
-        );
+        assert!(failures > disk.asked() * 3 / 4, "of {} failures, {failures} stopped the log", disk.asked());
     }
 }
 
@@ -304,19 +275,11 @@ fn write_of_entries_and_hard_state_is_one_write_and_one_flush() {
     let mut state = StoredState::default();
     for round in 0..6 {
         let before = disk.journal_length();
-        let step = Step::Append {
-            back: round % 3,
-            count: 2,
-            term: 1,
-        };
+        let step = Step::Append { back: round % 3, count: 2, term: 1 };
         let write = write_of(&step, &state);
         state = state.after(&write).unwrap();
         log.write(&[write, Write::default()]).unwrap();
-        assert_eq!(
-            disk.count(before),
-            (1, 1, 0),
-            "writes, flushes, transactions of LMDB"
-        );
+        assert_eq!(disk.count(before), (1, 1, 0), "writes, flushes, transactions of LMDB");
     }
     let before = disk.journal_length();
     log.write(&[Write::default()]).unwrap();
@@ -396,25 +359,13 @@ fn segments_are_recycled_and_none_is_left_behind() {
         log.write(&[write]).unwrap();
     };
     for _ in 0..200 {
-        apply(Step::Append {
-            back: 0,
-            count: 5,
-            term: 0,
-        });
-        apply(Step::HardState {
-            term: 0,
-            vote: 0,
-            commit: 5,
-        });
+        apply(Step::Append { back: 0, count: 5, term: 0 });
+        apply(Step::HardState { term: 0, vote: 0, commit: 5 });
         apply(Step::Snapshot { back: 0 });
         apply(Step::Compact { back: 1 });
     }
     drop(log);
-    assert!(
-        disk.files() < 20,
-        "{} files were made for 200 rounds",
-        disk.files()
-    );
+    assert!(disk.files() < 20, "{} files were made for 200 rounds", disk.files());
     drop(load(&disk).unwrap());
     assert!(disk.names().len() <= 4, "{:?}", disk.names());
 }
@@ -448,16 +399,8 @@ fn reader_that_holds_a_place_is_not_disturbed_by_recycling() {
         });
         for _ in 0..300 {
             for step in [
-                Step::Append {
-                    back: 0,
-                    count: 5,
-                    term: 0,
-                },
-                Step::HardState {
-                    term: 0,
-                    vote: 0,
-                    commit: 5,
-                },
+                Step::Append { back: 0, count: 5, term: 0 },
+                Step::HardState { term: 0, vote: 0, commit: 5 },
                 Step::Snapshot { back: 0 },
                 Step::Compact { back: 1 },
             ] {

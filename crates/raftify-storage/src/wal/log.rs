@@ -159,17 +159,8 @@ impl<M: MetadataStore> SegmentLog<M> {
         metadata: M,
         segment_bytes: u64,
     ) -> SegmentLog<M> {
-        let shared = Shared {
-            directory,
-            operations,
-            segment_bytes,
-            table: RwLock::new(None),
-        };
-        SegmentLog {
-            shared: Arc::new(shared),
-            metadata,
-            writer: None,
-        }
+        let shared = Shared { directory, operations, segment_bytes, table: RwLock::new(None) };
+        SegmentLog { shared: Arc::new(shared), metadata, writer: None }
     }
 
     /// Reads and checks everything, and changes nothing before all of it was found right.
@@ -181,36 +172,20 @@ impl<M: MetadataStore> SegmentLog<M> {
             Some(start) => start,
             None => self.begin(&metadata)?,
         };
-        let Recovered {
-            state,
-            places,
-            held,
-            ahead,
-            leftovers,
-            tail,
-            metadata_from,
-        } = recovery::recover(&self.shared, metadata, start)?;
-        let Shared {
-            directory,
-            operations,
-            segment_bytes,
-            ..
-        } = &*self.shared;
+        let Recovered { state, places, held, ahead, leftovers, tail, metadata_from } =
+            recovery::recover(&self.shared, metadata, start)?;
+        let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
         // A name may be from the system's cache as well: a flush of the directory that failed leaves it there.
-        operations
-            .sync_directory(directory)
-            .map_err(io_error("sync the directory", directory))?;
+        operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
         if let Some((offset, record)) = &tail.last_record {
             // It may have been read from the system's cache, where a failed flush leaves what is not on the disk.
             // Written and flushed once more, it is: before anything that relies on it.
             let Segment { file, path, .. } = &*tail.segment;
-            file.write_all_at(record, *offset)
-                .map_err(io_error("write to", path))?;
+            file.write_all_at(record, *offset).map_err(io_error("write to", path))?;
             file.sync().map_err(io_error("sync", path))?;
         }
         if let Some(as_of) = metadata_from {
-            self.metadata
-                .store(&Metadata::of(&state), LogStart { as_of, ..start })?;
+            self.metadata.store(&Metadata::of(&state), LogStart { as_of, ..start })?;
         }
         for path in &leftovers {
             operations.remove(path).map_err(io_error("remove", path))?;
@@ -220,12 +195,8 @@ impl<M: MetadataStore> SegmentLog<M> {
             let number = tail.segment.number + 1;
             ahead.push_back(Segment::create(&**operations, directory, number, *segment_bytes)?);
         }
-        *self.shared.table_mut() = Some(Table {
-            truncated: state.truncated,
-            last: state.last,
-            places,
-            segments: held,
-        });
+        *self.shared.table_mut() =
+            Some(Table { truncated: state.truncated, last: state.last, places, segments: held });
         self.writer = Some(Writer {
             state: state.clone(),
             current: tail.segment,
@@ -242,12 +213,7 @@ impl<M: MetadataStore> SegmentLog<M> {
 
     /// Makes the first two segments of a new directory, and then says in the metadata that there is a log.
     fn begin(&self, metadata: &Metadata) -> Result<LogStart, StorageError> {
-        let Shared {
-            directory,
-            operations,
-            segment_bytes,
-            ..
-        } = &*self.shared;
+        let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
         let paths = operations.list(directory).map_err(io_error("list", directory))?;
         let mut left = Vec::new();
         for path in paths {
@@ -273,11 +239,7 @@ impl<M: MetadataStore> SegmentLog<M> {
         for number in [1, 2] {
             Segment::create(&**operations, directory, number, *segment_bytes)?;
         }
-        let start = LogStart {
-            segment: 1,
-            sequence: 1,
-            as_of: 0,
-        };
+        let start = LogStart { segment: 1, sequence: 1, as_of: 0 };
         self.metadata.store(metadata, start)?;
         Ok(start)
     }
@@ -287,9 +249,7 @@ impl<M: MetadataStore> SegmentLog<M> {
         let Some(mut writer) = self.writer.take() else {
             let reason =
                 "the state on disk is not known: load it first, or open it again after a failed write";
-            return Err(StorageError::Refused {
-                reason: reason.to_owned(),
-            });
+            return Err(StorageError::Refused { reason: reason.to_owned() });
         };
         writer.harvest(&self.shared)?;
         let (after, change) = merge(&writer.state, writes)?;
@@ -318,26 +278,16 @@ impl<M: MetadataStore> SegmentLog<M> {
     fn start_of_what_is_needed(&self, writer: &Writer) -> LogStart {
         let table = self.shared.table();
         let first = table.as_ref().and_then(|table| {
-            let number = table
-                .places
-                .places
-                .front()
-                .map_or(writer.current.number, |place| place.segment);
+            let number = table.places.places.front().map_or(writer.current.number, |place| place.segment);
             Some((number, table.segments.get(&number)?.first_sequence))
         });
         let (segment, sequence) =
             first.expect("the table was filled by load, with every segment that has entries");
-        LogStart {
-            segment,
-            sequence,
-            as_of: writer.next_sequence - 1,
-        }
+        LogStart { segment, sequence, as_of: writer.next_sequence - 1 }
     }
 
     pub(super) fn reader(&self) -> SegmentReader {
-        SegmentReader {
-            shared: Arc::clone(&self.shared),
-        }
+        SegmentReader { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -353,21 +303,14 @@ fn merge<'a>(before: &StoredState, writes: &'a [Write]) -> Result<(StoredState, 
             entries.clear();
         }
         if let Some(first) = write.append.first() {
-            let begin = entries
-                .first()
-                .map_or(first.position.index, |entry| entry.position.index);
+            let begin = entries.first().map_or(first.position.index, |entry| entry.position.index);
             let kept = first.position.index.0.saturating_sub(begin.0);
             entries.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
             entries.extend(&write.append);
         }
     }
     let metadata = (reset || !Metadata::same(before, &state)).then(|| Metadata::of(&state).encode());
-    let change = Change {
-        reset,
-        entries,
-        hard_state: state.hard_state,
-        metadata,
-    };
+    let change = Change { reset, entries, hard_state: state.hard_state, metadata };
     Ok((state, change))
 }
 
@@ -382,41 +325,28 @@ impl Writer {
         let length = change.record_bytes();
         let segment_bytes = segment::HEADER_BYTES + length;
         if segment_bytes > u64::from(u32::MAX) {
-            let reason = format!(
-                "a record of {length} bytes is too large, the most is {}",
-                u32::MAX
-            );
+            let reason = format!("a record of {length} bytes is too large, the most is {}", u32::MAX);
             return Err(StorageError::Refused { reason });
         }
         self.make_room(shared, length)?;
         let Segment { life, file, path, .. } = &*self.current;
         self.buffer.clear();
         change.encode(*life, self.next_sequence, &mut self.buffer);
-        file.write_all_at(&self.buffer, self.offset)
-            .map_err(io_error("write to", path))?;
+        file.write_all_at(&self.buffer, self.offset).map_err(io_error("write to", path))?;
         file.sync().map_err(io_error("sync", path))?;
 
         let mut table = shared.table_mut();
-        let table = table
-            .as_mut()
-            .expect("load fills the table before it makes the writer");
+        let table = table.as_mut().expect("load fills the table before it makes the writer");
         if change.reset {
             table.places.places.clear();
         }
         if let Some(first) = change.entries.first() {
-            let entries: u64 = change
-                .entries
-                .iter()
-                .map(|entry| record::entry_bytes(entry) as u64)
-                .sum();
+            let entries: u64 = change.entries.iter().map(|entry| record::entry_bytes(entry) as u64).sum();
             let mut offset = self.offset + length - entries;
             let segment = self.current.number;
             let places = change.entries.iter().map(|entry| {
-                let place = Place {
-                    segment,
-                    offset: offset as u32,
-                    payload_bytes: entry.payload.len() as u32,
-                };
+                let place =
+                    Place { segment, offset: offset as u32, payload_bytes: entry.payload.len() as u32 };
                 offset += record::entry_bytes(entry) as u64;
                 place
             });
@@ -424,10 +354,7 @@ impl Writer {
         }
         table.places.forget(after.truncated.index);
         (table.truncated, table.last) = (after.truncated, after.last);
-        let held = || Held {
-            first_sequence: self.next_sequence,
-            segment: Arc::clone(&self.current),
-        };
+        let held = || Held { first_sequence: self.next_sequence, segment: Arc::clone(&self.current) };
         table.segments.entry(self.current.number).or_insert_with(held);
 
         self.offset = (self.offset + length).next_multiple_of(record::ALIGNMENT);
@@ -447,10 +374,7 @@ impl Writer {
             }
             self.wait(shared)?;
         }
-        let mut next = self
-            .ahead
-            .pop_front()
-            .expect("there are as many as the loop above waited for");
+        let mut next = self.ahead.pop_front().expect("there are as many as the loop above waited for");
         let needed = segment::HEADER_BYTES + length;
         if next.size_bytes < needed {
             // One of its own size takes its place, under its number.
@@ -466,9 +390,7 @@ impl Writer {
     fn free(&mut self, shared: &Shared, first: u64) {
         let freed = {
             let mut table = shared.table_mut();
-            let table = table
-                .as_mut()
-                .expect("load fills the table before it makes the writer");
+            let table = table.as_mut().expect("load fills the table before it makes the writer");
             let needed = table.segments.split_off(&first);
             std::mem::replace(&mut table.segments, needed)
         };
@@ -496,11 +418,7 @@ impl Writer {
     fn start_helper(&mut self, shared: &Shared, prepare: bool) -> Result<(), StorageError> {
         let doomed = std::mem::take(&mut self.doomed);
         let free = if prepare { self.free.pop() } else { None };
-        let number = self
-            .ahead
-            .back()
-            .map_or(self.current.number, |segment| segment.number)
-            + 1;
+        let number = self.ahead.back().map_or(self.current.number, |segment| segment.number) + 1;
         let (operations, directory) = (Arc::clone(&shared.operations), shared.directory.clone());
         let segment_bytes = shared.segment_bytes;
         let (sender, made) = mpsc::channel();
@@ -523,10 +441,7 @@ impl Writer {
             .operations
             .beside(Box::new(work))
             .map_err(io_error("start a thread for", &shared.directory))?;
-        self.helper = Some(Helper {
-            wait: Some(wait),
-            made,
-        });
+        self.helper = Some(Helper { wait: Some(wait), made });
         Ok(())
     }
 
@@ -593,22 +508,14 @@ impl SegmentReader {
     fn plan(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Run>, StorageError> {
         let table = self.shared.table();
         let Some(table) = &*table else {
-            return Err(StorageError::Refused {
-                reason: "the log was not loaded yet".to_owned(),
-            });
+            return Err(StorageError::Refused { reason: "the log was not loaded yet".to_owned() });
         };
         let Table { truncated, last, .. } = *table;
         if from <= truncated.index {
-            return Err(StorageError::Compacted {
-                index: from,
-                truncated,
-            });
+            return Err(StorageError::Compacted { index: from, truncated });
         }
         if until > last.index.next() {
-            return Err(StorageError::BeyondEnd {
-                index: from.max(last.index.next()),
-                last,
-            });
+            return Err(StorageError::BeyondEnd { index: from.max(last.index.next()), last });
         }
         let mut runs: Vec<Run> = Vec::new();
         let mut bytes = 0;
@@ -651,8 +558,7 @@ impl Run {
     fn read(self, entries: &mut Vec<Entry>) -> Result<(), StorageError> {
         let Segment { life, path, file, .. } = &*self.segment;
         let mut buffer = vec![0; (self.end - self.offset) as usize];
-        file.read_exact_at(&mut buffer, self.offset)
-            .map_err(io_error("read", path))?;
+        file.read_exact_at(&mut buffer, self.offset).map_err(io_error("read", path))?;
         let mut rest = Bytes::from(buffer);
         let mut offset = self.offset;
         for (index, payload_bytes) in (self.first.0..).map(LogIndex).zip(self.payload_bytes) {

@@ -67,9 +67,7 @@ impl Metadata {
         let mut fields = Fields(bytes);
         let [flags] = fields.array()?;
         if flags & !(IDENTITY | MEMBERS | SNAPSHOT) != 0 {
-            return Err(Damage::Content(format!(
-                "its metadata have unknown flags {flags:#x}"
-            )));
+            return Err(Damage::Content(format!("its metadata have unknown flags {flags:#x}")));
         }
         let truncated = fields.position()?;
         let mut take = |flag: u8| -> Result<Option<&[u8]>, Damage> {
@@ -77,9 +75,7 @@ impl Metadata {
                 return Ok(None);
             }
             let length = fields.number()?;
-            let split = usize::try_from(length)
-                .ok()
-                .and_then(|at| fields.0.split_at_checked(at));
+            let split = usize::try_from(length).ok().and_then(|at| fields.0.split_at_checked(at));
             let (content, rest) =
                 split.ok_or_else(|| Damage::Content("its metadata are too short".into()))?;
             fields.0 = rest;
@@ -129,11 +125,7 @@ impl MetadataStore for Log {
             let start = self.meta(txn, MetaKey::Log, |content| {
                 let mut fields = Fields(content);
                 let (segment, sequence, as_of) = (fields.number()?, fields.number()?, fields.number()?);
-                fields.whole(LogStart {
-                    segment,
-                    sequence,
-                    as_of,
-                })
+                fields.whole(LogStart { segment, sequence, as_of })
             })?;
             Ok((metadata, start))
         })
@@ -142,23 +134,15 @@ impl MetadataStore for Log {
     fn store(&self, metadata: &Metadata, start: LogStart) -> Result<(), StorageError> {
         self.environment().write(|txn| {
             if let Some(identity) = &metadata.identity {
-                self.put_meta(txn, MetaKey::Identity, |out| {
-                    format::encode_identity(identity, out)
-                })?;
+                self.put_meta(txn, MetaKey::Identity, |out| format::encode_identity(identity, out))?;
             }
             if let Some(members) = &metadata.members {
-                self.put_meta(txn, MetaKey::Members, |out| {
-                    out.extend_from_slice(&members.encode())
-                })?;
+                self.put_meta(txn, MetaKey::Members, |out| out.extend_from_slice(&members.encode()))?;
             }
             if let Some(snapshot) = &metadata.snapshot {
-                self.put_meta(txn, MetaKey::Snapshot, |out| {
-                    format::encode_snapshot_meta(snapshot, out)
-                })?;
+                self.put_meta(txn, MetaKey::Snapshot, |out| format::encode_snapshot_meta(snapshot, out))?;
             }
-            self.put_meta(txn, MetaKey::Truncated, |out| {
-                put_position(out, metadata.truncated)
-            })?;
+            self.put_meta(txn, MetaKey::Truncated, |out| put_position(out, metadata.truncated))?;
             self.put_meta(txn, MetaKey::Log, |out| {
                 put_number(out, start.segment);
                 put_number(out, start.sequence);

@@ -62,10 +62,7 @@ impl Change<'_> {
         header.extend_from_slice(&((out.len() - HEADER_BYTES) as u32).to_be_bytes());
         header.extend_from_slice(&(self.entries.len() as u32).to_be_bytes());
         put_number(&mut header, sequence);
-        put_number(
-            &mut header,
-            self.entries.first().map_or(0, |entry| entry.position.index.0),
-        );
+        put_number(&mut header, self.entries.first().map_or(0, |entry| entry.position.index.0));
         put_number(&mut header, self.hard_state.term.0);
         put_number(&mut header, self.hard_state.vote.map_or(0, NodeId::get));
         put_number(&mut header, self.hard_state.commit.0);
@@ -102,9 +99,8 @@ pub(super) struct Header {
 impl Header {
     /// The header at the beginning of `bytes`, or in what way it is none.
     pub(super) fn decode(life: Life, bytes: &[u8]) -> Result<Header, Damage> {
-        let header = bytes
-            .get(..HEADER_BYTES)
-            .ok_or_else(|| Damage::Content("no record fits there".into()))?;
+        let header =
+            bytes.get(..HEADER_BYTES).ok_or_else(|| Damage::Content("no record fits there".into()))?;
         let mut fields = Fields(header);
         let stored = u32::from_be_bytes(fields.array()?);
         let computed = life.checksum(&[fields.0]);
@@ -170,26 +166,16 @@ impl Header {
             let (frame, after) = EntryFrame::split(rest)?;
             frame.kind()?;
             entries.push(EntryPlace {
-                position: LogPosition {
-                    term: frame.term,
-                    index: LogIndex(index),
-                },
+                position: LogPosition { term: frame.term, index: LogIndex(index) },
                 offset,
                 payload_bytes: frame.payload_bytes,
             });
             rest = after;
         }
         if !rest.is_empty() {
-            return Err(Damage::Content(format!(
-                "{} bytes follow its entries",
-                rest.len()
-            )));
+            return Err(Damage::Content(format!("{} bytes follow its entries", rest.len())));
         }
-        Ok(Content {
-            reset: self.flags & RESET != 0,
-            metadata,
-            entries,
-        })
+        Ok(Content { reset: self.flags & RESET != 0, metadata, entries })
     }
 }
 
@@ -241,9 +227,7 @@ impl EntryFrame<'_> {
     fn kind(&self) -> Result<EntryKind, Damage> {
         let number = self.kind;
         EntryKind::from_number(number).ok_or_else(|| {
-            Damage::Content(format!(
-                "an entry is of kind {number}, which this program does not know"
-            ))
+            Damage::Content(format!("an entry is of kind {number}, which this program does not know"))
         })
     }
 }
@@ -259,10 +243,7 @@ pub(super) fn decode_entry(life: Life, index: LogIndex, bytes: &Bytes) -> Result
         )));
     }
     Ok(Entry {
-        position: LogPosition {
-            term: frame.term,
-            index,
-        },
+        position: LogPosition { term: frame.term, index },
         kind: frame.kind()?,
         payload: bytes.slice(ENTRY_FRAME_BYTES..),
     })

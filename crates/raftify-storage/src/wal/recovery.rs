@@ -61,10 +61,7 @@ pub(super) fn recover(
     let directory = &shared.directory;
     let mut numbers = BTreeSet::new();
     let mut leftovers = Vec::new();
-    let paths = shared
-        .operations
-        .list(directory)
-        .map_err(io_error("list", directory))?;
+    let paths = shared.operations.list(directory).map_err(io_error("list", directory))?;
     for path in paths {
         match segment::name_of(&path) {
             Some(Named::Segment(number)) if number >= start.segment => drop(numbers.insert(number)),
@@ -155,11 +152,7 @@ impl Replay {
         };
         let later = later_record(segment.life, content, offset, self.expected);
         let begun = content.get(offset as usize..).and_then(Header::sequence_at) == Some(self.expected);
-        let end = End {
-            path: segment.path.clone(),
-            offset,
-            reason,
-        };
+        let end = End { path: segment.path.clone(), offset, reason };
         if begun {
             self.torn = Some(end.clone());
         }
@@ -169,10 +162,7 @@ impl Replay {
             self.end = end;
             self.ahead.clear();
             let segment = Arc::new(segment);
-            let held = Held {
-                first_sequence,
-                segment,
-            };
+            let held = Held { first_sequence, segment };
             self.held.insert(held.segment.number, held);
         } else {
             // If the later record is the first one here, the segment before ends too early; else this one.
@@ -199,10 +189,8 @@ impl Replay {
         if !content.entries.is_empty() {
             let first = header.first;
             if !self.places.places.is_empty() && first > self.places.end() {
-                let reason = format!(
-                    "it begins with entry {first}, but the log ends before {}",
-                    self.places.end()
-                );
+                let reason =
+                    format!("it begins with entry {first}, but the log ends before {}", self.places.end());
                 return Err(Damage::Content(reason));
             }
             self.term_starts.retain(|start| start.index < first);
@@ -241,10 +229,7 @@ impl Replay {
         let corrupt = |what: String, reason: String| Err(StorageError::Corrupt { what, reason });
         if self.places.first > first && !self.places.places.is_empty() {
             let what = format!("{}: entry {first}", shared.directory.display());
-            return corrupt(
-                what,
-                format!("it is missing, {} follows instead", self.places.first),
-            );
+            return corrupt(what, format!("it is missing, {} follows instead", self.places.first));
         }
         self.places.forget(truncated.index);
         let mut state = StoredState {
@@ -259,9 +244,7 @@ impl Replay {
         if !self.places.places.is_empty() {
             // The term of the first entry began at it or before.
             let before = self.term_starts.partition_point(|start| start.index <= first);
-            let first_term = before
-                .checked_sub(1)
-                .map_or(truncated.term, |at| self.term_starts[at].term);
+            let first_term = before.checked_sub(1).map_or(truncated.term, |at| self.term_starts[at].term);
             if first_term < truncated.term {
                 let what = format!("{}: entry {first}", shared.directory.display());
                 return corrupt(
@@ -270,10 +253,7 @@ impl Replay {
                 );
             }
             if first_term > truncated.term {
-                state.term_starts.push(LogPosition {
-                    term: first_term,
-                    index: first,
-                });
+                state.term_starts.push(LogPosition { term: first_term, index: first });
             }
             state.term_starts.extend(&self.term_starts[before..]);
             state.last = LogPosition {
@@ -290,10 +270,7 @@ impl Replay {
             None => {
                 let first = self.ahead.pop_front().map(Arc::new);
                 let segment = first.expect("the loop over the segments begins with one, or fails");
-                let held = Held {
-                    first_sequence: start.sequence,
-                    segment: Arc::clone(&segment),
-                };
+                let held = Held { first_sequence: start.sequence, segment: Arc::clone(&segment) };
                 self.held.insert(segment.number, held);
                 segment
             }
@@ -328,19 +305,13 @@ impl Replay {
 
     fn what(&self, path: &Path, offset: u64) -> String {
         let (sequence, index) = (self.expected, self.next_index());
-        format!(
-            "{} at offset {offset}: record {sequence}, about entry {index},",
-            path.display()
-        )
+        format!("{} at offset {offset}: record {sequence}, about entry {index},", path.display())
     }
 
     /// The record after the last one is damaged.
     fn damage(&self, proof: &str) -> StorageError {
         let End { path, offset, reason } = &self.end;
-        StorageError::Corrupt {
-            what: self.what(path, *offset),
-            reason: format!("{reason}; {proof}"),
-        }
+        StorageError::Corrupt { what: self.what(path, *offset), reason: format!("{reason}; {proof}") }
     }
 
     fn missing(&self, shared: &Shared, number: u64) -> StorageError {
@@ -356,10 +327,7 @@ fn record_at(life: Life, bytes: &[u8], expected: u64) -> Result<(Header, &[u8]),
     let read = || -> Result<(Header, &[u8]), Damage> {
         let header = Header::decode(life, bytes)?;
         if header.sequence != expected {
-            let reason = format!(
-                "record {} is there, where {expected} is expected",
-                header.sequence
-            );
+            let reason = format!("record {} is there, where {expected} is expected", header.sequence);
             return Err(Damage::Content(reason));
         }
         let body = header.body(life, bytes)?;

@@ -37,9 +37,7 @@ impl Life {
     /// The checksum over `parts`, one after the other.
     pub(super) fn checksum(self, parts: &[&[u8]]) -> u32 {
         let salt = crc32c::crc32c(&self.0.to_be_bytes());
-        parts
-            .iter()
-            .fold(salt, |checksum, part| crc32c::crc32c_append(checksum, part))
+        parts.iter().fold(salt, |checksum, part| crc32c::crc32c_append(checksum, part))
     }
 }
 
@@ -85,9 +83,7 @@ impl Segment {
     ) -> Result<Segment, StorageError> {
         let path = path_of(directory, number);
         let partial = path.with_extension(UNFINISHED);
-        let file = operations
-            .create_segment(&partial)
-            .map_err(io_error("create", &partial))?;
+        let file = operations.create_segment(&partial).map_err(io_error("create", &partial))?;
         let life = Life::new(number);
         let write = || {
             let zeros = vec![0; ZEROS_BYTES.min(usize::try_from(size_bytes).unwrap_or(ZEROS_BYTES))];
@@ -101,13 +97,7 @@ impl Segment {
         };
         write().map_err(io_error("write to", &partial))?;
         file.sync().map_err(io_error("sync", &partial))?;
-        let segment = Segment {
-            number,
-            life,
-            size_bytes,
-            path: partial,
-            file,
-        };
+        let segment = Segment { number, life, size_bytes, path: partial, file };
         segment.named(operations, directory, path)
     }
 
@@ -121,9 +111,7 @@ impl Segment {
     ) -> Result<Segment, StorageError> {
         let life = Life::new(number);
         let header = encode_header(number, life, self.size_bytes);
-        self.file
-            .write_all_at(&header, 0)
-            .map_err(io_error("write to", &self.path))?;
+        self.file.write_all_at(&header, 0).map_err(io_error("write to", &self.path))?;
         self.file.sync().map_err(io_error("sync", &self.path))?;
         let segment = Segment { number, life, ..self };
         segment.named(operations, directory, path_of(directory, number))
@@ -136,12 +124,8 @@ impl Segment {
         directory: &Path,
         path: PathBuf,
     ) -> Result<Segment, StorageError> {
-        operations
-            .rename(&self.path, &path)
-            .map_err(io_error("rename", &self.path))?;
-        operations
-            .sync_directory(directory)
-            .map_err(io_error("sync the directory", directory))?;
+        operations.rename(&self.path, &path).map_err(io_error("rename", &self.path))?;
+        operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
         Ok(Segment { path, ..self })
     }
 
@@ -155,17 +139,10 @@ impl Segment {
         let file = operations.open_segment(&path).map_err(io_error("open", &path))?;
         let length = file.length_bytes().map_err(io_error("read", &path))?;
         let mut content = vec![0; usize::try_from(length).map_err(|_| too_large(&path, length))?];
-        file.read_exact_at(&mut content, 0)
-            .map_err(io_error("read", &path))?;
+        file.read_exact_at(&mut content, 0).map_err(io_error("read", &path))?;
         let what = || format!("{} at offset 0: the header of the segment", path.display());
         let life = decode_header(&content, number).map_err(|damage| damage.of(what()))?;
-        let segment = Segment {
-            number,
-            life,
-            size_bytes: length,
-            path,
-            file,
-        };
+        let segment = Segment { number, life, size_bytes: length, path, file };
         Ok((segment, content))
     }
 }
@@ -198,17 +175,10 @@ fn decode_header(content: &[u8], expected_number: u64) -> Result<Life, Damage> {
     }
     let version = u32::from_be_bytes(fields.array()?);
     if version != VERSION {
-        return Err(Damage::Version {
-            found: version,
-            known: VERSION,
-        });
+        return Err(Damage::Version { found: version, known: VERSION });
     }
-    let [group_id, number, life, size_bytes] = [
-        fields.number()?,
-        fields.number()?,
-        fields.number()?,
-        fields.number()?,
-    ];
+    let [group_id, number, life, size_bytes] =
+        [fields.number()?, fields.number()?, fields.number()?, fields.number()?];
     let computed = crc32c::crc32c(&content[..content.len() - fields.0.len()]);
     let stored = u32::from_be_bytes(fields.array()?);
     let found = content.len() as u64;

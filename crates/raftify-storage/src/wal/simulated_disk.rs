@@ -239,10 +239,7 @@ impl SimulatedDisk {
         };
         // How likely something is to survive is different each time, so that there are all mixtures.
         let survive = chance.below(5);
-        for Pending {
-            file, offset, data, ..
-        } in pending
-        {
+        for Pending { file, offset, data, .. } in pending {
             let mut torn_at = u64::MAX;
             let mut sector = u64::MAX;
             let mut keep = true;
@@ -389,10 +386,7 @@ impl SegmentOperations for SimulatedDisk {
         let mut state = self.state();
         state.enter()?;
         let names = state.live.names.keys();
-        Ok(names
-            .filter(|path| path.parent() == Some(directory))
-            .cloned()
-            .collect())
+        Ok(names.filter(|path| path.parent() == Some(directory)).cloned().collect())
     }
 
     fn beside(&self, work: Work) -> io::Result<Work> {
@@ -463,9 +457,7 @@ impl MetadataStore for SimulatedDisk {
         }
         match (fails, full) {
             (false, false) => Ok(()),
-            _ => Err(io_error("write to", Path::new("metadata"))(io::Error::other(
-                "simulated failure",
-            ))),
+            _ => Err(io_error("write to", Path::new("metadata"))(io::Error::other("simulated failure"))),
         }
     }
 }

@@ -25,10 +25,7 @@ impl Directory {
     }
 
     fn with_segment_bytes(segment_bytes: u64) -> Directory {
-        Directory {
-            directory: tempfile::tempdir().unwrap(),
-            segment_bytes,
-        }
+        Directory { directory: tempfile::tempdir().unwrap(), segment_bytes }
     }
 
     fn path(&self) -> &Path {
@@ -57,11 +54,7 @@ fn take_snapshot(storage: &WalStorage, meta: &SnapshotMeta) {
 }
 
 fn append(state: &StoredState, count: u64) -> Write {
-    let step = Step::Append {
-        back: 0,
-        count,
-        term: 1,
-    };
+    let step = Step::Append { back: 0, count, term: 1 };
     write_of(&step, state)
 }
 
@@ -103,10 +96,7 @@ fn directory_of_the_other_kind_is_refused_by_name() {
         matches!(&error, StorageError::OtherKind { found: "HeedStorage", asked: "WalStorage", path } if path == heed.path()),
         "{error}"
     );
-    assert!(
-        !heed.path().join("log").exists(),
-        "a refused directory is left as it was"
-    );
+    assert!(!heed.path().join("log").exists(), "a refused directory is left as it was");
     HeedStorage::open(heed.path()).unwrap();
     WalStorage::open(wal.path()).unwrap();
 }
@@ -135,10 +125,7 @@ fn nothing_is_written_or_read_before_the_log_is_loaded() {
         storage.log_reader().read(LogIndex(1), LogIndex(2), 1).map(drop),
     ];
     for refused in refused {
-        assert!(
-            matches!(refused, Err(StorageError::Refused { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(StorageError::Refused { .. })), "{refused:?}");
     }
     assert_eq!(storage.load().unwrap(), state);
 }
@@ -170,17 +157,7 @@ fn segment_of_another_version_says_so() {
     content[11] = 2;
     fs::write(&path, content).unwrap();
     let error = directory.load().unwrap_err();
-    assert!(
-        matches!(
-            error,
-            StorageError::Version {
-                found: 2,
-                known: 1,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, StorageError::Version { found: 2, known: 1, .. }), "{error}");
 }
 
 #[test]
@@ -190,22 +167,13 @@ fn damaged_entry_is_noticed_when_it_is_read_and_the_others_can_be_read() {
     let path = directory.path().join("log/0000000000000001.segment");
     let mut content = fs::read(&path).unwrap();
     let text = b"entry 7 of";
-    let at = content
-        .windows(text.len())
-        .position(|window| window == text)
-        .unwrap();
+    let at = content.windows(text.len()).position(|window| window == text).unwrap();
     content[at] ^= 1;
     fs::write(&path, content).unwrap();
     let reader = storage.log_reader();
     assert_eq!(reader.read(LogIndex(1), LogIndex(7), u64::MAX).unwrap().len(), 6);
-    let error = reader
-        .read(LogIndex(1), LogIndex(11), u64::MAX)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("0000000000000001.segment at offset ") && error.contains(": entry 7"),
-        "{error}"
-    );
+    let error = reader.read(LogIndex(1), LogIndex(11), u64::MAX).unwrap_err().to_string();
+    assert!(error.contains("0000000000000001.segment at offset ") && error.contains(": entry 7"), "{error}");
 }
 
 #[test]
@@ -213,27 +181,19 @@ fn record_of_almost_any_size_is_written_and_read() {
     let directory = Directory::new();
     let (mut storage, mut state) = directory.load().unwrap();
     let mut log = Vec::new();
-    for length in [
-        0, 1, 3000, 4000, 4032, 4096, 5000, 100_000, 1, 9000, 9000, 3, 4000,
-    ] {
+    for length in [0, 1, 3000, 4000, 4032, 4096, 5000, 100_000, 1, 9000, 9000, 3, 4000] {
         let mut write = append(&state, 1);
         write.append[0].payload = vec![7; length].into();
         state = state.after(&write).unwrap();
         log.extend_from_slice(&write.append);
         storage.write(&[write]).unwrap();
-        let read = storage
-            .log_reader()
-            .read(LogIndex(1), state.last.index.next(), u64::MAX)
-            .unwrap();
+        let read = storage.log_reader().read(LogIndex(1), state.last.index.next(), u64::MAX).unwrap();
         assert!(read == log, "after an entry of {length} bytes");
     }
     drop(storage);
     let (storage, loaded) = directory.load().unwrap();
     assert_eq!(loaded, state);
-    let read = storage
-        .log_reader()
-        .read(LogIndex(1), state.last.index.next(), u64::MAX)
-        .unwrap();
+    let read = storage.log_reader().read(LogIndex(1), state.last.index.next(), u64::MAX).unwrap();
     assert!(read == log);
 }
 
@@ -259,10 +219,7 @@ fn recorded_snapshot_must_be_there() {
     fs::remove_file(storage.snapshots().path(meta.position)).unwrap();
     drop(storage);
     let error = directory.load().unwrap_err().to_string();
-    assert!(
-        error.contains("the metadata record it, but the file is missing"),
-        "{error}"
-    );
+    assert!(error.contains("the metadata record it, but the file is missing"), "{error}");
 }
 
 proptest! {

@@ -1,1 +1,119 @@
-//! (Being written.)
+//! What cannot be right is refused when the node is set up, with the reason and the way out.
+
+use raftify::error::{BootstrapError, ProposeError, StartError};
+use raftify::{Config, HeedStorage, StorageError};
+
+use crate::harness::*;
+
+#[tokio::test]
+async fn an_address_that_is_none_is_refused() {
+    for bad in [
+        "nowhere",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:0",
+        ":60061",
+        "::1:60061",
+        "a b:1",
+        "127.0.0.1:99999",
+    ] {
+        let node = TestNode::at(1, bad);
+        let error = node.bootstrap().unwrap_err();
+        assert!(matches!(error, BootstrapError::Address(_)), "{bad}: {error}");
+        assert!(error.to_string().contains(bad), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_resolve_is_refused() {
+    let node = TestNode::at(1, "no-such-host.invalid:60061");
+    let error = node.bootstrap().unwrap_err();
+    assert!(matches!(error, BootstrapError::Unresolved { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_address_of_another_machine_cannot_be_listened_on() {
+    // A range for documentation: nobody has it (RFC 5737).
+    let node = TestNode::at(1, "192.0.2.1:60061");
+    let error = node.bootstrap().unwrap_err();
+    assert!(matches!(error, BootstrapError::Listen { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_refused_and_nothing_is_written() {
+    let first = TestNode::new(1);
+    let held = first.bootstrap().unwrap();
+    let second = TestNode::at(1, &first.address);
+    let error = second.bootstrap().unwrap_err();
+    assert!(matches!(&error, BootstrapError::PortTaken { address } if *address == first.address), "{error}");
+    second.disk.released().await;
+    drop(held);
+    second.bootstrap().unwrap();
+}
+
+#[tokio::test]
+async fn all_problems_of_a_configuration_are_named_at_once() {
+    let mut node = TestNode::new(1);
+    node.config = Config { entry_bytes_max: 0, request_queue_max: 0, ..Config::default() };
+    let error = node.bootstrap().unwrap_err();
+    let BootstrapError::Config(error) = error else { panic!("{error}") };
+    assert_eq!(error.problems.len(), 2, "{error}");
+}
+
+#[tokio::test]
+async fn a_directory_of_another_node_is_refused_with_the_way_out() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    put(&raft, "key", "value").await;
+    node.stop().await;
+    node.id = id(2);
+    let error = node.bootstrap().unwrap_err();
+    assert!(matches!(error, BootstrapError::Start(StartError::OtherNode { .. })), "{error}");
+    assert!(error.to_string().contains("use the directory of node 2, or start it with id 1"), "{error}");
+    node.id = id(1);
+    node.start();
+    assert_eq!(node.get("key").await, Some("value".to_owned()));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_entry_over_the_limit_is_refused_on_every_node_and_nothing_is_written() {
+    let (mut nodes, members) = static_nodes(3);
+    for node in &mut nodes {
+        node.config = Config { entry_bytes_max: 100, ..Config::default() };
+        start_static(node, &members).await;
+    }
+    agreed_leader(&nodes).await;
+    for node in &nodes {
+        let before = node.raft().propose(set("small", "")).await;
+        assert!(before.is_ok(), "{before:?}");
+        let error = node.raft().propose(set("large", "x".repeat(100))).await.unwrap_err();
+        assert_eq!(error, ProposeError::TooLarge { bytes: 108, limit: 100 });
+        assert_eq!(node.get("large").await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_directory_on_disk_is_held_by_one_node_at_a_time_and_found_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = TestNode::new(1);
+    let start = || {
+        let storage = HeedStorage::open(directory.path()).unwrap();
+        let raft =
+            TestRaft::bootstrap(id(1), &node.address, storage, node.store(), Config::default()).unwrap();
+        (raft.clone(), tokio::spawn(raft.run()))
+    };
+    for round in 0..3 {
+        let (raft, running) = start();
+        put(&raft, round, "value").await;
+        if round > 0 {
+            assert_eq!(get(&raft, &(round - 1).to_string()).await, Some("value".to_owned()));
+            raft.make_snapshot().await.unwrap();
+        }
+        let error = HeedStorage::open(directory.path()).err().unwrap();
+        assert!(matches!(error, StorageError::InUse { .. }), "{error}");
+        within("quit", raft.quit()).await;
+        // The directory is closed when `quit` returns: the next round opens it at once.
+        running.await.unwrap().unwrap();
+    }
+}

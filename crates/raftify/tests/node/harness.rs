@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
-pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition().await {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
@@ -31,19 +31,19 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 }
 
 /// Waits for something that must happen.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, future).await {
         Ok(value) => value,
         Err(_) => panic!("waited in vain for {what}"),
     }
 }
 
-pub fn id(number: u64) -> NodeId {
+pub(crate) fn id(number: u64) -> NodeId {
     NodeId::new(number).unwrap()
 }
 
 /// An address that nobody listens on. Below the range from which the system takes ports for outgoing connections.
-pub fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let offset = u16::try_from(std::process::id() % 1000).unwrap() * 20;
     loop {
@@ -56,7 +56,7 @@ pub fn free_address() -> String {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Change {
+pub(crate) enum Change {
     Set {
         key: String,
         value: String,
@@ -69,46 +69,38 @@ pub enum Change {
     Wait,
 }
 
-pub fn set(key: impl ToString, value: impl ToString) -> Change {
-    Change::Set {
-        key: key.to_string(),
-        value: value.to_string(),
-    }
+pub(crate) fn set(key: impl ToString, value: impl ToString) -> Change {
+    Change::Set { key: key.to_string(), value: value.to_string() }
 }
 
 /// Holds whoever comes, until it is opened.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
     }
 
     fn pass(&self) {
-        drop(
-            self.0
-                .1
-                .wait_while(self.0.0.lock().unwrap(), |open| !*open)
-                .unwrap(),
-        );
+        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
     }
 }
 
 /// A key-value store that fails on command.
-pub struct Store {
-    pub node_id: NodeId,
-    pub map: BTreeMap<String, String>,
-    pub gate: Gate,
-    pub faults: Faults,
+pub(crate) struct Store {
+    pub(crate) node_id: NodeId,
+    pub(crate) map: BTreeMap<String, String>,
+    pub(crate) gate: Gate,
+    pub(crate) faults: Faults,
 }
 
 /// What goes wrong in a store.
 #[derive(Clone, Default)]
-pub struct Faults {
-    pub snapshot: Arc<AtomicBool>,
-    pub restore: Arc<AtomicBool>,
+pub(crate) struct Faults {
+    pub(crate) snapshot: Arc<AtomicBool>,
+    pub(crate) restore: Arc<AtomicBool>,
 }
 
 impl AbstractStateMachine for Store {
@@ -144,29 +136,31 @@ impl AbstractStateMachine for Store {
     }
 }
 
-pub type TestRaft = Raft<Change, Store>;
+pub(crate) type TestRaft = Raft<Change, Store>;
 
 /// Storage that outlives its node. It is in memory, but held by one node at a time, like a directory.
 #[derive(Clone, Default)]
-pub struct Disk {
+pub(crate) struct Disk {
     content: MemoryStorage,
     holder: Arc<()>,
     /// Every write fails while this is set.
-    pub full: Arc<AtomicBool>,
+    pub(crate) full: Arc<AtomicBool>,
 }
 
 impl Disk {
     /// Waits until the node that had it has let go.
-    pub async fn released(&self) {
-        until("the storage is closed", async || {
-            Arc::strong_count(&self.holder) == 1
-        })
-        .await;
+    pub(crate) async fn released(&self) {
+        until("the storage is closed", async || Arc::strong_count(&self.holder) == 1).await;
     }
 
     /// Forgets everything, as a new disk does.
-    pub fn wipe(&mut self) {
+    pub(crate) fn wipe(&mut self) {
         *self = Disk::default();
+    }
+
+    /// What is on it.
+    pub(crate) fn storage(&self) -> &MemoryStorage {
+        &self.content
     }
 
     fn open(&self) -> OpenDisk {
@@ -178,7 +172,7 @@ impl Disk {
     }
 }
 
-pub struct OpenDisk {
+pub(crate) struct OpenDisk {
     content: MemoryStorage,
     _held: Arc<()>,
     full: Arc<AtomicBool>,
@@ -195,11 +189,7 @@ impl StableStorage for OpenDisk {
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
         if self.full.load(Ordering::SeqCst) {
             let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
-            return Err(StorageError::Io {
-                action: "write",
-                path: "the test's disk".into(),
-                source,
-            });
+            return Err(StorageError::Io { action: "write", path: "the test's disk".into(), source });
         }
         self.content.write(writes)
     }
@@ -214,18 +204,18 @@ impl StableStorage for OpenDisk {
 }
 
 /// One node, with what it keeps when it is down.
-pub struct TestNode {
-    pub id: NodeId,
-    pub address: String,
-    pub disk: Disk,
-    pub config: Config,
-    pub gate: Gate,
-    pub faults: Faults,
+pub(crate) struct TestNode {
+    pub(crate) id: NodeId,
+    pub(crate) address: String,
+    pub(crate) disk: Disk,
+    pub(crate) config: Config,
+    pub(crate) gate: Gate,
+    pub(crate) faults: Faults,
     running: Option<(TestRaft, JoinHandle<Result<(), RunError>>)>,
 }
 
 impl TestNode {
-    pub fn new(number: u64) -> TestNode {
+    pub(crate) fn new(number: u64) -> TestNode {
         TestNode {
             id: id(number),
             address: free_address(),
@@ -237,64 +227,58 @@ impl TestNode {
         }
     }
 
+    pub(crate) fn at(number: u64, address: &str) -> TestNode {
+        TestNode { address: address.to_owned(), ..TestNode::new(number) }
+    }
+
     /// The node that a ticket was made out for.
-    pub fn of(ticket: &ClusterJoinTicket) -> TestNode {
-        TestNode {
-            address: ticket.raft_addr.clone(),
-            ..TestNode::new(ticket.reserved_id.get())
-        }
+    pub(crate) fn of(ticket: &ClusterJoinTicket) -> TestNode {
+        TestNode::at(ticket.reserved_id.get(), &ticket.raft_addr)
     }
 
     /// Bootstraps without running.
-    pub fn bootstrap(&self) -> Result<TestRaft, BootstrapError> {
+    pub(crate) fn bootstrap(&self) -> Result<TestRaft, BootstrapError> {
         // Shown for tests that fail; another test of this process may have been first.
         let log =
             tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
         let _ = log.with_test_writer().try_init();
+        Raft::bootstrap(self.id, &self.address, self.disk.open(), self.store(), self.config.clone())
+    }
+
+    /// An empty state machine of this node.
+    pub(crate) fn store(&self) -> Store {
         let (gate, faults) = (self.gate.clone(), self.faults.clone());
-        let store = Store {
-            node_id: self.id,
-            map: BTreeMap::new(),
-            gate,
-            faults,
-        };
-        Raft::bootstrap(
-            self.id,
-            &self.address,
-            self.disk.open(),
-            store,
-            self.config.clone(),
-        )
+        Store { node_id: self.id, map: BTreeMap::new(), gate, faults }
     }
 
     /// Bootstraps and runs, on what the disk holds.
-    pub fn start(&mut self) -> TestRaft {
+    pub(crate) fn start(&mut self) -> TestRaft {
         let raft = self.bootstrap().unwrap();
         self.run(raft)
     }
 
-    pub fn run(&mut self, raft: TestRaft) -> TestRaft {
+    pub(crate) fn run(&mut self, raft: TestRaft) -> TestRaft {
         self.running = Some((raft.clone(), tokio::spawn(raft.clone().run())));
         raft
     }
 
     /// The running node.
-    pub fn raft(&self) -> &TestRaft {
+    pub(crate) fn raft(&self) -> &TestRaft {
         &self.running.as_ref().expect("the node was started").0
     }
 
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.running.is_some()
     }
 
     /// Stops the node in order.
-    pub async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         within("the node to quit", self.raft().quit()).await;
         self.ended().await.unwrap();
     }
 
     /// Waits until `run` has returned.
-    pub async fn ended(&mut self) -> Result<(), RunError> {
+    pub(crate) async fn ended(&mut self) -> Result<(), RunError> {
         let (_, task) = self.running.take().expect("the node was started");
         let outcome = within("the node to end", task).await.unwrap();
         self.disk.released().await;
@@ -302,7 +286,7 @@ impl TestNode {
     }
 
     /// Ends the node without asking it.
-    pub async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         let (_, task) = self.running.take().expect("the node was started");
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
@@ -310,13 +294,13 @@ impl TestNode {
     }
 
     /// A node's value of a key, by a linearizable read.
-    pub async fn get(&self, key: &str) -> Option<String> {
+    pub(crate) async fn get(&self, key: &str) -> Option<String> {
         get(self.raft(), key).await
     }
 }
 
 /// A linearizable read, repeated while there is no leader.
-pub async fn get(raft: &TestRaft, key: &str) -> Option<String> {
+pub(crate) async fn get(raft: &TestRaft, key: &str) -> Option<String> {
     let mut result = None;
     until("a read is served", async || {
         let key = key.to_owned();
@@ -333,32 +317,26 @@ pub async fn get(raft: &TestRaft, key: &str) -> Option<String> {
 }
 
 /// Proposes until it is accepted. Only for entries that may be applied twice.
-pub async fn put(raft: &TestRaft, key: impl ToString, value: impl ToString) {
+pub(crate) async fn put(raft: &TestRaft, key: impl ToString, value: impl ToString) {
     let change = set(key, value);
-    until("a proposal is accepted", async || {
-        raft.propose(change.clone()).await.is_ok()
-    })
-    .await;
+    until("a proposal is accepted", async || raft.propose(change.clone()).await.is_ok()).await;
 }
 
 /// Nodes 1 to `count` with the list of members that each is started with.
-pub fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
+pub(crate) fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
     let nodes: Vec<TestNode> = (1..=count).map(TestNode::new).collect();
-    let members = nodes
-        .iter()
-        .map(|node| Member::voter(node.id, &node.address))
-        .collect();
+    let members = nodes.iter().map(|node| Member::voter(node.id, &node.address)).collect();
     (nodes, members)
 }
 
-pub async fn start_static(node: &mut TestNode, members: &[Member]) -> TestRaft {
+pub(crate) async fn start_static(node: &mut TestNode, members: &[Member]) -> TestRaft {
     let raft = node.bootstrap().unwrap();
     raft.add_peers(members.to_vec()).await.unwrap();
     node.run(raft)
 }
 
 /// A cluster of `count` nodes that know their leader.
-pub async fn static_cluster(count: u64) -> Vec<TestNode> {
+pub(crate) async fn static_cluster(count: u64) -> Vec<TestNode> {
     let (mut nodes, members) = static_nodes(count);
     for node in &mut nodes {
         start_static(node, &members).await;
@@ -368,20 +346,18 @@ pub async fn static_cluster(count: u64) -> Vec<TestNode> {
 }
 
 /// Waits until all nodes that are up follow one leader that is up, and returns its place among them.
-pub async fn agreed_leader(nodes: &[TestNode]) -> usize {
+pub(crate) async fn agreed_leader(nodes: &[TestNode]) -> usize {
     let mut place = None;
     until("there is a leader", async || {
         let up = || nodes.iter().filter(|node| node.is_up());
-        place = nodes
-            .iter()
-            .position(|node| node.is_up() && node.raft().is_leader());
+        place = nodes.iter().position(|node| node.is_up() && node.raft().is_leader());
         place.is_some_and(|place| up().all(|node| node.raft().get_leader_id() == Some(nodes[place].id)))
     })
     .await;
     place.unwrap()
 }
 
-pub async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicket {
+pub(crate) async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicket {
     let mut ticket = None;
     until("a ticket is given", async || {
         ticket = TestRaft::request_id(address, &member.address).await.ok();
@@ -392,33 +368,25 @@ pub async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicket {
 }
 
 /// Starts a new node and lets it in through `member`.
-pub async fn join(member: &TestNode) -> TestNode {
+pub(crate) async fn join(member: &TestNode) -> TestNode {
     let address = free_address();
     let ticket = ticket(&address, member).await;
-    let mut node = TestNode {
-        address,
-        ..TestNode::new(ticket.reserved_id.get())
-    };
+    let mut node = TestNode { address, ..TestNode::new(ticket.reserved_id.get()) };
     let raft = node.start();
     join_with(&raft, ticket).await;
     node
 }
 
 /// Changes are made one at a time; who comes in between tries again.
-pub async fn join_with(raft: &TestRaft, ticket: ClusterJoinTicket) {
-    until("the node is let in", async || {
-        raft.join_cluster(vec![ticket.clone()]).await.is_ok()
-    })
-    .await;
+pub(crate) async fn join_with(raft: &TestRaft, ticket: ClusterJoinTicket) {
+    until("the node is let in", async || raft.join_cluster(vec![ticket.clone()]).await.is_ok()).await;
 }
 
 /// A cluster of `count` nodes that have joined one after the other.
-pub async fn joined_cluster(count: u64) -> Vec<TestNode> {
+pub(crate) async fn joined_cluster(count: u64) -> Vec<TestNode> {
     let mut nodes = vec![TestNode::new(1)];
     nodes[0].start();
-    within("the first leader", nodes[0].raft().wait_for_leader())
-        .await
-        .unwrap();
+    within("the first leader", nodes[0].raft().wait_for_leader()).await.unwrap();
     for _ in 1..count {
         let node = join(&nodes[0]).await;
         nodes.push(node);

@@ -1,12 +1,14 @@
 //! One node from its bootstrap to its end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use raftify::error::{
     CampaignError, DemoteError, MembershipError, ProposeError, ReadError, RunError, SnapshotError,
     StopReason, TransferError, WaitError,
 };
-use raftify::{Config, Member, MemberChange, MembershipChange, Term};
+use raftify::{BootstrapOptions, Config, Member, MemberChange, MembershipChange, MemoryStorage, Term};
 
 use crate::harness::*;
 
@@ -67,10 +69,7 @@ async fn run_ends_when_any_clone_quits_and_quit_may_be_repeated() {
     let raft = node.start();
     raft.wait_for_leader().await.unwrap();
     let (first, second) = (raft.clone(), raft.clone());
-    within("both to quit", async {
-        tokio::join!(first.quit(), second.quit())
-    })
-    .await;
+    within("both to quit", async { tokio::join!(first.quit(), second.quit()) }).await;
     assert!(node.ended().await.is_ok());
     within("quit after the end", raft.quit()).await;
 }
@@ -82,6 +81,8 @@ async fn quit_before_run_closes_storage_and_port() {
     within("quit", raft.quit()).await;
     node.disk.released().await;
     assert!(std::net::TcpListener::bind(&node.address).is_ok());
+    // Whoever spawned `run` and then quit does not know which came first.
+    assert!(raft.clone().run().await.is_ok());
     assert!(matches!(raft.run().await, Err(RunError::AlreadyRunning)));
 }
 
@@ -96,37 +97,16 @@ async fn a_node_that_is_dropped_before_it_ran_leaves_nothing_open() {
 /// Makes every call of the handle, and checks that each fails for the reason that the node does not serve.
 async fn every_call_fails_with(raft: &TestRaft, reason: StopReason) {
     let stopped = reason.clone();
-    assert_eq!(
-        raft.propose(set("key", "value")).await,
-        Err(ProposeError::Stopped(stopped.clone()))
-    );
-    assert_eq!(
-        raft.query(|store| store.map.len()).await,
-        Err(ReadError::Stopped(stopped.clone()))
-    );
+    assert_eq!(raft.propose(set("key", "value")).await, Err(ProposeError::Stopped(stopped.clone())));
+    assert_eq!(raft.query(|store| store.map.len()).await, Err(ReadError::Stopped(stopped.clone())));
     assert_eq!(raft.read_index().await, Err(ReadError::Stopped(stopped.clone())));
     assert_eq!(raft.inspect().await, Err(stopped.clone()));
-    assert_eq!(
-        raft.transfer_leader(id(2)).await,
-        Err(TransferError::Stopped(stopped.clone()))
-    );
-    assert_eq!(
-        raft.campaign().await,
-        Err(CampaignError::Stopped(stopped.clone()))
-    );
-    assert_eq!(
-        raft.demote(Term(1), None).await,
-        Err(DemoteError::Stopped(stopped.clone()))
-    );
+    assert_eq!(raft.transfer_leader(id(2)).await, Err(TransferError::Stopped(stopped.clone())));
+    assert_eq!(raft.campaign().await, Err(CampaignError::Stopped(stopped.clone())));
+    assert_eq!(raft.demote(Term(1), None).await, Err(DemoteError::Stopped(stopped.clone())));
     let change = MembershipChange::one(MemberChange::Remove(id(2)));
-    assert_eq!(
-        raft.change_config(change).await,
-        Err(MembershipError::Stopped(stopped.clone()))
-    );
-    assert_eq!(
-        raft.leave_joint().await,
-        Err(MembershipError::Stopped(stopped.clone()))
-    );
+    assert_eq!(raft.change_config(change).await, Err(MembershipError::Stopped(stopped.clone())));
+    assert_eq!(raft.leave_joint().await, Err(MembershipError::Stopped(stopped.clone())));
     assert_eq!(raft.leave().await, Err(MembershipError::Stopped(stopped.clone())));
     assert!(matches!(raft.wait_for_leader().await, Err(WaitError::Stopped(reason)) if reason == stopped));
 }
@@ -143,14 +123,8 @@ async fn calls_before_run_fail_within_their_deadlines() {
     };
     let raft = node.bootstrap().unwrap();
     every_call_fails_with(&raft, StopReason::NotRunning).await;
-    assert_eq!(
-        raft.make_snapshot().await,
-        Err(SnapshotError::Stopped(StopReason::NotRunning))
-    );
-    assert_eq!(
-        (raft.get_id(), raft.get_leader_id(), raft.is_leader()),
-        (id(1), None, false)
-    );
+    assert_eq!(raft.make_snapshot().await, Err(SnapshotError::Stopped(StopReason::NotRunning)));
+    assert_eq!((raft.get_id(), raft.get_leader_id(), raft.is_leader()), (id(1), None, false));
     assert_eq!(raft.get_cluster_size(), 0);
 }
 
@@ -175,10 +149,7 @@ async fn calls_after_the_end_fail_with_the_reason() {
     raft.wait_for_leader().await.unwrap();
     node.stop().await;
     every_call_fails_with(&raft, StopReason::Stopped).await;
-    assert_eq!(
-        raft.make_snapshot().await,
-        Err(SnapshotError::Stopped(StopReason::Stopped))
-    );
+    assert_eq!(raft.make_snapshot().await, Err(SnapshotError::Stopped(StopReason::Stopped)));
     let peer = Member::voter(id(2), free_address());
     assert!(raft.add_peers([peer]).await.is_err());
 }
@@ -207,12 +178,9 @@ async fn who_waits_when_the_node_stops_is_answered() {
         let raft = raft.clone();
         async move {
             let mut status = raft.status();
-            within(
-                "the entry to be committed",
-                status.wait_for(|status| status.commit.get() >= count),
-            )
-            .await
-            .unwrap();
+            within("the entry to be committed", status.wait_for(|status| status.commit.get() >= count))
+                .await
+                .unwrap();
         }
     };
     let commit = raft.status().borrow().commit.get();
@@ -235,26 +203,17 @@ async fn who_waits_when_the_node_stops_is_answered() {
     node.gate.open();
     assert_eq!(within("the first answer", held).await.unwrap(), Ok(None));
     let second = within("the second answer", waiting).await.unwrap();
-    assert!(
-        matches!(second, Ok(None) | Err(ProposeError::Stopped(StopReason::Stopped))),
-        "{second:?}"
-    );
+    assert!(matches!(second, Ok(None) | Err(ProposeError::Stopped(StopReason::Stopped))), "{second:?}");
     within("quit", quit).await.unwrap();
     assert!(node.ended().await.is_ok());
     // A third comes too late, and nothing happens.
-    assert_eq!(
-        raft.propose(set("late", "")).await,
-        Err(ProposeError::Stopped(StopReason::Stopped))
-    );
+    assert_eq!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(StopReason::Stopped)));
 }
 
 #[tokio::test]
 async fn a_full_request_queue_answers_busy() {
     let mut node = TestNode::new(1);
-    node.config = Config {
-        request_queue_max: 1,
-        ..Config::default()
-    };
+    node.config = Config { request_queue_max: 1, ..Config::default() };
     let raft = node.start();
     raft.wait_for_leader().await.unwrap();
     // On this test's single thread, the raft loop cannot take the first before the second is sent.
@@ -273,17 +232,11 @@ async fn a_full_request_queue_answers_busy() {
 #[tokio::test]
 async fn as_many_proposals_as_may_wait_answer_busy() {
     let mut node = TestNode::new(1);
-    node.config = Config {
-        proposals_in_flight_max: 1,
-        ..Config::default()
-    };
+    node.config = Config { proposals_in_flight_max: 1, ..Config::default() };
     let raft = node.start();
     raft.wait_for_leader().await.unwrap();
     let (first, second) = tokio::join!(raft.propose(set("a", 1)), raft.propose(set("b", 2)));
-    assert_eq!(
-        (first, second),
-        (Ok(None), Err(ProposeError::Busy { waiting: 1 }))
-    );
+    assert_eq!((first, second), (Ok(None), Err(ProposeError::Busy { waiting: 1 })));
     assert_eq!(raft.propose(set("b", 2)).await, Ok(None));
     node.stop().await;
 }
@@ -293,18 +246,15 @@ async fn a_write_that_fails_stops_the_node_and_loses_nothing() {
     let mut node = TestNode::new(1);
     let raft = node.start();
     put(&raft, "key", "value").await;
-    node.disk.full.store(true, std::sync::atomic::Ordering::SeqCst);
+    node.disk.full.store(true, Ordering::SeqCst);
     let error = raft.propose(set("key", "lost")).await.unwrap_err();
-    assert!(
-        matches!(error, ProposeError::Stopped(StopReason::Storage(_))),
-        "{error:?}"
-    );
+    assert!(matches!(error, ProposeError::Stopped(StopReason::Storage(_))), "{error:?}");
     let error = node.ended().await.unwrap_err();
     assert!(
         matches!(error, RunError::Stopped(StopReason::Storage(ref text)) if text.contains("disk")),
         "{error}"
     );
-    node.disk.full.store(false, std::sync::atomic::Ordering::SeqCst);
+    node.disk.full.store(false, Ordering::SeqCst);
     node.start();
     assert_eq!(node.get("key").await, Some("value".to_owned()));
     node.stop().await;
@@ -323,4 +273,36 @@ async fn a_caller_may_give_up_without_harm() {
     put(&raft, "key", "last").await;
     assert_eq!(node.get("key").await, Some("last".to_owned()));
     node.stop().await;
+}
+
+/// Counts what is logged.
+struct Count(Arc<AtomicUsize>);
+
+impl slog::Drain for Count {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, _record: &slog::Record, _values: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_application_can_hand_over_its_slog_logger() {
+    let node = TestNode::new(1);
+    let logged = Arc::new(AtomicUsize::new(0));
+    let options = BootstrapOptions {
+        logger: Some(slog::Logger::root(Count(Arc::clone(&logged)), slog::o!())),
+        ..BootstrapOptions::default()
+    };
+    let storage = MemoryStorage::default();
+    let raft =
+        TestRaft::bootstrap_with(node.id, &node.address, storage, node.store(), Config::default(), options)
+            .unwrap();
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await.unwrap();
+    within("quit", raft.quit()).await;
+    running.await.unwrap().unwrap();
+    assert!(logged.load(Ordering::SeqCst) > 0);
 }

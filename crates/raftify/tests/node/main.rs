@@ -1,5 +1,7 @@
 //! Whole nodes over real connections: every promise of the public API, and every bad input.
 
+#![allow(clippy::unwrap_used)] // A test that unwraps fails at the place that tells most.
+
 mod bad_input;
 mod cluster;
 mod harness;

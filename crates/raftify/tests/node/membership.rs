@@ -13,10 +13,7 @@ async fn change(raft: &TestRaft, change: MembershipChange) -> Result<raftify::Me
     let mut outcome = None;
     until("it is this change's turn", async || {
         outcome = Some(raft.change_config(change.clone()).await);
-        !matches!(
-            outcome,
-            Some(Err(MembershipError::ChangePending | MembershipError::NoLeader))
-        )
+        !matches!(outcome, Some(Err(MembershipError::ChangePending | MembershipError::NoLeader)))
     })
     .await;
     outcome.unwrap()
@@ -80,7 +77,7 @@ async fn several_tickets_are_one_change() {
         tickets.push(ticket(&free_address(), &nodes[0]).await);
     }
     for ticket in &tickets {
-        let mut node = TestNode::of(&ticket);
+        let mut node = TestNode::of(ticket);
         node.start();
         nodes.push(node);
     }
@@ -91,10 +88,7 @@ async fn several_tickets_are_one_change() {
     // Whoever comes second may meet the change of the first.
     for (outcome, node) in [(first, &nodes[1]), (second, &nodes[2])] {
         if outcome.is_err() {
-            until("it is let in", async || {
-                node.raft().join_cluster(tickets.clone()).await.is_ok()
-            })
-            .await;
+            until("it is let in", async || node.raft().join_cluster(tickets.clone()).await.is_ok()).await;
         }
         members_seen(node, 3).await;
     }
@@ -118,13 +112,8 @@ async fn joining_again_changes_nothing() {
 #[tokio::test]
 async fn asking_a_dead_peer_for_a_ticket_is_an_error() {
     let peer = free_address();
-    let error = within("an answer", TestRaft::request_id(free_address(), &peer))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, RequestIdError::Unreachable { address, .. } if *address == peer),
-        "{error}"
-    );
+    let error = within("an answer", TestRaft::request_id(free_address(), &peer)).await.unwrap_err();
+    assert!(matches!(&error, RequestIdError::Unreachable { address, .. } if *address == peer), "{error}");
     for bad in ["nowhere", "127.0.0.1:", "[::1:5", "host name:80"] {
         let error = TestRaft::request_id(free_address(), bad).await.unwrap_err();
         assert!(matches!(error, RequestIdError::Address(_)), "{error}");
@@ -152,9 +141,7 @@ async fn joining_with_nobody_alive_is_an_error_that_names_who_was_tried() {
     nodes[0].kill().await;
     let mut node = TestNode::of(&ticket);
     let raft = node.start();
-    let error = within("an answer", raft.join_cluster(vec![ticket.clone()]))
-        .await
-        .unwrap_err();
+    let error = within("an answer", raft.join_cluster(vec![ticket.clone()])).await.unwrap_err();
     assert!(
         matches!(&error, JoinClusterError::Unreachable(text) if text.contains(&nodes[0].address)),
         "{error}"
@@ -171,42 +158,20 @@ async fn tickets_that_do_not_fit_are_refused() {
     let good = ticket(&address, &nodes[0]).await;
     let mut node = TestNode::of(&good);
     let raft = node.start();
-    let foreign = raftify::ClusterJoinTicket {
-        reserved_id: id(99),
-        ..good.clone()
-    };
+    let foreign = raftify::ClusterJoinTicket { reserved_id: id(99), ..good.clone() };
     let error = raft.join_cluster(vec![foreign]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::NoTicket { .. }), "{error}");
-    let elsewhere = raftify::ClusterJoinTicket {
-        raft_addr: "127.0.0.1:1".to_owned(),
-        ..good.clone()
-    };
+    let elsewhere = raftify::ClusterJoinTicket { raft_addr: "127.0.0.1:1".to_owned(), ..good.clone() };
     let error = raft.join_cluster(vec![elsewhere]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::OtherAddress { .. }), "{error}");
-    let other = raftify::ClusterJoinTicket {
-        cluster_id: ClusterId(7),
-        reserved_id: id(98),
-        ..good.clone()
-    };
+    let other = raftify::ClusterJoinTicket { cluster_id: ClusterId(7), reserved_id: id(98), ..good.clone() };
     let error = raft.join_cluster(vec![good.clone(), other]).await.unwrap_err();
-    assert!(
-        matches!(error, JoinClusterError::DifferentClusters { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, JoinClusterError::DifferentClusters { .. }), "{error}");
     raft.join_cluster(vec![good.clone()]).await.unwrap();
     // Its directory belongs to a cluster now.
-    let other = raftify::ClusterJoinTicket {
-        cluster_id: ClusterId(7),
-        ..good
-    };
+    let other = raftify::ClusterJoinTicket { cluster_id: ClusterId(7), ..good };
     let error = raft.join_cluster(vec![other]).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            JoinClusterError::Directory(JoinError::OtherIdentity { .. })
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, JoinClusterError::Directory(JoinError::OtherIdentity { .. })), "{error}");
 }
 
 #[tokio::test]
@@ -224,19 +189,13 @@ async fn a_wiped_member_is_not_let_in_under_its_old_id() {
         let error = raft.join_cluster(vec![ticket.clone()]).await.unwrap_err();
         matches!(
             error,
-            JoinClusterError::Refused(MembershipError::Refused(
-                MembershipRefusal::OtherIncarnation { .. }
-            )) | JoinClusterError::Stopped(StopReason::Refused(_))
+            JoinClusterError::Refused(MembershipError::Refused(MembershipRefusal::OtherIncarnation { .. }))
+                | JoinClusterError::Stopped(StopReason::Refused(_))
         )
     };
     until("the wiped node is refused", refused).await;
     // The way out: remove it, and let it join again with a new ticket.
-    change(
-        nodes[0].raft(),
-        MembershipChange::one(MemberChange::Remove(node.id)),
-    )
-    .await
-    .unwrap();
+    change(nodes[0].raft(), MembershipChange::one(MemberChange::Remove(node.id))).await.unwrap();
     let again = join(&nodes[0]).await;
     assert_ne!(again.id, node.id);
 }
@@ -258,19 +217,13 @@ async fn changes_that_make_no_sense_are_refused() {
         let taken = Member::voter(id(9), &nodes[0].address);
         let taken = change(node.raft(), MembershipChange::one(MemberChange::Add(taken))).await;
         assert!(
-            matches!(
-                taken,
-                Err(MembershipError::Refused(MembershipRefusal::AddressTaken { .. }))
-            ),
+            matches!(taken, Err(MembershipError::Refused(MembershipRefusal::AddressTaken { .. }))),
             "{taken:?}"
         );
         let bad = MembershipChange::one(MemberChange::Add(Member::voter(id(9), "nowhere")));
         let bad = change(node.raft(), bad).await;
         assert!(
-            matches!(
-                bad,
-                Err(MembershipError::Refused(MembershipRefusal::BadAddress { .. }))
-            ),
+            matches!(bad, Err(MembershipError::Refused(MembershipRefusal::BadAddress { .. }))),
             "{bad:?}"
         );
     }
@@ -296,10 +249,7 @@ async fn a_leader_that_is_removed_hands_over_first_and_stops() {
     let asked = (leader + 1) % 3;
     change(nodes[asked].raft(), remove).await.unwrap();
     let error = nodes[leader].ended().await.unwrap_err();
-    assert!(
-        matches!(error, RunError::Stopped(StopReason::Removed { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, RunError::Stopped(StopReason::Removed { .. })), "{error}");
     put(nodes[asked].raft(), "key", "value").await;
     members_seen(&nodes[asked], 2).await;
 }
@@ -334,18 +284,10 @@ async fn a_node_that_was_removed_while_it_was_down_learns_of_it() {
     let mut nodes = joined_cluster(3).await;
     agreed_leader(&nodes).await;
     nodes[2].kill().await;
-    change(
-        nodes[0].raft(),
-        MembershipChange::one(MemberChange::Remove(nodes[2].id)),
-    )
-    .await
-    .unwrap();
+    change(nodes[0].raft(), MembershipChange::one(MemberChange::Remove(nodes[2].id))).await.unwrap();
     nodes[2].start();
     let error = nodes[2].ended().await.unwrap_err();
-    assert!(
-        matches!(error, RunError::Stopped(StopReason::Removed { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, RunError::Stopped(StopReason::Removed { .. })), "{error}");
     put(nodes[0].raft(), "key", "value").await;
 }
 
@@ -356,10 +298,7 @@ async fn a_joint_configuration_stays_until_it_is_left() {
         MemberChange::Add(Member::learner(nodes[2].id, &nodes[2].address)),
         MemberChange::Add(Member::learner(id(8), free_address())),
     ];
-    let joint = MembershipChange::Steps {
-        steps,
-        leave: LeaveJoint::OnRequest,
-    };
+    let joint = MembershipChange::Steps { steps, leave: LeaveJoint::OnRequest };
     let members = change(nodes[1].raft(), joint).await.unwrap();
     assert!(members.is_joint());
     put(nodes[0].raft(), "key", "value").await;
@@ -371,10 +310,7 @@ async fn a_joint_configuration_stays_until_it_is_left() {
 #[tokio::test]
 async fn peers_are_added_to_a_running_cluster_in_one_change() {
     let nodes = joined_cluster(1).await;
-    let peers = [
-        Member::learner(id(7), free_address()),
-        Member::learner(id(8), free_address()),
-    ];
+    let peers = [Member::learner(id(7), free_address()), Member::learner(id(8), free_address())];
     nodes[0].raft().add_peers(peers).await.unwrap();
     members_seen(&nodes[0], 3).await;
 }
@@ -386,23 +322,11 @@ async fn a_list_of_peers_must_name_this_node_as_it_is() {
     let other = Member::voter(id(2), free_address());
     let error = raft.add_peers([other.clone()]).await.unwrap_err();
     assert!(matches!(error, AddPeersError::NotListed { .. }), "{error}");
-    let error = raft
-        .add_peers([Member::voter(id(1), free_address()), other.clone()])
-        .await
-        .unwrap_err();
+    let error = raft.add_peers([Member::voter(id(1), free_address()), other.clone()]).await.unwrap_err();
     assert!(matches!(error, AddPeersError::OtherAddress { .. }), "{error}");
     let twice = [Member::voter(id(1), &node.address), other.clone(), other];
     let error = raft.add_peers(twice).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            AddPeersError::Members(MembershipRefusal::NamedTwice { .. })
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, AddPeersError::Members(MembershipRefusal::NamedTwice { .. })), "{error}");
     let error = raft.add_peers([]).await.unwrap_err();
-    assert!(
-        matches!(error, AddPeersError::Members(MembershipRefusal::LastVoter)),
-        "{error}"
-    );
+    assert!(matches!(error, AddPeersError::Members(MembershipRefusal::LastVoter)), "{error}");
 }

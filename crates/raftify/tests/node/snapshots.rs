@@ -1,1 +1,174 @@
-//! (Being written.)
+//! Snapshots: taken, restored, sent.
+
+use std::sync::atomic::Ordering;
+
+use raftify::error::{RunError, SnapshotError, StopReason};
+use raftify::{Config, Member, StableStorage};
+
+use crate::harness::*;
+
+#[tokio::test]
+async fn a_restart_restores_the_snapshot_and_applies_what_came_after() {
+    let mut node = TestNode::new(1);
+    node.config = Config { log_entries_kept: 0, ..Config::default() };
+    let raft = node.start();
+    put(&raft, "before", "1").await;
+    let position = raft.make_snapshot().await.unwrap();
+    put(&raft, "after", "2").await;
+    assert_eq!(raft.status().borrow().snapshot, Some(position));
+    assert_eq!(raft.status().borrow().truncated, position);
+    node.stop().await;
+    let raft = node.start();
+    assert_eq!(raft.status().borrow().truncated, position);
+    assert_eq!(node.get("before").await, Some("1".to_owned()));
+    assert_eq!(node.get("after").await, Some("2".to_owned()));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted() {
+    let mut node = TestNode::new(1);
+    node.config = Config { snapshot_entries: 10, log_entries_kept: 0, ..Config::default() };
+    let raft = node.start();
+    let mut taken = Vec::new();
+    for number in 0..100 {
+        put(&raft, number, number).await;
+        taken.extend(raft.status().borrow().snapshot);
+    }
+    taken.dedup();
+    until("several were taken", async || {
+        taken.extend(raft.status().borrow().snapshot);
+        taken.dedup();
+        taken.len() > 3
+    })
+    .await;
+    let store = node.disk.storage().snapshots();
+    until("the first is deleted", async || raftify::SnapshotStore::open(&store, taken[0]).is_err()).await;
+    assert!(raft.status().borrow().truncated.index.get() > 10);
+    node.kill().await;
+    node.start();
+    for number in 0..100 {
+        assert_eq!(node.get(&number.to_string()).await, Some(number.to_string()));
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_taken_leaves_the_node_in_service() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    put(&raft, "key", "value").await;
+    node.faults.snapshot.store(true, Ordering::SeqCst);
+    let error = raft.make_snapshot().await.unwrap_err();
+    assert!(
+        matches!(&error, SnapshotError::Failed(text) if text.contains("told to take no snapshot")),
+        "{error}"
+    );
+    put(&raft, "key", "still in service").await;
+    node.faults.snapshot.store(false, Ordering::SeqCst);
+    raft.make_snapshot().await.unwrap();
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_before_any_cluster_is_refused() {
+    let mut node = TestNode::new(5);
+    let raft = node.start();
+    assert_eq!(raft.make_snapshot().await, Err(SnapshotError::NothingApplied));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_start() {
+    let mut node = TestNode::new(1);
+    let raft = node.start();
+    put(&raft, "key", "value").await;
+    raft.make_snapshot().await.unwrap();
+    node.stop().await;
+    node.faults.restore.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        node.start();
+        let error = node.ended().await.unwrap_err();
+        let RunError::Stopped(StopReason::StateMachine(text)) = &error else { panic!("{error:?}") };
+        assert!(text.contains("restoring the snapshot") && text.contains("told not to restore"), "{text}");
+    }
+    node.faults.restore.store(false, Ordering::SeqCst);
+    node.start();
+    assert_eq!(node.get("key").await, Some("value".to_owned()));
+    node.stop().await;
+}
+
+/// Writes `count` values of `bytes` each, and waits until the log before them is gone on `node`.
+async fn outrun(node: &TestNode, count: u64, bytes: usize) {
+    let last = node.raft().status().borrow().last;
+    let value = "x".repeat(bytes);
+    for number in 0..count {
+        put(node.raft(), number, &value).await;
+    }
+    node.raft().make_snapshot().await.unwrap();
+    until("the log is cut", async || node.raft().status().borrow().truncated.index > last.index).await;
+}
+
+#[tokio::test]
+async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot() {
+    let (mut nodes, members) = static_nodes(3);
+    for node in &mut nodes {
+        node.config = Config { log_entries_kept: 0, ..Config::default() };
+        start_static(node, &members).await;
+    }
+    let leader = agreed_leader(&nodes).await;
+    let away = (leader + 1) % 3;
+    nodes[away].kill().await;
+    // More than a gRPC message may hold.
+    outrun(&nodes[leader], 40, 200_000).await;
+    let raft = nodes[away].start();
+    let position = nodes[leader].raft().status().borrow().snapshot;
+    assert!(position.is_some());
+    until("it has the snapshot", async || raft.status().borrow().snapshot >= position).await;
+    assert_eq!(nodes[away].get("39").await.map(|value| value.len()), Some(200_000));
+    put(nodes[away].raft(), "key", "value").await;
+    // What was installed survives a restart.
+    nodes[away].kill().await;
+    nodes[away].start();
+    assert_eq!(nodes[away].get("0").await.map(|value| value.len()), Some(200_000));
+    assert_eq!(nodes[away].get("key").await, Some("value".to_owned()));
+}
+
+#[tokio::test]
+async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_again() {
+    let (mut nodes, members) = static_nodes(3);
+    for node in &mut nodes {
+        node.config = Config { log_entries_kept: 0, ..Config::default() };
+        start_static(node, &members).await;
+    }
+    let leader = agreed_leader(&nodes).await;
+    let away = (leader + 1) % 3;
+    nodes[away].kill().await;
+    outrun(&nodes[leader], 10, 100).await;
+    nodes[away].faults.restore.store(true, Ordering::SeqCst);
+    nodes[away].start();
+    let error = nodes[away].ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::StateMachine(_))), "{error}");
+    nodes[away].faults.restore.store(false, Ordering::SeqCst);
+    nodes[away].start();
+    assert_eq!(nodes[away].get("9").await.map(|value| value.len()), Some(100));
+}
+
+#[tokio::test]
+async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
+    let mut nodes = vec![TestNode::new(1)];
+    nodes[0].config = Config { log_entries_kept: 0, ..Config::default() };
+    nodes[0].start();
+    put(nodes[0].raft(), "key", "value").await;
+    outrun(&nodes[0], 10, 100).await;
+    let node = join(&nodes[0]).await;
+    nodes.push(node);
+    assert_eq!(nodes[1].get("key").await, Some("value".to_owned()));
+    let new = nodes[1].id;
+    until("it leads", async || nodes[0].raft().transfer_leader(new).await == Ok(new)).await;
+    put(nodes[0].raft(), "key", "new").await;
+    assert_eq!(nodes[1].get("key").await, Some("new".to_owned()));
+    let peers = nodes[1].raft().get_peers();
+    let addresses: Vec<&Member> = peers.iter().collect();
+    assert_eq!(addresses.len(), 2);
+}

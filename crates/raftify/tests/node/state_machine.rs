@@ -19,23 +19,14 @@ async fn stops_the_node_again_and_again(poison: Change, reason: &str) {
     put(&raft, "key", "value").await;
     let said = |error: &StopReason| matches!(error, StopReason::StateMachine(text) if text.contains(reason));
     let error = raft.propose(poison).await.unwrap_err();
-    assert!(
-        matches!(&error, ProposeError::Stopped(error) if said(error)),
-        "{error:?}"
-    );
+    assert!(matches!(&error, ProposeError::Stopped(error) if said(error)), "{error:?}");
     for _ in 0..2 {
         let error = node.ended().await.unwrap_err();
-        assert!(
-            matches!(&error, RunError::Stopped(error) if said(error)),
-            "{error:?}"
-        );
+        assert!(matches!(&error, RunError::Stopped(error) if said(error)), "{error:?}");
         node.start();
     }
     let error = node.ended().await.unwrap_err();
-    assert!(
-        matches!(&error, RunError::Stopped(error) if said(error)),
-        "{error:?}"
-    );
+    assert!(matches!(&error, RunError::Stopped(error) if said(error)), "{error:?}");
 }
 
 #[tokio::test]
@@ -53,11 +44,7 @@ async fn a_query_that_panics_stops_the_node() {
     let mut node = TestNode::new(1);
     let raft = node.start();
     raft.wait_for_leader().await.unwrap();
-    let error = raft
-        .query(|_| panic!("a bad question"))
-        .await
-        .map(|(): ()| ())
-        .unwrap_err();
+    let error = raft.query(|_| panic!("a bad question")).await.map(|(): ()| ()).unwrap_err();
     assert!(matches!(error, ReadError::Stopped(_)), "{error:?}");
     let error = node.ended().await.unwrap_err();
     assert!(error.to_string().contains("a bad question"), "{error}");
@@ -68,10 +55,7 @@ async fn a_node_whose_state_machine_fails_leaves_the_others_in_service() {
     let mut nodes = static_cluster(3).await;
     let leader = agreed_leader(&nodes).await;
     let follower = (leader + 1) % 3;
-    let reply = nodes[leader]
-        .raft()
-        .propose(Change::FailOn(nodes[follower].id))
-        .await;
+    let reply = nodes[leader].raft().propose(Change::FailOn(nodes[follower].id)).await;
     assert_eq!(reply, Ok(None));
     assert!(matches!(
         nodes[follower].ended().await.unwrap_err(),
@@ -104,11 +88,7 @@ struct Text(&'static [u8]);
 
 impl AbstractLogEntry for Text {
     fn encode(&self) -> Result<Bytes, BoxError> {
-        if self.0.is_empty() {
-            Err("there is no text".into())
-        } else {
-            Ok(Bytes::from_static(self.0))
-        }
+        if self.0.is_empty() { Err("there is no text".into()) } else { Ok(Bytes::from_static(self.0)) }
     }
 
     fn decode(bytes: &[u8]) -> Result<Text, BoxError> {
@@ -132,11 +112,7 @@ impl AbstractStateMachine for Texts {
 
     fn apply_batch(&mut self, entries: Vec<(LogPosition, Text)>) -> Result<Vec<u64>, BoxError> {
         let short = usize::from(self.short);
-        entries
-            .into_iter()
-            .skip(short)
-            .map(|(position, entry)| self.apply(position, entry))
-            .collect()
+        entries.into_iter().skip(short).map(|(position, entry)| self.apply(position, entry)).collect()
     }
 
     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
@@ -150,14 +126,8 @@ impl AbstractStateMachine for Texts {
 
 async fn run_texts(short: bool, text: &'static [u8]) -> (Result<u64, ProposeError>, Result<(), RunError>) {
     let storage = MemoryStorage::default();
-    let raft = Raft::bootstrap(
-        NodeId::FIRST,
-        free_address(),
-        storage,
-        Texts { short },
-        Config::default(),
-    )
-    .unwrap();
+    let raft =
+        Raft::bootstrap(NodeId::FIRST, free_address(), storage, Texts { short }, Config::default()).unwrap();
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await.unwrap();
     let reply = within("the reply", raft.propose(Text(text))).await;
@@ -168,15 +138,9 @@ async fn run_texts(short: bool, text: &'static [u8]) -> (Result<u64, ProposeErro
 #[tokio::test]
 async fn a_committed_entry_that_cannot_be_decoded_stops_the_node_with_its_place_and_length() {
     let (reply, outcome) = run_texts(false, b"\xff\xfe\xfd").await;
-    assert!(
-        matches!(reply, Err(ProposeError::Stopped(StopReason::StateMachine(_)))),
-        "{reply:?}"
-    );
+    assert!(matches!(reply, Err(ProposeError::Stopped(StopReason::StateMachine(_)))), "{reply:?}");
     let text = outcome.unwrap_err().to_string();
-    assert!(
-        text.contains("of term") && text.contains("(3 bytes) cannot be decoded"),
-        "{text}"
-    );
+    assert!(text.contains("of term") && text.contains("(3 bytes) cannot be decoded"), "{text}");
 }
 
 #[tokio::test]
@@ -189,14 +153,6 @@ async fn an_entry_that_cannot_be_encoded_is_refused_and_nothing_happens() {
 #[tokio::test]
 async fn a_batch_with_too_few_replies_stops_the_node() {
     let (reply, outcome) = run_texts(true, b"text").await;
-    assert!(
-        matches!(reply, Err(ProposeError::Stopped(StopReason::StateMachine(_)))),
-        "{reply:?}"
-    );
-    assert!(
-        outcome
-            .unwrap_err()
-            .to_string()
-            .contains("0 replies to 1 entries")
-    );
+    assert!(matches!(reply, Err(ProposeError::Stopped(StopReason::StateMachine(_)))), "{reply:?}");
+    assert!(outcome.unwrap_err().to_string().contains("0 replies to 1 entries"));
 }

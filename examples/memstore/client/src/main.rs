@@ -7,10 +7,7 @@ use memstore::{HashStore, LogEntry, report};
 use raftify::{BoxError, MemberChange, MembershipChange, NodeId, RaftClient};
 
 #[derive(Parser)]
-#[command(
-    version,
-    about = "Writes a few keys into a running memstore cluster over gRPC"
-)]
+#[command(version, about = "Writes a few keys into a running memstore cluster over gRPC")]
 struct Arguments {
     /// Members of the cluster, host:port; any one of them will do, the leader is found from there
     #[arg(long, default_values = ["127.0.0.1:60061", "127.0.0.1:60062", "127.0.0.1:60063"])]
@@ -31,46 +28,23 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let client = RaftClient::<LogEntry, HashStore>::new(arguments.raft_addr)?;
     if let Some(id) = arguments.remove {
-        let members = client
-            .change_config(&MembershipChange::one(MemberChange::Remove(id)))
-            .await?;
+        let members = client.change_config(&MembershipChange::one(MemberChange::Remove(id))).await?;
         println!("node {id} is removed, {} members are left", members.len());
         return Ok(());
     }
     for number in 1..=arguments.keys {
-        let (key, value) = (
-            format!("key-{number}"),
-            format!("written by the client as number {number}"),
-        );
-        let inserted = client
-            .propose(&LogEntry::Insert {
-                key: key.clone(),
-                value,
-            })
-            .await?;
+        let (key, value) = (format!("key-{number}"), format!("written by the client as number {number}"));
+        let inserted = client.propose(&LogEntry::Insert { key: key.clone(), value }).await?;
         let done = if inserted.replaced { "replaced" } else { "stored" };
         println!("{key} {done}, as entry {}", inserted.position);
     }
 
-    println!(
-        "everything up to entry {} is committed",
-        client.read_index().await?
-    );
+    println!("everything up to entry {} is committed", client.read_index().await?);
     let status = client.inspect().await?.status;
-    println!(
-        "node {} answers: it is a {} in term {}",
-        status.node_id, status.role, status.term
-    );
+    println!("node {} answers: it is a {} in term {}", status.node_id, status.role, status.term);
     for member in status.members.iter() {
-        let leads = if status.leader_id == Some(member.id) {
-            ", leads"
-        } else {
-            ""
-        };
-        println!(
-            "  node {} at {}: {}{leads}",
-            member.id, member.address, member.role
-        );
+        let leads = if status.leader_id == Some(member.id) { ", leads" } else { "" };
+        println!("  node {} at {}: {}{leads}", member.id, member.address, member.role);
     }
     Ok(())
 }

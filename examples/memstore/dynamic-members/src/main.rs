@@ -42,13 +42,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
-    let Arguments {
-        raft_addr,
-        peer_addr,
-        web_server,
-        data_dir,
-        stop_with_stdin,
-    } = arguments;
+    let Arguments { raft_addr, peer_addr, web_server, data_dir, stop_with_stdin } = arguments;
     let default_dir =
         || PathBuf::from("target/memstore-dynamic").join(raft_addr.replace([':', '[', ']'], "_"));
     let mut storage = HeedStorage::open(data_dir.unwrap_or_else(default_dir))?;

@@ -32,11 +32,7 @@ impl Node {
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_memstore-dynamic-members"));
         command.args(["--raft-addr", &self.raft, "--web-server", &self.web, "--data-dir"]);
-        command
-            .arg(&self.directory)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.arg(&self.directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if let Some(peer) = &self.peer {
             command.args(["--peer-addr", peer]);
         }
@@ -98,11 +94,7 @@ impl Cluster {
             process: None,
         };
         let nodes = [node(&a, web_a, "a"), node(&b, web_b, "b"), node(&c, web_c, "c")];
-        let mut cluster = Cluster {
-            nodes,
-            acknowledged: BTreeMap::new(),
-            _directory: directory,
-        };
+        let mut cluster = Cluster { nodes, acknowledged: BTreeMap::new(), _directory: directory };
         cluster.nodes[0].start();
         eventually("the first node leads", || cluster.leader().map(drop));
         cluster.nodes[1].start();
@@ -119,12 +111,8 @@ impl Cluster {
     /// Where in the array the leader is, as the nodes that answer say.
     fn leader(&self) -> Option<usize> {
         let answers = self.nodes.iter().filter_map(|node| node.ask("GET", "/leader"));
-        let (_, newest) = answers
-            .filter(|(status, _)| *status == 200)
-            .max_by_key(|(_, body)| term(body))?;
-        self.nodes
-            .iter()
-            .position(|node| newest.contains(&format!("{:?}", node.raft)))
+        let (_, newest) = answers.filter(|(status, _)| *status == 200).max_by_key(|(_, body)| term(body))?;
+        self.nodes.iter().position(|node| newest.contains(&format!("{:?}", node.raft)))
     }
 
     /// Writes through any node that takes it.
@@ -145,10 +133,7 @@ impl Cluster {
                 let (status, body) = eventually("a node answers a read", || {
                     node.ask("GET", &path).filter(|(status, _)| *status != 503)
                 });
-                assert_eq!(
-                    (status, body),
-                    (200, format!(r#"{{"key":"{key}","value":"{value}"}}"#))
-                );
+                assert_eq!((status, body), (200, format!(r#"{{"key":"{key}","value":"{value}"}}"#)));
             }
         }
     }
@@ -208,65 +193,17 @@ fn what_cannot_start_says_why_in_one_line() {
     std::fs::write(&file, "").unwrap();
     let fresh = |name: &str| directory.path().join(name).display().to_string();
     for (arguments, reason) in [
-        (
-            vec!["--raft-addr", "nonsense", "--data-dir", &fresh("a")],
-            "nonsense",
-        ),
-        (
-            vec!["--raft-addr", "no-such-host.invalid:1", "--data-dir", &fresh("b")],
-            "no-such-host.invalid:1",
-        ),
-        (
-            vec!["--raft-addr", &taken, "--data-dir", &fresh("c")],
-            taken.as_str(),
-        ),
-        (
-            vec![
-                "--raft-addr",
-                &raft,
-                "--web-server",
-                &taken,
-                "--data-dir",
-                &fresh("d"),
-            ],
-            "--web-server",
-        ),
-        (
-            vec![
-                "--raft-addr",
-                &raft,
-                "--web-server",
-                &web,
-                "--data-dir",
-                file.to_str().unwrap(),
-            ],
-            "file",
-        ),
-        (
-            vec![
-                "--raft-addr",
-                &raft,
-                "--peer-addr",
-                &dead,
-                "--data-dir",
-                &fresh("e"),
-            ],
-            dead.as_str(),
-        ),
+        (vec!["--raft-addr", "nonsense", "--data-dir", &fresh("a")], "nonsense"),
+        (vec!["--raft-addr", "no-such-host.invalid:1", "--data-dir", &fresh("b")], "no-such-host.invalid:1"),
+        (vec!["--raft-addr", &taken, "--data-dir", &fresh("c")], taken.as_str()),
+        (vec!["--raft-addr", &raft, "--web-server", &taken, "--data-dir", &fresh("d")], "--web-server"),
+        (vec!["--raft-addr", &raft, "--web-server", &web, "--data-dir", file.to_str().unwrap()], "file"),
+        (vec!["--raft-addr", &raft, "--peer-addr", &dead, "--data-dir", &fresh("e")], dead.as_str()),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_memstore-dynamic-members"));
-        let output = command
-            .args(&arguments)
-            .env("RUST_LOG", "off")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = command.args(&arguments).env("RUST_LOG", "off").stdin(Stdio::null()).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(
-            (output.status.code(), said.lines().count()),
-            (Some(1), 1),
-            "{arguments:?}: {said}"
-        );
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{arguments:?}: {said}");
         assert!(said.starts_with("error: ") && said.contains(reason), "{said}");
     }
 }

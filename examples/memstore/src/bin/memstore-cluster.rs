@@ -23,10 +23,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[derive(Parser)]
-#[command(
-    version,
-    about = "Three nodes of the replicated key-value store on this machine, until Ctrl+C"
-)]
+#[command(version, about = "Three nodes of the replicated key-value store on this machine, until Ctrl+C")]
 struct Arguments {
     /// The port at which the first node listens for the others; the second and third take the next ones
     #[arg(long, default_value_t = 60061, value_parser = clap::value_parser!(u16).range(1..=65533))]
@@ -45,9 +42,8 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
-    let mut nodes = (0..3)
-        .map(|offset| Node::new(&arguments, offset))
-        .collect::<Result<Vec<Node>, BoxError>>()?;
+    let mut nodes =
+        (0..3).map(|offset| Node::new(&arguments, offset)).collect::<Result<Vec<Node>, BoxError>>()?;
     let outcome = tokio::select! {
         outcome = start_and_watch(&mut nodes, &arguments.data_dir) => outcome,
         outcome = stop_signal() => outcome.map_err(BoxError::from),
@@ -80,11 +76,7 @@ async fn start(nodes: &mut [Node]) -> Result<(), BoxError> {
             Ok(()) => {}
         }
     }
-    if nodes.iter().all(|node| node.child.is_none()) {
-        Err("no node is up".into())
-    } else {
-        Ok(())
-    }
+    if nodes.iter().all(|node| node.child.is_none()) { Err("no node is up".into()) } else { Ok(()) }
 }
 
 async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxError> {
@@ -98,10 +90,7 @@ async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxE
         for node in &mut *nodes {
             node.look().await;
             let known = node.seen.as_ref().filter(|seen| seen.leader_id.is_some());
-            newest = newest
-                .into_iter()
-                .chain(known.cloned())
-                .max_by_key(|status| status.term);
+            newest = newest.into_iter().chain(known.cloned()).max_by_key(|status| status.term);
         }
         let now = newest.and_then(|status| Some((status.term, status.leader_id?)));
         if now == leader {
@@ -117,9 +106,7 @@ async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxE
 
 /// A node by its id, with the page at which it is found.
 fn name(nodes: &[Node], id: NodeId) -> String {
-    let node = nodes
-        .iter()
-        .find(|node| node.seen.as_ref().is_some_and(|seen| seen.node_id == id));
+    let node = nodes.iter().find(|node| node.seen.as_ref().is_some_and(|seen| seen.node_id == id));
     match node {
         Some(node) => format!("node {id} (http://{})", node.web_address),
         None => format!("node {id}"),
@@ -131,10 +118,7 @@ fn what_to_try(nodes: &[Node], data_dir: &Path) -> String {
     let (Some(first), Some(last)) = (up.first(), up.last()) else {
         return String::new();
     };
-    let pages: Vec<String> = up
-        .iter()
-        .map(|node| format!("http://{}", node.web_address))
-        .collect();
+    let pages: Vec<String> = up.iter().map(|node| format!("http://{}", node.web_address)).collect();
     let programs = first.program.parent().unwrap_or(Path::new("")).display();
     format!(
         "
@@ -231,10 +215,7 @@ impl Node {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| {
-                format!(
-                    "cannot start {}: {error}; `make build` builds it",
-                    self.program.display()
-                )
+                format!("cannot start {}: {error}; `make build` builds it", self.program.display())
             })?;
         self.child = Some(child);
 
@@ -243,12 +224,9 @@ impl Node {
         loop {
             looks.tick().await;
             if let Some(status) = self.ended()? {
-                return Err(format!(
-                    "node {} did not start ({status}): {}",
-                    self.number,
-                    self.last_words()
-                )
-                .into());
+                return Err(
+                    format!("node {} did not start ({status}): {}", self.number, self.last_words()).into()
+                );
             }
             self.seen = self.ask().await;
             let is_part =
@@ -276,10 +254,7 @@ impl Node {
         self.seen = self.ask().await;
         let number = self.number;
         match (ended, answered, self.seen.is_some()) {
-            (Some(status), _, _) => say(&format!(
-                "node {number} ended ({status}); {}",
-                self.how_to_start()
-            )),
+            (Some(status), _, _) => say(&format!("node {number} ended ({status}); {}", self.how_to_start())),
             // Started by the person at the other terminal, and gone again; or it hangs.
             (None, true, false) if self.child.is_none() => {
                 say(&format!("node {number} is gone; {}", self.how_to_start()));
@@ -291,9 +266,7 @@ impl Node {
     }
 
     fn how_to_start(&self) -> String {
-        let command = [self.program.display().to_string()]
-            .into_iter()
-            .chain(self.arguments());
+        let command = [self.program.display().to_string()].into_iter().chain(self.arguments());
         format!(
             "in another terminal, this starts it again:\n  {}",
             command.collect::<Vec<String>>().join(" ")

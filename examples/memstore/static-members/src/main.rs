@@ -9,10 +9,7 @@ use memstore::{HashStore, Raft, load_peers, report, serve, start_logging};
 use raftify::{BoxError, Config, HeedStorage};
 
 #[derive(Parser)]
-#[command(
-    version,
-    about = "A node of the replicated key-value store, with members from a file"
-)]
+#[command(version, about = "A node of the replicated key-value store, with members from a file")]
 struct Arguments {
     /// Where this node listens for the others: host:port, as it stands in the file
     #[arg(long)]
@@ -36,21 +33,12 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
-    let Arguments {
-        raft_addr,
-        web_server,
-        config: file,
-        data_dir,
-    } = arguments;
+    let Arguments { raft_addr, web_server, config: file, data_dir } = arguments;
     let peers = load_peers(&file)?;
     let own = peers.iter().find(|peer| peer.address == raft_addr);
     let node_id = own.map(|own| own.id).ok_or_else(|| {
         let known: Vec<&str> = peers.iter().map(|peer| peer.address.as_str()).collect();
-        format!(
-            "{}: no peer has address {raft_addr}, they have {}",
-            file.display(),
-            known.join(", ")
-        )
+        format!("{}: no peer has address {raft_addr}, they have {}", file.display(), known.join(", "))
     })?;
 
     let data_dir =
