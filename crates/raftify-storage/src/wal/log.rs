@@ -48,7 +48,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Nothing panics while it holds the lock; whoever did all the same was about to end the process's writer.
+    /// Nothing that is done under the lock can panic half way: it is as good as never poisoned.
     fn table(&self) -> RwLockReadGuard<'_, Option<Table>> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -58,7 +58,7 @@ enum Operation {
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
     SyncNames,
-    Store(Metadata, LogStart),
+    Store(Box<Metadata>, LogStart),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -189,7 +189,9 @@ impl SimulatedDisk {
                 }
                 Operation::Rename(..) | Operation::Remove(_) => names.push(operation.clone()),
                 Operation::SyncNames => names.drain(..).for_each(|name| image.rename(&name)),
-                Operation::Store(metadata, start) => image.metadata = (metadata.clone(), Some(*start)),
+                Operation::Store(metadata, start) => {
+                    image.metadata = (Metadata::clone(metadata), Some(*start))
+                }
                 Operation::Write(file, offset, data) => pending.push(Pending {
                     file: *file,
                     offset: *offset,
@@ -451,9 +453,9 @@ impl MetadataStore for SimulatedDisk {
         let fails = state.fails();
         let full = state.full;
         // A failed transaction may have happened.
-        if !full && (!fails || state.asked % 2 == 0) {
+        if !full && (!fails || state.asked.is_multiple_of(2)) {
             state.live.metadata = (metadata.clone(), Some(start));
-            state.journal.push(Operation::Store(metadata.clone(), start));
+            state.journal.push(Operation::Store(Box::new(metadata.clone()), start));
         }
         match (fails, full) {
             (false, false) => Ok(()),
