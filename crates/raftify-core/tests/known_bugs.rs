@@ -439,7 +439,7 @@ fn bug_24_a_snapshot_that_is_finished_while_a_newer_one_is_being_installed_is_of
         }
     }
     cluster.cut.clear();
-    while !cluster.status(away).is_some_and(|status| status.truncated.index > LogIndex(40)) {
+    while cluster.status(away).is_none_or(|status| status.truncated.index <= LogIndex(40)) {
         cluster.tick(leader);
         while cluster.deliver(leader, away) {}
         while cluster.deliver(away, leader) {}

@@ -873,10 +873,8 @@ impl Cluster {
                     let count = self.rng.random_range(1..4);
                     self.complete_writes(node, count);
                 }
-                1 => {
-                    if !self.slow.contains(&node) || self.rng.random_bool(0.1) {
-                        self.apply_one(node);
-                    }
+                1 if !self.slow.contains(&node) || self.rng.random_bool(0.1) => {
+                    self.apply_one(node);
                 }
                 _ if !links.is_empty() => {
                     let (from, to) = links[self.rng.random_range(0..links.len())];
