@@ -573,6 +573,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     fn begin_read_round(&mut self) {
+        if let Some(leader) = self.consensus.leader() {
+            self.reads.leader_is(leader);
+        }
         if !self.reads.wants_round() {
             return;
         }
@@ -583,7 +586,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 self.consensus.read_index(round);
             }
             Some(leader) if leader != self.node_id && self.members.get(leader).is_some() => {
-                let round = self.reads.begin_round(RoundKind::AskLeader);
+                let round = self.reads.begin_round(RoundKind::AskLeader(leader));
                 self.next.read_round = Some(ReadRound { leader, round });
             }
             _ => {}
