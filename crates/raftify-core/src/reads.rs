@@ -114,9 +114,8 @@ impl Reads {
     /// The leader that is known now. A round that asks another one, which may hang and never answer, is not waited for:
     /// its reads ride the next round.
     pub(crate) fn leader_is(&mut self, leader: NodeId) {
-        let asks_another = |round: &mut Round| {
-            matches!(round.kind, RoundKind::AskLeader(asked) if asked != leader)
-        };
+        let asks_another =
+            |round: &mut Round| matches!(round.kind, RoundKind::AskLeader(asked) if asked != leader);
         if let Some(round) = self.under_way.take_if(asks_another) {
             self.for_next_round.extend(round.reads);
         }
