@@ -88,7 +88,7 @@ pub(crate) fn run(clients: u64, seconds: u64, entry_bytes: usize, storage: Stora
     print(&json!({
         "bench": "cluster",
         "storage": storage.name(),
-        "fsync": storage == Storage::Heed,
+        "fsync": storage != Storage::Memory,
         "nodes": NODES,
         "clients": clients,
         "entry_bytes": entry_bytes,

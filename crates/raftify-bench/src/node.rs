@@ -6,7 +6,7 @@ use std::path::Path;
 
 use raftify::{
     AbstractStateMachine, BoxError, Config, HeedStorage, LogPosition, Member, MemoryStorage, NodeId, Raft,
-    SnapshotCapture, restore_value,
+    SnapshotCapture, WalStorage, restore_value,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
@@ -16,6 +16,8 @@ use tokio::task::JoinHandle;
 pub(crate) enum Storage {
     /// LMDB, synced
     Heed,
+    /// The segment log, synced
+    Wal,
     /// Memory: what is measured then is everything but the disk
     Memory,
 }
@@ -24,6 +26,7 @@ impl Storage {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Storage::Heed => "heed",
+            Storage::Wal => "wal",
             Storage::Memory => "memory",
         }
     }
@@ -84,6 +87,9 @@ pub(crate) fn start(
     let address = addresses.get(usize::try_from(id - 1)?).ok_or("the node has no address")?;
     let config = Config::default();
     let raft: Node = match storage {
+        Storage::Wal => {
+            Raft::bootstrap(node_id, address, WalStorage::open(directory)?, Sum::default(), config)?
+        }
         Storage::Heed => {
             Raft::bootstrap(node_id, address, HeedStorage::open(directory)?, Sum::default(), config)?
         }

@@ -239,6 +239,16 @@ pub enum StorageError {
         /// The directory.
         path: PathBuf,
     },
+    /// The directory is kept by another kind of storage. Nothing was changed.
+    #[error("{} is kept by {found}, not by {asked}: open it with {found}, or use another directory", path.display())]
+    OtherKind {
+        /// The directory.
+        path: PathBuf,
+        /// What keeps it.
+        found: &'static str,
+        /// What was to open it.
+        asked: &'static str,
+    },
     /// A write does not fit to what is stored. A defect of the caller; nothing was written.
     #[error("refused to write: {reason}")]
     Refused {

@@ -1,17 +1,14 @@
-//! The file operations that a snapshot is made durable with, as a seam: tests record their order and let each one
-//! fail.
+//! The file operations that snapshots and the segment log are made durable with, as a seam: tests record their order,
+//! cut after each one, and let each one fail.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::directory;
 
-/// What the snapshots ask of the file system.
-pub(crate) trait FileOperations: Send + Sync + 'static {
-    /// Makes a new, empty file.
-    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
-
+/// What everybody asks of the file system.
+pub(crate) trait NameOperations: Send + Sync + 'static {
     /// Gives a file another name, in place of what had it before, at once.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
@@ -21,20 +18,52 @@ pub(crate) trait FileOperations: Send + Sync + 'static {
     fn remove(&self, path: &Path) -> io::Result<()>;
 }
 
+/// What the snapshots ask of the file system.
+pub(crate) trait FileOperations: NameOperations {
+    /// Makes a new, empty file.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
+}
+
 /// A file that is being written.
 pub(crate) trait NewFile: Write + Send {
     /// Makes the content durable.
     fn sync(&mut self) -> io::Result<()>;
 }
 
+/// Something to be done, once.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
+
+/// What the segment log asks of the file system.
+pub(crate) trait SegmentOperations: NameOperations {
+    /// Makes a new, empty file.
+    fn create_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
+
+    /// Opens a file for reading and writing.
+    fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
+
+    /// The paths of what is in a directory, in any order.
+    fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// Starts `work` beside the caller. What is given back waits until it is done.
+    fn beside(&self, work: Work) -> io::Result<Work>;
+}
+
+/// A file that is written and read at any place, and from any thread.
+pub(crate) trait SegmentFile: Send + Sync {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    fn read_exact_at(&self, data: &mut [u8], offset: u64) -> io::Result<()>;
+
+    fn length_bytes(&self) -> io::Result<u64>;
+
+    /// Makes the content durable, and the length as far as it is needed to read the content.
+    fn sync(&self) -> io::Result<()>;
+}
+
 /// The real ones.
 pub(crate) struct OperatingSystem;
 
-impl FileOperations for OperatingSystem {
-    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
-        Ok(Box::new(File::create_new(path)?))
-    }
-
+impl NameOperations for OperatingSystem {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }
@@ -48,8 +77,80 @@ impl FileOperations for OperatingSystem {
     }
 }
 
+impl FileOperations for OperatingSystem {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        Ok(Box::new(File::create_new(path)?))
+    }
+}
+
 impl NewFile for File {
     fn sync(&mut self) -> io::Result<()> {
         self.sync_all()
+    }
+}
+
+impl SegmentOperations for OperatingSystem {
+    fn create_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(File::options().read(true).write(true).create_new(true).open(path)?))
+    }
+
+    fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(File::options().read(true).write(true).open(path)?))
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
+    }
+
+    fn beside(&self, work: Work) -> io::Result<Work> {
+        let thread = std::thread::Builder::new().name("raftify-segments".to_owned()).spawn(work)?;
+        // A panic shows in that there is no result.
+        Ok(Box::new(move || drop(thread.join())))
+    }
+}
+
+impl SegmentFile for File {
+    #[cfg(unix)]
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(self, data, offset)
+    }
+
+    #[cfg(unix)]
+    fn read_exact_at(&self, data: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, data, offset)
+    }
+
+    #[cfg(windows)]
+    fn write_all_at(&self, mut data: &[u8], mut offset: u64) -> io::Result<()> {
+        while !data.is_empty() {
+            let written = std::os::windows::fs::FileExt::seek_write(self, data, offset)?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            data = &data[written..];
+            offset += written as u64;
+        }
+        Ok(())
+    }
+
+    #[cfg(windows)]
+    fn read_exact_at(&self, mut data: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !data.is_empty() {
+            let read = std::os::windows::fs::FileExt::seek_read(self, data, offset)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            data = &mut data[read..];
+            offset += read as u64;
+        }
+        Ok(())
+    }
+
+    fn length_bytes(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
     }
 }

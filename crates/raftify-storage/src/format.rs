@@ -37,6 +37,38 @@ impl Table {
     }
 }
 
+/// Which storage keeps a directory. The numbers stand on disk, as the content of the layout, and never change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `HeedStorage`: entries and hard state in LMDB. Its layout is empty.
+    Heed = 0,
+    /// `WalStorage`: entries and hard state in a segment log.
+    Wal = 1,
+}
+
+impl Kind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Kind::Heed => "HeedStorage",
+            Kind::Wal => "WalStorage",
+        }
+    }
+
+    pub(crate) const fn content(self) -> &'static [u8] {
+        match self {
+            Kind::Heed => &[],
+            Kind::Wal => &[Kind::Wal as u8],
+        }
+    }
+
+    pub(crate) fn decode(content: &[u8]) -> Result<Kind, Damage> {
+        [Kind::Heed, Kind::Wal]
+            .into_iter()
+            .find(|kind| kind.content() == content)
+            .ok_or_else(|| Damage::Content(format!("this program knows no storage of kind {content:02x?}")))
+    }
+}
+
 /// What is kept besides entries. The numbers stand on disk and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
@@ -48,12 +80,14 @@ pub(crate) enum MetaKey {
     Members = 3,
     Snapshot = 4,
     Truncated = 5,
+    /// Of `WalStorage` only: where replaying the log begins.
+    Log = 6,
 }
 
 impl MetaKey {
     pub(crate) fn from_number(number: u64) -> Option<MetaKey> {
-        use MetaKey::{HardState, Identity, Layout, Members, Snapshot, Truncated};
-        [Layout, Identity, HardState, Members, Snapshot, Truncated]
+        use MetaKey::{HardState, Identity, Layout, Log, Members, Snapshot, Truncated};
+        [Layout, Identity, HardState, Members, Snapshot, Truncated, Log]
             .into_iter()
             .find(|key| *key as u64 == number)
     }
@@ -160,7 +194,7 @@ impl<'a> Fields<'a> {
     }
 
     /// `value`, if nothing is left.
-    fn whole<T>(&self, value: T) -> Result<T, Damage> {
+    pub(crate) fn whole<T>(&self, value: T) -> Result<T, Damage> {
         match self.0.len() {
             0 => Ok(value),
             left => Err(Damage::Content(format!("{left} bytes follow it"))),

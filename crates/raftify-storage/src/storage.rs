@@ -14,14 +14,14 @@ use raftify_core::{
 
 use crate::directory::{self, DirectoryLock};
 use crate::environment::{Environment, Failure};
-use crate::format::{self, Damage, EntryView, GROUP_ID, MetaKey, Table};
+use crate::format::{self, Damage, EntryView, GROUP_ID, Kind, MetaKey, Table};
 use crate::io_error;
 use crate::snapshot_files::{self, SnapshotFile, SnapshotFileReader, SnapshotFiles};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-type ReadTxn<'a> = RoTxn<'a, WithoutTls>;
+pub(crate) type ReadTxn<'a> = RoTxn<'a, WithoutTls>;
 
 /// Keeps what must survive a crash in one directory: log and metadata in LMDB, snapshots in files beside it.
 ///
@@ -62,16 +62,8 @@ impl HeedStorage {
         let directory = directory.as_ref();
         directory::create_durably(directory)?;
         let lock = DirectoryLock::take(directory)?;
-        let environment = Environment::open(directory, |meta, txn| {
-            let layout = MetaKey::Layout.key();
-            meta.put(txn, &layout, &format::frame(Table::Meta, layout, |_| {}))?;
-            Ok(())
-        })?;
-        // The names of the database's files must survive as well as their content.
-        directory::sync(directory).map_err(io_error("sync the directory", directory))?;
-        let log = Arc::new(Log { environment, _lock: Some(lock.clone()) });
-        log.check_layout()?;
-        Ok(HeedStorage { log, snapshots: SnapshotFiles::open(directory, lock)?, state: None })
+        let log = Log::open(directory, lock.clone(), Kind::Heed)?;
+        Ok(HeedStorage { log: Arc::new(log), snapshots: SnapshotFiles::open(directory, lock)?, state: None })
     }
 
     /// Opens `directory` for looking at it only, also while a node works on it in another process. Nothing of the
@@ -86,7 +78,7 @@ impl HeedStorage {
         let directory = directory.as_ref();
         let environment = Environment::open_read_only(directory)?;
         let log = Arc::new(Log { environment, _lock: None });
-        log.check_layout()?;
+        log.check_kind(directory, Kind::Heed)?;
         Ok(ReadOnlyStorage { log, directory: directory.to_owned() })
     }
 }
@@ -234,7 +226,7 @@ impl fmt::Debug for HeedLogReader {
 }
 
 /// That the recorded snapshot is there, and is what the metadata say.
-fn check_snapshot_file(
+pub(crate) fn check_snapshot_file(
     recorded: &SnapshotMeta,
     path: &Path,
     open: impl FnOnce() -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError>,
@@ -251,14 +243,33 @@ fn check_snapshot_file(
     }
 }
 
-/// Entries and metadata in their environment.
-struct Log {
+/// Entries and metadata in their environment. `WalStorage` keeps its metadata in it as well, and no entries.
+pub(crate) struct Log {
     /// Dropped before the lock is released.
     environment: Environment,
     _lock: Option<DirectoryLock>,
 }
 
 impl Log {
+    /// Opens the databases of a directory that belongs to this process. New ones are for `kind`.
+    pub(crate) fn open(directory: &Path, lock: DirectoryLock, kind: Kind) -> Result<Log, StorageError> {
+        let environment = Environment::open(directory, |meta, txn| {
+            let layout = MetaKey::Layout.key();
+            let value = format::frame(Table::Meta, layout, |out| out.extend_from_slice(kind.content()));
+            Ok(meta.put(txn, &layout, &value)?)
+        })?;
+        // The names of the database's files must survive as well as their content.
+        directory::sync(directory).map_err(io_error("sync the directory", directory))?;
+        let log = Log { environment, _lock: Some(lock) };
+        log.check_kind(directory, kind)?;
+        Ok(log)
+    }
+
+    /// For reading and writing several values in one transaction.
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
     fn what(&self, table: Table, key: u128) -> String {
         let file = self.environment.data_file();
         let file = file.display();
@@ -277,15 +288,35 @@ impl Log {
         Damage::Content(reason.into()).of(self.what(table, key)).into()
     }
 
-    /// That this is a directory of this version, before anything else is believed.
-    fn check_layout(&self) -> Result<(), StorageError> {
-        self.environment.read(|txn| {
-            let layout = self.meta(txn, MetaKey::Layout, |_| Ok(()))?;
-            layout.ok_or_else(|| self.corrupt(Table::Meta, MetaKey::Layout.key(), "it is missing"))
-        })
+    /// That this is a directory of this version and kind, before anything else is believed.
+    fn check_kind(&self, directory: &Path, asked: Kind) -> Result<(), StorageError> {
+        let found = self.environment.read(|txn| {
+            let kind = self.meta(txn, MetaKey::Layout, Kind::decode)?;
+            kind.ok_or_else(|| self.corrupt(Table::Meta, MetaKey::Layout.key(), "it is missing"))
+        })?;
+        if found != asked {
+            return Err(StorageError::OtherKind {
+                path: directory.to_owned(),
+                found: found.name(),
+                asked: asked.name(),
+            });
+        }
+        Ok(())
     }
 
-    fn meta<T>(
+    /// That there is no metadata from another version of this program.
+    pub(crate) fn check_meta_keys(&self, txn: &ReadTxn<'_>) -> Result<(), Failure> {
+        for item in self.environment.table(Table::Meta).iter(txn)? {
+            let (key, _) = item?;
+            let (group_id, number) = format::split_key(key);
+            if group_id != GROUP_ID || MetaKey::from_number(number).is_none() {
+                return Err(self.corrupt(Table::Meta, key, "this program knows no such key"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn meta<T>(
         &self,
         txn: &ReadTxn<'_>,
         key: MetaKey,
@@ -298,7 +329,7 @@ impl Log {
         Ok(Some(decoded.map_err(|damage| damage.of(self.what(Table::Meta, key.key())))?))
     }
 
-    fn truncated(&self, txn: &ReadTxn<'_>) -> Result<LogPosition, Failure> {
+    pub(crate) fn truncated(&self, txn: &ReadTxn<'_>) -> Result<LogPosition, Failure> {
         Ok(self.meta(txn, MetaKey::Truncated, format::decode_position)?.unwrap_or_default())
     }
 
@@ -308,13 +339,7 @@ impl Log {
 
     fn load(&self) -> Result<StoredState, StorageError> {
         self.environment.read(|txn| {
-            for item in self.environment.table(Table::Meta).iter(txn)? {
-                let (key, _) = item?;
-                let (group_id, number) = format::split_key(key);
-                if group_id != GROUP_ID || MetaKey::from_number(number).is_none() {
-                    return Err(self.corrupt(Table::Meta, key, "this program knows no such key"));
-                }
-            }
+            self.check_meta_keys(txn)?;
             let truncated = self.truncated(txn)?;
             let mut state = StoredState {
                 identity: self.meta(txn, MetaKey::Identity, format::decode_identity)?,
@@ -446,7 +471,7 @@ impl Log {
         Ok(())
     }
 
-    fn put_meta(
+    pub(crate) fn put_meta(
         &self,
         txn: &mut RwTxn<'_>,
         key: MetaKey,

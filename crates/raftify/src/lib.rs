@@ -57,7 +57,8 @@
 //! - [`RaftClient`] talks to a cluster from outside.
 //! - [`Config`] holds all settings; the defaults work unchanged on a LAN.
 //! - [`error`] says for every verb why it can fail, and what that means for the data.
-//! - [`HeedStorage`] keeps a node's log and snapshots in a directory; [`storage`] is the contract for other ways.
+//! - [`HeedStorage`] keeps a node's log and snapshots in a directory; [`WalStorage`] does so with a log of its own, which
+//!   needs one flush where LMDB needs two; [`storage`] is the contract for other ways.
 //!
 //! [`propose`]: RaftNode::propose
 //! [`query`]: RaftNode::query
@@ -98,6 +99,6 @@ pub use raftify_core::{
     ReplicationState, Role, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, Status, StorageError,
     Term,
 };
-pub use raftify_storage::{HeedStorage, ReadOnlyStorage};
+pub use raftify_storage::{HeedStorage, ReadOnlyStorage, WalStorage};
 pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
 pub use wire::DoorRefusal;

@@ -6,6 +6,7 @@ use raftify_core::{Member, NodeId};
 use tempfile::TempDir;
 
 use super::*;
+use crate::files::NameOperations;
 
 fn meta(index: u64) -> SnapshotMeta {
     let members = Members::initial([Member::voter(NodeId::FIRST, "node.example:60061")]).unwrap();
@@ -187,7 +188,9 @@ impl FileOperations for Faulty {
         self.enter("create")?;
         Ok(Box::new(FaultyFile { faulty: self.clone(), file: OperatingSystem.create(path)? }))
     }
+}
 
+impl NameOperations for Faulty {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.enter("rename")?;
         OperatingSystem.rename(from, to)

@@ -440,7 +440,7 @@ fn database_grows_by_itself_while_it_is_read() {
 
 /// What a test makes of the present state.
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     Append { back: u64, count: u64, term: u64 },
     HardState { term: u64, vote: u64, commit: u64 },
     Members,
@@ -450,7 +450,7 @@ enum Step {
     Reopen,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..4_u64, 1..6_u64, 0..2_u64).prop_map(|(back, count, term)| Step::Append { back, count, term }),
         4 => (0..2_u64, 0..3_u64, 0..5_u64).prop_map(|(term, vote, commit)| Step::HardState { term, vote, commit }),
@@ -462,7 +462,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn write_of(step: &Step, state: &StoredState) -> Write {
+pub(crate) fn write_of(step: &Step, state: &StoredState) -> Write {
     let position_at = |index: u64| {
         let index = LogIndex(index);
         LogPosition { term: state.term_at(index).unwrap_or(state.last.term), index }

@@ -1,0 +1,153 @@
+//! The rare part of what is stored: written into the log's record like everything else, and then copied to LMDB, so
+//! that the record can be recycled. Here: what it is, its bytes in a record, and its place in LMDB.
+
+use raftify_core::storage::StoredState;
+use raftify_core::{Identity, LogPosition, Members, SnapshotMeta, StorageError};
+
+use crate::format::{self, Damage, Fields, MetaKey, put_number, put_position};
+use crate::storage::Log;
+
+/// Everything that [`StoredState`] has besides log and hard state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Metadata {
+    pub(super) identity: Option<Identity>,
+    pub(super) members: Option<Members>,
+    pub(super) snapshot: Option<SnapshotMeta>,
+    pub(super) truncated: LogPosition,
+}
+
+const IDENTITY: u8 = 1;
+const MEMBERS: u8 = 2;
+const SNAPSHOT: u8 = 4;
+
+impl Metadata {
+    pub(super) fn of(state: &StoredState) -> Metadata {
+        Metadata {
+            identity: state.identity,
+            members: state.members.clone(),
+            snapshot: state.snapshot.clone(),
+            truncated: state.truncated,
+        }
+    }
+
+    /// Whether both states have the same metadata.
+    pub(super) fn same(one: &StoredState, other: &StoredState) -> bool {
+        one.truncated == other.truncated
+            && one.identity == other.identity
+            && one.members == other.members
+            && one.snapshot == other.snapshot
+    }
+
+    /// The whole of it: flags, truncated position, then what the flags say is there, each with its length.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0];
+        put_position(&mut out, self.truncated);
+        let mut put = |flag: u8, content: Vec<u8>| {
+            out[0] |= flag;
+            put_number(&mut out, content.len() as u64);
+            out.extend_from_slice(&content);
+        };
+        if let Some(identity) = &self.identity {
+            let mut content = Vec::new();
+            format::encode_identity(identity, &mut content);
+            put(IDENTITY, content);
+        }
+        if let Some(members) = &self.members {
+            put(MEMBERS, members.encode().to_vec());
+        }
+        if let Some(snapshot) = &self.snapshot {
+            let mut content = Vec::new();
+            format::encode_snapshot_meta(snapshot, &mut content);
+            put(SNAPSHOT, content);
+        }
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Metadata, Damage> {
+        let mut fields = Fields(bytes);
+        let [flags] = fields.array()?;
+        if flags & !(IDENTITY | MEMBERS | SNAPSHOT) != 0 {
+            return Err(Damage::Content(format!("its metadata have unknown flags {flags:#x}")));
+        }
+        let truncated = fields.position()?;
+        let mut take = |flag: u8| -> Result<Option<&[u8]>, Damage> {
+            if flags & flag == 0 {
+                return Ok(None);
+            }
+            let length = fields.number()?;
+            let split = usize::try_from(length).ok().and_then(|at| fields.0.split_at_checked(at));
+            let (content, rest) =
+                split.ok_or_else(|| Damage::Content("its metadata are too short".into()))?;
+            fields.0 = rest;
+            Ok(Some(content))
+        };
+        let metadata = Metadata {
+            identity: take(IDENTITY)?.map(format::decode_identity).transpose()?,
+            members: take(MEMBERS)?.map(Members::decode).transpose()?,
+            snapshot: take(SNAPSHOT)?.map(format::decode_snapshot_meta).transpose()?,
+            truncated,
+        };
+        fields.whole(metadata)
+    }
+}
+
+/// Where replaying the log begins, and how far it goes at least. Everything before is of no use any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LogStart {
+    /// The first segment that is needed.
+    pub(super) segment: u64,
+    /// The sequence number of its first record.
+    pub(super) sequence: u64,
+    /// The record that the metadata are from, 0 for none. It must be in the log, and what comes before it as well.
+    pub(super) as_of: u64,
+}
+
+/// Keeps metadata and the start of the log together: both change at once or not at all.
+pub(super) trait MetadataStore: Send + 'static {
+    /// What is there. The start is `None` if the log was never begun.
+    fn load(&self) -> Result<(Metadata, Option<LogStart>), StorageError>;
+
+    /// Durable when it returns.
+    fn store(&self, metadata: &Metadata, start: LogStart) -> Result<(), StorageError>;
+}
+
+/// In LMDB, under the same keys as `HeedStorage` has them.
+impl MetadataStore for Log {
+    fn load(&self) -> Result<(Metadata, Option<LogStart>), StorageError> {
+        self.environment().read(|txn| {
+            self.check_meta_keys(txn)?;
+            let metadata = Metadata {
+                identity: self.meta(txn, MetaKey::Identity, format::decode_identity)?,
+                members: self.meta(txn, MetaKey::Members, |content| Ok(Members::decode(content)?))?,
+                snapshot: self.meta(txn, MetaKey::Snapshot, format::decode_snapshot_meta)?,
+                truncated: self.truncated(txn)?,
+            };
+            let start = self.meta(txn, MetaKey::Log, |content| {
+                let mut fields = Fields(content);
+                let (segment, sequence, as_of) = (fields.number()?, fields.number()?, fields.number()?);
+                fields.whole(LogStart { segment, sequence, as_of })
+            })?;
+            Ok((metadata, start))
+        })
+    }
+
+    fn store(&self, metadata: &Metadata, start: LogStart) -> Result<(), StorageError> {
+        self.environment().write(|txn| {
+            if let Some(identity) = &metadata.identity {
+                self.put_meta(txn, MetaKey::Identity, |out| format::encode_identity(identity, out))?;
+            }
+            if let Some(members) = &metadata.members {
+                self.put_meta(txn, MetaKey::Members, |out| out.extend_from_slice(&members.encode()))?;
+            }
+            if let Some(snapshot) = &metadata.snapshot {
+                self.put_meta(txn, MetaKey::Snapshot, |out| format::encode_snapshot_meta(snapshot, out))?;
+            }
+            self.put_meta(txn, MetaKey::Truncated, |out| put_position(out, metadata.truncated))?;
+            self.put_meta(txn, MetaKey::Log, |out| {
+                put_number(out, start.segment);
+                put_number(out, start.sequence);
+                put_number(out, start.as_of);
+            })
+        })
+    }
+}

@@ -1,0 +1,353 @@
+//! Reading a log from its beginning to its end, and telling an end from damage.
+//!
+//! The log ends at the first place without a valid record of the expected sequence number. Only the last record can
+//! have been torn by a crash, because the next one is written only after it was durable. So whatever proves that a
+//! later one was written proves that this place is damaged: a later record in this or a later segment, or metadata
+//! that are from a later one.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raftify_core::storage::StoredState;
+use raftify_core::{HardState, LogIndex, LogPosition, StorageError};
+
+use super::log::{Held, Place, Places, Shared};
+use super::metadata::{LogStart, Metadata};
+use super::record::{self, Content, Header};
+use super::segment::{self, Life, Named, Segment};
+use crate::format::Damage;
+use crate::io_error;
+
+/// A log that was found right.
+pub(super) struct Recovered {
+    pub(super) state: StoredState,
+    pub(super) places: Places,
+    /// The segments with records, or the one for the first record.
+    pub(super) held: BTreeMap<u64, Held>,
+    /// The segments after them.
+    pub(super) ahead: VecDeque<Segment>,
+    /// Files that are of no use.
+    pub(super) leftovers: Vec<PathBuf>,
+    pub(super) tail: Tail,
+    /// The record whose metadata have not reached LMDB.
+    pub(super) metadata_from: Option<u64>,
+}
+
+/// Where the log goes on.
+pub(super) struct Tail {
+    pub(super) segment: Arc<Segment>,
+    pub(super) offset: u64,
+    pub(super) next_sequence: u64,
+    /// The last record and its offset in the segment.
+    pub(super) last_record: Option<(u64, Vec<u8>)>,
+}
+
+/// Whether segment `number` begins with a record. One that cannot be read has none.
+pub(super) fn has_records(shared: &Shared, number: u64) -> bool {
+    let opened = Segment::open(&*shared.operations, &shared.directory, number);
+    opened.is_ok_and(|(segment, content)| {
+        let records = content.get(segment::HEADER_BYTES as usize..).unwrap_or_default();
+        Header::decode(segment.life, records).is_ok()
+    })
+}
+
+/// Reads and checks the whole log, and changes nothing.
+pub(super) fn recover(
+    shared: &Shared,
+    metadata: Metadata,
+    start: LogStart,
+) -> Result<Recovered, StorageError> {
+    let directory = &shared.directory;
+    let mut numbers = BTreeSet::new();
+    let mut leftovers = Vec::new();
+    let paths = shared.operations.list(directory).map_err(io_error("list", directory))?;
+    for path in paths {
+        match segment::name_of(&path) {
+            Some(Named::Segment(number)) if number >= start.segment => drop(numbers.insert(number)),
+            Some(_) => leftovers.push(path),
+            None => {}
+        }
+    }
+    let mut replay = Replay {
+        expected: start.sequence,
+        metadata,
+        metadata_from: None,
+        hard_state: HardState::default(),
+        places: Places::default(),
+        term_starts: Vec::new(),
+        held: BTreeMap::new(),
+        ahead: VecDeque::new(),
+        last_record: None,
+        end: End {
+            path: segment::path_of(directory, start.segment),
+            offset: segment::HEADER_BYTES,
+            reason: "it is not there".to_owned(),
+        },
+        torn: None,
+    };
+    let last = numbers.last().copied().unwrap_or(start.segment);
+    for number in start.segment..=last {
+        if !numbers.contains(&number) {
+            return Err(replay.missing(shared, number));
+        }
+        let (segment, content) = Segment::open(&*shared.operations, directory, number)?;
+        replay.segment(segment, &content)?;
+    }
+    if start.as_of >= replay.expected {
+        let reason = format!("it was written, for the metadata are from record {}", start.as_of);
+        return Err(replay.damage(&reason));
+    }
+    if replay.last_record.is_some() && replay.ahead.is_empty() {
+        // Each was made before the one before it was used.
+        return Err(replay.missing(shared, last + 1));
+    }
+    replay.finish(shared, start, leftovers)
+}
+
+/// Where the records end, and why.
+#[derive(Clone)]
+struct End {
+    path: PathBuf,
+    offset: u64,
+    reason: String,
+}
+
+struct Replay {
+    /// The sequence number of the next record.
+    expected: u64,
+    metadata: Metadata,
+    metadata_from: Option<u64>,
+    hard_state: HardState,
+    places: Places,
+    term_starts: Vec<LogPosition>,
+    held: BTreeMap<u64, Held>,
+    ahead: VecDeque<Segment>,
+    last_record: Option<(u64, Vec<u8>)>,
+    /// After the last record so far.
+    end: End,
+    /// A record there that was begun.
+    torn: Option<End>,
+}
+
+impl Replay {
+    /// Replays the records of one segment, which follows the one before.
+    fn segment(&mut self, segment: Segment, content: &[u8]) -> Result<(), StorageError> {
+        let first_sequence = self.expected;
+        let mut offset = segment::HEADER_BYTES;
+        let mut last_record = None;
+        let reason = loop {
+            let bytes = content.get(offset as usize..).unwrap_or_default();
+            let (header, body) = match record_at(segment.life, bytes, self.expected) {
+                Ok(found) => found,
+                Err(reason) => break reason,
+            };
+            let applied = header
+                .content(body)
+                .and_then(|content| self.record(&header, content, segment.number, offset));
+            applied.map_err(|damage| damage.of(self.what(&segment.path, offset)))?;
+            last_record = Some((offset, &bytes[..header.record_bytes() as usize]));
+            self.expected += 1;
+            offset = (offset + header.record_bytes()).next_multiple_of(record::ALIGNMENT);
+        };
+        let later = later_record(segment.life, content, offset, self.expected);
+        let begun = content.get(offset as usize..).and_then(Header::sequence_at) == Some(self.expected);
+        let end = End { path: segment.path.clone(), offset, reason };
+        if begun {
+            self.torn = Some(end.clone());
+        }
+        if let Some((offset, bytes)) = last_record {
+            self.last_record = Some((offset, bytes.to_vec()));
+            self.torn = begun.then(|| end.clone());
+            self.end = end;
+            self.ahead.clear();
+            let segment = Arc::new(segment);
+            let held = Held { first_sequence, segment };
+            self.held.insert(held.segment.number, held);
+        } else {
+            // If the later record is the first one here, the segment before ends too early; else this one.
+            if later.is_some_and(|(at, _)| at > offset) {
+                self.end = end;
+            }
+            self.ahead.push_back(segment);
+        }
+        match later {
+            Some((_, later)) => Err(self.damage(&format!("it was written, for record {later} follows"))),
+            None => Ok(()),
+        }
+    }
+
+    fn record(&mut self, header: &Header, content: Content, segment: u64, offset: u64) -> Result<(), Damage> {
+        if content.reset {
+            self.places.places.clear();
+            self.term_starts.clear();
+        }
+        if let Some(metadata) = content.metadata {
+            self.metadata = metadata;
+            self.metadata_from = Some(self.expected);
+        }
+        if !content.entries.is_empty() {
+            let first = header.first;
+            if !self.places.places.is_empty() && first > self.places.end() {
+                let reason =
+                    format!("it begins with entry {first}, but the log ends before {}", self.places.end());
+                return Err(Damage::Content(reason));
+            }
+            self.term_starts.retain(|start| start.index < first);
+            for entry in &content.entries {
+                let LogPosition { term, index } = entry.position;
+                match self.term_starts.last() {
+                    Some(start) if start.term == term => {}
+                    Some(start) if start.term > term => {
+                        return Err(Damage::Content(format!(
+                            "the term of entry {index} is {term}, that of the entry before is {}",
+                            start.term
+                        )));
+                    }
+                    _ => self.term_starts.push(entry.position),
+                }
+            }
+            let places = content.entries.iter().map(|entry| Place {
+                segment,
+                offset: (offset + entry.offset as u64) as u32,
+                payload_bytes: entry.payload_bytes,
+            });
+            self.places.replace(first, places);
+        }
+        self.hard_state = header.hard_state;
+        Ok(())
+    }
+
+    fn finish(
+        mut self,
+        shared: &Shared,
+        start: LogStart,
+        leftovers: Vec<PathBuf>,
+    ) -> Result<Recovered, StorageError> {
+        let truncated = self.metadata.truncated;
+        let first = truncated.index.next();
+        let corrupt = |what: String, reason: String| Err(StorageError::Corrupt { what, reason });
+        if self.places.first > first && !self.places.places.is_empty() {
+            let what = format!("{}: entry {first}", shared.directory.display());
+            return corrupt(what, format!("it is missing, {} follows instead", self.places.first));
+        }
+        self.places.forget(truncated.index);
+        let mut state = StoredState {
+            identity: self.metadata.identity,
+            hard_state: self.hard_state,
+            members: self.metadata.members,
+            snapshot: self.metadata.snapshot,
+            truncated,
+            last: truncated,
+            term_starts: Vec::new(),
+        };
+        if !self.places.places.is_empty() {
+            // The term of the first entry began at it or before.
+            let before = self.term_starts.partition_point(|start| start.index <= first);
+            let first_term = before.checked_sub(1).map_or(truncated.term, |at| self.term_starts[at].term);
+            if first_term < truncated.term {
+                let what = format!("{}: entry {first}", shared.directory.display());
+                return corrupt(
+                    what,
+                    format!("its term is {first_term}, but the log begins after {truncated}"),
+                );
+            }
+            if first_term > truncated.term {
+                state.term_starts.push(LogPosition { term: first_term, index: first });
+            }
+            state.term_starts.extend(&self.term_starts[before..]);
+            state.last = LogPosition {
+                term: self.term_starts.last().map_or(first_term, |start| start.term),
+                index: self.places.end().previous(),
+            };
+        }
+        if let Err(reason) = state.check() {
+            return corrupt(shared.directory.display().to_string(), reason);
+        }
+        let segment = match self.held.last_key_value() {
+            Some((_, held)) => Arc::clone(&held.segment),
+            // No record was ever written: the first one goes to the beginning.
+            None => {
+                let first = self.ahead.pop_front().map(Arc::new);
+                let segment = first.expect("the loop over the segments begins with one, or fails");
+                let held = Held { first_sequence: start.sequence, segment: Arc::clone(&segment) };
+                self.held.insert(segment.number, held);
+                segment
+            }
+        };
+        if let Some(End { path, offset, reason }) = &self.torn {
+            let (path, index) = (path.display(), self.places.end());
+            tracing::warn!(
+                %path, offset, %index, reason,
+                "the last record was not written to its end, so it was never acknowledged: it is dropped"
+            );
+        }
+        Ok(Recovered {
+            state,
+            places: self.places,
+            held: self.held,
+            ahead: self.ahead,
+            leftovers,
+            tail: Tail {
+                segment,
+                offset: self.end.offset,
+                next_sequence: self.expected,
+                last_record: self.last_record,
+            },
+            metadata_from: self.metadata_from.filter(|from| *from > start.as_of),
+        })
+    }
+
+    /// The index that would come next.
+    fn next_index(&self) -> LogIndex {
+        self.places.end().max(self.metadata.truncated.index.next())
+    }
+
+    fn what(&self, path: &Path, offset: u64) -> String {
+        let (sequence, index) = (self.expected, self.next_index());
+        format!("{} at offset {offset}: record {sequence}, about entry {index},", path.display())
+    }
+
+    /// The record after the last one is damaged.
+    fn damage(&self, proof: &str) -> StorageError {
+        let End { path, offset, reason } = &self.end;
+        StorageError::Corrupt { what: self.what(path, *offset), reason: format!("{reason}; {proof}") }
+    }
+
+    fn missing(&self, shared: &Shared, number: u64) -> StorageError {
+        StorageError::Corrupt {
+            what: self.what(&segment::path_of(&shared.directory, number), 0),
+            reason: "the segment is missing".to_owned(),
+        }
+    }
+}
+
+/// The record at the beginning of `bytes`, or why the log ends there.
+fn record_at(life: Life, bytes: &[u8], expected: u64) -> Result<(Header, &[u8]), String> {
+    let read = || -> Result<(Header, &[u8]), Damage> {
+        let header = Header::decode(life, bytes)?;
+        if header.sequence != expected {
+            let reason = format!("record {} is there, where {expected} is expected", header.sequence);
+            return Err(Damage::Content(reason));
+        }
+        let body = header.body(life, bytes)?;
+        Ok((header, body))
+    };
+    read().map_err(|damage| match damage {
+        Damage::Content(reason) => reason,
+        Damage::Version { found, known } => format!("it has version {found}, this program knows {known}"),
+    })
+}
+
+/// The offset and the sequence number of a record from `offset` on that comes after `expected`, if there is one.
+fn later_record(life: Life, content: &[u8], offset: u64, expected: u64) -> Option<(u64, u64)> {
+    let offsets = (offset as usize..content.len()).step_by(record::ALIGNMENT as usize);
+    offsets
+        .map(|at| (at, &content[at..]))
+        // Few bytes that are no record look like a number from this range, so that few checksums are calculated.
+        .filter(|(_, bytes)| {
+            Header::sequence_at(bytes)
+                .is_some_and(|sequence| sequence.wrapping_sub(expected + 1) < content.len() as u64)
+        })
+        .find_map(|(at, bytes)| Some((at as u64, Header::decode(life, bytes).ok()?.sequence)))
+}

@@ -1,0 +1,197 @@
+//! One file of the log: its header, and how it comes to be. A file that has a segment's name is whole: its header, its
+//! zeros or its earlier life's bytes are durable before it gets the name, and it never grows.
+
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+
+use raftify_core::StorageError;
+
+use crate::files::{SegmentFile, SegmentOperations};
+use crate::format::{Damage, Fields, GROUP_ID, put_number};
+use crate::io_error;
+
+const MAGIC: [u8; 8] = *b"raftwlog";
+
+/// Version of the header and of the records.
+const VERSION: u32 = 1;
+
+/// The header ends with zeros up to here; the first record follows.
+pub(super) const HEADER_BYTES: u64 = 64;
+
+const FINISHED: &str = "segment";
+const UNFINISHED: &str = "partial";
+
+/// How much is zeroed by one write.
+const ZEROS_BYTES: usize = 1 << 20;
+
+/// What is under every checksum of a segment, drawn anew for each life of its file. So a record of an earlier life, or
+/// one that a user has put into a payload, never passes for one of this life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life(pub(super) u64);
+
+impl Life {
+    fn new(number: u64) -> Life {
+        Life(RandomState::new().hash_one(number))
+    }
+
+    /// The checksum over `parts`, one after the other.
+    pub(super) fn checksum(self, parts: &[&[u8]]) -> u32 {
+        let salt = crc32c::crc32c(&self.0.to_be_bytes());
+        parts.iter().fold(salt, |checksum, part| crc32c::crc32c_append(checksum, part))
+    }
+}
+
+/// An open segment with a valid header.
+pub(super) struct Segment {
+    /// Counts all segments that a directory ever had.
+    pub(super) number: u64,
+    pub(super) life: Life,
+    pub(super) size_bytes: u64,
+    pub(super) path: PathBuf,
+    pub(super) file: Box<dyn SegmentFile>,
+}
+
+/// What the name of a file in the directory says. Other files are left alone.
+pub(super) enum Named {
+    Segment(u64),
+    Unfinished,
+}
+
+pub(super) fn name_of(path: &Path) -> Option<Named> {
+    match path.extension()?.to_str()? {
+        UNFINISHED => Some(Named::Unfinished),
+        FINISHED => {
+            let stem = path.file_stem()?.to_str()?;
+            let number = u64::from_str_radix(stem, 16).ok()?;
+            (stem.len() == 16).then_some(Named::Segment(number))
+        }
+        _ => None,
+    }
+}
+
+pub(super) fn path_of(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:016x}.{FINISHED}"))
+}
+
+impl Segment {
+    /// Makes a new one, zeroed, in place of any that has the number.
+    pub(super) fn create(
+        operations: &dyn SegmentOperations,
+        directory: &Path,
+        number: u64,
+        size_bytes: u64,
+    ) -> Result<Segment, StorageError> {
+        let path = path_of(directory, number);
+        let partial = path.with_extension(UNFINISHED);
+        let file = operations.create_segment(&partial).map_err(io_error("create", &partial))?;
+        let life = Life::new(number);
+        let write = || {
+            let zeros = vec![0; ZEROS_BYTES.min(usize::try_from(size_bytes).unwrap_or(ZEROS_BYTES))];
+            let mut offset = 0;
+            while offset < size_bytes {
+                let length = (size_bytes - offset).min(zeros.len() as u64);
+                file.write_all_at(&zeros[..length as usize], offset)?;
+                offset += length;
+            }
+            file.write_all_at(&encode_header(number, life, size_bytes), 0)
+        };
+        write().map_err(io_error("write to", &partial))?;
+        file.sync().map_err(io_error("sync", &partial))?;
+        let segment = Segment { number, life, size_bytes, path: partial, file };
+        segment.named(operations, directory, path)
+    }
+
+    /// Makes a new one of one that is not needed any more. What is in it stays; its checksums do not fit to the new
+    /// life.
+    pub(super) fn recycle(
+        self,
+        operations: &dyn SegmentOperations,
+        directory: &Path,
+        number: u64,
+    ) -> Result<Segment, StorageError> {
+        let life = Life::new(number);
+        let header = encode_header(number, life, self.size_bytes);
+        self.file.write_all_at(&header, 0).map_err(io_error("write to", &self.path))?;
+        self.file.sync().map_err(io_error("sync", &self.path))?;
+        let segment = Segment { number, life, ..self };
+        segment.named(operations, directory, path_of(directory, number))
+    }
+
+    /// Gives it its name, durably.
+    fn named(
+        self,
+        operations: &dyn SegmentOperations,
+        directory: &Path,
+        path: PathBuf,
+    ) -> Result<Segment, StorageError> {
+        operations.rename(&self.path, &path).map_err(io_error("rename", &self.path))?;
+        operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
+        Ok(Segment { path, ..self })
+    }
+
+    /// Opens the one with `number`, and reads all of it.
+    pub(super) fn open(
+        operations: &dyn SegmentOperations,
+        directory: &Path,
+        number: u64,
+    ) -> Result<(Segment, Vec<u8>), StorageError> {
+        let path = path_of(directory, number);
+        let file = operations.open_segment(&path).map_err(io_error("open", &path))?;
+        let length = file.length_bytes().map_err(io_error("read", &path))?;
+        let mut content = vec![0; usize::try_from(length).map_err(|_| too_large(&path, length))?];
+        file.read_exact_at(&mut content, 0).map_err(io_error("read", &path))?;
+        let what = || format!("{} at offset 0: the header of the segment", path.display());
+        let life = decode_header(&content, number).map_err(|damage| damage.of(what()))?;
+        let segment = Segment { number, life, size_bytes: length, path, file };
+        Ok((segment, content))
+    }
+}
+
+fn too_large(path: &Path, length: u64) -> StorageError {
+    StorageError::Corrupt {
+        what: path.display().to_string(),
+        reason: format!("it has {length} bytes, more than this machine can address"),
+    }
+}
+
+fn encode_header(number: u64, life: Life, size_bytes: u64) -> Vec<u8> {
+    let mut header = Vec::with_capacity(HEADER_BYTES as usize);
+    header.extend_from_slice(&MAGIC);
+    header.extend_from_slice(&VERSION.to_be_bytes());
+    put_number(&mut header, GROUP_ID);
+    put_number(&mut header, number);
+    put_number(&mut header, life.0);
+    put_number(&mut header, size_bytes);
+    let checksum = crc32c::crc32c(&header);
+    header.extend_from_slice(&checksum.to_be_bytes());
+    header.resize(HEADER_BYTES as usize, 0);
+    header
+}
+
+fn decode_header(content: &[u8], expected_number: u64) -> Result<Life, Damage> {
+    let mut fields = Fields(content);
+    if fields.array()? != MAGIC {
+        return Err(Damage::Content("it does not begin as a segment does".into()));
+    }
+    let version = u32::from_be_bytes(fields.array()?);
+    if version != VERSION {
+        return Err(Damage::Version { found: version, known: VERSION });
+    }
+    let [group_id, number, life, size_bytes] =
+        [fields.number()?, fields.number()?, fields.number()?, fields.number()?];
+    let computed = crc32c::crc32c(&content[..content.len() - fields.0.len()]);
+    let stored = u32::from_be_bytes(fields.array()?);
+    let found = content.len() as u64;
+    let reason = if stored != computed {
+        format!("its checksum is {computed:08x}, recorded is {stored:08x}")
+    } else if group_id != GROUP_ID {
+        format!("it is of group {group_id}")
+    } else if number != expected_number {
+        format!("it is of segment {number}, where {expected_number} is expected")
+    } else if found != size_bytes {
+        format!("the file has {found} bytes, but was made with {size_bytes}")
+    } else {
+        return Ok(Life(life));
+    };
+    Err(Damage::Content(reason))
+}

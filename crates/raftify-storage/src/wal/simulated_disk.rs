@@ -1,0 +1,465 @@
+//! A disk in memory that keeps a journal of what it was asked, can be cut off after any of it, and can fail.
+//!
+//! What was not flushed when the power went is there afterwards, or not, or in part: sector by sector in any choice, and
+//! torn within a sector. Names that were not flushed are there or not, in any choice; a rename is never half done. The
+//! metadata stand for LMDB: a transaction happens as a whole or not at all.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use raftify_core::StorageError;
+
+use super::metadata::{LogStart, Metadata, MetadataStore};
+use crate::files::{NameOperations, SegmentFile, SegmentOperations, Work};
+use crate::io_error;
+
+/// Smaller than a real one, so that there are more of them in a small file.
+const SECTOR_BYTES: u64 = 64;
+
+/// The same numbers from the same seed.
+#[derive(Clone, Debug)]
+pub(super) struct Chance(pub(super) u64);
+
+impl Chance {
+    /// A number below `bound` (splitmix64).
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+/// What becomes of that which was not flushed.
+#[derive(Clone, Debug)]
+pub(super) enum Loss {
+    /// All of it is lost.
+    All,
+    /// None of it is.
+    Nothing,
+    /// This many bytes are there, in the order of writing, and the names.
+    AfterBytes(u64),
+    /// Anything.
+    Random(Chance),
+}
+
+type FileId = usize;
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Create(PathBuf, FileId),
+    Write(FileId, u64, Vec<u8>),
+    Sync(FileId),
+    /// The system gave up what it had not written, but still shows it.
+    FailedSync(FileId),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+    SyncNames,
+    Store(Box<Metadata>, LogStart),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Image {
+    files: Vec<Vec<u8>>,
+    names: BTreeMap<PathBuf, FileId>,
+    metadata: (Metadata, Option<LogStart>),
+}
+
+impl Image {
+    fn write(&mut self, file: FileId, offset: u64, data: &[u8]) {
+        let content = &mut self.files[file];
+        let (offset, end) = (offset as usize, offset as usize + data.len());
+        if content.len() < end {
+            content.resize(end, 0);
+        }
+        content[offset..end].copy_from_slice(data);
+    }
+
+    fn rename(&mut self, operation: &Operation) {
+        match operation {
+            Operation::Create(path, file) => drop(self.names.insert(path.clone(), *file)),
+            Operation::Rename(from, to) => {
+                if let Some(file) = self.names.remove(from) {
+                    self.names.insert(to.clone(), file);
+                }
+            }
+            Operation::Remove(path) => drop(self.names.remove(path)),
+            _ => unreachable!("only names are kept for later"),
+        }
+    }
+}
+
+/// A write that is not certain to be on the disk; `None` for bytes that were written over since.
+#[derive(Clone)]
+struct Pending {
+    file: FileId,
+    offset: u64,
+    data: Vec<Option<u8>>,
+    given_up: bool,
+}
+
+#[derive(Default)]
+struct State {
+    /// What the process sees.
+    live: Image,
+    /// What was there at the beginning of the journal.
+    begin: Image,
+    journal: Vec<Operation>,
+    /// Counts all that can fail.
+    asked: u64,
+    fail_at: Option<u64>,
+    full: bool,
+    /// What is to be done beside the caller is done when it is waited for; otherwise at once.
+    lazy: bool,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct SimulatedDisk(Arc<Mutex<State>>);
+
+impl SimulatedDisk {
+    pub(super) fn new(lazy: bool) -> SimulatedDisk {
+        let disk = SimulatedDisk::default();
+        disk.state().lazy = lazy;
+        disk
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// How many operations the journal has.
+    pub(super) fn journal_length(&self) -> usize {
+        self.state().journal.len()
+    }
+
+    /// How often it was asked for something that could fail.
+    pub(super) fn asked(&self) -> u64 {
+        self.state().asked
+    }
+
+    /// Lets that operation fail, once.
+    pub(super) fn fail_at(&self, at: Option<u64>) {
+        self.state().fail_at = at;
+    }
+
+    pub(super) fn set_full(&self, full: bool) {
+        self.state().full = full;
+    }
+
+    /// The files, as the process sees them.
+    pub(super) fn names(&self) -> Vec<PathBuf> {
+        self.state().live.names.keys().cloned().collect()
+    }
+
+    /// How many files were ever made.
+    pub(super) fn files(&self) -> usize {
+        self.state().live.files.len()
+    }
+
+    /// Writes, flushes and stored metadata after the first `from` operations.
+    pub(super) fn count(&self, from: usize) -> (usize, usize, usize) {
+        let state = self.state();
+        let of =
+            |wanted: fn(&Operation) -> bool| state.journal[from..].iter().filter(|op| wanted(op)).count();
+        (
+            of(|operation| matches!(operation, Operation::Write(..))),
+            of(|operation| matches!(operation, Operation::Sync(..))),
+            of(|operation| matches!(operation, Operation::Store(..))),
+        )
+    }
+
+    /// Bytes that were written but not flushed after `length` operations.
+    pub(super) fn unflushed_bytes(&self, length: usize) -> u64 {
+        let (_, pending, _) = self.replay(length);
+        pending.iter().map(|pending| pending.data.len() as u64).sum()
+    }
+
+    fn replay(&self, length: usize) -> (Image, Vec<Pending>, Vec<Operation>) {
+        let state = self.state();
+        let mut image = state.begin.clone();
+        let (mut pending, mut names): (Vec<Pending>, Vec<Operation>) = Default::default();
+        for operation in &state.journal[..length] {
+            match operation {
+                Operation::Create(_, file) => {
+                    image.files.resize(image.files.len().max(file + 1), Vec::new());
+                    names.push(operation.clone());
+                }
+                Operation::Rename(..) | Operation::Remove(_) => names.push(operation.clone()),
+                Operation::SyncNames => names.drain(..).for_each(|name| image.rename(&name)),
+                Operation::Store(metadata, start) => {
+                    image.metadata = (Metadata::clone(metadata), Some(*start))
+                }
+                Operation::Write(file, offset, data) => pending.push(Pending {
+                    file: *file,
+                    offset: *offset,
+                    data: data.iter().copied().map(Some).collect(),
+                    given_up: false,
+                }),
+                Operation::FailedSync(file) => {
+                    for write in pending.iter_mut().filter(|write| write.file == *file) {
+                        write.given_up = true;
+                    }
+                }
+                Operation::Sync(file) => {
+                    let mut left: Vec<Pending> = Vec::new();
+                    for write in pending.drain(..) {
+                        if write.file != *file || write.given_up {
+                            left.push(write);
+                            continue;
+                        }
+                        let data: Vec<u8> = write.data.iter().flatten().copied().collect();
+                        image.write(write.file, write.offset, &data);
+                        let written = write.offset..write.offset + data.len() as u64;
+                        for earlier in left.iter_mut().filter(|left| left.file == *file) {
+                            for (at, byte) in (earlier.offset..).zip(&mut earlier.data) {
+                                if written.contains(&at) {
+                                    *byte = None;
+                                }
+                            }
+                        }
+                    }
+                    pending = left;
+                }
+            }
+        }
+        (image, pending, names)
+    }
+
+    /// The disk as it is found after the power went when the first `length` operations had been begun.
+    pub(super) fn after_power_loss(&self, length: usize, loss: &Loss) -> SimulatedDisk {
+        let (mut image, pending, names) = self.replay(length);
+        let mut left = match loss {
+            Loss::AfterBytes(bytes) => *bytes,
+            _ => u64::MAX,
+        };
+        let mut chance = match loss {
+            Loss::Random(chance) => chance.clone(),
+            _ => Chance(0),
+        };
+        // How likely something is to survive is different each time, so that there are all mixtures.
+        let survive = chance.below(5);
+        for Pending { file, offset, data, .. } in pending {
+            let mut torn_at = u64::MAX;
+            let mut sector = u64::MAX;
+            let mut keep = true;
+            for (at, byte) in (offset..).zip(data) {
+                match loss {
+                    Loss::All => keep = false,
+                    Loss::Nothing => {}
+                    Loss::AfterBytes(_) => {
+                        keep = left > 0;
+                        left = left.saturating_sub(1);
+                    }
+                    Loss::Random(_) => {
+                        if at / SECTOR_BYTES != sector {
+                            sector = at / SECTOR_BYTES;
+                            keep = chance.below(4) < survive;
+                            torn_at = match chance.below(4) {
+                                0 => at + chance.below(SECTOR_BYTES),
+                                _ => u64::MAX,
+                            };
+                        }
+                        if at == torn_at {
+                            keep = !keep;
+                        }
+                    }
+                }
+                if let (true, Some(byte)) = (keep, byte) {
+                    image.write(file, at, &[byte]);
+                }
+            }
+        }
+        for name in names {
+            let keep = match loss {
+                Loss::All => false,
+                Loss::Nothing | Loss::AfterBytes(_) => true,
+                Loss::Random(_) => chance.below(4) < survive,
+            };
+            if keep {
+                image.rename(&name);
+            }
+        }
+        SimulatedDisk(Arc::new(Mutex::new(State {
+            live: image.clone(),
+            begin: image,
+            lazy: self.state().lazy,
+            ..State::default()
+        })))
+    }
+
+    /// Changes one byte of a file behind the log's back.
+    pub(super) fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.state();
+        let file = state.live.names[path];
+        change(&mut state.live.files[file]);
+    }
+
+    pub(super) fn content(&self, path: &Path) -> Vec<u8> {
+        let state = self.state();
+        state.live.files[state.live.names[path]].clone()
+    }
+
+    pub(super) fn delete(&self, path: &Path) {
+        self.state().live.names.remove(path).unwrap();
+    }
+
+    /// A second one with the same content and an empty journal.
+    pub(super) fn copy(&self) -> SimulatedDisk {
+        self.after_power_loss(self.journal_length(), &Loss::Nothing)
+    }
+}
+
+impl State {
+    /// Whether the next operation fails.
+    fn fails(&mut self) -> bool {
+        self.asked += 1;
+        self.fail_at == Some(self.asked - 1)
+    }
+
+    fn enter(&mut self) -> io::Result<()> {
+        match self.fails() {
+            true => Err(io::Error::other("simulated failure")),
+            false => Ok(()),
+        }
+    }
+
+    fn rename(&mut self, operation: Operation) {
+        self.live.rename(&operation);
+        self.journal.push(operation);
+    }
+
+    fn write(&mut self, file: FileId, offset: u64, data: &[u8]) {
+        self.live.write(file, offset, data);
+        self.journal.push(Operation::Write(file, offset, data.to_vec()));
+    }
+}
+
+impl NameOperations for SimulatedDisk {
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.enter()?;
+        state.rename(Operation::Rename(from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+
+    fn sync_directory(&self, _path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.enter()?;
+        state.journal.push(Operation::SyncNames);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.enter()?;
+        if !state.live.names.contains_key(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.rename(Operation::Remove(path.to_owned()));
+        Ok(())
+    }
+}
+
+impl SegmentOperations for SimulatedDisk {
+    fn create_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        let mut state = self.state();
+        state.enter()?;
+        if state.live.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let file = state.live.files.len();
+        state.live.files.push(Vec::new());
+        state.rename(Operation::Create(path.to_owned(), file));
+        Ok(Box::new(SimulatedFile(self.clone(), file)))
+    }
+
+    fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        let mut state = self.state();
+        state.enter()?;
+        let file = state.live.names.get(path).copied();
+        let file = file.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(SimulatedFile(self.clone(), file)))
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut state = self.state();
+        state.enter()?;
+        let names = state.live.names.keys();
+        Ok(names.filter(|path| path.parent() == Some(directory)).cloned().collect())
+    }
+
+    fn beside(&self, work: Work) -> io::Result<Work> {
+        let lazy = self.state().lazy;
+        if lazy {
+            return Ok(work);
+        }
+        work();
+        Ok(Box::new(|| {}))
+    }
+}
+
+struct SimulatedFile(SimulatedDisk, FileId);
+
+impl SegmentFile for SimulatedFile {
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let mut state = self.0.state();
+        if state.fails() {
+            state.write(self.1, offset, &data[..data.len() / 2]);
+            return Err(io::Error::other("simulated failure"));
+        }
+        if state.full && offset + data.len() as u64 > state.live.files[self.1].len() as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        state.write(self.1, offset, data);
+        Ok(())
+    }
+
+    fn read_exact_at(&self, data: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut state = self.0.state();
+        state.enter()?;
+        let content = &state.live.files[self.1];
+        let range = content.get(offset as usize..offset as usize + data.len());
+        data.copy_from_slice(range.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn length_bytes(&self) -> io::Result<u64> {
+        let mut state = self.0.state();
+        state.enter()?;
+        Ok(state.live.files[self.1].len() as u64)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.0.state();
+        if state.fails() {
+            state.journal.push(Operation::FailedSync(self.1));
+            return Err(io::Error::other("simulated failure"));
+        }
+        state.journal.push(Operation::Sync(self.1));
+        Ok(())
+    }
+}
+
+impl MetadataStore for SimulatedDisk {
+    fn load(&self) -> Result<(Metadata, Option<LogStart>), StorageError> {
+        Ok(self.state().live.metadata.clone())
+    }
+
+    fn store(&self, metadata: &Metadata, start: LogStart) -> Result<(), StorageError> {
+        let mut state = self.state();
+        let fails = state.fails();
+        let full = state.full;
+        // A failed transaction may have happened.
+        if !full && (!fails || state.asked.is_multiple_of(2)) {
+            state.live.metadata = (metadata.clone(), Some(start));
+            state.journal.push(Operation::Store(Box::new(metadata.clone()), start));
+        }
+        match (fails, full) {
+            (false, false) => Ok(()),
+            _ => Err(io_error("write to", Path::new("metadata"))(io::Error::other("simulated failure"))),
+        }
+    }
+}
