@@ -6,7 +6,7 @@ use std::path::Path;
 
 use raftify::{
     AbstractLogEntry, AbstractStateMachine, BoxError, CustomFormatter, Entry, EntryKind, HeedStorage,
-    Identity, Inspection, LogIndex, LogReader, MemberChange, MemberRecord, Members, MembershipChange,
+    Inspection, LogIndex, LogReader, Member, MemberChange, MemberRecord, Members, MembershipChange,
     RaftClient, hex_and_text,
 };
 use serde_json::{Value, json};
@@ -168,7 +168,7 @@ fn metadata(path: &Path, form: Form, output: &mut dyn Write) -> Result<(), BoxEr
         Form::Json => print_json(
             output,
             &json!({
-                "identity": stored.identity.map(identity_json),
+                "identity": stored.identity,
                 "term": stored.hard_state.term,
                 "vote": stored.hard_state.vote,
                 "commit": stored.hard_state.commit,
@@ -229,7 +229,7 @@ where
     io::copy(&mut data.by_ref(), &mut io::sink())?;
     if form == Form::Json {
         let json = json!({
-            "cluster_id": meta.cluster_id.to_string(),
+            "cluster_id": meta.cluster_id,
             "position": meta.position,
             "bytes": bytes,
             "members": members_json(&meta.members),
@@ -265,7 +265,6 @@ where
         Form::Raw => writeln!(output, "{inspection:#?}")?,
         Form::Json => {
             let mut json = serde_json::to_value(&inspection)?;
-            json["status"]["identity"] = status.identity.map(identity_json).into();
             json["status"]["members"] = members_json(&status.members);
             print_json(output, &json)?;
         }
@@ -302,26 +301,7 @@ where
     Ok(())
 }
 
-/// Ids of 64 random bits as hex, as everywhere: many programs read the numbers of JSON as floating point.
-fn identity_json(identity: Identity) -> Value {
-    json!({
-        "cluster_id": identity.cluster_id.to_string(),
-        "node_id": identity.node_id,
-        "incarnation": identity.incarnation.to_string(),
-    })
-}
-
 fn members_json(members: &Members) -> Value {
-    let list: Value = members
-        .iter()
-        .map(|member| {
-            json!({
-                "id": member.id,
-                "address": member.address,
-                "role": member.role,
-                "incarnation": member.incarnation.map(|incarnation| incarnation.to_string()),
-            })
-        })
-        .collect();
+    let list: Vec<&Member> = members.iter().collect();
     json!({ "as_of": members.as_of(), "joint": members.is_joint(), "list": list })
 }

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 /// All settings of a node. [`Config::default`] works unchanged on a LAN.
 ///
-/// Times are [`Duration`]s (in TOML: `"500ms"`, `"10s"`), sizes are in bytes and say so in their names. Every field
-/// may differ between the nodes of a cluster, but `entry_bytes_max` and the election times should not.
+/// Times are [`Duration`]s (in TOML: `"500ms"`, `"10s"`) of at most one day; sizes are in bytes and say so in their
+/// names; numbers of things that may wait are at most 1 048 576. Every field may differ between the nodes of a
+/// cluster, but `entry_bytes_max` and the election times should not.
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,8 +32,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub heartbeat_interval: Duration,
     /// How long a follower waits without a word of the leader before it asks for an election: each time a random
-    /// span between this and twice this. Default 500 ms; at least three times `heartbeat_interval`. It should be
-    /// well above the time of a round trip and of the slowest regular fsync.
+    /// span between this and twice this. Default 500 ms; at least three times `heartbeat_interval`, at
+    /// most 1 h. It should be well above the time of a round trip and of the slowest regular fsync.
     #[serde(with = "humantime_serde")]
     pub election_timeout: Duration,
 
@@ -59,9 +60,10 @@ pub struct Config {
     /// further ones are answered `Busy`.
     pub proposals_in_flight_max: usize,
     /// How many bytes of proposals a leader holds that are not yet committed. Default 64 MiB, at least
-    /// `entry_bytes_max`. When as many are held, further ones are answered `Busy`.
+    /// `entry_bytes_max` and `message_bytes_max`. When as many are held, further ones are answered `Busy`.
     pub uncommitted_bytes_max: u64,
-    /// How many linearizable reads may wait on one node. Default 65 536, at least 1.
+    /// How many linearizable reads may wait on one node. Default 65 536, at least 1. When as many wait, further ones
+    /// are answered `Busy`.
     pub reads_in_flight_max: usize,
     /// How many requests may wait in front of the raft loop. Default 16 384, at least 1. When as many wait, further
     /// ones are answered `Busy`.
@@ -75,10 +77,10 @@ pub struct Config {
     /// How many messages may wait for one peer's connection. Default 4096, at least 16. When as many wait, further
     /// ones are dropped, which consensus repairs by sending again.
     pub peer_queue_max: usize,
-    /// How long connecting to a peer may take. Default 2 s.
+    /// How long connecting to a peer may take. Default 2 s, at least 1 ms.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// The pause between two attempts to connect doubles up to this. Default 1 s.
+    /// The pause between two attempts to connect doubles up to this. Default 1 s, at least 1 ms.
     #[serde(with = "humantime_serde")]
     pub reconnect_delay_max: Duration,
 
@@ -89,17 +91,19 @@ pub struct Config {
     /// never for this reason. Entries since the last snapshot are held in memory when the node starts.
     pub snapshot_log_bytes: u64,
     /// How many entries before the newest snapshot stay in the log, so that a follower that is a little behind needs
-    /// no snapshot. Default 10 000.
+    /// no snapshot. Default 10 000; zero: none.
     pub log_entries_kept: u64,
-    /// How many bytes of them at most, so that large entries do not fill the disk. Default 64 MiB.
+    /// How many bytes of them at most, so that large entries do not fill the disk. Default 64 MiB; zero: none.
     pub log_bytes_kept: u64,
-    /// How many bytes of applied entries are kept in memory to feed followers. Default 32 MiB.
+    /// How many bytes of applied entries are kept in memory to feed followers. Default 32 MiB; zero: none, they are
+    /// read from the disk.
     pub log_cache_bytes: u64,
     /// How many bytes of committed entries may wait for a slow state machine. Default 64 MiB, at least
-    /// `entry_bytes_max`. A follower that has more waiting takes no further entries until it has caught up.
+    /// `entry_bytes_max` and `message_bytes_max`. A follower that has more waiting takes no further entries until it has
+    /// caught up.
     pub unapplied_bytes_max: u64,
     /// How long a peer may take to take in one chunk of a snapshot before sending it is given up and tried again.
-    /// Default 30 s.
+    /// Default 30 s, at least 1 ms.
     #[serde(with = "humantime_serde")]
     pub snapshot_chunk_timeout: Duration,
 
@@ -113,6 +117,11 @@ pub struct Config {
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
+
+/// The most of anything that may wait: some queues take their memory at once, and none may be unbounded.
+const WAITING_MAX: usize = 1 << 20;
+/// More would be no deadline, and the far end of time cannot be added to now.
+const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Default for Config {
     fn default() -> Config {
@@ -153,7 +162,8 @@ impl Config {
     /// # Errors
     /// Line and field of what cannot be read. Whether the values fit together is checked by [`Config::check`].
     pub fn from_toml(text: &str) -> Result<Config, ConfigError> {
-        toml::from_str(text).map_err(|error| ConfigError { problems: vec![error.to_string()] })
+        toml::from_str(text)
+            .map_err(|error| ConfigError { problems: vec![error.to_string().trim_end().to_owned()] })
     }
 
     /// Checks every value and how they fit together.
@@ -203,13 +213,17 @@ impl Config {
                     self.election_timeout
                 ),
             );
+            demand(timeout <= TIME_MAX, format!("{name} ({timeout:?}) must be at most {TIME_MAX:?}"));
         }
         for (name, timeout) in [
             ("connect_timeout", self.connect_timeout),
             ("reconnect_delay_max", self.reconnect_delay_max),
             ("snapshot_chunk_timeout", self.snapshot_chunk_timeout),
         ] {
-            demand(timeout >= Duration::from_millis(1), format!("{name} ({timeout:?}) must be at least 1ms"));
+            demand(
+                (Duration::from_millis(1)..=TIME_MAX).contains(&timeout),
+                format!("{name} is {timeout:?}, it must lie between 1ms and {TIME_MAX:?}"),
+            );
         }
         demand(
             (1..=64 * MIB).contains(&self.entry_bytes_max),
@@ -242,7 +256,10 @@ impl Config {
             ("messages_in_flight_max", self.messages_in_flight_max, 1),
             ("peer_queue_max", self.peer_queue_max, 16),
         ] {
-            demand(count >= least, format!("{name} is {count}, it must be at least {least}"));
+            demand(
+                (least..=WAITING_MAX).contains(&count),
+                format!("{name} is {count}, it must lie between {least} and {WAITING_MAX}"),
+            );
         }
         if problems.is_empty() { Ok(CheckedConfig(self)) } else { Err(ConfigError { problems }) }
     }
@@ -282,3 +299,123 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(config: Config, expect: Expect) {
+        let problems = config.check().err().map_or(Vec::new(), |error| error.problems);
+        expect.assert_eq(&problems.join("\n"));
+    }
+
+    #[test]
+    fn the_defaults_are_usable() {
+        check(Config::default(), expect![""]);
+    }
+
+    #[test]
+    fn all_problems_are_named_at_once_each_with_its_field_and_both_values() {
+        let config = Config {
+            tick_interval: Duration::ZERO,
+            heartbeat_interval: Duration::from_millis(400),
+            propose_timeout: Duration::from_millis(100),
+            connect_timeout: Duration::ZERO,
+            entry_bytes_max: 65 * MIB,
+            message_bytes_max: 1,
+            uncommitted_bytes_max: 1,
+            peer_queue_max: 15,
+            ..Config::default()
+        };
+        check(
+            config,
+            expect![[r#"
+            tick_interval is 0ns, it must lie between 1ms and 10s
+            election_timeout (500ms) must be at least three times heartbeat_interval (400ms)
+            propose_timeout (100ms) must be at least election_timeout (500ms)
+            connect_timeout is 0ns, it must lie between 1ms and 86400s
+            entry_bytes_max is 68157440, it must lie between 1 and 67108864
+            message_bytes_max is 1, it must lie between 1024 and 67108864
+            uncommitted_bytes_max (1) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
+            unapplied_bytes_max (67108864) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
+            peer_queue_max is 15, it must lie between 16 and 1048576"#]],
+        );
+    }
+
+    #[test]
+    fn limits_beyond_all_measure_are_refused_instead_of_overflowing_later() {
+        let config = Config {
+            election_timeout: Duration::MAX,
+            propose_timeout: Duration::MAX,
+            reconnect_delay_max: Duration::MAX,
+            request_queue_max: usize::MAX,
+            messages_in_flight_max: usize::MAX,
+            ..Config::default()
+        };
+        check(
+            config,
+            expect![[r#"
+            election_timeout is 18446744073709551615.999999999s, it must be at most 1h
+            disk_stall_timeout (5s) must be at least election_timeout (18446744073709551615.999999999s)
+            propose_timeout (18446744073709551615.999999999s) must be at most 86400s
+            read_timeout (5s) must be at least election_timeout (18446744073709551615.999999999s)
+            membership_timeout (30s) must be at least election_timeout (18446744073709551615.999999999s)
+            reconnect_delay_max is 18446744073709551615.999999999s, it must lie between 1ms and 86400s
+            request_queue_max is 18446744073709551615, it must lie between 1 and 1048576
+            messages_in_flight_max is 18446744073709551615, it must lie between 1 and 1048576"#]],
+        );
+    }
+
+    #[test]
+    fn settings_survive_toml() {
+        let config = Config { snapshot_entries: 7, pre_vote: false, ..Config::default() };
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(Config::from_toml(&text), Ok(config));
+        assert_eq!(Config::from_toml(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn toml_that_cannot_be_read_is_refused_with_line_and_field() {
+        let check = |text: &str, expect: Expect| {
+            expect.assert_eq(&Config::from_toml(text).unwrap_err().to_string());
+        };
+        check(
+            "pre_vote = true\nelection_timeout = \"soon\"\n",
+            expect![[r#"
+            the configuration is not usable: TOML parse error at line 2, column 20
+              |
+            2 | election_timeout = "soon"
+              |                    ^^^^^^
+            invalid value: string "soon", expected a duration"#]],
+        );
+        check(
+            "pre_vote = true\nentry_bytes_max = -1\n",
+            expect![[r#"
+            the configuration is not usable: TOML parse error at line 2, column 19
+              |
+            2 | entry_bytes_max = -1
+              |                   ^^
+            invalid value: integer `-1`, expected u64"#]],
+        );
+        check(
+            "election_timeuot = \"1s\"\n",
+            expect![[r#"
+            the configuration is not usable: TOML parse error at line 1, column 1
+              |
+            1 | election_timeuot = "1s"
+              | ^^^^^^^^^^^^^^^^
+            unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `log_entries_kept`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
+        );
+        check(
+            "tick_interval =\n",
+            expect![[r#"
+            the configuration is not usable: TOML parse error at line 1, column 16
+              |
+            1 | tick_interval =
+              |                ^
+            string values must be quoted, expected literal string"#]],
+        );
+    }
+}

@@ -191,7 +191,7 @@ pub enum StorageError {
     },
     /// What was read is not what was written.
     #[error(
-        "{what} is damaged: {reason}. Nothing was changed. Restore this directory from a backup, or remove the node from the cluster and let it join again with an empty directory"
+        "{what} is damaged: {reason}. Nothing was changed. Remove the node from the cluster and let it join again with an empty directory; a copy of this directory is only good if the node has not run since"
     )]
     Corrupt {
         /// File, key or index.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::{NonZeroU64, ParseIntError};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// The identity of a node within its cluster. Never zero, never given out twice, not even after a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -139,9 +139,31 @@ impl fmt::Display for LogPosition {
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(transparent)]
+        ///
+        /// In JSON and other text it is a string of 16 hexadecimal digits: many programs read numbers of that size as
+        /// floating point, and would change it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(pub u64);
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.collect_str(self)
+                } else {
+                    serializer.serialize_u64(self.0)
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$name, D::Error> {
+                if deserializer.is_human_readable() {
+                    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+                } else {
+                    u64::deserialize(deserializer).map($name)
+                }
+            }
+        }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,5 +206,27 @@ pub struct Identity {
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "node {} of cluster {} (incarnation {})", self.node_id, self.cluster_id, self.incarnation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_ids_keep_all_their_digits_in_text_and_are_numbers_in_bytes() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Text {
+            id: ClusterId,
+        }
+        let text = Text { id: ClusterId(u64::MAX - 1) };
+        let toml = toml::to_string(&text).unwrap();
+        assert_eq!(toml, "id = \"fffffffffffffffe\"\n");
+        assert_eq!(toml::from_str(&toml), Ok(text));
+        assert!(toml::from_str::<Text>("id = \"no hex\"").is_err());
+
+        let bytes = postcard::to_stdvec(&Incarnation(300)).unwrap();
+        assert_eq!(bytes, postcard::to_stdvec(&300_u64).unwrap());
+        assert_eq!(postcard::from_bytes(&bytes), Ok(Incarnation(300)));
     }
 }

@@ -6,7 +6,10 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::io::{BufRead, BufReader, Lines, Write as _};
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, ErrorKind, Lines, Write as _};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -92,6 +95,35 @@ fn first_write() -> Write {
 
 fn append(storage: &mut HeedStorage, index: u64, length: usize) -> Result<(), StorageError> {
     storage.write(&[Write { append: vec![entry(index, length)], ..Write::default() }])
+}
+
+#[test]
+fn directory_without_permission_is_a_clear_error() {
+    if let Some(directory) = child_directory() {
+        let error = HeedStorage::open(&directory).unwrap_err();
+        assert!(
+            matches!(&error, StorageError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied)
+        );
+        assert!(error.to_string().contains(directory.to_str().unwrap()), "{error}");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("node");
+    fs::create_dir(&directory).unwrap();
+    fs::set_permissions(&directory, Permissions::from_mode(0o555)).unwrap();
+    let program = std::env::current_exe().unwrap();
+    let mut child = Command::new(&program);
+    if fs::metadata(&directory).unwrap().uid() == 0 {
+        // Everything is permitted to root: then the child is somebody else, and its program where it may be read.
+        fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
+        let copy = place.path().join("test");
+        fs::copy(program, &copy).unwrap();
+        child = Command::new(copy);
+        child.uid(65_534).gid(65_534).current_dir(place.path());
+    }
+    child.args(["--exact", "directory_without_permission_is_a_clear_error"]).env(DIRECTORY, &directory);
+    let output = child.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]

@@ -267,7 +267,7 @@ fn recorded_snapshot_must_be_there_and_say_the_same() {
     fs::remove_file(&path).unwrap();
     assert_corrupt(directory.load(), "0000000000000001-0000000000000005.snapshot", "the file is missing");
     let error = directory.load().unwrap_err().to_string();
-    assert!(error.contains("Restore this directory from a backup, or remove the node"), "{error}");
+    assert!(error.contains("Remove the node from the cluster and let it join again"), "{error}");
 
     fs::write(&path, &good[..good.len() - 1]).unwrap();
     assert_corrupt(directory.load(), ".snapshot", "end mark is missing");
