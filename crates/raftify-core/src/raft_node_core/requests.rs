@@ -251,7 +251,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         reply: Responder<Members, MembershipError>,
         forwarding: Forwarding,
     ) {
-        if self.pending_change.is_some() {
+        // A joint configuration that is left by itself is a change that is still under way.
+        if self.pending_change.is_some() || self.members.must_leave_joint() {
             return reply.answer(Err(MembershipError::ChangePending));
         }
         let after = match self.members.changed(LogIndex::ZERO, &change) {
