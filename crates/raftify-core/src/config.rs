@@ -402,11 +402,11 @@ mod tests {
         check(
             "election_timeuot = \"1s\"\n",
             expect![[r#"
-            the configuration is not usable: TOML parse error at line 1, column 1
-              |
-            1 | election_timeuot = "1s"
-              | ^^^^^^^^^^^^^^^^
-            unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `log_entries_kept`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
+                the configuration is not usable: TOML parse error at line 1, column 1
+                  |
+                1 | election_timeuot = "1s"
+                  | ^^^^^^^^^^^^^^^^
+                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `log_entries_kept`, `log_bytes_kept`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
         );
         check(
             "tick_interval =\n",
