@@ -91,6 +91,8 @@ pub struct Config {
     /// How many entries before the newest snapshot stay in the log, so that a follower that is a little behind needs
     /// no snapshot. Default 10 000.
     pub log_entries_kept: u64,
+    /// How many bytes of them at most, so that large entries do not fill the disk. Default 64 MiB.
+    pub log_bytes_kept: u64,
     /// How many bytes of applied entries are kept in memory to feed followers. Default 32 MiB.
     pub log_cache_bytes: u64,
     /// How many bytes of committed entries may wait for a slow state machine. Default 64 MiB, at least
@@ -135,6 +137,7 @@ impl Default for Config {
             snapshot_entries: 100_000,
             snapshot_log_bytes: 64 * MIB,
             log_entries_kept: 10_000,
+            log_bytes_kept: 64 * MIB,
             log_cache_bytes: 32 * MIB,
             unapplied_bytes_max: 64 * MIB,
             snapshot_chunk_timeout: Duration::from_secs(30),

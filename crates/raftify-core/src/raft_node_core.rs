@@ -559,6 +559,15 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // The state machine is behind by as much as this node will hold. The leader sends it again.
             return;
         }
+        if self.consensus.shows_a_loss(&message) {
+            // Its votes may be lost as well: it must not go on as the node that it was.
+            return self.must_stop(StopReason::Storage(
+                "entries that this node had acknowledged are missing. An older copy of its directory was restored, or \
+                 the disk lost what it had synced. Remove the node from the cluster and let it join again with an \
+                 empty directory"
+                    .to_owned(),
+            ));
+        }
         if let Err(reason) = self.consensus.step(message) {
             warn!(node = %self.node_id, %from, "dropped a message: {reason}");
         }
@@ -588,6 +597,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     fn begin_read_round(&mut self) {
+        if let Some(leader) = self.consensus.leader() {
+            self.reads.leader_is(leader);
+        }
         if !self.reads.wants_round() {
             return;
         }
@@ -598,7 +610,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 self.consensus.read_index(round);
             }
             Some(leader) if leader != self.node_id && self.members.get(leader).is_some() => {
-                let round = self.reads.begin_round(RoundKind::AskLeader);
+                let round = self.reads.begin_round(RoundKind::AskLeader(leader));
                 self.next.read_round = Some(ReadRound { leader, round });
             }
             _ => {}

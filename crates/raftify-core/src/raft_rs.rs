@@ -406,6 +406,14 @@ impl Consensus {
         Ok(self.raw.snap().is_some_and(|pending| pending.get_metadata().index == position.index.0))
     }
 
+    /// Whether this message can only come after this node lost entries that it had acknowledged: a leader tells each
+    /// follower to commit no more than what that follower holds.
+    pub(crate) fn shows_a_loss(&self, message: &RaftMessage) -> bool {
+        let last = LogIndex(self.raw.raft.raft_log.last_index());
+        matches!(message.body, RaftMessageBody::Heartbeat { commit, .. } if commit > last)
+            && message.term >= self.term()
+    }
+
     /// Everything that raft-rs asserts about a message.
     fn check(&self, message: &RaftMessage) -> Result<(), Implausible> {
         let last = LogIndex(self.raw.raft.raft_log.last_index());
@@ -422,8 +430,7 @@ impl Consensus {
             RaftMessageBody::Append { previous, entries, .. } => {
                 check_append(message.term, *previous, entries)
             }
-            RaftMessageBody::Heartbeat { commit, .. } if *commit > last && message.term >= self.term() => {
-                // Only after this node lost entries that it had acknowledged.
+            RaftMessageBody::Heartbeat { .. } if self.shows_a_loss(message) => {
                 Err(Implausible("its commit index is beyond the end of this node's log"))
             }
             RaftMessageBody::AppendResponse { index, rejection, .. } => {

@@ -12,7 +12,7 @@ use raftify_core::error::{
 use raftify_core::members::{LeaveJoint, MembershipRefusal};
 use raftify_core::{
     LeaderRequest, LocalRequestMsg, LogIndex, Member, MemberChange, MemberRole, MembershipChange, NodeId,
-    Role,
+    RaftMessage, RaftMessageBody, Role, Sender, ServerRequestMsg, Status,
 };
 
 fn cluster_of_three() -> (Cluster, NodeId) {
@@ -491,6 +491,21 @@ fn bug_27_a_node_with_a_wiped_disk_is_refused_under_its_old_id() {
     assert!(cluster.trace.iter().any(|line| line.contains("was wiped or replaced")), "{:?}", cluster.trace);
     cluster.until_proposed(leader);
     assert_eq!(cluster.status(leader).unwrap().term, term, "it did not disturb");
+}
+
+#[test]
+fn bug_27_a_node_whose_log_has_lost_what_it_acknowledged_stops() {
+    let (mut cluster, leader) = cluster_of_three();
+    let follower = others(&cluster, leader)[0];
+    let Status { term, last, members, .. } = cluster.status(follower).unwrap();
+    let incarnation = cluster.nodes[&leader].incarnation;
+    let sender = Sender { id: leader, incarnation, members_as_of: members.as_of() };
+    // No leader tells a follower to commit more than what that follower has acknowledged.
+    let body = RaftMessageBody::Heartbeat { commit: last.index.next(), read_round: None };
+    let messages = vec![RaftMessage { from: leader, to: follower, term, body }];
+    let core = &mut cluster.running(follower).unwrap().core;
+    core.handle_server_request_msg(ServerRequestMsg::RaftMessages { sender, receiver: None, messages });
+    assert!(matches!(core.stop_reason(), Some(StopReason::Storage(_))), "{:?}", core.stop_reason());
 }
 
 #[test]
