@@ -950,14 +950,15 @@ impl Cluster {
         self.leader().unwrap()
     }
 
-    /// Proposes on `node` until one proposal is applied there.
+    /// Proposes on `node`, and then on whoever leads, until one proposal is applied.
     pub(crate) fn until_proposed(&mut self, node: NodeId) -> LogPosition {
         let mut result = self.propose(node);
         let mut position = None;
         self.until("a proposal is applied", |cluster| {
             match take(&result) {
                 Some(Ok(applied)) => position = Some(applied),
-                Some(Err(_)) => result = cluster.propose(node),
+                // It may have been removed meanwhile.
+                Some(Err(_)) => result = cluster.propose(cluster.leader().unwrap_or(node)),
                 None => {}
             }
             position.is_some()
