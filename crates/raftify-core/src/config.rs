@@ -93,11 +93,14 @@ pub struct Config {
     /// How many entries before the newest snapshot stay in the log, so that a follower that is a little behind needs
     /// no snapshot. Default 10 000; zero: none.
     pub log_entries_kept: u64,
+    /// How many bytes of them at most, so that large entries do not fill the disk. Default 64 MiB; zero: none.
+    pub log_bytes_kept: u64,
     /// How many bytes of applied entries are kept in memory to feed followers. Default 32 MiB; zero: none, they are
     /// read from the disk.
     pub log_cache_bytes: u64,
     /// How many bytes of committed entries may wait for a slow state machine. Default 64 MiB, at least
-    /// `entry_bytes_max` and `message_bytes_max`. A follower that has more waiting takes no further entries until it has caught up.
+    /// `entry_bytes_max` and `message_bytes_max`. A follower that has more waiting takes no further entries until it has
+    /// caught up.
     pub unapplied_bytes_max: u64,
     /// How long a peer may take to take in one chunk of a snapshot before sending it is given up and tried again.
     /// Default 30 s, at least 1 ms.
@@ -143,6 +146,7 @@ impl Default for Config {
             snapshot_entries: 100_000,
             snapshot_log_bytes: 64 * MIB,
             log_entries_kept: 10_000,
+            log_bytes_kept: 64 * MIB,
             log_cache_bytes: 32 * MIB,
             unapplied_bytes_max: 64 * MIB,
             snapshot_chunk_timeout: Duration::from_secs(30),

@@ -67,6 +67,8 @@ pub struct RaftNodeCore<R> {
     next: NextTurn<R>,
     issued: TurnNumber,
     written: TurnNumber,
+    /// The newest term, and the turn that writes it.
+    term_written_with: (Term, TurnNumber),
     /// Turns that are issued and not yet known to be written, oldest first.
     in_flight: VecDeque<InFlight>,
 
@@ -181,6 +183,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             next: NextTurn::default(),
             issued: TurnNumber(0),
             written: TurnNumber(0),
+            term_written_with: (stored.hard_state.term, TurnNumber(0)),
             in_flight: VecDeque::new(),
             proposals: AnswersOwed::new(),
             batch: Batch::default(),
@@ -220,8 +223,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             .committed
             .push(Committed::Members { position: self.handed_out, members: Arc::clone(&self.members) });
         if self.members.get(self.node_id).is_none() {
-            // A node is told of a membership only as its member.
-            return self.must_stop(StopReason::Removed { as_of: self.members.as_of() });
+            // A node is told of a membership only as its member: it was removed.
+            return self.retire();
         }
         let voters = self.members.configuration();
         if voters.voters.len() == 1 && voters.voters.contains(&self.node_id) && !self.members.is_joint() {
@@ -450,7 +453,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn take_ready(&mut self, ready: ConsensusReady, number: TurnNumber) {
         let next = &mut self.next;
-        next.send_now.extend(ready.send_now);
+        if self.term_written_with.0 != self.consensus.term() {
+            self.term_written_with = (self.consensus.term(), number);
+        }
+        if self.term_written_with.1 > self.written {
+            // A single voter leads at once. If it forgot the term in a crash, it would lead in it again, and other
+            // entries would follow those that its learners have.
+            next.send_after.extend(ready.send_now);
+        } else {
+            next.send_now.extend(ready.send_now);
+        }
         next.send_after.extend(ready.send_after);
         next.send_snapshots.extend(ready.send_snapshots);
         next.write.append = ready.append;
@@ -525,6 +537,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return Err(SenderRefusal::OtherReceiver { id: self.node_id, expected, actual });
         }
         self.members.check_sender(sender, self.node_id)?;
+        if self.members.get(sender.id).is_some_and(|member| member.incarnation.is_some()) {
+            return Ok(());
+        }
         // Until an incarnation is replicated, the first one heard of counts.
         let known = *self.first_incarnations.entry(sender.id).or_insert(sender.incarnation);
         if known != sender.incarnation {
@@ -543,6 +558,15 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         {
             // The state machine is behind by as much as this node will hold. The leader sends it again.
             return;
+        }
+        if self.consensus.shows_a_loss(&message) {
+            // Its votes may be lost as well: it must not go on as the node that it was.
+            return self.must_stop(StopReason::Storage(
+                "entries that this node had acknowledged are missing. An older copy of its directory was restored, or \
+                 the disk lost what it had synced. Remove the node from the cluster and let it join again with an \
+                 empty directory"
+                    .to_owned(),
+            ));
         }
         if let Err(reason) = self.consensus.step(message) {
             warn!(node = %self.node_id, %from, "dropped a message: {reason}");
@@ -573,6 +597,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     fn begin_read_round(&mut self) {
+        if let Some(leader) = self.consensus.leader() {
+            self.reads.leader_is(leader);
+        }
         if !self.reads.wants_round() {
             return;
         }
@@ -583,7 +610,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 self.consensus.read_index(round);
             }
             Some(leader) if leader != self.node_id && self.members.get(leader).is_some() => {
-                let round = self.reads.begin_round(RoundKind::AskLeader);
+                let round = self.reads.begin_round(RoundKind::AskLeader(leader));
                 self.next.read_round = Some(ReadRound { leader, round });
             }
             _ => {}

@@ -237,11 +237,9 @@ impl Consensus {
 
     /// Two things that raft-rs asserts when an election starts. It reads the entries that are not applied, to look for
     /// membership changes: between the arrival of a snapshot and its being durable, there are none to read. And a new
-    /// leader's log is durable: the only voter wins in the call that starts the election, while with other voters the
-    /// requests for votes wait for the write by themselves.
+    /// leader's log is durable: who has the only vote wins in the call that starts the election.
     fn may_campaign(&self) -> bool {
-        let log_is_whole = self.raw.raft.raft_log.applied >= self.truncated().index.0;
-        log_is_whole && (!self.raw.raft.prs().is_singleton() || self.is_log_durable())
+        self.raw.raft.raft_log.applied >= self.truncated().index.0 && self.is_log_durable()
     }
 
     fn is_log_durable(&self) -> bool {
@@ -408,6 +406,14 @@ impl Consensus {
         Ok(self.raw.snap().is_some_and(|pending| pending.get_metadata().index == position.index.0))
     }
 
+    /// Whether this message can only come after this node lost entries that it had acknowledged: a leader tells each
+    /// follower to commit no more than what that follower holds.
+    pub(crate) fn shows_a_loss(&self, message: &RaftMessage) -> bool {
+        let last = LogIndex(self.raw.raft.raft_log.last_index());
+        matches!(message.body, RaftMessageBody::Heartbeat { commit, .. } if commit > last)
+            && message.term >= self.term()
+    }
+
     /// Everything that raft-rs asserts about a message.
     fn check(&self, message: &RaftMessage) -> Result<(), Implausible> {
         let last = LogIndex(self.raw.raft.raft_log.last_index());
@@ -424,8 +430,7 @@ impl Consensus {
             RaftMessageBody::Append { previous, entries, .. } => {
                 check_append(message.term, *previous, entries)
             }
-            RaftMessageBody::Heartbeat { commit, .. } if *commit > last && message.term >= self.term() => {
-                // Only after this node lost entries that it had acknowledged.
+            RaftMessageBody::Heartbeat { .. } if self.shows_a_loss(message) => {
                 Err(Implausible("its commit index is beyond the end of this node's log"))
             }
             RaftMessageBody::AppendResponse { index, rejection, .. } => {

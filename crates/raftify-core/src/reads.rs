@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::error::ReadError;
 use crate::request::Responder;
-use crate::types::LogIndex;
+use crate::types::{LogIndex, NodeId};
 
 /// A read that waits.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ pub(crate) enum Serve {
 pub(crate) enum RoundKind {
     /// By heartbeats of this leader.
     Heartbeats,
-    /// By a question to the leader.
-    AskLeader,
+    /// By a question to this leader.
+    AskLeader(NodeId),
 }
 
 #[derive(Debug)]
@@ -111,6 +111,16 @@ impl Reads {
         }
     }
 
+    /// The leader that is known now. A round that asks another one, which may hang and never answer, is not waited for:
+    /// its reads ride the next round.
+    pub(crate) fn leader_is(&mut self, leader: NodeId) {
+        let asks_another =
+            |round: &mut Round| matches!(round.kind, RoundKind::AskLeader(asked) if asked != leader);
+        if let Some(round) = self.under_way.take_if(asks_another) {
+            self.for_next_round.extend(round.reads);
+        }
+    }
+
     pub(crate) fn applied(&mut self, applied: LogIndex) {
         while let Some(first) = self.for_applied.first_entry()
             && *first.key() <= applied
@@ -147,5 +157,32 @@ impl Reads {
         all.extend(self.under_way.take().into_iter().flat_map(|round| round.reads));
         all.extend(std::mem::take(&mut self.for_applied).into_values().flatten());
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_leader_that_hangs_keeps_no_read_from_asking_its_successor() {
+        let [old, new] = [2, 3].map(|id| NodeId::new(id).unwrap());
+        let (answered, answer) = mpsc::channel();
+        let reply = Responder::new(move |answer| answered.send(answer).unwrap());
+        let mut reads = Reads::default();
+        reads.add(Read { reply, serve: Serve::WhenApplied, deadline_ticks: 100 });
+        let asked_old = reads.begin_round(RoundKind::AskLeader(old));
+        reads.leader_is(old);
+        assert!(!reads.wants_round(), "the answer is still awaited");
+
+        reads.leader_is(new);
+        assert!(reads.wants_round());
+        let asked_new = reads.begin_round(RoundKind::AskLeader(new));
+        reads.confirmed(asked_old, LogIndex(1), LogIndex(9));
+        assert!(answer.try_recv().is_err(), "the old leader's answer comes too late to count");
+        reads.confirmed(asked_new, LogIndex(7), LogIndex(9));
+        assert!(matches!(answer.try_recv(), Ok(Ok(LogIndex(7)))));
     }
 }

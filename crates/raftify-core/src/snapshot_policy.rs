@@ -1,17 +1,27 @@
 //! When to take a snapshot, and how much of the log to keep behind it.
 
+use std::collections::VecDeque;
+
 use crate::config::CheckedConfig;
 use crate::entry::Entry;
 use crate::types::LogIndex;
 
-/// Counts what the state machine was given since the last snapshot.
+/// Counts what the state machine was given since the last snapshot, and knows the sizes of the last entries given.
 #[derive(Debug)]
 pub(crate) struct SnapshotPolicy {
     entries_max: u64,
     bytes_max: u64,
     entries_kept: u64,
+    bytes_kept: u64,
     entries: u64,
     bytes: u64,
+    /// The sizes of the last entries, as many as may be kept.
+    recent: VecDeque<u64>,
+    recent_bytes: u64,
+    /// The last entry that is not among the recent ones.
+    beyond: LogIndex,
+    /// What `beyond` was when the newest snapshot began.
+    cut: LogIndex,
 }
 
 impl SnapshotPolicy {
@@ -20,14 +30,26 @@ impl SnapshotPolicy {
             entries_max: config.snapshot_entries,
             bytes_max: config.snapshot_log_bytes,
             entries_kept: config.log_entries_kept,
+            bytes_kept: config.log_bytes_kept,
             entries: 0,
             bytes: 0,
+            recent: VecDeque::new(),
+            recent_bytes: 0,
+            beyond: LogIndex::ZERO,
+            cut: LogIndex::ZERO,
         }
     }
 
     pub(crate) fn count(&mut self, entry: &Entry) {
         self.entries += 1;
         self.bytes += entry.size_bytes();
+        self.recent.push_back(entry.size_bytes());
+        self.recent_bytes += entry.size_bytes();
+        while self.recent.len() as u64 > self.entries_kept || self.recent_bytes > self.bytes_kept {
+            let Some(oldest) = self.recent.pop_front() else { break };
+            self.recent_bytes -= oldest;
+            self.beyond = LogIndex(entry.position.index.0 - self.recent.len() as u64);
+        }
     }
 
     pub(crate) fn is_due(&self) -> bool {
@@ -39,11 +61,51 @@ impl SnapshotPolicy {
     pub(crate) fn begin(&mut self) {
         self.entries = 0;
         self.bytes = 0;
+        self.cut = self.beyond;
     }
 
     /// How far the log may be cut once a snapshot at `snapshot` is recorded. A member that is behind that far is sent
     /// the snapshot: the log never waits for it.
     pub(crate) fn compact_to(&self, snapshot: LogIndex) -> LogIndex {
-        LogIndex(snapshot.0.saturating_sub(self.entries_kept))
+        self.cut.max(LogIndex(snapshot.0.saturating_sub(self.entries_kept))).min(snapshot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::entry::EntryKind;
+    use crate::types::LogPosition;
+
+    fn policy(log_entries_kept: u64, log_bytes_kept: u64) -> SnapshotPolicy {
+        let config = Config { log_entries_kept, log_bytes_kept, ..Config::default() };
+        SnapshotPolicy::new(&config.check().unwrap())
+    }
+
+    fn count(policy: &mut SnapshotPolicy, indexes: std::ops::RangeInclusive<u64>, bytes: usize) {
+        for index in indexes {
+            let payload = vec![0; bytes].into();
+            policy.count(&Entry { position: LogPosition::new(1, index), kind: EntryKind::User, payload });
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_the_log_is_bounded_by_entries_and_by_bytes() {
+        let mut small = policy(10, 1_000_000);
+        count(&mut small, 1..=100, 1);
+        small.begin();
+        assert_eq!(small.compact_to(LogIndex(100)), LogIndex(90));
+
+        let mut large = policy(10, 1_000_000);
+        count(&mut large, 1..=100, 300_000);
+        large.begin();
+        count(&mut large, 101..=200, 300_000);
+        assert_eq!(large.compact_to(LogIndex(100)), LogIndex(97), "as it was when the snapshot began");
+
+        let mut nothing = policy(10, 0);
+        count(&mut nothing, 1..=100, 1);
+        nothing.begin();
+        assert_eq!(nothing.compact_to(LogIndex(100)), LogIndex(100));
     }
 }

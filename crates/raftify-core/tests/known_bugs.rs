@@ -6,11 +6,13 @@
 mod cluster;
 
 use cluster::{Cluster, id, outcome, responder, take, test_config};
-use raftify_core::error::{MembershipError, ProposeError, ReadError, StopReason, TransferError};
+use raftify_core::error::{
+    CampaignError, MembershipError, ProposeError, ReadError, StopReason, TransferError,
+};
 use raftify_core::members::{LeaveJoint, MembershipRefusal};
 use raftify_core::{
     LeaderRequest, LocalRequestMsg, LogIndex, Member, MemberChange, MemberRole, MembershipChange, NodeId,
-    Role,
+    RaftMessage, RaftMessageBody, Role, Sender, ServerRequestMsg, Status,
 };
 
 fn cluster_of_three() -> (Cluster, NodeId) {
@@ -44,6 +46,14 @@ fn joiner(cluster: &mut Cluster, number: u64) -> Member {
         incarnation: Some(cluster.nodes[&id(number)].incarnation),
         ..Member::voter(id(number), format!("node-{number}:1"))
     }
+}
+
+/// The leader steps down, and leaves the succession to an election.
+fn demote(cluster: &mut Cluster, leader: NodeId) {
+    let term = cluster.status(leader).unwrap().term;
+    let reply = responder(&outcome());
+    cluster.local(leader, LocalRequestMsg::Demote { term, successor: None, reply });
+    assert_eq!(cluster.leader(), None);
 }
 
 #[test]
@@ -190,6 +200,26 @@ fn bug_12_no_vote_and_no_acknowledgement_leaves_before_it_is_durable() {
 }
 
 #[test]
+fn bug_12_a_single_voter_sends_nothing_to_its_learners_before_its_term_is_durable() {
+    let mut cluster = Cluster::new(6, 1, test_config());
+    let leader = cluster.until_leader();
+    let learner = Member { role: MemberRole::Learner, ..joiner(&mut cluster, 2) };
+    let added = cluster.change(leader, MembershipChange::one(MemberChange::Add(learner)));
+    cluster.until("it is added", |_| take(&added).is_some());
+    cluster.until_proposed(leader);
+    cluster.settle();
+
+    demote(&mut cluster, leader);
+    cluster.local(leader, LocalRequestMsg::Campaign { reply: responder(&outcome()) });
+    assert_eq!(cluster.leader(), Some(leader), "it needs nobody's vote");
+    cluster.propose(leader);
+    assert_eq!(cluster.packets(leader, id(2)), 0, "after a crash, it would lead in this term once more");
+    cluster.settle();
+    assert_eq!(cluster.status(id(2)).unwrap().last, cluster.status(leader).unwrap().last);
+    cluster.check_recovery();
+}
+
+#[test]
 fn bug_14_an_installed_snapshot_leaves_nothing_of_a_conflicting_suffix() {
     let (mut cluster, old_leader) = cluster_of_three();
     isolate(&mut cluster, old_leader);
@@ -328,6 +358,47 @@ fn bug_23_a_leader_that_is_removed_hands_over_first_and_then_stops() {
 }
 
 #[test]
+fn bug_23_a_leader_that_takes_the_vote_from_others_too_hands_over_to_one_that_keeps_it() {
+    let mut cluster = Cluster::new(7, 4, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    let learner = |node| Member::learner(node, format!("node-{node}:1"));
+    // Not the one that would be chosen first.
+    let kept = others(&cluster, leader)[0];
+    let steps = others(&cluster, kept).into_iter().map(|node| MemberChange::Add(learner(node))).collect();
+    let change = MembershipChange::Steps { steps, leave: LeaveJoint::Automatically };
+    cluster.change(leader, change);
+    cluster.until("only one votes", |cluster| {
+        let members = cluster.status(kept).unwrap().members;
+        !members.is_joint() && members.iter().filter(|member| member.role == MemberRole::Voter).count() == 1
+    });
+    assert!(cluster.status(kept).unwrap().term.0 < 10, "leadership went to and fro");
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_23_a_leader_that_loses_its_vote_by_an_earlier_leaders_change_steps_down() {
+    let mut cluster = Cluster::new(2, 2, test_config());
+    let earlier = cluster.until_leader();
+    cluster.until_proposed(earlier);
+    let demoted = others(&cluster, earlier)[0];
+    cluster.cut.insert((demoted, earlier));
+    let learner = Member::learner(demoted, "elsewhere:1");
+    cluster.change(earlier, MembershipChange::one(MemberChange::Add(learner)));
+    cluster.settle();
+    cluster.crash(earlier);
+    cluster.cut.clear();
+    cluster.start(earlier);
+    cluster.local(demoted, LocalRequestMsg::Campaign { reply: responder(&outcome()) });
+    cluster.settle();
+    let status = cluster.status(demoted).unwrap();
+    assert!(!status.members.is_voter(demoted), "it led, and committed the change");
+    assert_eq!(status.role, Role::Follower);
+    cluster.until("the one with a vote leads", |cluster| cluster.leader() == Some(earlier));
+    cluster.check_recovery();
+}
+
+#[test]
 fn bug_24_snapshots_in_quick_succession_and_one_that_is_lost() {
     let (mut cluster, leader) = cluster_of_three();
     let away = others(&cluster, leader)[0];
@@ -345,6 +416,39 @@ fn bug_24_snapshots_in_quick_succession_and_one_that_is_lost() {
         cluster.pass_ticks(5);
     }
     cluster.check_recovery();
+}
+
+#[test]
+fn bug_24_a_snapshot_that_is_finished_while_a_newer_one_is_being_installed_is_of_no_use() {
+    let (mut cluster, leader) = cluster_of_three();
+    let away = others(&cluster, leader)[0];
+    cluster.until_proposed(leader);
+    cluster.settle();
+    let taken = cluster.make_snapshot(away);
+    isolate(&mut cluster, away);
+    for _ in 0..100 {
+        let proposal = cluster.propose(leader);
+        while take(&proposal).is_none() {
+            // Everything moves but the state machine of the node that is away, which has a snapshot to take.
+            for node in others(&cluster, away) {
+                while cluster.complete_write(node) || cluster.apply_one(node) {}
+                for other in cluster.ids() {
+                    while cluster.deliver(node, other) {}
+                }
+            }
+        }
+    }
+    cluster.cut.clear();
+    while cluster.status(away).is_none_or(|status| status.truncated.index <= LogIndex(40)) {
+        cluster.tick(leader);
+        while cluster.deliver(leader, away) {}
+        while cluster.deliver(away, leader) {}
+        while cluster.apply_one(leader) || cluster.complete_write(leader) {}
+        cluster.handle_events();
+    }
+    assert!(cluster.apply_one(away), "the snapshot is taken while the newer one is on its way to the disk");
+    cluster.check_recovery();
+    assert!(take(&taken).unwrap().unwrap().index > LogIndex(40));
 }
 
 #[test]
@@ -387,6 +491,21 @@ fn bug_27_a_node_with_a_wiped_disk_is_refused_under_its_old_id() {
     assert!(cluster.trace.iter().any(|line| line.contains("was wiped or replaced")), "{:?}", cluster.trace);
     cluster.until_proposed(leader);
     assert_eq!(cluster.status(leader).unwrap().term, term, "it did not disturb");
+}
+
+#[test]
+fn bug_27_a_node_whose_log_has_lost_what_it_acknowledged_stops() {
+    let (mut cluster, leader) = cluster_of_three();
+    let follower = others(&cluster, leader)[0];
+    let Status { term, last, members, .. } = cluster.status(follower).unwrap();
+    let incarnation = cluster.nodes[&leader].incarnation;
+    let sender = Sender { id: leader, incarnation, members_as_of: members.as_of() };
+    // No leader tells a follower to commit more than what that follower has acknowledged.
+    let body = RaftMessageBody::Heartbeat { commit: last.index.next(), read_round: None };
+    let messages = vec![RaftMessage { from: leader, to: follower, term, body }];
+    let core = &mut cluster.running(follower).unwrap().core;
+    core.handle_server_request_msg(ServerRequestMsg::RaftMessages { sender, receiver: None, messages });
+    assert!(matches!(core.stop_reason(), Some(StopReason::Storage(_))), "{:?}", core.stop_reason());
 }
 
 #[test]
@@ -447,7 +566,32 @@ fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal
         cluster.tick(leader);
     }
     assert!(cluster.status(gone).unwrap().members.get(gone).is_none(), "it knows that it was removed");
-    cluster.crash(leader);
+    cluster.lose_unsynced(leader);
+    cluster.start(leader);
+    assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
+    cluster.until_proposed(leader);
+    assert_eq!(cluster.status(leader).unwrap().members.len(), 1);
+    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+}
+
+#[test]
+fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_the_removal() {
+    let mut cluster = Cluster::new(2, 2, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    let gone = others(&cluster, leader)[0];
+    cluster.change(leader, remove(gone));
+    let removal = cluster.status(leader).unwrap().last.index;
+    while cluster.status(leader).unwrap().commit < removal {
+        cluster.complete_write(leader);
+        while cluster.deliver(leader, gone) || cluster.complete_write(gone) || cluster.apply_one(gone) {}
+        while cluster.status(leader).unwrap().commit < removal && cluster.deliver(gone, leader) {}
+    }
+    while cluster.deliver(leader, gone) || cluster.complete_write(gone) || cluster.apply_one(gone) {}
+    assert!(cluster.status(gone).unwrap().members.get(gone).is_none(), "it knows that it was removed");
+    cluster.lose_unsynced(leader);
+    cluster.crash(gone);
+    cluster.start(gone);
     cluster.start(leader);
     assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
     cluster.until_proposed(leader);
@@ -465,6 +609,25 @@ fn bug_34_the_log_is_cut_although_a_member_is_dead() {
     }
     let status = cluster.status(leader).unwrap();
     assert!(status.last.index.0 - status.truncated.index.0 < 80, "{status:?}");
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_35_who_has_the_only_vote_in_both_halves_of_a_joint_configuration_waits_for_its_disk() {
+    let mut cluster = Cluster::new(6, 1, test_config());
+    let leader = cluster.until_leader();
+    let learners = [2, 3].map(|number| Member { role: MemberRole::Learner, ..joiner(&mut cluster, number) });
+    let steps = learners.map(MemberChange::Add).to_vec();
+    let change = MembershipChange::Steps { steps, leave: LeaveJoint::OnRequest };
+    let entered = cluster.change(leader, change);
+    cluster.until("it is entered", |_| take(&entered).is_some());
+    cluster.settle();
+
+    cluster.propose(leader);
+    demote(&mut cluster, leader);
+    let campaign = outcome();
+    cluster.local(leader, LocalRequestMsg::Campaign { reply: responder(&campaign) });
+    assert_eq!(take(&campaign), Some(Err(CampaignError::NotReady)));
     cluster.check_recovery();
 }
 

@@ -4,7 +4,7 @@
 //! [`RaftNode::query`](crate::RaftNode::query) run between two batches. Refuses to skip an entry: whatever cannot be
 //! decoded or applied stops the node.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -233,13 +233,15 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
 
     fn restore(&mut self, snapshot: SnapshotMeta) -> Result<(), StopReason> {
         let position = snapshot.position;
-        let (_, bytes, mut data) = self.snapshots.open(position).map_err(|error| {
+        let (_, bytes, data) = self.snapshots.open(position).map_err(|error| {
             StopReason::Storage(format!("the snapshot at {position} cannot be opened: {error}"))
         })?;
+        let mut data = Watched { reader: data, failure: None };
         let restored =
             caught(|| self.state_machine.restore(&mut data)).unwrap_or_else(|panic| Err(panic.into()));
-        restored.map_err(|error| {
-            StopReason::StateMachine(format!("restoring the snapshot at {position}: {error}"))
+        restored.map_err(|error| match data.failure {
+            Some(failure) => StopReason::Storage(failure),
+            None => StopReason::StateMachine(format!("restoring the snapshot at {position}: {error}")),
         })?;
         info!(node = %self.node_id, %position, bytes, "restored a snapshot");
         self.members = snapshot.members;
@@ -298,6 +300,24 @@ fn write_out<S: SnapshotStore>(
     capture.write_to(&mut writer)?;
     writer.into_inner().map_err(|error| error.into_error())?.writer.finish()?;
     Ok(())
+}
+
+/// Remembers why reading failed, so that a damaged file is not blamed on the state machine that it was read for.
+struct Watched<R> {
+    reader: R,
+    failure: Option<String>,
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer);
+        if let Err(error) = &read
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            self.failure = Some(error.to_string());
+        }
+        read
+    }
 }
 
 /// Fails once the node stops, so that a large snapshot does not hold up the end.

@@ -16,6 +16,10 @@ use crate::types::LogIndex;
 impl<R: ProposalReply> RaftNodeCore<R> {
     /// Hands committed entries out in order, up to a membership change whose turn is not yet durable.
     pub(super) fn hand_out_committed(&mut self) {
+        if self.snapshots.is_recording_installed() {
+            // The membership is that of the snapshot already: what comes before it is of no use any more.
+            return;
+        }
         let before = self.handed_out.index;
         let mut bytes = 0;
         while let Some((entry, turn)) = self.held.front() {
@@ -84,19 +88,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         let reserved = self.members.next_node_id();
         self.set_members(self.members.recorded(index, &record));
-        match record {
-            MemberRecord::ReserveNodeId => {
-                if let MembershipWaiter::Reservation(reply) = waiter {
-                    let members = Members::clone(&self.members);
-                    reply.answer(Ok(Reservation { node_id: reserved, leader: self.node_id, members }));
-                }
-            }
-            MemberRecord::Incarnation { id, .. } => {
-                // What is replicated counts from now on, whatever was heard first here.
-                if let Some(incarnation) = self.members.get(id).and_then(|member| member.incarnation) {
-                    self.first_incarnations.insert(id, incarnation);
-                }
-            }
+        if let MembershipWaiter::Reservation(reply) = waiter {
+            let members = Members::clone(&self.members);
+            reply.answer(Ok(Reservation { node_id: reserved, leader: self.node_id, members }));
         }
         Ok(())
     }
@@ -133,6 +127,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         if was_member && self.members.get(self.node_id).is_none() {
             self.retire();
+        } else if self.consensus.is_leader() && !self.members.is_voter(self.node_id) {
+            // raft-rs would go on as a leader that has no vote, and take a single voter's consent to reads for granted.
+            self.consensus.step_down();
         }
         Ok(())
     }

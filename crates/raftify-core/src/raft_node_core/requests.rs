@@ -1,5 +1,7 @@
 //! Requests that only a leader can serve: where they go, who waits for them, and handing over leadership.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tracing::info;
 
@@ -8,7 +10,7 @@ use crate::error::{
     CampaignError, DemoteError, LeaderHint, MembershipError, ProposeError, StopReason, TransferError,
     UnknownOutcome,
 };
-use crate::members::{LeaveJoint, MemberRecord, MemberRole, Members, MembershipChange};
+use crate::members::{LeaveJoint, Member, MemberRecord, MemberRole, Members, MembershipChange};
 use crate::request::{Forwarding, LeaderRequest, ProposalReply, Reservation, Responder};
 use crate::status::Role;
 use crate::turn::Forward;
@@ -249,7 +251,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         reply: Responder<Members, MembershipError>,
         forwarding: Forwarding,
     ) {
-        if self.pending_change.is_some() {
+        // A joint configuration that is left by itself is a change that is still under way.
+        if self.pending_change.is_some() || self.members.must_leave_joint() {
             return reply.answer(Err(MembershipError::ChangePending));
         }
         let after = match self.members.changed(LogIndex::ZERO, &change) {
@@ -261,8 +264,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // A new leader: an earlier one's change may stand in the part of the log that is not yet applied.
             return self.park(request(reply), forwarding, WhyParked::LeadershipUnsettled);
         }
-        if after.get(self.node_id).is_none_or(|own| own.role != MemberRole::Voter) {
-            return match self.hand_over() {
+        if !after.is_voter(self.node_id) {
+            return match self.hand_over(&after) {
                 Ok(()) => self.park(request(reply), forwarding, WhyParked::AfterHandover),
                 Err(error) => reply.answer(Err(MembershipError::HandoverFailed(error))),
             };
@@ -282,13 +285,18 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    fn propose_record(&mut self, record: &MemberRecord, waiter: MembershipWaiter) {
+    /// Whether it could be proposed.
+    fn propose_record(&mut self, record: &MemberRecord, waiter: MembershipWaiter) -> bool {
         self.flush_batch();
         match self.consensus.propose_record(record.encode()) {
             Ok(position) => {
                 self.membership.insert(position, waiter, self.deadline(self.config.membership_timeout));
+                true
             }
-            Err(_) => waiter.refuse(MembershipError::Busy { waiting: self.proposals.len() as u64 }),
+            Err(_) => {
+                waiter.refuse(MembershipError::Busy { waiting: self.proposals.len() as u64 });
+                false
+            }
         }
     }
 
@@ -305,9 +313,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             .collect();
         for id in unknown {
             if let Some(&incarnation) = self.first_incarnations.get(&id)
-                && self.recording_incarnations.insert(id)
+                && !self.recording_incarnations.contains(&id)
+                && self
+                    .propose_record(&MemberRecord::Incarnation { id, incarnation }, MembershipWaiter::Nobody)
             {
-                self.propose_record(&MemberRecord::Incarnation { id, incarnation }, MembershipWaiter::Nobody);
+                self.recording_incarnations.insert(id);
             }
         }
     }
@@ -325,7 +335,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         if self.members.get(self.node_id).is_some_and(|own| own.role == MemberRole::Voter) {
             self.propose_change(&MembershipChange::LeaveJoint, MembershipWaiter::Nobody);
-        } else if let Err(error) = self.hand_over() {
+        } else if let Err(error) = self.hand_over(&Arc::clone(&self.members)) {
             tracing::debug!(node = %self.node_id, "cannot hand over to leave the joint configuration yet: {error}");
         }
     }
@@ -382,27 +392,32 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if to == Some(self.node_id) {
             return waiter.answer(Ok(self.node_id));
         }
-        match to.map_or_else(|| self.successor(), Ok).and_then(|to| self.begin_transfer(to)) {
+        match to.map_or_else(|| self.successor(&self.members), Ok).and_then(|to| self.begin_transfer(to)) {
             Ok(transfer) => transfer.waiters.push(waiter),
             Err(error) => waiter.answer(Err(error)),
         }
     }
 
-    /// Begins to hand over to the best successor, unless a hand-over is under way.
-    fn hand_over(&mut self) -> Result<(), TransferError> {
+    /// Begins to hand over to the best successor that is still a voter `after` the change, unless a hand-over is under
+    /// way. To whom the change takes the vote from as well would only hand over in turn.
+    fn hand_over(&mut self, after: &Members) -> Result<(), TransferError> {
         if self.transfer.is_none() {
-            let to = self.successor()?;
+            let to = self.successor(after)?;
             self.begin_transfer(to)?;
         }
         Ok(())
     }
 
-    /// The most caught-up voter that is alive.
-    fn successor(&self) -> Result<NodeId, TransferError> {
+    /// The most caught-up voter that is alive, and a voter `after` a change as well.
+    fn successor(&self, after: &Members) -> Result<NodeId, TransferError> {
         let mut candidates = self.consensus.progress();
+        let is_voter = |members: &Members, id| {
+            members.get(id).is_some_and(|member: &Member| member.role == MemberRole::Voter)
+        };
         candidates.retain(|peer| {
             peer.id != self.node_id
-                && self.members.get(peer.id).is_some_and(|member| member.role == MemberRole::Voter)
+                && is_voter(&self.members, peer.id)
+                && is_voter(after, peer.id)
                 && self.is_alive(peer.id)
         });
         candidates

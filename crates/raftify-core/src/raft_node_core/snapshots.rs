@@ -58,6 +58,11 @@ impl Snapshots {
         self.recorded.as_ref().map(|snapshot| snapshot.position)
     }
 
+    /// Whether the log begins after a snapshot that is not durable yet.
+    pub(super) fn is_recording_installed(&self) -> bool {
+        self.installing.as_ref().is_some_and(|installing| installing.turn.is_some())
+    }
+
     fn answer(&mut self, outcome: &Result<LogPosition, SnapshotError>) {
         for reply in self.replies.drain(..) {
             reply.answer(outcome.clone());
@@ -115,11 +120,15 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 return self.snapshots.answer(&Err(SnapshotError::Failed(reason)));
             }
         };
-        if let Some(newest) = self.snapshots.newest()
-            && newest.index >= snapshot.position.index
+        let installing = self.snapshots.installing.as_ref().map(|installing| installing.snapshot.position);
+        if self
+            .snapshots
+            .newest()
+            .max(installing)
+            .is_some_and(|newest| newest.index >= snapshot.position.index)
         {
-            // A newer one was installed meanwhile.
-            return self.snapshots.answer(&Ok(newest));
+            // A newer one came from the leader meanwhile; who waits is answered once that one is recorded.
+            return;
         }
         let cut = self.snapshots.policy.compact_to(snapshot.position.index);
         let compact = (cut > self.consensus.truncated().index)
@@ -204,8 +213,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         write.compact = None;
         write.hard_state = Some(self.consensus.hard_state());
         if let Some((_, superseded, _)) = self.snapshots.recording.take() {
+            // Who waits for it is answered once the new one is recorded.
             info!(node = %self.node_id, at = %superseded.position, "a snapshot taken here is superseded");
-            self.snapshots.answer(&Ok(position));
         }
     }
 

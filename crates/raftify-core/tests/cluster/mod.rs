@@ -15,10 +15,10 @@ use raftify_core::error::{
 };
 use raftify_core::storage::{MemoryStorage, StoredState, Write};
 use raftify_core::{
-    ClusterId, Committed, Config, CoreStart, Entry, Forwarding, Identity, Incarnation, LeaderRequest,
-    LocalRequestMsg, LogIndex, LogPosition, LogReader, Member, Members, MembershipChange, NodeId,
-    ProposalReply, RaftMessage, RaftNodeCore, Responder, Role, Sender, ServerRequestMsg, SnapshotMeta,
-    SnapshotStore, SnapshotWriter, StableStorage, Status, Term, Turn, TurnNumber,
+    ClusterId, Committed, Config, CoreStart, Entry, EntryKind, Forwarding, Identity, Incarnation,
+    LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, LogReader, Member, Members, MembershipChange,
+    NodeId, ProposalReply, RaftMessage, RaftNodeCore, Reservation, Responder, Role, Sender, ServerRequestMsg,
+    SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, Status, Term, Turn, TurnNumber,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -121,6 +121,8 @@ pub(crate) struct Running {
     pub(crate) members: Members,
     pub(crate) to_write: VecDeque<(TurnNumber, Option<Write>, Vec<RaftMessage>)>,
     pub(crate) to_apply: VecDeque<ToApply>,
+    /// The highest that its core has told of.
+    commit: LogIndex,
 }
 
 pub(crate) enum ToApply {
@@ -163,8 +165,10 @@ pub(crate) struct Truth {
     committed: BTreeMap<LogIndex, Entry>,
     votes: BTreeMap<(NodeId, Incarnation, Term), NodeId>,
     terms: BTreeMap<(NodeId, Incarnation), Term>,
-    commits: BTreeMap<(NodeId, Incarnation), LogIndex>,
     members: BTreeMap<LogIndex, Members>,
+    /// For each applied index, the place that the membership was as of.
+    members_at: BTreeMap<LogIndex, LogIndex>,
+    reserved: BTreeSet<NodeId>,
     pub(crate) elections: usize,
     pub(crate) snapshots_installed: usize,
 }
@@ -172,7 +176,8 @@ pub(crate) struct Truth {
 impl Truth {
     /// Election safety: at most one leader in a term (section 3.4). Leader completeness: a leader has every entry that
     /// was committed in an earlier term (section 3.6.3).
-    fn saw_leader(&mut self, status: &Status, log: &BTreeMap<LogIndex, Term>, truncated: LogPosition) {
+    /// Membership: a leader has at most one change that is not committed (section 4.1).
+    fn saw_leader(&mut self, status: &Status, log: &Log, truncated: LogPosition) {
         let leader = *self.leaders.entry(status.term).or_insert_with(|| {
             self.elections += 1;
             status.node_id
@@ -181,10 +186,13 @@ impl Truth {
         for entry in self.committed.values() {
             let position = entry.position;
             if position.term < status.term && position.index > truncated.index {
-                let own = log.get(&position.index);
-                assert_eq!(own, Some(&position.term), "leader {leader} lacks committed entry {position}");
+                let own = log.get(&position.index).map(|(term, _)| *term);
+                assert_eq!(own, Some(position.term), "leader {leader} lacks committed entry {position}");
             }
         }
+        let uncommitted = log.range(status.commit.next()..);
+        let changes = uncommitted.filter(|(_, (_, kind))| *kind == EntryKind::MembershipChange).count();
+        assert!(changes <= 1, "leader {leader} has {changes} changes that are not committed");
     }
 
     /// Log matching (section 3.5): by induction over the entries, each remembered with the term of its predecessor.
@@ -224,9 +232,18 @@ impl Truth {
         }
     }
 
-    fn saw_commit(&mut self, node: NodeId, incarnation: Incarnation, commit: LogIndex) {
-        let before = self.commits.entry((node, incarnation)).or_default();
-        *before = (*before).max(commit);
+    /// Members are equal wherever the applied index is equal.
+    fn saw_members(&mut self, node: NodeId, applied: LogIndex, members: &Members) {
+        // While old entries are replayed after a start, the membership is ahead.
+        if members.as_of() <= applied {
+            let first = *self.members_at.entry(applied).or_insert(members.as_of());
+            assert_eq!(first, members.as_of(), "{node} has another membership at {applied}");
+        }
+    }
+
+    /// A node id is given out once, and never one that a member had.
+    fn saw_reservation(&mut self, reserved: NodeId) {
+        assert!(self.reserved.insert(reserved), "id {reserved} was given out twice");
     }
 
     /// State-machine safety (section 3.6.3): no two nodes apply different entries at one index.
@@ -235,6 +252,13 @@ impl Truth {
         let first = self.committed.entry(index).or_insert_with(|| entry.clone());
         assert_eq!(*first, entry, "{node} applies another entry at {index}");
     }
+}
+
+struct WaitingRead {
+    node: NodeId,
+    /// What was acknowledged before it began.
+    floor: LogIndex,
+    outcome: Outcome<Result<LogIndex, ReadError>>,
 }
 
 pub(crate) struct Cluster {
@@ -251,6 +275,12 @@ pub(crate) struct Cluster {
     pub(crate) loss_percent: u32,
     /// Of 100 packets, so many overtake others, and as many arrive twice.
     pub(crate) disorder_percent: u32,
+    /// Of 100 snapshots, so many cannot be taken.
+    pub(crate) failing_snapshots_percent: u32,
+    /// Nodes whose state machines need ten times as long.
+    pub(crate) slow: BTreeSet<NodeId>,
+    /// Nodes whose disk was replaced by an empty one: they are of no use any more.
+    pub(crate) wiped: BTreeSet<NodeId>,
     events: Events,
     pub(crate) truth: Truth,
     initial: Members,
@@ -258,7 +288,8 @@ pub(crate) struct Cluster {
     next_incarnation: u64,
     pub(crate) acknowledged: Vec<(u64, LogPosition)>,
     proposals: Vec<(u64, Outcome<Result<LogPosition, ProposeError>>)>,
-    reads: Vec<(LogIndex, Outcome<Result<LogIndex, ReadError>>)>,
+    reads: Vec<WaitingRead>,
+    reservations: Vec<Outcome<Result<Reservation, MembershipError>>>,
     /// What happened, in words: equal for equal seeds.
     pub(crate) trace: Vec<String>,
 }
@@ -295,6 +326,9 @@ impl Cluster {
             hung_disks: BTreeSet::new(),
             loss_percent: 0,
             disorder_percent: 0,
+            failing_snapshots_percent: 0,
+            slow: BTreeSet::new(),
+            wiped: BTreeSet::new(),
             events: Events::default(),
             truth: Truth::default(),
             initial,
@@ -303,6 +337,7 @@ impl Cluster {
             acknowledged: Vec::new(),
             proposals: Vec::new(),
             reads: Vec::new(),
+            reservations: Vec::new(),
             trace: Vec::new(),
         };
         for number in 1..=voters {
@@ -335,6 +370,15 @@ impl Cluster {
         self.local(node, LocalRequestMsg::AwaitCluster { identity, reply: responder(&outcome()) });
     }
 
+    /// Whether everyone knows which life of `node` to believe, so that the loss of its disk will be noticed.
+    pub(crate) fn is_incarnation_known(&mut self, node: NodeId) -> bool {
+        self.nodes.values_mut().all(|other| {
+            let members = other.disk.load().unwrap().members;
+            let known = members.and_then(|members| members.get(node)?.incarnation);
+            other.id == node || known.is_some()
+        })
+    }
+
     /// Starts a stopped node on what its disk holds.
     pub(crate) fn start(&mut self, node: NodeId) {
         let this = self.nodes.get_mut(&node).unwrap();
@@ -357,16 +401,32 @@ impl Cluster {
         };
         let core = RaftNodeCore::new(start, &this.disk.log_reader()).unwrap();
         let is_fresh = this.disk.load().unwrap().identity.is_none();
-        this.running =
-            Some(Running { core, state, members, to_write: VecDeque::new(), to_apply: VecDeque::new() });
+        this.running = Some(Running {
+            core,
+            state,
+            members,
+            to_write: VecDeque::new(),
+            to_apply: VecDeque::new(),
+            commit: LogIndex::ZERO,
+        });
         if is_fresh && self.initial.get(node).is_some() {
             self.start_cluster(node);
         }
         self.run_turns(node);
     }
 
-    /// The power fails: what was not synced is gone, and so is everything in memory.
+    /// The power fails: some of the writes that are under way, the oldest, may still have reached the disk. The rest is
+    /// gone, and so is everything in memory.
     pub(crate) fn crash(&mut self, node: NodeId) {
+        let queued = self.running(node).map_or(0, |running| running.to_write.len());
+        for _ in 0..self.rng.random_range(0..=queued) {
+            self.write_queued(node, 1);
+        }
+        self.lose_unsynced(node);
+    }
+
+    /// The power fails, and nothing that is under way reaches the disk.
+    pub(crate) fn lose_unsynced(&mut self, node: NodeId) {
         self.nodes.get_mut(&node).unwrap().running = None;
         for ((from, _), packets) in &mut self.links {
             if *from == node {
@@ -383,6 +443,7 @@ impl Cluster {
         self.next_incarnation += 1;
         let this = self.nodes.get_mut(&node).unwrap();
         assert!(this.running.is_none());
+        self.wiped.insert(node);
         this.disk = MemoryStorage::default();
         this.incarnation = Incarnation(self.next_incarnation);
     }
@@ -427,10 +488,17 @@ impl Cluster {
         let floor = self.acknowledged.iter().map(|(_, position)| position.index).max().unwrap_or_default();
         let result = outcome();
         if self.running(node).is_some() {
-            self.reads.push((floor, Arc::clone(&result)));
+            self.reads.push(WaitingRead { node, floor, outcome: Arc::clone(&result) });
             self.local(node, LocalRequestMsg::ReadIndex { reply: responder(&result) });
         }
         result
+    }
+
+    pub(crate) fn reserve_id(&mut self, node: NodeId) {
+        let result = outcome();
+        self.reservations.push(Arc::clone(&result));
+        let request = LeaderRequest::ReserveNodeId { reply: responder(&result) };
+        self.local(node, LocalRequestMsg::ForLeader(request));
     }
 
     pub(crate) fn change(
@@ -463,19 +531,35 @@ impl Cluster {
             self.run_turn(node, turn);
         }
         let Some(status) = self.status(node) else { return };
+        self.check_reads(node);
+        let running = self.running(node).unwrap();
+        assert!(status.commit >= running.commit, "the commit index of {node} fell from {}", running.commit);
+        running.commit = status.commit;
         let this = self.nodes.get_mut(&node).unwrap();
-        self.truth.saw_commit(node, this.incarnation, status.commit);
         if status.role == Role::Leader {
             let stored = this.disk.load().unwrap();
             let mut log = read_log(&this.disk, &stored);
             for (_, write, _) in &this.running.as_ref().unwrap().to_write {
                 for entry in write.iter().flat_map(|write| &write.append) {
-                    log.insert(entry.position.index, entry.position.term);
+                    log.split_off(&entry.position.index);
+                    log.insert(entry.position.index, (entry.position.term, entry.kind));
                 }
             }
             self.truth.saw_leader(&status, &log, stored.truncated);
         }
         self.stop_if_it_must(node);
+    }
+
+    /// Whoever is answered must find everything that was acknowledged before, and find it applied.
+    fn check_reads(&mut self, node: NodeId) {
+        let Some(applied) = self.running(node).map(|running| running.state.at.index) else { return };
+        for read in self.reads.extract_if(.., |read| read.node == node && take(&read.outcome).is_some()) {
+            if let Some(Ok(index)) = take(&read.outcome) {
+                let floor = read.floor;
+                assert!(index >= floor, "a read at {index} misses what was acknowledged at {floor}");
+                assert!(applied >= index, "a read at {index} was answered when only {applied} was applied");
+            }
+        }
     }
 
     fn stop_if_it_must(&mut self, node: NodeId) {
@@ -538,29 +622,43 @@ impl Cluster {
 
     /// The oldest waiting write of `node` becomes durable.
     pub(crate) fn complete_write(&mut self, node: NodeId) -> bool {
+        self.complete_writes(node, 1)
+    }
+
+    /// The `count` oldest waiting writes of `node` become durable together.
+    pub(crate) fn complete_writes(&mut self, node: NodeId, count: usize) -> bool {
         if self.hung_disks.contains(&node) {
             return false;
         }
-        let this = self.nodes.get_mut(&node).unwrap();
-        let incarnation = this.incarnation;
-        let Some(running) = &mut this.running else {
+        let Some((number, send_after)) = self.write_queued(node, count) else {
             return false;
         };
-        let Some((number, write, send_after)) = running.to_write.pop_front() else {
-            return false;
-        };
-        if let Some(write) = write {
-            let before = this.disk.load().unwrap();
-            this.disk.write(std::slice::from_ref(&write)).unwrap();
-            self.truth.saw_write(node, incarnation, &before, &write);
+        self.running(node).unwrap().core.written(number);
+        self.send(node, send_after);
+        self.run_turns(node);
+        true
+    }
+
+    /// Writes up to `count` waiting turns as one. The last one's number, and what may be sent now.
+    fn write_queued(&mut self, node: NodeId, count: usize) -> Option<(TurnNumber, Vec<RaftMessage>)> {
+        let this = self.nodes.get_mut(&node)?;
+        let to_write = &mut this.running.as_mut()?.to_write;
+        let (mut written, mut writes, mut send_after) = (None, Vec::new(), Vec::new());
+        for (number, write, messages) in to_write.drain(..count.min(to_write.len())) {
+            written = Some(number);
+            writes.extend(write);
+            send_after.extend(messages);
+        }
+        let mut before = this.disk.load().unwrap();
+        for write in &writes {
+            self.truth.saw_write(node, this.incarnation, &before, write);
+            before = before.after(write).unwrap();
             if write.reset_log.is_some() && write.snapshot.is_some() {
                 self.truth.snapshots_installed += 1;
             }
         }
-        self.nodes.get_mut(&node).unwrap().running.as_mut().unwrap().core.written(number);
-        self.send(node, send_after);
-        self.run_turns(node);
-        true
+        this.disk.write(&writes).unwrap();
+        Some((written?, send_after))
     }
 
     /// The state machine of `node` takes its next item.
@@ -573,6 +671,9 @@ impl Cluster {
             return false;
         };
         match item {
+            ToApply::TakeSnapshot if self.rng.random_range(0..100) < self.failing_snapshots_percent => {
+                running.core.snapshot_taken(Err("the disk is full".to_owned()));
+            }
             ToApply::TakeSnapshot => {
                 let meta = SnapshotMeta {
                     cluster_id: CLUSTER,
@@ -591,7 +692,7 @@ impl Cluster {
                         let number = u64::from_le_bytes(payload.as_ref().try_into().unwrap());
                         assert_eq!(position.index, running.state.at.index.next(), "{node} skips an entry");
                         running.state.numbers.push(number);
-                        let entry = Entry { position, kind: raftify_core::EntryKind::User, payload };
+                        let entry = Entry { position, kind: EntryKind::User, payload };
                         self.truth.saw_applied(node, entry);
                         if let Some(reply) = reply {
                             reply.answer(Ok(position));
@@ -607,7 +708,9 @@ impl Cluster {
                         running.members = snapshot.members.clone();
                     }
                 }
+                assert!(position.index >= running.state.at.index, "{node} goes back");
                 running.state.at = position;
+                self.truth.saw_members(node, position.index, &running.members);
                 running.core.applied(position.index);
             }
         }
@@ -767,9 +870,10 @@ impl Cluster {
             let links = self.busy_links();
             match self.rng.random_range(0..4) {
                 0 => {
-                    self.complete_write(node);
+                    let count = self.rng.random_range(1..4);
+                    self.complete_writes(node, count);
                 }
-                1 => {
+                1 if !self.slow.contains(&node) || self.rng.random_bool(0.1) => {
                     self.apply_one(node);
                 }
                 _ if !links.is_empty() => {
@@ -876,8 +980,10 @@ impl Cluster {
         self.hung_disks.clear();
         self.loss_percent = 0;
         self.disorder_percent = 0;
+        self.failing_snapshots_percent = 0;
+        self.slow.clear();
         for node in self.ids() {
-            if self.nodes[&node].running.is_none() {
+            if self.nodes[&node].running.is_none() && !self.wiped.contains(&node) {
                 self.start(node);
             }
         }
@@ -914,13 +1020,10 @@ impl Cluster {
         }
         let unanswered: Vec<u64> = self.proposals.iter().map(|(number, _)| *number).collect();
         assert!(unanswered.is_empty(), "never answered: {unanswered:?}");
-        for (floor, read) in &self.reads {
-            match take(read) {
-                Some(Ok(index)) => {
-                    assert!(index >= *floor, "a read at {index} misses what was acknowledged at {floor}")
-                }
-                Some(Err(_)) => {}
-                None => panic!("a read was never answered"),
+        assert!(self.reads.iter().all(|read| take(&read.outcome).is_some()), "a read was never answered");
+        for reservation in std::mem::take(&mut self.reservations) {
+            if let Ok(reservation) = take(&reservation).expect("every reservation is answered") {
+                self.truth.saw_reservation(reservation.node_id);
             }
         }
     }
@@ -933,13 +1036,16 @@ enum Choice {
     Apply(NodeId),
 }
 
-fn read_log(disk: &MemoryStorage, stored: &StoredState) -> BTreeMap<LogIndex, Term> {
+/// Term and kind of each entry.
+type Log = BTreeMap<LogIndex, (Term, EntryKind)>;
+
+fn read_log(disk: &MemoryStorage, stored: &StoredState) -> Log {
     let first = stored.truncated.index.next();
     if first > stored.last.index {
-        return BTreeMap::new();
+        return Log::new();
     }
     let entries = disk.log_reader().read(first, stored.last.index.next(), u64::MAX).unwrap();
-    entries.into_iter().map(|entry| (entry.position.index, entry.position.term)).collect()
+    entries.into_iter().map(|entry| (entry.position.index, (entry.position.term, entry.kind))).collect()
 }
 
 /// A packet does not arrive: whoever sent it learns what a broken connection tells.

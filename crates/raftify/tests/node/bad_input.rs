@@ -1,6 +1,6 @@
 //! What cannot be right is refused when the node is set up, with the reason and the way out.
 
-use raftify::error::{BootstrapError, ProposeError, StartError};
+use raftify::error::{BootstrapError, ProposeError, RunError, StartError, StopReason};
 use raftify::{Config, HeedStorage, StorageError};
 
 use crate::harness::*;
@@ -116,4 +116,34 @@ async fn a_directory_on_disk_is_held_by_one_node_at_a_time_and_found_again() {
         // The directory is closed when `quit` returns: the next round opens it at once.
         running.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_blamed_on_the_storage_and_not_on_the_state_machine() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = TestNode::new(1);
+    let start = || {
+        let storage = HeedStorage::open(directory.path()).unwrap();
+        let raft =
+            TestRaft::bootstrap(id(1), &node.address, storage, node.store(), Config::default()).unwrap();
+        (raft.clone(), tokio::spawn(raft.run()))
+    };
+    let (raft, running) = start();
+    put(&raft, "key", "x".repeat(10_000)).await;
+    raft.make_snapshot().await.unwrap();
+    within("quit", raft.quit()).await;
+    running.await.unwrap().unwrap();
+
+    let files = std::fs::read_dir(directory.path().join("snapshots")).unwrap();
+    let paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    assert_eq!(paths.len(), 1);
+    let mut content = std::fs::read(&paths[0]).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(&paths[0], content).unwrap();
+
+    let (_, running) = start();
+    let error = within("the node stops", running).await.unwrap().unwrap_err();
+    assert!(matches!(&error, RunError::Stopped(StopReason::Storage(_))), "{error}");
+    assert!(error.to_string().contains("is damaged"), "{error}");
 }
