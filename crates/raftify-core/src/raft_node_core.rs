@@ -277,7 +277,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     warn!(node = %self.node_id, from = %sender.id, "refused messages: {refusal}");
                     return;
                 }
-                self.last_heard.insert(sender.id, self.now_ticks);
+                self.heard_of(sender.id);
                 for message in messages {
                     self.step(sender.id, message);
                 }
@@ -537,10 +537,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return Err(SenderRefusal::OtherReceiver { id: self.node_id, expected, actual });
         }
         self.members.check_sender(sender, self.node_id)?;
-        if self.members.get(sender.id).is_some_and(|member| member.incarnation.is_some()) {
+        // Of who is not known as a member nothing is remembered, or whoever speaks to this node could fill its memory.
+        if self.members.get(sender.id).is_none_or(|member| member.incarnation.is_some()) {
             return Ok(());
         }
-        // Until an incarnation is replicated, the first one heard of counts.
+        // Until a member's incarnation is replicated, the first one heard of counts.
         let known = *self.first_incarnations.entry(sender.id).or_insert(sender.incarnation);
         if known != sender.incarnation {
             return Err(SenderRefusal::Fenced { id: sender.id, known, presented: sender.incarnation });
@@ -570,6 +571,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         if let Err(reason) = self.consensus.step(message) {
             warn!(node = %self.node_id, %from, "dropped a message: {reason}");
+        }
+    }
+
+    fn heard_of(&mut self, peer: NodeId) {
+        if self.members.get(peer).is_some() {
+            self.last_heard.insert(peer, self.now_ticks);
         }
     }
 

@@ -188,7 +188,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             let newer = self.consensus.term();
             return reply.answer(Err(InstallError::StaleLeader { term, newer }));
         }
-        self.last_heard.insert(sender.id, self.now_ticks);
+        self.heard_of(sender.id);
         match self.consensus.step_snapshot(sender.id, term, &snapshot) {
             Ok(true) => self.snapshots.installing = Some(Installing { turn: None, snapshot, reply }),
             // The log reaches that far already: the leader learns it from the answer of raft.
