@@ -37,8 +37,6 @@ async fn measure(times: usize) -> Result<(), BoxError> {
     let mut children = (0..NODES).map(start).collect::<Result<Vec<_>, _>>()?;
     let mut milliseconds = Vec::new();
     for round in 0..times {
-        let everybody = Client::new(addresses.clone())?.with_deadline(PATIENCE);
-        everybody.propose(&vec![1; 64]).await?;
         let leader = wait_until_whole(&addresses).await?;
         let index = usize::try_from(leader.get())? - 1;
         let others =
