@@ -14,7 +14,19 @@ const LOCK_FILE: &str = "lock";
 /// Held by everything that may write into the directory. Released when the last one is dropped, also by a crash.
 #[derive(Clone, Debug)]
 pub(crate) struct DirectoryLock {
-    _file: Arc<File>,
+    _held: Arc<HeldLock>,
+}
+
+#[derive(Debug)]
+struct HeldLock(File);
+
+impl Drop for HeldLock {
+    /// A child process that was forked, and has not yet begun its own program, holds a copy of the file, and closing
+    /// this one alone would leave the directory locked for that moment.
+    fn drop(&mut self) {
+        // If it fails, closing the file unlocks it.
+        let _ = self.0.unlock();
+    }
 }
 
 impl DirectoryLock {
@@ -24,7 +36,7 @@ impl DirectoryLock {
         let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = options.map_err(io_error("open the lock file", &path))?;
         match file.try_lock() {
-            Ok(()) => Ok(DirectoryLock { _file: Arc::new(file) }),
+            Ok(()) => Ok(DirectoryLock { _held: Arc::new(HeldLock(file)) }),
             Err(TryLockError::WouldBlock) => Err(StorageError::InUse { path: directory.to_owned() }),
             Err(TryLockError::Error(source)) => Err(io_error("lock", &path)(source)),
         }
@@ -58,4 +70,20 @@ pub(crate) fn sync(directory: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 pub(crate) fn sync(_directory: &Path) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_was_given_back_is_free_although_a_forked_child_still_has_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = DirectoryLock::take(directory.path()).unwrap();
+        // What a child has between fork and exec: another descriptor of the same open file.
+        let _of_the_child = lock._held.0.try_clone().unwrap();
+        assert!(matches!(DirectoryLock::take(directory.path()), Err(StorageError::InUse { .. })));
+        drop(lock);
+        DirectoryLock::take(directory.path()).unwrap();
+    }
 }
