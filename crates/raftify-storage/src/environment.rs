@@ -17,7 +17,10 @@ use crate::io_error;
 /// Size of the map of a new database. It doubles whenever it is full, so this is only where growth begins.
 const MAP_BYTES_INITIAL: usize = 4 << 20;
 
-const DATA_FILE: &str = "data.mdb";
+pub(crate) const DATA_FILE: &str = "data.mdb";
+
+/// LMDB's table of readers.
+pub(crate) const LOCK_FILE: &str = "lock.mdb";
 
 /// Keys sort as numbers: group id, then number within the group.
 pub(crate) type Database = heed::Database<U128<BigEndian>, Bytes>;

@@ -19,7 +19,7 @@ use raftify_core::{
     ClusterId, Entry, EntryKind, HardState, Identity, Incarnation, LogIndex, LogPosition, LogReader, NodeId,
     StableStorage, StorageError, Term,
 };
-use raftify_storage::HeedStorage;
+use raftify_storage::{HeedStorage, ReadOnlyStorage};
 
 const DIRECTORY: &str = "RAFTIFY_STORAGE_TEST_DIRECTORY";
 
@@ -144,7 +144,7 @@ fn second_process_gets_in_use() {
 #[test]
 fn read_only_process_follows_a_writer_whose_database_grows() {
     if let Some(directory) = child_directory() {
-        let storage = HeedStorage::open_read_only(&directory).unwrap();
+        let storage = ReadOnlyStorage::open(&directory).unwrap();
         for last in [1, 20, 200] {
             let state = storage.load().unwrap();
             assert_eq!((state.last, state.hard_state.term), (LogPosition::new(1, last), Term(1)));

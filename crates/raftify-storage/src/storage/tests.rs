@@ -13,6 +13,7 @@ use raftify_core::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::ReadOnlyStorage;
 
 struct Directory(TempDir);
 
@@ -301,7 +302,7 @@ fn cut_off_data_file_is_damage_and_no_bus_error() {
     let length = fs::metadata(&path).unwrap().len();
     File::options().write(true).open(&path).unwrap().set_len(length - 4096).unwrap();
     assert_corrupt(HeedStorage::open(directory.path()), "data.mdb", "but its own record says");
-    assert_corrupt(HeedStorage::open_read_only(directory.path()), "data.mdb", "but its own record says");
+    assert_corrupt(ReadOnlyStorage::open(directory.path()), "data.mdb", "but its own record says");
 }
 
 #[test]
@@ -309,7 +310,7 @@ fn file_of_something_else_is_refused() {
     let directory = Directory::new();
     fs::write(directory.path().join("data.mdb"), [0x5a; 20_000]).unwrap();
     assert_corrupt(HeedStorage::open(directory.path()), "data.mdb", "not an LMDB file");
-    assert_corrupt(HeedStorage::open_read_only(directory.path()), "data.mdb", "not an LMDB file");
+    assert_corrupt(ReadOnlyStorage::open(directory.path()), "data.mdb", "not an LMDB file");
 }
 
 #[test]
@@ -333,7 +334,7 @@ fn second_handle_gets_in_use_until_everything_of_the_first_is_dropped() {
     };
     let storage = directory.open().unwrap();
     in_use();
-    assert!(matches!(HeedStorage::open_read_only(directory.path()), Err(StorageError::InUse { .. })));
+    assert!(matches!(ReadOnlyStorage::open(directory.path()), Err(StorageError::InUse { .. })));
     let (reader, snapshots) = (storage.log_reader(), storage.snapshots());
     let writer = snapshots.create(&snapshot_meta(1, 1)).unwrap();
     drop(storage);
@@ -357,7 +358,7 @@ fn directory_that_cannot_be_made_is_a_clear_error() {
         let text = error.to_string();
         assert!(text.starts_with("cannot create the directory") && text.contains("file"), "{text}");
     }
-    let error = HeedStorage::open_read_only(directory.path().join("nowhere")).unwrap_err().to_string();
+    let error = ReadOnlyStorage::open(directory.path().join("nowhere")).unwrap_err().to_string();
     assert!(error.starts_with("cannot open") && error.contains("nowhere/data.mdb"), "{error}");
     assert!(!directory.path().join("nowhere").exists());
 }
@@ -390,7 +391,7 @@ fn read_only_sees_everything_and_changes_nothing() {
         files
     };
     let before = content();
-    let storage = HeedStorage::open_read_only(directory.path()).unwrap();
+    let storage = ReadOnlyStorage::open(directory.path()).unwrap();
     assert_eq!(storage.load().unwrap(), state);
     let read = storage.log_reader().read(LogIndex(4), LogIndex(9), u64::MAX).unwrap();
     assert_eq!(read, entries(1, 4..=8));
