@@ -57,21 +57,22 @@ pub struct Conversion {
 /// # Examples
 /// ```
 /// use raftify_core::StableStorage;
-/// use raftify_storage::{HeedStorage, StorageKind, WalStorage, convert};
+/// use raftify_storage::{HeedStorage, StorageKind, WalStorage, convert_storage};
 ///
 /// # let directory = tempfile::tempdir()?;
 /// HeedStorage::open(directory.path())?.load()?;
-/// convert(directory.path(), StorageKind::Wal)?;
+/// convert_storage(directory.path(), StorageKind::Wal)?;
 /// WalStorage::open(directory.path())?.load()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn convert(directory: impl AsRef<Path>, to: StorageKind) -> Result<Conversion, StorageError> {
-    convert_with(directory.as_ref(), to, &OperatingSystem)
+pub fn convert_storage(directory: impl AsRef<Path>, to: StorageKind) -> Result<Conversion, StorageError> {
+    convert_with(directory.as_ref(), to, WalSettings::default(), &OperatingSystem)
 }
 
 fn convert_with(
     directory: &Path,
     to: StorageKind,
+    settings: WalSettings,
     operations: &dyn NameOperations,
 ) -> Result<Conversion, StorageError> {
     // Before anything is made in a directory that may be of something else.
@@ -87,8 +88,7 @@ fn convert_with(
     };
     let wal = |place: &Path| {
         let metadata = Log::open(place, lock.clone(), StorageKind::Wal)?;
-        let segment_bytes = WalSettings::default().segment_bytes;
-        WalStorage::new(place, lock.clone(), metadata, snapshots.clone(), segment_bytes)
+        WalStorage::new(place, lock.clone(), metadata, snapshots.clone(), settings.segment_bytes)
     };
     let copied = match (from, to) {
         (StorageKind::Heed, StorageKind::Heed) => return done(from, to, heed(directory)?.load()),

@@ -3,7 +3,7 @@
 //!
 //! [`WalStorage`] and [`HeedStorage`] implement [`StableStorage`](raftify_core::StableStorage) in one directory. The
 //! first is the default: it makes a write durable by one flush. The second is the simplest: one LMDB transaction per
-//! write. [`convert`] makes a directory of the one into one of the other, and [`ReadOnlyStorage`] looks into both without
+//! write. [`convert_storage`] makes a directory of the one into one of the other, and [`ReadOnlyStorage`] looks into both without
 //! changing anything, also while a node works there. `docs/disk-format.md` describes every byte. This is the only crate of
 //! the workspace with `unsafe` code: where LMDB is opened and its map resized.
 
@@ -17,7 +17,7 @@ mod snapshot_files;
 mod storage;
 mod wal;
 
-pub use conversion::{Conversion, convert};
+pub use conversion::{Conversion, convert_storage};
 pub use format::StorageKind;
 pub use read_only::{ReadOnlyLogReader, ReadOnlyStorage};
 pub use snapshot_files::{SnapshotFile, SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};

@@ -28,10 +28,11 @@ pub(crate) type ReadTxn<'a> = RoTxn<'a, WithoutTls>;
 
 /// How many rows of compacted entries a write deletes at most, besides twice as many as it adds: so few that nobody
 /// notices, and more than come in.
-const LEFT_ROWS_PER_WRITE: u64 = 512;
+// Few in tests, so that all of them meet rows that are left.
+const LEFT_ROWS_PER_WRITE: u64 = if cfg!(test) { 2 } else { 512 };
 
 /// The same for loading, when nobody waits for a single write.
-const LEFT_ROWS_PER_LOAD: u64 = 1 << 16;
+const LEFT_ROWS_PER_LOAD: u64 = if cfg!(test) { 3 } else { 1 << 16 };
 
 /// Keeps what must survive a crash in one directory: log and metadata in LMDB, snapshots in files beside it.
 ///
@@ -66,7 +67,7 @@ impl HeedStorage {
     /// # Errors
     /// - [`StorageError::InUse`]: another process, or another handle of this one, has it open.
     /// - [`StorageError::OtherKind`]: a [`WalStorage`](crate::WalStorage) keeps this directory. Open it with that, or
-    ///   [`convert`](crate::convert) it.
+    ///   [convert](crate::convert_storage) it.
     /// - [`StorageError::Io`]: the system refused, for instance for lack of permission.
     /// - [`StorageError::Corrupt`], [`StorageError::Version`]: this is not what was written, or not by this version.
     ///   Nothing was changed. All of the content is checked by [`load`](StableStorage::load) only.

@@ -67,12 +67,11 @@ pub(crate) fn check_no_segments(data_directory: &Path) -> Result<(), StorageErro
 /// use raftify_storage::{WalSettings, WalStorage};
 ///
 /// # let directory = tempfile::tempdir()?;
-/// let settings = WalSettings { segment_bytes: 1 << 20, ..WalSettings::default() };
+/// let settings = WalSettings { segment_bytes: 1 << 20 };
 /// let storage = WalStorage::open_with(directory.path(), settings)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::manual_non_exhaustive, reason = "it is to be written with `..Default::default()`")]
 pub struct WalSettings {
     /// The size of a file of the log, in bytes: from 64 KiB to 256 MiB, by default 16 MiB.
     ///
@@ -139,7 +138,7 @@ impl WalStorage {
     /// # Errors
     /// - [`StorageError::InUse`]: another process, or another handle of this one, has it open.
     /// - [`StorageError::OtherKind`]: a [`HeedStorage`](crate::HeedStorage) keeps this directory. Open it with that, or
-    ///   [`convert`](crate::convert) it.
+    ///   [convert](crate::convert_storage) it.
     /// - [`StorageError::Io`]: the system refused, for instance for lack of permission.
     /// - [`StorageError::Corrupt`], [`StorageError::Version`]: this is not what was written, or not by this version.
     ///   Nothing was changed. The log is checked by [`load`](StableStorage::load) only.

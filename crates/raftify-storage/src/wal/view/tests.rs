@@ -4,7 +4,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use super::super::crash_tests::{Content, SEGMENT_BYTES, Workload, open};
+use super::super::crash_tests::{Content, Workload, open};
 use super::super::log::SegmentLog;
 use super::super::metadata::{LogStart, Metadata};
 use super::super::simulated_disk::SimulatedDisk;
