@@ -230,9 +230,9 @@ fn check_length(directory: &Path, env: &Env<WithoutTls>) -> Result<(), StorageEr
 /// The error of a full disk, or of an exhausted quota, if that is what the disk of `directory` has to say.
 fn no_room(directory: &Path) -> Option<io::Error> {
     // Less than this was left: it is what LMDB could not write, or it writes more at once.
-    const PAGES: [u8; 64 << 10] = [0; 64 << 10];
+    let pages = vec![0; 64 << 10];
     let path = directory.join("room.partial");
-    let error = fs::write(&path, PAGES).err();
+    let error = fs::write(&path, pages).err();
     // If it stays, it has no content and is written over the next time.
     let _ = fs::remove_file(&path);
     error.filter(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
