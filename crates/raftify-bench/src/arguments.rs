@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use raftify::BoxError;
 
 use crate::Work;
-use crate::layers::{cluster, core, disk, log};
+use crate::layers::{cluster, core, disk, failover, http, log, memory, overload, read, restart};
 use crate::node::NodeArguments;
 
 #[derive(Parser)]
@@ -54,6 +54,18 @@ pub(crate) enum Layer {
     Core(core::Core),
     /// Proposals on three nodes
     Cluster(cluster::ClusterRuns),
+    /// The key-value store of the examples, over its web API
+    Http(http::Http),
+    /// Linearizable reads on three nodes
+    Read(read::Read),
+    /// From SIGKILL of the leader to the next accepted proposal
+    Failover(failover::Failover),
+    /// Opening a long log; a follower that catches up, by entries and by a snapshot
+    Restart(restart::Restart),
+    /// Resident memory after many proposals
+    Memory(memory::Memory),
+    /// Ten times as many proposals as the cluster can do
+    Overload(overload::Overload),
 }
 
 impl Layer {
@@ -63,6 +75,12 @@ impl Layer {
             Layer::Log(layer) => layer.run(work),
             Layer::Core(layer) => layer.run(work),
             Layer::Cluster(layer) => layer.run(work),
+            Layer::Http(layer) => layer.run(work),
+            Layer::Read(layer) => layer.run(work),
+            Layer::Failover(layer) => layer.run(work),
+            Layer::Restart(layer) => layer.run(work),
+            Layer::Memory(layer) => layer.run(work),
+            Layer::Overload(layer) => layer.run(work),
         }
     }
 }

@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 
 use raftify::BoxError;
 
+use crate::line::Line;
 use crate::machine::Usage;
 use crate::measure::Measured;
-use crate::node::{Answer, Command, Load, NodeOptions, Running};
+use crate::node::{Answer, Command, Load, NodeOptions, NodeStatus, Running};
 
 pub(crate) const NODES: u64 = 3;
 
 /// Longer than anything but a fault takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often something is asked that cannot be waited for.
-const PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
 /// Where the nodes live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -85,10 +86,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills a node that is a process, and does not wait for its end.
+    /// Kills a node that is a process.
     pub(crate) fn kill(&mut self, id: u64) -> Result<(), BoxError> {
-        match self.slot(id)?.as_mut() {
-            Some(ClusterNode::Process(process)) => Ok(process.child.kill()?),
+        match self.slot(id)?.take() {
+            Some(ClusterNode::Process(mut process)) => {
+                process.child.kill()?;
+                process.child.wait()?;
+                Ok(())
+            }
             _ => Err(format!("node {id} is no process that runs").into()),
         }
     }
@@ -97,8 +102,23 @@ impl Cluster {
         &self.addresses
     }
 
-    pub(crate) fn place(&self) -> Place {
-        self.place
+    /// A result of this cluster, as far as it is known before anything is measured.
+    pub(crate) fn line(&self, bench: &str) -> Line {
+        let line = Line {
+            storage: Some(self.options.storage.name().to_owned()),
+            nodes: Some(NODES),
+            fsync: Some(self.options.storage.is_synced()),
+            ..Line::of(bench)
+        };
+        line.with("processes", self.place.processes())
+    }
+
+    /// Where the nodes that run stand.
+    pub(crate) fn status(&mut self, id: u64) -> Result<NodeStatus, BoxError> {
+        match self.tell(id, &Command::Status)? {
+            Answer::Status(status) => Ok(status),
+            other => Err(format!("node {id} answered {other:?} to a question for its status").into()),
+        }
     }
 
     /// The leader as soon as all nodes that run agree on one and have applied the same.
@@ -107,9 +127,8 @@ impl Cluster {
         while begin.elapsed() < PATIENCE {
             let mut seen = Vec::new();
             for id in self.running() {
-                if let Answer::Status { leader, applied, last } = self.tell(id, &Command::Status)? {
-                    seen.push((leader, applied, last));
-                }
+                let NodeStatus { leader, applied, last, .. } = self.status(id)?;
+                seen.push((leader, applied, last));
             }
             if let Some((Some(leader), applied, last)) = seen.first()
                 && applied == last

@@ -4,4 +4,10 @@
 pub(crate) mod cluster;
 pub(crate) mod core;
 pub(crate) mod disk;
+pub(crate) mod failover;
+pub(crate) mod http;
 pub(crate) mod log;
+pub(crate) mod memory;
+pub(crate) mod overload;
+pub(crate) mod read;
+pub(crate) mod restart;

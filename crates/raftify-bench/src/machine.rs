@@ -13,6 +13,8 @@ use crate::line::Line;
 pub(crate) struct Usage {
     pub(crate) cpu_seconds: f64,
     pub(crate) resident_bytes: u64,
+    /// The most that was ever resident.
+    pub(crate) resident_bytes_peak: u64,
 }
 
 impl Usage {
@@ -27,12 +29,16 @@ impl Usage {
             return Err(format!("{directory}/stat tells no processor time").into());
         };
         let status = fs::read_to_string(format!("{directory}/status"))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = resident.and_then(|text| text.split_whitespace().next()).map(str::parse::<u64>);
-        let Some(Ok(kib)) = kib else {
-            return Err(format!("{directory}/status tells no resident memory").into());
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+            kib.map(|kib| kib * 1024).ok_or_else(|| format!("{directory}/status has no {name}"))
         };
-        Ok(Usage { cpu_seconds: (user + system) / TICKS_PER_SECOND, resident_bytes: kib * 1024 })
+        Ok(Usage {
+            cpu_seconds: (user + system) / TICKS_PER_SECOND,
+            resident_bytes: bytes("VmRSS:")?,
+            resident_bytes_peak: bytes("VmHWM:")?,
+        })
     }
 }
 

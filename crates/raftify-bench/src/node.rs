@@ -172,20 +172,25 @@ impl Running {
         Ok(match command {
             Command::Status => {
                 let status = self.raft.status().borrow().clone();
-                Answer::Status {
+                Answer::Status(NodeStatus {
                     leader: status.leader_id.map(NodeId::get),
                     applied: status.applied.0,
                     last: status.last.index.0,
-                }
+                    snapshot: status.snapshot.map_or(0, |position| position.index.0),
+                })
             }
             Command::Load(load) => Answer::Measured(self.load(load)?),
             Command::Fill { entries, entry_bytes, clients } => {
                 Answer::Measured(self.fill(*entries, *entry_bytes, *clients)?)
             }
-            Command::Snapshot => {
-                let begin = Instant::now();
-                self.runtime.block_on(self.raft.make_snapshot())?;
-                Answer::Took { seconds: begin.elapsed().as_secs_f64() }
+            Command::BeginSnapshot => {
+                let raft = self.raft.clone();
+                self.runtime.spawn(async move {
+                    if let Err(error) = raft.make_snapshot().await {
+                        eprintln!("error: no snapshot was taken: {error}");
+                    }
+                });
+                Answer::Took { seconds: 0.0 }
             }
             Command::WaitApplied { index } => {
                 let begin = Instant::now();
@@ -198,19 +203,13 @@ impl Running {
     }
 
     fn load(&self, load: &Load) -> Result<Measured, BoxError> {
-        let payload = Payload(Bytes::from(vec![7; load.entry_bytes]));
-        let raft = self.raft.clone();
+        let (bytes, raft) = (load.entry_bytes, self.raft.clone());
+        let shared = Payload(Bytes::from(vec![7; bytes]));
         match load.operation {
-            Operation::Propose => self.run(load, move || {
-                let (raft, payload) = (raft.clone(), payload.clone());
-                async move {
-                    match raft.propose(payload).await {
-                        Ok(_) => Ok(Outcome::Done),
-                        Err(ProposeError::Busy { .. }) => Ok(Outcome::Busy),
-                        Err(error) => Err(error.into()),
-                    }
-                }
-            }),
+            Operation::Propose => self.run(load, move || propose(raft.clone(), shared.clone())),
+            Operation::ProposeNew => {
+                self.run(load, move || propose(raft.clone(), Payload(Bytes::from(vec![7; bytes]))))
+            }
             Operation::ReadIndex => self.run(load, move || {
                 let raft = raft.clone();
                 async move { read(raft.read_index().await) }
@@ -260,6 +259,14 @@ impl Running {
     }
 }
 
+async fn propose(raft: Node, payload: Payload) -> Result<Outcome, BoxError> {
+    match raft.propose(payload).await {
+        Ok(_) => Ok(Outcome::Done),
+        Err(ProposeError::Busy { .. }) => Ok(Outcome::Busy),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn read<T>(answer: Result<T, ReadError>) -> Result<Outcome, BoxError> {
     match answer {
         Ok(_) => Ok(Outcome::Done),
@@ -278,8 +285,8 @@ pub(crate) enum Command {
     Load(Load),
     /// Propose this many entries.
     Fill { entries: u64, entry_bytes: usize, clients: u64 },
-    /// Take a snapshot.
-    Snapshot,
+    /// Take a snapshot, beside whatever comes next; the status shows when it is there.
+    BeginSnapshot,
     /// Answer when the state machine is this far.
     WaitApplied { index: u64 },
 }
@@ -299,8 +306,10 @@ pub(crate) struct Load {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Operation {
-    /// A proposal
+    /// A proposal; the memory of all entries is one
     Propose,
+    /// A proposal of an entry in memory of its own
+    ProposeNew,
     /// A confirmed index to read at
     ReadIndex,
     /// A linearizable read of the state machine
@@ -310,7 +319,7 @@ pub(crate) enum Operation {
 impl Operation {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Operation::Propose => "propose",
+            Operation::Propose | Operation::ProposeNew => "propose",
             Operation::ReadIndex => "read_index",
             Operation::Query => "query",
         }
@@ -321,10 +330,19 @@ impl Operation {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    Status { leader: Option<u64>, applied: u64, last: u64 },
+    Status(NodeStatus),
     Measured(Measured),
     Took { seconds: f64 },
     Failed(String),
+}
+
+/// Where a node stands.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeStatus {
+    pub(crate) leader: Option<u64>,
+    pub(crate) applied: u64,
+    pub(crate) last: u64,
+    pub(crate) snapshot: u64,
 }
 
 /// How to start a node as a process.

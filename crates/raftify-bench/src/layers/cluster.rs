@@ -4,7 +4,7 @@ use raftify::BoxError;
 
 use super::disk;
 use crate::Work;
-use crate::cluster::{Cluster, NODES, Place};
+use crate::cluster::{Cluster, Place};
 use crate::line::Line;
 use crate::measure::Measured;
 use crate::node::{Load, NodeOptions, Operation, Storage};
@@ -56,7 +56,7 @@ impl ClusterRuns {
                         let (name, processes) = (storage.name(), place.processes());
                         work.reporter
                             .step(format!("{name}, {clients} clients, {bytes} B, {processes} process(es)"))?;
-                        self.measure(work, &mut cluster, *storage, run, *bytes, *clients)?;
+                        self.measure(work, &mut cluster, run, *bytes, *clients)?;
                     }
                     cluster.stop()?;
                 }
@@ -69,7 +69,6 @@ impl ClusterRuns {
         &self,
         work: &Work,
         cluster: &mut Cluster,
-        storage: Storage,
         run: u32,
         entry_bytes: usize,
         clients: u64,
@@ -81,11 +80,12 @@ impl ClusterRuns {
             entry_bytes,
             per_second: None,
         };
-        let (line, measured) = measure(work, cluster, storage, load)?;
+        let leader = cluster.wait_until_whole()?;
+        let (line, measured) = measure(work, cluster, leader, load)?;
         work.reporter.result(line.with("run", run).with("loop", "closed"))?;
         if let Some(part) = self.open_loop {
             let per_second = Some(measured.ops_per_second() * part);
-            let (line, _) = measure(work, cluster, storage, Load { per_second, ..load })?;
+            let (line, _) = measure(work, cluster, leader, Load { per_second, ..load })?;
             let line = line.with("run", run).with("loop", "open").with("part_of_capacity", part);
             work.reporter.result(line)?;
         }
@@ -93,45 +93,40 @@ impl ClusterRuns {
     }
 }
 
-/// Loads the leader of `cluster`. Repeated once if the disk was disturbed meanwhile.
+/// Loads a node of `cluster`. Repeated once if the disk was disturbed meanwhile.
 pub(crate) fn measure(
     work: &Work,
     cluster: &mut Cluster,
-    storage: Storage,
+    node: u64,
     load: Load,
 ) -> Result<(Line, Measured), BoxError> {
-    let (line, measured, quiet) = measure_once(work, cluster, storage, load)?;
+    let (line, measured, quiet) = measure_once(work, cluster, node, load)?;
     let (line, measured, quiet) =
-        if quiet { (line, measured, quiet) } else { measure_once(work, cluster, storage, load)? };
+        if quiet { (line, measured, quiet) } else { measure_once(work, cluster, node, load)? };
     Ok((line.with("quiet", quiet), measured))
 }
 
 fn measure_once(
     work: &Work,
     cluster: &mut Cluster,
-    storage: Storage,
+    node: u64,
     load: Load,
 ) -> Result<(Line, Measured, bool), BoxError> {
-    let leader = cluster.wait_until_whole()?;
     let before = disk::probe(&work.directory)?;
-    cluster.load(leader, Load { seconds: WARM_UP_SECONDS.min(load.seconds), ..load })?;
+    cluster.load(node, Load { seconds: WARM_UP_SECONDS.min(load.seconds), ..load })?;
     let cpu = cluster.usage()?.cpu_seconds;
-    let measured = cluster.load(leader, load)?;
+    let measured = cluster.load(node, load)?;
     let cpu = cluster.usage()?.cpu_seconds - cpu;
     let after = disk::probe(&work.directory)?;
     let line = Line {
-        storage: Some(storage.name().to_owned()),
-        nodes: Some(NODES),
         clients: Some(load.clients),
         entry_bytes: Some(load.entry_bytes as u64),
-        fsync: Some(storage.is_synced()),
         disk_fdatasync_p50_us: Some(before),
-        ..Line::of("cluster")
+        ..cluster.line("cluster")
     };
     let line = line
         .measured(&measured)
         .cpu(cpu, measured.count)
-        .with("processes", cluster.place().processes())
         .with("max_us", measured.max_us)
         .with("busy", measured.busy)
         .with("disk_fdatasync_p50_us_after", after);
