@@ -72,6 +72,10 @@ impl AbstractStateMachine for Meter {
         Ok(position.index.0)
     }
 
+    fn is_quick_to_apply(&self) -> bool {
+        true
+    }
+
     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
         let (applied_bytes, bytes) = (self.applied_bytes, self.snapshot_bytes);
         Ok(SnapshotCapture::new(move |writer: &mut dyn Write| {
