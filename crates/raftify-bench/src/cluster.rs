@@ -1,158 +1,269 @@
-//! Three nodes in one process, each on a runtime of its own, talking gRPC over loopback.
+//! Three nodes that are measured: in this process, each on a runtime of its own, or as three processes.
 
-use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
-use raftify::{BoxError, NodeId};
-use serde_json::json;
-use tempfile::TempDir;
-use tokio::runtime::Builder;
+use raftify::BoxError;
 
-use crate::node::{self, Running, Storage};
-use crate::{disk, print};
+use crate::line::Line;
+use crate::machine::Usage;
+use crate::measure::Measured;
+use crate::node::{Answer, Command, Load, NodeOptions, NodeStatus, Running};
 
-const NODES: usize = 3;
+pub(crate) const NODES: u64 = 3;
 
-struct Cluster {
-    nodes: Vec<Running>,
-    directory: TempDir,
+/// Longer than anything but a fault takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often something is asked that cannot be waited for.
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
+
+/// Where the nodes live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Place {
+    /// All in one process
+    One,
+    /// Each in a process of its own
+    Three,
+}
+
+impl Place {
+    pub(crate) fn processes(self) -> u64 {
+        match self {
+            Place::One => 1,
+            Place::Three => NODES,
+        }
+    }
+}
+
+/// A cluster of [`NODES`] nodes, some of which may not run.
+pub(crate) struct Cluster {
+    directory: PathBuf,
+    addresses: Vec<String>,
+    options: NodeOptions,
+    place: Place,
+    nodes: Vec<Option<ClusterNode>>,
+}
+
+enum ClusterNode {
+    Here(Running),
+    Process(Process),
 }
 
 impl Cluster {
-    fn start(storage: Storage) -> Result<Cluster, BoxError> {
-        let directory = tempfile::tempdir_in(std::env::current_dir()?)?;
-        let addresses = node::free_addresses(NODES)?;
-        let nodes = (1..=NODES as u64)
-            .map(|id| node::start(id, &directory.path().join(id.to_string()), &addresses, storage))
-            .collect::<Result<_, BoxError>>()?;
-        Ok(Cluster { nodes, directory })
+    /// Starts all nodes, with their data below `directory`.
+    pub(crate) fn start(directory: &Path, place: Place, options: NodeOptions) -> Result<Cluster, BoxError> {
+        Cluster::start_some(directory, place, options, NODES)
     }
 
-    fn leader(&self) -> Result<&Running, BoxError> {
-        let first = self.nodes.first().ok_or("there are no nodes")?;
-        let leader: NodeId = first.runtime.block_on(first.raft.wait_for_leader())?;
-        self.nodes
-            .iter()
-            .find(|node| node.raft.get_id() == leader)
-            .ok_or_else(|| "the leader is unknown".into())
+    /// Starts the first `count` nodes of a cluster of [`NODES`].
+    pub(crate) fn start_some(
+        directory: &Path,
+        place: Place,
+        options: NodeOptions,
+        count: u64,
+    ) -> Result<Cluster, BoxError> {
+        let addresses = free_addresses(usize::try_from(NODES)?)?;
+        let nodes = (0..NODES).map(|_| None).collect();
+        let mut cluster = Cluster { directory: directory.to_owned(), addresses, options, place, nodes };
+        for id in 1..=count {
+            cluster.start_node(id)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts a node that does not run, on the data that it left.
+    pub(crate) fn start_node(&mut self, id: u64) -> Result<(), BoxError> {
+        let data = self.directory.join(id.to_string());
+        let node = match self.place {
+            Place::One => ClusterNode::Here(Running::start(id, &data, &self.addresses, &self.options)?),
+            Place::Three => ClusterNode::Process(Process::start(id, &data, &self.addresses, &self.options)?),
+        };
+        *self.slot(id)? = Some(node);
+        Ok(())
+    }
+
+    /// Kills a node that is a process.
+    pub(crate) fn kill(&mut self, id: u64) -> Result<(), BoxError> {
+        match self.slot(id)?.take() {
+            Some(ClusterNode::Process(mut process)) => {
+                process.child.kill()?;
+                process.child.wait()?;
+                Ok(())
+            }
+            _ => Err(format!("node {id} is no process that runs").into()),
+        }
+    }
+
+    pub(crate) fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// A result of this cluster, as far as it is known before anything is measured.
+    pub(crate) fn line(&self, bench: &str) -> Line {
+        let line = Line {
+            storage: Some(self.options.storage.name().to_owned()),
+            nodes: Some(NODES),
+            fsync: Some(self.options.storage.is_synced()),
+            ..Line::of(bench)
+        };
+        line.with("processes", self.place.processes())
+    }
+
+    /// Where the nodes that run stand.
+    pub(crate) fn status(&mut self, id: u64) -> Result<NodeStatus, BoxError> {
+        match self.tell(id, &Command::Status)? {
+            Answer::Status(status) => Ok(status),
+            other => Err(format!("node {id} answered {other:?} to a question for its status").into()),
+        }
+    }
+
+    /// The leader as soon as all nodes that run agree on one and have applied the same.
+    pub(crate) fn wait_until_whole(&mut self) -> Result<u64, BoxError> {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            let mut seen = Vec::new();
+            for id in self.running() {
+                let NodeStatus { leader, applied, last, .. } = self.status(id)?;
+                seen.push((leader, applied, last));
+            }
+            if let Some((Some(leader), applied, last)) = seen.first()
+                && applied == last
+                && seen.iter().all(|status| *status == seen[0])
+            {
+                return Ok(*leader);
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Err(format!("the nodes did not agree on a leader within {} s", PATIENCE.as_secs()).into())
+    }
+
+    /// Has node `id` do something.
+    pub(crate) fn tell(&mut self, id: u64, command: &Command) -> Result<Answer, BoxError> {
+        let answer = match self.slot(id)? {
+            Some(ClusterNode::Here(node)) => node.carry_out(command)?,
+            Some(ClusterNode::Process(process)) => process.tell(command)?,
+            None => return Err(format!("node {id} does not run").into()),
+        };
+        match answer {
+            Answer::Failed(error) => Err(format!("node {id}: {error}").into()),
+            answer => Ok(answer),
+        }
+    }
+
+    /// Has node `id` put load on itself.
+    pub(crate) fn load(&mut self, id: u64, load: Load) -> Result<Measured, BoxError> {
+        self.measured(id, &Command::Load(load))
+    }
+
+    /// For commands that measure something.
+    pub(crate) fn measured(&mut self, id: u64, command: &Command) -> Result<Measured, BoxError> {
+        match self.tell(id, command)? {
+            Answer::Measured(measured) => Ok(measured),
+            other => Err(format!("node {id} answered {other:?} to {command:?}").into()),
+        }
+    }
+
+    /// For commands that take some time; in seconds.
+    pub(crate) fn took(&mut self, id: u64, command: &Command) -> Result<f64, BoxError> {
+        match self.tell(id, command)? {
+            Answer::Took { seconds } => Ok(seconds),
+            other => Err(format!("node {id} answered {other:?} to {command:?}").into()),
+        }
+    }
+
+    /// Of all processes with nodes.
+    pub(crate) fn usage(&self) -> Result<Usage, BoxError> {
+        if self.place == Place::One {
+            return Usage::of(None);
+        }
+        let mut sum = Usage::default();
+        for id in self.running() {
+            let usage = self.usage_of(id)?;
+            sum.cpu_seconds += usage.cpu_seconds;
+            sum.resident_bytes += usage.resident_bytes;
+        }
+        Ok(sum)
+    }
+
+    /// Of the process of node `id`.
+    pub(crate) fn usage_of(&self, id: u64) -> Result<Usage, BoxError> {
+        match self.nodes.get(usize::try_from(id - 1)?) {
+            Some(Some(ClusterNode::Process(process))) => Usage::of(Some(process.child.id())),
+            _ => Usage::of(None),
+        }
+    }
+
+    pub(crate) fn stop(self) -> Result<(), BoxError> {
+        for node in self.nodes.into_iter().flatten() {
+            match node {
+                ClusterNode::Here(node) => node.stop()?,
+                ClusterNode::Process(process) => process.stop()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> Vec<u64> {
+        (1..).zip(&self.nodes).filter_map(|(id, node)| node.is_some().then_some(id)).collect()
+    }
+
+    fn slot(&mut self, id: u64) -> Result<&mut Option<ClusterNode>, BoxError> {
+        let place = usize::try_from(id.checked_sub(1).ok_or("there is no node 0")?)?;
+        self.nodes.get_mut(place).ok_or_else(|| format!("there is no node {id}").into())
+    }
+}
+
+/// A node as a process. It ends when its standard input does, hence also when this process is killed.
+struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn start(id: u64, data: &Path, addresses: &[String], options: &NodeOptions) -> Result<Process, BoxError> {
+        let mut command = std::process::Command::new(std::env::current_exe()?);
+        command
+            .args(["node", "--storage", options.storage.name(), "--id", &id.to_string(), "--data"])
+            .arg(data);
+        command.args(["--snapshot-bytes", &options.snapshot_bytes.to_string()]);
+        if let Some(entries) = options.snapshot_entries {
+            command.args(["--snapshot-entries", &entries.to_string()]);
+        }
+        command.args(addresses.iter().flat_map(|address| ["--address", address]));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err("a process was started without its pipes".into());
+        };
+        Ok(Process { child, input, output: BufReader::new(output) })
+    }
+
+    fn tell(&mut self, command: &Command) -> Result<Answer, BoxError> {
+        let mut line = serde_json::to_string(command)?;
+        line.push('\n');
+        self.input.write_all(line.as_bytes())?;
+        line.clear();
+        if self.output.read_line(&mut line)? == 0 {
+            return Err("the process of a node ended by itself".into());
+        }
+        Ok(serde_json::from_str(&line)?)
     }
 
     fn stop(self) -> Result<(), BoxError> {
-        for node in &self.nodes {
-            node.runtime.block_on(node.raft.quit());
-        }
-        for node in self.nodes {
-            node.runtime.block_on(node.end)??;
-        }
+        let Process { mut child, input, output } = self;
+        drop((input, output));
+        child.wait()?;
         Ok(())
     }
 }
 
-/// What `clients` clients get done, each with one proposal under way, in `seconds`.
-pub(crate) fn run(clients: u64, seconds: u64, entry_bytes: usize, storage: Storage) -> Result<(), BoxError> {
-    eprintln!("cluster: {clients} clients, {entry_bytes} B, {} for {seconds} s", storage.name());
-    let cluster = Cluster::start(storage)?;
-    let disk_p50 = disk::fdatasync_p50_us(cluster.directory.path())?;
-    let raft = cluster.leader()?.raft.clone();
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let (histogram, elapsed, cpu) = runtime.block_on(async {
-        let warm_until = Instant::now() + Duration::from_secs(1);
-        let until = warm_until + Duration::from_secs(seconds);
-        let work = |until: Instant| {
-            let clients = (0..clients).map(|_| {
-                let raft = raft.clone();
-                tokio::spawn(async move {
-                    let mut histogram = Histogram::<u64>::new(3)?;
-                    while Instant::now() < until {
-                        let begin = Instant::now();
-                        raft.propose(vec![7; entry_bytes]).await?;
-                        histogram.record(u64::try_from(begin.elapsed().as_micros())?)?;
-                    }
-                    Ok::<_, BoxError>(histogram)
-                })
-            });
-            clients.collect::<Vec<_>>()
-        };
-        for client in work(warm_until) {
-            client.await??;
-        }
-        let (begin, cpu_before) = (Instant::now(), cpu_seconds()?);
-        let mut histogram = Histogram::<u64>::new(3)?;
-        for client in work(until) {
-            histogram.add(client.await??)?;
-        }
-        Ok::<_, BoxError>((histogram, begin.elapsed(), cpu_seconds()? - cpu_before))
-    })?;
-    let count = histogram.len();
-    print(&json!({
-        "bench": "cluster",
-        "storage": storage.name(),
-        "fsync": storage != Storage::Memory,
-        "nodes": NODES,
-        "clients": clients,
-        "entry_bytes": entry_bytes,
-        "ops_per_second": (count as f64 / elapsed.as_secs_f64()).round(),
-        "p50_us": histogram.value_at_quantile(0.5),
-        "p99_us": histogram.value_at_quantile(0.99),
-        "p999_us": histogram.value_at_quantile(0.999),
-        "cpu_seconds_per_million": (cpu / count as f64 * 1e8).round() / 100.0,
-        "disk_fdatasync_p50_us": disk_p50,
-    }))?;
-    cluster.stop()
-}
-
-/// Resident memory of all three nodes, before and after `proposals` proposals.
-pub(crate) fn memory(proposals: u64) -> Result<(), BoxError> {
-    const CLIENTS: u64 = 256;
-    eprintln!("memory: {proposals} proposals");
-    let cluster = Cluster::start(Storage::Heed)?;
-    let raft = cluster.leader()?.raft.clone();
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let before = resident_bytes()?;
-    for tenth in 1..=10 {
-        let each = proposals / 10 / CLIENTS;
-        runtime.block_on(async {
-            let clients = (0..CLIENTS).map(|_| {
-                let raft = raft.clone();
-                tokio::spawn(async move {
-                    for _ in 0..each {
-                        raft.propose(vec![7; 64]).await?;
-                    }
-                    Ok::<_, BoxError>(())
-                })
-            });
-            for client in clients.collect::<Vec<_>>() {
-                client.await??;
-            }
-            Ok::<_, BoxError>(())
-        })?;
-        print(&json!({
-            "bench": "memory",
-            "nodes": NODES,
-            "proposals": each * CLIENTS * tenth,
-            "resident_bytes_of_all_nodes": resident_bytes()?,
-            "resident_bytes_before": before,
-        }))?;
-    }
-    cluster.stop()
-}
-
-fn resident_bytes() -> Result<u64, BoxError> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS in /proc/self/status")?;
-    let kib: u64 = line.split_whitespace().next().ok_or("no number after VmRSS")?.parse()?;
-    Ok(kib * 1024)
-}
-
-/// Processor time of this process so far.
-fn cpu_seconds() -> Result<f64, BoxError> {
-    const TICKS_PER_SECOND: f64 = 100.0; // USER_HZ, which Linux has fixed for what it shows here.
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let after_name = stat.rsplit(')').next().ok_or("no fields in /proc/self/stat")?;
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    let [user, system] =
-        [fields.get(11), fields.get(12)].map(|field| field.and_then(|field| field.parse::<f64>().ok()));
-    Ok((user.ok_or("no user time")? + system.ok_or("no system time")?) / TICKS_PER_SECOND)
+/// As many addresses as nodes, on free ports of this machine.
+pub(crate) fn free_addresses(count: usize) -> Result<Vec<String>, BoxError> {
+    // All are held until all are known, so that no two are the same.
+    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()
 }

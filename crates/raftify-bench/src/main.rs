@@ -1,66 +1,32 @@
-//! Measures raftify on this machine. Each result is one JSON line on standard output; what is under way is told on
-//! standard error. A figure is worth something only on a machine that does nothing else, and beside the
-//! `disk_fdatasync_p50_us` of the same line.
+//! Measures raftify on this machine, layer by layer. Each result is one JSON line on standard output; a table for
+//! people and the progress go to standard error. A figure is worth something only on a machine that does nothing else,
+//! and beside the `disk_fdatasync_p50_us` of the same line. `docs/performance.md` explains each layer.
 
+mod arguments;
 mod cluster;
-mod disk;
-mod failover;
+mod layers;
+mod line;
+mod machine;
+mod measure;
 mod node;
+mod plan;
+mod runner;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use raftify::BoxError;
-use serde_json::Value;
 
-#[derive(Parser)]
-#[command(version, about)]
-struct Arguments {
-    #[command(subcommand)]
-    bench: Bench,
-}
+use arguments::{Arguments, Command};
+use line::Reporter;
 
-#[derive(Subcommand)]
-enum Bench {
-    /// Proposals of concurrent clients on three nodes in this process
-    Cluster {
-        /// How many clients propose at once; repeat it for several runs
-        #[arg(long, default_values_t = [1, 64, 256])]
-        clients: Vec<u64>,
-        /// How long each run takes
-        #[arg(long, default_value_t = 10)]
-        seconds: u64,
-        /// Bytes of one entry
-        #[arg(long, default_value_t = 64)]
-        entry_bytes: usize,
-        /// Where the log is kept
-        #[arg(long, default_value = "heed")]
-        storage: node::Storage,
-    },
-    /// Resident memory of three nodes in this process after many proposals, with snapshots on
-    Memory {
-        /// How many proposals
-        #[arg(long, default_value_t = 1_000_000)]
-        proposals: u64,
-    },
-    /// From SIGKILL of the leader, a process of its own, to the first accepted proposal, with default settings
-    Failover {
-        /// How many times
-        #[arg(long, default_value_t = 20)]
-        times: usize,
-    },
-    /// One node, for `failover`
-    #[command(hide = true)]
-    Node {
-        #[arg(long)]
-        id: u64,
-        #[arg(long)]
-        directory: PathBuf,
-        /// The addresses of all nodes, the first that of node 1
-        #[arg(long)]
-        address: Vec<String>,
-    },
+/// What a layer works with.
+pub(crate) struct Work {
+    /// An empty directory on the disk that is measured.
+    pub(crate) directory: PathBuf,
+    pub(crate) reporter: Reporter,
 }
 
 fn main() -> ExitCode {
@@ -68,25 +34,27 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
-    let outcome = match Arguments::parse().bench {
-        Bench::Cluster { clients, seconds, entry_bytes, storage } => {
-            clients.into_iter().try_for_each(|clients| cluster::run(clients, seconds, entry_bytes, storage))
-        }
-        Bench::Memory { proposals } => cluster::memory(proposals),
-        Bench::Failover { times } => failover::run(times),
-        Bench::Node { id, directory, address } => node::serve(id, &directory, &address),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(Arguments::parse()) {
+        Ok(code) => code,
         Err(error) => {
-            eprintln!("raftify-bench: {error}");
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// Prints one result.
-fn print(line: &Value) -> Result<(), BoxError> {
-    println!("{}", serde_json::to_string(line)?);
-    Ok(())
+fn run(arguments: Arguments) -> Result<ExitCode, BoxError> {
+    match arguments.command {
+        Command::Bench { quick } => runner::run(&arguments.directory, &plan::all(quick)),
+        Command::Node(node) => node::serve(&node).map(|()| ExitCode::SUCCESS),
+        Command::Layer(layer) if arguments.worker => {
+            runner::end_with_standard_input();
+            let work = Work { directory: arguments.directory, reporter: Reporter };
+            layer.run(&work).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Layer(_) => {
+            let own = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+            runner::run(&arguments.directory, &[own.collect()])
+        }
+    }
 }

@@ -1,109 +1,380 @@
-//! The nodes that are measured.
+//! The node that is measured, and what it can be told: directly in this process, or as a process of its own through
+//! its standard input.
 
-use std::io::Read;
-use std::net::TcpListener;
-use std::path::Path;
+use std::io::{self, BufRead, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use raftify::error::{ProposeError, ReadError, RunError};
 use raftify::{
-    AbstractStateMachine, BoxError, Config, HeedStorage, LogPosition, Member, MemoryStorage, NodeId, Raft,
-    SnapshotCapture, WalStorage, restore_value,
+    AbstractLogEntry, AbstractStateMachine, BoxError, Config, HeedStorage, LogIndex, LogPosition, Member,
+    MemoryStorage, NodeId, Raft, SnapshotCapture, StableStorage, WalStorage,
 };
+use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
+use crate::measure::{Measured, Outcome, closed_loop, open_loop};
+
 /// Where the log is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Storage {
-    /// LMDB, synced
-    Heed,
-    /// The segment log, synced
-    Wal,
     /// Memory: what is measured then is everything but the disk
     Memory,
+    /// The segment log, synced
+    Wal,
+    /// LMDB, synced
+    Heed,
 }
 
 impl Storage {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Storage::Heed => "heed",
-            Storage::Wal => "wal",
             Storage::Memory => "memory",
+            Storage::Wal => "wal",
+            Storage::Heed => "heed",
         }
+    }
+
+    pub(crate) fn is_synced(self) -> bool {
+        self != Storage::Memory
     }
 }
 
-/// Does as little as a state machine can: what is measured is the replication.
-#[derive(Default)]
-pub(crate) struct Sum(u64);
+/// An entry of any bytes. Its own encoding, so that the measured system does all the work there is.
+#[derive(Clone)]
+pub(crate) struct Payload(pub(crate) Bytes);
 
-impl AbstractStateMachine for Sum {
-    type LogEntry = Vec<u8>;
+impl AbstractLogEntry for Payload {
+    fn encode(&self) -> Result<Bytes, BoxError> {
+        Ok(self.0.clone())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Payload, BoxError> {
+        Ok(Payload(Bytes::copy_from_slice(bytes)))
+    }
+}
+
+/// Does as little as a state machine can: what is measured is the replication. Its reply is the entry's index.
+pub(crate) struct Meter {
+    applied_bytes: u64,
+    /// As large as its snapshots are; nothing of that is held in memory.
+    snapshot_bytes: u64,
+}
+
+impl AbstractStateMachine for Meter {
+    type LogEntry = Payload;
     type Reply = u64;
 
-    fn apply(&mut self, _position: LogPosition, entry: Vec<u8>) -> Result<u64, BoxError> {
-        self.0 += entry.len() as u64;
-        Ok(self.0)
+    fn apply(&mut self, position: LogPosition, entry: Payload) -> Result<u64, BoxError> {
+        self.applied_bytes += entry.0.len() as u64;
+        Ok(position.index.0)
+    }
+
+    fn is_quick_to_apply(&self) -> bool {
+        true
     }
 
     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(self.0))
+        let (applied_bytes, bytes) = (self.applied_bytes, self.snapshot_bytes);
+        Ok(SnapshotCapture::new(move |writer: &mut dyn Write| {
+            writer.write_all(&applied_bytes.to_be_bytes())?;
+            io::copy(&mut io::repeat(0x5a).take(bytes), writer)?;
+            Ok(())
+        }))
     }
 
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
-        self.0 = restore_value(reader)?;
+        let mut applied_bytes = [0; 8];
+        reader.read_exact(&mut applied_bytes)?;
+        self.snapshot_bytes = io::copy(reader, &mut io::sink())?;
+        self.applied_bytes = u64::from_be_bytes(applied_bytes);
         Ok(())
     }
 }
 
-pub(crate) type Node = Raft<Vec<u8>, Sum>;
+pub(crate) type Node = Raft<Payload, Meter>;
+
+/// What a node is started with.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct NodeOptions {
+    #[arg(long)]
+    pub(crate) storage: Storage,
+    /// How large the state machine's snapshots are
+    #[arg(long, default_value_t = 0)]
+    pub(crate) snapshot_bytes: u64,
+    /// Takes a snapshot after this many entries instead of the default; zero: never by itself
+    #[arg(long)]
+    pub(crate) snapshot_entries: Option<u64>,
+}
+
+impl NodeOptions {
+    /// Everything as a user finds it.
+    pub(crate) fn of(storage: Storage) -> NodeOptions {
+        NodeOptions { storage, snapshot_bytes: 0, snapshot_entries: None }
+    }
+
+    fn config(&self) -> Config {
+        let mut config = Config::default();
+        if let Some(entries) = self.snapshot_entries {
+            config.snapshot_entries = entries;
+            config.snapshot_log_bytes = 0;
+        }
+        config
+    }
+}
 
 /// A running node on a runtime of its own.
 pub(crate) struct Running {
     pub(crate) raft: Node,
-    pub(crate) end: JoinHandle<Result<(), raftify::error::RunError>>,
     pub(crate) runtime: Runtime,
+    end: JoinHandle<Result<(), RunError>>,
 }
 
-/// As many addresses as nodes, on free ports of this machine.
-pub(crate) fn free_addresses(count: usize) -> Result<Vec<String>, BoxError> {
-    // All are held until all are known, so that no two are the same.
-    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()
-}
-
-fn members(addresses: &[String]) -> Result<Vec<Member>, BoxError> {
-    (1..).zip(addresses).map(|(id, address)| Ok(Member::voter(NodeId::try_from(id)?, address))).collect()
-}
-
-/// Starts node `id` of the cluster of `addresses`.
-pub(crate) fn start(
-    id: u64,
-    directory: &Path,
-    addresses: &[String],
-    storage: Storage,
-) -> Result<Running, BoxError> {
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let node_id = NodeId::try_from(id)?;
-    let address = addresses.get(usize::try_from(id - 1)?).ok_or("the node has no address")?;
-    let config = Config::default();
-    let raft: Node = match storage {
-        Storage::Wal => {
-            Raft::bootstrap(node_id, address, WalStorage::open(directory)?, Sum::default(), config)?
+impl Running {
+    /// Starts node `id` of the cluster whose nodes listen at `addresses`, the first that of node 1.
+    pub(crate) fn start(
+        id: u64,
+        directory: &Path,
+        addresses: &[String],
+        options: &NodeOptions,
+    ) -> Result<Running, BoxError> {
+        match options.storage {
+            Storage::Memory => Running::start_on(MemoryStorage::default(), id, addresses, options),
+            Storage::Wal => Running::start_on(WalStorage::open(directory)?, id, addresses, options),
+            Storage::Heed => Running::start_on(HeedStorage::open(directory)?, id, addresses, options),
         }
-        Storage::Heed => {
-            Raft::bootstrap(node_id, address, HeedStorage::open(directory)?, Sum::default(), config)?
+    }
+
+    /// Like [`start`](Self::start), on any storage.
+    pub(crate) fn start_on<S: StableStorage>(
+        storage: S,
+        id: u64,
+        addresses: &[String],
+        options: &NodeOptions,
+    ) -> Result<Running, BoxError> {
+        // One thread for its tasks: three nodes share the cores of one machine.
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let address = addresses.get(usize::try_from(id - 1)?).ok_or("the node has no address")?;
+        let meter = Meter { applied_bytes: 0, snapshot_bytes: options.snapshot_bytes };
+        let raft: Node = Raft::bootstrap(NodeId::try_from(id)?, address, storage, meter, options.config())?;
+        let members = (1..).zip(addresses);
+        let members = members.map(|(id, address)| Ok(Member::voter(NodeId::try_from(id)?, address)));
+        runtime.block_on(raft.add_peers(members.collect::<Result<Vec<_>, BoxError>>()?))?;
+        let end = runtime.spawn(raft.clone().run());
+        Ok(Running { raft, runtime, end })
+    }
+
+    pub(crate) fn stop(self) -> Result<(), BoxError> {
+        self.runtime.block_on(self.raft.quit());
+        Ok(self.runtime.block_on(self.end)??)
+    }
+
+    /// Does what it is told.
+    pub(crate) fn carry_out(&self, command: &Command) -> Result<Answer, BoxError> {
+        Ok(match command {
+            Command::Status => {
+                let status = self.raft.status().borrow().clone();
+                Answer::Status(NodeStatus {
+                    leader: status.leader_id.map(NodeId::get),
+                    applied: status.applied.0,
+                    last: status.last.index.0,
+                    snapshot: status.snapshot.map_or(0, |position| position.index.0),
+                })
+            }
+            Command::Load(load) => Answer::Measured(self.load(load)?),
+            Command::Fill { entries, entry_bytes, clients } => {
+                Answer::Measured(self.fill(*entries, *entry_bytes, *clients)?)
+            }
+            Command::BeginSnapshot => {
+                let raft = self.raft.clone();
+                self.runtime.spawn(async move {
+                    if let Err(error) = raft.make_snapshot().await {
+                        eprintln!("error: no snapshot was taken: {error}");
+                    }
+                });
+                Answer::Took { seconds: 0.0 }
+            }
+            Command::WaitApplied { index } => {
+                let begin = Instant::now();
+                let mut status = self.raft.status();
+                let reached = status.wait_for(|status| status.applied >= LogIndex(*index));
+                self.runtime.block_on(reached)?;
+                Answer::Took { seconds: begin.elapsed().as_secs_f64() }
+            }
+        })
+    }
+
+    fn load(&self, load: &Load) -> Result<Measured, BoxError> {
+        let (bytes, raft) = (load.entry_bytes, self.raft.clone());
+        let shared = Payload(Bytes::from(vec![7; bytes]));
+        match load.operation {
+            Operation::Propose => self.run(load, move || propose(raft.clone(), shared.clone())),
+            Operation::ProposeNew => {
+                self.run(load, move || propose(raft.clone(), Payload(Bytes::from(vec![7; bytes]))))
+            }
+            Operation::ReadIndex => self.run(load, move || {
+                let raft = raft.clone();
+                async move { read(raft.read_index().await) }
+            }),
+            Operation::Query => self.run(load, move || {
+                let raft = raft.clone();
+                async move { read(raft.query(|meter| meter.applied_bytes).await) }
+            }),
         }
-        Storage::Memory => {
-            Raft::bootstrap(node_id, address, MemoryStorage::default(), Sum::default(), config)?
+    }
+
+    /// The clients run on the node's runtime, as the tasks of a program that embeds it do.
+    fn run<F: Future<Output = Result<Outcome, BoxError>> + Send + 'static>(
+        &self,
+        load: &Load,
+        operation: impl Fn() -> F + Clone + Send + 'static,
+    ) -> Result<Measured, BoxError> {
+        let duration = Duration::from_secs_f64(load.seconds);
+        match load.per_second {
+            Some(per_second) => open_loop(self.runtime.handle(), per_second, duration, operation),
+            None => {
+                self.runtime.block_on(self.runtime.spawn(closed_loop(load.clients, duration, operation)))?
+            }
         }
-    };
-    runtime.block_on(raft.add_peers(members(addresses)?))?;
-    let end = runtime.spawn(raft.clone().run());
-    Ok(Running { raft, end, runtime })
+    }
+
+    fn fill(&self, entries: u64, entry_bytes: usize, clients: u64) -> Result<Measured, BoxError> {
+        let payload = Payload(Bytes::from(vec![7; entry_bytes]));
+        let begin = Instant::now();
+        self.runtime.block_on(async {
+            let work = (0..clients).map(|client| {
+                let (raft, payload) = (self.raft.clone(), payload.clone());
+                let share = entries / clients + u64::from(client < entries % clients);
+                self.runtime.spawn(async move {
+                    for _ in 0..share {
+                        raft.propose(payload.clone()).await?;
+                    }
+                    Ok::<_, ProposeError>(())
+                })
+            });
+            for client in work.collect::<Vec<_>>() {
+                client.await??;
+            }
+            Ok::<_, BoxError>(())
+        })?;
+        Ok(Measured { count: entries, seconds: begin.elapsed().as_secs_f64(), ..Measured::default() })
+    }
 }
 
-/// Serves as node `id` until it is killed.
-pub(crate) fn serve(id: u64, directory: &Path, addresses: &[String]) -> Result<(), BoxError> {
-    let Running { end, runtime, .. } = start(id, directory, addresses, Storage::Heed)?;
-    Ok(runtime.block_on(end)??)
+async fn propose(raft: Node, payload: Payload) -> Result<Outcome, BoxError> {
+    match raft.propose(payload).await {
+        Ok(_) => Ok(Outcome::Done),
+        Err(ProposeError::Busy { .. }) => Ok(Outcome::Busy),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read<T>(answer: Result<T, ReadError>) -> Result<Outcome, BoxError> {
+    match answer {
+        Ok(_) => Ok(Outcome::Done),
+        Err(ReadError::Busy { .. }) => Ok(Outcome::Busy),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What a node is told to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Command {
+    /// Tell where it stands.
+    Status,
+    /// Put load on itself.
+    Load(Load),
+    /// Propose this many entries.
+    Fill { entries: u64, entry_bytes: usize, clients: u64 },
+    /// Take a snapshot, beside whatever comes next; the status shows when it is there.
+    BeginSnapshot,
+    /// Answer when the state machine is this far.
+    WaitApplied { index: u64 },
+}
+
+/// What clients of a node do, and for how long.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Load {
+    pub(crate) operation: Operation,
+    pub(crate) clients: u64,
+    pub(crate) seconds: f64,
+    pub(crate) entry_bytes: usize,
+    /// An open loop at this rate instead of `clients`.
+    pub(crate) per_second: Option<f64>,
+}
+
+/// What one client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Operation {
+    /// A proposal; the memory of all entries is one
+    Propose,
+    /// A proposal of an entry in memory of its own
+    ProposeNew,
+    /// A confirmed index to read at
+    ReadIndex,
+    /// A linearizable read of the state machine
+    Query,
+}
+
+impl Operation {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Operation::Propose | Operation::ProposeNew => "propose",
+            Operation::ReadIndex => "read_index",
+            Operation::Query => "query",
+        }
+    }
+}
+
+/// What it says to that.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    Status(NodeStatus),
+    Measured(Measured),
+    Took { seconds: f64 },
+    Failed(String),
+}
+
+/// Where a node stands.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeStatus {
+    pub(crate) leader: Option<u64>,
+    pub(crate) applied: u64,
+    pub(crate) last: u64,
+    pub(crate) snapshot: u64,
+}
+
+/// How to start a node as a process.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct NodeArguments {
+    #[arg(long)]
+    pub(crate) id: u64,
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    /// The addresses of all nodes, the first that of node 1
+    #[arg(long)]
+    pub(crate) address: Vec<String>,
+    #[command(flatten)]
+    pub(crate) options: NodeOptions,
+}
+
+/// Runs a node that does what standard input says, a command on each line, and ends with it: whoever started it may
+/// die in any way.
+pub(crate) fn serve(arguments: &NodeArguments) -> Result<(), BoxError> {
+    let NodeArguments { id, data, address, options } = arguments;
+    let node = Running::start(*id, data, address, options)?;
+    for command in io::stdin().lock().lines() {
+        let command = serde_json::from_str(&command?)?;
+        let answer = node.carry_out(&command).unwrap_or_else(|error| Answer::Failed(error.to_string()));
+        let mut output = io::stdout().lock();
+        serde_json::to_writer(&mut output, &answer)?;
+        writeln!(output)?;
+        output.flush()?;
+    }
+    node.stop()
 }

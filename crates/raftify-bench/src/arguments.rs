@@ -1,0 +1,86 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use raftify::BoxError;
+
+use crate::Work;
+use crate::layers::{cluster, core, disk, failover, http, log, memory, overload, read, restart};
+use crate::node::NodeArguments;
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Measures raftify on this machine, layer by layer",
+    long_about = "Measures raftify on this machine, layer by layer. Each result is one JSON line on standard output; \
+                  a table for people and the progress go to standard error. Figures are worth something only on a \
+                  machine that does nothing else."
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Where the nodes keep their data meanwhile; it is the disk below it that is measured
+    #[arg(long, global = true, default_value = "target/bench")]
+    pub(crate) directory: PathBuf,
+    /// Measures itself, instead of starting a process that does
+    #[arg(long, global = true, hide = true)]
+    pub(crate) worker: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// All layers
+    Bench {
+        /// The most important figures only, in less than a minute
+        #[arg(long)]
+        quick: bool,
+    },
+    #[command(flatten)]
+    Layer(Layer),
+    /// One node that does what its standard input says
+    #[command(hide = true)]
+    Node(NodeArguments),
+}
+
+/// One layer.
+#[derive(Subcommand)]
+pub(crate) enum Layer {
+    /// The limit: syncing 4 KiB
+    Disk(disk::Disk),
+    /// Durable batches of entries, for each storage
+    Log(log::Log),
+    /// Three cores in one thread, without disk and network
+    Core(core::Core),
+    /// Proposals on three nodes
+    Cluster(cluster::ClusterRuns),
+    /// The key-value store of the examples, over its web API
+    Http(http::Http),
+    /// Linearizable reads on three nodes
+    Read(read::Read),
+    /// From SIGKILL of the leader to the next accepted proposal
+    Failover(failover::Failover),
+    /// Opening a long log; a follower that catches up, by entries and by a snapshot
+    Restart(restart::Restart),
+    /// Resident memory after many proposals
+    Memory(memory::Memory),
+    /// Ten times as many proposals as the cluster can do
+    Overload(overload::Overload),
+}
+
+impl Layer {
+    pub(crate) fn run(&self, work: &Work) -> Result<(), BoxError> {
+        match self {
+            Layer::Disk(layer) => layer.run(work),
+            Layer::Log(layer) => layer.run(work),
+            Layer::Core(layer) => layer.run(work),
+            Layer::Cluster(layer) => layer.run(work),
+            Layer::Http(layer) => layer.run(work),
+            Layer::Read(layer) => layer.run(work),
+            Layer::Failover(layer) => layer.run(work),
+            Layer::Restart(layer) => layer.run(work),
+            Layer::Memory(layer) => layer.run(work),
+            Layer::Overload(layer) => layer.run(work),
+        }
+    }
+}

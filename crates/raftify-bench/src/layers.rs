@@ -1,0 +1,13 @@
+//! What is measured, each layer apart. A layer runs in a process of its own, tells its results through
+//! [`Work::reporter`](crate::Work), and fails as a whole.
+
+pub(crate) mod cluster;
+pub(crate) mod core;
+pub(crate) mod disk;
+pub(crate) mod failover;
+pub(crate) mod http;
+pub(crate) mod log;
+pub(crate) mod memory;
+pub(crate) mod overload;
+pub(crate) mod read;
+pub(crate) mod restart;

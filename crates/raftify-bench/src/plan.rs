@@ -1,0 +1,39 @@
+//! Which layers `bench` runs, and with what: chosen so that all of it takes less than ten minutes, and the quick one
+//! less than one.
+
+/// The arguments of each layer, in the order in which they run.
+pub(crate) fn all(quick: bool) -> Vec<Vec<String>> {
+    let plan: &[&str] = if quick {
+        &[
+            "disk --seconds 0.5",
+            "log --batch 1,256 --entry-bytes 64 --seconds 0.5",
+            "core --batch 1,256 --entry-bytes 64 --seconds 0.3",
+            "cluster --storage memory,wal --clients 1,256 --seconds 1.5 --open-loop 0.5",
+            "http --clients 64 --seconds 1",
+            "read --clients 1,256 --operation read-index --seconds 0.5",
+            "failover --times 3",
+            "restart --entries 200000 --part open,entries",
+            "memory --proposals 200000 --every 100000",
+            "overload --seconds 1.5",
+        ]
+    } else {
+        &[
+            "disk",
+            "log",
+            "core",
+            // What the goals are about, three times in turn.
+            "cluster --storage memory,wal --clients 1,256,1024 --runs 3",
+            "cluster --storage memory,wal --clients 1,64,256,1024 --seconds 1.5 --open-loop 0.5",
+            "cluster --storage heed --seconds 1.5",
+            "cluster --storage memory,wal,heed --clients 1,256 --entry-bytes 16,1024 --seconds 1.5",
+            "cluster --processes three --storage memory,wal,heed --seconds 1.5",
+            "http",
+            "read",
+            "failover",
+            "restart",
+            "memory",
+            "overload",
+        ]
+    };
+    plan.iter().map(|layer| layer.split(' ').map(str::to_owned).collect()).collect()
+}

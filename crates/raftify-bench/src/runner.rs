@@ -1,0 +1,191 @@
+//! Runs layers, each in a process of its own, so that none leaves anything behind for the next one, and one that fails
+//! or hangs does not take the others with it. Shows what they tell.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use raftify::BoxError;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::line::{Line, Report};
+use crate::{machine, table};
+
+/// A layer that tells nothing for this long hangs.
+const SILENCE_MAX: Duration = Duration::from_secs(180);
+
+/// What is left to a process that was told to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The exit code of a program that was ended by Ctrl+C.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the layers with these arguments, one after the other, below `directory`.
+///
+/// # Errors
+/// If not even the first one could be begun. What goes wrong in a layer is a line and part of the exit code.
+pub(crate) fn run(directory: &Path, layers: &[Vec<String>]) -> Result<ExitCode, BoxError> {
+    std::fs::create_dir_all(directory)
+        .map_err(|error| format!("cannot make the directory {}: {error}", directory.display()))?;
+    let directory = tempfile::tempdir_in(directory)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut shown = Shown::new(layers.len());
+    shown.result(machine::describe(directory.path()))?;
+    let mut code = ExitCode::SUCCESS;
+    for layer in layers {
+        let name = layer.first().map_or("", String::as_str);
+        match runtime.block_on(run_layer(name, layer, directory.path(), &mut shown)) {
+            Ok(End::Finished) => {}
+            Ok(End::Interrupted) => {
+                code = ExitCode::from(INTERRUPTED);
+                break;
+            }
+            Err(error) => {
+                code = ExitCode::FAILURE;
+                shown.result(Line::of(name).with("error", error.to_string()))?;
+            }
+        }
+        shown.layers.inc(1);
+    }
+    shown.finish();
+    Ok(code)
+}
+
+enum End {
+    Finished,
+    Interrupted,
+}
+
+async fn run_layer(
+    name: &str,
+    layer: &[String],
+    directory: &Path,
+    shown: &mut Shown,
+) -> Result<End, BoxError> {
+    shown.layers.set_message(name.to_owned());
+    // A process group of its own: Ctrl+C is for this process alone, which then ends it in order.
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(layer)
+        .arg("--worker")
+        .arg("--directory")
+        .arg(directory)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err("the layer was started without its pipes".into());
+    };
+    let (mut output, mut errors) = (BufReader::new(output).lines(), BufReader::new(errors).lines());
+    let mut last_words = None;
+    loop {
+        tokio::select! {
+            told = timeout(SILENCE_MAX, output.next_line()) => match told {
+                Ok(Ok(Some(told))) => shown.report(serde_json::from_str(&told)?)?,
+                Ok(Ok(None)) => break,
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => {
+                    end(child).await?;
+                    return Err(format!("it told nothing for {} s and was ended", SILENCE_MAX.as_secs()).into());
+                }
+            },
+            Ok(Some(words)) = errors.next_line() => {
+                shown.bars.suspend(|| eprintln!("{name}: {words}"));
+                last_words = Some(words);
+            }
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                end(child).await?;
+                return Ok(End::Interrupted);
+            }
+        }
+    }
+    while let Some(words) = errors.next_line().await? {
+        last_words = Some(words);
+    }
+    let status = child.wait().await?;
+    if status.success() {
+        return Ok(End::Finished);
+    }
+    let words = last_words.unwrap_or_else(|| format!("it ended with {status}"));
+    Err(words.trim_start_matches("error: ").to_owned().into())
+}
+
+/// Ends a layer with all that it has started: it ends when its standard input does.
+async fn end(mut child: Child) -> Result<(), BoxError> {
+    drop(child.stdin.take());
+    if timeout(GRACE, child.wait()).await.is_err() {
+        child.kill().await?;
+    }
+    Ok(())
+}
+
+/// In the process of a layer: whoever started it is gone, or wants it to end. The processes of its nodes end with it,
+/// since it holds their standard input.
+pub(crate) fn end_with_standard_input() {
+    std::thread::spawn(|| {
+        let mut input = std::io::stdin().lock();
+        while matches!(input.read(&mut [0; 64]), Ok(1..)) {}
+        std::process::exit(i32::from(INTERRUPTED));
+    });
+}
+
+/// What people see on standard error, beside the lines on standard output.
+struct Shown {
+    bars: indicatif::MultiProgress,
+    layers: ProgressBar,
+    steps: ProgressBar,
+    lines: Vec<Line>,
+}
+
+impl Shown {
+    fn new(layers: usize) -> Shown {
+        let target = if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bars = indicatif::MultiProgress::with_draw_target(target);
+        let style = ProgressStyle::with_template("{bar:30} {pos:>3}/{len:<3} {elapsed:>4} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = |length| bars.add(ProgressBar::new(length).with_style(style.clone()));
+        let (layers, steps) = (bar(layers as u64), bar(0));
+        Shown { bars, layers, steps, lines: Vec::new() }
+    }
+
+    fn report(&mut self, report: Report) -> Result<(), BoxError> {
+        match report {
+            Report::Steps(count) => {
+                self.steps.reset();
+                self.steps.set_length(count);
+            }
+            Report::Step(what) => {
+                if !self.steps.message().is_empty() {
+                    self.steps.inc(1);
+                }
+                self.steps.set_message(what);
+            }
+            Report::Result(line) => self.result(*line)?,
+        }
+        Ok(())
+    }
+
+    fn result(&mut self, line: Line) -> Result<(), BoxError> {
+        let text = serde_json::to_string(&line)?;
+        self.bars.suspend(|| writeln!(std::io::stdout(), "{text}"))?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    fn finish(self) {
+        self.steps.finish_and_clear();
+        self.layers.finish_and_clear();
+        eprintln!("{}", table::of(&self.lines));
+    }
+}

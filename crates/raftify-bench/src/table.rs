@@ -1,0 +1,66 @@
+//! The lines as a table for people.
+
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{CellAlignment, Table};
+
+use crate::line::Line;
+
+const HEADER: [&str; 11] = [
+    "bench",
+    "storage",
+    "clients",
+    "bytes",
+    "ops/s",
+    "p50 µs",
+    "p99 µs",
+    "p99.9 µs",
+    "cpu s/M",
+    "fdatasync µs",
+    "",
+];
+
+/// One row for each line.
+pub(crate) fn of(lines: &[Line]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(HEADER);
+    for line in lines {
+        table.add_row(row(line));
+    }
+    for column in 2..HEADER.len() - 1 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn row(line: &Line) -> [String; HEADER.len()] {
+    let count = |value: Option<u64>| value.map(|value| value.to_string()).unwrap_or_default();
+    let number = |value: Option<f64>| value.map(thousands).unwrap_or_default();
+    [
+        line.bench.clone(),
+        line.storage.clone().unwrap_or_default(),
+        count(line.clients),
+        count(line.entry_bytes),
+        number(line.ops_per_second),
+        number(line.p50_us),
+        number(line.p99_us),
+        number(line.p999_us),
+        line.cpu_seconds_per_million.map(|seconds| format!("{seconds:.1}")).unwrap_or_default(),
+        number(line.disk_fdatasync_p50_us),
+        line.more.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" "),
+    ]
+}
+
+/// Without digits after the point, and with a space before each three.
+pub(crate) fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place) % 3 == 0 && !text.ends_with('-') {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
