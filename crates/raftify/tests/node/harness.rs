@@ -193,9 +193,13 @@ impl Disk {
         Disk { content, holder: Arc::default(), full: Arc::default(), judge: Arc::default() }
     }
 
-    /// Waits until the node that had it has let go.
+    /// Waits until the node that had it has let go, with all who read there.
     pub(crate) async fn released(&self) {
-        until("the storage is closed", async || Arc::strong_count(&self.holder) == 1).await;
+        until("the storage is closed", async || {
+            Arc::strong_count(&self.holder) == 1
+                && !matches!(self.open_again(), Err(StorageError::InUse { .. }))
+        })
+        .await;
     }
 
     /// Forgets everything, as a new disk does.
