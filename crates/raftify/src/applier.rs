@@ -233,7 +233,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
 
     fn restore(&mut self, snapshot: SnapshotMeta) -> Result<(), StopReason> {
         let position = snapshot.position;
-        let (_, bytes, data) = self.snapshots.open(position).map_err(|error| {
+        let (_, digest, data) = self.snapshots.open(position).map_err(|error| {
             StopReason::Storage(format!("the snapshot at {position} cannot be opened: {error}"))
         })?;
         let mut data = Watched { reader: data, failure: None };
@@ -243,7 +243,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             Some(failure) => StopReason::Storage(failure),
             None => StopReason::StateMachine(format!("restoring the snapshot at {position}: {error}")),
         })?;
-        info!(node = %self.node_id, %position, bytes, "restored a snapshot");
+        info!(node = %self.node_id, %position, bytes = digest.data_bytes, "restored a snapshot");
         self.members = snapshot.members;
         self.applied = position;
         Ok(())

@@ -72,6 +72,7 @@ mod log_writer;
 #[cfg(test)]
 mod network_tests;
 mod outbox;
+mod pace;
 mod raft;
 mod raft_client;
 mod raft_loop;
@@ -80,6 +81,8 @@ mod raft_server;
 mod remote_node;
 mod reply;
 mod running;
+mod snapshot_receiver;
+mod snapshot_sender;
 mod snapshots;
 mod state_machine;
 mod wire;
