@@ -40,6 +40,10 @@ impl AbstractStateMachine for Sum {
     type LogEntry = Vec<u8>;
     type Reply = u64;
 
+    fn is_quick_to_apply(&self) -> bool {
+        true
+    }
+
     fn apply(&mut self, _position: LogPosition, entry: Vec<u8>) -> Result<u64, BoxError> {
         self.0 += entry.len() as u64;
         Ok(self.0)

@@ -4,19 +4,21 @@
 //! its entry lost its place for good. Nothing else decides; losing leadership alone decides nothing, because the next
 //! leader may still commit the entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::types::{LogIndex, LogPosition, Term};
 
 /// Who waits, for which position, and until when.
 #[derive(Debug)]
 pub(crate) struct AnswersOwed<W> {
-    /// By index first: one index may be waited for in several terms.
-    waiting: BTreeMap<(LogIndex, Term), Waiter<W>>,
+    /// For each term in order of the index. Nearly always, only one term is waited for; one index may be waited for in
+    /// several.
+    waiting: BTreeMap<Term, VecDeque<Waiter<W>>>,
 }
 
 #[derive(Debug)]
 struct Waiter<W> {
+    index: LogIndex,
     who: W,
     deadline_ticks: u64,
 }
@@ -36,48 +38,62 @@ impl<W> AnswersOwed<W> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
+        self.waiting.values().map(VecDeque::len).sum()
     }
 
+    /// Of one term, positions and deadlines must come in order.
     pub(crate) fn insert(&mut self, position: LogPosition, who: W, deadline_ticks: u64) {
-        let replaced = self.waiting.insert((position.index, position.term), Waiter { who, deadline_ticks });
-        debug_assert!(replaced.is_none(), "two proposals at {position}");
+        let of_the_term = self.waiting.entry(position.term).or_default();
+        debug_assert!(of_the_term.back().is_none_or(|last| last.index < position.index), "{position} again");
+        of_the_term.push_back(Waiter { index: position.index, who, deadline_ticks });
     }
 
     /// The entry at `position` is being applied; entries are applied in order.
     pub(crate) fn resolve(&mut self, position: LogPosition) -> Resolved<W> {
         let mut resolved = Resolved { applied: None, superseded: Vec::new() };
-        while let Some(first) = self.waiting.first_entry() {
-            let (index, term) = *first.key();
-            if index > position.index {
-                break;
+        for (&term, waiting) in &mut self.waiting {
+            while let Some(waiter) = pop_front_if(waiting, |waiter| waiter.index <= position.index) {
+                if (term, waiter.index) == (position.term, position.index) {
+                    resolved.applied = Some(waiter.who);
+                } else {
+                    resolved.superseded.push(waiter.who);
+                }
             }
-            let who = first.remove().who;
-            if (index, term) == (position.index, position.term) {
-                resolved.applied = Some(who);
-            } else {
-                resolved.superseded.push(who);
-            }
+        }
+        if self.waiting.len() > 1 {
+            self.waiting.retain(|_, waiting| !waiting.is_empty());
         }
         resolved
     }
 
     /// A snapshot covers everything up to `index`: whether these entries are part of it is not known.
     pub(crate) fn take_covered(&mut self, index: LogIndex) -> Vec<W> {
-        let later = self.waiting.split_off(&(index.next(), Term::ZERO));
-        let covered = std::mem::replace(&mut self.waiting, later);
-        covered.into_values().map(|waiter| waiter.who).collect()
+        self.take_while(|waiter| waiter.index <= index)
     }
 
     /// Whose deadline has passed.
     pub(crate) fn take_expired(&mut self, now_ticks: u64) -> Vec<W> {
-        let expired = self.waiting.extract_if(.., |_, waiter| waiter.deadline_ticks <= now_ticks);
-        expired.map(|(_, waiter)| waiter.who).collect()
+        self.take_while(|waiter| waiter.deadline_ticks <= now_ticks)
+    }
+
+    /// The first of each term.
+    fn take_while(&mut self, is_taken: impl Fn(&Waiter<W>) -> bool) -> Vec<W> {
+        let mut taken = Vec::new();
+        for waiting in self.waiting.values_mut() {
+            while let Some(waiter) = pop_front_if(waiting, &is_taken) {
+                taken.push(waiter.who);
+            }
+        }
+        taken
     }
 
     pub(crate) fn take_all(&mut self) -> Vec<W> {
-        std::mem::take(&mut self.waiting).into_values().map(|waiter| waiter.who).collect()
+        std::mem::take(&mut self.waiting).into_values().flatten().map(|waiter| waiter.who).collect()
     }
+}
+
+fn pop_front_if<T>(queue: &mut VecDeque<T>, condition: impl Fn(&T) -> bool) -> Option<T> {
+    if condition(queue.front()?) { queue.pop_front() } else { None }
 }
 
 #[cfg(test)]

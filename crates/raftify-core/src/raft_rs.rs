@@ -344,7 +344,7 @@ impl Consensus {
     }
 
     pub(crate) fn fetched(&mut self, fetch: LogFetch, result: Result<Vec<Entry>, StorageError>) {
-        let entries = result.unwrap_or_default().iter().map(entry_to_raft).collect();
+        let entries = result.unwrap_or_default().into_iter().map(entry_to_raft).collect();
         let contexts = self.raw.mut_store().put_fetched(fetch, entries);
         for context in contexts {
             self.raw.on_entries_fetched(context);
@@ -367,7 +367,7 @@ impl Consensus {
             return Err(Implausible("a hand-over to a node whose log is not durable yet"));
         }
         // What raft-rs refuses here (a response of a node that is no member) needs no answer.
-        let _ = self.raw.step(message_to_raft(&message));
+        let _ = self.raw.step(message_to_raft(message));
         self.pin_election_timeout();
         Ok(())
     }
@@ -469,9 +469,9 @@ impl Consensus {
             ready.installed = Some(position);
         }
         let entries = raft_ready.take_entries();
-        ready.append = entries.iter().map(entry_from_raft).collect();
+        ready.append = entries.iter().cloned().map(entry_from_raft).collect();
         self.raw.mut_store().append(entries);
-        ready.committed = raft_ready.take_committed_entries().iter().map(entry_from_raft).collect();
+        ready.committed = raft_ready.take_committed_entries().into_iter().map(entry_from_raft).collect();
         ready.confirmed_reads = raft_ready
             .take_read_states()
             .into_iter()
@@ -556,7 +556,7 @@ fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<
 }
 
 fn entry_of(kind: EntryKind, payload: Bytes) -> RaftEntry {
-    entry_to_raft(&Entry { position: LogPosition::ZERO, kind, payload })
+    entry_to_raft(Entry { position: LogPosition::ZERO, kind, payload })
 }
 
 fn conf_change(change: &MembershipChange) -> ConfChangeV2 {

@@ -1,17 +1,19 @@
 //! Owns the state machine: applies what is committed, answers who proposed it, takes and restores snapshots.
 //!
 //! Runs on a thread of its own, fed by the raft loop in log order; closures of
-//! [`RaftNode::query`](crate::RaftNode::query) run between two batches. Refuses to skip an entry: whatever cannot be
-//! decoded or applied stops the node.
+//! [`RaftNode::query`](crate::RaftNode::query) run between two batches. A few entries for a state machine that calls
+//! itself quick are applied at once, in the raft loop, if the thread has nothing to do. Refuses to skip an entry:
+//! whatever cannot be decoded or applied stops the node.
 
 use std::io::{self, BufWriter, Read, Write};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 use raftify_core::error::{ProposeError, StopReason};
 use raftify_core::{
-    ClusterId, Committed, LogPosition, Members, NodeId, ProposalReply, SnapshotMeta, SnapshotStore,
+    ClusterId, Committed, LogIndex, LogPosition, Members, NodeId, ProposalReply, SnapshotMeta, SnapshotStore,
     SnapshotWriter,
 };
 use tokio::sync::mpsc;
@@ -28,6 +30,9 @@ use crate::worker::{Worker, caught};
 
 /// Written out at once when a snapshot is taken.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
+
+/// More entries at once are left to the thread.
+const INLINE_ENTRIES_MAX: usize = 32;
 
 /// Something that a user wants to know of the state machine.
 pub(crate) type Query<FSM> = Box<dyn FnOnce(&FSM) + Send>;
@@ -52,15 +57,19 @@ pub(crate) struct ApplierStart<FSM: AbstractStateMachine, S> {
     pub(crate) lifecycle: Lifecycle,
 }
 
-/// The queue of a state machine's applier.
-pub(crate) type ToApplier<FSM> = mpsc::UnboundedSender<ToApply<Reply<<FSM as AbstractStateMachine>::Reply>>>;
+/// The raft loop's end of the applier. When it is dropped, the thread ends; what is still queued then is dropped, which
+/// answers who waits for it.
+pub(crate) struct ApplierHandle<FSM: AbstractStateMachine, S> {
+    applier: Arc<Mutex<Applier<FSM, S>>>,
+    /// Unbounded because the core bounds what it hands out.
+    queue: mpsc::UnboundedSender<ToApply<Reply<FSM::Reply>>>,
+    /// What was handed to the thread and is not applied yet.
+    queued: Arc<AtomicUsize>,
+}
 
 impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
-    /// Starts the applier. It ends when the sender is dropped; what is still queued then is dropped, which answers
-    /// who waits for it.
-    ///
-    /// The queue is unbounded because the core bounds what it hands out.
-    pub(crate) fn start(self) -> Result<(ToApplier<FSM>, Worker), StopReason> {
+    /// Starts the thread.
+    pub(crate) fn start(self) -> Result<(ApplierHandle<FSM, S>, Worker), StopReason> {
         let (sender, queue) = mpsc::unbounded_channel();
         let ApplierStart {
             node_id,
@@ -72,6 +81,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
             formatter,
             lifecycle,
         } = self;
+        let stopping = lifecycle.clone();
         let applier = Applier {
             node_id,
             state_machine,
@@ -83,7 +93,90 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
             lifecycle,
             writing_out: None,
         };
-        Ok((sender, Worker::start("raftify-apply", applier.run(snapshot, queue, queries))?))
+        let applier = Arc::new(Mutex::new(applier));
+        // One for what comes before all else: restoring the snapshot.
+        let queued = Arc::new(AtomicUsize::new(1));
+        let thread = run(Arc::clone(&applier), snapshot, queue, Arc::clone(&queued), queries, stopping);
+        let worker = Worker::start("raftify-apply", thread)?;
+        Ok((ApplierHandle { applier, queue: sender, queued }, worker))
+    }
+}
+
+impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
+    /// Applies what is committed. `Some` is the outcome if that is done already; otherwise it comes as an [`Event`].
+    pub(crate) fn apply(&self, committed: Vec<Committed<Reply<FSM::Reply>>>) -> Option<Event> {
+        let quick = committed.len() <= INLINE_ENTRIES_MAX
+            && committed.iter().all(|item| !matches!(item, Committed::Install { .. }))
+            && self.queued.load(Ordering::Acquire) == 0;
+        // A query that is being answered, or a snapshot being captured, may take its time: nobody waits for it here.
+        if quick
+            && let Ok(mut applier) = self.applier.try_lock()
+            && applier.state_machine.is_quick_to_apply()
+        {
+            return Some(match applier.take_in([ToApply::Committed(committed)]) {
+                Ok(index) => Event::Applied(index),
+                Err(reason) => Event::Failed(reason),
+            });
+        }
+        self.hand_over(ToApply::Committed(committed));
+        None
+    }
+
+    /// Takes a snapshot of the state once everything before has been applied.
+    pub(crate) fn take_snapshot(&self, cluster_id: ClusterId) {
+        self.hand_over(ToApply::TakeSnapshot(cluster_id));
+    }
+
+    /// If the thread has failed, its failure is on the way and stops the node.
+    fn hand_over(&self, work: ToApply<Reply<FSM::Reply>>) {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        let _ = self.queue.send(work);
+    }
+}
+
+/// A panic of the state machine is caught while the lock is held, and ends the node before anybody uses it again.
+fn lock<FSM: AbstractStateMachine, S>(applier: &Mutex<Applier<FSM, S>>) -> MutexGuard<'_, Applier<FSM, S>> {
+    applier.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// At most this much of the queue is taken in as one batch, so that queries and the end of the node get their turn.
+const TAKEN_IN_MAX: usize = 256;
+
+/// The thread.
+async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
+    applier: Arc<Mutex<Applier<FSM, S>>>,
+    snapshot: Option<SnapshotMeta>,
+    mut queue: mpsc::UnboundedReceiver<ToApply<Reply<FSM::Reply>>>,
+    queued: Arc<AtomicUsize>,
+    mut queries: mpsc::Receiver<Query<FSM>>,
+    lifecycle: Lifecycle,
+) {
+    let events = lock(&applier).events.clone();
+    let mut outcome = snapshot.map_or(Ok(()), |snapshot| lock(&applier).restore(snapshot));
+    queued.fetch_sub(1, Ordering::Release);
+    let mut work = Vec::new();
+    while outcome.is_ok() && !lifecycle.is_stopping() {
+        outcome = tokio::select! {
+            count = queue.recv_many(&mut work, TAKEN_IN_MAX) => {
+                if count == 0 {
+                    break;
+                }
+                let applied = lock(&applier).take_in(work.drain(..));
+                // If the loop is gone, the node has stopped already.
+                let told = applied.map(|index| drop(events.send(Event::Applied(index))));
+                queued.fetch_sub(count, Ordering::Release);
+                told
+            }
+            Some(query) = queries.recv() => lock(&applier).answer(query),
+        };
+    }
+    if let Err(reason) = outcome {
+        let _ = events.send(Event::Failed(reason));
+    }
+    let writing_out = lock(&applier).writing_out.take();
+    if let Some(thread) = writing_out {
+        // It sees that the node stops; a panic in it is caught.
+        let _ = thread.join();
     }
 }
 
@@ -105,41 +198,13 @@ struct Applier<FSM: AbstractStateMachine, S> {
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
 
 impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
-    async fn run(
-        mut self,
-        snapshot: Option<SnapshotMeta>,
-        mut queue: mpsc::UnboundedReceiver<ToApply<Reply<FSM::Reply>>>,
-        mut queries: mpsc::Receiver<Query<FSM>>,
-    ) {
-        let mut outcome = snapshot.map_or(Ok(()), |snapshot| self.restore(snapshot));
-        while outcome.is_ok() && !self.lifecycle.is_stopping() {
-            outcome = tokio::select! {
-                work = queue.recv() => match work {
-                    Some(work) => self.take_in(work, &mut queue),
-                    None => break,
-                },
-                Some(query) = queries.recv() => self.answer(query),
-            };
-        }
-        if let Err(reason) = outcome {
-            // If the loop is gone, the node has stopped already.
-            let _ = self.events.send(Event::Failed(reason));
-        }
-        if let Some(thread) = self.writing_out.take() {
-            // It sees that the node stops; a panic in it is caught.
-            let _ = thread.join();
-        }
-    }
-
-    /// Takes in `first` and all else that is queued, so that many small turns become one batch.
+    /// Takes in `work`, so that many small turns become one batch. Returns what is applied.
     fn take_in(
         &mut self,
-        first: ToApply<Reply<FSM::Reply>>,
-        queue: &mut mpsc::UnboundedReceiver<ToApply<Reply<FSM::Reply>>>,
-    ) -> Result<(), StopReason> {
+        work: impl IntoIterator<Item = ToApply<Reply<FSM::Reply>>>,
+    ) -> Result<LogIndex, StopReason> {
         let mut batch = Vec::new();
-        let mut next = Some(first);
-        while let Some(work) = next {
+        for work in work {
             match work {
                 ToApply::Committed(items) => {
                     for item in items {
@@ -159,12 +224,9 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
                     self.take_snapshot(cluster_id)?;
                 }
             }
-            next = queue.try_recv().ok();
         }
         self.apply(batch)?;
-        // If the loop is gone, the node has stopped already.
-        let _ = self.events.send(Event::Applied(self.applied.index));
-        Ok(())
+        Ok(self.applied.index)
     }
 
     fn apply(&mut self, batch: Vec<UserEntry<FSM::Reply>>) -> Result<(), StopReason> {

@@ -3,6 +3,8 @@
 //! An entry is encoded once, by the node at which it is proposed, and from then on is bytes for everyone but the state
 //! machine. Whatever serde can serialize is a log entry already; who wants another format implements the trait.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,9 +47,27 @@ pub trait AbstractLogEntry: Sized + Send + 'static {
     fn decode(bytes: &[u8]) -> Result<Self, BoxError>;
 }
 
+/// A larger buffer is not kept for the next entry.
+const SCRATCH_BYTES_MAX: usize = 64 * 1024;
+
+thread_local! {
+    /// An entry's length is known only when it is encoded: here it may grow without being moved each time.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 impl<T: Serialize + DeserializeOwned + Send + 'static> AbstractLogEntry for T {
     fn encode(&self) -> Result<Bytes, BoxError> {
-        Ok(postcard::to_stdvec(self)?.into())
+        SCRATCH.with(|scratch| {
+            // Taken out: the user's own `serialize` may encode an entry as well.
+            let mut buffer = scratch.take();
+            buffer.clear();
+            let buffer = postcard::to_extend(self, buffer)?;
+            let encoded = Bytes::copy_from_slice(&buffer);
+            if buffer.capacity() <= SCRATCH_BYTES_MAX {
+                scratch.replace(buffer);
+            }
+            Ok(encoded)
+        })
     }
 
     fn decode(bytes: &[u8]) -> Result<T, BoxError> {

@@ -1,7 +1,13 @@
 //! The only writer of the log: makes turns durable, and lets their messages leave only then.
 //!
-//! Owns the [`StableStorage`]. The raft loop hands it turns in order; whatever has queued up while one write was under
-//! way becomes one durable write. A write that fails is never tried again: the node stops.
+//! Owns the [`StableStorage`]. The raft loop hands over turns in order; whatever has queued up while one write was under
+//! way becomes one durable write, on a thread of its own. A small write that nobody queues behind is done at once, in
+//! the raft loop: two changes of threads would take longer than many a disk. A write that fails is never tried again:
+//! the node stops.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use raftify_core::error::StopReason;
 use raftify_core::storage::Write;
@@ -15,6 +21,15 @@ use crate::worker::{Worker, caught};
 /// At most this many turns are merged into one write. More would only delay the first of them.
 const MERGED_TURNS_MAX: usize = 1024;
 
+/// Larger writes are left to the thread: while it works on them, the loop takes in what comes next.
+const INLINE_BYTES_MAX: u64 = 16 * 1024;
+
+/// A disk that was slower than this is not waited for in the raft loop ...
+const INLINE_TIME_MAX: Duration = Duration::from_millis(5);
+
+/// ... for this long.
+const SLOW_DISK_PAUSE: Duration = Duration::from_secs(1);
+
 /// A turn, as far as it concerns the disk.
 pub(crate) struct ToWrite {
     pub(crate) number: TurnNumber,
@@ -23,28 +38,76 @@ pub(crate) struct ToWrite {
     pub(crate) send_after: Vec<RaftMessage>,
 }
 
-/// Starts the log writer on a thread of its own. It ends, and closes the storage, when the sender is dropped and
-/// everything queued is written, or when a write fails.
-///
-/// The queue is unbounded because the core bounds what it hands out.
-pub(crate) fn start<S: StableStorage>(
-    storage: S,
-    events: mpsc::UnboundedSender<Event>,
+/// The raft loop's end of the log writer. When it is dropped, the thread writes what is queued, closes the storage and
+/// ends.
+pub(crate) struct LogWriter<S> {
+    storage: Arc<Mutex<S>>,
+    /// Unbounded because the core bounds what it hands out.
+    queue: mpsc::UnboundedSender<ToWrite>,
+    /// Turns that were handed to the thread and are not durable yet.
+    queued: Arc<AtomicUsize>,
     outbox: Outbox,
-) -> Result<(mpsc::UnboundedSender<ToWrite>, Worker), StopReason> {
-    let (sender, queue) = mpsc::unbounded_channel();
-    let worker = Worker::start("raftify-log", write_all(storage, queue, events, outbox))?;
-    Ok((sender, worker))
+    /// Until when the disk counts as slow.
+    slow_until: Option<Instant>,
+}
+
+impl<S: StableStorage> LogWriter<S> {
+    /// Starts the thread. It ends early when a write fails.
+    pub(crate) fn start(
+        storage: S,
+        events: mpsc::UnboundedSender<Event>,
+        outbox: Outbox,
+    ) -> Result<(LogWriter<S>, Worker), StopReason> {
+        let (sender, queue) = mpsc::unbounded_channel();
+        let storage = Arc::new(Mutex::new(storage));
+        let queued = Arc::new(AtomicUsize::new(0));
+        let thread = write_all(Arc::clone(&storage), queue, Arc::clone(&queued), events, outbox.clone());
+        let worker = Worker::start("raftify-log", thread)?;
+        Ok((LogWriter { storage, queue: sender, queued, outbox, slow_until: None }, worker))
+    }
+
+    /// Makes the turn durable, and then sends its messages. `Some` is the outcome if that is done already; otherwise
+    /// it comes as an [`Event`]. `may_wait`: whether nothing else needs the raft loop meanwhile.
+    pub(crate) fn write(&mut self, turn: ToWrite, may_wait: bool) -> Option<Event> {
+        if !may_wait || !self.is_quick(&turn) {
+            self.queued.fetch_add(1, Ordering::Relaxed);
+            // If the thread has failed, its failure is on the way and stops the node.
+            let _ = self.queue.send(turn);
+            return None;
+        }
+        let begin = Instant::now();
+        let outcome = write(&self.storage, turn.number, turn.write.as_slice());
+        if begin.elapsed() > INLINE_TIME_MAX {
+            self.slow_until = Some(begin + SLOW_DISK_PAUSE);
+        }
+        if matches!(outcome, Event::Written(_)) {
+            self.outbox.send(turn.send_after);
+        }
+        Some(outcome)
+    }
+
+    /// Whether the turn is best written at once.
+    fn is_quick(&mut self, turn: &ToWrite) -> bool {
+        let bytes = |write: &Write| write.append.iter().map(|entry| entry.size_bytes()).sum::<u64>();
+        if self.slow_until.is_some_and(|until| until <= Instant::now()) {
+            self.slow_until = None;
+        }
+        self.slow_until.is_none()
+            && self.queued.load(Ordering::Acquire) == 0
+            && turn.write.as_ref().map_or(0, bytes) <= INLINE_BYTES_MAX
+    }
 }
 
 async fn write_all<S: StableStorage>(
-    mut storage: S,
+    storage: Arc<Mutex<S>>,
     mut queue: mpsc::UnboundedReceiver<ToWrite>,
+    queued: Arc<AtomicUsize>,
     events: mpsc::UnboundedSender<Event>,
     outbox: Outbox,
 ) {
     let mut turns = Vec::new();
     while queue.recv_many(&mut turns, MERGED_TURNS_MAX).await > 0 {
+        let count = turns.len();
         let Some(newest) = turns.last().map(|turn| turn.number) else {
             continue;
         };
@@ -54,11 +117,7 @@ async fn write_all<S: StableStorage>(
             writes.extend(turn.write);
             messages.extend(turn.send_after);
         }
-        let outcome = match caught(|| storage.write(&writes)) {
-            Ok(Ok(())) => Event::Written(newest),
-            Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
-            Err(panic) => Event::Failed(StopReason::Storage(format!("it {panic}"))),
-        };
+        let outcome = write(&storage, newest, &writes);
         let failed = matches!(outcome, Event::Failed(_));
         // The loop hears of it before any peer does, so that an answer never overtakes the news. If the loop is gone,
         // the node has stopped, and the messages go nowhere.
@@ -66,8 +125,18 @@ async fn write_all<S: StableStorage>(
         if failed {
             return;
         }
-        if !messages.is_empty() {
-            outbox.send(messages);
-        }
+        outbox.send(messages);
+        queued.fetch_sub(count, Ordering::Release);
+    }
+}
+
+/// Up to the turn `newest`, in one durable write.
+fn write<S: StableStorage>(storage: &Mutex<S>, newest: TurnNumber, writes: &[Write]) -> Event {
+    // A panic of the storage is caught below, and ends the node before anybody writes again.
+    let mut storage = storage.lock().unwrap_or_else(PoisonError::into_inner);
+    match caught(|| storage.write(writes)) {
+        Ok(Ok(())) => Event::Written(newest),
+        Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
+        Err(panic) => Event::Failed(StopReason::Storage(format!("it {panic}"))),
     }
 }

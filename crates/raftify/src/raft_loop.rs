@@ -9,17 +9,20 @@ use std::time::Duration;
 use raftify_core::error::StopReason;
 use raftify_core::{
     Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, RaftNodeCore,
-    ServerRequestMsg, SnapshotMeta, SnapshotStore, Status, StorageError, Turn, TurnNumber,
+    ServerRequestMsg, SnapshotMeta, SnapshotStore, StableStorage, Status, StorageError, Turn, TurnNumber,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::applier::ToApply;
+use crate::applier::ApplierHandle;
 use crate::lifecycle::Lifecycle;
-use crate::log_writer::ToWrite;
-use crate::outbox::{Outbox, PeerEvent, RemoteReply};
+use crate::log_writer::{LogWriter, ToWrite};
+use crate::outbox::{Outbox, PeerEvent};
+use crate::reply::Reply;
+use crate::snapshots::TrackedSnapshots;
+use crate::state_machine::AbstractStateMachine;
 use crate::worker::caught;
 
 /// What the loop's own helpers report. The queue is unbounded because each is the outcome of something that the core
@@ -47,23 +50,31 @@ pub(crate) struct Inputs<R> {
     pub(crate) quit: watch::Receiver<bool>,
 }
 
+impl<R> Inputs<R> {
+    fn are_empty(&self) -> bool {
+        self.events.is_empty() && self.peers.is_empty() && self.server.is_empty() && self.local.is_empty()
+    }
+}
+
+type Snapshots<S> = TrackedSnapshots<<S as StableStorage>::Snapshots>;
+
 /// Who carries turns out.
-pub(crate) struct Outputs<R, L, S> {
-    pub(crate) log_writer: mpsc::UnboundedSender<ToWrite>,
-    pub(crate) applier: mpsc::UnboundedSender<ToApply<R>>,
+pub(crate) struct Outputs<FSM: AbstractStateMachine, S: StableStorage> {
+    pub(crate) log_writer: LogWriter<S>,
+    pub(crate) applier: ApplierHandle<FSM, Snapshots<S>>,
     pub(crate) outbox: Outbox,
-    pub(crate) log_reader: L,
-    pub(crate) snapshots: S,
+    pub(crate) log_reader: S::LogReader,
+    pub(crate) snapshots: Snapshots<S>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) lifecycle: Lifecycle,
 }
 
 /// See the module.
-pub(crate) struct RaftLoop<R, L, S> {
-    core: RaftNodeCore<R>,
-    inputs: Inputs<R>,
-    outputs: Outputs<R, L, S>,
+pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
+    core: RaftNodeCore<Reply<FSM::Reply>>,
+    inputs: Inputs<Reply<FSM::Reply>>,
+    outputs: Outputs<FSM, S>,
     ticks: Interval,
     failure: Option<StopReason>,
     /// Log reads and deletions of snapshots under way, on threads for what blocks.
@@ -83,13 +94,13 @@ enum Input<R> {
     Local(LocalRequestMsg<R>),
 }
 
-impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
+impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
     pub(crate) fn new(
-        core: RaftNodeCore<R>,
-        inputs: Inputs<R>,
-        outputs: Outputs<R, L, S>,
+        core: RaftNodeCore<Reply<FSM::Reply>>,
+        inputs: Inputs<Reply<FSM::Reply>>,
+        outputs: Outputs<FSM, S>,
         tick_interval: Duration,
-    ) -> RaftLoop<R, L, S> {
+    ) -> RaftLoop<FSM, S> {
         let mut ticks = interval(tick_interval);
         // After a pause of the process, ticks that were missed stay missed: told of all at once, a node would take its
         // leader for dead without having had a chance to hear it.
@@ -134,7 +145,7 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
 
     /// What comes first when several wait: news of what the core had asked for, so that it never decides on less than
     /// is known; then the clock; then the others.
-    async fn select(&mut self) -> Input<R> {
+    async fn select(&mut self) -> Input<Reply<FSM::Reply>> {
         let inputs = &mut self.inputs;
         tokio::select! {
             biased;
@@ -147,7 +158,7 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
         }
     }
 
-    fn apply(&mut self, input: Input<R>) {
+    fn apply(&mut self, input: Input<Reply<FSM::Reply>>) {
         let core = &mut self.core;
         match input {
             Input::Quit => self.failure = Some(StopReason::Stopped),
@@ -210,24 +221,14 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
         while self.background.try_join_next().is_some() {}
     }
 
-    /// Sends to a helper that has failed go nowhere; its failure is on the way as an event and stops the node.
-    fn run_turn(&mut self, turn: Turn<R>) {
-        let outputs = &self.outputs;
-        if !turn.send_now.is_empty() {
-            outputs.outbox.send(turn.send_now);
-        }
-        if turn.write.is_some() || !turn.send_after.is_empty() {
-            let Turn { number, write, send_after, .. } = turn;
-            let _ = outputs.log_writer.send(ToWrite { number, write, send_after });
-        }
-        if !turn.committed.is_empty() {
-            let _ = outputs.applier.send(ToApply::Committed(turn.committed));
-        }
-        if turn.take_snapshot
-            && let Some(identity) = self.core.status().identity
-        {
-            let _ = outputs.applier.send(ToApply::TakeSnapshot(identity.cluster_id));
-        }
+    /// What can be done beside the loop is handed out first; then what is best done here, if it is.
+    fn run_turn(&mut self, turn: Turn<Reply<FSM::Reply>>) {
+        let sends = !turn.send_now.is_empty()
+            || !turn.send_snapshots.is_empty()
+            || !turn.forward.is_empty()
+            || turn.read_round.is_some();
+        let outputs = &mut self.outputs;
+        outputs.outbox.send(turn.send_now);
         for snapshot in turn.send_snapshots {
             outputs.outbox.send_snapshot(snapshot);
         }
@@ -237,8 +238,26 @@ impl<R: RemoteReply, L: LogReader, S: SnapshotStore> RaftLoop<R, L, S> {
         if let Some(round) = turn.read_round {
             outputs.outbox.read_round(round);
         }
+        let mut done = Vec::new();
+        if !turn.committed.is_empty() {
+            done.extend(outputs.applier.apply(turn.committed));
+        }
+        if turn.take_snapshot
+            && let Some(identity) = self.core.status().identity
+        {
+            outputs.applier.take_snapshot(identity.cluster_id);
+        }
+        if turn.write.is_some() || !turn.send_after.is_empty() {
+            let Turn { number, write, send_after, .. } = turn;
+            // What is to be sent leaves by tasks that may run on this very thread.
+            let may_wait = !sends && self.inputs.are_empty();
+            done.extend(outputs.log_writer.write(ToWrite { number, write, send_after }, may_wait));
+        }
         for fetch in turn.fetch {
             self.fetch(fetch);
+        }
+        for event in done {
+            self.apply(Input::Event(event));
         }
     }
 

@@ -410,6 +410,11 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
         attempt: impl Fn(Duration) -> Answer,
     ) -> Result<T, E> {
         let until = Instant::now() + within;
+        // Nearly always, this is all: what follows is set up only when it is needed.
+        let first = attempt(within).await;
+        if !first.as_ref().is_err_and(E::leadership_moved) {
+            return first;
+        }
         let mut status = self.status.clone();
         loop {
             status.mark_unchanged();
@@ -443,9 +448,11 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
         answer: impl Future<Output = Result<T, E>>,
         within: Duration,
     ) -> Result<T, E> {
-        match timeout(within.min(self.config.membership_timeout), self.lifecycle.running()).await {
-            Ok(running) => running?,
-            Err(_) => return Err(StopReason::NotRunning.into()),
+        if self.lifecycle.is_waiting() {
+            match timeout(within.min(self.config.membership_timeout), self.lifecycle.running()).await {
+                Ok(running) => running?,
+                Err(_) => return Err(StopReason::NotRunning.into()),
+            }
         }
         match self.requests.try_send(request) {
             Ok(()) => {}

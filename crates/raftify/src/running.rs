@@ -17,7 +17,7 @@ use crate::applier::{ApplierStart, Query};
 use crate::error::RunError;
 use crate::formatter::CustomFormatter;
 use crate::lifecycle::Lifecycle;
-use crate::log_writer;
+use crate::log_writer::LogWriter;
 use crate::outbox::Outbox;
 use crate::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::raft_server::{Door, serve};
@@ -60,7 +60,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let log_reader = self.storage.log_reader();
         let outbox =
             Outbox::start(self.raft_addr.to_string(), self.config.clone(), snapshots.clone(), peer_events);
-        let (log_writer, writer_thread) = log_writer::start(self.storage, events.clone(), outbox.clone())?;
+        let (log_writer, writer_thread) = LogWriter::start(self.storage, events.clone(), outbox.clone())?;
         let applier = ApplierStart {
             node_id,
             state_machine: self.state_machine,

@@ -1,7 +1,7 @@
 //! The second of the two traits that a user implements: what the entries do.
 //!
-//! The state machine is owned by one thread, the applier's, which calls every method; nothing else ever sees it, but
-//! for the closures of [`RaftNode::query`](crate::RaftNode::query), which run on the same thread.
+//! The state machine is owned by the applier, which calls every method, one at a time; nothing else ever sees it, but
+//! for the closures of [`RaftNode::query`](crate::RaftNode::query), which run there too.
 
 use std::io::{self, Read, Write};
 
@@ -21,7 +21,8 @@ use crate::log_entry::AbstractLogEntry;
 ///   after it again. A state machine in memory starts from nothing and needs to know nothing of it; one that keeps
 ///   its state itself skips positions that it has already.
 /// - **Nothing to lose.** No method needs to make anything durable: log and snapshots are.
-/// - **One thread.** All methods are called by one thread, which may block. While it does, nothing is applied on this
+/// - **One at a time.** All methods are called by one thread, which may block (but see
+///   [`is_quick_to_apply`](Self::is_quick_to_apply)). While it does, nothing is applied on this
 ///   node, replies and reads wait, and entries gather up to
 ///   [`unapplied_bytes_max`](crate::Config::unapplied_bytes_max); elections and the other nodes are not affected.
 /// - **Panics** are caught and treated like a fatal error.
@@ -51,6 +52,14 @@ pub trait AbstractStateMachine: Send + 'static {
         entries: Vec<(LogPosition, Self::LogEntry)>,
     ) -> Result<Vec<Self::Reply>, BoxError> {
         entries.into_iter().map(|(position, entry)| self.apply(position, entry)).collect()
+    }
+
+    /// Whether [`apply`](Self::apply) is a matter of microseconds and never blocks: no I/O, no lock that is held for
+    /// long. While little is going on, entries are then applied on the task that runs the node, which saves two changes
+    /// of threads; if it takes long after all, that holds up heartbeats, and a leader may lose its office. Default
+    /// false: entries are always applied on a thread of their own.
+    fn is_quick_to_apply(&self) -> bool {
+        false
     }
 
     /// Captures the state as it is now. It should be quick, since nothing is applied meanwhile: clone what is small,

@@ -228,16 +228,17 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
             return;
         }
-        let payloads = batch.proposals.iter().map(|(payload, ..)| payload.clone()).collect();
+        let (payloads, replies): (Vec<_>, Vec<_>) =
+            batch.proposals.into_iter().map(|(payload, reply, _)| (payload, reply)).unzip();
         let Ok(mut position) = self.consensus.propose(payloads) else {
             let waiting = self.proposals.len() as u64;
-            for (_, reply, _) in batch.proposals {
+            for reply in replies {
                 reply.refuse(ProposeError::Busy { waiting });
             }
             return;
         };
         let deadline_ticks = self.deadline(self.config.propose_timeout);
-        for (_, reply, _) in batch.proposals {
+        for reply in replies {
             self.proposals.insert(position, reply, deadline_ticks);
             position.index = position.index.next();
         }

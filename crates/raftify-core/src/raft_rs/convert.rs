@@ -21,36 +21,37 @@ use crate::types::{LogIndex, LogPosition, NodeId, Term};
 const USER: &[u8] = &[EntryKind::User.number()];
 const MEMBER_RECORD: &[u8] = &[EntryKind::MemberRecord.number()];
 
-pub(super) fn entry_to_raft(entry: &Entry) -> RaftEntry {
+pub(super) fn entry_to_raft(entry: Entry) -> RaftEntry {
     let (term, index) = (entry.position.term.0, entry.position.index.0);
     let mut result = RaftEntry { term, index, ..RaftEntry::default() };
     result.set_entry_type(entry_type(entry.kind));
     match entry.kind {
         EntryKind::Empty => {}
         EntryKind::User => {
-            result.data = entry.payload.clone();
+            result.data = entry.payload;
             result.context = Bytes::from_static(USER);
         }
         EntryKind::MemberRecord => {
-            result.data = entry.payload.clone();
+            result.data = entry.payload;
             result.context = Bytes::from_static(MEMBER_RECORD);
         }
-        EntryKind::MembershipChange => result.context = entry.payload.clone(),
+        EntryKind::MembershipChange => result.context = entry.payload,
     }
     result
 }
 
-pub(super) fn entry_from_raft(entry: &RaftEntry) -> Entry {
+pub(super) fn entry_from_raft(entry: RaftEntry) -> Entry {
+    let position = LogPosition::new(entry.term, entry.index);
     let (kind, payload) = if entry.get_entry_type() != EntryType::EntryNormal {
-        (EntryKind::MembershipChange, entry.context.clone())
+        (EntryKind::MembershipChange, entry.context)
     } else if entry.context == USER {
-        (EntryKind::User, entry.data.clone())
+        (EntryKind::User, entry.data)
     } else if entry.context == MEMBER_RECORD {
-        (EntryKind::MemberRecord, entry.data.clone())
+        (EntryKind::MemberRecord, entry.data)
     } else {
         (EntryKind::Empty, Bytes::new())
     };
-    Entry { position: LogPosition::new(entry.term, entry.index), kind, payload }
+    Entry { position, kind, payload }
 }
 
 pub(super) fn hard_state(state: &RaftHardState) -> HardState {
@@ -99,15 +100,15 @@ fn read_context(round: Option<u64>) -> Bytes {
     round.map_or_else(Bytes::new, |round| Bytes::copy_from_slice(&round.to_be_bytes()))
 }
 
-pub(super) fn message_to_raft(message: &RaftMessage) -> Message {
+pub(super) fn message_to_raft(message: RaftMessage) -> Message {
     let (from, to, term) = (message.from.get(), message.to.get(), message.term.0);
     let mut result = Message { from, to, term, ..Message::default() };
-    let kind = match &message.body {
+    let kind = match message.body {
         RaftMessageBody::Append { previous, commit, entries } => {
             result.index = previous.index.0;
             result.log_term = previous.term.0;
             result.commit = commit.0;
-            result.entries = entries.iter().map(entry_to_raft).collect::<Vec<_>>().into();
+            result.entries = entries.into_iter().map(entry_to_raft).collect::<Vec<_>>().into();
             MessageType::MsgAppend
         }
         RaftMessageBody::AppendResponse { index, commit, rejection } => {
@@ -121,32 +122,32 @@ pub(super) fn message_to_raft(message: &RaftMessage) -> Message {
             MessageType::MsgAppendResponse
         }
         RaftMessageBody::RequestVote { last, commit, reason } => {
-            put_vote(&mut result, *last, *commit);
-            if *reason == CampaignReason::Transfer {
+            put_vote(&mut result, last, commit);
+            if reason == CampaignReason::Transfer {
                 result.context = Bytes::from_static(raft::CAMPAIGN_TRANSFER);
             }
             MessageType::MsgRequestVote
         }
         RaftMessageBody::RequestPreVote { last, commit } => {
-            put_vote(&mut result, *last, *commit);
+            put_vote(&mut result, last, commit);
             MessageType::MsgRequestPreVote
         }
         RaftMessageBody::VoteResponse { granted, commit } => {
-            put_vote_response(&mut result, *granted, *commit);
+            put_vote_response(&mut result, granted, commit);
             MessageType::MsgRequestVoteResponse
         }
         RaftMessageBody::PreVoteResponse { granted, commit } => {
-            put_vote_response(&mut result, *granted, *commit);
+            put_vote_response(&mut result, granted, commit);
             MessageType::MsgRequestPreVoteResponse
         }
         RaftMessageBody::Heartbeat { commit, read_round } => {
             result.commit = commit.0;
-            result.context = read_context(*read_round);
+            result.context = read_context(read_round);
             MessageType::MsgHeartbeat
         }
         RaftMessageBody::HeartbeatResponse { commit, read_round } => {
             result.commit = commit.0;
-            result.context = read_context(*read_round);
+            result.context = read_context(read_round);
             MessageType::MsgHeartbeatResponse
         }
         RaftMessageBody::TimeoutNow => MessageType::MsgTimeoutNow,
@@ -169,14 +170,14 @@ fn put_vote_response(message: &mut Message, granted: bool, commit: LogPosition) 
 }
 
 /// `None` for the kinds that travel in another way or not at all.
-pub(super) fn message_from_raft(message: Message) -> Option<RaftMessage> {
+pub(super) fn message_from_raft(mut message: Message) -> Option<RaftMessage> {
     let last = LogPosition::new(message.log_term, message.index);
     let commit = LogPosition::new(message.commit_term, message.commit);
     let body = match message.get_msg_type() {
         MessageType::MsgAppend => RaftMessageBody::Append {
             previous: last,
             commit: commit.index,
-            entries: message.entries.iter().map(entry_from_raft).collect(),
+            entries: message.take_entries().into_iter().map(entry_from_raft).collect(),
         },
         MessageType::MsgAppendResponse => RaftMessageBody::AppendResponse {
             index: last.index,

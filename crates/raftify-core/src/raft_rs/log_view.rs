@@ -69,7 +69,7 @@ impl LogView {
             truncated: start.truncated,
             last: start.last.index,
             term_starts: start.term_starts,
-            cache: start.tail.iter().map(convert::entry_to_raft).collect(),
+            cache: start.tail.into_iter().map(convert::entry_to_raft).collect(),
             cache_bytes: 0,
             cache_bytes_max,
             snapshot: None,
