@@ -41,6 +41,7 @@ struct Serving {
 
 type Unfinished<W> = Arc<AsyncMutex<Option<Partial<W>>>>;
 type Held<W> = OwnedMutexGuard<Option<Partial<W>>>;
+type Taken<W> = (Held<W>, Partial<W>);
 
 /// What is there of a snapshot.
 struct Partial<W> {
@@ -231,7 +232,7 @@ impl<S: SnapshotStore> Incoming<S> {
         }
     }
 
-    fn take(&mut self) -> Option<(Held<S::Writer>, Partial<S::Writer>)> {
+    fn take(&mut self) -> Option<Taken<S::Writer>> {
         let mut held = self.held.take()?;
         let partial = held.take()?;
         Some((held, partial))
