@@ -80,8 +80,8 @@ impl ReadOnlyStorage {
                 return Ok(state);
             };
             let path = snapshot_files::path_of(&self.snapshot_directory(), snapshot.position);
-            let Err(error) = check_snapshot_file(snapshot, &path, || self.open_snapshot(snapshot.position))
-            else {
+            let open = || snapshot_files::open_at(&self.snapshot_directory(), snapshot.position);
+            let Err(error) = check_snapshot_file(snapshot, &path, open) else {
                 return Ok(state);
             };
             // The node may have replaced it by a newer one since the metadata were read.
@@ -122,7 +122,8 @@ impl ReadOnlyStorage {
         &self,
         position: LogPosition,
     ) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
-        snapshot_files::open_at(&self.snapshot_directory(), position)
+        let (meta, digest, reader) = snapshot_files::open_at(&self.snapshot_directory(), position)?;
+        Ok((meta, digest.data_bytes, reader))
     }
 
     fn snapshot_directory(&self) -> PathBuf {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use heed::{PutFlags, RoTxn, RwTxn, WithoutTls};
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
-    Entry, LogIndex, LogPosition, LogReader, Members, SnapshotMeta, SnapshotStore, StableStorage,
-    StorageError,
+    Entry, LogIndex, LogPosition, LogReader, Members, SnapshotDigest, SnapshotMeta, SnapshotStore,
+    StableStorage, StorageError,
 };
 
 use crate::directory::{self, DirectoryLock};
@@ -170,7 +170,7 @@ impl fmt::Debug for HeedLogReader {
 pub(crate) fn check_snapshot_file(
     recorded: &SnapshotMeta,
     path: &Path,
-    open: impl FnOnce() -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError>,
+    open: impl FnOnce() -> Result<(SnapshotMeta, SnapshotDigest, SnapshotFileReader), StorageError>,
 ) -> Result<(), StorageError> {
     let corrupt = |reason: &str| {
         let what = path.display().to_string();
