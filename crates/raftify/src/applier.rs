@@ -26,6 +26,7 @@ use crate::log_entry::AbstractLogEntry;
 use crate::raft_loop::Event;
 use crate::reply::Reply;
 use crate::state_machine::{AbstractStateMachine, SnapshotCapture};
+use crate::timing::{Step, mark};
 use crate::worker::{Worker, caught};
 
 /// Written out at once when a snapshot is taken.
@@ -240,10 +241,12 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             waiting.push(reply);
             payloads.push((position, payload));
         }
+        mark(self.node_id, Step::Apply, last.index);
         let replies = caught(|| self.decode_and_apply(payloads)).unwrap_or_else(|panic| Err(panic.into()));
         match replies {
             Ok(replies) => {
                 self.applied = last;
+                mark(self.node_id, Step::Applied, last.index);
                 for (waiting, reply) in waiting.into_iter().zip(replies) {
                     if let Some(waiting) = waiting {
                         waiting.applied(reply);

@@ -82,6 +82,7 @@ mod reply;
 mod running;
 mod snapshots;
 mod state_machine;
+mod timing;
 mod wire;
 mod worker;
 
