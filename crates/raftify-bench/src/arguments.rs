@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
     /// Where the nodes keep their data meanwhile; it is the disk below it that is measured
-    #[arg(long, global = true, default_value = "target/bench")]
+    #[arg(long, global = true, default_value = "target/bench", overrides_with = "directory")]
     pub(crate) directory: PathBuf,
     /// Measures itself, instead of starting a process that does
     #[arg(long, global = true, hide = true)]
