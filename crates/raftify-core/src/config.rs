@@ -90,6 +90,17 @@ pub struct Config {
     /// A snapshot is taken when entries of this many bytes were applied since the last one. Default 64 MiB; zero:
     /// never for this reason. Entries since the last snapshot are held in memory when the node starts.
     pub snapshot_log_bytes: u64,
+    /// A snapshot is taken when the last one, or the start of the node, is so long ago and entries were applied since.
+    /// Default zero: never for this reason.
+    #[serde(with = "humantime_serde")]
+    pub snapshot_age_max: Duration,
+    /// How many bytes of snapshots a node sends in a second at most, to all followers together; and as many at most it
+    /// writes to its own disk in a second while it takes one. A larger share of disk and network makes the proposals
+    /// of that time wait. Default 64 MiB, at least 64 KiB; zero: no limit.
+    pub snapshot_bytes_per_second_max: u64,
+    /// To how many followers snapshots are sent at the same time; the others wait for their turn. Default 2, at
+    /// least 1.
+    pub snapshots_in_flight_max: usize,
     /// How many entries before the newest snapshot stay in the log, so that a follower that is a little behind needs
     /// no snapshot. Default 10 000; zero: none.
     pub log_entries_kept: u64,
@@ -145,6 +156,9 @@ impl Default for Config {
             reconnect_delay_max: Duration::from_secs(1),
             snapshot_entries: 100_000,
             snapshot_log_bytes: 64 * MIB,
+            snapshot_age_max: Duration::ZERO,
+            snapshot_bytes_per_second_max: 64 * MIB,
+            snapshots_in_flight_max: 2,
             log_entries_kept: 10_000,
             log_bytes_kept: 64 * MIB,
             log_cache_bytes: 32 * MIB,
@@ -226,6 +240,18 @@ impl Config {
             );
         }
         demand(
+            self.snapshot_age_max <= TIME_MAX,
+            format!("snapshot_age_max is {:?}, it must be at most {TIME_MAX:?}", self.snapshot_age_max),
+        );
+        let snapshot_rate = self.snapshot_bytes_per_second_max;
+        demand(
+            snapshot_rate == 0 || snapshot_rate >= 64 * KIB,
+            format!(
+                "snapshot_bytes_per_second_max is {snapshot_rate}, it must be at least {}, or zero",
+                64 * KIB
+            ),
+        );
+        demand(
             (1..=64 * MIB).contains(&self.entry_bytes_max),
             format!("entry_bytes_max is {}, it must lie between 1 and {}", self.entry_bytes_max, 64 * MIB),
         );
@@ -255,6 +281,7 @@ impl Config {
             ("request_queue_max", self.request_queue_max, 1),
             ("messages_in_flight_max", self.messages_in_flight_max, 1),
             ("peer_queue_max", self.peer_queue_max, 16),
+            ("snapshots_in_flight_max", self.snapshots_in_flight_max, 1),
         ] {
             demand(
                 (least..=WAITING_MAX).contains(&count),
@@ -327,6 +354,8 @@ mod tests {
             message_bytes_max: 1,
             uncommitted_bytes_max: 1,
             peer_queue_max: 15,
+            snapshot_bytes_per_second_max: 1,
+            snapshots_in_flight_max: 0,
             ..Config::default()
         };
         check(
@@ -336,11 +365,13 @@ mod tests {
             election_timeout (500ms) must be at least three times heartbeat_interval (400ms)
             propose_timeout (100ms) must be at least election_timeout (500ms)
             connect_timeout is 0ns, it must lie between 1ms and 86400s
+            snapshot_bytes_per_second_max is 1, it must be at least 65536, or zero
             entry_bytes_max is 68157440, it must lie between 1 and 67108864
             message_bytes_max is 1, it must lie between 1024 and 67108864
             uncommitted_bytes_max (1) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
             unapplied_bytes_max (67108864) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
-            peer_queue_max is 15, it must lie between 16 and 1048576"#]],
+            peer_queue_max is 15, it must lie between 16 and 1048576
+            snapshots_in_flight_max is 0, it must lie between 1 and 1048576"#]],
         );
     }
 
@@ -350,6 +381,7 @@ mod tests {
             election_timeout: Duration::MAX,
             propose_timeout: Duration::MAX,
             reconnect_delay_max: Duration::MAX,
+            snapshot_age_max: Duration::MAX,
             request_queue_max: usize::MAX,
             messages_in_flight_max: usize::MAX,
             ..Config::default()
@@ -363,6 +395,7 @@ mod tests {
             read_timeout (5s) must be at least election_timeout (18446744073709551615.999999999s)
             membership_timeout (30s) must be at least election_timeout (18446744073709551615.999999999s)
             reconnect_delay_max is 18446744073709551615.999999999s, it must lie between 1ms and 86400s
+            snapshot_age_max is 18446744073709551615.999999999s, it must be at most 86400s
             request_queue_max is 18446744073709551615, it must lie between 1 and 1048576
             messages_in_flight_max is 18446744073709551615, it must lie between 1 and 1048576"#]],
         );
@@ -406,7 +439,7 @@ mod tests {
                   |
                 1 | election_timeuot = "1s"
                   | ^^^^^^^^^^^^^^^^
-                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `log_entries_kept`, `log_bytes_kept`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
+                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
         );
         check(
             "tick_interval =\n",

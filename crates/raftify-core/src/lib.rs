@@ -33,7 +33,8 @@ pub use request::{
 };
 pub use status::{Inspection, PeerProgress, ReplicationState, Role, Status};
 pub use storage::{
-    HardState, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError,
+    HardState, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
+    StorageError,
 };
 pub use turn::{Committed, Forward, LogFetch, ReadRound, SnapshotToSend, Turn, TurnNumber};
 pub use types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, Term, ZeroNodeId};

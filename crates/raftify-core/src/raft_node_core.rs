@@ -464,7 +464,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             next.send_now.extend(ready.send_now);
         }
         next.send_after.extend(ready.send_after);
-        next.send_snapshots.extend(ready.send_snapshots);
+        let send_snapshots = ready.send_snapshots.into_iter();
+        next.send_snapshots.extend(send_snapshots.map(|send| self.snapshots.send(send)));
         next.write.append = ready.append;
         if ready.must_sync {
             next.write.hard_state = Some(self.consensus.hard_state());
@@ -504,7 +505,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if !has_write && self.in_flight.len() == 1 {
             self.written(number);
         }
-        self.snapshots.sending.extend(next.send_snapshots.iter().map(|send| (send.to, send.position)));
         Some(Turn {
             number,
             send_now: next.send_now,

@@ -25,7 +25,7 @@ use crate::members::{Configuration, MemberChange, MemberRole, Members, Membershi
 use crate::message::{RaftMessage, RaftMessageBody};
 use crate::status::{PeerProgress, ReplicationState, Role};
 use crate::storage::{HardState, SnapshotMeta, StorageError};
-use crate::turn::{LogFetch, SnapshotToSend};
+use crate::turn::LogFetch;
 use crate::types::{LogIndex, LogPosition, NodeId, Term};
 
 /// Terms and indexes above this are refused: raft-rs adds to them without a look at the end of the number range.
@@ -54,7 +54,7 @@ pub(crate) struct ConsensusReady {
     pub(crate) committed: Vec<Entry>,
     pub(crate) send_now: Vec<RaftMessage>,
     pub(crate) send_after: Vec<RaftMessage>,
-    pub(crate) send_snapshots: Vec<SnapshotToSend>,
+    pub(crate) send_snapshots: Vec<(NodeId, Term, LogPosition)>,
     /// Rounds of reads that a quorum confirmed, each with the index to wait for.
     pub(crate) confirmed_reads: Vec<(u64, LogIndex)>,
 }
@@ -517,7 +517,7 @@ impl ConsensusReady {
         if message.get_msg_type() == MessageType::MsgSnapshot {
             if let Some(to) = NodeId::new(message.to) {
                 let position = convert::snapshot_position(message.get_snapshot());
-                self.send_snapshots.push(SnapshotToSend { to, term: Term(message.term), position });
+                self.send_snapshots.push((to, Term(message.term), position));
             }
             return;
         }

@@ -44,6 +44,27 @@ pub struct SnapshotMeta {
     pub members: Members,
 }
 
+/// By what the data of a snapshot is recognized. Two snapshots at one position may differ in their bytes, when two nodes
+/// took one each: the position does not tell them apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SnapshotDigest {
+    /// How many bytes there are.
+    pub data_bytes: u64,
+    /// CRC32C (Castagnoli) over all of them.
+    pub crc32c: u32,
+}
+
+impl SnapshotDigest {
+    /// Of the same data with `data` after it. [`SnapshotDigest::default`] is that of no data.
+    #[must_use]
+    pub fn followed_by(self, data: &[u8]) -> SnapshotDigest {
+        SnapshotDigest {
+            data_bytes: self.data_bytes + data.len() as u64,
+            crc32c: crc32c::crc32c_append(self.crc32c, data),
+        }
+    }
+}
+
 /// One step of durable work. All parts of it become durable together or not at all. The parts are carried out in
 /// the order of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,11 +169,14 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
     /// Begins a snapshot. Nothing is visible under its position before [`SnapshotWriter::finish`].
     fn create(&self, meta: &SnapshotMeta) -> Result<Self::Writer, StorageError>;
 
-    /// Opens a finished snapshot; also how many bytes of data it holds.
+    /// Opens a finished snapshot; also what its data is recognized by.
     ///
     /// # Errors
     /// [`StorageError::NoSnapshot`] if there is none at this position; `Corrupt` if its header is damaged.
-    fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, u64, Self::Reader), StorageError>;
+    fn open(
+        &self,
+        position: LogPosition,
+    ) -> Result<(SnapshotMeta, SnapshotDigest, Self::Reader), StorageError>;
 
     /// Deletes every snapshot, finished or not, but those at `keep` and those being written.
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError>;

@@ -32,7 +32,8 @@ pub struct Turn<R> {
     /// Messages that must not leave before this turn and all before it are durable.
     pub send_after: Vec<RaftMessage>,
     /// Snapshots to send. Each one's outcome must be reported with
-    /// [`snapshot_sent`](crate::RaftNodeCore::snapshot_sent), exactly once.
+    /// [`snapshot_sent`](crate::RaftNodeCore::snapshot_sent), exactly once. A later one to the same follower makes an
+    /// earlier one that is still on its way useless.
     pub send_snapshots: Vec<SnapshotToSend>,
     /// For the state machine, in log order. Durable here and committed.
     pub committed: Vec<Committed<R>>,
@@ -113,6 +114,9 @@ pub struct ReadRound {
 /// A snapshot that a follower needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotToSend {
+    /// Counts what this core wants sent, from 1: the same snapshot may be sent to the same follower twice, and each
+    /// time has an outcome of its own.
+    pub attempt: u64,
     /// The follower.
     pub to: NodeId,
     /// The leader's term.

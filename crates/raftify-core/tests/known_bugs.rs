@@ -12,7 +12,7 @@ use raftify_core::error::{
 use raftify_core::members::{LeaveJoint, MembershipRefusal};
 use raftify_core::{
     LeaderRequest, LocalRequestMsg, LogIndex, Member, MemberChange, MemberRole, MembershipChange, NodeId,
-    RaftMessage, RaftMessageBody, Role, Sender, ServerRequestMsg, Status,
+    RaftMessage, RaftMessageBody, ReplicationState, Role, Sender, ServerRequestMsg, SnapshotToSend, Status,
 };
 
 fn cluster_of_three() -> (Cluster, NodeId) {
@@ -415,6 +415,37 @@ fn bug_24_snapshots_in_quick_succession_and_one_that_is_lost() {
         }
         cluster.pass_ticks(5);
     }
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_24_the_outcome_of_an_earlier_attempt_to_send_a_snapshot_is_not_that_of_the_last_one() {
+    let (mut cluster, leader) = cluster_of_three();
+    let away = others(&cluster, leader)[0];
+    cluster.crash(away);
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    cluster.start(away);
+    let is_waiting = |cluster: &mut Cluster| {
+        let inspection = outcome();
+        cluster.local(leader, LocalRequestMsg::Inspect { reply: responder(&inspection) });
+        let progress = take(&inspection).unwrap().unwrap().progress;
+        progress.iter().any(|peer| peer.id == away && peer.state == ReplicationState::Snapshot)
+    };
+    while !is_waiting(&mut cluster) {
+        cluster.tick(leader);
+        while cluster.complete_write(away) || cluster.deliver(away, leader) {}
+        if !is_waiting(&mut cluster) {
+            while cluster.deliver(leader, away) {}
+        }
+    }
+    let status = cluster.status(leader).unwrap();
+    let position = status.snapshot.unwrap();
+    let earlier = SnapshotToSend { attempt: 0, to: away, term: status.term, position };
+    cluster.running(leader).unwrap().core.snapshot_sent(earlier, Err("it was given up".to_owned()));
+    assert!(is_waiting(&mut cluster), "the last attempt is still on its way");
+    assert!(cluster.running(leader).unwrap().core.snapshots_in_use().contains(&position));
     cluster.check_recovery();
 }
 

@@ -112,7 +112,16 @@ fn some_config(seed: u64) -> Config {
     match seed / 5 % 4 {
         0 => Config { log_cache_bytes: 0, message_bytes_max: 1024, messages_in_flight_max: 2, ..config },
         1 => Config { snapshot_entries: 5, log_entries_kept: 0, ..config },
-        2 => Config { log_cache_bytes: 0, snapshot_entries: 10, log_entries_kept: 3, ..config },
+        2 => {
+            let snapshot_age_max = config.election_timeout * 2;
+            Config {
+                log_cache_bytes: 0,
+                snapshot_entries: 10,
+                snapshot_age_max,
+                log_entries_kept: 3,
+                ..config
+            }
+        }
         _ => config,
     }
 }

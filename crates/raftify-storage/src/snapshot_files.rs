@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use raftify_core::{
-    ClusterId, LogPosition, Members, SnapshotMeta, SnapshotStore, SnapshotWriter, StorageError,
+    ClusterId, LogPosition, Members, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter,
+    StorageError,
 };
 
 use crate::directory::{self, DirectoryLock};
@@ -26,7 +27,7 @@ const FINISHED: &str = "snapshot";
 const UNFINISHED: &str = "partial";
 
 const MAGIC: [u8; 8] = *b"raftsnap";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Magic, version, group id, cluster id, position, length of the members.
 const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 16 + 4;
@@ -37,8 +38,13 @@ const FRAME_BYTES: usize = 8;
 /// Most data bytes of a block: large enough that checksums cost nothing, small enough to be read at once.
 const BLOCK_BYTES_MAX: usize = 64 * 1024;
 
-/// A length of zero, the length of the data, the checksum of everything before, the end mark's own checksum.
-const END_BYTES: usize = 4 + 8 + 4 + 4;
+/// A length of zero, the length of the data, the checksum of everything before, that of the data alone, the end mark's
+/// own checksum.
+const END_BYTES: usize = 4 + 8 + 4 + 4 + 4;
+
+/// So much is written at most before it is synced: a log on the same disk would have to wait for all that is unsynced
+/// with each of its own syncs.
+const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 
 /// The snapshots of one data directory. Clones share it.
 #[derive(Clone)]
@@ -113,7 +119,10 @@ impl SnapshotStore for SnapshotFiles {
         SnapshotFileWriter::new(Arc::clone(&self.shared), meta)
     }
 
-    fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
+    fn open(
+        &self,
+        position: LogPosition,
+    ) -> Result<(SnapshotMeta, SnapshotDigest, SnapshotFileReader), StorageError> {
         open_at(&self.shared.directory, position)
     }
 
@@ -209,14 +218,14 @@ fn encode_header(meta: &SnapshotMeta) -> io::Result<(Vec<u8>, u32)> {
     Ok((header, checksum))
 }
 
-/// The end mark after `total_bytes` of data. Its own checksum begins with the header's, so that it fits to no other
-/// snapshot.
-fn encode_end(header_checksum: u32, total_bytes: u64, checksum: u32) -> [u8; END_BYTES] {
+/// The end mark after this data. Its own checksum begins with the header's, so that it fits to no other snapshot.
+fn encode_end(header_checksum: u32, digest: SnapshotDigest, checksum: u32) -> [u8; END_BYTES] {
     let mut end = [0; END_BYTES];
-    end[4..12].copy_from_slice(&total_bytes.to_be_bytes());
+    end[4..12].copy_from_slice(&digest.data_bytes.to_be_bytes());
     end[12..16].copy_from_slice(&checksum.to_be_bytes());
-    let own = crc32c::crc32c_append(header_checksum, &end[..16]);
-    end[16..].copy_from_slice(&own.to_be_bytes());
+    end[16..20].copy_from_slice(&digest.crc32c.to_be_bytes());
+    let own = crc32c::crc32c_append(header_checksum, &end[..20]);
+    end[20..].copy_from_slice(&own.to_be_bytes());
     end
 }
 
@@ -229,7 +238,9 @@ pub struct SnapshotFileWriter {
     file: Box<dyn NewFile>,
     /// The frame of the next block, still empty, and its data so far.
     block: Vec<u8>,
-    total_bytes: u64,
+    /// Of all blocks before.
+    digest: SnapshotDigest,
+    unsynced_bytes: u64,
     header_checksum: u32,
     /// Over everything before this block: no block fits into another place or file.
     checksum: u32,
@@ -257,17 +268,17 @@ impl SnapshotFileWriter {
         };
         let mut block = Vec::with_capacity(FRAME_BYTES + BLOCK_BYTES_MAX);
         block.resize(FRAME_BYTES, 0);
-        let (total_bytes, header_checksum, checksum, failed) = (0, 0, 0, false);
         let mut writer = SnapshotFileWriter {
             shared,
             position,
             path,
             file,
             block,
-            total_bytes,
-            header_checksum,
-            checksum,
-            failed,
+            digest: SnapshotDigest::default(),
+            unsynced_bytes: 0,
+            header_checksum: 0,
+            checksum: 0,
+            failed: false,
         };
         let (header, checksum) = encode_header(meta).map_err(io_error("write to", &writer.path))?;
         writer.file.write_all(&header).map_err(io_error("write to", &writer.path))?;
@@ -286,7 +297,12 @@ impl SnapshotFileWriter {
         self.block[..4].copy_from_slice(&length_bytes);
         self.block[4..FRAME_BYTES].copy_from_slice(&self.checksum.to_be_bytes());
         self.file.write_all(&self.block)?;
-        self.total_bytes += length as u64;
+        self.digest = self.digest.followed_by(&self.block[FRAME_BYTES..]);
+        self.unsynced_bytes += self.block.len() as u64;
+        if self.unsynced_bytes >= UNSYNCED_BYTES_MAX {
+            self.file.sync()?;
+            self.unsynced_bytes = 0;
+        }
         self.block.truncate(FRAME_BYTES);
         Ok(())
     }
@@ -296,7 +312,7 @@ impl SnapshotFileWriter {
             return Err(io_error("finish", &self.path)(io::Error::other("an earlier write failed")));
         }
         self.write_block().map_err(io_error("write to", &self.path))?;
-        let end = encode_end(self.header_checksum, self.total_bytes, self.checksum);
+        let end = encode_end(self.header_checksum, self.digest, self.checksum);
         self.file.write_all(&end).map_err(io_error("write to", &self.path))?;
         self.file.sync().map_err(io_error("sync", &self.path))?;
         let Shared { directory, operations, .. } = &*self.shared;
@@ -304,7 +320,7 @@ impl SnapshotFileWriter {
         operations.rename(&self.path, &name).map_err(io_error("rename", &self.path))?;
         // Without this, the name may be gone after a loss of power, although the metadata already rely on it.
         operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
-        Ok(self.total_bytes)
+        Ok(self.digest.data_bytes)
     }
 }
 
@@ -359,7 +375,7 @@ pub struct SnapshotFileReader {
     /// How much of `block` was handed out.
     given: usize,
     read_bytes: u64,
-    total_bytes: u64,
+    digest: SnapshotDigest,
     header_checksum: u32,
     checksum: u32,
     state: ReadState,
@@ -376,7 +392,7 @@ enum ReadState {
 pub(crate) fn open_at(
     directory: &Path,
     position: LogPosition,
-) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
+) -> Result<(SnapshotMeta, SnapshotDigest, SnapshotFileReader), StorageError> {
     let path = path_of(directory, position);
     let file = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -384,13 +400,13 @@ pub(crate) fn open_at(
         }
         result => result.map_err(io_error("open", &path))?,
     };
-    let (meta, total_bytes, reader) = SnapshotFileReader::check(path, file)?;
+    let (meta, digest, reader) = SnapshotFileReader::check(path, file)?;
     if meta.position != position {
         let what = reader.path.display().to_string();
         let reason = format!("it is of {}, but has the name of {position}", meta.position);
         return Err(StorageError::Corrupt { what, reason });
     }
-    Ok((meta, total_bytes, reader))
+    Ok((meta, digest, reader))
 }
 
 impl SnapshotFileReader {
@@ -402,18 +418,22 @@ impl SnapshotFileReader {
     pub fn open(path: impl AsRef<Path>) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
         let path = path.as_ref().to_owned();
         let file = File::open(&path).map_err(io_error("open", &path))?;
-        SnapshotFileReader::check(path, file)
+        let (meta, digest, reader) = SnapshotFileReader::check(path, file)?;
+        Ok((meta, digest.data_bytes, reader))
     }
 
-    fn check(path: PathBuf, file: File) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
+    fn check(
+        path: PathBuf,
+        file: File,
+    ) -> Result<(SnapshotMeta, SnapshotDigest, SnapshotFileReader), StorageError> {
         let file_bytes = file.metadata().map_err(io_error("open", &path))?.len();
         let mut file = BufReader::new(file);
         let read = read_header(&mut file, file_bytes).and_then(|(meta, header_checksum, begin)| {
-            let total_bytes = read_end(&mut file, file_bytes, header_checksum, begin)?;
+            let digest = read_end(&mut file, file_bytes, header_checksum, begin)?;
             file.seek(SeekFrom::Start(begin))?;
-            Ok((meta, header_checksum, total_bytes))
+            Ok((meta, header_checksum, digest))
         });
-        let (meta, header_checksum, total_bytes) = match read {
+        let (meta, header_checksum, digest) = match read {
             Ok(read) => read,
             Err(Unreadable::Io(error)) => return Err(io_error("read", &path)(error)),
             Err(Unreadable::Damaged(damage)) => return Err(damage.of(path.display().to_string())),
@@ -424,12 +444,12 @@ impl SnapshotFileReader {
             block: Vec::new(),
             given: 0,
             read_bytes: 0,
-            total_bytes,
+            digest,
             header_checksum,
             checksum: header_checksum,
             state: ReadState::Reading,
         };
-        Ok((meta, total_bytes, reader))
+        Ok((meta, digest, reader))
     }
 
     fn next_block(&mut self) -> io::Result<()> {
@@ -459,7 +479,8 @@ impl SnapshotFileReader {
     fn check_end(&mut self) -> io::Result<()> {
         let mut end = [0; END_BYTES];
         self.file.read_exact(&mut end[4..])?;
-        if end != encode_end(self.header_checksum, self.read_bytes, self.checksum) {
+        let read = SnapshotDigest { data_bytes: self.read_bytes, ..self.digest };
+        if end != encode_end(self.header_checksum, read, self.checksum) {
             return Err(self.damaged("the end mark does not match what was read"));
         }
         if self.file.read(&mut [0])? != 0 {
@@ -470,10 +491,11 @@ impl SnapshotFileReader {
     }
 
     fn damaged(&self, reason: &str) -> io::Error {
-        let Self { path, read_bytes, total_bytes, .. } = self;
+        let Self { path, read_bytes, digest, .. } = self;
         let message = format!(
-            "snapshot {} is damaged after {read_bytes} of {total_bytes} bytes: {reason}",
-            path.display()
+            "snapshot {} is damaged after {read_bytes} of {} bytes: {reason}",
+            path.display(),
+            digest.data_bytes
         );
         io::Error::new(io::ErrorKind::InvalidData, message)
     }
@@ -559,23 +581,24 @@ fn read_header(file: &mut impl Read, file_bytes: u64) -> Result<(SnapshotMeta, u
     Ok((SnapshotMeta { cluster_id, position, members }, checksum, header.len() as u64))
 }
 
-/// The length of the data, from the end mark in the last bytes of the file.
+/// What the data is recognized by, from the end mark in the last bytes of the file.
 fn read_end(
     file: &mut (impl Read + Seek),
     file_bytes: u64,
     header_checksum: u32,
     begin: u64,
-) -> Result<u64, Unreadable> {
+) -> Result<SnapshotDigest, Unreadable> {
     let cut_off = || damaged("its end mark is missing: the file is cut off or overwritten");
     let at = file_bytes.checked_sub(END_BYTES as u64).filter(|at| *at >= begin).ok_or_else(cut_off)?;
     file.seek(SeekFrom::Start(at))?;
     let mut end = [0; END_BYTES];
     file.read_exact(&mut end)?;
     let mut fields = Fields(&end[4..]);
-    let total_bytes = fields.number()?;
+    let data_bytes = fields.number()?;
     let checksum = u32::from_be_bytes(fields.array()?);
-    if end != encode_end(header_checksum, total_bytes, checksum) {
+    let digest = SnapshotDigest { data_bytes, crc32c: u32::from_be_bytes(fields.array()?) };
+    if end != encode_end(header_checksum, digest, checksum) {
         return Err(cut_off());
     }
-    Ok(total_bytes)
+    Ok(digest)
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use heed::{PutFlags, RoTxn, RwTxn, WithoutTls};
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
-    Entry, LogIndex, LogPosition, LogReader, Members, SnapshotMeta, SnapshotStore, StableStorage,
-    StorageError,
+    Entry, LogIndex, LogPosition, LogReader, Members, SnapshotDigest, SnapshotMeta, SnapshotStore,
+    StableStorage, StorageError,
 };
 
 use crate::directory::{self, DirectoryLock};
@@ -159,7 +159,9 @@ impl ReadOnlyStorage {
                 return Ok(state);
             };
             let path = snapshot_files::path_of(&self.snapshot_directory(), snapshot.position);
-            match check_snapshot_file(snapshot, &path, || self.open_snapshot(snapshot.position)) {
+            match check_snapshot_file(snapshot, &path, || {
+                snapshot_files::open_at(&self.snapshot_directory(), snapshot.position)
+            }) {
                 Ok(()) => return Ok(state),
                 // The node may have replaced it by a newer one since the metadata were read.
                 Err(error) => {
@@ -193,7 +195,8 @@ impl ReadOnlyStorage {
         &self,
         position: LogPosition,
     ) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
-        snapshot_files::open_at(&self.snapshot_directory(), position)
+        let (meta, digest, reader) = snapshot_files::open_at(&self.snapshot_directory(), position)?;
+        Ok((meta, digest.data_bytes, reader))
     }
 
     fn snapshot_directory(&self) -> PathBuf {
@@ -229,7 +232,7 @@ impl fmt::Debug for HeedLogReader {
 pub(crate) fn check_snapshot_file(
     recorded: &SnapshotMeta,
     path: &Path,
-    open: impl FnOnce() -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError>,
+    open: impl FnOnce() -> Result<(SnapshotMeta, SnapshotDigest, SnapshotFileReader), StorageError>,
 ) -> Result<(), StorageError> {
     let corrupt = |reason: &str| {
         let what = path.display().to_string();

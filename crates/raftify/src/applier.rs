@@ -5,16 +5,14 @@
 //! itself quick are applied at once, in the raft loop, if the thread has nothing to do. Refuses to skip an entry:
 //! whatever cannot be decoded or applied stops the node.
 
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 use raftify_core::error::{ProposeError, StopReason};
 use raftify_core::{
     ClusterId, Committed, LogIndex, LogPosition, Members, NodeId, ProposalReply, SnapshotMeta, SnapshotStore,
-    SnapshotWriter,
 };
 use tokio::sync::mpsc;
 use tracing::{info, trace};
@@ -25,12 +23,10 @@ use crate::lifecycle::Lifecycle;
 use crate::log_entry::AbstractLogEntry;
 use crate::raft_loop::Event;
 use crate::reply::Reply;
-use crate::state_machine::{AbstractStateMachine, SnapshotCapture};
+use crate::snapshot_taker::SnapshotTaker;
+use crate::state_machine::AbstractStateMachine;
 use crate::timing::{Step, mark};
 use crate::worker::{Worker, caught};
-
-/// Written out at once when a snapshot is taken.
-const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
 /// More entries at once are left to the thread.
 const INLINE_ENTRIES_MAX: usize = 32;
@@ -50,8 +46,11 @@ pub(crate) struct ApplierStart<FSM: AbstractStateMachine, S> {
     pub(crate) node_id: NodeId,
     pub(crate) state_machine: FSM,
     pub(crate) snapshots: S,
+    pub(crate) snapshot_taker: SnapshotTaker<S>,
     /// The newest snapshot, to be restored before anything else.
     pub(crate) snapshot: Option<SnapshotMeta>,
+    /// What the state machine has by itself.
+    pub(crate) recovered: LogPosition,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
@@ -76,28 +75,29 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
             node_id,
             state_machine,
             snapshots,
+            snapshot_taker,
             snapshot,
+            recovered,
             queries,
             events,
             formatter,
             lifecycle,
         } = self;
-        let stopping = lifecycle.clone();
         let applier = Applier {
             node_id,
             state_machine,
             snapshots,
+            snapshot_taker,
             members: Members::none(),
             applied: LogPosition::ZERO,
+            recovered,
             events,
             formatter,
-            lifecycle,
-            writing_out: None,
         };
         let applier = Arc::new(Mutex::new(applier));
         // One for what comes before all else: restoring the snapshot.
         let queued = Arc::new(AtomicUsize::new(1));
-        let thread = run(Arc::clone(&applier), snapshot, queue, Arc::clone(&queued), queries, stopping);
+        let thread = run(Arc::clone(&applier), snapshot, queue, Arc::clone(&queued), queries, lifecycle);
         let worker = Worker::start("raftify-apply", thread)?;
         Ok((ApplierHandle { applier, queue: sender, queued }, worker))
     }
@@ -153,7 +153,7 @@ async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
     lifecycle: Lifecycle,
 ) {
     let events = lock(&applier).events.clone();
-    let mut outcome = snapshot.map_or(Ok(()), |snapshot| lock(&applier).restore(snapshot));
+    let mut outcome = snapshot.map_or(Ok(()), |snapshot| lock(&applier).begin_at(snapshot));
     queued.fetch_sub(1, Ordering::Release);
     let mut work = Vec::new();
     while outcome.is_ok() && !lifecycle.is_stopping() {
@@ -174,7 +174,7 @@ async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
     if let Err(reason) = outcome {
         let _ = events.send(Event::Failed(reason));
     }
-    let writing_out = lock(&applier).writing_out.take();
+    let writing_out = lock(&applier).snapshot_taker.take_thread();
     if let Some(thread) = writing_out {
         // It sees that the node stops; a panic in it is caught.
         let _ = thread.join();
@@ -187,13 +187,14 @@ struct Applier<FSM: AbstractStateMachine, S> {
     snapshots: S,
     /// As of `applied`.
     members: Members,
-    /// The last position that the state machine has taken in.
+    /// The last position that was taken in.
     applied: LogPosition,
+    /// What the state machine had by itself when the node started. Up to there, entries come from the log again, and
+    /// are kept from it.
+    recovered: LogPosition,
     events: mpsc::UnboundedSender<Event>,
     formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
-    lifecycle: Lifecycle,
-    /// The thread that writes a snapshot out. One at a time.
-    writing_out: Option<JoinHandle<()>>,
+    snapshot_taker: SnapshotTaker<S>,
 }
 
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
@@ -210,7 +211,9 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
                 ToApply::Committed(items) => {
                     for item in items {
                         match item {
-                            Committed::User { position, payload, reply } => {
+                            Committed::User { position, payload, reply }
+                                if position.index > self.recovered.index =>
+                            {
                                 batch.push((position, payload, reply))
                             }
                             other => {
@@ -284,7 +287,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
         Ok(replies)
     }
 
-    /// What is no user's entry.
+    /// What is not for the state machine.
     fn take_note(&mut self, committed: Committed<Reply<FSM::Reply>>) -> Result<(), StopReason> {
         let position = committed.position();
         match committed {
@@ -296,9 +299,20 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
         Ok(())
     }
 
+    /// The newest snapshot, when the node starts.
+    fn begin_at(&mut self, snapshot: SnapshotMeta) -> Result<(), StopReason> {
+        if self.recovered.index < snapshot.position.index {
+            return self.restore(snapshot);
+        }
+        info!(node = %self.node_id, at = %self.recovered, "the state machine has kept its state");
+        self.members = snapshot.members;
+        self.applied = snapshot.position;
+        Ok(())
+    }
+
     fn restore(&mut self, snapshot: SnapshotMeta) -> Result<(), StopReason> {
         let position = snapshot.position;
-        let (_, bytes, data) = self.snapshots.open(position).map_err(|error| {
+        let (_, digest, data) = self.snapshots.open(position).map_err(|error| {
             StopReason::Storage(format!("the snapshot at {position} cannot be opened: {error}"))
         })?;
         let mut data = Watched { reader: data, failure: None };
@@ -308,9 +322,10 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             Some(failure) => StopReason::Storage(failure),
             None => StopReason::StateMachine(format!("restoring the snapshot at {position}: {error}")),
         })?;
-        info!(node = %self.node_id, %position, bytes, "restored a snapshot");
+        info!(node = %self.node_id, %position, bytes = digest.data_bytes, "restored a snapshot");
         self.members = snapshot.members;
         self.applied = position;
+        self.recovered = LogPosition::ZERO;
         Ok(())
     }
 
@@ -322,49 +337,26 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
     /// Captures the state here and has it written out elsewhere. A failure is reported, and the node goes on; only a
     /// panic in the state machine is fatal.
     fn take_snapshot(&mut self, cluster_id: ClusterId) -> Result<(), StopReason> {
-        let capture = if self.writing_out.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            Err("another one is still being written".into())
-        } else {
-            caught(|| self.state_machine.snapshot())
-                .map_err(|panic| StopReason::StateMachine(format!("taking a snapshot {panic}")))?
-        };
+        if self.snapshot_taker.is_busy() {
+            self.snapshot_taker.refuse("another one is still being written".to_owned());
+            return Ok(());
+        }
+        if self.applied.index < self.recovered.index {
+            // A snapshot of what the state machine holds would be one of a later place than this.
+            let reason =
+                format!("the state machine has kept {}, which is not known to be committed", self.recovered);
+            self.snapshot_taker.refuse(reason);
+            return Ok(());
+        }
+        let capture = caught(|| self.state_machine.snapshot())
+            .map_err(|panic| StopReason::StateMachine(format!("taking a snapshot {panic}")))?;
         let meta = SnapshotMeta { cluster_id, position: self.applied, members: self.members.clone() };
-        let started = capture.and_then(|capture| self.start_writing_out(capture, meta));
-        if let Err(error) = started {
-            let _ = self.events.send(Event::SnapshotTaken(Err(error.to_string())));
+        match capture {
+            Ok(capture) => self.snapshot_taker.start(capture, meta),
+            Err(error) => self.snapshot_taker.refuse(error.to_string()),
         }
         Ok(())
     }
-
-    fn start_writing_out(&mut self, capture: SnapshotCapture, meta: SnapshotMeta) -> Result<(), BoxError> {
-        let (snapshots, lifecycle, events) =
-            (self.snapshots.clone(), self.lifecycle.clone(), self.events.clone());
-        let work = move || {
-            let written = caught(|| write_out(capture, &snapshots, &meta, lifecycle));
-            let outcome = match written {
-                Ok(Ok(())) => Ok(meta),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(panic) => Err(format!("writing it out {panic}")),
-            };
-            // If the loop is gone, the node has stopped: the snapshot is of no use then.
-            let _ = events.send(Event::SnapshotTaken(outcome));
-        };
-        self.writing_out = Some(thread::Builder::new().name("raftify-snapshot".to_owned()).spawn(work)?);
-        Ok(())
-    }
-}
-
-fn write_out<S: SnapshotStore>(
-    capture: SnapshotCapture,
-    snapshots: &S,
-    meta: &SnapshotMeta,
-    lifecycle: Lifecycle,
-) -> Result<(), BoxError> {
-    let writer = UntilStop { writer: snapshots.create(meta)?, lifecycle };
-    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
-    capture.write_to(&mut writer)?;
-    writer.into_inner().map_err(|error| error.into_error())?.writer.finish()?;
-    Ok(())
 }
 
 /// Remembers why reading failed, so that a damaged file is not blamed on the state machine that it was read for.
@@ -382,24 +374,5 @@ impl<R: Read> Read for Watched<R> {
             self.failure = Some(error.to_string());
         }
         read
-    }
-}
-
-/// Fails once the node stops, so that a large snapshot does not hold up the end.
-struct UntilStop<W> {
-    writer: W,
-    lifecycle: Lifecycle,
-}
-
-impl<W: Write> Write for UntilStop<W> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.lifecycle.is_stopping() {
-            return Err(io::Error::other("the node stops"));
-        }
-        self.writer.write(data)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
     }
 }

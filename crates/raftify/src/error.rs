@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use raftify_core::{ClusterId, NodeId};
+use raftify_core::{ClusterId, LogPosition, NodeId};
 
 pub use raftify_core::config::ConfigError;
 pub use raftify_core::error::{
@@ -55,6 +55,19 @@ pub enum BootstrapError {
     /// What is stored could not be read.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The state machine keeps its state itself, and has applied what this node's log does not hold: it is that of
+    /// another node, or the log has lost entries. In the first case start with an empty state machine: it is restored
+    /// from snapshot and log. In the second, what this node acknowledged is gone: remove it, and let it join again with
+    /// an empty directory and an empty state machine.
+    #[error(
+        "the state machine has applied {applied}, but {reason}: it belongs to another log, or the log has lost entries"
+    )]
+    StateMachine {
+        /// What it says.
+        applied: LogPosition,
+        /// What the log says.
+        reason: String,
+    },
 }
 
 /// Why [`Raft::run`](crate::Raft::run) ended other than by [`quit`](crate::RaftNode::quit),

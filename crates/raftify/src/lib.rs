@@ -72,6 +72,7 @@ mod log_writer;
 #[cfg(test)]
 mod network_tests;
 mod outbox;
+mod pace;
 mod raft;
 mod raft_client;
 mod raft_loop;
@@ -80,6 +81,10 @@ mod raft_server;
 mod remote_node;
 mod reply;
 mod running;
+mod snapshot_directory;
+mod snapshot_receiver;
+mod snapshot_sender;
+mod snapshot_taker;
 mod snapshots;
 mod state_machine;
 mod timing;
@@ -97,9 +102,10 @@ pub use raftify_core::storage::{self, MemoryStorage, StoredState};
 pub use raftify_core::{
     ClusterId, Config, Entry, EntryKind, HardState, Identity, Incarnation, Inspection, LogIndex, LogPosition,
     LogReader, Member, MemberChange, MemberRole, Members, MembershipChange, NodeId, PeerProgress,
-    ReplicationState, Role, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, Status, StorageError,
-    Term,
+    ReplicationState, Role, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
+    Status, StorageError, Term,
 };
 pub use raftify_storage::{HeedStorage, ReadOnlyStorage, WalStorage};
+pub use snapshot_directory::restore_directory;
 pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
 pub use wire::DoorRefusal;

@@ -1,19 +1,19 @@
 //! The network half as one: outboxes, servers and clients talk over loopback, without a raft loop behind them.
 
+mod snapshots;
+
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message as _;
-use raftify_core::error::{InstallError, LeaderHint, MembershipError, ProposeError, UnknownOutcome};
+use raftify_core::error::{LeaderHint, MembershipError, ProposeError, UnknownOutcome};
 use raftify_core::members::SenderRefusal;
-use raftify_core::storage::MemorySnapshotStore;
 use raftify_core::{
     CheckedConfig, ClusterId, Config, Entry, EntryKind, Forward, Forwarding, Identity, Incarnation,
     LeaderRequest, LogIndex, LogPosition, Member, Members, NodeId, RaftMessage, RaftMessageBody, ReadRound,
-    Role, Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotToSend, SnapshotWriter,
-    Status as NodeStatus, Term,
+    Role, Sender, ServerRequestMsg, Status as NodeStatus, Term,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,10 +25,10 @@ use tonic::{Code, Status};
 use crate::outbox::{Outbox, PeerEvent};
 use crate::raft_client::{ClientError, ClusterConnection, UnreachableNode};
 use crate::raft_server::{Door, serve};
-use crate::remote_node::{endpoint, service};
+use crate::remote_node::endpoint;
 use crate::reply::{Reply, local_reply};
-use crate::wire::proto::snapshot_chunk::Part;
 use crate::wire::{self, DoorRefusal, proto};
+use snapshots::TestSnapshots;
 
 const CLUSTER: ClusterId = ClusterId(0xc1);
 
@@ -58,7 +58,7 @@ struct TestNode {
     address: String,
     requests: mpsc::Receiver<ServerRequestMsg<Reply<u64>>>,
     status: watch::Sender<NodeStatus>,
-    snapshots: MemorySnapshotStore,
+    snapshots: TestSnapshots,
     outbox: Outbox,
     events: mpsc::UnboundedReceiver<PeerEvent>,
     stop: Option<oneshot::Sender<()>>,
@@ -76,7 +76,7 @@ impl TestNode {
         let address = listener.local_addr().unwrap().to_string();
         let (requests, received) = mpsc::channel(config.request_queue_max);
         let (events, peer_events) = mpsc::unbounded_channel();
-        let snapshots = MemorySnapshotStore::default();
+        let snapshots = TestSnapshots::default();
         let outbox = Outbox::start(address.clone(), config.clone(), snapshots.clone(), events);
         let status = NodeStatus {
             node_id: id(node),
@@ -138,23 +138,6 @@ impl TestNode {
 
     async fn next_event(&mut self) -> PeerEvent {
         within("an event", self.events.recv()).await.unwrap()
-    }
-
-    async fn snapshot_outcome(&mut self) -> Result<(), String> {
-        loop {
-            if let PeerEvent::SnapshotSent { outcome, .. } = self.next_event().await {
-                return outcome;
-            }
-        }
-    }
-
-    fn put_snapshot(&self, data: &[u8], members: &Members) -> SnapshotMeta {
-        let position = LogPosition::new(1, 9);
-        let meta = SnapshotMeta { cluster_id: CLUSTER, position, members: members.clone() };
-        let mut writer = self.snapshots.create(&meta).unwrap();
-        writer.write_all(data).unwrap();
-        writer.finish().unwrap();
-        meta
     }
 }
 
@@ -478,125 +461,6 @@ async fn a_node_without_a_cluster_refuses_messages_but_can_be_inspected() {
     };
     reply.answer(Ok(inspection.clone()));
     assert_eq!(inspecting.await.unwrap(), Ok(inspection));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_larger_than_any_message_is_installed() {
-    let (mut a, mut b, all) = pair();
-    let data: Vec<u8> = (0..9_000_001_u32).map(|n| (n.wrapping_mul(7) >> 3) as u8).collect();
-    let meta = a.put_snapshot(&data, &all);
-    a.outbox.send_snapshot(SnapshotToSend { to: id(2), term: Term(4), position: meta.position });
-    let ServerRequestMsg::InstallSnapshot { term, snapshot, reply, sender, .. } = b.next_request().await
-    else {
-        panic!("no snapshot")
-    };
-    assert_eq!((term, &snapshot, sender.id), (Term(4), &meta, id(1)));
-    let (_, bytes, mut reader) = b.snapshots.open(meta.position).unwrap();
-    let mut received = Vec::new();
-    std::io::Read::read_to_end(&mut reader, &mut received).unwrap();
-    assert_eq!(bytes, data.len() as u64);
-    assert!(received == data);
-    reply.answer(Ok(()));
-    assert_eq!(a.snapshot_outcome().await, Ok(()));
-}
-
-/// The answer to a snapshot of these parts.
-async fn install_raw(node: &TestNode, parts: Vec<Part>) -> Result<proto::InstallSnapshotReply, Status> {
-    let channel = endpoint(&node.address, Duration::from_secs(5)).unwrap().connect().await.unwrap();
-    let chunks = parts.into_iter().map(|part| proto::SnapshotChunk { part: Some(part) });
-    let stream = tokio_stream::iter(chunks.collect::<Vec<_>>());
-    let answer = within("an answer", service(channel).install_snapshot(stream)).await;
-    answer.map(tonic::Response::into_inner)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn damaged_and_incomplete_snapshots_leave_nothing_behind() {
-    let (_a, b, all) = pair();
-    let batch = good_batch();
-    let position = LogPosition::new(1, 9);
-    let head = |data_bytes| {
-        Part::Head(proto::SnapshotHead {
-            header: batch.header,
-            sender: batch.sender.clone(),
-            receiver: batch.receiver,
-            term: 1,
-            position: wire::position_to_wire(position),
-            members: all.encode(),
-            data_bytes,
-        })
-    };
-    let data = |offset, data: &'static [u8]| {
-        Part::Data(proto::SnapshotData { offset, crc32c: crc32c::crc32c(data), data: data.into() })
-    };
-    let damaged = Part::Data(proto::SnapshotData { offset: 0, crc32c: 1, data: Bytes::from_static(b"abc") });
-    let cases = [
-        vec![head(3), damaged],
-        vec![head(3), data(1, b"abc")],
-        vec![head(4), data(0, b"abc")],
-        vec![head(2), data(0, b"abc")],
-        vec![head(3), head(3)],
-        vec![data(0, b"abc")],
-        vec![],
-    ];
-    for parts in cases {
-        let status = install_raw(&b, parts).await.unwrap_err();
-        assert!(matches!(DoorRefusal::from_status(&status), Some(DoorRefusal::Malformed(_))), "{status:?}");
-        assert!(b.snapshots.open(position).is_err());
-    }
-    assert!(b.requests.is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_snapshot_that_is_not_installed_is_reported_once() {
-    let (mut a, mut b) = (TestNode::start(1), TestNode::start(2));
-    let (_listener, silent) = silent_listener();
-    let all = members([(1, &*a.address), (2, &*b.address), (3, &*silent), (4, &*dead_address())]);
-    a.knows(&all);
-    b.knows(&all);
-    let position = a.put_snapshot(&vec![7; 8 << 20], &all).position;
-    let to_send = |to, position| SnapshotToSend { to: id(to), term: Term(4), position };
-
-    a.outbox.send_snapshot(to_send(9, position));
-    assert!(a.snapshot_outcome().await.unwrap_err().contains("node 9 is not known"));
-
-    a.outbox.send_snapshot(to_send(2, LogPosition::new(1, 77)));
-    assert!(a.snapshot_outcome().await.unwrap_err().contains("no snapshot"));
-
-    a.outbox.send_snapshot(to_send(4, position));
-    a.snapshot_outcome().await.unwrap_err();
-
-    let impatient = Config { snapshot_chunk_timeout: Duration::from_millis(50), ..config() };
-    let mut impatient = TestNode::with(5, impatient, Some(identity(5)));
-    impatient.knows(&all);
-    impatient.put_snapshot(&vec![7; 8 << 20], &all);
-    impatient.outbox.send_snapshot(to_send(3, position));
-    assert!(impatient.snapshot_outcome().await.unwrap_err().contains("no chunk within"));
-
-    a.outbox.send_snapshot(to_send(2, position));
-    a.outbox.send_snapshot(to_send(2, position));
-    assert!(a.snapshot_outcome().await.unwrap_err().contains("another snapshot"));
-    let ServerRequestMsg::InstallSnapshot { reply, .. } = b.next_request().await else {
-        panic!("no snapshot")
-    };
-    reply.answer(Err(InstallError::StaleLeader { term: Term(4), newer: Term(5) }));
-    assert!(a.snapshot_outcome().await.unwrap_err().contains("term 5"));
-
-    a.outbox.send_snapshot(to_send(2, position));
-    let ServerRequestMsg::InstallSnapshot { reply, .. } = b.next_request().await else {
-        panic!("no snapshot")
-    };
-    a.knows(&members([(1, &*a.address), (3, &*silent), (4, &*dead_address())]));
-    assert!(a.snapshot_outcome().await.unwrap_err().contains("removed"));
-    drop(reply);
-
-    a.outbox.send_snapshot(to_send(3, position));
-    within("the end of the outbox", a.outbox.shutdown()).await;
-    a.snapshot_outcome().await.unwrap_err();
-    a.outbox.send_snapshot(to_send(3, position));
-    assert!(a.snapshot_outcome().await.unwrap_err().contains("stopping"));
-    while let Ok(event) = a.events.try_recv() {
-        assert!(!matches!(event, PeerEvent::SnapshotSent { .. }), "{event:?}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,35 +3,34 @@
 //! For each peer there is one bounded queue, one task and one stream, so that messages keep their order and a dead or
 //! slow peer costs the others nothing. Snapshots and requests for the leader travel over a second connection, so that
 //! no heartbeat waits behind them. The raft loop and the log writer hand messages over and never wait; what happens
-//! to the connections is told to the loop as [`PeerEvent`]s.
+//! to the connections is told to the loop as [`PeerEvent`]s. How a snapshot is sent is in `snapshot_sender.rs`.
 //!
 //! It keeps no message for later: what is queued when a connection breaks is dropped, and consensus sends again.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::Read;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use raftify_core::error::{InstallError, ReadError};
+use raftify_core::error::ReadError;
 use raftify_core::members::{MEMBERS_MAX, SenderRefusal};
 use raftify_core::{
-    CheckedConfig, Forward, Forwarding, Identity, LeaderRequest, LogIndex, LogPosition, Members, NodeId,
-    ProposalReply, RaftMessage, ReadRound, Sender, SnapshotMeta, SnapshotStore, SnapshotToSend, StorageError,
+    CheckedConfig, Forward, Forwarding, Identity, LeaderRequest, LogIndex, Members, NodeId, ProposalReply,
+    RaftMessage, ReadRound, Sender, SnapshotStore, SnapshotToSend,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, error, info, warn};
 
 use crate::remote_node::{self, CallError, RemoteNode};
+use crate::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
 use crate::wire::{self, DoorRefusal, VerbError, proto};
 
 /// The pause before the second attempt to connect; it doubles with each further one.
@@ -40,9 +39,6 @@ const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(20);
 /// The pause after a peer has refused this node: trying again helps only once somebody has changed something.
 const REFUSED_DELAY: Duration = Duration::from_secs(5);
 
-/// A receiver makes the whole snapshot durable before it answers: that takes longer than taking in one chunk.
-const SNAPSHOT_ANSWER_CHUNKS: u32 = 10;
-
 /// What the connections tell the raft loop.
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
@@ -50,8 +46,8 @@ pub(crate) enum PeerEvent {
     Unreachable(NodeId),
     /// A snapshot was installed by its receiver, or not. Exactly once for each that was to be sent.
     SnapshotSent {
-        /// The receiver.
-        to: NodeId,
+        /// As asked.
+        sent: SnapshotToSend,
         /// Why not.
         outcome: Result<(), String>,
     },
@@ -73,7 +69,7 @@ pub(crate) enum PeerEvent {
 
 /// The events' channel is unbounded so that none is ever dropped; their number is bounded by what causes them: one
 /// for each attempt to connect, each snapshot and each round of reads.
-type Events = mpsc::UnboundedSender<PeerEvent>;
+pub(crate) type Events = mpsc::UnboundedSender<PeerEvent>;
 
 /// The way back to who proposed, for a proposal that another node answered.
 pub(crate) trait RemoteReply: ProposalReply {
@@ -95,7 +91,7 @@ impl Clone for Outbox {
 struct Shared {
     own_address: String,
     config: CheckedConfig,
-    open_snapshot: OpenSnapshot,
+    snapshots: Arc<SnapshotSender>,
     events: Events,
     runtime: Handle,
     /// As many requests may be on the way to the leader as may wait on this node.
@@ -104,9 +100,6 @@ struct Shared {
     /// task in between would cost each message a change of threads.
     state: Mutex<State>,
 }
-
-type OpenSnapshot = Arc<dyn Fn(LogPosition) -> Result<OpenedSnapshot, StorageError> + Send + Sync>;
-type OpenedSnapshot = (SnapshotMeta, u64, Box<dyn Read + Send>);
 
 struct State {
     /// `None` until this node knows to which cluster it belongs: nobody is spoken to before.
@@ -131,13 +124,9 @@ struct Peer {
     /// For everything but the stream. Connects by itself when it is used.
     channel: Channel,
     stream_task: AbortHandle,
-    snapshot: Option<SnapshotOnItsWay>,
-}
-
-struct SnapshotOnItsWay {
-    task: AbortHandle,
-    /// Gone as soon as the outcome is reported: who hears of it may at once send the next one.
-    unreported: Weak<()>,
+    /// The last snapshot that was to be sent.
+    snapshot_task: Option<AbortHandle>,
+    snapshot_failures: Failures,
 }
 
 impl Peer {
@@ -145,8 +134,8 @@ impl Peer {
     fn end(self) {
         self.queue.close();
         self.stream_task.abort();
-        if let Some(snapshot) = self.snapshot {
-            snapshot.task.abort();
+        if let Some(task) = self.snapshot_task {
+            task.abort();
         }
     }
 }
@@ -165,13 +154,9 @@ impl Outbox {
         snapshots: S,
         events: Events,
     ) -> Outbox {
-        let open_snapshot = move |position| {
-            let (meta, bytes, reader) = snapshots.open(position)?;
-            Ok((meta, bytes, Box::new(reader) as Box<dyn Read + Send>))
-        };
         let shared = Shared {
             own_address,
-            open_snapshot: Arc::new(open_snapshot),
+            snapshots: Arc::new(SnapshotSender::new(&config, snapshots, events.clone())),
             events,
             runtime: Handle::current(),
             forwards: Arc::new(Semaphore::new(config.proposals_in_flight_max.min(Semaphore::MAX_PERMITS))),
@@ -244,11 +229,10 @@ impl Outbox {
         }
     }
 
-    /// Sends a snapshot. Exactly one [`PeerEvent::SnapshotSent`] follows, whatever happens.
+    /// Sends a snapshot, in place of one that is still on its way there. Exactly one [`PeerEvent::SnapshotSent`]
+    /// follows for each, whatever happens.
     pub(crate) fn send_snapshot(&self, snapshot: SnapshotToSend) {
-        let unreported = Arc::new(());
-        let on_its_way = Arc::downgrade(&unreported);
-        let report = SnapshotReport { to: snapshot.to, owed: Some((self.shared.events.clone(), unreported)) };
+        let report = SnapshotReport::new(snapshot, self.shared.events.clone());
         let mut state = lock(&self.shared.state);
         let state = &mut *state;
         if state.closed {
@@ -257,18 +241,17 @@ impl Outbox {
         let Some(peer) = state.peers.get_mut(&snapshot.to) else {
             return report.failed(format!("node {} is not known here", snapshot.to));
         };
-        if peer.snapshot.as_ref().is_some_and(|snapshot| snapshot.unreported.strong_count() > 0) {
-            return report.failed("another snapshot is on its way there".to_owned());
+        if let Some(earlier) = peer.snapshot_task.take() {
+            earlier.abort();
         }
         let transfer = SnapshotTransfer {
             snapshot,
-            introduction: peer.queue.introduction(),
+            sender: Arc::clone(&self.shared.snapshots),
+            queue: Arc::clone(&peer.queue),
             channel: peer.channel.clone(),
-            open_snapshot: Arc::clone(&self.shared.open_snapshot),
-            chunk_timeout: self.shared.config.snapshot_chunk_timeout,
+            failures: Arc::clone(&peer.snapshot_failures),
         };
-        let task = self.shared.spawn(&mut state.tasks, transfer.run(report));
-        peer.snapshot = Some(SnapshotOnItsWay { task, unreported: on_its_way });
+        peer.snapshot_task = Some(self.shared.spawn(&mut state.tasks, transfer.run(report)));
     }
 
     /// Passes a request on to the leader, and the answer back. At most once: it is never sent again.
@@ -411,7 +394,8 @@ impl Shared {
                     endpoint.connect_lazy()
                 },
                 stream_task: self.spawn(&mut state.tasks, connection.keep()),
-                snapshot: None,
+                snapshot_task: None,
+                snapshot_failures: Failures::default(),
             };
             state.peers.insert(id, peer);
         }
@@ -419,7 +403,7 @@ impl Shared {
 }
 
 /// The loop that listens may have ended: then nobody needs the event any more.
-fn send_event(events: &Events, event: PeerEvent) {
+pub(crate) fn send_event(events: &Events, event: PeerEvent) {
     if let Err(event) = events.send(event) {
         debug!(event = ?event.0, "nobody listens any more");
     }
@@ -427,14 +411,14 @@ fn send_event(events: &Events, event: PeerEvent) {
 
 /// What a batch says besides its messages.
 #[derive(Clone)]
-struct Introduction {
-    header: proto::Header,
-    sender: proto::Sender,
-    receiver: proto::Receiver,
+pub(crate) struct Introduction {
+    pub(crate) header: proto::Header,
+    pub(crate) sender: proto::Sender,
+    pub(crate) receiver: proto::Receiver,
 }
 
 /// The messages that wait for one peer's stream, which takes them out itself: no task stands between.
-struct PeerQueue {
+pub(crate) struct PeerQueue {
     peer: NodeId,
     messages_max: usize,
     inner: Mutex<QueueInner>,
@@ -465,7 +449,7 @@ impl PeerQueue {
         PeerQueue { peer, messages_max, inner: Mutex::new(inner) }
     }
 
-    fn introduction(&self) -> Introduction {
+    pub(crate) fn introduction(&self) -> Introduction {
         lock(&self.inner).introduction.clone()
     }
 
@@ -637,174 +621,6 @@ impl PeerConnection {
             Some(_) => REFUSED_DELAY,
         }
     }
-}
-
-/// Owed to the loop for every snapshot that was to be sent. Dropped without an outcome, because the task was ended, it
-/// says so: consensus would wait for ever otherwise.
-struct SnapshotReport {
-    to: NodeId,
-    owed: Option<(Events, Arc<()>)>,
-}
-
-impl SnapshotReport {
-    fn failed(mut self, reason: String) {
-        self.tell(Err(reason));
-    }
-
-    fn tell(&mut self, outcome: Result<(), String>) {
-        if let Some((events, unreported)) = self.owed.take() {
-            drop(unreported);
-            send_event(&events, PeerEvent::SnapshotSent { to: self.to, outcome });
-        }
-    }
-}
-
-impl Drop for SnapshotReport {
-    fn drop(&mut self) {
-        self.tell(Err(
-            "sending was ended: the peer was removed or has moved, or this node is stopping".to_owned()
-        ));
-    }
-}
-
-/// One snapshot on its way to one peer.
-struct SnapshotTransfer {
-    snapshot: SnapshotToSend,
-    introduction: Introduction,
-    channel: Channel,
-    open_snapshot: OpenSnapshot,
-    chunk_timeout: Duration,
-}
-
-impl SnapshotTransfer {
-    async fn run(self, mut report: SnapshotReport) {
-        let SnapshotToSend { to, position, .. } = self.snapshot;
-        info!(peer = %to, %position, "sending a snapshot");
-        let outcome = self.send().await;
-        let outcome = match outcome {
-            Ok(()) => {
-                info!(peer = %to, %position, "the snapshot is installed");
-                Ok(())
-            }
-            Err(failure) => {
-                warn!(peer = %to, %position, reason = %failure.reason, "the snapshot was not installed");
-                if let (Some(refusal), Some((events, _))) = (failure.refusal, &report.owed) {
-                    send_event(events, PeerEvent::RefusedBy { by: to, refusal });
-                }
-                Err(failure.reason)
-            }
-        };
-        report.tell(outcome);
-    }
-
-    async fn send(self) -> Result<(), SnapshotFailure> {
-        let position = self.snapshot.position;
-        let open_snapshot = self.open_snapshot;
-        let opened = tokio::task::spawn_blocking(move || open_snapshot(position)).await;
-        let (meta, data_bytes, reader) = opened.map_err(failure)?.map_err(failure)?;
-        let head = proto::SnapshotHead {
-            header: Some(self.introduction.header),
-            sender: Some(self.introduction.sender),
-            receiver: Some(self.introduction.receiver),
-            term: self.snapshot.term.0,
-            position: wire::position_to_wire(position),
-            members: meta.members.encode(),
-            data_bytes,
-        };
-
-        // One chunk waits while another is under way: the reader of a slow receiver does not run ahead.
-        let (chunks, stream) = mpsc::channel(1);
-        let mut service = remote_node::service(self.channel);
-        let call = service.install_snapshot(ReceiverStream::new(stream));
-        let feed = feed_chunks(head, reader, chunks, self.chunk_timeout);
-        tokio::pin!(call, feed);
-        let answer = tokio::select! {
-            // The answer first: when the receiver refuses, feeding fails too, and with less to say.
-            biased;
-            answer = &mut call => answer,
-            fed = &mut feed => {
-                fed?;
-                let patience = self.chunk_timeout.saturating_mul(SNAPSHOT_ANSWER_CHUNKS);
-                match timeout(patience, &mut call).await {
-                    Ok(answer) => answer,
-                    Err(_) => return Err(failure(format!("all of it was sent, but no answer came within {patience:?}"))),
-                }
-            }
-        };
-        match answer {
-            Ok(reply) => match reply.into_inner().refusal {
-                None => Ok(()),
-                Some(refusal) => Err(SnapshotFailure {
-                    refusal: match wire::refusal_from_wire(&refusal) {
-                        Some(InstallError::Sender(refusal)) => Some(refusal),
-                        _ => None,
-                    },
-                    reason: refusal.message,
-                }),
-            },
-            Err(status) => Err(SnapshotFailure {
-                refusal: match DoorRefusal::from_status(&status) {
-                    Some(DoorRefusal::Sender(refusal)) => Some(refusal),
-                    _ => None,
-                },
-                reason: remote_node::describe(&status),
-            }),
-        }
-    }
-}
-
-struct SnapshotFailure {
-    reason: String,
-    /// If the peer does not believe this node.
-    refusal: Option<SenderRefusal>,
-}
-
-fn failure(reason: impl ToString) -> SnapshotFailure {
-    SnapshotFailure { reason: reason.to_string(), refusal: None }
-}
-
-/// Reads the data and hands it to the stream, which takes a chunk when the receiver has room for it.
-async fn feed_chunks(
-    head: proto::SnapshotHead,
-    mut reader: Box<dyn Read + Send>,
-    chunks: mpsc::Sender<proto::SnapshotChunk>,
-    chunk_timeout: Duration,
-) -> Result<(), SnapshotFailure> {
-    use proto::snapshot_chunk::Part;
-    let data_bytes = head.data_bytes;
-    let mut part = Part::Head(head);
-    let mut offset = 0;
-    loop {
-        let chunk = proto::SnapshotChunk { part: Some(part) };
-        match timeout(chunk_timeout, chunks.send(chunk)).await {
-            Ok(Ok(())) => {}
-            // The call has ended: its answer says why.
-            Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => {
-                return Err(failure(format!("the peer took in no chunk within {chunk_timeout:?}")));
-            }
-        }
-        let read = tokio::task::spawn_blocking(move || {
-            let mut data = Vec::with_capacity(wire::SNAPSHOT_CHUNK_BYTES);
-            reader
-                .by_ref()
-                .take(wire::SNAPSHOT_CHUNK_BYTES as u64)
-                .read_to_end(&mut data)
-                .map(|_| (reader, data))
-        });
-        let (returned, data) = read.await.map_err(failure)?.map_err(failure)?;
-        reader = returned;
-        if data.is_empty() {
-            break;
-        }
-        let length = data.len() as u64;
-        part = Part::Data(proto::SnapshotData { offset, crc32c: crc32c::crc32c(&data), data: data.into() });
-        offset += length;
-    }
-    if offset != data_bytes {
-        return Err(failure(format!("the snapshot should hold {data_bytes} bytes, but {offset} were read")));
-    }
-    Ok(())
 }
 
 /// Why a request did not leave.

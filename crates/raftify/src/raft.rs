@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use raftify_core::error::{JoinError, MembershipError, StartError};
 use raftify_core::members::{LeaveJoint, check_address};
+use raftify_core::storage::StoredState;
 use raftify_core::{
-    ClusterId, Config, CoreStart, Identity, Incarnation, LocalRequestMsg, Member, MemberChange, Members,
-    MembershipChange, NodeId, RaftNodeCore, StableStorage,
+    ClusterId, Config, CoreStart, Identity, Incarnation, LocalRequestMsg, LogPosition, Member, MemberChange,
+    Members, MembershipChange, NodeId, RaftNodeCore, StableStorage,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -147,6 +148,7 @@ where
         let raft_addr: Arc<str> = raft_addr.into().into();
         check_address(&raft_addr)?;
         let stored = storage.load()?;
+        let recovered = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
         let start = CoreStart {
             node_id,
@@ -174,6 +176,7 @@ where
             storage,
             state_machine: fsm,
             snapshot,
+            recovered,
             listener,
             local_requests,
             queries: waiting_queries,
@@ -351,6 +354,24 @@ where
             },
             reason = self.node.lifecycle().stopping() => Err(reason.into()),
         }
+    }
+}
+
+/// What the state machine has applied, if it is what this node's log holds.
+fn applied_by<FSM: AbstractStateMachine>(
+    state_machine: &FSM,
+    stored: &StoredState,
+) -> Result<LogPosition, BootstrapError> {
+    let applied = state_machine.applied();
+    let refused = |reason| Err(BootstrapError::StateMachine { applied, reason });
+    if applied.index > stored.last.index {
+        return refused(format!("this node's log ends at {}", stored.last));
+    }
+    match stored.term_at(applied.index) {
+        Some(term) if term != applied.term => {
+            refused(format!("in this node's log, that entry is of term {term}"))
+        }
+        _ => Ok(applied),
     }
 }
 

@@ -5,33 +5,36 @@
 //! in the queue, so that a busy node slows its peers down; single requests are answered `Busy` instead. Incoming
 //! snapshots go chunk by chunk into the snapshot store and reach the loop when they are whole and durable.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::ready;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, StreamExt};
 use raftify_core::error::{
     InstallError, MembershipError, ProposeError, ReadError, StopReason, UnknownOutcome,
 };
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
     CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, MembershipChange,
-    ProposalReply, Responder, Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotWriter,
+    ProposalReply, Responder, Sender, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore,
     Status as NodeStatus, Term,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::outbox::Outbox;
 use crate::remote_node::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
 };
+use crate::snapshot_receiver::{Incoming, NotReceived, SnapshotReceiver};
 use crate::wire::proto::raft_service_server::{RaftService, RaftServiceServer};
 use crate::wire::{self, DoorRefusal, VerbError, proto};
 
@@ -72,7 +75,9 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     let incoming = TcpIncoming::from(TcpListener::from_std(listener)?).with_nodelay(Some(true));
     let (close, closing) = watch::channel(false);
     let (stopped, mut stopping) = oneshot::channel();
-    let service = Service { door, closing, installing: Arc::default(), writing: Arc::new(Semaphore::new(1)) };
+    let snapshots =
+        Arc::new(SnapshotReceiver::new(door.snapshots.clone(), door.config.snapshot_chunk_timeout));
+    let service = Service { door: Arc::new(door), closing, snapshots: Arc::clone(&snapshots) };
     let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -89,6 +94,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     tokio::pin!(serving);
     let ended = tokio::select! {
         ended = &mut serving => ended,
+        never = snapshots.forget_unused() => match never {},
         _ = &mut stopping => match timeout(SHUTDOWN_GRACE, &mut serving).await {
             Ok(ended) => ended,
             Err(_) => {
@@ -100,19 +106,20 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     ended.map_err(|error| io::Error::other(with_sources(&error)))
 }
 
-struct Service<R, S> {
-    door: Door<R, S>,
+struct Service<R, S: SnapshotStore> {
+    door: Arc<Door<R, S>>,
     closing: watch::Receiver<bool>,
-    /// The snapshot that is being received.
-    installing: Arc<Mutex<Option<Installing>>>,
-    /// Held by whoever writes a snapshot: a second one begins when the file of the first is closed.
-    writing: Arc<Semaphore>,
+    snapshots: Arc<SnapshotReceiver<S>>,
 }
 
-/// The snapshot that is being received, of which leader. Dropping it ends that.
-struct Installing {
-    term: Term,
-    end: oneshot::Sender<()>,
+impl<R, S: SnapshotStore> Clone for Service<R, S> {
+    fn clone(&self) -> Self {
+        Service {
+            door: Arc::clone(&self.door),
+            closing: self.closing.clone(),
+            snapshots: Arc::clone(&self.snapshots),
+        }
+    }
 }
 
 /// Who sent something that passed the door.
@@ -233,11 +240,11 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let _ = self.closing.clone().wait_for(|closing| *closing).await;
     }
 
-    /// Takes in a whole snapshot. Returns what is to be told to the loop.
-    async fn receive_snapshot(
+    /// Reads the head of a snapshot, and begins to take it in.
+    async fn begin_snapshot(
         &self,
         stream: &mut Streaming<proto::SnapshotChunk>,
-    ) -> Result<Result<ReceivedSnapshot, InstallError>, Status> {
+    ) -> Result<IncomingSnapshot<S>, Status> {
         use proto::snapshot_chunk::Part;
         let head = match self.next_chunk(stream).await? {
             Some(Part::Head(head)) => head,
@@ -247,85 +254,74 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let term = wire::nonzero_term("the leader's term", head.term).map_err(DoorRefusal::from)?;
         let snapshot = wire::snapshot_from_wire(admitted.cluster_id, head.position, &head.members)
             .map_err(DoorRefusal::from)?;
+        let digest = SnapshotDigest { data_bytes: head.data_bytes, crc32c: head.data_crc32c };
         let position = snapshot.position;
-        info!(peer = %admitted.sender.id, %position, bytes = head.data_bytes, "receiving a snapshot");
-
-        let mut ended = self.begin_installing(term)?;
-        let superseded =
-            || DoorRefusal::StaleSnapshot { term, newer: self.installing_term().unwrap_or(term) };
-        let permit = tokio::select! {
-            permit = Arc::clone(&self.writing).acquire_owned() => permit,
-            _ = &mut ended => return Err(superseded().into()),
+        if self.door.status.borrow().commit >= position.index {
+            // What it holds is here, and known to be committed: an earlier call may have broken off after its end.
+            return Ok(IncomingSnapshot::AlreadyHere);
+        }
+        let begun = tokio::select! {
+            begun = self.snapshots.begin(term, snapshot, digest) => begun,
             () = self.closed() => return Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
         };
-        let permit = permit.map_err(|_| DoorRefusal::Stopped(StopReason::Stopped))?;
-        let refused = |reason: String| {
-            warn!(%position, reason, "the incoming snapshot cannot be written");
-            Ok(Err(InstallError::Refused { position, reason }))
+        let incoming = match begun {
+            Ok(incoming) => incoming,
+            Err(NotReceived::Status(status)) => return Err(status),
+            Err(NotReceived::Refused(error)) => return Ok(IncomingSnapshot::Refused(error)),
         };
-        let store = self.door.snapshots.clone();
-        let meta = snapshot.clone();
-        let created = blocking(move || {
-            let writer = store.create(&meta).map_err(|error| with_sources(&error))?;
-            Ok(IncomingFile { writer, _permit: permit })
-        });
-        let mut file = match created.await {
-            Ok(file) => file,
-            Err(reason) => return refused(reason),
-        };
+        let (peer, begin_at) = (admitted.sender.id, incoming.begin_at());
+        info!(%peer, %position, begin_at, bytes = digest.data_bytes, "receiving a snapshot");
+        Ok(IncomingSnapshot::Begun { incoming, admitted, term })
+    }
 
-        let mut offset = 0;
+    /// Takes in the data of a snapshot, and has it installed.
+    async fn complete_snapshot(
+        &self,
+        incoming: Incoming<S>,
+        Admitted { sender, receiver, .. }: Admitted,
+        term: Term,
+        mut stream: Streaming<proto::SnapshotChunk>,
+    ) -> Result<Result<(), InstallError>, Status> {
+        let snapshot = match self.receive_data(incoming, &mut stream).await {
+            Ok(snapshot) => snapshot,
+            Err(NotReceived::Status(status)) => return Err(status),
+            Err(NotReceived::Refused(error)) => return Ok(Err(error)),
+        };
+        let (answered, answer) = oneshot::channel();
+        let reply = responder(answered);
+        let install = ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply };
+        tokio::select! {
+            queued = self.door.requests.send(install) => {
+                queued.map_err(|_| DoorRefusal::Stopped(StopReason::Stopped))?;
+            }
+            () = self.closed() => return Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
+        }
+        Ok(answer.await.unwrap_or(Err(InstallError::Stopped(StopReason::Stopped))))
+    }
+
+    async fn receive_data(
+        &self,
+        mut incoming: Incoming<S>,
+        stream: &mut Streaming<proto::SnapshotChunk>,
+    ) -> Result<SnapshotMeta, NotReceived> {
+        use proto::snapshot_chunk::Part;
         loop {
-            let chunk = tokio::select! {
-                chunk = self.next_chunk(stream) => chunk?,
-                _ = &mut ended => return Err(superseded().into()),
+            let part = tokio::select! {
+                part = self.next_chunk(stream) => part?,
+                ended = incoming.ended() => return Err(ended),
             };
-            let data = match chunk {
-                Some(Part::Data(data)) => data,
-                Some(Part::Head(_)) => return Err(malformed("a second head in the middle of a snapshot")),
-                None => break,
-            };
-            if data.offset != offset {
-                return Err(malformed(format!(
-                    "a chunk is for offset {}, expected is {offset}",
-                    data.offset
-                )));
+            match part {
+                Some(Part::Data(data)) => incoming.write(data).await?,
+                Some(Part::Head(_)) => {
+                    return Err(malformed("a second head in the middle of a snapshot").into());
+                }
+                None => return incoming.finish().await,
             }
-            let actual = crc32c::crc32c(&data.data);
-            if data.crc32c != actual {
-                return Err(malformed(format!(
-                    "the chunk at offset {offset} was damaged on its way: its checksum is {actual:08x}, it should be \
-                     {:08x}",
-                    data.crc32c
-                )));
-            }
-            offset += data.data.len() as u64;
-            if offset > head.data_bytes {
-                return Err(malformed(format!("more data than the {} bytes announced", head.data_bytes)));
-            }
-            let written = blocking(move || match file.writer.write_all(&data.data) {
-                Ok(()) => Ok(file),
-                Err(error) => Err(error.to_string()),
-            });
-            file = match written.await {
-                Ok(file) => file,
-                Err(reason) => return refused(reason),
-            };
         }
-        if offset != head.data_bytes {
-            return Err(malformed(format!(
-                "the snapshot ended after {offset} bytes, {} were announced",
-                head.data_bytes
-            )));
-        }
-        let finished = blocking(move || {
-            let IncomingFile { writer, _permit } = file;
-            writer.finish().map_err(|error| with_sources(&error))
-        });
-        match finished.await {
-            Ok(_) => Ok(Ok(ReceivedSnapshot { admitted, term, snapshot })),
-            Err(reason) => refused(reason),
-        }
+    }
+
+    fn snapshot_reply(&self, answer: proto::install_snapshot_reply::Answer) -> proto::InstallSnapshotReply {
+        proto::InstallSnapshotReply { header: self.header(), answer: Some(answer) }
     }
 
     /// The next part, if it comes in time: a sender that hangs must not keep others from sending.
@@ -345,48 +341,23 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             }
         }
     }
+}
 
-    /// Only one snapshot is received at a time. The newer leader's wins; the same leader would not send another one if
-    /// it had not given up the first. Resolves, with an error, when this one has to end.
-    fn begin_installing(&self, term: Term) -> Result<oneshot::Receiver<()>, DoorRefusal> {
-        let mut installing = self.installing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(current) = installing.as_ref()
-            && !current.end.is_closed()
-            && current.term > term
-        {
-            return Err(DoorRefusal::StaleSnapshot { term, newer: current.term });
-        }
-        let (end, ended) = oneshot::channel();
-        *installing = Some(Installing { term, end });
-        Ok(ended)
+enum IncomingSnapshot<S: SnapshotStore> {
+    Begun { incoming: Incoming<S>, admitted: Admitted, term: Term },
+    AlreadyHere,
+    Refused(InstallError),
+}
+
+fn installed(outcome: Result<(), InstallError>) -> proto::install_snapshot_reply::Answer {
+    use proto::install_snapshot_reply::Answer;
+    match outcome {
+        Ok(()) => Answer::Installed(proto::SnapshotInstalled {}),
+        Err(error) => Answer::Refusal(proto::Refusal {
+            message: error.to_string(),
+            detail: wire::encode_detail(&error),
+        }),
     }
-
-    fn installing_term(&self) -> Option<Term> {
-        self.installing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .map(|installing| installing.term)
-    }
-}
-
-struct ReceivedSnapshot {
-    admitted: Admitted,
-    term: Term,
-    snapshot: SnapshotMeta,
-}
-
-struct IncomingFile<W> {
-    writer: W,
-    /// Given back when the writer is gone, also when the call ends while a chunk is being written.
-    _permit: OwnedSemaphorePermit,
-}
-
-/// Files are written on threads that may wait for the disk.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 fn responder<T: Send + 'static, E: From<StopReason> + Send + 'static>(
@@ -432,29 +403,33 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         Ok(Response::new(proto::StreamMessagesReply { header: self.header() }))
     }
 
+    type InstallSnapshotStream = BoxStream<'static, Result<proto::InstallSnapshotReply, Status>>;
+
     async fn install_snapshot(
         &self,
         request: Request<Streaming<proto::SnapshotChunk>>,
-    ) -> Result<Response<proto::InstallSnapshotReply>, Status> {
-        let installed = match self.receive_snapshot(&mut request.into_inner()).await? {
-            Ok(ReceivedSnapshot { admitted: Admitted { sender, receiver, .. }, term, snapshot }) => {
-                let (answered, answer) = oneshot::channel();
-                let reply = responder(answered);
-                let install = ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply };
-                tokio::select! {
-                    queued = self.door.requests.send(install) => {
-                        queued.map_err(|_| DoorRefusal::Stopped(StopReason::Stopped))?;
-                    }
-                    () = self.closed() => return Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
-                }
-                answer.await.unwrap_or(Err(InstallError::Stopped(StopReason::Stopped)))
+    ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
+        use proto::install_snapshot_reply::Answer;
+        let mut chunks = request.into_inner();
+        let (incoming, admitted, term) = match self.begin_snapshot(&mut chunks).await? {
+            IncomingSnapshot::Begun { incoming, admitted, term } => (incoming, admitted, term),
+            IncomingSnapshot::AlreadyHere => {
+                let only = self.snapshot_reply(installed(Ok(())));
+                return Ok(Response::new(stream::once(ready(Ok(only))).boxed()));
             }
-            Err(error) => Err(error),
+            IncomingSnapshot::Refused(error) => {
+                let only = self.snapshot_reply(installed(Err(error)));
+                return Ok(Response::new(stream::once(ready(Ok(only))).boxed()));
+            }
         };
-        let refusal = installed
-            .err()
-            .map(|error| proto::Refusal { message: error.to_string(), detail: wire::encode_detail(&error) });
-        Ok(Response::new(proto::InstallSnapshotReply { header: self.header(), refusal }))
+        let first = self.snapshot_reply(Answer::BeginAt(incoming.begin_at()));
+        let service = self.clone();
+        // Driven by the connection that takes the answers, and dropped with it.
+        let last = async move {
+            let outcome = service.complete_snapshot(incoming, admitted, term, chunks).await?;
+            Ok(service.snapshot_reply(installed(outcome)))
+        };
+        Ok(Response::new(stream::iter([Ok(first)]).chain(stream::once(last)).boxed()))
     }
 
     async fn propose(

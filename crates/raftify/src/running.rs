@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use raftify_core::error::{JoinError, StopReason};
 use raftify_core::{
-    CheckedConfig, ClusterId, Identity, Incarnation, LocalRequestMsg, Member, Members, NodeId, RaftNodeCore,
-    Responder, SnapshotMeta, StableStorage, Status,
+    CheckedConfig, ClusterId, Identity, Incarnation, LocalRequestMsg, LogPosition, Member, Members, NodeId,
+    RaftNodeCore, Responder, SnapshotMeta, StableStorage, Status,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError as TaskError, JoinSet};
@@ -22,6 +22,7 @@ use crate::outbox::Outbox;
 use crate::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::raft_server::{Door, serve};
 use crate::reply::Reply;
+use crate::snapshot_taker::SnapshotTaker;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
 
@@ -33,6 +34,7 @@ pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) storage: S,
     pub(crate) state_machine: FSM,
     pub(crate) snapshot: Option<SnapshotMeta>,
+    pub(crate) recovered: LogPosition,
     pub(crate) listener: TcpListener,
     pub(crate) local_requests: mpsc::Receiver<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
@@ -66,7 +68,14 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             node_id,
             state_machine: self.state_machine,
             snapshots: snapshots.clone(),
+            snapshot_taker: SnapshotTaker::new(
+                snapshots.clone(),
+                self.config.snapshot_bytes_per_second_max,
+                events.clone(),
+                lifecycle.clone(),
+            ),
             snapshot: self.snapshot,
+            recovered: self.recovered,
             queries: self.queries,
             events: events.clone(),
             formatter: self.formatter,

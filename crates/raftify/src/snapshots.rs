@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use raftify_core::{LogPosition, SnapshotMeta, SnapshotStore, SnapshotWriter, StorageError};
+use raftify_core::{LogPosition, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StorageError};
 
 /// A [`SnapshotStore`] whose [`retain`](SnapshotStore::retain) spares what is newer than all that it is told to keep.
 #[derive(Clone)]
@@ -37,7 +37,7 @@ impl<S: SnapshotStore> SnapshotStore for TrackedSnapshots<S> {
         Ok(TrackedWriter { writer, position: meta.position, finished: Arc::clone(&self.finished) })
     }
 
-    fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, u64, S::Reader), StorageError> {
+    fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, SnapshotDigest, S::Reader), StorageError> {
         self.store.open(position)
     }
 

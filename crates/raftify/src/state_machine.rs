@@ -19,13 +19,92 @@ use crate::log_entry::AbstractLogEntry;
 ///   same reply. No clock, no random numbers, no environment: what is needed of these belongs into the entry.
 /// - **At least once over a restart.** A node that starts again restores the newest snapshot and applies the entries
 ///   after it again. A state machine in memory starts from nothing and needs to know nothing of it; one that keeps
-///   its state itself skips positions that it has already.
+///   its state itself says in [`applied`](Self::applied) what it has already.
 /// - **Nothing to lose.** No method needs to make anything durable: log and snapshots are.
 /// - **One at a time.** All methods are called by one thread, which may block (but see
 ///   [`is_quick_to_apply`](Self::is_quick_to_apply)). While it does, nothing is applied on this
 ///   node, replies and reads wait, and entries gather up to
 ///   [`unapplied_bytes_max`](crate::Config::unapplied_bytes_max); elections and the other nodes are not affected.
 /// - **Panics** are caught and treated like a fatal error.
+///
+/// # State on disk
+/// A state machine may keep its state itself, in a database or in files. Then a node that starts again need not restore
+/// a snapshot, and applies only what is missing. What it must hold to:
+/// - The state and the position of the last entry in it become durable in one step, such as one transaction.
+/// - They may lag behind what was applied, by as much as is cheap, since the log brings the rest again. They must never
+///   run ahead of it, or be those of different moments.
+/// - Snapshots are needed all the same: for followers that lag too far behind, and to cut the log. Capture a
+///   checkpoint, such as hard links to files that do not change any more, with [`SnapshotCapture::of_directory`], and
+///   read it back with [`restore_directory`](crate::restore_directory). The snapshot is a copy of the state on the same
+///   disk; where that is much, raise [`snapshot_entries`](crate::Config::snapshot_entries) and
+///   [`snapshot_log_bytes`](crate::Config::snapshot_log_bytes).
+/// - A snapshot holds the position of its state like the state itself, and restoring replaces both in one step.
+///
+/// ```
+/// use std::fs::{self, File};
+/// use std::io::{self, Read, Write};
+/// use std::path::PathBuf;
+///
+/// use raftify::{AbstractStateMachine, BoxError, LogPosition, SnapshotCapture, restore_value};
+///
+/// /// A sum, in a file together with the position up to which it is the sum.
+/// struct SumOnDisk {
+///     path: PathBuf,
+///     state: (u64, LogPosition),
+/// }
+///
+/// impl SumOnDisk {
+///     fn open(path: PathBuf) -> Result<SumOnDisk, BoxError> {
+///         let state = match File::open(&path) {
+///             Ok(mut file) => restore_value(&mut file)?,
+///             Err(error) if error.kind() == io::ErrorKind::NotFound => (0, LogPosition::ZERO),
+///             Err(error) => return Err(error.into()),
+///         };
+///         Ok(SumOnDisk { path, state })
+///     }
+///
+///     /// Replaces the file as a whole. (A real one would do so once for many entries: it may lag behind.)
+///     fn save(&self) -> Result<(), BoxError> {
+///         let new = self.path.with_extension("new");
+///         let mut file = File::create(&new)?;
+///         SnapshotCapture::of(self.state).write_to(&mut file)?;
+///         file.sync_all()?;
+///         Ok(fs::rename(new, &self.path)?)
+///     }
+/// }
+///
+/// impl AbstractStateMachine for SumOnDisk {
+///     type LogEntry = u64;
+///     type Reply = u64;
+///
+///     fn apply(&mut self, position: LogPosition, add: u64) -> Result<u64, BoxError> {
+///         self.state = (self.state.0 + add, position);
+///         self.save()?;
+///         Ok(self.state.0)
+///     }
+///
+///     fn applied(&self) -> LogPosition {
+///         self.state.1
+///     }
+///
+///     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+///         Ok(SnapshotCapture::of(self.state))
+///     }
+///
+///     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
+///         self.state = restore_value(reader)?;
+///         self.save()
+///     }
+/// }
+/// #
+/// # let directory = tempfile::tempdir()?;
+/// # let mut sum = SumOnDisk::open(directory.path().join("sum"))?;
+/// # assert_eq!(sum.apply(LogPosition::new(1, 2), 40)?, 40);
+/// # let mut again = SumOnDisk::open(directory.path().join("sum"))?;
+/// # assert_eq!(again.applied(), LogPosition::new(1, 2));
+/// # assert_eq!(again.apply(LogPosition::new(1, 3), 2)?, 42);
+/// # Ok::<(), BoxError>(())
+/// ```
 pub trait AbstractStateMachine: Send + 'static {
     /// What is applied.
     type LogEntry: AbstractLogEntry;
@@ -62,6 +141,17 @@ pub trait AbstractStateMachine: Send + 'static {
         false
     }
 
+    /// The last position that is durably in the state already, for a state machine that keeps its state itself: see
+    /// [above](Self#state-on-disk). Called once, at [`bootstrap`](crate::Raft::bootstrap), before everything else. Entries
+    /// up to there are not applied again, and a snapshot from before is not restored. Default, and right for a state
+    /// machine that has nothing yet: [`LogPosition::ZERO`].
+    ///
+    /// A position that this node's log does not hold is an error of `bootstrap`: the state is that of another node, or
+    /// the log has lost entries.
+    fn applied(&self) -> LogPosition {
+        LogPosition::ZERO
+    }
+
     /// Captures the state as it is now. It should be quick, since nothing is applied meanwhile: clone what is small,
     /// share what is not, or open a read transaction. The capture is written out on another thread while further
     /// entries are applied.
@@ -71,7 +161,7 @@ pub trait AbstractStateMachine: Send + 'static {
     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError>;
 
     /// Replaces the state by that of a snapshot, written by this or another node. Called when the node starts, before
-    /// any entry, and whenever the leader sends a snapshot because this node lags too far behind. Build the new state
+    /// any entry, if the state machine does not have that much [by itself](Self::applied), and whenever the leader sends a snapshot because this node lags too far behind. Build the new state
     /// apart and replace the old one at the end.
     ///
     /// The data is checked while it is read: damage shows as an error of the reader, never as wrong bytes. `reader`
@@ -97,7 +187,8 @@ impl SnapshotCapture {
         SnapshotCapture(Box::new(write_out))
     }
 
-    /// A value that is written out in the format of `postcard`; [`restore_value`] reads it back.
+    /// A value that is written out in the format of `postcard`; [`restore_value`] reads it back, at once: for states
+    /// that fit into memory twice.
     pub fn of(value: impl Serialize + Send + 'static) -> SnapshotCapture {
         SnapshotCapture::new(move |writer| Ok(postcard::to_io(&value, writer).map(drop)?))
     }

@@ -12,7 +12,7 @@ use crate::members::Sender;
 use crate::request::{ProposalReply, Responder};
 use crate::snapshot_policy::SnapshotPolicy;
 use crate::storage::SnapshotMeta;
-use crate::turn::{Committed, TurnNumber};
+use crate::turn::{Committed, SnapshotToSend, TurnNumber};
 use crate::types::{Incarnation, LogPosition, NodeId, Term};
 
 /// The state of all snapshots of one node.
@@ -30,7 +30,9 @@ pub(super) struct Snapshots {
     /// Received from a leader, and being recorded.
     installing: Option<Installing>,
     /// On their way to followers.
-    pub(super) sending: Vec<(NodeId, LogPosition)>,
+    sending: Vec<SnapshotToSend>,
+    /// How many were ever to be sent.
+    attempts: u64,
 }
 
 struct Installing {
@@ -51,6 +53,7 @@ impl Snapshots {
             recording: None,
             installing: None,
             sending: Vec::new(),
+            attempts: 0,
         }
     }
 
@@ -61,6 +64,13 @@ impl Snapshots {
     /// Whether the log begins after a snapshot that is not durable yet.
     pub(super) fn is_recording_installed(&self) -> bool {
         self.installing.as_ref().is_some_and(|installing| installing.turn.is_some())
+    }
+
+    pub(super) fn send(&mut self, (to, term, position): (NodeId, Term, LogPosition)) -> SnapshotToSend {
+        self.attempts += 1;
+        let send = SnapshotToSend { attempt: self.attempts, to, term, position };
+        self.sending.push(send);
+        send
     }
 
     fn answer(&mut self, outcome: &Result<LogPosition, SnapshotError>) {
@@ -88,8 +98,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// Asks for a snapshot where the policy, the user or a follower wants one.
     pub(super) fn decide_on_snapshot(&mut self) {
         self.snapshots.wanted |= self.consensus.take_wants_snapshot();
-        let wanted =
-            self.snapshots.wanted || self.snapshots.policy.is_due() || !self.snapshots.replies.is_empty();
+        let wanted = self.snapshots.wanted
+            || self.snapshots.policy.is_due(self.now_ticks)
+            || !self.snapshots.replies.is_empty();
         // While old entries are replayed after a start, the membership is ahead of the state machine.
         let members_fit = self.handed_out.index >= self.members.as_of();
         let busy = self.snapshots.taking
@@ -104,7 +115,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         {
             return self.snapshots.answer(&Ok(newest));
         }
-        self.snapshots.policy.begin();
+        self.snapshots.policy.begin(self.now_ticks);
         self.snapshots.taking = true;
         self.next.take_snapshot = true;
     }
@@ -142,14 +153,18 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     /// The outcome of a snapshot that a turn asked to send: installed, or why not. Exactly once for each.
-    pub fn snapshot_sent(&mut self, to: NodeId, outcome: Result<(), String>) {
-        if let Some(place) = self.snapshots.sending.iter().position(|(receiver, _)| *receiver == to) {
-            self.snapshots.sending.swap_remove(place);
-        }
+    pub fn snapshot_sent(&mut self, sent: SnapshotToSend, outcome: Result<(), String>) {
+        let to = sent.to;
+        self.snapshots.sending.retain(|other| *other != sent);
         if let Err(reason) = &outcome {
             warn!(node = %self.node_id, %to, "a snapshot did not arrive: {reason}");
         }
-        self.consensus.report_snapshot(to, outcome.is_ok());
+        // What raft-rs waits for is the outcome of the last one that it wanted sent.
+        let is_last =
+            !self.snapshots.sending.iter().any(|other| other.to == to && other.attempt > sent.attempt);
+        if is_last && sent.term == self.consensus.term() {
+            self.consensus.report_snapshot(to, outcome.is_ok());
+        }
     }
 
     /// Which snapshots must be kept: the newest, those that are being recorded, and those on their way to a follower.
@@ -158,7 +173,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let mut all: Vec<LogPosition> = snapshots.newest().into_iter().collect();
         all.extend(snapshots.recording.as_ref().map(|(_, snapshot, _)| snapshot.position));
         all.extend(snapshots.installing.as_ref().map(|installing| installing.snapshot.position));
-        all.extend(snapshots.sending.iter().map(|(_, position)| position));
+        all.extend(snapshots.sending.iter().map(|sending| sending.position));
         all
     }
 
@@ -252,7 +267,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if !self.members.is_joint() {
             self.answer_joint_left();
         }
-        self.snapshots.policy.begin();
+        self.snapshots.policy.begin(self.now_ticks);
         self.handed_out = position;
         self.next
             .committed

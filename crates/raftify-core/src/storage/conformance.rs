@@ -7,8 +7,8 @@ use std::io::{Read, Write as _};
 use bytes::Bytes;
 
 use super::{
-    HardState, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError,
-    StoredState, Write,
+    HardState, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
+    StorageError, StoredState, Write,
 };
 use crate::entry::{Entry, EntryKind};
 use crate::members::{Member, Members};
@@ -187,11 +187,11 @@ fn take_snapshot<S: SnapshotStore>(snapshots: &S, meta: &SnapshotMeta, data: &[u
 }
 
 fn read_snapshot<S: SnapshotStore>(snapshots: &S, position: LogPosition) -> Vec<u8> {
-    let (meta, length, mut reader) = succeeds("opening a snapshot", snapshots.open(position));
+    let (meta, digest, mut reader) = succeeds("opening a snapshot", snapshots.open(position));
     assert_eq!(meta.position, position, "the snapshot that was asked for");
     let mut data = Vec::new();
     reader.read_to_end(&mut data).expect("reading a snapshot");
-    assert_eq!(length, data.len() as u64, "open tells how many bytes of data the snapshot holds");
+    assert_eq!(digest.data_bytes, data.len() as u64, "open tells how many bytes of data the snapshot holds");
     data
 }
 
@@ -631,8 +631,9 @@ fn snapshot_carries_its_metadata_and_any_number_of_bytes<D: TestDisk>(disk: &D) 
         let data: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
         let meta = snapshot_meta(3, index);
         take_snapshot(&snapshots, &meta, &data);
-        let (found, _, _) = succeeds("opening a snapshot", snapshots.open(meta.position));
+        let (found, digest, _) = succeeds("opening a snapshot", snapshots.open(meta.position));
         assert_eq!(found, meta, "cluster id, position and members are the snapshot's own");
+        assert_eq!(digest, SnapshotDigest::default().followed_by(&data), "the digest is that of the data");
         assert!(read_snapshot(&snapshots, meta.position) == data, "{length} bytes come back as they were");
     }
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::{
-    LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError, StoredState, Write,
+    LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError,
+    StoredState, Write,
 };
 use crate::entry::Entry;
 use crate::types::{LogIndex, LogPosition};
@@ -115,10 +116,13 @@ impl SnapshotStore for MemorySnapshotStore {
         Ok(MemorySnapshotWriter { store: self.clone(), meta: meta.clone(), data: Vec::new() })
     }
 
-    fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, u64, MemorySnapshotReader), StorageError> {
+    fn open(
+        &self,
+        position: LogPosition,
+    ) -> Result<(SnapshotMeta, SnapshotDigest, MemorySnapshotReader), StorageError> {
         let snapshots = lock(&self.snapshots);
         let (meta, data) = snapshots.get(&position).ok_or(StorageError::NoSnapshot { position })?;
-        Ok((meta.clone(), data.len() as u64, Cursor::new(data.clone())))
+        Ok((meta.clone(), SnapshotDigest::default().followed_by(data), Cursor::new(data.clone())))
     }
 
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {

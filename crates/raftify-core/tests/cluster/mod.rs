@@ -18,7 +18,8 @@ use raftify_core::{
     ClusterId, Committed, Config, CoreStart, Entry, EntryKind, Forwarding, Identity, Incarnation,
     LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, LogReader, Member, Members, MembershipChange,
     NodeId, ProposalReply, RaftMessage, RaftNodeCore, Reservation, Responder, Role, Sender, ServerRequestMsg,
-    SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, Status, Term, Turn, TurnNumber,
+    SnapshotMeta, SnapshotStore, SnapshotToSend, SnapshotWriter, StableStorage, Status, Term, Turn,
+    TurnNumber,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -139,7 +140,7 @@ enum Packet {
     Snapshot {
         sender: Sender,
         receiver: Option<Incarnation>,
-        term: Term,
+        sent: SnapshotToSend,
         snapshot: SnapshotMeta,
         data: Vec<u8>,
     },
@@ -150,7 +151,7 @@ enum Packet {
 }
 
 enum Event {
-    SnapshotSent { from: NodeId, to: NodeId, outcome: Result<(), String> },
+    SnapshotSent { from: NodeId, sent: SnapshotToSend, outcome: Result<(), String> },
     ReadRoundAnswered { node: NodeId, round: u64, answer: Result<LogIndex, ReadError> },
 }
 
@@ -431,7 +432,7 @@ impl Cluster {
         for ((from, _), packets) in &mut self.links {
             if *from == node {
                 for packet in packets.drain(..) {
-                    lose(packet, *from, &self.events, node);
+                    lose(packet, *from, &self.events);
                 }
             }
         }
@@ -592,7 +593,7 @@ impl Cluster {
             let mut data = Vec::new();
             reader.read_to_end(&mut data).unwrap();
             let (sender, receiver) = self.introduction(node, send.to);
-            let packet = Packet::Snapshot { sender, receiver, term: send.term, snapshot, data };
+            let packet = Packet::Snapshot { sender, receiver, sent: send, snapshot, data };
             self.links.entry((node, send.to)).or_default().push_back(packet);
         }
         for forward in turn.forward {
@@ -741,7 +742,7 @@ impl Cluster {
         let lost = self.cut.contains(&(from, to)) || self.rng.random_range(0..100) < self.loss_percent;
         let up = self.nodes.get(&to).is_some_and(|node| node.running.is_some());
         if lost || !up {
-            lose(packet, from, &self.events, to);
+            lose(packet, from, &self.events);
             if let Some(running) = self.running(from) {
                 running.core.report_unreachable(to);
                 self.run_turns(from);
@@ -751,7 +752,7 @@ impl Cluster {
         if let Packet::Raft { sender, .. } | Packet::Snapshot { sender, .. } = &packet {
             let members = self.status(to).unwrap().members;
             if let Err(refusal) = members.check_sender(sender, to) {
-                lose(packet, from, &self.events, to);
+                lose(packet, from, &self.events);
                 if let Some(running) = self.running(from) {
                     running.core.refused_by(to, refusal);
                     self.stop_if_it_must(from);
@@ -764,15 +765,16 @@ impl Cluster {
             Packet::Raft { sender, receiver, messages } => {
                 ServerRequestMsg::RaftMessages { sender, receiver, messages }
             }
-            Packet::Snapshot { sender, receiver, term, snapshot, data } => {
+            Packet::Snapshot { sender, receiver, sent, snapshot, data } => {
                 let store = self.nodes[&to].disk.snapshots();
                 let mut writer = store.create(&snapshot).unwrap();
                 writer.write_all(&data).unwrap();
                 writer.finish().unwrap();
                 let reply = Responder::new(move |answer: Result<(), InstallError>| {
                     let outcome = answer.map_err(|error| error.to_string());
-                    events.lock().unwrap().push_back(Event::SnapshotSent { from, to, outcome });
+                    events.lock().unwrap().push_back(Event::SnapshotSent { from, sent, outcome });
                 });
+                let term = sent.term;
                 ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply }
             }
             Packet::Request(request) => {
@@ -798,9 +800,9 @@ impl Cluster {
                 return;
             };
             let node = match event {
-                Event::SnapshotSent { from, to, outcome } => {
+                Event::SnapshotSent { from, sent, outcome } => {
                     if let Some(running) = self.running(from) {
-                        running.core.snapshot_sent(to, outcome);
+                        running.core.snapshot_sent(sent, outcome);
                     }
                     from
                 }
@@ -1050,12 +1052,12 @@ fn read_log(disk: &MemoryStorage, stored: &StoredState) -> Log {
 }
 
 /// A packet does not arrive: whoever sent it learns what a broken connection tells.
-fn lose(packet: Packet, from: NodeId, events: &Events, to: NodeId) {
+fn lose(packet: Packet, from: NodeId, events: &Events) {
     let lost = || "the connection broke".to_owned();
     match packet {
         Packet::Raft { .. } => {}
-        Packet::Snapshot { .. } => {
-            events.lock().unwrap().push_back(Event::SnapshotSent { from, to, outcome: Err(lost()) });
+        Packet::Snapshot { sent, .. } => {
+            events.lock().unwrap().push_back(Event::SnapshotSent { from, sent, outcome: Err(lost()) });
         }
         Packet::Request(LeaderRequest::Propose { reply, .. }) => {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::ConnectionLost(lost())));

@@ -131,10 +131,10 @@ fn file_of_another_version_or_group_says_so() {
     let path = files.path(meta(1).position);
     let whole = fs::read(&path).unwrap();
     let mut newer = whole.clone();
-    newer[11] = 2;
+    newer[11] = 3;
     fs::write(&path, &newer).unwrap();
     let opened = SnapshotFileReader::open(&path);
-    assert!(matches!(opened, Err(StorageError::Version { found: 2, known: 1, .. })), "{opened:?}");
+    assert!(matches!(opened, Err(StorageError::Version { found: 3, known: 2, .. })), "{opened:?}");
     fs::write(&path, "something else entirely, and long enough to be a header of a snapshot").unwrap();
     let error = SnapshotFileReader::open(&path).unwrap_err().to_string();
     assert!(error.contains("it is no snapshot file of raftify"), "{error}");
@@ -243,6 +243,17 @@ fn file_is_synced_before_it_gets_its_name_and_the_directory_after() {
     let expected =
         [&["create"][..], &header_two_blocks_and_end, &["sync", "rename", "sync directory"]].concat();
     assert_eq!(*faulty.operations.lock().unwrap(), expected);
+}
+
+#[test]
+fn large_snapshot_is_synced_in_pieces_so_that_the_log_need_not_wait_for_all_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let faulty = Faulty::new(usize::MAX);
+    take(&faulty.open(&directory), &meta(1), &data(9 << 20)).unwrap();
+    let operations = faulty.operations.lock().unwrap();
+    let pieces: Vec<_> = operations.split(|operation| *operation == "sync").collect();
+    assert_eq!(pieces.len(), 4, "two pieces, the rest, and what follows the last sync");
+    assert!(pieces.iter().all(|piece| piece.len() <= 4 * 16 + 4), "{pieces:?}");
 }
 
 #[test]

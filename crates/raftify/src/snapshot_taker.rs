@@ -1,0 +1,115 @@
+//! Writes captured states out, beside the applier, at a bounded rate.
+//!
+//! Owned by the applier. One snapshot is written at a time, on a thread of its own. A failure is reported to the raft
+//! loop, and whatever was in use before stays so.
+
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use raftify_core::{SnapshotMeta, SnapshotStore, SnapshotWriter};
+use tokio::sync::mpsc;
+
+use crate::error::BoxError;
+use crate::lifecycle::Lifecycle;
+use crate::pace::Pace;
+use crate::raft_loop::Event;
+use crate::state_machine::SnapshotCapture;
+use crate::worker::caught;
+
+/// Gathered before it is written to the store.
+const WRITE_BUFFER_BYTES: usize = 256 * 1024;
+
+/// See the module.
+pub(crate) struct SnapshotTaker<S> {
+    store: S,
+    pace: Arc<Pace>,
+    events: mpsc::UnboundedSender<Event>,
+    lifecycle: Lifecycle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<S: SnapshotStore> SnapshotTaker<S> {
+    pub(crate) fn new(
+        store: S,
+        bytes_per_second_max: u64,
+        events: mpsc::UnboundedSender<Event>,
+        lifecycle: Lifecycle,
+    ) -> SnapshotTaker<S> {
+        let pace = Arc::new(Pace::new(bytes_per_second_max));
+        SnapshotTaker { store, pace, events, lifecycle, thread: None }
+    }
+
+    /// Whether one is still being written.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// A snapshot will not be taken, for this reason.
+    pub(crate) fn refuse(&self, reason: String) {
+        // If the loop is gone, the node has stopped: the snapshot is of no use then.
+        let _ = self.events.send(Event::SnapshotTaken(Err(reason)));
+    }
+
+    /// Begins to write a capture out. The outcome comes as an [`Event`].
+    pub(crate) fn start(&mut self, capture: SnapshotCapture, meta: SnapshotMeta) {
+        let (store, pace) = (self.store.clone(), Arc::clone(&self.pace));
+        let (lifecycle, events) = (self.lifecycle.clone(), self.events.clone());
+        let work = move || {
+            let written = caught(|| write_out(capture, &store, &meta, lifecycle, pace));
+            let outcome = match written {
+                Ok(Ok(())) => Ok(meta),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(panic) => Err(format!("writing it out {panic}")),
+            };
+            // As above.
+            let _ = events.send(Event::SnapshotTaken(outcome));
+        };
+        match thread::Builder::new().name("raftify-snapshot".to_owned()).spawn(work) {
+            Ok(thread) => self.thread = Some(thread),
+            Err(error) => self.refuse(format!("its thread could not be started: {error}")),
+        }
+    }
+
+    /// What is still being written when the node stops. It sees that by itself.
+    pub(crate) fn take_thread(&mut self) -> Option<JoinHandle<()>> {
+        self.thread.take()
+    }
+}
+
+fn write_out<S: SnapshotStore>(
+    capture: SnapshotCapture,
+    store: &S,
+    meta: &SnapshotMeta,
+    lifecycle: Lifecycle,
+    pace: Arc<Pace>,
+) -> Result<(), BoxError> {
+    let writer = Paced { writer: store.create(meta)?, lifecycle, pace };
+    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
+    capture.write_to(&mut writer)?;
+    writer.into_inner().map_err(|error| error.into_error())?.writer.finish()?;
+    Ok(())
+}
+
+/// Writes no faster than it should, and fails once the node stops, so that a large snapshot does not hold up the end.
+struct Paced<W> {
+    writer: W,
+    lifecycle: Lifecycle,
+    pace: Arc<Pace>,
+}
+
+impl<W: Write> Write for Paced<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.lifecycle.is_stopping() {
+            return Err(io::Error::other("the node stops"));
+        }
+        let piece = self.pace.piece_bytes(data.len());
+        let written = self.writer.write(&data[..piece])?;
+        self.pace.pass_blocking(written);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
