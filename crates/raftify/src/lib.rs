@@ -88,6 +88,7 @@ mod snapshot_sender;
 mod snapshot_taker;
 mod snapshots;
 mod state_machine;
+mod timing;
 mod wire;
 mod worker;
 

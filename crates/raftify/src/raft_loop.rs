@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use raftify_core::error::StopReason;
 use raftify_core::{
-    Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, RaftNodeCore,
-    ServerRequestMsg, SnapshotMeta, SnapshotStore, StableStorage, Status, StorageError, Turn, TurnNumber,
+    Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, NodeId,
+    RaftNodeCore, ServerRequestMsg, SnapshotMeta, SnapshotStore, StableStorage, Status, StorageError, Turn,
+    TurnNumber,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -24,6 +25,7 @@ use crate::reply::Reply;
 use crate::request_queue::RequestReceiver;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
+use crate::timing::{Step, mark};
 use crate::worker::caught;
 
 /// What the loop's own helpers report. The queue is unbounded because each is the outcome of something that the core
@@ -73,6 +75,7 @@ pub(crate) struct Outputs<FSM: AbstractStateMachine, S: StableStorage> {
 
 /// See the module.
 pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
+    node_id: NodeId,
     core: RaftNodeCore<Reply<FSM::Reply>>,
     inputs: Inputs<Reply<FSM::Reply>>,
     outputs: Outputs<FSM, S>,
@@ -108,6 +111,7 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let background = JoinSet::new();
         RaftLoop {
+            node_id: core.status().node_id,
             core,
             inputs,
             outputs,
@@ -132,7 +136,10 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
                     self.apply_events();
                     break self.stop_reason().unwrap_or(StopReason::Stopped);
                 }
-                input => self.apply(input),
+                input => {
+                    mark(self.node_id, Step::Woken, LogIndex::ZERO);
+                    self.apply(input);
+                }
             }
             self.apply_queued();
         };
@@ -228,6 +235,9 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             || !turn.send_snapshots.is_empty()
             || !turn.forward.is_empty()
             || turn.read_round.is_some();
+        if let Some(last) = turn.write.as_ref().and_then(|write| write.append.last()) {
+            mark(self.node_id, Step::Append, last.position.index);
+        }
         let outputs = &mut self.outputs;
         outputs.outbox.send(turn.send_now);
         for snapshot in turn.send_snapshots {
@@ -240,7 +250,8 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             outputs.outbox.read_round(round);
         }
         let mut done = Vec::new();
-        if !turn.committed.is_empty() {
+        if let Some(last) = turn.committed.last() {
+            mark(self.node_id, Step::Commit, last.position().index);
             done.extend(outputs.applier.apply(turn.committed));
         }
         if turn.take_snapshot

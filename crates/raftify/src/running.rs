@@ -64,7 +64,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let log_reader = self.storage.log_reader();
         let outbox =
             Outbox::start(self.raft_addr.to_string(), self.config.clone(), snapshots.clone(), peer_events);
-        let (log_writer, writer_thread) = LogWriter::start(self.storage, events.clone(), outbox.clone())?;
+        let (log_writer, writer_thread) =
+            LogWriter::start(node_id, self.storage, events.clone(), outbox.clone())?;
         let applier = ApplierStart {
             node_id,
             state_machine: self.state_machine,
