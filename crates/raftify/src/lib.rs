@@ -81,6 +81,7 @@ mod raft_node;
 mod raft_server;
 mod remote_node;
 mod reply;
+mod request_queue;
 mod running;
 mod snapshot_directory;
 mod snapshot_receiver;
@@ -88,6 +89,7 @@ mod snapshot_sender;
 mod snapshot_taker;
 mod snapshots;
 mod state_machine;
+mod timing;
 mod wire;
 mod worker;
 
