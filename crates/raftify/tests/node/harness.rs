@@ -163,7 +163,7 @@ impl Disk {
         &self.content
     }
 
-    fn open(&self) -> OpenDisk {
+    pub(crate) fn open(&self) -> OpenDisk {
         OpenDisk {
             content: self.content.clone(),
             _held: Arc::clone(&self.holder),

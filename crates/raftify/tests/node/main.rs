@@ -7,5 +7,6 @@ mod cluster;
 mod harness;
 mod lifecycle;
 mod membership;
+mod on_disk;
 mod snapshots;
 mod state_machine;
