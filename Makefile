@@ -2,12 +2,13 @@
 
 CARGO ?= cargo
 PROGRAMS := target/debug
+BENCH := target/release/raftify-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify fix clean
+.PHONY: help build run test verify fix bench bench-quick performance clean
 
 help: ## Say what can be done (the default)
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build all programs, unoptimised, into ./target/debug
 	$(CARGO) build --workspace
@@ -36,6 +37,17 @@ verify: ## Check everything that CI checks: format, lints, docs, tests, each fea
 fix: ## Repair what can be repaired by machine: format and simple lints
 	$(CARGO) clippy --fix --allow-dirty --allow-staged --workspace --all-targets --all-features
 	$(CARGO) fmt --all
+
+bench: ## Measure everything, in less than ten minutes: JSON lines to target/bench.jsonl, a table to the terminal
+	$(CARGO) build --release -p raftify-bench -p memstore-static-members
+	@$(BENCH) bench --also-to target/bench.jsonl
+
+bench-quick: ## The most important figures, in less than a minute
+	$(CARGO) build --release -p raftify-bench -p memstore-static-members
+	@$(BENCH) bench --quick --also-to target/bench.jsonl
+
+performance: ## Put the figures of the last `make bench` into docs/performance.md, with plots and goals
+	@$(BENCH) report docs/performance.md < target/bench.jsonl
 
 clean: ## Delete everything built, and the data of `make run`
 	$(CARGO) clean

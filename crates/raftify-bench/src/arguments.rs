@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use raftify::BoxError;
 
 use crate::Work;
-use crate::layers::{cluster, core, disk, failover, http, log, memory, overload, read, restart};
+use crate::layers::{cluster, core, disk, failover, http, log, memory, overload, path, read, restart};
 use crate::node::NodeArguments;
 
 #[derive(Parser)]
@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
     /// Where the nodes keep their data meanwhile; it is the disk below it that is measured
-    #[arg(long, global = true, default_value = "target/bench")]
+    #[arg(long, global = true, default_value = "target/bench", overrides_with = "directory")]
     pub(crate) directory: PathBuf,
     /// Measures itself, instead of starting a process that does
     #[arg(long, global = true, hide = true)]
@@ -35,9 +35,25 @@ pub(crate) enum Command {
         /// The most important figures only, in less than a minute
         #[arg(long)]
         quick: bool,
+        /// Writes the JSON lines to this file, too
+        #[arg(long)]
+        also_to: Option<PathBuf>,
     },
     #[command(flatten)]
     Layer(Layer),
+    /// Whether the goals are met by the results on standard input
+    Goals,
+    /// Plots of the results on standard input, as SVG
+    Plot {
+        /// The directory to put them into
+        #[arg(long, default_value = "target/bench/plots")]
+        into: PathBuf,
+    },
+    /// The results on standard input as Markdown
+    Report {
+        /// The document to put them into, with the plots beside it, instead of standard output
+        document: Option<PathBuf>,
+    },
     /// One node that does what its standard input says
     #[command(hide = true)]
     Node(NodeArguments),
@@ -66,6 +82,8 @@ pub(crate) enum Layer {
     Memory(memory::Memory),
     /// Ten times as many proposals as the cluster can do
     Overload(overload::Overload),
+    /// Where the time of one proposal goes
+    Path(path::Path),
 }
 
 impl Layer {
@@ -81,6 +99,7 @@ impl Layer {
             Layer::Restart(layer) => layer.run(work),
             Layer::Memory(layer) => layer.run(work),
             Layer::Overload(layer) => layer.run(work),
+            Layer::Path(layer) => layer.run(work),
         }
     }
 }

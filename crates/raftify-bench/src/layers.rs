@@ -9,5 +9,6 @@ pub(crate) mod http;
 pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod overload;
+pub(crate) mod path;
 pub(crate) mod read;
 pub(crate) mod restart;

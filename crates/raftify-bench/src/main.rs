@@ -4,12 +4,16 @@
 
 mod arguments;
 mod cluster;
+mod figures;
+mod goals;
 mod layers;
 mod line;
 mod machine;
 mod measure;
 mod node;
 mod plan;
+mod plot;
+mod report;
 mod runner;
 mod table;
 
@@ -19,8 +23,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use raftify::BoxError;
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, Layer};
+use figures::Figures;
 use line::Reporter;
+
+/// The exit code for arguments that cannot be understood.
+const WRONG_ARGUMENTS: u8 = 2;
 
 /// What a layer works with.
 pub(crate) struct Work {
@@ -30,11 +38,25 @@ pub(crate) struct Work {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
-    match run(Arguments::parse()) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => {
+            // The first paragraph says what is wrong.
+            let text = error.to_string();
+            let what: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+            eprintln!("{}", what.join(" "));
+            return ExitCode::from(WRONG_ARGUMENTS);
+        }
+        Err(help) => help.exit(),
+    };
+    // That layer listens to the nodes itself.
+    if !matches!(arguments.command, Command::Layer(Layer::Path(_))) {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_writer(std::io::stderr)
+            .init();
+    }
+    match run(arguments) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
@@ -45,7 +67,28 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<ExitCode, BoxError> {
     match arguments.command {
-        Command::Bench { quick } => runner::run(&arguments.directory, &plan::all(quick)),
+        Command::Bench { quick, also_to } => {
+            runner::run(&arguments.directory, &plan::all(quick), also_to.as_deref())
+        }
+        Command::Goals => {
+            let goals = goals::check(&figures()?);
+            print!("{}", goals::markdown(&goals));
+            let missed = goals.iter().any(goals::Goal::is_missed);
+            Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+        Command::Plot { into } => {
+            for drawn in plot::draw(&figures()?, &into)? {
+                eprintln!("{}", drawn.display());
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Report { document: Some(document) } => {
+            report::write(&figures()?, &document).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Report { document: None } => {
+            print!("{}", report::markdown(&figures()?));
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Node(node) => node::serve(&node).map(|()| ExitCode::SUCCESS),
         Command::Layer(layer) if arguments.worker => {
             runner::end_with_standard_input();
@@ -54,7 +97,12 @@ fn run(arguments: Arguments) -> Result<ExitCode, BoxError> {
         }
         Command::Layer(_) => {
             let own = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
-            runner::run(&arguments.directory, &[own.collect()])
+            runner::run(&arguments.directory, &[own.collect()], None)
         }
     }
+}
+
+/// From standard input.
+fn figures() -> Result<Figures, BoxError> {
+    Ok(Figures { lines: line::read(std::io::stdin().lock())? })
 }

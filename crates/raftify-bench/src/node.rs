@@ -211,9 +211,11 @@ impl Running {
         let shared = Payload(Bytes::from(vec![7; bytes]));
         match load.operation {
             Operation::Propose => self.run(load, move || propose(raft.clone(), shared.clone())),
-            Operation::ProposeNew => {
-                self.run(load, move || propose(raft.clone(), Payload(Bytes::from(vec![7; bytes]))))
-            }
+            // The entry is made when its turn comes, so that an operation that waits to be begun takes no memory.
+            Operation::ProposeNew => self.run(load, move || {
+                let raft = raft.clone();
+                async move { propose(raft, Payload(Bytes::from(vec![7; bytes]))).await }
+            }),
             Operation::ReadIndex => self.run(load, move || {
                 let raft = raft.clone();
                 async move { read(raft.read_index().await) }

@@ -1,6 +1,7 @@
 //! Runs layers, each in a process of its own, so that none leaves anything behind for the next one, and one that fails
 //! or hangs does not take the others with it. Shows what they tell.
 
+use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
@@ -24,16 +25,23 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The exit code of a program that was ended by Ctrl+C.
 const INTERRUPTED: u8 = 130;
 
-/// Runs the layers with these arguments, one after the other, below `directory`.
+/// Runs the layers with these arguments, one after the other, below `directory`. The results go to standard output, and to
+/// a file.
 ///
 /// # Errors
 /// If not even the first one could be begun. What goes wrong in a layer is a line and part of the exit code.
-pub(crate) fn run(directory: &Path, layers: &[Vec<String>]) -> Result<ExitCode, BoxError> {
+pub(crate) fn run(
+    directory: &Path,
+    layers: &[Vec<String>],
+    also_to: Option<&Path>,
+) -> Result<ExitCode, BoxError> {
     std::fs::create_dir_all(directory)
         .map_err(|error| format!("cannot make the directory {}: {error}", directory.display()))?;
     let directory = tempfile::tempdir_in(directory)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut shown = Shown::new(layers.len());
+    let file = also_to
+        .map(|path| File::create(path).map_err(|error| format!("cannot write {}: {error}", path.display())));
+    let mut shown = Shown::new(layers.len(), file.transpose()?);
     shown.result(machine::describe(directory.path()))?;
     let mut code = ExitCode::SUCCESS;
     for layer in layers {
@@ -142,10 +150,11 @@ struct Shown {
     layers: ProgressBar,
     steps: ProgressBar,
     lines: Vec<Line>,
+    file: Option<File>,
 }
 
 impl Shown {
-    fn new(layers: usize) -> Shown {
+    fn new(layers: usize, file: Option<File>) -> Shown {
         let target = if std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
         } else {
@@ -156,7 +165,7 @@ impl Shown {
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = |length| bars.add(ProgressBar::new(length).with_style(style.clone()));
         let (layers, steps) = (bar(layers as u64), bar(0));
-        Shown { bars, layers, steps, lines: Vec::new() }
+        Shown { bars, layers, steps, lines: Vec::new(), file }
     }
 
     fn report(&mut self, report: Report) -> Result<(), BoxError> {
@@ -179,6 +188,9 @@ impl Shown {
     fn result(&mut self, line: Line) -> Result<(), BoxError> {
         let text = serde_json::to_string(&line)?;
         self.bars.suspend(|| writeln!(std::io::stdout(), "{text}"))?;
+        if let Some(file) = &mut self.file {
+            writeln!(file, "{text}")?;
+        }
         self.lines.push(line);
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
+use serde_json::Value;
 
 use crate::line::Line;
 
@@ -48,8 +49,21 @@ fn row(line: &Line) -> [String; HEADER.len()] {
         number(line.p999_us),
         line.cpu_seconds_per_million.map(|seconds| format!("{seconds:.1}")).unwrap_or_default(),
         number(line.disk_fdatasync_p50_us),
-        line.more.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" "),
+        rest(line),
     ]
+}
+
+/// What only this layer has, as far as it is for people.
+fn rest(line: &Line) -> String {
+    const LEFT_OUT: [&str; 3] = ["busy", "disk_fdatasync_p50_us_after", "max_us"];
+    let fields = line.more.iter().filter(|(name, _)| !LEFT_OUT.contains(&name.as_str()));
+    let text = fields.filter_map(|(name, value)| match value {
+        Value::String(text) => Some(format!("{name}={text}")),
+        Value::Number(number) => Some(format!("{name}={number}")),
+        Value::Bool(false) => Some(format!("{name}=false")),
+        _ => None,
+    });
+    text.collect::<Vec<_>>().join(" ")
 }
 
 /// Without digits after the point, and with a space before each three.

@@ -25,6 +25,7 @@ use crate::raft_loop::Event;
 use crate::reply::Reply;
 use crate::snapshot_taker::SnapshotTaker;
 use crate::state_machine::AbstractStateMachine;
+use crate::timing::{Step, mark};
 use crate::worker::{Worker, caught};
 
 /// More entries at once are left to the thread.
@@ -243,10 +244,12 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             waiting.push(reply);
             payloads.push((position, payload));
         }
+        mark(self.node_id, Step::Apply, last.index);
         let replies = caught(|| self.decode_and_apply(payloads)).unwrap_or_else(|panic| Err(panic.into()));
         match replies {
             Ok(replies) => {
                 self.applied = last;
+                mark(self.node_id, Step::Applied, last.index);
                 for (waiting, reply) in waiting.into_iter().zip(replies) {
                     if let Some(waiting) = waiting {
                         waiting.applied(reply);

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use raftify_core::error::StopReason;
 use raftify_core::storage::Write;
-use raftify_core::{RaftMessage, StableStorage, TurnNumber};
+use raftify_core::{LogIndex, NodeId, RaftMessage, StableStorage, TurnNumber};
 use tokio::sync::mpsc;
 
 use crate::outbox::Outbox;
 use crate::raft_loop::Event;
+use crate::timing::{Step, mark};
 use crate::worker::{Worker, caught};
 
 /// At most this many turns are merged into one write. More would only delay the first of them.
@@ -47,6 +48,7 @@ pub(crate) struct LogWriter<S> {
     /// Turns that were handed to the thread and are not durable yet.
     queued: Arc<AtomicUsize>,
     outbox: Outbox,
+    node_id: NodeId,
     /// Until when the disk counts as slow.
     slow_until: Option<Instant>,
 }
@@ -54,6 +56,7 @@ pub(crate) struct LogWriter<S> {
 impl<S: StableStorage> LogWriter<S> {
     /// Starts the thread. It ends early when a write fails.
     pub(crate) fn start(
+        node_id: NodeId,
         storage: S,
         events: mpsc::UnboundedSender<Event>,
         outbox: Outbox,
@@ -61,9 +64,10 @@ impl<S: StableStorage> LogWriter<S> {
         let (sender, queue) = mpsc::unbounded_channel();
         let storage = Arc::new(Mutex::new(storage));
         let queued = Arc::new(AtomicUsize::new(0));
-        let thread = write_all(Arc::clone(&storage), queue, Arc::clone(&queued), events, outbox.clone());
+        let thread =
+            write_all(node_id, Arc::clone(&storage), queue, Arc::clone(&queued), events, outbox.clone());
         let worker = Worker::start("raftify-log", thread)?;
-        Ok((LogWriter { storage, queue: sender, queued, outbox, slow_until: None }, worker))
+        Ok((LogWriter { storage, queue: sender, queued, outbox, node_id, slow_until: None }, worker))
     }
 
     /// Makes the turn durable, and then sends its messages. `Some` is the outcome if that is done already; otherwise
@@ -76,7 +80,7 @@ impl<S: StableStorage> LogWriter<S> {
             return None;
         }
         let begin = Instant::now();
-        let outcome = write(&self.storage, turn.number, turn.write.as_slice());
+        let outcome = write(self.node_id, &self.storage, turn.number, turn.write.as_slice());
         if begin.elapsed() > INLINE_TIME_MAX {
             self.slow_until = Some(begin + SLOW_DISK_PAUSE);
         }
@@ -99,6 +103,7 @@ impl<S: StableStorage> LogWriter<S> {
 }
 
 async fn write_all<S: StableStorage>(
+    node_id: NodeId,
     storage: Arc<Mutex<S>>,
     mut queue: mpsc::UnboundedReceiver<ToWrite>,
     queued: Arc<AtomicUsize>,
@@ -117,7 +122,7 @@ async fn write_all<S: StableStorage>(
             writes.extend(turn.write);
             messages.extend(turn.send_after);
         }
-        let outcome = write(&storage, newest, &writes);
+        let outcome = write(node_id, &storage, newest, &writes);
         let failed = matches!(outcome, Event::Failed(_));
         // The loop hears of it before any peer does, so that an answer never overtakes the news. If the loop is gone,
         // the node has stopped, and the messages go nowhere.
@@ -131,11 +136,22 @@ async fn write_all<S: StableStorage>(
 }
 
 /// Up to the turn `newest`, in one durable write.
-fn write<S: StableStorage>(storage: &Mutex<S>, newest: TurnNumber, writes: &[Write]) -> Event {
+fn write<S: StableStorage>(
+    node_id: NodeId,
+    storage: &Mutex<S>,
+    newest: TurnNumber,
+    writes: &[Write],
+) -> Event {
+    let last = writes.iter().rev().find_map(|write| write.append.last());
+    let last = last.map_or(LogIndex::ZERO, |entry| entry.position.index);
     // A panic of the storage is caught below, and ends the node before anybody writes again.
     let mut storage = storage.lock().unwrap_or_else(PoisonError::into_inner);
+    mark(node_id, Step::Write, last);
     match caught(|| storage.write(writes)) {
-        Ok(Ok(())) => Event::Written(newest),
+        Ok(Ok(())) => {
+            mark(node_id, Step::Durable, last);
+            Event::Written(newest)
+        }
         Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
         Err(panic) => Event::Failed(StopReason::Storage(format!("it {panic}"))),
     }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use raftify_core::error::StopReason;
 use raftify_core::{
-    Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, RaftNodeCore,
-    ServerRequestMsg, SnapshotMeta, SnapshotStore, StableStorage, Status, StorageError, Turn, TurnNumber,
+    Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, NodeId,
+    RaftNodeCore, ServerRequestMsg, SnapshotMeta, SnapshotStore, StableStorage, Status, StorageError, Turn,
+    TurnNumber,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -21,8 +22,10 @@ use crate::lifecycle::Lifecycle;
 use crate::log_writer::{LogWriter, ToWrite};
 use crate::outbox::{Outbox, PeerEvent};
 use crate::reply::Reply;
+use crate::request_queue::RequestReceiver;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
+use crate::timing::{Step, mark};
 use crate::worker::caught;
 
 /// What the loop's own helpers report. The queue is unbounded because each is the outcome of something that the core
@@ -45,8 +48,8 @@ pub(crate) enum Event {
 pub(crate) struct Inputs<R> {
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
     pub(crate) peers: mpsc::UnboundedReceiver<PeerEvent>,
-    pub(crate) server: mpsc::Receiver<ServerRequestMsg<R>>,
-    pub(crate) local: mpsc::Receiver<LocalRequestMsg<R>>,
+    pub(crate) server: RequestReceiver<ServerRequestMsg<R>>,
+    pub(crate) local: RequestReceiver<LocalRequestMsg<R>>,
     pub(crate) quit: watch::Receiver<bool>,
 }
 
@@ -72,6 +75,7 @@ pub(crate) struct Outputs<FSM: AbstractStateMachine, S: StableStorage> {
 
 /// See the module.
 pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
+    node_id: NodeId,
     core: RaftNodeCore<Reply<FSM::Reply>>,
     inputs: Inputs<Reply<FSM::Reply>>,
     outputs: Outputs<FSM, S>,
@@ -107,6 +111,7 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let background = JoinSet::new();
         RaftLoop {
+            node_id: core.status().node_id,
             core,
             inputs,
             outputs,
@@ -131,7 +136,10 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
                     self.apply_events();
                     break self.stop_reason().unwrap_or(StopReason::Stopped);
                 }
-                input => self.apply(input),
+                input => {
+                    mark(self.node_id, Step::Woken, LogIndex::ZERO);
+                    self.apply(input);
+                }
             }
             self.apply_queued();
         };
@@ -227,6 +235,9 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             || !turn.send_snapshots.is_empty()
             || !turn.forward.is_empty()
             || turn.read_round.is_some();
+        if let Some(last) = turn.write.as_ref().and_then(|write| write.append.last()) {
+            mark(self.node_id, Step::Append, last.position.index);
+        }
         let outputs = &mut self.outputs;
         outputs.outbox.send(turn.send_now);
         for snapshot in turn.send_snapshots {
@@ -239,7 +250,8 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             outputs.outbox.read_round(round);
         }
         let mut done = Vec::new();
-        if !turn.committed.is_empty() {
+        if let Some(last) = turn.committed.last() {
+            mark(self.node_id, Step::Commit, last.position().index);
             done.extend(outputs.applier.apply(turn.committed));
         }
         if turn.take_snapshot

@@ -19,7 +19,10 @@ use crate::node::{Command, Load, NodeOptions, Operation, Storage};
 const BATCH: u64 = 1024;
 
 /// More than the log keeps before a snapshot, so that a new follower needs the snapshot.
-const ENTRIES_BEFORE_SNAPSHOT: u64 = 30_000;
+const ENTRIES_BEFORE_SNAPSHOT: u64 = 12_000;
+
+/// Proposals under way while a log is filled.
+const FILLING: u64 = 1024;
 
 /// The load goes on in slices of this length, between which is looked whether the snapshot has arrived.
 const SLICE_SECONDS: f64 = 0.25;
@@ -107,13 +110,12 @@ impl Restart {
     }
 
     fn catch_up_by_entries(&self, work: &Work) -> Result<(), BoxError> {
-        const CLIENTS: u64 = 1024;
         work.reporter.step(format!("a follower catches up with {} entries", self.entries))?;
         let directory = tempfile::tempdir_in(&work.directory)?;
         let options = NodeOptions { snapshot_entries: Some(0), ..NodeOptions::of(Storage::Wal) };
         let mut cluster = Cluster::start_some(directory.path(), Place::Three, options, NODES - 1)?;
         let leader = cluster.wait_until_whole()?;
-        let fill = Command::Fill { entries: self.entries, entry_bytes: self.entry_bytes, clients: CLIENTS };
+        let fill = Command::Fill { entries: self.entries, entry_bytes: self.entry_bytes, clients: FILLING };
         cluster.measured(leader, &fill)?;
         let last = cluster.status(leader)?.last;
         let probe = disk::probe(&work.directory)?;
@@ -145,7 +147,7 @@ impl Restart {
         let fill = Command::Fill {
             entries: ENTRIES_BEFORE_SNAPSHOT,
             entry_bytes: self.entry_bytes,
-            clients: self.clients,
+            clients: FILLING,
         };
         cluster.measured(leader, &fill)?;
         let probe = disk::probe(&work.directory)?;

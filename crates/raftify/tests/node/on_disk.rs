@@ -152,7 +152,7 @@ impl JournalNode {
         JournalNode {
             id: id(number),
             address: free_address(),
-            disk: Disk::default(),
+            disk: Disk::new(DiskKind::Memory),
             root: tempfile::tempdir().unwrap(),
             calls: Calls::default(),
             running: None,
@@ -162,7 +162,7 @@ impl JournalNode {
     fn bootstrap(&self) -> Result<JournalRaft, BootstrapError> {
         let journal = Journal::open(self.root.path().to_owned(), self.calls.clone()).unwrap();
         let config = Config { log_entries_kept: 0, ..Config::default() };
-        Raft::bootstrap(self.id, &self.address, self.disk.open(), journal, config)
+        Raft::bootstrap(self.id, &self.address, self.disk.held(self.disk.memory()), journal, config)
     }
 
     fn start(&mut self) {
@@ -269,7 +269,7 @@ async fn a_state_machine_that_is_ahead_of_the_log_or_of_another_is_refused() {
     node.put(0..5).await;
     node.kill().await;
 
-    let log_ends_at = node.disk.storage().clone().load().unwrap().last;
+    let log_ends_at = node.disk.memory().load().unwrap().last;
     let record = |term: u64, index: u64| [term, index, 7].map(u64::to_be_bytes).concat();
     let state = node.root.path().join("state-0");
     let cases = [
@@ -349,7 +349,7 @@ async fn no_snapshot_is_taken_while_the_state_machine_is_ahead_of_what_is_known_
         }
         // That the last entry is committed is not written, unless there was another reason to write.
         let kept = Journal::open(nodes[1].root.path().to_owned(), Calls::default()).unwrap().at;
-        if nodes[1].disk.storage().clone().load().unwrap().hard_state.commit < kept.index {
+        if nodes[1].disk.memory().load().unwrap().hard_state.commit < kept.index {
             break;
         }
         nodes.iter_mut().for_each(JournalNode::start);
