@@ -16,6 +16,9 @@ mod wal;
 
 pub use snapshot_files::{SnapshotFile, SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
 pub use storage::{HeedLogReader, HeedStorage, ReadOnlyStorage};
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub use wal::encode_record;
 pub use wal::{WalLogReader, WalStorage};
 
 use std::io;
