@@ -66,8 +66,11 @@ pub struct Config {
     /// are answered `Busy`.
     pub reads_in_flight_max: usize,
     /// How many requests may wait in front of the raft loop. Default 16 384, at least 1. When as many wait, further
-    /// ones are answered `Busy`.
+    /// ones are answered `Busy`. There is one such queue for this node's user and one for other nodes.
     pub request_queue_max: usize,
+    /// How many bytes of entries may wait in each of these queues. Default 64 MiB, at least `entry_bytes_max` and
+    /// `message_bytes_max`. When as many wait, further requests are answered `Busy`, and other nodes' messages wait.
+    pub request_queue_bytes_max: u64,
 
     /// Entries are put into one message up to this size; a larger entry travels alone. Default 1 MiB, range 1 KiB
     /// to 64 MiB.
@@ -77,6 +80,9 @@ pub struct Config {
     /// How many messages may wait for one peer's connection. Default 4096, at least 16. When as many wait, further
     /// ones are dropped, which consensus repairs by sending again.
     pub peer_queue_max: usize,
+    /// How many bytes these messages may have together. Default 64 MiB, at least `entry_bytes_max` and
+    /// `message_bytes_max`.
+    pub peer_queue_bytes_max: u64,
     /// How long connecting to a peer may take. Default 2 s, at least 1 ms.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
@@ -149,9 +155,11 @@ impl Default for Config {
             uncommitted_bytes_max: 64 * MIB,
             reads_in_flight_max: 65_536,
             request_queue_max: 16_384,
+            request_queue_bytes_max: 64 * MIB,
             message_bytes_max: MIB,
             messages_in_flight_max: 256,
             peer_queue_max: 4096,
+            peer_queue_bytes_max: 64 * MIB,
             connect_timeout: Duration::from_secs(2),
             reconnect_delay_max: Duration::from_secs(1),
             snapshot_entries: 100_000,
@@ -266,6 +274,8 @@ impl Config {
         for (name, bytes) in [
             ("uncommitted_bytes_max", self.uncommitted_bytes_max),
             ("unapplied_bytes_max", self.unapplied_bytes_max),
+            ("request_queue_bytes_max", self.request_queue_bytes_max),
+            ("peer_queue_bytes_max", self.peer_queue_bytes_max),
         ] {
             demand(
                 bytes >= self.entry_bytes_max && bytes >= self.message_bytes_max,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use self::requests::{Batch, MembershipWaiter, Parked, Transfer};
+use self::requests::{Batch, MembershipWaiter, Parking, Transfer};
 use self::snapshots::Snapshots;
 use crate::config::CheckedConfig;
 use crate::entry::{Entry, EntryKind};
@@ -71,6 +71,8 @@ pub struct RaftNodeCore<R> {
     term_written_with: (Term, TurnNumber),
     /// Turns that are issued and not yet known to be written, oldest first.
     in_flight: VecDeque<InFlight>,
+    /// Bytes of entries in these turns.
+    unwritten_bytes: u64,
 
     proposals: AnswersOwed<R>,
     batch: Batch<R>,
@@ -79,7 +81,7 @@ pub struct RaftNodeCore<R> {
     pending_change: Option<LogIndex>,
     /// Who waits for a joint configuration to be left, and until when.
     awaiting_leave: Vec<(Responder<Members, MembershipError>, u64)>,
-    parked: VecDeque<Parked<R>>,
+    parked: Parking<R>,
     transfer: Option<Transfer>,
     reads: Reads,
     /// The term in which this node led when it last looked.
@@ -114,6 +116,7 @@ struct InFlight {
     issued_ticks: u64,
     ready_number: Option<u64>,
     has_write: bool,
+    bytes: u64,
 }
 
 struct NextTurn<R> {
@@ -185,12 +188,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             written: TurnNumber(0),
             term_written_with: (stored.hard_state.term, TurnNumber(0)),
             in_flight: VecDeque::new(),
+            unwritten_bytes: 0,
             proposals: AnswersOwed::new(),
             batch: Batch::default(),
             membership: AnswersOwed::new(),
             pending_change: None,
             awaiting_leave: Vec::new(),
-            parked: VecDeque::new(),
+            parked: Parking::default(),
             transfer: None,
             reads: Reads::default(),
             led: None,
@@ -300,6 +304,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         {
             self.written = turn.number;
             ready_number = turn.ready_number.or(ready_number);
+            self.unwritten_bytes -= turn.bytes;
             self.in_flight.pop_front();
         }
         if let Some(ready_number) = ready_number {
@@ -501,7 +506,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             next.send_now.append(&mut next.send_after);
         }
         self.issued = number;
-        self.in_flight.push_back(InFlight { number, issued_ticks: self.now_ticks, ready_number, has_write });
+        let bytes = next.write.append.iter().map(Entry::size_bytes).sum();
+        self.unwritten_bytes += bytes;
+        let issued_ticks = self.now_ticks;
+        self.in_flight.push_back(InFlight { number, issued_ticks, ready_number, has_write, bytes });
         if !has_write && self.in_flight.len() == 1 {
             self.written(number);
         }
@@ -555,9 +563,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         if let RaftMessageBody::Append { entries, .. } = &message.body
             && !entries.is_empty()
-            && self.unapplied_bytes > self.config.unapplied_bytes_max
+            && (self.unapplied_bytes > self.config.unapplied_bytes_max
+                || self.unwritten_bytes > self.config.uncommitted_bytes_max)
         {
-            // The state machine is behind by as much as this node will hold. The leader sends it again.
+            // State machine or disk is behind by as much as this node will hold. The leader sends it again.
             return;
         }
         if self.consensus.shows_a_loss(&message) {

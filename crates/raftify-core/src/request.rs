@@ -89,6 +89,16 @@ pub enum LeaderRequest<R> {
     },
 }
 
+impl<R> LeaderRequest<R> {
+    /// How many bytes of an entry it holds.
+    pub fn payload_bytes(&self) -> u64 {
+        match self {
+            LeaderRequest::Propose { payload, .. } => payload.len() as u64,
+            _ => 0,
+        }
+    }
+}
+
 /// A node id, given to exactly one caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {

@@ -83,6 +83,7 @@ mod raft_node;
 mod raft_server;
 mod remote_node;
 mod reply;
+mod request_queue;
 mod running;
 mod snapshot_directory;
 mod snapshot_receiver;

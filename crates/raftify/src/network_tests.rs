@@ -27,6 +27,7 @@ use crate::raft_client::{ClientError, ClusterConnection, UnreachableNode};
 use crate::raft_server::{Door, serve};
 use crate::remote_node::endpoint;
 use crate::reply::{Reply, local_reply};
+use crate::request_queue::{RequestReceiver, request_queue};
 use crate::wire::{self, DoorRefusal, proto};
 use snapshots::TestSnapshots;
 
@@ -56,7 +57,7 @@ async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 struct TestNode {
     id: NodeId,
     address: String,
-    requests: mpsc::Receiver<ServerRequestMsg<Reply<u64>>>,
+    requests: RequestReceiver<ServerRequestMsg<Reply<u64>>>,
     status: watch::Sender<NodeStatus>,
     snapshots: TestSnapshots,
     outbox: Outbox,
@@ -74,7 +75,7 @@ impl TestNode {
         let config: CheckedConfig = config.check().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let (requests, received) = mpsc::channel(config.request_queue_max);
+        let (requests, received) = request_queue(config.request_queue_max, config.request_queue_bytes_max);
         let (events, peer_events) = mpsc::unbounded_channel();
         let snapshots = TestSnapshots::default();
         let outbox = Outbox::start(address.clone(), config.clone(), snapshots.clone(), events);

@@ -21,7 +21,7 @@ use raftify_core::{
     RaftMessage, ReadRound, Sender, SnapshotStore, SnapshotToSend,
 };
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_stream::Stream;
@@ -94,8 +94,8 @@ struct Shared {
     snapshots: Arc<SnapshotSender>,
     events: Events,
     runtime: Handle,
-    /// As many requests may be on the way to the leader as may wait on this node.
-    forwards: Arc<Semaphore>,
+    /// Requests on the way to the leader.
+    forwarded: Arc<Forwarded>,
     /// Taken for moments only and never across an `.await`: `send` is called from two threads for every turn, and a
     /// task in between would cost each message a change of threads.
     state: Mutex<State>,
@@ -159,7 +159,7 @@ impl Outbox {
             snapshots: Arc::new(SnapshotSender::new(&config, snapshots, events.clone())),
             events,
             runtime: Handle::current(),
-            forwards: Arc::new(Semaphore::new(config.proposals_in_flight_max.min(Semaphore::MAX_PERMITS))),
+            forwarded: Arc::default(),
             config,
             state: Mutex::new(State {
                 own: None,
@@ -257,14 +257,11 @@ impl Outbox {
     /// Passes a request on to the leader, and the answer back. At most once: it is never sent again.
     pub(crate) fn forward<R: RemoteReply>(&self, forward: Forward<R>) {
         let node = self.node(forward.to);
-        let permit = Arc::clone(&self.shared.forwards).try_acquire_owned();
-        let (node, permit) = match (node, permit) {
-            (Some(node), Ok(permit)) => (node, permit),
+        let place = Forwarded::enter(&self.shared.forwarded, &forward.request, &self.shared.config);
+        let (node, place) = match (node, place) {
+            (Some(node), Ok(place)) => (node, place),
             (None, _) => return refuse_request(forward.request, Unsent::UnknownPeer(forward.to)),
-            (_, Err(_)) => {
-                let waiting = self.shared.config.proposals_in_flight_max as u64;
-                return refuse_request(forward.request, Unsent::Busy(waiting));
-            }
+            (_, Err(waiting)) => return refuse_request(forward.request, Unsent::Busy(waiting)),
         };
         let config = self.shared.config.clone();
         let mut state = lock(&self.shared.state);
@@ -273,7 +270,7 @@ impl Outbox {
         }
         self.shared.spawn(&mut state.tasks, async move {
             pass_on(node, forward, &config).await;
-            drop(permit);
+            drop(place);
         });
     }
 
@@ -377,7 +374,7 @@ impl Shared {
                     continue;
                 }
             };
-            let queue = Arc::new(PeerQueue::new(id, introduction, self.config.peer_queue_max));
+            let queue = Arc::new(PeerQueue::new(id, introduction, &self.config));
             let connection = PeerConnection {
                 id,
                 address: address.to_owned(),
@@ -421,12 +418,13 @@ pub(crate) struct Introduction {
 pub(crate) struct PeerQueue {
     peer: NodeId,
     messages_max: usize,
+    bytes_max: u64,
     inner: Mutex<QueueInner>,
 }
 
 struct QueueInner {
     introduction: Introduction,
-    messages: VecDeque<RaftMessage>,
+    waiting: Waiting,
     /// Whether a stream takes messages out, or will as soon as its connection is made. If not, they are dropped.
     open: bool,
     /// Which stream: a broken one must not take what the next one should send.
@@ -437,16 +435,17 @@ struct QueueInner {
 }
 
 impl PeerQueue {
-    fn new(peer: NodeId, introduction: Introduction, messages_max: usize) -> PeerQueue {
+    fn new(peer: NodeId, introduction: Introduction, config: &CheckedConfig) -> PeerQueue {
         let inner = QueueInner {
             introduction,
-            messages: VecDeque::new(),
+            waiting: Waiting::default(),
             open: true,
             generation: 0,
             dropped: 0,
             waker: None,
         };
-        PeerQueue { peer, messages_max, inner: Mutex::new(inner) }
+        let (messages_max, bytes_max) = (config.peer_queue_max, config.peer_queue_bytes_max);
+        PeerQueue { peer, messages_max, bytes_max, inner: Mutex::new(inner) }
     }
 
     pub(crate) fn introduction(&self) -> Introduction {
@@ -464,14 +463,15 @@ impl PeerQueue {
             return;
         }
         for message in messages {
-            if inner.messages.len() < self.messages_max {
-                inner.messages.push_back(message);
+            if inner.waiting.has_room(&message, self.messages_max, self.bytes_max) {
+                inner.waiting.push_back(message);
                 continue;
             }
             if inner.dropped == 0 {
                 warn!(
                     peer = %self.peer,
-                    waiting = inner.messages.len(),
+                    waiting = inner.waiting.messages.len(),
+                    bytes = inner.waiting.bytes,
                     "the peer takes messages too slowly: its queue is full, and further messages are dropped"
                 );
             }
@@ -494,7 +494,7 @@ impl PeerQueue {
         let mut inner = lock(&self.inner);
         inner.open = false;
         inner.generation += 1;
-        inner.messages.clear();
+        inner.waiting = Waiting::default();
         inner.dropped = 0;
         if let Some(waker) = inner.waker.take() {
             waker.wake();
@@ -516,12 +516,12 @@ impl Stream for Batches {
         if inner.generation != self.generation {
             return Poll::Ready(None);
         }
-        if inner.messages.is_empty() {
+        if inner.waiting.messages.is_empty() {
             inner.waker = Some(context.waker().clone());
             return Poll::Pending;
         }
-        let batch = gather(&mut inner.messages);
-        if inner.messages.is_empty() && inner.dropped > 0 {
+        let batch = inner.waiting.gather();
+        if inner.waiting.messages.is_empty() && inner.dropped > 0 {
             info!(peer = %self.queue.peer, dropped = inner.dropped, "the peer takes messages again");
             inner.dropped = 0;
         }
@@ -538,29 +538,51 @@ impl Stream for Batches {
     }
 }
 
-/// Takes as many messages as one batch may hold; at least one. A message that is too large for any batch is split.
-fn gather(messages: &mut VecDeque<RaftMessage>) -> Vec<RaftMessage> {
-    let mut batch = Vec::new();
-    let mut bytes = 0;
-    while let Some(message) = messages.pop_front() {
-        let message_bytes = wire::message_bytes_max(&message);
-        if bytes + message_bytes <= wire::BATCH_BYTES {
-            bytes += message_bytes;
-            batch.push(message);
-            continue;
-        }
-        if !batch.is_empty() {
-            messages.push_front(message);
+/// Messages in order, and how many bytes they have at most.
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<RaftMessage>,
+    bytes: u64,
+}
+
+impl Waiting {
+    fn has_room(&self, message: &RaftMessage, messages_max: usize, bytes_max: u64) -> bool {
+        let bytes = self.bytes + wire::message_bytes_max(message);
+        self.messages.is_empty() || (self.messages.len() < messages_max && bytes <= bytes_max)
+    }
+
+    fn push_back(&mut self, message: RaftMessage) {
+        self.bytes += wire::message_bytes_max(&message);
+        self.messages.push_back(message);
+    }
+
+    /// Takes as many messages as one batch may hold; at least one. A message that is too large for any batch is split.
+    fn gather(&mut self) -> Vec<RaftMessage> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(message) = self.messages.pop_front() {
+            let message_bytes = wire::message_bytes_max(&message);
+            if bytes + message_bytes <= wire::BATCH_BYTES {
+                bytes += message_bytes;
+                self.bytes -= message_bytes;
+                batch.push(message);
+                continue;
+            }
+            if !batch.is_empty() {
+                self.messages.push_front(message);
+                break;
+            }
+            let (first, rest) = wire::split_large(message);
+            batch.push(first);
+            self.bytes -= message_bytes;
+            if let Some(rest) = rest {
+                self.bytes += wire::message_bytes_max(&rest);
+                self.messages.push_front(rest);
+            }
             break;
         }
-        let (first, rest) = wire::split_large(message);
-        batch.push(first);
-        if let Some(rest) = rest {
-            messages.push_front(rest);
-        }
-        break;
+        batch
     }
-    batch
 }
 
 /// Keeps the stream to one peer up.
@@ -620,6 +642,44 @@ impl PeerConnection {
             }
             Some(_) => REFUSED_DELAY,
         }
+    }
+}
+
+/// How many requests are on the way to the leader, and how many bytes they have: no more than this node would take if
+/// it led itself.
+#[derive(Default)]
+struct Forwarded(Mutex<(usize, u64)>);
+
+impl Forwarded {
+    /// A place for this request, or how many there are already.
+    fn enter<R>(
+        this: &Arc<Self>,
+        request: &LeaderRequest<R>,
+        config: &CheckedConfig,
+    ) -> Result<PlaceOfForwarded, u64> {
+        let weight = request.payload_bytes();
+        let mut forwarded = lock(&this.0);
+        let (count, bytes) = *forwarded;
+        if count >= config.proposals_in_flight_max
+            || (count > 0 && bytes + weight > config.uncommitted_bytes_max)
+        {
+            return Err(count as u64);
+        }
+        *forwarded = (count + 1, bytes + weight);
+        Ok(PlaceOfForwarded { forwarded: Arc::clone(this), weight })
+    }
+}
+
+struct PlaceOfForwarded {
+    forwarded: Arc<Forwarded>,
+    weight: u64,
+}
+
+impl Drop for PlaceOfForwarded {
+    fn drop(&mut self) {
+        let mut forwarded = lock(&self.forwarded.0);
+        forwarded.0 -= 1;
+        forwarded.1 -= self.weight;
     }
 }
 

@@ -26,6 +26,7 @@ use crate::lifecycle::Lifecycle;
 use crate::log_entry::AbstractLogEntry;
 use crate::raft_client::{ClientError, ClusterConnection};
 use crate::raft_node::RaftNode;
+use crate::request_queue::request_queue;
 use crate::running::NodeParts;
 use crate::state_machine::AbstractStateMachine;
 
@@ -163,7 +164,8 @@ where
         })?;
         let listener = listen(&raft_addr)?;
 
-        let (requests, local_requests) = mpsc::channel(config.request_queue_max);
+        let (requests, local_requests) =
+            request_queue(config.request_queue_max, config.request_queue_bytes_max);
         let (queries, waiting_queries) = mpsc::channel(config.reads_in_flight_max);
         let status = watch::Sender::new(core.status());
         let lifecycle = Lifecycle::new();

@@ -22,6 +22,7 @@ use crate::lifecycle::Lifecycle;
 use crate::log_writer::{LogWriter, ToWrite};
 use crate::outbox::{Outbox, PeerEvent};
 use crate::reply::Reply;
+use crate::request_queue::RequestReceiver;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
 use crate::timing::{Step, mark};
@@ -47,8 +48,8 @@ pub(crate) enum Event {
 pub(crate) struct Inputs<R> {
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
     pub(crate) peers: mpsc::UnboundedReceiver<PeerEvent>,
-    pub(crate) server: mpsc::Receiver<ServerRequestMsg<R>>,
-    pub(crate) local: mpsc::Receiver<LocalRequestMsg<R>>,
+    pub(crate) server: RequestReceiver<ServerRequestMsg<R>>,
+    pub(crate) local: RequestReceiver<LocalRequestMsg<R>>,
     pub(crate) quit: watch::Receiver<bool>,
 }
 

@@ -25,6 +25,7 @@ use crate::error::WaitError;
 use crate::lifecycle::Lifecycle;
 use crate::log_entry::AbstractLogEntry;
 use crate::reply::{Reply, local_reply};
+use crate::request_queue::{Refused, RequestSender};
 use crate::state_machine::AbstractStateMachine;
 
 /// The core answers by its own deadlines; this much later, a call gives up on the core.
@@ -50,7 +51,7 @@ pub struct RaftNode<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
 struct Shared<FSM: AbstractStateMachine> {
     node_id: NodeId,
     config: CheckedConfig,
-    requests: mpsc::Sender<LocalRequestMsg<Reply<FSM::Reply>>>,
+    requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
     queries: mpsc::Sender<Query<FSM>>,
     status: watch::Receiver<Status>,
     lifecycle: Lifecycle,
@@ -75,7 +76,7 @@ where
 {
     pub(crate) fn new(
         config: CheckedConfig,
-        requests: mpsc::Sender<LocalRequestMsg<Reply<FSM::Reply>>>,
+        requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
         queries: mpsc::Sender<Query<FSM>>,
         status: watch::Receiver<Status>,
         lifecycle: Lifecycle,
@@ -456,8 +457,8 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
         }
         match self.requests.try_send(request) {
             Ok(()) => {}
-            Err(TrySendError::Closed(_)) => return Err(self.lifecycle.stop_reason().into()),
-            Err(TrySendError::Full(request)) => match E::busy(self.config.request_queue_max as u64) {
+            Err(Refused::Closed) => return Err(self.lifecycle.stop_reason().into()),
+            Err(Refused::Full { request, waiting }) => match E::busy(waiting) {
                 Some(busy) => return Err(busy),
                 None => match timeout(within, self.requests.send(request)).await {
                     Ok(sent) => sent.map_err(|_| self.lifecycle.stop_reason())?,

@@ -22,8 +22,7 @@ use raftify_core::{
     Status as NodeStatus, Term,
 };
 use tokio::net::TcpListener;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -34,6 +33,7 @@ use crate::outbox::Outbox;
 use crate::remote_node::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
 };
+use crate::request_queue::{Refused, RequestSender};
 use crate::snapshot_receiver::{Incoming, NotReceived, SnapshotReceiver};
 use crate::wire::proto::raft_service_server::{RaftService, RaftServiceServer};
 use crate::wire::{self, DoorRefusal, VerbError, proto};
@@ -47,7 +47,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// What the server works with.
 pub(crate) struct Door<R, S> {
     /// The raft loop's queue.
-    pub(crate) requests: mpsc::Sender<ServerRequestMsg<R>>,
+    pub(crate) requests: RequestSender<ServerRequestMsg<R>>,
     /// Who this node is and whom it believes.
     pub(crate) status: watch::Receiver<NodeStatus>,
     /// Where incoming snapshots are put.
@@ -205,8 +205,8 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
 
     fn enqueue<E: VerbError>(&self, request: ServerRequestMsg<R>) -> Result<(), E> {
         self.door.requests.try_send(request).map_err(|error| match error {
-            TrySendError::Full(_) => E::busy(self.door.requests.max_capacity() as u64),
-            TrySendError::Closed(_) => StopReason::Stopped.into(),
+            Refused::Full { waiting, .. } => E::busy(waiting),
+            Refused::Closed => StopReason::Stopped.into(),
         })
     }
 

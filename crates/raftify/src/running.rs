@@ -22,6 +22,7 @@ use crate::outbox::Outbox;
 use crate::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::raft_server::{Door, serve};
 use crate::reply::Reply;
+use crate::request_queue::{RequestReceiver, request_queue};
 use crate::snapshot_taker::SnapshotTaker;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
@@ -36,7 +37,7 @@ pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) snapshot: Option<SnapshotMeta>,
     pub(crate) recovered: LogPosition,
     pub(crate) listener: TcpListener,
-    pub(crate) local_requests: mpsc::Receiver<LocalRequestMsg<Reply<FSM::Reply>>>,
+    pub(crate) local_requests: RequestReceiver<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
@@ -57,7 +58,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
 
         let (events, event_inputs) = mpsc::unbounded_channel();
         let (peer_events, peer_inputs) = mpsc::unbounded_channel();
-        let (server_requests, server_inputs) = mpsc::channel(self.config.request_queue_max);
+        let (server_requests, server_inputs) =
+            request_queue(self.config.request_queue_max, self.config.request_queue_bytes_max);
         let snapshots = TrackedSnapshots::new(self.storage.snapshots());
         let log_reader = self.storage.log_reader();
         let outbox =

@@ -1,5 +1,6 @@
 //! Requests that only a leader can serve: where they go, who waits for them, and handing over leadership.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -40,6 +41,34 @@ pub(super) struct Parked<R> {
     forwarding: Forwarding,
     deadline_ticks: u64,
     why: WhyParked,
+}
+
+/// All requests that wait until it is clear who leads, in the order in which they came.
+pub(super) struct Parking<R> {
+    requests: VecDeque<Parked<R>>,
+    /// Of the entries to be proposed.
+    bytes: u64,
+}
+
+impl<R> Default for Parking<R> {
+    fn default() -> Self {
+        Parking { requests: VecDeque::new(), bytes: 0 }
+    }
+}
+
+impl<R> Parking<R> {
+    pub(super) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    fn push(&mut self, parked: Parked<R>) {
+        self.bytes += parked.request.payload_bytes();
+        self.requests.push_back(parked);
+    }
+
+    fn take_all(&mut self) -> VecDeque<Parked<R>> {
+        std::mem::take(self).requests
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -149,7 +178,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn park(&mut self, request: LeaderRequest<R>, forwarding: Forwarding, why: WhyParked) {
         let waiting = self.parked.len();
-        if waiting >= self.config.proposals_in_flight_max {
+        let bytes = self.parked.bytes + request.payload_bytes();
+        if waiting >= self.config.proposals_in_flight_max
+            || (waiting > 0 && bytes > self.config.uncommitted_bytes_max)
+        {
             return refuse(request, NotServed::Busy { waiting: waiting as u64 });
         }
         let timeout = match request {
@@ -157,7 +189,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             _ => self.config.membership_timeout,
         };
         let deadline_ticks = self.deadline(timeout);
-        self.parked.push_back(Parked { request, forwarding, deadline_ticks, why });
+        self.parked.push(Parked { request, forwarding, deadline_ticks, why });
     }
 
     /// Gives every parked request another try, once leadership is settled.
@@ -165,7 +197,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if self.transfer.is_some() || (!self.consensus.is_leader() && self.consensus.leader().is_none()) {
             return;
         }
-        for parked in std::mem::take(&mut self.parked) {
+        for parked in self.parked.take_all() {
             let deadline_ticks = parked.deadline_ticks;
             // After a hand-over, the new leader may be asked although the request was forwarded to this node.
             let forwarding = match parked.why {
@@ -174,7 +206,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             };
             let before = self.parked.len();
             self.take_request(parked.request, forwarding);
-            if let Some(again) = self.parked.get_mut(before) {
+            if let Some(again) = self.parked.requests.get_mut(before) {
                 again.deadline_ticks = deadline_ticks;
             }
         }
@@ -473,12 +505,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         };
         if let Err(error) = &outcome {
             // Who waited for the hand-over gets its reason; all others go on as soon as a leader is known.
-            for parked in std::mem::take(&mut self.parked) {
+            for parked in self.parked.take_all() {
                 match (parked.why, parked.request) {
                     (WhyParked::AfterHandover, LeaderRequest::ChangeMembership { reply, .. }) => {
                         reply.answer(Err(MembershipError::HandoverFailed(error.clone())));
                     }
-                    (why, request) => self.parked.push_back(Parked { request, why, ..parked }),
+                    (why, request) => self.parked.push(Parked { request, why, ..parked }),
                 }
             }
         }
@@ -501,9 +533,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         for (reply, _) in self.awaiting_leave.extract_if(.., |(_, deadline)| *deadline <= now) {
             reply.answer(Err(unknown.clone()));
         }
-        for parked in std::mem::take(&mut self.parked) {
+        for parked in self.parked.take_all() {
             if parked.deadline_ticks > now {
-                self.parked.push_back(parked);
+                self.parked.push(parked);
             } else {
                 // It never came to be proposed.
                 refuse(parked.request, NotServed::NoLeader);
@@ -524,7 +556,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         for (reply, _) in self.awaiting_leave.drain(..) {
             reply.answer(Err(reason.clone().into()));
         }
-        for parked in self.parked.drain(..) {
+        for parked in self.parked.take_all() {
             refuse(parked.request, NotServed::Stopped(reason.clone()));
         }
         for forward in self.next.forward.drain(..) {

@@ -20,6 +20,9 @@ use crate::types::{LogIndex, LogPosition, Term};
 /// Most answers that wait for one fetch; raft-rs asks again by itself for more.
 const CONTEXTS_MAX: usize = 64;
 
+/// How many entries that were compacted away are dropped in one go, besides two for each new one.
+const FORGOTTEN_AT_ONCE: usize = 256;
+
 /// What the log starts with.
 pub(crate) struct LogStart {
     pub(crate) hard_state: HardState,
@@ -40,7 +43,8 @@ pub(super) struct LogView {
     last: LogIndex,
     /// Every position at which the term differs from that of the entry before.
     term_starts: Vec<LogPosition>,
-    /// Invariant: the entries up to `last`, without a gap, and at least those that are not applied.
+    /// Invariant: the entries up to `last`, without a gap, and at least those that are not applied. Some of the first
+    /// may have been compacted away; they are never given out.
     cache: VecDeque<RaftEntry>,
     cache_bytes: u64,
     cache_bytes_max: u64,
@@ -107,6 +111,7 @@ impl LogView {
         if first <= self.last {
             self.cut_from(first);
         }
+        self.forget_compacted(FORGOTTEN_AT_ONCE + 2 * entries.len());
         for entry in entries {
             let position = LogPosition::new(entry.term, entry.index);
             if self.term_of(self.last) != position.term {
@@ -144,12 +149,22 @@ impl LogView {
         if position.index <= self.truncated.index || position.index > self.last {
             return;
         }
-        while self.cache.front().is_some_and(|entry| entry.index <= position.index.0) {
-            let gone = self.cache.pop_front();
-            self.cache_bytes -= gone.as_ref().map_or(0, size_bytes);
-        }
         self.term_starts.retain(|start| start.index > position.index);
         self.truncated = position;
+        self.forget_compacted(FORGOTTEN_AT_ONCE);
+    }
+
+    /// Drops entries that were compacted away, at most this many, so that nothing waits until all of them are gone.
+    fn forget_compacted(&mut self, count_max: usize) {
+        for _ in 0..count_max {
+            match self.cache.front() {
+                Some(entry) if entry.index <= self.truncated.index.0 => {
+                    self.cache_bytes -= size_bytes(entry);
+                    self.cache.pop_front();
+                }
+                _ => break,
+            }
+        }
     }
 
     /// Drops the oldest applied entries that no longer fit.

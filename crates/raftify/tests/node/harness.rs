@@ -15,6 +15,7 @@ use raftify::{
     Raft, SnapshotCapture, StableStorage, StorageError, StoredState, restore_value,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -75,16 +76,29 @@ pub(crate) fn set(key: impl ToString, value: impl ToString) -> Change {
 
 /// Holds whoever comes, until it is opened.
 #[derive(Clone, Default)]
-pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
+pub(crate) struct Gate(Arc<GateInner>);
+
+#[derive(Default)]
+struct GateInner {
+    open: Mutex<bool>,
+    opened: Condvar,
+    reached: watch::Sender<bool>,
+}
 
 impl Gate {
     pub(crate) fn open(&self) {
-        *self.0.0.lock().unwrap() = true;
-        self.0.1.notify_all();
+        *self.0.open.lock().unwrap() = true;
+        self.0.opened.notify_all();
+    }
+
+    /// Resolves when somebody is held.
+    pub(crate) async fn reached(&self) {
+        within("the gate", self.0.reached.subscribe().wait_for(|reached| *reached)).await.unwrap();
     }
 
     fn pass(&self) {
-        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
+        self.0.reached.send_replace(true);
+        drop(self.0.opened.wait_while(self.0.open.lock().unwrap(), |open| !*open).unwrap());
     }
 }
 

@@ -174,19 +174,11 @@ async fn who_waits_when_the_node_stops_is_answered() {
         tokio::spawn(async move { raft.propose(change).await })
     };
     let held = propose(Change::Wait);
-    let applied_before = |count: u64| {
-        let raft = raft.clone();
-        async move {
-            let mut status = raft.status();
-            within("the entry to be committed", status.wait_for(|status| status.commit.get() >= count))
-                .await
-                .unwrap();
-        }
-    };
-    let commit = raft.status().borrow().commit.get();
-    applied_before(commit.max(3)).await;
+    node.gate.reached().await;
+    let committed = raft.status().borrow().commit;
     let waiting = propose(set("key", "value"));
-    applied_before(4).await;
+    let mut status = raft.status();
+    within("the second to be committed", status.wait_for(|status| status.commit > committed)).await.unwrap();
     let query = tokio::spawn({
         let raft = raft.clone();
         async move { raft.query(|store| store.map.len()).await }

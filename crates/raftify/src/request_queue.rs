@@ -1,0 +1,232 @@
+//! The queue in front of the raft loop, bounded by number and by bytes.
+//!
+//! Requests of this node's user and single requests of others are refused when it is full; streams of messages wait,
+//! which slows their senders down.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use raftify_core::{LocalRequestMsg, ServerRequestMsg};
+use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
+use tokio::sync::{Notify, mpsc};
+
+use crate::wire;
+
+/// What a queued request holds in memory beyond its own size.
+pub(crate) trait Weight {
+    /// In bytes.
+    fn weight(&self) -> u64;
+}
+
+impl<R> Weight for LocalRequestMsg<R> {
+    fn weight(&self) -> u64 {
+        match self {
+            LocalRequestMsg::ForLeader(request) => request.payload_bytes(),
+            _ => 0,
+        }
+    }
+}
+
+impl<R> Weight for ServerRequestMsg<R> {
+    fn weight(&self) -> u64 {
+        match self {
+            ServerRequestMsg::ForLeader { request, .. } => request.payload_bytes(),
+            ServerRequestMsg::RaftMessages { messages, .. } => {
+                messages.iter().map(wire::message_bytes_max).sum()
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// Why a request was not taken.
+#[derive(Debug)]
+pub(crate) enum Refused<T> {
+    /// It is given back.
+    Full {
+        request: T,
+        /// How many requests are in the queue.
+        waiting: u64,
+    },
+    /// The loop has ended.
+    Closed,
+}
+
+/// A queue for at most `count` requests that weigh at most `bytes` together. A single one may weigh more, if it is
+/// alone.
+pub(crate) fn request_queue<T: Weight>(count: usize, bytes: u64) -> (RequestSender<T>, RequestReceiver<T>) {
+    let (sender, receiver) = mpsc::channel(count);
+    let room = Arc::new(Room { bytes: AtomicU64::new(0), bytes_max: bytes, freed: Notify::new() });
+    (RequestSender { sender, room: Arc::clone(&room) }, RequestReceiver { receiver, room })
+}
+
+/// How much of the bytes is taken.
+struct Room {
+    bytes: AtomicU64,
+    bytes_max: u64,
+    freed: Notify,
+}
+
+impl Room {
+    fn take(&self, bytes: u64) -> bool {
+        let after = |taken: u64| {
+            let after = taken.saturating_add(bytes);
+            (taken == 0 || after <= self.bytes_max).then_some(after)
+        };
+        bytes == 0 || self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, after).is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        if bytes > 0 {
+            self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+            self.freed.notify_waiters();
+        }
+    }
+}
+
+pub(crate) struct RequestSender<T> {
+    sender: mpsc::Sender<T>,
+    room: Arc<Room>,
+}
+
+impl<T: Weight> RequestSender<T> {
+    /// Puts a request into the queue, if there is room at once.
+    pub(crate) fn try_send(&self, request: T) -> Result<(), Refused<T>> {
+        let bytes = request.weight();
+        if !self.room.take(bytes) {
+            return Err(Refused::Full { request, waiting: self.waiting() });
+        }
+        self.sender.try_send(request).map_err(|error| {
+            self.room.give_back(bytes);
+            match error {
+                TrySendError::Full(request) => Refused::Full { request, waiting: self.waiting() },
+                TrySendError::Closed(_) => Refused::Closed,
+            }
+        })
+    }
+
+    /// Puts a request into the queue as soon as there is room.
+    ///
+    /// # Errors
+    /// The loop has ended.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the request was not queued.
+    pub(crate) async fn send(&self, request: T) -> Result<(), Refused<T>> {
+        let place = self.sender.reserve().await.map_err(|_| Refused::Closed)?;
+        let bytes = request.weight();
+        loop {
+            let mut freed = std::pin::pin!(self.room.freed.notified());
+            // Registered before the look, so that nothing that is freed in between is missed.
+            freed.as_mut().enable();
+            if self.room.take(bytes) {
+                place.send(request);
+                return Ok(());
+            }
+            tokio::select! {
+                () = freed => {}
+                () = self.sender.closed() => return Err(Refused::Closed),
+            }
+        }
+    }
+
+    fn waiting(&self) -> u64 {
+        (self.sender.max_capacity() - self.sender.capacity()) as u64
+    }
+}
+
+pub(crate) struct RequestReceiver<T> {
+    receiver: mpsc::Receiver<T>,
+    room: Arc<Room>,
+}
+
+impl<T: Weight> RequestReceiver<T> {
+    /// The next request; `None` when all senders are gone.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost if the future is dropped.
+    pub(crate) async fn recv(&mut self) -> Option<T> {
+        let request = self.receiver.recv().await?;
+        self.room.give_back(request.weight());
+        Some(request)
+    }
+
+    pub(crate) fn try_recv(&mut self) -> Result<T, TryRecvError> {
+        let request = self.receiver.try_recv()?;
+        self.room.give_back(request.weight());
+        Ok(request)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.receiver.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use super::*;
+
+    async fn is_pending<F: Future>(future: &mut std::pin::Pin<&mut F>) -> bool {
+        std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending())).await
+    }
+
+    #[derive(Debug, PartialEq)]
+    struct Heavy(u64);
+
+    impl Weight for Heavy {
+        fn weight(&self) -> u64 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_full_queue_gives_the_request_back_and_says_how_many_wait() {
+        let (sender, mut receiver) = request_queue(3, 100);
+        sender.try_send(Heavy(60)).unwrap();
+        let Err(Refused::Full { request: Heavy(41), waiting: 1 }) = sender.try_send(Heavy(41)) else {
+            panic!("it is full by bytes");
+        };
+        sender.try_send(Heavy(40)).unwrap();
+        sender.try_send(Heavy(0)).unwrap();
+        let Err(Refused::Full { request: Heavy(0), waiting: 3 }) = sender.try_send(Heavy(0)) else {
+            panic!("it is full by number");
+        };
+        assert_eq!(receiver.try_recv().unwrap(), Heavy(60));
+        sender.try_send(Heavy(60)).unwrap();
+        drop(receiver);
+        assert!(matches!(sender.try_send(Heavy(0)), Err(Refused::Closed)));
+    }
+
+    #[test]
+    fn what_is_heavier_than_the_whole_queue_goes_alone() {
+        let (sender, mut receiver) = request_queue(3, 100);
+        sender.try_send(Heavy(1000)).unwrap();
+        assert!(matches!(sender.try_send(Heavy(1)), Err(Refused::Full { .. })));
+        receiver.try_recv().unwrap();
+        sender.try_send(Heavy(1)).unwrap();
+        assert!(matches!(sender.try_send(Heavy(1000)), Err(Refused::Full { .. })));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_gets_it_when_something_is_taken_out() {
+        let (sender, mut receiver) = request_queue(10, 100);
+        sender.try_send(Heavy(100)).unwrap();
+        let mut waits = std::pin::pin!(sender.send(Heavy(50)));
+        assert!(is_pending(&mut waits).await);
+        assert_eq!(receiver.recv().await, Some(Heavy(100)));
+        waits.await.unwrap();
+        assert_eq!(receiver.recv().await, Some(Heavy(50)));
+
+        sender.try_send(Heavy(100)).unwrap();
+        let mut waits = std::pin::pin!(sender.send(Heavy(50)));
+        assert!(is_pending(&mut waits).await);
+        drop(receiver);
+        assert!(matches!(waits.await, Err(Refused::Closed)));
+    }
+}
