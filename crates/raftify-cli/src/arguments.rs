@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use raftify::StorageKind;
 
 #[derive(Parser)]
-#[command(version, about = "Shows what is in the directory of a raftify node, and how a live one is doing")]
+#[command(
+    version,
+    about = "Shows what is in the directory of a raftify node, and how a live one is doing; converts directories"
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -16,6 +20,39 @@ pub(crate) enum Command {
     /// Describe a directory or a node; nothing is changed
     #[command(subcommand)]
     Describe(Describe),
+    /// Change how the directory of a stopped node is kept
+    #[command(subcommand)]
+    Storage(Storage),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Storage {
+    /// Make a node's directory one of the other storage. The node must be stopped, and started again with a program
+    /// that opens that storage. Whatever interrupts it, the directory stays valid; just run it again
+    Convert {
+        /// The node's directory
+        path: PathBuf,
+        /// The storage that is to keep it
+        #[arg(long)]
+        to: Kind,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Kind {
+    /// WalStorage: the log in segments, one flush for each write
+    Wal,
+    /// HeedStorage: everything in LMDB
+    Heed,
+}
+
+impl From<Kind> for StorageKind {
+    fn from(kind: Kind) -> StorageKind {
+        match kind {
+            Kind::Wal => StorageKind::Wal,
+            Kind::Heed => StorageKind::Heed,
+        }
+    }
 }
 
 #[derive(Subcommand)]

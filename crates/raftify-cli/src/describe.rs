@@ -5,13 +5,13 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BoxError, CustomFormatter, Entry, EntryKind, HeedStorage,
-    Inspection, LogIndex, LogReader, Member, MemberChange, MemberRecord, Members, MembershipChange,
-    RaftClient, hex_and_text,
+    AbstractLogEntry, AbstractStateMachine, BoxError, CustomFormatter, Entry, EntryKind, Inspection,
+    LogIndex, LogReader, Member, MemberChange, MemberRecord, Members, MembershipChange, RaftClient,
+    ReadOnlyStorage, hex_and_text,
 };
 use serde_json::{Value, json};
 
-use crate::arguments::{Command, Describe, Form};
+use crate::arguments::{Describe, Form};
 use crate::output::{hex, print_facts, print_json, print_members, table};
 
 /// How many entries a table shows if no limit is given.
@@ -20,7 +20,7 @@ const TABLE_ENTRIES: u64 = 100;
 const READ_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 pub(crate) fn run<LogEntry, FSM>(
-    command: Command,
+    what: Describe,
     formatter: &impl CustomFormatter<LogEntry, FSM>,
     output: &mut dyn Write,
 ) -> Result<(), BoxError>
@@ -28,7 +28,6 @@ where
     LogEntry: AbstractLogEntry,
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
-    let Command::Describe(what) = command;
     match what {
         Describe::Logs { path, from, limit, form } => {
             logs(&path, from, limit, form.form(), formatter, output)
@@ -51,7 +50,7 @@ where
     LogEntry: AbstractLogEntry,
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
-    let storage = HeedStorage::open_read_only(path)?;
+    let storage = ReadOnlyStorage::open(path)?;
     let stored = storage.load()?;
     let reader = storage.log_reader();
     let first = stored.truncated.index.next();
@@ -160,7 +159,8 @@ fn describe_change(change: MembershipChange) -> String {
 }
 
 fn metadata(path: &Path, form: Form, output: &mut dyn Write) -> Result<(), BoxError> {
-    let stored = HeedStorage::open_read_only(path)?.load()?;
+    let storage = ReadOnlyStorage::open(path)?;
+    let (kind, stored) = (storage.kind(), storage.load()?);
     let first = stored.truncated.index.next();
     let snapshot = stored.snapshot.as_ref().map(|snapshot| snapshot.position);
     match form {
@@ -168,6 +168,7 @@ fn metadata(path: &Path, form: Form, output: &mut dyn Write) -> Result<(), BoxEr
         Form::Json => print_json(
             output,
             &json!({
+                "storage": kind.name(),
                 "identity": stored.identity,
                 "term": stored.hard_state.term,
                 "vote": stored.hard_state.vote,
@@ -186,6 +187,7 @@ fn metadata(path: &Path, form: Form, output: &mut dyn Write) -> Result<(), BoxEr
             print_facts(
                 output,
                 &[
+                    ("kept by", kind.to_string()),
                     (
                         "identity",
                         stored
@@ -215,7 +217,7 @@ where
     LogEntry: AbstractLogEntry,
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
-    let storage = HeedStorage::open_read_only(path)?;
+    let storage = ReadOnlyStorage::open(path)?;
     let Some(newest) = storage.load()?.snapshot else {
         return Err(format!("{}: no snapshot has been taken yet", path.display()).into());
     };

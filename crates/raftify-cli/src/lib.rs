@@ -1,4 +1,5 @@
-//! The command line of raftify: what a node's directory holds, and how a live node is doing. It only ever reads.
+//! The command line of raftify: what a node's directory holds, and how a live node is doing; and to make the directory of
+//! a stopped node one of the other storage. Nothing but that last changes anything.
 //!
 //! The program `raftify-cli` knows no types and shows entries and snapshots as bytes. A program that knows its own
 //! gives them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has the same commands:
@@ -32,6 +33,7 @@
 //! ```
 
 mod arguments;
+mod convert;
 mod describe;
 mod output;
 
@@ -42,7 +44,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use raftify::{AbstractLogEntry, AbstractStateMachine, CustomFormatter, DefaultFormatter};
 
-use crate::arguments::Arguments;
+use crate::arguments::{Arguments, Command, Storage};
 
 /// Carries out the command line of this process, showing entries and snapshots as hex and text.
 ///
@@ -64,7 +66,10 @@ where
 {
     let arguments = Arguments::parse();
     let mut output = BufWriter::new(io::stdout().lock());
-    let outcome = describe::run(arguments.command, &formatter, &mut output);
+    let outcome = match arguments.command {
+        Command::Describe(what) => describe::run(what, &formatter, &mut output),
+        Command::Storage(Storage::Convert { path, to }) => convert::run(&path, to.into(), &mut output),
+    };
     match outcome.and_then(|()| Ok(output.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,

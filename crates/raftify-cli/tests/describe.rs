@@ -10,7 +10,7 @@ use expect_test::{Expect, expect};
 use raftify::{
     AbstractLogEntry, ClusterId, Entry, EntryKind, HardState, HeedStorage, Identity, Incarnation, LogIndex,
     LogPosition, Member, MemberChange, MemberRecord, Members, MembershipChange, NodeId, SnapshotMeta,
-    SnapshotStore, SnapshotWriter, StableStorage, Term,
+    SnapshotStore, SnapshotWriter, StableStorage, Term, WalStorage,
 };
 use raftify_core::storage::Write;
 use tempfile::TempDir;
@@ -19,10 +19,16 @@ fn id(id: u64) -> NodeId {
     NodeId::new(id).unwrap()
 }
 
+/// One of each storage, with the same in it.
+fn directories() -> [TempDir; 2] {
+    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    fill(WalStorage::open(directories[0].path()).unwrap());
+    fill(HeedStorage::open(directories[1].path()).unwrap());
+    directories
+}
+
 /// Entries 3 to 6 of term 2, the snapshot at 2, and three kinds of entries.
-fn directory() -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    let mut storage = HeedStorage::open(directory.path()).unwrap();
+fn fill(mut storage: impl StableStorage) {
     storage.load().unwrap();
     let cluster_id = ClusterId(0xc1);
     let members = Members::initial([Member::voter(id(1), "127.0.0.1:60061")]).unwrap();
@@ -56,27 +62,37 @@ fn directory() -> TempDir {
         ..Write::default()
     }];
     storage.write(&writes).unwrap();
-    directory
 }
 
 fn cli(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_raftify-cli")).args(arguments).output().unwrap()
 }
 
-/// What the program says about the directory; the name of the directory is cut out.
-fn check(directory: &Path, what: &str, options: &[&str], expect: Expect) {
-    let path = directory.to_str().unwrap();
-    let output = cli(&[&["describe", what, path], options].concat());
+/// What the program says about both directories: the same, but for the name of the storage. Their own are cut out.
+fn check(directories: &[TempDir; 2], what: &str, options: &[&str], expect: Expect) {
+    let [wal, heed] = directories.each_ref().map(|directory| {
+        let path = directory.path();
+        said(&[&["describe", what, path.to_str().unwrap()], options].concat(), path)
+    });
+    // In a table the names have the same width.
+    let same = heed.replace("\"HeedStorage\"", "\"WalStorage\"").replace("HeedStorage", "WalStorage ");
+    assert_eq!(wal, same);
+    expect.assert_eq(&wal);
+}
+
+/// What the program says, and how it ends; the name of the directory is cut out.
+fn said(arguments: &[&str], directory: &Path) -> String {
+    let output = cli(arguments);
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     let code = output.status.code().unwrap();
-    expect.assert_eq(&format!("{}exit code {code}\n", said.replace(path, "DIRECTORY")));
+    format!("{}exit code {code}\n", said.replace(directory.to_str().unwrap(), "DIRECTORY"))
 }
 
 #[test]
 fn logs_are_a_table_for_people() {
-    let directory = directory();
+    let directories = directories();
     check(
-        directory.path(),
+        &directories,
         "logs",
         &[],
         expect![[r#"
@@ -96,9 +112,9 @@ fn logs_are_a_table_for_people() {
 
 #[test]
 fn logs_are_shown_in_pages() {
-    let directory = directory();
+    let directories = directories();
     check(
-        directory.path(),
+        &directories,
         "logs",
         &["--limit", "2"],
         expect![[r#"
@@ -113,7 +129,7 @@ fn logs_are_shown_in_pages() {
     "#]],
     );
     check(
-        directory.path(),
+        &directories,
         "logs",
         &["--from", "5", "--limit", "1", "--raw"],
         expect![[r#"
@@ -122,7 +138,7 @@ fn logs_are_shown_in_pages() {
         "#]],
     );
     check(
-        directory.path(),
+        &directories,
         "logs",
         &["--from", "99"],
         expect![[r#"
@@ -131,7 +147,7 @@ fn logs_are_shown_in_pages() {
     "#]],
     );
     check(
-        directory.path(),
+        &directories,
         "logs",
         &["--from", "1"],
         expect![[r#"
@@ -143,9 +159,9 @@ fn logs_are_shown_in_pages() {
 
 #[test]
 fn logs_are_lines_of_json_for_programs_and_hex_when_raw() {
-    let directory = directory();
+    let directories = directories();
     check(
-        directory.path(),
+        &directories,
         "logs",
         &["--json"],
         expect![[r#"
@@ -157,7 +173,7 @@ fn logs_are_lines_of_json_for_programs_and_hex_when_raw() {
     "#]],
     );
     check(
-        directory.path(),
+        &directories,
         "logs",
         &["--raw"],
         expect![[r#"
@@ -172,79 +188,81 @@ fn logs_are_lines_of_json_for_programs_and_hex_when_raw() {
 
 #[test]
 fn metadata_is_shown_in_three_forms() {
-    let directory = directory();
+    let directories = directories();
     check(
-        directory.path(),
+        &directories,
         "metadata",
         &[],
         expect![[r#"
-        ┌──────────────────────────────────────────────────────────────────────────────┐
-        │ identity   node 1 of cluster 00000000000000c1 (incarnation 000000000000001c) │
-        │ term       2                                                                 │
-        │ vote       node 1                                                            │
-        │ commit     5                                                                 │
-        │ log        from 3 to 6 of term 2                                             │
-        │ snapshot   2 of term 1                                                       │
-        └──────────────────────────────────────────────────────────────────────────────┘
-        ┌──────────────────────────────────────────────────┐
-        │ member   address           role    incarnation   │
-        ╞══════════════════════════════════════════════════╡
-        │ 1        127.0.0.1:60061   voter   not yet known │
-        └──────────────────────────────────────────────────┘
-        members as of index 1
-        exit code 0
-    "#]],
+            ┌──────────────────────────────────────────────────────────────────────────────┐
+            │ kept by    WalStorage                                                        │
+            │ identity   node 1 of cluster 00000000000000c1 (incarnation 000000000000001c) │
+            │ term       2                                                                 │
+            │ vote       node 1                                                            │
+            │ commit     5                                                                 │
+            │ log        from 3 to 6 of term 2                                             │
+            │ snapshot   2 of term 1                                                       │
+            └──────────────────────────────────────────────────────────────────────────────┘
+            ┌──────────────────────────────────────────────────┐
+            │ member   address           role    incarnation   │
+            ╞══════════════════════════════════════════════════╡
+            │ 1        127.0.0.1:60061   voter   not yet known │
+            └──────────────────────────────────────────────────┘
+            members as of index 1
+            exit code 0
+        "#]],
     );
     check(
-        directory.path(),
+        &directories,
         "metadata",
         &["--json"],
         expect![[r#"
-        {
-          "commit": 5,
-          "identity": {
-            "cluster_id": "00000000000000c1",
-            "incarnation": "000000000000001c",
-            "node_id": 1
-          },
-          "log": {
-            "first": 3,
-            "last": {
-              "index": 6,
-              "term": 2
+            {
+              "commit": 5,
+              "identity": {
+                "cluster_id": "00000000000000c1",
+                "incarnation": "000000000000001c",
+                "node_id": 1
+              },
+              "log": {
+                "first": 3,
+                "last": {
+                  "index": 6,
+                  "term": 2
+                }
+              },
+              "members": {
+                "as_of": 1,
+                "joint": false,
+                "list": [
+                  {
+                    "address": "127.0.0.1:60061",
+                    "id": 1,
+                    "incarnation": null,
+                    "role": "voter"
+                  }
+                ]
+              },
+              "snapshot": {
+                "index": 2,
+                "term": 1
+              },
+              "storage": "WalStorage",
+              "term": 2,
+              "vote": 1
             }
-          },
-          "members": {
-            "as_of": 1,
-            "joint": false,
-            "list": [
-              {
-                "address": "127.0.0.1:60061",
-                "id": 1,
-                "incarnation": null,
-                "role": "voter"
-              }
-            ]
-          },
-          "snapshot": {
-            "index": 2,
-            "term": 1
-          },
-          "term": 2,
-          "vote": 1
-        }
-        exit code 0
-    "#]],
+            exit code 0
+        "#]],
     );
-    let raw = cli(&["describe", "metadata", directory.path().to_str().unwrap(), "--raw"]);
+    let raw = cli(&["describe", "metadata", directories[0].path().to_str().unwrap(), "--raw"]);
     assert!(String::from_utf8(raw.stdout).unwrap().starts_with("StoredState {"));
 }
 
 #[test]
 fn a_snapshot_is_shown_in_three_forms() {
-    let directory = directory();
+    let directories = directories();
     check(
-        directory.path(),
+        &directories,
         "snapshot",
         &[],
         expect![[r#"
@@ -264,7 +282,7 @@ fn a_snapshot_is_shown_in_three_forms() {
     "#]],
     );
     check(
-        directory.path(),
+        &directories,
         "snapshot",
         &["--json"],
         expect![[r#"
@@ -293,7 +311,7 @@ fn a_snapshot_is_shown_in_three_forms() {
     "#]],
     );
     check(
-        directory.path(),
+        &directories,
         "snapshot",
         &["--raw"],
         expect![[r#"
@@ -304,18 +322,63 @@ fn a_snapshot_is_shown_in_three_forms() {
 
 #[test]
 fn a_directory_in_use_can_be_described() {
-    let directory = directory();
-    let _in_use = HeedStorage::open(directory.path()).unwrap();
-    let output = cli(&["describe", "metadata", directory.path().to_str().unwrap()]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let [wal, heed] = directories();
+    let _in_use = WalStorage::open(wal.path()).unwrap();
+    let _in_use_as_well = HeedStorage::open(heed.path()).unwrap();
+    for directory in [wal.path(), heed.path()] {
+        for what in ["metadata", "logs", "snapshot"] {
+            let output = cli(&["describe", what, directory.to_str().unwrap()]);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+#[test]
+fn a_directory_is_converted_to_and_fro() {
+    let [directory, _] = directories();
+    let path = directory.path().to_str().unwrap();
+    let metadata = || said(&["describe", "metadata", path], directory.path());
+    let before = metadata();
+    let convert = |to| said(&["storage", "convert", path, "--to", to], directory.path());
+    expect![[r#"
+        DIRECTORY is kept by WalStorage already: nothing was changed
+        exit code 0
+    "#]]
+    .assert_eq(&convert("wal"));
+    expect![[r#"
+        DIRECTORY was kept by WalStorage; now HeedStorage keeps it, with 4 entries, the last at 6 of term 2, and the snapshot at 2 of term 1
+        start its node with a program that opens HeedStorage
+        exit code 0
+    "#]]
+    .assert_eq(&convert("heed"));
+    let refused = WalStorage::open(directory.path()).unwrap_err().to_string();
+    expect![[r#"
+        DIRECTORY is kept by HeedStorage, not by WalStorage: open it with HeedStorage, or convert it with `raftify-cli storage convert DIRECTORY --to wal`"#]]
+    .assert_eq(&refused.replace(path, "DIRECTORY"));
+    let in_use = HeedStorage::open(directory.path()).unwrap();
+    expect![[r#"
+        error: DIRECTORY is in use by another process: stop that one first, or use another directory
+        exit code 1
+    "#]]
+    .assert_eq(&convert("wal"));
+    drop(in_use);
+    convert("wal");
+    assert_eq!(metadata(), before);
+    WalStorage::open(directory.path()).unwrap();
 }
 
 #[test]
 fn what_cannot_be_described_gets_one_line_and_exit_code_1() {
     let directory = tempfile::tempdir().unwrap();
-    for what in ["logs", "metadata", "snapshot"] {
-        let missing = directory.path().join("missing");
-        let output = cli(&["describe", what, missing.to_str().unwrap()]);
+    let missing = directory.path().join("missing");
+    let path = missing.to_str().unwrap();
+    for arguments in [
+        &["describe", "logs", path][..],
+        &["describe", "metadata", path],
+        &["describe", "snapshot", path],
+        &["storage", "convert", path, "--to", "wal"],
+    ] {
+        let output = cli(arguments);
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
         assert!(said.starts_with("error: ") && said.contains("missing"), "{said}");
@@ -331,7 +394,7 @@ fn what_cannot_be_described_gets_one_line_and_exit_code_1() {
 
 #[test]
 fn a_damaged_snapshot_is_an_error_and_not_a_panic() {
-    let directory = directory();
+    let [directory, _] = directories();
     let snapshots = directory.path().join("snapshots");
     for file in std::fs::read_dir(snapshots).unwrap() {
         let path = file.unwrap().path();
@@ -346,15 +409,20 @@ fn a_damaged_snapshot_is_an_error_and_not_a_panic() {
 
 #[test]
 fn a_command_line_that_makes_no_sense_has_exit_code_2() {
-    for arguments in [&["describe"][..], &["describe", "logs"], &["describe", "logs", ".", "--json", "--raw"]]
-    {
+    for arguments in [
+        &["describe"][..],
+        &["storage", "convert", "."],
+        &["storage", "convert", ".", "--to", "x"],
+        &["describe", "logs"],
+        &["describe", "logs", ".", "--json", "--raw"],
+    ] {
         assert_eq!(cli(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
 
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
-    let directory = directory();
+    let [directory, _] = directories();
     let mut program = Command::new(env!("CARGO_BIN_EXE_raftify-cli"))
         .args(["describe", "logs", directory.path().to_str().unwrap(), "--json"])
         .stdout(Stdio::piped())

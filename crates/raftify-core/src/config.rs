@@ -371,17 +371,19 @@ mod tests {
         check(
             config,
             expect![[r#"
-            tick_interval is 0ns, it must lie between 1ms and 10s
-            election_timeout (500ms) must be at least three times heartbeat_interval (400ms)
-            propose_timeout (100ms) must be at least election_timeout (500ms)
-            connect_timeout is 0ns, it must lie between 1ms and 86400s
-            snapshot_bytes_per_second_max is 1, it must be at least 65536, or zero
-            entry_bytes_max is 68157440, it must lie between 1 and 67108864
-            message_bytes_max is 1, it must lie between 1024 and 67108864
-            uncommitted_bytes_max (1) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
-            unapplied_bytes_max (67108864) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
-            peer_queue_max is 15, it must lie between 16 and 1048576
-            snapshots_in_flight_max is 0, it must lie between 1 and 1048576"#]],
+                tick_interval is 0ns, it must lie between 1ms and 10s
+                election_timeout (500ms) must be at least three times heartbeat_interval (400ms)
+                propose_timeout (100ms) must be at least election_timeout (500ms)
+                connect_timeout is 0ns, it must lie between 1ms and 86400s
+                snapshot_bytes_per_second_max is 1, it must be at least 65536, or zero
+                entry_bytes_max is 68157440, it must lie between 1 and 67108864
+                message_bytes_max is 1, it must lie between 1024 and 67108864
+                uncommitted_bytes_max (1) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
+                unapplied_bytes_max (67108864) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
+                request_queue_bytes_max (67108864) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
+                peer_queue_bytes_max (67108864) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
+                peer_queue_max is 15, it must lie between 16 and 1048576
+                snapshots_in_flight_max is 0, it must lie between 1 and 1048576"#]],
         );
     }
 
@@ -449,7 +451,7 @@ mod tests {
                   |
                 1 | election_timeuot = "1s"
                   | ^^^^^^^^^^^^^^^^
-                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
+                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
         );
         check(
             "tick_interval =\n",

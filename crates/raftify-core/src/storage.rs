@@ -264,7 +264,10 @@ pub enum StorageError {
         path: PathBuf,
     },
     /// The directory is kept by another kind of storage. Nothing was changed.
-    #[error("{} is kept by {found}, not by {asked}: open it with {found}, or use another directory", path.display())]
+    #[error(
+        "{path} is kept by {found}, not by {asked}: open it with {found}, or convert it with `raftify-cli storage convert {path} --to {convert_to}`",
+        path = path.display()
+    )]
     OtherKind {
         /// The directory.
         path: PathBuf,
@@ -272,6 +275,26 @@ pub enum StorageError {
         found: &'static str,
         /// What was to open it.
         asked: &'static str,
+        /// What was to open it, as the command line tool names it.
+        convert_to: &'static str,
+    },
+    /// A setting of a storage is outside of its range. Nothing was changed.
+    #[error("{setting} must be from {min} to {max}, it is {value}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// As given.
+        value: u64,
+        /// The least that is allowed.
+        min: u64,
+        /// The most that is allowed.
+        max: u64,
+    },
+    /// A directory that is only looked at was changed by its node again and again while it was read.
+    #[error("{} is changed by its node faster than it can be read: try again, or stop the node first", path.display())]
+    Changing {
+        /// The directory.
+        path: PathBuf,
     },
     /// A write does not fit to what is stored. A defect of the caller; nothing was written.
     #[error("refused to write: {reason}")]

@@ -13,6 +13,7 @@ use raftify_core::members::{LeaveJoint, MembershipRefusal};
 use raftify_core::{
     LeaderRequest, LocalRequestMsg, LogIndex, Member, MemberChange, MemberRole, MembershipChange, NodeId,
     RaftMessage, RaftMessageBody, ReplicationState, Role, Sender, ServerRequestMsg, SnapshotToSend, Status,
+    TurnNumber,
 };
 
 fn cluster_of_three() -> (Cluster, NodeId) {
@@ -216,6 +217,47 @@ fn bug_12_a_single_voter_sends_nothing_to_its_learners_before_its_term_is_durabl
     assert_eq!(cluster.packets(leader, id(2)), 0, "after a crash, it would lead in this term once more");
     cluster.settle();
     assert_eq!(cluster.status(id(2)).unwrap().last, cluster.status(leader).unwrap().last);
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_12_news_of_an_older_write_are_taken_for_no_newer_one() {
+    let mut cluster = Cluster::new(6, 1, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    cluster.settle();
+    cluster.hung_disks.insert(leader);
+    let queued = |cluster: &mut Cluster| -> Vec<TurnNumber> {
+        cluster.running(leader).unwrap().to_write.iter().map(|(number, ..)| *number).collect()
+    };
+    let first = cluster.propose(leader);
+    cluster.settle();
+    let second = cluster.propose(leader);
+    cluster.settle();
+    let [one, two] = queued(&mut cluster)[..] else { panic!("two turns wait for the disk") };
+    assert!(one < two);
+
+    let told = |cluster: &mut Cluster, number: TurnNumber| {
+        cluster.running(leader).unwrap().core.written(number);
+        cluster.run_turns(leader);
+        while cluster.apply_one(leader) {}
+        cluster.handle_events();
+    };
+    for older in [TurnNumber(0), TurnNumber(one.0 - 1), TurnNumber(0)] {
+        told(&mut cluster, older);
+        assert!(take(&first).is_none() && take(&second).is_none(), "told of {older:?}");
+    }
+    cluster.hung_disks.clear();
+    assert!(cluster.complete_write(leader));
+    cluster.hung_disks.insert(leader);
+    for older in [one, TurnNumber(one.0 - 1), one] {
+        told(&mut cluster, older);
+        assert!(take(&first).is_some_and(|answer| answer.is_ok()));
+        assert!(take(&second).is_none(), "told of {older:?}, and {two:?} is not written");
+    }
+    cluster.hung_disks.clear();
+    cluster.until("the second is written", |_| take(&second).is_some_and(|answer| answer.is_ok()));
+    told(&mut cluster, one);
     cluster.check_recovery();
 }
 

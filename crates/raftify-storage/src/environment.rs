@@ -17,10 +17,16 @@ use crate::io_error;
 /// Size of the map of a new database. It doubles whenever it is full, so this is only where growth begins.
 const MAP_BYTES_INITIAL: usize = 4 << 20;
 
-const DATA_FILE: &str = "data.mdb";
+pub(crate) const DATA_FILE: &str = "data.mdb";
+
+/// LMDB's table of readers.
+pub(crate) const LOCK_FILE: &str = "lock.mdb";
 
 /// Keys sort as numbers: group id, then number within the group.
 pub(crate) type Database = heed::Database<U128<BigEndian>, Bytes>;
+
+/// `EIO`, on every Unix.
+const UNSPECIFIC: i32 = 5;
 
 /// An open environment with its two databases.
 pub(crate) struct Environment {
@@ -158,6 +164,11 @@ impl Environment {
         loop {
             match attempt() {
                 Err(Failure::Heed(heed::Error::Mdb(MdbError::MapFull))) => self.resize(None)?,
+                // When only a part of a page fitted, LMDB says no more than that there was an error.
+                Err(Failure::Heed(heed::Error::Io(source))) if source.raw_os_error() == Some(UNSPECIFIC) => {
+                    let source = no_room(&self.directory).unwrap_or(source);
+                    return Err(io_error("write to", &self.directory)(source));
+                }
                 result => {
                     return result.map_err(|failure| storage_error(&self.directory, "write to", failure));
                 }
@@ -214,6 +225,17 @@ fn check_length(directory: &Path, env: &Env<WithoutTls>) -> Result<(), StorageEr
         return Err(StorageError::Corrupt { what: path.display().to_string(), reason });
     }
     Ok(())
+}
+
+/// The error of a full disk, or of an exhausted quota, if that is what the disk of `directory` has to say.
+fn no_room(directory: &Path) -> Option<io::Error> {
+    // Less than this was left: it is what LMDB could not write, or it writes more at once.
+    let pages = vec![0; 64 << 10];
+    let path = directory.join("room.partial");
+    let error = fs::write(&path, pages).err();
+    // If it stays, it has no content and is written over the next time.
+    let _ = fs::remove_file(&path);
+    error.filter(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
 
 fn half_there(directory: &Path) -> StorageError {

@@ -109,6 +109,50 @@ impl SegmentOperations for OperatingSystem {
     }
 }
 
+/// The real ones, as far as they change nothing.
+pub(crate) struct ReadOnlySystem;
+
+/// What is only looked at is not changed: whoever asks for it has a defect.
+fn refused<T>() -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, "the directory is open for reading only"))
+}
+
+impl NameOperations for ReadOnlySystem {
+    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        refused()
+    }
+
+    fn sync_directory(&self, _path: &Path) -> io::Result<()> {
+        refused()
+    }
+
+    fn remove(&self, _path: &Path) -> io::Result<()> {
+        refused()
+    }
+}
+
+impl SegmentOperations for ReadOnlySystem {
+    fn create_segment(&self, _path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        refused()
+    }
+
+    fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(File::open(path)?))
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        match OperatingSystem.list(directory) {
+            // A node is about to make it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            result => result,
+        }
+    }
+
+    fn beside(&self, _work: Work) -> io::Result<Work> {
+        refused()
+    }
+}
+
 impl SegmentFile for File {
     #[cfg(unix)]
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {

@@ -3,6 +3,7 @@
 //! Every value begins with its format version and a checksum over database, key and content, so that a value under
 //! the wrong key is noticed as well as one with a flipped bit. All numbers are big-endian.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
@@ -37,35 +38,52 @@ impl Table {
     }
 }
 
-/// Which storage keeps a directory. The numbers stand on disk, as the content of the layout, and never change.
+/// Which storage keeps a directory. The directory says it of itself.
+// The numbers stand on disk, as the content of the layout, and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// `HeedStorage`: entries and hard state in LMDB. Its layout is empty.
+pub enum StorageKind {
+    /// [`HeedStorage`](crate::HeedStorage): entries and hard state in LMDB.
     Heed = 0,
-    /// `WalStorage`: entries and hard state in a segment log.
+    /// [`WalStorage`](crate::WalStorage): entries and hard state in a segment log.
     Wal = 1,
 }
 
-impl Kind {
-    pub(crate) const fn name(self) -> &'static str {
+impl StorageKind {
+    /// The name of the type.
+    pub const fn name(self) -> &'static str {
         match self {
-            Kind::Heed => "HeedStorage",
-            Kind::Wal => "WalStorage",
+            StorageKind::Heed => "HeedStorage",
+            StorageKind::Wal => "WalStorage",
         }
     }
 
+    /// As the command line tool names it.
+    pub const fn short_name(self) -> &'static str {
+        match self {
+            StorageKind::Heed => "heed",
+            StorageKind::Wal => "wal",
+        }
+    }
+
+    /// The content of the layout. That of the first kind is empty.
     pub(crate) const fn content(self) -> &'static [u8] {
         match self {
-            Kind::Heed => &[],
-            Kind::Wal => &[Kind::Wal as u8],
+            StorageKind::Heed => &[],
+            StorageKind::Wal => &[StorageKind::Wal as u8],
         }
     }
 
-    pub(crate) fn decode(content: &[u8]) -> Result<Kind, Damage> {
-        [Kind::Heed, Kind::Wal]
+    pub(crate) fn decode(content: &[u8]) -> Result<StorageKind, Damage> {
+        [StorageKind::Heed, StorageKind::Wal]
             .into_iter()
             .find(|kind| kind.content() == content)
             .ok_or_else(|| Damage::Content(format!("this program knows no storage of kind {content:02x?}")))
+    }
+}
+
+impl fmt::Display for StorageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

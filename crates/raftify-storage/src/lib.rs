@@ -1,25 +1,31 @@
 //! Stable storage for raftify: log and metadata in LMDB, or the log in segments beside it; snapshots in checksummed
 //! files.
 //!
-//! [`HeedStorage`] and [`WalStorage`] implement [`StableStorage`](raftify_core::StableStorage) in one directory. The
-//! first is the simplest: one LMDB transaction per write. The second makes a write durable by one flush.
-//! [`ReadOnlyStorage`] looks into a directory of the first without changing it, also while a node works on it.
-//! `docs/disk-format.md` describes every byte. This is the only crate of the workspace with `unsafe` code: where LMDB is opened and its map resized.
+//! [`WalStorage`] and [`HeedStorage`] implement [`StableStorage`](raftify_core::StableStorage) in one directory. The
+//! first is the default: it makes a write durable by one flush. The second is the simplest: one LMDB transaction per
+//! write. [`convert_storage`] makes a directory of the one into one of the other, and [`ReadOnlyStorage`] looks into both without
+//! changing anything, also while a node works there. `docs/disk-format.md` describes every byte. This is the only crate of
+//! the workspace with `unsafe` code: where LMDB is opened and its map resized.
 
+mod conversion;
 mod directory;
 mod environment;
 mod files;
 mod format;
+mod read_only;
 mod snapshot_files;
 mod storage;
 mod wal;
 
+pub use conversion::{Conversion, convert_storage};
+pub use format::StorageKind;
+pub use read_only::{ReadOnlyLogReader, ReadOnlyStorage};
 pub use snapshot_files::{SnapshotFile, SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
-pub use storage::{HeedLogReader, HeedStorage, ReadOnlyStorage};
+pub use storage::{HeedLogReader, HeedStorage};
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub use wal::encode_record;
-pub use wal::{WalLogReader, WalStorage};
+pub use wal::{WalLogReader, WalSettings, WalStorage};
 
 use std::io;
 use std::path::Path;

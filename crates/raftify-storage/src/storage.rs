@@ -1,8 +1,10 @@
-//! [`HeedStorage`], the contract of stable storage in one directory, and the two views on it: for other threads of
-//! the node, and for other processes.
+//! [`HeedStorage`], the contract of stable storage with everything but snapshots in LMDB.
+//!
+//! What is compacted away is of no use from the moment on at which the truncated position is durable. Its rows are
+//! deleted later, some with each write, so that no write waits for a long one.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use heed::{PutFlags, RoTxn, RwTxn, WithoutTls};
@@ -13,15 +15,24 @@ use raftify_core::{
 };
 
 use crate::directory::{self, DirectoryLock};
-use crate::environment::{Environment, Failure};
-use crate::format::{self, Damage, EntryView, GROUP_ID, Kind, MetaKey, Table};
+use crate::environment::{DATA_FILE, Environment, Failure};
+use crate::format::{self, Damage, EntryView, GROUP_ID, MetaKey, StorageKind, Table};
 use crate::io_error;
-use crate::snapshot_files::{self, SnapshotFile, SnapshotFileReader, SnapshotFiles};
+use crate::snapshot_files::{SnapshotFileReader, SnapshotFiles};
+use crate::{conversion, wal};
 
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub(crate) type ReadTxn<'a> = RoTxn<'a, WithoutTls>;
+
+/// How many rows of compacted entries a write deletes at most, besides twice as many as it adds: so few that nobody
+/// notices, and more than come in.
+// Few in tests, so that all of them meet rows that are left.
+const LEFT_ROWS_PER_WRITE: u64 = if cfg!(test) { 2 } else { 512 };
+
+/// The same for loading, when nobody waits for a single write.
+const LEFT_ROWS_PER_LOAD: u64 = if cfg!(test) { 3 } else { 1 << 16 };
 
 /// Keeps what must survive a crash in one directory: log and metadata in LMDB, snapshots in files beside it.
 ///
@@ -55,6 +66,8 @@ impl HeedStorage {
     ///
     /// # Errors
     /// - [`StorageError::InUse`]: another process, or another handle of this one, has it open.
+    /// - [`StorageError::OtherKind`]: a [`WalStorage`](crate::WalStorage) keeps this directory. Open it with that, or
+    ///   [convert](crate::convert_storage) it.
     /// - [`StorageError::Io`]: the system refused, for instance for lack of permission.
     /// - [`StorageError::Corrupt`], [`StorageError::Version`]: this is not what was written, or not by this version.
     ///   Nothing was changed. All of the content is checked by [`load`](StableStorage::load) only.
@@ -62,24 +75,16 @@ impl HeedStorage {
         let directory = directory.as_ref();
         directory::create_durably(directory)?;
         let lock = DirectoryLock::take(directory)?;
-        let log = Log::open(directory, lock.clone(), Kind::Heed)?;
-        Ok(HeedStorage { log: Arc::new(log), snapshots: SnapshotFiles::open(directory, lock)?, state: None })
+        if !directory.join(DATA_FILE).exists() {
+            wal::check_no_segments(directory)?;
+        }
+        let log = Log::open(directory, lock.clone(), StorageKind::Heed)?;
+        conversion::warn_of_left(directory);
+        Ok(HeedStorage::new(log, SnapshotFiles::open(directory, lock)?))
     }
 
-    /// Opens `directory` for looking at it only, also while a node works on it in another process. Nothing of the
-    /// node's is ever written.
-    ///
-    /// # Errors
-    /// - [`StorageError::Io`]: there is no such directory, nothing in it, or no permission.
-    /// - [`StorageError::InUse`]: this same process has it open.
-    /// - [`StorageError::Database`], [`StorageError::Corrupt`], [`StorageError::Version`]: this is not what a node
-    ///   wrote, or not of this version.
-    pub fn open_read_only(directory: impl AsRef<Path>) -> Result<ReadOnlyStorage, StorageError> {
-        let directory = directory.as_ref();
-        let environment = Environment::open_read_only(directory)?;
-        let log = Arc::new(Log { environment, _lock: None });
-        log.check_kind(directory, Kind::Heed)?;
-        Ok(ReadOnlyStorage { log, directory: directory.to_owned() })
+    pub(crate) fn new(log: Log, snapshots: SnapshotFiles) -> HeedStorage {
+        HeedStorage { log: Arc::new(log), snapshots, state: None }
     }
 }
 
@@ -96,6 +101,7 @@ impl StableStorage for HeedStorage {
                 self.snapshots.open(snapshot.position)
             })?;
         }
+        self.log.delete_all_left(state.truncated.index)?;
         self.state = Some(state.clone());
         Ok(state)
     }
@@ -113,11 +119,14 @@ impl StableStorage for HeedStorage {
         }
         let after = self.log.environment.write(|txn| {
             let mut state = before.clone();
+            let mut added = 0;
             for write in writes {
                 let next = state.after(write)?;
                 self.log.carry_out(txn, &state, write, &next)?;
                 state = next;
+                added += write.append.len() as u64;
             }
+            self.log.delete_left(txn, state.truncated.index, LEFT_ROWS_PER_WRITE + 2 * added)?;
             Ok(state)
         })?;
         self.state = Some(after);
@@ -139,78 +148,7 @@ impl fmt::Debug for HeedStorage {
     }
 }
 
-/// A data directory that is only looked at: what [`HeedStorage::open_read_only`] gives.
-///
-/// Each call sees the state of its own moment, if a node works on the directory meanwhile.
-pub struct ReadOnlyStorage {
-    log: Arc<Log>,
-    directory: PathBuf,
-}
-
-impl ReadOnlyStorage {
-    /// Reads and checks everything, as [`load`](StableStorage::load) of the node itself does.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn load(&self) -> Result<StoredState, StorageError> {
-        loop {
-            let state = self.log.load()?;
-            let Some(snapshot) = &state.snapshot else {
-                return Ok(state);
-            };
-            let path = snapshot_files::path_of(&self.snapshot_directory(), snapshot.position);
-            match check_snapshot_file(snapshot, &path, || {
-                snapshot_files::open_at(&self.snapshot_directory(), snapshot.position)
-            }) {
-                Ok(()) => return Ok(state),
-                // The node may have replaced it by a newer one since the metadata were read.
-                Err(error) => {
-                    if self.log.recorded_snapshot()?.as_ref() == Some(snapshot) {
-                        return Err(error);
-                    }
-                }
-            }
-        }
-    }
-
-    /// For reading entries.
-    pub fn log_reader(&self) -> HeedLogReader {
-        HeedLogReader { log: Arc::clone(&self.log) }
-    }
-
-    /// The finished snapshot files, the newest last. A node keeps those that its metadata do not record only until
-    /// it records the next one.
-    ///
-    /// # Errors
-    /// If the directory cannot be read.
-    pub fn snapshots(&self) -> Result<Vec<SnapshotFile>, StorageError> {
-        snapshot_files::list(&self.directory)
-    }
-
-    /// Opens one snapshot; also how many bytes of data it holds.
-    ///
-    /// # Errors
-    /// As [`SnapshotStore::open`].
-    pub fn open_snapshot(
-        &self,
-        position: LogPosition,
-    ) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
-        let (meta, digest, reader) = snapshot_files::open_at(&self.snapshot_directory(), position)?;
-        Ok((meta, digest.data_bytes, reader))
-    }
-
-    fn snapshot_directory(&self) -> PathBuf {
-        snapshot_files::directory_in(&self.directory)
-    }
-}
-
-impl fmt::Debug for ReadOnlyStorage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ReadOnlyStorage").field(&self.directory).finish()
-    }
-}
-
-/// Reads the log of a [`HeedStorage`] or [`ReadOnlyStorage`] beside whoever writes it.
+/// Reads the log of a [`HeedStorage`] beside its writer.
 #[derive(Clone)]
 pub struct HeedLogReader {
     log: Arc<Log>,
@@ -218,7 +156,7 @@ pub struct HeedLogReader {
 
 impl LogReader for HeedLogReader {
     fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError> {
-        self.log.environment.read(|txn| self.log.read(txn, from, until, bytes_max))
+        self.log.read(from, until, bytes_max)
     }
 }
 
@@ -255,7 +193,11 @@ pub(crate) struct Log {
 
 impl Log {
     /// Opens the databases of a directory that belongs to this process. New ones are for `kind`.
-    pub(crate) fn open(directory: &Path, lock: DirectoryLock, kind: Kind) -> Result<Log, StorageError> {
+    pub(crate) fn open(
+        directory: &Path,
+        lock: DirectoryLock,
+        kind: StorageKind,
+    ) -> Result<Log, StorageError> {
         let environment = Environment::open(directory, |meta, txn| {
             let layout = MetaKey::Layout.key();
             let value = format::frame(Table::Meta, layout, |out| out.extend_from_slice(kind.content()));
@@ -264,8 +206,21 @@ impl Log {
         // The names of the database's files must survive as well as their content.
         directory::sync(directory).map_err(io_error("sync the directory", directory))?;
         let log = Log { environment, _lock: Some(lock) };
-        log.check_kind(directory, kind)?;
+        let found = log.kind()?;
+        if found != kind {
+            return Err(StorageError::OtherKind {
+                path: directory.to_owned(),
+                found: found.name(),
+                asked: kind.name(),
+                convert_to: kind.short_name(),
+            });
+        }
         Ok(log)
+    }
+
+    /// Opens the databases of a directory for looking at them only, also beside another process.
+    pub(crate) fn open_read_only(directory: &Path) -> Result<Log, StorageError> {
+        Ok(Log { environment: Environment::open_read_only(directory)?, _lock: None })
     }
 
     /// For reading and writing several values in one transaction.
@@ -291,20 +246,12 @@ impl Log {
         Damage::Content(reason.into()).of(self.what(table, key)).into()
     }
 
-    /// That this is a directory of this version and kind, before anything else is believed.
-    fn check_kind(&self, directory: &Path, asked: Kind) -> Result<(), StorageError> {
-        let found = self.environment.read(|txn| {
-            let kind = self.meta(txn, MetaKey::Layout, Kind::decode)?;
+    /// That this is a directory of this version, before anything else is believed, and who keeps it.
+    pub(crate) fn kind(&self) -> Result<StorageKind, StorageError> {
+        self.environment.read(|txn| {
+            let kind = self.meta(txn, MetaKey::Layout, StorageKind::decode)?;
             kind.ok_or_else(|| self.corrupt(Table::Meta, MetaKey::Layout.key(), "it is missing"))
-        })?;
-        if found != asked {
-            return Err(StorageError::OtherKind {
-                path: directory.to_owned(),
-                found: found.name(),
-                asked: asked.name(),
-            });
-        }
-        Ok(())
+        })
     }
 
     /// That there is no metadata from another version of this program.
@@ -336,11 +283,8 @@ impl Log {
         Ok(self.meta(txn, MetaKey::Truncated, format::decode_position)?.unwrap_or_default())
     }
 
-    fn recorded_snapshot(&self) -> Result<Option<SnapshotMeta>, StorageError> {
-        self.environment.read(|txn| self.meta(txn, MetaKey::Snapshot, format::decode_snapshot_meta))
-    }
-
-    fn load(&self) -> Result<StoredState, StorageError> {
+    /// Everything that `HeedStorage` keeps here, checked.
+    pub(crate) fn load(&self) -> Result<StoredState, StorageError> {
         self.environment.read(|txn| {
             self.check_meta_keys(txn)?;
             let truncated = self.truncated(txn)?;
@@ -355,7 +299,9 @@ impl Log {
                 last: truncated,
                 term_starts: Vec::new(),
             };
-            for item in self.environment.table(Table::Entries).iter(txn)? {
+            // What is before was compacted away, and only its rows are left.
+            let first = format::entry_key(truncated.index.next());
+            for item in self.environment.table(Table::Entries).range(txn, &(first..))? {
                 let (key, value) = item?;
                 let expected = state.last.index.next();
                 let LogPosition { term, index } = self.entry(key, value, expected)?.position;
@@ -387,7 +333,17 @@ impl Log {
         Ok(entry.map_err(|damage| damage.of(self.what(Table::Entries, key)))?)
     }
 
-    fn read(
+    /// As [`LogReader::read`] has it.
+    pub(crate) fn read(
+        &self,
+        from: LogIndex,
+        until: LogIndex,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.environment.read(|txn| self.read_in(txn, from, until, bytes_max))
+    }
+
+    fn read_in(
         &self,
         txn: &ReadTxn<'_>,
         from: LogIndex,
@@ -428,6 +384,9 @@ impl Log {
             return Ok(truncated);
         };
         let (_, number) = format::split_key(key);
+        if key <= format::entry_key(truncated.index) {
+            return Ok(truncated);
+        }
         Ok(self.entry(key, value, LogIndex(number))?.position)
     }
 
@@ -440,22 +399,19 @@ impl Log {
         after: &StoredState,
     ) -> Result<(), Failure> {
         let entries = self.environment.table(Table::Entries);
-        let (mut first, mut last) = (before.truncated.index.next(), before.last.index);
+        let mut last = before.last.index;
         if let Some(position) = write.reset_log {
-            self.delete(txn, first, last)?;
-            (first, last) = (position.index.next(), position.index);
+            self.delete(txn, position.index.next(), last)?;
+            last = position.index;
         }
-        if let (Some(begin), Some(end)) = (write.append.first(), write.append.last()) {
+        if let Some(begin) = write.append.first() {
             self.delete(txn, begin.position.index, last)?;
             for entry in &write.append {
                 let key = format::entry_key(entry.position.index);
                 // In order at the end, LMDB fills its pages to the brim instead of splitting them.
                 entries.put_with_flags(txn, PutFlags::APPEND, &key, &format::encode_entry(entry))?;
             }
-            last = end.position.index;
         }
-        self.delete(txn, first, after.truncated.index.min(last))?;
-
         if let Some(identity) = &write.identity {
             self.put_meta(txn, MetaKey::Identity, |out| format::encode_identity(identity, out))?;
         }
@@ -495,6 +451,31 @@ impl Log {
         if deleted != expected {
             let reason = format!("of the {expected} entries up to {last}, only {deleted} are there");
             return Err(self.corrupt(Table::Entries, format::entry_key(first), reason));
+        }
+        Ok(())
+    }
+
+    /// Deletes rows of entries up to `truncated`, at most `rows_max`; whether there were any.
+    fn delete_left(&self, txn: &mut RwTxn<'_>, truncated: LogIndex, rows_max: u64) -> Result<bool, Failure> {
+        let entries = self.environment.table(Table::Entries);
+        let (_, first) = format::split_key(entries.first(txn)?.map_or(u128::MAX, |(key, _)| key));
+        if first > truncated.0 {
+            return Ok(false);
+        }
+        let last = truncated.min(LogIndex(first.saturating_add(rows_max - 1)));
+        entries.delete_range(txn, &format::entry_keys(LogIndex(first), last))?;
+        Ok(true)
+    }
+
+    /// Deletes all of them, a part at a time.
+    fn delete_all_left(&self, truncated: LogIndex) -> Result<(), StorageError> {
+        let left = self.environment.read(|txn| {
+            let first = self.environment.table(Table::Entries).first(txn)?;
+            Ok(first.is_some_and(|(key, _)| key <= format::entry_key(truncated)))
+        })?;
+        let mut more = left;
+        while more {
+            more = self.environment.write(|txn| self.delete_left(txn, truncated, LEFT_ROWS_PER_LOAD))?;
         }
         Ok(())
     }

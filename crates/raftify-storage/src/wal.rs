@@ -2,7 +2,8 @@
 //! append-only log of segments, what is rare in LMDB.
 //!
 //! `segment.rs` knows one file, `record.rs` the bytes of one write, `log.rs` appends and reads, `recovery.rs` finds the
-//! log again after a crash, `metadata.rs` keeps what is rare. This file puts them together with the snapshots.
+//! log again after a crash, `metadata.rs` keeps what is rare, `view.rs` looks at it all beside another process. This
+//! file puts them together with the snapshots.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,9 +12,12 @@ use std::sync::Arc;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{Entry, LogIndex, LogReader, SnapshotStore, StableStorage, StorageError};
 
+use crate::conversion;
 use crate::directory::{self, DirectoryLock};
-use crate::files::OperatingSystem;
-use crate::format::Kind;
+use crate::environment::DATA_FILE;
+use crate::files::{OperatingSystem, ReadOnlySystem, SegmentOperations};
+use crate::format::StorageKind;
+use crate::io_error;
 use crate::snapshot_files::SnapshotFiles;
 use crate::storage::{Log, check_snapshot_file};
 
@@ -30,12 +34,74 @@ mod segment;
 mod simulated_disk;
 #[cfg(test)]
 mod tests;
+mod view;
 
-const DIRECTORY: &str = "log";
+pub(crate) use view::SegmentView;
 
-/// The size of a segment: large enough that going on to the next one is rare, small enough that making one (zeros,
-/// one flush) takes some milliseconds of the disk's time, and that a new directory stays small.
-const SEGMENT_BYTES: u64 = 16 << 20;
+/// Of the segments, in the data directory.
+pub(crate) const DIRECTORY: &str = "log";
+
+/// The files of a segment log in `data_directory`, if there are any.
+pub(crate) fn segments_in(data_directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let directory = data_directory.join(DIRECTORY);
+    let mut paths = ReadOnlySystem.list(&directory).map_err(io_error("list", &directory))?;
+    paths.retain(|path| segment::name_of(path).is_some());
+    Ok(paths)
+}
+
+/// That a directory without LMDB is new, and has not lost it: there might be acknowledged entries in the segments.
+pub(crate) fn check_no_segments(data_directory: &Path) -> Result<(), StorageError> {
+    match segments_in(data_directory)?.first() {
+        None => Ok(()),
+        Some(path) => Err(StorageError::Corrupt {
+            what: data_directory.display().to_string(),
+            reason: format!("there is {}, but no {DATA_FILE}", path.display()),
+        }),
+    }
+}
+
+/// How a [`WalStorage`] lays out its log.
+///
+/// # Examples
+/// ```
+/// use raftify_storage::{WalSettings, WalStorage};
+///
+/// # let directory = tempfile::tempdir()?;
+/// let settings = WalSettings { segment_bytes: 1 << 20 };
+/// let storage = WalStorage::open_with(directory.path(), settings)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalSettings {
+    /// The size of a file of the log, in bytes: from 64 KiB to 256 MiB, by default 16 MiB.
+    ///
+    /// Larger ones are changed more rarely; smaller ones are quicker made (zeros and one flush, beside the writer),
+    /// and given back sooner after a compaction. A directory has at least two of them, soon three. What one write
+    /// holds is never split: if it needs more, it gets a file of its own size. Loading reads one file at a time into
+    /// memory. The size may be another one each time a directory is opened; files that are there keep theirs.
+    pub segment_bytes: u64,
+}
+
+impl WalSettings {
+    const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+    const SEGMENT_BYTES_MAX: u64 = 256 << 20;
+
+    fn check(&self) -> Result<(), StorageError> {
+        let (min, max) = (WalSettings::SEGMENT_BYTES_MIN, WalSettings::SEGMENT_BYTES_MAX);
+        match self.segment_bytes {
+            bytes if (min..=max).contains(&bytes) => Ok(()),
+            value => Err(StorageError::Setting { setting: "segment_bytes", value, min, max }),
+        }
+    }
+}
+
+impl Default for WalSettings {
+    /// Large enough that going on to the next segment is rare, small enough that making one takes some milliseconds of
+    /// the disk's time, and that a new directory stays small.
+    fn default() -> WalSettings {
+        WalSettings { segment_bytes: 16 << 20 }
+    }
+}
 
 /// Keeps what must survive a crash in one directory: entries and hard state in a segment log, identity, membership and
 /// the catalogue of snapshots in LMDB, snapshots in files.
@@ -67,30 +133,49 @@ pub struct WalStorage {
 }
 
 impl WalStorage {
-    /// Opens the storage in `directory`, and makes the directory if it is not there.
+    /// Opens the storage in `directory` with default settings, and makes the directory if it is not there.
     ///
     /// # Errors
     /// - [`StorageError::InUse`]: another process, or another handle of this one, has it open.
-    /// - [`StorageError::OtherKind`]: a [`HeedStorage`](crate::HeedStorage) keeps this directory.
+    /// - [`StorageError::OtherKind`]: a [`HeedStorage`](crate::HeedStorage) keeps this directory. Open it with that, or
+    ///   [convert](crate::convert_storage) it.
     /// - [`StorageError::Io`]: the system refused, for instance for lack of permission.
     /// - [`StorageError::Corrupt`], [`StorageError::Version`]: this is not what was written, or not by this version.
     ///   Nothing was changed. The log is checked by [`load`](StableStorage::load) only.
     pub fn open(directory: impl AsRef<Path>) -> Result<WalStorage, StorageError> {
-        WalStorage::with_segment_bytes(directory.as_ref(), SEGMENT_BYTES)
+        WalStorage::open_with(directory, WalSettings::default())
+    }
+
+    /// Opens the storage in `directory`, and makes the directory if it is not there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`StorageError::Setting`] if a setting is outside of its range.
+    pub fn open_with(directory: impl AsRef<Path>, settings: WalSettings) -> Result<WalStorage, StorageError> {
+        settings.check()?;
+        WalStorage::with_segment_bytes(directory.as_ref(), settings.segment_bytes)
     }
 
     fn with_segment_bytes(directory: &Path, segment_bytes: u64) -> Result<WalStorage, StorageError> {
         directory::create_durably(directory)?;
         let lock = DirectoryLock::take(directory)?;
-        let metadata = Log::open(directory, lock.clone(), Kind::Wal)?;
+        let metadata = Log::open(directory, lock.clone(), StorageKind::Wal)?;
+        conversion::warn_of_left(directory);
+        let snapshots = SnapshotFiles::open(directory, lock.clone())?;
+        WalStorage::new(directory, lock, metadata, snapshots, segment_bytes)
+    }
+
+    /// With the log in `directory`, which exists and belongs to this process.
+    pub(crate) fn new(
+        directory: &Path,
+        lock: DirectoryLock,
+        metadata: Log,
+        snapshots: SnapshotFiles,
+        segment_bytes: u64,
+    ) -> Result<WalStorage, StorageError> {
         let segments = directory.join(DIRECTORY);
         directory::create_durably(&segments)?;
-        Ok(WalStorage {
-            log: SegmentLog::new(segments, Arc::new(OperatingSystem), metadata, segment_bytes),
-            snapshots: SnapshotFiles::open(directory, lock.clone())?,
-            directory: directory.to_owned(),
-            lock,
-        })
+        let log = SegmentLog::new(segments, Arc::new(OperatingSystem), metadata, segment_bytes);
+        Ok(WalStorage { log, snapshots, directory: directory.to_owned(), lock })
     }
 }
 

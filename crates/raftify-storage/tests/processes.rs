@@ -1,7 +1,7 @@
 //! What only shows between processes: a second owner, a reader beside a writer, a kill, a full disk.
 //!
 //! Each test plays both parts: it starts its own executable once more, with itself as the only test and the data
-//! directory in an environment variable, and then it is the child.
+//! directory in an environment variable, and then it is the child. Each runs on both storages.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
@@ -16,10 +16,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use bytes::Bytes;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
-    ClusterId, Entry, EntryKind, HardState, Identity, Incarnation, LogIndex, LogPosition, LogReader, NodeId,
-    StableStorage, StorageError, Term,
+    ClusterId, Entry, EntryKind, HardState, Identity, Incarnation, LogIndex, LogPosition, LogReader, Member,
+    Members, NodeId, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError, Term,
 };
-use raftify_storage::HeedStorage;
+use raftify_storage::{HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage};
 
 const DIRECTORY: &str = "RAFTIFY_STORAGE_TEST_DIRECTORY";
 
@@ -76,8 +76,56 @@ impl Running {
     }
 }
 
-fn load(directory: &Path) -> (HeedStorage, StoredState) {
-    let mut storage = HeedStorage::open(directory).unwrap();
+/// What the tests are run on.
+trait Kept: StableStorage {
+    /// The module with the tests of this storage.
+    const MODULE: &str;
+
+    fn open(directory: &Path) -> Result<Self, StorageError>
+    where
+        Self: Sized;
+}
+
+impl Kept for HeedStorage {
+    const MODULE: &str = "heed";
+
+    fn open(directory: &Path) -> Result<HeedStorage, StorageError> {
+        HeedStorage::open(directory)
+    }
+}
+
+impl Kept for WalStorage {
+    const MODULE: &str = "wal";
+
+    /// With small segments, so that there are many.
+    fn open(directory: &Path) -> Result<WalStorage, StorageError> {
+        WalStorage::open_with(directory, WalSettings { segment_bytes: 128 << 10 })
+    }
+}
+
+macro_rules! on_both_storages {
+    ($($test:ident)*) => {
+        mod heed {
+            $( #[test] fn $test() { super::$test::<super::HeedStorage>(concat!("heed::", stringify!($test))) } )*
+        }
+        mod wal {
+            $( #[test] fn $test() { super::$test::<super::WalStorage>(concat!("wal::", stringify!($test))) } )*
+        }
+    };
+}
+
+on_both_storages! {
+    directory_without_permission_is_a_clear_error
+    second_process_gets_in_use
+    read_only_process_follows_a_writer_whose_log_grows
+    read_only_process_is_never_wrong_beside_a_writer_that_compacts
+    killed_process_loses_nothing_that_was_written
+    refused_write_is_an_error_and_the_log_opens_again
+    full_disk_says_so_and_the_log_opens_again
+}
+
+fn load<S: Kept>(directory: &Path) -> (S, StoredState) {
+    let mut storage = S::open(directory).unwrap();
     let state = storage.load().unwrap();
     (storage, state)
 }
@@ -93,14 +141,13 @@ fn first_write() -> Write {
     Write { identity: Some(identity), hard_state: Some(hard_state), ..Write::default() }
 }
 
-fn append(storage: &mut HeedStorage, index: u64, length: usize) -> Result<(), StorageError> {
+fn append(storage: &mut impl StableStorage, index: u64, length: usize) -> Result<(), StorageError> {
     storage.write(&[Write { append: vec![entry(index, length)], ..Write::default() }])
 }
 
-#[test]
-fn directory_without_permission_is_a_clear_error() {
+fn directory_without_permission_is_a_clear_error<S: Kept>(test: &str) {
     if let Some(directory) = child_directory() {
-        let error = HeedStorage::open(&directory).unwrap_err();
+        let error = S::open(&directory).err().unwrap();
         assert!(
             matches!(&error, StorageError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied)
         );
@@ -121,30 +168,28 @@ fn directory_without_permission_is_a_clear_error() {
         child = Command::new(copy);
         child.uid(65_534).gid(65_534).current_dir(place.path());
     }
-    child.args(["--exact", "directory_without_permission_is_a_clear_error"]).env(DIRECTORY, &directory);
+    child.args(["--exact", test]).env(DIRECTORY, &directory);
     let output = child.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-#[test]
-fn second_process_gets_in_use() {
+fn second_process_gets_in_use<S: Kept>(test: &str) {
     if let Some(directory) = child_directory() {
-        let error = HeedStorage::open(&directory).unwrap_err();
+        let error = S::open(&directory).err().unwrap();
         assert!(matches!(error, StorageError::InUse { .. }), "{error:?}");
         assert!(error.to_string().contains("in use by another process: stop that one first"), "{error}");
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let (mut storage, _) = load(directory.path());
+    let (mut storage, _) = load::<S>(directory.path());
     storage.write(&[first_write()]).unwrap();
-    Running::start("second_process_gets_in_use", directory.path(), "").succeeds();
+    Running::start(test, directory.path(), "").succeeds();
     append(&mut storage, 1, 10).unwrap();
 }
 
-#[test]
-fn read_only_process_follows_a_writer_whose_database_grows() {
+fn read_only_process_follows_a_writer_whose_log_grows<S: Kept>(test: &str) {
     if let Some(directory) = child_directory() {
-        let storage = HeedStorage::open_read_only(&directory).unwrap();
+        let storage = ReadOnlyStorage::open(&directory).unwrap();
         for last in [1, 20, 200] {
             let state = storage.load().unwrap();
             assert_eq!((state.last, state.hard_state.term), (LogPosition::new(1, last), Term(1)));
@@ -157,11 +202,10 @@ fn read_only_process_follows_a_writer_whose_database_grows() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let (mut storage, _) = load(directory.path());
+    let (mut storage, _) = load::<S>(directory.path());
     storage.write(&[first_write()]).unwrap();
     append(&mut storage, 1, 100_000).unwrap();
-    let name = "read_only_process_follows_a_writer_whose_database_grows";
-    let mut child = Running::start(name, directory.path(), "");
+    let mut child = Running::start(test, directory.path(), "");
     for (first, last) in [(2, 20), (21, 200), (201, 201)] {
         assert_eq!(child.hear().as_deref(), Some("read"));
         for index in first..=last {
@@ -172,10 +216,9 @@ fn read_only_process_follows_a_writer_whose_database_grows() {
     child.succeeds();
 }
 
-#[test]
-fn killed_process_loses_nothing_that_was_written() {
+fn killed_process_loses_nothing_that_was_written<S: Kept>(test: &str) {
     if let Some(directory) = child_directory() {
-        let (mut storage, state) = load(&directory);
+        let (mut storage, state) = load::<S>(&directory);
         if state.identity.is_none() {
             storage.write(&[first_write()]).unwrap();
         }
@@ -187,8 +230,7 @@ fn killed_process_loses_nothing_that_was_written() {
     let directory = tempfile::tempdir().unwrap();
     let mut written = 0;
     for round in 1..=3 {
-        let name = "killed_process_loses_nothing_that_was_written";
-        let mut child = Running::start(name, directory.path(), "");
+        let mut child = Running::start(test, directory.path(), "");
         while written < round * 40 {
             written = child.hear().unwrap().parse().unwrap();
         }
@@ -197,39 +239,211 @@ fn killed_process_loses_nothing_that_was_written() {
             written = index.parse().unwrap();
         }
         child.child.wait().unwrap();
-        let (storage, state) = load(directory.path());
+        let (storage, state) = load::<S>(directory.path());
         assert!(state.last.index.0 >= written, "{written} was written, the log ends at {}", state.last);
         let entries = storage.log_reader().read(LogIndex(1), state.last.index.next(), u64::MAX).unwrap();
         assert!((1..).zip(entries).all(|(index, found)| found == entry(index, 3_000)));
     }
 }
 
-#[test]
-fn full_disk_is_an_error_and_the_log_opens_again() {
+fn read_only_process_is_never_wrong_beside_a_writer_that_compacts<S: Kept>(test: &str) {
     if let Some(directory) = child_directory() {
-        let (mut storage, _) = load(&directory);
-        storage.write(&[first_write()]).unwrap();
-        for index in 1.. {
-            match append(&mut storage, index, 10_000) {
-                Ok(()) => say(&index.to_string()),
-                Err(StorageError::Io { action: "write to", path, .. }) => return assert_eq!(path, directory),
-                Err(error) => panic!("{error:?}"),
+        let storage = ReadOnlyStorage::open(&directory).unwrap();
+        let mut first = LogIndex::ZERO;
+        for round in 0..60 {
+            let state = match storage.load() {
+                Ok(state) => state,
+                Err(StorageError::Changing { .. }) => continue,
+                Err(error) => panic!("{error}"),
+            };
+            assert!(state.truncated.index >= first, "{} after {first}", state.truncated);
+            first = state.truncated.index;
+            match storage.log_reader().read(first.next(), state.last.index.next(), u64::MAX) {
+                Ok(entries) => {
+                    assert_eq!(entries.len() as u64, state.last.index.0 - first.0);
+                    assert!((first.0 + 1..).zip(entries).all(|(index, found)| found == entry(index, 3_000)));
+                }
+                Err(StorageError::Compacted { .. } | StorageError::Changing { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+            if round == 0 {
+                say("read");
             }
         }
+        say("done");
+        return;
     }
     let directory = tempfile::tempdir().unwrap();
-    // A limit on the size of files stands for the full disk; without the trap, the system kills who passes it.
-    let shell = "trap '' XFSZ; ulimit -f 2000;";
-    let mut child = Running::start("full_disk_is_an_error_and_the_log_opens_again", directory.path(), shell);
+    let (mut storage, _) = load::<S>(directory.path());
+    storage.write(&[first_write()]).unwrap();
+    append(&mut storage, 1, 3_000).unwrap();
+    let mut child = Running::start(test, directory.path(), "");
+    assert_eq!(child.hear().as_deref(), Some("read"));
+    let reader = std::thread::spawn(move || {
+        assert_eq!(child.hear().as_deref(), Some("done"));
+        child.succeeds();
+    });
+    let mut index = 1;
+    while !reader.is_finished() {
+        index += 1;
+        append(&mut storage, index, 3_000).unwrap();
+        if index.is_multiple_of(50) {
+            compact(&mut storage, index - 10);
+        }
+    }
+    reader.join().unwrap();
+}
+
+/// Takes a snapshot at `index`, and forgets all entries up to it.
+fn compact(storage: &mut impl StableStorage, index: u64) {
+    let position = LogPosition::new(1, index);
+    let members = Members::initial([Member::voter(NodeId::FIRST, "node.example:60061")]).unwrap();
+    let snapshot = SnapshotMeta { cluster_id: ClusterId(7), position, members };
+    storage.snapshots().create(&snapshot).unwrap().finish().unwrap();
+    let hard_state = HardState { term: Term(1), vote: None, commit: LogIndex(index) };
+    let compact = Some(position);
+    let write = Write { hard_state: Some(hard_state), snapshot: Some(snapshot), compact, ..Write::default() };
+    storage.write(&[write]).unwrap();
+    storage.snapshots().retain(&[position]).unwrap();
+}
+
+/// Appends until an error comes, which is what the parent wants to know.
+fn append_until_it_fails(directory: &Path, mut storage: impl StableStorage) -> std::io::Error {
+    let state = storage.load().unwrap();
+    for index in state.last.index.0 + 1.. {
+        match append(&mut storage, index, 10_000) {
+            Ok(()) => say(&index.to_string()),
+            Err(StorageError::Io { path, source, .. }) => {
+                assert!(path.starts_with(directory), "{}", path.display());
+                let again = append(&mut storage, index, 10);
+                assert!(matches!(again, Err(StorageError::Refused { .. })), "{again:?}");
+                return source;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    unreachable!("there are not so many numbers");
+}
+
+fn refused_write_is_an_error_and_the_log_opens_again<S: Kept>(test: &str) {
+    if let Some(directory) = child_directory() {
+        let error = match S::MODULE {
+            // What it would like to make is larger than it may be.
+            "wal" => {
+                let settings = WalSettings { segment_bytes: 8 << 20 };
+                append_until_it_fails(&directory, WalStorage::open_with(&directory, settings).unwrap())
+            }
+            _ => append_until_it_fails(&directory, S::open(&directory).unwrap()),
+        };
+        // Either the limit is named, or LMDB says that it has written a part only.
+        assert!(!matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::NotFound), "{error}");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (mut storage, _) = load::<S>(directory.path());
+    storage.write(&[first_write()]).unwrap();
+    drop(storage);
+    // A limit on the size of files; without the trap, the system kills who passes it.
+    let mut child = Running::start(test, directory.path(), "trap '' XFSZ; ulimit -f 2000;");
     let mut written = 0;
     while let Some(index) = child.hear() {
         written = index.parse().unwrap();
     }
-    assert!(written > 10, "only {written} entries fitted");
+    assert!(written > 5, "only {written} entries fitted");
     child.succeeds();
-    let (mut storage, state) = load(directory.path());
+    let (mut storage, state) = load::<S>(directory.path());
     assert_eq!(state.last, LogPosition::new(1, written));
     append(&mut storage, written + 1, 10_000).unwrap();
     let entries = storage.log_reader().read(LogIndex(1), LogIndex(written + 2), u64::MAX).unwrap();
     assert!((1..).zip(entries).all(|(index, found)| found == entry(index, 10_000)));
+}
+
+fn full_disk_says_so_and_the_log_opens_again<S: Kept>(test: &str) {
+    if let Some(directory) = child_directory() {
+        let ballast = directory.join("ballast");
+        fs::write(&ballast, vec![0; 500_000]).unwrap();
+        let node = directory.join("node");
+        let (mut storage, _) = load::<S>(&node);
+        storage.write(&[first_write()]).unwrap();
+        drop(storage);
+        let error = append_until_it_fails(&node, S::open(&node).unwrap());
+        assert_eq!(error.kind(), ErrorKind::StorageFull, "{error:?}");
+        // It opens again, and goes on when there is room.
+        fs::remove_file(ballast).unwrap();
+        let (mut storage, state) = load::<S>(&node);
+        let last = state.last.index;
+        assert!(last > LogIndex(10), "{last}");
+        append(&mut storage, last.0 + 1, 10_000).unwrap();
+        let entries = storage.log_reader().read(LogIndex(1), LogIndex(last.0 + 2), u64::MAX).unwrap();
+        assert!((1..).zip(entries).all(|(index, found)| found == entry(index, 10_000)));
+        say("it went on");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    // A small file system of the child's own. Where the system gives none, the limit above has to do.
+    let mount = format!("mount -t tmpfs -o size=3m none \"${DIRECTORY}\"");
+    let enter = |then: &str| {
+        format!("exec unshare --user --map-root-user --mount sh -c '{mount}{then}' \"$0\" \"$@\";")
+    };
+    let attempt = Command::new("sh").args(["-c", &enter("")]).env(DIRECTORY, directory.path()).output();
+    if !attempt.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: this system gives no file system to a child");
+        return;
+    }
+    let mut child = Running::start(test, directory.path(), &enter(r#" && exec "$0" "$@""#));
+    let mut words = Vec::new();
+    while let Some(word) = child.hear() {
+        words.push(word);
+    }
+    child.succeeds();
+    assert_eq!(words.last().map(String::as_str), Some("it went on"));
+}
+
+/// Both storages at once: a conversion that is killed at any moment leaves a directory of the one or of the other.
+#[test]
+fn killed_conversion_leaves_a_valid_directory() {
+    const KINDS: [StorageKind; 2] = [StorageKind::Wal, StorageKind::Heed];
+    if let Some(directory) = child_directory() {
+        loop {
+            for kind in KINDS {
+                convert_storage(&directory, kind).unwrap();
+            }
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (mut storage, _) = load::<HeedStorage>(directory.path());
+    storage.write(&[first_write()]).unwrap();
+    for index in 1..=50 {
+        append(&mut storage, index, 10_000).unwrap();
+    }
+    compact(&mut storage, 20);
+    drop(storage);
+    let here = |name: &str| directory.path().join(name).exists();
+    let beside = |name: &str| here(&format!("conversion.partial/{name}"));
+    type Moment<'a> = &'a dyn Fn() -> bool;
+    let moments: [Moment<'_>; 8] = [
+        &|| beside("data.mdb"),
+        &|| beside("log"),
+        &|| beside("log/0000000000000002.segment"),
+        &|| here("log") && beside("data.mdb") && !beside("log"),
+        &|| !here("lock.mdb"),
+        &|| here("conversion.partial") && !beside("data.mdb"),
+        &|| !here("log"),
+        &|| here("log") && !here("conversion.partial"),
+    ];
+    for (at, moment) in moments.iter().enumerate() {
+        let mut child = Running::start("killed_conversion_leaves_a_valid_directory", directory.path(), "");
+        // The child goes to and fro, so that each of them comes again and again.
+        while !moment() {
+            assert!(child.child.try_wait().unwrap().is_none(), "the child has ended before moment {at}");
+            std::thread::yield_now();
+        }
+        child.child.kill().unwrap();
+        child.child.wait().unwrap();
+        let storage = ReadOnlyStorage::open(directory.path()).unwrap();
+        let state = storage.load().unwrap();
+        assert_eq!((state.truncated.index, state.last.index), (LogIndex(20), LogIndex(50)), "moment {at}");
+        let entries = storage.log_reader().read(LogIndex(21), LogIndex(51), u64::MAX).unwrap();
+        assert!((21..).zip(entries).all(|(index, found)| found == entry(index, 10_000)));
+    }
 }

@@ -10,7 +10,7 @@
 //! not change by it.
 //!
 //! ```
-//! use raftify::{AbstractStateMachine, BoxError, Config, HeedStorage, LogPosition, NodeId, Raft, SnapshotCapture};
+//! use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, NodeId, Raft, SnapshotCapture, WalStorage};
 //!
 //! /// The state: a sum. Its log entries are what is added.
 //! struct Sum(i64);
@@ -37,7 +37,7 @@
 //! #[tokio::main]
 //! async fn main() -> Result<(), BoxError> {
 //!     let directory = tempfile::tempdir()?;
-//!     let storage = HeedStorage::open(directory.path())?;
+//!     let storage = WalStorage::open(directory.path())?;
 //!     let raft = Raft::bootstrap(NodeId::FIRST, "127.0.0.1:60091", storage, Sum(0), Config::default())?;
 //!     let running = tokio::spawn(raft.clone().run());
 //!     raft.wait_for_leader().await?;
@@ -57,8 +57,9 @@
 //! - [`RaftClient`] talks to a cluster from outside.
 //! - [`Config`] holds all settings; the defaults work unchanged on a LAN.
 //! - [`error`] says for every verb why it can fail, and what that means for the data.
-//! - [`HeedStorage`] keeps a node's log and snapshots in a directory; [`WalStorage`] does so with a log of its own, which
-//!   needs one flush where LMDB needs two; [`storage`] is the contract for other ways.
+//! - [`WalStorage`] keeps a node's log and snapshots in a directory, and makes a write durable by one flush;
+//!   [`HeedStorage`] does it all in LMDB, which is simplest; [`convert_storage`] goes from one to the other, and
+//!   [`ReadOnlyStorage`] looks into both. [`storage`] is the contract for other ways.
 //!
 //! [`propose`]: RaftNode::propose
 //! [`query`]: RaftNode::query
@@ -109,7 +110,9 @@ pub use raftify_core::{
     ReplicationState, Role, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
     Status, StorageError, Term,
 };
-pub use raftify_storage::{HeedStorage, ReadOnlyStorage, WalStorage};
+pub use raftify_storage::{
+    Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,
+};
 pub use snapshot_directory::restore_directory;
 pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
 pub use wire::DoorRefusal;

@@ -1,7 +1,7 @@
 //! The quick start of the README: a replicated counter on one node, in a temporary directory.
 
-use raftify::{AbstractStateMachine, BoxError, Config, HeedStorage, LogPosition, NodeId, Raft};
-use raftify::{SnapshotCapture, restore_value};
+use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, NodeId, Raft};
+use raftify::{SnapshotCapture, WalStorage, restore_value};
 
 #[derive(Default)]
 struct Counter(u64);
@@ -29,7 +29,7 @@ impl AbstractStateMachine for Counter {
 async fn main() -> Result<(), BoxError> {
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:60061".to_owned());
     let directory = tempfile::tempdir()?;
-    let storage = HeedStorage::open(directory.path())?;
+    let storage = WalStorage::open(directory.path())?;
     let raft = Raft::bootstrap(NodeId::FIRST, address, storage, Counter::default(), Config::default())?;
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await?;

@@ -1,8 +1,8 @@
 //! The quick start as a cluster: three nodes in one process, each with a directory and an address of its own. As
 //! three programs on three machines, each would do what the loop does once.
 
-use raftify::{AbstractStateMachine, BoxError, Config, HeedStorage, LogPosition, Member, NodeId, Raft};
-use raftify::{SnapshotCapture, restore_value};
+use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, Member, NodeId, Raft};
+use raftify::{SnapshotCapture, WalStorage, restore_value};
 
 #[derive(Default)]
 struct Counter(u64);
@@ -41,7 +41,7 @@ async fn main() -> Result<(), BoxError> {
     let mut nodes = Vec::new();
     let mut running = Vec::new();
     for Member { id, address, .. } in &members {
-        let storage = HeedStorage::open(directory.path().join(id.to_string()))?;
+        let storage = WalStorage::open(directory.path().join(id.to_string()))?;
         let raft = Raft::bootstrap(*id, address, storage, Counter::default(), Config::default())?;
         raft.add_peers(members.clone()).await?;
         running.push(tokio::spawn(raft.clone().run()));

@@ -11,7 +11,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{App, test, web};
 use memstore::web::{Node, routes};
 use memstore::{HashStore, Raft};
-use raftify::{Config, HeedStorage, Member, NodeId};
+use raftify::{Config, Member, NodeId, WalStorage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -58,7 +58,7 @@ impl TestNode {
     /// A voter of a cluster whose `absent` other voters do not exist.
     async fn start(absent: u64) -> TestNode {
         let directory = tempfile::tempdir().unwrap();
-        let storage = HeedStorage::open(directory.path()).unwrap();
+        let storage = WalStorage::open(directory.path()).unwrap();
         let config = Config { entry_bytes_max: ENTRY_BYTES_MAX, ..Config::default() };
         let addresses: Vec<String> = free_addresses(absent + 1);
         let raft =

@@ -634,7 +634,11 @@ impl Cluster {
         let Some((number, send_after)) = self.write_queued(node, count) else {
             return false;
         };
-        self.running(node).unwrap().core.written(number);
+        let core = &mut self.running(node).unwrap().core;
+        core.written(number);
+        // News that come twice, or of an older write after a newer one, change nothing.
+        core.written(number);
+        core.written(TurnNumber(number.0.saturating_sub(1)));
         self.send(node, send_after);
         self.run_turns(node);
         true

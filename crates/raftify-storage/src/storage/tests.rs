@@ -13,6 +13,7 @@ use raftify_core::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::{ReadOnlyStorage, WalStorage};
 
 struct Directory(TempDir);
 
@@ -230,6 +231,119 @@ fn term_that_goes_down_is_noticed() {
     assert_corrupt(storage.load(), "entry 6", "its term is 0, that of the entry before is 1");
 }
 
+/// How many rows of entries there are, needed or not.
+fn rows(storage: &HeedStorage) -> u64 {
+    let environment = &storage.log.environment;
+    environment.read(|txn| Ok(environment.table(Table::Entries).len(txn)?)).unwrap()
+}
+
+#[test]
+fn compacted_entries_are_gone_at_once_and_their_rows_a_few_at_a_time() {
+    let directory = Directory::new();
+    let (mut storage, _) = directory.load().unwrap();
+    let meta = snapshot_meta(1, 45);
+    take_snapshot(&storage, &meta);
+    let hard_state = HardState { term: Term(1), vote: None, commit: LogIndex(50) };
+    let append = entries(1, 1..=50);
+    storage
+        .write(&[Write { append, hard_state: Some(hard_state), snapshot: Some(meta), ..Write::default() }])
+        .unwrap();
+    storage.write(&[Write { compact: Some(LogPosition::new(1, 40)), ..Write::default() }]).unwrap();
+    assert_eq!(
+        rows(&storage),
+        50 - LEFT_ROWS_PER_WRITE,
+        "the write that compacts takes no longer than others"
+    );
+    let mut last = 50;
+    loop {
+        // What is left is not to be seen.
+        let reader = storage.log_reader();
+        let read = reader.read(LogIndex(40), LogIndex(41), u64::MAX);
+        assert!(matches!(read, Err(StorageError::Compacted { .. })), "{read:?}");
+        let expected = entries(1, 41..=last);
+        assert_eq!(reader.read(LogIndex(41), LogIndex(last + 1), u64::MAX).unwrap(), expected);
+        let before = rows(&storage);
+        if before == last - 40 {
+            break;
+        }
+        last += 1;
+        storage.write(&[Write { append: entries(1, [last]), ..Write::default() }]).unwrap();
+        let deleted = before + 1 - rows(&storage);
+        assert_eq!(deleted, (LEFT_ROWS_PER_WRITE + 2).min(before + 1 - (last - 40)), "of {before} rows");
+    }
+}
+
+#[test]
+fn rows_that_are_left_are_ignored_and_cleaned_at_the_next_start() {
+    let directory = Directory::new();
+    let (mut storage, _) = directory.load().unwrap();
+    let meta = snapshot_meta(1, 30);
+    take_snapshot(&storage, &meta);
+    let hard_state = Some(HardState { term: Term(1), vote: None, commit: LogIndex(30) });
+    let append = entries(1, 1..=30);
+    let compact = Some(meta.position);
+    storage.write(&[Write { append, hard_state, snapshot: Some(meta), ..Write::default() }]).unwrap();
+    storage.write(&[Write { compact, ..Write::default() }]).unwrap();
+    drop(storage);
+    let read_only = ReadOnlyStorage::open(directory.path()).unwrap();
+    let state = read_only.load().unwrap();
+    assert_eq!((state.truncated, state.last), (LogPosition::new(1, 30), LogPosition::new(1, 30)));
+    let beyond = read_only.log_reader().read(LogIndex(31), LogIndex(32), 1);
+    assert!(matches!(beyond, Err(StorageError::BeyondEnd { .. })), "{beyond:?}");
+    drop(read_only);
+
+    let storage = HeedStorage::open(directory.path()).unwrap();
+    assert!(rows(&storage) > 0, "the log is empty, and its rows are still there");
+    drop(storage);
+    let (storage, loaded) = directory.load().unwrap();
+    assert_eq!((rows(&storage), loaded), (0, state));
+}
+
+#[test]
+fn reset_over_a_gap_leaves_rows_that_are_never_taken_for_entries() {
+    let directory = Directory::new();
+    let (mut storage, _) = directory.load().unwrap();
+    let hard_state = HardState { term: Term(1), vote: None, commit: LogIndex(48) };
+    storage
+        .write(&[Write { append: entries(1, 1..=60), hard_state: Some(hard_state), ..Write::default() }])
+        .unwrap();
+    for position in [LogPosition::new(1, 50), LogPosition::new(1, 100)] {
+        let meta = SnapshotMeta { position, ..snapshot_meta(0, 0) };
+        take_snapshot(&storage, &meta);
+        let hard_state = HardState { commit: position.index, ..hard_state };
+        let append = entries(1, position.index.0 + 1..=position.index.0 + 3);
+        let write = Write {
+            reset_log: Some(position),
+            append: append.clone(),
+            hard_state: Some(hard_state),
+            snapshot: Some(meta),
+            ..Write::default()
+        };
+        storage.write(&[write]).unwrap();
+        assert!(rows(&storage) > 3);
+        let reader = storage.log_reader();
+        let (from, until) = (position.index.next(), LogIndex(position.index.0 + 4));
+        assert_eq!(reader.read(from, until, u64::MAX).unwrap(), append);
+        let beyond = reader.read(from, until.next(), u64::MAX);
+        assert!(matches!(beyond, Err(StorageError::BeyondEnd { .. })), "{beyond:?}");
+    }
+    drop(storage);
+    let (storage, state) = directory.load().unwrap();
+    assert_eq!((rows(&storage), state.last), (3, LogPosition::new(1, 103)));
+}
+
+#[test]
+fn segments_without_their_database_are_not_a_new_directory() {
+    let directory = Directory::new();
+    WalStorage::open(directory.path()).unwrap().load().unwrap();
+    fs::remove_file(directory.path().join("data.mdb")).unwrap();
+    assert_corrupt(
+        HeedStorage::open(directory.path()),
+        directory.path().to_str().unwrap(),
+        "but no data.mdb",
+    );
+}
+
 #[test]
 fn unknown_keys_are_noticed() {
     let (_directory, mut storage, _) = filled();
@@ -301,7 +415,7 @@ fn cut_off_data_file_is_damage_and_no_bus_error() {
     let length = fs::metadata(&path).unwrap().len();
     File::options().write(true).open(&path).unwrap().set_len(length - 4096).unwrap();
     assert_corrupt(HeedStorage::open(directory.path()), "data.mdb", "but its own record says");
-    assert_corrupt(HeedStorage::open_read_only(directory.path()), "data.mdb", "but its own record says");
+    assert_corrupt(ReadOnlyStorage::open(directory.path()), "data.mdb", "but its own record says");
 }
 
 #[test]
@@ -309,7 +423,7 @@ fn file_of_something_else_is_refused() {
     let directory = Directory::new();
     fs::write(directory.path().join("data.mdb"), [0x5a; 20_000]).unwrap();
     assert_corrupt(HeedStorage::open(directory.path()), "data.mdb", "not an LMDB file");
-    assert_corrupt(HeedStorage::open_read_only(directory.path()), "data.mdb", "not an LMDB file");
+    assert_corrupt(ReadOnlyStorage::open(directory.path()), "data.mdb", "not an LMDB file");
 }
 
 #[test]
@@ -333,7 +447,7 @@ fn second_handle_gets_in_use_until_everything_of_the_first_is_dropped() {
     };
     let storage = directory.open().unwrap();
     in_use();
-    assert!(matches!(HeedStorage::open_read_only(directory.path()), Err(StorageError::InUse { .. })));
+    assert!(matches!(ReadOnlyStorage::open(directory.path()), Err(StorageError::InUse { .. })));
     let (reader, snapshots) = (storage.log_reader(), storage.snapshots());
     let writer = snapshots.create(&snapshot_meta(1, 1)).unwrap();
     drop(storage);
@@ -357,7 +471,7 @@ fn directory_that_cannot_be_made_is_a_clear_error() {
         let text = error.to_string();
         assert!(text.starts_with("cannot create the directory") && text.contains("file"), "{text}");
     }
-    let error = HeedStorage::open_read_only(directory.path().join("nowhere")).unwrap_err().to_string();
+    let error = ReadOnlyStorage::open(directory.path().join("nowhere")).unwrap_err().to_string();
     assert!(error.starts_with("cannot open") && error.contains("nowhere/data.mdb"), "{error}");
     assert!(!directory.path().join("nowhere").exists());
 }
@@ -390,7 +504,7 @@ fn read_only_sees_everything_and_changes_nothing() {
         files
     };
     let before = content();
-    let storage = HeedStorage::open_read_only(directory.path()).unwrap();
+    let storage = ReadOnlyStorage::open(directory.path()).unwrap();
     assert_eq!(storage.load().unwrap(), state);
     let read = storage.log_reader().read(LogIndex(4), LogIndex(9), u64::MAX).unwrap();
     assert_eq!(read, entries(1, 4..=8));

@@ -12,24 +12,24 @@ use super::simulated_disk::{Chance, Loss, SimulatedDisk};
 use super::*;
 use crate::storage::tests::{Step, step, write_of};
 
-const SEGMENT_BYTES: u64 = 1024;
+pub(super) const SEGMENT_BYTES: u64 = 1024;
 
 /// Workloads that each test runs.
 const SEEDS: std::ops::Range<u64> = 0..2;
 
 /// What is stored at one time: everything.
-type Content = (StoredState, Vec<Entry>);
+pub(super) type Content = (StoredState, Vec<Entry>);
 
 /// Calls of `write`, and what is there before the first and after each single `Write`.
-struct Workload {
-    batches: Vec<Vec<Write>>,
+pub(super) struct Workload {
+    pub(super) batches: Vec<Vec<Write>>,
     /// One more than there are writes.
-    contents: Vec<Content>,
+    pub(super) contents: Vec<Content>,
 }
 
 impl Workload {
     /// Different for each seed, and always the same for one.
-    fn new(seed: u64, batches: usize) -> Workload {
+    pub(super) fn new(seed: u64, batches: usize) -> Workload {
         let mut chance = Chance(seed);
         let mut runner = TestRunner::deterministic();
         let mut content = Content::default();
@@ -68,7 +68,7 @@ impl Workload {
     }
 
     /// How many writes the first `batches` have.
-    fn writes(&self, batches: usize) -> usize {
+    pub(super) fn writes(&self, batches: usize) -> usize {
         self.batches[..batches].iter().map(Vec::len).sum()
     }
 }
@@ -87,7 +87,7 @@ fn after((state, entries): &Content, write: &Write) -> Option<Content> {
     Some((state, entries))
 }
 
-fn open(disk: &SimulatedDisk) -> SegmentLog<SimulatedDisk> {
+pub(super) fn open(disk: &SimulatedDisk) -> SegmentLog<SimulatedDisk> {
     let operations = Arc::new(disk.clone());
     SegmentLog::new(PathBuf::from("log"), operations, disk.clone(), SEGMENT_BYTES)
 }

@@ -18,7 +18,7 @@ use raftify_core::{Entry, LogIndex, LogPosition, StorageError};
 use super::metadata::{LogStart, Metadata, MetadataStore};
 use super::record::{self, Change, ENTRY_FRAME_BYTES};
 use super::recovery::{self, Recovered};
-use super::segment::{self, Named, Segment};
+use super::segment::{self, Segment};
 use crate::files::{SegmentOperations, Work};
 use crate::io_error;
 
@@ -28,6 +28,9 @@ const AHEAD: usize = 2;
 
 /// How many segments that are not needed any more are kept to be recycled; others are removed.
 const FREE_MAX: usize = 8;
+
+/// How many are removed at most before somebody looks whether a segment has to be prepared.
+const REMOVED_MAX: usize = 4;
 
 /// The log of one directory, and the metadata beside it.
 pub(super) struct SegmentLog<M> {
@@ -48,6 +51,20 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    pub(super) fn new(
+        directory: PathBuf,
+        operations: Arc<dyn SegmentOperations>,
+        segment_bytes: u64,
+    ) -> Shared {
+        Shared { directory, operations, segment_bytes, table: RwLock::new(None) }
+    }
+
+    /// Lets the readers see a log that was found right.
+    pub(super) fn show(&self, state: &StoredState, places: Places, segments: BTreeMap<u64, Held>) {
+        let (truncated, last) = (state.truncated, state.last);
+        *self.table_mut() = Some(Table { truncated, last, places, segments });
+    }
+
     /// Nothing that is done under the lock can panic half way: it is as good as never poisoned.
     fn table(&self) -> RwLockReadGuard<'_, Option<Table>> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
@@ -159,7 +176,7 @@ impl<M: MetadataStore> SegmentLog<M> {
         metadata: M,
         segment_bytes: u64,
     ) -> SegmentLog<M> {
-        let shared = Shared { directory, operations, segment_bytes, table: RwLock::new(None) };
+        let shared = Shared::new(directory, operations, segment_bytes);
         SegmentLog { shared: Arc::new(shared), metadata, writer: None }
     }
 
@@ -172,8 +189,13 @@ impl<M: MetadataStore> SegmentLog<M> {
             Some(start) => start,
             None => self.begin(&metadata)?,
         };
-        let Recovered { state, places, held, ahead, leftovers, tail, metadata_from } =
+        let Recovered { state, places, held, ahead, leftovers, tail, torn, metadata_from } =
             recovery::recover(&self.shared, metadata, start)?;
+        if let Some(torn) = torn {
+            tracing::warn!(
+                "{torn}: the last record was not written to its end, so it was never acknowledged: it is dropped"
+            );
+        }
         let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
         // A name may be from the system's cache as well: a flush of the directory that failed leaves it there.
         operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
@@ -195,8 +217,7 @@ impl<M: MetadataStore> SegmentLog<M> {
             let number = tail.segment.number + 1;
             ahead.push_back(Segment::create(&**operations, directory, number, *segment_bytes)?);
         }
-        *self.shared.table_mut() =
-            Some(Table { truncated: state.truncated, last: state.last, places, segments: held });
+        self.shared.show(&state, places, held);
         self.writer = Some(Writer {
             state: state.clone(),
             current: tail.segment,
@@ -214,26 +235,7 @@ impl<M: MetadataStore> SegmentLog<M> {
     /// Makes the first two segments of a new directory, and then says in the metadata that there is a log.
     fn begin(&self, metadata: &Metadata) -> Result<LogStart, StorageError> {
         let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
-        let paths = operations.list(directory).map_err(io_error("list", directory))?;
-        let mut left = Vec::new();
-        for path in paths {
-            match segment::name_of(&path) {
-                Some(Named::Segment(number)) if recovery::has_records(&self.shared, number) => {
-                    let what = path.display().to_string();
-                    let reason = "there are records in it, but the metadata know of no log".to_owned();
-                    return Err(StorageError::Corrupt { what, reason });
-                }
-                Some(_) => left.push(path),
-                None => {}
-            }
-        }
-        if *metadata != Metadata::default() {
-            let what = directory.display().to_string();
-            let reason = "there are metadata, but not where the log begins".to_owned();
-            return Err(StorageError::Corrupt { what, reason });
-        }
-        // A crash came between making them and saying so: no record can be there.
-        for path in left {
+        for path in recovery::check_not_begun(&self.shared, metadata)? {
             operations.remove(&path).map_err(io_error("remove", &path))?;
         }
         for number in [1, 2] {
@@ -416,7 +418,7 @@ impl Writer {
     }
 
     fn start_helper(&mut self, shared: &Shared, prepare: bool) -> Result<(), StorageError> {
-        let doomed = std::mem::take(&mut self.doomed);
+        let doomed = self.doomed.split_off(self.doomed.len().saturating_sub(REMOVED_MAX));
         let free = if prepare { self.free.pop() } else { None };
         let number = self.ahead.back().map_or(self.current.number, |segment| segment.number) + 1;
         let (operations, directory) = (Arc::clone(&shared.operations), shared.directory.clone());
@@ -474,7 +476,7 @@ impl Writer {
 /// Reads entries beside the writer.
 #[derive(Clone)]
 pub(super) struct SegmentReader {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// Entries that stand one after the other in one segment.

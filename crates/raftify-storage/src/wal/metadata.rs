@@ -9,7 +9,7 @@ use crate::storage::Log;
 
 /// Everything that [`StoredState`] has besides log and hard state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Metadata {
+pub(crate) struct Metadata {
     pub(super) identity: Option<Identity>,
     pub(super) members: Option<Members>,
     pub(super) snapshot: Option<SnapshotMeta>,
@@ -93,7 +93,7 @@ impl Metadata {
 
 /// Where replaying the log begins, and how far it goes at least. Everything before is of no use any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LogStart {
+pub(crate) struct LogStart {
     /// The first segment that is needed.
     pub(super) segment: u64,
     /// The sequence number of its first record.
@@ -103,7 +103,7 @@ pub(super) struct LogStart {
 }
 
 /// Keeps metadata and the start of the log together: both change at once or not at all.
-pub(super) trait MetadataStore: Send + 'static {
+pub(crate) trait MetadataStore: Send + 'static {
     /// What is there. The start is `None` if the log was never begun.
     fn load(&self) -> Result<(Metadata, Option<LogStart>), StorageError>;
 

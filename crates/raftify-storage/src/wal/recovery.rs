@@ -6,6 +6,7 @@
 //! that are from a later one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,6 +31,8 @@ pub(super) struct Recovered {
     /// Files that are of no use.
     pub(super) leftovers: Vec<PathBuf>,
     pub(super) tail: Tail,
+    /// Where a record was begun after the last one.
+    pub(super) torn: Option<Torn>,
     /// The record whose metadata have not reached LMDB.
     pub(super) metadata_from: Option<u64>,
 }
@@ -43,9 +46,34 @@ pub(super) struct Tail {
     pub(super) last_record: Option<(u64, Vec<u8>)>,
 }
 
+/// That no log was ever begun here, where LMDB knows of none; the files that were left by a crash between making the
+/// first segments and saying so.
+pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Vec<PathBuf>, StorageError> {
+    let directory = &shared.directory;
+    let paths = shared.operations.list(directory).map_err(io_error("list", directory))?;
+    let mut left = Vec::new();
+    for path in paths {
+        match segment::name_of(&path) {
+            Some(Named::Segment(number)) if has_records(shared, number) => {
+                let what = path.display().to_string();
+                let reason = "there are records in it, but the metadata know of no log".to_owned();
+                return Err(StorageError::Corrupt { what, reason });
+            }
+            Some(_) => left.push(path),
+            None => {}
+        }
+    }
+    if *metadata != Metadata::default() {
+        let what = directory.display().to_string();
+        let reason = "there are metadata, but not where the log begins".to_owned();
+        return Err(StorageError::Corrupt { what, reason });
+    }
+    Ok(left)
+}
+
 /// Whether segment `number` begins with a record. One that cannot be read has none.
-pub(super) fn has_records(shared: &Shared, number: u64) -> bool {
-    let opened = Segment::open(&*shared.operations, &shared.directory, number);
+fn has_records(shared: &Shared, number: u64) -> bool {
+    let opened = Segment::open(&*shared.operations, &shared.directory, number, LogIndex(1));
     opened.is_ok_and(|(segment, content)| {
         let records = content.get(segment::HEADER_BYTES as usize..).unwrap_or_default();
         Header::decode(segment.life, records).is_ok()
@@ -91,7 +119,8 @@ pub(super) fn recover(
         if !numbers.contains(&number) {
             return Err(replay.missing(shared, number));
         }
-        let (segment, content) = Segment::open(&*shared.operations, directory, number)?;
+        let next = replay.next_index();
+        let (segment, content) = Segment::open(&*shared.operations, directory, number, next)?;
         replay.segment(segment, &content)?;
     }
     if start.as_of >= replay.expected {
@@ -111,6 +140,19 @@ struct End {
     path: PathBuf,
     offset: u64,
     reason: String,
+}
+
+/// Where a record was begun and not written to its end.
+pub(super) struct Torn {
+    end: End,
+    next: LogIndex,
+}
+
+impl fmt::Display for Torn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Torn { end: End { path, offset, reason }, next } = self;
+        write!(f, "{} at offset {offset}, after entry {}: {reason}", path.display(), next.previous())
+    }
 }
 
 struct Replay {
@@ -275,14 +317,10 @@ impl Replay {
                 segment
             }
         };
-        if let Some(End { path, offset, reason }) = &self.torn {
-            let (path, index) = (path.display(), self.places.end());
-            tracing::warn!(
-                %path, offset, %index, reason,
-                "the last record was not written to its end, so it was never acknowledged: it is dropped"
-            );
-        }
+        let next = self.places.end();
+        let torn = self.torn.map(|end| Torn { next, end });
         Ok(Recovered {
+            torn,
             state,
             places: self.places,
             held: self.held,

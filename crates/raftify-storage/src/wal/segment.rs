@@ -4,7 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
-use raftify_core::StorageError;
+use raftify_core::{LogIndex, StorageError};
 
 use crate::files::{SegmentFile, SegmentOperations};
 use crate::format::{Damage, Fields, GROUP_ID, put_number};
@@ -129,18 +129,24 @@ impl Segment {
         Ok(Segment { path, ..self })
     }
 
-    /// Opens the one with `number`, and reads all of it.
+    /// Opens the one with `number`, and reads all of it. What is wrong with it concerns the log from `next` on.
     pub(super) fn open(
         operations: &dyn SegmentOperations,
         directory: &Path,
         number: u64,
+        next: LogIndex,
     ) -> Result<(Segment, Vec<u8>), StorageError> {
         let path = path_of(directory, number);
         let file = operations.open_segment(&path).map_err(io_error("open", &path))?;
         let length = file.length_bytes().map_err(io_error("read", &path))?;
         let mut content = vec![0; usize::try_from(length).map_err(|_| too_large(&path, length))?];
         file.read_exact_at(&mut content, 0).map_err(io_error("read", &path))?;
-        let what = || format!("{} at offset 0: the header of the segment", path.display());
+        let what = || {
+            format!(
+                "{} at offset 0: the header of the segment, which goes on about entry {next},",
+                path.display()
+            )
+        };
         let life = decode_header(&content, number).map_err(|damage| damage.of(what()))?;
         let segment = Segment { number, life, size_bytes: length, path, file };
         Ok((segment, content))

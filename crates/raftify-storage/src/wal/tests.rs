@@ -6,7 +6,7 @@ use std::io::Write as _;
 use proptest::prelude::*;
 use raftify_core::storage::MemoryStorage;
 use raftify_core::storage::conformance::{self, TestDisk};
-use raftify_core::{LogPosition, SnapshotMeta, SnapshotWriter};
+use raftify_core::{HardState, LogPosition, SnapshotMeta, SnapshotWriter};
 use tempfile::TempDir;
 
 use super::*;
@@ -79,21 +79,17 @@ fn directory_of_the_other_kind_is_refused_by_name() {
     drop(WalStorage::open(wal.path()).unwrap());
     let heed = Directory::new();
     drop(HeedStorage::open(heed.path()).unwrap());
-    let errors = [
+    let path = wal.path().display();
+    assert_eq!(
         HeedStorage::open(wal.path()).unwrap_err().to_string(),
-        HeedStorage::open_read_only(wal.path()).unwrap_err().to_string(),
-    ];
-    for error in errors {
-        assert!(
-            error.ends_with(
-                "is kept by WalStorage, not by HeedStorage: open it with WalStorage, or use another directory"
-            ),
-            "{error}"
-        );
-    }
+        format!(
+            "{path} is kept by WalStorage, not by HeedStorage: open it with WalStorage, or convert it with \
+             `raftify-cli storage convert {path} --to heed`"
+        )
+    );
     let error = WalStorage::open(heed.path()).unwrap_err();
     assert!(
-        matches!(&error, StorageError::OtherKind { found: "HeedStorage", asked: "WalStorage", path } if path == heed.path()),
+        matches!(&error, StorageError::OtherKind { found: "HeedStorage", asked: "WalStorage", path, .. } if path == heed.path()),
         "{error}"
     );
     assert!(!heed.path().join("log").exists(), "a refused directory is left as it was");
@@ -195,6 +191,68 @@ fn record_of_almost_any_size_is_written_and_read() {
     assert_eq!(loaded, state);
     let read = storage.log_reader().read(LogIndex(1), state.last.index.next(), u64::MAX).unwrap();
     assert!(read == log);
+}
+
+#[test]
+fn size_of_segments_is_chosen_within_limits_each_time_a_directory_is_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = |segment_bytes| WalStorage::open_with(directory.path(), WalSettings { segment_bytes });
+    for segment_bytes in [0, (64 << 10) - 1, (256 << 20) + 1] {
+        let error = open(segment_bytes).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("segment_bytes must be from 65536 to 268435456, it is {segment_bytes}")
+        );
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing was made");
+    let mut state = StoredState::default();
+    for segment_bytes in [64 << 10, 128 << 10, 64 << 10] {
+        let mut storage = open(segment_bytes).unwrap();
+        assert_eq!(storage.load().unwrap(), state);
+        for _ in 0..30 {
+            let mut write = append(&state, 1);
+            write.append[0].payload = vec![1; 10_000].into();
+            state = state.after(&write).unwrap();
+            storage.write(&[write]).unwrap();
+        }
+        let newest = segments_in(directory.path()).unwrap().into_iter().max().unwrap();
+        assert_eq!(fs::metadata(newest).unwrap().len(), segment_bytes);
+    }
+    assert_eq!(open(1 << 20).unwrap().load().unwrap(), state);
+}
+
+#[test]
+fn compaction_hands_over_a_few_segments_at_a_time() {
+    let directory = Directory::new();
+    let (mut storage, mut state) = directory.load().unwrap();
+    let mut carry_out = |storage: &mut WalStorage, mut write: Write| {
+        for entry in &mut write.append {
+            entry.payload = vec![1; 2_000].into();
+        }
+        if let Some(snapshot) = &write.snapshot {
+            take_snapshot(storage, snapshot);
+        }
+        state = state.after(&write).unwrap();
+        storage.write(std::slice::from_ref(&write)).unwrap();
+        state.clone()
+    };
+    let mut now = StoredState::default();
+    for _ in 0..100 {
+        now = carry_out(&mut storage, append(&now, 1));
+    }
+    let segments = || segments_in(directory.path()).unwrap().len();
+    assert!(segments() > 40, "{}", segments());
+    let commit = Some(HardState { commit: now.last.index, ..now.hard_state });
+    now = carry_out(&mut storage, Write { hard_state: commit, ..Write::default() });
+    now = carry_out(&mut storage, write_of(&Step::Snapshot { back: 0 }, &now));
+    now = carry_out(&mut storage, write_of(&Step::Compact { back: 0 }, &now));
+    let at_once = segments();
+    assert!(at_once > 20, "{at_once}: they are removed beside the writes that follow");
+    while segments() > at_once / 2 {
+        now = carry_out(&mut storage, append(&now, 1));
+    }
+    drop(storage);
+    assert_eq!(directory.load().unwrap().1, now);
 }
 
 #[test]

@@ -1,9 +1,15 @@
 //! What cannot be right is refused when the node is set up, with the reason and the way out.
 
 use raftify::error::{BootstrapError, ProposeError, RunError, StartError, StopReason};
-use raftify::{Config, HeedStorage, StorageError};
+use raftify::{Config, StorageError};
 
 use crate::harness::*;
+
+on_both_storages! {
+    a_directory_of_another_node_is_refused_with_the_way_out
+    a_directory_on_disk_is_held_by_one_node_at_a_time_and_found_again
+    a_damaged_snapshot_is_blamed_on_the_storage_and_not_on_the_state_machine
+}
 
 #[tokio::test]
 async fn an_address_that_is_none_is_refused() {
@@ -60,9 +66,8 @@ async fn all_problems_of_a_configuration_are_named_at_once() {
     assert_eq!(error.problems.len(), 2, "{error}");
 }
 
-#[tokio::test]
-async fn a_directory_of_another_node_is_refused_with_the_way_out() {
-    let mut node = TestNode::new(1);
+async fn a_directory_of_another_node_is_refused_with_the_way_out(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
     let raft = node.start();
     put(&raft, "key", "value").await;
     node.stop().await;
@@ -93,48 +98,32 @@ async fn an_entry_over_the_limit_is_refused_on_every_node_and_nothing_is_written
     }
 }
 
-#[tokio::test]
-async fn a_directory_on_disk_is_held_by_one_node_at_a_time_and_found_again() {
-    let directory = tempfile::tempdir().unwrap();
-    let node = TestNode::new(1);
-    let start = || {
-        let storage = HeedStorage::open(directory.path()).unwrap();
-        let raft =
-            TestRaft::bootstrap(id(1), &node.address, storage, node.store(), Config::default()).unwrap();
-        (raft.clone(), tokio::spawn(raft.run()))
-    };
+async fn a_directory_on_disk_is_held_by_one_node_at_a_time_and_found_again(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
     for round in 0..3 {
-        let (raft, running) = start();
+        let raft = node.start();
         put(&raft, round, "value").await;
         if round > 0 {
-            assert_eq!(get(&raft, &(round - 1).to_string()).await, Some("value".to_owned()));
+            assert_eq!(node.get(&(round - 1).to_string()).await, Some("value".to_owned()));
             raft.make_snapshot().await.unwrap();
         }
-        let error = HeedStorage::open(directory.path()).err().unwrap();
+        let error = node.disk.open_again().unwrap_err();
         assert!(matches!(error, StorageError::InUse { .. }), "{error}");
         within("quit", raft.quit()).await;
-        // The directory is closed when `quit` returns: the next round opens it at once.
-        running.await.unwrap().unwrap();
+        // The directory is closed when `quit` returns.
+        node.disk.open_again().unwrap();
+        node.ended().await.unwrap();
     }
 }
 
-#[tokio::test]
-async fn a_damaged_snapshot_is_blamed_on_the_storage_and_not_on_the_state_machine() {
-    let directory = tempfile::tempdir().unwrap();
-    let node = TestNode::new(1);
-    let start = || {
-        let storage = HeedStorage::open(directory.path()).unwrap();
-        let raft =
-            TestRaft::bootstrap(id(1), &node.address, storage, node.store(), Config::default()).unwrap();
-        (raft.clone(), tokio::spawn(raft.run()))
-    };
-    let (raft, running) = start();
+async fn a_damaged_snapshot_is_blamed_on_the_storage_and_not_on_the_state_machine(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
+    let raft = node.start();
     put(&raft, "key", "x".repeat(10_000)).await;
     raft.make_snapshot().await.unwrap();
-    within("quit", raft.quit()).await;
-    running.await.unwrap().unwrap();
+    node.stop().await;
 
-    let files = std::fs::read_dir(directory.path().join("snapshots")).unwrap();
+    let files = std::fs::read_dir(node.disk.path().join("snapshots")).unwrap();
     let paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
     assert_eq!(paths.len(), 1);
     let mut content = std::fs::read(&paths[0]).unwrap();
@@ -142,8 +131,8 @@ async fn a_damaged_snapshot_is_blamed_on_the_storage_and_not_on_the_state_machin
     content[middle] ^= 1;
     std::fs::write(&paths[0], content).unwrap();
 
-    let (_, running) = start();
-    let error = within("the node stops", running).await.unwrap().unwrap_err();
+    node.start();
+    let error = node.ended().await.unwrap_err();
     assert!(matches!(&error, RunError::Stopped(StopReason::Storage(_))), "{error}");
     assert!(error.to_string().contains("is damaged"), "{error}");
 }

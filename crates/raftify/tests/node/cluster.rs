@@ -7,6 +7,10 @@ use raftify::{Config, Term};
 
 use crate::harness::*;
 
+on_both_storages! {
+    the_cluster_survives_its_leader_and_all_find_everything_after_a_restart
+}
+
 #[tokio::test]
 async fn three_static_nodes_apply_what_any_of_them_proposes() {
     let mut nodes = static_cluster(3).await;
@@ -49,9 +53,8 @@ async fn a_query_on_any_node_sees_what_was_acknowledged_to_another() {
     }
 }
 
-#[tokio::test]
-async fn the_cluster_survives_its_leader_and_all_find_everything_after_a_restart() {
-    let mut nodes = static_cluster(3).await;
+async fn the_cluster_survives_its_leader_and_all_find_everything_after_a_restart(kind: DiskKind) {
+    let mut nodes = static_cluster_on(kind, 3).await;
     let mut acknowledged = 0;
     for _ in 0..3 {
         let leader = agreed_leader(&nodes).await;

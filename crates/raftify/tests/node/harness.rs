@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -11,10 +12,12 @@ use std::time::Duration;
 use raftify::error::{BootstrapError, RunError};
 use raftify::storage::Write;
 use raftify::{
-    AbstractStateMachine, BoxError, ClusterJoinTicket, Config, LogPosition, Member, MemoryStorage, NodeId,
-    Raft, SnapshotCapture, StableStorage, StorageError, StoredState, restore_value,
+    AbstractStateMachine, BoxError, ClusterJoinTicket, Config, HeedStorage, LogPosition, Member,
+    MemoryStorage, NodeId, Raft, SnapshotCapture, SnapshotStore, StableStorage, StorageError, StoredState,
+    WalSettings, WalStorage, restore_value,
 };
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -152,56 +155,143 @@ impl AbstractStateMachine for Store {
 
 pub(crate) type TestRaft = Raft<Change, Store>;
 
-/// Storage that outlives its node. It is in memory, but held by one node at a time, like a directory.
-#[derive(Clone, Default)]
+/// Runs each test, a function of the kind of disk, on both storages that a node can have.
+macro_rules! on_both_storages {
+    ($($test:ident)*) => {
+        mod wal {
+            $( #[tokio::test] async fn $test() { super::$test(crate::harness::DiskKind::Wal).await } )*
+        }
+        mod heed {
+            $( #[tokio::test] async fn $test() { super::$test(crate::harness::DiskKind::Heed).await } )*
+        }
+    };
+}
+pub(crate) use on_both_storages;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DiskKind {
+    /// The quickest, for tests that are about something else.
+    Memory,
+    Wal,
+    Heed,
+}
+
+/// Decides over a write when it comes; `false` lets it fail.
+pub(crate) type Judge = Box<dyn FnMut(&[Write]) -> bool + Send>;
+
+/// Storage that outlives its node. One node holds it at a time, also if it is in memory.
+#[derive(Clone)]
 pub(crate) struct Disk {
-    content: MemoryStorage,
+    content: Content,
     holder: Arc<()>,
     /// Every write fails while this is set.
     pub(crate) full: Arc<AtomicBool>,
+    judge: Arc<Mutex<Option<Judge>>>,
+}
+
+#[derive(Clone)]
+enum Content {
+    Memory(MemoryStorage),
+    Wal(Arc<TempDir>),
+    Heed(Arc<TempDir>),
 }
 
 impl Disk {
-    /// Waits until the node that had it has let go.
+    fn new(kind: DiskKind) -> Disk {
+        let directory = || Arc::new(tempfile::tempdir().unwrap());
+        let content = match kind {
+            DiskKind::Memory => Content::Memory(MemoryStorage::default()),
+            DiskKind::Wal => Content::Wal(directory()),
+            DiskKind::Heed => Content::Heed(directory()),
+        };
+        Disk { content, holder: Arc::default(), full: Arc::default(), judge: Arc::default() }
+    }
+
+    /// Waits until the node that had it has let go, with all who read there.
     pub(crate) async fn released(&self) {
-        until("the storage is closed", async || Arc::strong_count(&self.holder) == 1).await;
+        until("the storage is closed", async || {
+            Arc::strong_count(&self.holder) == 1
+                && !matches!(self.open_again(), Err(StorageError::InUse { .. }))
+        })
+        .await;
     }
 
     /// Forgets everything, as a new disk does.
     pub(crate) fn wipe(&mut self) {
-        *self = Disk::default();
+        *self = Disk::new(match self.content {
+            Content::Memory(_) => DiskKind::Memory,
+            Content::Wal(_) => DiskKind::Wal,
+            Content::Heed(_) => DiskKind::Heed,
+        });
     }
 
-    /// What is on it.
-    pub(crate) fn storage(&self) -> &MemoryStorage {
-        &self.content
+    /// Lets `judge` decide over each write from now on.
+    pub(crate) fn judge(&self, judge: impl FnMut(&[Write]) -> bool + Send + 'static) {
+        *self.judge.lock().unwrap() = Some(Box::new(judge));
     }
 
-    fn open(&self) -> OpenDisk {
+    /// Every write succeeds again.
+    pub(crate) fn heal(&self) {
+        *self.judge.lock().unwrap() = None;
+    }
+
+    /// Where its files are.
+    pub(crate) fn path(&self) -> &Path {
+        match &self.content {
+            Content::Memory(_) => panic!("it is in memory"),
+            Content::Wal(directory) | Content::Heed(directory) => directory.path(),
+        }
+    }
+
+    /// Opens it a second time, as another program would.
+    pub(crate) fn open_again(&self) -> Result<(), StorageError> {
+        match &self.content {
+            Content::Memory(_) => Ok(()),
+            Content::Wal(directory) => WalStorage::open(directory.path()).map(drop),
+            Content::Heed(directory) => HeedStorage::open(directory.path()).map(drop),
+        }
+    }
+
+    /// Whether the snapshot at `position` is still kept.
+    pub(crate) fn has_snapshot(&self, position: LogPosition) -> bool {
+        let LogPosition { term, index } = position;
+        match &self.content {
+            Content::Memory(storage) => storage.snapshots().open(position).is_ok(),
+            Content::Wal(directory) | Content::Heed(directory) => {
+                let name = format!("snapshots/{:016x}-{:016x}.snapshot", term.get(), index.get());
+                directory.path().join(name).exists()
+            }
+        }
+    }
+
+    fn held<S>(&self, content: S) -> OpenDisk<S> {
         OpenDisk {
-            content: self.content.clone(),
+            content,
             _held: Arc::clone(&self.holder),
             full: Arc::clone(&self.full),
+            judge: Arc::clone(&self.judge),
         }
     }
 }
 
-pub(crate) struct OpenDisk {
-    content: MemoryStorage,
+pub(crate) struct OpenDisk<S> {
+    content: S,
     _held: Arc<()>,
     full: Arc<AtomicBool>,
+    judge: Arc<Mutex<Option<Judge>>>,
 }
 
-impl StableStorage for OpenDisk {
-    type LogReader = <MemoryStorage as StableStorage>::LogReader;
-    type Snapshots = <MemoryStorage as StableStorage>::Snapshots;
+impl<S: StableStorage> StableStorage for OpenDisk<S> {
+    type LogReader = S::LogReader;
+    type Snapshots = S::Snapshots;
 
     fn load(&mut self) -> Result<StoredState, StorageError> {
         self.content.load()
     }
 
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
-        if self.full.load(Ordering::SeqCst) {
+        let allowed = self.judge.lock().unwrap().as_mut().is_none_or(|judge| judge(writes));
+        if !allowed || self.full.load(Ordering::SeqCst) {
             let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
             return Err(StorageError::Io { action: "write", path: "the test's disk".into(), source });
         }
@@ -230,10 +320,14 @@ pub(crate) struct TestNode {
 
 impl TestNode {
     pub(crate) fn new(number: u64) -> TestNode {
+        TestNode::on(DiskKind::Memory, number)
+    }
+
+    pub(crate) fn on(kind: DiskKind, number: u64) -> TestNode {
         TestNode {
             id: id(number),
             address: free_address(),
-            disk: Disk::default(),
+            disk: Disk::new(kind),
             config: Config::default(),
             gate: Gate::default(),
             faults: Faults::default(),
@@ -256,7 +350,20 @@ impl TestNode {
         let log =
             tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
         let _ = log.with_test_writer().try_init();
-        Raft::bootstrap(self.id, &self.address, self.disk.open(), self.store(), self.config.clone())
+        match &self.disk.content {
+            Content::Memory(storage) => self.bootstrap_with(storage.clone()),
+            // With small files, which are quickly made.
+            Content::Wal(directory) => {
+                let settings = WalSettings { segment_bytes: 64 << 10 };
+                self.bootstrap_with(WalStorage::open_with(directory.path(), settings).unwrap())
+            }
+            Content::Heed(directory) => self.bootstrap_with(HeedStorage::open(directory.path()).unwrap()),
+        }
+    }
+
+    fn bootstrap_with(&self, storage: impl StableStorage) -> Result<TestRaft, BootstrapError> {
+        let storage = self.disk.held(storage);
+        Raft::bootstrap(self.id, &self.address, storage, self.store(), self.config.clone())
     }
 
     /// An empty state machine of this node.
@@ -338,7 +445,11 @@ pub(crate) async fn put(raft: &TestRaft, key: impl ToString, value: impl ToStrin
 
 /// Nodes 1 to `count` with the list of members that each is started with.
 pub(crate) fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
-    let nodes: Vec<TestNode> = (1..=count).map(TestNode::new).collect();
+    static_nodes_on(DiskKind::Memory, count)
+}
+
+pub(crate) fn static_nodes_on(kind: DiskKind, count: u64) -> (Vec<TestNode>, Vec<Member>) {
+    let nodes: Vec<TestNode> = (1..=count).map(|number| TestNode::on(kind, number)).collect();
     let members = nodes.iter().map(|node| Member::voter(node.id, &node.address)).collect();
     (nodes, members)
 }
@@ -351,7 +462,11 @@ pub(crate) async fn start_static(node: &mut TestNode, members: &[Member]) -> Tes
 
 /// A cluster of `count` nodes that know their leader.
 pub(crate) async fn static_cluster(count: u64) -> Vec<TestNode> {
-    let (mut nodes, members) = static_nodes(count);
+    static_cluster_on(DiskKind::Memory, count).await
+}
+
+pub(crate) async fn static_cluster_on(kind: DiskKind, count: u64) -> Vec<TestNode> {
+    let (mut nodes, members) = static_nodes_on(kind, count);
     for node in &mut nodes {
         start_static(node, &members).await;
     }

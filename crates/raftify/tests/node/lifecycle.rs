@@ -12,9 +12,14 @@ use raftify::{BootstrapOptions, Config, Member, MemberChange, MembershipChange, 
 
 use crate::harness::*;
 
-#[tokio::test]
-async fn a_single_node_finds_everything_again_after_a_restart() {
-    let mut node = TestNode::new(1);
+on_both_storages! {
+    a_single_node_finds_everything_again_after_a_restart
+    a_killed_node_finds_everything_that_was_acknowledged
+    a_write_that_fails_stops_the_node_and_loses_nothing
+}
+
+async fn a_single_node_finds_everything_again_after_a_restart(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
     node.start();
     for number in 0..100 {
         put(node.raft(), number, number).await;
@@ -27,9 +32,8 @@ async fn a_single_node_finds_everything_again_after_a_restart() {
     node.stop().await;
 }
 
-#[tokio::test]
-async fn a_killed_node_finds_everything_that_was_acknowledged() {
-    let mut node = TestNode::new(1);
+async fn a_killed_node_finds_everything_that_was_acknowledged(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
     node.start();
     for round in 0..5 {
         put(node.raft(), round, round).await;
@@ -233,9 +237,8 @@ async fn as_many_proposals_as_may_wait_answer_busy() {
     node.stop().await;
 }
 
-#[tokio::test]
-async fn a_write_that_fails_stops_the_node_and_loses_nothing() {
-    let mut node = TestNode::new(1);
+async fn a_write_that_fails_stops_the_node_and_loses_nothing(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
     let raft = node.start();
     put(&raft, "key", "value").await;
     node.disk.full.store(true, Ordering::SeqCst);

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod cluster;
+mod durability;
 mod harness;
 mod lifecycle;
 mod membership;

@@ -3,13 +3,18 @@
 use std::sync::atomic::Ordering;
 
 use raftify::error::{RunError, SnapshotError, StopReason};
-use raftify::{Config, Member, StableStorage};
+use raftify::{Config, Member};
 
 use crate::harness::*;
 
-#[tokio::test]
-async fn a_restart_restores_the_snapshot_and_applies_what_came_after() {
-    let mut node = TestNode::new(1);
+on_both_storages! {
+    a_restart_restores_the_snapshot_and_applies_what_came_after
+    snapshots_are_taken_by_themselves_and_old_ones_are_deleted
+    a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot
+}
+
+async fn a_restart_restores_the_snapshot_and_applies_what_came_after(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
     node.config = Config { log_entries_kept: 0, ..Config::default() };
     let raft = node.start();
     put(&raft, "before", "1").await;
@@ -25,9 +30,8 @@ async fn a_restart_restores_the_snapshot_and_applies_what_came_after() {
     node.stop().await;
 }
 
-#[tokio::test]
-async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted() {
-    let mut node = TestNode::new(1);
+async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
     node.config = Config { snapshot_entries: 10, log_entries_kept: 0, ..Config::default() };
     let raft = node.start();
     let mut taken = Vec::new();
@@ -42,8 +46,7 @@ async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted() {
         taken.len() > 3
     })
     .await;
-    let store = node.disk.storage().snapshots();
-    until("the first is deleted", async || raftify::SnapshotStore::open(&store, taken[0]).is_err()).await;
+    until("the first is deleted", async || !node.disk.has_snapshot(taken[0])).await;
     assert!(raft.status().borrow().truncated.index.get() > 10);
     node.kill().await;
     node.start();
@@ -109,9 +112,8 @@ async fn outrun(node: &TestNode, count: u64, bytes: usize) {
     until("the log is cut", async || node.raft().status().borrow().truncated.index > last.index).await;
 }
 
-#[tokio::test]
-async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot() {
-    let (mut nodes, members) = static_nodes(3);
+async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: DiskKind) {
+    let (mut nodes, members) = static_nodes_on(kind, 3);
     for node in &mut nodes {
         node.config = Config { log_entries_kept: 0, ..Config::default() };
         start_static(node, &members).await;

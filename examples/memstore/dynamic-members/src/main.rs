@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memstore::{HashStore, Raft, report, serve, start_logging};
-use raftify::{BoxError, Config, HeedStorage, NodeId, StableStorage};
+use raftify::{BoxError, Config, NodeId, StableStorage, WalStorage};
 use tokio::sync::oneshot;
 use tracing::info;
 
@@ -45,7 +45,7 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let Arguments { raft_addr, peer_addr, web_server, data_dir, stop_with_stdin } = arguments;
     let default_dir =
         || PathBuf::from("target/memstore-dynamic").join(raft_addr.replace([':', '[', ']'], "_"));
-    let mut storage = HeedStorage::open(data_dir.unwrap_or_else(default_dir))?;
+    let mut storage = WalStorage::open(data_dir.unwrap_or_else(default_dir))?;
     let config = Config::default();
     let entry_bytes_max = config.entry_bytes_max;
 

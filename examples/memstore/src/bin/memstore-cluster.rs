@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use memstore::{HashStore, LogEntry, report};
-use raftify::{BoxError, HeedStorage, NodeId, RaftClient, Status};
+use raftify::{BoxError, NodeId, RaftClient, ReadOnlyStorage, Status};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
@@ -328,7 +328,7 @@ impl Node {
 
 /// Whether a member lives in this directory. A node that was not let in has left a directory, but no members in it.
 fn has_data(directory: &Path) -> bool {
-    let stored = HeedStorage::open_read_only(directory).and_then(|storage| storage.load());
+    let stored = ReadOnlyStorage::open(directory).and_then(|storage| storage.load());
     stored.is_ok_and(|stored| stored.members.is_some_and(|members| !members.is_empty()))
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memstore::{HashStore, Raft, load_peers, report, serve, start_logging};
-use raftify::{BoxError, Config, HeedStorage};
+use raftify::{BoxError, Config, WalStorage};
 
 #[derive(Parser)]
 #[command(version, about = "A node of the replicated key-value store, with members from a file")]
@@ -43,7 +43,7 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
 
     let data_dir =
         data_dir.unwrap_or_else(|| PathBuf::from(format!("target/memstore-static/node-{node_id}")));
-    let storage = HeedStorage::open(data_dir)?;
+    let storage = WalStorage::open(data_dir)?;
     let config = Config::default();
     let entry_bytes_max = config.entry_bytes_max;
     let raft = Raft::bootstrap(node_id, raft_addr, storage, HashStore::default(), config)?;

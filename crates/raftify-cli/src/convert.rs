@@ -1,0 +1,25 @@
+//! Makes a directory one of the other storage, and says what has become of it.
+
+use std::io::Write;
+use std::path::Path;
+
+use raftify::{BoxError, Conversion, StorageKind, convert_storage};
+
+pub(crate) fn run(path: &Path, to: StorageKind, output: &mut dyn Write) -> Result<(), BoxError> {
+    let Conversion { from, state, .. } = convert_storage(path, to)?;
+    let path = path.display();
+    if from == to {
+        writeln!(output, "{path} is kept by {to} already: nothing was changed")?;
+        return Ok(());
+    }
+    let log = match state.last.index.get() - state.truncated.index.get() {
+        0 => "an empty log".to_owned(),
+        count => format!("{count} entries, the last at {}", state.last),
+    };
+    let snapshot = state
+        .snapshot
+        .map_or("no snapshot".to_owned(), |snapshot| format!("the snapshot at {}", snapshot.position));
+    writeln!(output, "{path} was kept by {from}; now {to} keeps it, with {log}, and {snapshot}")?;
+    writeln!(output, "start its node with a program that opens {to}")?;
+    Ok(())
+}

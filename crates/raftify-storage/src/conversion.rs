@@ -1,0 +1,238 @@
+//! Makes a directory of one storage into a directory of the other.
+//!
+//! The other one is written beside the first, into [`BESIDE`], read back and compared. Then its parts get their places,
+//! LMDB's file last: who keeps a directory stands in it, so that one rename decides. Snapshots stay where they are.
+//! Until then the directory is as it was; afterwards, what is left of the first is removed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use raftify_core::storage::{StoredState, Write};
+use raftify_core::{HardState, LogReader, StableStorage, StorageError};
+
+use crate::directory::{self, DirectoryLock};
+use crate::environment::{DATA_FILE, LOCK_FILE};
+use crate::files::{NameOperations, OperatingSystem};
+use crate::format::StorageKind;
+use crate::io_error;
+use crate::snapshot_files::SnapshotFiles;
+use crate::storage::{HeedStorage, Log};
+use crate::wal::{self, WalSettings, WalStorage};
+
+#[cfg(test)]
+mod tests;
+
+/// The directory in which the other one is written. It is there from the first step of a conversion to the last: what
+/// is found without it was not left behind by one.
+const BESIDE: &str = "conversion.partial";
+
+/// How much of the log is copied by one write.
+const SLICE_BYTES: u64 = 4 << 20;
+
+/// What a conversion has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conversion {
+    /// What kept the directory before. If it is the same as `to`, there was nothing to do.
+    pub from: StorageKind,
+    /// What keeps it now.
+    pub to: StorageKind,
+    /// What is in it, before as well as now.
+    pub state: StoredState,
+}
+
+/// Makes the node's directory one of the storage `to`, with the same identity, members, votes, entries and snapshots.
+///
+/// Nobody else may have it open. There must be room for a second copy of the log meanwhile. Everything is read back and
+/// compared before the directory changes hands, by one rename. Whenever it is interrupted, the directory is a valid one
+/// of the former or of the new storage; started again, it first removes what was left behind.
+///
+/// # Errors
+/// - [`StorageError::Io`]: there is no such directory, nothing in it, no permission, or no room.
+/// - [`StorageError::InUse`]: a node works on it. Stop that first.
+/// - [`StorageError::Corrupt`], [`StorageError::Version`]: it is not what a node of this version wrote.
+///
+/// After any of them the directory is as valid as before.
+///
+/// # Examples
+/// ```
+/// use raftify_core::StableStorage;
+/// use raftify_storage::{HeedStorage, StorageKind, WalStorage, convert_storage};
+///
+/// # let directory = tempfile::tempdir()?;
+/// HeedStorage::open(directory.path())?.load()?;
+/// convert_storage(directory.path(), StorageKind::Wal)?;
+/// WalStorage::open(directory.path())?.load()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn convert_storage(directory: impl AsRef<Path>, to: StorageKind) -> Result<Conversion, StorageError> {
+    convert_with(directory.as_ref(), to, WalSettings::default(), &OperatingSystem)
+}
+
+fn convert_with(
+    directory: &Path,
+    to: StorageKind,
+    settings: WalSettings,
+    operations: &dyn NameOperations,
+) -> Result<Conversion, StorageError> {
+    // Before anything is made in a directory that may be of something else.
+    let from = Log::open_read_only(directory)?.kind()?;
+    let lock = DirectoryLock::take(directory)?;
+    remove_left(directory, from)?;
+
+    let beside = directory.join(BESIDE);
+    let snapshots = SnapshotFiles::open(directory, lock.clone())?;
+    let heed = |place: &Path| {
+        let log = Log::open(place, lock.clone(), StorageKind::Heed)?;
+        Ok(HeedStorage::new(log, snapshots.clone()))
+    };
+    let wal = |place: &Path| {
+        let metadata = Log::open(place, lock.clone(), StorageKind::Wal)?;
+        WalStorage::new(place, lock.clone(), metadata, snapshots.clone(), settings.segment_bytes)
+    };
+    let copied = match (from, to) {
+        (StorageKind::Heed, StorageKind::Heed) => return done(from, to, heed(directory)?.load()),
+        (StorageKind::Wal, StorageKind::Wal) => return done(from, to, wal(directory)?.load()),
+        (StorageKind::Heed, StorageKind::Wal) => copy(heed(directory)?, &beside, wal),
+        (StorageKind::Wal, StorageKind::Heed) => copy(wal(directory)?, &beside, heed),
+    };
+    let state = copied.inspect_err(|_| {
+        // It may be that the disk is full. If it cannot be removed now, the next conversion does it.
+        let _ = remove_left(directory, from);
+    })?;
+    switch(directory, &beside, to, operations)?;
+    remove_left(directory, to)?;
+    done(from, to, Ok(state))
+}
+
+fn done(
+    from: StorageKind,
+    to: StorageKind,
+    state: Result<StoredState, StorageError>,
+) -> Result<Conversion, StorageError> {
+    Ok(Conversion { from, to, state: state? })
+}
+
+/// Writes all that `source` has into a new storage at `beside`, and reads it back. Both are closed afterwards.
+fn copy<Target: StableStorage>(
+    mut source: impl StableStorage,
+    beside: &Path,
+    open: impl Fn(&Path) -> Result<Target, StorageError>,
+) -> Result<StoredState, StorageError> {
+    let state = source.load()?;
+    let entries = source.log_reader();
+    directory::create_durably(beside)?;
+    let mut target = open(beside)?;
+    target.load()?;
+    write_all(&state, &entries, &mut target)?;
+    drop(target);
+
+    let mut target = open(beside)?;
+    let found = target.load()?;
+    let different = |what: String| {
+        let reason = format!("{what} is not what was written there");
+        Err(io_error("verify", beside)(io::Error::new(io::ErrorKind::InvalidData, reason)))
+    };
+    if found != state {
+        return different("what was read back".to_owned());
+    }
+    let copied = target.log_reader();
+    let (mut next, end) = (state.truncated.index.next(), state.last.index.next());
+    while next < end {
+        let (one, other) = (entries.read(next, end, SLICE_BYTES)?, copied.read(next, end, SLICE_BYTES)?);
+        if one != other {
+            return different(format!("one of the entries from {next} on"));
+        }
+        next.0 += one.len() as u64;
+    }
+    Ok(state)
+}
+
+/// Writes `state` with its `entries` into a storage that holds nothing.
+fn write_all(
+    state: &StoredState,
+    entries: &impl LogReader,
+    target: &mut impl StableStorage,
+) -> Result<(), StorageError> {
+    let (mut next, end) = (state.truncated.index.next(), state.last.index.next());
+    // The commit index must lie within the log, also while its end is not there yet.
+    let begin = HardState { commit: state.truncated.index, ..state.hard_state };
+    target.write(&[Write {
+        identity: state.identity,
+        reset_log: Some(state.truncated),
+        hard_state: Some(begin),
+        ..Write::default()
+    }])?;
+    while next < end {
+        let append = entries.read(next, end, SLICE_BYTES)?;
+        next.0 += append.len() as u64;
+        target.write(&[Write { append, ..Write::default() }])?;
+    }
+    target.write(&[Write {
+        hard_state: Some(state.hard_state),
+        members: state.members.clone(),
+        snapshot: state.snapshot.clone(),
+        ..Write::default()
+    }])
+}
+
+/// Puts what was written beside into its places. The directory changes hands with the last rename.
+fn switch(
+    directory: &Path,
+    beside: &Path,
+    to: StorageKind,
+    operations: &dyn NameOperations,
+) -> Result<(), StorageError> {
+    let rename = |name: &str| {
+        let (from, to) = (beside.join(name), directory.join(name));
+        operations.rename(&from, &to).map_err(io_error("rename", &from))
+    };
+    let sync = || operations.sync_directory(directory).map_err(io_error("sync the directory", directory));
+    if to == StorageKind::Wal {
+        rename(wal::DIRECTORY)?;
+        sync()?;
+    }
+    // LMDB believes what it says of the newest transaction, if somebody still reads the former database.
+    let readers = directory.join(LOCK_FILE);
+    match operations.remove(&readers) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("remove", &readers)(error));
+        }
+        _ => sync()?,
+    }
+    rename(DATA_FILE)?;
+    sync()
+}
+
+/// Removes what a conversion has left behind in a directory of `kind`, whether it was finished or not.
+fn remove_left(directory: &Path, kind: StorageKind) -> Result<(), StorageError> {
+    let beside = directory.join(BESIDE);
+    if !beside.exists() {
+        return Ok(());
+    }
+    if kind == StorageKind::Heed {
+        for path in wal::segments_in(directory)? {
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+        let log = directory.join(wal::DIRECTORY);
+        match fs::remove_dir(&log) {
+            // Somebody has other things in it.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &log)(error));
+            }
+            _ => directory::sync(directory).map_err(io_error("sync the directory", directory))?,
+        }
+    }
+    fs::remove_dir_all(&beside).map_err(io_error("remove", &beside))?;
+    directory::sync(directory).map_err(io_error("sync the directory", directory))
+}
+
+/// Says that there is something that takes room and is of no use.
+pub(crate) fn warn_of_left(directory: &Path) {
+    let beside: PathBuf = directory.join(BESIDE);
+    if beside.exists() {
+        let path = beside.display();
+        tracing::warn!(%path, "an interrupted conversion has left this: convert again, to either storage, to remove it");
+    }
+}

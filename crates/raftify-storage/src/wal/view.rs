@@ -1,0 +1,117 @@
+//! Looking at a segment log beside the process that writes it, without taking part.
+//!
+//! Nothing that is needed is ever destroyed before LMDB says, durably, that the log begins later. So a look is right if
+//! the beginning is still where it was when the look is over. A look may find the writer half way: in a record, which
+//! is then the end, or between segments, which then seems like damage. Damage stays where it is, and the writer goes on:
+//! what two looks find alike is damage.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use raftify_core::storage::StoredState;
+use raftify_core::{Entry, LogIndex, StorageError};
+
+use super::DIRECTORY;
+use super::log::{Places, SegmentReader, Shared};
+use super::metadata::MetadataStore;
+use super::recovery::{self, Recovered};
+use crate::files::ReadOnlySystem;
+use crate::storage::Log;
+
+#[cfg(test)]
+mod tests;
+
+/// How often to look before giving up.
+const LOOKS_MAX: usize = 32;
+
+/// What was last seen of a segment log.
+pub(crate) struct SegmentView<M = Log> {
+    reader: SegmentReader,
+    metadata: M,
+    /// The first segment that was needed then; `None` before the first look.
+    seen_from: Mutex<Option<FirstSegment>>,
+}
+
+/// `None` if the log was not begun.
+type FirstSegment = Option<u64>;
+
+impl SegmentView {
+    /// Of the log in `data_directory`.
+    pub(crate) fn new(data_directory: &Path, metadata: Log) -> SegmentView {
+        let shared = Shared::new(data_directory.join(DIRECTORY), Arc::new(ReadOnlySystem), 0);
+        SegmentView::of(shared, metadata)
+    }
+}
+
+impl<M: MetadataStore> SegmentView<M> {
+    pub(super) fn of(shared: Shared, metadata: M) -> SegmentView<M> {
+        SegmentView {
+            reader: SegmentReader { shared: Arc::new(shared) },
+            metadata,
+            seen_from: Mutex::default(),
+        }
+    }
+
+    /// Reads and checks everything.
+    pub(crate) fn load(&self) -> Result<StoredState, StorageError> {
+        // Two looks of two threads would show the readers something of both.
+        let mut seen_from = self.seen_from.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &self.reader.shared;
+        let mut before = None;
+        for _ in 0..LOOKS_MAX {
+            let (metadata, start) = self.metadata.load()?;
+            let first = start.map(|start| start.segment);
+            let found = match start {
+                Some(start) => recovery::recover(shared, metadata, start)
+                    .map(|Recovered { state, places, held, .. }| (state, places, held)),
+                None => recovery::check_not_begun(shared, &metadata)
+                    .map(|_| (StoredState::default(), Places::default(), BTreeMap::new())),
+            };
+            if self.first_segment()? != first {
+                continue;
+            }
+            match found {
+                Ok((state, places, held)) => {
+                    shared.show(&state, places, held);
+                    *seen_from = Some(first);
+                    return Ok(state);
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if before.as_ref() == Some(&text) {
+                        return Err(error);
+                    }
+                    before = Some(text);
+                }
+            }
+        }
+        Err(StorageError::Changing { path: shared.directory.clone() })
+    }
+
+    /// Reads what `load` saw, or what is there now if that is gone.
+    pub(crate) fn read(
+        &self,
+        from: LogIndex,
+        until: LogIndex,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>, StorageError> {
+        for _ in 0..LOOKS_MAX {
+            let seen_from = *self.seen_from.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(first) = seen_from else {
+                self.load()?;
+                continue;
+            };
+            match self.reader.read(from, until, bytes_max) {
+                // What it was read from may be part of another segment by now.
+                Err(StorageError::Corrupt { .. }) if self.first_segment()? != first => drop(self.load()?),
+                result => return result,
+            }
+        }
+        Err(StorageError::Changing { path: self.reader.directory().clone() })
+    }
+
+    fn first_segment(&self) -> Result<FirstSegment, StorageError> {
+        Ok(self.metadata.load()?.1.map(|start| start.segment))
+    }
+}

@@ -1,0 +1,157 @@
+//! Nothing leaves a node before what it depends on is written: shown by writes that are slow and fail in the end. If an
+//! answer had left before, somebody would have it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use raftify::error::{ProposeError, RunError, StopReason};
+use raftify::storage::Write;
+use raftify::{Config, EntryKind, Role};
+
+use crate::harness::*;
+
+on_both_storages! {
+    a_slow_disk_loses_nothing_and_keeps_the_order
+    a_write_that_fails_is_never_tried_again_and_everyone_who_waits_is_answered
+}
+
+fn has_user_entries(writes: &[Write]) -> bool {
+    writes.iter().flat_map(|write| &write.append).any(|entry| entry.kind == EntryKind::User)
+}
+
+fn has_vote(writes: &[Write]) -> bool {
+    writes.iter().any(|write| write.hard_state.is_some_and(|state| state.vote.is_some()))
+}
+
+/// As long as a flush may take. Whatever is sent meanwhile has time to arrive.
+fn take_long() {
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+async fn a_slow_disk_loses_nothing_and_keeps_the_order(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
+    let raft = node.start();
+    put(&raft, "key", "before").await;
+    let mut count = 0;
+    node.disk.judge(move |_| {
+        count += 1;
+        // Now and then, so that writes are merged in between.
+        if count % 3 == 0 {
+            take_long();
+        }
+        true
+    });
+    let proposals: Vec<_> = (0..60)
+        .map(|number| {
+            let raft = raft.clone();
+            tokio::spawn(async move { raft.propose(set(number, number)).await })
+        })
+        .collect();
+    for proposal in proposals {
+        within("an answer", proposal).await.unwrap().unwrap();
+    }
+    node.kill().await;
+    node.start();
+    for number in 0..60 {
+        assert_eq!(node.get(&number.to_string()).await, Some(number.to_string()));
+    }
+    node.stop().await;
+}
+
+async fn a_write_that_fails_is_never_tried_again_and_everyone_who_waits_is_answered(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
+    let raft = node.start();
+    put(&raft, "key", "before").await;
+    let failed = Arc::new(AtomicBool::new(false));
+    let tried_again = Arc::new(AtomicUsize::new(0));
+    let (has_failed, counts) = (Arc::clone(&failed), Arc::clone(&tried_again));
+    node.disk.judge(move |writes| {
+        if has_failed.load(Ordering::SeqCst) {
+            counts.fetch_add(1, Ordering::SeqCst);
+        } else if has_user_entries(writes) {
+            take_long();
+            has_failed.store(true, Ordering::SeqCst);
+            return false;
+        }
+        true
+    });
+    let proposals: Vec<_> = (0..20)
+        .map(|number| {
+            let raft = raft.clone();
+            tokio::spawn(async move { raft.propose(set("key", number)).await })
+        })
+        .collect();
+    for proposal in proposals {
+        let error = within("an answer", proposal).await.unwrap().unwrap_err();
+        assert!(matches!(error, ProposeError::Stopped(StopReason::Storage(_))), "{error:?}");
+    }
+    let error = node.ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::Storage(_))), "{error}");
+    assert!(failed.load(Ordering::SeqCst));
+    assert_eq!(tried_again.load(Ordering::SeqCst), 0, "writes after the one that failed");
+    node.disk.heal();
+    node.start();
+    assert_eq!(node.get("key").await, Some("before".to_owned()));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_whose_write_fails_has_acknowledged_nothing() {
+    let (mut nodes, members) = static_nodes(2);
+    for node in &mut nodes {
+        node.config = Config { propose_timeout: Duration::from_secs(1), ..Config::default() };
+        start_static(node, &members).await;
+    }
+    let leader = agreed_leader(&nodes).await;
+    put(nodes[leader].raft(), "key", "before").await;
+    let follower = 1 - leader;
+    nodes[follower].disk.judge(|writes| {
+        let fails = has_user_entries(writes);
+        if fails {
+            take_long();
+        }
+        !fails
+    });
+    let outcome = nodes[leader].raft().propose(set("key", "after")).await;
+    assert!(outcome.is_err(), "two voters are needed, and one has not written: {outcome:?}");
+    let error = nodes[follower].ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::Storage(_))), "{error}");
+    let status = nodes[leader].raft().status().borrow().clone();
+    assert!(status.commit < status.last.index, "{} of {} is committed", status.commit, status.last);
+    nodes[follower].disk.heal();
+    nodes[follower].start();
+    put(nodes[follower].raft(), "key", "at last").await;
+    for node in &mut nodes {
+        assert_eq!(node.get("key").await, Some("at last".to_owned()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_whose_write_fails_has_voted_for_nobody() {
+    let mut nodes = static_cluster(2).await;
+    for node in &mut nodes {
+        node.kill().await;
+    }
+    nodes[1].disk.judge(|writes| {
+        let fails = has_vote(writes);
+        if fails {
+            take_long();
+        }
+        !fails
+    });
+    let raft = nodes[0].start();
+    let mut status = raft.status();
+    let watching =
+        tokio::spawn(async move { status.wait_for(|status| status.role == Role::Leader).await.is_ok() });
+    nodes[1].start();
+    let error = nodes[1].ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::Storage(_))), "{error}");
+    // It goes on asking.
+    until("it asks again", async || raft.status().borrow().role == Role::PreCandidate).await;
+    assert!(!watching.is_finished(), "one of two votes was enough");
+    nodes[1].disk.heal();
+    nodes[1].start();
+    agreed_leader(&nodes).await;
+    watching.abort();
+}
