@@ -23,10 +23,10 @@ pub(crate) fn all(quick: bool) -> Vec<Vec<String>> {
             "log",
             "core",
             // What the goals are about, three times in turn.
-            "cluster --storage memory,wal --clients 1,256,1024 --runs 3",
+            "cluster --storage memory,wal --clients 1,64,256,1024 --runs 3",
             "cluster --storage memory,wal --clients 1,64,256,1024 --seconds 1.5 --open-loop 0.5",
             "cluster --storage heed --seconds 1.5",
-            "cluster --storage memory,wal,heed --clients 1,256 --entry-bytes 16,1024 --seconds 1.5",
+            "cluster --storage memory,wal,heed --entry-bytes 16,1024 --seconds 1.5",
             "cluster --processes three --storage memory,wal,heed --seconds 1.5",
             "path",
             "http",

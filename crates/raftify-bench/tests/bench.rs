@@ -86,7 +86,7 @@ fn core_needs_no_disk() {
 #[test]
 fn cluster_measures_closed_and_open_loops_in_one_process_and_in_three() {
     let arguments =
-        "cluster --clients 2 --seconds 0.1 --storage memory --open-loop 0.2 --processes one,three";
+        "cluster --clients 2 --seconds 0.1 --storage memory --open-loop 0.2 --fill 10 --processes one,three";
     let lines = check(arguments, 4);
     let seen: Vec<_> = lines
         .iter()

@@ -10,6 +10,9 @@
 pub mod config;
 mod entry;
 pub mod error;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod inner;
 pub mod members;
 pub mod message;
 mod proposals;

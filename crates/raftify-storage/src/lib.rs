@@ -22,6 +22,9 @@ pub use format::StorageKind;
 pub use read_only::{ReadOnlyLogReader, ReadOnlyStorage};
 pub use snapshot_files::{SnapshotFile, SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
 pub use storage::{HeedLogReader, HeedStorage};
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub use wal::encode_record;
 pub use wal::{WalLogReader, WalSettings, WalStorage};
 
 use std::io;

@@ -220,6 +220,16 @@ impl fmt::Debug for WalStorage {
     }
 }
 
+/// The record of a write that appends `entries`, into the empty `out`: for benches.
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub fn encode_record(entries: &[Entry], out: &mut Vec<u8>) {
+    let hard_state = raftify_core::HardState::default();
+    let change =
+        record::Change { reset: false, entries: entries.iter().collect(), hard_state, metadata: None };
+    change.encode(segment::Life(1), 1, out);
+}
+
 /// Reads the log of a [`WalStorage`] beside its writer. Nothing can be read before the storage was loaded.
 #[derive(Clone)]
 pub struct WalLogReader {

@@ -67,6 +67,9 @@
 mod applier;
 pub mod error;
 mod formatter;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod inner;
 mod lifecycle;
 mod log_entry;
 mod log_writer;

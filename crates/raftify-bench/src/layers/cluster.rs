@@ -7,10 +7,15 @@ use crate::Work;
 use crate::cluster::{Cluster, Place};
 use crate::line::Line;
 use crate::measure::Measured;
-use crate::node::{Load, NodeOptions, Operation, Storage};
+use crate::node::{Command, Load, NodeOptions, Operation, Storage};
 
 /// Before each run, so that connections, caches and the adaptive parts of the system are in the state to be measured.
 const WARM_UP_SECONDS: f64 = 0.4;
+
+/// Proposals on a new cluster before anything is measured: until its log has been compacted and is written to files that
+/// were used before, as it is for nearly all of a node's life.
+const FILL: u64 = 250_000;
+const FILLING: u64 = 1024;
 
 /// A run counts as disturbed if the disk was this many times slower after it than before, or the other way round.
 const DISTURBED: f64 = 2.0;
@@ -35,6 +40,9 @@ pub(crate) struct ClusterRuns {
     /// How often all of it is done, on new clusters
     #[arg(long, default_value_t = 1)]
     runs: u32,
+    /// Proposals on each new cluster before anything is measured, so that its log has been compacted before
+    #[arg(long, default_value_t = FILL)]
+    fill: u64,
     /// After each run, another one at this part of the rate it has reached, timed from when each proposal was due
     #[arg(long)]
     open_loop: Option<f64>,
@@ -52,6 +60,9 @@ impl ClusterRuns {
                 for storage in &self.storage {
                     let directory = tempfile::tempdir_in(&work.directory)?;
                     let mut cluster = Cluster::start(directory.path(), *place, NodeOptions::of(*storage))?;
+                    let leader = cluster.wait_until_whole()?;
+                    let fill = Command::Fill { entries: self.fill, entry_bytes: 64, clients: FILLING };
+                    cluster.measured(leader, &fill)?;
                     for (bytes, clients) in &loads {
                         let (name, processes) = (storage.name(), place.processes());
                         work.reporter

@@ -66,7 +66,7 @@ impl Core {
 
 /// Nobody waits for the state machine's reply here.
 #[derive(Debug)]
-struct NoReply;
+pub(crate) struct NoReply;
 
 impl ProposalReply for NoReply {
     fn refuse(self, _error: ProposeError) {}

@@ -1,0 +1,83 @@
+//! The inner parts on the way of a proposal, each alone: `cargo bench -p raftify-bench`.
+
+use bytes::Bytes;
+use divan::counter::ItemsCount;
+use divan::{Bencher, black_box};
+use raftify::{AbstractLogEntry, Entry, EntryKind, LogIndex, LogPosition, NodeId, Term};
+use raftify_core::{RaftMessage, RaftMessageBody};
+use serde::{Deserialize, Serialize};
+
+const BATCHES: [u64; 3] = [1, 64, 256];
+const ENTRY_BYTES: usize = 64;
+
+fn main() {
+    divan::main();
+}
+
+fn entries(count: u64) -> Vec<Entry> {
+    let payload = Bytes::from(vec![7; ENTRY_BYTES]);
+    let entry = |index| Entry {
+        position: LogPosition { term: Term(3), index: LogIndex(index) },
+        kind: EntryKind::User,
+        payload: payload.clone(),
+    };
+    (2..2 + count).map(entry).collect()
+}
+
+fn node(id: u64) -> NodeId {
+    NodeId::new(id).expect("no id here is zero")
+}
+
+fn append(count: u64) -> RaftMessage {
+    let previous = LogPosition { term: Term(3), index: LogIndex(1) };
+    let body = RaftMessageBody::Append { previous, commit: LogIndex(1), entries: entries(count) };
+    RaftMessage { from: node(1), to: node(2), term: Term(3), body }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Insert {
+    key: String,
+    value: String,
+}
+
+/// What a user's `propose` does first, and the applier last.
+#[divan::bench]
+fn user_entry_encoded_and_decoded(bencher: Bencher) {
+    let insert = Insert { key: "k".repeat(16), value: "v".repeat(ENTRY_BYTES - 16) };
+    bencher.bench(|| {
+        Insert::decode(&black_box(&insert).encode().expect("text can be encoded")).map(|it| it.key)
+    });
+}
+
+/// From the core's message to bytes for the socket.
+#[divan::bench(args = BATCHES)]
+fn append_to_wire(bencher: Bencher, count: u64) {
+    let bencher = bencher.counter(ItemsCount::new(count)).with_inputs(|| append(count));
+    bencher.bench_values(raftify::inner::encode_message);
+}
+
+/// From bytes to a checked message for the core.
+#[divan::bench(args = BATCHES)]
+fn append_from_wire(bencher: Bencher, count: u64) {
+    let bytes = Bytes::from(raftify::inner::encode_message(append(count)));
+    bencher
+        .counter(ItemsCount::new(count))
+        .bench(|| raftify::inner::decode_message(black_box(&bytes).clone(), node(1), node(2)).is_ok());
+}
+
+/// Who waits for which answer.
+#[divan::bench(args = BATCHES)]
+fn proposals_table(bencher: Bencher, count: u64) {
+    bencher.counter(ItemsCount::new(count)).bench(|| raftify_core::inner::answer_proposals(black_box(count)));
+}
+
+/// The bytes of one write, with all checksums, but for the file.
+#[divan::bench(args = BATCHES)]
+fn log_record(bencher: Bencher, count: u64) {
+    let (entries, mut record) = (entries(count), Vec::new());
+    bencher.counter(ItemsCount::new(count)).bench_local(|| {
+        record.clear();
+        raftify_storage::encode_record(black_box(&entries), &mut record);
+        record.len()
+    });
+}
