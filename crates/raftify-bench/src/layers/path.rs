@@ -242,6 +242,9 @@ impl Timeline {
         }
         for times in nodes.iter_mut().flatten() {
             times.sort_by_key(|(_, at)| *at);
+            // A write without entries, or of entries that were there before, is no step forward.
+            let mut most = 0;
+            times.retain(|(last, _)| *last >= std::mem::replace(&mut most, most.max(*last)));
         }
         Timeline { nodes }
     }
