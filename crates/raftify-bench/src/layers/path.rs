@@ -244,7 +244,11 @@ impl Timeline {
             times.sort_by_key(|(_, at)| *at);
             // A write without entries, or of entries that were there before, is no step forward.
             let mut most = 0;
-            times.retain(|(last, _)| *last >= std::mem::replace(&mut most, most.max(*last)));
+            times.retain(|(last, _)| {
+                let is_forward = *last >= most;
+                most = most.max(*last);
+                is_forward
+            });
         }
         Timeline { nodes }
     }
