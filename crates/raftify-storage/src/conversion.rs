@@ -75,9 +75,12 @@ fn convert_with(
     settings: WalSettings,
     operations: &dyn NameOperations,
 ) -> Result<Conversion, StorageError> {
+    let kind = || Log::open_read_only(directory)?.kind();
     // Before anything is made in a directory that may be of something else.
-    let from = Log::open_read_only(directory)?.kind()?;
+    kind()?;
     let lock = DirectoryLock::take(directory)?;
+    // Only now nobody else can change it.
+    let from = kind()?;
     remove_left(directory, from)?;
 
     let beside = directory.join(BESIDE);

@@ -38,6 +38,8 @@ pub(super) struct SegmentLog<M> {
     metadata: M,
     /// `None` before it was loaded, and after a write that failed: what is on disk is not known then.
     writer: Option<Writer>,
+    /// Whether it was told that the last record is dropped. Loading again finds the same.
+    torn_told: bool,
 }
 
 /// What the writer and the readers have in common.
@@ -177,7 +179,7 @@ impl<M: MetadataStore> SegmentLog<M> {
         segment_bytes: u64,
     ) -> SegmentLog<M> {
         let shared = Shared::new(directory, operations, segment_bytes);
-        SegmentLog { shared: Arc::new(shared), metadata, writer: None }
+        SegmentLog { shared: Arc::new(shared), metadata, writer: None, torn_told: false }
     }
 
     /// Reads and checks everything, and changes nothing before all of it was found right.
@@ -191,7 +193,8 @@ impl<M: MetadataStore> SegmentLog<M> {
         };
         let Recovered { state, places, held, ahead, leftovers, tail, torn, metadata_from } =
             recovery::recover(&self.shared, metadata, start)?;
-        if let Some(torn) = torn {
+        if let (Some(torn), false) = (torn, self.torn_told) {
+            self.torn_told = true;
             tracing::warn!(
                 "{torn}: the last record was not written to its end, so it was never acknowledged: it is dropped"
             );

@@ -197,7 +197,7 @@ enum Content {
 }
 
 impl Disk {
-    fn new(kind: DiskKind) -> Disk {
+    pub(crate) fn new(kind: DiskKind) -> Disk {
         let directory = || Arc::new(tempfile::tempdir().unwrap());
         let content = match kind {
             DiskKind::Memory => Content::Memory(MemoryStorage::default()),
@@ -264,7 +264,16 @@ impl Disk {
         }
     }
 
-    fn held<S>(&self, content: S) -> OpenDisk<S> {
+    /// What is on a disk in memory.
+    pub(crate) fn memory(&self) -> MemoryStorage {
+        match &self.content {
+            Content::Memory(storage) => storage.clone(),
+            Content::Wal(_) | Content::Heed(_) => panic!("it is in files"),
+        }
+    }
+
+    /// `content`, held by who gets it.
+    pub(crate) fn held<S>(&self, content: S) -> OpenDisk<S> {
         OpenDisk {
             content,
             _held: Arc::clone(&self.holder),

@@ -8,5 +8,6 @@ mod durability;
 mod harness;
 mod lifecycle;
 mod membership;
+mod on_disk;
 mod snapshots;
 mod state_machine;
