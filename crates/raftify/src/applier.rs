@@ -91,6 +91,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
             members: Members::none(),
             applied: LogPosition::ZERO,
             recovered,
+            failure: None,
             events,
             formatter,
         };
@@ -135,7 +136,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
     }
 }
 
-/// A panic of the state machine is caught while the lock is held, and ends the node before anybody uses it again.
+/// A panic of the state machine is caught while the lock is held: it never poisons it.
 fn lock<FSM: AbstractStateMachine, S>(applier: &Mutex<Applier<FSM, S>>) -> MutexGuard<'_, Applier<FSM, S>> {
     applier.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -192,6 +193,9 @@ struct Applier<FSM: AbstractStateMachine, S> {
     /// What the state machine had by itself when the node started. Up to there, entries come from the log again, and
     /// are kept from it.
     recovered: LogPosition,
+    /// Why the state machine is not used any more. The loop and the thread both come here, and either may come before
+    /// it has heard that the other one failed.
+    failure: Option<StopReason>,
     events: mpsc::UnboundedSender<Event>,
     formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
     snapshot_taker: SnapshotTaker<S>,
@@ -200,8 +204,26 @@ struct Applier<FSM: AbstractStateMachine, S> {
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
 
 impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
+    /// Does `work`, unless something has failed before: what is half done must not be seen, and nothing may follow it.
+    fn unless_failed<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, StopReason>,
+    ) -> Result<T, StopReason> {
+        if let Some(reason) = &self.failure {
+            return Err(reason.clone());
+        }
+        work(self).inspect_err(|reason| self.failure = Some(reason.clone()))
+    }
+
     /// Takes in `work`, so that many small turns become one batch. Returns what is applied.
     fn take_in(
+        &mut self,
+        work: impl IntoIterator<Item = ToApply<Reply<FSM::Reply>>>,
+    ) -> Result<LogIndex, StopReason> {
+        self.unless_failed(|this| this.try_take_in(work))
+    }
+
+    fn try_take_in(
         &mut self,
         work: impl IntoIterator<Item = ToApply<Reply<FSM::Reply>>>,
     ) -> Result<LogIndex, StopReason> {
@@ -302,7 +324,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
     /// The newest snapshot, when the node starts.
     fn begin_at(&mut self, snapshot: SnapshotMeta) -> Result<(), StopReason> {
         if self.recovered.index < snapshot.position.index {
-            return self.restore(snapshot);
+            return self.unless_failed(|this| this.restore(snapshot));
         }
         info!(node = %self.node_id, at = %self.recovered, "the state machine has kept its state");
         self.members = snapshot.members;
@@ -330,8 +352,10 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
     }
 
     fn answer(&mut self, query: Query<FSM>) -> Result<(), StopReason> {
-        caught(|| query(&self.state_machine))
-            .map_err(|panic| StopReason::StateMachine(format!("a query {panic}")))
+        self.unless_failed(|this| {
+            caught(|| query(&this.state_machine))
+                .map_err(|panic| StopReason::StateMachine(format!("a query {panic}")))
+        })
     }
 
     /// Captures the state here and has it written out elsewhere. A failure is reported, and the node goes on; only a
@@ -374,5 +398,109 @@ impl<R: Read> Read for Watched<R> {
             self.failure = Some(error.to_string());
         }
         read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use raftify_core::storage::MemorySnapshotStore;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::formatter::DefaultFormatter;
+    use crate::log_entry::AbstractLogEntry;
+    use crate::state_machine::SnapshotCapture;
+
+    /// Adds up what it is given, and fails at zero, half way.
+    #[derive(Default)]
+    struct Sum {
+        sum: u64,
+    }
+
+    impl AbstractStateMachine for Sum {
+        type LogEntry = u64;
+        type Reply = u64;
+
+        fn apply(&mut self, _position: LogPosition, entry: u64) -> Result<u64, BoxError> {
+            self.sum += entry;
+            if entry == 0 { Err("told to fail".into()) } else { Ok(self.sum) }
+        }
+
+        fn is_quick_to_apply(&self) -> bool {
+            true
+        }
+
+        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+            Ok(SnapshotCapture::of(self.sum))
+        }
+
+        fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    struct Started {
+        handle: ApplierHandle<Sum, MemorySnapshotStore>,
+        worker: Worker,
+        queries: mpsc::Sender<Query<Sum>>,
+        events: mpsc::UnboundedReceiver<Event>,
+    }
+
+    async fn start() -> Started {
+        let (events, received) = mpsc::unbounded_channel();
+        let (queries, asked) = mpsc::channel(1);
+        let (store, lifecycle) = (MemorySnapshotStore::default(), Lifecycle::new());
+        let start = ApplierStart {
+            node_id: NodeId::FIRST,
+            state_machine: Sum::default(),
+            snapshots: store.clone(),
+            snapshot_taker: SnapshotTaker::new(store, 0, events.clone(), lifecycle.clone()),
+            snapshot: None,
+            recovered: LogPosition::ZERO,
+            queries: asked,
+            events,
+            formatter: Arc::new(DefaultFormatter),
+            lifecycle,
+        };
+        let (handle, worker) = start.start().unwrap();
+        while handle.queued.load(Ordering::Acquire) > 0 {
+            tokio::task::yield_now().await;
+        }
+        Started { handle, worker, queries, events: received }
+    }
+
+    fn committed(index: u64, number: u64) -> Vec<Committed<Reply<u64>>> {
+        let payload = AbstractLogEntry::encode(&number).unwrap();
+        vec![Committed::User { position: LogPosition::new(1, index), payload, reply: None }]
+    }
+
+    async fn within<T>(future: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(30), future).await.expect("it takes no time")
+    }
+
+    #[tokio::test]
+    async fn after_a_failure_on_the_thread_nothing_is_applied_in_the_loop() {
+        let Started { handle, worker, mut events, .. } = start().await;
+        handle.hand_over(ToApply::Committed(committed(1, 0)));
+        within(worker.ended()).await;
+        assert!(matches!(events.recv().await, Some(Event::Failed(_))));
+        let outcome = handle.apply(committed(2, 5));
+        assert!(!matches!(outcome, Some(Event::Applied(_))), "the entry before it was skipped");
+        assert_eq!(lock(&handle.applier).state_machine.sum, 0);
+    }
+
+    #[tokio::test]
+    async fn after_a_failure_in_the_loop_no_query_is_answered() {
+        let Started { handle, worker, queries, .. } = start().await;
+        assert!(matches!(handle.apply(committed(1, 0)), Some(Event::Failed(_))));
+        let (answered, answer) = oneshot::channel();
+        let query: Query<Sum> = Box::new(move |sum| {
+            let _ = answered.send(sum.sum); // Whoever asked is still there.
+        });
+        within(queries.send(query)).await.unwrap();
+        assert!(within(answer).await.is_err(), "of a state that is half way between two entries");
+        within(worker.ended()).await;
     }
 }

@@ -86,6 +86,7 @@ mod remote_node;
 mod reply;
 mod request_queue;
 mod running;
+mod severable;
 mod snapshot_directory;
 mod snapshot_receiver;
 mod snapshot_sender;

@@ -2,8 +2,9 @@
 //!
 //! Owns the [`StableStorage`]. The raft loop hands over turns in order; whatever has queued up while one write was under
 //! way becomes one durable write, on a thread of its own. A small write that nobody queues behind is done at once, in
-//! the raft loop: two changes of threads would take longer than many a disk. A write that fails is never tried again:
-//! the node stops.
+//! the raft loop: two changes of threads would take longer than many a disk. Not on a runtime that has no other thread:
+//! a disk that hangs must hold up nobody's answer and nobody's deadline. A write that fails is never tried again: the
+//! node stops.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use raftify_core::error::StopReason;
 use raftify_core::storage::Write;
 use raftify_core::{LogIndex, NodeId, RaftMessage, StableStorage, TurnNumber};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::outbox::Outbox;
@@ -49,12 +51,14 @@ pub(crate) struct LogWriter<S> {
     queued: Arc<AtomicUsize>,
     outbox: Outbox,
     node_id: NodeId,
+    /// Whether the runtime goes on while the raft loop waits for the disk.
+    others_go_on: bool,
     /// Until when the disk counts as slow.
     slow_until: Option<Instant>,
 }
 
 impl<S: StableStorage> LogWriter<S> {
-    /// Starts the thread. It ends early when a write fails.
+    /// Starts the thread, on a tokio runtime. It ends early when a write fails.
     pub(crate) fn start(
         node_id: NodeId,
         storage: S,
@@ -67,7 +71,10 @@ impl<S: StableStorage> LogWriter<S> {
         let thread =
             write_all(node_id, Arc::clone(&storage), queue, Arc::clone(&queued), events, outbox.clone());
         let worker = Worker::start("raftify-log", thread)?;
-        Ok((LogWriter { storage, queue: sender, queued, outbox, node_id, slow_until: None }, worker))
+        let others_go_on = Handle::current().metrics().num_workers() > 1;
+        let log_writer =
+            LogWriter { storage, queue: sender, queued, outbox, node_id, others_go_on, slow_until: None };
+        Ok((log_writer, worker))
     }
 
     /// Makes the turn durable, and then sends its messages. `Some` is the outcome if that is done already; otherwise
@@ -96,7 +103,8 @@ impl<S: StableStorage> LogWriter<S> {
         if self.slow_until.is_some_and(|until| until <= Instant::now()) {
             self.slow_until = None;
         }
-        self.slow_until.is_none()
+        self.others_go_on
+            && self.slow_until.is_none()
             && self.queued.load(Ordering::Acquire) == 0
             && turn.write.as_ref().map_or(0, bytes) <= INLINE_BYTES_MAX
     }

@@ -466,12 +466,15 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
                 },
             },
         }
-        timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)))
+        let answer = timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)));
+        // What was dropped with its queue does not know why.
+        let unexplained = E::from(StopReason::Stopped);
+        answer.map_err(|error| if error == unexplained { self.lifecycle.stop_reason().into() } else { error })
     }
 }
 
 /// What a caller is told when the raft loop does not take its request, or does not answer it.
-pub(crate) trait Unanswered: From<StopReason> + Send + 'static {
+pub(crate) trait Unanswered: From<StopReason> + PartialEq + Send + 'static {
     /// The queue in front of the raft loop is full. `None`: rare enough to wait for a place in it.
     fn busy(waiting: u64) -> Option<Self> {
         let _ = waiting;

@@ -34,6 +34,7 @@ use crate::remote_node::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
 };
 use crate::request_queue::{Refused, RequestSender};
+use crate::severable::Severable;
 use crate::snapshot_receiver::{Incoming, NotReceived, SnapshotReceiver};
 use crate::wire::proto::raft_service_server::{RaftService, RaftServiceServer};
 use crate::wire::{self, DoorRefusal, VerbError, proto};
@@ -61,8 +62,8 @@ pub(crate) struct Door<R, S> {
 }
 
 /// Serves until `shutdown` resolves; then takes no more connections, ends open streams, lets single requests be
-/// answered, and returns after [`SHUTDOWN_GRACE`] at the latest. A connection whose other end hangs is not waited
-/// for: it holds no thread, and ends when it gives no sign of life.
+/// answered. A connection that has not ended after [`SHUTDOWN_GRACE`], because its other end hangs, is severed. When this
+/// returns, or is dropped, no connection keeps anything of the node.
 ///
 /// # Errors
 /// If the listener cannot be used any more.
@@ -73,6 +74,8 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let incoming = TcpIncoming::from(TcpListener::from_std(listener)?).with_nodelay(Some(true));
+    let (uncut, severed) = watch::channel(());
+    let incoming = incoming.map(move |stream| Ok::<_, io::Error>(Severable::new(stream?, severed.clone())));
     let (close, closing) = watch::channel(false);
     let (stopped, mut stopping) = oneshot::channel();
     let snapshots =
@@ -98,8 +101,9 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         _ = &mut stopping => match timeout(SHUTDOWN_GRACE, &mut serving).await {
             Ok(ended) => ended,
             Err(_) => {
-                debug!("connections are left open that their other ends do not close");
-                Ok(())
+                debug!("connections are severed that their other ends do not close");
+                drop(uncut);
+                timeout(SHUTDOWN_GRACE, &mut serving).await.unwrap_or(Ok(()))
             }
         },
     };

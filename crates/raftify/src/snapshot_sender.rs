@@ -40,6 +40,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// but the last chunk may have been sent each time.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// What the receiver has already is read again. After so much of it, an empty chunk tells that this node is still there:
+/// a receiver that has most of a large snapshot would give up waiting for the rest.
+const SKIPPED_BYTES_MAX: u64 = 16 << 20;
+
 type Open = dyn Fn(LogPosition) -> Result<OpenedSnapshot, StorageError> + Send + Sync;
 type OpenedSnapshot = (SnapshotMeta, SnapshotDigest, Box<dyn Read + Send>);
 
@@ -68,6 +72,77 @@ impl SnapshotSender {
             reconnect_delay_max: config.reconnect_delay_max,
             events,
         }
+    }
+
+    /// Reads the data and hands it to the stream, which takes a chunk when the receiver has room for it.
+    async fn feed(
+        &self,
+        mut reader: Box<dyn Read + Send>,
+        begin_at: u64,
+        data_bytes: u64,
+        chunks: mpsc::Sender<proto::SnapshotChunk>,
+    ) -> Result<(), Failure> {
+        let mut skipped = 0;
+        while skipped < begin_at {
+            let length = (begin_at - skipped).min(SKIPPED_BYTES_MAX);
+            reader = blocking(move || {
+                // Read, and so checked, although it is not sent.
+                let read = io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
+                if read < length { Err(io::Error::from(io::ErrorKind::UnexpectedEof)) } else { Ok(reader) }
+            })
+            .await?;
+            skipped += length;
+            self.hand_over(&chunks, begin_at, Vec::new()).await?;
+        }
+        let chunk_bytes = self.pace.piece_bytes(wire::SNAPSHOT_CHUNK_BYTES);
+        let mut offset = begin_at;
+        loop {
+            let (returned, data) = blocking(move || {
+                let mut data = Vec::with_capacity(chunk_bytes);
+                reader.by_ref().take(chunk_bytes as u64).read_to_end(&mut data).map(|_| (reader, data))
+            })
+            .await?;
+            reader = returned;
+            if data.is_empty() {
+                break;
+            }
+            self.pace.pass(data.len()).await;
+            let length = data.len() as u64;
+            self.hand_over(&chunks, offset, data).await?;
+            offset += length;
+        }
+        if offset == data_bytes {
+            return Ok(());
+        }
+        let reason = format!("the snapshot should hold {data_bytes} bytes, but {offset} were read");
+        Err(Failure { reason, kind: Kind::Other })
+    }
+
+    /// Hands a chunk to the stream. Never resolves if the call has ended: its answer says why.
+    async fn hand_over(
+        &self,
+        chunks: &mpsc::Sender<proto::SnapshotChunk>,
+        offset: u64,
+        data: Vec<u8>,
+    ) -> Result<(), Failure> {
+        let data = proto::SnapshotData { offset, crc32c: crc32c::crc32c(&data), data: data.into() };
+        let sent = chunks.send(chunk(proto::snapshot_chunk::Part::Data(data)));
+        match self.in_time(sent, 1, "took in a chunk").await? {
+            Ok(()) => Ok(()),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// No wait for the peer is without an end.
+    async fn in_time<T>(
+        &self,
+        future: impl Future<Output = T>,
+        chunks: u32,
+        what: &str,
+    ) -> Result<T, Failure> {
+        let patience = self.chunk_timeout.saturating_mul(chunks);
+        let outcome = timeout(patience, future).await;
+        outcome.map_err(|_| Failure::broken(format!("within {patience:?}, the peer never {what}")))
     }
 }
 
@@ -197,7 +272,7 @@ impl SnapshotTransfer {
             Ok::<_, Failure>((next_answer(&mut answers).await?, answers))
         };
         // The receiver may have to end what an earlier call left unfinished.
-        let (first, mut answers) = self.in_time(begun, 2, "began to take it in").await??;
+        let (first, mut answers) = sender.in_time(begun, 2, "began to take it in").await??;
         use proto::install_snapshot_reply::Answer;
         *begin_at = match first {
             Answer::BeginAt(begin_at) if begin_at <= digest.data_bytes => begin_at,
@@ -211,7 +286,7 @@ impl SnapshotTransfer {
         if *begin_at > 0 {
             info!(peer = %self.snapshot.to, %position, begin_at = *begin_at, of = digest.data_bytes, "a part of it is there");
         }
-        let feed = self.feed(reader, *begin_at, digest.data_bytes, chunks);
+        let feed = sender.feed(reader, *begin_at, digest.data_bytes, chunks);
         let answer = next_answer(&mut answers);
         tokio::pin!(feed, answer);
         let answer = tokio::select! {
@@ -220,7 +295,7 @@ impl SnapshotTransfer {
             answer = &mut answer => answer?,
             fed = &mut feed => {
                 fed?;
-                self.in_time(answer, LAST_ANSWER_CHUNKS, "answered, after all of it was sent,").await??
+                sender.in_time(answer, LAST_ANSWER_CHUNKS, "answered, after all of it was sent,").await??
             }
         };
         match answer {
@@ -228,61 +303,6 @@ impl SnapshotTransfer {
             Answer::Refusal(refusal) => Err(Failure::refused(refusal)),
             Answer::BeginAt(_) => Err(Failure::broken("the peer answered out of order".to_owned())),
         }
-    }
-
-    /// Reads the data and hands it to the stream, which takes a chunk when the receiver has room for it.
-    async fn feed(
-        &self,
-        mut reader: Box<dyn Read + Send>,
-        begin_at: u64,
-        data_bytes: u64,
-        chunks: mpsc::Sender<proto::SnapshotChunk>,
-    ) -> Result<(), Failure> {
-        reader = blocking(move || {
-            // Read, and so checked, although it is not sent.
-            let skipped = io::copy(&mut reader.by_ref().take(begin_at), &mut io::sink())?;
-            if skipped < begin_at { Err(io::Error::from(io::ErrorKind::UnexpectedEof)) } else { Ok(reader) }
-        })
-        .await?;
-        let chunk_bytes = self.sender.pace.piece_bytes(wire::SNAPSHOT_CHUNK_BYTES);
-        let mut offset = begin_at;
-        loop {
-            let (returned, data) = blocking(move || {
-                let mut data = Vec::with_capacity(chunk_bytes);
-                reader.by_ref().take(chunk_bytes as u64).read_to_end(&mut data).map(|_| (reader, data))
-            })
-            .await?;
-            reader = returned;
-            if data.is_empty() {
-                break;
-            }
-            self.sender.pace.pass(data.len()).await;
-            let length = data.len() as u64;
-            let data = proto::SnapshotData { offset, crc32c: crc32c::crc32c(&data), data: data.into() };
-            let sent = chunks.send(chunk(proto::snapshot_chunk::Part::Data(data)));
-            if self.in_time(sent, 1, "took in a chunk").await?.is_err() {
-                // The call has ended: its answer says why.
-                return std::future::pending().await;
-            }
-            offset += length;
-        }
-        if offset == data_bytes {
-            return Ok(());
-        }
-        let reason = format!("the snapshot should hold {data_bytes} bytes, but {offset} were read");
-        Err(Failure { reason, kind: Kind::Other })
-    }
-
-    /// No wait for the peer is without an end.
-    async fn in_time<T>(
-        &self,
-        future: impl Future<Output = T>,
-        chunks: u32,
-        what: &str,
-    ) -> Result<T, Failure> {
-        let patience = self.sender.chunk_timeout.saturating_mul(chunks);
-        let outcome = timeout(patience, future).await;
-        outcome.map_err(|_| Failure::broken(format!("within {patience:?}, the peer never {what}")))
     }
 }
 
@@ -350,5 +370,38 @@ impl From<Status> for Failure {
             Some(_) => Kind::Other,
         };
         Failure { reason: remote_node::describe(&status), kind }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raftify_core::Config;
+    use raftify_core::storage::MemorySnapshotStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_receiver_that_has_much_already_hears_of_its_sender_while_that_is_skipped() {
+        let (events, _events) = mpsc::unbounded_channel();
+        let config = Config { snapshot_bytes_per_second_max: 0, ..Config::default() }.check().unwrap();
+        let sender = SnapshotSender::new(&config, MemorySnapshotStore::default(), events);
+        let (begin_at, all) = (2 * SKIPPED_BYTES_MAX + 1, 2 * SKIPPED_BYTES_MAX + 3);
+        let (chunks, mut received) = mpsc::channel(1);
+        let feed = sender.feed(Box::new(io::repeat(7).take(all)), begin_at, all, chunks);
+        let receive = async {
+            let mut parts = Vec::new();
+            while let Some(chunk) = received.recv().await {
+                let Some(proto::snapshot_chunk::Part::Data(data)) = chunk.part else {
+                    panic!("only data are fed");
+                };
+                assert_eq!(data.crc32c, crc32c::crc32c(&data.data));
+                parts.push((data.offset, data.data.to_vec()));
+            }
+            parts
+        };
+        let (fed, parts) = tokio::join!(feed, receive);
+        assert!(fed.is_ok());
+        let empty = (begin_at, Vec::new());
+        assert_eq!(parts, [empty.clone(), empty.clone(), empty, (begin_at, vec![7, 7])]);
     }
 }

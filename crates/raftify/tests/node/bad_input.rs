@@ -2,12 +2,15 @@
 
 use raftify::error::{BootstrapError, ProposeError, RunError, StartError, StopReason};
 use raftify::{Config, StorageError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::harness::*;
 
 on_both_storages! {
     a_directory_of_another_node_is_refused_with_the_way_out
     a_directory_on_disk_is_held_by_one_node_at_a_time_and_found_again
+    a_connection_whose_other_end_hangs_does_not_keep_the_directory
     a_damaged_snapshot_is_blamed_on_the_storage_and_not_on_the_state_machine
 }
 
@@ -114,6 +117,20 @@ async fn a_directory_on_disk_is_held_by_one_node_at_a_time_and_found_again(kind:
         node.disk.open_again().unwrap();
         node.ended().await.unwrap();
     }
+}
+
+async fn a_connection_whose_other_end_hangs_does_not_keep_the_directory(kind: DiskKind) {
+    let mut node = TestNode::on(kind, 1);
+    let raft = node.start();
+    put(&raft, "key", "value").await;
+    let mut hung = TcpStream::connect(&node.address).await.unwrap();
+    // HTTP/2 begins so, with empty settings; after that, nothing.
+    hung.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    within("the server's settings", hung.read_exact(&mut [0; 9])).await.unwrap();
+    within("quit", raft.quit()).await;
+    node.disk.open_again().unwrap();
+    node.ended().await.unwrap();
+    drop(hung);
 }
 
 async fn a_damaged_snapshot_is_blamed_on_the_storage_and_not_on_the_state_machine(kind: DiskKind) {

@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use raftify::error::{ProposeError, RunError, StopReason};
 use raftify::storage::Write;
 use raftify::{Config, EntryKind, Role};
+use tokio::runtime::Builder;
 
 use crate::harness::*;
 
@@ -154,4 +156,47 @@ async fn a_voter_whose_write_fails_has_voted_for_nobody() {
     nodes[1].start();
     agreed_leader(&nodes).await;
     watching.abort();
+}
+
+/// The answer to a proposal of which the write never comes to its end.
+async fn answer_while_the_disk_hangs(hung: Gate) -> Result<Option<String>, ProposeError> {
+    let mut node = TestNode::new(1);
+    node.config = Config { propose_timeout: Duration::from_secs(1), ..Config::default() };
+    let raft = node.start();
+    put(&raft, "key", "before").await;
+    let disk = hung.clone();
+    node.disk.judge(move |writes| {
+        if has_user_entries(writes) {
+            disk.pass();
+        }
+        true
+    });
+    let answer = raft.propose(set("key", "after")).await;
+    hung.open();
+    node.stop().await;
+    answer
+}
+
+/// The runtime's only thread must not be the one that waits for the disk.
+#[test]
+fn a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread() {
+    let mut one_worker = Builder::new_multi_thread();
+    one_worker.worker_threads(1);
+    for mut runtime in [Builder::new_current_thread(), one_worker] {
+        let hung = Gate::default();
+        let (answered, answer) = mpsc::channel();
+        let at_work = std::thread::spawn({
+            let hung = hung.clone();
+            move || {
+                let runtime = runtime.enable_all().build().unwrap();
+                let answer = runtime.block_on(answer_while_the_disk_hangs(hung));
+                answered.send(answer).unwrap();
+            }
+        });
+        let answer = answer.recv_timeout(Duration::from_secs(20));
+        hung.open();
+        at_work.join().unwrap();
+        let answer = answer.expect("an answer, although the disk hangs");
+        assert!(matches!(answer, Err(ProposeError::Unknown(_))), "{answer:?}");
+    }
 }

@@ -99,7 +99,8 @@ impl Gate {
         within("the gate", self.0.reached.subscribe().wait_for(|reached| *reached)).await.unwrap();
     }
 
-    fn pass(&self) {
+    /// Holds the caller until it is opened.
+    pub(crate) fn pass(&self) {
         self.0.reached.send_replace(true);
         drop(self.0.opened.wait_while(self.0.open.lock().unwrap(), |open| !*open).unwrap());
     }
@@ -155,14 +156,21 @@ impl AbstractStateMachine for Store {
 
 pub(crate) type TestRaft = Raft<Change, Store>;
 
-/// Runs each test, a function of the kind of disk, on both storages that a node can have.
+/// Runs each test, a function of the kind of disk, on both storages that a node can have, and on a runtime on which small
+/// writes are done in the raft loop.
 macro_rules! on_both_storages {
     ($($test:ident)*) => {
         mod wal {
-            $( #[tokio::test] async fn $test() { super::$test(crate::harness::DiskKind::Wal).await } )*
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() { super::$test(crate::harness::DiskKind::Wal).await }
+            )*
         }
         mod heed {
-            $( #[tokio::test] async fn $test() { super::$test(crate::harness::DiskKind::Heed).await } )*
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() { super::$test(crate::harness::DiskKind::Heed).await }
+            )*
         }
     };
 }
