@@ -154,8 +154,8 @@ impl Running {
         addresses: &[String],
         options: &NodeOptions,
     ) -> Result<Running, BoxError> {
-        // One thread for its tasks: three nodes share the cores of one machine.
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        // As a program has it that begins with `#[tokio::main]`: as many threads for its tasks as there are cores.
+        let runtime = Builder::new_multi_thread().enable_all().build()?;
         let address = addresses.get(usize::try_from(id - 1)?).ok_or("the node has no address")?;
         let meter = Meter { applied_bytes: 0, snapshot_bytes: options.snapshot_bytes };
         let raft: Node = Raft::bootstrap(NodeId::try_from(id)?, address, storage, meter, options.config())?;
