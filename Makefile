@@ -3,9 +3,10 @@
 CARGO ?= cargo
 PROGRAMS := target/debug
 BENCH := target/release/raftify-bench
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify fix bench bench-quick performance clean
+.PHONY: help build run test verify fix bench bench-quick soak performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +46,10 @@ bench: ## Measure everything, in less than ten minutes: JSON lines to target/ben
 bench-quick: ## The most important figures, in less than a minute
 	$(CARGO) build --release -p raftify-bench -p memstore-static-members
 	@$(BENCH) bench --quick --also-to target/bench.jsonl
+
+soak: ## MINUTES=60 at 80 % of what the cluster can do: no election, nothing that grows
+	$(CARGO) build --release -p raftify-bench
+	@$(BENCH) soak --minutes $(MINUTES)
 
 performance: ## Put the figures of the last `make bench` into docs/performance.md, with plots and goals
 	@$(BENCH) report docs/performance.md < target/bench.jsonl

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use raftify::BoxError;
 
 use crate::Work;
-use crate::layers::{cluster, core, disk, failover, http, log, memory, overload, path, read, restart};
+use crate::layers::{cluster, core, disk, failover, http, log, memory, overload, path, read, restart, soak};
 use crate::node::NodeArguments;
 
 #[derive(Parser)]
@@ -84,6 +84,8 @@ pub(crate) enum Layer {
     Overload(overload::Overload),
     /// Where the time of one proposal goes
     Path(path::Path),
+    /// A long time at a part of what the cluster can do; not part of `bench`
+    Soak(soak::Soak),
 }
 
 impl Layer {
@@ -100,6 +102,7 @@ impl Layer {
             Layer::Memory(layer) => layer.run(work),
             Layer::Overload(layer) => layer.run(work),
             Layer::Path(layer) => layer.run(work),
+            Layer::Soak(layer) => layer.run(work),
         }
     }
 }

@@ -12,3 +12,4 @@ pub(crate) mod overload;
 pub(crate) mod path;
 pub(crate) mod read;
 pub(crate) mod restart;
+pub(crate) mod soak;

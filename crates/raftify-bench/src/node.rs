@@ -177,6 +177,7 @@ impl Running {
             Command::Status => {
                 let status = self.raft.status().borrow().clone();
                 Answer::Status(NodeStatus {
+                    term: status.term.get(),
                     leader: status.leader_id.map(NodeId::get),
                     applied: status.applied.0,
                     last: status.last.index.0,
@@ -346,6 +347,7 @@ pub(crate) enum Answer {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct NodeStatus {
     pub(crate) leader: Option<u64>,
+    pub(crate) term: u64,
     pub(crate) applied: u64,
     pub(crate) last: u64,
     pub(crate) snapshot: u64,

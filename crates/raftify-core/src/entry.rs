@@ -16,9 +16,13 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What [`size_bytes`](Self::size_bytes) counts for each entry besides its payload: about what one takes in memory
+    /// at the places where it is held.
+    pub const OVERHEAD_BYTES: u64 = 128;
+
     /// What this entry costs in memory and in a message, in bytes: its payload and a fixed share for the rest.
     pub fn size_bytes(&self) -> u64 {
-        self.payload.len() as u64 + 32
+        self.payload.len() as u64 + Entry::OVERHEAD_BYTES
     }
 }
 

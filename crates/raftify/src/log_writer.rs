@@ -25,7 +25,7 @@ use crate::worker::{Worker, caught};
 const MERGED_TURNS_MAX: usize = 1024;
 
 /// Larger writes are left to the thread: while it works on them, the loop takes in what comes next.
-const INLINE_BYTES_MAX: u64 = 16 * 1024;
+const INLINE_BYTES_MAX: u64 = 32 * 1024;
 
 /// A disk that was slower than this is not waited for in the raft loop ...
 const INLINE_TIME_MAX: Duration = Duration::from_millis(5);

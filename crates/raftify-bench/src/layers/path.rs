@@ -242,6 +242,13 @@ impl Timeline {
         }
         for times in nodes.iter_mut().flatten() {
             times.sort_by_key(|(_, at)| *at);
+            // A write without entries, or of entries that were there before, is no step forward.
+            let mut most = 0;
+            times.retain(|(last, _)| {
+                let is_forward = *last >= most;
+                most = most.max(*last);
+                is_forward
+            });
         }
         Timeline { nodes }
     }

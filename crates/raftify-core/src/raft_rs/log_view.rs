@@ -63,7 +63,7 @@ struct Asked {
 }
 
 fn size_bytes(entry: &RaftEntry) -> u64 {
-    (entry.data.len() + entry.context.len()) as u64 + 32
+    (entry.data.len() + entry.context.len()) as u64 + Entry::OVERHEAD_BYTES
 }
 
 impl LogView {

@@ -533,8 +533,7 @@ impl SegmentReader {
                     reason: "it is missing".to_owned(),
                 });
             };
-            // As `Entry::size_bytes` has it.
-            bytes += u64::from(place.payload_bytes) + 32;
+            bytes += u64::from(place.payload_bytes) + Entry::OVERHEAD_BYTES;
             if bytes > bytes_max && !runs.is_empty() {
                 break;
             }

@@ -21,8 +21,9 @@ pub(super) const HEADER_BYTES: u64 = 64;
 const FINISHED: &str = "segment";
 const UNFINISHED: &str = "partial";
 
-/// How much is zeroed by one write.
-const ZEROS_BYTES: usize = 1 << 20;
+/// How much is zeroed by one write. Linux keeps what is written at once in pages as large as that, and syncing a few
+/// bytes takes longer the larger the page is in which they lie.
+const ZEROS_BYTES: usize = 16 << 10;
 
 /// What is under every checksum of a segment, drawn anew for each life of its file. So a record of an earlier life, or
 /// one that a user has put into a payload, never passes for one of this life.
