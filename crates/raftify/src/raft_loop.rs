@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use raftify_core::error::StopReason;
 use raftify_core::{
-    Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, NodeId,
+    Committed, Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, NodeId,
     RaftNodeCore, ServerRequestMsg, SnapshotMeta, SnapshotStore, StableStorage, Status, StorageError, Turn,
     TurnNumber,
 };
@@ -87,6 +87,9 @@ pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
     introduced: Option<(Identity, Arc<Members>)>,
     /// The newest snapshot when snapshots were last deleted.
     retained_for: Option<LogPosition>,
+    /// Whether somebody was answered, or something sent, by what was done at once since the loop last let others go on.
+    /// Whom that woke may be next on this very thread, and on no other.
+    has_woken: bool,
 }
 
 enum Input<R> {
@@ -120,6 +123,7 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             background,
             introduced: None,
             retained_for: None,
+            has_woken: false,
         }
     }
 
@@ -129,6 +133,9 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             self.take_turns();
             if let Some(reason) = self.stop_reason() {
                 break reason;
+            }
+            if std::mem::take(&mut self.has_woken) && !self.inputs.are_empty() {
+                tokio::task::yield_now().await;
             }
             match self.select().await {
                 Input::Quit => {
@@ -252,7 +259,10 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         let mut done = Vec::new();
         if let Some(last) = turn.committed.last() {
             mark(self.node_id, Step::Commit, last.position().index);
+            let answers =
+                turn.committed.iter().any(|item| matches!(item, Committed::User { reply: Some(_), .. }));
             done.extend(outputs.applier.apply(turn.committed));
+            self.has_woken |= answers && !done.is_empty();
         }
         if turn.take_snapshot
             && let Some(identity) = self.core.status().identity
@@ -261,9 +271,12 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
         if turn.write.is_some() || !turn.send_after.is_empty() {
             let Turn { number, write, send_after, .. } = turn;
-            // What is to be sent leaves by tasks that may run on this very thread.
-            let may_wait = !sends && self.inputs.are_empty();
-            done.extend(outputs.log_writer.write(ToWrite { number, write, send_after }, may_wait));
+            // What is to be sent leaves by tasks that may run on this very thread. So do those who were just answered.
+            let may_wait = !sends && !self.has_woken && self.inputs.are_empty();
+            let sends_after = !send_after.is_empty();
+            let written = outputs.log_writer.write(ToWrite { number, write, send_after }, may_wait);
+            self.has_woken |= sends_after && written.is_some();
+            done.extend(written);
         }
         for fetch in turn.fetch {
             self.fetch(fetch);

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::task::Poll;
 use std::time::Duration;
 
 use raftify::error::{ProposeError, RunError, StopReason};
@@ -198,5 +199,48 @@ fn a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread() {
         at_work.join().unwrap();
         let answer = answer.expect("an answer, although the disk hangs");
         assert!(matches!(answer, Err(ProposeError::Unknown(_))), "{answer:?}");
+    }
+}
+
+/// Who was answered runs on the thread of the raft loop, perhaps, and before the loop waits for the next write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_answered_does_not_wait_for_the_next_write() {
+    let mut node = TestNode::new(1);
+    node.is_quick = true;
+    let raft = node.start();
+    put(&raft, "key", "before").await;
+    let (begun, queued) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let hung = Gate::default();
+    let (begins, is_queued, disk) = (Arc::clone(&begun), Arc::clone(&queued), hung.clone());
+    node.disk.judge(move |writes| {
+        if has_user_entries(writes) {
+            if begins.swap(true, Ordering::SeqCst) {
+                disk.pass();
+            } else {
+                wait_for(&is_queued);
+            }
+        }
+        true
+    });
+    let first = tokio::spawn({
+        let raft = raft.clone();
+        async move { raft.propose(set("key", "first")).await }
+    });
+    // This is no thread of the runtime.
+    wait_for(&begun);
+    let mut second = std::pin::pin!(raft.propose(set("key", "second")));
+    let is_pending = std::future::poll_fn(|context| Poll::Ready(second.as_mut().poll(context).is_pending()));
+    assert!(is_pending.await);
+    queued.store(true, Ordering::SeqCst);
+    let first = tokio::time::timeout(Duration::from_secs(10), first).await;
+    hung.open();
+    first.expect("an answer, although the next write hangs").unwrap().unwrap();
+    within("an answer", second).await.unwrap();
+    node.stop().await;
+}
+
+fn wait_for(flag: &AtomicBool) {
+    while !flag.load(Ordering::SeqCst) {
+        std::thread::yield_now();
     }
 }

@@ -112,6 +112,7 @@ pub(crate) struct Store {
     pub(crate) map: BTreeMap<String, String>,
     pub(crate) gate: Gate,
     pub(crate) faults: Faults,
+    pub(crate) is_quick: bool,
 }
 
 /// What goes wrong in a store.
@@ -136,6 +137,10 @@ impl AbstractStateMachine for Store {
                 Ok(None)
             }
         }
+    }
+
+    fn is_quick_to_apply(&self) -> bool {
+        self.is_quick
     }
 
     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
@@ -332,6 +337,8 @@ pub(crate) struct TestNode {
     pub(crate) config: Config,
     pub(crate) gate: Gate,
     pub(crate) faults: Faults,
+    /// Whether its state machine says so of itself.
+    pub(crate) is_quick: bool,
     running: Option<(TestRaft, JoinHandle<Result<(), RunError>>)>,
 }
 
@@ -348,6 +355,7 @@ impl TestNode {
             config: Config::default(),
             gate: Gate::default(),
             faults: Faults::default(),
+            is_quick: false,
             running: None,
         }
     }
@@ -386,7 +394,7 @@ impl TestNode {
     /// An empty state machine of this node.
     pub(crate) fn store(&self) -> Store {
         let (gate, faults) = (self.gate.clone(), self.faults.clone());
-        Store { node_id: self.id, map: BTreeMap::new(), gate, faults }
+        Store { node_id: self.id, map: BTreeMap::new(), gate, faults, is_quick: self.is_quick }
     }
 
     /// Bootstraps and runs, on what the disk holds.
