@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use raftify_core::error::StopReason;
 use raftify_core::storage::Write;
-use raftify_core::{LogIndex, NodeId, RaftMessage, StableStorage, TurnNumber};
+use raftify_core::{Entry, LogIndex, NodeId, RaftMessage, StableStorage, TurnNumber};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -21,8 +21,8 @@ use crate::raft_loop::Event;
 use crate::timing::{Step, mark};
 use crate::worker::{Worker, caught};
 
-/// At most this many turns are merged into one write. More would only delay the first of them.
-const MERGED_TURNS_MAX: usize = 1024;
+/// Turns are merged into one write until they have this many bytes. More would only delay the first of them.
+const MERGED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Larger writes are left to the thread: while it works on them, the loop takes in what comes next.
 const INLINE_BYTES_MAX: u64 = 32 * 1024;
@@ -39,6 +39,13 @@ pub(crate) struct ToWrite {
     pub(crate) write: Option<Write>,
     /// Must not leave before this turn and all before it are durable.
     pub(crate) send_after: Vec<RaftMessage>,
+}
+
+impl ToWrite {
+    /// Of entries.
+    fn bytes(&self) -> u64 {
+        self.write.iter().flat_map(|write| &write.append).map(Entry::size_bytes).sum()
+    }
 }
 
 /// The raft loop's end of the log writer. When it is dropped, the thread writes what is queued, closes the storage and
@@ -99,14 +106,13 @@ impl<S: StableStorage> LogWriter<S> {
 
     /// Whether the turn is best written at once.
     fn is_quick(&mut self, turn: &ToWrite) -> bool {
-        let bytes = |write: &Write| write.append.iter().map(|entry| entry.size_bytes()).sum::<u64>();
         if self.slow_until.is_some_and(|until| until <= Instant::now()) {
             self.slow_until = None;
         }
         self.others_go_on
             && self.slow_until.is_none()
             && self.queued.load(Ordering::Acquire) == 0
-            && turn.write.as_ref().map_or(0, bytes) <= INLINE_BYTES_MAX
+            && turn.bytes() <= INLINE_BYTES_MAX
     }
 }
 
@@ -118,15 +124,18 @@ async fn write_all<S: StableStorage>(
     events: mpsc::UnboundedSender<Event>,
     outbox: Outbox,
 ) {
-    let mut turns = Vec::new();
-    while queue.recv_many(&mut turns, MERGED_TURNS_MAX).await > 0 {
-        let count = turns.len();
-        let Some(newest) = turns.last().map(|turn| turn.number) else {
-            continue;
-        };
-        let mut writes = Vec::new();
-        let mut messages = Vec::new();
-        for turn in turns.drain(..) {
+    while let Some(first) = queue.recv().await {
+        let mut newest = first.number;
+        let mut bytes = first.bytes();
+        let mut count = 1;
+        let mut writes = Vec::from_iter(first.write);
+        let mut messages = first.send_after;
+        while bytes < MERGED_BYTES_MAX
+            && let Ok(turn) = queue.try_recv()
+        {
+            newest = turn.number;
+            bytes += turn.bytes();
+            count += 1;
             writes.extend(turn.write);
             messages.extend(turn.send_after);
         }

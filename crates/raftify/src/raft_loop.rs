@@ -22,7 +22,7 @@ use crate::lifecycle::Lifecycle;
 use crate::log_writer::{LogWriter, ToWrite};
 use crate::outbox::{Outbox, PeerEvent};
 use crate::reply::Reply;
-use crate::request_queue::RequestReceiver;
+use crate::request_queue::{RequestReceiver, Weight};
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
 use crate::timing::{Step, mark};
@@ -58,6 +58,9 @@ impl<R> Inputs<R> {
         self.events.is_empty() && self.peers.is_empty() && self.server.is_empty() && self.local.is_empty()
     }
 }
+
+/// With more bytes of proposals than this, a turn is carried out before more are taken.
+const TAKEN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 type Snapshots<S> = TrackedSnapshots<<S as StableStorage>::Snapshots>;
 
@@ -195,7 +198,8 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
     }
 
     /// Takes what has queued up meanwhile, so that many proposals become one turn. No more than that: a queue that is
-    /// filled as fast as it is emptied must not keep the turn from being carried out.
+    /// filled as fast as it is emptied must not keep the turn from being carried out; nor does one turn become larger
+    /// than disk and network take well.
     fn apply_queued(&mut self) {
         self.apply_events();
         for _ in 0..self.inputs.peers.len() {
@@ -210,11 +214,16 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             };
             self.apply(Input::Server(request));
         }
+        let mut bytes = 0;
         for _ in 0..self.inputs.local.len() {
             let Ok(request) = self.inputs.local.try_recv() else {
                 break;
             };
+            bytes += request.weight();
             self.apply(Input::Local(request));
+            if bytes > TAKEN_BYTES_MAX {
+                break;
+            }
         }
     }
 
