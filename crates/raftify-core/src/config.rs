@@ -102,7 +102,7 @@ pub struct Config {
     pub snapshot_age_max: Duration,
     /// How many bytes of snapshots a node sends in a second at most, to all followers together; and as many at most it
     /// writes to its own disk in a second while it takes one. A larger share of disk and network makes the proposals
-    /// of that time wait. Default 32 MiB, at least 64 KiB; zero: no limit.
+    /// of that time wait. Default 16 MiB, at least 64 KiB; zero: no limit.
     pub snapshot_bytes_per_second_max: u64,
     /// To how many followers snapshots are sent at the same time; the others wait for their turn. Default 2, at
     /// least 1.
@@ -165,7 +165,7 @@ impl Default for Config {
             snapshot_entries: 100_000,
             snapshot_log_bytes: 64 * MIB,
             snapshot_age_max: Duration::ZERO,
-            snapshot_bytes_per_second_max: 32 * MIB,
+            snapshot_bytes_per_second_max: 16 * MIB,
             snapshots_in_flight_max: 2,
             log_entries_kept: 10_000,
             log_bytes_kept: 64 * MIB,
