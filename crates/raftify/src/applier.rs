@@ -111,14 +111,15 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
             && committed.iter().all(|item| !matches!(item, Committed::Install { .. }))
             && self.queued.load(Ordering::Acquire) == 0;
         // A query that is being answered, or a snapshot being captured, may take its time: nobody waits for it here.
-        if quick
-            && let Ok(mut applier) = self.applier.try_lock()
-            && applier.state_machine.is_quick_to_apply()
-        {
-            return Some(match applier.take_in([ToApply::Committed(committed)]) {
-                Ok(index) => Event::Applied(index),
-                Err(reason) => Event::Failed(reason),
-            });
+        if quick && let Ok(mut applier) = self.applier.try_lock() {
+            match applier.is_quick() {
+                Ok(true) => {
+                    let applied = applier.take_in([ToApply::Committed(committed)]);
+                    return Some(applied.map_or_else(Event::Failed, Event::Applied));
+                }
+                Ok(false) => {}
+                Err(reason) => return Some(Event::Failed(reason)),
+            }
         }
         self.hand_over(ToApply::Committed(committed));
         None
@@ -213,6 +214,13 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             return Err(reason.clone());
         }
         work(self).inspect_err(|reason| self.failure = Some(reason.clone()))
+    }
+
+    fn is_quick(&mut self) -> Result<bool, StopReason> {
+        self.unless_failed(|this| {
+            caught(|| this.state_machine.is_quick_to_apply())
+                .map_err(|panic| StopReason::StateMachine(format!("is_quick_to_apply {panic}")))
+        })
     }
 
     /// Takes in `work`, so that many small turns become one batch. Returns what is applied.
@@ -413,7 +421,7 @@ mod tests {
     use crate::log_entry::AbstractLogEntry;
     use crate::state_machine::SnapshotCapture;
 
-    /// Adds up what it is given, and fails at zero, half way.
+    /// Adds up what it is given, and fails at zero, half way. It is quick up to 13, and then does not know.
     #[derive(Default)]
     struct Sum {
         sum: u64,
@@ -429,6 +437,7 @@ mod tests {
         }
 
         fn is_quick_to_apply(&self) -> bool {
+            assert!(self.sum < 13, "too much to say");
             true
         }
 
@@ -489,6 +498,18 @@ mod tests {
         let outcome = handle.apply(committed(2, 5));
         assert!(!matches!(outcome, Some(Event::Applied(_))), "the entry before it was skipped");
         assert_eq!(lock(&handle.applier).state_machine.sum, 0);
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_is_quick_to_apply_is_a_failure_of_the_state_machine() {
+        let Started { handle, .. } = start().await;
+        assert!(matches!(handle.apply(committed(1, 13)), Some(Event::Applied(LogIndex(1)))));
+        for _ in 0..2 {
+            let Some(Event::Failed(StopReason::StateMachine(reason))) = handle.apply(committed(2, 1)) else {
+                panic!("it must not be used any more");
+            };
+            assert_eq!(reason, "is_quick_to_apply panicked: too much to say");
+        }
     }
 
     #[tokio::test]
