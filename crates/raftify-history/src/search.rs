@@ -2,8 +2,8 @@
 //!
 //! A depth-first search over *configurations*: what has taken effect so far, and the state (J. Wing, C. Gong, *Testing
 //! and verifying concurrent objects*, 1993), none looked at twice, and *just in time*: a call is put in the order when
-//! one that returns needs it, not before (G. Lowe, *Testing for linearizability*, 2017). Five things more keep
-//! it from exploding, each by an argument that what is passed over could not do better:
+//! one that returns needs it, not before (G. Lowe, *Testing for linearizability*, 2017). Six things more
+//! keep it from exploding, each by an argument that what is passed over could not do better:
 //!
 //! - **Reads at once.** A call that changes no state, is pending and possible now, takes effect now: an order in which it
 //!   does so later stays one when it is moved here.
@@ -12,18 +12,17 @@
 //! - **Hidden calls.** Just before a call that overwrites any state, other overwriting ones may take effect and be seen
 //!   by nobody, or only by pending reads of theirs. Which of them do need not be decided: they are *excused* from then
 //!   on, free to return without having taken effect otherwise, free to do so later.
-//! - **Fewer unknown calls.** Of two configurations that differ in the calls of unknown outcome that took effect, and one
-//!   of them used fewer: what can follow the other can follow this one too. So the other is not looked at. What nobody
-//!   is owed (calls of unknown outcome, excused ones) and what overwrites is not overwritten before somebody has profited.
+//! - **Nothing worse.** A configuration is not looked at if another one at the same event and in the same state has been
+//!   to which all that can follow this one can happen too: it used fewer calls of unknown outcome, more reads are behind
+//!   it, more is excused, and it is equal otherwise.
+//! - **Nothing for nobody.** What nobody is owed (calls of unknown outcome, excused ones) is not overwritten before somebody
+//!   has profited, and neither is what overwrites, where it would be hidden: the order without it would do as well.
 //! - **Interchangeable unknown calls** take effect in the order in which they were called: wherever one stands, another
 //!   one that was called before could.
 //!
 //! A call of unknown outcome whose effect was seen is no different from one that returned when that was seen.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    hash::Hash,
-};
+use std::collections::HashMap;
 
 use crate::{CallRef, Hint, Model};
 
@@ -48,8 +47,15 @@ type CallIndex = usize;
 
 enum Event {
     Called(CallIndex),
-    /// The call returns; with it, all calls that were called and have not returned before, known ones only.
-    Returned(CallIndex, Box<[CallIndex]>),
+    Returned(Return),
+}
+
+struct Return {
+    call: CallIndex,
+    /// The other calls that have begun and return later.
+    pending: Box<[CallIndex]>,
+    /// Which places belong to reads at this moment.
+    reads: Bits,
 }
 
 /// Where the bit is that says whether a call has taken effect.
@@ -67,11 +73,15 @@ struct Search<'h, M: Model> {
     hints: Vec<Hint<M::State>>,
     events: Vec<Event>,
     places: Vec<Place>,
+    /// How many places there are for calls that return.
+    owed: usize,
     /// The numbers of the events at which each call begins and returns.
     begins: Vec<usize>,
     ends: Vec<usize>,
     /// Calls of unknown outcome, as they were called.
     unknown: Vec<CallIndex>,
+    /// For a call of unknown outcome, the interchangeable one that was called just before it.
+    goes_first: Vec<Option<CallIndex>>,
     /// For each state that is possible once, the calls that are possible only in it.
     needs: HashMap<M::State, Vec<CallIndex>>,
 }
@@ -87,8 +97,20 @@ struct Configuration<S> {
     excused: Bits,
     /// Calls of unknown outcome that took effect.
     used: Bits,
-    /// The last call was one that is owed to nobody, or overwrote, and no read has profited.
-    idle: bool,
+    /// The call that returns must have taken effect, though it is excused.
+    insists: bool,
+    idle: Idle,
+}
+
+/// Whether somebody profited from the last call that took effect.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Idle {
+    /// Yes, or it needs no reason.
+    No,
+    /// It must not be overwritten before this event is over.
+    UntilReturn,
+    /// It must not be overwritten before somebody did.
+    UntilProfit,
 }
 
 impl<'h, M: Model> Search<'h, M> {
@@ -116,13 +138,16 @@ impl<'h, M: Model> Search<'h, M> {
             hints,
             events: Vec::with_capacity(moments.len()),
             places: vec![Place::Unknown(usize::MAX); history.len()],
+            owed: 0,
             begins: vec![usize::MAX; history.len()],
             ends: vec![usize::MAX; history.len()],
             unknown: Vec::new(),
+            goes_first: vec![None; history.len()],
             needs: HashMap::new(),
         };
         let mut pending: Vec<CallIndex> = Vec::new();
         let (mut free, mut places) = (Vec::new(), 0);
+        let mut latest = HashMap::new();
         for (event, (_, returns, index)) in moments.into_iter().enumerate() {
             if returns {
                 pending.retain(|other| *other != index);
@@ -130,7 +155,8 @@ impl<'h, M: Model> Search<'h, M> {
                     free.push(place);
                 }
                 search.ends[index] = event;
-                search.events.push(Event::Returned(index, pending.clone().into()));
+                let pending = pending.clone().into();
+                search.events.push(Event::Returned(Return { call: index, pending, reads: Bits::new(0) }));
                 continue;
             }
             search.begins[index] = event;
@@ -144,6 +170,8 @@ impl<'h, M: Model> Search<'h, M> {
             } else {
                 search.places[index] = Place::Unknown(search.unknown.len());
                 search.unknown.push(index);
+                search.goes_first[index] =
+                    search.hints[index].interchangeable.and_then(|class| latest.insert(class, index));
             }
             if let Some(state) = search.hints[index].needs.clone() {
                 search.needs.entry(state).or_default().push(index);
@@ -151,35 +179,41 @@ impl<'h, M: Model> Search<'h, M> {
         }
         // Who returns first is served first.
         for event in &mut search.events {
-            if let Event::Returned(_, pending) = event {
-                pending.sort_unstable_by_key(|index| search.ends[*index]);
+            let Event::Returned(at) = event else { continue };
+            at.pending.sort_unstable_by_key(|index| search.ends[*index]);
+            at.reads = Bits::new(places);
+            for index in at.pending.iter().chain([&at.call]) {
+                if let Place::Owed(place) = search.places[*index]
+                    && search.hints[*index].reads
+                {
+                    at.reads.set(place);
+                }
             }
         }
+        search.owed = places;
         Some(search)
     }
 
     fn run(&self, budget: u64) -> Found {
-        let places =
-            self.places.iter().map(|place| if let Place::Owed(place) = place { place + 1 } else { 0 });
-        let places = places.max().unwrap_or(0);
         let mut stack = vec![Configuration {
             event: 0,
             state: self.model.initial(),
-            done: Bits::new(places),
-            excused: Bits::new(places),
+            done: Bits::new(self.owed),
+            excused: Bits::new(self.owed),
             used: Bits::new(self.unknown.len()),
-            idle: false,
+            insists: false,
+            idle: Idle::No,
         }];
-        // What was looked at, with the fewest unknown calls used.
-        let mut seen = HashMap::new();
+        let mut seen: HashMap<_, Vec<Configuration<M::State>>> = HashMap::new();
         let mut looked_at = 0;
         while let Some(mut configuration) = stack.pop() {
-            let Some((returns, pending)) = self.advance(&mut configuration, &mut stack) else {
-                return Found::Order;
-            };
-            if !is_new(&mut seen, &configuration) {
+            let Some(at) = self.advance(&mut configuration, &mut stack) else { return Found::Order };
+            let seen = seen.entry((configuration.event, configuration.state.clone())).or_default();
+            if seen.iter().any(|other| configuration.is_no_better_than(other, &at.reads)) {
                 continue;
             }
+            seen.retain(|other| !other.is_no_better_than(&configuration, &at.reads));
+            seen.push(configuration.clone());
             looked_at += 1;
             if looked_at > budget {
                 return Found::BudgetUsedUp;
@@ -187,51 +221,53 @@ impl<'h, M: Model> Search<'h, M> {
             // The last one pushed is looked at first: those after which the returning call has taken effect, and of
             // these the one that took the shortest way.
             let unknown = self.unknown.iter().filter(|index| self.begins[**index] < configuration.event);
-            let candidates = unknown.chain(pending.iter().rev()).chain([&returns]);
-            let mut next: Vec<_> = candidates
-                .filter_map(|index| self.take_effect(&configuration, *index, returns, pending))
-                .collect();
-            next.sort_by_key(|next| self.is_done(next, returns));
+            let candidates = unknown.chain(at.pending.iter().rev()).chain([&at.call]);
+            let mut next: Vec<_> =
+                candidates.filter_map(|index| self.take_effect(&configuration, *index, at)).collect();
+            next.sort_by_key(|next| self.is_done(next, at.call));
             stack.append(&mut next);
         }
         Found::NoOrder
     }
 
-    /// Goes on to the first return of a call that has not taken effect and must. An excused one that returns leaves a
-    /// configuration on the stack in which it is not excused. `None` if there is no such return any more.
+    /// Goes on to the first return of a call that has not taken effect and must; `None` if there is none any more. An
+    /// excused one goes, and leaves a configuration on the stack that insists on its taking effect.
     fn advance(
         &self,
         configuration: &mut Configuration<M::State>,
         stack: &mut Vec<Configuration<M::State>>,
-    ) -> Option<(CallIndex, &[CallIndex])> {
+    ) -> Option<&Return> {
         loop {
             match self.events.get(configuration.event)? {
                 Event::Called(index) => {
                     configuration.event += 1;
                     if self.is_read_now(configuration, *index) {
                         self.set_done(configuration, *index);
+                        if self.profits(configuration, *index) {
+                            configuration.idle = Idle::No;
+                        }
                     }
                 }
-                Event::Returned(index, pending) => {
-                    let Place::Owed(place) = self.places[*index] else {
+                Event::Returned(at) => {
+                    let Place::Owed(place) = self.places[at.call] else {
                         unreachable!("unknown calls do not return")
                     };
                     if !configuration.done.has(place) {
-                        if !configuration.excused.has(place) {
-                            return Some((*index, pending));
+                        if configuration.insists || !configuration.excused.has(place) {
+                            return Some(at);
                         }
-                        let mut insisting = configuration.clone();
-                        self.each_of_the_same(*index, pending, |place| insisting.excused.clear(place));
-                        stack.push(insisting);
+                        stack.push(Configuration { insists: true, ..configuration.clone() });
                         // It was hidden, and with it who saw it, or whom it saw.
-                        self.each_of_the_same(*index, pending, |place| {
+                        self.each_of_the_same(at, |place| {
                             configuration.done.set(place);
                             configuration.excused.clear(place);
                         });
                     }
                     configuration.done.clear(place);
-                    configuration.excused.clear(place);
-                    configuration.idle = false;
+                    configuration.insists = false;
+                    if configuration.idle == Idle::UntilReturn {
+                        configuration.idle = Idle::No;
+                    }
                     configuration.event += 1;
                 }
             }
@@ -243,21 +279,14 @@ impl<'h, M: Model> Search<'h, M> {
         &self,
         before: &Configuration<M::State>,
         index: CallIndex,
-        returns: CallIndex,
-        pending: &[CallIndex],
+        at: &Return,
     ) -> Option<Configuration<M::State>> {
         let hint = &self.hints[index];
-        if self.is_done(before, index) || before.idle && hint.overwrites_with.is_some() {
+        if self.is_done(before, index) || before.idle != Idle::No && hint.overwrites_with.is_some() {
             return None;
         }
-        if let Some(class) = hint.interchangeable
-            && let Place::Unknown(place) = self.places[index]
-        {
-            let earlier = self.unknown[..place].iter().enumerate();
-            let mut same = earlier.filter(|(_, other)| self.hints[**other].interchangeable == Some(class));
-            if same.any(|(place, _)| !before.used.has(place)) {
-                return None;
-            }
+        if self.goes_first[index].is_some_and(|other| !self.is_done(before, other)) {
+            return None;
         }
         let call = &self.history[index];
         let state =
@@ -275,24 +304,29 @@ impl<'h, M: Model> Search<'h, M> {
         let mut after = before.clone();
         self.set_done(&mut after, index);
         if hint.overwrites_with.is_some() {
-            self.excuse_hidden(&mut after, pending, returns);
+            self.excuse_hidden(&mut after, at);
         }
         after.state = state;
         let mut profited = false;
-        for other in pending.iter().chain([&returns]) {
+        for other in at.pending.iter().chain([&at.call]) {
             if self.is_read_now(&after, *other) {
                 self.set_done(&mut after, *other);
-                profited |= self.hints[*other].needs.as_ref() != Some(&after.state);
+                profited |= self.profits(&after, *other);
             }
         }
-        after.idle = !profited && (!owed || hint.overwrites_with.is_some());
+        after.idle = match hint.overwrites_with {
+            _ if profited => Idle::No,
+            _ if !owed => Idle::UntilProfit,
+            Some(_) => Idle::UntilReturn,
+            None => Idle::No,
+        };
         Some(after)
     }
 
     /// Excuses pending calls that overwrite, with the reads that saw them, if all these are pending: they can stand just
     /// before the call that overwrites now.
-    fn excuse_hidden(&self, after: &mut Configuration<M::State>, pending: &[CallIndex], returns: CallIndex) {
-        for index in pending.iter().chain([&returns]) {
+    fn excuse_hidden(&self, after: &mut Configuration<M::State>, at: &Return) {
+        for index in at.pending.iter().chain([&at.call]) {
             let Some(state) = &self.hints[*index].overwrites_with else { continue };
             let saw = self.needs.get(state).map_or(&[][..], Vec::as_slice);
             let hidden = |other: &CallIndex| self.hints[*other].reads && self.begins[*other] < after.event;
@@ -307,14 +341,14 @@ impl<'h, M: Model> Search<'h, M> {
         }
     }
 
-    /// Calls `act` for the places of the call and of those pending that saw it, or that it saw.
-    fn each_of_the_same(&self, index: CallIndex, pending: &[CallIndex], mut act: impl FnMut(usize)) {
+    /// Calls `act` for the places of the returning call and of those pending that saw it, or that it saw.
+    fn each_of_the_same(&self, at: &Return, mut act: impl FnMut(usize)) {
         let of = |index: CallIndex| {
             self.hints[index].needs.as_ref().or(self.hints[index].overwrites_with.as_ref())
         };
-        let needed = of(index).filter(|state| self.needs.contains_key(*state));
-        let same = pending.iter().filter(|other| needed.is_some() && of(**other) == needed);
-        for index in same.chain([&index]) {
+        let needed = of(at.call).filter(|state| self.needs.contains_key(*state));
+        let same = at.pending.iter().filter(|other| needed.is_some() && of(**other) == needed);
+        for index in same.chain([&at.call]) {
             if let Place::Owed(place) = self.places[*index] {
                 act(place);
             }
@@ -328,6 +362,12 @@ impl<'h, M: Model> Search<'h, M> {
             && call.returned.is_some_and(|(_, outcome)| {
                 self.model.step(&configuration.state, call.operation, Some(outcome)).is_some()
             })
+    }
+
+    /// Whether a read took advantage of the present state in a way that it could not have if the call that led to it, and
+    /// its own, had been hidden.
+    fn profits(&self, configuration: &Configuration<M::State>, read: CallIndex) -> bool {
+        self.hints[read].needs.as_ref() != Some(&configuration.state)
     }
 
     fn is_done(&self, configuration: &Configuration<M::State>, index: CallIndex) -> bool {
@@ -356,27 +396,25 @@ impl<'h, M: Model> Search<'h, M> {
     }
 }
 
-/// Remembers the configuration. False if it, or one with fewer unknown calls used, was remembered before.
-fn is_new<S: Clone + Eq + Hash>(seen: &mut Seen<S>, configuration: &Configuration<S>) -> bool {
-    let Configuration { event, state, done, excused, used, idle } = configuration;
-    match seen.entry((*event, state.clone(), done.clone(), excused.clone(), *idle)) {
-        Entry::Vacant(vacant) => {
-            vacant.insert(vec![used.clone()]);
-            true
-        }
-        Entry::Occupied(mut occupied) => {
-            let fewest = occupied.get_mut();
-            if fewest.iter().any(|other| other.is_subset_of(used)) {
-                return false;
-            }
-            fewest.retain(|other| !used.is_subset_of(other));
-            fewest.push(used.clone());
-            true
-        }
+impl<S> Configuration<S> {
+    /// Whether what can follow this one can follow `other` too, of the same event and state, in which `reads` are the
+    /// places of reads.
+    fn is_no_better_than(&self, other: &Configuration<S>, reads: &Bits) -> bool {
+        // Of each place: excused is better than done, and than neither; a read that is done is better than one that is
+        // not.
+        let words = self.done.0.iter().zip(&self.excused.0).zip(other.done.0.iter().zip(&other.excused.0));
+        let mut words = words.zip(&reads.0);
+        other.idle <= self.idle
+            && other.insists == self.insists
+            && other.used.is_subset_of(&self.used)
+            && words.all(|(((done, excused), (other_done, other_excused)), reads)| {
+                let worse_if_excused = excused & !(other_excused | other_done & reads);
+                let worse_if_done = done & !(other_done | other_excused);
+                let worse_if_neither = other_done & !(done | reads);
+                worse_if_excused | worse_if_done | worse_if_neither == 0
+            })
     }
 }
-
-type Seen<S> = HashMap<(usize, S, Bits, Bits, bool), Vec<Bits>>;
 
 /// A set of small numbers.
 #[derive(Clone, PartialEq, Eq, Hash)]
