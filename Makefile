@@ -6,10 +6,10 @@ BENCH := target/release/raftify-bench
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify fix bench bench-quick soak performance clean
+.PHONY: help build run test verify crash-points fuzz fix bench bench-quick soak performance clean
 
 help: ## Say what can be done (the default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build all programs, unoptimised, into ./target/debug
 	$(CARGO) build --workspace
@@ -34,6 +34,12 @@ verify: ## Check everything that CI checks: format, lints, docs, tests, each fea
 		done; \
 	done
 	$(CARGO) test --locked --workspace
+
+crash-points: ## Cut the power after every operation of both storages, LMDB in them, and conversions (some minutes)
+	CRASH_POINTS=all $(CARGO) test --release -p raftify-storage --test crash_points
+
+fuzz: ## SECONDS=60 for each target: feed any bytes to whatever reads from outside (needs nightly and cargo-fuzz)
+	@fuzz/run.sh $(or $(SECONDS),60)
 
 fix: ## Repair what can be repaired by machine: format and simple lints
 	$(CARGO) clippy --fix --allow-dirty --allow-staged --workspace --all-targets --all-features

@@ -365,6 +365,26 @@ impl Drop for SnapshotFileWriter {
     }
 }
 
+/// A whole file with these blocks, for fuzzing; `None` if one of them is too large.
+#[cfg(feature = "testing")]
+pub(crate) fn encode_file<'a>(
+    meta: &SnapshotMeta,
+    blocks: impl Iterator<Item = &'a [u8]>,
+) -> Option<Vec<u8>> {
+    let (mut file, header_checksum) = encode_header(meta).ok()?;
+    let (mut checksum, mut digest) = (header_checksum, SnapshotDigest::default());
+    for block in blocks.filter(|block| !block.is_empty()) {
+        let length = u32::try_from(block.len()).ok()?.to_be_bytes();
+        checksum = crc32c::crc32c_append(crc32c::crc32c_append(checksum, &length), block);
+        digest = digest.followed_by(block);
+        file.extend_from_slice(&length);
+        file.extend_from_slice(&checksum.to_be_bytes());
+        file.extend_from_slice(block);
+    }
+    file.extend_from_slice(&encode_end(header_checksum, digest, checksum));
+    Some(file)
+}
+
 /// Reads the data of one snapshot file. Bytes are handed out only after their block was checked, and the end only
 /// after the end mark was.
 #[derive(Debug)]
