@@ -10,21 +10,21 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the cut, or the whole")]
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod disk;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod points;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod recorder;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod workload;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 fn main() -> std::process::ExitCode {
     points::main()
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 fn main() {
-    println!("only Linux' C library is known here: nothing was tried\n0 passed, 0 failed");
+    println!("only the C library of 64-bit Linux is known here: nothing was tried\n0 passed, 0 failed");
 }
