@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::RaftNodeCore;
 use crate::error::MembershipError;
 use crate::error::{InstallError, ProposeError, SnapshotError, StopReason, UnknownOutcome};
-use crate::members::Sender;
+use crate::members::{Members, Sender};
 use crate::request::{ProposalReply, Responder};
 use crate::snapshot_policy::SnapshotPolicy;
 use crate::storage::SnapshotMeta;
@@ -141,7 +141,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // A newer one came from the leader meanwhile; who waits is answered once that one is recorded.
             return;
         }
-        let cut = self.snapshots.policy.compact_to(snapshot.position.index);
+        let mut cut = self.snapshots.policy.compact_to(snapshot.position.index);
+        if mutated!(LogWaitsForTheSlowest) {
+            cut = self.consensus.progress().iter().map(|peer| peer.matched).min().unwrap_or(cut).min(cut);
+        }
         let compact = (cut > self.consensus.truncated().index)
             .then(|| self.consensus.term_at(cut).map(|term| LogPosition { term, index: cut }))
             .flatten();
@@ -162,6 +165,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         // What raft-rs waits for is the outcome of the last one that it wanted sent.
         let is_last =
             !self.snapshots.sending.iter().any(|other| other.to == to && other.attempt > sent.attempt);
+        if mutated!(SnapshotOutcomeIsLost) {
+            return;
+        }
+        let is_last = is_last || mutated!(EarlierOutcomeCounts);
         if is_last && sent.term == self.consensus.term() {
             self.consensus.report_snapshot(to, outcome.is_ok());
         }
@@ -204,6 +211,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return reply.answer(Err(InstallError::StaleLeader { term, newer }));
         }
         self.heard_of(sender.id);
+        let snapshot = match mutated!(SnapshotKeepsOldMembers) && !self.members.is_empty() {
+            true => SnapshotMeta { members: Members::clone(&self.members), ..snapshot },
+            false => snapshot,
+        };
         match self.consensus.step_snapshot(sender.id, term, &snapshot) {
             Ok(true) => self.snapshots.installing = Some(Installing { turn: None, snapshot, reply }),
             // The log reaches that far already: the leader learns it from the answer of raft.

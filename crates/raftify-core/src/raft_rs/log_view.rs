@@ -136,6 +136,10 @@ impl LogView {
 
     /// The log now begins after an installed snapshot.
     pub(super) fn reset(&mut self, position: LogPosition, state: &ConfState) {
+        if mutated!(SnapshotKeepsSuffix) && position.index < self.last {
+            self.compact(position);
+            return self.set_snapshot(position, &convert::configuration(state));
+        }
         self.cache.clear();
         self.cache_bytes = 0;
         self.term_starts.clear();
@@ -202,6 +206,9 @@ impl LogView {
     ) -> Vec<GetEntriesContext> {
         let still_the_log = |entry: &RaftEntry| {
             let index = LogIndex(entry.index);
+            if mutated!(FetchedEntriesAreNotCompared) {
+                return true;
+            }
             index > self.truncated.index && index <= self.last && self.term_of(index).0 == entry.term
         };
         let valid = entries.iter().take_while(|entry| still_the_log(entry)).count();
@@ -313,6 +320,9 @@ impl Storage for LogView {
         let fits = |snapshot: &&Snapshot| {
             let metadata = snapshot.get_metadata();
             let state = metadata.get_conf_state();
+            if mutated!(SnapshotForStrangers) {
+                return metadata.index >= request_index.max(self.truncated.index.0);
+            }
             metadata.index >= request_index.max(self.truncated.index.0)
                 && (state.voters.contains(&to)
                     || state.learners.contains(&to)
