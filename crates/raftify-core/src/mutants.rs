@@ -56,8 +56,8 @@ mutants! {
     SnapshotInOneMessage,
     /// 9: entries that cannot be decoded are left out of what is read
     DamagedEntriesAreSkipped,
-    /// 9: a membership that changed is not written: it is lost over a restart
-    MembersAreNotWritten,
+    /// 9: the members are lost over a restart, unless a snapshot has them
+    MembersAreLostOverRestart,
     /// 9: a snapshot is taken without the members
     SnapshotWithoutMembers,
     /// 10: two nodes that join get one id

@@ -780,6 +780,9 @@ fn log_start(
         ));
     }
     let mut members = stored.members.clone().unwrap_or_else(Members::none);
+    if mutated!(MembersAreLostOverRestart) {
+        members = Members::none();
+    }
     if let Some(snapshot) = &stored.snapshot
         && snapshot.members.as_of() > members.as_of()
     {

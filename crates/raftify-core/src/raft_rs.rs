@@ -294,12 +294,14 @@ impl Consensus {
 
     /// Puts a committed membership change into force.
     pub(crate) fn apply_change(&mut self, change: &MembershipChange) -> Result<Configuration, String> {
-        if let (true, MembershipChange::Steps { steps, .. }) = (mutated!(SeveralVotersAtOnce), change) {
-            for step in &steps[1..] {
-                let change = conf_change(&MembershipChange::one(step.clone()));
-                self.raw.apply_conf_change(&change).map_err(|error| error.to_string())?;
+        if mutated!(SeveralVotersAtOnce)
+            && let MembershipChange::Steps { steps, .. } = change
+            && let Some((first, others)) = steps.split_first().filter(|(_, others)| !others.is_empty())
+        {
+            for step in others {
+                self.apply_change(&MembershipChange::one(step.clone()))?;
             }
-            return self.apply_change(&MembershipChange::one(steps[0].clone()));
+            return self.apply_change(&MembershipChange::one(first.clone()));
         }
         let state = self.raw.apply_conf_change(&conf_change(change)).map_err(|error| error.to_string())?;
         Ok(configuration(&state))

@@ -139,9 +139,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     fn set_members(&mut self, members: Members) {
-        if !mutated!(MembersAreNotWritten) {
-            self.next.write.members = Some(members.clone());
-        }
+        self.next.write.members = Some(members.clone());
         self.members = Arc::new(members);
     }
 }
