@@ -881,6 +881,35 @@ fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_
 }
 
 #[test]
+fn bug_32_proposals_that_wait_for_the_disk_are_one_write_and_a_few_messages() {
+    const PROPOSALS: usize = 200;
+    let config = raftify_core::Config { message_bytes_max: 1 << 20, ..test_config() };
+    let mut cluster = Cluster::new(7, 3, config);
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    cluster.settle();
+    let follower = others(&cluster, leader)[0];
+    let core = &mut cluster.running(leader).unwrap().core;
+    let answers: Vec<_> = (0..PROPOSALS).map(|_| outcome()).collect();
+    for answer in &answers {
+        let request =
+            LeaderRequest::Propose { payload: vec![0; 8].into(), reply: ProposalWaiter::new(answer) };
+        core.handle_local_request_msg(LocalRequestMsg::ForLeader(request));
+    }
+    cluster.run_turns(leader);
+    let appended = |cluster: &mut Cluster, node| -> Vec<usize> {
+        let queued = cluster.running(node).unwrap().to_write.iter();
+        queued.filter_map(|(_, write, _)| write.as_ref()).map(|write| write.append.len()).collect()
+    };
+    assert_eq!(appended(&mut cluster, leader), [PROPOSALS], "one write");
+    assert_eq!(cluster.packets(leader, follower), 1, "one message");
+    while cluster.deliver(leader, follower) {}
+    assert_eq!(appended(&mut cluster, follower), [PROPOSALS], "one write on the follower");
+    cluster.settle();
+    assert!(answers.iter().all(|answer| take(answer).is_some_and(|answer| answer.is_ok())));
+}
+
+#[test]
 fn bug_34_the_log_is_cut_although_a_member_is_dead() {
     let (mut cluster, leader) = cluster_of_three();
     let dead = others(&cluster, leader)[0];

@@ -551,6 +551,23 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
     assert_eq!(within("a reply", answer).await, Err(ProposeError::NoLeader));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_forwards_no_more_than_it_would_take_itself() {
+    let a = TestNode::with(1, Config { proposals_in_flight_max: 1, ..config() }, Some(identity(1)));
+    let mut b = TestNode::start(2);
+    let all = members([(1, &*a.address), (2, &*b.address)]);
+    a.knows(&all);
+    b.knows(&all);
+    let (request, first) = proposal();
+    a.outbox.forward(Forward { to: b.id, request });
+    let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else { panic!("no proposal") };
+    let (second, refused) = proposal();
+    a.outbox.forward(Forward { to: b.id, request: second });
+    assert_eq!(within("a refusal", refused).await, Err(ProposeError::Busy { waiting: 1 }));
+    drop(request);
+    assert!(matches!(within("an answer", first).await, Err(ProposeError::Stopped(_))));
+}
+
 /// Takes connections and closes each after it has read something.
 async fn closing_listener() -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
