@@ -33,6 +33,8 @@ verify: ## Check everything that CI checks: format, lints, docs, tests, each fea
 				-- -D warnings || exit 1; \
 		done; \
 	done
+	@# The bugs that can be put back are code as well. The flag reaches the workspace alone: nothing else is built again.
+	$(CARGO) clippy --quiet --locked -p raftify-core -p raftify-storage -p raftify -- -D warnings --cfg raftify_mutants
 	$(CARGO) test --locked --workspace
 
 fix: ## Repair what can be repaired by machine: format and simple lints

@@ -158,10 +158,6 @@ mutants! {
     EntryChecksumIsNotChecked,
     /// -: the last record that was found is not written and flushed again, though it may be in no more than a cache
     LastRecordIsNotFlushedAgain,
-    /// -: a recycled segment keeps its life: its old records pass for new ones
-    RecycledSegmentKeepsItsLife,
-    /// -: segments are given up before the metadata that say so are durable
-    SegmentsAreFreedTooEarly,
     /// -: the checksum of a snapshot's block is not looked at
     SnapshotChecksumIsNotChecked,
     /// -: an entry that cannot be applied is passed over

@@ -9,7 +9,7 @@ use cluster::{Cluster, ProposalWaiter, id, outcome, responder, take, test_config
 use raftify_core::error::{
     CampaignError, MembershipError, ProposeError, ReadError, StopReason, TransferError,
 };
-use raftify_core::members::{LeaveJoint, MembershipRefusal};
+use raftify_core::members::{LeaveJoint, MembershipRefusal, SenderRefusal};
 use raftify_core::{
     Forwarding, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange, MemberRole,
     MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role, Sender, ServerRequestMsg,
@@ -806,6 +806,33 @@ fn bug_30_a_node_that_was_removed_while_away_learns_it_and_does_not_disturb() {
     );
     assert_eq!(cluster.status(leader).unwrap().term, term);
     cluster.until_proposed(leader);
+}
+
+#[test]
+fn bug_30_a_removed_node_stays_until_a_majority_refuses_it() {
+    let mut cluster = Cluster::new(2, 4, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    let gone = others(&cluster, leader)[0];
+    cluster.change(leader, remove(gone));
+    while cluster.status(gone).unwrap().members.get(gone).is_some() {
+        for node in cluster.ids() {
+            while cluster.complete_write(node) || cluster.apply_one(node) {}
+            for other in cluster.ids() {
+                while (node != gone || other == leader) && cluster.deliver(node, other) {}
+            }
+        }
+        cluster.tick(leader);
+    }
+    let as_of = cluster.status(gone).unwrap().members.as_of();
+    let another = others(&cluster, gone).into_iter().find(|node| *node != leader).unwrap();
+    let core = &mut cluster.running(gone).unwrap().core;
+    let refusal = || SenderRefusal::NotAMember { id: gone, as_of };
+    core.refused_by(leader, refusal());
+    core.refused_by(leader, refusal());
+    assert_eq!(core.stop_reason(), None, "two of three may still need its vote");
+    core.refused_by(another, refusal());
+    assert!(matches!(core.stop_reason(), Some(StopReason::Removed { .. })));
 }
 
 #[test]

@@ -265,7 +265,11 @@ async fn entries_larger_than_any_batch_arrive_whole() {
     a.outbox.send(vec![RaftMessage { from: id(1), to: id(2), term: Term(1), body }]);
     let mut received = Vec::new();
     while received.len() < sent.len() {
-        for message in b.next_messages().await {
+        let batch = b.next_messages().await;
+        let bytes: u64 = batch.iter().map(wire::message_bytes_max).sum();
+        let is_one_entry = matches!(&batch[..], [RaftMessage { body: RaftMessageBody::Append { entries, .. }, .. }] if entries.len() == 1);
+        assert!(bytes <= wire::BATCH_BYTES || is_one_entry, "a batch of {bytes} bytes");
+        for message in batch {
             let RaftMessageBody::Append { previous, entries, .. } = message.body else { panic!("no append") };
             assert_eq!(previous.index.0, received.len() as u64);
             received.extend(entries);

@@ -275,9 +275,6 @@ impl<M: MetadataStore> SegmentLog<M> {
         }
         if has_metadata {
             let start = self.start_of_what_is_needed(&writer);
-            if raftify_core::mutated!(SegmentsAreFreedTooEarly) {
-                writer.free(&self.shared, start.segment);
-            }
             self.metadata.store(&Metadata::of(&writer.state), start)?;
             // Only now may anything of the log be destroyed.
             writer.free(&self.shared, start.segment);

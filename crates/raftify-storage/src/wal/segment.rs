@@ -110,8 +110,7 @@ impl Segment {
         directory: &Path,
         number: u64,
     ) -> Result<Segment, StorageError> {
-        let life =
-            if raftify_core::mutated!(RecycledSegmentKeepsItsLife) { self.life } else { Life::new(number) };
+        let life = Life::new(number);
         let header = encode_header(number, life, self.size_bytes);
         self.file.write_all_at(&header, 0).map_err(io_error("write to", &self.path))?;
         self.file.sync().map_err(io_error("sync", &self.path))?;
