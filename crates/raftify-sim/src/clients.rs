@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use raftify_core::error::{ProposeError, ReadError};
 use raftify_core::{LeaderRequest, LocalRequestMsg, LogIndex, NodeId, Responder};
+use raftify_history::Verdict;
+use raftify_history::register::{Operation, Outcome, Register};
 use rand::RngExt;
 
 use crate::coverage::Happened;
@@ -39,6 +41,31 @@ pub(crate) struct Call {
     /// `None`: the outcome is not known.
     pub(crate) returned: Option<(u64, Learnt)>,
 }
+
+impl Call {
+    fn for_the_checker(&self) -> raftify_history::Call<Operation, Outcome> {
+        let operation = match self.asked {
+            Asked::Read => Operation::Read,
+            Asked::Command(Command::Write { value, .. }) => Operation::Write(value),
+            Asked::Command(Command::CompareAndSet { expected, new, .. }) => {
+                Operation::CompareAndSet { expected, new }
+            }
+            Asked::Command(Command::Delete { .. }) => Operation::Delete,
+        };
+        let returned = self.returned.map(|(moment, learnt)| {
+            let outcome = match learnt {
+                Learnt::Value(value) => Outcome::Value(value),
+                Learnt::Effect(Effect::Done) => Outcome::Done,
+                Learnt::Effect(Effect::Swapped(swapped)) => Outcome::Swapped(swapped),
+            };
+            (moment, outcome)
+        });
+        raftify_history::Call { client: self.client as u64, operation, called: self.called, returned }
+    }
+}
+
+/// How many configurations the checker looks at for each key.
+const BUDGET: u64 = 200_000;
 
 struct Open {
     call: Call,
@@ -98,9 +125,20 @@ impl Clients {
         Some(call)
     }
 
-    /// The history of every key is linearizable.
-    pub(crate) fn check_histories(&self) -> Checked {
-        Ok(())
+    /// The history of every key is linearizable. How many are so large that it was not decided.
+    pub(crate) fn check_histories(&self) -> Result<u64, String> {
+        let history = self.history.iter().map(|call| (call.key, call.for_the_checker()));
+        let mut undecided = 0;
+        for (key, verdict) in raftify_history::check_each_key(&Register, history, BUDGET) {
+            match verdict {
+                Verdict::Linearizable => {}
+                Verdict::Undecided => undecided += 1,
+                Verdict::NotLinearizable(example) => {
+                    return Err(format!("linearizability: the history of key {key} is not:\n{example}"));
+                }
+            }
+        }
+        Ok(undecided)
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Report {
     pub elections: u64,
     /// How many calls of clients were checked.
     pub calls: u64,
+    /// The histories of how many keys were too large to be decided.
+    pub undecided: u64,
     /// After how many election timeouts there was a leader and a commit again, once enough was healed; `None` if too
     /// much was lost for that.
     pub recovery: Option<f64>,
@@ -89,6 +91,7 @@ fn carry_out(seed: u64, trace: Trace) -> (Result<Report, Violation>, String) {
             steps: simulation.steps,
             elections: simulation.invariants.elections.elections() as u64,
             calls: simulation.clients.calls() as u64,
+            undecided: simulation.undecided,
             recovery: simulation.recovery.map(|time| time as f64 / election),
             coverage: simulation.coverage.clone(),
         }),
