@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PROGRAMS := target/debug
 BENCH := target/release/raftify-bench
-MINUTES ?= 60
+HOURS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help build run test verify fix bench bench-quick soak performance clean
@@ -49,9 +49,9 @@ bench-quick: ## The most important figures, in less than a minute
 	$(CARGO) build --release -p raftify-bench -p memstore-static-members
 	@$(BENCH) bench --quick --also-to target/bench.jsonl
 
-soak: ## MINUTES=60 at 80 % of what the cluster can do: no election, nothing that grows
+soak: ## HOURS=1 at 80 % of what the cluster can do: no election, neither memory nor disk grows
 	$(CARGO) build --release -p raftify-bench
-	@$(BENCH) soak --minutes $(MINUTES)
+	@$(BENCH) soak --hours $(HOURS)
 
 performance: ## Put the figures of the last `make bench` into docs/performance.md, with plots and goals
 	@$(BENCH) report docs/performance.md < target/bench.jsonl
