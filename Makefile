@@ -6,7 +6,7 @@ BENCH := target/release/raftify-bench
 HOURS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify fix bench bench-quick soak performance clean
+.PHONY: help build run test verify mutants fix bench bench-quick soak performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +34,16 @@ verify: ## Check everything that CI checks: format, lints, docs, tests, each fea
 		done; \
 	done
 	@# The bugs that can be put back are code as well. The flag reaches the workspace alone: nothing else is built again.
-	$(CARGO) clippy --quiet --locked -p raftify-core -p raftify-storage -p raftify -- -D warnings --cfg raftify_mutants
+	$(CARGO) clippy --quiet --locked -p raftify-core -p raftify-storage -p raftify -p raftify-sim \
+		-- -D warnings --cfg raftify_mutants
 	$(CARGO) test --locked --workspace
+
+mutants: ## Put known bugs back, one at a time, and require that the simulator or a named test finds each (ARGUMENTS=--list)
+	@# All tests, and the simulator at full speed, are built once with all of the bugs in them.
+	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) build --release -p raftify-sim --bin mutants --target-dir target/mutants
+	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) test --no-run --message-format=json \
+		-p raftify-core -p raftify-storage -p raftify --target-dir target/mutants > target/mutants/tests.json
+	@target/mutants/release/mutants $(ARGUMENTS)
 
 fix: ## Repair what can be repaired by machine: format and simple lints
 	$(CARGO) clippy --fix --allow-dirty --allow-staged --workspace --all-targets --all-features
