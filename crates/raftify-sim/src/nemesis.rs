@@ -362,11 +362,11 @@ impl Simulation {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         match (fault, backup) {
             (Fault::BitFlip, _) => {
-                node.disk.flip_a_bit(&mut self.rng);
+                node.disk.flip_a_bit();
             }
             (Fault::Wipe, _) => {
                 node.lost = Some(Lost::Wiped);
-                node.disk = Disk::new(self.world.disk);
+                node.disk = Disk::new();
                 node.held_before = Some(std::mem::take(&mut node.durable).log);
                 node.maybe_durable.clear();
                 node.incarnation = incarnation;
@@ -650,9 +650,10 @@ impl Simulation {
         self.nodes.values().all(|node| {
             let is_member = status.members.get(node.id).is_some();
             match &node.running {
-                // Who was removed stops by itself; who was never added waits.
+                // A voter that was removed asks for votes, is refused, and stops. A learner that never heard of its
+                // removal waits, like a node that was never added.
                 Some(running) if !is_member => {
-                    node.lost.is_some() || running.core.status().members.is_empty()
+                    node.lost.is_some() || !running.core.status().members.is_voter(node.id)
                 }
                 Some(running) => {
                     running.at.index == last && running.core.status().applied == last

@@ -266,7 +266,7 @@ impl Simulation {
         let node = Node {
             id,
             incarnation: self.next_incarnation(),
-            disk: Disk::new(self.world.disk),
+            disk: Disk::new(),
             durable: Durable::default(),
             maybe_durable: Vec::new(),
             held_before: None,
@@ -393,10 +393,6 @@ impl Simulation {
         let mut maybe = std::mem::take(&mut node.maybe_durable).into_iter();
         while durable.state != *found {
             let Some(write) = maybe.next() else {
-                if node.disk.has_flipped() {
-                    // The end of a log that a flipped bit makes unreadable looks like one that was torn.
-                    return self.has_rolled_back(id, found);
-                }
                 return Err(format!(
                     "storage: {id} finds {found:?}, which is neither what was acknowledged nor what was under way: {:?}",
                     node.durable.state
@@ -404,6 +400,7 @@ impl Simulation {
             };
             durable.state = durable.state.after(&write).map_err(|error| format!("{id}: {error}"))?;
             durable.log.take(&write, |position| self.invariants.logs.digest(position));
+            self.invariants.logs.writes(id, &write, &durable.log)?;
             self.invariants.durable.written(id, node.incarnation, &write)?;
         }
         let log = picture_of(&node.disk, found, |position| self.invariants.logs.digest(position))?;
@@ -412,22 +409,6 @@ impl Simulation {
         }
         self.invariants.durable.has(id, node.incarnation, found.hard_state)?;
         node.durable = durable;
-        Ok(())
-    }
-
-    /// Its disk holds less than it has acknowledged.
-    pub(crate) fn has_rolled_back(
-        &mut self,
-        id: NodeId,
-        found: &raftify_core::storage::StoredState,
-    ) -> Checked {
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        node.lost = Some(Lost::RolledBack);
-        node.held_before = Some(node.durable.log.clone());
-        let log = picture_of(&node.disk, found, |position| self.invariants.logs.digest(position))?;
-        node.durable = Durable { state: found.clone(), log };
-        self.coverage.saw(Happened::DiskRolledBack);
-        self.tell(format_args!("{id} finds an older copy of its disk, up to {}", found.last));
         Ok(())
     }
 
@@ -766,7 +747,6 @@ impl Simulation {
                 self.coverage.saw(Happened::SnapshotInstalled);
             }
             running.log.take(write, |position| self.invariants.logs.digest(position));
-            self.invariants.logs.writes(id, write, &running.log)?;
         }
         for item in &turn.committed {
             let index = item.position().index;
@@ -867,6 +847,7 @@ impl Simulation {
             let after = node.durable.state.after(write).map_err(|error| format!("storage: {id}: {error}"))?;
             node.durable.state = after;
             node.durable.log.take(write, |position| self.invariants.logs.digest(position));
+            self.invariants.logs.writes(id, write, &node.durable.log)?;
         }
         if self.rng.percent(self.world.late_percent) && self.healed_at.is_none() {
             self.coverage.saw(Happened::LateCompletion);
@@ -1136,7 +1117,7 @@ impl Simulation {
         if status.snapshot != running.retained_for {
             running.retained_for = status.snapshot;
             let keep = running.core.snapshots_in_use();
-            node.disk.snapshots().retain(&keep).map_err(|error| format!("{id}: {error}"))?;
+            node.disk.retain_snapshots(keep).map_err(|error| format!("{id}: {error}"))?;
         }
         if is_news {
             self.trace.add(
