@@ -2,7 +2,10 @@
 //! fill up, flip bits, are wiped, or are rolled back to an older copy. How long they take is the simulation's.
 
 use raftify_core::storage::{MemoryLogReader, MemorySnapshotStore, MemoryStorage, StoredState, Write};
-use raftify_core::{Entry, LogIndex, LogPosition, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError};
+use raftify_core::{
+    Entry, LogIndex, LogPosition, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
+    StorageError,
+};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::io::{Read, Write as _};
@@ -50,7 +53,13 @@ impl Disk {
     /// An empty one.
     pub(crate) fn new() -> Disk {
         let log = MemoryStorage::default();
-        Disk { log, snapshots: MemorySnapshotStore::default(), finished: Vec::new(), fault: None, damaged: false }
+        Disk {
+            log,
+            snapshots: MemorySnapshotStore::default(),
+            finished: Vec::new(),
+            fault: None,
+            damaged: false,
+        }
     }
 
     pub(crate) fn load(&mut self) -> Result<StoredState, StorageError> {
@@ -73,7 +82,11 @@ impl Disk {
     }
 
     /// The power goes while `writes` are under way.
-    pub(crate) fn lose_power(&mut self, writes: &[Write], rng: &mut ChaCha8Rng) -> Result<Torn, StorageError> {
+    pub(crate) fn lose_power(
+        &mut self,
+        writes: &[Write],
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Torn, StorageError> {
         let kept = rng.random_range(0..=writes.len());
         self.log.write(&writes[..kept])?;
         Ok(match kept {
@@ -141,11 +154,7 @@ impl Disk {
         Ok(copy)
     }
 
-    pub(crate) fn write_snapshot(
-        &mut self,
-        meta: &SnapshotMeta,
-        data: &[u8],
-    ) -> Result<(), StorageError> {
+    pub(crate) fn write_snapshot(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), StorageError> {
         let mut writer = self.snapshots.create(meta)?;
         writer.write_all(data).map_err(|source| StorageError::Io {
             action: "write to",

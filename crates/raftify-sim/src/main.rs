@@ -76,7 +76,8 @@ fn run_one(seed: u64, trace: Option<&std::path::Path>) -> Result<bool, String> {
         None => raftify_sim::run(seed),
         Some(path) => {
             let (outcome, text) = raftify_sim::run_traced(seed);
-            std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            std::fs::write(path, text)
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
             outcome
         }
     };
@@ -197,7 +198,7 @@ impl Sum {
             }
             Err(violation) => {
                 self.failed += 1;
-                println!("{violation}\nrun it again with: sim --seed {0} --trace {0}.trace", violation.seed);
+                println!("{violation}\nrun it again with: make sim SEED={}", violation.seed);
             }
         }
     }

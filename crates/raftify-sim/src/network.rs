@@ -12,7 +12,7 @@ use raftify_core::{
 };
 
 use crate::schedule::Time;
-use crate::simulation::{Answered, AnswerQueue};
+use crate::simulation::{AnswerQueue, Answered};
 use crate::store::Effect;
 
 /// What travels from one node to another.

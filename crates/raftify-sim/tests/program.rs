@@ -27,7 +27,8 @@ fn a_trace_is_written_and_compared() {
     assert!(same.status.success(), "{}", text(&same.stdout));
 
     let written = std::fs::read_to_string(path).unwrap();
-    let changed: Vec<&str> = written.lines().enumerate().map(|(at, line)| if at == 4 { "?" } else { line }).collect();
+    let changed: Vec<&str> =
+        written.lines().enumerate().map(|(at, line)| if at == 4 { "?" } else { line }).collect();
     std::fs::write(path, changed.join("\n")).unwrap();
     let other = sim(&["--compare", path]);
     assert!(!other.status.success());
