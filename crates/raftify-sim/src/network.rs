@@ -67,7 +67,7 @@ impl Deferred {
         (self.0)(true);
     }
 
-    pub(crate) fn is_lost(self) {
+    pub(crate) fn breaks(self) {
         (self.0)(false);
     }
 }

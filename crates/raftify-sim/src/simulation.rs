@@ -741,7 +741,7 @@ impl Simulation {
         let life = node.life;
         match (packet, &mut node.running) {
             (Packet::Request(request), _) => break_off(request),
-            (Packet::Answer(answer), _) => answer.is_lost(),
+            (Packet::Answer(answer), _) => answer.breaks(),
             (Packet::Snapshot { sent, .. }, Some(running)) => {
                 running.core.snapshot_sent(sent, Err(BROKEN.to_owned()));
             }

@@ -1,5 +1,7 @@
 //! The program `sim`: one seed, a trace that is compared, and what bad input gets.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::process::{Command, Output};
 
 fn sim(arguments: &[&str]) -> Output {

@@ -1,5 +1,7 @@
 //! Worlds that once found something, fresh ones, and that a seed is always the same world.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use raftify_sim::{run, run_traced, trace};
