@@ -4,9 +4,11 @@ CARGO ?= cargo
 PROGRAMS := target/debug
 BENCH := target/release/raftify-bench
 HOURS ?= 1
+SEEDS ?= 10000
+SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify mutants fix bench bench-quick soak performance clean
+.PHONY: help build run test verify mutants fix bench bench-quick soak performance sim clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +62,10 @@ bench-quick: ## The most important figures, in less than a minute
 soak: ## HOURS=1 at 80 % of what the cluster can do: no election, neither memory nor disk grows
 	$(CARGO) build --release -p raftify-bench
 	@$(BENCH) soak --hours $(HOURS)
+
+sim: ## SEEDS=10000 simulated worlds, for SECONDS=600 at most; SEED=n runs one again, and writes its trace
+	$(CARGO) build --release -p raftify-sim
+	@target/release/sim $(if $(SEED),--seed $(SEED) --trace target/$(SEED).trace,--seeds $(SEEDS) --seconds $(SECONDS))
 
 performance: ## Put the figures of the last `make bench` into docs/performance.md, with plots and goals
 	@$(BENCH) report docs/performance.md < target/bench.jsonl

@@ -333,6 +333,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.consensus.apply_to(index);
         self.reads.applied(index);
+        self.snapshots.applied(index);
     }
 
     /// The connection to a peer broke: messages may have been lost. To be called once for each broken connection.

@@ -705,6 +705,46 @@ fn bug_24_a_snapshot_that_is_finished_while_a_newer_one_is_being_installed_is_of
 }
 
 #[test]
+fn bug_24_a_snapshot_that_a_slow_state_machine_has_yet_to_restore_is_kept() {
+    let (mut cluster, leader) = cluster_of_three();
+    let slow = others(&cluster, leader)[0];
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let installed = cluster.truth.snapshots_installed;
+        isolate(&mut cluster, slow);
+        for _ in 0..100 {
+            let proposal = cluster.propose(leader);
+            while take(&proposal).is_none() {
+                all_but_the_state_machine_of(&mut cluster, slow);
+            }
+        }
+        cluster.cut.clear();
+        while cluster.truth.snapshots_installed == installed {
+            cluster.tick(leader);
+            all_but_the_state_machine_of(&mut cluster, slow);
+        }
+        waiting.extend(cluster.status(slow).unwrap().snapshot);
+    }
+    assert!(waiting[0] < waiting[1]);
+    let in_use = |cluster: &mut Cluster| cluster.running(slow).unwrap().core.snapshots_in_use();
+    let kept = in_use(&mut cluster);
+    assert!(waiting.iter().all(|position| kept.contains(position)), "{kept:?}");
+    cluster.check_recovery();
+    assert!(!in_use(&mut cluster).contains(&waiting[0]), "it was restored, and is of no use any more");
+}
+
+/// Everything moves once but the state machine of `slow`.
+fn all_but_the_state_machine_of(cluster: &mut Cluster, slow: NodeId) {
+    for node in cluster.ids() {
+        while cluster.complete_write(node) || (node != slow && cluster.apply_one(node)) {}
+        for other in cluster.ids() {
+            while cluster.deliver(node, other) {}
+        }
+    }
+    cluster.handle_events();
+}
+
+#[test]
 fn bug_26_a_leader_that_is_cut_off_answers_no_read() {
     let (mut cluster, old_leader) = cluster_of_three();
     isolate(&mut cluster, old_leader);

@@ -241,12 +241,7 @@ impl Simulation {
     }
 
     /// A read is confirmed: the state of `node` may be looked at.
-    pub(crate) fn read(
-        &mut self,
-        number: u64,
-        node: NodeId,
-        answer: Result<LogIndex, ReadError>,
-    ) -> Checked {
+    pub(crate) fn read(&mut self, number: u64, node: NodeId, answer: Result<LogIndex, ReadError>) -> Checked {
         let Some(Open { call, floor }) = self.clients.open.get(&number) else { return Ok(()) };
         let (call, floor) = (*call, *floor);
         let running = self.nodes.get(&node).and_then(|node| node.running.as_ref());

@@ -1,13 +1,14 @@
-//! What keeps a node's log, and all that disks do wrong: they lose what was not synced, tear the last write, fail once,
+//! What keeps a node's log: a model of the contract that all storages are tried against; and all that disks do wrong: they lose what was not synced, tear the last write, fail once,
 //! fill up, flip bits, are wiped, or are rolled back to an older copy. How long they take is the simulation's.
 
 use raftify_core::storage::{MemoryLogReader, MemorySnapshotStore, MemoryStorage, StoredState, Write};
-use raftify_core::{Entry, LogIndex, LogReader, SnapshotStore, SnapshotWriter, StableStorage, StorageError};
+use raftify_core::{
+    Entry, LogIndex, LogPosition, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
+    StorageError,
+};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::io::{Read, Write as _};
-
-use crate::world::DiskKind;
 
 /// What the next write will meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,15 +29,12 @@ pub(crate) enum Torn {
 
 /// A disk.
 pub(crate) struct Disk {
-    log: Log,
+    log: MemoryStorage,
     snapshots: MemorySnapshotStore,
+    finished: Vec<LogPosition>,
     pub(crate) fault: Option<DiskFault>,
-    /// A bit has flipped in what only reading it shows. Known to the model only; a real log must notice by itself.
+    /// A bit has flipped in what only reading it shows. Real storages notice it by their checksums.
     damaged: bool,
-}
-
-enum Log {
-    Model(MemoryStorage),
 }
 
 fn simulated(what: &str) -> StorageError {
@@ -53,53 +51,49 @@ fn flipped() -> StorageError {
 
 impl Disk {
     /// An empty one.
-    pub(crate) fn new(kind: DiskKind) -> Disk {
-        let log = match kind {
-            DiskKind::Model | DiskKind::Segments => Log::Model(MemoryStorage::default()),
-        };
-        Disk { log, snapshots: MemorySnapshotStore::default(), fault: None, damaged: false }
+    pub(crate) fn new() -> Disk {
+        let log = MemoryStorage::default();
+        Disk {
+            log,
+            snapshots: MemorySnapshotStore::default(),
+            finished: Vec::new(),
+            fault: None,
+            damaged: false,
+        }
     }
 
     pub(crate) fn load(&mut self) -> Result<StoredState, StorageError> {
         if self.damaged {
             return Err(flipped());
         }
-        match &mut self.log {
-            Log::Model(log) => log.load(),
-        }
+        self.log.load()
     }
 
     /// Durable when it returns. After an error, a part of it may be.
     pub(crate) fn write(&mut self, writes: &[Write], rng: &mut ChaCha8Rng) -> Result<(), StorageError> {
         let Some(fault) = self.fault else {
-            return match &mut self.log {
-                Log::Model(log) => log.write(writes),
-            };
+            return self.log.write(writes);
         };
         if fault == DiskFault::Error {
             self.fault = None;
         }
-        match &mut self.log {
-            Log::Model(log) => {
-                log.write(&writes[..rng.random_range(0..=writes.len())])?;
-                Err(simulated(if fault == DiskFault::Full { "no space left" } else { "input/output error" }))
-            }
-        }
+        self.log.write(&writes[..rng.random_range(0..=writes.len())])?;
+        Err(simulated(if fault == DiskFault::Full { "no space left" } else { "input/output error" }))
     }
 
     /// The power goes while `writes` are under way.
-    pub(crate) fn lose_power(&mut self, writes: &[Write], rng: &mut ChaCha8Rng) -> Result<Torn, StorageError> {
-        match &mut self.log {
-            Log::Model(log) => {
-                let kept = rng.random_range(0..=writes.len());
-                log.write(&writes[..kept])?;
-                Ok(match kept {
-                    0 => Torn::Lost,
-                    all if all == writes.len() => Torn::Kept,
-                    _ => Torn::InPart,
-                })
-            }
-        }
+    pub(crate) fn lose_power(
+        &mut self,
+        writes: &[Write],
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Torn, StorageError> {
+        let kept = rng.random_range(0..=writes.len());
+        self.log.write(&writes[..kept])?;
+        Ok(match kept {
+            0 => Torn::Lost,
+            all if all == writes.len() => Torn::Kept,
+            _ => Torn::InPart,
+        })
     }
 
     /// Entries, as a node reads them beside the writer.
@@ -112,16 +106,12 @@ impl Disk {
         if self.damaged {
             return Err(flipped());
         }
-        match &self.log {
-            Log::Model(log) => log.log_reader().read(from, until, bytes_max),
-        }
+        self.log.log_reader().read(from, until, bytes_max)
     }
 
     /// A second view on the log.
-    pub(crate) fn log_reader(&self) -> DiskReader {
-        match &self.log {
-            Log::Model(log) => DiskReader::Model(log.log_reader()),
-        }
+    pub(crate) fn log_reader(&self) -> MemoryLogReader {
+        self.log.log_reader()
     }
 
     /// Whether a bit has flipped.
@@ -138,14 +128,14 @@ impl Disk {
         self.fault = None;
     }
 
-    pub(crate) fn flip_a_bit(&mut self, _rng: &mut ChaCha8Rng) {
+    pub(crate) fn flip_a_bit(&mut self) {
         self.damaged = true;
     }
 
     /// A second disk with the same content.
     pub(crate) fn copy(&mut self) -> Result<Disk, StorageError> {
         let state = self.load()?;
-        let mut copy = Disk::new(DiskKind::Model);
+        let mut copy = Disk::new();
         if let Some(snapshot) = &state.snapshot {
             let data = self.read_snapshot(snapshot.position)?;
             copy.write_snapshot(snapshot, &data)?;
@@ -160,27 +150,23 @@ impl Disk {
             snapshot: state.snapshot,
             compact: None,
         };
-        match &mut copy.log {
-            Log::Model(log) => log.write(&[whole])?,
-        }
+        copy.log.write(&[whole])?;
         Ok(copy)
     }
 
-    pub(crate) fn write_snapshot(
-        &self,
-        meta: &raftify_core::SnapshotMeta,
-        data: &[u8],
-    ) -> Result<(), StorageError> {
+    pub(crate) fn write_snapshot(&mut self, meta: &SnapshotMeta, data: &[u8]) -> Result<(), StorageError> {
         let mut writer = self.snapshots.create(meta)?;
         writer.write_all(data).map_err(|source| StorageError::Io {
             action: "write to",
             path: "snapshot".into(),
             source,
         })?;
-        writer.finish().map(drop)
+        writer.finish()?;
+        self.finished.push(meta.position);
+        Ok(())
     }
 
-    pub(crate) fn read_snapshot(&self, position: raftify_core::LogPosition) -> Result<Vec<u8>, StorageError> {
+    pub(crate) fn read_snapshot(&self, position: LogPosition) -> Result<Vec<u8>, StorageError> {
         let (_, _, mut reader) = self.snapshots.open(position)?;
         let mut data = Vec::new();
         reader.read_to_end(&mut data).map_err(|source| StorageError::Io {
@@ -194,18 +180,13 @@ impl Disk {
     pub(crate) fn snapshots(&self) -> &MemorySnapshotStore {
         &self.snapshots
     }
-}
 
-/// Reads the log of a disk.
-#[derive(Clone)]
-pub(crate) enum DiskReader {
-    Model(MemoryLogReader),
-}
-
-impl LogReader for DiskReader {
-    fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError> {
-        match self {
-            DiskReader::Model(reader) => reader.read(from, until, bytes_max),
-        }
+    /// Deletes the snapshots that are not in use, but for those that were finished since the core was asked.
+    pub(crate) fn retain_snapshots(&mut self, in_use: Vec<LogPosition>) -> Result<(), StorageError> {
+        let newest = in_use.iter().map(|position| position.index).max().unwrap_or_default();
+        self.finished.retain(|position| position.index >= newest);
+        let mut keep = in_use;
+        keep.extend(&self.finished);
+        self.snapshots.retain(&keep)
     }
 }

@@ -1,6 +1,5 @@
 //! A deterministic simulator for raftify: whole clusters of real cores in one thread, in a world that one seed decides
-//! about. Network, disks, clocks, restarts, clients and the user's state machine are simulated; the core and, in a part
-//! of the worlds, the segment log are the real ones. After every step, all of `invariants` are checked; at the end,
+//! about. Network, disks, clocks, restarts, clients and the user's state machine are simulated; the core is the real one. After every step, all of `invariants` are checked; at the end,
 //! that the clients' histories are linearizable and that the cluster became live again.
 //!
 //! The binary `sim` runs many seeds, or one again. `docs/testing.md` says what is simulated and what is not.

@@ -362,11 +362,11 @@ impl Simulation {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         match (fault, backup) {
             (Fault::BitFlip, _) => {
-                node.disk.flip_a_bit(&mut self.rng);
+                node.disk.flip_a_bit();
             }
             (Fault::Wipe, _) => {
                 node.lost = Some(Lost::Wiped);
-                node.disk = Disk::new(self.world.disk);
+                node.disk = Disk::new();
                 node.held_before = Some(std::mem::take(&mut node.durable).log);
                 node.maybe_durable.clear();
                 node.incarnation = incarnation;
@@ -405,11 +405,8 @@ impl Simulation {
         if members.is_joint() || !is_member(id) || self.lost_member().is_some() {
             return false;
         }
-        let is_asked = self
-            .nemesis
-            .membership_requests
-            .iter()
-            .any(|number| self.invariants.answers.is_open(*number));
+        let is_asked =
+            self.nemesis.membership_requests.iter().any(|number| self.invariants.answers.is_open(*number));
         let voters = members.configuration().voters.len();
         if is_asked || (members.is_voter(id) && voters - 1 <= voters / 2) {
             return false;
@@ -473,8 +470,7 @@ impl Simulation {
             return self.ask(node, LocalRequestMsg::ForLeader(LeaderRequest::ReserveNodeId { reply }));
         }
         let most = if self.rng.percent(60) { 1 } else { 4 };
-        let leave =
-            if self.rng.percent(50) { LeaveJoint::Automatically } else { LeaveJoint::OnRequest };
+        let leave = if self.rng.percent(50) { LeaveJoint::Automatically } else { LeaveJoint::OnRequest };
         let steps = (0..self.rng.random_range(1..=most)).filter_map(|_| self.some_step()).collect();
         let change = match self.rng.random_range(0..4) {
             0 => MembershipChange::LeaveJoint,
@@ -487,7 +483,10 @@ impl Simulation {
         self.tell(format_args!("{node} is asked for {change:?}"));
         let number = self.invariants.answers.asked(format!("change of members on {node}"));
         self.nemesis.membership_requests.push(number);
-        let reply = self.done(number, None);
+        let (answers, asked) = (self.answers.clone(), change.clone());
+        let reply = Responder::new(move |answer| {
+            answers.push(Answered::Changed { number, change: asked, answer });
+        });
         self.ask(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }))
     }
 
@@ -508,7 +507,11 @@ impl Simulation {
         {
             return self.added(spare);
         }
-        let ids: Vec<NodeId> = members.iter().map(|member| member.id).collect();
+        // Some changes make no sense, such as to add who was removed, or to remove who is no member.
+        let ids: Vec<NodeId> = match self.rng.percent(10) {
+            true => self.nodes.keys().copied().collect(),
+            false => members.iter().map(|member| member.id).collect(),
+        };
         let id = self.rng.one_of(&ids);
         if self.rng.percent(40) { Some(MemberChange::Remove(id)) } else { self.added(id) }
     }
@@ -650,12 +653,14 @@ impl Simulation {
         self.nodes.values().all(|node| {
             let is_member = status.members.get(node.id).is_some();
             match &node.running {
-                // Who was removed stops by itself; who was never added waits.
+                // A voter that was removed asks for votes, is refused, and stops. A learner that never heard of its
+                // removal waits, like a node that was never added.
                 Some(running) if !is_member => {
-                    node.lost.is_some() || running.core.status().members.is_empty()
+                    node.lost.is_some() || !running.core.status().members.is_voter(node.id)
                 }
                 Some(running) => {
-                    running.at.index == last && running.core.status().applied == last
+                    running.at.index == last
+                        && running.core.status().applied == last
                         && running.core.status().leader_id == Some(leader)
                 }
                 None => !is_member || self.nemesis.kept_down.contains(&node.id),
@@ -665,12 +670,10 @@ impl Simulation {
 
     /// Whether every configuration that may be in force has a quorum of nodes that are of use.
     fn can_go_on(&self) -> bool {
-        let is_of_use = |id: &NodeId| {
-            self.nodes.get(id).is_some_and(|node| node.lost.is_none() && !node.is_gone)
-        };
-        let is_quorum = |voters: &BTreeSet<NodeId>| {
-            voters.iter().filter(|id| is_of_use(id)).count() > voters.len() / 2
-        };
+        let is_of_use =
+            |id: &NodeId| self.nodes.get(id).is_some_and(|node| node.lost.is_none() && !node.is_gone);
+        let is_quorum =
+            |voters: &BTreeSet<NodeId>| voters.iter().filter(|id| is_of_use(id)).count() > voters.len() / 2;
         let Some(members) = self.invariants.membership.newest_members() else { return true };
         let configuration = members.configuration();
         is_quorum(&configuration.voters)

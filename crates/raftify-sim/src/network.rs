@@ -12,7 +12,7 @@ use raftify_core::{
 };
 
 use crate::schedule::Time;
-use crate::simulation::{Answered, AnswerQueue};
+use crate::simulation::{AnswerQueue, Answered};
 use crate::store::Effect;
 
 /// What travels from one node to another.
@@ -67,7 +67,7 @@ impl Deferred {
         (self.0)(true);
     }
 
-    pub(crate) fn is_lost(self) {
+    pub(crate) fn breaks(self) {
         (self.0)(false);
     }
 }

@@ -12,8 +12,9 @@ use raftify_core::members::SenderRefusal;
 use raftify_core::storage::Write;
 use raftify_core::{
     ClusterId, Committed, CoreStart, Forwarding, Identity, Incarnation, LocalRequestMsg, LogFetch, LogIndex,
-    LogPosition, Member, Members, NodeId, RaftMessage, RaftNodeCore, Reservation, Responder, Role, Sender,
-    ServerRequestMsg, SnapshotMeta, SnapshotStore, Status, StorageError, Turn, TurnNumber,
+    LogPosition, Member, Members, MembershipChange, NodeId, RaftMessage, RaftNodeCore, Reservation,
+    Responder, Role, Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, Status, StorageError, Turn,
+    TurnNumber,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,7 +22,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::clients::Clients;
 use crate::coverage::{Coverage, Happened};
 use crate::disk::{Disk, Torn};
-use crate::invariants::{Checked, Invariants, leader_append_only};
+use crate::invariants::{Checked, Invariants, leader_append_only, membership};
 use crate::log_picture::LogPicture;
 use crate::nemesis::{Nemesis, Repair};
 use crate::network::{BROKEN, Network, Packet, Proposed, break_off, forwarded};
@@ -35,19 +36,50 @@ pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 
 /// What will happen.
 pub(crate) enum Event {
-    Tick { node: NodeId, life: u64 },
-    Arrive { from: NodeId, to: NodeId, packet: Packet },
+    Tick {
+        node: NodeId,
+        life: u64,
+    },
+    Arrive {
+        from: NodeId,
+        to: NodeId,
+        packet: Packet,
+    },
     /// The write that is under way is on the disk.
-    Durable { node: NodeId, life: u64 },
+    Durable {
+        node: NodeId,
+        life: u64,
+    },
     /// The node hears of it.
-    Written { node: NodeId, life: u64 },
-    Apply { node: NodeId, life: u64 },
-    SnapshotWritten { node: NodeId, life: u64, captured: Captured },
-    Fetched { node: NodeId, life: u64, fetch: LogFetch },
+    Written {
+        node: NodeId,
+        life: u64,
+    },
+    Apply {
+        node: NodeId,
+        life: u64,
+    },
+    SnapshotWritten {
+        node: NodeId,
+        life: u64,
+        captured: Captured,
+    },
+    Fetched {
+        node: NodeId,
+        life: u64,
+        fetch: LogFetch,
+    },
     /// A connection broke: its sender hears of it, or of what it carried.
-    Broke { from: NodeId, to: NodeId },
+    Broke {
+        from: NodeId,
+        to: NodeId,
+    },
     Lost(Packet, NodeId),
-    Refused { node: NodeId, by: NodeId, refusal: SenderRefusal },
+    Refused {
+        node: NodeId,
+        by: NodeId,
+        refusal: SenderRefusal,
+    },
     Client(usize),
     /// Something goes wrong.
     Fault,
@@ -81,13 +113,36 @@ impl Event {
 
 /// Something that a core, or a node that stopped, has answered.
 pub(crate) enum Answered {
-    Proposed { number: u64, answer: Proposed },
-    Read { number: u64, node: NodeId, answer: Result<LogIndex, ReadError> },
-    Reserved { number: u64, answer: Result<Reservation, MembershipError> },
+    Proposed {
+        number: u64,
+        answer: Proposed,
+    },
+    Read {
+        number: u64,
+        node: NodeId,
+        answer: Result<LogIndex, ReadError>,
+    },
+    Changed {
+        number: u64,
+        change: MembershipChange,
+        answer: Result<Members, MembershipError>,
+    },
+    Reserved {
+        number: u64,
+        answer: Result<Reservation, MembershipError>,
+    },
     /// Something of which it only matters whether it succeeded.
-    Done { number: u64, what: Option<Happened>, succeeded: bool },
+    Done {
+        number: u64,
+        what: Option<Happened>,
+        succeeded: bool,
+    },
     /// It is for another node.
-    Travels { from: NodeId, to: NodeId, packet: Packet },
+    Travels {
+        from: NodeId,
+        to: NodeId,
+        packet: Packet,
+    },
 }
 
 /// Where answers are put until the step that gave them is over.
@@ -266,7 +321,7 @@ impl Simulation {
         let node = Node {
             id,
             incarnation: self.next_incarnation(),
-            disk: Disk::new(self.world.disk),
+            disk: Disk::new(),
             durable: Durable::default(),
             maybe_durable: Vec::new(),
             held_before: None,
@@ -321,7 +376,8 @@ impl Simulation {
             }
         }
         let at = stored.snapshot.as_ref().map_or(stored.truncated, |snapshot| snapshot.position);
-        let members = stored.snapshot.as_ref().map_or_else(Members::none, |snapshot| snapshot.members.clone());
+        let members =
+            stored.snapshot.as_ref().map_or_else(Members::none, |snapshot| snapshot.members.clone());
         let is_fresh = stored.identity.is_none();
         let identity = Identity { cluster_id: CLUSTER, node_id: id, incarnation: node.incarnation };
         let start = CoreStart {
@@ -332,7 +388,8 @@ impl Simulation {
             logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let reader = node.disk.log_reader();
-        let core = RaftNodeCore::new(start, &reader).map_err(|error| format!("{id} cannot start: {error}"))?;
+        let core =
+            RaftNodeCore::new(start, &reader).map_err(|error| format!("{id} cannot start: {error}"))?;
         node.life += 1;
         let (life, tick) = (node.life, node.tick);
         node.running = Some(Running {
@@ -393,10 +450,6 @@ impl Simulation {
         let mut maybe = std::mem::take(&mut node.maybe_durable).into_iter();
         while durable.state != *found {
             let Some(write) = maybe.next() else {
-                if node.disk.has_flipped() {
-                    // The end of a log that a flipped bit makes unreadable looks like one that was torn.
-                    return self.has_rolled_back(id, found);
-                }
                 return Err(format!(
                     "storage: {id} finds {found:?}, which is neither what was acknowledged nor what was under way: {:?}",
                     node.durable.state
@@ -404,6 +457,7 @@ impl Simulation {
             };
             durable.state = durable.state.after(&write).map_err(|error| format!("{id}: {error}"))?;
             durable.log.take(&write, |position| self.invariants.logs.digest(position));
+            self.invariants.logs.writes(id, &write, &durable.log)?;
             self.invariants.durable.written(id, node.incarnation, &write)?;
         }
         let log = picture_of(&node.disk, found, |position| self.invariants.logs.digest(position))?;
@@ -415,22 +469,6 @@ impl Simulation {
         Ok(())
     }
 
-    /// Its disk holds less than it has acknowledged.
-    pub(crate) fn has_rolled_back(
-        &mut self,
-        id: NodeId,
-        found: &raftify_core::storage::StoredState,
-    ) -> Checked {
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        node.lost = Some(Lost::RolledBack);
-        node.held_before = Some(node.durable.log.clone());
-        let log = picture_of(&node.disk, found, |position| self.invariants.logs.digest(position))?;
-        node.durable = Durable { state: found.clone(), log };
-        self.coverage.saw(Happened::DiskRolledBack);
-        self.tell(format_args!("{id} finds an older copy of its disk, up to {}", found.last));
-        Ok(())
-    }
-
     /// The power of `id` fails: what is under way may be durable, in part or not at all; all else is gone.
     pub(crate) fn crash(&mut self, id: NodeId) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
@@ -438,7 +476,8 @@ impl Simulation {
         node.paused_until = 0;
         let writing = running.writing.filter(|writing| !writing.is_durable && !writing.writes.is_empty());
         if let Some(Writing { writes, .. }) = writing {
-            let torn = node.disk.lose_power(&writes, &mut self.rng).map_err(|error| format!("{id}: {error}"))?;
+            let torn =
+                node.disk.lose_power(&writes, &mut self.rng).map_err(|error| format!("{id}: {error}"))?;
             node.maybe_durable = writes;
             self.coverage.saw(match torn {
                 Torn::Lost => Happened::UnsyncedLost,
@@ -506,11 +545,7 @@ impl Simulation {
     // --- The core's inputs ---
 
     /// Asks a running node something.
-    pub(crate) fn ask(
-        &mut self,
-        node: NodeId,
-        message: LocalRequestMsg<crate::network::Reply>,
-    ) -> Checked {
+    pub(crate) fn ask(&mut self, node: NodeId, message: LocalRequestMsg<crate::network::Reply>) -> Checked {
         if let Some(running) = self.running(node) {
             running.core.handle_local_request_msg(message);
             self.settle(node)?;
@@ -706,7 +741,7 @@ impl Simulation {
         let life = node.life;
         match (packet, &mut node.running) {
             (Packet::Request(request), _) => break_off(request),
-            (Packet::Answer(answer), _) => answer.is_lost(),
+            (Packet::Answer(answer), _) => answer.breaks(),
             (Packet::Snapshot { sent, .. }, Some(running)) => {
                 running.core.snapshot_sent(sent, Err(BROKEN.to_owned()));
             }
@@ -766,12 +801,13 @@ impl Simulation {
                 self.coverage.saw(Happened::SnapshotInstalled);
             }
             running.log.take(write, |position| self.invariants.logs.digest(position));
-            self.invariants.logs.writes(id, write, &running.log)?;
         }
         for item in &turn.committed {
             let index = item.position().index;
             if index > node.durable.state.last.index && index > LogIndex(1) {
-                return Err(format!("durability: {id} hands out {index} to be applied before it is durable there"));
+                return Err(format!(
+                    "durability: {id} hands out {index} to be applied before it is durable there"
+                ));
             }
         }
         if turn.write.is_some() || !turn.send_after.is_empty() {
@@ -791,7 +827,8 @@ impl Simulation {
             let Some(node) = self.nodes.get(&id) else { continue };
             let position = sent.position;
             let opened = node.disk.snapshots().open(position);
-            let (snapshot, ..) = opened.map_err(|error| format!("snapshots: {id} is to send one: {error}"))?;
+            let (snapshot, ..) =
+                opened.map_err(|error| format!("snapshots: {id} is to send one: {error}"))?;
             let data = node.disk.read_snapshot(position).map_err(|error| format!("{id}: {error}"))?;
             if let Some((sender, receiver)) = self.introduction(id, sent.to) {
                 self.send(id, sent.to, Packet::Snapshot { sender, receiver, sent, snapshot, data });
@@ -867,6 +904,7 @@ impl Simulation {
             let after = node.durable.state.after(write).map_err(|error| format!("storage: {id}: {error}"))?;
             node.durable.state = after;
             node.durable.log.take(write, |position| self.invariants.logs.digest(position));
+            self.invariants.logs.writes(id, write, &node.durable.log)?;
         }
         if self.rng.percent(self.world.late_percent) && self.healed_at.is_none() {
             self.coverage.saw(Happened::LateCompletion);
@@ -880,7 +918,8 @@ impl Simulation {
     fn hears_of_write(&mut self, id: NodeId, life: u64) -> Checked {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let Some(running) = &mut node.running else { return Ok(()) };
-        let Some(Writing { number, send_after, .. }) = running.writing.take_if(|writing| writing.is_durable) else {
+        let Some(Writing { number, send_after, .. }) = running.writing.take_if(|writing| writing.is_durable)
+        else {
             return Ok(());
         };
         running.core.written(number);
@@ -992,8 +1031,8 @@ impl Simulation {
                     return self.stop(id, &reason);
                 }
                 let data = node.disk.read_snapshot(position).map_err(|error| format!("{id}: {error}"))?;
-                running.store =
-                    Store::decode(&data).ok_or_else(|| format!("{id} cannot decode the snapshot at {position}"))?;
+                running.store = Store::decode(&data)
+                    .ok_or_else(|| format!("{id} cannot decode the snapshot at {position}"))?;
                 running.members = snapshot.members.clone();
             }
         }
@@ -1002,7 +1041,9 @@ impl Simulation {
             self.invariants.states.applied(id, position, running.store.digest())?;
             self.invariants.membership.applied(id, position.index, &running.members)?;
             if position.index > LogIndex(1) && !self.invariants.committed.is_committed(position) {
-                return Err(format!("state-machine safety: {id} applies {position}, which no leader has committed"));
+                return Err(format!(
+                    "state-machine safety: {id} applies {position}, which no leader has committed"
+                ));
             }
         }
         Ok(())
@@ -1018,11 +1059,8 @@ impl Simulation {
             return Ok(());
         }
         self.invariants.states.snapshot(id, running.at.index, running.store.digest())?;
-        let meta = SnapshotMeta {
-            cluster_id: CLUSTER,
-            position: running.at,
-            members: running.members.clone(),
-        };
+        let meta =
+            SnapshotMeta { cluster_id: CLUSTER, position: running.at, members: running.members.clone() };
         let captured = Captured { meta, data: running.store.encode() };
         let delay = self.rng.about(5 * MILLISECOND * node.disk_slowness);
         self.schedule.after(delay, Event::SnapshotWritten { node: id, life, captured });
@@ -1063,12 +1101,16 @@ impl Simulation {
             let configurations: Vec<_> =
                 self.invariants.membership.between(first, last).map(Members::configuration).collect();
             let Some(digest) = running.log.digest(status.commit) else {
-                return Err(format!("commit index: leader {id} commits {}, which it does not have", status.commit));
+                return Err(format!(
+                    "commit index: leader {id} commits {}, which it does not have",
+                    status.commit
+                ));
             };
             self.invariants.committed.leader_commits(id, status.commit, &running.log)?;
             self.invariants.completeness.commits(term, status.commit);
             let nodes = &self.nodes;
-            let holds = |voter: NodeId| nodes.get(&voter).is_some_and(|node| node.holds(status.commit, digest));
+            let holds =
+                |voter: NodeId| nodes.get(&voter).is_some_and(|node| node.holds(status.commit, digest));
             self.invariants.commit.leader_commits(id, status.commit, &configurations, holds)?;
             for other in self.nodes.values() {
                 if let Some(running) = &other.running
@@ -1076,7 +1118,12 @@ impl Simulation {
                     && running.seen.term > term
                 {
                     let committed = &self.invariants.committed;
-                    self.invariants.completeness.leads(other.id, running.seen.term, &running.log, committed)?;
+                    self.invariants.completeness.leads(
+                        other.id,
+                        running.seen.term,
+                        &running.log,
+                        committed,
+                    )?;
                 }
             }
         }
@@ -1090,10 +1137,18 @@ impl Simulation {
         if self.nodes.get(&id).is_some_and(|node| node.lost == Some(Lost::Wiped)) {
             return Ok(());
         }
-        let before = self.invariants.membership.newest_members().map(|newest| (newest.as_of(), newest.len()));
+        let newest = self.invariants.membership.newest_members();
+        let was_member: Vec<NodeId> =
+            newest.iter().flat_map(|newest| newest.iter().map(|member| member.id)).collect();
+        let before = newest.map(|newest| (newest.as_of(), newest.len()));
         self.invariants.membership.has(id, members)?;
         let Some((as_of, count)) = before else { return Ok(()) };
         if members.as_of() > as_of {
+            if self.nodes.values().any(|node| {
+                node.lost.is_some() && was_member.contains(&node.id) && members.get(node.id).is_none()
+            }) {
+                self.coverage.saw(Happened::LostMemberRemoved);
+            }
             if members.is_joint() {
                 self.coverage.saw(Happened::JointConfiguration);
             }
@@ -1136,7 +1191,7 @@ impl Simulation {
         if status.snapshot != running.retained_for {
             running.retained_for = status.snapshot;
             let keep = running.core.snapshots_in_use();
-            node.disk.snapshots().retain(&keep).map_err(|error| format!("{id}: {error}"))?;
+            node.disk.retain_snapshots(keep).map_err(|error| format!("{id}: {error}"))?;
         }
         if is_news {
             self.trace.add(
@@ -1171,6 +1226,12 @@ impl Simulation {
                     Answered::Read { number, node, answer } => {
                         self.invariants.answers.answered(number)?;
                         self.read(number, node, answer)?;
+                    }
+                    Answered::Changed { number, change, answer } => {
+                        self.invariants.answers.answered(number)?;
+                        if let Ok(members) = answer {
+                            membership::changed(&change, &members)?;
+                        }
                     }
                     Answered::Reserved { number, answer } => {
                         self.invariants.answers.answered(number)?;

@@ -11,22 +11,12 @@ use rand_chacha::ChaCha8Rng;
 use crate::nemesis::Fault;
 use crate::schedule::{MILLISECOND, SECOND, Time};
 
-/// What keeps a node's log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DiskKind {
-    /// A model of the contract.
-    Model,
-    /// The segment log of `raftify-storage` on a simulated disk.
-    Segments,
-}
-
 /// A world.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) voters: u64,
     pub(crate) learners: u64,
     pub(crate) config: CheckedConfig,
-    pub(crate) disk: DiskKind,
     /// How long a write to a healthy disk takes at least and at most.
     pub(crate) write_delay: (Time, Time),
     /// Of 100 writes, so many are reported late.
@@ -101,7 +91,6 @@ impl World {
             voters,
             learners,
             config: draw_config(rng),
-            disk: if rng.percent(30) { DiskKind::Segments } else { DiskKind::Model },
             write_delay: (write / 2, write * rng.one_of(&[1, 2, 10])),
             late_percent: rng.one_of(&[0, 0, 10]),
             message_delay: (delay / 2, delay * rng.one_of(&[1, 2, 10])),

@@ -13,7 +13,7 @@ use crate::request::{ProposalReply, Responder};
 use crate::snapshot_policy::SnapshotPolicy;
 use crate::storage::SnapshotMeta;
 use crate::turn::{Committed, SnapshotToSend, TurnNumber};
-use crate::types::{Incarnation, LogPosition, NodeId, Term};
+use crate::types::{Incarnation, LogIndex, LogPosition, NodeId, Term};
 
 /// The state of all snapshots of one node.
 pub(super) struct Snapshots {
@@ -29,6 +29,8 @@ pub(super) struct Snapshots {
     recording: Option<(TurnNumber, SnapshotMeta, Option<LogPosition>)>,
     /// Received from a leader, and being recorded.
     installing: Option<Installing>,
+    /// Recorded, and handed to the state machine, which may not have restored them yet.
+    restoring: Vec<LogPosition>,
     /// On their way to followers.
     sending: Vec<SnapshotToSend>,
     /// How many were ever to be sent.
@@ -52,9 +54,15 @@ impl Snapshots {
             replies: Vec::new(),
             recording: None,
             installing: None,
+            restoring: Vec::new(),
             sending: Vec::new(),
             attempts: 0,
         }
+    }
+
+    /// The state machine has applied everything up to `index`.
+    pub(super) fn applied(&mut self, index: LogIndex) {
+        self.restoring.retain(|position| position.index > index);
     }
 
     pub(super) fn newest(&self) -> Option<LogPosition> {
@@ -174,12 +182,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Which snapshots must be kept: the newest, those that are being recorded, and those on their way to a follower.
+    /// Which snapshots must be kept: the newest, those that are being recorded, those that a slow state machine has yet
+    /// to restore, and those on their way to a follower.
     pub fn snapshots_in_use(&self) -> Vec<LogPosition> {
         let snapshots = &self.snapshots;
         let mut all: Vec<LogPosition> = snapshots.newest().into_iter().collect();
         all.extend(snapshots.recording.as_ref().map(|(_, snapshot, _)| snapshot.position));
         all.extend(snapshots.installing.as_ref().map(|installing| installing.snapshot.position));
+        all.extend(&snapshots.restoring);
         all.extend(snapshots.sending.iter().map(|sending| sending.position));
         all
     }
@@ -280,6 +290,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.snapshots.policy.begin(self.now_ticks);
         self.handed_out = position;
+        self.snapshots.restoring.push(position);
         self.next
             .committed
             .push(Committed::Members { position, members: Arc::new(snapshot.members.clone()) });

@@ -35,7 +35,9 @@ impl CommittedEntries {
         while self.last() < index {
             let next = self.last().next();
             let Some(place) = log.at(next) else {
-                return Err(format!("committed entries: leader {leader} commits {next}, which is not in its log"));
+                return Err(format!(
+                    "committed entries: leader {leader} commits {next}, which is not in its log"
+                ));
             };
             self.entries.push(CommittedEntry { term: place.term, digest: place.digest });
         }
@@ -45,12 +47,14 @@ impl CommittedEntries {
     /// `node` takes everything up to `index` for committed.
     pub(crate) fn commits(&self, node: NodeId, index: LogIndex, log: &LogPicture) -> Checked {
         if index > self.last() {
-            return Err(format!("committed entries: {node} takes {index} for committed, no leader has done so"));
+            return Err(format!(
+                "committed entries: {node} takes {index} for committed, no leader has done so"
+            ));
         }
         match self.at(index) {
-            Some(CommittedEntry { digest, .. }) if !log.holds(index, digest) => {
-                Err(format!("committed entries: what {node} has committed up to {index} is not what others have"))
-            }
+            Some(CommittedEntry { digest, .. }) if !log.holds(index, digest) => Err(format!(
+                "committed entries: what {node} has committed up to {index} is not what others have"
+            )),
             _ => Ok(()),
         }
     }
@@ -105,7 +109,10 @@ mod tests {
         let mut committed = CommittedEntries::default();
         committed.leader_commits(node, LogIndex(3), &log(&[1, 1])).unwrap();
         assert!(committed.is_committed(LogPosition::new(1, 3)));
-        assert!(!committed.is_committed(LogPosition::new(2, 3)) && !committed.is_committed(LogPosition::new(1, 4)));
+        assert!(
+            !committed.is_committed(LogPosition::new(2, 3))
+                && !committed.is_committed(LogPosition::new(1, 4))
+        );
         committed.commits(node, LogIndex(3), &log(&[1, 1, 2])).unwrap();
         committed.commits(node, LogIndex(3), &log(&[1, 2])).unwrap_err();
         committed.leader_commits(node, LogIndex(4), &log(&[1, 2, 2])).unwrap_err();

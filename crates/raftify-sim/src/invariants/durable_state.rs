@@ -30,7 +30,9 @@ impl DurableState {
         if let Some(snapshot) = &write.snapshot {
             let (before, now) = (remembered.snapshot, snapshot.position.index);
             if now < before {
-                return Err(format!("durable state: the snapshot of {node} goes back from {before} to {now}"));
+                return Err(format!(
+                    "durable state: the snapshot of {node} goes back from {before} to {now}"
+                ));
             }
             remembered.snapshot = now;
         }
@@ -45,7 +47,10 @@ impl DurableState {
         }
         if now.term == before.term && before.vote.is_some() && now.vote != before.vote {
             let (first, second) = (before.vote, now.vote);
-            return Err(format!("durable state: {node} votes twice in term {}: {first:?}, {second:?}", now.term));
+            return Err(format!(
+                "durable state: {node} votes twice in term {}: {first:?}, {second:?}",
+                now.term
+            ));
         }
         *before = now;
         Ok(())

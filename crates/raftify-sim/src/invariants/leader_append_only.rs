@@ -8,7 +8,9 @@ use super::Checked;
 /// `node`, which has been the leader of `term` since before it decided on this write, has a log up to `last`.
 pub(crate) fn writes(node: NodeId, term: Term, last: LogIndex, write: &Write) -> Checked {
     if let Some(position) = write.reset_log {
-        return Err(format!("leader append-only: leader {node} of term {term} begins its log anew after {position}"));
+        return Err(format!(
+            "leader append-only: leader {node} of term {term} begins its log anew after {position}"
+        ));
     }
     match write.append.first() {
         Some(first) if first.position.index <= last => Err(format!(

@@ -73,6 +73,8 @@ mod tests {
         completeness.leads(node, Term(5), &complete, &committed).unwrap();
         completeness.leads(node, Term(5), &log(&[2]), &committed).unwrap_err();
         completeness.leads(node, Term(5), &log(&[2, 3]), &committed).unwrap_err();
-        completeness.leads(node, Term(3), &log(&[2, 3]), &committed).expect("it was committed in a later term only");
+        completeness
+            .leads(node, Term(3), &log(&[2, 3]), &committed)
+            .expect("it was committed in a later term only");
     }
 }

@@ -1,5 +1,6 @@
 //! Log matching: two logs that hold an entry of the same index and term are the same up to it (thesis, figure 3.2 and
-//! section 3.5). Logs are compared by their digests.
+//! section 3.5). Logs are compared by their digests, as they are on disk: a single voter that forgets its term in a crash
+//! may lead in it again, with other entries, as long as nobody ever saw the first ones.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +21,7 @@ impl LogMatching {
         self.digests.get(&position).copied().unwrap_or(Digest::BEGIN)
     }
 
-    /// `node` has just taken `write` into its log, which is `log` now.
+    /// `node` has `write` on its disk, and its log there is `log` now.
     pub(crate) fn writes(&mut self, node: NodeId, write: &Write, log: &LogPicture) -> Checked {
         for position in write.append.iter().map(|entry| entry.position) {
             let Some(digest) = log.digest(position.index) else { continue };

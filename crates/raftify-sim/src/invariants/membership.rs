@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use raftify_core::{LogIndex, Members, NodeId};
+use raftify_core::{LogIndex, MemberChange, MemberRole, Members, MembershipChange, NodeId};
 
 use super::Checked;
 use crate::log_picture::LogPicture;
@@ -11,6 +11,7 @@ use crate::log_picture::LogPicture;
 #[derive(Default)]
 pub(crate) struct Membership {
     as_of: BTreeMap<LogIndex, Members>,
+    removed: BTreeSet<NodeId>,
     in_force: BTreeMap<LogIndex, LogIndex>,
     reserved: BTreeSet<NodeId>,
 }
@@ -27,6 +28,16 @@ impl Membership {
 
     /// `node` has this membership.
     pub(crate) fn has(&mut self, node: NodeId, members: &Members) -> Checked {
+        if let Some(newest) = self.newest_members()
+            && newest.as_of() < members.as_of()
+        {
+            let gone = newest.iter().map(|member| member.id).filter(|id| members.get(*id).is_none());
+            let gone: Vec<NodeId> = gone.collect();
+            self.removed.extend(gone);
+            if let Some(back) = members.iter().find(|member| self.removed.contains(&member.id)) {
+                return Err(format!("membership: {} was removed, and is a member again", back.id));
+            }
+        }
         let first = self.as_of.entry(members.as_of()).or_insert_with(|| members.clone());
         if first == members {
             return Ok(());
@@ -50,7 +61,11 @@ impl Membership {
 
     /// Somebody was given this id.
     pub(crate) fn reserved(&mut self, id: NodeId) -> Checked {
-        if self.reserved.insert(id) { Ok(()) } else { Err(format!("membership: id {id} was given out twice")) }
+        if self.reserved.insert(id) {
+            Ok(())
+        } else {
+            Err(format!("membership: id {id} was given out twice"))
+        }
     }
 
     /// The newest that anybody has.
@@ -62,6 +77,23 @@ impl Membership {
     pub(crate) fn between(&self, first: LogIndex, last: LogIndex) -> impl Iterator<Item = &Members> {
         self.as_of.range(first..=last.max(first)).map(|(_, members)| members)
     }
+}
+
+/// `change` is answered with success, and with these members.
+pub(crate) fn changed(change: &MembershipChange, members: &Members) -> Checked {
+    let is_shown = match change {
+        MembershipChange::LeaveJoint => !members.is_joint(),
+        MembershipChange::Steps { steps, .. } => steps.iter().all(|step| match step {
+            MemberChange::Add(added) => members.get(added.id).is_some_and(|member| member.role == added.role),
+            MemberChange::Remove(id) => {
+                members.get(*id).is_none_or(|member| member.role == MemberRole::Leaving)
+            }
+        }),
+    };
+    if is_shown {
+        return Ok(());
+    }
+    Err(format!("membership: {change:?} is said to be in force, and the members are {members:?}"))
 }
 
 #[cfg(test)]
@@ -100,6 +132,27 @@ mod tests {
         let later = members(3).recorded(LogIndex(5), &raftify_core::members::MemberRecord::ReserveNodeId);
         membership.applied(NodeId::FIRST, LogIndex(7), &later).unwrap_err();
         membership.applied(NodeId::FIRST, LogIndex(4), &later).expect("it is ahead");
+    }
+
+    #[test]
+    fn a_change_that_is_answered_and_not_made_is_rejected() {
+        let remove = |id| MembershipChange::one(MemberChange::Remove(NodeId::new(id).unwrap()));
+        changed(&remove(4), &members(3)).unwrap();
+        changed(&remove(3), &members(3)).unwrap_err();
+        let add =
+            |id| MembershipChange::one(MemberChange::Add(Member::voter(NodeId::new(id).unwrap(), "node:1")));
+        changed(&add(3), &members(3)).unwrap();
+        changed(&add(4), &members(3)).unwrap_err();
+        changed(&MembershipChange::LeaveJoint, &members(3)).unwrap();
+    }
+
+    #[test]
+    fn a_removed_member_that_comes_back_is_rejected() {
+        let record = raftify_core::members::MemberRecord::ReserveNodeId;
+        let mut membership = Membership::default();
+        membership.has(NodeId::FIRST, &members(3)).unwrap();
+        membership.has(NodeId::FIRST, &members(2).recorded(LogIndex(5), &record)).unwrap();
+        membership.has(NodeId::FIRST, &members(3).recorded(LogIndex(6), &record)).unwrap_err();
     }
 
     #[test]

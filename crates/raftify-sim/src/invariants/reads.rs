@@ -24,7 +24,9 @@ impl Reads {
     /// A read that had to show `floor` is answered with `index`, from a state that is at `applied`.
     pub(crate) fn answered(&self, floor: LogIndex, index: LogIndex, applied: LogIndex) -> Checked {
         if index < floor {
-            return Err(format!("reads: one at {index} misses what was acknowledged at {floor} before it began"));
+            return Err(format!(
+                "reads: one at {index} misses what was acknowledged at {floor} before it began"
+            ));
         }
         if applied < index {
             return Err(format!("reads: one at {index} is answered where only {applied} is applied"));

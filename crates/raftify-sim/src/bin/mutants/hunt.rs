@@ -72,31 +72,19 @@ impl Drop for Simulator {
 }
 
 impl Hunt<'_> {
-    /// Of one seed.
-    pub(crate) fn only(&self, seed: u64) -> OneSeed<'_> {
-        OneSeed { seed, interrupted: self.interrupted }
+    /// Simulates one seed without any mutation.
+    pub(crate) fn only(&self, seed: u64) -> Result<Hunted, String> {
+        follow(&[seed], seed, 1, None, SEED_AT_MOST, self.interrupted)
     }
 
-    /// Simulates up to the first violation.
-    pub(crate) fn find(&self, mutant: Option<Mutant>) -> Result<Hunted, String> {
-        if self.seeds == 0 {
-            return Ok(Hunted { seeds: 0, catch: None });
+    /// Simulates from the seed `first` on, up to the first violation.
+    pub(crate) fn find(&self, first: u64, mutant: Option<Mutant>) -> Result<Hunted, String> {
+        if first > self.seeds {
+            return Ok(Hunted { seeds: self.seeds, catch: None });
         }
-        let step = thread::available_parallelism().map_or(1, |cores| cores.get() as u64).min(self.seeds);
-        let firsts: Vec<u64> = (1..=step).collect();
-        follow(&firsts, self.seeds, step, mutant, self.at_most, self.interrupted)
-    }
-}
-
-/// A single seed.
-pub(crate) struct OneSeed<'a> {
-    seed: u64,
-    interrupted: &'a AtomicBool,
-}
-
-impl OneSeed<'_> {
-    pub(crate) fn find(&self, mutant: Option<Mutant>) -> Result<Hunted, String> {
-        follow(&[self.seed], self.seed, 1, mutant, SEED_AT_MOST, self.interrupted)
+        let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+        let firsts: Vec<u64> = (first..=self.seeds).take(cores as usize).collect();
+        follow(&firsts, self.seeds, firsts.len() as u64, mutant, self.at_most, self.interrupted)
     }
 }
 

@@ -71,7 +71,7 @@ fn median(outcomes: &[Outcome]) -> Option<(usize, u64)> {
     Some((seeds.len(), median))
 }
 
-const BEGIN: &str = "<!-- mutations: written by `make mutants ARGUMENTS="--write docs/testing.md"` -->";
+const BEGIN: &str = "<!-- mutations: written by `make mutants` with `--write docs/testing.md` -->";
 const END: &str = "<!-- end of mutations -->";
 
 /// Puts the table between its marks.

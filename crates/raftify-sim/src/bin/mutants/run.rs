@@ -1,6 +1,6 @@
 //! The command line, and the loop over all mutations.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -101,7 +101,7 @@ fn try_all(arguments: &Arguments, chosen: &[Mutant]) -> Result<bool, String> {
         at_most: Duration::from_secs(arguments.seconds),
         interrupted: &interrupted,
     };
-    let mut sound = BTreeSet::new();
+    let mut sound = Sound::default();
     let mut outcomes = Vec::new();
     for &mutant in chosen {
         let begin = Instant::now();
@@ -120,33 +120,52 @@ fn try_all(arguments: &Arguments, chosen: &[Mutant]) -> Result<bool, String> {
     if interrupted.load(Ordering::SeqCst) {
         println!("interrupted: {} of {} were not tried", chosen.len() - outcomes.len(), chosen.len());
     }
-    let failed = outcomes.iter().filter(|outcome| !outcome.is_found()).count();
+    let not_found = outcomes.iter().filter(|outcome| !outcome.is_found()).count();
+    let failed = not_found + sound.seeds.values().flatten().count();
     report::print_median(&outcomes);
-    println!("{} passed, {failed} failed", outcomes.len() - failed);
+    println!("{} passed, {failed} failed", outcomes.len() - not_found);
     Ok(failed == 0)
 }
 
-/// Who notices `mutant`. `sound` remembers which tests pass without any.
+/// What is violated in the world of `seed` without any mutation.
+fn without(seed: u64, hunt: &Hunt<'_>, sound: &mut Sound) -> Result<Option<String>, String> {
+    if let Some(known) = sound.seeds.get(&seed) {
+        return Ok(known.clone());
+    }
+    let violation = hunt.only(seed)?.catch.map(|catch| catch.violation);
+    sound.seeds.insert(seed, violation.clone());
+    Ok(violation)
+}
+
+/// What passes without any mutation.
+#[derive(Default)]
+struct Sound {
+    tests: BTreeSet<TestName>,
+    /// With what is violated all the same.
+    seeds: BTreeMap<u64, Option<String>>,
+}
+
+/// Who notices `mutant`.
 fn find(
     mutant: Mutant,
     hunt: &Hunt<'_>,
     executables: &Executables,
-    sound: &mut BTreeSet<TestName>,
+    sound: &mut Sound,
 ) -> Result<FoundBy, String> {
-    let hunted = hunt.find(Some(mutant))?;
-    if let Some(catch) = hunted.catch {
-        let seed = catch.seed;
-        return match hunt.only(seed).find(None)?.catch {
-            None => Ok(FoundBy::Simulator(catch)),
-            Some(also) => Err(format!("seed {seed} fails without it as well: {}", also.violation)),
+    let mut hunted = hunt.find(1, Some(mutant))?;
+    while let Some(catch) = hunted.catch {
+        let Some(violation) = without(catch.seed, hunt, sound)? else {
+            return Ok(FoundBy::Simulator(catch));
         };
+        println!("seed {} fails without any mutation: {violation}", catch.seed);
+        hunted = hunt.find(catch.seed + 1, Some(mutant))?;
     }
     let test = named_tests::of(mutant);
-    if !sound.contains(&test) {
+    if !sound.tests.contains(&test) {
         executables
             .passes(&test, None, hunt.interrupted)?
             .map_err(|what| format!("{test} {what} without it"))?;
-        sound.insert(test);
+        sound.tests.insert(test);
     }
     match executables.passes(&test, Some(mutant), hunt.interrupted)? {
         Err(_) => Ok(FoundBy::Test(test)),
