@@ -525,8 +525,11 @@ impl Simulation {
             },
             StopReason::Storage(reason) if reason.contains("had acknowledged are missing") => {
                 match node_lost(&self.nodes, id) {
-                    Some(Lost::RolledBack) => {
-                        self.coverage.saw(Happened::RollBackNoticed);
+                    Some(lost @ (Lost::RolledBack | Lost::Wiped)) => {
+                        self.coverage.saw(match lost {
+                            Lost::Wiped => Happened::WipedRefused,
+                            _ => Happened::RollBackNoticed,
+                        });
                         if let Some(node) = self.nodes.get_mut(&id) {
                             node.is_gone = true;
                         }

@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use raftify_sim::{run, run_traced, trace};
 
-/// Few, because this is the unoptimised build: `make sim` runs many.
-const FRESH_SEEDS: u64 = 60;
+/// As many as the unoptimised build runs in some ten seconds: `make sim` runs more.
+const FRESH_SEEDS: u64 = 200;
 
 #[test]
 fn worlds_that_once_found_something_keep_all_promises() {

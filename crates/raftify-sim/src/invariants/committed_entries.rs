@@ -32,6 +32,9 @@ impl CommittedEntries {
 
     /// A leader whose log is `log` has committed everything up to `index`.
     pub(crate) fn leader_commits(&mut self, leader: NodeId, index: LogIndex, log: &LogPicture) -> Checked {
+        if index > self.last() {
+            self.commits(leader, self.last(), log)?;
+        }
         while self.last() < index {
             let next = self.last().next();
             let Some(place) = log.at(next) else {
