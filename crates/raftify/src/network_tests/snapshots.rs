@@ -155,7 +155,7 @@ async fn a_snapshot_larger_than_any_message_is_installed() {
     let all = members([(1, a.address.as_str()), (2, b.address.as_str())]);
     a.knows(&all);
     b.knows(&all);
-    let data = some_data(crate::wire::RECEIVE_BYTES_LIMIT as u32 + 1);
+    let data = some_data(wire::RECEIVE_BYTES_LIMIT as u32 + 1);
     let meta = a.put_snapshot(&data, &all);
     a.outbox.send_snapshot(to_send(1, 2));
     let (term, snapshot, reply) = b.next_install().await;
