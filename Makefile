@@ -4,9 +4,11 @@ CARGO ?= cargo
 PROGRAMS := target/debug
 BENCH := target/release/raftify-bench
 HOURS ?= 1
+SEEDS ?= 10000
+SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify crash-points fuzz fix bench bench-quick soak performance clean
+.PHONY: help build run test verify sim mutants crash-points fuzz fix bench bench-quick soak performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +35,9 @@ verify: ## Check everything that CI checks: format, lints, docs, tests, each fea
 				-- -D warnings || exit 1; \
 		done; \
 	done
+	@# The bugs that can be put back are code as well. The flag reaches the workspace alone: nothing else is built again.
+	$(CARGO) clippy --quiet --locked -p raftify-core -p raftify-storage -p raftify -p raftify-sim \
+		-- -D warnings --cfg raftify_mutants
 	$(CARGO) test --locked --workspace
 
 crash-points: ## Cut the power after every operation of both storages, LMDB in them, and conversions (some minutes)
@@ -40,6 +45,13 @@ crash-points: ## Cut the power after every operation of both storages, LMDB in t
 
 fuzz: ## SECONDS=60 for each target: feed any bytes to whatever reads from outside (needs nightly and cargo-fuzz)
 	@fuzz/run.sh $(or $(SECONDS),60)
+
+mutants: ## Put known bugs back, one at a time, and require that the simulator or a named test finds each (ARGUMENTS=--list)
+	@# All tests, and the simulator at full speed, are built once with all of the bugs in them.
+	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) build --release -p raftify-sim --bin mutants --target-dir target/mutants
+	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) test --no-run --message-format=json \
+		-p raftify-core -p raftify-storage -p raftify --target-dir target/mutants > target/mutants/tests.json
+	@target/mutants/release/mutants $(ARGUMENTS)
 
 fix: ## Repair what can be repaired by machine: format and simple lints
 	$(CARGO) clippy --fix --allow-dirty --allow-staged --workspace --all-targets --all-features
@@ -56,6 +68,10 @@ bench-quick: ## The most important figures, in less than a minute
 soak: ## HOURS=1 at 80 % of what the cluster can do: no election, neither memory nor disk grows
 	$(CARGO) build --release -p raftify-bench
 	@$(BENCH) soak --hours $(HOURS)
+
+sim: ## SEEDS=10000 simulated worlds, for SECONDS=600 at most; SEED=n runs one again, and writes its trace
+	$(CARGO) build --release -p raftify-sim
+	@target/release/sim $(if $(SEED),--seed $(SEED) --trace target/$(SEED).trace,--seeds $(SEEDS) --seconds $(SECONDS))
 
 performance: ## Put the figures of the last `make bench` into docs/performance.md, with plots and goals
 	@$(BENCH) report docs/performance.md < target/bench.jsonl
