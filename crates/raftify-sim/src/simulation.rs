@@ -313,11 +313,15 @@ impl Simulation {
         Some(self.nodes.get(&node)?.running.as_ref()?.core.status())
     }
 
+    /// By a clock that is right.
+    pub(crate) fn tick_interval(&self) -> Time {
+        u64::try_from(self.world.config.tick_interval.as_micros()).unwrap_or(Time::MAX)
+    }
+
     /// A node with an empty disk, not yet started.
     pub(crate) fn add_node(&mut self, id: NodeId) {
         let spread = self.world.clocks_percent;
-        let tick = u64::try_from(self.world.config.tick_interval.as_micros()).unwrap_or(Time::MAX);
-        let tick = tick * self.rng.random_range(100 - spread / 2..=100 + spread) / 100;
+        let tick = self.tick_interval() * self.rng.random_range(100 - spread / 2..=100 + spread) / 100;
         let node = Node {
             id,
             incarnation: self.next_incarnation(),
