@@ -1179,7 +1179,7 @@ impl Simulation {
         let seen = running.seen;
         self.invariants.commit.moves(id, seen.commit, status.commit)?;
         let is_wiped = node.lost == Some(Lost::Wiped);
-        if status.commit > seen.commit && !is_wiped {
+        if status.commit > seen.commit && node.lost.is_none() {
             self.invariants.committed.commits(id, status.commit, &running.log)?;
         }
         let is_news = (seen.role, seen.term) != (status.role, status.term);
