@@ -1065,7 +1065,9 @@ impl Simulation {
             running.core.snapshot_taken(Err("it was told to fail".to_owned()));
             return Ok(());
         }
-        self.invariants.states.snapshot(id, running.at.index, running.store.digest())?;
+        if node.lost.is_none() {
+            self.invariants.states.snapshot(id, running.at.index, running.store.digest())?;
+        }
         let meta =
             SnapshotMeta { cluster_id: CLUSTER, position: running.at, members: running.members.clone() };
         let captured = Captured { meta, data: running.store.encode() };
