@@ -544,10 +544,14 @@ impl Simulation {
         self.network.cut.clear();
         self.nemesis.commit_at_heal = self.invariants.committed.last();
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        let tick = self.tick_interval();
         for &id in &ids {
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.fails_to = Default::default();
                 node.apply_slowness = 1;
+                // Elections end when time-outs differ more than clocks do: safety needs no clock, liveness does (thesis,
+                // section 3.9).
+                node.tick = tick;
             }
             self.repair(Repair::Disk(id))?;
         }

@@ -313,11 +313,15 @@ impl Simulation {
         Some(self.nodes.get(&node)?.running.as_ref()?.core.status())
     }
 
+    /// By a clock that is right.
+    pub(crate) fn tick_interval(&self) -> Time {
+        u64::try_from(self.world.config.tick_interval.as_micros()).unwrap_or(Time::MAX)
+    }
+
     /// A node with an empty disk, not yet started.
     pub(crate) fn add_node(&mut self, id: NodeId) {
         let spread = self.world.clocks_percent;
-        let tick = u64::try_from(self.world.config.tick_interval.as_micros()).unwrap_or(Time::MAX);
-        let tick = tick * self.rng.random_range(100 - spread / 2..=100 + spread) / 100;
+        let tick = self.tick_interval() * self.rng.random_range(100 - spread / 2..=100 + spread) / 100;
         let node = Node {
             id,
             incarnation: self.next_incarnation(),
@@ -1061,7 +1065,9 @@ impl Simulation {
             running.core.snapshot_taken(Err("it was told to fail".to_owned()));
             return Ok(());
         }
-        self.invariants.states.snapshot(id, running.at.index, running.store.digest())?;
+        if node.lost.is_none() {
+            self.invariants.states.snapshot(id, running.at.index, running.store.digest())?;
+        }
         let meta =
             SnapshotMeta { cluster_id: CLUSTER, position: running.at, members: running.members.clone() };
         let captured = Captured { meta, data: running.store.encode() };
@@ -1175,7 +1181,7 @@ impl Simulation {
         let seen = running.seen;
         self.invariants.commit.moves(id, seen.commit, status.commit)?;
         let is_wiped = node.lost == Some(Lost::Wiped);
-        if status.commit > seen.commit && !is_wiped {
+        if status.commit > seen.commit && node.lost.is_none() {
             self.invariants.committed.commits(id, status.commit, &running.log)?;
         }
         let is_news = (seen.role, seen.term) != (status.role, status.term);
