@@ -6,7 +6,7 @@ BENCH := target/release/raftify-bench
 HOURS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify fix bench bench-quick soak performance clean
+.PHONY: help build run test verify fix bench bench-quick soak chaos performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,11 @@ bench-quick: ## The most important figures, in less than a minute
 soak: ## HOURS=1 at 80 % of what the cluster can do: no election, neither memory nor disk grows
 	$(CARGO) build --release -p raftify-bench
 	@$(BENCH) soak --hours $(HOURS)
+
+chaos: MINUTES = 10
+chaos: ## MINUTES=10 of real processes that are killed, cut off and damaged, checked for linearizability; needs root
+	$(CARGO) build --release -p raftify-chaos -p memstore-static-members -p memstore-dynamic-members
+	@target/release/chaos --minutes $(MINUTES)
 
 performance: ## Put the figures of the last `make bench` into docs/performance.md, with plots and goals
 	@$(BENCH) report docs/performance.md < target/bench.jsonl
