@@ -123,7 +123,7 @@ impl Cluster {
 
     /// What a node says about itself.
     pub(crate) async fn inspect(&self, place: Party) -> Option<Inspection> {
-        self.nodes[place - 1].doors.grpc.clone().with_deadline(ANSWER_TIMEOUT).inspect().await.ok()
+        self.nodes[place - 1].inspector.clone().with_deadline(ANSWER_TIMEOUT).inspect().await.ok()
     }
 
     async fn inspect_all(&self) -> Vec<Option<Inspection>> {

@@ -11,7 +11,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, RngExt};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::clients::Doors;
+use crate::clients::{self, Client, Doors};
 use crate::links::Party;
 use crate::network::{Addresses, Network};
 
@@ -101,6 +101,8 @@ pub(crate) struct Node {
     pub place: Party,
     pub addresses: Addresses,
     pub doors: Doors,
+    /// Only looks: what proposes is led to the leader, and stays there.
+    pub inspector: Client,
     /// How the one that is there came into the cluster.
     pub program: Program,
     /// A bit of its directory was changed, and nobody has noticed yet.
@@ -127,6 +129,7 @@ impl Node {
         let log = directory.join(format!("node-{place}.log"));
         Ok(Node {
             place,
+            inspector: clients::grpc(&addresses.raft)?,
             addresses,
             doors,
             program: Program::Static,
