@@ -5,10 +5,9 @@ PROGRAMS := target/debug
 BENCH := target/release/raftify-bench
 HOURS ?= 1
 SEEDS ?= 10000
-SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify sim mutants crash-points fuzz fix bench bench-quick soak performance clean
+.PHONY: help build run test verify sim mutants crash-points fuzz chaos fix bench bench-quick soak performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +42,9 @@ verify: ## Check everything that CI checks: format, lints, docs, tests, each fea
 crash-points: ## Cut the power after every operation of both storages, LMDB in them, and conversions (some minutes)
 	CRASH_POINTS=all $(CARGO) test --release -p raftify-storage --test crash_points
 
+fuzz: SECONDS = 60
 fuzz: ## SECONDS=60 for each target: feed any bytes to whatever reads from outside (needs nightly and cargo-fuzz)
-	@fuzz/run.sh $(or $(SECONDS),60)
+	@fuzz/run.sh $(SECONDS)
 
 mutants: ## Put known bugs back, one at a time, and require that the simulator or a named test finds each (ARGUMENTS=--list)
 	@# All tests, and the simulator at full speed, are built once with all of the bugs in them.
@@ -69,9 +69,15 @@ soak: ## HOURS=1 at 80 % of what the cluster can do: no election, neither memory
 	$(CARGO) build --release -p raftify-bench
 	@$(BENCH) soak --hours $(HOURS)
 
+sim: SECONDS = 600
 sim: ## SEEDS=10000 simulated worlds, for SECONDS=600 at most; SEED=n runs one again, and writes its trace
 	$(CARGO) build --release -p raftify-sim
 	@target/release/sim $(if $(SEED),--seed $(SEED) --trace target/$(SEED).trace,--seeds $(SEEDS) --seconds $(SECONDS))
+
+chaos: MINUTES = 10
+chaos: ## MINUTES=10 of real processes that are killed, cut off and damaged, checked for linearizability; needs root
+	$(CARGO) build --release -p raftify-chaos -p memstore-static-members -p memstore-dynamic-members
+	@target/release/chaos --minutes $(MINUTES)
 
 performance: ## Put the figures of the last `make bench` into docs/performance.md, with plots and goals
 	@$(BENCH) report docs/performance.md < target/bench.jsonl

@@ -83,11 +83,14 @@ pub struct BootstrapOptions<LogEntry, FSM> {
     pub logger: Option<slog::Logger>,
     /// Prints entries in this node's logs at trace level.
     pub formatter: Arc<dyn CustomFormatter<LogEntry, FSM>>,
+    /// Where to listen (`host:port`) when that is not where the others reach this node: behind a proxy or an address
+    /// translation, or on all interfaces. By default the node listens on its `raft_addr`.
+    pub listen_addr: Option<String>,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Default for BootstrapOptions<LogEntry, FSM> {
     fn default() -> Self {
-        BootstrapOptions { logger: None, formatter: Arc::new(DefaultFormatter) }
+        BootstrapOptions { logger: None, formatter: Arc::new(DefaultFormatter), listen_addr: None }
     }
 }
 
@@ -133,7 +136,8 @@ where
         Self::bootstrap_with(node_id, raft_addr, storage, fsm, config, BootstrapOptions::default())
     }
 
-    /// Like [`bootstrap`](Self::bootstrap), for applications that log through `slog` or print their own entries.
+    /// Like [`bootstrap`](Self::bootstrap), for applications that log through `slog`, print their own entries, or listen
+    /// elsewhere than where they are reached.
     ///
     /// # Errors
     /// Those of `bootstrap`.
@@ -148,6 +152,7 @@ where
         let config = config.check()?;
         let raft_addr: Arc<str> = raft_addr.into().into();
         check_address(&raft_addr)?;
+        options.listen_addr.as_deref().map(check_address).transpose()?;
         let stored = storage.load()?;
         let recovered = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
@@ -162,7 +167,7 @@ where
             StartError::Storage(error) => BootstrapError::Storage(error),
             error => BootstrapError::Start(error),
         })?;
-        let listener = listen(&raft_addr)?;
+        let listener = listen(options.listen_addr.as_deref().unwrap_or(&raft_addr))?;
 
         let (requests, local_requests) =
             request_queue(config.request_queue_max, config.request_queue_bytes_max);
@@ -377,9 +382,9 @@ fn applied_by<FSM: AbstractStateMachine>(
     }
 }
 
-fn listen(raft_addr: &str) -> Result<TcpListener, BootstrapError> {
-    let address = || raft_addr.to_owned();
-    let resolved = raft_addr.to_socket_addrs();
+fn listen(listen_addr: &str) -> Result<TcpListener, BootstrapError> {
+    let address = || listen_addr.to_owned();
+    let resolved = listen_addr.to_socket_addrs();
     let resolved: Vec<_> =
         resolved.map_err(|source| BootstrapError::Unresolved { address: address(), source })?.collect();
     let listener = TcpListener::bind(&*resolved).and_then(|listener| {
