@@ -202,7 +202,8 @@ impl Shown {
         eprintln!("{}", table::of(&self.lines));
         let (passed, failed) = verdicts(&self.lines);
         if passed + failed > 0 {
-            println!("{passed} passed, {failed} failed");
+            // Standard output has results only.
+            eprintln!("{passed} passed, {failed} failed");
         }
         failed == 0
     }
