@@ -948,6 +948,17 @@ fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_
 }
 
 #[test]
+fn a_leader_that_is_to_step_down_in_favour_of_itself_does_not_say_that_it_did() {
+    let (mut cluster, leader) = cluster_of_three();
+    let term = cluster.status(leader).unwrap().term;
+    let demoted = outcome();
+    let reply = responder(&demoted);
+    cluster.local(leader, LocalRequestMsg::Demote { term, successor: Some(leader), reply });
+    let answer = take(&demoted).unwrap();
+    assert_eq!(answer.is_ok(), cluster.leader() != Some(leader), "{answer:?}");
+}
+
+#[test]
 fn bug_32_proposals_that_wait_for_the_disk_are_one_write_and_a_few_messages() {
     const PROPOSALS: usize = 200;
     let config = raftify_core::Config { message_bytes_max: 1 << 20, ..test_config() };
