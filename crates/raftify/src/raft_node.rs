@@ -340,6 +340,9 @@ where
     /// id is never used again, its data directory is of no more use. A leader hands over leadership first.
     ///
     /// # Errors
+    /// Once it is removed, the node goes on until a majority of the others knows of it, because they may need its vote
+    /// until then; at most another [`membership_timeout`](crate::Config::membership_timeout).
+    ///
     /// Those of [`change_config`](Self::change_config); the node runs on. The last voter cannot leave: stop it with
     /// [`quit`](Self::quit).
     ///
@@ -352,6 +355,9 @@ where
             // The news that it was removed may reach this node before the answer does.
             Ok(_) | Err(MembershipError::Stopped(StopReason::Removed { .. })) => {
                 self.quit().await;
+                // It stops by itself. If too few of the others can be reached, nobody waits for them for ever.
+                let _ =
+                    timeout(self.shared.config.membership_timeout, self.shared.lifecycle.stopping()).await;
                 Ok(())
             }
             Err(error) => {

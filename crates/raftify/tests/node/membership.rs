@@ -1,5 +1,7 @@
 //! Joining, leaving, and every change that is refused.
 
+use std::time::Duration;
+
 use raftify::error::{
     AddPeersError, JoinClusterError, JoinError, MembershipError, MembershipRefusal, RequestIdError, RunError,
     StopReason,
@@ -267,15 +269,7 @@ async fn any_node_can_leave_and_its_run_ends_well() {
 }
 
 async fn leave(node: &mut TestNode) {
-    let raft = node.raft().clone();
-    until("it may leave", async || match raft.leave().await {
-        Ok(()) => true,
-        Err(
-            MembershipError::ChangePending | MembershipError::NoLeader | MembershipError::HandoverFailed(_),
-        ) => false,
-        Err(error) => panic!("{error}"),
-    })
-    .await;
+    ask_to_leave(node.raft()).await;
     node.ended().await.unwrap();
 }
 
@@ -288,6 +282,32 @@ async fn a_node_that_was_removed_while_it_was_down_learns_of_it() {
     nodes[2].start();
     let error = nodes[2].ended().await.unwrap_err();
     assert!(matches!(error, RunError::Stopped(StopReason::Removed { .. })), "{error}");
+/// What is in force where the leader is may not be known to the others: without its vote, they could not go on if the
+/// leader was lost then.
+#[tokio::test]
+async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
+    let mut nodes = static_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    put(nodes[leader].raft(), "key", "value").await;
+    let [leaving, unknowing] = [(leader + 1) % 3, (leader + 2) % 3];
+    let hung = Gate::default();
+    let disk = hung.clone();
+    nodes[unknowing].disk.judge(move |_| {
+        disk.pass();
+        true
+    });
+    let raft = nodes[leaving].raft().clone();
+    let mut left = tokio::spawn(async move { ask_to_leave(&raft).await });
+    members_seen(&nodes[leader], 2).await;
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut left).await;
+    assert_eq!(nodes[unknowing].raft().get_cluster_size(), 3);
+    hung.open();
+    assert!(early.is_err(), "one of two does not know yet: {early:?}");
+    within("the node to leave", left).await.unwrap();
+    nodes[leaving].ended().await.unwrap();
+    members_seen(&nodes[unknowing], 2).await;
+}
+
     put(nodes[0].raft(), "key", "value").await;
 }
 
@@ -301,6 +321,14 @@ async fn a_joint_configuration_stays_until_it_is_left() {
     let joint = MembershipChange::Steps { steps, leave: LeaveJoint::OnRequest };
     let members = change(nodes[1].raft(), joint).await.unwrap();
     assert!(members.is_joint());
+async fn ask_to_leave(raft: &TestRaft) {
+    use MembershipError::{ChangePending, HandoverFailed, NoLeader};
+    while let Err(error) = raft.leave().await {
+        assert!(matches!(error, ChangePending | NoLeader | HandoverFailed(_)), "{error}");
+        tokio::task::yield_now().await;
+    }
+}
+
     put(nodes[0].raft(), "key", "value").await;
     let members = nodes[1].raft().leave_joint().await.unwrap();
     assert!(!members.is_joint());
