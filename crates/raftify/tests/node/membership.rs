@@ -6,7 +6,10 @@ use raftify::error::{
     AddPeersError, JoinClusterError, JoinError, MembershipError, MembershipRefusal, RequestIdError, RunError,
     StopReason,
 };
-use raftify::{ClusterId, LeaveJoint, Member, MemberChange, MemberRole, MembershipChange, NodeId};
+use raftify::{
+    ClusterId, ClusterJoinTicket, Config, LeaveJoint, Member, MemberChange, MemberRole, MembershipChange,
+    NodeId,
+};
 
 use crate::harness::*;
 
@@ -160,18 +163,18 @@ async fn tickets_that_do_not_fit_are_refused() {
     let good = ticket(&address, &nodes[0]).await;
     let mut node = TestNode::of(&good);
     let raft = node.start();
-    let foreign = raftify::ClusterJoinTicket { reserved_id: id(99), ..good.clone() };
+    let foreign = ClusterJoinTicket { reserved_id: id(99), ..good.clone() };
     let error = raft.join_cluster(vec![foreign]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::NoTicket { .. }), "{error}");
-    let elsewhere = raftify::ClusterJoinTicket { raft_addr: "127.0.0.1:1".to_owned(), ..good.clone() };
+    let elsewhere = ClusterJoinTicket { raft_addr: "127.0.0.1:1".to_owned(), ..good.clone() };
     let error = raft.join_cluster(vec![elsewhere]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::OtherAddress { .. }), "{error}");
-    let other = raftify::ClusterJoinTicket { cluster_id: ClusterId(7), reserved_id: id(98), ..good.clone() };
+    let other = ClusterJoinTicket { cluster_id: ClusterId(7), reserved_id: id(98), ..good.clone() };
     let error = raft.join_cluster(vec![good.clone(), other]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::DifferentClusters { .. }), "{error}");
     raft.join_cluster(vec![good.clone()]).await.unwrap();
     // Its directory belongs to a cluster now.
-    let other = raftify::ClusterJoinTicket { cluster_id: ClusterId(7), ..good };
+    let other = ClusterJoinTicket { cluster_id: ClusterId(7), ..good };
     let error = raft.join_cluster(vec![other]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::Directory(JoinError::OtherIdentity { .. })), "{error}");
 }
@@ -231,6 +234,25 @@ async fn changes_that_make_no_sense_are_refused() {
     }
 }
 
+/// Addresses are used again, by containers or after a test: whoever listens there now may be of another cluster.
+#[tokio::test]
+async fn a_ticket_adds_its_holder_to_no_other_cluster() {
+    let own = joined_cluster(1).await;
+    let other = joined_cluster(1).await;
+    let ticket = ClusterJoinTicket {
+        leader_addr: other[0].address.clone(),
+        peers: Vec::new(),
+        ..ticket(&free_address(), &own[0]).await
+    };
+    let mut node = TestNode::of(&ticket);
+    node.config = Config { membership_timeout: Duration::from_secs(2), ..Config::default() };
+    let raft = node.start();
+    let error = raft.join_cluster(vec![ticket]).await.unwrap_err();
+    assert_eq!(other[0].raft().get_cluster_size(), 1, "{error}");
+    assert!(matches!(error, JoinClusterError::Unreachable(_)), "{error}");
+    put(other[0].raft(), "key", "still in service").await;
+}
+
 #[tokio::test]
 async fn the_last_voter_can_neither_be_removed_nor_leave() {
     let mut nodes = joined_cluster(1).await;
@@ -268,20 +290,6 @@ async fn any_node_can_leave_and_its_run_ends_well() {
     assert_eq!(nodes[last].raft().get_cluster_size(), 1);
 }
 
-async fn leave(node: &mut TestNode) {
-    ask_to_leave(node.raft()).await;
-    node.ended().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_node_that_was_removed_while_it_was_down_learns_of_it() {
-    let mut nodes = joined_cluster(3).await;
-    agreed_leader(&nodes).await;
-    nodes[2].kill().await;
-    change(nodes[0].raft(), MembershipChange::one(MemberChange::Remove(nodes[2].id))).await.unwrap();
-    nodes[2].start();
-    let error = nodes[2].ended().await.unwrap_err();
-    assert!(matches!(error, RunError::Stopped(StopReason::Removed { .. })), "{error}");
 /// What is in force where the leader is may not be known to the others: without its vote, they could not go on if the
 /// leader was lost then.
 #[tokio::test]
@@ -308,6 +316,28 @@ async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
     members_seen(&nodes[unknowing], 2).await;
 }
 
+async fn leave(node: &mut TestNode) {
+    ask_to_leave(node.raft()).await;
+    node.ended().await.unwrap();
+}
+
+async fn ask_to_leave(raft: &TestRaft) {
+    use MembershipError::{ChangePending, HandoverFailed, NoLeader};
+    while let Err(error) = raft.leave().await {
+        assert!(matches!(error, ChangePending | NoLeader | HandoverFailed(_)), "{error}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_was_removed_while_it_was_down_learns_of_it() {
+    let mut nodes = joined_cluster(3).await;
+    agreed_leader(&nodes).await;
+    nodes[2].kill().await;
+    change(nodes[0].raft(), MembershipChange::one(MemberChange::Remove(nodes[2].id))).await.unwrap();
+    nodes[2].start();
+    let error = nodes[2].ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::Removed { .. })), "{error}");
     put(nodes[0].raft(), "key", "value").await;
 }
 
@@ -321,14 +351,6 @@ async fn a_joint_configuration_stays_until_it_is_left() {
     let joint = MembershipChange::Steps { steps, leave: LeaveJoint::OnRequest };
     let members = change(nodes[1].raft(), joint).await.unwrap();
     assert!(members.is_joint());
-async fn ask_to_leave(raft: &TestRaft) {
-    use MembershipError::{ChangePending, HandoverFailed, NoLeader};
-    while let Err(error) = raft.leave().await {
-        assert!(matches!(error, ChangePending | NoLeader | HandoverFailed(_)), "{error}");
-        tokio::task::yield_now().await;
-    }
-}
-
     put(nodes[0].raft(), "key", "value").await;
     let members = nodes[1].raft().leave_joint().await.unwrap();
     assert!(!members.is_joint());
