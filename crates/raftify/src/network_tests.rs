@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message as _;
-use raftify_core::error::{LeaderHint, MembershipError, ProposeError, UnknownOutcome};
+use raftify_core::error::{LeaderHint, MembershipError, ProposeError, StopReason, UnknownOutcome};
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
     CheckedConfig, ClusterId, Config, Entry, EntryKind, Forward, Forwarding, Identity, Incarnation,
-    LeaderRequest, LogIndex, LogPosition, Member, Members, NodeId, RaftMessage, RaftMessageBody, ReadRound,
-    Role, Sender, ServerRequestMsg, Status as NodeStatus, Term,
+    LeaderRequest, LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, NodeId,
+    RaftMessage, RaftMessageBody, ReadRound, Responder, Role, Sender, ServerRequestMsg, Status as NodeStatus,
+    Term,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -535,7 +536,9 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
     a.outbox.forward(Forward { to: leader, request });
     let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else { panic!("no proposal") };
     drop(request);
-    assert!(matches!(within("a reply", answer).await, Err(ProposeError::Stopped(_))));
+    let unknown = ProposeError::Unknown(UnknownOutcome::ConnectionLost(String::new()));
+    let answer = within("a reply", answer).await.unwrap_err();
+    assert_eq!(std::mem::discriminant(&answer), std::mem::discriminant(&unknown), "{answer:?}");
 
     a.outbox.read_round(ReadRound { leader, round: 6 });
     let ServerRequestMsg::ConfirmReadIndex { reply } = b.next_request().await else { panic!("no read") };
@@ -556,6 +559,24 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+/// A node that leaves takes the news of its own removal for success: that of the leader's removal is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_the_leader_was_removed_is_not_told_as_if_the_one_that_asked_it_were() {
+    let (a, mut b, _) = pair();
+    let (answered, answer) = oneshot::channel();
+    let reply = Responder::new(move |answer| answered.send(answer).unwrap());
+    let change = MembershipChange::one(MemberChange::Remove(a.id));
+    a.outbox.forward::<Reply<u64>>(Forward {
+        to: b.id,
+        request: LeaderRequest::ChangeMembership { change, reply },
+    });
+    let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else { panic!("no change") };
+    let LeaderRequest::ChangeMembership { reply, .. } = request else { panic!("no change") };
+    reply.answer(Err(StopReason::Removed { as_of: LogIndex(7) }.into()));
+    let answer = within("an answer", answer).await.unwrap();
+    assert!(matches!(answer, Err(MembershipError::Unknown(_))), "{answer:?}");
+}
+
 async fn a_node_forwards_no_more_than_it_would_take_itself() {
     let a = TestNode::with(1, Config { proposals_in_flight_max: 1, ..config() }, Some(identity(1)));
     let mut b = TestNode::start(2);
@@ -646,7 +667,7 @@ async fn the_client_never_repeats_what_may_have_happened() {
     assert!(node.requests.is_empty());
 
     let cluster = ClusterConnection::new([node.address.clone()], Duration::from_millis(300)).unwrap();
-    let change = raftify_core::MembershipChange::LeaveJoint;
+    let change = MembershipChange::LeaveJoint;
     let changing = tokio::spawn(async move { cluster.change_config(&change).await });
     let _unanswered = node.next_request().await;
     assert!(matches!(
