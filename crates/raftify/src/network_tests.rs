@@ -101,6 +101,7 @@ impl TestNode {
             config,
             outbox: outbox.clone(),
             remote_reply: Reply::Remote,
+            check_entry: |_| Ok(()),
         };
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(serve(listener, door, async { drop(stopped.await) }));
@@ -558,7 +559,6 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
     assert_eq!(within("a reply", answer).await, Err(ProposeError::NoLeader));
 }
 
-#[tokio::test(flavor = "multi_thread")]
 /// A node that leaves takes the news of its own removal for success: that of the leader's removal is none.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_the_leader_was_removed_is_not_told_as_if_the_one_that_asked_it_were() {
@@ -577,6 +577,7 @@ async fn that_the_leader_was_removed_is_not_told_as_if_the_one_that_asked_it_wer
     assert!(matches!(answer, Err(MembershipError::Unknown(_))), "{answer:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_forwards_no_more_than_it_would_take_itself() {
     let a = TestNode::with(1, Config { proposals_in_flight_max: 1, ..config() }, Some(identity(1)));
     let mut b = TestNode::start(2);
