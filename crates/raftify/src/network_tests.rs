@@ -592,7 +592,7 @@ async fn a_node_forwards_no_more_than_it_would_take_itself() {
     a.outbox.forward(Forward { to: b.id, request: second });
     assert_eq!(within("a refusal", refused).await, Err(ProposeError::Busy { waiting: 1 }));
     drop(request);
-    assert!(matches!(within("an answer", first).await, Err(ProposeError::Stopped(_))));
+    assert!(matches!(within("an answer", first).await, Err(ProposeError::Unknown(_))));
 }
 
 /// Takes connections and closes each after it has read something.
