@@ -151,6 +151,13 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let node = status.node_id;
         let identity = status.identity.ok_or(DoorRefusal::NoCluster { node })?;
         if found != identity.cluster_id {
+            if receiver == node
+                && let Some(incarnation) = receiver_incarnation
+                && incarnation != identity.incarnation
+            {
+                // As below, if there is no room.
+                let _ = self.door.requests.try_send(ServerRequestMsg::KnownElsewhere { incarnation });
+            }
             return Err(DoorRefusal::OtherCluster { node, found, own: identity.cluster_id });
         }
         if receiver != node {

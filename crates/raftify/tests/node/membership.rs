@@ -363,6 +363,20 @@ async fn a_node_that_was_removed_while_it_was_down_learns_of_it() {
     put(nodes[0].raft(), "key", "value").await;
 }
 
+/// Started as it always was, it begins a cluster of its own, of which it would answer reads and writes for ever.
+#[tokio::test]
+async fn a_first_node_whose_directory_was_wiped_does_not_go_on_as_a_cluster_of_its_own() {
+    let mut nodes = joined_cluster(3).await;
+    put(nodes[0].raft(), "key", "value").await;
+    nodes[0].kill().await;
+    nodes[0].disk.wipe();
+    nodes[0].start();
+    let error = nodes[0].ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::Refused(_))), "{error}");
+    assert!(error.to_string().contains("wiped"), "{error}");
+    assert_eq!(nodes[1].get("key").await, Some("value".to_owned()));
+}
+
 #[tokio::test]
 async fn a_joint_configuration_stays_until_it_is_left() {
     let nodes = joined_cluster(3).await;
