@@ -98,15 +98,26 @@ async fn a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_star
     node.stop().await;
 }
 
-/// Writes `count` values of `bytes` each, and waits until the log before them is gone on `node`.
-async fn outrun(node: &TestNode, count: u64, bytes: usize) {
-    let last = node.raft().status().borrow().last;
+/// Writes `count` values of `bytes` each, and waits until the log before them is gone on every node that is up, whoever leads by then.
+async fn outrun(nodes: &[TestNode], count: u64, bytes: usize) {
+    let up: Vec<&TestRaft> = nodes.iter().filter(|node| node.is_up()).map(TestNode::raft).collect();
     let value = "x".repeat(bytes);
     for number in 0..count {
-        put(node.raft(), number, &value).await;
+        put(up[0], number, &value).await;
     }
-    node.raft().make_snapshot().await.unwrap();
-    until("the log is cut", async || node.raft().status().borrow().truncated.index > last.index).await;
+    let mut last = None;
+    until("what was written is committed", async || {
+        last = up[0].read_index().await.ok();
+        last.is_some()
+    })
+    .await;
+    for raft in up {
+        until("the log is cut", async || {
+            raft.make_snapshot().await.unwrap();
+            Some(raft.status().borrow().truncated.index) >= last
+        })
+        .await;
+    }
 }
 
 async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: DiskKind) {
@@ -119,7 +130,7 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: Di
     let away = (leader + 1) % 3;
     nodes[away].kill().await;
     // More than a gRPC message may hold.
-    outrun(&nodes[leader], 40, 200_000).await;
+    outrun(&nodes, 40, 200_000).await;
     let raft = nodes[away].start();
     let position = nodes[leader].raft().status().borrow().snapshot;
     assert!(position.is_some());
@@ -143,7 +154,7 @@ async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_agai
     let leader = agreed_leader(&nodes).await;
     let away = (leader + 1) % 3;
     nodes[away].kill().await;
-    outrun(&nodes[leader], 10, 100).await;
+    outrun(&nodes, 10, 100).await;
     nodes[away].faults.restore.store(true, Ordering::SeqCst);
     nodes[away].start();
     let error = nodes[away].ended().await.unwrap_err();
@@ -159,7 +170,7 @@ async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
     nodes[0].config = Config { log_entries_kept: 0, ..Config::default() };
     nodes[0].start();
     put(nodes[0].raft(), "key", "value").await;
-    outrun(&nodes[0], 10, 100).await;
+    outrun(&nodes, 10, 100).await;
     let node = join(&nodes[0]).await;
     nodes.push(node);
     assert_eq!(nodes[1].get("key").await, Some("value".to_owned()));
