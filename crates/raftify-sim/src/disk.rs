@@ -109,6 +109,21 @@ impl Disk {
         self.log.log_reader().read(from, until, bytes_max)
     }
 
+    /// The position before the first entry, and the last one, as a reader beside the writer finds them.
+    pub(crate) fn ends(&self) -> Result<(LogPosition, LogPosition), StorageError> {
+        let beyond = LogIndex(u64::MAX / 2);
+        let truncated = match self.read(LogIndex::ZERO, LogIndex::ZERO, 0) {
+            Err(StorageError::Compacted { truncated, .. }) => truncated,
+            Err(error) => return Err(error),
+            Ok(_) => LogPosition::ZERO,
+        };
+        match self.read(beyond, beyond.next(), 0) {
+            Err(StorageError::BeyondEnd { last, .. }) => Ok((truncated, last)),
+            Err(error) => Err(error),
+            Ok(_) => Ok((truncated, LogPosition::ZERO)),
+        }
+    }
+
     /// A second view on the log.
     pub(crate) fn log_reader(&self) -> MemoryLogReader {
         self.log.log_reader()
