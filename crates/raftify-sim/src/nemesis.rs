@@ -17,7 +17,7 @@ use rand::seq::SliceRandom;
 
 use crate::clients::Asked;
 use crate::coverage::Happened;
-use crate::disk::{Disk, DiskFault};
+use crate::disk::DiskFault;
 use crate::invariants::{Checked, leadership};
 use crate::node::{Durable, Lost};
 use crate::schedule::{MILLISECOND, SECOND, Time};
@@ -376,8 +376,16 @@ impl Simulation {
             return Ok(());
         }
         let backup = self.nodes.get_mut(&id).and_then(|node| node.backup.take());
+        if fault == Fault::BitFlip && self.world.peculiar.segments && self.rng.percent(50) {
+            self.tell(format_args!("{id}: {fault:?}, while it runs"));
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.disk.flip_a_bit();
+            }
+            return Ok(());
+        }
         self.crash(id)?;
         let incarnation = self.next_incarnation();
+        let empty = self.new_disk();
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         match (fault, backup) {
             (Fault::BitFlip, _) => {
@@ -385,7 +393,7 @@ impl Simulation {
             }
             (Fault::Wipe, _) => {
                 node.lost = Some(Lost::Wiped);
-                node.disk = Disk::new();
+                node.disk = empty;
                 node.held_before = Some(std::mem::take(&mut node.durable).log);
                 node.maybe_durable.clear();
                 node.incarnation = incarnation;
@@ -410,8 +418,9 @@ impl Simulation {
 
     fn back_up(&mut self, id: NodeId) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        if node.lost.is_none() && node.durable.state.identity.is_some() {
-            let copy = node.disk.copy().map_err(|error| format!("{id}: {error}"))?;
+        if node.lost.is_none() && !node.disk.has_flipped() && node.durable.state.identity.is_some() {
+            let copy =
+                node.disk.copy(node.durable.state.clone()).map_err(|error| format!("{id}: {error}"))?;
             node.backup = Some((copy, Durable::clone(&node.durable)));
         }
         Ok(())

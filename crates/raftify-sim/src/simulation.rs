@@ -338,10 +338,11 @@ impl Simulation {
     pub(crate) fn add_node(&mut self, id: NodeId) {
         let spread = self.world.clocks_percent;
         let tick = self.tick_interval() * self.rng.random_range(100 - spread / 2..=100 + spread) / 100;
+        let incarnation = self.next_incarnation();
         let node = Node {
             id,
-            incarnation: self.next_incarnation(),
-            disk: Disk::new(),
+            incarnation,
+            disk: self.new_disk(),
             durable: Durable::default(),
             maybe_durable: Vec::new(),
             held_before: None,
@@ -358,6 +359,13 @@ impl Simulation {
             backup: None,
         };
         self.nodes.insert(id, node);
+    }
+
+    pub(crate) fn new_disk(&mut self) -> Disk {
+        match self.world.peculiar.segments {
+            true => Disk::with_segments(self.rng.random()),
+            false => Disk::with_model(),
+        }
     }
 
     pub(crate) fn next_incarnation(&mut self) -> Incarnation {
@@ -498,16 +506,17 @@ impl Simulation {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(running) = node.running.take() else { return Ok(()) };
         node.paused_until = 0;
-        let writing = running.writing.filter(|writing| !writing.is_durable && !writing.writes.is_empty());
-        if let Some(Writing { writes, .. }) = writing {
-            let torn =
-                node.disk.lose_power(&writes, &mut self.rng).map_err(|error| format!("{id}: {error}"))?;
-            node.maybe_durable = writes;
+        let writes = running.writing.map(|writing| writing.writes).unwrap_or_default();
+        if !writes.is_empty() || node.disk.has_segments() {
+            let torn = node.disk.lose_power(&writes, &mut self.rng);
+            let torn = torn.map_err(|error| format!("{id}: {error}"))?;
             self.coverage.saw(match torn {
                 Torn::Lost => Happened::UnsyncedLost,
                 Torn::Kept => Happened::UnsyncedKept,
                 Torn::InPart => Happened::TornWrite,
             });
+            // What was uncertain before is so still, if nothing was written since.
+            node.maybe_durable.extend(writes);
         }
         self.tell(format_args!("{id} crashes"));
         Ok(())
@@ -520,12 +529,9 @@ impl Simulation {
         let own_members = running.core.status().members;
         running.core.stop(reason);
         if let Some(writing) = running.writing.filter(|writing| !writing.is_durable) {
-            // A process that ends does not take back what it gave to the system.
             node.maybe_durable = writing.writes;
-            let writes = node.maybe_durable.clone();
-            if node.disk.fault.is_none() {
-                node.disk.lose_power(&writes, &mut self.rng).map_err(|error| format!("{id}: {error}"))?;
-            }
+            let ended = node.disk.end_process(&node.maybe_durable, &mut self.rng);
+            ended.map_err(|error| format!("{id}: {error}"))?;
         }
         self.tell(format_args!("{id} stops: {reason}"));
         match reason {
@@ -582,7 +588,10 @@ impl Simulation {
             return Ok(());
         };
         let commits: Vec<LogIndex> = voters.iter().map(|node| node.durable.state.hard_state.commit).collect();
-        self.invariants.durable.leaves(id, own.as_of(), &commits)
+        match self.invariants.membership.removed_at(id) {
+            Some(index) => self.invariants.durable.leaves(id, index, &commits),
+            None => Ok(()),
+        }
     }
 
     // --- The core's inputs ---
@@ -1053,6 +1062,9 @@ impl Simulation {
             if let StorageError::Refused { .. } = error {
                 return Err(format!("storage: {id}: {error}"));
             }
+            if node.disk.has_segments() && node.disk.write(&writes, &mut self.rng).is_ok() {
+                return Err(format!("storage: {id} takes another write after one that failed: {error}"));
+            }
             self.coverage.saw(match node.disk.fault {
                 Some(_) => Happened::DiskFull,
                 None => Happened::DiskError,
@@ -1268,7 +1280,7 @@ impl Simulation {
         let leads = if status.role == Role::Leader { Some(status.term) } else { None };
         if let Some(term) = leads.or(led)
             && status.commit > committed
-            && node.lost != Some(Lost::Wiped)
+            && node.lost.is_none()
         {
             let (first, last) = (seen.members_as_of, status.members.as_of());
             let configurations: Vec<_> =
@@ -1344,12 +1356,12 @@ impl Simulation {
         let Some(running) = &mut node.running else { return Ok(()) };
         let seen = running.seen;
         self.invariants.commit.moves(id, seen.commit, status.commit)?;
-        let is_wiped = node.lost == Some(Lost::Wiped);
         if status.commit > seen.commit && node.lost.is_none() {
             self.invariants.committed.commits(id, status.commit, &running.log)?;
         }
         let is_news = (seen.role, seen.term) != (status.role, status.term);
-        if status.role == Role::Leader && !is_wiped {
+        // What a node that lost its disk takes itself for is not judged: nobody hears of it.
+        if status.role == Role::Leader && node.lost.is_none() {
             if is_news {
                 self.invariants.elections.leads(id, status.term)?;
                 let committed = &self.invariants.committed;

@@ -62,6 +62,8 @@ pub(crate) struct Peculiar {
     pub(crate) many_changes: bool,
     /// Entries are read from the disk when they are asked for, and given to the core much later.
     pub(crate) late_reads: bool,
+    /// Nodes have the real segment log.
+    pub(crate) segments: bool,
 }
 
 /// Choices that are made again and again.
@@ -121,6 +123,7 @@ impl World {
             bursts: rng.percent(40),
             many_changes: rng.percent(40),
             late_reads: rng.percent(40),
+            segments: rng.percent(40),
         };
         if self.peculiar.many_changes {
             self.faults.extend([Fault::ChangeMembers; 3]);

@@ -30,8 +30,10 @@ mod metadata;
 mod record;
 mod recovery;
 mod segment;
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 mod simulated_disk;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 #[cfg(test)]
 mod tests;
 mod view;

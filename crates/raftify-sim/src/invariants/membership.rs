@@ -104,6 +104,12 @@ impl Membership {
         self.removed.iter().copied()
     }
 
+    /// As of when `id` is no member any more.
+    pub(crate) fn removed_at(&self, id: NodeId) -> Option<LogIndex> {
+        let without = self.as_of.values().rev().take_while(|members| members.get(id).is_none());
+        without.last().map(Members::as_of)
+    }
+
     /// The newest that anybody has.
     pub(crate) fn newest_members(&self) -> Option<&Members> {
         self.as_of.last_key_value().map(|(_, members)| members)
