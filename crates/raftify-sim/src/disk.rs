@@ -56,7 +56,7 @@ pub(crate) struct Disk {
     log: Log,
     snapshots: MemorySnapshotStore,
     finished: Vec<LogPosition>,
-    pub(crate) fault: Option<DiskFault>,
+    fault: Option<DiskFault>,
     /// A bit has flipped in what only reading it shows. Real storages notice it by their checksums.
     damaged: bool,
 }
@@ -211,23 +211,20 @@ impl Disk {
         }
     }
 
+    pub(crate) fn fault(&self) -> Option<DiskFault> {
+        self.fault
+    }
+
     /// Whether a bit has flipped.
     pub(crate) fn has_flipped(&self) -> bool {
         self.damaged
     }
 
-    pub(crate) fn set_full(&mut self) {
-        self.fault = Some(DiskFault::Full);
+    /// What is wrong with it from now on.
+    pub(crate) fn set_fault(&mut self, fault: Option<DiskFault>) {
+        self.fault = fault;
         if let Log::Segments(log) = &mut self.log {
-            log.set_full(true);
-        }
-    }
-
-    /// There is room again, and nothing fails.
-    pub(crate) fn repair(&mut self) {
-        self.fault = None;
-        if let Log::Segments(log) = &mut self.log {
-            log.set_full(false);
+            log.set_full(fault == Some(DiskFault::Full));
         }
     }
 

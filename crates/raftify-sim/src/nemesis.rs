@@ -225,7 +225,7 @@ impl Simulation {
             Repair::Disk(id) => {
                 let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
                 node.disk_slowness = 1;
-                node.disk.repair();
+                node.disk.set_fault(None);
                 let hung = std::mem::take(&mut node.disk_hangs);
                 let life = node.life;
                 self.tell(format_args!("the disk of {id} is well again"));
@@ -353,9 +353,9 @@ impl Simulation {
             }
             Fault::DiskError => {
                 // Counted when a write meets it.
-                return node.disk.fault = Some(DiskFault::Error);
+                return node.disk.set_fault(Some(DiskFault::Error));
             }
-            _ => node.disk.set_full(),
+            _ => node.disk.set_fault(Some(DiskFault::Full)),
         }
         let delay = self.rng.about(4 * SECOND);
         self.schedule.after(delay, Event::Repair(Repair::Disk(id)));
@@ -381,7 +381,7 @@ impl Simulation {
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.disk.flip_a_bit();
             }
-            return Ok(());
+            return self.read_all(id);
         }
         self.crash(id)?;
         let incarnation = self.next_incarnation();
@@ -753,9 +753,11 @@ impl Simulation {
             let is_member = status.members.get(node.id).is_some();
             match &node.running {
                 // A voter that was removed asks for votes, is refused, and stops. A learner that never heard of its
-                // removal waits, like a node that was never added.
+                // removal waits, like a node that was never added; and so does who knows of none of the voters of today.
                 Some(running) if !is_member => {
-                    node.lost.is_some() || !running.core.status().members.is_voter(node.id)
+                    let own = running.core.status().members;
+                    let knows = |voter: &NodeId| own.is_voter(*voter) && status.members.get(*voter).is_some();
+                    node.lost.is_some() || !own.is_voter(node.id) || !self.nodes.keys().any(knows)
                 }
                 Some(running) => {
                     running.at.index == last

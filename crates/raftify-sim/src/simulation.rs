@@ -466,7 +466,7 @@ impl Simulation {
             self.tell(format_args!("{id} cannot start: {error}"));
             return Ok(());
         }
-        if node.disk.fault.is_some() && !is_damage {
+        if node.disk.fault().is_some() && !is_damage {
             self.tell(format_args!("{id} cannot start yet: {error}"));
             let delay = self.rng.about(SECOND);
             self.schedule.after(delay, Event::Start(id));
@@ -499,6 +499,18 @@ impl Simulation {
         self.invariants.durable.has(id, node.incarnation, found.hard_state)?;
         node.durable = durable;
         Ok(())
+    }
+
+    /// Reads the log of `id` beside its writer: what can be read is what was written.
+    pub(crate) fn read_all(&self, id: NodeId) -> Checked {
+        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
+        let digest_of = |position| self.invariants.logs.digest(position);
+        match picture_of(&node.disk, &node.durable.state, digest_of) {
+            Ok(log) if log != node.durable.log => {
+                Err(format!("storage: {id} reads other entries than were written"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The power of `id` fails: what is under way may be durable, in part or not at all; all else is gone.
@@ -1062,7 +1074,7 @@ impl Simulation {
             if node.disk.has_segments() && node.disk.write(&writes, &mut self.rng).is_ok() {
                 return Err(format!("storage: {id} takes another write after one that failed: {error}"));
             }
-            self.coverage.saw(match node.disk.fault {
+            self.coverage.saw(match node.disk.fault() {
                 Some(_) => Happened::DiskFull,
                 None => Happened::DiskError,
             });
