@@ -69,6 +69,14 @@ pub(crate) struct Durable {
     pub(crate) log: LogPicture,
 }
 
+impl Durable {
+    /// What is known for certain to be committed: a membership that was in force was.
+    pub(crate) fn commit(&self) -> LogIndex {
+        let members = self.state.members.as_ref().map_or(LogIndex::ZERO, Members::as_of);
+        self.state.hard_state.commit.max(members)
+    }
+}
+
 /// A life of a node.
 pub(crate) struct Running {
     pub(crate) core: RaftNodeCore<Reply>,

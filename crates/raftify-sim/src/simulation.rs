@@ -599,8 +599,8 @@ impl Simulation {
         let Some(voters) = voters.filter(|voters| voters.iter().all(|node| node.lost.is_none())) else {
             return Ok(());
         };
-        let commits: Vec<LogIndex> = voters.iter().map(|node| node.durable.state.hard_state.commit).collect();
-        match self.invariants.membership.removed_at(id) {
+        let commits: Vec<LogIndex> = voters.iter().map(|node| node.durable.commit()).collect();
+        match self.invariants.membership.removed_after(id).map(LogIndex::next) {
             Some(index) => self.invariants.durable.leaves(id, index, &commits),
             None => Ok(()),
         }
@@ -1388,12 +1388,11 @@ impl Simulation {
             }
         }
         let in_force = status.members.as_of();
-        if in_force > seen.in_force
-            && seen.in_force > LogIndex::ZERO
-            && running.log.at(in_force).is_some_and(|place| place.is_change)
-        {
-            let commit = node.durable.state.hard_state.commit;
-            self.invariants.durable.in_force(id, in_force, commit)?;
+        // A record about members changes no quorum; what comes from a snapshot may.
+        let is_change =
+            running.log.at(in_force).map_or(in_force <= running.log.truncated.index, |place| place.is_change);
+        if in_force > seen.in_force && seen.in_force > LogIndex::ZERO && is_change {
+            self.invariants.durable.in_force(id, in_force, node.durable.commit())?;
         }
         running.seen.in_force = in_force;
         running.seen.role = status.role;

@@ -86,8 +86,8 @@ impl DurableState {
         ))
     }
 
-    /// `node` stops because it was removed at `index`; of the voters who are left, these have so much on their disks as
-    /// known to be committed.
+    /// `node` stops because it was removed at `index` or later; of the voters who are left, these have so much on their
+    /// disks as known to be committed.
     pub(crate) fn leaves(&self, node: NodeId, index: LogIndex, commits: &[LogIndex]) -> Checked {
         let know = commits.iter().filter(|commit| **commit >= index).count();
         if know > commits.len() / 2 {

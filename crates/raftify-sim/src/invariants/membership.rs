@@ -104,10 +104,10 @@ impl Membership {
         self.removed.iter().copied()
     }
 
-    /// As of when `id` is no member any more.
-    pub(crate) fn removed_at(&self, id: NodeId) -> Option<LogIndex> {
-        let without = self.as_of.values().rev().take_while(|members| members.get(id).is_none());
-        without.last().map(Members::as_of)
+    /// After which index `id` was removed at the latest.
+    pub(crate) fn removed_after(&self, id: NodeId) -> Option<LogIndex> {
+        let with = self.as_of.values().rev().find(|members| members.get(id).is_some());
+        with.map(Members::as_of)
     }
 
     /// The newest that anybody has.

@@ -217,3 +217,68 @@ impl LogReader for SimulatedLogReader {
         self.0.read(from, until, bytes_max)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use raftify_core::{EntryKind, LogPosition};
+
+    use super::*;
+
+    fn append(index: u64) -> Write {
+        let position = LogPosition::new(1, index);
+        let entry = Entry { position, kind: EntryKind::User, payload: vec![7; 100].into() };
+        let hard_state = Some(raftify_core::HardState { term: position.term, ..Default::default() });
+        Write { append: vec![entry], hard_state, ..Write::default() }
+    }
+
+    #[test]
+    fn what_was_acknowledged_survives_what_happens_to_process_and_power() {
+        for seed in 0..50 {
+            let mut log = SimulatedLog::new(seed);
+            log.load().unwrap();
+            for index in 1..=200 {
+                log.write(&[append(index)]).unwrap();
+            }
+            log.end_process(&[append(201)]);
+            let at_least = log.load().unwrap().last.index;
+            assert!(at_least >= LogIndex(200));
+            log.lose_power(&[append(at_least.0 + 1)]);
+            assert!(log.load().unwrap().last.index >= at_least, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn bit_that_is_turned_is_noticed() {
+        for seed in 0..50 {
+            let mut log = SimulatedLog::new(seed);
+            log.load().unwrap();
+            assert!(!log.turn_a_bit(), "there is no record yet");
+            (1..=50).for_each(|index| log.write(&[append(index)]).unwrap());
+            assert!(log.copy().load().is_ok());
+            assert!(log.turn_a_bit());
+            assert!(matches!(log.load(), Err(StorageError::Corrupt { .. })), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn failures_and_a_full_disk_stop_the_log_until_it_is_loaded_again() {
+        for seed in 0..50 {
+            let mut log = SimulatedLog::new(seed);
+            log.load().unwrap();
+            log.write(&[append(1)]).unwrap();
+            if log.write_and_fail(&[append(2)]).is_err() {
+                assert!(matches!(log.write(&[append(2)]), Err(StorageError::Refused { .. })));
+            }
+            log.end_process(&[]);
+            let mut last = log.load().unwrap().last.index;
+            assert!(last >= LogIndex(1));
+            log.set_full(true);
+            while log.write(&[append(last.0 + 1)]).is_ok() {
+                last = last.next();
+            }
+            log.set_full(false);
+            log.end_process(&[]);
+            assert!(log.load().unwrap().last.index >= last, "seed {seed}");
+        }
+    }
+}
