@@ -371,6 +371,39 @@ fn bug_15_an_installed_snapshot_brings_its_members_into_force() {
 }
 
 #[test]
+fn bug_15_the_members_of_a_snapshot_are_in_force_once_it_is_durable_and_not_before() {
+    let (mut cluster, leader) = cluster_of_three();
+    let [away, gone] = others(&cluster, leader)[..] else { panic!("three nodes") };
+    cluster.until("it knows the first members", |cluster| cluster.status(away).unwrap().members.len() == 3);
+    cluster.crash(away);
+    let fourth = joiner(&mut cluster, 4);
+    for change in [MembershipChange::one(MemberChange::Add(fourth)), remove(gone)] {
+        let made = cluster.change(leader, change);
+        cluster.until("the change is made", |_| take(&made).is_some());
+    }
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    let begins = cluster.status(leader).unwrap().truncated.index;
+    cluster.start(away);
+    for _ in 0..1000 {
+        while cluster.deliver(leader, away) {}
+        if cluster.status(away).unwrap().truncated.index >= begins {
+            break;
+        }
+        while cluster.complete_write(away) || cluster.apply_one(away) {}
+        while cluster.deliver(away, leader) || cluster.complete_write(leader) {}
+        cluster.tick(leader);
+    }
+    assert!(cluster.status(away).unwrap().truncated.index >= begins, "the snapshot has arrived");
+    let members = cluster.status(away).unwrap().members;
+    assert!(members.get(gone).is_some(), "a crash would bring them back: {members:?}");
+    while cluster.complete_write(away) || cluster.apply_one(away) {}
+    assert_eq!(cluster.status(away).unwrap().members, cluster.status(leader).unwrap().members);
+    cluster.check_recovery();
+}
+
+#[test]
 fn bug_16_a_rejection_moves_no_match_index() {
     let (mut cluster, leader) = cluster_of_three();
     let follower = others(&cluster, leader)[0];
