@@ -3,8 +3,6 @@
 //! [`Raft::bootstrap`] does everything that can fail before a node takes part: it checks the settings, loads the
 //! storage and takes the port. [`Raft::run`] then runs all parts of the node until its end.
 
-use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::chance::random;
 use crate::error::{AddPeersError, BootstrapError, JoinClusterError, RequestIdError, RunError};
 use crate::formatter::{CustomFormatter, DefaultFormatter};
 use crate::lifecycle::Lifecycle;
@@ -29,6 +28,7 @@ use crate::raft_node::RaftNode;
 use crate::request_queue::request_queue;
 use crate::running::NodeParts;
 use crate::state_machine::AbstractStateMachine;
+use crate::transport::Listener;
 
 /// How long [`Raft::request_id`] waits for a ticket.
 const TICKET_DEADLINE: Duration = Duration::from_secs(30);
@@ -151,18 +151,13 @@ where
         let stored = storage.load()?;
         let recovered = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
-        let start = CoreStart {
-            node_id,
-            config: config.clone(),
-            seed: rand::random(),
-            stored,
-            logger: options.logger,
-        };
+        let start =
+            CoreStart { node_id, config: config.clone(), seed: random(), stored, logger: options.logger };
         let core = RaftNodeCore::new(start, &storage.log_reader()).map_err(|error| match error {
             StartError::Storage(error) => BootstrapError::Storage(error),
             error => BootstrapError::Start(error),
         })?;
-        let listener = listen(&raft_addr)?;
+        let listener = Listener::bind(&raft_addr)?;
 
         let (requests, local_requests) =
             request_queue(config.request_queue_max, config.request_queue_bytes_max);
@@ -313,7 +308,7 @@ where
     /// Makes this directory one of the cluster, durably, so that the cluster's messages are believed.
     async fn take_on_identity(&self, cluster_id: ClusterId) -> Result<Identity, JoinClusterError> {
         let known = self.status().borrow().identity;
-        let incarnation = known.map_or_else(|| Incarnation(rand::random()), |identity| identity.incarnation);
+        let incarnation = known.map_or_else(|| Incarnation(random()), |identity| identity.incarnation);
         let identity = Identity { cluster_id, node_id: self.get_id(), incarnation };
         let request = |reply| LocalRequestMsg::AwaitCluster { identity, reply };
         match self.node.request(self.node.config().membership_timeout, request).await {
@@ -349,6 +344,7 @@ where
         let waited = self.node.config().membership_timeout;
         let mut status = self.status();
         tokio::select! {
+            biased;
             member = timeout(waited, status.wait_for(|status| status.is_member())) => match member {
                 Ok(Ok(_)) => Ok(()),
                 Ok(Err(_)) => Err(self.node.lifecycle().stop_reason().into()),
@@ -375,19 +371,4 @@ fn applied_by<FSM: AbstractStateMachine>(
         }
         _ => Ok(applied),
     }
-}
-
-fn listen(raft_addr: &str) -> Result<TcpListener, BootstrapError> {
-    let address = || raft_addr.to_owned();
-    let resolved = raft_addr.to_socket_addrs();
-    let resolved: Vec<_> =
-        resolved.map_err(|source| BootstrapError::Unresolved { address: address(), source })?.collect();
-    let listener = TcpListener::bind(&*resolved).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    });
-    listener.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => BootstrapError::PortTaken { address: address() },
-        _ => BootstrapError::Listen { address: address(), source },
-    })
 }

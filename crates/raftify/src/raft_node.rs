@@ -230,6 +230,7 @@ where
         let known = async {
             self.shared.lifecycle.running().await?;
             tokio::select! {
+                biased;
                 status = status.wait_for(|status| status.leader_id.is_some()) => {
                     // The sender is gone only when the node has stopped.
                     let leader = status.ok().and_then(|status| status.leader_id);
