@@ -261,6 +261,10 @@ impl Host {
                 ) if began.elapsed() < CLOSING_MAX => {
                     sleep(Duration::from_millis(20)).await;
                 }
+                Err(error) if self.disk.take_failure() => {
+                    self.record.event(&self.name, format_args!("not bootstrapped: {error}"));
+                    return None;
+                }
                 Err(error) => {
                     self.violation(format_args!("cannot be bootstrapped: {error}"));
                     return None;

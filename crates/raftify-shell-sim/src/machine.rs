@@ -125,7 +125,7 @@ impl AbstractStateMachine for Registers {
 
     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
         self.record.event(&self.who, format_args!("captures its state at {}", self.applied));
-        let mut padding = vec![0; self.manner.padding_bytes];
+        let mut padding = vec![0u8; self.manner.padding_bytes];
         self.chance.fill(&mut padding[..]);
         Ok(SnapshotCapture::of((self.values.clone(), padding)))
     }
