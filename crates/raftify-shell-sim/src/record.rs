@@ -9,8 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use raftify::LogPosition;
+use raftify_history::register::{self, Register};
+use raftify_history::{Verdict, check_each_key};
 
 use crate::machine::{Command, Operation, Outcome};
+
+/// The checker gives up on a register after so many.
+const CONFIGURATIONS_MAX: u64 = 1_000_000;
 
 /// An operation of a client, as it saw it. Times are places in the order of all events of the run.
 #[derive(Clone, Debug)]
@@ -134,9 +139,36 @@ impl Record {
         }
     }
 
-    /// All calls.
-    pub(crate) fn history(&self) -> Vec<Call> {
-        self.inner().calls.values().cloned().collect()
+    /// Whether all that the clients saw could have been seen on one copy of each register.
+    pub(crate) fn check_history(&self) {
+        let calls: Vec<Call> = self.inner().calls.values().cloned().collect();
+        let history = calls.into_iter().map(|call| {
+            let operation = match call.operation {
+                Operation::Read => register::Operation::Read,
+                Operation::Write(value) => register::Operation::Write(value),
+                Operation::CompareAndSet { expected, new } => {
+                    register::Operation::CompareAndSet { expected, new }
+                }
+            };
+            let returned = call.returned.map(|(at, outcome)| {
+                let outcome = match outcome {
+                    Outcome::Value(value) => register::Outcome::Value(value),
+                    Outcome::Done => register::Outcome::Done,
+                    Outcome::Swapped(swapped) => register::Outcome::Swapped(swapped),
+                };
+                (at, outcome)
+            });
+            (call.key, raftify_history::Call { client: call.client, operation, called: call.called, returned })
+        });
+        for (key, verdict) in check_each_key(&Register, history, CONFIGURATIONS_MAX) {
+            match verdict {
+                Verdict::Linearizable => {}
+                Verdict::NotLinearizable(counterexample) => {
+                    self.violation("the clients", format_args!("register {key}: {counterexample}"));
+                }
+                Verdict::Undecided => self.count("history undecided"),
+            }
+        }
     }
 
     /// A node has applied an entry: all others must apply the same there.

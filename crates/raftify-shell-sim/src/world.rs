@@ -336,6 +336,7 @@ impl World {
             world.hosts.iter().all(|host| host.disk.is_closed() && host.seen.status.borrow().is_none())
         })?;
         self.record.check_answers();
+        self.record.check_history();
         self.violated()
     }
 

@@ -1,0 +1,143 @@
+//! Makes a counterexample small enough to be read, and prints it.
+
+use std::fmt;
+
+use crate::{CallRef, Model, search::Found, search::search};
+
+/// The calls of a history that contradict each other.
+#[derive(Clone, Debug)]
+pub struct Counterexample {
+    /// How many calls had returned when the history stopped being linearizable, with the one that made it so.
+    pub returned: usize,
+    /// Calls of these that contradict each other, in the order in which they began. The others do not matter: without
+    /// reads among them, and with writes among them at any moment or none, the contradiction remains.
+    pub calls: Vec<CounterexampleCall>,
+}
+
+/// A call of a [`Counterexample`].
+#[derive(Clone, Debug)]
+pub struct CounterexampleCall {
+    /// Who called.
+    pub client: u64,
+    /// When.
+    pub called: u64,
+    /// When it returned; `None` if its outcome was unknown, or it came later than the contradiction.
+    pub returned: Option<u64>,
+    /// Operation and outcome.
+    pub text: String,
+    /// Whether the contradiction remains if this call takes effect at any time, or never.
+    pub at_any_time: bool,
+}
+
+impl fmt::Display for Counterexample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "not linearizable once {} calls had returned; {} of them contradict each other:",
+            self.returned,
+            self.calls.len()
+        )?;
+        for call in &self.calls {
+            let returned = call.returned.map_or("".to_owned(), |time| time.to_string());
+            let note = if call.at_any_time { " (whenever it takes effect)" } else { "" };
+            writeln!(
+                f,
+                "  {:>12} ..{returned:>12}  client {:<4} {}{note}",
+                call.called, call.client, call.text
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The shortest beginning of `history` that is not linearizable, without what does not matter. `history` is not
+/// linearizable.
+pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budget: u64) -> Counterexample {
+    let contradicts = |history: &[CallRef<'_, M>]| search(model, history, budget) == Found::NoOrder;
+
+    // What contradicts early contradicts for ever: the shortest beginning is found by halving.
+    let mut ends: Vec<u64> = history.iter().filter_map(|call| call.returned).map(|(time, _)| time).collect();
+    ends.sort_unstable();
+    let until = |time: u64| -> Vec<_> {
+        let begun = history.iter().filter(|call| call.called <= time);
+        begun
+            .map(|call| {
+                let returned = call.returned.filter(|(returned, _)| *returned <= time);
+                CallRef::<M> { returned, ..*call }
+            })
+            .collect()
+    };
+    let shortest = ends.partition_point(|time| !contradicts(&until(*time)));
+    if let Some(time) = ends.get(shortest) {
+        history = until(*time);
+    }
+    let returned = history.iter().filter(|call| call.returned.is_some()).count();
+
+    // A read says less when it is left out, any other call when its outcome is not known: what still contradicts then
+    // did so without. Large parts first, so that few searches are enough.
+    let mut weights = vec![Weight::Full; history.len()];
+    let weighed = |weights: &[Weight]| -> Vec<_> {
+        let weighed = history.iter().zip(weights).filter_map(|(call, weight)| match weight {
+            Weight::Full => Some(*call),
+            Weight::Weak => Some(CallRef::<M> { returned: None, ..*call }),
+            Weight::None => None,
+        });
+        weighed.collect()
+    };
+    let hints = model.hints(&history);
+    let lightest: Vec<_> =
+        hints.iter().map(|hint| if hint.reads { Weight::None } else { Weight::Weak }).collect();
+    let mut part = history.len().div_ceil(2);
+    while part > 0 {
+        for from in (0..history.len()).step_by(part) {
+            let to = history.len().min(from + part);
+            let before = weights.clone();
+            weights[from..to].copy_from_slice(&lightest[from..to]);
+            if !contradicts(&weighed(&weights)) {
+                weights = before;
+            }
+        }
+        part /= 2;
+    }
+    // Calls that may as well never have happened, and that nobody saw, need not be shown.
+    loop {
+        let mut hints = model.hints(&weighed(&weights)).into_iter();
+        let mut changed = false;
+        for weight in &mut weights {
+            let seen =
+                *weight != Weight::None && hints.next().is_some_and(|hint| hint.took_effect_by.is_some());
+            if *weight == Weight::Weak && !seen {
+                *weight = Weight::None;
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+
+    let shown = history.iter().zip(&weights).filter(|(_, weight)| **weight != Weight::None);
+    let mut calls: Vec<_> = shown
+        .map(|(call, weight)| CounterexampleCall {
+            client: call.client,
+            called: call.called,
+            returned: call.returned.map(|(time, _)| time),
+            text: match call.returned {
+                Some((_, outcome)) => format!("{:?} -> {outcome:?}", call.operation),
+                None => format!("{:?} -> unknown", call.operation),
+            },
+            at_any_time: *weight == Weight::Weak,
+        })
+        .collect();
+    calls.sort_by_key(|call| call.called);
+    Counterexample { returned, calls }
+}
+
+/// How much of a call the counterexample needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weight {
+    Full,
+    /// That it was called.
+    Weak,
+    None,
+}
