@@ -50,7 +50,12 @@ enum Answer {
 
 impl Client {
     /// Whatever happens, `call` must end within `limit`.
-    pub(crate) async fn in_time<T>(&self, limit: Duration, what: &str, call: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn in_time<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        call: impl Future<Output = T>,
+    ) -> Option<T> {
         in_time(&self.record, &self.name, limit, what, call).await
     }
 
@@ -137,7 +142,11 @@ impl Client {
     }
 
     /// One call through the remote client, reads included. Returns whether it was answered.
-    pub(crate) async fn call_cluster(&mut self, cluster: &RaftClient<Command, Registers>, deadline: Duration) {
+    pub(crate) async fn call_cluster(
+        &mut self,
+        cluster: &RaftClient<Command, Registers>,
+        deadline: Duration,
+    ) {
         let (call, key, operation) = self.call();
         let command = Command { key, operation, call };
         let proposal = cluster.propose(&command);

@@ -158,7 +158,10 @@ impl Record {
                 };
                 (at, outcome)
             });
-            (call.key, raftify_history::Call { client: call.client, operation, called: call.called, returned })
+            (
+                call.key,
+                raftify_history::Call { client: call.client, operation, called: call.called, returned },
+            )
         });
         for (key, verdict) in check_each_key(&Register, history, CONFIGURATIONS_MAX) {
             match verdict {

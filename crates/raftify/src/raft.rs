@@ -48,6 +48,8 @@ pub struct Raft<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
     node: RaftNode<LogEntry, FSM>,
     raft_addr: Arc<str>,
     first_members: Arc<Mutex<Option<Members>>>,
+    /// Drawn once, so that a fresh directory that joins twice at a time is still one directory.
+    incarnation: Incarnation,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for Raft<LogEntry, FSM> {
@@ -56,6 +58,7 @@ impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for Raft<Lo
             node: self.node.clone(),
             raft_addr: Arc::clone(&self.raft_addr),
             first_members: Arc::clone(&self.first_members),
+            incarnation: self.incarnation,
         }
     }
 }
@@ -182,7 +185,7 @@ where
             first_members: Arc::clone(&first_members),
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
-        Ok(Raft { node, raft_addr, first_members })
+        Ok(Raft { node, raft_addr, first_members, incarnation: Incarnation(random()) })
     }
 
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
@@ -308,7 +311,7 @@ where
     /// Makes this directory one of the cluster, durably, so that the cluster's messages are believed.
     async fn take_on_identity(&self, cluster_id: ClusterId) -> Result<Identity, JoinClusterError> {
         let known = self.status().borrow().identity;
-        let incarnation = known.map_or_else(|| Incarnation(random()), |identity| identity.incarnation);
+        let incarnation = known.map_or(self.incarnation, |identity| identity.incarnation);
         let identity = Identity { cluster_id, node_id: self.get_id(), incarnation };
         let request = |reply| LocalRequestMsg::AwaitCluster { identity, reply };
         match self.node.request(self.node.config().membership_timeout, request).await {
