@@ -4,9 +4,11 @@ CARGO ?= cargo
 PROGRAMS := target/debug
 BENCH := target/release/raftify-bench
 MINUTES ?= 60
+SEED ?= 0
+SEEDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify fix bench bench-quick soak performance clean
+.PHONY: help build run test verify fix sim-shell bench bench-quick soak performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +40,10 @@ verify: ## Check everything that CI checks: format, lints, docs, tests, each fea
 fix: ## Repair what can be repaired by machine: format and simple lints
 	$(CARGO) clippy --fix --allow-dirty --allow-staged --workspace --all-targets --all-features
 	$(CARGO) fmt --all
+
+sim-shell: ## SEEDS=1000 worlds of whole nodes on simulated hosts, from SEED=0 on
+	$(CARGO) build --release -p raftify-shell-sim
+	@target/release/sim-shell --seed $(SEED) --seeds $(SEEDS)
 
 bench: ## Measure everything, in less than ten minutes: JSON lines to target/bench.jsonl, a table to the terminal
 	$(CARGO) build --release -p raftify-bench -p memstore-static-members

@@ -105,7 +105,7 @@ enum End {
 const CLOSING_MAX: Duration = Duration::from_secs(6);
 
 /// Nothing takes longer at the end of a node: connections that hang are severed after 2 s, twice.
-const QUIT_MAX: Duration = Duration::from_secs(8);
+const QUIT_MAX: Duration = Duration::from_secs(18);
 
 /// A call gives up on the core so much after its deadline; some more for what a step of the simulation takes.
 const GRACE: Duration = Duration::from_millis(1200);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::worker::block_for;
+use crate::worker::{block_for, now};
 
 /// Who was held up, by a slow disk or a slow network, may make up for so much of it, and not more.
 const CREDIT: Duration = Duration::from_millis(20);
@@ -47,7 +47,7 @@ impl Pace {
 
     /// Blocks until so many bytes may pass.
     pub(crate) fn pass_blocking(&self, bytes: usize) {
-        let wait = self.reserve(Instant::now(), bytes);
+        let wait = self.reserve(now(), bytes);
         if !wait.is_zero() {
             block_for(wait);
         }

@@ -46,6 +46,11 @@ pub fn block_for(duration: Duration) {
     BLOCKED.set(BLOCKED.get() + duration);
 }
 
+/// Of the work that is under way.
+pub(crate) fn blocked_so_far() -> Duration {
+    BLOCKED.get()
+}
+
 pub(crate) fn is_on() -> bool {
     turmoil::in_simulation()
 }

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
+use tokio::time::Instant;
 
 #[cfg(feature = "simulation")]
 use crate::simulation;
@@ -76,6 +77,15 @@ pub(crate) fn block_for(duration: Duration) {
         return simulation::block_for(duration);
     }
     thread::sleep(duration);
+}
+
+/// The time on a thread that may have been blocked.
+pub(crate) fn now() -> Instant {
+    #[cfg(feature = "simulation")]
+    if simulation::is_on() {
+        return Instant::now() + simulation::blocked_so_far();
+    }
+    Instant::now()
 }
 
 /// Where one node's blocking work is done that has no thread of its own: on threads that may wait for the disk. It is

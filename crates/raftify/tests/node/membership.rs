@@ -110,6 +110,19 @@ async fn joining_again_changes_nothing() {
 }
 
 #[tokio::test]
+async fn joining_twice_at_once_is_joining_once() {
+    let nodes = joined_cluster(1).await;
+    let ticket = ticket(&free_address(), &nodes[0]).await;
+    let mut node = TestNode::of(&ticket);
+    let raft = node.start();
+    let (first, second) =
+        tokio::join!(raft.join_cluster(vec![ticket.clone()]), raft.join_cluster(vec![ticket.clone()]));
+    first.unwrap();
+    second.unwrap();
+    assert_eq!(raft.get_cluster_size(), 2);
+}
+
+#[tokio::test]
 async fn asking_a_dead_peer_for_a_ticket_is_an_error() {
     let peer = free_address();
     let error = within("an answer", TestRaft::request_id(free_address(), &peer)).await.unwrap_err();
