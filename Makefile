@@ -3,15 +3,14 @@
 CARGO ?= cargo
 PROGRAMS := target/debug
 BENCH := target/release/raftify-bench
-MINUTES ?= 60
-SEED ?= 0
-SEEDS ?= 1000
+HOURS ?= 1
+SEEDS ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify fix sim-shell bench bench-quick soak performance clean
+.PHONY: help build run test verify sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick soak performance clean
 
 help: ## Say what can be done (the default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build all programs, unoptimised, into ./target/debug
 	$(CARGO) build --workspace
@@ -35,15 +34,28 @@ verify: ## Check everything that CI checks: format, lints, docs, tests, each fea
 				-- -D warnings || exit 1; \
 		done; \
 	done
+	@# The bugs that can be put back are code as well. The flag reaches the workspace alone: nothing else is built again.
+	$(CARGO) clippy --quiet --locked -p raftify-core -p raftify-storage -p raftify -p raftify-sim \
+		-- -D warnings --cfg raftify_mutants
 	$(CARGO) test --locked --workspace
+
+crash-points: ## Cut the power after every operation of both storages, LMDB in them, and conversions (some minutes)
+	CRASH_POINTS=all $(CARGO) test --release -p raftify-storage --test crash_points
+
+fuzz: SECONDS = 60
+fuzz: ## SECONDS=60 for each target: feed any bytes to whatever reads from outside (needs nightly and cargo-fuzz)
+	@fuzz/run.sh $(SECONDS)
+
+mutants: ## Put known bugs back, one at a time, and require that the simulator or a named test finds each (ARGUMENTS=--list)
+	@# All tests, and the simulator at full speed, are built once with all of the bugs in them.
+	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) build --release -p raftify-sim --bin mutants --target-dir target/mutants
+	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) test --no-run --message-format=json \
+		-p raftify-core -p raftify-storage -p raftify --target-dir target/mutants > target/mutants/tests.json
+	@target/mutants/release/mutants $(ARGUMENTS)
 
 fix: ## Repair what can be repaired by machine: format and simple lints
 	$(CARGO) clippy --fix --allow-dirty --allow-staged --workspace --all-targets --all-features
 	$(CARGO) fmt --all
-
-sim-shell: ## SEEDS=1000 worlds of whole nodes on simulated hosts, from SEED=0 on
-	$(CARGO) build --release -p raftify-shell-sim
-	@target/release/sim-shell --seed $(SEED) --seeds $(SEEDS)
 
 bench: ## Measure everything, in less than ten minutes: JSON lines to target/bench.jsonl, a table to the terminal
 	$(CARGO) build --release -p raftify-bench -p memstore-static-members
@@ -53,9 +65,25 @@ bench-quick: ## The most important figures, in less than a minute
 	$(CARGO) build --release -p raftify-bench -p memstore-static-members
 	@$(BENCH) bench --quick --also-to target/bench.jsonl
 
-soak: ## MINUTES=60 at 80 % of what the cluster can do: no election, nothing that grows
+soak: ## HOURS=1 at 80 % of what the cluster can do: no election, neither memory nor disk grows
 	$(CARGO) build --release -p raftify-bench
-	@$(BENCH) soak --minutes $(MINUTES)
+	@$(BENCH) soak --hours $(HOURS)
+
+sim: SECONDS = 600
+sim: ## SEEDS=10000 simulated worlds, for SECONDS=600 at most; SEED=n runs one again, and writes its trace
+	$(CARGO) build --release -p raftify-sim
+	@target/release/sim $(if $(SEED),--seed $(SEED) --trace target/$(SEED).trace,--seeds $(SEEDS) --seconds $(SECONDS))
+
+sim-shell: SECONDS = 600
+sim-shell: SEEDS = 1000
+sim-shell: ## SEEDS=1000 worlds of whole nodes on simulated hosts, for SECONDS=600 at most; SEED=n as in `make sim`
+	$(CARGO) build --release -p raftify-shell-sim
+	@target/release/sim-shell $(if $(SEED),--seed $(SEED) --trace target/$(SEED).trace,--seeds $(SEEDS) --seconds $(SECONDS))
+
+chaos: MINUTES = 10
+chaos: ## MINUTES=10 of real processes that are killed, cut off and damaged, checked for linearizability; needs root
+	$(CARGO) build --release -p raftify-chaos -p memstore-static-members -p memstore-dynamic-members
+	@target/release/chaos --minutes $(MINUTES)
 
 performance: ## Put the figures of the last `make bench` into docs/performance.md, with plots and goals
 	@$(BENCH) report docs/performance.md < target/bench.jsonl

@@ -77,7 +77,7 @@ fn log_record(bencher: Bencher, count: u64) {
     let (entries, mut record) = (entries(count), Vec::new());
     bencher.counter(ItemsCount::new(count)).bench_local(|| {
         record.clear();
-        raftify_storage::encode_record(black_box(&entries), &mut record);
+        raftify_storage::inner::encode_record(black_box(&entries), &mut record);
         record.len()
     });
 }

@@ -59,8 +59,8 @@ pub(crate) fn run(
         }
         shown.layers.inc(1);
     }
-    shown.finish();
-    Ok(code)
+    let passed = shown.finish();
+    Ok(if passed { code } else { ExitCode::FAILURE })
 }
 
 enum End {
@@ -195,9 +195,41 @@ impl Shown {
         Ok(())
     }
 
-    fn finish(self) {
+    /// Whether everything that was judged has passed.
+    fn finish(self) -> bool {
         self.steps.finish_and_clear();
         self.layers.finish_and_clear();
         eprintln!("{}", table::of(&self.lines));
+        let (passed, failed) = verdicts(&self.lines);
+        if passed + failed > 0 {
+            // Standard output has results only.
+            eprintln!("{passed} passed, {failed} failed");
+        }
+        failed == 0
+    }
+}
+
+/// How many of the lines say that they passed, and how many that they did not, or tell of an error.
+fn verdicts(lines: &[Line]) -> (usize, usize) {
+    let with = |name: &'static str| move |line: &Line| line.more.get(name).cloned();
+    let judged = lines.iter().filter_map(with("passed")).filter_map(|passed| passed.as_bool());
+    let (passed, failed): (Vec<bool>, Vec<bool>) = judged.partition(|passed| *passed);
+    (passed.len(), failed.len() + lines.iter().filter_map(with("error")).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_counts_as_failed_and_a_line_without_verdict_not_at_all() {
+        let line = || Line::of("soak");
+        let lines = [
+            line(),
+            line().with("passed", true),
+            line().with("passed", false),
+            line().with("error", "the disk is full"),
+        ];
+        assert_eq!(verdicts(&lines), (1, 2));
     }
 }

@@ -7,6 +7,26 @@
 //!
 //! Its users are the crate `raftify`, which carries turns out, and the simulator.
 
+/// Whether a bug was put back, for `make mutants`: never, in a normal build.
+#[cfg(not(raftify_mutants))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! mutated {
+    ($mutant:ident) => {
+        false
+    };
+}
+
+/// Whether this bug was put back: see `mutants.rs`.
+#[cfg(raftify_mutants)]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! mutated {
+    ($mutant:ident) => {
+        $crate::mutants::Mutant::$mutant.is_on()
+    };
+}
+
 pub mod config;
 mod entry;
 pub mod error;
@@ -15,6 +35,9 @@ pub mod error;
 pub mod inner;
 pub mod members;
 pub mod message;
+#[cfg(raftify_mutants)]
+#[doc(hidden)]
+pub mod mutants;
 mod proposals;
 mod raft_node_core;
 mod raft_rs;

@@ -114,6 +114,7 @@ impl MembershipChange {
     /// Whether this change goes through a joint configuration.
     pub(crate) fn enters_joint(&self) -> bool {
         matches!(self, MembershipChange::Steps { steps, .. } if steps.len() > 1)
+            && !mutated!(SeveralVotersAtOnce)
     }
 
     /// The payload of its log entry.
@@ -242,7 +243,7 @@ impl Members {
 
     /// Whether a joint configuration is in force that the leader must leave by itself.
     pub(crate) fn must_leave_joint(&self) -> bool {
-        self.is_joint() && self.leave == LeaveJoint::Automatically
+        self.is_joint() && self.leave == LeaveJoint::Automatically && !mutated!(JointIsNeverLeft)
     }
 
     /// Whether `id` votes in the configuration in force, in either half of a joint one.
@@ -291,6 +292,7 @@ impl Members {
         let mut result = self.clone();
         result.as_of = index;
         match record {
+            MemberRecord::ReserveNodeId if mutated!(ReservationsRepeat) => {}
             MemberRecord::ReserveNodeId => {
                 result.next_node_id = self.next_node_id.next().unwrap_or(self.next_node_id);
             }
@@ -322,7 +324,7 @@ impl Members {
                 return Err(MembershipRefusal::NamedTwice { id });
             }
         }
-        if steps.len() > 1 {
+        if steps.len() > 1 && !mutated!(SeveralVotersAtOnce) {
             self.outgoing = before;
             self.leave = leave;
         }
@@ -341,7 +343,7 @@ impl Members {
         if member.role == MemberRole::Leaving {
             return Err(MembershipRefusal::CannotAddLeaving { id });
         }
-        if self.removed.contains(&id) {
+        if self.removed.contains(&id) && !mutated!(RemovedIdsComeBack) {
             return Err(MembershipRefusal::IdWasRemoved { id });
         }
         if let Some(holder) = self.members.values().find(|m| m.address == member.address && m.id != id) {
@@ -407,6 +409,7 @@ impl Members {
             return Err(SenderRefusal::SameId { id: own_id });
         }
         match self.get(sender.id) {
+            Some(_) if mutated!(IncarnationIsNotChecked) => Ok(()),
             Some(member) => match member.incarnation {
                 Some(known) if known != sender.incarnation => {
                     Err(SenderRefusal::Fenced { id: sender.id, known, presented: sender.incarnation })

@@ -53,7 +53,8 @@ impl<W> AnswersOwed<W> {
         let mut resolved = Resolved { applied: None, superseded: Vec::new() };
         for (&term, waiting) in &mut self.waiting {
             while let Some(waiter) = pop_front_if(waiting, |waiter| waiter.index <= position.index) {
-                if (term, waiter.index) == (position.term, position.index) {
+                let by_index = mutated!(AnswersByIndexAlone) && waiter.index == position.index;
+                if by_index || (term, waiter.index) == (position.term, position.index) {
                     resolved.applied = Some(waiter.who);
                 } else {
                     resolved.superseded.push(waiter.who);

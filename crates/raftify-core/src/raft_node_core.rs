@@ -231,7 +231,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return self.retire();
         }
         let voters = self.members.configuration();
-        if voters.voters.len() == 1 && voters.voters.contains(&self.node_id) && !self.members.is_joint() {
+        let is_alone =
+            voters.voters.len() == 1 && voters.voters.contains(&self.node_id) && !self.members.is_joint();
+        if is_alone || mutated!(LeadsByConfiguration) {
             // An election like any other; with a single voter there is nobody to wait for.
             self.consensus.campaign();
         }
@@ -331,6 +333,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.consensus.apply_to(index);
         self.reads.applied(index);
+        self.snapshots.applied(index);
     }
 
     /// The connection to a peer broke: messages may have been lost. To be called once for each broken connection.
@@ -425,6 +428,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     /// Whether the oldest write that is under way has been so for too long.
     fn disk_hangs(&self) -> bool {
+        if mutated!(HungDiskKeepsTheLeader) {
+            return false;
+        }
         let limit = self.config.ticks(self.config.disk_stall_timeout);
         let oldest = self.in_flight.iter().find(|turn| turn.has_write);
         oldest.is_some_and(|turn| self.now_ticks - turn.issued_ticks > limit)
@@ -461,7 +467,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if self.term_written_with.0 != self.consensus.term() {
             self.term_written_with = (self.consensus.term(), number);
         }
-        if self.term_written_with.1 > self.written {
+        if self.term_written_with.1 > self.written && !mutated!(SpeaksBeforeItsTermIsDurable) {
             // A single voter leads at once. If it forgot the term in a crash, it would lead in it again, and other
             // entries would follow those that its learners have.
             next.send_after.extend(ready.send_now);
@@ -469,10 +475,20 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             next.send_now.extend(ready.send_now);
         }
         next.send_after.extend(ready.send_after);
+        if mutated!(AcknowledgesBeforeDurable) {
+            let is_early =
+                |message: &mut RaftMessage| matches!(message.body, RaftMessageBody::AppendResponse { .. });
+            next.send_now.extend(next.send_after.extract_if(.., is_early));
+        }
+        if mutated!(VotesBeforeDurable) {
+            let is_early =
+                |message: &mut RaftMessage| matches!(message.body, RaftMessageBody::VoteResponse { .. });
+            next.send_now.extend(next.send_after.extract_if(.., is_early));
+        }
         let send_snapshots = ready.send_snapshots.into_iter();
         next.send_snapshots.extend(send_snapshots.map(|send| self.snapshots.send(send)));
         next.write.append = ready.append;
-        if ready.must_sync {
+        if ready.must_sync && !(mutated!(TermAndVoteAreNotWritten) && next.write.append.is_empty()) {
             next.write.hard_state = Some(self.consensus.hard_state());
         }
         // A commit index that moved is no reason to write: it is found again by the next election, and until then goes
@@ -538,6 +554,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     // --- Messages of the protocol ---
 
     fn check_sender(&mut self, sender: &Sender, receiver: Option<Incarnation>) -> Result<(), SenderRefusal> {
+        if mutated!(IncarnationIsNotChecked) {
+            return Ok(());
+        }
         if let (Some(expected), Some(identity)) = (receiver, self.identity)
             && expected != identity.incarnation
         {
@@ -624,6 +643,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             Some(leader) if leader == self.node_id && self.consensus.has_committed_in_term() => {
                 let round = self.reads.begin_round(RoundKind::Heartbeats);
                 self.consensus.read_index(round);
+                if mutated!(ReadsWithoutQuorum) {
+                    self.reads.confirmed(round, self.consensus.commit(), self.applied);
+                }
             }
             Some(leader) if leader != self.node_id && self.members.get(leader).is_some() => {
                 let round = self.reads.begin_round(RoundKind::AskLeader(leader));
@@ -652,6 +674,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let Some(confirmed) = &mut self.retired else {
             return false;
         };
+        if mutated!(RemovedNodeStopsAtOnce) {
+            return false;
+        }
         confirmed.insert(by);
         let voters = self.members.configuration().voters;
         voters.intersection(confirmed).count() <= voters.len() / 2
@@ -756,6 +781,9 @@ fn log_start(
         ));
     }
     let mut members = stored.members.clone().unwrap_or_else(Members::none);
+    if mutated!(MembersAreLostOverRestart) {
+        members = Members::none();
+    }
     if let Some(snapshot) = &stored.snapshot
         && snapshot.members.as_of() > members.as_of()
     {

@@ -231,6 +231,10 @@ impl Consensus {
         }
         let before = (self.raw.raft.term, self.raw.raft.state);
         let outcome = self.raw.campaign();
+        if mutated!(LeadsByConfiguration) && !self.is_leader() {
+            self.raw.raft.become_candidate();
+            self.raw.raft.become_leader();
+        }
         self.pin_election_timeout();
         outcome.is_ok() && before != (self.raw.raft.term, self.raw.raft.state)
     }
@@ -290,6 +294,15 @@ impl Consensus {
 
     /// Puts a committed membership change into force.
     pub(crate) fn apply_change(&mut self, change: &MembershipChange) -> Result<Configuration, String> {
+        if mutated!(SeveralVotersAtOnce)
+            && let MembershipChange::Steps { steps, .. } = change
+            && let Some((first, others)) = steps.split_first().filter(|(_, others)| !others.is_empty())
+        {
+            for step in others {
+                self.apply_change(&MembershipChange::one(step.clone()))?;
+            }
+            return self.apply_change(&MembershipChange::one(first.clone()));
+        }
         let state = self.raw.apply_conf_change(&conf_change(change)).map_err(|error| error.to_string())?;
         Ok(configuration(&state))
     }
@@ -301,6 +314,10 @@ impl Consensus {
 
     pub(crate) fn persisted(&mut self, ready_number: u64) {
         self.raw.on_persist_ready(ready_number);
+        if mutated!(CommitsWithoutQuorum) && self.is_leader() {
+            let log = &mut self.raw.raft.raft_log;
+            log.commit_to(log.persisted);
+        }
         self.pin_election_timeout();
     }
 
@@ -353,7 +370,17 @@ impl Consensus {
     }
 
     /// Takes in a message of another node.
-    pub(crate) fn step(&mut self, message: RaftMessage) -> Result<(), Implausible> {
+    pub(crate) fn step(&mut self, mut message: RaftMessage) -> Result<(), Implausible> {
+        if mutated!(StaleAcknowledgementCounts)
+            && matches!(message.body, RaftMessageBody::AppendResponse { rejection: None, .. })
+        {
+            message.term = message.term.max(self.term());
+        }
+        if mutated!(RefusedPreVoteTeachesNothing)
+            && matches!(message.body, RaftMessageBody::PreVoteResponse { granted: false, .. })
+        {
+            return Ok(());
+        }
         self.check(&message)?;
         // Log and snapshot must be durable before a majority can make this node a leader; raft-rs asserts it.
         let is_vote = matches!(
@@ -368,6 +395,10 @@ impl Consensus {
         }
         // What raft-rs refuses here (a response of a node that is no member) needs no answer.
         let _ = self.raw.step(message_to_raft(message));
+        if mutated!(CommitsEarlierTermsByCounting) && self.is_leader() {
+            let (copied, _) = self.raw.raft.mut_prs().maximal_committed_index();
+            self.raw.raft.raft_log.commit_to(copied);
+        }
         self.pin_election_timeout();
         Ok(())
     }
@@ -409,6 +440,9 @@ impl Consensus {
     /// Whether this message can only come after this node lost entries that it had acknowledged: a leader tells each
     /// follower to commit no more than what that follower holds.
     pub(crate) fn shows_a_loss(&self, message: &RaftMessage) -> bool {
+        if mutated!(LossIsNotNoticed) {
+            return false;
+        }
         let last = LogIndex(self.raw.raft.raft_log.last_index());
         matches!(message.body, RaftMessageBody::Heartbeat { commit, .. } if commit > last)
             && message.term >= self.term()
@@ -484,6 +518,9 @@ impl Consensus {
             ready.take_message(message, Depends::OnTheWrite);
         }
         self.raw.advance_append_async(raft_ready);
+        if mutated!(UnflushedLogCounts) && self.is_leader() {
+            self.raw.on_persist_ready(ready.number);
+        }
         Some(ready)
     }
 

@@ -83,7 +83,7 @@ impl Reads {
             return;
         };
         for read in round.reads {
-            if read.serve == Serve::WhenConfirmed || index <= applied {
+            if read.serve == Serve::WhenConfirmed || index <= applied || mutated!(ReadsBeforeApplied) {
                 read.reply.answer(Ok(index));
             } else {
                 self.for_applied.entry(index).or_default().push(read);
@@ -136,7 +136,7 @@ impl Reads {
     pub(crate) fn tick(&mut self, now_ticks: u64, timeout: Duration) {
         self.paused = false;
         let mut expired = Vec::new();
-        let is_expired = |read: &mut Read| read.deadline_ticks <= now_ticks;
+        let is_expired = |read: &mut Read| read.deadline_ticks <= now_ticks && !mutated!(ReadsHaveNoDeadline);
         expired.extend(self.for_next_round.extract_if(.., is_expired));
         if let Some(round) = &mut self.under_way {
             expired.extend(round.reads.extract_if(.., is_expired));

@@ -38,6 +38,9 @@ impl<T, E: From<StopReason>> Responder<T, E> {
 
 impl<T, E: From<StopReason>> Drop for Responder<T, E> {
     fn drop(&mut self) {
+        if mutated!(DroppedMeansSilence) {
+            return std::mem::forget(self.deliver.take());
+        }
         if let Some(deliver) = self.deliver.take() {
             deliver(Err(StopReason::Stopped.into()));
         }

@@ -77,6 +77,9 @@ impl SnapshotPolicy {
     /// How far the log may be cut once a snapshot at `snapshot` is recorded. A member that is behind that far is sent
     /// the snapshot: the log never waits for it.
     pub(crate) fn compact_to(&self, snapshot: LogIndex) -> LogIndex {
+        if mutated!(CompactsBeyondTheSnapshot) {
+            return snapshot.next();
+        }
         self.cut.max(LogIndex(snapshot.0.saturating_sub(self.entries_kept))).min(snapshot)
     }
 }

@@ -5,15 +5,15 @@
 
 mod cluster;
 
-use cluster::{Cluster, id, outcome, responder, take, test_config};
+use cluster::{Cluster, ProposalWaiter, id, outcome, responder, take, test_config};
 use raftify_core::error::{
     CampaignError, MembershipError, ProposeError, ReadError, StopReason, TransferError,
 };
-use raftify_core::members::{LeaveJoint, MembershipRefusal};
+use raftify_core::members::{LeaveJoint, MembershipRefusal, SenderRefusal};
 use raftify_core::{
-    LeaderRequest, LocalRequestMsg, LogIndex, Member, MemberChange, MemberRole, MembershipChange, NodeId,
-    RaftMessage, RaftMessageBody, ReplicationState, Role, Sender, ServerRequestMsg, SnapshotToSend, Status,
-    TurnNumber,
+    Forwarding, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange, MemberRole,
+    MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role, Sender, ServerRequestMsg,
+    SnapshotToSend, Status, Term, TurnNumber,
 };
 
 fn cluster_of_three() -> (Cluster, NodeId) {
@@ -55,6 +55,24 @@ fn demote(cluster: &mut Cluster, leader: NodeId) {
     let reply = responder(&outcome());
     cluster.local(leader, LocalRequestMsg::Demote { term, successor: None, reply });
     assert_eq!(cluster.leader(), None);
+}
+
+/// `body` comes to `node` as a message of `from`.
+fn hear(cluster: &mut Cluster, node: NodeId, from: NodeId, term: Term, body: RaftMessageBody) {
+    let members_as_of = cluster.status(node).unwrap().members.as_of();
+    let sender = Sender { id: from, incarnation: cluster.nodes[&from].incarnation, members_as_of };
+    let messages = vec![RaftMessage { from, to: node, term, body }];
+    let request = ServerRequestMsg::RaftMessages { sender, receiver: None, messages };
+    cluster.running(node).unwrap().core.handle_server_request_msg(request);
+    cluster.run_turns(node);
+}
+
+/// How far `leader` knows the log of `follower` to agree with its own.
+fn matched(cluster: &mut Cluster, leader: NodeId, follower: NodeId) -> LogIndex {
+    let inspection = outcome();
+    cluster.local(leader, LocalRequestMsg::Inspect { reply: responder(&inspection) });
+    let progress = take(&inspection).unwrap().unwrap().progress;
+    progress.into_iter().find(|peer| peer.id == follower).unwrap().matched
 }
 
 #[test]
@@ -140,6 +158,16 @@ fn bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes
     cluster.pass_ticks(250);
     assert!(matches!(take(&proposal), Some(Err(ProposeError::Unknown(_)))), "{:?}", take(&proposal));
     assert!(matches!(take(&read), Some(Err(ReadError::TimedOut(_)))), "{:?}", take(&read));
+}
+
+#[test]
+fn bug_9_a_node_that_starts_again_knows_all_members_and_their_addresses() {
+    let (mut cluster, leader) = cluster_of_three();
+    let follower = others(&cluster, leader)[0];
+    let known = cluster.status(follower).unwrap().members;
+    cluster.crash(follower);
+    cluster.start(follower);
+    assert_eq!(cluster.status(follower).unwrap().members, known);
 }
 
 #[test]
@@ -286,6 +314,142 @@ fn bug_14_an_installed_snapshot_leaves_nothing_of_a_conflicting_suffix() {
 }
 
 #[test]
+fn bug_14_an_installed_snapshot_leaves_nothing_of_a_longer_suffix() {
+    let (mut cluster, old_leader) = cluster_of_three();
+    isolate(&mut cluster, old_leader);
+    for _ in 0..300 {
+        cluster.propose(old_leader);
+    }
+    cluster.settle();
+    cluster.until("the others elect a leader", |cluster| cluster.leader() != Some(old_leader));
+    let leader = cluster.leader().unwrap();
+    for _ in 0..60 {
+        cluster.until_proposed(leader);
+    }
+    let installed = cluster.truth.snapshots_installed;
+    assert!(cluster.status(leader).unwrap().last.index < cluster.status(old_leader).unwrap().last.index);
+    cluster.cut.clear();
+    cluster.until("the snapshot is installed", |cluster| cluster.truth.snapshots_installed > installed);
+    cluster.until("it has caught up", |cluster| {
+        cluster.status(old_leader).unwrap().last == cluster.status(leader).unwrap().last
+    });
+    cluster.crash(old_leader);
+    cluster.start(old_leader);
+    assert_eq!(cluster.status(old_leader).unwrap().last, cluster.status(leader).unwrap().last);
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_15_an_installed_snapshot_brings_its_members_into_force() {
+    let (mut cluster, leader) = cluster_of_three();
+    let [away, gone] = others(&cluster, leader)[..] else { panic!("three nodes") };
+    cluster.until("it knows the first members", |cluster| cluster.status(away).unwrap().members.len() == 3);
+    cluster.crash(away);
+    let fourth = joiner(&mut cluster, 4);
+    for change in [MembershipChange::one(MemberChange::Add(fourth)), remove(gone)] {
+        let made = cluster.change(leader, change);
+        cluster.until("the change is made", |_| take(&made).is_some());
+        assert!(take(&made).unwrap().is_ok());
+    }
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    let installed = cluster.truth.snapshots_installed;
+    cluster.start(away);
+    cluster.until("the snapshot is installed", |cluster| cluster.truth.snapshots_installed > installed);
+    cluster.until("it has applied everything", |cluster| {
+        cluster.status(away).unwrap().applied == cluster.status(leader).unwrap().applied
+    });
+    assert_eq!(cluster.status(away).unwrap().members, cluster.status(leader).unwrap().members);
+    // Of the old members, it and the one that is gone would have been a majority.
+    for node in [leader, id(4)] {
+        cluster.crash(node);
+    }
+    cluster.pass_ticks(100);
+    assert_eq!(cluster.leader(), None);
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_16_a_rejection_moves_no_match_index() {
+    let (mut cluster, leader) = cluster_of_three();
+    let follower = others(&cluster, leader)[0];
+    isolate(&mut cluster, follower);
+    cluster.until_proposed(leader);
+    let Status { term, last, .. } = cluster.status(leader).unwrap();
+    let before = matched(&mut cluster, leader, follower);
+    assert!(before < last.index);
+    let hint = LogPosition { index: before, ..last };
+    let commit = LogIndex::ZERO;
+    let rejection = RaftMessageBody::AppendResponse { index: last.index, commit, rejection: Some(hint) };
+    hear(&mut cluster, leader, follower, term, rejection);
+    assert_eq!(matched(&mut cluster, leader, follower), before);
+    hear(
+        &mut cluster,
+        leader,
+        follower,
+        term,
+        RaftMessageBody::HeartbeatResponse { commit: last.index, read_round: None },
+    );
+    assert_eq!(matched(&mut cluster, leader, follower), before, "nor does the answer to a heartbeat");
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_17_nothing_is_committed_without_a_quorum() {
+    let mut cluster = Cluster::new(7, 5, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    cluster.settle();
+    let [one, two, ..] = others(&cluster, leader)[..] else { panic!("five nodes") };
+    isolate(&mut cluster, leader);
+    let commit = cluster.status(leader).unwrap().commit;
+    cluster.propose(leader);
+    cluster.settle();
+    let Status { term, last, .. } = cluster.status(leader).unwrap();
+    assert!(last.index > commit);
+    let acknowledgement = RaftMessageBody::AppendResponse { index: last.index, commit, rejection: None };
+    hear(&mut cluster, leader, one, term, acknowledgement.clone());
+    hear(&mut cluster, leader, one, term, acknowledgement.clone());
+    assert_eq!(cluster.status(leader).unwrap().commit, commit, "two of five, one of them twice");
+    hear(&mut cluster, leader, two, term, acknowledgement);
+    assert_eq!(cluster.status(leader).unwrap().commit, last.index);
+}
+
+#[test]
+fn bug_17_an_entry_of_an_earlier_term_is_not_committed_by_counting_its_copies() {
+    let (mut cluster, leader) = cluster_of_three();
+    let follower = others(&cluster, leader)[0];
+    cluster.settle();
+    isolate(&mut cluster, leader);
+    cluster.propose(leader);
+    cluster.settle();
+    let earlier = cluster.status(leader).unwrap().last;
+    for node in cluster.ids() {
+        isolate(&mut cluster, node);
+    }
+    cluster.until("it steps down", |cluster| cluster.leader().is_none());
+    cluster.pass_ticks(30);
+    cluster.cut.clear();
+    cluster.local(leader, LocalRequestMsg::Campaign { reply: responder(&outcome()) });
+    while cluster.leader().is_none() {
+        assert!(
+            cluster.complete_write(leader)
+                || cluster.deliver(leader, follower)
+                || cluster.deliver(follower, leader)
+                || cluster.complete_write(follower)
+        );
+    }
+    // The copy is acknowledged before anything of the new term is.
+    let Status { term, commit, last, .. } = cluster.status(leader).unwrap();
+    assert!(commit < earlier.index && earlier.index < last.index && earlier.term < term);
+    let acknowledgement = |index| RaftMessageBody::AppendResponse { index, commit, rejection: None };
+    hear(&mut cluster, leader, follower, term, acknowledgement(earlier.index));
+    assert_eq!(cluster.status(leader).unwrap().commit, commit);
+    cluster.check_recovery();
+}
+
+#[test]
 fn bug_19_a_leader_whose_disk_hangs_makes_room_for_one_that_can_write() {
     let (mut cluster, old_leader) = cluster_of_three();
     cluster.hung_disks.insert(old_leader);
@@ -340,6 +504,22 @@ fn bug_20_proposals_during_a_hand_over_wait_for_its_outcome() {
     assert_eq!(take(&transfer), Some(Ok(target)));
     // It was forwarded to the new leader, whose own state machine answers in this harness.
     assert!(take(&proposal).unwrap().is_ok());
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_21_a_refused_pre_vote_teaches_the_higher_term() {
+    let (mut cluster, leader) = cluster_of_three();
+    let [one, two] = others(&cluster, leader)[..] else { panic!("three nodes") };
+    isolate(&mut cluster, one);
+    while cluster.status(one).unwrap().role != Role::PreCandidate {
+        cluster.tick(one);
+    }
+    let term = Term(cluster.status(one).unwrap().term.0 + 5);
+    let commit = LogPosition::ZERO;
+    hear(&mut cluster, one, two, term, RaftMessageBody::PreVoteResponse { granted: false, commit });
+    let Status { term: learnt, role, .. } = cluster.status(one).unwrap();
+    assert_eq!((learnt, role), (term, Role::Follower));
     cluster.check_recovery();
 }
 
@@ -525,6 +705,46 @@ fn bug_24_a_snapshot_that_is_finished_while_a_newer_one_is_being_installed_is_of
 }
 
 #[test]
+fn bug_24_a_snapshot_that_a_slow_state_machine_has_yet_to_restore_is_kept() {
+    let (mut cluster, leader) = cluster_of_three();
+    let slow = others(&cluster, leader)[0];
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let installed = cluster.truth.snapshots_installed;
+        isolate(&mut cluster, slow);
+        for _ in 0..100 {
+            let proposal = cluster.propose(leader);
+            while take(&proposal).is_none() {
+                all_but_the_state_machine_of(&mut cluster, slow);
+            }
+        }
+        cluster.cut.clear();
+        while cluster.truth.snapshots_installed == installed {
+            cluster.tick(leader);
+            all_but_the_state_machine_of(&mut cluster, slow);
+        }
+        waiting.extend(cluster.status(slow).unwrap().snapshot);
+    }
+    assert!(waiting[0] < waiting[1]);
+    let in_use = |cluster: &mut Cluster| cluster.running(slow).unwrap().core.snapshots_in_use();
+    let kept = in_use(&mut cluster);
+    assert!(waiting.iter().all(|position| kept.contains(position)), "{kept:?}");
+    cluster.check_recovery();
+    assert!(!in_use(&mut cluster).contains(&waiting[0]), "it was restored, and is of no use any more");
+}
+
+/// Everything moves once but the state machine of `slow`.
+fn all_but_the_state_machine_of(cluster: &mut Cluster, slow: NodeId) {
+    for node in cluster.ids() {
+        while cluster.complete_write(node) || (node != slow && cluster.apply_one(node)) {}
+        for other in cluster.ids() {
+            while cluster.deliver(node, other) {}
+        }
+    }
+    cluster.handle_events();
+}
+
+#[test]
 fn bug_26_a_leader_that_is_cut_off_answers_no_read() {
     let (mut cluster, old_leader) = cluster_of_three();
     isolate(&mut cluster, old_leader);
@@ -534,6 +754,34 @@ fn bug_26_a_leader_that_is_cut_off_answers_no_read() {
     cluster.until_proposed(leader);
     cluster.pass_ticks(300);
     assert!(matches!(take(&read), Some(Err(_))), "{:?}", take(&read));
+}
+
+#[test]
+fn bug_26_a_read_waits_until_its_index_is_applied() {
+    let (mut cluster, leader) = cluster_of_three();
+    let slow = others(&cluster, leader)[0];
+    cluster.settle();
+    // Everything moves but the state machine of one node.
+    let go_on = |cluster: &mut Cluster| {
+        for node in cluster.ids() {
+            while cluster.complete_write(node) || (node != slow && cluster.apply_one(node)) {}
+            for other in cluster.ids() {
+                while cluster.deliver(node, other) {}
+            }
+        }
+        cluster.handle_events();
+    };
+    let written = cluster.propose(leader);
+    while take(&written).is_none() {
+        go_on(&mut cluster);
+    }
+    let read = cluster.read(slow);
+    for _ in 0..20 {
+        go_on(&mut cluster);
+        assert!(take(&read).is_none(), "nothing of it is applied here");
+    }
+    cluster.settle();
+    assert!(take(&read).unwrap().unwrap() >= take(&written).unwrap().unwrap().index);
 }
 
 #[test]
@@ -598,6 +846,33 @@ fn bug_30_a_node_that_was_removed_while_away_learns_it_and_does_not_disturb() {
     );
     assert_eq!(cluster.status(leader).unwrap().term, term);
     cluster.until_proposed(leader);
+}
+
+#[test]
+fn bug_30_a_removed_node_stays_until_a_majority_refuses_it() {
+    let mut cluster = Cluster::new(2, 4, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    let gone = others(&cluster, leader)[0];
+    cluster.change(leader, remove(gone));
+    while cluster.status(gone).unwrap().members.get(gone).is_some() {
+        for node in cluster.ids() {
+            while cluster.complete_write(node) || cluster.apply_one(node) {}
+            for other in cluster.ids() {
+                while (node != gone || other == leader) && cluster.deliver(node, other) {}
+            }
+        }
+        cluster.tick(leader);
+    }
+    let as_of = cluster.status(gone).unwrap().members.as_of();
+    let another = others(&cluster, gone).into_iter().find(|node| *node != leader).unwrap();
+    let core = &mut cluster.running(gone).unwrap().core;
+    let refusal = || SenderRefusal::NotAMember { id: gone, as_of };
+    core.refused_by(leader, refusal());
+    core.refused_by(leader, refusal());
+    assert_eq!(core.stop_reason(), None, "two of three may still need its vote");
+    core.refused_by(another, refusal());
+    assert!(matches!(core.stop_reason(), Some(StopReason::Removed { .. })));
 }
 
 #[test]
@@ -673,6 +948,35 @@ fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_
 }
 
 #[test]
+fn bug_32_proposals_that_wait_for_the_disk_are_one_write_and_a_few_messages() {
+    const PROPOSALS: usize = 200;
+    let config = raftify_core::Config { message_bytes_max: 1 << 20, ..test_config() };
+    let mut cluster = Cluster::new(7, 3, config);
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    cluster.settle();
+    let follower = others(&cluster, leader)[0];
+    let core = &mut cluster.running(leader).unwrap().core;
+    let answers: Vec<_> = (0..PROPOSALS).map(|_| outcome()).collect();
+    for answer in &answers {
+        let request =
+            LeaderRequest::Propose { payload: vec![0; 8].into(), reply: ProposalWaiter::new(answer) };
+        core.handle_local_request_msg(LocalRequestMsg::ForLeader(request));
+    }
+    cluster.run_turns(leader);
+    let appended = |cluster: &mut Cluster, node| -> Vec<usize> {
+        let queued = cluster.running(node).unwrap().to_write.iter();
+        queued.filter_map(|(_, write, _)| write.as_ref()).map(|write| write.append.len()).collect()
+    };
+    assert_eq!(appended(&mut cluster, leader), [PROPOSALS], "one write");
+    assert_eq!(cluster.packets(leader, follower), 1, "one message");
+    while cluster.deliver(leader, follower) {}
+    assert_eq!(appended(&mut cluster, follower), [PROPOSALS], "one write on the follower");
+    cluster.settle();
+    assert!(answers.iter().all(|answer| take(answer).is_some_and(|answer| answer.is_ok())));
+}
+
+#[test]
 fn bug_34_the_log_is_cut_although_a_member_is_dead() {
     let (mut cluster, leader) = cluster_of_three();
     let dead = others(&cluster, leader)[0];
@@ -682,6 +986,40 @@ fn bug_34_the_log_is_cut_although_a_member_is_dead() {
     }
     let status = cluster.status(leader).unwrap();
     assert!(status.last.index.0 - status.truncated.index.0 < 80, "{status:?}");
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_35_a_leader_does_not_count_its_own_log_before_it_is_flushed() {
+    let (mut cluster, leader) = cluster_of_three();
+    cluster.settle();
+    let away = others(&cluster, leader)[0];
+    isolate(&mut cluster, away);
+    cluster.hung_disks.insert(leader);
+    let commit = cluster.status(leader).unwrap().commit;
+    let proposal = cluster.propose(leader);
+    cluster.settle();
+    assert_eq!(cluster.status(leader).unwrap().commit, commit, "one of three has it");
+    assert!(take(&proposal).is_none());
+    cluster.hung_disks.clear();
+    cluster.settle();
+    assert!(take(&proposal).unwrap().is_ok());
+}
+
+#[test]
+fn bug_35_an_acknowledgement_of_an_earlier_term_counts_for_nothing() {
+    let (mut cluster, leader) = cluster_of_three();
+    cluster.settle();
+    isolate(&mut cluster, leader);
+    cluster.propose(leader);
+    cluster.settle();
+    let Status { term, last, commit, .. } = cluster.status(leader).unwrap();
+    assert!(commit < last.index);
+    for follower in others(&cluster, leader) {
+        let stale = RaftMessageBody::AppendResponse { index: last.index, commit, rejection: None };
+        hear(&mut cluster, leader, follower, Term(term.0 - 1), stale);
+    }
+    assert_eq!(cluster.status(leader).unwrap().commit, commit);
     cluster.check_recovery();
 }
 
@@ -702,6 +1040,43 @@ fn bug_35_who_has_the_only_vote_in_both_halves_of_a_joint_configuration_waits_fo
     cluster.local(leader, LocalRequestMsg::Campaign { reply: responder(&campaign) });
     assert_eq!(take(&campaign), Some(Err(CampaignError::NotReady)));
     cluster.check_recovery();
+}
+
+#[test]
+fn bug_36_compaction_never_passes_what_is_applied() {
+    let (mut cluster, leader) = cluster_of_three();
+    for _ in 0..5 {
+        let taken = cluster.make_snapshot(leader);
+        // They are committed while the state machine still has the snapshot before it.
+        for _ in 0..30 {
+            cluster.propose(leader);
+            while cluster.complete_write(leader) {}
+            for other in others(&cluster, leader) {
+                while cluster.deliver(leader, other)
+                    || cluster.complete_write(other)
+                    || cluster.deliver(other, leader)
+                {}
+            }
+        }
+        while take(&taken).is_none() {
+            assert!(cluster.apply_one(leader) || cluster.complete_write(leader));
+            let Status { truncated, snapshot, applied, .. } = cluster.status(leader).unwrap();
+            assert!(
+                truncated.index <= snapshot.map_or(truncated.index, |at| at.index)
+                    && truncated.index <= applied
+            );
+        }
+        cluster.settle();
+    }
+    assert!(cluster.status(leader).unwrap().truncated.index > LogIndex(50));
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_38_who_waits_and_is_dropped_is_answered() {
+    let answer = outcome::<Result<(), CampaignError>>();
+    drop(responder(&answer));
+    assert_eq!(take(&answer), Some(Err(StopReason::Stopped.into())));
 }
 
 #[test]
@@ -823,4 +1198,18 @@ fn all_nodes_crash_at_once_and_nothing_acknowledged_is_lost() {
     }
     cluster.check_recovery();
     assert_eq!(cluster.acknowledged.len(), 32);
+}
+
+#[test]
+fn a_request_that_was_forwarded_is_not_forwarded_again() {
+    let (mut cluster, leader) = cluster_of_three();
+    let follower = others(&cluster, leader)[0];
+    cluster.settle();
+    let answer = outcome();
+    let request = LeaderRequest::Propose { payload: vec![0; 8].into(), reply: ProposalWaiter::new(&answer) };
+    let request = ServerRequestMsg::ForLeader { request, forwarding: Forwarding::Never };
+    cluster.running(follower).unwrap().core.handle_server_request_msg(request);
+    cluster.run_turns(follower);
+    assert!(matches!(take(&answer), Some(Err(ProposeError::NotLeader(hint))) if hint.id == leader));
+    assert_eq!(cluster.packets(follower, leader), 0);
 }

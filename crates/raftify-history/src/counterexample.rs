@@ -53,7 +53,8 @@ impl fmt::Display for Counterexample {
 /// The shortest beginning of `history` that is not linearizable, without what does not matter. `history` is not
 /// linearizable.
 pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budget: u64) -> Counterexample {
-    let contradicts = |history: &[CallRef<'_, M>]| search(model, history, budget) == Found::NoOrder;
+    let contradicts =
+        |history: &[CallRef<'_, M>], budget: &mut u64| search(model, history, budget) == Found::NoOrder;
 
     // What contradicts early contradicts for ever: the shortest beginning is found by halving.
     let mut ends: Vec<u64> = history.iter().filter_map(|call| call.returned).map(|(time, _)| time).collect();
@@ -67,7 +68,7 @@ pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budg
             })
             .collect()
     };
-    let shortest = ends.partition_point(|time| !contradicts(&until(*time)));
+    let shortest = ends.partition_point(|time| !contradicts(&until(*time), &mut { budget }));
     if let Some(time) = ends.get(shortest) {
         history = until(*time);
     }
@@ -87,13 +88,22 @@ pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budg
     let hints = model.hints(&history);
     let lightest: Vec<_> =
         hints.iter().map(|hint| if hint.reads { Weight::None } else { Weight::Weak }).collect();
+    // What takes much longer than to find the contradiction is not worth it.
+    let mut left = budget;
+    contradicts(&history, &mut left);
+    let cost = budget - left + 1_000;
+    let mut effort = 8 * cost;
     let mut part = history.len().div_ceil(2);
     while part > 0 {
         for from in (0..history.len()).step_by(part) {
             let to = history.len().min(from + part);
             let before = weights.clone();
             weights[from..to].copy_from_slice(&lightest[from..to]);
-            if !contradicts(&weighed(&weights)) {
+            let allowed = (2 * cost).min(effort);
+            let mut left = allowed;
+            let contradicts = contradicts(&weighed(&weights), &mut left);
+            effort -= allowed - left;
+            if !contradicts {
                 weights = before;
             }
         }

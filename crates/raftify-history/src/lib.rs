@@ -113,7 +113,7 @@ pub fn check<M: Model>(model: &M, history: &[Call<M::Operation, M::Outcome>], bu
             returned: call.returned.as_ref().map(|(time, outcome)| (*time, outcome)),
         })
         .collect();
-    match search::search(model, &history, budget) {
+    match search::search(model, &history, &mut { budget }) {
         search::Found::Order => Verdict::Linearizable,
         search::Found::NoOrder => Verdict::NotLinearizable(counterexample::shrink(model, history, budget)),
         search::Found::BudgetUsedUp => Verdict::Undecided,

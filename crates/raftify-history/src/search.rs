@@ -34,8 +34,8 @@ pub(crate) enum Found {
     BudgetUsedUp,
 }
 
-/// Looks for an order that explains `history`, at `budget` configurations at most.
-pub(crate) fn search<M: Model>(model: &M, history: &[CallRef<'_, M>], budget: u64) -> Found {
+/// Looks for an order that explains `history`, at `budget` configurations at most, and takes those off that it looked at.
+pub(crate) fn search<M: Model>(model: &M, history: &[CallRef<'_, M>], budget: &mut u64) -> Found {
     match Search::prepare(model, history) {
         Some(search) => search.run(budget),
         None => Found::NoOrder,
@@ -194,7 +194,7 @@ impl<'h, M: Model> Search<'h, M> {
         Some(search)
     }
 
-    fn run(&self, budget: u64) -> Found {
+    fn run(&self, budget: &mut u64) -> Found {
         let mut stack = vec![Configuration {
             event: 0,
             state: self.model.initial(),
@@ -205,7 +205,6 @@ impl<'h, M: Model> Search<'h, M> {
             idle: Idle::No,
         }];
         let mut seen: HashMap<_, Vec<Configuration<M::State>>> = HashMap::new();
-        let mut looked_at = 0;
         while let Some(mut configuration) = stack.pop() {
             let Some(at) = self.advance(&mut configuration, &mut stack) else { return Found::Order };
             let seen = seen.entry((configuration.event, configuration.state.clone())).or_default();
@@ -214,10 +213,11 @@ impl<'h, M: Model> Search<'h, M> {
             }
             seen.retain(|other| !other.is_no_better_than(&configuration, &at.reads));
             seen.push(configuration.clone());
-            looked_at += 1;
-            if looked_at > budget {
+            // Having many to compare with takes time as well.
+            let Some(left) = budget.checked_sub(1 + seen.len() as u64 / 64) else {
                 return Found::BudgetUsedUp;
-            }
+            };
+            *budget = left;
             // The last one pushed is looked at first: those after which the returning call has taken effect, and of
             // these the one that took the shortest way.
             let unknown = self.unknown.iter().filter(|index| self.begins[**index] < configuration.event);

@@ -214,6 +214,24 @@ fn a_history_too_hard_for_the_budget_is_undecided() {
 }
 
 #[test]
+fn hundreds_of_calls_of_unknown_outcome_are_no_burden() {
+    let mut history = Vec::new();
+    for n in 0..60 {
+        history.push(unknown(n * 10, Operation::Write(1_000 + n)));
+        history.push(unknown(n * 10, Operation::CompareAndSet { expected: Some(n), new: 2_000 + n }));
+        history.push(unknown(n * 10, Operation::Delete));
+        history.push(write(n * 10, n * 10 + 15, n));
+        history.push(swap(n * 10 + 1, n * 10 + 12, n, 3_000 + n, false));
+    }
+    accepted_quickly(&history);
+    history.push(read(3_000, 3_001, 1_050));
+    accepted_quickly(&history);
+    history.push(read(3_010, 3_011, 59));
+    let verdict = check(&Register, &history, BUDGET);
+    assert!(matches!(verdict, Verdict::NotLinearizable(_)), "{verdict:?}");
+}
+
+#[test]
 fn keys_are_checked_for_themselves() {
     let history = vec![
         ("good", write(0, 1, 1)),

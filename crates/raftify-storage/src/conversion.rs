@@ -66,7 +66,20 @@ pub struct Conversion {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn convert_storage(directory: impl AsRef<Path>, to: StorageKind) -> Result<Conversion, StorageError> {
-    convert_with(directory.as_ref(), to, WalSettings::default(), &OperatingSystem)
+    convert_storage_with(directory, to, WalSettings::default())
+}
+
+/// [`convert_storage`] with the settings that a log in segments is made, or read, with.
+///
+/// # Errors
+/// As [`convert_storage`], and [`StorageError::Setting`] if a setting is outside of its range.
+pub fn convert_storage_with(
+    directory: impl AsRef<Path>,
+    to: StorageKind,
+    settings: WalSettings,
+) -> Result<Conversion, StorageError> {
+    settings.check()?;
+    convert_with(directory.as_ref(), to, settings, &OperatingSystem)
 }
 
 fn convert_with(

@@ -1,7 +1,7 @@
 //! The LMDB environment: opened with full durability, shared with readers, its map growing by itself. The only file
 //! with `unsafe` code. It knows nothing of what the values mean.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
@@ -11,13 +11,17 @@ use heed::types::{Bytes, U128};
 use heed::{Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 use raftify_core::StorageError;
 
+use crate::directory;
 use crate::format::Table;
 use crate::io_error;
 
 /// Size of the map of a new database. It doubles whenever it is full, so this is only where growth begins.
-const MAP_BYTES_INITIAL: usize = 4 << 20;
+const MAP_BYTES_INITIAL: usize = 512 << 10;
 
 pub(crate) const DATA_FILE: &str = "data.mdb";
+
+/// The directory in which a new data file is made.
+const NEW: &str = "new.partial";
 
 /// LMDB's table of readers.
 pub(crate) const LOCK_FILE: &str = "lock.mdb";
@@ -64,8 +68,30 @@ impl Environment {
         directory: &Path,
         prepare: impl Fn(&Database, &mut RwTxn<'_>) -> Result<(), Failure>,
     ) -> Result<Environment, StorageError> {
+        let new = directory.join(NEW);
+        if new.exists() {
+            fs::remove_dir_all(&new).map_err(io_error("remove", &new))?;
+        }
+        // LMDB begins its file by a write that a crash can tear. Under its own name, the file is whole or not there.
+        let data_file = directory.join(DATA_FILE);
+        if !data_file.exists() {
+            fs::create_dir(&new).map_err(io_error("create the directory", &new))?;
+            drop(Environment::open_here(&new, &prepare)?);
+            let made = new.join(DATA_FILE);
+            fs::rename(&made, &data_file).map_err(io_error("rename", &made))?;
+            directory::sync(directory).map_err(io_error("sync the directory", directory))?;
+            fs::remove_dir_all(&new).map_err(io_error("remove", &new))?;
+        }
+        Environment::open_here(directory, prepare)
+    }
+
+    fn open_here(
+        directory: &Path,
+        prepare: impl Fn(&Database, &mut RwTxn<'_>) -> Result<(), Failure>,
+    ) -> Result<Environment, StorageError> {
         let env = open_environment(directory, Some(MAP_BYTES_INITIAL), EnvFlags::empty())?;
         check_length(directory, &env)?;
+        lengthen(directory, env.info().map_size)?;
         env.clear_stale_readers().map_err(|error| database_error(directory, "open", error))?;
         let create = || -> Result<(Database, Database), Failure> {
             let mut txn = env.write_txn()?;
@@ -183,10 +209,17 @@ impl Environment {
     )]
     fn resize(&self, bytes: Option<usize>) -> Result<(), StorageError> {
         let _exclusive = self.resizing.write().unwrap_or_else(PoisonError::into_inner);
-        let bytes = bytes.or_else(|| self.env.info().map_size.checked_mul(2)).ok_or_else(|| {
-            let reason = "it fills the address space".to_owned();
-            StorageError::Database { action: "enlarge", path: self.directory.clone(), reason }
-        })?;
+        let bytes = match bytes {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = self.env.info().map_size.checked_mul(2).ok_or_else(|| {
+                    let reason = "it fills the address space".to_owned();
+                    StorageError::Database { action: "enlarge", path: self.directory.clone(), reason }
+                })?;
+                lengthen(&self.directory, bytes)?;
+                bytes
+            }
+        };
         tracing::debug!(directory = %self.directory.display(), bytes, "the map of the database grows");
         // SAFETY: no transaction of this process may be open. They live only inside `read` and `write`, under the
         // shared half of the lock that is held exclusively here, and in the functions that open the environment,
@@ -215,7 +248,21 @@ fn open_environment(
     opened.map_err(|error| database_error(directory, "open", error))
 }
 
-/// LMDB maps the file and would die of a bus error on pages that are not there.
+/// Makes the file at least as long as the map; what is added takes no room before it is written.
+///
+/// LMDB gives numbers to pages that it gives up again in the same transaction and never writes, so that by itself its file
+/// may end before the last page that it counts, and a file that was cut off would look no different.
+fn lengthen(directory: &Path, map_bytes: usize) -> Result<(), StorageError> {
+    let path = directory.join(DATA_FILE);
+    let file = File::options().write(true).open(&path).map_err(io_error("open", &path))?;
+    if file.metadata().map_err(io_error("open", &path))?.len() < map_bytes as u64 {
+        file.set_len(map_bytes as u64).and_then(|()| file.sync_all()).map_err(io_error("write to", &path))?;
+    }
+    Ok(())
+}
+
+/// LMDB maps the file and would die of a bus error on pages that are not there. [`lengthen`] was there before each page
+/// that is counted.
 fn check_length(directory: &Path, env: &Env<WithoutTls>) -> Result<(), StorageError> {
     let path = directory.join(DATA_FILE);
     let expected = (env.info().last_page_number as u64 + 1) * u64::from(env.stat().page_size);

@@ -12,19 +12,19 @@ mod directory;
 mod environment;
 mod files;
 mod format;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod inner;
 mod read_only;
 mod snapshot_files;
 mod storage;
 mod wal;
 
-pub use conversion::{Conversion, convert_storage};
+pub use conversion::{Conversion, convert_storage, convert_storage_with};
 pub use format::StorageKind;
 pub use read_only::{ReadOnlyLogReader, ReadOnlyStorage};
 pub use snapshot_files::{SnapshotFile, SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
 pub use storage::{HeedLogReader, HeedStorage};
-#[cfg(feature = "testing")]
-#[doc(hidden)]
-pub use wal::encode_record;
 pub use wal::{WalLogReader, WalSettings, WalStorage};
 
 use std::io;

@@ -86,7 +86,7 @@ impl WalSettings {
     const SEGMENT_BYTES_MIN: u64 = 64 << 10;
     const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 
-    fn check(&self) -> Result<(), StorageError> {
+    pub(crate) fn check(&self) -> Result<(), StorageError> {
         let (min, max) = (WalSettings::SEGMENT_BYTES_MIN, WalSettings::SEGMENT_BYTES_MAX);
         match self.segment_bytes {
             bytes if (min..=max).contains(&bytes) => Ok(()),
@@ -228,6 +228,22 @@ pub fn encode_record(entries: &[Entry], out: &mut Vec<u8>) {
     let change =
         record::Change { reset: false, entries: entries.iter().collect(), hard_state, metadata: None };
     change.encode(segment::Life(1), 1, out);
+}
+
+/// Reads any bytes as a record: as they are, and with checksums that fit.
+#[cfg(feature = "testing")]
+pub(crate) fn read_record(bytes: &[u8]) {
+    let life = segment::Life(1);
+    record::read(life, bytes);
+    record::read(life, &record::with_checksums(life, bytes));
+}
+
+/// Reads any bytes as the metadata in a record. What can be read is written again, and must be the same.
+#[cfg(feature = "testing")]
+pub(crate) fn read_metadata(bytes: &[u8]) {
+    if let Ok(metadata) = metadata::Metadata::decode(bytes) {
+        assert_eq!(metadata::Metadata::decode(&metadata.encode()).ok(), Some(metadata));
+    }
 }
 
 /// Reads the log of a [`WalStorage`] beside its writer. Nothing can be read before the storage was loaded.

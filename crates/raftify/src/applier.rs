@@ -295,6 +295,10 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
                 }
                 Ok(())
             }
+            Err(_) if raftify_core::mutated!(FailedApplyIsSkipped) => {
+                self.applied = last;
+                Ok(())
+            }
             Err(error) => {
                 let reason =
                     StopReason::StateMachine(format!("applying the entries {first} to {last}: {error}"));
@@ -356,6 +360,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
         let mut data = Watched { reader: data, failure: None };
         let restored =
             caught(|| self.state_machine.restore(&mut data)).unwrap_or_else(|panic| Err(panic.into()));
+        let restored = if raftify_core::mutated!(FailedRestoreIsIgnored) { Ok(()) } else { restored };
         restored.map_err(|error| match data.failure {
             Some(failure) => StopReason::Storage(failure),
             None => StopReason::StateMachine(format!("restoring the snapshot at {position}: {error}")),
@@ -390,7 +395,10 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
         }
         let capture = caught(|| self.state_machine.snapshot())
             .map_err(|panic| StopReason::StateMachine(format!("taking a snapshot {panic}")))?;
-        let meta = SnapshotMeta { cluster_id, position: self.applied, members: self.members.clone() };
+        let mut meta = SnapshotMeta { cluster_id, position: self.applied, members: self.members.clone() };
+        if raftify_core::mutated!(SnapshotWithoutMembers) {
+            meta.members = Members::none();
+        }
         match capture {
             Ok(capture) => self.snapshot_taker.start(capture, meta),
             Err(error) => self.snapshot_taker.refuse(error.to_string()),

@@ -87,12 +87,15 @@ impl<S: StableStorage> LogWriter<S> {
 
     /// Makes the turn durable, and then sends its messages. `Some` is the outcome if that is done already; otherwise
     /// it comes as an [`Event`]. `may_wait`: whether nothing else needs the raft loop meanwhile.
-    pub(crate) fn write(&mut self, turn: ToWrite, may_wait: bool) -> Option<Event> {
+    pub(crate) fn write(&mut self, mut turn: ToWrite, may_wait: bool) -> Option<Event> {
         if !may_wait || !self.is_quick(&turn) {
             self.queued.fetch_add(1, Ordering::Relaxed);
             // If the thread has failed, its failure is on the way and stops the node.
             let _ = self.queue.send(turn);
             return None;
+        }
+        if raftify_core::mutated!(MessagesLeaveBeforeTheWrite) {
+            self.outbox.send(std::mem::take(&mut turn.send_after));
         }
         let begin = Instant::now();
         let outcome = write(self.node_id, &self.storage, turn.number, turn.write.as_slice());
@@ -110,7 +113,7 @@ impl<S: StableStorage> LogWriter<S> {
         if self.slow_until.is_some_and(|until| until <= Instant::now()) {
             self.slow_until = None;
         }
-        self.others_go_on
+        (self.others_go_on || raftify_core::mutated!(OnlyThreadWaitsForTheDisk))
             && self.slow_until.is_none()
             && self.queued.load(Ordering::Acquire) == 0
             && turn.bytes() <= INLINE_BYTES_MAX
@@ -139,6 +142,9 @@ async fn write_all<S: StableStorage>(
             count += 1;
             writes.extend(turn.write);
             messages.extend(turn.send_after);
+        }
+        if raftify_core::mutated!(MessagesLeaveBeforeTheWrite) {
+            outbox.send(std::mem::take(&mut messages));
         }
         let outcome = may_block(|| write(node_id, &storage, newest, &writes)).await;
         let failed = matches!(outcome, Event::Failed(_));

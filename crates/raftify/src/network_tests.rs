@@ -269,7 +269,11 @@ async fn entries_larger_than_any_batch_arrive_whole() {
     a.outbox.send(vec![RaftMessage { from: id(1), to: id(2), term: Term(1), body }]);
     let mut received = Vec::new();
     while received.len() < sent.len() {
-        for message in b.next_messages().await {
+        let batch = b.next_messages().await;
+        let bytes: u64 = batch.iter().map(wire::message_bytes_max).sum();
+        let is_one_entry = matches!(&batch[..], [RaftMessage { body: RaftMessageBody::Append { entries, .. }, .. }] if entries.len() == 1);
+        assert!(bytes <= wire::BATCH_BYTES || is_one_entry, "a batch of {bytes} bytes");
+        for message in batch {
             let RaftMessageBody::Append { previous, entries, .. } = message.body else { panic!("no append") };
             assert_eq!(previous.index.0, received.len() as u64);
             received.extend(entries);
@@ -553,6 +557,23 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
     let (request, answer) = proposal();
     a.outbox.forward(Forward { to: id(9), request });
     assert_eq!(within("a reply", answer).await, Err(ProposeError::NoLeader));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_forwards_no_more_than_it_would_take_itself() {
+    let a = TestNode::with(1, Config { proposals_in_flight_max: 1, ..config() }, Some(identity(1)));
+    let mut b = TestNode::start(2);
+    let all = members([(1, &*a.address), (2, &*b.address)]);
+    a.knows(&all);
+    b.knows(&all);
+    let (request, first) = proposal();
+    a.outbox.forward(Forward { to: b.id, request });
+    let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else { panic!("no proposal") };
+    let (second, refused) = proposal();
+    a.outbox.forward(Forward { to: b.id, request: second });
+    assert_eq!(within("a refusal", refused).await, Err(ProposeError::Busy { waiting: 1 }));
+    drop(request);
+    assert!(matches!(within("an answer", first).await, Err(ProposeError::Stopped(_))));
 }
 
 /// Takes connections and closes each after it has read something.

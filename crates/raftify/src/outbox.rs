@@ -565,7 +565,7 @@ impl Waiting {
         let mut bytes = 0;
         while let Some(message) = self.messages.pop_front() {
             let message_bytes = wire::message_bytes_max(&message);
-            if bytes + message_bytes <= wire::BATCH_BYTES {
+            if bytes + message_bytes <= wire::BATCH_BYTES || raftify_core::mutated!(BatchHasNoLimit) {
                 bytes += message_bytes;
                 self.bytes -= message_bytes;
                 batch.push(message);
@@ -663,6 +663,7 @@ impl Forwarded {
         let weight = request.payload_bytes();
         let mut forwarded = lock(&this.0);
         let (count, bytes) = *forwarded;
+        let count = if raftify_core::mutated!(ForwardsWithoutLimit) { 0 } else { count };
         if count >= config.proposals_in_flight_max
             || (count > 0 && bytes + weight > config.uncommitted_bytes_max)
         {

@@ -86,11 +86,14 @@ pub struct BootstrapOptions<LogEntry, FSM> {
     pub logger: Option<slog::Logger>,
     /// Prints entries in this node's logs at trace level.
     pub formatter: Arc<dyn CustomFormatter<LogEntry, FSM>>,
+    /// Where to listen (`host:port`) when that is not where the others reach this node: behind a proxy or an address
+    /// translation, or on all interfaces. By default the node listens on its `raft_addr`.
+    pub listen_addr: Option<String>,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Default for BootstrapOptions<LogEntry, FSM> {
     fn default() -> Self {
-        BootstrapOptions { logger: None, formatter: Arc::new(DefaultFormatter) }
+        BootstrapOptions { logger: None, formatter: Arc::new(DefaultFormatter), listen_addr: None }
     }
 }
 
@@ -136,7 +139,8 @@ where
         Self::bootstrap_with(node_id, raft_addr, storage, fsm, config, BootstrapOptions::default())
     }
 
-    /// Like [`bootstrap`](Self::bootstrap), for applications that log through `slog` or print their own entries.
+    /// Like [`bootstrap`](Self::bootstrap), for applications that log through `slog`, print their own entries, or listen
+    /// elsewhere than where they are reached.
     ///
     /// # Errors
     /// Those of `bootstrap`.
@@ -151,6 +155,7 @@ where
         let config = config.check()?;
         let raft_addr: Arc<str> = raft_addr.into().into();
         check_address(&raft_addr)?;
+        options.listen_addr.as_deref().map(check_address).transpose()?;
         let stored = storage.load()?;
         let recovered = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
@@ -160,7 +165,7 @@ where
             StartError::Storage(error) => BootstrapError::Storage(error),
             error => BootstrapError::Start(error),
         })?;
-        let listener = Listener::bind(&raft_addr)?;
+        let listener = Listener::bind(options.listen_addr.as_deref().unwrap_or(&raft_addr))?;
 
         let (requests, local_requests) =
             request_queue(config.request_queue_max, config.request_queue_bytes_max);

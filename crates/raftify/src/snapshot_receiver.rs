@@ -224,7 +224,8 @@ impl<S: SnapshotStore> Incoming<S> {
             return Err(NotReceived::gone());
         };
         let Partial { announced, received, .. } = partial;
-        if received.data_bytes < announced.data_bytes {
+        let is_complete = received == announced || raftify_core::mutated!(UnfinishedSnapshotIsInstalled);
+        if received.data_bytes < announced.data_bytes && !is_complete {
             *held = Some(partial);
             return Err(malformed(format!(
                 "the snapshot ended after {} bytes, {} were announced",
@@ -235,7 +236,7 @@ impl<S: SnapshotStore> Incoming<S> {
         let finished = self.receiver.write(move || {
             // Locked until the file is closed.
             let (_held, Partial { meta, writer, .. }) = (held, partial);
-            if received != announced {
+            if !is_complete {
                 return Ok(None);
             }
             writer.finish().map(|_| Some(meta)).map_err(|error| with_sources(&error))

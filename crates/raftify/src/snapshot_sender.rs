@@ -117,7 +117,10 @@ impl SnapshotSender {
             skipped += length;
             self.hand_over(&chunks, begin_at, Vec::new()).await?;
         }
-        let chunk_bytes = self.pace.piece_bytes(wire::SNAPSHOT_CHUNK_BYTES);
+        let mut chunk_bytes = self.pace.piece_bytes(wire::SNAPSHOT_CHUNK_BYTES);
+        if raftify_core::mutated!(SnapshotInOneMessage) {
+            chunk_bytes = data_bytes as usize;
+        }
         let mut offset = begin_at;
         loop {
             let (returned, data) = self

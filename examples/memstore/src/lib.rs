@@ -2,7 +2,7 @@
 //!
 //! [`HashStore`] is the state machine, [`LogEntry`] what is replicated, [`web`] the HTTP API and the page in the
 //! browser. [`load_peers`] reads the members of a static cluster from a file. The programs only decide how a node
-//! comes into its cluster; [`serve`] runs it from then on.
+//! comes into its cluster; [`NodeOptions`] is what can be said to both, and [`serve`] runs the node from then on.
 
 #![warn(missing_docs)]
 
@@ -11,9 +11,9 @@ mod peers;
 mod store;
 pub mod web;
 
-pub use node::{report, serve, start_logging};
+pub use node::{NodeOptions, report, serve, start_logging};
 pub use peers::{LoadPeersError, load_peers};
-pub use store::{HashStore, Inserted, LogEntry, StoreFormatter};
+pub use store::{HashStore, LogEntry, Reply, StoreFormatter};
 
 /// One node of the store.
 pub type Raft = raftify::Raft<LogEntry, HashStore>;

@@ -1,23 +1,99 @@
 //! Runs a node and its web server together, and says in one line why a program ended.
 
 use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use actix_web::{App, HttpServer, web};
-use raftify::BoxError;
+use clap::Args;
 use raftify::error::RunError;
+use raftify::{BootstrapOptions, BoxError, Config, StorageError, WalSettings, WalStorage};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-use crate::Raft;
 use crate::web::{Node, routes};
+use crate::{HashStore, LogEntry, Raft};
 
 /// How long requests under way may take to finish when the node has stopped, in seconds: by then all that waited for
 /// the node have their answer.
 const SHUTDOWN_TIMEOUT_SECONDS: u64 = 2;
 
-/// Serves the web API at `web_address`, if there is one, for as long as the node runs; ends both when one ends.
+/// What can be said to a node of either kind, besides who belongs to its cluster.
+#[derive(Args)]
+pub struct NodeOptions {
+    /// Where to listen for the others, if what stands between them and this node has another address: host:port
+    #[arg(long)]
+    listen_addr: Option<String>,
+    /// Where to serve the web API: host:port
+    #[arg(long)]
+    web_server: Option<String>,
+    /// Where to keep this node's data [default: a directory of its own in ./target]
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// The size of a file of the log in bytes [default: 16 MiB]
+    #[arg(long)]
+    log_segment_bytes: Option<u64>,
+    /// Take a snapshot after so many entries, and keep no more than a quarter of them besides [default: 100000]
+    #[arg(long)]
+    snapshot_entries: Option<u64>,
+    /// Stop when standard input ends, that is, when the program that started this one is gone
+    #[arg(long)]
+    stop_with_stdin: bool,
+}
+
+impl NodeOptions {
+    /// Opens the data directory, or that of this name under `./target`.
+    ///
+    /// # Errors
+    /// Those of [`WalStorage::open`].
+    pub fn open_storage(&self, default_dir: impl AsRef<Path>) -> Result<WalStorage, StorageError> {
+        let data_dir = self.data_dir.clone().unwrap_or_else(|| Path::new("target").join(default_dir));
+        match self.log_segment_bytes {
+            Some(segment_bytes) => WalStorage::open_with(data_dir, WalSettings { segment_bytes }),
+            None => WalStorage::open(data_dir),
+        }
+    }
+
+    /// The settings of the node.
+    pub fn config(&self) -> Config {
+        let config = Config::default();
+        match self.snapshot_entries {
+            Some(snapshot_entries) => Config {
+                snapshot_entries,
+                log_entries_kept: config.log_entries_kept.min(snapshot_entries / 4),
+                ..config
+            },
+            None => config,
+        }
+    }
+
+    /// What is passed to [`Raft::bootstrap_with`].
+    pub fn bootstrap_options(&self) -> BootstrapOptions<LogEntry, HashStore> {
+        BootstrapOptions { listen_addr: self.listen_addr.clone(), ..BootstrapOptions::default() }
+    }
+
+    /// Stops the node with standard input, if that was asked for.
+    pub fn watch_stdin(&self, raft: &Raft) {
+        if !self.stop_with_stdin {
+            return;
+        }
+        let (end_seen, end) = oneshot::channel();
+        // A thread of its own, which nobody waits for: it may read until the process ends.
+        std::thread::spawn(move || {
+            let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An input that cannot be read has ended, too.
+            let _ = end_seen.send(());
+        });
+        let raft = raft.clone();
+        tokio::spawn(async move {
+            let _ = end.await;
+            raft.quit().await;
+        });
+    }
+}
+
+/// Serves the web API, if it has an address, for as long as the node runs; ends both when one ends.
 ///
 /// `running` is the task of [`Raft::run`]. It alone listens to Ctrl+C.
 ///
@@ -27,23 +103,23 @@ const SHUTDOWN_TIMEOUT_SECONDS: u64 = 2;
 pub async fn serve(
     raft: Raft,
     mut running: JoinHandle<Result<(), RunError>>,
-    web_address: Option<String>,
-    entry_bytes_max: u64,
+    options: &NodeOptions,
 ) -> Result<(), BoxError> {
-    let Some(web_address) = web_address else {
+    let Some(web_address) = &options.web_server else {
         return Ok(running.await??);
     };
+    let entry_bytes_max = options.config().entry_bytes_max;
     let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max });
     let server = HttpServer::new(move || App::new().app_data(node.clone()).configure(routes))
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_TIMEOUT_SECONDS)
-        .bind(&web_address);
+        .bind(web_address);
     let server = match server {
         Ok(server) => server.run(),
         Err(error) => {
             raft.quit().await;
             running.await??;
-            return Err(cannot_bind(&web_address, &error).into());
+            return Err(cannot_bind(web_address, &error).into());
         }
     };
     info!("the web API is at http://{web_address}");

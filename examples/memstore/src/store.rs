@@ -17,15 +17,46 @@ pub enum LogEntry {
         /// Of any length up to the limit of an entry.
         value: String,
     },
+    /// Sets a key to a value if it has the expected one, and changes nothing otherwise.
+    CompareAndSet {
+        /// As for [`Insert`](LogEntry::Insert).
+        key: String,
+        /// `None`: only if the key has no value.
+        expected: Option<String>,
+        /// What the key is set to then.
+        value: String,
+    },
+    /// Changes nothing: the reply tells the value of the key at this place in the log. So a remote client, which has no
+    /// state machine of its own to ask, reads what is never stale; a node has the cheaper
+    /// [`query`](raftify::RaftNode::query).
+    Read {
+        /// As for [`Insert`](LogEntry::Insert).
+        key: String,
+    },
 }
 
-/// What came of an insertion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Inserted {
-    /// Where in the log it stands.
-    pub position: LogPosition,
-    /// Whether the key had a value before.
-    pub replaced: bool,
+/// What came of a [`LogEntry`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The key of an insertion has its value.
+    Inserted {
+        /// Where in the log it stands.
+        position: LogPosition,
+        /// Whether the key had a value before.
+        replaced: bool,
+    },
+    /// The key of a [`CompareAndSet`](LogEntry::CompareAndSet) had the expected value, and has the new one now.
+    Swapped {
+        /// Where in the log it stands.
+        position: LogPosition,
+    },
+    /// The key of a [`CompareAndSet`](LogEntry::CompareAndSet) had another value than was expected. Nothing was changed.
+    Differs {
+        /// What it has.
+        actual: Option<Arc<str>>,
+    },
+    /// The value of the key of a [`Read`](LogEntry::Read), if it has one.
+    Value(Option<Arc<str>>),
 }
 
 /// The map that every node holds.
@@ -40,6 +71,10 @@ impl HashStore {
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<Arc<str>> {
         self.entries.get(key).cloned()
+    }
+
+    fn insert(&mut self, key: String, value: String) -> Option<Arc<str>> {
+        Arc::make_mut(&mut self.entries).insert(key, value.into())
     }
 
     /// How many keys there are.
@@ -66,12 +101,24 @@ impl HashStore {
 
 impl AbstractStateMachine for HashStore {
     type LogEntry = LogEntry;
-    type Reply = Inserted;
+    type Reply = Reply;
 
-    fn apply(&mut self, position: LogPosition, entry: LogEntry) -> Result<Inserted, BoxError> {
-        let LogEntry::Insert { key, value } = entry;
-        let before = Arc::make_mut(&mut self.entries).insert(key, value.into());
-        Ok(Inserted { position, replaced: before.is_some() })
+    fn apply(&mut self, position: LogPosition, entry: LogEntry) -> Result<Reply, BoxError> {
+        Ok(match entry {
+            LogEntry::Insert { key, value } => {
+                Reply::Inserted { position, replaced: self.insert(key, value).is_some() }
+            }
+            LogEntry::CompareAndSet { key, expected, value } => {
+                let actual = self.get(&key);
+                if actual.as_deref() == expected.as_deref() {
+                    self.insert(key, value);
+                    Reply::Swapped { position }
+                } else {
+                    Reply::Differs { actual }
+                }
+            }
+            LogEntry::Read { key } => Reply::Value(self.get(&key)),
+        })
     }
 
     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
@@ -93,8 +140,14 @@ const SHOWN_KEYS_MAX: usize = 20;
 
 impl CustomFormatter<LogEntry, HashStore> for StoreFormatter {
     fn format_entry(&self, entry: &LogEntry, _encoded: &[u8]) -> String {
-        let LogEntry::Insert { key, value } = entry;
-        format!("insert {} = {}", shortened(key), shortened(value))
+        match entry {
+            LogEntry::Insert { key, value } => format!("insert {} = {}", shortened(key), shortened(value)),
+            LogEntry::CompareAndSet { key, expected, value } => {
+                let expected = expected.as_deref().map_or("nothing".to_owned(), shortened);
+                format!("insert {} = {} if it has {expected}", shortened(key), shortened(value))
+            }
+            LogEntry::Read { key } => format!("read {}", shortened(key)),
+        }
     }
 
     fn format_snapshot(&self, data: &mut dyn Read) -> io::Result<String> {
@@ -124,18 +177,40 @@ fn shortened(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn insert(store: &mut HashStore, index: u64, key: &str, value: &str) -> Inserted {
+    fn position(index: u64) -> LogPosition {
+        LogPosition::new(1, index)
+    }
+
+    fn insert(store: &mut HashStore, index: u64, key: &str, value: &str) -> Reply {
         let entry = LogEntry::Insert { key: key.to_owned(), value: value.to_owned() };
-        store.apply(LogPosition::new(1, index), entry).unwrap()
+        store.apply(position(index), entry).unwrap()
     }
 
     #[test]
     fn an_insertion_tells_whether_it_replaced_a_value() {
         let mut store = HashStore::default();
-        assert!(!insert(&mut store, 2, "a", "1").replaced);
-        assert!(insert(&mut store, 3, "a", "2").replaced);
+        let inserted = |index, replaced| Reply::Inserted { position: position(index), replaced };
+        assert_eq!(insert(&mut store, 2, "a", "1"), inserted(2, false));
+        assert_eq!(insert(&mut store, 3, "a", "2"), inserted(3, true));
         assert_eq!(store.get("a").as_deref(), Some("2"));
         assert_eq!(store.get("b"), None);
+    }
+
+    #[test]
+    fn compare_and_set_changes_nothing_unless_the_value_is_the_expected_one() {
+        let mut store = HashStore::default();
+        let mut swap = |index, expected: Option<&str>, value: &str| {
+            let (key, expected) = ("a".to_owned(), expected.map(str::to_owned));
+            let entry = LogEntry::CompareAndSet { key: key.clone(), expected, value: value.to_owned() };
+            let reply = store.apply(position(index), entry).unwrap();
+            (reply, store.apply(position(index + 1), LogEntry::Read { key }).unwrap())
+        };
+        let value = |value: Option<&str>| Reply::Value(value.map(Arc::from));
+        let differs = |actual: Option<&str>| Reply::Differs { actual: actual.map(Arc::from) };
+        assert_eq!(swap(2, Some("0"), "1"), (differs(None), value(None)));
+        assert_eq!(swap(4, None, "1"), (Reply::Swapped { position: position(4) }, value(Some("1"))));
+        assert_eq!(swap(6, None, "2"), (differs(Some("1")), value(Some("1"))));
+        assert_eq!(swap(8, Some("1"), "2"), (Reply::Swapped { position: position(8) }, value(Some("2"))));
     }
 
     #[test]
@@ -165,9 +240,20 @@ mod tests {
     }
 
     #[test]
-    fn long_values_are_shown_by_their_beginning() {
-        let entry = LogEntry::Insert { key: "ä".to_owned(), value: "ö".repeat(70) };
-        let shown = StoreFormatter.format_entry(&entry, &[]);
-        assert_eq!(shown, format!("insert \"ä\" = \"{}\"... (140 bytes)", "ö".repeat(60)));
+    fn entries_are_shown_in_words_and_long_values_by_their_beginning() {
+        let show = |entry| StoreFormatter.format_entry(&entry, &[]);
+        let (key, value) = ("ä".to_owned(), "ö".repeat(70));
+        let long = format!("{:?}... (140 bytes)", "ö".repeat(60));
+        let expected = Some("1".to_owned());
+        assert_eq!(
+            show(LogEntry::CompareAndSet { key: key.clone(), expected: None, value: value.clone() }),
+            format!("insert \"ä\" = {long} if it has nothing")
+        );
+        assert_eq!(
+            show(LogEntry::CompareAndSet { key: key.clone(), expected, value: "2".to_owned() }),
+            "insert \"ä\" = \"2\" if it has \"1\""
+        );
+        assert_eq!(show(LogEntry::Read { key: key.clone() }), "read \"ä\"");
+        assert_eq!(show(LogEntry::Insert { key, value }), format!("insert \"ä\" = {long}"));
     }
 }

@@ -5,6 +5,7 @@
 //! | `GET /` | the page for the browser |
 //! | `GET /store/{key}` | `{"key","value"}`: what every write acknowledged before left, on whichever node; 404 without a value |
 //! | `PUT /store/{key}/{value}`, `PUT /store/{key}` with the value as body | `{"index","term","replaced"}` once a majority has it on disk |
+//! | `PUT …?expected={value}`, `PUT …?absent` | the same, but only if the key has that value, or none; otherwise 412 with `{"error","value"}`, the value that it has |
 //! | `GET /store` | `{"count","keys"}`, the first 100 keys |
 //! | `GET /leader`, `/peers`, `/debug` | the leader, the members, everything about this node |
 //! | `POST /snapshot` | takes a snapshot here |
@@ -16,7 +17,7 @@
 //!
 //! Keys and values are UTF-8 text, percent-encoded in the path. What goes wrong is answered with
 //! `{"error": "what happened"}`: 400 if the request cannot be read, 404 if there is no such thing, 405 for a wrong
-//! method, 409 if the cluster is not in a state for it, 413 for a value over the limit, 503 if nothing happened and the
+//! method, 409 if the cluster is not in a state for it, 412 if the key has another value than expected, 413 for a value over the limit, 503 if nothing happened and the
 //! same request may succeed in a moment (with `Retry-After`), 504 if the outcome is unknown.
 
 use std::fmt;
@@ -32,7 +33,7 @@ use raftify::error::{
 use raftify::{LogPosition, NodeId, Term};
 use serde_json::{Value, json};
 
-use crate::{LogEntry, Raft};
+use crate::{LogEntry, Raft, Reply};
 
 const KEYS_LISTED_MAX: usize = 100;
 
@@ -101,11 +102,10 @@ async fn get(node: web::Data<Node>, request: HttpRequest) -> Answer {
 
 async fn put_path(node: web::Data<Node>, request: HttpRequest) -> Answer {
     let value = request.uri().path().splitn(4, '/').nth(3).unwrap_or_default();
-    put(&node, key(&request)?, text("value", value)?).await
+    put(&node, &request, text("value", value)?).await
 }
 
 async fn put_body(node: web::Data<Node>, request: HttpRequest, body: web::Payload) -> Answer {
-    let key = key(&request)?;
     let limit = usize::try_from(node.entry_bytes_max).unwrap_or(usize::MAX);
     let body = body.to_bytes_limited(limit).await.map_err(|_too_long| {
         let message = format!("the value has more than {limit} bytes, which is the limit of an entry");
@@ -114,13 +114,52 @@ async fn put_body(node: web::Data<Node>, request: HttpRequest, body: web::Payloa
     let body = body.map_err(|error| ApiError::bad_request(format!("the body could not be read: {error}")))?;
     let value =
         String::from_utf8(body.into()).map_err(|_| ApiError::bad_request("the value is not UTF-8 text"))?;
-    put(&node, key, value).await
+    put(&node, &request, value).await
 }
 
-async fn put(node: &Node, key: String, value: String) -> Answer {
-    let inserted = node.raft.propose(LogEntry::Insert { key, value }).await?;
-    let LogPosition { term, index } = inserted.position;
-    answer(json!({ "index": index, "term": term, "replaced": inserted.replaced }))
+async fn put(node: &Node, request: &HttpRequest, value: String) -> Answer {
+    let key = key(request)?;
+    let shown = format!("{key:?}");
+    let entry = match condition(request.query_string())? {
+        Condition::None => LogEntry::Insert { key, value },
+        Condition::Absent => LogEntry::CompareAndSet { key, expected: None, value },
+        Condition::Value(expected) => LogEntry::CompareAndSet { key, expected: Some(expected), value },
+    };
+    match node.raft.propose(entry).await? {
+        Reply::Inserted { position: LogPosition { term, index }, replaced } => {
+            answer(json!({ "index": index, "term": term, "replaced": replaced }))
+        }
+        Reply::Swapped { position: LogPosition { term, index } } => {
+            answer(json!({ "index": index, "term": term }))
+        }
+        Reply::Differs { actual: value } | Reply::Value(value) => {
+            let has =
+                value.as_ref().map_or("no value".to_owned(), |value| format!("another value, {value:?}"));
+            let error = format!("key {shown} has {has}, and was not changed");
+            Ok(HttpResponse::PreconditionFailed().json(json!({ "error": error, "value": value })))
+        }
+    }
+}
+
+/// On what a write depends.
+enum Condition {
+    None,
+    Absent,
+    Value(String),
+}
+
+/// A condition that is not understood is refused: to write without it could destroy what it was to protect.
+fn condition(query: &str) -> Result<Condition, ApiError> {
+    match query.split_once('=') {
+        None if query.is_empty() => Ok(Condition::None),
+        None if query == "absent" => Ok(Condition::Absent),
+        Some(("expected", value)) if !value.contains('&') => {
+            Ok(Condition::Value(text("expected value", value)?))
+        }
+        _ => Err(ApiError::bad_request(format!(
+            "?{query} is no condition for a write: use ?expected=VALUE, ?absent, or nothing"
+        ))),
+    }
 }
 
 async fn leader(node: web::Data<Node>) -> Answer {

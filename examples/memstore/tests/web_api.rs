@@ -10,7 +10,7 @@ use actix_web::http::header::{ALLOW, RETRY_AFTER};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{App, test, web};
 use memstore::web::{Node, routes};
-use memstore::{HashStore, Raft};
+use memstore::{HashStore, LogEntry, Raft, Reply};
 use raftify::{Config, Member, NodeId, WalStorage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -128,6 +128,66 @@ async fn what_was_put_is_got_by_path_and_by_body() {
 
     let listed = node.get("/store").await;
     assert_eq!(listed.json(), json!({ "count": 1, "keys": ["a"] }));
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn a_write_with_a_condition_happens_only_if_the_key_has_the_expected_value() {
+    let node = TestNode::alone().await;
+    let refused = node.put("/store/a/1?expected=0", "").await;
+    assert_eq!(refused.status, StatusCode::PRECONDITION_FAILED);
+    let error = "key \"a\" has no value, and was not changed";
+    assert_eq!(refused.json(), json!({ "error": error, "value": null }));
+    assert_eq!(node.get("/store/a").await.status, StatusCode::NOT_FOUND);
+
+    assert_eq!(node.put("/store/a/x%20%26%3D?absent", "").await.status, StatusCode::OK);
+    let refused = node.put("/store/a?absent", "2").await;
+    assert_eq!(refused.status, StatusCode::PRECONDITION_FAILED);
+    let error = "key \"a\" has another value, \"x &=\", and was not changed";
+    assert_eq!(refused.json(), json!({ "error": error, "value": "x &=" }));
+
+    let swapped = node.put("/store/a?expected=x%20%26%3D", "").await;
+    assert_eq!(swapped.status, StatusCode::OK);
+    assert!(swapped.json()["index"].as_u64() > Some(0));
+    // The empty text is a value like any other.
+    assert_eq!(node.put("/store/a/2?absent", "").await.status, StatusCode::PRECONDITION_FAILED);
+    assert_eq!(node.put("/store/a/2?expected=", "").await.status, StatusCode::OK);
+    assert_eq!(node.get("/store/a").await.json()["value"], json!("2"));
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn a_condition_that_is_not_understood_is_400_and_nothing_is_written() {
+    let node = TestNode::alone().await;
+    for query in ["expcted=1", "absent=1", "expected", "expected=1&absent", "expected=%FF"] {
+        let answer = node.put(&format!("/store/a/1?{query}"), "").await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{query}");
+        assert!(answer.error().contains(if query.contains("%FF") { "not UTF-8" } else { query }));
+    }
+    assert_eq!(node.get("/store/a").await.status, StatusCode::NOT_FOUND);
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn a_remote_client_writes_compares_and_reads_over_grpc() {
+    let node = TestNode::alone().await;
+    let address = node.get("/leader").await.json()["address"].as_str().unwrap().to_owned();
+    let client = raftify::RaftClient::<LogEntry, HashStore>::new([address]).unwrap();
+    let key = || "a".to_owned();
+    let read = || async { client.propose(&LogEntry::Read { key: key() }).await.unwrap() };
+    let swap = |expected: Option<&str>, value: &str| {
+        let (expected, value) = (expected.map(str::to_owned), value.to_owned());
+        let entry = LogEntry::CompareAndSet { key: key(), expected, value };
+        let client = &client;
+        async move { client.propose(&entry).await.unwrap() }
+    };
+    let swap = &swap;
+    assert_eq!(read().await, Reply::Value(None));
+    assert_eq!(swap(Some("0"), "1").await, Reply::Differs { actual: None });
+    assert!(matches!(swap(None, "1").await, Reply::Swapped { .. }));
+    assert_eq!(swap(None, "2").await, Reply::Differs { actual: Some("1".into()) });
+    assert_eq!(read().await, Reply::Value(Some("1".into())));
+    assert_eq!(node.get("/store/a").await.json()["value"], json!("1"));
     node.stop().await;
 }
 

@@ -25,6 +25,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         while let Some((entry, turn)) = self.held.front() {
             let must_be_durable =
                 entry.kind == EntryKind::MembershipChange && entry.position.index > self.members.as_of();
+            let must_be_durable = must_be_durable && !mutated!(ChangeInForceBeforeDurable);
             if (must_be_durable && *turn > self.written) || self.stop_reason.is_some() {
                 break;
             }
@@ -77,7 +78,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     /// Whether the membership includes the entry already: it was applied before the restart.
     fn is_included(&self, index: LogIndex) -> bool {
-        index <= self.members.as_of()
+        index <= self.members.as_of() && !mutated!(ChangesApplyTwice)
     }
 
     fn take_record(&mut self, entry: &Entry, waiter: MembershipWaiter) -> Result<(), String> {
@@ -124,6 +125,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.answer_change(&change, waiter);
         if was_joint && !self.members.is_joint() {
             self.answer_joint_left();
+        }
+        if mutated!(RemovedLeaderLeads) && self.consensus.is_leader() {
+            return Ok(());
         }
         if was_member && self.members.get(self.node_id).is_none() {
             self.retire();

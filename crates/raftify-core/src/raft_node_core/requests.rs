@@ -167,6 +167,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         } else if let Some(leader) = self.status().leader_hint() {
             match forwarding {
                 Forwarding::Allowed => self.next.forward.push(Forward { to: leader.id, request }),
+                Forwarding::Never if mutated!(ForwardsForEver) => {
+                    self.next.forward.push(Forward { to: leader.id, request })
+                }
                 Forwarding::Never => refuse(request, NotServed::NotLeader(leader)),
             }
         } else if self.transfer.is_some() {
@@ -286,10 +289,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     ) {
         // A joint configuration that is left by itself is a change that is still under way.
         if self.pending_change.is_some() || self.members.must_leave_joint() {
+            if mutated!(PendingChangeIsNotAnswered) {
+                return std::mem::forget(reply);
+            }
             return reply.answer(Err(MembershipError::ChangePending));
         }
         let after = match self.members.changed(LogIndex::ZERO, &change) {
             Ok(after) => after,
+            Err(_) if mutated!(RefusedChangeSucceeds) => {
+                return reply.answer(Ok(Members::clone(&self.members)));
+            }
             Err(refusal) => return reply.answer(Err(refusal.into())),
         };
         let request = |reply| LeaderRequest::ChangeMembership { change: change.clone(), reply };
@@ -297,7 +306,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // A new leader: an earlier one's change may stand in the part of the log that is not yet applied.
             return self.park(request(reply), forwarding, WhyParked::LeadershipUnsettled);
         }
-        if !after.is_voter(self.node_id) {
+        if !after.is_voter(self.node_id) && !mutated!(RemovedLeaderLeads) {
             return match self.hand_over(&after) {
                 Ok(()) => self.park(request(reply), forwarding, WhyParked::AfterHandover),
                 Err(error) => reply.answer(Err(MembershipError::HandoverFailed(error))),
@@ -464,7 +473,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if self.members.get(to).is_none_or(|member| member.role != MemberRole::Voter) {
             return Err(TransferError::NotAVoter { id: to });
         }
-        if !self.is_alive(to) {
+        if !self.is_alive(to) && !mutated!(TransfersToTheDead) {
             return Err(TransferError::Unreachable { id: to });
         }
         self.flush_batch();
@@ -523,7 +532,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     pub(super) fn expire_requests(&mut self) {
         let now = self.now_ticks;
-        for reply in self.proposals.take_expired(now) {
+        let of_proposals = if mutated!(ProposalsHaveNoDeadline) { 0 } else { now };
+        for reply in self.proposals.take_expired(of_proposals) {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::TimedOut(self.config.propose_timeout)));
         }
         let unknown = MembershipError::Unknown(UnknownOutcome::TimedOut(self.config.membership_timeout));

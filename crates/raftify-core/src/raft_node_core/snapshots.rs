@@ -8,12 +8,12 @@ use tracing::{info, warn};
 use super::RaftNodeCore;
 use crate::error::MembershipError;
 use crate::error::{InstallError, ProposeError, SnapshotError, StopReason, UnknownOutcome};
-use crate::members::Sender;
+use crate::members::{Members, Sender};
 use crate::request::{ProposalReply, Responder};
 use crate::snapshot_policy::SnapshotPolicy;
 use crate::storage::SnapshotMeta;
 use crate::turn::{Committed, SnapshotToSend, TurnNumber};
-use crate::types::{Incarnation, LogPosition, NodeId, Term};
+use crate::types::{Incarnation, LogIndex, LogPosition, NodeId, Term};
 
 /// The state of all snapshots of one node.
 pub(super) struct Snapshots {
@@ -29,6 +29,8 @@ pub(super) struct Snapshots {
     recording: Option<(TurnNumber, SnapshotMeta, Option<LogPosition>)>,
     /// Received from a leader, and being recorded.
     installing: Option<Installing>,
+    /// Recorded, and handed to the state machine, which may not have restored them yet.
+    restoring: Vec<LogPosition>,
     /// On their way to followers.
     sending: Vec<SnapshotToSend>,
     /// How many were ever to be sent.
@@ -52,9 +54,15 @@ impl Snapshots {
             replies: Vec::new(),
             recording: None,
             installing: None,
+            restoring: Vec::new(),
             sending: Vec::new(),
             attempts: 0,
         }
+    }
+
+    /// The state machine has applied everything up to `index`.
+    pub(super) fn applied(&mut self, index: LogIndex) {
+        self.restoring.retain(|position| position.index > index);
     }
 
     pub(super) fn newest(&self) -> Option<LogPosition> {
@@ -141,7 +149,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // A newer one came from the leader meanwhile; who waits is answered once that one is recorded.
             return;
         }
-        let cut = self.snapshots.policy.compact_to(snapshot.position.index);
+        let mut cut = self.snapshots.policy.compact_to(snapshot.position.index);
+        if mutated!(LogWaitsForTheSlowest) {
+            cut = self.consensus.progress().iter().map(|peer| peer.matched).min().unwrap_or(cut).min(cut);
+        }
         let compact = (cut > self.consensus.truncated().index)
             .then(|| self.consensus.term_at(cut).map(|term| LogPosition { term, index: cut }))
             .flatten();
@@ -162,17 +173,23 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         // What raft-rs waits for is the outcome of the last one that it wanted sent.
         let is_last =
             !self.snapshots.sending.iter().any(|other| other.to == to && other.attempt > sent.attempt);
+        if mutated!(SnapshotOutcomeIsLost) {
+            return;
+        }
+        let is_last = is_last || mutated!(EarlierOutcomeCounts);
         if is_last && sent.term == self.consensus.term() {
             self.consensus.report_snapshot(to, outcome.is_ok());
         }
     }
 
-    /// Which snapshots must be kept: the newest, those that are being recorded, and those on their way to a follower.
+    /// Which snapshots must be kept: the newest, those that are being recorded, those that a slow state machine has yet
+    /// to restore, and those on their way to a follower.
     pub fn snapshots_in_use(&self) -> Vec<LogPosition> {
         let snapshots = &self.snapshots;
         let mut all: Vec<LogPosition> = snapshots.newest().into_iter().collect();
         all.extend(snapshots.recording.as_ref().map(|(_, snapshot, _)| snapshot.position));
         all.extend(snapshots.installing.as_ref().map(|installing| installing.snapshot.position));
+        all.extend(&snapshots.restoring);
         all.extend(snapshots.sending.iter().map(|sending| sending.position));
         all
     }
@@ -204,6 +221,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return reply.answer(Err(InstallError::StaleLeader { term, newer }));
         }
         self.heard_of(sender.id);
+        let snapshot = match mutated!(SnapshotKeepsOldMembers) && !self.members.is_empty() {
+            true => SnapshotMeta { members: Members::clone(&self.members), ..snapshot },
+            false => snapshot,
+        };
         match self.consensus.step_snapshot(sender.id, term, &snapshot) {
             Ok(true) => self.snapshots.installing = Some(Installing { turn: None, snapshot, reply }),
             // The log reaches that far already: the leader learns it from the answer of raft.
@@ -269,6 +290,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.snapshots.policy.begin(self.now_ticks);
         self.handed_out = position;
+        self.snapshots.restoring.push(position);
         self.next
             .committed
             .push(Committed::Members { position, members: Arc::new(snapshot.members.clone()) });

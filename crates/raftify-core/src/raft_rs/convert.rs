@@ -114,7 +114,9 @@ pub(super) fn message_to_raft(message: RaftMessage) -> Message {
         RaftMessageBody::AppendResponse { index, commit, rejection } => {
             result.index = index.0;
             result.commit = commit.0;
-            if let Some(hint) = rejection {
+            if let Some(hint) = rejection
+                && !mutated!(RejectionAcknowledges)
+            {
                 result.reject = true;
                 result.reject_hint = hint.index.0;
                 result.log_term = hint.term.0;

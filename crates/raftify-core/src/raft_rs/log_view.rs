@@ -136,6 +136,10 @@ impl LogView {
 
     /// The log now begins after an installed snapshot.
     pub(super) fn reset(&mut self, position: LogPosition, state: &ConfState) {
+        if mutated!(SnapshotKeepsSuffix) && position.index < self.last {
+            self.compact(position);
+            return self.set_snapshot(position, &convert::configuration(state));
+        }
         self.cache.clear();
         self.cache_bytes = 0;
         self.term_starts.clear();
@@ -202,6 +206,9 @@ impl LogView {
     ) -> Vec<GetEntriesContext> {
         let still_the_log = |entry: &RaftEntry| {
             let index = LogIndex(entry.index);
+            if mutated!(FetchedEntriesAreNotCompared) {
+                return true;
+            }
             index > self.truncated.index && index <= self.last && self.term_of(index).0 == entry.term
         };
         let valid = entries.iter().take_while(|entry| still_the_log(entry)).count();
@@ -313,6 +320,9 @@ impl Storage for LogView {
         let fits = |snapshot: &&Snapshot| {
             let metadata = snapshot.get_metadata();
             let state = metadata.get_conf_state();
+            if mutated!(SnapshotForStrangers) {
+                return metadata.index >= request_index.max(self.truncated.index.0);
+            }
             metadata.index >= request_index.max(self.truncated.index.0)
                 && (state.voters.contains(&to)
                     || state.learners.contains(&to)
@@ -322,5 +332,62 @@ impl Storage for LogView {
             self.asked.borrow_mut().wants_snapshot = true;
             Error::Store(StorageError::SnapshotTemporarilyUnavailable)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::entry::EntryKind;
+    use crate::types::NodeId;
+
+    fn entry(term: u64, index: u64) -> RaftEntry {
+        let position = LogPosition::new(term, index);
+        convert::entry_to_raft(Entry { position, kind: EntryKind::User, payload: Bytes::new() })
+    }
+
+    /// Entries of these terms, from index 1 on, all applied and none in memory.
+    fn view(terms: &[u64]) -> LogView {
+        let start = LogStart {
+            hard_state: HardState::default(),
+            configuration: Configuration::default(),
+            truncated: LogPosition::ZERO,
+            last: LogPosition::ZERO,
+            term_starts: Vec::new(),
+            applied: LogIndex::ZERO,
+            tail: Vec::new(),
+            snapshot: None,
+        };
+        let mut view = LogView::new(start, 0);
+        append_applied(&mut view, 1, terms);
+        view
+    }
+
+    fn append_applied(view: &mut LogView, first: u64, terms: &[u64]) {
+        view.append((first..).zip(terms).map(|(index, term)| entry(*term, index)).collect());
+        view.trim_cache(view.last);
+    }
+
+    #[test]
+    fn bug_18_entries_that_were_fetched_before_the_log_changed_are_not_given_out() {
+        let mut view = view(&[1, 1, 1]);
+        let can_wait = || GetEntriesContext::empty(true);
+        assert!(view.entries(1, 4, None, can_wait()).is_err());
+        let fetch = view.take_fetches()[0];
+        append_applied(&mut view, 2, &[2, 2]);
+        view.put_fetched(fetch, vec![entry(1, 1), entry(1, 2), entry(1, 3)]);
+        let entries = view.entries(1, 4, None, can_wait()).unwrap();
+        assert_eq!(entries, [entry(1, 1)], "only what is still the log");
+    }
+
+    #[test]
+    fn a_snapshot_from_before_its_receiver_became_a_member_is_not_sent_to_it() {
+        let mut view = view(&[1, 1, 1]);
+        let voters = [1, 2].into_iter().filter_map(NodeId::new).collect();
+        view.set_snapshot(LogPosition::new(1, 3), &Configuration { voters, ..Configuration::default() });
+        assert!(view.snapshot(0, 2).is_ok() && !view.take_wants_snapshot());
+        assert!(view.snapshot(0, 3).is_err() && view.take_wants_snapshot());
     }
 }

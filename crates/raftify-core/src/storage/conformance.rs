@@ -53,6 +53,7 @@ pub fn check<D: TestDisk>(fresh_disk: impl Fn() -> D) {
         members_survive
         snapshot_metadata_survives
         reset_forgets_all_entries
+        reset_forgets_what_comes_after_its_position
         reset_never_forgets_what_is_committed
         compaction_forgets_a_prefix
         compaction_of_everything_leaves_an_empty_log
@@ -405,6 +406,23 @@ fn reset_forgets_all_entries<D: TestDisk>(disk: &D) {
     let opened = opened.reopen();
     assert_eq!(opened.log(), entries(6, [41]), "the log goes on after the position");
     assert_eq!(opened.loaded.term_starts, [], "entry 41 has the term of the truncated position");
+}
+
+fn reset_forgets_what_comes_after_its_position<D: TestDisk>(disk: &D) {
+    let mut opened = Opened::with_log(disk, 9, 2);
+    let meta = snapshot_meta(6, 4);
+    take_snapshot(&opened.storage.snapshots(), &meta, b"received");
+    opened.write(Write {
+        reset_log: Some(meta.position),
+        hard_state: Some(hard_state(6, None, 4)),
+        members: Some(meta.members.clone()),
+        snapshot: Some(meta.clone()),
+        ..Write::default()
+    });
+    let mut opened = opened.reopen();
+    assert_eq!((opened.loaded.truncated, opened.loaded.last), (meta.position, meta.position));
+    opened.write(Write { append: entries(6, [5]), ..Write::default() });
+    assert_eq!(opened.reopen().log(), entries(6, [5]), "nothing of the old log is left after it");
 }
 
 fn reset_never_forgets_what_is_committed<D: TestDisk>(disk: &D) {

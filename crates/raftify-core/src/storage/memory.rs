@@ -30,11 +30,13 @@ struct Content {
 impl Content {
     fn write(&mut self, write: &Write) -> Result<(), StorageError> {
         let state = self.state.after(write)?;
-        if write.reset_log.is_some() {
+        if write.reset_log.is_some() && !mutated!(SnapshotKeepsSuffix) {
             self.entries.clear();
         }
         if let Some(first) = write.append.first() {
-            self.entries.split_off(&first.position.index);
+            if !mutated!(SuffixIsKept) {
+                self.entries.split_off(&first.position.index);
+            }
             self.entries.extend(write.append.iter().map(|entry| (entry.position.index, entry.clone())));
         }
         self.entries = self.entries.split_off(&state.truncated.index.next());

@@ -41,7 +41,11 @@ impl StoredState {
         state.append(&write.append)?;
         if let Some(hard_state) = write.hard_state {
             state.hard_state.check_followed_by(&hard_state)?;
+            let commit = state.hard_state.commit;
             state.hard_state = hard_state;
+            if mutated!(CommitIndexIsNotWritten) {
+                state.hard_state.commit = commit;
+            }
         }
         state.members = write.members.clone().or(state.members);
         state.snapshot = write.snapshot.clone().or(state.snapshot);
@@ -58,6 +62,10 @@ impl StoredState {
             return Err(format!("the log cannot begin after {position}: {commit} is committed"));
         }
         self.truncated = position;
+        if mutated!(SnapshotKeepsSuffix) && position.index < self.last.index {
+            self.term_starts.retain(|start| start.index > position.index);
+            return Ok(());
+        }
         self.last = position;
         self.term_starts.clear();
         Ok(())
@@ -77,6 +85,7 @@ impl StoredState {
             return Err(format!("entry {first} cannot be replaced: {commit} is committed"));
         }
         self.term_starts.truncate(self.term_starts.partition_point(|start| start.index < first));
+        let last_before = self.last;
         for (Entry { position, .. }, expected) in entries.iter().zip(first.0..) {
             if position.index.0 != expected {
                 return Err(format!("entry {} stands where {expected} is expected", position.index));
@@ -91,6 +100,9 @@ impl StoredState {
                 term = position.term;
             }
             self.last = *position;
+        }
+        if mutated!(SuffixIsKept) && last_before.index > self.last.index {
+            self.last = last_before;
         }
         Ok(())
     }

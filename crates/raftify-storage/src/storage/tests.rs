@@ -412,10 +412,38 @@ fn cut_off_data_file_is_damage_and_no_bus_error() {
     let (directory, storage, _) = filled();
     drop(storage);
     let path = directory.path().join("data.mdb");
-    let length = fs::metadata(&path).unwrap().len();
-    File::options().write(true).open(&path).unwrap().set_len(length - 4096).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(4 * 4096).unwrap();
     assert_corrupt(HeedStorage::open(directory.path()), "data.mdb", "but its own record says");
     assert_corrupt(ReadOnlyStorage::open(directory.path()), "data.mdb", "but its own record says");
+}
+
+#[test]
+fn pages_that_were_never_written_at_the_end_of_the_data_file_are_no_damage() {
+    // LMDB gives numbers to pages that it gives up again in the same transaction, and never writes those.
+    let directory = Directory::new();
+    for round in 0..60 {
+        let (mut storage, state) = directory.load().unwrap();
+        let mut append = entries(1, 1..=1 + round % 4);
+        for (at, entry) in append.iter_mut().enumerate() {
+            entry.payload = vec![7; (round as usize * 1_013 + at * 4_099) % 20_000].into();
+        }
+        let hard_state = Some(HardState { term: Term(1), ..HardState::default() });
+        let writes = [
+            Write { append, hard_state, ..Write::default() },
+            Write { append: entries(1, 1..=2), ..Write::default() },
+        ];
+        storage.write(&writes).unwrap();
+        assert_eq!(storage.load().unwrap().last, LogPosition::new(1, 2), "after {}", state.last);
+    }
+}
+
+#[test]
+fn a_crash_while_the_data_file_is_made_leaves_a_directory_that_opens() {
+    let directory = Directory::new();
+    fs::create_dir(directory.path().join("new.partial")).unwrap();
+    fs::write(directory.path().join("new.partial/data.mdb"), [0; 512]).unwrap();
+    assert_eq!(directory.load().unwrap().1, StoredState::default());
+    assert!(!directory.path().join("new.partial").exists());
 }
 
 #[test]

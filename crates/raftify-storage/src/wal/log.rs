@@ -202,7 +202,9 @@ impl<M: MetadataStore> SegmentLog<M> {
         let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
         // A name may be from the system's cache as well: a flush of the directory that failed leaves it there.
         operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
-        if let Some((offset, record)) = &tail.last_record {
+        if let Some((offset, record)) = &tail.last_record
+            && !raftify_core::mutated!(LastRecordIsNotFlushedAgain)
+        {
             // It may have been read from the system's cache, where a failed flush leaves what is not on the disk.
             // Written and flushed once more, it is: before anything that relies on it.
             let Segment { file, path, .. } = &*tail.segment;
@@ -267,7 +269,10 @@ impl<M: MetadataStore> SegmentLog<M> {
             return Ok(());
         }
         let has_metadata = change.metadata.is_some();
-        writer.append(&self.shared, &change, after)?;
+        if let Err(error) = writer.append(&self.shared, &change, after) {
+            self.writer = raftify_core::mutated!(WritesAfterAFailure).then_some(writer);
+            return Err(error);
+        }
         if has_metadata {
             let start = self.start_of_what_is_needed(&writer);
             self.metadata.store(&Metadata::of(&writer.state), start)?;
@@ -338,7 +343,9 @@ impl Writer {
         self.buffer.clear();
         change.encode(*life, self.next_sequence, &mut self.buffer);
         file.write_all_at(&self.buffer, self.offset).map_err(io_error("write to", path))?;
-        file.sync().map_err(io_error("sync", path))?;
+        if !raftify_core::mutated!(SyncIsLeftOut) {
+            file.sync().map_err(io_error("sync", path))?;
+        }
 
         let mut table = shared.table_mut();
         let table = table.as_mut().expect("load fills the table before it makes the writer");
@@ -570,6 +577,9 @@ impl Run {
             let frame = rest.split_to(length);
             let entry = record::decode_entry(*life, index, &frame);
             let what = || format!("{} at offset {offset}: entry {index}", path.display());
+            if entry.is_err() && raftify_core::mutated!(DamagedEntriesAreSkipped) {
+                continue;
+            }
             entries.push(entry.map_err(|damage| damage.of(what()))?);
             offset += length as u64;
         }

@@ -150,8 +150,12 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_larger_than_any_message_is_installed() {
-    let (mut a, mut b, all) = pair();
-    let data = some_data(9_000_001);
+    let unpaced = Config { snapshot_bytes_per_second_max: 0, ..config() };
+    let (mut a, mut b) = (TestNode::with(1, unpaced, Some(identity(1))), TestNode::start(2));
+    let all = members([(1, a.address.as_str()), (2, b.address.as_str())]);
+    a.knows(&all);
+    b.knows(&all);
+    let data = some_data(wire::RECEIVE_BYTES_LIMIT as u32 + 1);
     let meta = a.put_snapshot(&data, &all);
     a.outbox.send_snapshot(to_send(1, 2));
     let (term, snapshot, reply) = b.next_install().await;

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use raftify::error::{
-    CampaignError, DemoteError, MembershipError, ProposeError, ReadError, RunError, SnapshotError,
-    StopReason, TransferError, WaitError,
+    BootstrapError, CampaignError, DemoteError, MembershipError, ProposeError, ReadError, RunError,
+    SnapshotError, StopReason, TransferError, WaitError,
 };
-use raftify::{BootstrapOptions, Config, Member, MemberChange, MembershipChange, MemoryStorage, Term};
+use raftify::{
+    BootstrapOptions, Config, Member, MemberChange, MembershipChange, MemoryStorage, RaftClient, Term,
+};
 
 use crate::harness::*;
 
@@ -300,4 +302,27 @@ async fn an_application_can_hand_over_its_slog_logger() {
     within("quit", raft.quit()).await;
     running.await.unwrap().unwrap();
     assert!(logged.load(Ordering::SeqCst) > 0);
+}
+
+#[tokio::test]
+async fn a_node_may_listen_elsewhere_than_where_the_others_reach_it() {
+    // Nobody has the first, a range for documentation (RFC 5737): the node cannot listen there.
+    let (reached, listening) = ("192.0.2.1:60061", TestNode::new(1).address.clone());
+    let node = TestNode::at(1, reached);
+    let listen_at = |address: &str| {
+        let options =
+            BootstrapOptions { listen_addr: Some(address.to_owned()), ..BootstrapOptions::default() };
+        let storage = MemoryStorage::default();
+        TestRaft::bootstrap_with(node.id, reached, storage, node.store(), Config::default(), options)
+    };
+    let error = listen_at("no port").expect_err("it is no address");
+    assert!(matches!(error, BootstrapError::Address(_)), "{error}");
+
+    let raft = listen_at(&listening).unwrap();
+    let running = tokio::spawn(raft.clone().run());
+    let client = RaftClient::<Change, Store>::new([listening]).unwrap();
+    let members = within("an answer", client.inspect()).await.unwrap().status.members;
+    assert_eq!(members.iter().map(|member| member.address.as_str()).collect::<Vec<_>>(), [reached]);
+    within("quit", raft.quit()).await;
+    running.await.unwrap().unwrap();
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use memstore::{HashStore, LogEntry, report};
+use memstore::{HashStore, LogEntry, Reply, report};
 use raftify::{BoxError, MemberChange, MembershipChange, NodeId, RaftClient};
 
 #[derive(Parser)]
@@ -34,9 +34,10 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     }
     for number in 1..=arguments.keys {
         let (key, value) = (format!("key-{number}"), format!("written by the client as number {number}"));
-        let inserted = client.propose(&LogEntry::Insert { key: key.clone(), value }).await?;
-        let done = if inserted.replaced { "replaced" } else { "stored" };
-        println!("{key} {done}, as entry {}", inserted.position);
+        let reply = client.propose(&LogEntry::Insert { key: key.clone(), value }).await?;
+        if let Reply::Inserted { position, replaced } = reply {
+            println!("{key} {}, as entry {position}", if replaced { "replaced" } else { "stored" });
+        }
     }
 
     println!("everything up to entry {} is committed", client.read_index().await?);

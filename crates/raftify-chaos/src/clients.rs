@@ -1,0 +1,277 @@
+//! The clients: each asks one thing after the other, at full speed, through any node, over the web API or over gRPC, and
+//! records what it was told. After a failure it goes to another node.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use memstore::{HashStore, LogEntry, Reply};
+use raftify::error::ProposeError;
+use raftify::{ClientError, RaftClient};
+use raftify_history::register::{Operation, Outcome};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::history::{Key, Recorder};
+use crate::http::{Connection, NoAnswer};
+
+/// How long a client waits for an answer.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// A client that was refused does not ask again at once: the others need the processor.
+const PAUSE_AFTER_REFUSAL: Duration = Duration::from_millis(20);
+
+/// Clients that share a key.
+pub(crate) const CLIENTS_PER_KEY: usize = 4;
+
+pub(crate) type Client = RaftClient<LogEntry, HashStore>;
+
+/// One way to one node.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    /// Of the web API.
+    pub web: String,
+    pub grpc: Client,
+}
+
+/// What came of one call.
+#[derive(Debug, PartialEq)]
+enum Told {
+    Outcome(Outcome),
+    /// Nothing happened.
+    Refused,
+    /// It may have taken effect.
+    Unknown,
+    /// What no node may say.
+    Senseless(String),
+}
+
+/// How many calls ended how.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub web: AtomicU64,
+    pub grpc: AtomicU64,
+    pub refused: AtomicU64,
+    pub unknown: AtomicU64,
+}
+
+/// The clients at work, until they are told to stop.
+pub(crate) struct Load {
+    pub recorder: Arc<Recorder>,
+    pub counts: Arc<Counts>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<Option<String>>,
+}
+
+impl Load {
+    /// Every third client talks gRPC.
+    pub(crate) fn start(clients: usize, doors: &[Doors], seed: u64) -> Load {
+        let recorder = Arc::new(Recorder::new(clients.div_ceil(CLIENTS_PER_KEY)));
+        let counts = Arc::<Counts>::default();
+        let stop = watch::Sender::new(false);
+        let mut tasks = JoinSet::new();
+        for number in 0..clients {
+            let client = ClientTask {
+                lane: number / CLIENTS_PER_KEY,
+                speaks_grpc: number % 3 == 2,
+                doors: doors.to_vec(),
+                recorder: Arc::clone(&recorder),
+                counts: Arc::clone(&counts),
+                random: ChaCha8Rng::seed_from_u64(seed ^ (number as u64 + 1).rotate_left(32)),
+            };
+            tasks.spawn(client.run(stop.subscribe()));
+        }
+        Load { recorder, counts, stop, tasks }
+    }
+
+    /// Lets every call under way end. Returns what no node may say, if one said it.
+    pub(crate) async fn stop(&mut self) -> Vec<String> {
+        self.stop.send_replace(true);
+        let mut problems = Vec::new();
+        while let Some(ended) = self.tasks.join_next().await {
+            match ended {
+                Ok(problem) => problems.extend(problem),
+                Err(error) => problems.push(format!("a client failed: {error}")),
+            }
+        }
+        problems
+    }
+}
+
+struct ClientTask {
+    lane: usize,
+    speaks_grpc: bool,
+    doors: Vec<Doors>,
+    recorder: Arc<Recorder>,
+    counts: Arc<Counts>,
+    random: ChaCha8Rng,
+}
+
+impl ClientTask {
+    async fn run(mut self, stop: watch::Receiver<bool>) -> Option<String> {
+        let mut client = self.recorder.new_client();
+        while !*stop.borrow() {
+            let node = self.random.random_range(0..self.doors.len());
+            let doors = self.doors[node].clone();
+            let mut connection = Connection::new(doors.web);
+            for _ in 0..self.random.random_range(50..500) {
+                if *stop.borrow() {
+                    return None;
+                }
+                let key = self.recorder.key(self.lane);
+                let operation = self.draw(&key);
+                let called = self.recorder.now();
+                let told = match self.speaks_grpc {
+                    true => over_grpc(&doors.grpc, &key.name, operation).await,
+                    false => over_web(&mut connection, &key.name, operation).await,
+                };
+                let counter = match told {
+                    Told::Outcome(outcome) => {
+                        self.recorder.answered(&key, client, operation, called, outcome);
+                        if self.speaks_grpc { &self.counts.grpc } else { &self.counts.web }
+                    }
+                    Told::Refused => &self.counts.refused,
+                    // A read that nobody answered explains nothing and is in nobody's way.
+                    Told::Unknown if operation == Operation::Read => &self.counts.unknown,
+                    Told::Unknown => {
+                        self.recorder.unknown(&key, client, operation, called);
+                        client = self.recorder.new_client();
+                        &self.counts.unknown
+                    }
+                    Told::Senseless(what) => return Some(what),
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
+                if !matches!(told, Told::Outcome(_)) {
+                    sleep(PAUSE_AFTER_REFUSAL).await;
+                    break;
+                }
+            }
+        }
+        None
+    }
+
+    fn draw(&mut self, key: &Key) -> Operation {
+        match self.random.random_range(0..10) {
+            0..4 => Operation::Read,
+            4..7 => Operation::Write(self.recorder.new_value()),
+            _ => Operation::CompareAndSet { expected: key.last_value(), new: self.recorder.new_value() },
+        }
+    }
+}
+
+async fn over_web(connection: &mut Connection, key: &str, operation: Operation) -> Told {
+    let (method, path) = request(key, operation);
+    match connection.ask(method, &path, b"", DEADLINE).await {
+        Ok(answer) => understand(operation, answer.status, &answer.body),
+        Err(NoAnswer::NotSent(_)) => Told::Refused,
+        Err(NoAnswer::Lost(_)) => Told::Unknown,
+    }
+}
+
+fn request(key: &str, operation: Operation) -> (&'static str, String) {
+    match operation {
+        Operation::Write(value) => ("PUT", format!("/store/{key}/{value}")),
+        Operation::CompareAndSet { expected: None, new } => ("PUT", format!("/store/{key}/{new}?absent")),
+        Operation::CompareAndSet { expected: Some(expected), new } => {
+            ("PUT", format!("/store/{key}/{new}?expected={expected}"))
+        }
+        Operation::Read | Operation::Delete => ("GET", format!("/store/{key}")),
+    }
+}
+
+fn understand(operation: Operation, status: u16, body: &[u8]) -> Told {
+    let senseless =
+        || Told::Senseless(format!("to {operation:?}: {status} {}", String::from_utf8_lossy(body)));
+    match (operation, status) {
+        (_, 503) => Told::Refused,
+        (_, 504) => Told::Unknown,
+        (Operation::Read, 404) => Told::Outcome(Outcome::Value(None)),
+        (Operation::Read, 200) => {
+            let value = serde_json::from_slice::<Value>(body).ok();
+            let value = value.as_ref().and_then(|answer| answer["value"].as_str()?.parse().ok());
+            value.map_or_else(senseless, |value| Told::Outcome(Outcome::Value(Some(value))))
+        }
+        (Operation::Write(_), 200) => Told::Outcome(Outcome::Done),
+        (Operation::CompareAndSet { .. }, 200) => Told::Outcome(Outcome::Swapped(true)),
+        (Operation::CompareAndSet { .. }, 412) => Told::Outcome(Outcome::Swapped(false)),
+        _ => senseless(),
+    }
+}
+
+async fn over_grpc(client: &Client, key: &str, operation: Operation) -> Told {
+    let key = key.to_owned();
+    let entry = match operation {
+        Operation::Write(value) => LogEntry::Insert { key, value: value.to_string() },
+        Operation::CompareAndSet { expected, new } => {
+            let expected = expected.map(|value| value.to_string());
+            LogEntry::CompareAndSet { key, expected, value: new.to_string() }
+        }
+        Operation::Read | Operation::Delete => LogEntry::Read { key },
+    };
+    match client.propose(&entry).await {
+        Ok(Reply::Inserted { .. }) => Told::Outcome(Outcome::Done),
+        Ok(Reply::Swapped { .. }) => Told::Outcome(Outcome::Swapped(true)),
+        Ok(Reply::Differs { .. }) => Told::Outcome(Outcome::Swapped(false)),
+        Ok(Reply::Value(None)) => Told::Outcome(Outcome::Value(None)),
+        Ok(Reply::Value(Some(value))) => match value.parse() {
+            Ok(value) => Told::Outcome(Outcome::Value(Some(value))),
+            Err(_) => Told::Senseless(format!("to {operation:?}: {value:?}, which nobody wrote")),
+        },
+        Err(ClientError::Answer(ProposeError::Unknown(_) | ProposeError::Stopped(_))) => Told::Unknown,
+        Err(ClientError::Answer(error @ (ProposeError::TooLarge { .. } | ProposeError::Encode(_)))) => {
+            Told::Senseless(format!("to {operation:?}: {error}"))
+        }
+        Err(_) => Told::Refused,
+    }
+}
+
+/// The client of one node over gRPC.
+///
+/// # Errors
+/// If the address is none.
+pub(crate) fn grpc(raft_addr: &str) -> Result<Client, raftify::BoxError> {
+    Ok(Client::new([raft_addr])?.with_deadline(DEADLINE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_the_web_api_are_understood_or_refused() {
+        let swap = Operation::CompareAndSet { expected: Some(1), new: 2 };
+        for (operation, status, body, told) in [
+            (Operation::Read, 200, r#"{"value":"7"}"#, Told::Outcome(Outcome::Value(Some(7)))),
+            (Operation::Read, 404, "{}", Told::Outcome(Outcome::Value(None))),
+            (Operation::Write(1), 200, "{}", Told::Outcome(Outcome::Done)),
+            (swap, 200, "{}", Told::Outcome(Outcome::Swapped(true))),
+            (swap, 412, "{}", Told::Outcome(Outcome::Swapped(false))),
+            (swap, 503, "{}", Told::Refused),
+            (swap, 504, "{}", Told::Unknown),
+        ] {
+            assert_eq!(understand(operation, status, body.as_bytes()), told, "{operation:?} {status}");
+        }
+        for (operation, status, body) in [
+            (Operation::Read, 200, r#"{"value":"not mine"}"#),
+            (Operation::Read, 200, "nonsense"),
+            (Operation::Write(1), 404, "{}"),
+            (Operation::Write(1), 500, "{}"),
+        ] {
+            let told = understand(operation, status, body.as_bytes());
+            assert!(matches!(told, Told::Senseless(_)), "{operation:?} {status}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn requests_name_what_they_expect() {
+        let swap = |expected| Operation::CompareAndSet { expected, new: 2 };
+        assert_eq!(request("k", swap(None)), ("PUT", "/store/k/2?absent".to_owned()));
+        assert_eq!(request("k", swap(Some(1))), ("PUT", "/store/k/2?expected=1".to_owned()));
+        assert_eq!(request("k", Operation::Write(3)), ("PUT", "/store/k/3".to_owned()));
+        assert_eq!(request("k", Operation::Read), ("GET", "/store/k".to_owned()));
+    }
+}

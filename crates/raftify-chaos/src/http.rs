@@ -1,0 +1,139 @@
+//! One connection to a web API that is used again and again: as little work as possible for each request, and an error
+//! that says whether the request can have taken effect.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why there is no answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NoAnswer {
+    /// Nothing was sent.
+    NotSent(String),
+    /// It was sent, and may have taken effect.
+    Lost(String),
+}
+
+/// What a web API answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+/// One connection, made when it is first used and again when it broke.
+pub(crate) struct Connection {
+    address: String,
+    stream: Option<TcpStream>,
+    received: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) fn new(address: String) -> Connection {
+        Connection { address, stream: None, received: Vec::with_capacity(1024) }
+    }
+
+    /// Asks and waits for the answer, for as long as the deadline says.
+    pub(crate) async fn ask(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+        deadline: Duration,
+    ) -> Result<Answer, NoAnswer> {
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => self.connect().await.map_err(NoAnswer::NotSent)?,
+        };
+        let mut request =
+            format!("{method} {path} HTTP/1.1\r\nHost: chaos\r\nContent-Length: {}\r\n\r\n", body.len())
+                .into_bytes();
+        request.extend_from_slice(body);
+        self.received.clear();
+        let exchange = async {
+            stream.write_all(&request).await.map_err(|error| error.to_string())?;
+            read_answer(&mut stream, &mut self.received).await
+        };
+        match timeout(deadline, exchange).await {
+            Ok(Ok(answer)) => {
+                self.stream = Some(stream);
+                Ok(answer)
+            }
+            Ok(Err(reason)) => Err(NoAnswer::Lost(reason)),
+            Err(_) => Err(NoAnswer::Lost(format!("no answer came in {deadline:?}"))),
+        }
+    }
+
+    async fn connect(&self) -> Result<TcpStream, String> {
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await;
+        let stream = connected.map_err(|_| "connecting takes too long".to_owned())?;
+        let stream = stream.map_err(|error| error.to_string())?;
+        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        Ok(stream)
+    }
+}
+
+async fn read_answer(stream: &mut TcpStream, received: &mut Vec<u8>) -> Result<Answer, String> {
+    loop {
+        if let Some((status, head_bytes, body_bytes)) = parse_head(received)?
+            && received.len() >= head_bytes + body_bytes
+        {
+            let body = received[head_bytes..head_bytes + body_bytes].to_vec();
+            return Ok(Answer { status, body });
+        }
+        if stream.read_buf(received).await.map_err(|error| error.to_string())? == 0 {
+            return Err("the connection was closed".to_owned());
+        }
+    }
+}
+
+/// Status, length of the head, length of the body; nothing while the head is not complete.
+fn parse_head(received: &[u8]) -> Result<Option<(u16, usize, usize)>, String> {
+    let Some(end) = received.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return Ok(None) };
+    let head = String::from_utf8_lossy(&received[..end]).to_ascii_lowercase();
+    let senseless = || format!("the answer makes no sense: {head}");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(senseless)?;
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let length = length.and_then(|length| length.trim().parse().ok()).ok_or_else(senseless)?;
+    Ok(Some((status, end + 4, length)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_read_once_it_is_complete_and_nonsense_is_refused() {
+        let head = b"HTTP/1.1 404 Not Found\r\ncontent-type: x\r\nContent-Length: 12\r\n\r\n";
+        assert_eq!(parse_head(head), Ok(Some((404, head.len(), 12))));
+        assert_eq!(parse_head(&head[..head.len() - 1]), Ok(None));
+        assert!(parse_head(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        assert!(parse_head(b"hello\r\n\r\n").is_err());
+    }
+
+    #[tokio::test]
+    async fn an_address_where_nobody_listens_was_sent_nothing() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let outcome = Connection::new(address).ask("GET", "/", b"", Duration::from_secs(9)).await;
+        assert!(matches!(outcome, Err(NoAnswer::NotSent(_))), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_request_without_an_answer_may_have_taken_effect() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let close = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+        });
+        let outcome = Connection::new(address).ask("PUT", "/", b"x", Duration::from_secs(9)).await;
+        assert!(matches!(outcome, Err(NoAnswer::Lost(_))), "{outcome:?}");
+        close.await.unwrap();
+    }
+}

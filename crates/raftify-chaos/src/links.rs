@@ -1,0 +1,183 @@
+//! What the network does between any two parties, one way at a time. The nemesis writes it; the switch and the proxy
+//! read it, packet by packet. Nothing here touches a socket.
+
+use std::time::Duration;
+
+use rand::seq::SliceRandom;
+use rand::{Rng, RngExt};
+use tokio::sync::watch;
+
+/// Who talks: the clients are 0, the nodes count from 1 by their slot.
+pub(crate) type Party = usize;
+
+/// The party of all clients.
+pub(crate) const CLIENTS: Party = 0;
+
+/// The way from one party to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Link {
+    /// Nothing passes.
+    pub blocked: bool,
+    /// How many of a hundred packets are lost.
+    pub loss_percent: u32,
+    /// How long each takes.
+    pub delay: Duration,
+    /// By how much more at most, drawn for each.
+    pub jitter: Duration,
+    /// How much passes in a second; any amount without.
+    pub bytes_per_second: Option<u64>,
+}
+
+/// All links.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Links {
+    parties: usize,
+    table: Vec<Link>,
+}
+
+/// How a partition cuts the nodes apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Shape {
+    /// Two groups, one of them a majority.
+    Halves,
+    /// One node alone.
+    Isolated,
+    /// One node is heard and hears nothing, or hears and is not heard.
+    OneWay,
+    /// Two groups that only meet in one node.
+    Bridge,
+    /// Each node has two neighbours, and reaches nobody else.
+    Ring,
+}
+
+impl Links {
+    /// Everything passes.
+    pub(crate) fn open(nodes: usize) -> Links {
+        let parties = nodes + 1;
+        Links { parties, table: vec![Link::default(); parties * parties] }
+    }
+
+    /// From one to the other; a party that is not known has an open link.
+    pub(crate) fn get(&self, from: Party, to: Party) -> Link {
+        if from >= self.parties || to >= self.parties {
+            return Link::default();
+        }
+        self.table[from * self.parties + to]
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = Party> + use<> {
+        1..self.parties
+    }
+
+    fn get_mut(&mut self, from: Party, to: Party) -> &mut Link {
+        &mut self.table[from * self.parties + to]
+    }
+
+    /// Changes every link between two nodes.
+    pub(crate) fn between_nodes(&mut self, mut change: impl FnMut(Party, Party, &mut Link)) {
+        for from in self.nodes() {
+            for to in self.nodes().filter(|to| *to != from) {
+                change(from, to, self.get_mut(from, to));
+            }
+        }
+    }
+
+    /// Everything passes but what the shape cuts. `first` is who is alone, whom only one way leads to, the bridge, or a
+    /// member of the smaller half. The clients reach everybody: what is cut off may be asked, and must not lie.
+    pub(crate) fn partitioned(nodes: usize, shape: Shape, first: Party, random: &mut impl Rng) -> Links {
+        let mut links = Links::open(nodes);
+        let mut others: Vec<Party> = links.nodes().filter(|node| *node != first).collect();
+        others.shuffle(random);
+        // The order of all, in which `first` comes first.
+        let order: Vec<Party> = std::iter::once(first).chain(others).collect();
+        let place = |party: Party| order.iter().position(|other| *other == party).unwrap_or_default();
+        let hears = random.random_bool(0.5);
+        links.between_nodes(|from, to, link| {
+            let (from, to) = (place(from), place(to));
+            let minority = nodes.div_ceil(2) - 1;
+            link.blocked = match shape {
+                Shape::Halves => (from < minority) != (to < minority),
+                Shape::Isolated => from == 0 || to == 0,
+                Shape::OneWay => {
+                    if hears {
+                        from == 0
+                    } else {
+                        to == 0
+                    }
+                }
+                Shape::Bridge => from != 0 && to != 0 && (from <= nodes / 2) != (to <= nodes / 2),
+                Shape::Ring => !matches!((from + nodes - to) % nodes, 1) && (to + nodes - from) % nodes != 1,
+            };
+        });
+        links
+    }
+
+    /// Whether some of the nodes `up` can lead: it reaches a majority of all nodes, and they reach it.
+    pub(crate) fn some_majority_is_connected(&self, up: &[Party]) -> bool {
+        let nodes = self.parties - 1;
+        let reaches = |from, to| from == to || !self.get(from, to).blocked;
+        up.iter().any(|leader| {
+            let followers = up.iter().filter(|node| reaches(*leader, **node) && reaches(**node, *leader));
+            followers.count() > nodes / 2
+        })
+    }
+}
+
+/// The links as they are at the moment, for who carries the packets.
+pub(crate) type Watched = watch::Receiver<Links>;
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    fn partitioned(shape: Shape, seed: u64) -> Links {
+        Links::partitioned(5, shape, 2, &mut ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    /// Whom each node can talk with, both ways.
+    fn partners(links: &Links) -> Vec<usize> {
+        let talk = |a, b| a != b && !links.get(a, b).blocked && !links.get(b, a).blocked;
+        links.nodes().map(|a| links.nodes().filter(|b| talk(a, *b)).count()).collect()
+    }
+
+    #[test]
+    fn each_shape_cuts_what_it_says_and_leaves_the_clients_alone() {
+        for seed in 0..50 {
+            for (shape, mut expected) in [
+                (Shape::Halves, vec![1, 1, 2, 2, 2]),
+                (Shape::Isolated, vec![0, 3, 3, 3, 3]),
+                (Shape::OneWay, vec![0, 3, 3, 3, 3]),
+                (Shape::Bridge, vec![2, 2, 2, 2, 4]),
+                (Shape::Ring, vec![2, 2, 2, 2, 2]),
+            ] {
+                let links = partitioned(shape, seed);
+                let mut found = partners(&links);
+                found.sort_unstable();
+                expected.sort_unstable();
+                assert_eq!(found, expected, "{shape:?}, seed {seed}");
+                assert!(links.nodes().all(|node| !links.get(CLIENTS, node).blocked));
+                assert!(links.some_majority_is_connected(&[1, 2, 3, 4, 5]), "{shape:?}, seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_one_way_partition_lets_one_direction_pass() {
+        let links = partitioned(Shape::OneWay, 1);
+        let open = |from, to| usize::from(!links.get(from, to).blocked);
+        for other in [1, 3, 4, 5] {
+            assert_eq!(open(2, other) + open(other, 2), 1);
+        }
+    }
+
+    #[test]
+    fn a_majority_needs_more_than_half_of_all_nodes_and_links_between_them() {
+        let links = Links::open(5);
+        assert!(links.some_majority_is_connected(&[1, 4, 5]));
+        assert!(!links.some_majority_is_connected(&[4, 5]));
+        assert!(!partitioned(Shape::Isolated, 1).some_majority_is_connected(&[1, 2, 3]));
+    }
+}

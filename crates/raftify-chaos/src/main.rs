@@ -1,0 +1,91 @@
+//! Tries raftify with real processes: nodes of the example `memstore`, each in a network namespace of its own or behind a
+//! proxy, clients at full speed, and a nemesis that kills, stops, cuts off, fills, damages, wipes and replaces. At the end
+//! every history is checked for linearizability, with a last read of every key through every node.
+//!
+//! `main` puts the parts together and decides what the run is worth; it knows neither Raft nor processes.
+
+mod clients;
+mod cluster;
+mod faults;
+mod history;
+mod http;
+mod links;
+mod nemesis;
+mod network;
+mod node;
+mod proxy;
+mod recovery;
+mod run;
+#[cfg(target_os = "linux")]
+mod switch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use raftify::BoxError;
+
+use crate::faults::Fault;
+use crate::network::Kind;
+
+/// Tries raftify with real processes under a nemesis, and checks what the clients saw
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// How long faults are dealt, in minutes
+    #[arg(long, default_value_t = 10.0)]
+    minutes: f64,
+    /// Instead of a time: how often each fault happens
+    #[arg(long, conflicts_with = "minutes")]
+    rounds: Option<usize>,
+    /// Decides which faults happen, to whom, and what the clients ask; any number if it is left out
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many nodes
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(3..=9))]
+    nodes: u8,
+    /// How many clients ask at once
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    clients: u16,
+    /// How the nodes reach each other
+    #[arg(long, value_enum, default_value_t = Kind::Netns)]
+    network: Kind,
+    /// Only these faults; each of them must happen. All that are possible here if it is left out
+    #[arg(long, value_enum, value_delimiter = ',')]
+    faults: Vec<Fault>,
+    /// Keep logs, histories and data directories of a run without a violation, too
+    #[arg(long)]
+    keep: bool,
+    /// Where logs and data are put [default: target/chaos]
+    #[arg(long, default_value = "target/chaos")]
+    directory: PathBuf,
+    /// Where the programs of the example are [default: beside this one]
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// Only take away what a run that was killed has left: processes, namespaces, disks
+    #[arg(long)]
+    clean: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.clean {
+        true => clean(),
+        false => run::run(arguments).await,
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn clean() -> Result<bool, BoxError> {
+    let (namespaces, disks) = (network::remove_namespaces()?, node::unmount_all()?);
+    println!("{namespaces} namespaces and {disks} disks were taken away");
+    Ok(true)
+}

@@ -1,0 +1,432 @@
+//! The nemesis: deals one fault after the other, waits until the service is back, heals, waits until everybody is well,
+//! and measures both. What a node says when it refuses to start is checked here: refusing is right, lying is not.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, RngExt};
+use rand_chacha::ChaCha8Rng;
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::cluster::{Cluster, PATIENCE, Trouble};
+use crate::faults::{Fault, Schedule};
+use crate::http::Connection;
+use crate::links::{Links, Party};
+use crate::node::Program;
+use crate::recovery::{Figures, first_write};
+
+/// A fault lasts so long, in milliseconds.
+const FAULT_LASTS: std::ops::Range<u64> = 1_000..5_000;
+
+/// Between two faults.
+const CALM: std::ops::Range<u64> = 300..1_500;
+
+/// Faults that leave a majority connected are to be survived within this; longer is told, and only the end of the fault
+/// waited for.
+const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is written to use up what a log holds in reserve.
+const BULK_VALUE_BYTES: usize = 1 << 20;
+const BULK_WRITES_MAX: usize = 40;
+
+/// How long a wiped node may take to learn that it is refused, and a full disk to be noticed.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Does the faults of a schedule to a cluster.
+pub(crate) struct Nemesis<'c> {
+    pub cluster: &'c mut Cluster,
+    pub schedule: Schedule,
+    pub random: ChaCha8Rng,
+    pub figures: &'c mut Figures,
+    pub begin: Instant,
+}
+
+/// When it is enough.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Until {
+    Time(Instant),
+    Rounds(usize),
+}
+
+impl Nemesis<'_> {
+    /// Deals faults until it is enough.
+    ///
+    /// # Errors
+    /// What no cluster may do: end by itself, or not become well.
+    pub(crate) async fn run(mut self, until: Until) -> Result<(), Trouble> {
+        loop {
+            let is_enough = match until {
+                Until::Time(end) => Instant::now() >= end,
+                Until::Rounds(rounds) => self.schedule.rounds() >= rounds,
+            };
+            if is_enough {
+                return Ok(());
+            }
+            let Some(fault) = self.schedule.next(&mut self.random) else { return Ok(()) };
+            self.calm().await?;
+            self.do_fault(fault).await?;
+        }
+    }
+
+    /// Waits a while in which nothing is to happen, and nothing may.
+    async fn calm(&mut self) -> Result<(), Trouble> {
+        sleep(Duration::from_millis(self.random.random_range(CALM))).await;
+        self.wait_until_well().await
+    }
+
+    async fn do_fault(&mut self, fault: Fault) -> Result<(), Trouble> {
+        let all = self.cluster.nodes.len();
+        let leader = self.cluster.leader().await;
+        let shown = |places: &[Party]| {
+            let leads = leader.filter(|leader| places.contains(leader));
+            let leads = leads.map_or(String::new(), |leader| format!(", {leader} leads"));
+            format!("{places:?}{leads}")
+        };
+        match fault {
+            Fault::KillOne | Fault::KillMinority | Fault::KillMajority | Fault::KillAll => {
+                let victims = self.victims(leader, count_of(fault, all));
+                for place in &victims {
+                    self.cluster.node(*place).kill()?;
+                }
+                self.outlast(fault, &victims, &shown(&victims)).await
+            }
+            Fault::PauseOne | Fault::PauseMajority => {
+                let victims = self.victims(leader, count_of(fault, all));
+                for place in &victims {
+                    self.cluster.node(*place).signal(Signal::STOP)?;
+                }
+                self.outlast(fault, &victims, &shown(&victims)).await
+            }
+            Fault::Loss | Fault::Delay | Fault::SlowLinks => {
+                let (links, what) = self.bad_links(fault, leader);
+                self.cluster.network.set(links);
+                self.outlast(fault, &[], &what).await
+            }
+            Fault::Halves | Fault::Isolated | Fault::OneWay | Fault::Bridge | Fault::Ring => {
+                let first = self.victims(leader, 1);
+                if let (Some(shape), [first]) = (fault.shape(), &first[..]) {
+                    self.cluster.network.set(Links::partitioned(all, shape, *first, &mut self.random));
+                }
+                self.outlast(fault, &[], &shown(&first)).await
+            }
+            Fault::TransferredLeader => self.transfer_leader(leader).await,
+            Fault::FullDisk => {
+                let place = self.victim(leader);
+                self.fill_disk(place, &shown(&[place])).await
+            }
+            Fault::FlippedBit => {
+                let place = self.victim(leader);
+                self.flip_bit(place, &shown(&[place])).await
+            }
+            Fault::WipedDirectory => {
+                let place = self.victim(leader);
+                self.wipe_directory(place, &shown(&[place])).await
+            }
+            Fault::ReplacedMember => {
+                let place = self.victim(leader);
+                self.replace_member(place, &shown(&[place])).await
+            }
+        }
+    }
+
+    /// The leader is among them half of the time and more.
+    fn victims(&mut self, leader: Option<Party>, count: usize) -> Vec<Party> {
+        let mut places = self.cluster.places();
+        places.shuffle(&mut self.random);
+        if let Some(leader) = leader
+            && self.random.random_bool(0.4)
+        {
+            places.sort_by_key(|place| *place != leader);
+        }
+        places.truncate(count);
+        places.sort_unstable();
+        places
+    }
+
+    fn victim(&mut self, leader: Option<Party>) -> Party {
+        self.victims(leader, 1).first().copied().unwrap_or(1)
+    }
+
+    fn bad_links(&mut self, fault: Fault, leader: Option<Party>) -> (Links, String) {
+        let mut links = Links::open(self.cluster.nodes.len());
+        let around = self.random.random_bool(0.5).then(|| self.victim(leader));
+        let random = &mut self.random;
+        let (percent, millis) = (random.random_range(5..30), random.random_range(20..200));
+        let rate = 1 << random.random_range(14..18);
+        links.between_nodes(|from, to, link| {
+            if around.is_some_and(|around| from != around && to != around) {
+                return;
+            }
+            match fault {
+                Fault::Loss => link.loss_percent = percent,
+                Fault::Delay => {
+                    link.delay = Duration::from_millis(millis);
+                    link.jitter = link.delay / 2;
+                }
+                _ => link.bytes_per_second = Some(rate),
+            }
+        });
+        let where_ = around.map_or("between all".to_owned(), |around| format!("around node {around}"));
+        let what = match fault {
+            Fault::Loss => format!("{percent} % {where_}"),
+            Fault::Delay => format!("{millis} to {} ms {where_}", millis + millis / 2),
+            _ => format!("{rate} bytes per second {where_}"),
+        };
+        (links, what)
+    }
+
+    /// Lets a fault last, while `down` do not answer; heals it, and waits until all are well.
+    async fn outlast(&mut self, fault: Fault, down: &[Party], what: &str) -> Result<(), Trouble> {
+        let end = Instant::now() + Duration::from_millis(self.random.random_range(FAULT_LASTS));
+        let up: Vec<Party> =
+            self.cluster.places().into_iter().filter(|place| !down.contains(place)).collect();
+        let mut told = String::new();
+        if self.cluster.network.links().some_majority_is_connected(&up) {
+            told = self.measure_service(fault).await;
+        }
+        sleep_until(end).await;
+        self.heal_and_measure(fault, what, &told).await
+    }
+
+    /// How long after the fault somebody writes again.
+    async fn measure_service(&mut self, fault: Fault) -> String {
+        match first_write(&self.cluster.webs(), SERVICE_PATIENCE).await {
+            Some(time) => {
+                self.figures.of(fault).after_fault.push(time);
+                format!("a write after {} ms; ", time.as_millis())
+            }
+            None => {
+                self.figures.of(fault).after_fault.push(SERVICE_PATIENCE);
+                format!("no write within {SERVICE_PATIENCE:?}; ")
+            }
+        }
+    }
+
+    async fn heal_and_measure(&mut self, fault: Fault, what: &str, told: &str) -> Result<(), Trouble> {
+        self.cluster.heal()?;
+        let healed = Instant::now();
+        let time = first_write(&self.cluster.webs(), PATIENCE).await;
+        let Some(time) = time else {
+            return Err(Trouble::Unwell(format!("no write is acknowledged after {} {what}", fault.name())));
+        };
+        self.wait_until_well().await?;
+        let measured = self.figures.of(fault);
+        measured.after_healing.push(time);
+        measured.count += 1;
+        self.say(&format!(
+            "{} {what}: {told}healed, a write after {} ms, all well after {} ms",
+            fault.name(),
+            time.as_millis(),
+            healed.elapsed().as_millis()
+        ));
+        Ok(())
+    }
+
+    fn say(&self, what: &str) {
+        println!("{:7.1} s  {what}", self.begin.elapsed().as_secs_f64());
+    }
+
+    /// Like the cluster's, but a node whose directory was damaged may find out late, and is replaced then.
+    async fn wait_until_well(&mut self) -> Result<(), Trouble> {
+        loop {
+            match self.cluster.wait_until_well().await {
+                Err(Trouble::Ended(place, end)) if self.cluster.node(place).is_damaged => {
+                    self.say(&format!("node {place} noticed that it was damaged: {end}"));
+                    self.replace_down(place, None).await?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn transfer_leader(&mut self, leader: Option<Party>) -> Result<(), Trouble> {
+        let fault = Fault::TransferredLeader;
+        let others: Vec<Party> =
+            self.cluster.places().into_iter().filter(|place| Some(*place) != leader).collect();
+        let to = others.choose(&mut self.random).copied().unwrap_or(1);
+        let Some(id) = self.cluster.id_of(to).await else {
+            return Err(Trouble::Unwell(format!("node {to} does not say how it is")));
+        };
+        let from = leader.unwrap_or(to);
+        let mut connection = Connection::new(self.cluster.node(from).doors.web.clone());
+        let outcome = connection.ask("POST", &format!("/transfer_leader/{id}"), b"", SERVICE_PATIENCE).await;
+        let outcome = outcome.map_or_else(|error| format!("{error:?}"), |answer| answer.status.to_string());
+        let told = self.measure_service(fault).await;
+        self.heal_and_measure(fault, &format!("from {from} to {to} ({outcome})"), &told).await
+    }
+
+    /// A disk without room: the node must say so and stop; with room it goes on.
+    async fn fill_disk(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
+        self.cluster.node(place).fill()?;
+        let others: Vec<String> = self
+            .cluster
+            .nodes
+            .iter()
+            .filter(|node| node.place != place)
+            .map(|node| node.doors.web.clone())
+            .collect();
+        let mut connections: Vec<Connection> = others.iter().cloned().map(Connection::new).collect();
+        let value = vec![b'x'; BULK_VALUE_BYTES];
+        let mut end = None;
+        for number in 0..BULK_WRITES_MAX {
+            let through = number % connections.len();
+            // It only has to reach the logs.
+            let _ = connections[through].ask("PUT", "/store/bulk", &value, SERVICE_PATIENCE).await;
+            end = self.cluster.node(place).ended()?;
+            if end.is_some() {
+                break;
+            }
+        }
+        if end.is_none() {
+            end = self.cluster.ends(place, REFUSAL_PATIENCE).await?;
+        }
+        match end {
+            Some(end) if end.says("No space left on device") => {}
+            Some(end) => return Err(Trouble::Ended(place, end)),
+            None => {
+                return Err(Trouble::Unwell(format!("node {place} has not noticed that its disk is full")));
+            }
+        }
+        let told = self.measure_service(Fault::FullDisk).await;
+        self.heal_and_measure(Fault::FullDisk, what, &told).await
+    }
+
+    /// A bit of a node that is down is turned. It must refuse to start, or be as good as before.
+    async fn flip_bit(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
+        let mut connection = Connection::new(self.cluster.node(place).doors.web.clone());
+        // So that there is a snapshot that can be hit; whether there is one is not what is tried.
+        let _ = connection.ask("POST", "/snapshot", b"", SERVICE_PATIENCE).await;
+        let Some(id) = self.cluster.id_of(place).await else {
+            return Err(Trouble::Unwell(format!("node {place} does not say how it is")));
+        };
+        self.cluster.node(place).kill()?;
+        let told = self.measure_service(Fault::FlippedBit).await;
+        // A last record that is damaged looks like one that was being written: it is dropped, as after a crash. So
+        // nobody may depend on this node's copy any more.
+        self.cluster.wait_until_others_have_all(place).await?;
+        let bit = self.cluster.nodes[place - 1].flip(&mut self.random)?;
+        self.cluster.start_node(place)?;
+        let outcome = match self.cluster.ends_or_is_well(place).await? {
+            None => "as good as before".to_owned(),
+            Some(end) if is_about_damage(&end.error.clone().unwrap_or_default()) => {
+                self.replace_down(place, Some(id)).await?;
+                format!("refused ({}), replaced", end.error.unwrap_or_default())
+            }
+            Some(end) => return Err(Trouble::Ended(place, end)),
+        };
+        self.heal_and_measure(Fault::FlippedBit, &format!("{what}, {bit}: {outcome}"), &told).await
+    }
+
+    /// A node under its old id without what it knew: the others must refuse it, and it must stop and say why.
+    async fn wipe_directory(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
+        let Some(id) = self.cluster.id_of(place).await else {
+            return Err(Trouble::Unwell(format!("node {place} does not say how it is")));
+        };
+        let node = self.cluster.node(place);
+        node.kill()?;
+        node.wipe()?;
+        // With the words with which it began, it claims its first id. That is its own as long as it was not replaced.
+        node.program = Program::Static;
+        self.cluster.start_node(place)?;
+        let told = self.measure_service(Fault::WipedDirectory).await;
+        let Some(end) = self.cluster.ends(place, REFUSAL_PATIENCE).await? else {
+            return Err(Trouble::Unwell(format!("node {place} goes on, though its directory was wiped")));
+        };
+        if !(end.says("was wiped or replaced") || end.says("removed")) {
+            return Err(Trouble::Ended(place, end));
+        }
+        self.cluster.node(place).wipe()?;
+        self.cluster.remove(place, id).await?;
+        self.cluster.join(place).await?;
+        self.heal_and_measure(Fault::WipedDirectory, what, &told).await
+    }
+
+    /// A member leaves, and another one comes.
+    async fn replace_member(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
+        let Some(id) = self.cluster.id_of(place).await else {
+            return Err(Trouble::Unwell(format!("node {place} does not say how it is")));
+        };
+        self.cluster.remove(place, id).await?;
+        let told = self.measure_service(Fault::ReplacedMember).await;
+        let left = match self.cluster.ends(place, REFUSAL_PATIENCE).await? {
+            Some(end) => format!("it ended, {}", end.status),
+            None => {
+                self.cluster.node(place).kill()?;
+                "it had to be killed".to_owned()
+            }
+        };
+        self.cluster.node(place).wipe()?;
+        self.cluster.join(place).await?;
+        self.heal_and_measure(Fault::ReplacedMember, &format!("{what}, {left}"), &told).await
+    }
+
+    /// A node that is down and whose directory is worth nothing is replaced by one with a new id.
+    async fn replace_down(&mut self, place: Party, id: Option<raftify::NodeId>) -> Result<(), Trouble> {
+        let id = match id {
+            Some(id) => Some(id),
+            None => self.id_at_address(place).await,
+        };
+        self.cluster.node(place).wipe()?;
+        if let Some(id) = id {
+            self.cluster.remove(place, id).await?;
+        }
+        self.cluster.join(place).await
+    }
+
+    /// Who the others say is at this place.
+    async fn id_at_address(&self, place: Party) -> Option<raftify::NodeId> {
+        let address = &self.cluster.nodes[place - 1].addresses.raft;
+        for other in self.cluster.places().into_iter().filter(|other| *other != place) {
+            if let Some(inspection) = self.cluster.inspect(other).await {
+                let member = inspection.status.members.iter().find(|member| &member.address == address);
+                return member.map(|member| member.id);
+            }
+        }
+        None
+    }
+}
+
+/// How many nodes a fault hits.
+fn count_of(fault: Fault, all: usize) -> usize {
+    let minority = all.div_ceil(2) - 1;
+    match fault {
+        Fault::KillAll => all,
+        Fault::KillMajority | Fault::PauseMajority => all / 2 + 1,
+        Fault::KillMinority => minority,
+        _ => 1,
+    }
+}
+
+/// Whether a node gives damage as the reason why it does not go on.
+fn is_about_damage(error: &str) -> bool {
+    let words: BTreeSet<&str> = error.split(|c: char| !c.is_alphabetic()).collect();
+    ["damaged", "checksum", "corrupted", "missing", "version"].iter().any(|word| words.contains(word))
+}
+
+/// A number to begin with, if none was given.
+pub(crate) fn any_seed() -> u64 {
+    rand::rng().next_u64() >> 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minority_may_be_missing_and_a_majority_may_not() {
+        for (all, minority, majority) in [(3, 1, 2), (4, 1, 3), (5, 2, 3)] {
+            assert_eq!(count_of(Fault::KillMinority, all), minority);
+            assert_eq!(count_of(Fault::KillMajority, all), majority);
+            assert_eq!(count_of(Fault::KillAll, all), all);
+        }
+    }
+
+    #[test]
+    fn damage_is_told_from_other_reasons() {
+        assert!(is_about_damage("error: log/3.segment at offset 5: record 7 is damaged: its checksum is 1"));
+        assert!(!is_about_damage("error: address 127.0.0.1:1 is taken: another program listens there"));
+        assert!(!is_about_damage(""));
+    }
+}

@@ -1,0 +1,383 @@
+//! One place of a node: its addresses, its directory with a small disk of its own where that can be had, its log, and the
+//! process that runs there now. Starts, stops and damages; decides nothing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use raftify::BoxError;
+use rand::seq::IndexedRandom;
+use rand::{Rng, RngExt};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::clients::{self, Client, Doors};
+use crate::links::Party;
+use crate::network::{Addresses, Network};
+
+/// Small files and frequent snapshots: more of what happens rarely happens in a run.
+const SEGMENT_BYTES: u64 = 1 << 20;
+const SNAPSHOT_ENTRIES: u64 = 20_000;
+
+/// How mounted disks are known when they are to be taken away.
+const DISK: &str = "raftify-chaos";
+const DISK_SIZE: &str = "size=256m";
+
+/// The file that makes a disk full.
+const FILLER: &str = "filler";
+
+/// How a node comes into its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// As one of the first members, under the number of its place.
+    Static,
+    /// By joining, under an id that nobody had.
+    Dynamic,
+}
+
+/// What all places have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    /// Where the programs are.
+    pub programs: PathBuf,
+    /// The file with the first members.
+    pub members: PathBuf,
+}
+
+impl Setting {
+    /// # Errors
+    /// What is not there, and how to get it.
+    pub(crate) fn check(&self) -> Result<(), BoxError> {
+        for program in [Program::Static, Program::Dynamic] {
+            let path = self.program(program);
+            if !path.exists() {
+                return Err(format!(
+                    "{} is not there: build it with `cargo build -p {}`, with --release if this was, or say with \
+                     --programs where it is",
+                    path.display(),
+                    Setting::name(program),
+                )
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    fn program(&self, program: Program) -> PathBuf {
+        self.programs.join(Setting::name(program))
+    }
+
+    fn name(program: Program) -> &'static str {
+        match program {
+            Program::Static => "memstore-static-members",
+            Program::Dynamic => "memstore-dynamic-members",
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    /// As the system says.
+    pub status: String,
+    /// The last line of its log that begins with `error:`.
+    pub error: Option<String>,
+}
+
+impl End {
+    pub(crate) fn says(&self, words: &str) -> bool {
+        self.error.as_ref().is_some_and(|error| error.contains(words))
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.status, self.error.as_deref().unwrap_or("it said nothing"))
+    }
+}
+
+/// A place for a node.
+pub(crate) struct Node {
+    pub place: Party,
+    pub addresses: Addresses,
+    pub doors: Doors,
+    /// Only looks: what proposes is led to the leader, and stays there.
+    pub inspector: Client,
+    /// How the one that is there came into the cluster.
+    pub program: Program,
+    /// A bit of its directory was changed, and nobody has noticed yet.
+    pub is_damaged: bool,
+    disk: PathBuf,
+    is_mounted: bool,
+    log: PathBuf,
+    /// Where in the log the present process begins.
+    log_begin: u64,
+    process: Option<Child>,
+}
+
+impl Node {
+    /// With a disk of its own, if that can be had.
+    pub(crate) fn new(
+        place: Party,
+        addresses: Addresses,
+        doors: Doors,
+        directory: &Path,
+    ) -> Result<Node, BoxError> {
+        let disk = directory.join(format!("node-{place}"));
+        fs::create_dir_all(&disk)?;
+        let is_mounted = rustix::process::geteuid().is_root() && mount(&disk).is_ok();
+        let log = directory.join(format!("node-{place}.log"));
+        Ok(Node {
+            place,
+            inspector: clients::grpc(&addresses.raft)?,
+            addresses,
+            doors,
+            program: Program::Static,
+            is_damaged: false,
+            disk,
+            is_mounted,
+            log,
+            log_begin: 0,
+            process: None,
+        })
+    }
+
+    pub(crate) fn can_be_filled(&self) -> bool {
+        self.is_mounted
+    }
+
+    fn data(&self) -> PathBuf {
+        self.disk.join("data")
+    }
+
+    /// Starts the process; `peer` is who lets it in, if it joins.
+    pub(crate) fn start(&mut self, setting: &Setting, network: &Network, peer: &str) -> Result<(), BoxError> {
+        let mut log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        writeln!(log, "---- {:?} ----", self.program)?;
+        self.log_begin = log.seek(SeekFrom::End(0))?;
+        let mut command = network.command(self.place, &setting.program(self.program));
+        command
+            .args([
+                "--raft-addr",
+                &self.addresses.raft,
+                "--web-server",
+                &self.addresses.web,
+                "--stop-with-stdin",
+            ])
+            .args(["--log-segment-bytes", &SEGMENT_BYTES.to_string()])
+            .args(["--snapshot-entries", &SNAPSHOT_ENTRIES.to_string(), "--data-dir"])
+            .arg(self.data());
+        if let Some(listen) = &self.addresses.listen {
+            command.args(["--listen-addr", listen]);
+        }
+        match self.program {
+            Program::Static => command.arg("--config").arg(&setting.members),
+            Program::Dynamic => command.args(["--peer-addr", peer]),
+        };
+        // It must not get the Ctrl+C that is meant for this program.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        let process = command.spawn()?;
+        network.set_process(self.place, Some(process.id()));
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Whether there is a process, which may be stopped.
+    pub(crate) fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// As `kill -9` does: no word to anybody.
+    pub(crate) fn kill(&mut self) -> io::Result<()> {
+        match self.process.take() {
+            Some(mut process) => {
+                process.kill()?;
+                process.wait().map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Stops the process without ending it (SIGSTOP), or lets it go on (SIGCONT).
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        match self.process.as_ref().map(Pid::from_child) {
+            Some(pid) => Ok(kill_process(pid, signal)?),
+            None => Ok(()),
+        }
+    }
+
+    /// How the process ended, if it did by itself; it is then no longer up.
+    pub(crate) fn ended(&mut self) -> io::Result<Option<End>> {
+        let Some(process) = &mut self.process else { return Ok(None) };
+        let Some(status) = process.try_wait()? else { return Ok(None) };
+        self.process = None;
+        Ok(Some(End { status: status.to_string(), error: self.error()? }))
+    }
+
+    fn error(&self) -> io::Result<Option<String>> {
+        let mut log = File::open(&self.log)?;
+        log.seek(SeekFrom::Start(self.log_begin))?;
+        let mut text = Vec::new();
+        log.read_to_end(&mut text)?;
+        let text = String::from_utf8_lossy(&text);
+        Ok(text.lines().rfind(|line| line.starts_with("error:")).map(str::to_owned))
+    }
+
+    /// Empties the directory of a node that is down.
+    pub(crate) fn wipe(&mut self) -> io::Result<()> {
+        self.is_damaged = false;
+        fs::remove_dir_all(self.data())
+    }
+
+    /// Leaves no room on the disk.
+    pub(crate) fn fill(&self) -> io::Result<()> {
+        let mut filler = OpenOptions::new().create(true).append(true).open(self.disk.join(FILLER))?;
+        // Ever smaller pieces, to the last byte.
+        for piece in [vec![0; 1 << 20], vec![0; 4096], vec![0; 64]] {
+            loop {
+                match filler.write_all(&piece) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => break,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room again.
+    pub(crate) fn empty(&self) -> io::Result<()> {
+        match fs::remove_file(self.disk.join(FILLER)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Turns one bit of one file of a node that is down, and says where.
+    pub(crate) fn flip(&mut self, random: &mut impl Rng) -> io::Result<String> {
+        let place = flip(&self.data(), random)?;
+        self.is_damaged = true;
+        Ok(place)
+    }
+
+    /// Copies the directory to where it stays when the disk is taken away.
+    pub(crate) fn keep(&self) -> Result<(), BoxError> {
+        if self.is_mounted && self.data().exists() {
+            let kept = self.disk.with_extension("data");
+            run(Command::new("cp").args(["-a", "--sparse=always"]).arg(self.data()).arg(kept))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // What cannot be taken away now is before the next run.
+        let _ = self.kill();
+        if self.is_mounted {
+            let _ = run(Command::new("umount").arg("--lazy").arg(&self.disk));
+        }
+    }
+}
+
+fn mount(directory: &Path) -> Result<(), BoxError> {
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", DISK_SIZE, DISK]).arg(directory))
+}
+
+/// Takes away the disks that a run has left.
+pub(crate) fn unmount_all() -> Result<usize, BoxError> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let ours: Vec<&str> =
+        mounts.lines().filter_map(|line| line.strip_prefix(DISK)?.split(' ').nth(1)).collect();
+    for directory in &ours {
+        run(Command::new("umount").arg("--lazy").arg(directory))?;
+    }
+    Ok(ours.len())
+}
+
+fn run(command: &mut Command) -> Result<(), BoxError> {
+    let shown = format!("{command:?}");
+    let output = command.output().map_err(|error| format!("{shown} cannot be started: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("{shown} failed: {}", String::from_utf8_lossy(&output.stderr).trim()).into()),
+    }
+}
+
+/// Log, LMDB and snapshots are hit equally often, whatever their sizes. Room that was never written is not hit.
+fn flip(directory: &Path, random: &mut impl Rng) -> io::Result<String> {
+    let mut kinds = Vec::new();
+    for kind in [directory.join("log"), directory.to_owned(), directory.join("snapshots")] {
+        let files: Vec<PathBuf> = match fs::read_dir(kind) {
+            Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
+            Err(_) => continue,
+        };
+        let is_hit = |path: &PathBuf| {
+            path.is_file() && path.extension().is_none_or(|it| it != "lock") && !path.ends_with("lock.mdb")
+        };
+        let files: Vec<PathBuf> = files.into_iter().filter(is_hit).collect();
+        if !files.is_empty() {
+            kinds.push(files);
+        }
+    }
+    while let Some(kind) = (0..kinds.len()).collect::<Vec<_>>().choose(random).copied() {
+        let place = random.random_range(0..kinds[kind].len());
+        let path = kinds[kind].swap_remove(place);
+        let mut bytes = fs::read(&path)?;
+        let Some(last) = bytes.iter().rposition(|byte| *byte != 0) else {
+            kinds.retain(|files| !files.is_empty());
+            continue;
+        };
+        let (offset, bit) = (random.random_range(0..=last), random.random_range(0..8));
+        bytes[offset] ^= 1 << bit;
+        // Only that byte is written: the file may have holes.
+        let mut file = OpenOptions::new().write(true).open(&path)?;
+        file.seek(SeekFrom::Start(offset as u64))?;
+        file.write_all(&bytes[offset..=offset])?;
+        let name = path.strip_prefix(directory).unwrap_or(&path);
+        return Ok(format!("bit {bit} of byte {offset} of {}", name.display()));
+    }
+    Err(io::Error::other("there is nothing written whose bits could be turned"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    #[test]
+    fn exactly_one_bit_of_what_was_written_is_turned_in_all_kinds_of_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut hit = std::collections::BTreeSet::new();
+        for seed in 0..40 {
+            let written = |name: &str| directory.path().join(name);
+            for kind in ["log", "snapshots"] {
+                fs::create_dir_all(written(kind)).unwrap();
+            }
+            let mut segment = vec![7; 100];
+            segment.extend([0; 100_000]);
+            let files =
+                [("log/1.segment", segment), ("data.mdb", vec![8; 500]), ("snapshots/1", vec![9; 50])];
+            for (name, bytes) in &files {
+                fs::write(written(name), bytes).unwrap();
+            }
+            fs::write(written("lock.mdb"), [1; 1000]).unwrap();
+            flip(directory.path(), &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
+            let mut turned = 0;
+            for (name, bytes) in &files {
+                let now = fs::read(written(name)).unwrap();
+                let bits: u32 = now.iter().zip(bytes).map(|(now, before)| (now ^ before).count_ones()).sum();
+                turned += bits;
+                if bits > 0 {
+                    hit.insert(*name);
+                }
+            }
+            assert_eq!(turned, 1);
+            assert_eq!(fs::read(written("lock.mdb")).unwrap(), [1; 1000]);
+        }
+        assert_eq!(hit.len(), 3, "{hit:?}");
+    }
+}

@@ -1,0 +1,161 @@
+//! How long it takes until a write is acknowledged again, and the figures of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use comfy_table::Table;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::faults::Fault;
+use crate::http::Connection;
+
+/// A node that is cut off or stopped is asked again after this long, on a new connection.
+const DEADLINE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The key of these writes. It is in no history.
+const KEY: &str = "first-write";
+
+/// How long it takes until some node acknowledges a write; nothing if none does within `patience`.
+pub(crate) async fn first_write(webs: &[String], patience: Duration) -> Option<Duration> {
+    let begin = Instant::now();
+    let mut tries = JoinSet::new();
+    for web in webs {
+        let web = web.clone();
+        tries.spawn(async move {
+            loop {
+                let mut connection = Connection::new(web.clone());
+                let answer = connection.ask("PUT", &format!("/store/{KEY}/1"), b"", DEADLINE).await;
+                if answer.is_ok_and(|answer| answer.status == 200) {
+                    return;
+                }
+                drop(connection);
+                sleep(PAUSE).await;
+            }
+        });
+    }
+    timeout(patience, tries.join_next()).await.ok().map(|_| begin.elapsed())
+}
+
+/// What was measured of one kind of fault.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Measured {
+    /// How often it happened.
+    pub count: usize,
+    /// From the fault on, where those that are left can go on.
+    pub after_fault: Vec<Duration>,
+    /// From its end on.
+    pub after_healing: Vec<Duration>,
+}
+
+/// All figures of a run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Figures {
+    pub faults: BTreeMap<Fault, Measured>,
+}
+
+impl Figures {
+    pub(crate) fn of(&mut self, fault: Fault) -> &mut Measured {
+        self.faults.entry(fault).or_default()
+    }
+
+    /// Those of `required` that never happened.
+    pub(crate) fn missing(&self, required: &[Fault]) -> Vec<Fault> {
+        let happened = |fault: &Fault| self.faults.get(fault).is_some_and(|measured| measured.count > 0);
+        required.iter().copied().filter(|fault| !happened(fault)).collect()
+    }
+
+    /// The table of the summary: times in milliseconds, median and longest.
+    pub(crate) fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(comfy_table::presets::NOTHING).set_header([
+            "fault",
+            "count",
+            "after the fault: median",
+            "longest ms",
+            "after its end: median",
+            "longest ms",
+        ]);
+        let (mut after_fault, mut after_healing) = (Vec::new(), Vec::new());
+        for (fault, measured) in &self.faults {
+            table.add_row(row(&fault.name(), measured.count, &measured.after_fault, &measured.after_healing));
+            after_fault.extend(&measured.after_fault);
+            after_healing.extend(&measured.after_healing);
+        }
+        let count = self.faults.values().map(|measured| measured.count).sum();
+        table.add_row(row("all", count, &after_fault, &after_healing));
+        table
+    }
+}
+
+fn row(name: &str, count: usize, after_fault: &[Duration], after_healing: &[Duration]) -> Vec<String> {
+    let shown = |time: Option<Duration>| time.map_or("-".to_owned(), |time| time.as_millis().to_string());
+    vec![
+        name.to_owned(),
+        count.to_string(),
+        shown(median(after_fault)),
+        shown(after_fault.iter().max().copied()),
+        shown(median(after_healing)),
+        shown(after_healing.iter().max().copied()),
+    ]
+}
+
+/// The one in the middle; of an even number, the longer of the two.
+fn median(times: &[Duration]) -> Option<Duration> {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    times.get(times.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn figures_tell_the_median_the_longest_and_what_is_missing() {
+        let mut figures = Figures::default();
+        let measured = figures.of(Fault::KillOne);
+        measured.count = 3;
+        measured.after_fault = [900, 100, 1200].map(Duration::from_millis).to_vec();
+        figures.of(Fault::KillAll).after_healing = vec![Duration::from_millis(7)];
+        let lines = figures.table().to_string();
+        let words = |line: usize| lines.lines().nth(line).unwrap().split_whitespace().collect::<Vec<_>>();
+        assert_eq!(words(1), ["kill-one", "3", "900", "1200", "-", "-"]);
+        assert_eq!(words(2), ["kill-all", "0", "-", "-", "7", "7"]);
+        assert_eq!(words(3), ["all", "3", "900", "1200", "7", "7"]);
+        assert_eq!(
+            figures.missing(&[Fault::KillOne, Fault::KillAll, Fault::Ring]),
+            [Fault::KillAll, Fault::Ring]
+        );
+    }
+
+    #[tokio::test]
+    async fn the_first_write_counts_when_it_is_acknowledged_and_not_when_it_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let web = listener.local_addr().unwrap().to_string();
+        let node = tokio::spawn(async move {
+            for status in ["503 Service Unavailable", "200 OK"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read_u8().await.unwrap();
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                // The client must not see the connection break before the answer.
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        });
+        assert!(first_write(&[web], Duration::from_secs(60)).await.is_some());
+        node.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_who_acknowledges_is_told_when_patience_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let web = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        assert_eq!(first_write(&[web], Duration::from_millis(50)).await, None);
+    }
+}

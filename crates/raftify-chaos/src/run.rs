@@ -1,0 +1,298 @@
+//! One run from its beginning to its verdict.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use raftify::BoxError;
+use raftify_history::register::{Operation, Outcome};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::Arguments;
+use crate::clients::Load;
+use crate::cluster::{Cluster, PATIENCE};
+use crate::faults::{Fault, Schedule};
+use crate::history::{Judgement, LAST_READS, Recorder};
+use crate::http::Connection;
+use crate::nemesis::{Nemesis, Until, any_seed};
+use crate::network::Kind;
+use crate::node::unmount_all;
+use crate::recovery::Figures;
+
+/// What a last read waits after a refusal.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How many violations are shown in full.
+const SHOWN_MAX: usize = 3;
+
+/// Returns whether nothing was violated.
+///
+/// # Errors
+/// If there can be no run, in one line.
+pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
+    let interrupted = interrupted();
+    let mut interrupted = std::pin::pin!(interrupted);
+    let seed = arguments.seed.unwrap_or_else(any_seed);
+    let nodes = usize::from(arguments.nodes);
+    let programs = match &arguments.programs {
+        Some(programs) => programs.clone(),
+        None => {
+            std::env::current_exe()?.parent().map(Path::to_owned).ok_or("this program has no directory")?
+        }
+    };
+    let _only_one = match arguments.network {
+        Kind::Netns => Some(only_one()?),
+        Kind::Proxy => None,
+    };
+    if arguments.network == Kind::Netns {
+        unmount_all()?;
+    }
+    let directory = new_directory(&arguments.directory, seed)?;
+    let cluster = Cluster::start(arguments.network, nodes, &programs, &directory);
+    let mut cluster = cluster.inspect_err(|_| drop(fs::remove_dir_all(&directory)))?;
+    let faults = possible(&arguments.faults, &cluster)?;
+    println!(
+        "seed {seed}: {nodes} nodes, {} clients, {:?}, {} kinds of faults, logs in {}",
+        arguments.clients,
+        arguments.network,
+        faults.len(),
+        directory.display()
+    );
+
+    let mut problems = Vec::new();
+    let mut figures = Figures::default();
+    let begin = Instant::now();
+    let mut load = None;
+    let mut is_interrupted = false;
+    let work = async {
+        cluster.wait_until_well().await?;
+        load = Some(Load::start(usize::from(arguments.clients), &cluster.doors(), seed));
+        let nemesis = Nemesis {
+            schedule: Schedule::new(faults.clone()),
+            random: ChaCha8Rng::seed_from_u64(seed),
+            cluster: &mut cluster,
+            figures: &mut figures,
+            begin,
+        };
+        let end = begin + Duration::try_from_secs_f64(arguments.minutes * 60.0)?;
+        nemesis.run(arguments.rounds.map_or(Until::Time(end), Until::Rounds)).await
+    };
+    tokio::select! {
+        outcome = work => if let Err(trouble) = outcome {
+            problems.push(trouble.to_string());
+        },
+        () = &mut interrupted => is_interrupted = true,
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+
+    let Some(mut load) = load else {
+        return finish_without_load(&cluster, &directory, &problems, is_interrupted);
+    };
+    problems.extend(load.stop().await);
+    cluster.heal()?;
+    if problems.is_empty()
+        && !is_interrupted
+        && let Err(trouble) = cluster.wait_until_well().await
+    {
+        problems.push(trouble.to_string());
+    }
+    // A cluster that is known not to be well, or of a run that was ended early, is asked for what it has to say.
+    let patience = if problems.is_empty() && !is_interrupted { PATIENCE } else { PATIENCE / 12 };
+    let unread = read_everything(&load.recorder, &cluster.webs(), patience).await;
+    if unread > 0 && problems.is_empty() && !is_interrupted {
+        problems.push(format!("{unread} last reads were not answered"));
+    }
+    if !is_interrupted {
+        let missing = figures.missing(&faults);
+        problems.extend(missing.iter().map(|fault| {
+            format!("{} never happened: the run tells nothing about it, give it more minutes", fault.name())
+        }));
+    }
+    let judgement = load.recorder.judge();
+    summary(&load, &figures, &judgement, seconds, seed);
+    let is_good = problems.is_empty() && judgement.violations.is_empty() && judgement.undecided.is_empty();
+    report_problems(&problems, &judgement);
+    if is_good && !arguments.keep {
+        drop(cluster);
+        fs::remove_dir_all(&directory)?;
+    } else {
+        keep(&cluster, &load.recorder, &judgement, &directory)?;
+    }
+    let happened: usize = figures.faults.values().map(|measured| measured.count).sum();
+    let failed = problems.len() + judgement.violations.len() + judgement.undecided.len();
+    println!("{} passed, {failed} failed", judgement.linearizable + happened);
+    Ok(is_good)
+}
+
+/// Resolves with the first Ctrl+C, or a request to terminate. The second ends the program as if nobody listened.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated.recv() => {}
+        },
+        // Without it, Ctrl+C is left.
+        Err(_) => drop(tokio::signal::ctrl_c().await),
+    }
+    println!("interrupted: what was seen so far is judged");
+}
+
+/// Namespaces and devices have fixed names, so that a run that was killed can be cleaned up.
+fn only_one() -> Result<fs::File, BoxError> {
+    let path = std::env::temp_dir().join("raftify-chaos.lock");
+    let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(format!("another run goes on and has the lock of {}: wait for its end", path.display())
+                .into())
+        }
+        Err(fs::TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+fn new_directory(base: &Path, seed: u64) -> Result<PathBuf, BoxError> {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let directory = base.join(format!("{seconds}-seed-{seed}"));
+    fs::create_dir_all(&directory)
+        .map_err(|error| format!("{} cannot be created: {error}", directory.display()))?;
+    Ok(directory.canonicalize()?)
+}
+
+/// The faults that were asked for, or all that can be done here.
+fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError> {
+    let can_fill = cluster.nodes.iter().all(crate::node::Node::can_be_filled);
+    if wanted.is_empty() {
+        if !can_fill {
+            println!("without root, nodes have no disks of their own: full-disk is left out");
+        }
+        return Ok(Fault::all().into_iter().filter(|fault| can_fill || *fault != Fault::FullDisk).collect());
+    }
+    if wanted.contains(&Fault::FullDisk) && !can_fill {
+        return Err("full-disk needs root: each node gets a small disk of its own".into());
+    }
+    Ok(wanted.to_vec())
+}
+
+fn finish_without_load(
+    cluster: &Cluster,
+    directory: &Path,
+    problems: &[String],
+    is_interrupted: bool,
+) -> Result<bool, BoxError> {
+    report_problems(problems, &Judgement::default());
+    for node in &cluster.nodes {
+        node.keep()?;
+    }
+    println!("logs and data directories: {}", directory.display());
+    println!("0 passed, {} failed", problems.len());
+    Ok(is_interrupted && problems.is_empty())
+}
+
+/// Reads every key through every node. Returns how many reads had no answer.
+async fn read_everything(recorder: &std::sync::Arc<Recorder>, webs: &[String], patience: Duration) -> usize {
+    let end = Instant::now() + patience;
+    let mut readers = JoinSet::new();
+    for (number, web) in (0..).zip(webs) {
+        let (recorder, web) = (std::sync::Arc::clone(recorder), web.clone());
+        readers.spawn(async move {
+            let mut connection = Connection::new(web);
+            let mut unread = 0;
+            for key in recorder.keys() {
+                let path = format!("/store/{}", key.name);
+                loop {
+                    let called = recorder.now();
+                    let answer = connection.ask("GET", &path, b"", Duration::from_secs(2)).await;
+                    let value = answer.ok().and_then(|answer| match answer.status {
+                        404 => Some(None),
+                        200 => serde_json::from_slice::<Value>(&answer.body).ok()?["value"]
+                            .as_str()?
+                            .parse()
+                            .ok()
+                            .map(Some),
+                        _ => None,
+                    });
+                    if let Some(value) = value {
+                        let client = LAST_READS + number;
+                        recorder.answered(&key, client, Operation::Read, called, Outcome::Value(value));
+                        break;
+                    }
+                    if Instant::now() > end {
+                        unread += 1;
+                        break;
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+            unread
+        });
+    }
+    readers.join_all().await.into_iter().sum()
+}
+
+fn summary(load: &Load, figures: &Figures, judgement: &Judgement, seconds: f64, seed: u64) {
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let (web, grpc) = (count(&load.counts.web), count(&load.counts.grpc));
+    let (refused, unknown) = (count(&load.counts.refused), count(&load.counts.unknown));
+    println!();
+    println!("{}", figures.table());
+    println!();
+    println!(
+        "{} operations in {seconds:.0} s ({:.0} per second): {web} over the web API, {grpc} over gRPC; \
+         {refused} refused, {unknown} of unknown outcome",
+        web + grpc,
+        (web + grpc) as f64 / seconds,
+    );
+    let verdict = if judgement.violations.is_empty() && judgement.undecided.is_empty() {
+        "every history is linearizable, and nothing acknowledged is missing"
+    } else {
+        "NOT every history is linearizable"
+    };
+    println!("{} keys of {}: {verdict} (seed {seed})", judgement.linearizable, load.recorder.keys().len());
+}
+
+fn report_problems(problems: &[String], judgement: &Judgement) {
+    for problem in problems {
+        println!("FAILED: {problem}");
+    }
+    for key in &judgement.undecided {
+        println!("FAILED: the history of {key} is too long to be decided");
+    }
+    for violation in judgement.violations.iter().take(SHOWN_MAX) {
+        let what = match violation.at_the_end_only {
+            true => "what was read at the end misses an acknowledged write, or the nodes differ",
+            false => "its history is not linearizable",
+        };
+        println!("FAILED: {}: {what}\n{}", violation.key, violation.counterexample);
+    }
+    if judgement.violations.len() > SHOWN_MAX {
+        println!("and {} keys more", judgement.violations.len() - SHOWN_MAX);
+    }
+}
+
+fn keep(
+    cluster: &Cluster,
+    recorder: &Recorder,
+    judgement: &Judgement,
+    directory: &Path,
+) -> Result<(), BoxError> {
+    recorder.write(&directory.join("history.jsonl"), None)?;
+    for violation in &judgement.violations {
+        recorder.write(&directory.join(format!("{}.jsonl", violation.key)), Some(&violation.key))?;
+        fs::write(
+            directory.join(format!("{}.counterexample", violation.key)),
+            violation.counterexample.to_string(),
+        )?;
+    }
+    for node in &cluster.nodes {
+        node.keep()?;
+    }
+    println!("logs, histories and data directories: {}", directory.display());
+    Ok(())
+}

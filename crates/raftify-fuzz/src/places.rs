@@ -1,0 +1,67 @@
+//! What is read from files: each call works in a directory of its own, in memory where the machine has that.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+
+use raftify::restore_directory;
+use raftify_storage::SnapshotFileReader;
+
+/// Calls `act` with a path in an empty directory, which is removed afterwards.
+fn at_place<T>(name: &str, act: impl FnOnce(&Path) -> T) -> T {
+    let memory = Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let place = tempfile::Builder::new().prefix("raftify-fuzz-").tempdir_in(place);
+    let place = place.expect("a directory for what is tried can be made");
+    act(&place.path().join(name))
+}
+
+/// Snapshot files: any bytes, and a file that is right but for one place.
+pub fn snapshot_file(bytes: &[u8]) {
+    let read = |content: &[u8]| {
+        at_place("file.snapshot", |path| {
+            fs::write(path, content).expect("there is room");
+            let (meta, data_bytes, mut reader) = SnapshotFileReader::open(path).ok()?;
+            let mut data = Vec::new();
+            reader.read_to_end(&mut data).ok()?;
+            assert_eq!(data.len() as u64, data_bytes);
+            Some((meta, data))
+        })
+    };
+    read(bytes);
+    let Some((file, meta, data)) = raftify_storage::inner::snapshot_file(bytes) else { return };
+    assert_eq!(read(&file), Some((meta, data)), "what was written is read");
+    if let [.., first, second, change] = bytes
+        && *change != 0
+    {
+        let mut damaged = file;
+        let at = usize::from(u16::from_be_bytes([*first, *second])) % damaged.len();
+        damaged[at] ^= change;
+        assert_eq!(read(&damaged), None, "a change of byte {at} is noticed");
+    }
+}
+
+/// Snapshots that are sets of files: nothing is written but below the place they are unpacked at, and nothing is left
+/// of what is refused.
+pub fn snapshot_directory(bytes: &[u8]) {
+    at_place("unpacked", |path| {
+        let unpacked = restore_directory(&mut &*bytes, path);
+        assert_eq!(unpacked.is_ok(), path.exists());
+        if unpacked.is_ok() {
+            fs::remove_dir_all(path).expect("it was just made");
+        }
+        let parent = path.parent().expect("it lies in the place");
+        let stray = fs::read_dir(parent).expect("it is there").filter_map(Result::ok).next();
+        assert!(stray.is_none(), "written outside of its directory: {stray:?}");
+    });
+}
+
+/// The members of a static cluster, as the example reads them.
+pub fn peers(bytes: &[u8]) {
+    at_place("peers.toml", |path| {
+        fs::write(path, bytes).expect("there is room");
+        if let Err(error) = memstore::load_peers(path) {
+            assert!(!error.to_string().is_empty());
+        }
+    });
+}

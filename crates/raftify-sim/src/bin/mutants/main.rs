@@ -1,0 +1,25 @@
+//! Puts the bugs of `docs/testing.md` back, one at a time, and looks whether the tests notice: first the simulator, and
+//! where it does not, tests by their names.
+//!
+//! Called by `make mutants`, which builds this program, and all tests, with `--cfg raftify_mutants`. A mutation that
+//! nothing catches is a failure, and so is a test that fails without one.
+
+#[cfg(raftify_mutants)]
+mod hunt;
+#[cfg(raftify_mutants)]
+mod named_tests;
+#[cfg(raftify_mutants)]
+mod report;
+#[cfg(raftify_mutants)]
+mod run;
+
+#[cfg(raftify_mutants)]
+fn main() -> std::process::ExitCode {
+    run::main()
+}
+
+#[cfg(not(raftify_mutants))]
+fn main() -> std::process::ExitCode {
+    eprintln!("this program was built without any mutation in it: use `make mutants`");
+    std::process::ExitCode::from(2)
+}

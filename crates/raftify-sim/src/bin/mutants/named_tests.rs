@@ -1,0 +1,265 @@
+//! Which tests are to notice which mutation, and how they are run: by their names, from programs that were built before.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use raftify_core::mutants::{Mutant, VARIABLE};
+use serde_json::Value;
+
+/// A test that takes longer hangs. The slowest takes some seconds.
+const TEST_AT_MOST: Duration = Duration::from_secs(120);
+
+/// One test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TestName {
+    /// The target of cargo: a file in `tests`, or the crate itself.
+    target: &'static str,
+    /// As the test's program lists it.
+    pub(crate) name: &'static str,
+}
+
+impl fmt::Display for TestName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.target)
+    }
+}
+
+/// All programs with tests, by target.
+pub(crate) struct Executables(BTreeMap<String, Executable>);
+
+struct Executable {
+    program: PathBuf,
+    /// Tests run in their package.
+    directory: PathBuf,
+}
+
+impl Executables {
+    /// From what cargo said when it built them.
+    pub(crate) fn read(path: &Path) -> Result<Executables, String> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("{}: {error}: use `make mutants`", path.display()))?;
+        let mut all = BTreeMap::new();
+        for line in text.lines() {
+            let said: Value =
+                serde_json::from_str(line).map_err(|error| format!("{}: {error}", path.display()))?;
+            let (Some(program), Some(target), Some(manifest)) = (
+                said["executable"].as_str(),
+                said["target"]["name"].as_str(),
+                said["manifest_path"].as_str(),
+            ) else {
+                continue;
+            };
+            if said["profile"]["test"] == true {
+                let directory = Path::new(manifest).parent().unwrap_or(Path::new(".")).to_owned();
+                all.insert(target.to_owned(), Executable { program: program.into(), directory });
+            }
+        }
+        Ok(Executables(all))
+    }
+
+    /// Whether `test` passes; `Err` says what it did instead.
+    pub(crate) fn passes(
+        &self,
+        test: &TestName,
+        mutant: Option<Mutant>,
+        interrupted: &AtomicBool,
+    ) -> Result<Result<(), String>, String> {
+        let Executable { program, directory } =
+            self.0.get(test.target).ok_or_else(|| format!("no program has the tests of {}", test.target))?;
+        let mut child = Command::new(program)
+            .args(["--exact", test.name, "--test-threads=1"])
+            .current_dir(directory)
+            .env("CARGO_MANIFEST_DIR", directory)
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
+            .env(VARIABLE, mutant.map_or("", Mutant::name))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("{} cannot be started: {error}", program.display()))?;
+        let output = child.stdout.take().expect("it was asked for");
+        let output = thread::spawn(move || std::io::read_to_string(output).unwrap_or_default());
+        let deadline = Instant::now() + TEST_AT_MOST;
+        let status = loop {
+            if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
+                break status;
+            }
+            if Instant::now() > deadline || interrupted.load(Ordering::SeqCst) {
+                // It may end by itself meanwhile.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Ok(Err(format!("does not end within {TEST_AT_MOST:?}")));
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
+        let output = output.join().unwrap_or_default();
+        if output.contains("running 0 tests") {
+            return Err(format!("there is no test {test}"));
+        }
+        Ok(if status.success() { Ok(()) } else { Err("fails".to_owned()) })
+    }
+}
+
+/// The test that is to notice `mutant`, if the simulator does not.
+pub(crate) fn of(mutant: Mutant) -> TestName {
+    const CORE: &str = "raftify_core";
+    const BUGS: &str = "known_bugs";
+    const STORAGE: &str = "raftify_storage";
+    const SHELL: &str = "raftify";
+    const NODE: &str = "node";
+    let (target, name) = match mutant {
+        Mutant::AnswersByIndexAlone => {
+            (BUGS, "bug_1_a_lost_proposal_is_not_answered_by_the_entry_that_took_its_place")
+        }
+        Mutant::SuffixIsKept => (CORE, "storage::memory::tests::memory_storage_keeps_the_contract"),
+        Mutant::CommitIndexIsNotWritten => {
+            (CORE, "storage::memory::tests::memory_storage_keeps_the_contract")
+        }
+        Mutant::LeadsByConfiguration => (BUGS, "bug_4_no_node_leads_without_votes"),
+        Mutant::RefusedChangeSucceeds => (BUGS, "bug_5_a_change_that_is_refused_is_answered_with_the_reason"),
+        Mutant::PendingChangeIsNotAnswered => {
+            (BUGS, "bug_5_a_change_that_is_refused_is_answered_with_the_reason")
+        }
+        Mutant::SnapshotInOneMessage => {
+            (SHELL, "network_tests::snapshots::a_snapshot_larger_than_any_message_is_installed")
+        }
+        Mutant::DamagedEntriesAreSkipped => {
+            (STORAGE, "wal::tests::damaged_entry_is_noticed_when_it_is_read_and_the_others_can_be_read")
+        }
+        Mutant::MembersAreLostOverRestart => {
+            (BUGS, "bug_9_a_node_that_starts_again_knows_all_members_and_their_addresses")
+        }
+        Mutant::SnapshotWithoutMembers => {
+            (NODE, "snapshots::a_new_member_that_got_a_snapshot_only_votes_and_leads")
+        }
+        Mutant::ReservationsRepeat => {
+            (BUGS, "bug_10_two_nodes_that_join_at_once_get_two_ids_and_an_id_is_never_used_again")
+        }
+        Mutant::RemovedIdsComeBack => {
+            (BUGS, "bug_10_two_nodes_that_join_at_once_get_two_ids_and_an_id_is_never_used_again")
+        }
+        Mutant::AcknowledgesBeforeDurable => {
+            (BUGS, "bug_12_no_vote_and_no_acknowledgement_leaves_before_it_is_durable")
+        }
+        Mutant::MessagesLeaveBeforeTheWrite => {
+            (NODE, "durability::a_follower_whose_write_fails_has_acknowledged_nothing")
+        }
+        Mutant::SyncIsLeftOut => {
+            (STORAGE, "wal::crash_tests::power_cut_after_any_operation_loses_nothing_that_was_acknowledged")
+        }
+        Mutant::TermAndVoteAreNotWritten => {
+            (BUGS, "bug_12_no_vote_and_no_acknowledgement_leaves_before_it_is_durable")
+        }
+        Mutant::VotesBeforeDurable => {
+            (BUGS, "bug_12_no_vote_and_no_acknowledgement_leaves_before_it_is_durable")
+        }
+        Mutant::SpeaksBeforeItsTermIsDurable => {
+            (BUGS, "bug_12_a_single_voter_sends_nothing_to_its_learners_before_its_term_is_durable")
+        }
+        Mutant::SnapshotKeepsSuffix => {
+            (BUGS, "bug_14_an_installed_snapshot_leaves_nothing_of_a_longer_suffix")
+        }
+        Mutant::SnapshotKeepsOldMembers => {
+            (BUGS, "bug_15_an_installed_snapshot_brings_its_members_into_force")
+        }
+        Mutant::RejectionAcknowledges => (BUGS, "bug_16_a_rejection_moves_no_match_index"),
+        Mutant::CommitsWithoutQuorum => (BUGS, "bug_17_nothing_is_committed_without_a_quorum"),
+        Mutant::CommitsEarlierTermsByCounting => {
+            (BUGS, "bug_17_an_entry_of_an_earlier_term_is_not_committed_by_counting_its_copies")
+        }
+        Mutant::FetchedEntriesAreNotCompared => (
+            CORE,
+            "raft_rs::log_view::tests::bug_18_entries_that_were_fetched_before_the_log_changed_are_not_given_out",
+        ),
+        Mutant::HungDiskKeepsTheLeader => {
+            (BUGS, "bug_19_a_leader_whose_disk_hangs_makes_room_for_one_that_can_write")
+        }
+        Mutant::OnlyThreadWaitsForTheDisk => {
+            (NODE, "durability::a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread")
+        }
+        Mutant::TransfersToTheDead => (BUGS, "bug_20_a_hand_over_to_a_dead_node_is_refused_and_nobody_waits"),
+        Mutant::RefusedPreVoteTeachesNothing => (BUGS, "bug_21_a_refused_pre_vote_teaches_the_higher_term"),
+        Mutant::SeveralVotersAtOnce => {
+            (BUGS, "bug_22_a_joint_configuration_stays_until_it_is_left_on_request")
+        }
+        Mutant::JointIsNeverLeft => (BUGS, "bug_22_a_joint_configuration_is_left_by_whoever_leads"),
+        Mutant::RemovedLeaderLeads => {
+            (BUGS, "bug_23_a_leader_that_loses_its_vote_by_an_earlier_leaders_change_steps_down")
+        }
+        Mutant::EarlierOutcomeCounts => {
+            (BUGS, "bug_24_the_outcome_of_an_earlier_attempt_to_send_a_snapshot_is_not_that_of_the_last_one")
+        }
+        Mutant::SnapshotOutcomeIsLost => (BUGS, "bug_24_snapshots_in_quick_succession_and_one_that_is_lost"),
+        Mutant::ReadsWithoutQuorum => (BUGS, "bug_26_a_leader_that_is_cut_off_answers_no_read"),
+        Mutant::ReadsBeforeApplied => (BUGS, "bug_26_a_read_waits_until_its_index_is_applied"),
+        Mutant::IncarnationIsNotChecked => {
+            (BUGS, "bug_27_a_node_with_a_wiped_disk_is_refused_under_its_old_id")
+        }
+        Mutant::LossIsNotNoticed => (BUGS, "bug_27_a_node_whose_log_has_lost_what_it_acknowledged_stops"),
+        Mutant::FailedRestoreIsIgnored => {
+            (NODE, "snapshots::a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_start")
+        }
+        Mutant::UnfinishedSnapshotIsInstalled => {
+            (SHELL, "network_tests::snapshots::damaged_and_incomplete_snapshots_leave_nothing_behind")
+        }
+        Mutant::DirectoryIsNotSynced => {
+            (STORAGE, "snapshot_files::tests::file_is_synced_before_it_gets_its_name_and_the_directory_after")
+        }
+        Mutant::SnapshotIsNotSynced => {
+            (STORAGE, "snapshot_files::tests::file_is_synced_before_it_gets_its_name_and_the_directory_after")
+        }
+        Mutant::RemovedNodeStopsAtOnce => (BUGS, "bug_30_a_removed_node_stays_until_a_majority_refuses_it"),
+        Mutant::WritesAfterAFailure => {
+            (STORAGE, "wal::crash_tests::failure_of_any_operation_stops_the_log_and_loses_nothing")
+        }
+        Mutant::LogWaitsForTheSlowest => (BUGS, "bug_34_the_log_is_cut_although_a_member_is_dead"),
+        Mutant::UnflushedLogCounts => {
+            (BUGS, "bug_35_a_leader_does_not_count_its_own_log_before_it_is_flushed")
+        }
+        Mutant::StaleAcknowledgementCounts => {
+            (BUGS, "bug_35_an_acknowledgement_of_an_earlier_term_counts_for_nothing")
+        }
+        Mutant::CompactsBeyondTheSnapshot => (BUGS, "bug_36_compaction_never_passes_what_is_applied"),
+        Mutant::BatchHasNoLimit => (SHELL, "network_tests::entries_larger_than_any_batch_arrive_whole"),
+        Mutant::DroppedMeansSilence => (BUGS, "bug_38_who_waits_and_is_dropped_is_answered"),
+        Mutant::ProposalsHaveNoDeadline => {
+            (BUGS, "bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes")
+        }
+        Mutant::ReadsHaveNoDeadline => {
+            (BUGS, "bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes")
+        }
+        Mutant::ForwardsForEver => (BUGS, "a_request_that_was_forwarded_is_not_forwarded_again"),
+        Mutant::ForwardsWithoutLimit => {
+            (SHELL, "network_tests::a_node_forwards_no_more_than_it_would_take_itself")
+        }
+        Mutant::ChangeInForceBeforeDurable => {
+            (BUGS, "bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal")
+        }
+        Mutant::ChangesApplyTwice => (BUGS, "bug_30_a_removed_node_that_is_started_again_stops_at_once"),
+        Mutant::SnapshotForStrangers => (
+            CORE,
+            "raft_rs::log_view::tests::a_snapshot_from_before_its_receiver_became_a_member_is_not_sent_to_it",
+        ),
+        Mutant::TornRecordIsAccepted => {
+            (STORAGE, "wal::crash_tests::power_cut_after_any_operation_loses_nothing_that_was_acknowledged")
+        }
+        Mutant::EntryChecksumIsNotChecked => {
+            (STORAGE, "wal::tests::damaged_entry_is_noticed_when_it_is_read_and_the_others_can_be_read")
+        }
+        Mutant::LastRecordIsNotFlushedAgain => {
+            (STORAGE, "wal::crash_tests::failure_of_any_operation_stops_the_log_and_loses_nothing")
+        }
+        Mutant::SnapshotChecksumIsNotChecked => {
+            (STORAGE, "snapshot_files::tests::flipped_bit_anywhere_never_gives_wrong_bytes")
+        }
+        Mutant::FailedApplyIsSkipped => {
+            (NODE, "state_machine::an_apply_that_fails_stops_the_node_and_is_not_skipped")
+        }
+    };
+    TestName { target, name }
+}

@@ -1,0 +1,108 @@
+//! What was found, in lines for people and as the table in `docs/testing.md`.
+
+use std::fmt::{self, Write as _};
+use std::path::Path;
+use std::time::Duration;
+use std::{fs, io};
+
+use raftify_core::mutants::Mutant;
+
+use crate::hunt::Catch;
+use crate::named_tests::TestName;
+
+/// Of one mutation.
+pub(crate) struct Outcome {
+    pub(crate) mutant: Mutant,
+    pub(crate) found_by: FoundBy,
+    pub(crate) took: Duration,
+}
+
+/// Who noticed.
+pub(crate) enum FoundBy {
+    Simulator(Catch),
+    Test(TestName),
+    /// And why not.
+    Nothing(String),
+}
+
+impl Outcome {
+    pub(crate) fn is_found(&self) -> bool {
+        !matches!(self.found_by, FoundBy::Nothing(_))
+    }
+
+    /// By the simulator, after so many seeds.
+    fn seeds(&self) -> Option<u64> {
+        match &self.found_by {
+            FoundBy::Simulator(catch) => Some(catch.seed),
+            _ => None,
+        }
+    }
+
+    fn row(&self) -> String {
+        self.mutant.row_and_bug().0.map_or_else(|| "–".to_owned(), |row| row.to_string())
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.took.as_secs_f64();
+        write!(f, "{:>3}  {:30} ", self.row(), self.mutant.name())?;
+        match &self.found_by {
+            FoundBy::Simulator(Catch { seed, violation }) => {
+                write!(f, "simulator, seed {seed}, {seconds:.1} s: {violation}")
+            }
+            FoundBy::Test(test) => write!(f, "{seconds:.1} s: {test}"),
+            FoundBy::Nothing(why) => write!(f, "NOT FOUND, {seconds:.1} s: {why}"),
+        }
+    }
+}
+
+/// Says after how many seeds the simulator found half of what it found.
+pub(crate) fn print_median(outcomes: &[Outcome]) {
+    if let Some((count, median)) = median(outcomes) {
+        println!("{count} of {} found by the simulator, half of them within {median} seeds", outcomes.len());
+    }
+}
+
+fn median(outcomes: &[Outcome]) -> Option<(usize, u64)> {
+    let mut seeds: Vec<u64> = outcomes.iter().filter_map(Outcome::seeds).collect();
+    seeds.sort_unstable();
+    let median = *seeds.get(seeds.len().checked_sub(1)? / 2)?;
+    Some((seeds.len(), median))
+}
+
+const BEGIN: &str = "<!-- mutations: written by `make mutants` with `--write docs/testing.md` -->";
+const END: &str = "<!-- end of mutations -->";
+
+/// Puts the table between its marks.
+pub(crate) fn write(path: &Path, outcomes: &[Outcome]) -> Result<(), String> {
+    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    let text = fs::read_to_string(path).map_err(failed)?;
+    let missing = || format!("{} has no place for the table: {BEGIN} and {END}", path.display());
+    let (before, rest) = text.split_once(BEGIN).ok_or_else(missing)?;
+    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
+    fs::write(path, format!("{before}{BEGIN}\n\n{}\n{END}{after}", table(outcomes))).map_err(failed)
+}
+
+fn table(outcomes: &[Outcome]) -> String {
+    let mut text =
+        "| # | bug | mutation | found by | seeds | seconds |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut sorted: Vec<&Outcome> = outcomes.iter().collect();
+    sorted.sort_by_key(|outcome| (outcome.mutant.row_and_bug().0.unwrap_or(u32::MAX), outcome.mutant));
+    for outcome in sorted {
+        let (found_by, seeds) = match &outcome.found_by {
+            FoundBy::Simulator(Catch { seed, .. }) => ("simulator".to_owned(), seed.to_string()),
+            FoundBy::Test(test) => (format!("`{}`", test.name), "–".to_owned()),
+            FoundBy::Nothing(_) => ("**nothing**".to_owned(), "–".to_owned()),
+        };
+        let (row, name, (_, bug)) = (outcome.row(), outcome.mutant.name(), outcome.mutant.row_and_bug());
+        let seconds = outcome.took.as_secs_f64();
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "| {row} | {bug} | `{name}` | {found_by} | {seeds} | {seconds:.1} |");
+    }
+    if let Some((count, median)) = median(outcomes) {
+        let all = outcomes.len();
+        let _ = writeln!(text, "\n{count} of {all} by the simulator, half of these within {median} seeds.");
+    }
+    text
+}

@@ -1,0 +1,143 @@
+//! What really happened, as opposed to what was wanted: counted where it happens. A run of many seeds in which
+//! something of it never did tells nothing about it, and is rejected.
+
+use std::fmt;
+
+macro_rules! happenings {
+    ($($name:ident = $text:literal,)*) => {
+        /// Something that a run is to contain.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Happened {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Happened {
+            /// All of it.
+            pub const ALL: &[Happened] = &[$(Happened::$name),*];
+        }
+
+        impl fmt::Display for Happened {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self {
+                    $(Happened::$name => $text,)*
+                })
+            }
+        }
+    };
+}
+
+happenings! {
+    MessageLost = "message lost",
+    MessageDuplicated = "message arrived twice",
+    MessageOvertaken = "message overtaken by a later one",
+    PartitionTwoWay = "partition in both directions",
+    PartitionOneWay = "partition in one direction",
+    LinksOneByOne = "links stopped one by one and restored in another order",
+    ConnectionBroke = "request or answer lost with its connection",
+    ClocksDiffered = "clocks of different rates",
+    Pause = "pause longer than an election timeout",
+    CrashOfOne = "crash of one node",
+    CrashOfMajority = "crash of a majority",
+    CrashOfAll = "crash of all",
+    UnsyncedLost = "write under way lost in a crash",
+    UnsyncedKept = "write under way kept by a crash, and never reported",
+    TornWrite = "write under way torn by a crash",
+    LateCompletion = "write reported late",
+    DiskSlow = "slow disk",
+    DiskHung = "hung disk",
+    DiskError = "error of a disk, once",
+    DiskFull = "full disk",
+    BitFlip = "flipped bit noticed",
+    DiskWiped = "wiped disk",
+    WipedRefused = "wiped node refused by the others",
+    DiskRolledBack = "disk rolled back to an older copy",
+    RollBackNoticed = "roll-back noticed",
+    LostMemberRemoved = "member that lost its disk removed",
+    LeaderElected = "leader elected",
+    LeaderTransferred = "leadership handed over",
+    Demoted = "leader demoted",
+    Campaigned = "election asked for",
+    IdReserved = "node id given out",
+    MemberAdded = "member added",
+    MemberRemoved = "member removed",
+    JointConfiguration = "joint configuration",
+    RemovedNodeStopped = "removed node stopped by itself",
+    SnapshotTaken = "snapshot taken",
+    SnapshotsInARow = "two snapshots in a row",
+    SnapshotFailed = "snapshot failed",
+    SnapshotInstalled = "snapshot installed from a leader",
+    LogCompacted = "log compacted",
+    EntriesOverwritten = "entries overwritten by a new leader",
+    EntriesFetched = "entries read from disk for a slow follower",
+    SlowStateMachine = "slow state machine",
+    ApplyFailed = "state machine failed to apply",
+    RestoreFailed = "state machine failed to restore",
+    WriteAcknowledged = "write acknowledged",
+    WriteForwarded = "request forwarded to the leader",
+    OutcomeUnknown = "outcome of a write unknown to its client",
+    ReadAnswered = "linearizable read answered",
+    Swapped = "compare-and-set that swapped",
+    HealedInPart = "healed with a minority still down",
+}
+
+/// How often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coverage {
+    counts: [u64; Happened::ALL.len()],
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Coverage { counts: [0; Happened::ALL.len()] }
+    }
+}
+
+impl Coverage {
+    pub(crate) fn saw(&mut self, what: Happened) {
+        self.counts[what as usize] += 1;
+    }
+
+    /// How often it happened.
+    pub fn count(&self, what: Happened) -> u64 {
+        self.counts[what as usize]
+    }
+
+    /// Both together.
+    pub fn add(&mut self, other: &Coverage) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count += more;
+        }
+    }
+
+    /// What never happened.
+    pub fn missing(&self) -> Vec<Happened> {
+        Happened::ALL.iter().copied().filter(|what| self.count(*what) == 0).collect()
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for what in Happened::ALL {
+            writeln!(f, "{:>12}  {what}", self.count(*what))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_happened_is_told() {
+        let mut coverage = Coverage::default();
+        assert_eq!(coverage.missing().len(), Happened::ALL.len());
+        for what in Happened::ALL {
+            coverage.saw(*what);
+        }
+        assert_eq!(coverage.missing(), []);
+        let mut sum = coverage.clone();
+        sum.add(&coverage);
+        assert_eq!(sum.count(Happened::DiskFull), 2);
+    }
+}

@@ -1,0 +1,34 @@
+//! What must never be seen, checked after every step: one property in each file, with its source.
+//!
+//! Each is told what it needs in plain numbers, remembers what it has seen, and says what contradicts it. None of them
+//! trusts another one, nor anything that a core says of itself where the simulator can see it with its own eyes.
+
+pub(crate) mod answers;
+pub(crate) mod commit;
+pub(crate) mod committed_entries;
+pub(crate) mod durable_state;
+pub(crate) mod election_safety;
+pub(crate) mod leader_append_only;
+pub(crate) mod leader_completeness;
+pub(crate) mod log_matching;
+pub(crate) mod membership;
+pub(crate) mod reads;
+pub(crate) mod state_machine_safety;
+
+/// `Err` says what was seen that must not be.
+pub(crate) type Checked = Result<(), String>;
+
+/// All of them.
+#[derive(Default)]
+pub(crate) struct Invariants {
+    pub(crate) answers: answers::Answers,
+    pub(crate) commit: commit::Commit,
+    pub(crate) committed: committed_entries::CommittedEntries,
+    pub(crate) durable: durable_state::DurableState,
+    pub(crate) elections: election_safety::ElectionSafety,
+    pub(crate) completeness: leader_completeness::LeaderCompleteness,
+    pub(crate) logs: log_matching::LogMatching,
+    pub(crate) membership: membership::Membership,
+    pub(crate) reads: reads::Reads,
+    pub(crate) states: state_machine_safety::StateMachineSafety,
+}

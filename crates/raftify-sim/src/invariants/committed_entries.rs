@@ -1,0 +1,141 @@
+//! Committed entries never change: what one node knows to be committed, every node commits, and nobody gives up (thesis,
+//! section 3.6.3). Also the record of what is committed that other properties are checked against.
+
+use raftify_core::storage::Write;
+use raftify_core::{LogIndex, LogPosition, NodeId, Term};
+
+use super::Checked;
+use crate::log_picture::{Digest, LogPicture};
+
+/// What is committed at one index.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CommittedEntry {
+    pub(crate) term: Term,
+    pub(crate) digest: Digest,
+}
+
+#[derive(Default)]
+pub(crate) struct CommittedEntries {
+    /// From the second index on: every cluster begins as if one entry stood in its log.
+    entries: Vec<CommittedEntry>,
+}
+
+impl CommittedEntries {
+    /// The last index that any leader has committed.
+    pub(crate) fn last(&self) -> LogIndex {
+        LogIndex(self.entries.len() as u64 + 1)
+    }
+
+    pub(crate) fn at(&self, index: LogIndex) -> Option<CommittedEntry> {
+        self.entries.get(usize::try_from(index.0.checked_sub(2)?).ok()?).copied()
+    }
+
+    /// A leader whose log is `log` has committed everything up to `index`.
+    pub(crate) fn leader_commits(&mut self, leader: NodeId, index: LogIndex, log: &LogPicture) -> Checked {
+        if index > self.last() {
+            self.commits(leader, self.last(), log)?;
+        }
+        while self.last() < index {
+            let next = self.last().next();
+            let Some(place) = log.at(next) else {
+                return Err(format!(
+                    "committed entries: leader {leader} commits {next}, which is not in its log"
+                ));
+            };
+            self.entries.push(CommittedEntry { term: place.term, digest: place.digest });
+        }
+        self.commits(leader, index, log)
+    }
+
+    /// `node` takes everything up to `index` for committed.
+    pub(crate) fn commits(&self, node: NodeId, index: LogIndex, log: &LogPicture) -> Checked {
+        if index > self.last() {
+            return Err(format!(
+                "committed entries: {node} takes {index} for committed, no leader has done so"
+            ));
+        }
+        match self.at(index) {
+            Some(CommittedEntry { digest, .. }) if !log.holds(index, digest) => Err(format!(
+                "committed entries: what {node} has committed up to {index} is not what others have"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// `node`, whose log is `log` and so far committed up to `commit`, is about to take in `write`.
+    pub(crate) fn writes(&self, node: NodeId, log: &LogPicture, write: &Write) -> Checked {
+        let Some(first) = write.append.first().map(|entry| entry.position.index) else {
+            return Ok(());
+        };
+        if write.reset_log.is_some() || first > log.last() {
+            return Ok(());
+        }
+        match self.at(first) {
+            Some(committed) if log.digest(first) == Some(committed.digest) => {
+                Err(format!("committed entries: {node} overwrites entry {first}, which is committed"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether `position` is committed.
+    pub(crate) fn is_committed(&self, position: LogPosition) -> bool {
+        self.at(position.index).is_some_and(|entry| entry.term == position.term)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raftify_core::{Entry, EntryKind};
+
+    use super::*;
+
+    fn log(terms: &[u64]) -> LogPicture {
+        let begin = LogPosition::new(1, 1);
+        let mut log = LogPicture::beginning_after(begin, Digest::BEGIN);
+        log.take(&write(2, terms), |_| Digest::BEGIN);
+        log
+    }
+
+    fn write(first: u64, terms: &[u64]) -> Write {
+        let entry = |(index, term): (u64, &u64)| Entry {
+            position: LogPosition::new(*term, index),
+            kind: EntryKind::User,
+            payload: Default::default(),
+        };
+        Write { append: (first..).zip(terms).map(entry).collect(), ..Write::default() }
+    }
+
+    #[test]
+    fn another_entry_at_a_committed_index_is_rejected() {
+        let node = NodeId::FIRST;
+        let mut committed = CommittedEntries::default();
+        committed.leader_commits(node, LogIndex(3), &log(&[1, 1])).unwrap();
+        assert!(committed.is_committed(LogPosition::new(1, 3)));
+        assert!(
+            !committed.is_committed(LogPosition::new(2, 3))
+                && !committed.is_committed(LogPosition::new(1, 4))
+        );
+        committed.commits(node, LogIndex(3), &log(&[1, 1, 2])).unwrap();
+        committed.commits(node, LogIndex(3), &log(&[1, 2])).unwrap_err();
+        committed.leader_commits(node, LogIndex(4), &log(&[1, 2, 2])).unwrap_err();
+    }
+
+    #[test]
+    fn a_commit_that_no_leader_has_made_is_rejected() {
+        let mut committed = CommittedEntries::default();
+        committed.commits(NodeId::FIRST, LogIndex(2), &log(&[1])).unwrap_err();
+        committed.leader_commits(NodeId::FIRST, LogIndex(3), &log(&[1])).unwrap_err();
+    }
+
+    #[test]
+    fn overwriting_a_committed_entry_is_rejected() {
+        let node = NodeId::FIRST;
+        let mut committed = CommittedEntries::default();
+        committed.leader_commits(node, LogIndex(3), &log(&[1, 1])).unwrap();
+        let own = log(&[1, 1, 1]);
+        committed.writes(node, &own, &write(4, &[2])).unwrap();
+        committed.writes(node, &own, &write(3, &[2])).unwrap_err();
+        committed.writes(node, &log(&[1, 2]), &write(3, &[1])).unwrap();
+    }
+}

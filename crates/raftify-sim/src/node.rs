@@ -1,0 +1,136 @@
+//! A node: a disk that stays, and while it runs, a core with a state machine. Beside it stands what the simulator knows
+//! of both, to compare.
+
+use std::collections::VecDeque;
+
+use raftify_core::storage::{StoredState, Write};
+use raftify_core::{
+    Committed, Incarnation, LogIndex, LogPosition, Members, NodeId, RaftMessage, RaftNodeCore, Role,
+    SnapshotMeta, Term, TurnNumber,
+};
+
+use crate::disk::Disk;
+use crate::log_picture::LogPicture;
+use crate::network::Reply;
+use crate::schedule::Time;
+use crate::store::Store;
+
+/// What became of a disk, so that its node is of no use any more and is to be removed from the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    Wiped,
+    Damaged,
+    RolledBack,
+}
+
+/// A node.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) disk: Disk,
+    /// What is durable on it, as far as it was acknowledged.
+    pub(crate) durable: Durable,
+    /// What was under way when it stopped: any part of it may be durable as well.
+    pub(crate) maybe_durable: Vec<Write>,
+    /// What it held before its disk was lost. It did count towards quorums.
+    pub(crate) held_before: Option<LogPicture>,
+    pub(crate) lost: Option<Lost>,
+    /// It was removed from the cluster, or refused, and stopped.
+    pub(crate) is_gone: bool,
+    /// Counts its starts. What was meant for an earlier life comes to nothing.
+    pub(crate) life: u64,
+    pub(crate) running: Option<Running>,
+    /// Between two ticks.
+    pub(crate) tick: Time,
+    /// Until when nothing in it moves.
+    pub(crate) paused_until: Time,
+    pub(crate) disk_hangs: bool,
+    /// So many times slower than a healthy one.
+    pub(crate) disk_slowness: u64,
+    pub(crate) apply_slowness: u64,
+    pub(crate) fails_to: FailsTo,
+    /// A copy of the disk to roll back to.
+    pub(crate) backup: Option<(Disk, Durable)>,
+}
+
+/// What its state machine will fail to do, once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FailsTo {
+    pub(crate) apply: bool,
+    pub(crate) snapshot: bool,
+    pub(crate) restore: bool,
+}
+
+/// What is durable.
+#[derive(Clone, Default)]
+pub(crate) struct Durable {
+    pub(crate) state: StoredState,
+    pub(crate) log: LogPicture,
+}
+
+/// A life of a node.
+pub(crate) struct Running {
+    pub(crate) core: RaftNodeCore<Reply>,
+    pub(crate) store: Store,
+    pub(crate) members: Members,
+    /// Where the state machine is.
+    pub(crate) at: LogPosition,
+    /// The log, durable or not.
+    pub(crate) log: LogPicture,
+    pub(crate) to_write: VecDeque<ToWrite>,
+    pub(crate) writing: Option<Writing>,
+    pub(crate) to_apply: VecDeque<ToApply>,
+    pub(crate) is_applying: bool,
+    pub(crate) seen: Seen,
+    /// The newest snapshot when old ones were last deleted.
+    pub(crate) retained_for: Option<LogPosition>,
+}
+
+/// A turn to be made durable.
+pub(crate) struct ToWrite {
+    pub(crate) number: TurnNumber,
+    pub(crate) write: Option<Write>,
+    pub(crate) send_after: Vec<RaftMessage>,
+}
+
+/// Turns that are being made durable together.
+pub(crate) struct Writing {
+    pub(crate) number: TurnNumber,
+    pub(crate) writes: Vec<Write>,
+    pub(crate) send_after: Vec<RaftMessage>,
+    pub(crate) is_durable: bool,
+}
+
+/// What waits for the state machine.
+pub(crate) enum ToApply {
+    Committed(Committed<Reply>),
+    TakeSnapshot,
+}
+
+/// What the simulator last saw of a core.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    pub(crate) role: Role,
+    pub(crate) term: Term,
+    pub(crate) commit: LogIndex,
+    pub(crate) members_as_of: LogIndex,
+}
+
+/// A snapshot that is being written out.
+pub(crate) struct Captured {
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) data: Vec<u8>,
+}
+
+impl Node {
+    /// Whether it takes part in what happens now.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// What counts towards a quorum.
+    pub(crate) fn holds(&self, index: LogIndex, digest: crate::log_picture::Digest) -> bool {
+        self.durable.log.holds(index, digest)
+            || self.held_before.as_ref().is_some_and(|log| log.holds(index, digest))
+    }
+}

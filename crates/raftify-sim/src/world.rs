@@ -1,0 +1,167 @@
+//! The world that a seed draws: how many nodes, which settings, how fast disks and networks are, what clients do, and
+//! which faults exist. Each world leaves most faults out (swarm testing: Groce et al., ISSTA 2012): what all of them
+//! together would hide shows where few of them meet.
+
+use std::time::Duration;
+
+use raftify_core::{CheckedConfig, Config};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use crate::nemesis::Fault;
+use crate::schedule::{MILLISECOND, SECOND, Time};
+
+/// A world.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) voters: u64,
+    pub(crate) learners: u64,
+    pub(crate) config: CheckedConfig,
+    /// How long a write to a healthy disk takes at least and at most.
+    pub(crate) write_delay: (Time, Time),
+    /// Of 100 writes, so many are reported late.
+    pub(crate) late_percent: u32,
+    /// How long a message takes at least and at most.
+    pub(crate) message_delay: (Time, Time),
+    pub(crate) loss_percent: u32,
+    pub(crate) duplicates_percent: u32,
+    /// Of 100 messages, so many may be overtaken.
+    pub(crate) disorder_percent: u32,
+    /// How long the state machine takes for a batch at least and at most.
+    pub(crate) apply_delay: (Time, Time),
+    /// How far the rates of clocks are apart, in percent.
+    pub(crate) clocks_percent: u64,
+    /// How long things go wrong.
+    pub(crate) trouble: Time,
+    pub(crate) clients: u64,
+    pub(crate) keys: u64,
+    /// How long a client waits between two operations on average.
+    pub(crate) think: Time,
+    /// Entries are longer than they need be by up to so many bytes.
+    pub(crate) padding_bytes_max: usize,
+    /// What goes wrong, and the mean time between two of it.
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) fault_interval: Time,
+}
+
+/// Choices that are made again and again.
+pub(crate) trait Chance {
+    /// Of 100 times, so many.
+    fn percent(&mut self, percent: u32) -> bool;
+    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T;
+    /// A time in this range.
+    fn within(&mut self, range: (Time, Time)) -> Time;
+    /// A time that is `mean` on average, mostly shorter, and at most eight times as long.
+    fn about(&mut self, mean: Time) -> Time;
+}
+
+impl Chance for ChaCha8Rng {
+    fn percent(&mut self, percent: u32) -> bool {
+        percent > 0 && self.random_range(0..100) < percent
+    }
+
+    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.random_range(0..choices.len())]
+    }
+
+    fn within(&mut self, (least, most): (Time, Time)) -> Time {
+        self.random_range(least..=most)
+    }
+
+    fn about(&mut self, mean: Time) -> Time {
+        // The number of leading zeros of a random word is 1 on average, and halves in likelihood with each more.
+        let halvings = u64::from(self.random::<u8>().leading_zeros().min(4));
+        self.random_range(0..=(mean * (halvings + 1)).max(1))
+    }
+}
+
+impl World {
+    pub(crate) fn draw(rng: &mut ChaCha8Rng) -> World {
+        let voters = rng.one_of(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]);
+        let learners = rng.one_of(&[0, 0, 0, 1, 2]).min(7 - voters);
+        let faults: Vec<Fault> = {
+            let share = rng.one_of(&[10, 25, 50]);
+            Fault::ALL.into_iter().filter(|_| rng.percent(share)).collect()
+        };
+        let quiet = faults.is_empty();
+        let delay = rng.one_of(&[MILLISECOND / 5, MILLISECOND, 10 * MILLISECOND]);
+        let write = rng.one_of(&[MILLISECOND / 10, MILLISECOND, 8 * MILLISECOND]);
+        let apply = rng.one_of(&[0, MILLISECOND / 10, MILLISECOND, 10 * MILLISECOND]);
+        World {
+            voters,
+            learners,
+            config: draw_config(rng),
+            write_delay: (write / 2, write * rng.one_of(&[1, 2, 10])),
+            late_percent: rng.one_of(&[0, 0, 10]),
+            message_delay: (delay / 2, delay * rng.one_of(&[1, 2, 10])),
+            loss_percent: rng.one_of(&[0, 0, 0, 1, 5, 20]),
+            duplicates_percent: rng.one_of(&[0, 0, 1, 10]),
+            disorder_percent: rng.one_of(&[0, 0, 1, 10]),
+            apply_delay: (0, apply),
+            clocks_percent: rng.one_of(&[0, 2, 10, 40]),
+            trouble: rng.within((10 * SECOND, 40 * SECOND)),
+            clients: rng.random_range(1..=6),
+            keys: rng.random_range(1..=4),
+            think: rng.one_of(&[300, 600, 1200]) * MILLISECOND,
+            padding_bytes_max: rng.one_of(&[0, 0, 50, 400]),
+            faults,
+            fault_interval: if quiet { SECOND } else { rng.one_of(&[300, 1000, 3000]) * MILLISECOND },
+        }
+    }
+}
+
+fn draw_config(rng: &mut ChaCha8Rng) -> CheckedConfig {
+    let tick_interval = Duration::from_millis(rng.random_range(50..=100));
+    let heartbeat_interval = tick_interval * rng.random_range(2..=4);
+    let election_timeout = (heartbeat_interval * rng.random_range(3..=6)).max(Duration::from_secs(1));
+    let timeout = |rng: &mut ChaCha8Rng| election_timeout * rng.random_range(1..=4);
+    let message_bytes_max = rng.one_of(&[1024, 1 << 20]);
+    let config = Config {
+        tick_interval,
+        heartbeat_interval,
+        election_timeout,
+        disk_stall_timeout: timeout(rng),
+        propose_timeout: timeout(rng),
+        read_timeout: timeout(rng),
+        membership_timeout: election_timeout * rng.random_range(3..=5),
+        entry_bytes_max: 1024,
+        proposals_in_flight_max: rng.one_of(&[2, 65_536, 65_536]),
+        uncommitted_bytes_max: rng.one_of(&[message_bytes_max, 64 << 20]),
+        reads_in_flight_max: rng.one_of(&[2, 65_536, 65_536]),
+        message_bytes_max,
+        messages_in_flight_max: rng.one_of(&[1, 2, 256]),
+        snapshot_entries: rng.one_of(&[0, 3, 10, 40]),
+        snapshot_log_bytes: rng.one_of(&[0, 2000, 64 << 20]),
+        snapshot_age_max: rng.one_of(&[Duration::ZERO, Duration::ZERO, election_timeout * 3]),
+        log_entries_kept: rng.one_of(&[0, 0, 3, 20]),
+        log_bytes_kept: rng.one_of(&[1000, 64 << 20]),
+        log_cache_bytes: rng.one_of(&[0, 400, 32 << 20]),
+        unapplied_bytes_max: rng.one_of(&[message_bytes_max, 64 << 20]),
+        pre_vote: !rng.percent(15),
+        check_quorum: !rng.percent(10),
+        ..Config::default()
+    };
+    config.check().expect("the ranges above keep what the settings demand of each other")
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn every_seed_draws_a_world_of_its_own_and_always_the_same() {
+        let world = |seed| format!("{:?}", World::draw(&mut ChaCha8Rng::seed_from_u64(seed)));
+        let worlds: std::collections::BTreeSet<String> = (0..500).map(world).collect();
+        assert_eq!(worlds.len(), 500);
+        assert_eq!(world(7), world(7));
+    }
+
+    #[test]
+    fn times_are_about_their_mean() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let sum: Time = (0..10_000).map(|_| rng.about(1000)).sum();
+        assert!((8_000_000..12_000_000).contains(&sum), "{sum}");
+    }
+}

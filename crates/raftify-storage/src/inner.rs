@@ -1,0 +1,64 @@
+//! What fuzzing feeds of this crate's inner parts. Not for users: it changes without notice.
+
+use std::hint::black_box;
+
+use raftify_core::{HardState, LogIndex, LogPosition, Members, SnapshotMeta};
+
+use crate::format::{self, Fields, MetaKey, StorageKind, Table};
+use crate::{snapshot_files, wal};
+
+pub use crate::wal::encode_record;
+
+/// Reads any bytes as a record of the segment log: as they are, and with checksums that fit.
+pub fn read_record(bytes: &[u8]) {
+    wal::read_record(bytes);
+}
+
+/// Reads any bytes as a value in LMDB whose checksum fits. The first byte says under which key. What can be read is
+/// written again, and must be the same.
+pub fn read_metadata(bytes: &[u8]) {
+    let Some((which, content)) = bytes.split_first() else { return };
+    let index = LogIndex(u64::from(*which));
+    black_box(format::decode_entry(index, content).is_ok());
+    let value = format::frame(Table::Entries, format::entry_key(index), |out| out.extend_from_slice(content));
+    if let Ok(view) = format::decode_entry(index, &value) {
+        assert_eq!(format::encode_entry(&view.to_entry()), value, "an entry is read as it was written");
+    }
+    let mut again = Vec::new();
+    let read = match MetaKey::from_number(u64::from(*which % 8)) {
+        Some(MetaKey::Layout) => {
+            StorageKind::decode(content).map(|kind| again.extend_from_slice(kind.content()))
+        }
+        Some(MetaKey::Identity) => {
+            format::decode_identity(content).map(|identity| format::encode_identity(&identity, &mut again))
+        }
+        Some(MetaKey::HardState) => format::decode_hard_state(content)
+            .map(|state: HardState| format::encode_hard_state(&state, &mut again)),
+        Some(MetaKey::Snapshot) => format::decode_snapshot_meta(content).map(|meta: SnapshotMeta| {
+            let mut written = Vec::new();
+            format::encode_snapshot_meta(&meta, &mut written);
+            assert_eq!(format::decode_snapshot_meta(&written).ok(), Some(meta));
+            again.extend_from_slice(content);
+        }),
+        Some(MetaKey::Truncated) => format::decode_position(content)
+            .map(|position: LogPosition| format::put_position(&mut again, position)),
+        Some(MetaKey::Members | MetaKey::Log) | None => return wal::read_metadata(content),
+    };
+    if read.is_ok() {
+        assert_eq!(again, content, "a value is read as it was written");
+    }
+}
+
+/// A whole snapshot file made of any bytes, with what it is of and its data; `None` if there are too few.
+pub fn snapshot_file(bytes: &[u8]) -> Option<(Vec<u8>, SnapshotMeta, Vec<u8>)> {
+    let mut fields = Fields(bytes);
+    let meta = SnapshotMeta {
+        cluster_id: raftify_core::ClusterId(fields.number().ok()?),
+        position: fields.position().ok()?,
+        members: Members::none(),
+    };
+    let [size] = fields.array().ok()?;
+    let data = fields.0.to_vec();
+    let file = snapshot_files::encode_file(&meta, data.chunks(1 + usize::from(size)))?;
+    Some((file, meta, data))
+}
