@@ -13,4 +13,5 @@ mod panics;
 mod record;
 mod world;
 
+pub use record::HAPPENINGS;
 pub use world::{Report, Scenario, run};

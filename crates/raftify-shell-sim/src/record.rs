@@ -17,6 +17,33 @@ use crate::machine::{Command, Operation, Outcome};
 /// The checker gives up on a register after so many.
 const CONFIGURATIONS_MAX: u64 = 1_000_000;
 
+/// What must have happened in one of many worlds: otherwise hardly anything was tried.
+pub const HAPPENINGS: &[&str] = &[
+    "answered",
+    "bootstrapped",
+    "crash",
+    "disk failed",
+    "hold",
+    "isolation",
+    "joined",
+    "leave",
+    "one-way cut",
+    "power loss",
+    "quit",
+    "quit half",
+    "refused",
+    "remove",
+    "removed",
+    "run let go",
+    "slow disk",
+    "snapshot asked for",
+    "snapshot restored",
+    "stopped",
+    "ticket",
+    "transfer",
+    "unknown",
+];
+
 /// An operation of a client, as it saw it. Times are places in the order of all events of the run.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {

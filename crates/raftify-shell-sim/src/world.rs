@@ -321,19 +321,19 @@ impl World {
         self.heal();
         self.until(RECOVERY_MAX, "the cluster does not recover", World::has_recovered)?;
         self.note("recovered");
-        for host in self.hosts.iter().filter(|host| !host.seen.is_gone.get()) {
-            host.seen.probed.set(0);
-            order(host, Order::Probe);
-        }
-        self.until(Duration::from_secs(30), "the healed cluster does not serve", |world| {
-            world.hosts.iter().all(|host| host.seen.is_gone.get() || host.seen.probed.get() > 0)
-        })?;
+        // Again and again: a connection that was damaged before may break only now, and a node that was told to stop
+        // before may end only now, and begin another life.
+        self.until_told(
+            Duration::from_secs(30),
+            "the healed cluster does not serve",
+            Order::Probe,
+            |host| host.seen.is_gone.get() || host.seen.probed.get(),
+        )?;
         for host in &self.hosts {
             host.seen.rests.set(true);
-            order(host, Order::Quit);
         }
-        self.until(Duration::from_secs(20), "the nodes do not end", |world| {
-            world.hosts.iter().all(|host| host.disk.is_closed() && host.seen.status.borrow().is_none())
+        self.until_told(Duration::from_secs(20), "the nodes do not end", Order::Quit, |host| {
+            host.disk.is_closed() && host.seen.status.borrow().is_none()
         })?;
         self.record.check_answers();
         self.record.check_history();
@@ -353,7 +353,7 @@ impl World {
         &mut self,
         limit: Duration,
         what: &str,
-        done: impl Fn(&mut World) -> bool,
+        mut done: impl FnMut(&mut World) -> bool,
     ) -> Result<(), String> {
         let end = self.sim.elapsed() + limit;
         while !done(self) {
@@ -370,6 +370,26 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Tells each host this every second, until it is done there.
+    fn until_told(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        told: Order,
+        is_done: impl Fn(&Host) -> bool,
+    ) -> Result<(), String> {
+        let mut next = self.sim.elapsed();
+        self.until(limit, what, |world| {
+            let mut waits_for = world.hosts.iter().filter(|host| !is_done(host)).peekable();
+            let all_are_done = waits_for.peek().is_none();
+            if world.sim.elapsed() >= next {
+                next += Duration::from_secs(1);
+                waits_for.for_each(|host| order(host, told.clone()));
+            }
+            all_are_done
+        })
     }
 
     fn note(&self, what: impl std::fmt::Display) {

@@ -339,7 +339,12 @@ where
         let addresses = [&ticket.leader_addr].into_iter().chain(others).map(String::as_str);
         let within = self.node.config().membership_timeout;
         let added = async { ClusterConnection::new(addresses, within)?.change_config(change).await };
-        match added.await {
+        let added = tokio::select! {
+            biased;
+            reason = self.node.lifecycle().stopping() => return Err(reason.into()),
+            added = added => added,
+        };
+        match added {
             Ok(_) => Ok(()),
             // It may have been made: whether it was shows when this node hears from the cluster.
             Err(ClientError::Answer(MembershipError::Unknown(_))) => Ok(()),

@@ -379,6 +379,8 @@ where
     /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed, closed and answered then. A node that
     /// never ran is closed at once. May be called from anywhere, any number of times.
     ///
+    /// If the future of `run` is dropped, this resolves as well; the storage is then closed a little later.
+    ///
     /// # Cancel safety
     /// Dropping the future does not keep the node from stopping.
     pub async fn quit(&self) {
