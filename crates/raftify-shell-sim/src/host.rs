@@ -376,7 +376,9 @@ impl Host {
                 }
                 Order::Leave => {
                     record.count("leave");
-                    told(in_time(&record, &name, membership + QUIT_MAX, "leave", node.leave()).await)
+                    // It waits for the change, and then until a majority of the others knows of it.
+                    let limit = membership + config.membership_timeout + QUIT_MAX;
+                    told(in_time(&record, &name, limit, "leave", node.leave()).await)
                 }
                 Order::Remove(id) => {
                     record.count("remove");

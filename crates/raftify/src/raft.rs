@@ -338,7 +338,9 @@ where
             ticket.peers.iter().map(|peer| &peer.address).filter(|address| **address != ticket.raft_addr);
         let addresses = [&ticket.leader_addr].into_iter().chain(others).map(String::as_str);
         let within = self.node.config().membership_timeout;
-        let added = async { ClusterConnection::new(addresses, within)?.change_config(change).await };
+        let added = async {
+            ClusterConnection::new(addresses, within)?.to(ticket.cluster_id).change_config(change).await
+        };
         let added = tokio::select! {
             biased;
             reason = self.node.lifecycle().stopping() => return Err(reason.into()),

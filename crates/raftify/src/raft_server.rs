@@ -61,6 +61,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) blocking: Blocking,
     /// Makes the way back for a proposal that came over the network: the reply in its encoding.
     pub(crate) remote_reply: fn(oneshot::Sender<Result<Bytes, ProposeError>>) -> R,
+    /// Why an entry that came over the network cannot be decoded. In the log it would stop every node, at each start.
+    pub(crate) check_entry: fn(&[u8]) -> Result<(), String>,
 }
 
 /// Serves until `shutdown` resolves; then takes no more connections, ends open streams, lets single requests be
@@ -160,14 +162,19 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         if receiver != node {
             return Err(DoorRefusal::OtherNode { meant: receiver, own: node });
         }
-        if let Some(expected) = receiver_incarnation
-            && expected != identity.incarnation
-        {
-            return Err(
-                SenderRefusal::OtherReceiver { id: node, expected, actual: identity.incarnation }.into()
-            );
+        if let Err(refusal) = status.members.check_sender(&sender, receiver_incarnation, &identity) {
+            if let SenderRefusal::OtherReceiver { .. } = refusal {
+                // The core has to know that this node is not the one that the cluster knows. If there is no room in the
+                // queue now, there is when the sender tries again.
+                let news = ServerRequestMsg::RaftMessages {
+                    sender,
+                    receiver: receiver_incarnation,
+                    messages: Vec::new(),
+                };
+                let _ = self.door.requests.try_send(news);
+            }
+            return Err(refusal.into());
         }
-        status.members.check_sender(&sender, node)?;
         let is_member = status.members.get(sender.id).is_some();
         drop(status);
         if !is_member {
@@ -221,6 +228,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
     }
 
     async fn propose_here(&self, payload: Bytes, forwarding: Forwarding) -> Result<Bytes, ProposeError> {
+        (self.door.check_entry)(&payload).map_err(ProposeError::Undecodable)?;
         let (answered, answer) = oneshot::channel();
         let request = LeaderRequest::Propose { payload, reply: (self.door.remote_reply)(answered) };
         self.enqueue::<ProposeError>(ServerRequestMsg::ForLeader { request, forwarding })?;

@@ -17,6 +17,7 @@ use crate::chance::random;
 use crate::error::RunError;
 use crate::formatter::CustomFormatter;
 use crate::lifecycle::Lifecycle;
+use crate::log_entry::AbstractLogEntry;
 use crate::log_writer::LogWriter;
 use crate::outbox::Outbox;
 use crate::raft_loop::{Inputs, Outputs, RaftLoop};
@@ -27,7 +28,7 @@ use crate::snapshot_taker::SnapshotTaker;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
 use crate::transport::Listener;
-use crate::worker::Blocking;
+use crate::worker::{Blocking, caught};
 
 /// Everything that a node consists of, before it runs.
 pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
@@ -100,6 +101,10 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             outbox: outbox.clone(),
             blocking: blocking.clone(),
             remote_reply: Reply::Remote,
+            check_entry: |payload| match caught(|| FSM::LogEntry::decode(payload)) {
+                Ok(decoded) => decoded.map(drop).map_err(|error| error.to_string()),
+                Err(panic) => Err(format!("its decoder {panic}")),
+            },
         };
         let inputs = Inputs {
             events: event_inputs,
