@@ -219,6 +219,7 @@ impl Host {
             record: self.record.clone(),
             pause_max: self.pause_max,
             seen: None,
+            only_reads: false,
             successes: 0,
         }
     }
