@@ -800,7 +800,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn await_cluster(&mut self, identity: Identity, reply: Responder<(), JoinError>) {
         match self.identity {
-            Some(stored) if stored == identity => reply.answer(Ok(())),
+            Some(stored) if stored == identity => match self.identity_replies.last() {
+                // It is on its way to the disk: who asks again waits for that as well.
+                Some(&(turn, _)) => self.identity_replies.push((turn, reply)),
+                None => reply.answer(Ok(())),
+            },
             Some(stored) => reply.answer(Err(JoinError::OtherIdentity { stored, asked: identity })),
             None => {
                 self.identity = Some(identity);

@@ -249,6 +249,23 @@ fn bug_12_a_single_voter_sends_nothing_to_its_learners_before_its_term_is_durabl
 }
 
 #[test]
+fn bug_12_who_asks_again_to_await_a_cluster_is_not_answered_before_it_is_durable() {
+    let mut cluster = Cluster::new(6, 1, test_config());
+    cluster.add_node(id(2));
+    cluster.hung_disks.insert(id(2));
+    let (first, second) = (cluster.await_cluster(id(2)), cluster.await_cluster(id(2)));
+    cluster.settle();
+    // The cluster would be told of an incarnation that the disk may yet lose.
+    assert!(take(&first).is_none() && take(&second).is_none());
+    cluster.hung_disks.clear();
+    cluster.settle();
+    let later = cluster.await_cluster(id(2));
+    for answer in [first, second, later] {
+        assert_eq!(take(&answer), Some(Ok(())));
+    }
+}
+
+#[test]
 fn bug_12_news_of_an_older_write_are_taken_for_no_newer_one() {
     let mut cluster = Cluster::new(6, 1, test_config());
     let leader = cluster.until_leader();

@@ -21,6 +21,7 @@ use raftify_core::{
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::remote_node::{CallError, RemoteNode, endpoint};
+use crate::transport::connect_lazily;
 use crate::wire::{self, DoorRefusal, VerbError};
 use crate::{AbstractLogEntry, AbstractStateMachine};
 
@@ -476,7 +477,7 @@ impl ClusterConnection {
             address: address.to_owned(),
             reason: error.to_string(),
         })?;
-        let node = RemoteNode::new(endpoint.connect_lazy(), self.cluster_id);
+        let node = RemoteNode::new(connect_lazily(&endpoint), self.cluster_id);
         self.lock().nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }

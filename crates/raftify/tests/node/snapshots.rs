@@ -1,9 +1,19 @@
 //! Snapshots: taken, restored, sent.
 
+use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
 
-use raftify::error::{RunError, SnapshotError, StopReason};
-use raftify::{Config, Member};
+use raftify::error::{ProposeError, RunError, SnapshotError, StopReason};
+use raftify::storage::{
+    MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage, Write,
+};
+use raftify::{
+    Config, LogPosition, Member, Raft, SnapshotDigest, SnapshotMeta, SnapshotStore, StableStorage,
+    StorageError, StoredState,
+};
 
 use crate::harness::*;
 
@@ -181,4 +191,110 @@ async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
     let peers = nodes[1].raft().get_peers();
     let addresses: Vec<&Member> = peers.iter().collect();
     assert_eq!(addresses.len(), 2);
+}
+
+/// In memory; whoever reads a snapshot is held at the gate.
+struct HeldReads {
+    memory: MemoryStorage,
+    snapshots: HeldSnapshots,
+}
+
+#[derive(Clone)]
+struct HeldSnapshots {
+    store: MemorySnapshotStore,
+    gate: Gate,
+    /// One for each reader that there is, besides.
+    readers: Arc<()>,
+}
+
+struct HeldReader {
+    reader: MemorySnapshotReader,
+    gate: Gate,
+    _reader: Arc<()>,
+}
+
+impl StableStorage for HeldReads {
+    type LogReader = MemoryLogReader;
+    type Snapshots = HeldSnapshots;
+
+    fn load(&mut self) -> Result<StoredState, StorageError> {
+        self.memory.load()
+    }
+
+    fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
+        self.memory.write(writes)
+    }
+
+    fn log_reader(&self) -> MemoryLogReader {
+        self.memory.log_reader()
+    }
+
+    fn snapshots(&self) -> HeldSnapshots {
+        self.snapshots.clone()
+    }
+}
+
+impl SnapshotStore for HeldSnapshots {
+    type Writer = MemorySnapshotWriter;
+    type Reader = HeldReader;
+
+    fn create(&self, meta: &SnapshotMeta) -> Result<MemorySnapshotWriter, StorageError> {
+        self.store.create(meta)
+    }
+
+    fn open(
+        &self,
+        position: LogPosition,
+    ) -> Result<(SnapshotMeta, SnapshotDigest, HeldReader), StorageError> {
+        let (meta, digest, reader) = self.store.open(position)?;
+        let (gate, _reader) = (self.gate.clone(), Arc::clone(&self.readers));
+        Ok((meta, digest, HeldReader { reader, gate, _reader }))
+    }
+
+    fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {
+        self.store.retain(keep)
+    }
+}
+
+impl Read for HeldReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.gate.pass();
+        self.reader.read(buffer)
+    }
+}
+
+#[tokio::test]
+async fn work_on_a_snapshot_does_not_outlive_run() {
+    let (gate, readers, memory) = (Gate::default(), Arc::new(()), MemoryStorage::default());
+    let store = memory.snapshots();
+    let snapshots = HeldSnapshots { store, gate: gate.clone(), readers: Arc::clone(&readers) };
+    let node = TestNode::new(1);
+    let config = Config { log_entries_kept: 0, ..Config::default() };
+    let storage = HeldReads { memory, snapshots };
+    let raft = Raft::bootstrap(node.id, &node.address, storage, node.store(), config).unwrap();
+    let running = tokio::spawn(raft.clone().run());
+    put(&raft, "key", "value").await;
+    raft.make_snapshot().await.unwrap();
+
+    let ticket = ticket(&free_address(), &node).await;
+    let mut follower = TestNode::of(&ticket);
+    let joining = follower.start();
+    let joining = tokio::spawn(async move { joining.join_cluster(vec![ticket]).await });
+    gate.reached().await;
+    let quitting = raft.clone();
+    let quitting = tokio::spawn(async move { quitting.quit().await });
+    until("it stops", async || matches!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(_))))
+        .await;
+    // Long after everything else has ended, if nobody waits for it.
+    let reading = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(200));
+        gate.open();
+    });
+    within("the end", running).await.unwrap().unwrap();
+    // The snapshots of this storage are gone with it, and so is the reader: what is left is this test's.
+    assert_eq!(Arc::strong_count(&readers), 1, "the snapshot is still being read");
+    within("quit", quitting).await.unwrap();
+    reading.join().unwrap();
+    follower.stop().await;
+    drop(joining.await.unwrap());
 }
