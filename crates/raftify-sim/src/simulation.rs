@@ -611,6 +611,11 @@ impl Simulation {
     /// Asks a running node something.
     pub(crate) fn ask(&mut self, node: NodeId, message: LocalRequestMsg<crate::network::Reply>) -> Checked {
         let most_ticks = self.most_ticks_for_proposals();
+        if node_lost(&self.nodes, node) == Some(Lost::RolledBack) {
+            // As with what it sends: when the copy was made it may have been the only voter, and it takes itself for that.
+            drop(message);
+            return self.settle(node);
+        }
         if let Some(running) = self.running(node) {
             let mut message = message;
             match &mut message {
