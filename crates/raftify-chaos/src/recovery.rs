@@ -49,10 +49,24 @@ pub(crate) struct Measured {
     pub after_healing: Vec<Duration>,
 }
 
+/// What came of a bit that was turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Flip {
+    /// The node said so and did not start.
+    Refused,
+    /// It started, and said so later.
+    NoticedLater,
+    /// It started, was well, and has said nothing so far.
+    Unnoticed,
+}
+
 /// All figures of a run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
     pub faults: BTreeMap<Fault, Measured>,
+    /// Where a second fault was added to the first; from the second on.
+    pub second: Measured,
+    pub flips: BTreeMap<Flip, usize>,
 }
 
 impl Figures {
@@ -64,6 +78,45 @@ impl Figures {
     pub(crate) fn missing(&self, required: &[Fault]) -> Vec<Fault> {
         let happened = |fault: &Fault| self.faults.get(fault).is_some_and(|measured| measured.count > 0);
         required.iter().copied().filter(|fault| !happened(fault)).collect()
+    }
+
+    /// How many faults were survived, and ended, with service back in time.
+    pub(crate) fn recovery(&self) -> String {
+        let bound = 3 * raftify::Config::default().election_timeout;
+        let shown = |times: Vec<Duration>| {
+            let in_time = times.iter().filter(|time| **time <= bound).count();
+            format!("{in_time} of {}", times.len())
+        };
+        let of_all = |times: fn(&Measured) -> &Vec<Duration>| {
+            shown(self.faults.values().chain([&self.second]).flat_map(times).copied().collect())
+        };
+        format!(
+            "a write within three election timeouts ({} ms) after {} faults that left a majority, and after {} ends",
+            bound.as_millis(),
+            of_all(|measured| &measured.after_fault),
+            of_all(|measured| &measured.after_healing),
+        )
+    }
+
+    /// A bit that seemed to be without effect was noticed after all.
+    pub(crate) fn noticed_later(&mut self) {
+        if let Some(unnoticed) = self.flips.get_mut(&Flip::Unnoticed) {
+            *unnoticed = unnoticed.saturating_sub(1);
+        }
+        *self.flips.entry(Flip::NoticedLater).or_default() += 1;
+    }
+
+    /// What came of the bits that were turned, if any were.
+    pub(crate) fn flips(&self) -> Option<String> {
+        let count = |flip| self.flips.get(&flip).copied().unwrap_or_default();
+        (!self.flips.is_empty()).then(|| {
+            format!(
+                "turned bits: {} nodes refused to start, {} noticed it later, {} were as good as before",
+                count(Flip::Refused),
+                count(Flip::NoticedLater),
+                count(Flip::Unnoticed)
+            )
+        })
     }
 
     /// The table of the summary: times in milliseconds, median and longest.
@@ -82,6 +135,11 @@ impl Figures {
             table.add_row(row(&fault.name(), measured.count, &measured.after_fault, &measured.after_healing));
             after_fault.extend(&measured.after_fault);
             after_healing.extend(&measured.after_healing);
+        }
+        if self.second.count > 0 {
+            let Measured { count, after_fault: second, .. } = &self.second;
+            table.add_row(row("a second one, too", *count, second, &[]));
+            after_fault.extend(second);
         }
         let count = self.faults.values().map(|measured| measured.count).sum();
         table.add_row(row("all", count, &after_fault, &after_healing));
