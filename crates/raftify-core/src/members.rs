@@ -10,7 +10,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ClusterId, Incarnation, LogIndex, NodeId};
+use crate::types::{ClusterId, Identity, Incarnation, LogIndex, NodeId};
 
 const MEMBERS_VERSION: u8 = 1;
 const CHANGE_VERSION: u8 = 1;
@@ -400,28 +400,46 @@ impl Members {
         Ok(())
     }
 
-    /// May a message of `sender` be believed? Asked for every message before it reaches consensus.
+    /// May a message of `sender` be believed by the node that is `own`, which the sender takes for `receiver`, as far as
+    /// it knows? Asked for every message before it reaches consensus.
     ///
     /// # Errors
-    /// Why not. All of the reasons are final.
-    pub fn check_sender(&self, sender: &Sender, own_id: NodeId) -> Result<(), SenderRefusal> {
-        if sender.id == own_id {
-            return Err(SenderRefusal::SameId { id: own_id });
+    /// Why not. All of the reasons are final. [`SenderRefusal::OtherReceiver`] speaks against the receiver, not the sender.
+    pub fn check_sender(
+        &self,
+        sender: &Sender,
+        receiver: Option<Incarnation>,
+        own: &Identity,
+    ) -> Result<(), SenderRefusal> {
+        if sender.id == own.node_id {
+            return Err(SenderRefusal::SameId { id: own.node_id });
+        }
+        if mutated!(IncarnationIsNotChecked) && self.get(sender.id).is_some() {
+            return Ok(());
         }
         match self.get(sender.id) {
-            Some(_) if mutated!(IncarnationIsNotChecked) => Ok(()),
             Some(member) => match member.incarnation {
                 Some(known) if known != sender.incarnation => {
-                    Err(SenderRefusal::Fenced { id: sender.id, known, presented: sender.incarnation })
+                    return Err(SenderRefusal::Fenced {
+                        id: sender.id,
+                        known,
+                        presented: sender.incarnation,
+                    });
                 }
-                _ => Ok(()),
+                _ => {}
             },
             // The sender may have been added by a change that has not reached this node: it may even be the leader
             // that will bring it. Only who claims no newer membership than ours is judged by ours.
             None if !self.is_empty() && sender.members_as_of <= self.as_of => {
-                Err(SenderRefusal::NotAMember { id: sender.id, as_of: self.as_of })
+                return Err(SenderRefusal::NotAMember { id: sender.id, as_of: self.as_of });
             }
-            None => Ok(()),
+            None => {}
+        }
+        match receiver {
+            Some(expected) if expected != own.incarnation => {
+                Err(SenderRefusal::OtherReceiver { id: own.node_id, expected, actual: own.incarnation })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -554,16 +554,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     // --- Messages of the protocol ---
 
     fn check_sender(&mut self, sender: &Sender, receiver: Option<Incarnation>) -> Result<(), SenderRefusal> {
-        if mutated!(IncarnationIsNotChecked) {
+        let Some(identity) = self.identity.filter(|_| !mutated!(IncarnationIsNotChecked)) else {
             return Ok(());
+        };
+        if let Err(refusal) = self.members.check_sender(sender, receiver, &identity) {
+            if let SenderRefusal::OtherReceiver { id, expected: known, actual: presented } = refusal {
+                // Those who would refuse this node's messages with these words may all be unknown to it.
+                self.must_stop(StopReason::Refused(SenderRefusal::Fenced { id, known, presented }));
+            }
+            return Err(refusal);
         }
-        if let (Some(expected), Some(identity)) = (receiver, self.identity)
-            && expected != identity.incarnation
-        {
-            let actual = identity.incarnation;
-            return Err(SenderRefusal::OtherReceiver { id: self.node_id, expected, actual });
-        }
-        self.members.check_sender(sender, self.node_id)?;
         // Of who is not known as a member nothing is remembered, or whoever speaks to this node could fill its memory.
         if self.members.get(sender.id).is_none_or(|member| member.incarnation.is_some()) {
             return Ok(());

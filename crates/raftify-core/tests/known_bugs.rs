@@ -11,9 +11,9 @@ use raftify_core::error::{
 };
 use raftify_core::members::{LeaveJoint, MembershipRefusal, SenderRefusal};
 use raftify_core::{
-    Forwarding, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange, MemberRole,
-    MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role, Sender, ServerRequestMsg,
-    SnapshotToSend, Status, Term, TurnNumber,
+    Forwarding, Incarnation, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange,
+    MemberRole, MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role, Sender,
+    ServerRequestMsg, SnapshotToSend, Status, Term, TurnNumber,
 };
 
 fn cluster_of_three() -> (Cluster, NodeId) {
@@ -812,6 +812,24 @@ fn bug_27_a_node_with_a_wiped_disk_is_refused_under_its_old_id() {
     assert!(cluster.trace.iter().any(|line| line.contains("was wiped or replaced")), "{:?}", cluster.trace);
     cluster.until_proposed(leader);
     assert_eq!(cluster.status(leader).unwrap().term, term, "it did not disturb");
+}
+
+#[test]
+fn bug_27_a_wiped_node_to_which_all_members_are_strangers_learns_it_from_their_messages() {
+    let (mut cluster, leader) = cluster_of_three();
+    let follower = others(&cluster, leader)[0];
+    let as_of = cluster.status(follower).unwrap().members.as_of();
+    let core = &mut cluster.running(follower).unwrap().core;
+    let mut meant_for_another_life = |members_as_of| {
+        let sender = Sender { id: id(9), incarnation: Incarnation(9), members_as_of };
+        let receiver = Some(Incarnation(0xbad));
+        let messages = Vec::new();
+        core.handle_server_request_msg(ServerRequestMsg::RaftMessages { sender, receiver, messages });
+        core.stop_reason().cloned()
+    };
+    assert_eq!(meant_for_another_life(as_of), None, "it knows that the sender is no member");
+    let reason = meant_for_another_life(as_of.next());
+    assert!(matches!(reason, Some(StopReason::Refused(SenderRefusal::Fenced { .. }))), "{reason:?}");
 }
 
 #[test]

@@ -593,14 +593,11 @@ impl Simulation {
                 self.lose(from, to, packet);
                 return Ok(());
             };
-            let actual = identity.incarnation;
-            let refusal = match receiver {
-                Some(expected) if *expected != actual => {
-                    Some(SenderRefusal::OtherReceiver { id: to, expected: *expected, actual })
+            if let Err(refusal) = status.members.check_sender(sender, *receiver, &identity) {
+                if let SenderRefusal::OtherReceiver { .. } = refusal {
+                    let (sender, receiver) = (*sender, *receiver);
+                    self.take_in(from, to, Packet::Raft { sender, receiver, messages: Vec::new() })?;
                 }
-                _ => status.members.check_sender(sender, to).err(),
-            };
-            if let Some(refusal) = refusal {
                 if let Packet::Snapshot { .. } = packet {
                     self.lose(from, to, packet);
                 }
@@ -608,7 +605,7 @@ impl Simulation {
                     let delay = self.rng.within(self.world.message_delay);
                     self.schedule.after(delay, Event::Refused { node: from, by: to, refusal });
                 }
-                return Ok(());
+                return self.settle(to);
             }
         }
         self.take_in(from, to, packet)?;

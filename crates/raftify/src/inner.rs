@@ -5,7 +5,7 @@ use raftify_core::error::{
     InstallError, MembershipError, ProposeError, ReadError, StopReason, TransferError,
 };
 use raftify_core::members::MembershipChange;
-use raftify_core::{ClusterId, Inspection, Members, NodeId, RaftMessage};
+use raftify_core::{ClusterId, Identity, Incarnation, Inspection, Members, NodeId, RaftMessage};
 
 use crate::error::BoxError;
 use crate::wire::{self, DoorRefusal, message_from_wire, message_to_wire, proto};
@@ -121,10 +121,12 @@ pub fn read_wire(bytes: &[u8]) {
 fn read_batch(bytes: &[u8]) {
     let Ok(batch) = proto::MessageBatch::decode(bytes) else { return };
     let _ = wire::check_header(batch.header.as_ref());
-    let _ = wire::receiver_from_wire(batch.receiver);
+    let receiver = wire::receiver_from_wire(batch.receiver).ok().and_then(|(_, incarnation)| incarnation);
     let from = match wire::sender_from_wire(batch.sender) {
         Ok((sender, _)) => {
-            let _ = Members::none().check_sender(&sender, NodeId::FIRST);
+            let (cluster_id, node_id, incarnation) = (ClusterId(1), NodeId::FIRST, Incarnation(1));
+            let own = Identity { cluster_id, node_id, incarnation };
+            let _ = Members::none().check_sender(&sender, receiver, &own);
             sender.id
         }
         Err(_) => NodeId::FIRST,

@@ -27,6 +27,9 @@ use crate::{AbstractLogEntry, AbstractStateMachine};
 /// How long one request of a [`RaftClient`] may take unless said otherwise, all attempts together.
 const DEADLINE: Duration = Duration::from_secs(15);
 
+/// Thirty years; a clock cannot tell all times that a [`Duration`] can.
+const DEADLINE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -72,7 +75,10 @@ where
     /// The same client, whose requests may take this long, all attempts together.
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
-        RaftClient { cluster: ClusterConnection { deadline, ..self.cluster }, types: PhantomData }
+        RaftClient {
+            cluster: ClusterConnection { deadline: deadline.min(DEADLINE_MAX), ..self.cluster },
+            types: PhantomData,
+        }
     }
 
     /// Replicates `entry` and returns the state machine's reply, as
@@ -124,11 +130,11 @@ where
         self.cluster.read_index().await
     }
 
-    /// Everything about the state of one node: the first that answers. To look at a certain node, make a client with
-    /// its address alone.
+    /// Everything about the state of one node: the first of the addresses given to [`new`](Self::new) that answers,
+    /// whoever leads. To look at a certain node, make a client with its address alone.
     ///
     /// # Errors
-    /// Nothing happened; asking again is always safe.
+    /// No address answered, each asked once. Nothing happened; asking again is always safe.
     pub async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
         self.cluster.inspect().await
     }
@@ -194,14 +200,23 @@ fn list(nodes: &[UnreachableNode]) -> String {
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterConnection {
     deadline: Duration,
+    given: Arc<[String]>,
     known: Arc<Mutex<Known>>,
 }
 
 #[derive(Debug)]
 struct Known {
-    /// Where to ask, in this order: who answered last comes first.
+    /// Where to ask, in this order: who answered last comes first, who was silent last.
     addresses: Vec<String>,
     nodes: BTreeMap<String, RemoteNode>,
+}
+
+/// Why a round of asking brought no result.
+enum RoundFailure<E> {
+    /// Another round would not help, or could do harm.
+    Final(ClientError<E>),
+    /// Somebody answered, or may answer yet.
+    Later(E),
 }
 
 /// What a refusal says about trying again.
@@ -288,8 +303,9 @@ impl ClusterConnection {
         for address in &addresses {
             check_address(address)?;
         }
+        let given = addresses.clone().into();
         let known = Known { addresses, nodes: BTreeMap::new() };
-        Ok(ClusterConnection { deadline, known: Arc::new(Mutex::new(known)) })
+        Ok(ClusterConnection { deadline, given, known: Arc::new(Mutex::new(known)) })
     }
 
     /// Replicates an encoded entry; the reply is postcard of the state machine's reply type.
@@ -338,14 +354,18 @@ impl ClusterConnection {
         self.ask(|node, timeout| async move { node.read_index(timeout).await }).await
     }
 
-    /// The state of the first node that answers.
+    /// The state of the first of the given nodes that answers.
     pub(crate) async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
-        self.ask(|node, timeout| async move { node.inspect(timeout).await }).await
+        let until = Instant::now() + self.deadline;
+        let inspect = |node: RemoteNode, timeout| async move { node.inspect(timeout).await };
+        match self.round(self.given.to_vec(), until, &inspect).await {
+            Ok((_, inspection)) => Ok(inspection),
+            Err(RoundFailure::Final(error)) => Err(error),
+            Err(RoundFailure::Later(answer)) => Err(ClientError::Answer(answer)),
+        }
     }
 
-    /// Asks one node after the other, in rounds, until one gives a result or an answer that ends the matter, or the
-    /// deadline has passed. If in a whole round no node can be reached, or each refuses at its door, that is the
-    /// result: waiting would not help.
+    /// Asks in rounds until one node gives a result, or an answer that ends the matter, or the deadline has passed.
     async fn ask<T, E, Call>(&self, call: impl Fn(RemoteNode, Duration) -> Call) -> Result<T, ClientError<E>>
     where
         E: ClientVerb,
@@ -354,44 +374,14 @@ impl ClusterConnection {
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut round = Round { waiting: self.lock().addresses.clone().into(), tried: BTreeSet::new() };
-            let mut unreachable = Vec::new();
-            let mut door = None;
-            let mut later = None;
-            while let Some(address) = round.next() {
-                let left = until.saturating_duration_since(Instant::now());
-                let node = match self.node(&address).await {
-                    Ok(node) => node,
-                    Err(problem) => {
-                        unreachable.push(problem);
-                        continue;
-                    }
-                };
-                // What may be repeated does not spend all of its time on one node that hangs.
-                let attempts = if E::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
-                match call(node, left / attempts).await {
-                    Ok(result) => {
-                        self.prefer(&address);
-                        return Ok(result);
-                    }
-                    Err(CallError::NotSent(reason)) => {
-                        unreachable.push(UnreachableNode::NotConnected { address, reason });
-                    }
-                    Err(CallError::Door(refusal)) => door = Some(refusal),
-                    Err(CallError::Refused(error)) => match error.again() {
-                        Again::Never => return Err(ClientError::Answer(error)),
-                        Again::At(hint) => {
-                            round.next_is(hint.address);
-                            later = Some(error);
-                        }
-                        Again::Later => later = Some(error),
-                    },
-                    Err(error) if E::REPEATABLE => later = Some(error.into_verb_error()),
-                    Err(error) => return Err(ClientError::Answer(error.into_verb_error())),
+            let addresses = self.lock().addresses.clone();
+            let answer = match self.round(addresses, until, &call).await {
+                Ok((address, result)) => {
+                    self.lock().prefer(&address);
+                    return Ok(result);
                 }
-            }
-            let Some(answer) = later else {
-                return Err(door.map_or(ClientError::Unreachable(unreachable), ClientError::Door));
+                Err(RoundFailure::Final(error)) => return Err(error),
+                Err(RoundFailure::Later(answer)) => answer,
             };
             if Instant::now() + pause >= until {
                 return Err(ClientError::Answer(answer));
@@ -399,6 +389,64 @@ impl ClusterConnection {
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// Asks one node after the other, each once, and says who gave the result. If no node can be reached, or each
+    /// refuses at its door, waiting would not help.
+    async fn round<T, E, Call>(
+        &self,
+        addresses: Vec<String>,
+        until: Instant,
+        call: &impl Fn(RemoteNode, Duration) -> Call,
+    ) -> Result<(String, T), RoundFailure<E>>
+    where
+        E: ClientVerb,
+        Call: Future<Output = Result<T, CallError<E>>>,
+    {
+        let mut round = Round { waiting: addresses.into(), tried: BTreeSet::new() };
+        let mut unreachable = Vec::new();
+        let mut door = None;
+        let mut later = None;
+        while let Some(address) = round.next() {
+            let left = until.saturating_duration_since(Instant::now());
+            let node = match self.node(&address).await {
+                Ok(node) => node,
+                Err(problem) => {
+                    unreachable.push(problem);
+                    continue;
+                }
+            };
+            // What may be repeated does not spend all of its time on one node that hangs.
+            let attempts = if E::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
+            match call(node, left / attempts).await {
+                Ok(result) => return Ok((address, result)),
+                Err(CallError::NotSent(reason)) => {
+                    unreachable.push(UnreachableNode::NotConnected { address, reason });
+                }
+                Err(CallError::Door(refusal)) => door = Some(refusal),
+                Err(CallError::Refused(error)) => match error.again() {
+                    Again::Never => return Err(RoundFailure::Final(ClientError::Answer(error))),
+                    Again::At(hint) => {
+                        round.next_is(hint.address);
+                        later = Some(error);
+                    }
+                    Again::Later => later = Some(error),
+                },
+                Err(error @ (CallError::Lost(_) | CallError::TimedOut(_))) => {
+                    // A node that hangs must not take the whole time of the next request as well.
+                    self.lock().defer(&address);
+                    let error = error.into_verb_error();
+                    if !E::REPEATABLE {
+                        return Err(RoundFailure::Final(ClientError::Answer(error)));
+                    }
+                    later = Some(error);
+                }
+            }
+        }
+        Err(later.map_or_else(
+            || RoundFailure::Final(door.map_or(ClientError::Unreachable(unreachable), ClientError::Door)),
+            RoundFailure::Later,
+        ))
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -425,15 +473,20 @@ impl ClusterConnection {
         self.lock().nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }
+}
 
+impl Known {
     /// The next request goes there first.
-    fn prefer(&self, address: &str) {
-        let mut known = self.lock();
-        if known.addresses.first().is_some_and(|first| first == address) {
-            return;
+    fn prefer(&mut self, address: &str) {
+        self.addresses.retain(|known| known != address);
+        self.addresses.insert(0, address.to_owned());
+    }
+
+    /// The next request goes there last.
+    fn defer(&mut self, address: &str) {
+        if let Some(place) = self.addresses.iter().position(|known| known == address) {
+            self.addresses[place..].rotate_left(1);
         }
-        known.addresses.retain(|known| known != address);
-        known.addresses.insert(0, address.to_owned());
     }
 }
 

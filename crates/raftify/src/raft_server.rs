@@ -154,14 +154,19 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         if receiver != node {
             return Err(DoorRefusal::OtherNode { meant: receiver, own: node });
         }
-        if let Some(expected) = receiver_incarnation
-            && expected != identity.incarnation
-        {
-            return Err(
-                SenderRefusal::OtherReceiver { id: node, expected, actual: identity.incarnation }.into()
-            );
+        if let Err(refusal) = status.members.check_sender(&sender, receiver_incarnation, &identity) {
+            if let SenderRefusal::OtherReceiver { .. } = refusal {
+                // The core has to know that this node is not the one that the cluster knows. If there is no room in the
+                // queue now, there is when the sender tries again.
+                let news = ServerRequestMsg::RaftMessages {
+                    sender,
+                    receiver: receiver_incarnation,
+                    messages: Vec::new(),
+                };
+                let _ = self.door.requests.try_send(news);
+            }
+            return Err(refusal.into());
         }
-        status.members.check_sender(&sender, node)?;
         let is_member = status.members.get(sender.id).is_some();
         drop(status);
         if !is_member {

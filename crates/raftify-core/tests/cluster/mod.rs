@@ -13,6 +13,7 @@ use raftify_core::config::CheckedConfig;
 use raftify_core::error::{
     InstallError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason, UnknownOutcome,
 };
+use raftify_core::members::SenderRefusal;
 use raftify_core::storage::{MemoryStorage, StoredState, Write};
 use raftify_core::{
     ClusterId, Committed, Config, CoreStart, Entry, EntryKind, Forwarding, Identity, Incarnation,
@@ -753,10 +754,18 @@ impl Cluster {
             }
             return true;
         }
-        if let Packet::Raft { sender, .. } | Packet::Snapshot { sender, .. } = &packet {
-            let members = self.status(to).unwrap().members;
-            if let Err(refusal) = members.check_sender(sender, to) {
+        if let Packet::Raft { sender, receiver, .. } | Packet::Snapshot { sender, receiver, .. } = &packet
+            && let status = self.status(to).unwrap()
+            && let Some(identity) = &status.identity
+        {
+            let (sender, receiver) = (*sender, *receiver);
+            if let Err(refusal) = status.members.check_sender(&sender, receiver, identity) {
                 lose(packet, from, &self.events);
+                if let (SenderRefusal::OtherReceiver { .. }, Some(running)) = (&refusal, self.running(to)) {
+                    let news = ServerRequestMsg::RaftMessages { sender, receiver, messages: Vec::new() };
+                    running.core.handle_server_request_msg(news);
+                    self.stop_if_it_must(to);
+                }
                 if let Some(running) = self.running(from) {
                     running.core.refused_by(to, refusal);
                     self.stop_if_it_must(from);

@@ -1,9 +1,10 @@
 //! Several nodes: elections, forwarding, crashes.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use raftify::error::{DemoteError, ProposeError, RunError, SenderRefusal, StopReason, TransferError};
-use raftify::{Config, Term};
+use raftify::{ClientError, Config, Term};
 
 use crate::harness::*;
 
@@ -235,6 +236,20 @@ async fn a_remote_client_is_served_through_any_member() {
     let addresses = nodes.iter().map(|node| node.address.clone());
     let client = raftify::RaftClient::<Change, Store>::new(addresses).unwrap();
     client.read_index().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_hangs_is_asked_once_and_then_last() {
+    let nodes = static_cluster(3).await;
+    // Takes connections, and never says a word.
+    let hangs = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addresses = [hangs.local_addr().unwrap().to_string(), nodes[0].address.clone()];
+    let client = raftify::RaftClient::<Change, Store>::new(addresses).unwrap();
+    let brief = client.clone().with_deadline(Duration::from_millis(500));
+    let error = brief.propose(&set("key", "value")).await.unwrap_err();
+    assert!(matches!(error, ClientError::Answer(ProposeError::Unknown(_))), "{error:?}");
+    let patient = client.with_deadline(Duration::MAX);
+    within("the other one to be asked", patient.propose(&set("key", "value"))).await.unwrap();
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use raftify::error::{
     AddPeersError, JoinClusterError, JoinError, MembershipError, MembershipRefusal, RequestIdError, RunError,
-    StopReason,
+    SenderRefusal, StopReason,
 };
 use raftify::{ClusterId, LeaveJoint, Member, MemberChange, MemberRole, MembershipChange, NodeId};
 
@@ -198,6 +198,28 @@ async fn a_wiped_member_is_not_let_in_under_its_old_id() {
     change(nodes[0].raft(), MembershipChange::one(MemberChange::Remove(node.id))).await.unwrap();
     let again = join(&nodes[0]).await;
     assert_ne!(again.id, node.id);
+}
+
+#[tokio::test]
+async fn a_wiped_node_that_knows_none_of_the_members_of_today_stops() {
+    let (mut nodes, first_members) = static_nodes(2);
+    for node in &mut nodes {
+        start_static(node, &first_members).await;
+    }
+    agreed_leader(&nodes).await;
+    let newcomer = join(&nodes[0]).await;
+    let known = |status: &raftify::Status| status.members.iter().all(|member| member.incarnation.is_some());
+    within("all to be known", newcomer.raft().status().wait_for(known)).await.unwrap();
+    change(newcomer.raft(), MembershipChange::one(MemberChange::Remove(nodes[0].id))).await.unwrap();
+    nodes[0].ended().await.unwrap_err();
+
+    let wiped = &mut nodes[1];
+    wiped.kill().await;
+    wiped.disk.wipe();
+    start_static(wiped, &first_members).await;
+    let error = wiped.ended().await.unwrap_err();
+    let RunError::Stopped(StopReason::Refused(refusal)) = &error else { panic!("{error}") };
+    assert!(matches!(refusal, SenderRefusal::Fenced { .. }), "{refusal:?}");
 }
 
 #[tokio::test]
