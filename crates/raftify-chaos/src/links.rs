@@ -195,10 +195,8 @@ mod tests {
     #[test]
     fn a_majority_of_whom_each_reaches_each_is_told_from_one_around_a_single_node() {
         let all = [1, 2, 3, 4, 5];
-        for (shape, is_complete) in
-            [(Shape::Halves, true), (Shape::Isolated, true), (Shape::OneWay, true), (Shape::Bridge, true)]
-        {
-            assert_eq!(partitioned(shape, 1).some_majority_is_complete(&all), is_complete, "{shape:?}");
+        for shape in [Shape::Halves, Shape::Isolated, Shape::OneWay, Shape::Bridge] {
+            assert!(partitioned(shape, 1).some_majority_is_complete(&all), "{shape:?}");
         }
         assert!(!partitioned(Shape::Ring, 1).some_majority_is_complete(&all));
         assert!(partitioned(Shape::Isolated, 1).some_majority_is_complete(&[2, 3, 4, 5]));

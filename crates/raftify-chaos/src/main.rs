@@ -21,6 +21,7 @@ mod switch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use raftify::BoxError;
@@ -36,8 +37,8 @@ const WRONG_ARGUMENTS: u8 = 2;
 #[command(version)]
 struct Arguments {
     /// How long faults are dealt, in minutes
-    #[arg(long, default_value_t = 10.0)]
-    minutes: f64,
+    #[arg(long, default_value = "10", value_parser = minutes)]
+    minutes: Duration,
     /// Instead of a time: how often each fault happens
     #[arg(long, conflicts_with = "minutes")]
     rounds: Option<usize>,
@@ -95,6 +96,12 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn minutes(text: &str) -> Result<Duration, String> {
+    let minutes =
+        text.parse::<f64>().ok().and_then(|minutes| Duration::try_from_secs_f64(minutes * 60.0).ok());
+    minutes.ok_or_else(|| "it is no number of minutes".to_owned())
 }
 
 fn clean() -> Result<bool, BoxError> {

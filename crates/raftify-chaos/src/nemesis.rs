@@ -13,7 +13,7 @@ use crate::cluster::{Cluster, PATIENCE, Trouble};
 use crate::faults::{Fault, Schedule};
 use crate::http::Connection;
 use crate::links::{Links, Party};
-use crate::node::{Aim, Node, Program};
+use crate::node::{Aim, Program};
 use crate::recovery::{Figures, Flip, first_write};
 
 /// A fault lasts so long, in milliseconds.
@@ -35,9 +35,6 @@ const BULK_WRITES_MAX: usize = 40;
 
 /// How long a wiped node may take to learn that it is refused, and a full disk to be noticed.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a wiped node is left alone that cannot learn it.
-const STRANGER_LASTS: Duration = Duration::from_secs(3);
 
 /// Does the faults of a schedule to a cluster.
 pub(crate) struct Nemesis<'c> {
@@ -359,37 +356,41 @@ impl Nemesis<'_> {
         self.heal_and_measure(Fault::FlippedBit, &format!("{what}, {bit}: {outcome}"), &told).await
     }
 
-    /// A node comes back without what it knew, under the id with which it began. The others must refuse it, and it must
-    /// stop and say why.
+    /// A node comes back without what it knew, with the words with which it began: it claims its old id or, if it had
+    /// joined, its old address for a new one. It must be refused, stop, and say why.
     async fn wipe_directory(&mut self, leader: Option<Party>) -> Result<(), Trouble> {
-        let began = |node: &&Node| node.program == Program::Static;
-        let first: Vec<Party> = self.cluster.nodes.iter().filter(began).map(|node| node.place).collect();
-        // One that still has that id, while there is one.
         let order = self.victims(leader, self.cluster.nodes.len());
-        let place = order.iter().find(|place| first.contains(place)).or(order.first()).copied().unwrap_or(1);
-        // Others of the list with which it begins, who know the cluster that the list is about. If all of them were
-        // replaced, nobody can tell it anything: it reaches nobody whom it knows.
-        let is_known = first.iter().any(|other| *other != place);
+        let has_its_first_id = |place: &&Party| self.cluster.nodes[**place - 1].program == Program::Static;
+        // Those first: there are ever fewer of them.
+        let place = order.iter().find(has_its_first_id).or(order.first()).copied().unwrap_or(1);
         let id = self.cluster.id_of(place).await?;
         let node = self.cluster.node(place);
         node.kill()?;
         node.wipe()?;
-        node.program = Program::Static;
+        let program = node.program;
+        let (claim, refusal) = match program {
+            Program::Static => ("id", "was wiped or replaced".to_owned()),
+            Program::Dynamic => ("address", format!("it belongs to node {id}")),
+        };
         self.cluster.start_node(place)?;
         let told = self.measure_service(Fault::WipedDirectory).await;
-        let patience = if is_known { REFUSAL_PATIENCE } else { STRANGER_LASTS };
-        let what = match self.cluster.ends(place, patience).await? {
-            Some(end) if end.says("was wiped or replaced") => "refused for what it lost",
-            Some(end) if end.says("removed") => "refused as removed before",
-            Some(end) => return Err(Trouble::Ended(place, end)),
-            None if !is_known && self.cluster.what_is_missing_at(place).await.is_some() => "reached nobody",
-            None => return Err(Trouble::Unnoticed(place, "its directory was wiped".to_owned())),
-        };
-        self.cluster.node(place).kill()?;
+        let begin = Instant::now();
+        loop {
+            match self.cluster.ends(place, REFUSAL_PATIENCE).await? {
+                Some(end) if end.says(&refusal) => break,
+                // Nobody led, and it was given no id in the time that it had: it asks again.
+                Some(_) if program == Program::Dynamic && begin.elapsed() < REFUSAL_PATIENCE => {
+                    self.cluster.start_node(place)?;
+                }
+                Some(end) => return Err(Trouble::Ended(place, end)),
+                None => return Err(Trouble::Unnoticed(place, "its directory was wiped".to_owned())),
+            }
+        }
         self.cluster.node(place).wipe()?;
         self.cluster.remove(place, id).await?;
         self.cluster.join(place).await?;
-        self.heal_and_measure(Fault::WipedDirectory, &format!("[{place}], {what}"), &told).await
+        let what = format!("[{place}], which claimed its old {claim}");
+        self.heal_and_measure(Fault::WipedDirectory, &what, &told).await
     }
 
     /// A member leaves, and another one comes.

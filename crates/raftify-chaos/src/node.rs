@@ -1,7 +1,7 @@
 //! One place of a node: its addresses, its directory with a small disk of its own where that can be had, its log, and the
 //! process that runs there now. Starts, stops and damages; decides nothing.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,6 +22,9 @@ const SNAPSHOT_ENTRIES: u64 = 20_000;
 /// How mounted disks are known when they are to be taken away.
 const DISK: &str = "raftify-chaos";
 const DISK_SIZE: &str = "size=256m";
+
+/// The file in the directory of a run that is locked while it goes on.
+pub(crate) const LOCK: &str = "lock";
 
 /// The file that makes a disk full.
 const FILLER: &str = "filler";
@@ -301,15 +304,21 @@ fn mount(directory: &Path) -> Result<(), BoxError> {
     run(Command::new("mount").args(["-t", "tmpfs", "-o", DISK_SIZE, DISK]).arg(directory))
 }
 
-/// Takes away the disks that a run has left.
+/// Takes away the disks that runs have left which are over.
 pub(crate) fn unmount_all() -> Result<usize, BoxError> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let ours: Vec<&str> =
-        mounts.lines().filter_map(|line| line.strip_prefix(DISK)?.split(' ').nth(1)).collect();
-    for directory in &ours {
-        run(Command::new("umount").arg("--lazy").arg(directory))?;
+    let ours = mounts.lines().filter_map(|line| line.strip_prefix(DISK)?.split(' ').nth(1));
+    let left: Vec<&str> = ours.filter(|disk| !is_in_use(Path::new(disk))).collect();
+    for disk in &left {
+        run(Command::new("umount").arg("--lazy").arg(disk))?;
     }
-    Ok(ours.len())
+    Ok(left.len())
+}
+
+/// Whether the run goes on that this disk belongs to.
+fn is_in_use(disk: &Path) -> bool {
+    let lock = disk.parent().and_then(|run| File::open(run.join(LOCK)).ok());
+    lock.is_some_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 fn run(command: &mut Command) -> Result<(), BoxError> {
@@ -437,6 +446,17 @@ mod tests {
     fn what_must_be_noticed_is_in_the_newest_snapshot() {
         let hit = hit(Aim::Noticed);
         assert!(hit.iter().all(|(name, _)| *name == "snapshots/2.snapshot"), "{hit:?}");
+    }
+
+    #[test]
+    fn the_disk_of_a_run_that_goes_on_is_not_taken_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = directory.path().join("node-1");
+        assert!(!is_in_use(&disk));
+        let lock = File::create(directory.path().join(LOCK)).unwrap();
+        assert!(!is_in_use(&disk));
+        lock.lock().unwrap();
+        assert!(is_in_use(&disk));
     }
 
     #[test]

@@ -80,21 +80,20 @@ impl Figures {
         required.iter().copied().filter(|fault| !happened(fault)).collect()
     }
 
-    /// How many faults were survived, and ended, with service back in time.
+    /// After how many faults, and after how many ends of them, service was back in time.
     pub(crate) fn recovery(&self) -> String {
         let bound = 3 * raftify::Config::default().election_timeout;
-        let shown = |times: Vec<Duration>| {
-            let in_time = times.iter().filter(|time| **time <= bound).count();
-            format!("{in_time} of {}", times.len())
+        let in_time = |times: Vec<&Duration>| {
+            format!("{} of {}", times.iter().filter(|time| ***time <= bound).count(), times.len())
         };
-        let of_all = |times: fn(&Measured) -> &Vec<Duration>| {
-            shown(self.faults.values().chain([&self.second]).flat_map(times).copied().collect())
-        };
+        let all = || self.faults.values();
         format!(
-            "a write within three election timeouts ({} ms) after {} faults that left a majority, and after {} ends",
+            "a write within three election timeouts ({} ms): after {} faults that left a majority, {} that came on top of \
+             another one, {} ends",
             bound.as_millis(),
-            of_all(|measured| &measured.after_fault),
-            of_all(|measured| &measured.after_healing),
+            in_time(all().flat_map(|measured| &measured.after_fault).collect()),
+            in_time(self.second.after_fault.iter().collect()),
+            in_time(all().flat_map(|measured| &measured.after_healing).collect()),
         )
     }
 
@@ -188,6 +187,32 @@ mod tests {
         assert_eq!(
             figures.missing(&[Fault::KillOne, Fault::KillAll, Fault::Ring]),
             [Fault::KillAll, Fault::Ring]
+        );
+    }
+
+    #[test]
+    fn what_took_longer_than_three_election_timeouts_is_told() {
+        let mut figures = Figures::default();
+        let millis = |times: &[u64]| times.iter().copied().map(Duration::from_millis).collect();
+        figures.of(Fault::KillOne).after_fault = millis(&[900, 1500, 1501]);
+        figures.of(Fault::KillAll).after_healing = millis(&[7, 2000]);
+        figures.second.after_fault = millis(&[3000]);
+        assert_eq!(
+            figures.recovery(),
+            "a write within three election timeouts (1500 ms): after 2 of 3 faults that left a majority, 0 of 1 that came \
+             on top of another one, 1 of 2 ends"
+        );
+    }
+
+    #[test]
+    fn a_bit_that_is_noticed_late_is_not_counted_twice() {
+        let mut figures = Figures::default();
+        assert_eq!(figures.flips(), None);
+        figures.flips = [(Flip::Refused, 3), (Flip::Unnoticed, 2)].into();
+        figures.noticed_later();
+        assert_eq!(
+            figures.flips().unwrap(),
+            "turned bits: 3 nodes refused to start, 1 noticed it later, 1 were as good as before"
         );
     }
 

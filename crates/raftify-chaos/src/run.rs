@@ -23,7 +23,7 @@ use crate::history::{Judgement, LAST_READS, Recorder};
 use crate::http::Connection;
 use crate::nemesis::{Nemesis, Until, any_seed};
 use crate::network::{self, Kind};
-use crate::node::unmount_all;
+use crate::node::{LOCK, unmount_all};
 use crate::recovery::Figures;
 
 /// What a last read waits after a refusal.
@@ -55,6 +55,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
         unmount_all()?;
     }
     let directory = new_directory(&arguments.directory, seed)?;
+    let _in_use = lock(&directory.join(LOCK))?;
     let cluster = Cluster::start(arguments.network, nodes, &programs, &directory);
     let mut cluster = cluster.inspect_err(|_| drop(fs::remove_dir_all(&directory)))?;
     let faults = possible(&arguments.faults, &cluster)?;
@@ -81,8 +82,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
             figures: &mut figures,
             begin,
         };
-        let end = begin + Duration::try_from_secs_f64(arguments.minutes * 60.0)?;
-        nemesis.run(arguments.rounds.map_or(Until::Time(end), Until::Rounds)).await
+        nemesis.run(arguments.rounds.map_or(Until::Time(begin + arguments.minutes), Until::Rounds)).await
     };
     tokio::select! {
         outcome = work => if let Err(trouble) = outcome {
@@ -110,7 +110,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
         }
         _ = interruptions.changed() => is_interrupted = true,
     }
-    if !is_interrupted {
+    if problems.is_empty() && !is_interrupted {
         let missing = figures.missing(&faults);
         problems.extend(missing.iter().map(|fault| {
             format!("{} never happened: the run tells nothing about it, give it more minutes", fault.name())
@@ -152,15 +152,19 @@ fn interruptions() -> Result<watch::Receiver<()>, BoxError> {
 
 /// Namespaces and devices have fixed names, so that a run that was killed can be cleaned up.
 pub(crate) fn only_one() -> Result<fs::File, BoxError> {
-    let path = std::env::temp_dir().join("raftify-chaos.lock");
-    let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+    lock(&std::env::temp_dir().join("raftify-chaos.lock"))
+}
+
+fn lock(path: &Path) -> Result<fs::File, BoxError> {
+    let cannot = |error: std::io::Error| format!("{} cannot be locked: {error}", path.display());
+    let file = fs::OpenOptions::new().create(true).append(true).open(path).map_err(cannot)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => {
             Err(format!("another run goes on and has the lock of {}: wait for its end", path.display())
                 .into())
         }
-        Err(fs::TryLockError::Error(error)) => Err(error.into()),
+        Err(fs::TryLockError::Error(error)) => Err(cannot(error).into()),
     }
 }
 
