@@ -91,6 +91,10 @@ pub enum ProposeError {
     /// This node has stopped. What it had accepted already has an unknown outcome.
     #[error(transparent)]
     Stopped(#[from] StopReason),
+    /// Nothing was written: a node on the way could not decode the entry. In the log it would have stopped every node.
+    /// It was proposed by a program of another, perhaps newer, version.
+    #[error("the entry cannot be decoded there: {0}")]
+    Undecodable(String),
 }
 
 /// Why the outcome of a request is not known.

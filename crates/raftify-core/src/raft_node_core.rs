@@ -34,6 +34,10 @@ use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
 /// How many bytes of entries are read at once when a node starts.
 const START_READ_BYTES: u64 = 8 * 1024 * 1024;
 
+/// For so many election timeouts, a node that is refused as removed, and does not know more than that, waits for others
+/// that may need its vote. Those speak to it: they stand for election.
+const REMOVAL_PATIENCE: u32 = 10;
+
 /// The term and the place that every new cluster begins at: as if an entry had stood there that made the first members.
 const CLUSTER_START: LogPosition = LogPosition::new(1, 1);
 
@@ -106,9 +110,19 @@ pub struct RaftNodeCore<R> {
     snapshots: Snapshots,
     /// Who waits for the identity to be durable.
     identity_replies: Vec<(TurnNumber, Responder<(), JoinError>)>,
-    /// Since this node has applied its own removal: the members that have confirmed it.
-    retired: Option<BTreeSet<NodeId>>,
+    /// Whether this node has applied its own removal.
+    is_retired: bool,
+    /// Since members refuse this node because it was removed.
+    removal: Option<Removal>,
     stop_reason: Option<StopReason>,
+}
+
+/// What others say of this node's removal.
+struct Removal {
+    told_by: BTreeSet<NodeId>,
+    /// The newest membership in which this node is missing.
+    as_of: LogIndex,
+    since_ticks: u64,
 }
 
 struct InFlight {
@@ -208,7 +222,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             unapplied_bytes: 0,
             snapshots: Snapshots::new(stored.snapshot, SnapshotPolicy::new(&config)),
             identity_replies: Vec::new(),
-            retired: None,
+            is_retired: false,
+            removal: None,
             stop_reason: None,
             config,
         };
@@ -368,10 +383,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             SenderRefusal::NotAMember { id, as_of }
                 if *id == self.node_id && *as_of >= self.members.as_of() =>
             {
-                if self.is_still_needed(by) {
-                    return;
-                }
-                StopReason::Removed { as_of: *as_of }
+                return self.told_of_removal(by, *as_of);
             }
             _ => {
                 warn!(node = %self.node_id, by = %by, "messages are refused: {refusal}");
@@ -666,28 +678,56 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // raft-rs would go on as a leader that drops every proposal.
             self.consensus.step_down();
         }
-        self.retired = Some(BTreeSet::new());
+        self.is_retired = true;
     }
 
-    /// A member refuses this node because it was removed. Whether others, that may not know yet, still need it.
-    fn is_still_needed(&mut self, by: NodeId) -> bool {
-        let Some(confirmed) = &mut self.retired else {
-            return false;
-        };
-        if mutated!(RemovedNodeStopsAtOnce) {
-            return false;
+    /// A member refuses this node because it was removed. Others, that may not know yet, may still need it.
+    fn told_of_removal(&mut self, by: NodeId, as_of: LogIndex) {
+        let since_ticks = self.now_ticks;
+        let removal =
+            self.removal.get_or_insert_with(|| Removal { told_by: BTreeSet::new(), as_of, since_ticks });
+        removal.told_by.insert(by);
+        removal.as_of = removal.as_of.max(as_of);
+        self.stop_if_not_needed();
+    }
+
+    /// Stops a removed node when a majority of the others knows of it. Which these are may have changed since it heard of
+    /// a membership: if it does not know its own removal, it does not wait for who is silent.
+    fn stop_if_not_needed(&mut self) {
+        let Some(Removal { told_by, as_of, since_ticks }) = &self.removal else { return };
+        let voters = self.other_voters();
+        let is_majority = voters.intersection(told_by).count() > voters.len() / 2;
+        let patience = self.config.ticks(self.config.election_timeout * REMOVAL_PATIENCE);
+        let last_heard = voters.difference(told_by).filter_map(|voter| self.last_heard.get(voter)).max();
+        let waits_since = *since_ticks.max(last_heard.unwrap_or(since_ticks));
+        let is_alone = !self.is_retired && self.now_ticks - waits_since > patience;
+        if is_majority || is_alone || mutated!(RemovedNodeStopsAtOnce) {
+            self.must_stop(StopReason::Removed { as_of: *as_of });
         }
-        confirmed.insert(by);
-        let voters = self.members.configuration().voters;
-        voters.intersection(confirmed).count() <= voters.len() / 2
     }
 
-    /// A retired node is not spoken to by those who know. It says something that changes nothing, to be refused.
+    fn other_voters(&self) -> BTreeSet<NodeId> {
+        let mut voters = self.members.configuration().voters;
+        voters.remove(&self.node_id);
+        voters
+    }
+
+    /// A removed node is not spoken to by those who know, and a learner that was removed while it was away stands for no
+    /// election. It says something that changes nothing, to be refused.
     fn ask_whether_still_needed(&mut self) {
-        let Some(confirmed) = &self.retired else { return };
+        let is_forgotten = !self.members.is_voter(self.node_id)
+            && !self.members.is_empty()
+            && !self.members.iter().any(|member| self.is_alive(member.id));
+        if !self.is_retired && self.removal.is_none() && !is_forgotten {
+            return;
+        }
+        self.stop_if_not_needed();
         let (from, term) = (self.node_id, self.consensus.term());
-        let voters = self.members.configuration().voters;
-        self.next.send_now.extend(voters.difference(confirmed).map(|&to| RaftMessage {
+        let mut voters = self.other_voters();
+        if let Some(removal) = &self.removal {
+            voters.retain(|voter| !removal.told_by.contains(voter));
+        }
+        self.next.send_now.extend(voters.into_iter().map(|to| RaftMessage {
             from,
             to,
             term,

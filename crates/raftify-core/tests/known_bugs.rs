@@ -966,6 +966,69 @@ fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_
 }
 
 #[test]
+fn bug_30_a_node_that_one_member_refuses_as_removed_stays_as_long_as_others_need_its_vote() {
+    let mut cluster = Cluster::new(2, 4, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    cluster.settle();
+    let [gone, has_it, behind] = others(&cluster, leader)[..] else { panic!("there are four") };
+    isolate(&mut cluster, behind);
+    cluster.change(leader, remove(gone));
+    let removal = cluster.status(leader).unwrap().last.index;
+    while cluster.status(leader).unwrap().commit < removal {
+        cluster.complete_write(leader);
+        for node in [gone, has_it] {
+            while cluster.deliver(leader, node) || cluster.complete_write(node) {}
+        }
+        for node in [gone, has_it] {
+            while cluster.status(leader).unwrap().commit < removal && cluster.deliver(node, leader) {}
+        }
+    }
+    // What the leader says of the commit is lost, and so is the leader in the end.
+    cluster.cut.clear();
+    cluster.cut.extend([gone, has_it, behind].map(|node| (leader, node)));
+    while cluster.complete_write(leader) {}
+    assert!(cluster.status(leader).unwrap().members.get(gone).is_none());
+    for _ in 0..100 {
+        cluster.tick(gone);
+        while cluster.deliver(gone, leader) {}
+    }
+    cluster.crash(leader);
+    cluster.until("there is a leader again", |cluster| cluster.leader().is_some());
+    let leader = cluster.leader().unwrap();
+    cluster.until_proposed(leader);
+    assert_eq!(cluster.status(leader).unwrap().members.len(), 3);
+    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+}
+
+#[test]
+fn bug_30_a_learner_that_was_removed_while_away_learns_it() {
+    let (mut cluster, leader) = cluster_of_three();
+    let learner = Member { role: MemberRole::Learner, ..joiner(&mut cluster, 4) };
+    let added = cluster.change(leader, MembershipChange::one(MemberChange::Add(learner)));
+    cluster.until("it is added", |cluster| {
+        take(&added).is_some() && cluster.status(id(4)).is_some_and(|status| status.is_member())
+    });
+    cluster.until_proposed(leader);
+    cluster.crash(id(4));
+    let removed = cluster.change(leader, remove(id(4)));
+    cluster.until("it is removed", |_| take(&removed).is_some());
+    cluster.start(id(4));
+    cluster.until("it stops", |cluster| cluster.nodes[&id(4)].running.is_none());
+}
+
+#[test]
+fn a_leader_that_is_to_step_down_in_favour_of_itself_does_not_say_that_it_did() {
+    let (mut cluster, leader) = cluster_of_three();
+    let term = cluster.status(leader).unwrap().term;
+    let demoted = outcome();
+    let reply = responder(&demoted);
+    cluster.local(leader, LocalRequestMsg::Demote { term, successor: Some(leader), reply });
+    let answer = take(&demoted).unwrap();
+    assert_eq!(answer.is_ok(), cluster.leader() != Some(leader), "{answer:?}");
+}
+
+#[test]
 fn bug_32_proposals_that_wait_for_the_disk_are_one_write_and_a_few_messages() {
     const PROPOSALS: usize = 200;
     let config = raftify_core::Config { message_bytes_max: 1 << 20, ..test_config() };

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message as _;
-use raftify_core::error::{LeaderHint, MembershipError, ProposeError, UnknownOutcome};
+use raftify_core::error::{LeaderHint, MembershipError, ProposeError, StopReason, UnknownOutcome};
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
     CheckedConfig, ClusterId, Config, Entry, EntryKind, Forward, Forwarding, Identity, Incarnation,
-    LeaderRequest, LogIndex, LogPosition, Member, Members, NodeId, RaftMessage, RaftMessageBody, ReadRound,
-    Role, Sender, ServerRequestMsg, Status as NodeStatus, Term,
+    LeaderRequest, LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, NodeId,
+    RaftMessage, RaftMessageBody, ReadRound, Responder, Role, Sender, ServerRequestMsg, Status as NodeStatus,
+    Term,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -100,6 +101,7 @@ impl TestNode {
             config,
             outbox: outbox.clone(),
             remote_reply: Reply::Remote,
+            check_entry: |_| Ok(()),
         };
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(serve(listener, door, async { drop(stopped.await) }));
@@ -536,7 +538,9 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
     a.outbox.forward(Forward { to: leader, request });
     let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else { panic!("no proposal") };
     drop(request);
-    assert!(matches!(within("a reply", answer).await, Err(ProposeError::Stopped(_))));
+    let unknown = ProposeError::Unknown(UnknownOutcome::ConnectionLost(String::new()));
+    let answer = within("a reply", answer).await.unwrap_err();
+    assert_eq!(std::mem::discriminant(&answer), std::mem::discriminant(&unknown), "{answer:?}");
 
     a.outbox.read_round(ReadRound { leader, round: 6 });
     let ServerRequestMsg::ConfirmReadIndex { reply } = b.next_request().await else { panic!("no read") };
@@ -554,6 +558,24 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
     let (request, answer) = proposal();
     a.outbox.forward(Forward { to: id(9), request });
     assert_eq!(within("a reply", answer).await, Err(ProposeError::NoLeader));
+}
+
+/// A node that leaves takes the news of its own removal for success: that of the leader's removal is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_the_leader_was_removed_is_not_told_as_if_the_one_that_asked_it_were() {
+    let (a, mut b, _) = pair();
+    let (answered, answer) = oneshot::channel();
+    let reply = Responder::new(move |answer| answered.send(answer).unwrap());
+    let change = MembershipChange::one(MemberChange::Remove(a.id));
+    a.outbox.forward::<Reply<u64>>(Forward {
+        to: b.id,
+        request: LeaderRequest::ChangeMembership { change, reply },
+    });
+    let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else { panic!("no change") };
+    let LeaderRequest::ChangeMembership { reply, .. } = request else { panic!("no change") };
+    reply.answer(Err(StopReason::Removed { as_of: LogIndex(7) }.into()));
+    let answer = within("an answer", answer).await.unwrap();
+    assert!(matches!(answer, Err(MembershipError::Unknown(_))), "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -647,7 +669,7 @@ async fn the_client_never_repeats_what_may_have_happened() {
     assert!(node.requests.is_empty());
 
     let cluster = ClusterConnection::new([node.address.clone()], Duration::from_millis(300)).unwrap();
-    let change = raftify_core::MembershipChange::LeaveJoint;
+    let change = MembershipChange::LeaveJoint;
     let changing = tokio::spawn(async move { cluster.change_config(&change).await });
     let _unanswered = node.next_request().await;
     assert!(matches!(

@@ -735,5 +735,10 @@ async fn pass_on<R: RemoteReply>(node: RemoteNode, forward: Forward<R>, config: 
 /// The verb's error has no place for why a node was not reached or did not listen: it is logged.
 fn told<E: VerbError + std::fmt::Debug>(to: NodeId, error: CallError<E>) -> E {
     debug!(peer = %to, ?error, "a request for the leader failed");
-    error.into_verb_error()
+    let error = error.into_verb_error();
+    match error.stopped() {
+        // Passed on as it is, it would say that this node has stopped.
+        Some(reason) => E::lost(format!("node {to}: {reason}")),
+        None => error,
+    }
 }

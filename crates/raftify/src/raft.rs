@@ -340,7 +340,9 @@ where
             ticket.peers.iter().map(|peer| &peer.address).filter(|address| **address != ticket.raft_addr);
         let addresses = [&ticket.leader_addr].into_iter().chain(others).map(String::as_str);
         let within = self.node.config().membership_timeout;
-        let added = async { ClusterConnection::new(addresses, within)?.change_config(change).await };
+        let added = async {
+            ClusterConnection::new(addresses, within)?.to(ticket.cluster_id).change_config(change).await
+        };
         match added.await {
             Ok(_) => Ok(()),
             // It may have been made: whether it was shows when this node hears from the cluster.

@@ -201,6 +201,8 @@ fn list(nodes: &[UnreachableNode]) -> String {
 pub(crate) struct ClusterConnection {
     deadline: Duration,
     given: Arc<[String]>,
+    /// If it is known: nodes of another one refuse then.
+    cluster_id: Option<ClusterId>,
     known: Arc<Mutex<Known>>,
 }
 
@@ -305,7 +307,12 @@ impl ClusterConnection {
         }
         let given = addresses.clone().into();
         let known = Known { addresses, nodes: BTreeMap::new() };
-        Ok(ClusterConnection { deadline, given, known: Arc::new(Mutex::new(known)) })
+        Ok(ClusterConnection { deadline, given, cluster_id: None, known: Arc::new(Mutex::new(known)) })
+    }
+
+    /// A connection to this cluster, whoever listens at the addresses.
+    pub(crate) fn to(self, cluster_id: ClusterId) -> ClusterConnection {
+        ClusterConnection { cluster_id: Some(cluster_id), ..self }
     }
 
     /// Replicates an encoded entry; the reply is postcard of the state machine's reply type.
@@ -469,7 +476,7 @@ impl ClusterConnection {
             address: address.to_owned(),
             reason: error.to_string(),
         })?;
-        let node = RemoteNode::new(endpoint.connect_lazy(), None);
+        let node = RemoteNode::new(endpoint.connect_lazy(), self.cluster_id);
         self.lock().nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }

@@ -99,6 +99,7 @@ where
     /// # Errors
     /// - [`NoLeader`](ProposeError::NoLeader), [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
     ///   [`Encode`](ProposeError::Encode): nothing was written. Send it again later, or smaller.
+    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The leader's program is of another version.
     /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the deadline.
     /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
     /// - [`Unknown`](ProposeError::Unknown): the deadline passed, or a snapshot covered the entry, before the outcome
@@ -339,6 +340,9 @@ where
     /// Takes this node out of the cluster for good and stops it; [`Raft::run`](crate::Raft::run) returns `Ok`. Its
     /// id is never used again, its data directory is of no more use. A leader hands over leadership first.
     ///
+    /// Once it is removed, the node goes on until a majority of the others knows of it, because they may need its vote
+    /// until then; at most another [`membership_timeout`](crate::Config::membership_timeout).
+    ///
     /// # Errors
     /// Those of [`change_config`](Self::change_config); the node runs on. The last voter cannot leave: stop it with
     /// [`quit`](Self::quit).
@@ -351,6 +355,9 @@ where
         match self.change_config(change).await {
             // The news that it was removed may reach this node before the answer does.
             Ok(_) | Err(MembershipError::Stopped(StopReason::Removed { .. })) => {
+                // It stops by itself. If too few of the others can be reached, nobody waits for them for ever.
+                let _ =
+                    timeout(self.shared.config.membership_timeout, self.shared.lifecycle.stopping()).await;
                 self.quit().await;
                 Ok(())
             }

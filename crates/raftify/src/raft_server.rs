@@ -59,6 +59,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) outbox: Outbox,
     /// Makes the way back for a proposal that came over the network: the reply in its encoding.
     pub(crate) remote_reply: fn(oneshot::Sender<Result<Bytes, ProposeError>>) -> R,
+    /// Why an entry that came over the network cannot be decoded. In the log it would stop every node, at each start.
+    pub(crate) check_entry: fn(&[u8]) -> Result<(), String>,
 }
 
 /// Serves until `shutdown` resolves; then takes no more connections, ends open streams, lets single requests be
@@ -220,6 +222,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
     }
 
     async fn propose_here(&self, payload: Bytes, forwarding: Forwarding) -> Result<Bytes, ProposeError> {
+        (self.door.check_entry)(&payload).map_err(ProposeError::Undecodable)?;
         let (answered, answer) = oneshot::channel();
         let request = LeaderRequest::Propose { payload, reply: (self.door.remote_reply)(answered) };
         self.enqueue::<ProposeError>(ServerRequestMsg::ForLeader { request, forwarding })?;

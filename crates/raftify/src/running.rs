@@ -17,6 +17,7 @@ use crate::applier::{ApplierStart, Query};
 use crate::error::RunError;
 use crate::formatter::CustomFormatter;
 use crate::lifecycle::Lifecycle;
+use crate::log_entry::AbstractLogEntry;
 use crate::log_writer::LogWriter;
 use crate::outbox::Outbox;
 use crate::raft_loop::{Inputs, Outputs, RaftLoop};
@@ -26,6 +27,7 @@ use crate::request_queue::{RequestReceiver, request_queue};
 use crate::snapshot_taker::SnapshotTaker;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
+use crate::worker::caught;
 
 /// Everything that a node consists of, before it runs.
 pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
@@ -91,6 +93,10 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             config: self.config.clone(),
             outbox: outbox.clone(),
             remote_reply: Reply::Remote,
+            check_entry: |payload| match caught(|| FSM::LogEntry::decode(payload)) {
+                Ok(decoded) => decoded.map(drop).map_err(|error| error.to_string()),
+                Err(panic) => Err(format!("its decoder {panic}")),
+            },
         };
         let inputs = Inputs {
             events: event_inputs,

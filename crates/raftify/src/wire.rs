@@ -185,6 +185,8 @@ pub(crate) trait VerbError:
     fn lost(reason: String) -> Self;
     /// The request was sent and no answer came back in time.
     fn timed_out(after: Duration) -> Self;
+    /// Why the node that answers has stopped, if that is what it says.
+    fn stopped(&self) -> Option<&StopReason>;
 }
 
 impl VerbError for ProposeError {
@@ -203,6 +205,13 @@ impl VerbError for ProposeError {
     fn timed_out(after: Duration) -> Self {
         ProposeError::Unknown(UnknownOutcome::TimedOut(after))
     }
+
+    fn stopped(&self) -> Option<&StopReason> {
+        match self {
+            ProposeError::Stopped(reason) => Some(reason),
+            _ => None,
+        }
+    }
 }
 
 impl VerbError for MembershipError {
@@ -220,6 +229,13 @@ impl VerbError for MembershipError {
 
     fn timed_out(after: Duration) -> Self {
         MembershipError::Unknown(UnknownOutcome::TimedOut(after))
+    }
+
+    fn stopped(&self) -> Option<&StopReason> {
+        match self {
+            MembershipError::Stopped(reason) => Some(reason),
+            _ => None,
+        }
     }
 }
 
@@ -241,6 +257,13 @@ impl VerbError for TransferError {
     fn timed_out(after: Duration) -> Self {
         TransferError::ConnectionLost(format!("no answer within {} ms", after.as_millis()))
     }
+
+    fn stopped(&self) -> Option<&StopReason> {
+        match self {
+            TransferError::Stopped(reason) => Some(reason),
+            _ => None,
+        }
+    }
 }
 
 impl VerbError for ReadError {
@@ -258,6 +281,13 @@ impl VerbError for ReadError {
 
     fn timed_out(after: Duration) -> Self {
         ReadError::TimedOut(after)
+    }
+
+    fn stopped(&self) -> Option<&StopReason> {
+        match self {
+            ReadError::Stopped(reason) => Some(reason),
+            _ => None,
+        }
     }
 }
 

@@ -289,7 +289,7 @@ impl From<ProposeError> for ApiError {
     fn from(error: ProposeError) -> ApiError {
         let status = match error {
             ProposeError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            ProposeError::Encode(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            ProposeError::Encode(_) | ProposeError::Undecodable(_) => StatusCode::INTERNAL_SERVER_ERROR,
             // What a stopping node had accepted may still be committed by the others.
             ProposeError::Unknown(_) | ProposeError::Stopped(_) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::SERVICE_UNAVAILABLE,

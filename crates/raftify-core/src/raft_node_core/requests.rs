@@ -412,6 +412,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return reply.answer(Err(error));
         }
         match successor {
+            Some(to) if to == self.node_id => reply.answer(Err(TransferError::NoSuccessor.into())),
             Some(to) => self.transfer_leader(Some(to), TransferWaiter::Demote(reply)),
             None => {
                 self.flush_batch();

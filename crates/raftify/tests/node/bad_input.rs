@@ -1,7 +1,11 @@
 //! What cannot be right is refused when the node is set up, with the reason and the way out.
 
 use raftify::error::{BootstrapError, ProposeError, RunError, StartError, StopReason};
-use raftify::{Config, StorageError};
+use raftify::{
+    AbstractStateMachine, BoxError, ClientError, Config, LogPosition, RaftClient, SnapshotCapture,
+    StorageError,
+};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -98,6 +102,52 @@ async fn an_entry_over_the_limit_is_refused_on_every_node_and_nothing_is_written
         let error = node.raft().propose(set("large", "x".repeat(100))).await.unwrap_err();
         assert_eq!(error, ProposeError::TooLarge { bytes: 108, limit: 100 });
         assert_eq!(node.get("large").await, None);
+    }
+}
+
+/// What a newer program proposes.
+#[derive(Serialize, Deserialize)]
+enum NewerChange {
+    Set { key: String, value: String },
+    FailOn(u64),
+    PanicOn(u64),
+    Wait,
+    Forget { key: String },
+}
+
+struct NewerStore;
+
+impl AbstractStateMachine for NewerStore {
+    type LogEntry = NewerChange;
+    type Reply = Option<String>;
+
+    fn apply(&mut self, _: LogPosition, _: NewerChange) -> Result<Option<String>, BoxError> {
+        Err("only its types are used".into())
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        Err("only its types are used".into())
+    }
+
+    fn restore(&mut self, _: &mut dyn std::io::Read) -> Result<(), BoxError> {
+        Err("only its types are used".into())
+    }
+}
+
+/// In the log it would stop every node, again at each start, for good.
+#[tokio::test]
+async fn an_entry_that_this_program_cannot_decode_is_refused_before_it_is_in_the_log() {
+    let nodes = static_cluster(3).await;
+    agreed_leader(&nodes).await;
+    for node in &nodes {
+        let client = RaftClient::<NewerChange, NewerStore>::new([node.address.clone()]).unwrap();
+        let error = client.propose(&NewerChange::Forget { key: "key".to_owned() }).await.unwrap_err();
+        assert!(matches!(error, ClientError::Answer(ProposeError::Undecodable(_))), "{error:?}");
+        let change = NewerChange::Set { key: node.id.to_string(), value: "value".to_owned() };
+        client.propose(&change).await.unwrap();
+    }
+    for node in &nodes {
+        assert_eq!(node.get("3").await, Some("value".to_owned()));
     }
 }
 

@@ -1,10 +1,15 @@
 //! Joining, leaving, and every change that is refused.
 
+use std::time::Duration;
+
 use raftify::error::{
     AddPeersError, JoinClusterError, JoinError, MembershipError, MembershipRefusal, RequestIdError, RunError,
     SenderRefusal, StopReason,
 };
-use raftify::{ClusterId, LeaveJoint, Member, MemberChange, MemberRole, MembershipChange, NodeId};
+use raftify::{
+    ClusterId, ClusterJoinTicket, Config, LeaveJoint, Member, MemberChange, MemberRole, MembershipChange,
+    NodeId,
+};
 
 use crate::harness::*;
 
@@ -158,18 +163,18 @@ async fn tickets_that_do_not_fit_are_refused() {
     let good = ticket(&address, &nodes[0]).await;
     let mut node = TestNode::of(&good);
     let raft = node.start();
-    let foreign = raftify::ClusterJoinTicket { reserved_id: id(99), ..good.clone() };
+    let foreign = ClusterJoinTicket { reserved_id: id(99), ..good.clone() };
     let error = raft.join_cluster(vec![foreign]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::NoTicket { .. }), "{error}");
-    let elsewhere = raftify::ClusterJoinTicket { raft_addr: "127.0.0.1:1".to_owned(), ..good.clone() };
+    let elsewhere = ClusterJoinTicket { raft_addr: "127.0.0.1:1".to_owned(), ..good.clone() };
     let error = raft.join_cluster(vec![elsewhere]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::OtherAddress { .. }), "{error}");
-    let other = raftify::ClusterJoinTicket { cluster_id: ClusterId(7), reserved_id: id(98), ..good.clone() };
+    let other = ClusterJoinTicket { cluster_id: ClusterId(7), reserved_id: id(98), ..good.clone() };
     let error = raft.join_cluster(vec![good.clone(), other]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::DifferentClusters { .. }), "{error}");
     raft.join_cluster(vec![good.clone()]).await.unwrap();
     // Its directory belongs to a cluster now.
-    let other = raftify::ClusterJoinTicket { cluster_id: ClusterId(7), ..good };
+    let other = ClusterJoinTicket { cluster_id: ClusterId(7), ..good };
     let error = raft.join_cluster(vec![other]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::Directory(JoinError::OtherIdentity { .. })), "{error}");
 }
@@ -251,6 +256,25 @@ async fn changes_that_make_no_sense_are_refused() {
     }
 }
 
+/// Addresses are used again, by containers or after a test: whoever listens there now may be of another cluster.
+#[tokio::test]
+async fn a_ticket_adds_its_holder_to_no_other_cluster() {
+    let own = joined_cluster(1).await;
+    let other = joined_cluster(1).await;
+    let ticket = ClusterJoinTicket {
+        leader_addr: other[0].address.clone(),
+        peers: Vec::new(),
+        ..ticket(&free_address(), &own[0]).await
+    };
+    let mut node = TestNode::of(&ticket);
+    node.config = Config { membership_timeout: Duration::from_secs(2), ..Config::default() };
+    let raft = node.start();
+    let error = raft.join_cluster(vec![ticket]).await.unwrap_err();
+    assert_eq!(other[0].raft().get_cluster_size(), 1, "{error}");
+    assert!(matches!(error, JoinClusterError::Unreachable(_)), "{error}");
+    put(other[0].raft(), "key", "still in service").await;
+}
+
 #[tokio::test]
 async fn the_last_voter_can_neither_be_removed_nor_leave() {
     let mut nodes = joined_cluster(1).await;
@@ -288,17 +312,43 @@ async fn any_node_can_leave_and_its_run_ends_well() {
     assert_eq!(nodes[last].raft().get_cluster_size(), 1);
 }
 
+/// What is in force where the leader is may not be known to the others: without its vote, they could not go on if the
+/// leader was lost then.
+#[tokio::test]
+async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
+    let mut nodes = static_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    put(nodes[leader].raft(), "key", "value").await;
+    let [leaving, unknowing] = [(leader + 1) % 3, (leader + 2) % 3];
+    let hung = Gate::default();
+    let disk = hung.clone();
+    nodes[unknowing].disk.judge(move |_| {
+        disk.pass();
+        true
+    });
+    let raft = nodes[leaving].raft().clone();
+    let mut left = tokio::spawn(async move { ask_to_leave(&raft).await });
+    members_seen(&nodes[leader], 2).await;
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut left).await;
+    assert_eq!(nodes[unknowing].raft().get_cluster_size(), 3);
+    hung.open();
+    assert!(early.is_err(), "one of two does not know yet: {early:?}");
+    within("the node to leave", left).await.unwrap();
+    nodes[leaving].ended().await.unwrap();
+    members_seen(&nodes[unknowing], 2).await;
+}
+
 async fn leave(node: &mut TestNode) {
-    let raft = node.raft().clone();
-    until("it may leave", async || match raft.leave().await {
-        Ok(()) => true,
-        Err(
-            MembershipError::ChangePending | MembershipError::NoLeader | MembershipError::HandoverFailed(_),
-        ) => false,
-        Err(error) => panic!("{error}"),
-    })
-    .await;
+    ask_to_leave(node.raft()).await;
     node.ended().await.unwrap();
+}
+
+async fn ask_to_leave(raft: &TestRaft) {
+    use MembershipError::{ChangePending, HandoverFailed, NoLeader};
+    while let Err(error) = raft.leave().await {
+        assert!(matches!(error, ChangePending | NoLeader | HandoverFailed(_)), "{error}");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
