@@ -47,7 +47,9 @@ impl std::fmt::Display for Trouble {
         match self {
             Trouble::Ended(place, end) => write!(f, "node {place} ended by itself, {end}"),
             Trouble::Unwell(what) => write!(f, "{PATIENCE:?} after all was healed, {what}"),
-            Trouble::Unnoticed(place, what) => write!(f, "node {place} goes on as before: {what}"),
+            Trouble::Unnoticed(place, what) => {
+                write!(f, "node {place} goes on as if nothing had happened: {what}")
+            }
             Trouble::Failed(error) => write!(f, "the run cannot go on: {error}"),
         }
     }

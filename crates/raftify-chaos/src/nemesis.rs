@@ -265,11 +265,10 @@ impl Nemesis<'_> {
     async fn wait_until_well(&mut self) -> Result<(), Trouble> {
         loop {
             match self.cluster.wait_until_well().await {
-                Err(Trouble::Ended(place, end)) if self.cluster.node(place).is_damaged => {
+                Err(Trouble::Ended(place, end))
+                    if self.cluster.node(place).is_damaged && end.is_about_damage() =>
+                {
                     self.say(&format!("node {place} noticed that it was damaged: {end}"));
-                    if !end.is_about_damage() {
-                        return Err(Trouble::Ended(place, end));
-                    }
                     self.figures.noticed_later();
                     self.replace_down(place, None).await?;
                 }
