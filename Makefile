@@ -7,7 +7,7 @@ HOURS ?= 1
 SEEDS ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify sim mutants crash-points fuzz chaos fix bench bench-quick soak performance clean
+.PHONY: help build run test verify sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick soak performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,12 @@ sim: SECONDS = 600
 sim: ## SEEDS=10000 simulated worlds, for SECONDS=600 at most; SEED=n runs one again, and writes its trace
 	$(CARGO) build --release -p raftify-sim
 	@target/release/sim $(if $(SEED),--seed $(SEED) --trace target/$(SEED).trace,--seeds $(SEEDS) --seconds $(SECONDS))
+
+sim-shell: SECONDS = 600
+sim-shell: SEEDS = 1000
+sim-shell: ## SEEDS=1000 worlds of whole nodes on simulated hosts, for SECONDS=600 at most; SEED=n as in `make sim`
+	$(CARGO) build --release -p raftify-shell-sim
+	@target/release/sim-shell $(if $(SEED),--seed $(SEED) --trace target/$(SEED).trace,--seeds $(SEEDS) --seconds $(SECONDS))
 
 chaos: MINUTES = 10
 chaos: ## MINUTES=10 of real processes that are killed, cut off and damaged, checked for linearizability; needs root

@@ -108,7 +108,8 @@ pub struct Config {
     /// least 1.
     pub snapshots_in_flight_max: usize,
     /// How many entries before the newest snapshot stay in the log, so that a follower that is a little behind needs
-    /// no snapshot. Default 10 000; zero: none.
+    /// no snapshot. With what comes until the next snapshot is taken, they should last for longer than it takes to send
+    /// one: otherwise a follower that has received a snapshot needs the next one. Default 10 000; zero: none.
     pub log_entries_kept: u64,
     /// How many bytes of them at most, so that large entries do not fill the disk. Default 64 MiB; zero: none.
     pub log_bytes_kept: u64,

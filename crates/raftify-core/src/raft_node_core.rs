@@ -307,6 +307,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 self.install_snapshot(sender, receiver, term, snapshot, reply);
             }
             ServerRequestMsg::ForLeader { request, forwarding } => self.take_request(request, forwarding),
+            ServerRequestMsg::KnownElsewhere { incarnation } => self.known_elsewhere(incarnation),
             ServerRequestMsg::ConfirmReadIndex { reply } => self.take_read(reply, Serve::WhenConfirmed),
             ServerRequestMsg::Inspect { reply } => reply.answer(Ok(self.inspect())),
         }
@@ -588,6 +589,18 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok(())
     }
 
+    /// The first node of a cluster that lost its disk has begun another cluster, in which it is alone. It must not answer
+    /// for the one that it has forgotten.
+    fn known_elsewhere(&mut self, known: Incarnation) {
+        let is_alone = self.members.len() == 1 && self.members.get(self.node_id).is_some();
+        if let Some(Identity { incarnation: presented, .. }) = self.identity
+            && is_alone
+        {
+            let id = self.node_id;
+            self.must_stop(StopReason::Refused(SenderRefusal::Fenced { id, known, presented }));
+        }
+    }
+
     fn step(&mut self, from: NodeId, message: RaftMessage) {
         if self.identity.is_none() || message.from != from {
             return;
@@ -787,7 +800,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn await_cluster(&mut self, identity: Identity, reply: Responder<(), JoinError>) {
         match self.identity {
-            Some(stored) if stored == identity => reply.answer(Ok(())),
+            Some(stored) if stored == identity => match self.identity_replies.last() {
+                // It is on its way to the disk: who asks again waits for that as well.
+                Some(&(turn, _)) => self.identity_replies.push((turn, reply)),
+                None => reply.answer(Ok(())),
+            },
             Some(stored) => reply.answer(Err(JoinError::OtherIdentity { stored, asked: identity })),
             None => {
                 self.identity = Some(identity);

@@ -207,6 +207,11 @@ pub enum ServerRequestMsg<R> {
         /// Whether it may be passed on.
         forwarding: Forwarding,
     },
+    /// A member of another cluster has a message for this node, and means another life of it.
+    KnownElsewhere {
+        /// Of this node, as the other cluster knows it.
+        incarnation: Incarnation,
+    },
     /// Confirm by a round of heartbeats that this node leads, and give its commit index.
     ConfirmReadIndex {
         /// For the index.

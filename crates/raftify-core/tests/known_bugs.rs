@@ -249,6 +249,23 @@ fn bug_12_a_single_voter_sends_nothing_to_its_learners_before_its_term_is_durabl
 }
 
 #[test]
+fn bug_12_who_asks_again_to_await_a_cluster_is_not_answered_before_it_is_durable() {
+    let mut cluster = Cluster::new(6, 1, test_config());
+    cluster.add_node(id(2));
+    cluster.hung_disks.insert(id(2));
+    let (first, second) = (cluster.await_cluster(id(2)), cluster.await_cluster(id(2)));
+    cluster.settle();
+    // The cluster would be told of an incarnation that the disk may yet lose.
+    assert!(take(&first).is_none() && take(&second).is_none());
+    cluster.hung_disks.clear();
+    cluster.settle();
+    let later = cluster.await_cluster(id(2));
+    for answer in [first, second, later] {
+        assert_eq!(take(&answer), Some(Ok(())));
+    }
+}
+
+#[test]
 fn bug_12_news_of_an_older_write_are_taken_for_no_newer_one() {
     let mut cluster = Cluster::new(6, 1, test_config());
     let leader = cluster.until_leader();
@@ -367,6 +384,39 @@ fn bug_15_an_installed_snapshot_brings_its_members_into_force() {
     }
     cluster.pass_ticks(100);
     assert_eq!(cluster.leader(), None);
+    cluster.check_recovery();
+}
+
+#[test]
+fn bug_15_the_members_of_a_snapshot_are_in_force_once_it_is_durable_and_not_before() {
+    let (mut cluster, leader) = cluster_of_three();
+    let [away, gone] = others(&cluster, leader)[..] else { panic!("three nodes") };
+    cluster.until("it knows the first members", |cluster| cluster.status(away).unwrap().members.len() == 3);
+    cluster.crash(away);
+    let fourth = joiner(&mut cluster, 4);
+    for change in [MembershipChange::one(MemberChange::Add(fourth)), remove(gone)] {
+        let made = cluster.change(leader, change);
+        cluster.until("the change is made", |_| take(&made).is_some());
+    }
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    let begins = cluster.status(leader).unwrap().truncated.index;
+    cluster.start(away);
+    for _ in 0..1000 {
+        while cluster.deliver(leader, away) {}
+        if cluster.status(away).unwrap().truncated.index >= begins {
+            break;
+        }
+        while cluster.complete_write(away) || cluster.apply_one(away) {}
+        while cluster.deliver(away, leader) || cluster.complete_write(leader) {}
+        cluster.tick(leader);
+    }
+    assert!(cluster.status(away).unwrap().truncated.index >= begins, "the snapshot has arrived");
+    let members = cluster.status(away).unwrap().members;
+    assert!(members.get(gone).is_some(), "a crash would bring them back: {members:?}");
+    while cluster.complete_write(away) || cluster.apply_one(away) {}
+    assert_eq!(cluster.status(away).unwrap().members, cluster.status(leader).unwrap().members);
     cluster.check_recovery();
 }
 

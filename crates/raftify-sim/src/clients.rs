@@ -78,6 +78,8 @@ pub(crate) struct Clients {
     /// What each has last seen under each key.
     known: Vec<BTreeMap<u64, u64>>,
     keys: u64,
+    /// Keys that were written once, in bursts.
+    lonely_keys: u64,
     open: BTreeMap<u64, Open>,
     history: Vec<Call>,
     values: u64,
@@ -89,8 +91,10 @@ pub(crate) struct Clients {
 impl Clients {
     pub(crate) fn new(world: &World) -> Clients {
         Clients {
-            known: vec![BTreeMap::new(); world.clients as usize],
+            // One more for bursts.
+            known: vec![BTreeMap::new(); world.clients as usize + 1],
             keys: world.keys,
+            lonely_keys: 0,
             open: BTreeMap::new(),
             history: Vec::new(),
             values: 0,
@@ -100,7 +104,7 @@ impl Clients {
     }
 
     pub(crate) fn count(&self) -> usize {
-        self.known.len()
+        self.known.len() - 1
     }
 
     pub(crate) fn keys(&self) -> u64 {
@@ -176,7 +180,21 @@ impl Simulation {
         self.clients.values
     }
 
+    /// Many writes at once to `node`, each to a key of its own, which nobody waits for before asking the next.
+    pub(crate) fn burst(&mut self, node: NodeId, count: u64) -> Checked {
+        for _ in 0..count {
+            self.clients.lonely_keys += 1;
+            let key = self.clients.keys + self.clients.lonely_keys;
+            let asked = Asked::Command(Command::Write { key, value: self.new_value() });
+            self.call(self.clients.count(), node, key, asked)?;
+        }
+        Ok(())
+    }
+
     fn client_waits(&mut self, client: usize) {
+        if client == self.clients.count() {
+            return;
+        }
         let delay = self.rng.about(self.world.think).max(MILLISECOND);
         self.schedule.after(delay, Event::Client(client));
     }
@@ -190,11 +208,14 @@ impl Simulation {
         self.clients.open.insert(number, Open { call, floor });
         let answers = self.answers.clone();
         let message = match asked {
-            Asked::Read => LocalRequestMsg::ReadIndex {
-                reply: Responder::new(move |answer| {
+            Asked::Read => {
+                let waits = self.awaited_read(node);
+                let reply = Responder::new(move |answer| {
+                    drop(waits);
                     answers.push(Answered::Read { number, node, answer });
-                }),
-            },
+                });
+                LocalRequestMsg::ReadIndex { reply }
+            }
             Asked::Command(command) => {
                 let padding = self.rng.random_range(0..=self.world.padding_bytes_max);
                 let reply = Reply::new(move |answer| answers.push(Answered::Proposed { number, answer }));

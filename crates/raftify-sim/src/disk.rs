@@ -1,11 +1,13 @@
-//! What keeps a node's log: a model of the contract that all storages are tried against; and all that disks do wrong: they lose what was not synced, tear the last write, fail once,
-//! fill up, flip bits, are wiped, or are rolled back to an older copy. How long they take is the simulation's.
+//! What keeps a node's log: a model of the contract that all storages are tried against, or the real segment log on a
+//! simulated disk; and all that disks do wrong: they lose what was not synced, tear the last write, fail once, fill up, flip
+//! bits, are wiped, or are rolled back to an older copy. How long they take is the simulation's.
 
 use raftify_core::storage::{MemoryLogReader, MemorySnapshotStore, MemoryStorage, StoredState, Write};
 use raftify_core::{
     Entry, LogIndex, LogPosition, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
     StorageError,
 };
+use raftify_storage::simulation::{Cut, SimulatedLog, SimulatedLogReader};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::io::{Read, Write as _};
@@ -27,12 +29,34 @@ pub(crate) enum Torn {
     InPart,
 }
 
+/// The log of a node.
+enum Log {
+    Model(MemoryStorage),
+    Segments(Box<SimulatedLog>),
+}
+
+/// Reads it beside its writer.
+#[derive(Clone)]
+pub(crate) enum DiskReader {
+    Model(MemoryLogReader),
+    Segments(SimulatedLogReader),
+}
+
+impl LogReader for DiskReader {
+    fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError> {
+        match self {
+            DiskReader::Model(reader) => reader.read(from, until, bytes_max),
+            DiskReader::Segments(reader) => reader.read(from, until, bytes_max),
+        }
+    }
+}
+
 /// A disk.
 pub(crate) struct Disk {
-    log: MemoryStorage,
+    log: Log,
     snapshots: MemorySnapshotStore,
     finished: Vec<LogPosition>,
-    pub(crate) fault: Option<DiskFault>,
+    fault: Option<DiskFault>,
     /// A bit has flipped in what only reading it shows. Real storages notice it by their checksums.
     damaged: bool,
 }
@@ -49,10 +73,42 @@ fn flipped() -> StorageError {
     StorageError::Corrupt { what: "an entry".to_owned(), reason: "a bit has flipped".to_owned() }
 }
 
+fn write_in_part(
+    log: &mut MemoryStorage,
+    writes: &[Write],
+    rng: &mut ChaCha8Rng,
+) -> Result<Torn, StorageError> {
+    let kept = rng.random_range(0..=writes.len());
+    log.write(&writes[..kept])?;
+    Ok(match kept {
+        0 => Torn::Lost,
+        all if all == writes.len() => Torn::Kept,
+        _ => Torn::InPart,
+    })
+}
+
+impl From<Cut> for Torn {
+    fn from(cut: Cut) -> Torn {
+        match cut {
+            Cut::Before => Torn::Lost,
+            Cut::Within => Torn::InPart,
+            Cut::After => Torn::Kept,
+        }
+    }
+}
+
 impl Disk {
-    /// An empty one.
-    pub(crate) fn new() -> Disk {
-        let log = MemoryStorage::default();
+    /// An empty one, with the model of a log.
+    pub(crate) fn with_model() -> Disk {
+        Disk::with(Log::Model(MemoryStorage::default()))
+    }
+
+    /// An empty one, with the segment log. What it does when it fails follows from `seed`.
+    pub(crate) fn with_segments(seed: u64) -> Disk {
+        Disk::with(Log::Segments(Box::new(SimulatedLog::new(seed))))
+    }
+
+    fn with(log: Log) -> Disk {
         Disk {
             log,
             snapshots: MemorySnapshotStore::default(),
@@ -62,23 +118,35 @@ impl Disk {
         }
     }
 
+    pub(crate) fn has_segments(&self) -> bool {
+        matches!(self.log, Log::Segments(_))
+    }
+
     pub(crate) fn load(&mut self) -> Result<StoredState, StorageError> {
-        if self.damaged {
-            return Err(flipped());
+        match &mut self.log {
+            Log::Model(_) if self.damaged => Err(flipped()),
+            Log::Model(log) => log.load(),
+            Log::Segments(log) => log.load(),
         }
-        self.log.load()
     }
 
     /// Durable when it returns. After an error, a part of it may be.
     pub(crate) fn write(&mut self, writes: &[Write], rng: &mut ChaCha8Rng) -> Result<(), StorageError> {
-        let Some(fault) = self.fault else {
-            return self.log.write(writes);
-        };
-        if fault == DiskFault::Error {
-            self.fault = None;
+        match (&mut self.log, self.fault) {
+            (Log::Model(log), None) => log.write(writes),
+            (Log::Model(log), Some(fault)) => {
+                if fault == DiskFault::Error {
+                    self.fault = None;
+                }
+                log.write(&writes[..rng.random_range(0..=writes.len())])?;
+                Err(simulated(if fault == DiskFault::Full { "no space left" } else { "input/output error" }))
+            }
+            (Log::Segments(log), Some(DiskFault::Error)) => {
+                // Some failures harm nobody; then the next write meets one.
+                log.write_and_fail(writes).inspect_err(|_| self.fault = None)
+            }
+            (Log::Segments(log), _) => log.write(writes),
         }
-        self.log.write(&writes[..rng.random_range(0..=writes.len())])?;
-        Err(simulated(if fault == DiskFault::Full { "no space left" } else { "input/output error" }))
     }
 
     /// The power goes while `writes` are under way.
@@ -87,13 +155,24 @@ impl Disk {
         writes: &[Write],
         rng: &mut ChaCha8Rng,
     ) -> Result<Torn, StorageError> {
-        let kept = rng.random_range(0..=writes.len());
-        self.log.write(&writes[..kept])?;
-        Ok(match kept {
-            0 => Torn::Lost,
-            all if all == writes.len() => Torn::Kept,
-            _ => Torn::InPart,
-        })
+        match &mut self.log {
+            Log::Model(log) => write_in_part(log, writes, rng),
+            Log::Segments(log) => Ok(log.lose_power(writes).into()),
+        }
+    }
+
+    /// The process ends while `writes` are under way; what the system has of them, it keeps.
+    pub(crate) fn end_process(
+        &mut self,
+        writes: &[Write],
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Torn, StorageError> {
+        match &mut self.log {
+            // A disk that fails has no part of them.
+            Log::Model(_) if self.fault.is_some() => Ok(Torn::Lost),
+            Log::Model(log) => write_in_part(log, writes, rng),
+            Log::Segments(log) => Ok(log.end_process(writes).into()),
+        }
     }
 
     /// Entries, as a node reads them beside the writer.
@@ -103,15 +182,37 @@ impl Disk {
         until: LogIndex,
         bytes_max: u64,
     ) -> Result<Vec<Entry>, StorageError> {
-        if self.damaged {
-            return Err(flipped());
+        match &self.log {
+            Log::Model(_) if self.damaged => Err(flipped()),
+            _ => self.log_reader().read(from, until, bytes_max),
         }
-        self.log.log_reader().read(from, until, bytes_max)
+    }
+
+    /// The position before the first entry, and the last one, as a reader beside the writer finds them.
+    pub(crate) fn ends(&self) -> Result<(LogPosition, LogPosition), StorageError> {
+        let beyond = LogIndex(u64::MAX / 2);
+        let truncated = match self.read(LogIndex::ZERO, LogIndex::ZERO, 0) {
+            Err(StorageError::Compacted { truncated, .. }) => truncated,
+            Err(error) => return Err(error),
+            Ok(_) => LogPosition::ZERO,
+        };
+        match self.read(beyond, beyond.next(), 0) {
+            Err(StorageError::BeyondEnd { last, .. }) => Ok((truncated, last)),
+            Err(error) => Err(error),
+            Ok(_) => Ok((truncated, LogPosition::ZERO)),
+        }
     }
 
     /// A second view on the log.
-    pub(crate) fn log_reader(&self) -> MemoryLogReader {
-        self.log.log_reader()
+    pub(crate) fn log_reader(&self) -> DiskReader {
+        match &self.log {
+            Log::Model(log) => DiskReader::Model(log.log_reader()),
+            Log::Segments(log) => DiskReader::Segments(log.log_reader()),
+        }
+    }
+
+    pub(crate) fn fault(&self) -> Option<DiskFault> {
+        self.fault
     }
 
     /// Whether a bit has flipped.
@@ -119,38 +220,47 @@ impl Disk {
         self.damaged
     }
 
-    pub(crate) fn set_full(&mut self) {
-        self.fault = Some(DiskFault::Full);
+    /// What is wrong with it from now on.
+    pub(crate) fn set_fault(&mut self, fault: Option<DiskFault>) {
+        self.fault = fault;
+        if let Log::Segments(log) = &mut self.log {
+            log.set_full(fault == Some(DiskFault::Full));
+        }
     }
 
-    /// There is room again, and nothing fails.
-    pub(crate) fn repair(&mut self) {
-        self.fault = None;
-    }
-
+    /// Where nothing is stored yet, there is none.
     pub(crate) fn flip_a_bit(&mut self) {
-        self.damaged = true;
+        self.damaged |= match &mut self.log {
+            Log::Model(_) => true,
+            Log::Segments(log) => log.turn_a_bit(),
+        };
     }
 
-    /// A second disk with the same content.
-    pub(crate) fn copy(&mut self) -> Result<Disk, StorageError> {
-        let state = self.load()?;
-        let mut copy = Disk::new();
+    /// A second disk with the same content, which is `state` and the entries.
+    pub(crate) fn copy(&mut self, state: StoredState) -> Result<Disk, StorageError> {
+        let log = match &mut self.log {
+            Log::Model(_) => {
+                let append = self.read(state.truncated.index.next(), state.last.index.next(), u64::MAX)?;
+                let whole = Write {
+                    identity: state.identity,
+                    reset_log: Some(state.truncated),
+                    append,
+                    hard_state: Some(state.hard_state),
+                    members: state.members,
+                    snapshot: state.snapshot.clone(),
+                    compact: None,
+                };
+                let mut log = MemoryStorage::default();
+                log.write(&[whole])?;
+                Log::Model(log)
+            }
+            Log::Segments(log) => Log::Segments(Box::new(log.copy())),
+        };
+        let mut copy = Disk::with(log);
         if let Some(snapshot) = &state.snapshot {
             let data = self.read_snapshot(snapshot.position)?;
             copy.write_snapshot(snapshot, &data)?;
         }
-        let append = self.read(state.truncated.index.next(), state.last.index.next(), u64::MAX)?;
-        let whole = Write {
-            identity: state.identity,
-            reset_log: Some(state.truncated),
-            append,
-            hard_state: Some(state.hard_state),
-            members: state.members,
-            snapshot: state.snapshot,
-            compact: None,
-        };
-        copy.log.write(&[whole])?;
         Ok(copy)
     }
 

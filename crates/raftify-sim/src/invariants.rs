@@ -4,16 +4,20 @@
 //! trusts another one, nor anything that a core says of itself where the simulator can see it with its own eyes.
 
 pub(crate) mod answers;
+pub(crate) mod bounded_log;
 pub(crate) mod commit;
 pub(crate) mod committed_entries;
+pub(crate) mod deadlines;
 pub(crate) mod durable_state;
 pub(crate) mod election_safety;
 pub(crate) mod leader_append_only;
 pub(crate) mod leader_completeness;
+pub(crate) mod leadership;
 pub(crate) mod log_matching;
 pub(crate) mod membership;
 pub(crate) mod reads;
 pub(crate) mod state_machine_safety;
+pub(crate) mod terms;
 
 /// `Err` says what was seen that must not be.
 pub(crate) type Checked = Result<(), String>;

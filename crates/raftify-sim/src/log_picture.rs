@@ -71,6 +71,11 @@ impl LogPicture {
         LogIndex(self.truncated.index.0 + self.places.len() as u64)
     }
 
+    pub(crate) fn last_position(&self) -> LogPosition {
+        let term = self.places.back().map_or(self.truncated.term, |place| place.term);
+        LogPosition { term, index: self.last() }
+    }
+
     /// The entry at `index`; `None` outside of the log.
     pub(crate) fn at(&self, index: LogIndex) -> Option<&Place> {
         let offset = index.0.checked_sub(self.truncated.index.0 + 1)?;

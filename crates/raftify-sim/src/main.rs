@@ -71,6 +71,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Says something on standard output. Where nobody listens any more, the program ends, without a word.
+fn say(what: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    if let Err(error) = writeln!(std::io::stdout(), "{what}") {
+        if error.kind() != std::io::ErrorKind::BrokenPipe {
+            eprintln!("error: cannot write to standard output: {error}");
+        }
+        std::process::exit(1);
+    }
+}
+
+macro_rules! say {
+    ($($what:tt)*) => { say(format_args!($($what)*)) };
+}
+
 fn run_one(seed: u64, trace: Option<&std::path::Path>) -> Result<bool, String> {
     let outcome = match trace {
         None => raftify_sim::run(seed),
@@ -96,13 +111,13 @@ fn compare(path: &std::path::Path) -> Result<bool, String> {
     let (_, now) = raftify_sim::run_traced(seed);
     match trace::difference(&before, &now) {
         None => {
-            println!("seed {seed} gives the same trace: {} lines", now.lines().count());
-            println!("1 passed, 0 failed");
+            say!("seed {seed} gives the same trace: {} lines", now.lines().count());
+            say!("1 passed, 0 failed");
             Ok(true)
         }
         Some((line, before, now)) => {
-            println!("seed {seed} gives another trace from line {line} on\n  file: {before}\n  now:  {now}");
-            println!("0 passed, 1 failed");
+            say!("seed {seed} gives another trace from line {line} on\n  file: {before}\n  now:  {now}");
+            say!("0 passed, 1 failed");
             Ok(false)
         }
     }
@@ -111,7 +126,7 @@ fn compare(path: &std::path::Path) -> Result<bool, String> {
 /// Whether all passed.
 fn run_many(arguments: &Arguments) -> bool {
     let first = arguments.first.unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    println!("seeds from {first} on: `sim --first {first} --seeds {}` runs them again", arguments.seeds);
+    say!("seeds from {first} on: `sim --first {first} --seeds {}` runs them again", arguments.seeds);
     let ended = std::sync::Arc::new(AtomicBool::new(false));
     let asked = std::sync::Arc::clone(&ended);
     // Without it, Ctrl+C ends the run without a summary.
@@ -198,14 +213,14 @@ impl Sum {
             }
             Err(violation) => {
                 self.failed += 1;
-                println!("{violation}\nrun it again with: make sim SEED={}", violation.seed);
+                say!("{violation}\nrun it again with: make sim SEED={}", violation.seed);
             }
         }
     }
 
     fn print(&self, notes: &[String]) {
-        println!("what happened, and how often:\n{}", self.coverage);
-        println!(
+        say!("what happened, and how often:\n{}", self.coverage);
+        say!(
             "{:.0} simulated seconds, {} events, {} elections; {} calls of clients linearizable, {} histories undecided",
             self.simulated.as_secs_f64(),
             self.steps,
@@ -213,13 +228,14 @@ impl Sum {
             self.calls,
             self.undecided
         );
-        println!(
+        say!(
             "a leader and a commit within {:.1} election timeouts of the repair at most; {} worlds lost too much to go on",
-            self.recovery_max, self.hopeless
+            self.recovery_max,
+            self.hopeless
         );
         for note in notes {
-            println!("{note}");
+            say!("{note}");
         }
-        println!("{} passed, {} failed", self.passed, self.failed);
+        say!("{} passed, {} failed", self.passed, self.failed);
     }
 }

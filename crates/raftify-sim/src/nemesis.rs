@@ -17,8 +17,8 @@ use rand::seq::SliceRandom;
 
 use crate::clients::Asked;
 use crate::coverage::Happened;
-use crate::disk::{Disk, DiskFault};
-use crate::invariants::Checked;
+use crate::disk::DiskFault;
+use crate::invariants::{Checked, leadership};
 use crate::node::{Durable, Lost};
 use crate::schedule::{MILLISECOND, SECOND, Time};
 use crate::simulation::{Answered, Event, Simulation};
@@ -89,6 +89,8 @@ pub(crate) enum Repair {
     Restore(Vec<(NodeId, NodeId)>),
     Disk(NodeId),
     StateMachine(NodeId),
+    /// A leader is to get many proposals at once.
+    Burst,
     /// Who was rolled back, and did not notice, is taken away.
     TakeAway(NodeId),
 }
@@ -223,7 +225,7 @@ impl Simulation {
             Repair::Disk(id) => {
                 let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
                 node.disk_slowness = 1;
-                node.disk.repair();
+                node.disk.set_fault(None);
                 let hung = std::mem::take(&mut node.disk_hangs);
                 let life = node.life;
                 self.tell(format_args!("the disk of {id} is well again"));
@@ -236,6 +238,7 @@ impl Simulation {
                     node.apply_slowness = 1;
                 }
             }
+            Repair::Burst => self.burst_on_leader()?,
             Repair::TakeAway(id) => {
                 self.crash(id)?;
                 if let Some(node) = self.nodes.get_mut(&id) {
@@ -253,6 +256,22 @@ impl Simulation {
             self.schedule.after(delay, Event::Start(node));
         }
         Ok(())
+    }
+
+    /// A leader gets many proposals at once; mostly, they reach nobody else.
+    pub(crate) fn burst_on_leader(&mut self) -> Checked {
+        if self.healed_at.is_some() {
+            return Ok(());
+        }
+        let delay = self.rng.about(4 * SECOND);
+        self.schedule.after(delay, Event::Repair(Repair::Burst));
+        let Some(leader) = self.leader() else { return Ok(()) };
+        self.coverage.saw(Happened::Burst);
+        if self.rng.percent(70) {
+            self.partition(Fault::Isolate, leader)?;
+        }
+        let count = self.rng.random_range(5..60);
+        self.burst(leader, count)
     }
 
     // --- Links ---
@@ -334,9 +353,9 @@ impl Simulation {
             }
             Fault::DiskError => {
                 // Counted when a write meets it.
-                return node.disk.fault = Some(DiskFault::Error);
+                return node.disk.set_fault(Some(DiskFault::Error));
             }
-            _ => node.disk.set_full(),
+            _ => node.disk.set_fault(Some(DiskFault::Full)),
         }
         let delay = self.rng.about(4 * SECOND);
         self.schedule.after(delay, Event::Repair(Repair::Disk(id)));
@@ -357,8 +376,16 @@ impl Simulation {
             return Ok(());
         }
         let backup = self.nodes.get_mut(&id).and_then(|node| node.backup.take());
+        if fault == Fault::BitFlip && self.world.peculiar.segments && self.rng.percent(50) {
+            self.tell(format_args!("{id}: {fault:?}, while it runs"));
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.disk.flip_a_bit();
+            }
+            return self.read_all(id);
+        }
         self.crash(id)?;
         let incarnation = self.next_incarnation();
+        let empty = self.new_disk();
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         match (fault, backup) {
             (Fault::BitFlip, _) => {
@@ -366,7 +393,7 @@ impl Simulation {
             }
             (Fault::Wipe, _) => {
                 node.lost = Some(Lost::Wiped);
-                node.disk = Disk::new();
+                node.disk = empty;
                 node.held_before = Some(std::mem::take(&mut node.durable).log);
                 node.maybe_durable.clear();
                 node.incarnation = incarnation;
@@ -391,8 +418,9 @@ impl Simulation {
 
     fn back_up(&mut self, id: NodeId) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        if node.lost.is_none() && node.durable.state.identity.is_some() {
-            let copy = node.disk.copy().map_err(|error| format!("{id}: {error}"))?;
+        if node.lost.is_none() && !node.disk.has_flipped() && node.durable.state.identity.is_some() {
+            let copy =
+                node.disk.copy(node.durable.state.clone()).map_err(|error| format!("{id}: {error}"))?;
             node.backup = Some((copy, Durable::clone(&node.durable)));
         }
         Ok(())
@@ -407,8 +435,8 @@ impl Simulation {
         }
         let is_asked =
             self.nemesis.membership_requests.iter().any(|number| self.invariants.answers.is_open(*number));
-        let voters = members.configuration().voters.len();
-        if is_asked || (members.is_voter(id) && voters - 1 <= voters / 2) {
+        let voters = members.configuration().voters;
+        if is_asked || (members.is_voter(id) && voters.len() - 1 <= voters.len() / 2) {
             return false;
         }
         self.nodes.values().filter(|node| !node.is_gone).all(|node| {
@@ -416,7 +444,11 @@ impl Simulation {
             let own = durable.state.members.as_ref();
             let log = node.running.as_ref().map_or(&durable.log, |running| &running.log);
             let knows = own.and_then(|own| own.get(id)).is_some_and(|member| member.incarnation.is_some());
-            log.changes_after(members.as_of()) == 0
+            // Until a removal is in force there as well, who was removed is missed in elections.
+            let is_settled = !voters.contains(&node.id)
+                || own.is_some_and(|own| !own.is_joint() && own.configuration().voters == voters);
+            is_settled
+                && log.changes_after(members.as_of()) == 0
                 && durable.log.changes_after(members.as_of()) == 0
                 && (node.id == id || !is_wiped || knows)
         })
@@ -436,6 +468,7 @@ impl Simulation {
         let other = self.rng.percent(70).then(|| self.rng.one_of(&ids));
         self.tell(format_args!("{node}: {fault:?} to {other:?}"));
         let number = self.invariants.answers.asked(format!("{fault:?} on {node}"));
+        let silent = other.filter(|other| fault == Fault::Transfer && self.is_silent_for(node, *other));
         let message = match fault {
             Fault::Transfer => {
                 let reply = self.done(number, Some(Happened::LeaderTransferred));
@@ -446,16 +479,44 @@ impl Simulation {
                 let Some(status) = ids.iter().find_map(leads) else {
                     return self.invariants.answers.answered(number);
                 };
+                let leader = status.node_id;
+                let silent = other.filter(|other| self.is_silent_for(leader, *other));
                 let reply = self.done(number, Some(Happened::Demoted));
                 let message = LocalRequestMsg::Demote { term: status.term, successor: other, reply };
-                return self.ask(status.node_id, message);
+                self.ask(leader, message)?;
+                return self.observe_hand_over(leader, silent, number);
             }
             _ => {
                 let reply = self.done(number, Some(Happened::Campaigned));
                 LocalRequestMsg::Campaign { reply }
             }
         };
-        self.ask(node, message)
+        self.ask(node, message)?;
+        self.observe_hand_over(node, silent, number)
+    }
+
+    /// Whether `leader` leads, has long heard nothing of `other`, and hands over to nobody now.
+    fn is_silent_for(&self, leader: NodeId, other: NodeId) -> bool {
+        let config = &self.world.config;
+        let election_ticks = config.ticks(config.election_timeout);
+        let settled_ticks = config.ticks(config.membership_timeout) + 5 * election_ticks;
+        let Some(running) = self.nodes.get(&leader).and_then(|node| node.running.as_ref()) else {
+            return false;
+        };
+        let since = |ticks: u64| running.deadlines.now_ticks() - ticks;
+        let status = running.core.status();
+        status.role == Role::Leader
+            && leader != other
+            && !status.members.is_joint()
+            && running.heard.get(&other).is_none_or(|heard| since(*heard) > election_ticks)
+            && running.unsettled.is_none_or(|asked| since(asked) > settled_ticks)
+    }
+
+    fn observe_hand_over(&self, leader: NodeId, silent: Option<NodeId>, number: u64) -> Checked {
+        match silent {
+            Some(silent) => leadership::hands_over_to_silent(leader, silent, self.answers.has(number)),
+            None => Ok(()),
+        }
     }
 
     fn change_members(&mut self, node: NodeId) -> Checked {
@@ -471,7 +532,23 @@ impl Simulation {
         }
         let most = if self.rng.percent(60) { 1 } else { 4 };
         let leave = if self.rng.percent(50) { LeaveJoint::Automatically } else { LeaveJoint::OnRequest };
-        let steps = (0..self.rng.random_range(1..=most)).filter_map(|_| self.some_step()).collect();
+        let mut steps: Vec<MemberChange> =
+            (0..self.rng.random_range(1..=most)).filter_map(|_| self.some_step()).collect();
+        if self.world.peculiar.many_changes {
+            if self.invariants.membership.newest_members().is_some_and(Members::is_joint)
+                && self.rng.percent(70)
+            {
+                return self.ask_for_change(node, MembershipChange::LeaveJoint);
+            }
+            // Whom a change names twice, it is refused for.
+            let mut named = BTreeSet::new();
+            steps.retain(|step| {
+                named.insert(match step {
+                    MemberChange::Add(member) => member.id,
+                    MemberChange::Remove(id) => *id,
+                })
+            });
+        }
         let change = match self.rng.random_range(0..4) {
             0 => MembershipChange::LeaveJoint,
             _ => MembershipChange::Steps { steps, leave },
@@ -507,6 +584,12 @@ impl Simulation {
         {
             return self.added(spare);
         }
+        if self.world.peculiar.many_changes
+            && self.rng.percent(30)
+            && let Some(odd) = self.odd_step()
+        {
+            return Some(odd);
+        }
         // Some changes make no sense, such as to add who was removed, or to remove who is no member.
         let ids: Vec<NodeId> = match self.rng.percent(10) {
             true => self.nodes.keys().copied().collect(),
@@ -514,6 +597,19 @@ impl Simulation {
         };
         let id = self.rng.one_of(&ids);
         if self.rng.percent(40) { Some(MemberChange::Remove(id)) } else { self.added(id) }
+    }
+
+    /// Adds who was removed, or removes the leader.
+    fn odd_step(&mut self) -> Option<MemberChange> {
+        if self.rng.percent(40) {
+            return self.leader().map(MemberChange::Remove);
+        }
+        let removed: Vec<NodeId> = self.invariants.membership.removed().collect();
+        if removed.is_empty() {
+            return None;
+        }
+        let id = self.rng.one_of(&removed);
+        self.added(id)
     }
 
     fn added(&mut self, id: NodeId) -> Option<MemberChange> {
@@ -640,7 +736,10 @@ impl Simulation {
             }
             return Ok(());
         }
-        self.is_well = self.all_are_equal(leader);
+        let committed = &self.invariants.committed;
+        let is_joint_for_ever =
+            self.invariants.membership.must_leave_joint(|index| committed.at(index).map(|entry| entry.term));
+        self.is_well = self.all_are_equal(leader) && !is_joint_for_ever;
         Ok(())
     }
 
@@ -658,9 +757,11 @@ impl Simulation {
             let is_member = status.members.get(node.id).is_some();
             match &node.running {
                 // A voter that was removed asks for votes, is refused, and stops. A learner that never heard of its
-                // removal waits, like a node that was never added.
+                // removal waits, like a node that was never added; and so does who knows of none of the voters of today.
                 Some(running) if !is_member => {
-                    node.lost.is_some() || !running.core.status().members.is_voter(node.id)
+                    let own = running.core.status().members;
+                    let knows = |voter: &NodeId| own.is_voter(*voter) && status.members.get(*voter).is_some();
+                    node.lost.is_some() || !own.is_voter(node.id) || !self.nodes.keys().any(knows)
                 }
                 Some(running) => {
                     running.at.index == last

@@ -11,6 +11,7 @@ use raftify_core::{
     SnapshotMeta, SnapshotToSend,
 };
 
+use crate::invariants::deadlines::Waits;
 use crate::schedule::Time;
 use crate::simulation::{AnswerQueue, Answered};
 use crate::store::Effect;
@@ -76,15 +77,21 @@ impl Deferred {
 pub(crate) type Proposed = Result<(LogPosition, Effect), ProposeError>;
 
 /// The way back to who proposed.
-pub(crate) struct Reply(Option<Box<dyn FnOnce(Proposed) + Send>>);
+pub(crate) struct Reply {
+    deliver: Option<Box<dyn FnOnce(Proposed) + Send>>,
+    /// Somebody waits for the node that has it.
+    pub(crate) waits: Option<Waits>,
+    /// It came from another node.
+    pub(crate) was_forwarded: bool,
+}
 
 impl Reply {
     pub(crate) fn new(deliver: impl FnOnce(Proposed) + Send + 'static) -> Reply {
-        Reply(Some(Box::new(deliver)))
+        Reply { deliver: Some(Box::new(deliver)), waits: None, was_forwarded: false }
     }
 
     pub(crate) fn answer(mut self, answer: Proposed) {
-        if let Some(deliver) = self.0.take() {
+        if let Some(deliver) = self.deliver.take() {
             deliver(answer);
         }
     }
@@ -98,7 +105,7 @@ impl ProposalReply for Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some(deliver) = self.0.take() {
+        if let Some(deliver) = self.deliver.take() {
             deliver(Err(StopReason::Stopped.into()));
         }
     }
@@ -127,12 +134,13 @@ pub(crate) fn forwarded(
     match request {
         LeaderRequest::Propose { payload, reply } => {
             let answers = answers.clone();
-            let reply = Reply::new(move |answer| {
+            let mut reply = Reply::new(move |answer| {
                 travel(&answers, back, move |arrived| {
                     let lost = Err(ProposeError::Unknown(unknown()));
                     reply.answer(if arrived { answer } else { lost });
                 });
             });
+            reply.was_forwarded = true;
             LeaderRequest::Propose { payload, reply }
         }
         LeaderRequest::ChangeMembership { change, reply } => {

@@ -1,15 +1,16 @@
 //! A node: a disk that stays, and while it runs, a core with a state machine. Beside it stands what the simulator knows
 //! of both, to compare.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
-    Committed, Incarnation, LogIndex, LogPosition, Members, NodeId, RaftMessage, RaftNodeCore, Role,
-    SnapshotMeta, Term, TurnNumber,
+    Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage, RaftNodeCore,
+    Role, SnapshotMeta, Term, TurnNumber,
 };
 
 use crate::disk::Disk;
+use crate::invariants::deadlines::Deadlines;
 use crate::log_picture::LogPicture;
 use crate::network::Reply;
 use crate::schedule::Time;
@@ -68,6 +69,14 @@ pub(crate) struct Durable {
     pub(crate) log: LogPicture,
 }
 
+impl Durable {
+    /// What is known for certain to be committed: a membership that was in force was.
+    pub(crate) fn commit(&self) -> LogIndex {
+        let members = self.state.members.as_ref().map_or(LogIndex::ZERO, Members::as_of);
+        self.state.hard_state.commit.max(members)
+    }
+}
+
 /// A life of a node.
 pub(crate) struct Running {
     pub(crate) core: RaftNodeCore<Reply>,
@@ -84,11 +93,39 @@ pub(crate) struct Running {
     pub(crate) seen: Seen,
     /// The newest snapshot when old ones were last deleted.
     pub(crate) retained_for: Option<LogPosition>,
+    pub(crate) deadlines: Deadlines,
+    /// The tick at which a message of each other node last arrived.
+    pub(crate) heard: BTreeMap<NodeId, u64>,
+    /// The tick at which it was last asked for something that may make it hand over leadership.
+    pub(crate) unsettled: Option<u64>,
+}
+
+impl Running {
+    /// It is asked for something that only a leader can do; a proposal may wait for so many ticks.
+    pub(crate) fn is_asked(&mut self, request: &mut LeaderRequest<Reply>, most_ticks: u64) {
+        match request {
+            LeaderRequest::Propose { reply, .. } => {
+                reply.waits = Some(self.deadlines.asked("a proposal", most_ticks));
+            }
+            LeaderRequest::TransferLeader { .. } | LeaderRequest::ChangeMembership { .. } => {
+                self.unsettled = Some(self.deadlines.now_ticks());
+            }
+            LeaderRequest::ReserveNodeId { .. } => {}
+        }
+    }
+
+    /// The tick at which the oldest write was asked for that is not known to be durable.
+    pub(crate) fn oldest_write(&self) -> Option<u64> {
+        let under_way = self.writing.as_ref().and_then(|writing| writing.asked_ticks);
+        let waiting = self.to_write.iter().filter(|turn| turn.write.is_some());
+        under_way.or_else(|| waiting.map(|turn| turn.asked_ticks).next())
+    }
 }
 
 /// A turn to be made durable.
 pub(crate) struct ToWrite {
     pub(crate) number: TurnNumber,
+    pub(crate) asked_ticks: u64,
     pub(crate) write: Option<Write>,
     pub(crate) send_after: Vec<RaftMessage>,
 }
@@ -96,6 +133,8 @@ pub(crate) struct ToWrite {
 /// Turns that are being made durable together.
 pub(crate) struct Writing {
     pub(crate) number: TurnNumber,
+    /// Of the first of them; `None` if there is nothing to write.
+    pub(crate) asked_ticks: Option<u64>,
     pub(crate) writes: Vec<Write>,
     pub(crate) send_after: Vec<RaftMessage>,
     pub(crate) is_durable: bool,
@@ -114,6 +153,8 @@ pub(crate) struct Seen {
     pub(crate) term: Term,
     pub(crate) commit: LogIndex,
     pub(crate) members_as_of: LogIndex,
+    /// The members that were in force when the last step was over; zero before the first one.
+    pub(crate) in_force: LogIndex,
 }
 
 /// A snapshot that is being written out.

@@ -5,24 +5,27 @@
 //! become live within a bound: a leader, a new commit, all members equal, nobody without an answer.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use raftify_core::error::{MembershipError, ReadError, StopReason};
 use raftify_core::members::SenderRefusal;
 use raftify_core::storage::Write;
 use raftify_core::{
-    ClusterId, Committed, CoreStart, Forwarding, Identity, Incarnation, LocalRequestMsg, LogFetch, LogIndex,
-    LogPosition, Member, Members, MembershipChange, NodeId, RaftMessage, RaftNodeCore, Reservation,
-    Responder, Role, Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, Status, StorageError, Turn,
-    TurnNumber,
+    ClusterId, Committed, CoreStart, Entry, Forwarding, Identity, Incarnation, LeaderRequest,
+    LocalRequestMsg, LogFetch, LogIndex, LogPosition, Member, Members, MembershipChange, NodeId, RaftMessage,
+    RaftMessageBody, RaftNodeCore, Reservation, Responder, Role, Sender, ServerRequestMsg, SnapshotMeta,
+    SnapshotStore, Status, StorageError, Turn, TurnNumber,
 };
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use crate::clients::Clients;
 use crate::coverage::{Coverage, Happened};
 use crate::disk::{Disk, Torn};
-use crate::invariants::{Checked, Invariants, leader_append_only, membership};
+use crate::invariants::deadlines::{self, Deadlines};
+use crate::invariants::{
+    Checked, Invariants, bounded_log, leader_append_only, leadership, membership, terms,
+};
 use crate::log_picture::LogPicture;
 use crate::nemesis::{Nemesis, Repair};
 use crate::network::{BROKEN, Network, Packet, Proposed, break_off, forwarded};
@@ -64,10 +67,12 @@ pub(crate) enum Event {
         life: u64,
         captured: Captured,
     },
+    /// `read`: what was read when it was asked for; otherwise it is read now.
     Fetched {
         node: NodeId,
         life: u64,
         fetch: LogFetch,
+        read: Option<Result<Vec<Entry>, StorageError>>,
     },
     /// A connection broke: its sender hears of it, or of what it carried.
     Broke {
@@ -154,6 +159,14 @@ impl AnswerQueue {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(answered);
     }
 
+    /// Whether request `number` was answered in this step.
+    pub(crate) fn has(&self, number: u64) -> bool {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers
+            .iter()
+            .any(|answered| matches!(answered, Answered::Done { number: done, .. } if *done == number))
+    }
+
     fn take(&self) -> Vec<Answered> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -187,8 +200,7 @@ pub(crate) struct Simulation {
 
 impl Simulation {
     pub(crate) fn new(seed: u64, trace: Trace) -> Simulation {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let world = World::draw(&mut rng);
+        let (world, rng) = World::of(seed);
         let member = |id: u64| {
             let node = NodeId::new(id).expect("ids are counted from one");
             let address = format!("node-{id}:1");
@@ -239,6 +251,10 @@ impl Simulation {
             let delay = self.rng.about(self.world.fault_interval);
             self.schedule.after(delay, Event::Fault);
         }
+        if self.world.peculiar.bursts {
+            let delay = self.rng.about(4 * SECOND);
+            self.schedule.after(delay, Event::Repair(Repair::Burst));
+        }
         self.schedule.after(self.world.trouble, Event::Heal);
         while !self.is_well
             && let Some(event) = self.schedule.next()
@@ -272,7 +288,7 @@ impl Simulation {
             Event::Written { node, life } => self.hears_of_write(node, life),
             Event::Apply { node, life } => self.apply(node, life),
             Event::SnapshotWritten { node, life, captured } => self.snapshot_written(node, life, &captured),
-            Event::Fetched { node, life, fetch } => self.fetched(node, life, fetch),
+            Event::Fetched { node, life, fetch, read } => self.fetched(node, life, fetch, read),
             Event::Broke { from, to } => {
                 self.network.breaking.remove(&(from, to));
                 match self.running(from) {
@@ -322,10 +338,11 @@ impl Simulation {
     pub(crate) fn add_node(&mut self, id: NodeId) {
         let spread = self.world.clocks_percent;
         let tick = self.tick_interval() * self.rng.random_range(100 - spread / 2..=100 + spread) / 100;
+        let incarnation = self.next_incarnation();
         let node = Node {
             id,
-            incarnation: self.next_incarnation(),
-            disk: Disk::new(),
+            incarnation,
+            disk: self.new_disk(),
             durable: Durable::default(),
             maybe_durable: Vec::new(),
             held_before: None,
@@ -342,6 +359,13 @@ impl Simulation {
             backup: None,
         };
         self.nodes.insert(id, node);
+    }
+
+    pub(crate) fn new_disk(&mut self) -> Disk {
+        match self.world.peculiar.segments {
+            true => Disk::with_segments(self.rng.random()),
+            false => Disk::with_model(),
+        }
     }
 
     pub(crate) fn next_incarnation(&mut self) -> Incarnation {
@@ -411,8 +435,12 @@ impl Simulation {
                 term: raftify_core::Term::ZERO,
                 commit: LogIndex::ZERO,
                 members_as_of: LogIndex::ZERO,
+                in_force: LogIndex::ZERO,
             },
             retained_for: None,
+            deadlines: Deadlines::default(),
+            heard: BTreeMap::new(),
+            unsettled: None,
         });
         self.tell(format_args!("{id} starts"));
         let delay = self.rng.within((0, tick));
@@ -438,7 +466,7 @@ impl Simulation {
             self.tell(format_args!("{id} cannot start: {error}"));
             return Ok(());
         }
-        if node.disk.fault.is_some() && !is_damage {
+        if node.disk.fault().is_some() && !is_damage {
             self.tell(format_args!("{id} cannot start yet: {error}"));
             let delay = self.rng.about(SECOND);
             self.schedule.after(delay, Event::Start(id));
@@ -473,21 +501,34 @@ impl Simulation {
         Ok(())
     }
 
+    /// Reads the log of `id` beside its writer: what can be read is what was written.
+    pub(crate) fn read_all(&self, id: NodeId) -> Checked {
+        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
+        let digest_of = |position| self.invariants.logs.digest(position);
+        match picture_of(&node.disk, &node.durable.state, digest_of) {
+            Ok(log) if log != node.durable.log => {
+                Err(format!("storage: {id} reads other entries than were written"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The power of `id` fails: what is under way may be durable, in part or not at all; all else is gone.
     pub(crate) fn crash(&mut self, id: NodeId) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(running) = node.running.take() else { return Ok(()) };
         node.paused_until = 0;
-        let writing = running.writing.filter(|writing| !writing.is_durable && !writing.writes.is_empty());
-        if let Some(Writing { writes, .. }) = writing {
-            let torn =
-                node.disk.lose_power(&writes, &mut self.rng).map_err(|error| format!("{id}: {error}"))?;
-            node.maybe_durable = writes;
+        let writes = running.writing.map(|writing| writing.writes).unwrap_or_default();
+        if !writes.is_empty() || node.disk.has_segments() {
+            let torn = node.disk.lose_power(&writes, &mut self.rng);
+            let torn = torn.map_err(|error| format!("{id}: {error}"))?;
             self.coverage.saw(match torn {
                 Torn::Lost => Happened::UnsyncedLost,
                 Torn::Kept => Happened::UnsyncedKept,
                 Torn::InPart => Happened::TornWrite,
             });
+            // What was uncertain before is so still, if nothing was written since.
+            node.maybe_durable.extend(writes);
         }
         self.tell(format_args!("{id} crashes"));
         Ok(())
@@ -497,14 +538,12 @@ impl Simulation {
     pub(crate) fn stop(&mut self, id: NodeId, reason: &StopReason) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(mut running) = node.running.take() else { return Ok(()) };
+        let own_members = running.core.status().members;
         running.core.stop(reason);
         if let Some(writing) = running.writing.filter(|writing| !writing.is_durable) {
-            // A process that ends does not take back what it gave to the system.
             node.maybe_durable = writing.writes;
-            let writes = node.maybe_durable.clone();
-            if node.disk.fault.is_none() {
-                node.disk.lose_power(&writes, &mut self.rng).map_err(|error| format!("{id}: {error}"))?;
-            }
+            let ended = node.disk.end_process(&node.maybe_durable, &mut self.rng);
+            ended.map_err(|error| format!("{id}: {error}"))?;
         }
         self.tell(format_args!("{id} stops: {reason}"));
         match reason {
@@ -517,6 +556,7 @@ impl Simulation {
                 if members.is_none_or(|members| members.get(id).is_some()) {
                     return Err(format!("{id} stops because it was removed as of {as_of}, which is not so"));
                 }
+                self.observe_leaving(id, &own_members)?;
             }
             StopReason::Refused(refusal) => match node_lost(&self.nodes, id) {
                 Some(Lost::Wiped) => {
@@ -549,15 +589,50 @@ impl Simulation {
         Ok(())
     }
 
+    /// `id` stops because it was removed. If it knows by itself, it has waited for those who may still need its vote.
+    fn observe_leaving(&self, id: NodeId, own: &Members) -> Checked {
+        if own.is_empty() || own.get(id).is_some() {
+            return Ok(());
+        }
+        let voters = own.configuration().voters;
+        let voters: Option<Vec<&Node>> = voters.iter().map(|voter| self.nodes.get(voter)).collect();
+        let Some(voters) = voters.filter(|voters| voters.iter().all(|node| node.lost.is_none())) else {
+            return Ok(());
+        };
+        let commits: Vec<LogIndex> = voters.iter().map(|node| node.durable.commit()).collect();
+        match self.invariants.membership.removed_after(id).map(LogIndex::next) {
+            Some(index) => self.invariants.durable.leaves(id, index, &commits),
+            None => Ok(()),
+        }
+    }
+
     // --- The core's inputs ---
 
     /// Asks a running node something.
     pub(crate) fn ask(&mut self, node: NodeId, message: LocalRequestMsg<crate::network::Reply>) -> Checked {
+        let most_ticks = self.most_ticks_for_proposals();
         if let Some(running) = self.running(node) {
+            let mut message = message;
+            match &mut message {
+                LocalRequestMsg::ForLeader(request) => running.is_asked(request, most_ticks),
+                LocalRequestMsg::Demote { .. } => running.unsettled = Some(running.deadlines.now_ticks()),
+                _ => {}
+            }
             running.core.handle_local_request_msg(message);
             self.settle(node)?;
         }
         Ok(())
+    }
+
+    /// A proposal may wait until leadership is settled, and then for its entry.
+    fn most_ticks_for_proposals(&self) -> u64 {
+        2 * self.world.config.ticks(self.world.config.propose_timeout) + 1
+    }
+
+    /// A question to a node that is to be answered within the time for reads.
+    pub(crate) fn awaited_read(&mut self, node: NodeId) -> Option<deadlines::Waits> {
+        let most_ticks = self.world.config.ticks(self.world.config.read_timeout);
+        Some(self.running(node)?.deadlines.asked("a read", most_ticks))
     }
 
     /// A reply of which it only matters whether it is success.
@@ -576,9 +651,19 @@ impl Simulation {
         let tick = node.tick;
         if let Some(running) = &mut node.running {
             running.core.tick();
+            running.deadlines.tick(id)?;
         }
         self.schedule.after(tick, Event::Tick { node: id, life });
-        self.settle(id)
+        self.settle(id)?;
+        let most = self.world.config.ticks(self.world.config.disk_stall_timeout);
+        match self.running(id) {
+            Some(running) if running.seen.role == Role::Leader => {
+                let now = running.deadlines.now_ticks();
+                let stalled = running.oldest_write().map_or(0, |asked| now - asked);
+                leadership::leads_with_disk(id, stalled, most)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) -> Checked {
@@ -607,22 +692,45 @@ impl Simulation {
                 }
                 return self.settle(to);
             }
+            let known = status.members.get(sender.id).and_then(|member| member.incarnation);
+            membership::believes(to, known, sender.incarnation)?;
         }
+        let is_acknowledgement = matches!(&packet, Packet::Raft { messages, .. } if messages
+            .iter()
+            .any(|message| matches!(message.body, RaftMessageBody::AppendResponse { .. })));
         self.take_in(from, to, packet)?;
-        self.settle(to)
+        self.settle(to)?;
+        if is_acknowledgement { self.observe_progress(to) } else { Ok(()) }
     }
 
     fn take_in(&mut self, from: NodeId, to: NodeId, packet: Packet) -> Checked {
         let answers = self.answers.clone();
         let from_life = self.nodes.get(&from).map_or(0, |node| node.life);
+        let is_from_lost = node_lost(&self.nodes, from).is_some();
+        let most_ticks = self.most_ticks_for_proposals();
+        let read_waits = match &packet {
+            Packet::ReadRound { .. } => self.awaited_read(to),
+            _ => None,
+        };
         let Some(node) = self.nodes.get_mut(&to) else { return Ok(()) };
         let life = node.life;
         let Some(running) = &mut node.running else { return Ok(()) };
+        let mut taught = None;
         let message = match packet {
             Packet::Raft { sender, receiver, messages } => {
+                running.heard.insert(from, running.deadlines.now_ticks());
+                let is_durable = running.writing.is_none() && running.to_write.is_empty();
+                taught = messages.iter().filter_map(|message| terms::taught_by(message, is_durable)).max();
+                // Answers of who is no member are not heard.
+                taught = taught.filter(|term| {
+                    *term > running.seen.term
+                        && !is_from_lost
+                        && running.core.status().members.get(from).is_some()
+                });
                 ServerRequestMsg::RaftMessages { sender, receiver, messages }
             }
             Packet::Snapshot { sender, receiver, sent, snapshot, data } => {
+                running.heard.insert(from, running.deadlines.now_ticks());
                 node.disk.write_snapshot(&snapshot, &data).map_err(|error| format!("{to}: {error}"))?;
                 let term = sent.term;
                 let reply = Responder::new(move |answer: Result<(), raftify_core::error::InstallError>| {
@@ -632,11 +740,13 @@ impl Simulation {
                 });
                 ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply }
             }
-            Packet::Request(request) => {
+            Packet::Request(mut request) => {
+                running.is_asked(&mut request, most_ticks);
                 ServerRequestMsg::ForLeader { request, forwarding: Forwarding::Never }
             }
             Packet::ReadRound { round } => {
                 let reply = Responder::new(move |answer| {
+                    drop(read_waits);
                     let packet = Packet::ReadRoundAnswered { round, answer, life: from_life };
                     answers.push(Answered::Travels { from: to, to: from, packet });
                 });
@@ -660,7 +770,12 @@ impl Simulation {
             }
         };
         running.core.handle_server_request_msg(message);
-        Ok(())
+        match taught {
+            Some(taught) if running.core.stop_reason().is_none() => {
+                terms::learns(to, taught, running.core.status().term)
+            }
+            _ => Ok(()),
+        }
     }
 
     // --- Sending ---
@@ -706,6 +821,13 @@ impl Simulation {
             {
                 self.coverage.saw(Happened::MessageDuplicated);
                 let delay = self.rng.about(100 * MILLISECOND);
+                self.schedule.at(at + delay, Event::Arrive { from, to, packet });
+            }
+            if self.rng.percent(self.world.peculiar.lingering_percent)
+                && let Some(packet) = packet.duplicate()
+            {
+                self.coverage.saw(Happened::MessageLingered);
+                let delay = self.rng.about(2 * SECOND);
                 self.schedule.at(at + delay, Event::Arrive { from, to, packet });
             }
             if self.rng.percent(self.world.disorder_percent) {
@@ -782,7 +904,7 @@ impl Simulation {
         Ok(())
     }
 
-    fn carry_out(&mut self, id: NodeId, turn: Turn<crate::network::Reply>) -> Checked {
+    fn carry_out(&mut self, id: NodeId, mut turn: Turn<crate::network::Reply>) -> Checked {
         let Some(status) = self.status(id) else { return Ok(()) };
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let life = node.life;
@@ -805,8 +927,22 @@ impl Simulation {
                 self.coverage.saw(Happened::SnapshotInstalled);
             }
             running.log.take(write, |position| self.invariants.logs.digest(position));
+            write.append.iter().for_each(|entry| self.invariants.membership.logged(entry));
+            if let Some(snapshot) = &write.snapshot {
+                let kept = self.world.config.log_entries_kept;
+                bounded_log::records(id, snapshot.position.index, running.log.truncated.index, kept)?;
+            }
         }
-        for item in &turn.committed {
+        let crashes = self.healed_at.is_none()
+            && turn.write.as_ref().is_some_and(|write| {
+                let is_leader = status.role == Role::Leader && !write.append.is_empty();
+                self.rng.percent(self.world.peculiar.crashes_percent)
+                    || (is_leader && self.rng.percent(self.world.peculiar.leader_crashes_percent))
+            });
+        for item in &mut turn.committed {
+            if let Committed::User { reply: Some(reply), .. } = item {
+                reply.waits = None;
+            }
             let index = item.position().index;
             if index > node.durable.state.last.index && index > LogIndex(1) {
                 return Err(format!(
@@ -816,16 +952,28 @@ impl Simulation {
         }
         if turn.write.is_some() || !turn.send_after.is_empty() {
             let Turn { number, write, send_after, .. } = turn;
-            running.to_write.push_back(ToWrite { number, write, send_after });
+            let asked_ticks = running.deadlines.now_ticks();
+            running.to_write.push_back(ToWrite { number, asked_ticks, write, send_after });
         }
         running.to_apply.extend(turn.committed.into_iter().map(ToApply::Committed));
         if turn.take_snapshot {
             running.to_apply.push_back(ToApply::TakeSnapshot);
         }
+        if crashes {
+            return self.crash_after_sending(id, turn.send_now);
+        }
         self.send_messages(id, turn.send_now);
         for fetch in turn.fetch {
-            let delay = self.rng.within(self.world.write_delay);
-            self.schedule.after(delay, Event::Fetched { node: id, life, fetch });
+            let mut delay = self.rng.within(self.world.write_delay);
+            let mut read = None;
+            if self.world.peculiar.late_reads
+                && let Some(node) = self.nodes.get(&id)
+            {
+                read = Some(node.disk.read(fetch.from, fetch.until, fetch.bytes_max));
+                delay += self.rng.about(SECOND);
+                self.coverage.saw(Happened::LateRead);
+            }
+            self.schedule.after(delay, Event::Fetched { node: id, life, fetch, read });
         }
         for sent in turn.send_snapshots {
             let Some(node) = self.nodes.get(&id) else { continue };
@@ -838,8 +986,12 @@ impl Simulation {
                 self.send(id, sent.to, Packet::Snapshot { sender, receiver, sent, snapshot, data });
             }
         }
-        for forward in turn.forward {
+        for mut forward in turn.forward {
             self.coverage.saw(Happened::WriteForwarded);
+            if let LeaderRequest::Propose { reply, .. } = &mut forward.request {
+                deadlines::forwards(id, reply.was_forwarded)?;
+                reply.waits = None;
+            }
             let request = forwarded(forward.request, id, forward.to, &self.answers);
             self.send(id, forward.to, Packet::Request(request));
         }
@@ -848,6 +1000,21 @@ impl Simulation {
         }
         self.begin_write(id);
         self.begin_apply(id);
+        Ok(())
+    }
+
+    /// The power of `id` fails when some of `messages` have left, before or while what belongs to them is written.
+    fn crash_after_sending(&mut self, id: NodeId, mut messages: Vec<RaftMessage>) -> Checked {
+        let most = messages.len();
+        messages.truncate(self.rng.random_range(0..=most));
+        self.send_messages(id, messages);
+        if self.rng.percent(50) {
+            self.begin_write(id);
+        }
+        self.coverage.saw(Happened::CrashBeforeWrite);
+        self.crash(id)?;
+        let delay = self.rng.about(SECOND);
+        self.schedule.after(delay, Event::Start(id));
         Ok(())
     }
 
@@ -862,9 +1029,17 @@ impl Simulation {
         if running.writing.is_some() {
             return;
         }
-        let mut writing =
-            Writing { number: last.number, writes: Vec::new(), send_after: Vec::new(), is_durable: false };
-        for ToWrite { write, send_after, .. } in running.to_write.drain(..) {
+        let mut writing = Writing {
+            number: last.number,
+            asked_ticks: None,
+            writes: Vec::new(),
+            send_after: Vec::new(),
+            is_durable: false,
+        };
+        for ToWrite { write, send_after, asked_ticks, .. } in running.to_write.drain(..) {
+            if write.is_some() {
+                writing.asked_ticks.get_or_insert(asked_ticks);
+            }
             writing.writes.extend(write);
             writing.send_after.extend(send_after);
         }
@@ -896,7 +1071,10 @@ impl Simulation {
             if let StorageError::Refused { .. } = error {
                 return Err(format!("storage: {id}: {error}"));
             }
-            self.coverage.saw(match node.disk.fault {
+            if node.disk.has_segments() && node.disk.write(&writes, &mut self.rng).is_ok() {
+                return Err(format!("storage: {id} takes another write after one that failed: {error}"));
+            }
+            self.coverage.saw(match node.disk.fault() {
                 Some(_) => Happened::DiskFull,
                 None => Happened::DiskError,
             });
@@ -909,6 +1087,10 @@ impl Simulation {
             node.durable.state = after;
             node.durable.log.take(write, |position| self.invariants.logs.digest(position));
             self.invariants.logs.writes(id, write, &node.durable.log)?;
+        }
+        if !node.disk.has_flipped() {
+            let ends = node.disk.ends().map_err(|error| format!("storage: {id}: {error}"))?;
+            self.invariants.durable.log_is(id, ends, &node.durable.log)?;
         }
         if self.rng.percent(self.world.late_percent) && self.healed_at.is_none() {
             self.coverage.saw(Happened::LateCompletion);
@@ -935,9 +1117,15 @@ impl Simulation {
         self.settle(id)
     }
 
-    fn fetched(&mut self, id: NodeId, life: u64, fetch: LogFetch) -> Checked {
+    fn fetched(
+        &mut self,
+        id: NodeId,
+        life: u64,
+        fetch: LogFetch,
+        read: Option<Result<Vec<Entry>, StorageError>>,
+    ) -> Checked {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
-        match node.disk.read(fetch.from, fetch.until, fetch.bytes_max) {
+        match read.unwrap_or_else(|| node.disk.read(fetch.from, fetch.until, fetch.bytes_max)) {
             Err(error @ StorageError::Corrupt { .. }) if node.disk.has_flipped() => {
                 node.lost = Some(Lost::Damaged);
                 self.coverage.saw(Happened::BitFlip);
@@ -1101,7 +1289,7 @@ impl Simulation {
         let leads = if status.role == Role::Leader { Some(status.term) } else { None };
         if let Some(term) = leads.or(led)
             && status.commit > committed
-            && node.lost != Some(Lost::Wiped)
+            && node.lost.is_none()
         {
             let (first, last) = (seen.members_as_of, status.members.as_of());
             let configurations: Vec<_> =
@@ -1177,12 +1365,12 @@ impl Simulation {
         let Some(running) = &mut node.running else { return Ok(()) };
         let seen = running.seen;
         self.invariants.commit.moves(id, seen.commit, status.commit)?;
-        let is_wiped = node.lost == Some(Lost::Wiped);
         if status.commit > seen.commit && node.lost.is_none() {
             self.invariants.committed.commits(id, status.commit, &running.log)?;
         }
         let is_news = (seen.role, seen.term) != (status.role, status.term);
-        if status.role == Role::Leader && !is_wiped {
+        // What a node that lost its disk takes itself for is not judged: nobody hears of it.
+        if status.role == Role::Leader && node.lost.is_none() {
             if is_news {
                 self.invariants.elections.leads(id, status.term)?;
                 let committed = &self.invariants.committed;
@@ -1190,7 +1378,23 @@ impl Simulation {
                 self.coverage.saw(Happened::LeaderElected);
             }
             self.invariants.membership.leads(id, status.commit, &running.log)?;
+            leadership::leads(id, status.members.is_voter(id))?;
+            if !is_news
+                && status.commit > seen.commit
+                && let Some(place) = running.log.at(status.commit)
+            {
+                let commit = &self.invariants.commit;
+                commit.leader_commits_of_term(id, status.term, status.commit, place.term)?;
+            }
         }
+        let in_force = status.members.as_of();
+        // A record about members changes no quorum; what comes from a snapshot may.
+        let is_change =
+            running.log.at(in_force).map_or(in_force <= running.log.truncated.index, |place| place.is_change);
+        if in_force > seen.in_force && seen.in_force > LogIndex::ZERO && is_change {
+            self.invariants.durable.in_force(id, in_force, node.durable.commit())?;
+        }
+        running.seen.in_force = in_force;
         running.seen.role = status.role;
         running.seen.term = status.term;
         running.seen.commit = status.commit;
@@ -1207,6 +1411,32 @@ impl Simulation {
                     status.role, status.term, status.last, status.commit
                 ),
             );
+        }
+        Ok(())
+    }
+
+    /// A leader has heard an acknowledgement: what it counts on is there. Who is in a later term may have given it up since.
+    fn observe_progress(&mut self, id: NodeId) -> Checked {
+        let Some(status) = self.status(id).filter(|status| status.role == Role::Leader) else {
+            return Ok(());
+        };
+        let (sender, inspected) = mpsc::channel();
+        let reply = Responder::new(move |inspection| drop(sender.send(inspection)));
+        let Some(running) = self.running(id) else { return Ok(()) };
+        running.core.handle_local_request_msg(LocalRequestMsg::Inspect { reply });
+        let Ok(Ok(inspection)) = inspected.recv() else { return Ok(()) };
+        let log = match self.nodes.get(&id) {
+            Some(Node { lost: None, running: Some(running), .. }) => &running.log,
+            _ => return Ok(()),
+        };
+        for peer in inspection.progress.iter().filter(|peer| peer.id != id) {
+            if let (Some(node), Some(digest)) = (self.nodes.get(&peer.id), log.digest(peer.matched))
+                && node.lost.is_none()
+                && node.durable.state.hard_state.term <= status.term
+            {
+                let holds = node.holds(peer.matched, digest);
+                self.invariants.commit.leader_counts(id, peer.id, peer.matched, holds)?;
+            }
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use raftify_core::{CheckedConfig, Config};
-use rand::RngExt;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::nemesis::Fault;
@@ -42,6 +42,28 @@ pub(crate) struct World {
     /// What goes wrong, and the mean time between two of it.
     pub(crate) faults: Vec<Fault>,
     pub(crate) fault_interval: Time,
+    pub(crate) peculiar: Peculiar,
+}
+
+/// What only some worlds have. It is drawn apart from all else, so that a world without any of it is what it was before
+/// there was any of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Peculiar {
+    /// Of 100 turns with something to write, so many end in a crash when their messages, or some of them, have left,
+    /// and before the write has begun.
+    pub(crate) crashes_percent: u32,
+    /// The same of turns in which a leader appends to its log: as in figure 8 of the paper.
+    pub(crate) leader_crashes_percent: u32,
+    /// Of 100 messages, so many arrive once more, up to some elections later.
+    pub(crate) lingering_percent: u32,
+    /// Now and then, a leader gets many proposals at once, mostly when it is about to be cut off.
+    pub(crate) bursts: bool,
+    /// The operator asks for more changes of members, also for what must be refused, and to remove the leader.
+    pub(crate) many_changes: bool,
+    /// Entries are read from the disk when they are asked for, and given to the core much later.
+    pub(crate) late_reads: bool,
+    /// Nodes have the real segment log.
+    pub(crate) segments: bool,
 }
 
 /// Choices that are made again and again.
@@ -75,8 +97,51 @@ impl Chance for ChaCha8Rng {
     }
 }
 
+/// Chosen so that the seeds that were kept before there was anything peculiar still draw their worlds.
+const PECULIAR_STREAM: u64 = 3;
+
 impl World {
-    pub(crate) fn draw(rng: &mut ChaCha8Rng) -> World {
+    /// The one of `seed`, and the random numbers that decide about all that happens in it.
+    pub(crate) fn of(seed: u64) -> (World, ChaCha8Rng) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut world = World::draw(&mut rng);
+        let mut apart = ChaCha8Rng::seed_from_u64(seed);
+        apart.set_stream(PECULIAR_STREAM);
+        world.become_peculiar(&mut apart);
+        (world, rng)
+    }
+
+    /// Half of all worlds stay as they are.
+    fn become_peculiar(&mut self, rng: &mut ChaCha8Rng) {
+        if rng.percent(50) {
+            return;
+        }
+        self.peculiar = Peculiar {
+            crashes_percent: rng.one_of(&[0, 0, 1, 3]),
+            leader_crashes_percent: rng.one_of(&[0, 0, 0, 20]),
+            lingering_percent: rng.one_of(&[0, 0, 2, 10]),
+            bursts: rng.percent(40),
+            many_changes: rng.percent(40),
+            late_reads: rng.percent(40),
+            segments: rng.percent(40),
+        };
+        if self.peculiar.many_changes {
+            self.faults.extend([Fault::ChangeMembers; 3]);
+        }
+        match rng.random_range(0..10) {
+            // A single voter needs nobody's consent to lead, and its learners believe it.
+            0 => {
+                (self.voters, self.learners) = (1, 2);
+                self.think = 100 * MILLISECOND;
+                self.write_delay = (10 * MILLISECOND, 150 * MILLISECOND);
+                self.peculiar.crashes_percent = 3;
+            }
+            1 => (self.voters, self.learners) = (5, 0),
+            _ => {}
+        }
+    }
+
+    fn draw(rng: &mut ChaCha8Rng) -> World {
         let voters = rng.one_of(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]);
         let learners = rng.one_of(&[0, 0, 0, 1, 2]).min(7 - voters);
         let faults: Vec<Fault> = {
@@ -106,6 +171,7 @@ impl World {
             padding_bytes_max: rng.one_of(&[0, 0, 50, 400]),
             faults,
             fault_interval: if quiet { SECOND } else { rng.one_of(&[300, 1000, 3000]) * MILLISECOND },
+            peculiar: Peculiar::default(),
         }
     }
 }
@@ -146,13 +212,11 @@ fn draw_config(rng: &mut ChaCha8Rng) -> CheckedConfig {
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng;
-
     use super::*;
 
     #[test]
     fn every_seed_draws_a_world_of_its_own_and_always_the_same() {
-        let world = |seed| format!("{:?}", World::draw(&mut ChaCha8Rng::seed_from_u64(seed)));
+        let world = |seed| format!("{:?}", World::of(seed).0);
         let worlds: std::collections::BTreeSet<String> = (0..500).map(world).collect();
         assert_eq!(worlds.len(), 500);
         assert_eq!(world(7), world(7));

@@ -2,6 +2,7 @@
 //! cut after each one, and let each one fail.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,11 @@ pub(crate) trait SegmentOperations: NameOperations {
 
     /// The paths of what is in a directory, in any order.
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// A number that no earlier one tells anything about.
+    fn unforeseen(&self) -> u64 {
+        RandomState::new().hash_one(())
+    }
 
     /// Starts `work` beside the caller. What is given back waits until it is done.
     fn beside(&self, work: Work) -> io::Result<Work>;

@@ -25,6 +25,9 @@ pub use format::StorageKind;
 pub use read_only::{ReadOnlyLogReader, ReadOnlyStorage};
 pub use snapshot_files::{SnapshotFile, SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
 pub use storage::{HeedLogReader, HeedStorage};
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub use wal::simulation;
 pub use wal::{WalLogReader, WalSettings, WalStorage};
 
 use std::io;

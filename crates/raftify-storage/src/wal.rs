@@ -3,7 +3,7 @@
 //!
 //! `segment.rs` knows one file, `record.rs` the bytes of one write, `log.rs` appends and reads, `recovery.rs` finds the
 //! log again after a crash, `metadata.rs` keeps what is rare, `view.rs` looks at it all beside another process. This
-//! file puts them together with the snapshots.
+//! file puts them together with the snapshots. `simulation.rs` has the log on a disk in memory, for the simulator.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,10 @@ mod metadata;
 mod record;
 mod recovery;
 mod segment;
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 mod simulated_disk;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 #[cfg(test)]
 mod tests;
 mod view;

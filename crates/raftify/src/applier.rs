@@ -26,7 +26,7 @@ use crate::reply::Reply;
 use crate::snapshot_taker::SnapshotTaker;
 use crate::state_machine::AbstractStateMachine;
 use crate::timing::{Step, mark};
-use crate::worker::{Worker, caught};
+use crate::worker::{Worker, caught, may_block};
 
 /// More entries at once are left to the thread.
 const INLINE_ENTRIES_MAX: usize = 32;
@@ -155,22 +155,30 @@ async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
     lifecycle: Lifecycle,
 ) {
     let events = lock(&applier).events.clone();
-    let mut outcome = snapshot.map_or(Ok(()), |snapshot| lock(&applier).begin_at(snapshot));
+    let mut outcome = match snapshot {
+        Some(snapshot) => may_block(|| lock(&applier).begin_at(snapshot)).await,
+        None => Ok(()),
+    };
     queued.fetch_sub(1, Ordering::Release);
     let mut work = Vec::new();
     while outcome.is_ok() && !lifecycle.is_stopping() {
         outcome = tokio::select! {
+            biased;
             count = queue.recv_many(&mut work, TAKEN_IN_MAX) => {
                 if count == 0 {
                     break;
                 }
-                let applied = lock(&applier).take_in(work.drain(..));
+                let applied = may_block(|| lock(&applier).take_in(work.drain(..))).await;
                 // If the loop is gone, the node has stopped already.
                 let told = applied.map(|index| drop(events.send(Event::Applied(index))));
                 queued.fetch_sub(count, Ordering::Release);
-                told
+                // A queue that is filled as fast as it is emptied does not keep queries waiting.
+                match queries.try_recv() {
+                    Ok(query) if told.is_ok() => may_block(|| lock(&applier).answer(query)).await,
+                    _ => told,
+                }
             }
-            Some(query) = queries.recv() => lock(&applier).answer(query),
+            Some(query) = queries.recv() => may_block(|| lock(&applier).answer(query)).await,
         };
     }
     if let Err(reason) = outcome {
@@ -179,7 +187,7 @@ async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
     let writing_out = lock(&applier).snapshot_taker.take_thread();
     if let Some(thread) = writing_out {
         // It sees that the node stops; a panic in it is caught.
-        let _ = thread.join();
+        thread.ended().await;
     }
 }
 

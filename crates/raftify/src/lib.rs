@@ -65,6 +65,7 @@
 //! [`query`]: RaftNode::query
 
 mod applier;
+mod chance;
 pub mod error;
 mod formatter;
 #[cfg(feature = "testing")]
@@ -87,6 +88,8 @@ mod reply;
 mod request_queue;
 mod running;
 mod severable;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod snapshot_directory;
 mod snapshot_receiver;
 mod snapshot_sender;
@@ -94,6 +97,7 @@ mod snapshot_taker;
 mod snapshots;
 mod state_machine;
 mod timing;
+mod transport;
 mod wire;
 mod worker;
 

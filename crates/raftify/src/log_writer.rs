@@ -8,18 +8,19 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use raftify_core::error::StopReason;
 use raftify_core::storage::Write;
 use raftify_core::{Entry, LogIndex, NodeId, RaftMessage, StableStorage, TurnNumber};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::outbox::Outbox;
 use crate::raft_loop::Event;
 use crate::timing::{Step, mark};
-use crate::worker::{Worker, caught};
+use crate::worker::{Worker, caught, may_block};
 
 /// Turns are merged into one write until they have this many bytes. More would only delay the first of them.
 const MERGED_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -145,7 +146,7 @@ async fn write_all<S: StableStorage>(
         if raftify_core::mutated!(MessagesLeaveBeforeTheWrite) {
             outbox.send(std::mem::take(&mut messages));
         }
-        let outcome = write(node_id, &storage, newest, &writes);
+        let outcome = may_block(|| write(node_id, &storage, newest, &writes)).await;
         let failed = matches!(outcome, Event::Failed(_));
         // The loop hears of it before any peer does, so that an answer never overtakes the news. If the loop is gone,
         // the node has stopped, and the messages go nowhere.

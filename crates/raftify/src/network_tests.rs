@@ -29,7 +29,9 @@ use crate::raft_server::{Door, serve};
 use crate::remote_node::endpoint;
 use crate::reply::{Reply, local_reply};
 use crate::request_queue::{RequestReceiver, request_queue};
+use crate::transport::Listener;
 use crate::wire::{self, DoorRefusal, proto};
+use crate::worker::Blocking;
 use snapshots::TestSnapshots;
 
 const CLUSTER: ClusterId = ClusterId(0xc1);
@@ -79,7 +81,8 @@ impl TestNode {
         let (requests, received) = request_queue(config.request_queue_max, config.request_queue_bytes_max);
         let (events, peer_events) = mpsc::unbounded_channel();
         let snapshots = TestSnapshots::default();
-        let outbox = Outbox::start(address.clone(), config.clone(), snapshots.clone(), events);
+        let outbox =
+            Outbox::start(address.clone(), config.clone(), snapshots.clone(), Blocking::new(), events);
         let status = NodeStatus {
             node_id: id(node),
             identity,
@@ -100,11 +103,12 @@ impl TestNode {
             snapshots: snapshots.clone(),
             config,
             outbox: outbox.clone(),
+            blocking: Blocking::new(),
             remote_reply: Reply::Remote,
             check_entry: |_| Ok(()),
         };
         let (stop, stopped) = oneshot::channel();
-        let serving = tokio::spawn(serve(listener, door, async { drop(stopped.await) }));
+        let serving = tokio::spawn(serve(Listener::Tcp(listener), door, async { drop(stopped.await) }));
         let stop = Some(stop);
         let node = id(node);
         TestNode {
@@ -592,7 +596,7 @@ async fn a_node_forwards_no_more_than_it_would_take_itself() {
     a.outbox.forward(Forward { to: b.id, request: second });
     assert_eq!(within("a refusal", refused).await, Err(ProposeError::Busy { waiting: 1 }));
     drop(request);
-    assert!(matches!(within("an answer", first).await, Err(ProposeError::Stopped(_))));
+    assert!(matches!(within("an answer", first).await, Err(ProposeError::Unknown(_))));
 }
 
 /// Takes connections and closes each after it has read something.

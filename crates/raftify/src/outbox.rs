@@ -31,7 +31,9 @@ use tracing::{debug, error, info, warn};
 
 use crate::remote_node::{self, CallError, RemoteNode};
 use crate::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
+use crate::transport;
 use crate::wire::{self, DoorRefusal, VerbError, proto};
+use crate::worker::Blocking;
 
 /// The pause before the second attempt to connect; it doubles with each further one.
 const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(20);
@@ -152,11 +154,12 @@ impl Outbox {
         own_address: String,
         config: CheckedConfig,
         snapshots: S,
+        blocking: Blocking,
         events: Events,
     ) -> Outbox {
         let shared = Shared {
             own_address,
-            snapshots: Arc::new(SnapshotSender::new(&config, snapshots, events.clone())),
+            snapshots: Arc::new(SnapshotSender::new(&config, snapshots, blocking, events.clone())),
             events,
             runtime: Handle::current(),
             forwarded: Arc::default(),
@@ -388,7 +391,7 @@ impl Shared {
                 queue,
                 channel: {
                     let _on_runtime = self.runtime.enter(); // The channel starts a task of its own.
-                    endpoint.connect_lazy()
+                    transport::connect_lazily(&endpoint)
                 },
                 stream_task: self.spawn(&mut state.tasks, connection.keep()),
                 snapshot_task: None,
@@ -603,7 +606,7 @@ impl PeerConnection {
         let mut last_reason = String::new();
         loop {
             let batches = self.queue.open();
-            let broken = match self.endpoint.connect().await {
+            let broken = match transport::connect(&self.endpoint).await {
                 Ok(channel) => {
                     debug!(peer = %self.id, address = self.address, "connected");
                     reported = false;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::worker::{block_for, now};
+
 /// Who was held up, by a slow disk or a slow network, may make up for so much of it, and not more.
 const CREDIT: Duration = Duration::from_millis(20);
 
@@ -45,9 +47,9 @@ impl Pace {
 
     /// Blocks until so many bytes may pass.
     pub(crate) fn pass_blocking(&self, bytes: usize) {
-        let wait = self.reserve(Instant::now(), bytes);
+        let wait = self.reserve(now(), bytes);
         if !wait.is_zero() {
-            std::thread::sleep(wait);
+            block_for(wait);
         }
     }
 

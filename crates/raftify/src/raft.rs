@@ -3,8 +3,6 @@
 //! [`Raft::bootstrap`] does everything that can fail before a node takes part: it checks the settings, loads the
 //! storage and takes the port. [`Raft::run`] then runs all parts of the node until its end.
 
-use std::io;
-use std::net::{TcpListener, ToSocketAddrs};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::chance::random;
 use crate::error::{AddPeersError, BootstrapError, JoinClusterError, RequestIdError, RunError};
 use crate::formatter::{CustomFormatter, DefaultFormatter};
 use crate::lifecycle::Lifecycle;
@@ -29,6 +28,7 @@ use crate::raft_node::RaftNode;
 use crate::request_queue::request_queue;
 use crate::running::NodeParts;
 use crate::state_machine::AbstractStateMachine;
+use crate::transport::Listener;
 
 /// How long [`Raft::request_id`] waits for a ticket.
 const TICKET_DEADLINE: Duration = Duration::from_secs(30);
@@ -48,6 +48,8 @@ pub struct Raft<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
     node: RaftNode<LogEntry, FSM>,
     raft_addr: Arc<str>,
     first_members: Arc<Mutex<Option<Members>>>,
+    /// Drawn once, so that a fresh directory that joins twice at a time is still one directory.
+    incarnation: Incarnation,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for Raft<LogEntry, FSM> {
@@ -56,6 +58,7 @@ impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for Raft<Lo
             node: self.node.clone(),
             raft_addr: Arc::clone(&self.raft_addr),
             first_members: Arc::clone(&self.first_members),
+            incarnation: self.incarnation,
         }
     }
 }
@@ -156,18 +159,13 @@ where
         let stored = storage.load()?;
         let recovered = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
-        let start = CoreStart {
-            node_id,
-            config: config.clone(),
-            seed: rand::random(),
-            stored,
-            logger: options.logger,
-        };
+        let start =
+            CoreStart { node_id, config: config.clone(), seed: random(), stored, logger: options.logger };
         let core = RaftNodeCore::new(start, &storage.log_reader()).map_err(|error| match error {
             StartError::Storage(error) => BootstrapError::Storage(error),
             error => BootstrapError::Start(error),
         })?;
-        let listener = listen(options.listen_addr.as_deref().unwrap_or(&raft_addr))?;
+        let listener = Listener::bind(options.listen_addr.as_deref().unwrap_or(&raft_addr))?;
 
         let (requests, local_requests) =
             request_queue(config.request_queue_max, config.request_queue_bytes_max);
@@ -192,7 +190,7 @@ where
             first_members: Arc::clone(&first_members),
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
-        Ok(Raft { node, raft_addr, first_members })
+        Ok(Raft { node, raft_addr, first_members, incarnation: Incarnation(random()) })
     }
 
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
@@ -318,7 +316,7 @@ where
     /// Makes this directory one of the cluster, durably, so that the cluster's messages are believed.
     async fn take_on_identity(&self, cluster_id: ClusterId) -> Result<Identity, JoinClusterError> {
         let known = self.status().borrow().identity;
-        let incarnation = known.map_or_else(|| Incarnation(rand::random()), |identity| identity.incarnation);
+        let incarnation = known.map_or(self.incarnation, |identity| identity.incarnation);
         let identity = Identity { cluster_id, node_id: self.get_id(), incarnation };
         let request = |reply| LocalRequestMsg::AwaitCluster { identity, reply };
         match self.node.request(self.node.config().membership_timeout, request).await {
@@ -343,7 +341,12 @@ where
         let added = async {
             ClusterConnection::new(addresses, within)?.to(ticket.cluster_id).change_config(change).await
         };
-        match added.await {
+        let added = tokio::select! {
+            biased;
+            reason = self.node.lifecycle().stopping() => return Err(reason.into()),
+            added = added => added,
+        };
+        match added {
             Ok(_) => Ok(()),
             // It may have been made: whether it was shows when this node hears from the cluster.
             Err(ClientError::Answer(MembershipError::Unknown(_))) => Ok(()),
@@ -356,6 +359,7 @@ where
         let waited = self.node.config().membership_timeout;
         let mut status = self.status();
         tokio::select! {
+            biased;
             member = timeout(waited, status.wait_for(|status| status.is_member())) => match member {
                 Ok(Ok(_)) => Ok(()),
                 Ok(Err(_)) => Err(self.node.lifecycle().stop_reason().into()),
@@ -382,19 +386,4 @@ fn applied_by<FSM: AbstractStateMachine>(
         }
         _ => Ok(applied),
     }
-}
-
-fn listen(listen_addr: &str) -> Result<TcpListener, BootstrapError> {
-    let address = || listen_addr.to_owned();
-    let resolved = listen_addr.to_socket_addrs();
-    let resolved: Vec<_> =
-        resolved.map_err(|source| BootstrapError::Unresolved { address: address(), source })?.collect();
-    let listener = TcpListener::bind(&*resolved).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    });
-    listener.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => BootstrapError::PortTaken { address: address() },
-        _ => BootstrapError::Listen { address: address(), source },
-    })
 }

@@ -18,9 +18,10 @@ use raftify_core::members::{AddressProblem, check_address};
 use raftify_core::{
     ClusterId, Forwarding, Inspection, LogIndex, Members, MembershipChange, NodeId, Reservation,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::remote_node::{CallError, RemoteNode, endpoint};
+use crate::transport::connect_lazily;
 use crate::wire::{self, DoorRefusal, VerbError};
 use crate::{AbstractLogEntry, AbstractStateMachine};
 
@@ -416,7 +417,7 @@ impl ClusterConnection {
         let mut later = None;
         while let Some(address) = round.next() {
             let left = until.saturating_duration_since(Instant::now());
-            let node = match self.node(&address).await {
+            let node = match self.node(&address, until).await {
                 Ok(node) => node,
                 Err(problem) => {
                     unreachable.push(problem);
@@ -461,22 +462,22 @@ impl ClusterConnection {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn node(&self, address: &str) -> Result<RemoteNode, UnreachableNode> {
+    async fn node(&self, address: &str, until: Instant) -> Result<RemoteNode, UnreachableNode> {
         if let Some(node) = self.lock().nodes.get(address) {
             return Ok(node.clone());
         }
         // The transport resolves for itself; this is for a clear word on a name that is not known.
-        if let Err(error) = tokio::net::lookup_host(address).await {
-            return Err(UnreachableNode::Unresolved {
-                address: address.to_owned(),
-                reason: error.to_string(),
-            });
+        let unresolved = |reason: String| UnreachableNode::Unresolved { address: address.to_owned(), reason };
+        let patience = CONNECT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
+        match timeout(patience, tokio::net::lookup_host(address)).await {
+            Ok(found) => drop(found.map_err(|error| unresolved(error.to_string()))?),
+            Err(_) => return Err(unresolved(format!("no answer within {patience:?}"))),
         }
         let endpoint = endpoint(address, CONNECT_TIMEOUT).map_err(|error| UnreachableNode::NotConnected {
             address: address.to_owned(),
             reason: error.to_string(),
         })?;
-        let node = RemoteNode::new(endpoint.connect_lazy(), self.cluster_id);
+        let node = RemoteNode::new(connect_lazily(&endpoint), self.cluster_id);
         self.lock().nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }

@@ -13,7 +13,6 @@ use raftify_core::{
     TurnNumber,
 };
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -26,7 +25,7 @@ use crate::request_queue::{RequestReceiver, Weight};
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
 use crate::timing::{Step, mark};
-use crate::worker::caught;
+use crate::worker::{Blocking, caught};
 
 /// What the loop's own helpers report. The queue is unbounded because each is the outcome of something that the core
 /// handed out, which it bounds.
@@ -71,6 +70,8 @@ pub(crate) struct Outputs<FSM: AbstractStateMachine, S: StableStorage> {
     pub(crate) outbox: Outbox,
     pub(crate) log_reader: S::LogReader,
     pub(crate) snapshots: Snapshots<S>,
+    /// For log reads and deletions of snapshots.
+    pub(crate) blocking: Blocking,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) lifecycle: Lifecycle,
@@ -84,8 +85,6 @@ pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
     outputs: Outputs<FSM, S>,
     ticks: Interval,
     failure: Option<StopReason>,
-    /// Log reads and deletions of snapshots under way, on threads for what blocks.
-    background: JoinSet<()>,
     /// What the outbox was last told.
     introduced: Option<(Identity, Arc<Members>)>,
     /// The newest snapshot when snapshots were last deleted.
@@ -115,7 +114,6 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         // After a pause of the process, ticks that were missed stay missed: told of all at once, a node would take its
         // leader for dead without having had a chance to hear it.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let background = JoinSet::new();
         RaftLoop {
             node_id: core.status().node_id,
             core,
@@ -123,7 +121,6 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             outputs,
             ticks,
             failure: None,
-            background,
             introduced: None,
             retained_for: None,
             has_woken: false,
@@ -157,7 +154,6 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         self.core.stop(&reason);
         // What is still queued is dropped with its queue, which answers it.
         drop(self.inputs);
-        self.background.join_all().await;
         reason
     }
 
@@ -242,7 +238,6 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             self.run_turn(turn);
         }
         self.publish();
-        while self.background.try_join_next().is_some() {}
     }
 
     /// What can be done beside the loop is handed out first; then what is best done here, if it is.
@@ -326,7 +321,7 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
     /// entries that are missing or wrong.
     fn fetch(&mut self, fetch: LogFetch) {
         let (reader, events) = (self.outputs.log_reader.clone(), self.outputs.events.clone());
-        self.background.spawn_blocking(move || {
+        drop(self.outputs.blocking.start(move || {
             let event = match caught(|| reader.read(fetch.from, fetch.until, fetch.bytes_max)) {
                 Ok(Ok(entries)) => Event::Fetched(fetch, Ok(entries)),
                 // Compacted or cut off since the core asked: it asks again, by what the log is then.
@@ -338,17 +333,17 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             };
             // If the loop is gone, nobody waits for it.
             let _ = events.send(event);
-        });
+        }));
     }
 
     /// Deletes the snapshots that nobody needs. A failure costs space only, and the next deletion makes up for it.
     fn retain_snapshots(&mut self) {
         let (snapshots, keep) = (self.outputs.snapshots.clone(), self.core.snapshots_in_use());
-        self.background.spawn_blocking(move || {
+        drop(self.outputs.blocking.start(move || {
             if let Err(error) = snapshots.retain(&keep) {
                 warn!("old snapshots could not be deleted: {error}");
             }
-        });
+        }));
     }
 
     fn stop_reason(&self) -> Option<StopReason> {

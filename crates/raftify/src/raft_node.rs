@@ -231,6 +231,7 @@ where
         let known = async {
             self.shared.lifecycle.running().await?;
             tokio::select! {
+                biased;
                 status = status.wait_for(|status| status.leader_id.is_some()) => {
                     // The sender is gone only when the node has stopped.
                     let leader = status.ok().and_then(|status| status.leader_id);
@@ -384,6 +385,8 @@ where
     /// Stops this node; the cluster goes on without it, and it comes back when it is bootstrapped again. Resolves
     /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed, closed and answered then. A node that
     /// never ran is closed at once. May be called from anywhere, any number of times.
+    ///
+    /// If the future of `run` is dropped, this resolves as well; the storage is then closed a little later.
     ///
     /// # Cancel safety
     /// Dropping the future does not keep the node from stopping.

@@ -21,11 +21,9 @@ use raftify_core::{
     ProposalReply, Responder, Sender, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore,
     Status as NodeStatus, Term,
 };
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
@@ -36,8 +34,10 @@ use crate::remote_node::{
 use crate::request_queue::{Refused, RequestSender};
 use crate::severable::Severable;
 use crate::snapshot_receiver::{Incoming, NotReceived, SnapshotReceiver};
+use crate::transport::Listener;
 use crate::wire::proto::raft_service_server::{RaftService, RaftServiceServer};
 use crate::wire::{self, DoorRefusal, VerbError, proto};
+use crate::worker::Blocking;
 
 /// After its deadline the core answers by itself; this much later the door answers in its place.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
@@ -57,6 +57,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) config: CheckedConfig,
     /// Told of senders that are not members yet.
     pub(crate) outbox: Outbox,
+    /// Where incoming snapshots are written.
+    pub(crate) blocking: Blocking,
     /// Makes the way back for a proposal that came over the network: the reply in its encoding.
     pub(crate) remote_reply: fn(oneshot::Sender<Result<Bytes, ProposeError>>) -> R,
     /// Why an entry that came over the network cannot be decoded. In the log it would stop every node, at each start.
@@ -70,18 +72,21 @@ pub(crate) struct Door<R, S> {
 /// # Errors
 /// If the listener cannot be used any more.
 pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
-    listener: std::net::TcpListener,
+    listener: Listener,
     door: Door<R, S>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let incoming = TcpIncoming::from(TcpListener::from_std(listener)?).with_nodelay(Some(true));
     let (uncut, severed) = watch::channel(());
-    let incoming = incoming.map(move |stream| Ok::<_, io::Error>(Severable::new(stream?, severed.clone())));
+    let incoming =
+        listener.incoming()?.map(move |stream| Ok::<_, io::Error>(Severable::new(stream?, severed.clone())));
     let (close, closing) = watch::channel(false);
     let (stopped, mut stopping) = oneshot::channel();
-    let snapshots =
-        Arc::new(SnapshotReceiver::new(door.snapshots.clone(), door.config.snapshot_chunk_timeout));
+    let snapshots = SnapshotReceiver::new(
+        door.snapshots.clone(),
+        door.blocking.clone(),
+        door.config.snapshot_chunk_timeout,
+    );
+    let snapshots = Arc::new(snapshots);
     let service = Service { door: Arc::new(door), closing, snapshots: Arc::clone(&snapshots) };
     let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
     let serving = Server::builder()
@@ -98,6 +103,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         });
     tokio::pin!(serving);
     let ended = tokio::select! {
+        biased;
         ended = &mut serving => ended,
         never = snapshots.forget_unused() => match never {},
         _ = &mut stopping => match timeout(SHUTDOWN_GRACE, &mut serving).await {
@@ -151,6 +157,13 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let node = status.node_id;
         let identity = status.identity.ok_or(DoorRefusal::NoCluster { node })?;
         if found != identity.cluster_id {
+            if receiver == node
+                && let Some(incarnation) = receiver_incarnation
+                && incarnation != identity.incarnation
+            {
+                // As below, if there is no room.
+                let _ = self.door.requests.try_send(ServerRequestMsg::KnownElsewhere { incarnation });
+            }
             return Err(DoorRefusal::OtherCluster { node, found, own: identity.cluster_id });
         }
         if receiver != node {
@@ -242,8 +255,10 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
     /// The next message of a stream, or a reason why there will be none.
     async fn next<M>(&self, stream: &mut Streaming<M>) -> Result<Option<M>, Status> {
         tokio::select! {
-            message = stream.message() => message,
+            // First: a stream that never pauses must not keep the server open.
+            biased;
             () = self.closed() => Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
+            message = stream.message() => message,
         }
     }
 
@@ -273,6 +288,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             return Ok(IncomingSnapshot::AlreadyHere);
         }
         let begun = tokio::select! {
+            biased;
             begun = self.snapshots.begin(term, snapshot, digest) => begun,
             () = self.closed() => return Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
         };
@@ -303,6 +319,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let reply = responder(answered);
         let install = ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply };
         tokio::select! {
+            biased;
             queued = self.door.requests.send(install) => {
                 queued.map_err(|_| DoorRefusal::Stopped(StopReason::Stopped))?;
             }
@@ -319,8 +336,9 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         use proto::snapshot_chunk::Part;
         loop {
             let part = tokio::select! {
-                part = self.next_chunk(stream) => part?,
+                biased;
                 ended = incoming.ended() => return Err(ended),
+                part = self.next_chunk(stream) => part?,
             };
             match part {
                 Some(Part::Data(data)) => incoming.write(data).await?,
@@ -407,6 +425,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
                 .collect();
             let messages = messages.map_err(DoorRefusal::from)?;
             let queued = tokio::select! {
+                biased;
                 queued = self.door.requests.send(ServerRequestMsg::RaftMessages { sender, receiver, messages }) => queued,
                 () = self.closed() => return Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
             };

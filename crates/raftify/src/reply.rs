@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::outbox::RemoteReply;
+use crate::worker::caught;
 
 /// Where the state machine's reply to one proposal goes. Dropped without an answer, it answers that the node has
 /// stopped.
@@ -18,6 +19,11 @@ pub(crate) enum Reply<T> {
     Remote(oneshot::Sender<Result<Bytes, ProposeError>>),
 }
 
+/// The entry was applied, but there is no reply. The user's own code, which makes the bytes, may panic as well.
+fn bad(reason: String) -> ProposeError {
+    ProposeError::Unknown(UnknownOutcome::BadReply(reason))
+}
+
 impl<T: Serialize> Reply<T> {
     /// The entry was applied, and this is what the state machine says.
     pub(crate) fn applied(self, reply: T) {
@@ -25,10 +31,11 @@ impl<T: Serialize> Reply<T> {
         match self {
             Reply::Local(sender) => drop(sender.send(Ok(reply))),
             Reply::Remote(sender) => {
-                let encoded = postcard::to_stdvec(&reply).map(Bytes::from).map_err(|error| {
-                    ProposeError::Unknown(UnknownOutcome::BadReply(format!("it cannot be encoded: {error}")))
-                });
-                drop(sender.send(encoded));
+                let encoded = match caught(|| postcard::to_stdvec(&reply)) {
+                    Ok(encoded) => encoded.map(Bytes::from).map_err(|error| error.to_string()),
+                    Err(panic) => Err(panic),
+                };
+                drop(sender.send(encoded.map_err(|reason| bad(format!("it cannot be encoded: {reason}")))));
             }
         }
     }
@@ -47,9 +54,11 @@ impl<T: DeserializeOwned + Send + 'static> RemoteReply for Reply<T> {
     fn deliver(self, encoded_reply: Bytes) {
         match self {
             Reply::Local(sender) => {
-                let reply = postcard::from_bytes(&encoded_reply)
-                    .map_err(|error| ProposeError::Unknown(UnknownOutcome::BadReply(error.to_string())));
-                drop(sender.send(reply));
+                let reply = match caught(|| postcard::from_bytes(&encoded_reply)) {
+                    Ok(reply) => reply.map_err(|error| error.to_string()),
+                    Err(panic) => Err(panic),
+                };
+                drop(sender.send(reply.map_err(bad)));
             }
             Reply::Remote(sender) => drop(sender.send(Ok(encoded_reply))),
         }
@@ -61,4 +70,38 @@ pub(crate) fn local_reply<T>() -> (Reply<T>, impl Future<Output = Result<T, Prop
     let (sender, receiver) = oneshot::channel();
     let answer = async move { receiver.await.unwrap_or(Err(ProposeError::Stopped(StopReason::Stopped))) };
     (Reply::Local(sender), answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Panics;
+
+    impl Serialize for Panics {
+        fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            panic!("told to")
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Panics {
+        fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Panics, D::Error> {
+            panic!("told to")
+        }
+    }
+
+    /// Whoever encodes it applies entries, and goes on with the next one.
+    #[test]
+    fn a_reply_that_panics_on_its_way_is_an_answer_of_its_own() {
+        let is_bad = |answer| matches!(answer, ProposeError::Unknown(UnknownOutcome::BadReply(reason)) if reason.ends_with("panicked: told to"));
+        let (sender, mut answer) = oneshot::channel();
+        Reply::Remote(sender).applied(Panics);
+        assert!(is_bad(answer.try_recv().unwrap().unwrap_err()));
+        let (sender, mut answer) = oneshot::channel();
+        Reply::<Panics>::Local(sender).deliver(Bytes::new());
+        assert!(is_bad(answer.try_recv().unwrap().unwrap_err()));
+    }
 }

@@ -124,8 +124,9 @@ impl<T: Weight> RequestSender<T> {
                 return Ok(());
             }
             tokio::select! {
-                () = freed => {}
+                biased;
                 () = self.sender.closed() => return Err(Refused::Closed),
+                () = freed => {}
             }
         }
     }

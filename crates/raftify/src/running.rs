@@ -1,7 +1,6 @@
 //! From the parts of a node to a running one, and back: starts them in order, waits, and ends them in order.
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use raftify_core::error::{JoinError, StopReason};
@@ -14,6 +13,7 @@ use tokio::task::{JoinError as TaskError, JoinSet};
 use tracing::{error, info, warn};
 
 use crate::applier::{ApplierStart, Query};
+use crate::chance::random;
 use crate::error::RunError;
 use crate::formatter::CustomFormatter;
 use crate::lifecycle::Lifecycle;
@@ -27,7 +27,8 @@ use crate::request_queue::{RequestReceiver, request_queue};
 use crate::snapshot_taker::SnapshotTaker;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
-use crate::worker::caught;
+use crate::transport::Listener;
+use crate::worker::{Blocking, caught};
 
 /// Everything that a node consists of, before it runs.
 pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
@@ -38,7 +39,7 @@ pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) state_machine: FSM,
     pub(crate) snapshot: Option<SnapshotMeta>,
     pub(crate) recovered: LogPosition,
-    pub(crate) listener: TcpListener,
+    pub(crate) listener: Listener,
     pub(crate) local_requests: RequestReceiver<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
     pub(crate) status: watch::Sender<Status>,
@@ -64,8 +65,14 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             request_queue(self.config.request_queue_max, self.config.request_queue_bytes_max);
         let snapshots = TrackedSnapshots::new(self.storage.snapshots());
         let log_reader = self.storage.log_reader();
-        let outbox =
-            Outbox::start(self.raft_addr.to_string(), self.config.clone(), snapshots.clone(), peer_events);
+        let blocking = Blocking::new();
+        let outbox = Outbox::start(
+            self.raft_addr.to_string(),
+            self.config.clone(),
+            snapshots.clone(),
+            blocking.clone(),
+            peer_events,
+        );
         let (log_writer, writer_thread) =
             LogWriter::start(node_id, self.storage, events.clone(), outbox.clone())?;
         let applier = ApplierStart {
@@ -92,6 +99,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             snapshots: snapshots.clone(),
             config: self.config.clone(),
             outbox: outbox.clone(),
+            blocking: blocking.clone(),
             remote_reply: Reply::Remote,
             check_entry: |payload| match caught(|| FSM::LogEntry::decode(payload)) {
                 Ok(decoded) => decoded.map(drop).map_err(|error| error.to_string()),
@@ -111,6 +119,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             outbox: outbox.clone(),
             log_reader,
             snapshots,
+            blocking: blocking.clone(),
             events,
             status: self.status,
             lifecycle: lifecycle.clone(),
@@ -128,6 +137,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
 
         let mut ended = Vec::new();
         tokio::select! {
+            // A failure that is known already is the reason, not the wish that came after it.
+            biased;
             first = tasks.join_next() => ended.extend(first),
             () = termination() => info!(node = %node_id, "asked to stop by a signal"),
             () = lifecycle.quit_asked() => {}
@@ -142,6 +153,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         outbox.shutdown().await;
         writer_thread.ended().await;
         applier_thread.ended().await;
+        blocking.ended().await;
         match &outcome {
             Ok(()) => info!(node = %node_id, "the node has stopped"),
             Err(error) => error!(node = %node_id, "{error}"),
@@ -163,7 +175,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             }
             return not_begun;
         }
-        let incarnation = Incarnation(rand::random());
+        let incarnation = Incarnation(random());
         let (cluster_id, members) = match given {
             Some(members) => (members.derive_cluster_id(), members),
             None if node_id == NodeId::FIRST => {
@@ -171,7 +183,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
                     Member { incarnation: Some(incarnation), ..Member::voter(node_id, &*self.raft_addr) };
                 let members =
                     Members::initial([this]).expect("one voter whose address was checked at bootstrap");
-                (ClusterId(rand::random()), members)
+                (ClusterId(random()), members)
             }
             None => return not_begun,
         };
@@ -223,6 +235,10 @@ fn outcome(
 
 /// Resolves when the process is asked to end.
 async fn termination() {
+    #[cfg(feature = "simulation")]
+    if crate::simulation::is_on() {
+        return std::future::pending().await; // Nobody sends signals there.
+    }
     let interrupt = async {
         if let Err(error) = tokio::signal::ctrl_c().await {
             warn!("Ctrl+C cannot be listened for: {error}");

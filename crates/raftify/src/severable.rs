@@ -9,20 +9,21 @@ use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::transport::Connection;
+
 /// An accepted connection.
 pub(crate) struct Severable {
-    stream: TcpStream,
+    stream: Connection,
     /// `None` once it has resolved.
     severed: Option<BoxFuture<'static, ()>>,
 }
 
 impl Severable {
     /// Ends when the sender of `severed` is dropped.
-    pub(crate) fn new(stream: TcpStream, mut severed: watch::Receiver<()>) -> Severable {
+    pub(crate) fn new(stream: Connection, mut severed: watch::Receiver<()>) -> Severable {
         let severed = Box::pin(async move { while severed.changed().await.is_ok() {} });
         Severable { stream, severed: Some(severed) }
     }

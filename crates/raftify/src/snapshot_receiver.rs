@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::remote_node::with_sources;
 use crate::wire::{DoorRefusal, proto};
+use crate::worker::Blocking;
 
 /// An unfinished snapshot that nobody has gone on with for so many chunk timeouts is deleted.
 const KEPT_CHUNKS: u32 = 10;
@@ -26,6 +27,8 @@ const KEPT_CHUNKS: u32 = 10;
 /// What all calls of a node share.
 pub(crate) struct SnapshotReceiver<S: SnapshotStore> {
     store: S,
+    /// Where snapshots are written.
+    blocking: Blocking,
     chunk_timeout: Duration,
     /// The call that is being served.
     serving: Mutex<Option<Serving>>,
@@ -55,8 +58,14 @@ struct Partial<W> {
 }
 
 impl<S: SnapshotStore> SnapshotReceiver<S> {
-    pub(crate) fn new(store: S, chunk_timeout: Duration) -> SnapshotReceiver<S> {
-        SnapshotReceiver { store, chunk_timeout, serving: Mutex::default(), unfinished: Arc::default() }
+    pub(crate) fn new(store: S, blocking: Blocking, chunk_timeout: Duration) -> SnapshotReceiver<S> {
+        SnapshotReceiver {
+            store,
+            blocking,
+            chunk_timeout,
+            serving: Mutex::default(),
+            unfinished: Arc::default(),
+        }
     }
 
     fn serving(&self) -> MutexGuard<'_, Option<Serving>> {
@@ -73,6 +82,7 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
     ) -> Result<Incoming<S>, NotReceived> {
         let mut ended = self.serve(term)?;
         let held = tokio::select! {
+            biased;
             held = Arc::clone(&self.unfinished).lock_owned() => held,
             _ = &mut ended => return Err(self.superseded(term)),
         };
@@ -80,7 +90,7 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
             held.as_ref().is_some_and(|partial| partial.meta == meta && partial.announced == announced);
         let store = self.store.clone();
         let position = meta.position;
-        let opened = blocking(move || {
+        let opened = self.write(move || {
             let mut held = held;
             if !goes_on {
                 // The one before is deleted first: there may be no room for both.
@@ -115,6 +125,18 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         DoorRefusal::StaleSnapshot { term, newer }.into()
     }
 
+    fn give_up(&self, mut held: Held<S::Writer>) {
+        drop(self.blocking.start(move || *held = None));
+    }
+
+    /// Writes where that may wait for the disk.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        self.blocking.start(work).await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
     /// Deletes what nobody goes on with. Never ends.
     pub(crate) async fn forget_unused(&self) -> Infallible {
         loop {
@@ -126,15 +148,10 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
             if let Some(partial) = held.as_ref().filter(|partial| partial.last_used.elapsed() > patience) {
                 let SnapshotDigest { data_bytes, .. } = partial.received;
                 info!(position = %partial.meta.position, data_bytes, "nobody goes on with an unfinished snapshot: it is deleted");
-                give_up(held);
+                self.give_up(held);
             }
         }
     }
-}
-
-/// Deletes what is there, on a thread that may wait for the disk.
-fn give_up<W: Send + 'static>(mut held: Held<W>) {
-    tokio::task::spawn_blocking(move || *held = None);
 }
 
 /// A snapshot that is being received.
@@ -187,7 +204,7 @@ impl<S: SnapshotStore> Incoming<S> {
             return Err(malformed(reason));
         }
         let position = partial.meta.position;
-        let written = blocking(move || match partial.writer.write_all(&chunk.data) {
+        let written = self.receiver.write(move || match partial.writer.write_all(&chunk.data) {
             Ok(()) => {
                 partial.received = partial.received.followed_by(&chunk.data);
                 partial.last_used = Instant::now();
@@ -216,7 +233,7 @@ impl<S: SnapshotStore> Incoming<S> {
             )));
         }
         let position = partial.meta.position;
-        let finished = blocking(move || {
+        let finished = self.receiver.write(move || {
             // Locked until the file is closed.
             let (_held, Partial { meta, writer, .. }) = (held, partial);
             if !is_complete {
@@ -275,11 +292,4 @@ impl From<DoorRefusal> for NotReceived {
 
 fn malformed(reason: String) -> NotReceived {
     DoorRefusal::Malformed(reason).into()
-}
-
-/// Files are written on threads that may wait for the disk.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }

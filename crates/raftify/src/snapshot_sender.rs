@@ -25,6 +25,7 @@ use crate::outbox::{Events, PeerEvent, PeerQueue, send_event};
 use crate::pace::Pace;
 use crate::remote_node;
 use crate::wire::{self, DoorRefusal, proto};
+use crate::worker::Blocking;
 
 /// A receiver makes the whole snapshot durable before it answers: that takes longer than taking in one chunk.
 const LAST_ANSWER_CHUNKS: u32 = 10;
@@ -50,6 +51,8 @@ type OpenedSnapshot = (SnapshotMeta, SnapshotDigest, Box<dyn Read + Send>);
 /// What all transfers of a node share.
 pub(crate) struct SnapshotSender {
     open: Box<Open>,
+    /// Where snapshots are read.
+    blocking: Blocking,
     pace: Pace,
     /// One for each transfer that may be under way.
     places: Semaphore,
@@ -59,19 +62,34 @@ pub(crate) struct SnapshotSender {
 }
 
 impl SnapshotSender {
-    pub(crate) fn new<S: SnapshotStore>(config: &CheckedConfig, snapshots: S, events: Events) -> Self {
+    pub(crate) fn new<S: SnapshotStore>(
+        config: &CheckedConfig,
+        snapshots: S,
+        blocking: Blocking,
+        events: Events,
+    ) -> Self {
         let open = move |position| {
             let (meta, digest, reader) = snapshots.open(position)?;
             Ok((meta, digest, Box::new(reader) as Box<dyn Read + Send>))
         };
         SnapshotSender {
             open: Box::new(open),
+            blocking,
             pace: Pace::new(config.snapshot_bytes_per_second_max),
             places: Semaphore::new(config.snapshots_in_flight_max.min(Semaphore::MAX_PERMITS)),
             chunk_timeout: config.snapshot_chunk_timeout,
             reconnect_delay_max: config.reconnect_delay_max,
             events,
         }
+    }
+
+    /// Reads the snapshot where that may wait for the disk.
+    async fn read<T: Send + 'static, E: ToString + Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, E> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let outcome = self.blocking.start(work).await;
+        outcome.map_err(|error| Failure::here(&error))?.map_err(|error| Failure::here(&error))
     }
 
     /// Reads the data and hands it to the stream, which takes a chunk when the receiver has room for it.
@@ -85,12 +103,17 @@ impl SnapshotSender {
         let mut skipped = 0;
         while skipped < begin_at {
             let length = (begin_at - skipped).min(SKIPPED_BYTES_MAX);
-            reader = blocking(move || {
-                // Read, and so checked, although it is not sent.
-                let read = io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
-                if read < length { Err(io::Error::from(io::ErrorKind::UnexpectedEof)) } else { Ok(reader) }
-            })
-            .await?;
+            reader = self
+                .read(move || {
+                    // Read, and so checked, although it is not sent.
+                    let read = io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
+                    if read < length {
+                        Err(io::Error::from(io::ErrorKind::UnexpectedEof))
+                    } else {
+                        Ok(reader)
+                    }
+                })
+                .await?;
             skipped += length;
             self.hand_over(&chunks, begin_at, Vec::new()).await?;
         }
@@ -100,11 +123,12 @@ impl SnapshotSender {
         }
         let mut offset = begin_at;
         loop {
-            let (returned, data) = blocking(move || {
-                let mut data = Vec::with_capacity(chunk_bytes);
-                reader.by_ref().take(chunk_bytes as u64).read_to_end(&mut data).map(|_| (reader, data))
-            })
-            .await?;
+            let (returned, data) = self
+                .read(move || {
+                    let mut data = Vec::with_capacity(chunk_bytes);
+                    reader.by_ref().take(chunk_bytes as u64).read_to_end(&mut data).map(|_| (reader, data))
+                })
+                .await?;
             reader = returned;
             if data.is_empty() {
                 break;
@@ -252,7 +276,7 @@ impl SnapshotTransfer {
         let position = self.snapshot.position;
         let _place = sender.places.acquire().await.map_err(|error| Failure::here(&error))?;
         let opening = Arc::clone(sender);
-        let (meta, digest, reader) = blocking(move || (opening.open)(position)).await?;
+        let (meta, digest, reader) = sender.read(move || (opening.open)(position)).await?;
         let introduction = self.queue.introduction();
         let head = proto::SnapshotHead {
             header: Some(introduction.header),
@@ -325,14 +349,6 @@ async fn next_answer(
     answer.answer.ok_or_else(|| Failure::broken("the peer's answer is empty".to_owned()))
 }
 
-/// Reads the snapshot on threads that may wait for the disk.
-async fn blocking<T: Send + 'static, E: ToString + Send + 'static>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, Failure> {
-    let outcome = tokio::task::spawn_blocking(work).await;
-    outcome.map_err(|error| Failure::here(&error))?.map_err(|error| Failure::here(&error))
-}
-
 struct Failure {
     reason: String,
     kind: Kind,
@@ -387,7 +403,7 @@ mod tests {
     async fn a_receiver_that_has_much_already_hears_of_its_sender_while_that_is_skipped() {
         let (events, _events) = mpsc::unbounded_channel();
         let config = Config { snapshot_bytes_per_second_max: 0, ..Config::default() }.check().unwrap();
-        let sender = SnapshotSender::new(&config, MemorySnapshotStore::default(), events);
+        let sender = SnapshotSender::new(&config, MemorySnapshotStore::default(), Blocking::new(), events);
         let (begin_at, all) = (2 * SKIPPED_BYTES_MAX + 1, 2 * SKIPPED_BYTES_MAX + 3);
         let (chunks, mut received) = mpsc::channel(1);
         let feed = sender.feed(Box::new(io::repeat(7).take(all)), begin_at, all, chunks);

@@ -5,7 +5,6 @@
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use raftify_core::{SnapshotMeta, SnapshotStore, SnapshotWriter};
 use tokio::sync::mpsc;
@@ -15,7 +14,7 @@ use crate::lifecycle::Lifecycle;
 use crate::pace::Pace;
 use crate::raft_loop::Event;
 use crate::state_machine::SnapshotCapture;
-use crate::worker::caught;
+use crate::worker::{Worker, caught, may_block};
 
 /// Gathered before it is written to the store.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
@@ -26,7 +25,7 @@ pub(crate) struct SnapshotTaker<S> {
     pace: Arc<Pace>,
     events: mpsc::UnboundedSender<Event>,
     lifecycle: Lifecycle,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Worker>,
 }
 
 impl<S: SnapshotStore> SnapshotTaker<S> {
@@ -41,8 +40,8 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
     }
 
     /// Whether one is still being written.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    pub(crate) fn is_busy(&mut self) -> bool {
+        self.thread.as_mut().is_some_and(|thread| !thread.has_ended())
     }
 
     /// A snapshot will not be taken, for this reason.
@@ -55,9 +54,9 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
     pub(crate) fn start(&mut self, capture: SnapshotCapture, meta: SnapshotMeta) {
         let (store, pace) = (self.store.clone(), Arc::clone(&self.pace));
         let (lifecycle, events) = (self.lifecycle.clone(), self.events.clone());
-        let work = move || {
-            let written = caught(|| write_out(capture, &store, &meta, lifecycle, pace));
-            let outcome = match written {
+        let work = async move {
+            let written = may_block(|| caught(|| write_out(capture, &store, &meta, lifecycle, pace)));
+            let outcome = match written.await {
                 Ok(Ok(())) => Ok(meta),
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(panic) => Err(format!("writing it out {panic}")),
@@ -65,14 +64,14 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
             // As above.
             let _ = events.send(Event::SnapshotTaken(outcome));
         };
-        match thread::Builder::new().name("raftify-snapshot".to_owned()).spawn(work) {
+        match Worker::start("raftify-snapshot", work) {
             Ok(thread) => self.thread = Some(thread),
-            Err(error) => self.refuse(format!("its thread could not be started: {error}")),
+            Err(reason) => self.refuse(reason.to_string()),
         }
     }
 
     /// What is still being written when the node stops. It sees that by itself.
-    pub(crate) fn take_thread(&mut self) -> Option<JoinHandle<()>> {
+    pub(crate) fn take_thread(&mut self) -> Option<Worker> {
         self.thread.take()
     }
 }

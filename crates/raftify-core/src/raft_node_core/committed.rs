@@ -17,7 +17,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// Hands committed entries out in order, up to a membership change whose turn is not yet durable.
     pub(super) fn hand_out_committed(&mut self) {
         if self.snapshots.is_recording_installed() {
-            // The membership is that of the snapshot already: what comes before it is of no use any more.
+            // Its members are about to be in force: what comes before it is of no use any more.
             return;
         }
         let before = self.handed_out.index;

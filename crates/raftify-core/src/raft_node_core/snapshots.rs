@@ -241,7 +241,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         debug_assert_eq!(installing.snapshot.position, position, "only one snapshot is installed at a time");
         installing.turn = Some(turn);
         let snapshot = installing.snapshot.clone();
-        self.members = Arc::new(snapshot.members.clone());
         let write = &mut self.next.write;
         write.reset_log = Some(position);
         write.members = Some(snapshot.members.clone());
@@ -274,10 +273,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// An installed snapshot is durable: the state machine is to take it over.
+    /// An installed snapshot is durable: its members are in force, and the state machine is to take it over. Before, who
+    /// was removed must not be refused here: in a crash, this node would fall back to a membership that needs its vote.
     fn installed(&mut self, snapshot: SnapshotMeta) {
         let position = snapshot.position;
         info!(node = %self.node_id, at = %position, "snapshot received");
+        self.members = Arc::new(snapshot.members.clone());
         self.held.retain(|(entry, _)| entry.position.index > position.index);
         for reply in self.proposals.take_covered(position.index) {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::CoveredBySnapshot));

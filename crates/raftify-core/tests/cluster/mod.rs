@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use raftify_core::config::CheckedConfig;
 use raftify_core::error::{
-    InstallError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason, UnknownOutcome,
+    InstallError, JoinError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason,
+    UnknownOutcome,
 };
 use raftify_core::members::SenderRefusal;
 use raftify_core::storage::{MemoryStorage, StoredState, Write};
@@ -367,9 +368,10 @@ impl Cluster {
         self.local(node, LocalRequestMsg::StartCluster { identity, members, reply });
     }
 
-    pub(crate) fn await_cluster(&mut self, node: NodeId) {
-        let identity = self.identity(node);
-        self.local(node, LocalRequestMsg::AwaitCluster { identity, reply: responder(&outcome()) });
+    pub(crate) fn await_cluster(&mut self, node: NodeId) -> Outcome<Result<(), JoinError>> {
+        let (identity, answer) = (self.identity(node), outcome());
+        self.local(node, LocalRequestMsg::AwaitCluster { identity, reply: responder(&answer) });
+        answer
     }
 
     /// Whether everyone knows which life of `node` to believe, so that the loss of its disk will be noticed.

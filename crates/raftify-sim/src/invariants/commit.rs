@@ -1,10 +1,11 @@
 //! The commit index never falls while a node runs, and never goes beyond what a quorum holds *durably*; in a joint
-//! configuration, a quorum of both halves (thesis, sections 3.5, 3.8 and 4.3).
+//! configuration, a quorum of both halves (thesis, sections 3.5, 3.8 and 4.3). A leader commits by counting copies only
+//! entries of its own term (section 3.6.2, figure 3.7), and counts only copies that are there (figure 3.1, `matchIndex`).
 
 use std::collections::BTreeSet;
 
 use raftify_core::members::Configuration;
-use raftify_core::{LogIndex, NodeId};
+use raftify_core::{LogIndex, NodeId, Term};
 
 use super::Checked;
 
@@ -18,6 +19,38 @@ impl Commit {
             return Ok(());
         }
         Err(format!("commit index: that of {node} falls from {before} to {now}"))
+    }
+
+    /// `leader` of `term` commits up to `index`, where an entry of `entry_term` is.
+    pub(crate) fn leader_commits_of_term(
+        &self,
+        leader: NodeId,
+        term: Term,
+        index: LogIndex,
+        entry_term: Term,
+    ) -> Checked {
+        if entry_term == term {
+            return Ok(());
+        }
+        Err(format!(
+            "commit index: leader {leader} of term {term} commits up to {index}, which is of term {entry_term}"
+        ))
+    }
+
+    /// `leader` counts on `follower` to have its log up to `index`; `holds` tells whether the disk there has it.
+    pub(crate) fn leader_counts(
+        &self,
+        leader: NodeId,
+        follower: NodeId,
+        index: LogIndex,
+        holds: bool,
+    ) -> Checked {
+        if holds {
+            return Ok(());
+        }
+        Err(format!(
+            "commit index: leader {leader} counts on {follower} to hold its log up to {index} durably, which is not so"
+        ))
     }
 
     /// `leader` commits `index`, while one of `configurations` is in force; `holds` tells whose disk has it.
@@ -58,6 +91,14 @@ mod tests {
     fn a_commit_index_that_falls_is_rejected() {
         Commit.moves(NodeId::FIRST, LogIndex(3), LogIndex(3)).unwrap();
         Commit.moves(NodeId::FIRST, LogIndex(3), LogIndex(2)).unwrap_err();
+    }
+
+    #[test]
+    fn entries_of_earlier_terms_and_copies_that_are_not_there_do_not_count() {
+        Commit.leader_commits_of_term(NodeId::FIRST, Term(4), LogIndex(3), Term(4)).unwrap();
+        Commit.leader_commits_of_term(NodeId::FIRST, Term(4), LogIndex(3), Term(2)).unwrap_err();
+        Commit.leader_counts(NodeId::FIRST, NodeId::FIRST, LogIndex(3), true).unwrap();
+        Commit.leader_counts(NodeId::FIRST, NodeId::FIRST, LogIndex(3), false).unwrap_err();
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! What a node must never forget, over all its restarts: its term never falls, it gives one vote in a term, its commit
 //! index and its newest snapshot never go back, and while it runs, nothing is applied twice or out of order (thesis,
-//! sections 3.4, 3.8 and 5.1). A node that lost its disk is another incarnation.
+//! sections 3.4, 3.8 and 5.1). A node that lost its disk is another incarnation. What is written over is gone (figure
+//! 3.1, AppendEntries, and section 5.3: a snapshot in place of the log). And a membership that is in force must not be
+//! fallen back from: the commit index that covers it is durable first, here, and before a removed node stops, where others
+//! could still need its vote (section 4.2.2: the availability of the old configuration until the new one is committed).
 
 use std::collections::BTreeMap;
 
 use raftify_core::storage::Write;
-use raftify_core::{HardState, Incarnation, LogIndex, NodeId};
+use raftify_core::{HardState, Incarnation, LogIndex, LogPosition, NodeId};
 
 use super::Checked;
+use crate::log_picture::LogPicture;
 
 #[derive(Default)]
 pub(crate) struct DurableState {
@@ -56,6 +60,45 @@ impl DurableState {
         Ok(())
     }
 
+    /// After a write, the storage of `node` says that its log goes from after `truncated` to `last`; it should be `log`.
+    pub(crate) fn log_is(
+        &self,
+        node: NodeId,
+        (truncated, last): (LogPosition, LogPosition),
+        log: &LogPicture,
+    ) -> Checked {
+        if (truncated, last) == (log.truncated, log.last_position()) {
+            return Ok(());
+        }
+        let (after, until) = (log.truncated, log.last_position());
+        Err(format!(
+            "durable state: the log of {node} goes from {truncated} to {last}, by what was written from {after} to {until}"
+        ))
+    }
+
+    /// A change at `index` is in force on `node`, which has `commit` on its disk.
+    pub(crate) fn in_force(&self, node: NodeId, index: LogIndex, commit: LogIndex) -> Checked {
+        if commit >= index {
+            return Ok(());
+        }
+        Err(format!(
+            "durable state: the change of members at {index} is in force on {node}, where only {commit} is known durably to be committed"
+        ))
+    }
+
+    /// `node` stops because it was removed at `index` or later; of the voters who are left, these have so much on their
+    /// disks as known to be committed.
+    pub(crate) fn leaves(&self, node: NodeId, index: LogIndex, commits: &[LogIndex]) -> Checked {
+        let know = commits.iter().filter(|commit| **commit >= index).count();
+        if know > commits.len() / 2 {
+            return Ok(());
+        }
+        Err(format!(
+            "durable state: {node} stops, removed at {index}, which of {} voters only {know} know for certain",
+            commits.len()
+        ))
+    }
+
     /// `node` has lost its disk, or a part of what was on it.
     pub(crate) fn forget(&mut self, node: NodeId, incarnation: Incarnation) {
         self.nodes.remove(&(node, incarnation));
@@ -100,5 +143,22 @@ mod tests {
         for wrong in [3, 4, 6] {
             durable.applies(NodeId::FIRST, LogIndex(4), LogIndex(wrong)).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_log_that_keeps_what_was_written_over_is_rejected() {
+        let log = LogPicture::default();
+        let durable = DurableState::default();
+        durable.log_is(NodeId::FIRST, (LogPosition::ZERO, LogPosition::ZERO), &log).unwrap();
+        durable.log_is(NodeId::FIRST, (LogPosition::ZERO, LogPosition::new(1, 1)), &log).unwrap_err();
+    }
+
+    #[test]
+    fn a_membership_that_could_be_fallen_back_from_is_rejected() {
+        let durable = DurableState::default();
+        durable.in_force(NodeId::FIRST, LogIndex(5), LogIndex(5)).unwrap();
+        durable.in_force(NodeId::FIRST, LogIndex(5), LogIndex(4)).unwrap_err();
+        durable.leaves(NodeId::FIRST, LogIndex(5), &[LogIndex(5), LogIndex(6), LogIndex(4)]).unwrap();
+        durable.leaves(NodeId::FIRST, LogIndex(5), &[LogIndex(5), LogIndex(4)]).unwrap_err();
     }
 }

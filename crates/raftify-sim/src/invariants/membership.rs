@@ -1,9 +1,15 @@
 //! Membership: a leader has at most one change that is not committed (thesis, section 4.1); the membership as of one
-//! index is the same everywhere, and so is the one in force at one applied index; no node id is given out twice.
+//! index is the same everywhere, and so is the one in force at one applied index; no node id is given out twice. Without a
+//! joint configuration, one voter changes at a time, and a joint one is of the voters before and after (sections 4.1, 4.3).
+//! Nobody believes another incarnation of a member than the one that is known.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use raftify_core::{LogIndex, MemberChange, MemberRole, Members, MembershipChange, NodeId};
+use raftify_core::members::LeaveJoint;
+use raftify_core::{
+    Entry, EntryKind, Incarnation, LogIndex, LogPosition, MemberChange, MemberRole, Members,
+    MembershipChange, NodeId, Term,
+};
 
 use super::Checked;
 use crate::log_picture::LogPicture;
@@ -14,6 +20,8 @@ pub(crate) struct Membership {
     removed: BTreeSet<NodeId>,
     in_force: BTreeMap<LogIndex, LogIndex>,
     reserved: BTreeSet<NodeId>,
+    /// Changes in some log that enter a joint configuration which is to be left by itself.
+    automatic: BTreeSet<LogPosition>,
 }
 
 impl Membership {
@@ -37,6 +45,9 @@ impl Membership {
             if let Some(back) = members.iter().find(|member| self.removed.contains(&member.id)) {
                 return Err(format!("membership: {} was removed, and is a member again", back.id));
             }
+        }
+        if let Some((_, before)) = self.as_of.range(..members.as_of()).next_back() {
+            follows(before, members)?;
         }
         let first = self.as_of.entry(members.as_of()).or_insert_with(|| members.clone());
         if first == members {
@@ -68,6 +79,37 @@ impl Membership {
         }
     }
 
+    /// Some log has `entry`.
+    pub(crate) fn logged(&mut self, entry: &Entry) {
+        if entry.kind == EntryKind::MembershipChange
+            && let Ok(MembershipChange::Steps { steps, leave: LeaveJoint::Automatically }) =
+                MembershipChange::decode(&entry.payload)
+            && steps.len() > 1
+        {
+            self.automatic.insert(entry.position);
+        }
+    }
+
+    /// Whether the newest is a joint one that a leader must leave by itself (section 4.3). `term_at` is of committed
+    /// entries.
+    pub(crate) fn must_leave_joint(&self, term_at: impl Fn(LogIndex) -> Option<Term>) -> bool {
+        let joint = self.as_of.values().rev().take_while(|members| members.is_joint());
+        let entered = joint.last().map(Members::as_of);
+        let position = entered.and_then(|index| Some(LogPosition { term: term_at(index)?, index }));
+        position.is_some_and(|position| self.automatic.contains(&position))
+    }
+
+    /// Who was removed.
+    pub(crate) fn removed(&self) -> impl Iterator<Item = NodeId> {
+        self.removed.iter().copied()
+    }
+
+    /// After which index `id` was removed at the latest.
+    pub(crate) fn removed_after(&self, id: NodeId) -> Option<LogIndex> {
+        let with = self.as_of.values().rev().find(|members| members.get(id).is_some());
+        with.map(Members::as_of)
+    }
+
     /// The newest that anybody has.
     pub(crate) fn newest_members(&self) -> Option<&Members> {
         self.as_of.last_key_value().map(|(_, members)| members)
@@ -76,6 +118,34 @@ impl Membership {
     /// The memberships as of the indexes from `first` to `last`.
     pub(crate) fn between(&self, first: LogIndex, last: LogIndex) -> impl Iterator<Item = &Members> {
         self.as_of.range(first..=last.max(first)).map(|(_, members)| members)
+    }
+}
+
+/// The membership `before` is followed by `after`.
+fn follows(before: &Members, after: &Members) -> Checked {
+    if before.is_empty() {
+        return Ok(());
+    }
+    let (old, new) = (before.configuration(), after.configuration());
+    let is_right = match (before.is_joint(), after.is_joint()) {
+        (false, false) => old.voters.symmetric_difference(&new.voters).count() <= 1,
+        (false, true) => new.voters_outgoing == old.voters,
+        (true, false) => new.voters == old.voters,
+        (true, true) => (new.voters, new.voters_outgoing) == (old.voters, old.voters_outgoing),
+    };
+    if is_right {
+        return Ok(());
+    }
+    Err(format!("membership: {before:?} cannot be followed by {after:?}"))
+}
+
+/// `node` knows a member as the incarnation `known`, and believes what it says as `presented`.
+pub(crate) fn believes(node: NodeId, known: Option<Incarnation>, presented: Incarnation) -> Checked {
+    match known {
+        Some(known) if known != presented => {
+            Err(format!("membership: {node} believes {presented}, though it knows that member as {known}"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -98,8 +168,9 @@ pub(crate) fn changed(change: &MembershipChange, members: &Members) -> Checked {
 
 #[cfg(test)]
 mod tests {
+    use raftify_core::Member;
+    use raftify_core::members::MemberRecord;
     use raftify_core::storage::Write;
-    use raftify_core::{Entry, EntryKind, LogPosition, Member};
 
     use super::*;
     use crate::log_picture::Digest;
@@ -129,7 +200,7 @@ mod tests {
         membership.has(NodeId::FIRST, &members(3)).unwrap();
         membership.has(NodeId::FIRST, &members(4)).unwrap_err();
         membership.applied(NodeId::FIRST, LogIndex(7), &members(3)).unwrap();
-        let later = members(3).recorded(LogIndex(5), &raftify_core::members::MemberRecord::ReserveNodeId);
+        let later = members(3).recorded(LogIndex(5), &MemberRecord::ReserveNodeId);
         membership.applied(NodeId::FIRST, LogIndex(7), &later).unwrap_err();
         membership.applied(NodeId::FIRST, LogIndex(4), &later).expect("it is ahead");
     }
@@ -147,8 +218,41 @@ mod tests {
     }
 
     #[test]
+    fn two_voters_that_change_in_one_step_are_rejected() {
+        let as_of = |index, count| members(count).recorded(LogIndex(index), &MemberRecord::ReserveNodeId);
+        follows(&as_of(1, 3), &as_of(2, 4)).unwrap();
+        follows(&as_of(1, 3), &as_of(2, 5)).unwrap_err();
+        follows(&as_of(1, 5), &as_of(2, 3)).unwrap_err();
+        let add = |id| MemberChange::Add(Member::voter(NodeId::new(id).unwrap(), format!("node-{id}:1")));
+        let enter = MembershipChange::Steps { steps: vec![add(4), add(5)], leave: LeaveJoint::Automatically };
+        let joint = as_of(1, 3).changed(LogIndex(2), &enter).unwrap();
+        follows(&as_of(1, 3), &joint).unwrap();
+        follows(&as_of(1, 2), &joint).unwrap_err();
+        follows(&joint, &joint.changed(LogIndex(3), &MembershipChange::LeaveJoint).unwrap()).unwrap();
+        follows(&joint, &as_of(3, 3)).unwrap_err();
+
+        let mut membership = Membership::default();
+        membership.has(NodeId::FIRST, &as_of(1, 3)).unwrap();
+        membership.has(NodeId::FIRST, &joint).unwrap();
+        assert!(!membership.must_leave_joint(|_| Some(Term(1))));
+        membership.logged(&Entry {
+            position: LogPosition::new(1, 2),
+            kind: EntryKind::MembershipChange,
+            payload: enter.encode(),
+        });
+        assert!(membership.must_leave_joint(|_| Some(Term(1))));
+    }
+
+    #[test]
+    fn another_incarnation_that_is_believed_is_rejected() {
+        believes(NodeId::FIRST, None, Incarnation(1)).unwrap();
+        believes(NodeId::FIRST, Some(Incarnation(1)), Incarnation(1)).unwrap();
+        believes(NodeId::FIRST, Some(Incarnation(1)), Incarnation(2)).unwrap_err();
+    }
+
+    #[test]
     fn a_removed_member_that_comes_back_is_rejected() {
-        let record = raftify_core::members::MemberRecord::ReserveNodeId;
+        let record = MemberRecord::ReserveNodeId;
         let mut membership = Membership::default();
         membership.has(NodeId::FIRST, &members(3)).unwrap();
         membership.has(NodeId::FIRST, &members(2).recorded(LogIndex(5), &record)).unwrap();

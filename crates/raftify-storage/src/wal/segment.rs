@@ -1,7 +1,6 @@
 //! One file of the log: its header, and how it comes to be. A file that has a segment's name is whole: its header, its
 //! zeros or its earlier life's bytes are durable before it gets the name, and it never grows.
 
-use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use raftify_core::{LogIndex, StorageError};
@@ -31,10 +30,6 @@ const ZEROS_BYTES: usize = 16 << 10;
 pub(super) struct Life(pub(super) u64);
 
 impl Life {
-    fn new(number: u64) -> Life {
-        Life(RandomState::new().hash_one(number))
-    }
-
     /// The checksum over `parts`, one after the other.
     pub(super) fn checksum(self, parts: &[&[u8]]) -> u32 {
         let salt = crc32c::crc32c(&self.0.to_be_bytes());
@@ -85,7 +80,7 @@ impl Segment {
         let path = path_of(directory, number);
         let partial = path.with_extension(UNFINISHED);
         let file = operations.create_segment(&partial).map_err(io_error("create", &partial))?;
-        let life = Life::new(number);
+        let life = Life(operations.unforeseen());
         let write = || {
             let zeros = vec![0; ZEROS_BYTES.min(usize::try_from(size_bytes).unwrap_or(ZEROS_BYTES))];
             let mut offset = 0;
@@ -110,7 +105,7 @@ impl Segment {
         directory: &Path,
         number: u64,
     ) -> Result<Segment, StorageError> {
-        let life = Life::new(number);
+        let life = Life(operations.unforeseen());
         let header = encode_header(number, life, self.size_bytes);
         self.file.write_all_at(&header, 0).map_err(io_error("write to", &self.path))?;
         self.file.sync().map_err(io_error("sync", &self.path))?;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use raftify_core::StorageError;
 
@@ -19,7 +19,7 @@ use crate::io_error;
 const SECTOR_BYTES: u64 = 64;
 
 /// The same numbers from the same seed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Chance(pub(super) u64);
 
 impl Chance {
@@ -46,7 +46,7 @@ pub(super) enum Loss {
     Random(Chance),
 }
 
-type FileId = usize;
+pub(super) type FileId = usize;
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -114,6 +114,8 @@ struct State {
     full: bool,
     /// What is to be done beside the caller is done when it is waited for; otherwise at once.
     lazy: bool,
+    /// What nobody foresees.
+    unforeseen: Chance,
 }
 
 #[derive(Clone, Default)]
@@ -127,7 +129,7 @@ impl SimulatedDisk {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many operations the journal has.
@@ -147,34 +149,6 @@ impl SimulatedDisk {
 
     pub(super) fn set_full(&self, full: bool) {
         self.state().full = full;
-    }
-
-    /// The files, as the process sees them.
-    pub(super) fn names(&self) -> Vec<PathBuf> {
-        self.state().live.names.keys().cloned().collect()
-    }
-
-    /// How many files were ever made.
-    pub(super) fn files(&self) -> usize {
-        self.state().live.files.len()
-    }
-
-    /// Writes, flushes and stored metadata after the first `from` operations.
-    pub(super) fn count(&self, from: usize) -> (usize, usize, usize) {
-        let state = self.state();
-        let of =
-            |wanted: fn(&Operation) -> bool| state.journal[from..].iter().filter(|op| wanted(op)).count();
-        (
-            of(|operation| matches!(operation, Operation::Write(..))),
-            of(|operation| matches!(operation, Operation::Sync(..))),
-            of(|operation| matches!(operation, Operation::Store(..))),
-        )
-    }
-
-    /// Bytes that were written but not flushed after `length` operations.
-    pub(super) fn unflushed_bytes(&self, length: usize) -> u64 {
-        let (_, pending, _) = self.replay(length);
-        pending.iter().map(|pending| pending.data.len() as u64).sum()
     }
 
     fn replay(&self, length: usize) -> (Image, Vec<Pending>, Vec<Operation>) {
@@ -282,12 +256,114 @@ impl SimulatedDisk {
                 image.rename(&name);
             }
         }
+        let state = self.state();
         SimulatedDisk(Arc::new(Mutex::new(State {
             live: image.clone(),
             begin: image,
-            lazy: self.state().lazy,
+            lazy: state.lazy,
+            unforeseen: state.unforeseen.clone(),
             ..State::default()
         })))
+    }
+
+    /// The disk as it is when the process ended after the first `length` operations: nothing is lost, and no more is
+    /// flushed than was.
+    #[cfg(feature = "simulation")]
+    pub(super) fn after_process_end(&self, length: usize) -> SimulatedDisk {
+        let live = self.after_power_loss(length, &Loss::Nothing).state().live.clone();
+        let state = self.state();
+        SimulatedDisk(Arc::new(Mutex::new(State {
+            live,
+            begin: state.begin.clone(),
+            journal: state.journal[..length].to_vec(),
+            lazy: state.lazy,
+            unforeseen: state.unforeseen.clone(),
+            ..State::default()
+        })))
+    }
+
+    /// Begins the journal anew, if all in it is durable. Whether it is.
+    #[cfg(feature = "simulation")]
+    pub(super) fn forget_journal(&self) -> bool {
+        let (image, pending, names) = self.replay(self.journal_length());
+        let is_durable = pending.is_empty() && names.is_empty();
+        if is_durable {
+            let mut state = self.state();
+            state.begin = image;
+            state.journal.clear();
+        }
+        is_durable
+    }
+
+    /// Turns a bit wherever this byte of a file is, flushed or not.
+    #[cfg(feature = "simulation")]
+    pub(super) fn turn_bit(&self, file: FileId, at: u64, mask: u8) {
+        let mut state = self.state();
+        let State { live, begin, journal, .. } = &mut *state;
+        for image in [live, begin] {
+            if let Some(byte) = image.files.get_mut(file).and_then(|content| content.get_mut(at as usize)) {
+                *byte ^= mask;
+            }
+        }
+        for operation in journal {
+            if let Operation::Write(of, offset, data) = operation
+                && *of == file
+                && let Some(byte) = at.checked_sub(*offset).and_then(|at| data.get_mut(at as usize))
+            {
+                *byte ^= mask;
+            }
+        }
+    }
+
+    /// What was written after the first `from` operations: into which file, from where on, and how many bytes that are
+    /// not all zero.
+    #[cfg(feature = "simulation")]
+    pub(super) fn written_since(&self, from: usize) -> Vec<(FileId, u64, u64)> {
+        let state = self.state();
+        let written = state.journal.iter().skip(from).filter_map(|operation| match operation {
+            Operation::Write(file, offset, data) if data.iter().any(|byte| *byte != 0) => {
+                Some((*file, *offset, data.len() as u64))
+            }
+            _ => None,
+        });
+        written.collect()
+    }
+
+    /// The numbers that nobody foresees follow from this one.
+    #[cfg(feature = "simulation")]
+    pub(super) fn seed_unforeseen(&self, seed: u64) {
+        self.state().unforeseen = Chance(seed);
+    }
+}
+
+#[cfg(test)]
+impl SimulatedDisk {
+    /// The files, as the process sees them.
+    pub(super) fn names(&self) -> Vec<PathBuf> {
+        self.state().live.names.keys().cloned().collect()
+    }
+
+    /// How many files were ever made.
+    pub(super) fn files(&self) -> usize {
+        self.state().live.files.len()
+    }
+
+    /// Writes, flushes and stored metadata after the first `from` operations.
+    pub(super) fn count(&self, from: usize) -> (usize, usize, usize) {
+        let state = self.state();
+        let of =
+            |wanted: fn(&Operation) -> bool| state.journal[from..].iter().filter(|op| wanted(op)).count();
+        (
+            of(|operation| matches!(operation, Operation::Write(..))),
+            of(|operation| matches!(operation, Operation::Sync(..))),
+            of(|operation| matches!(operation, Operation::Store(..))),
+        )
+    }
+
+    /// Bytes that were written but not flushed after `length` operations.
+    pub(super) fn unflushed_bytes(&self, length: usize) -> u64 {
+        let (_, pending, _) = self.replay(length);
+        pending.iter().map(|pending| pending.data.len() as u64).sum()
     }
 
     /// Changes one byte of a file behind the log's back.
@@ -389,6 +465,10 @@ impl SegmentOperations for SimulatedDisk {
         state.enter()?;
         let names = state.live.names.keys();
         Ok(names.filter(|path| path.parent() == Some(directory)).cloned().collect())
+    }
+
+    fn unforeseen(&self) -> u64 {
+        self.state().unforeseen.below(u64::MAX)
     }
 
     fn beside(&self, work: Work) -> io::Result<Work> {

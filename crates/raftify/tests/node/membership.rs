@@ -115,6 +115,37 @@ async fn joining_again_changes_nothing() {
 }
 
 #[tokio::test]
+async fn joining_twice_at_once_is_joining_once() {
+    let nodes = joined_cluster(1).await;
+    let ticket = ticket(&free_address(), &nodes[0]).await;
+    let mut node = TestNode::of(&ticket);
+    let raft = node.start();
+    let (first, second) =
+        tokio::join!(raft.join_cluster(vec![ticket.clone()]), raft.join_cluster(vec![ticket.clone()]));
+    first.unwrap();
+    second.unwrap();
+    assert_eq!(raft.get_cluster_size(), 2);
+}
+
+#[tokio::test]
+async fn who_joins_hears_that_its_node_has_stopped_while_the_cluster_does_not_answer() {
+    let nodes = joined_cluster(1).await;
+    let mut ticket = ticket(&free_address(), &nodes[0]).await;
+    // Takes connections, and never says a word.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    ticket.leader_addr = silent.local_addr().unwrap().to_string();
+    ticket.peers.clear();
+    let mut node = TestNode::of(&ticket);
+    node.config = Config { membership_timeout: Duration::from_secs(3600), ..Config::default() };
+    let raft = node.start();
+    let joining = tokio::spawn(async move { raft.join_cluster(vec![ticket]).await });
+    let _asked = within("the question", silent.accept()).await.unwrap();
+    node.stop().await;
+    let joined = within("the answer", joining).await.unwrap();
+    assert!(matches!(joined, Err(JoinClusterError::Stopped(StopReason::Stopped))), "{joined:?}");
+}
+
+#[tokio::test]
 async fn asking_a_dead_peer_for_a_ticket_is_an_error() {
     let peer = free_address();
     let error = within("an answer", TestRaft::request_id(free_address(), &peer)).await.unwrap_err();
@@ -361,6 +392,20 @@ async fn a_node_that_was_removed_while_it_was_down_learns_of_it() {
     let error = nodes[2].ended().await.unwrap_err();
     assert!(matches!(error, RunError::Stopped(StopReason::Removed { .. })), "{error}");
     put(nodes[0].raft(), "key", "value").await;
+}
+
+/// Started as it always was, it begins a cluster of its own, of which it would answer reads and writes for ever.
+#[tokio::test]
+async fn a_first_node_whose_directory_was_wiped_does_not_go_on_as_a_cluster_of_its_own() {
+    let mut nodes = joined_cluster(3).await;
+    put(nodes[0].raft(), "key", "value").await;
+    nodes[0].kill().await;
+    nodes[0].disk.wipe();
+    nodes[0].start();
+    let error = nodes[0].ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stopped(StopReason::Refused(_))), "{error}");
+    assert!(error.to_string().contains("wiped"), "{error}");
+    assert_eq!(nodes[1].get("key").await, Some("value".to_owned()));
 }
 
 #[tokio::test]

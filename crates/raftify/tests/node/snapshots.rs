@@ -1,9 +1,19 @@
 //! Snapshots: taken, restored, sent.
 
+use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
 
-use raftify::error::{RunError, SnapshotError, StopReason};
-use raftify::{Config, Member};
+use raftify::error::{ProposeError, RunError, SnapshotError, StopReason};
+use raftify::storage::{
+    MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage, Write,
+};
+use raftify::{
+    Config, LogPosition, Member, Raft, SnapshotDigest, SnapshotMeta, SnapshotStore, StableStorage,
+    StorageError, StoredState,
+};
 
 use crate::harness::*;
 
@@ -35,22 +45,19 @@ async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted(kind: DiskKi
     node.config = Config { snapshot_entries: 10, log_entries_kept: 0, ..Config::default() };
     let raft = node.start();
     let mut taken = Vec::new();
-    for number in 0..100 {
-        put(&raft, number, number).await;
-        taken.extend(raft.status().borrow().snapshot);
-    }
-    taken.dedup();
-    until("several were taken", async || {
+    let mut count = 0;
+    // One that takes long may stand for many.
+    while count < 100 || taken.len() < 4 {
+        put(&raft, count, count).await;
+        count += 1;
         taken.extend(raft.status().borrow().snapshot);
         taken.dedup();
-        taken.len() > 3
-    })
-    .await;
+    }
     until("the first is deleted", async || !node.disk.has_snapshot(taken[0])).await;
     assert!(raft.status().borrow().truncated.index.get() > 10);
     node.kill().await;
     node.start();
-    for number in 0..100 {
+    for number in 0..count {
         assert_eq!(node.get(&number.to_string()).await, Some(number.to_string()));
     }
     node.stop().await;
@@ -101,15 +108,26 @@ async fn a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_star
     node.stop().await;
 }
 
-/// Writes `count` values of `bytes` each, and waits until the log before them is gone on `node`.
-async fn outrun(node: &TestNode, count: u64, bytes: usize) {
-    let last = node.raft().status().borrow().last;
+/// Writes `count` values of `bytes` each, and waits until the log before them is gone on every node that is up, whoever leads by then.
+async fn outrun(nodes: &[TestNode], count: u64, bytes: usize) {
+    let up: Vec<&TestRaft> = nodes.iter().filter(|node| node.is_up()).map(TestNode::raft).collect();
     let value = "x".repeat(bytes);
     for number in 0..count {
-        put(node.raft(), number, &value).await;
+        put(up[0], number, &value).await;
     }
-    node.raft().make_snapshot().await.unwrap();
-    until("the log is cut", async || node.raft().status().borrow().truncated.index > last.index).await;
+    let mut last = None;
+    until("what was written is committed", async || {
+        last = up[0].read_index().await.ok();
+        last.is_some()
+    })
+    .await;
+    for raft in up {
+        until("the log is cut", async || {
+            raft.make_snapshot().await.unwrap();
+            Some(raft.status().borrow().truncated.index) >= last
+        })
+        .await;
+    }
 }
 
 async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: DiskKind) {
@@ -122,7 +140,7 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: Di
     let away = (leader + 1) % 3;
     nodes[away].kill().await;
     // More than a gRPC message may hold.
-    outrun(&nodes[leader], 40, 200_000).await;
+    outrun(&nodes, 40, 200_000).await;
     let raft = nodes[away].start();
     let position = nodes[leader].raft().status().borrow().snapshot;
     assert!(position.is_some());
@@ -146,7 +164,7 @@ async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_agai
     let leader = agreed_leader(&nodes).await;
     let away = (leader + 1) % 3;
     nodes[away].kill().await;
-    outrun(&nodes[leader], 10, 100).await;
+    outrun(&nodes, 10, 100).await;
     nodes[away].faults.restore.store(true, Ordering::SeqCst);
     nodes[away].start();
     let error = nodes[away].ended().await.unwrap_err();
@@ -162,7 +180,7 @@ async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
     nodes[0].config = Config { log_entries_kept: 0, ..Config::default() };
     nodes[0].start();
     put(nodes[0].raft(), "key", "value").await;
-    outrun(&nodes[0], 10, 100).await;
+    outrun(&nodes, 10, 100).await;
     let node = join(&nodes[0]).await;
     nodes.push(node);
     assert_eq!(nodes[1].get("key").await, Some("value".to_owned()));
@@ -173,4 +191,110 @@ async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
     let peers = nodes[1].raft().get_peers();
     let addresses: Vec<&Member> = peers.iter().collect();
     assert_eq!(addresses.len(), 2);
+}
+
+/// In memory; whoever reads a snapshot is held at the gate.
+struct HeldReads {
+    memory: MemoryStorage,
+    snapshots: HeldSnapshots,
+}
+
+#[derive(Clone)]
+struct HeldSnapshots {
+    store: MemorySnapshotStore,
+    gate: Gate,
+    /// One for each reader that there is, besides.
+    readers: Arc<()>,
+}
+
+struct HeldReader {
+    reader: MemorySnapshotReader,
+    gate: Gate,
+    _reader: Arc<()>,
+}
+
+impl StableStorage for HeldReads {
+    type LogReader = MemoryLogReader;
+    type Snapshots = HeldSnapshots;
+
+    fn load(&mut self) -> Result<StoredState, StorageError> {
+        self.memory.load()
+    }
+
+    fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
+        self.memory.write(writes)
+    }
+
+    fn log_reader(&self) -> MemoryLogReader {
+        self.memory.log_reader()
+    }
+
+    fn snapshots(&self) -> HeldSnapshots {
+        self.snapshots.clone()
+    }
+}
+
+impl SnapshotStore for HeldSnapshots {
+    type Writer = MemorySnapshotWriter;
+    type Reader = HeldReader;
+
+    fn create(&self, meta: &SnapshotMeta) -> Result<MemorySnapshotWriter, StorageError> {
+        self.store.create(meta)
+    }
+
+    fn open(
+        &self,
+        position: LogPosition,
+    ) -> Result<(SnapshotMeta, SnapshotDigest, HeldReader), StorageError> {
+        let (meta, digest, reader) = self.store.open(position)?;
+        let (gate, _reader) = (self.gate.clone(), Arc::clone(&self.readers));
+        Ok((meta, digest, HeldReader { reader, gate, _reader }))
+    }
+
+    fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {
+        self.store.retain(keep)
+    }
+}
+
+impl Read for HeldReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.gate.pass();
+        self.reader.read(buffer)
+    }
+}
+
+#[tokio::test]
+async fn work_on_a_snapshot_does_not_outlive_run() {
+    let (gate, readers, memory) = (Gate::default(), Arc::new(()), MemoryStorage::default());
+    let store = memory.snapshots();
+    let snapshots = HeldSnapshots { store, gate: gate.clone(), readers: Arc::clone(&readers) };
+    let node = TestNode::new(1);
+    let config = Config { log_entries_kept: 0, ..Config::default() };
+    let storage = HeldReads { memory, snapshots };
+    let raft = Raft::bootstrap(node.id, &node.address, storage, node.store(), config).unwrap();
+    let running = tokio::spawn(raft.clone().run());
+    put(&raft, "key", "value").await;
+    raft.make_snapshot().await.unwrap();
+
+    let ticket = ticket(&free_address(), &node).await;
+    let mut follower = TestNode::of(&ticket);
+    let joining = follower.start();
+    let joining = tokio::spawn(async move { joining.join_cluster(vec![ticket]).await });
+    gate.reached().await;
+    let quitting = raft.clone();
+    let quitting = tokio::spawn(async move { quitting.quit().await });
+    until("it stops", async || matches!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(_))))
+        .await;
+    // Long after everything else has ended, if nobody waits for it.
+    let reading = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(200));
+        gate.open();
+    });
+    within("the end", running).await.unwrap().unwrap();
+    // The snapshots of this storage are gone with it, and so is the reader: what is left is this test's.
+    assert_eq!(Arc::strong_count(&readers), 1, "the snapshot is still being read");
+    within("quit", quitting).await.unwrap();
+    reading.join().unwrap();
+    follower.stop().await;
+    drop(joining.await.unwrap());
 }

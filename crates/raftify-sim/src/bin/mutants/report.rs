@@ -57,18 +57,16 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Says after how many seeds the simulator found half of what it found.
-pub(crate) fn print_median(outcomes: &[Outcome]) {
-    if let Some((count, median)) = median(outcomes) {
-        println!("{count} of {} found by the simulator, half of them within {median} seeds", outcomes.len());
-    }
-}
-
-fn median(outcomes: &[Outcome]) -> Option<(usize, u64)> {
+/// Says how much the simulator found, and after how many seeds half of all there is.
+pub(crate) fn sum(outcomes: &[Outcome]) -> String {
     let mut seeds: Vec<u64> = outcomes.iter().filter_map(Outcome::seeds).collect();
     seeds.sort_unstable();
-    let median = *seeds.get(seeds.len().checked_sub(1)? / 2)?;
-    Some((seeds.len(), median))
+    let (all, found) = (outcomes.len(), seeds.len());
+    let half = seeds.get(all.saturating_sub(1) / 2);
+    let median = half.map_or("less than half of all".to_owned(), |seeds| {
+        format!("the median of all {all}, those that it does not find counted as never, is {seeds} seeds")
+    });
+    format!("{found} of {all} are found by the simulator; {median}.")
 }
 
 const BEGIN: &str = "<!-- mutations: written by `make mutants` with `--write docs/testing.md` -->";
@@ -100,9 +98,6 @@ fn table(outcomes: &[Outcome]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "| {row} | {bug} | `{name}` | {found_by} | {seeds} | {seconds:.1} |");
     }
-    if let Some((count, median)) = median(outcomes) {
-        let all = outcomes.len();
-        let _ = writeln!(text, "\n{count} of {all} by the simulator, half of these within {median} seeds.");
-    }
+    let _ = writeln!(text, "\n{}", sum(outcomes));
     text
 }

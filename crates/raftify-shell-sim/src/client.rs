@@ -1,0 +1,200 @@
+//! Those who use the cluster: through a node's handle, on its host, or through the remote client, on a host of their own.
+//!
+//! Each writes down what it asked and what it was told. A call that is not answered by its deadline is a violation.
+
+use std::time::Duration;
+
+use raftify::error::{ProposeError, ReadError};
+use raftify::{ClientError, Raft, RaftClient};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use tokio::time::{sleep, timeout};
+
+use crate::machine::{Command, Operation, Outcome, Registers};
+use crate::record::Record;
+
+/// How many registers there are.
+const KEYS: u8 = 3;
+
+/// A node, as its user holds it.
+pub(crate) type Node = Raft<Command, Registers>;
+
+/// What one client knows.
+pub(crate) struct Client {
+    /// In the record.
+    pub(crate) name: String,
+    /// In the history.
+    pub(crate) number: u64,
+    /// Its own.
+    pub(crate) chance: ChaCha8Rng,
+    /// All clients'.
+    pub(crate) record: Record,
+    /// The longest pause between two calls.
+    pub(crate) pause_max: Duration,
+    /// What it saw last, for compare-and-set.
+    pub(crate) seen: Option<u64>,
+    /// Whether it writes nothing at the moment.
+    pub(crate) only_reads: bool,
+    /// How many calls had an outcome.
+    pub(crate) successes: u64,
+}
+
+/// What became of a call.
+enum Answer {
+    Outcome(Outcome),
+    /// It had no effect and never will.
+    Refused(String),
+    /// It may have, or may yet.
+    Unknown(String),
+    /// As `Unknown`, and the node answers no more.
+    Stopped(String),
+}
+
+impl Client {
+    /// Whatever happens, `call` must end within `limit`.
+    pub(crate) async fn in_time<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        call: impl Future<Output = T>,
+    ) -> Option<T> {
+        in_time(&self.record, &self.name, limit, what, call).await
+    }
+
+    fn draw(&mut self) -> (u8, Operation) {
+        let key = self.chance.random_range(0..KEYS);
+        let operation = match self.chance.random_range(0..10) {
+            _ if self.only_reads => Operation::Read,
+            0..4 => Operation::Read,
+            4..8 => Operation::Write(self.record.fresh_value()),
+            _ => Operation::CompareAndSet { expected: self.seen, new: self.record.fresh_value() },
+        };
+        (key, operation)
+    }
+
+    /// Calls and writes it down. Returns whether the node still answers.
+    fn answered(&mut self, call: u64, answer: Option<Answer>) -> bool {
+        let (told, goes_on) = match answer {
+            Some(Answer::Outcome(outcome)) => {
+                if let Outcome::Value(value) = outcome {
+                    self.seen = value;
+                }
+                self.successes += 1;
+                self.record.returned(call, outcome);
+                self.record.count("answered");
+                (format!("{outcome:?}"), true)
+            }
+            Some(Answer::Refused(reason)) => {
+                self.record.refused(call);
+                self.record.count("refused");
+                (format!("refused: {reason}"), true)
+            }
+            Some(Answer::Unknown(reason)) => {
+                self.record.count("unknown");
+                (format!("unknown: {reason}"), true)
+            }
+            Some(Answer::Stopped(reason)) => {
+                self.record.count("stopped");
+                (format!("stopped: {reason}"), false)
+            }
+            None => ("no answer".to_owned(), false),
+        };
+        self.record.event(&self.name, format_args!("call {call}: {told}"));
+        goes_on
+    }
+
+    fn call(&mut self) -> (u64, u8, Operation) {
+        let (key, operation) = self.draw();
+        let call = self.record.called(self.number, key, operation);
+        self.record.event(&self.name, format_args!("call {call}: {operation:?} of {key}"));
+        (call, key, operation)
+    }
+
+    async fn rest(&mut self) {
+        let pause = self.chance.random_range(Duration::ZERO..=self.pause_max);
+        sleep(pause).await;
+    }
+
+    /// One call through a node's handle. Returns whether the node still answers.
+    pub(crate) async fn call_node(&mut self, node: &Node, propose: Duration, read: Duration) -> bool {
+        let (call, key, operation) = self.call();
+        let answer = match operation {
+            Operation::Read => {
+                let query = node.query(move |registers: &Registers| registers.get(key));
+                self.in_time(read, "query", query).await.map(|answer| match answer {
+                    Ok(value) => Answer::Outcome(Outcome::Value(value)),
+                    // A read has no effect in any case.
+                    Err(ReadError::Stopped(reason)) => Answer::Stopped(reason.to_string()),
+                    Err(error) => Answer::Refused(error.to_string()),
+                })
+            }
+            _ => {
+                let command = Command { key, operation, call };
+                let proposal = node.propose(command);
+                self.in_time(propose, "propose", proposal).await.map(proposed)
+            }
+        };
+        self.answered(call, answer)
+    }
+
+    /// Uses a node's handle until it answers no more.
+    pub(crate) async fn use_node(mut self, node: Node, propose: Duration, read: Duration) {
+        while self.call_node(&node, propose, read).await {
+            self.rest().await;
+            self.only_reads = self.record.is_calm();
+        }
+    }
+
+    /// One call through the remote client, reads included. Returns whether it was answered.
+    pub(crate) async fn call_cluster(
+        &mut self,
+        cluster: &RaftClient<Command, Registers>,
+        deadline: Duration,
+    ) {
+        let (call, key, operation) = self.call();
+        let command = Command { key, operation, call };
+        let proposal = cluster.propose(&command);
+        let answer = self.in_time(deadline, "propose from afar", proposal).await;
+        let answer = answer.map(|answer| match answer {
+            Err(ClientError::Answer(error)) => proposed(Err(error)),
+            Err(error) => Answer::Refused(error.to_string()),
+            Ok(outcome) => Answer::Outcome(outcome),
+        });
+        self.answered(call, answer);
+    }
+
+    /// Uses the remote client for ever.
+    pub(crate) async fn use_cluster(mut self, cluster: RaftClient<Command, Registers>, deadline: Duration) {
+        loop {
+            self.call_cluster(&cluster, deadline).await;
+            self.rest().await;
+            while self.record.is_calm() {
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+fn proposed(answer: Result<Outcome, ProposeError>) -> Answer {
+    match answer {
+        Ok(outcome) => Answer::Outcome(outcome),
+        Err(ProposeError::Unknown(reason)) => Answer::Unknown(reason.to_string()),
+        Err(ProposeError::Stopped(reason)) => Answer::Stopped(reason.to_string()),
+        Err(error) => Answer::Refused(error.to_string()),
+    }
+}
+
+/// Whatever happens, `call` must end within `limit`.
+pub(crate) async fn in_time<T>(
+    record: &Record,
+    who: &str,
+    limit: Duration,
+    what: &str,
+    call: impl Future<Output = T>,
+) -> Option<T> {
+    let outcome = timeout(limit, call).await.ok();
+    if outcome.is_none() {
+        record.violation(who, format_args!("{what} hangs: it has not ended within {limit:?}"));
+    }
+    outcome
+}

@@ -1,0 +1,510 @@
+//! One host and the lives of its node: bootstrapped, run, ended in one of many ways, and bootstrapped again.
+//!
+//! What a life leaves behind is checked at its end: everything closed, everybody answered.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use raftify::error::{BootstrapError, RunError, StopReason};
+use raftify::{
+    ClusterJoinTicket, Config, LeaveJoint, Member, MemberChange, MembershipChange, NodeId, Raft, Status,
+    StorageError,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::client::{Client, Node, in_time};
+use crate::disk::Disk;
+use crate::machine::{Manner, Registers};
+use crate::record::Record;
+
+/// How a node gets into its cluster.
+#[derive(Clone, Debug)]
+pub(crate) enum Beginning {
+    /// It begins a new one, alone.
+    Alone,
+    /// It begins one with these, each of which is told the same.
+    Together(NodeId, Vec<Member>),
+    /// It asks one of these addresses for a ticket, after a while.
+    Joins(Duration, Vec<String>),
+}
+
+/// What a node's user does to it.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    /// Stops it, in order.
+    Quit,
+    /// Begins to stop it, lets go of `quit` after so many polls and of `run` after so long.
+    QuitHalf(usize, Option<Duration>),
+    /// Lets go of `run`.
+    Drop,
+    /// Takes it out of the cluster.
+    Leave,
+    /// Takes another one out.
+    Remove(NodeId),
+    /// Hands leadership over.
+    Transfer(NodeId),
+    /// Steps down.
+    Demote,
+    /// Stands for election.
+    Campaign,
+    /// Takes a snapshot.
+    Snapshot,
+    /// Looks.
+    Inspect,
+    /// Calls a few times, which must succeed.
+    Probe,
+}
+
+/// What the world sees of a host.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// Of the life that goes on.
+    pub(crate) status: RefCell<Option<watch::Receiver<Status>>>,
+    /// To the life that goes on.
+    pub(crate) orders: RefCell<Option<mpsc::UnboundedSender<Order>>>,
+    /// The node is a member no more, and its host has nothing to do.
+    pub(crate) is_gone: Cell<bool>,
+    /// The node is not to be started again.
+    pub(crate) rests: Cell<bool>,
+    /// Whether a probe has succeeded.
+    pub(crate) probed: Rc<Cell<bool>>,
+    lives: Cell<u64>,
+}
+
+/// Everything about one host that outlives its node.
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) number: u64,
+    pub(crate) seed: u64,
+    pub(crate) beginning: Beginning,
+    pub(crate) config: Config,
+    pub(crate) manner: Manner,
+    pub(crate) disk: Disk,
+    pub(crate) record: Record,
+    pub(crate) seen: Seen,
+    /// How many clients use its handle, and how long each rests between two calls.
+    pub(crate) users: u64,
+    pub(crate) pause_max: Duration,
+    /// The longest pause between two lives.
+    pub(crate) down_max: Duration,
+}
+
+/// How one life ended.
+enum End {
+    Again,
+    Gone,
+}
+
+/// Everything must be closed by then after `run` was let go.
+const CLOSING_MAX: Duration = Duration::from_secs(6);
+
+/// Nothing takes longer at the end of a node: connections that hang are severed after 2 s, twice.
+const QUIT_MAX: Duration = Duration::from_secs(8);
+
+/// A probe is so many calls in a row.
+const PROBES: u64 = 4;
+
+/// A call gives up on the core so much after its deadline; some more for what a step of the simulation takes.
+const GRACE: Duration = Duration::from_millis(1200);
+
+impl Host {
+    /// What runs on the host, until it crashes.
+    pub(crate) async fn live(self: Rc<Self>) -> turmoil::Result {
+        loop {
+            let life = self.seen.lives.get();
+            self.seen.lives.set(life + 1);
+            let mut chance = ChaCha8Rng::seed_from_u64(self.seed ^ (life << 32));
+            let end = self.life(&mut chance).await;
+            self.seen.status.take();
+            self.seen.orders.take();
+            if matches!(end, End::Gone) {
+                self.record.event(&self.name, "is gone");
+                self.seen.is_gone.set(true);
+            }
+            let pause = chance.random_range(Duration::ZERO..=self.down_max);
+            sleep(pause).await;
+            while self.seen.is_gone.get() || self.seen.rests.get() {
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    fn violation(&self, what: impl std::fmt::Display) {
+        self.record.violation(&self.name, what);
+    }
+
+    async fn life(&self, chance: &mut ChaCha8Rng) -> End {
+        let ticket = match &self.beginning {
+            Beginning::Joins(after, peers) => match self.disk.ticket() {
+                Some(ticket) => Some(ticket),
+                None => {
+                    sleep(*after).await;
+                    Some(self.get_ticket(peers, chance).await)
+                }
+            },
+            _ => None,
+        };
+        let Some(node) = self.bootstrap(ticket.as_ref(), chance).await else {
+            return End::Again;
+        };
+        let (orders, mut ordered) = mpsc::unbounded_channel();
+        self.seen.orders.replace(Some(orders));
+        self.seen.status.replace(Some(node.status()));
+        let mut users = JoinSet::new();
+        let (drop_run, dropped) = watch::channel(false);
+        let running = node.clone().run();
+        let mut running = tokio::task::spawn_local(let_go(running, dropped));
+        users.spawn_local(watch_status(self.record.clone(), self.name.clone(), node.status()));
+        if let Some(ticket) = ticket {
+            let limit = 3 * (self.config.membership_timeout + GRACE);
+            for _ in 0..chance.random_range(1..=2) {
+                users.spawn_local(join(
+                    self.record.clone(),
+                    self.name.clone(),
+                    node.clone(),
+                    ticket.clone(),
+                    limit,
+                ));
+            }
+        }
+        for user in 0..self.users {
+            let client = self.client(user, chance);
+            let (propose, read) =
+                (self.config.propose_timeout + GRACE, 2 * (self.config.read_timeout + GRACE));
+            users.spawn_local(client.use_node(node.clone(), propose, read));
+        }
+        let ended = loop {
+            tokio::select! {
+                biased;
+                ended = &mut running => break ended,
+                Some(order) = ordered.recv() => {
+                    let rc = self.order(order, &node, &drop_run, chance);
+                    users.spawn_local(rc);
+                }
+            }
+        };
+        self.seen.orders.take();
+        let end = match ended {
+            Ok(ended) => self.judge(ended, &node).await,
+            Err(error) => {
+                self.violation(format_args!("run panicked: {error}"));
+                End::Again
+            }
+        };
+        // Everybody is answered.
+        while !users.is_empty() {
+            match timeout(GRACE, users.join_next()).await {
+                Ok(Some(Err(error))) => self.violation(format_args!("a user panicked: {error}")),
+                Ok(_) => {}
+                Err(_) => {
+                    self.violation(format_args!("{} users of a node that has ended still wait", users.len()));
+                    break;
+                }
+            }
+        }
+        end
+    }
+
+    fn client(&self, user: u64, chance: &mut ChaCha8Rng) -> Client {
+        Client {
+            name: format!("{} user {user}", self.name),
+            number: self.number * 100 + user,
+            chance: ChaCha8Rng::from_rng(chance),
+            record: self.record.clone(),
+            pause_max: self.pause_max,
+            seen: None,
+            only_reads: false,
+            successes: 0,
+        }
+    }
+
+    async fn get_ticket(&self, peers: &[String], chance: &mut ChaCha8Rng) -> ClusterJoinTicket {
+        loop {
+            let peer = &peers[chance.random_range(0..peers.len())];
+            let asked = Raft::<_, Registers>::request_id(&self.address, peer);
+            match in_time(&self.record, &self.name, Duration::from_secs(31), "request_id", asked).await {
+                Some(Ok(ticket)) => {
+                    self.record.event(&self.name, format_args!("has a ticket for id {}", ticket.reserved_id));
+                    self.record.count("ticket");
+                    self.disk.keep_ticket(ticket.clone());
+                    return ticket;
+                }
+                Some(Err(error)) => self.record.event(&self.name, format_args!("no ticket: {error}")),
+                None => {}
+            }
+            sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    async fn bootstrap(&self, ticket: Option<&ClusterJoinTicket>, chance: &mut ChaCha8Rng) -> Option<Node> {
+        let id = match (&self.beginning, ticket) {
+            (Beginning::Together(id, _), _) => *id,
+            (_, Some(ticket)) => ticket.reserved_id,
+            _ => NodeId::FIRST,
+        };
+        let began = Instant::now();
+        let node = loop {
+            let machine =
+                Registers::new(&self.name, self.manner, self.record.clone(), ChaCha8Rng::from_rng(chance));
+            let bootstrapped = self
+                .disk
+                .open()
+                .map_err(BootstrapError::from)
+                .and_then(|disk| Raft::bootstrap(id, &*self.address, disk, machine, self.config.clone()));
+            match bootstrapped {
+                Ok(node) => break node,
+                // What an earlier life left behind when it was let go half way.
+                Err(
+                    BootstrapError::Storage(StorageError::InUse { .. }) | BootstrapError::PortTaken { .. },
+                ) if began.elapsed() < CLOSING_MAX => {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) if self.disk.take_failure() => {
+                    self.record.event(&self.name, format_args!("not bootstrapped: {error}"));
+                    return None;
+                }
+                Err(error) => {
+                    self.violation(format_args!("cannot be bootstrapped: {error}"));
+                    return None;
+                }
+            }
+        };
+        self.record.event(&self.name, format_args!("bootstrapped as node {id}"));
+        self.record.count("bootstrapped");
+        if let Beginning::Together(_, members) = &self.beginning
+            && let Err(error) = node.add_peers(members.clone()).await
+        {
+            self.violation(format_args!("add_peers: {error}"));
+        }
+        Some(node)
+    }
+
+    /// What must hold when `run` has ended.
+    async fn judge(&self, ended: Option<Result<(), RunError>>, node: &Node) -> End {
+        let Some(ended) = ended else {
+            self.record.event(&self.name, "run was let go");
+            self.record.count("run let go");
+            let began = Instant::now();
+            while !self.disk.is_closed() {
+                if began.elapsed() > CLOSING_MAX {
+                    self.violation(format_args!(
+                        "{CLOSING_MAX:?} after run was let go the disk is still in use"
+                    ));
+                    break;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            return End::Again;
+        };
+        if !self.disk.is_closed() {
+            self.violation("run has returned and something still uses the disk");
+        }
+        let told = in_time(&self.record, &self.name, GRACE, "quit after the end", node.quit()).await;
+        if told.is_none() {
+            return End::Again;
+        }
+        match &ended {
+            Ok(()) => self.record.event(&self.name, "run returned"),
+            Err(error) => self.record.event(&self.name, format_args!("run returned: {error}")),
+        }
+        let was_removed = node.status().borrow().identity.is_some() && !node.status().borrow().is_member();
+        match ended {
+            Ok(()) if was_removed && node.status().borrow().members.as_of() > raftify::LogIndex::ZERO => {
+                End::Gone
+            }
+            Ok(()) => End::Again,
+            Err(RunError::Stopped(StopReason::Removed { .. })) => {
+                self.record.count("removed");
+                End::Gone
+            }
+            Err(RunError::Stopped(StopReason::Storage(_))) if self.disk.take_failure() => {
+                self.record.count("disk failed");
+                End::Again
+            }
+            Err(error) => {
+                self.violation(format_args!("run failed: {error}"));
+                End::Again
+            }
+        }
+    }
+
+    /// Carries an order out, in time.
+    fn order(
+        &self,
+        order: Order,
+        node: &Node,
+        drop_run: &watch::Sender<bool>,
+        chance: &mut ChaCha8Rng,
+    ) -> impl Future<Output = ()> + 'static {
+        let (record, name, node, drop_run) =
+            (self.record.clone(), self.name.clone(), node.clone(), drop_run.clone());
+        let (config, disk) = (self.config.clone(), self.disk.clone());
+        let mut client = self.client(90, chance);
+        let probed = Rc::clone(&self.seen.probed);
+        async move {
+            let membership = config.membership_timeout + GRACE;
+            record.event(&name, format_args!("is told: {order:?}"));
+            let told = match order {
+                Order::Quit => {
+                    record.count("quit");
+                    in_time(&record, &name, QUIT_MAX, "quit", node.quit()).await;
+                    // If `run` was let go meanwhile, the disk is closed a little later, which is checked then.
+                    if !disk.is_closed() && !*drop_run.borrow() {
+                        record.violation(&name, "quit has returned and something still uses the disk");
+                    }
+                    "done".to_owned()
+                }
+                Order::QuitHalf(polls, then) => {
+                    record.count("quit half");
+                    let_go_after(polls, node.quit()).await;
+                    if let Some(then) = then {
+                        tokio::task::spawn_local(async move {
+                            sleep(then).await;
+                            drop_run.send_replace(true);
+                        });
+                    }
+                    "done".to_owned()
+                }
+                Order::Drop => {
+                    drop_run.send_replace(true);
+                    "done".to_owned()
+                }
+                Order::Leave => {
+                    record.count("leave");
+                    // It waits for the change, and then until a majority of the others knows of it.
+                    let limit = membership + config.membership_timeout + QUIT_MAX;
+                    told(in_time(&record, &name, limit, "leave", node.leave()).await)
+                }
+                Order::Remove(id) => {
+                    record.count("remove");
+                    let change = MembershipChange::Steps {
+                        steps: vec![MemberChange::Remove(id)],
+                        leave: LeaveJoint::Automatically,
+                    };
+                    told(
+                        in_time(&record, &name, membership, "change_config", node.change_config(change))
+                            .await,
+                    )
+                }
+                Order::Transfer(id) => {
+                    record.count("transfer");
+                    told(
+                        in_time(&record, &name, membership, "transfer_leader", node.transfer_leader(id))
+                            .await,
+                    )
+                }
+                Order::Demote => {
+                    let term = node.status().borrow().term;
+                    told(in_time(&record, &name, membership, "demote", node.demote(term, None)).await)
+                }
+                Order::Campaign => {
+                    let limit = config.propose_timeout + GRACE;
+                    told(in_time(&record, &name, limit, "campaign", node.campaign()).await)
+                }
+                Order::Snapshot => {
+                    record.count("snapshot asked for");
+                    let limit = Duration::from_secs(60);
+                    told(in_time(&record, &name, limit, "make_snapshot", node.make_snapshot()).await)
+                }
+                Order::Inspect => {
+                    let limit = config.read_timeout + GRACE;
+                    let outcome = in_time(&record, &name, limit, "inspect", node.inspect()).await;
+                    format!("{:?}", outcome.map(|inspected| inspected.is_ok()))
+                }
+                Order::Probe => {
+                    let (propose, read) = (config.propose_timeout + GRACE, 2 * (config.read_timeout + GRACE));
+                    for _ in 0..PROBES {
+                        client.call_node(&node, propose, read).await;
+                    }
+                    probed.set(probed.get() || client.successes == PROBES);
+                    format!("{} of {PROBES}", client.successes)
+                }
+            };
+            record.event(&name, told);
+        }
+    }
+}
+
+fn told<T, E: std::fmt::Display>(outcome: Option<Result<T, E>>) -> String {
+    match outcome {
+        Some(Ok(_)) => "done".to_owned(),
+        Some(Err(error)) => format!("not done: {error}"),
+        None => "no answer".to_owned(),
+    }
+}
+
+/// Resolves to `None` if `future` was let go before it ended.
+async fn let_go<F: Future>(future: F, mut dropped: watch::Receiver<bool>) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        _ = dropped.wait_for(|dropped| *dropped) => None,
+        output = future => Some(output),
+    }
+}
+
+/// Polls `future` so often, and drops it.
+async fn let_go_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = Box::pin(future);
+    let mut polled = 0;
+    std::future::poll_fn(move |context| {
+        if polled == polls {
+            return std::task::Poll::Ready(None);
+        }
+        polled += 1;
+        let polled_now = future.as_mut().poll(context).map(Some);
+        if polled == polls && polled_now.is_pending() {
+            return std::task::Poll::Ready(None);
+        }
+        polled_now
+    })
+    .await
+}
+
+async fn watch_status(record: Record, name: String, mut status: watch::Receiver<Status>) {
+    let mut shown = String::new();
+    loop {
+        let line = {
+            let status = status.borrow_and_update();
+            format!(
+                "{} in term {}, leader {:?}, members {:?}",
+                status.role,
+                status.term,
+                status.leader_id.map(NodeId::get),
+                status.members.iter().map(|member| member.id.get()).collect::<Vec<_>>()
+            )
+        };
+        if line != shown {
+            record.event(&name, &line);
+            shown = line;
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Until it is a member, or has stopped.
+async fn join(record: Record, name: String, node: Node, ticket: ClusterJoinTicket, limit: Duration) {
+    loop {
+        let joined =
+            in_time(&record, &name, limit, "join_cluster", node.join_cluster(vec![ticket.clone()])).await;
+        match joined {
+            Some(Ok(())) => {
+                record.count("joined");
+                return record.event(&name, "is a member");
+            }
+            Some(Err(raftify::error::JoinClusterError::Stopped(reason))) => {
+                return record.event(&name, format_args!("does not join: {reason}"));
+            }
+            Some(Err(error)) => record.event(&name, format_args!("not joined: {error}")),
+            None => return,
+        }
+        sleep(Duration::from_millis(300)).await;
+    }
+}

@@ -1,0 +1,140 @@
+//! The state machine of the simulated nodes: a few registers, in snapshots that are large on purpose.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::time::Duration;
+
+use raftify::{AbstractStateMachine, BoxError, LogPosition, SnapshotCapture, restore_value, simulation};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::record::Record;
+
+/// What a client asks for, on one register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Operation {
+    /// Its value.
+    Read,
+    /// A new value.
+    Write(u64),
+    /// A new value, if the old one is this.
+    CompareAndSet {
+        /// The old value.
+        expected: Option<u64>,
+        /// The new one.
+        new: u64,
+    },
+}
+
+/// What a client gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    /// Of a read.
+    Value(Option<u64>),
+    /// Of a write.
+    Done,
+    /// Of a compare-and-set: whether the old value was as expected.
+    Swapped(bool),
+}
+
+/// A log entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Command {
+    /// The register.
+    pub(crate) key: u8,
+    /// What is done to it.
+    pub(crate) operation: Operation,
+    /// The number of the client's call, by which entries are told apart.
+    pub(crate) call: u64,
+}
+
+/// The registers of one node.
+pub(crate) struct Registers {
+    who: String,
+    values: BTreeMap<u8, u64>,
+    applied: LogPosition,
+    record: Record,
+    manner: Manner,
+    chance: ChaCha8Rng,
+}
+
+/// How a node's state machine behaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// Whether it calls itself quick to apply, and is.
+    pub(crate) quick: bool,
+    /// If not, the most that applying an entry takes.
+    pub(crate) slowness: Duration,
+    /// How much larger than its content a snapshot is.
+    pub(crate) padding_bytes: usize,
+}
+
+impl Registers {
+    /// Without content. `who` names the node in the record.
+    pub(crate) fn new(who: &str, manner: Manner, record: Record, chance: ChaCha8Rng) -> Registers {
+        Registers {
+            who: who.to_owned(),
+            values: BTreeMap::new(),
+            applied: LogPosition::ZERO,
+            manner,
+            record,
+            chance,
+        }
+    }
+
+    /// The value of a register.
+    pub(crate) fn get(&self, key: u8) -> Option<u64> {
+        self.values.get(&key).copied()
+    }
+}
+
+impl AbstractStateMachine for Registers {
+    type LogEntry = Command;
+    type Reply = Outcome;
+
+    fn apply(&mut self, position: LogPosition, command: Command) -> Result<Outcome, BoxError> {
+        if position.index <= self.applied.index {
+            let applied = self.applied;
+            self.record.violation(&self.who, format_args!("{position} is applied after {applied}"));
+        }
+        self.applied = position;
+        self.record.applied(&self.who, position, &command);
+        if !self.manner.quick && !self.manner.slowness.is_zero() {
+            simulation::block_for(self.chance.random_range(Duration::ZERO..=self.manner.slowness));
+        }
+        let value = self.get(command.key);
+        Ok(match command.operation {
+            Operation::Read => Outcome::Value(value),
+            Operation::Write(new) => {
+                self.values.insert(command.key, new);
+                Outcome::Done
+            }
+            Operation::CompareAndSet { expected, new } => {
+                if value == expected {
+                    self.values.insert(command.key, new);
+                }
+                Outcome::Swapped(value == expected)
+            }
+        })
+    }
+
+    fn is_quick_to_apply(&self) -> bool {
+        self.manner.quick
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        self.record.event(&self.who, format_args!("captures its state at {}", self.applied));
+        let mut padding = vec![0u8; self.manner.padding_bytes];
+        self.chance.fill(&mut padding[..]);
+        Ok(SnapshotCapture::of((self.values.clone(), padding)))
+    }
+
+    fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
+        let (values, _padding): (BTreeMap<u8, u64>, Vec<u8>) = restore_value(reader)?;
+        self.record.event(&self.who, "restores a snapshot");
+        self.record.count("snapshot restored");
+        self.values = values;
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+//! What happens in a run: the trace, by which two runs are compared; the clients' history; what must never happen.
+//!
+//! Shared by all hosts of a world. Events of one moment are ordered by who they are of: the runtimes of the hosts leave
+//! open in which order they wake those who waited for the same thing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use raftify::LogPosition;
+use raftify_history::register::{self, Register};
+use raftify_history::{Verdict, check_each_key};
+
+use crate::machine::{Command, Operation, Outcome};
+
+/// The checker gives up on a register after so many.
+const CONFIGURATIONS_MAX: u64 = 1_000_000;
+
+/// What must have happened in one of many worlds: otherwise hardly anything was tried.
+pub const HAPPENINGS: &[&str] = &[
+    "answered",
+    "bootstrapped",
+    "crash",
+    "disk failed",
+    "hold",
+    "isolation",
+    "joined",
+    "leave",
+    "one-way cut",
+    "power loss",
+    "quit",
+    "quit half",
+    "refused",
+    "remove",
+    "removed",
+    "run let go",
+    "slow disk",
+    "snapshot asked for",
+    "snapshot restored",
+    "stopped",
+    "ticket",
+    "transfer",
+    "unknown",
+];
+
+/// An operation of a client, as it saw it. Times are places in the order of all events of the run.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    /// Who called.
+    pub(crate) client: u64,
+    /// On which key.
+    pub(crate) key: u8,
+    /// What was asked for.
+    pub(crate) operation: Operation,
+    /// When.
+    pub(crate) called: u64,
+    /// When the outcome came; `None` if it is not known whether it took effect.
+    pub(crate) returned: Option<(u64, Outcome)>,
+}
+
+/// See the module. A clone is the same record.
+#[derive(Clone, Default)]
+pub(crate) struct Record(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    trace: Vec<(Duration, String, String)>,
+    violations: Vec<String>,
+    clock: u64,
+    calls: BTreeMap<u64, Call>,
+    /// By index.
+    applied: BTreeMap<u64, (LogPosition, Command)>,
+    /// By call: the index.
+    applied_at: BTreeMap<u64, u64>,
+    refused: BTreeSet<u64>,
+    is_calm: bool,
+    happened: BTreeMap<&'static str, u64>,
+    values: u64,
+}
+
+impl Record {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something happened, on a host, now.
+    pub(crate) fn event(&self, who: &str, what: impl Display) {
+        self.event_at(turmoil::sim_elapsed().unwrap_or_default(), who, what);
+    }
+
+    /// Something happened.
+    pub(crate) fn event_at(&self, at: Duration, who: &str, what: impl Display) {
+        self.inner().trace.push((at, who.to_owned(), what.to_string()));
+    }
+
+    /// Something happened that is counted.
+    pub(crate) fn count(&self, what: &'static str) {
+        *self.inner().happened.entry(what).or_default() += 1;
+    }
+
+    /// Something happened that must not.
+    pub(crate) fn violation(&self, who: &str, what: impl Display) {
+        self.event(who, format_args!("VIOLATION: {what}"));
+        let at = turmoil::sim_elapsed().unwrap_or_default();
+        self.inner().violations.push(format!("at {at:?}, {who}: {what}"));
+    }
+
+    /// The first thing that happened and must not.
+    pub(crate) fn first_violation(&self) -> Option<String> {
+        self.inner().violations.first().cloned()
+    }
+
+    /// What happened how often.
+    pub(crate) fn happened(&self) -> BTreeMap<&'static str, u64> {
+        self.inner().happened.clone()
+    }
+
+    /// From now on, clients write nothing.
+    pub(crate) fn calm(&self) {
+        self.inner().is_calm = true;
+    }
+
+    /// Whether clients should write nothing.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.inner().is_calm
+    }
+
+    /// A value that no other write of this run writes.
+    pub(crate) fn fresh_value(&self) -> u64 {
+        let mut inner = self.inner();
+        inner.values += 1;
+        inner.values
+    }
+
+    /// A client calls. What is returned is the number of the call.
+    pub(crate) fn called(&self, client: u64, key: u8, operation: Operation) -> u64 {
+        let mut inner = self.inner();
+        inner.clock += 1;
+        let called = inner.clock;
+        inner.calls.insert(called, Call { client, key, operation, called, returned: None });
+        called
+    }
+
+    /// The call had this outcome.
+    pub(crate) fn returned(&self, call: u64, outcome: Outcome) {
+        let mut inner = self.inner();
+        inner.clock += 1;
+        let clock = inner.clock;
+        if let Some(call) = inner.calls.get_mut(&call) {
+            call.returned = Some((clock, outcome));
+        }
+    }
+
+    /// The call had no effect, and never will have.
+    pub(crate) fn refused(&self, call: u64) {
+        let mut inner = self.inner();
+        inner.calls.remove(&call);
+        inner.refused.insert(call);
+    }
+
+    /// What clients were told against what was applied, at the end.
+    pub(crate) fn check_answers(&self) {
+        let inner = self.inner();
+        let refused = inner.refused.iter().filter(|call| inner.applied_at.contains_key(call));
+        let mut wrong: Vec<String> =
+            refused.map(|call| format!("call {call} was applied, although it was refused")).collect();
+        for (number, call) in &inner.calls {
+            let changes = matches!(call.returned, Some((_, Outcome::Done | Outcome::Swapped(_))));
+            if changes && !inner.applied_at.contains_key(number) {
+                wrong.push(format!("{call:?} was acknowledged, and is nowhere"));
+            }
+        }
+        drop(inner);
+        for wrong in wrong {
+            self.violation("the clients", wrong);
+        }
+    }
+
+    /// Whether all that the clients saw could have been seen on one copy of each register.
+    pub(crate) fn check_history(&self) {
+        let calls: Vec<Call> = self.inner().calls.values().cloned().collect();
+        let history = calls.into_iter().map(|call| {
+            let operation = match call.operation {
+                Operation::Read => register::Operation::Read,
+                Operation::Write(value) => register::Operation::Write(value),
+                Operation::CompareAndSet { expected, new } => {
+                    register::Operation::CompareAndSet { expected, new }
+                }
+            };
+            let returned = call.returned.map(|(at, outcome)| {
+                let outcome = match outcome {
+                    Outcome::Value(value) => register::Outcome::Value(value),
+                    Outcome::Done => register::Outcome::Done,
+                    Outcome::Swapped(swapped) => register::Outcome::Swapped(swapped),
+                };
+                (at, outcome)
+            });
+            (
+                call.key,
+                raftify_history::Call { client: call.client, operation, called: call.called, returned },
+            )
+        });
+        for (key, verdict) in check_each_key(&Register, history, CONFIGURATIONS_MAX) {
+            match verdict {
+                Verdict::Linearizable => {}
+                Verdict::NotLinearizable(counterexample) => {
+                    self.violation("the clients", format_args!("register {key}: {counterexample}"));
+                }
+                Verdict::Undecided => self.count("history undecided"),
+            }
+        }
+    }
+
+    /// A node has applied an entry: all others must apply the same there.
+    pub(crate) fn applied(&self, who: &str, position: LogPosition, command: &Command) {
+        let mut inner = self.inner();
+        let there = inner.applied.entry(position.index.0).or_insert_with(|| (position, command.clone()));
+        let there = there.clone();
+        let at = *inner.applied_at.entry(command.call).or_insert(position.index.0);
+        drop(inner);
+        if there != (position, command.clone()) {
+            let (position_there, command_there) = there;
+            self.violation(
+                who,
+                format_args!(
+                    "applied {command:?} at {position}, another node {command_there:?} at {position_there}"
+                ),
+            );
+        }
+        if at != position.index.0 {
+            self.violation(who, format_args!("applied {command:?} at {position} and at index {at}"));
+        }
+    }
+
+    /// The whole trace, one line for each event.
+    pub(crate) fn trace(&self) -> String {
+        let mut trace = self.inner().trace.clone();
+        trace.sort();
+        trace.iter().map(|(at, who, what)| format!("{:>11.6} {who}: {what}\n", at.as_secs_f64())).collect()
+    }
+}

@@ -1,0 +1,68 @@
+//! A world of each scenario, those that once found something, and that a seed is always the same world.
+//! `make sim-shell` runs more.
+
+use raftify_shell_sim::{Report, Scenario, run};
+
+fn passed(seed: u64, scenario: Scenario) -> Report {
+    let report = run(seed, scenario);
+    if let Some(violation) = report.violation {
+        panic!("seed {seed} of {scenario:?}: {violation}\n{}", report.trace);
+    }
+    report
+}
+
+/// Runs a world of `scenario`, chosen because all of these happen in it: it takes a second or two, unoptimised.
+fn check(scenario: Scenario, seed: u64, required: &[&str]) {
+    let happened = passed(seed, scenario).happened;
+    for required in required {
+        assert!(happened.contains_key(required), "{required}: it never happened, take another seed");
+    }
+}
+
+#[test]
+fn nodes_join_and_leave_while_others_crash() {
+    check(Scenario::Join, 60, &["ticket", "joined", "leave", "answered"]);
+}
+
+#[test]
+fn leaders_crash_and_others_take_over() {
+    check(Scenario::Failover, 1, &["crash", "power loss", "disk failed", "answered"]);
+}
+
+#[test]
+fn snapshots_reach_followers_that_lag_over_links_that_break() {
+    check(Scenario::Snapshots, 2, &["snapshot restored", "isolation", "answered"]);
+}
+
+#[test]
+fn links_are_cut_in_one_way_and_in_both_and_stall() {
+    check(Scenario::Partitions, 15, &["one-way cut", "hold", "isolation", "answered"]);
+}
+
+#[test]
+fn nodes_end_at_any_moment_and_everybody_is_answered() {
+    check(Scenario::Quit, 16, &["quit", "quit half", "run let go", "answered"]);
+}
+
+#[test]
+fn all_of_it_at_once() {
+    check(Scenario::Everything, 11, &["quit", "crash", "answered"]);
+}
+
+#[test]
+fn worlds_that_once_found_something_keep_all_promises() {
+    let lines = include_str!("seeds.txt").lines().filter(|line| !line.starts_with('#'));
+    let seeds: Vec<u64> = lines.filter_map(|line| line.split(' ').next()?.parse().ok()).collect();
+    assert!(!seeds.is_empty());
+    for seed in seeds {
+        passed(seed, Scenario::of(seed));
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_world_byte_for_byte() {
+    let (first, second) = (run(11, Scenario::Everything), run(11, Scenario::Everything));
+    assert_eq!(first.trace, second.trace);
+    assert!(first.trace.lines().count() > 100, "hardly anything happened");
+    assert_ne!(first.trace, run(1, Scenario::Failover).trace);
+}
