@@ -188,7 +188,8 @@ fn understand(operation: Operation, status: u16, body: &[u8]) -> Told {
         || Told::Senseless(format!("to {operation:?}: {status} {}", String::from_utf8_lossy(body)));
     match (operation, status) {
         (_, 503) => Told::Refused,
-        (_, 504) => Told::Unknown,
+        // 408 is said by a web server that came to read the request late.
+        (_, 408 | 504) => Told::Unknown,
         (Operation::Read, 404) => Told::Outcome(Outcome::Value(None)),
         (Operation::Read, 200) => {
             let value = serde_json::from_slice::<Value>(body).ok();
@@ -252,6 +253,7 @@ mod tests {
             (swap, 412, "{}", Told::Outcome(Outcome::Swapped(false))),
             (swap, 503, "{}", Told::Refused),
             (swap, 504, "{}", Told::Unknown),
+            (swap, 408, "", Told::Unknown),
         ] {
             assert_eq!(understand(operation, status, body.as_bytes()), told, "{operation:?} {status}");
         }

@@ -30,6 +30,8 @@ pub(crate) enum Trouble {
     Ended(Party, End),
     /// Patience ran out; what was missing last.
     Unwell(String),
+    /// A node goes on, though it must have noticed; what.
+    Unnoticed(Party, String),
     /// This program cannot go on.
     Failed(BoxError),
 }
@@ -45,6 +47,9 @@ impl std::fmt::Display for Trouble {
         match self {
             Trouble::Ended(place, end) => write!(f, "node {place} ended by itself, {end}"),
             Trouble::Unwell(what) => write!(f, "{PATIENCE:?} after all was healed, {what}"),
+            Trouble::Unnoticed(place, what) => {
+                write!(f, "node {place} goes on as if nothing had happened: {what}")
+            }
             Trouble::Failed(error) => write!(f, "the run cannot go on: {error}"),
         }
     }
@@ -138,9 +143,16 @@ impl Cluster {
         newest.map(|(place, _)| place)
     }
 
-    /// The id of the node that is at this place.
-    pub(crate) async fn id_of(&self, place: Party) -> Option<NodeId> {
-        Some(self.inspect(place).await?.status.node_id)
+    /// The id of the node that is at this place, is up and can be reached.
+    pub(crate) async fn id_of(&self, place: Party) -> Result<NodeId, Trouble> {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            if let Some(inspection) = self.inspect(place).await {
+                return Ok(inspection.status.node_id);
+            }
+            sleep(PAUSE).await;
+        }
+        Err(Trouble::Unwell(format!("node {place} does not say how it is")))
     }
 
     /// Waits until every place has a voter that answers a linearizable read, and all know of all.

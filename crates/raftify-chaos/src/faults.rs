@@ -95,6 +95,11 @@ impl Schedule {
         Some(next)
     }
 
+    /// Whether a kind is among those that are dealt.
+    pub(crate) fn has(&self, kind: Fault) -> bool {
+        self.kinds.contains(&kind)
+    }
+
     /// How often each kind was dealt, at least.
     pub(crate) fn rounds(&self) -> usize {
         self.dealt.checked_div(self.kinds.len()).unwrap_or(usize::MAX)

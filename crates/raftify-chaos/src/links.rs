@@ -115,11 +115,22 @@ impl Links {
     /// Whether some of the nodes `up` can lead: it reaches a majority of all nodes, and they reach it.
     pub(crate) fn some_majority_is_connected(&self, up: &[Party]) -> bool {
         let nodes = self.parties - 1;
-        let reaches = |from, to| from == to || !self.get(from, to).blocked;
-        up.iter().any(|leader| {
-            let followers = up.iter().filter(|node| reaches(*leader, **node) && reaches(**node, *leader));
-            followers.count() > nodes / 2
+        up.iter().any(|leader| up.iter().filter(|node| self.talk(*leader, **node)).count() > nodes / 2)
+    }
+
+    /// Whether a majority of all nodes is among the nodes `up`, each of which reaches each.
+    pub(crate) fn some_majority_is_complete(&self, up: &[Party]) -> bool {
+        let nodes = self.parties - 1;
+        // There are few nodes, and so few groups.
+        (0..1_u32 << up.len()).any(|group| {
+            let group: Vec<Party> =
+                (0..).zip(up).filter(|(bit, _)| group >> bit & 1 == 1).map(|(_, node)| *node).collect();
+            group.len() > nodes / 2 && group.iter().all(|a| group.iter().all(|b| self.talk(*a, *b)))
         })
+    }
+
+    fn talk(&self, a: Party, b: Party) -> bool {
+        a == b || !(self.get(a, b).blocked || self.get(b, a).blocked)
     }
 }
 
@@ -179,5 +190,17 @@ mod tests {
         assert!(links.some_majority_is_connected(&[1, 4, 5]));
         assert!(!links.some_majority_is_connected(&[4, 5]));
         assert!(!partitioned(Shape::Isolated, 1).some_majority_is_connected(&[1, 2, 3]));
+    }
+
+    #[test]
+    fn a_majority_of_whom_each_reaches_each_is_told_from_one_around_a_single_node() {
+        let all = [1, 2, 3, 4, 5];
+        for shape in [Shape::Halves, Shape::Isolated, Shape::OneWay, Shape::Bridge] {
+            assert!(partitioned(shape, 1).some_majority_is_complete(&all), "{shape:?}");
+        }
+        assert!(!partitioned(Shape::Ring, 1).some_majority_is_complete(&all));
+        assert!(partitioned(Shape::Isolated, 1).some_majority_is_complete(&[2, 3, 4, 5]));
+        assert!(!partitioned(Shape::Isolated, 1).some_majority_is_complete(&[1, 2, 5]));
+        assert!(!Links::open(5).some_majority_is_complete(&[4, 5]));
     }
 }

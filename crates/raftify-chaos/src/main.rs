@@ -21,6 +21,7 @@ mod switch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use raftify::BoxError;
@@ -28,13 +29,16 @@ use raftify::BoxError;
 use crate::faults::Fault;
 use crate::network::Kind;
 
+/// The exit code for arguments that cannot be understood.
+const WRONG_ARGUMENTS: u8 = 2;
+
 /// Tries raftify with real processes under a nemesis, and checks what the clients saw
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
     /// How long faults are dealt, in minutes
-    #[arg(long, default_value_t = 10.0)]
-    minutes: f64,
+    #[arg(long, default_value = "10", value_parser = minutes)]
+    minutes: Duration,
     /// Instead of a time: how often each fault happens
     #[arg(long, conflicts_with = "minutes")]
     rounds: Option<usize>,
@@ -69,7 +73,17 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => {
+            // The first paragraph says what is wrong.
+            let text = error.to_string();
+            let what: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+            eprintln!("{}", what.join(" "));
+            return ExitCode::from(WRONG_ARGUMENTS);
+        }
+        Err(help) => help.exit(),
+    };
     let outcome = match arguments.clean {
         true => clean(),
         false => run::run(arguments).await,
@@ -84,7 +98,15 @@ async fn main() -> ExitCode {
     }
 }
 
+fn minutes(text: &str) -> Result<Duration, String> {
+    let minutes =
+        text.parse::<f64>().ok().and_then(|minutes| Duration::try_from_secs_f64(minutes * 60.0).ok());
+    minutes.ok_or_else(|| "it is no number of minutes".to_owned())
+}
+
 fn clean() -> Result<bool, BoxError> {
+    network::check(Kind::Netns)?;
+    let _only_one = run::only_one()?;
     let (namespaces, disks) = (network::remove_namespaces()?, node::unmount_all()?);
     println!("{namespaces} namespaces and {disks} disks were taken away");
     Ok(true)

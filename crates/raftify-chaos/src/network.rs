@@ -20,6 +20,9 @@ const PREFIX: &str = "raftify-chaos-";
 #[cfg(target_os = "linux")]
 const DEVICE_PREFIX: &str = "rchaos";
 
+#[cfg(target_os = "linux")]
+const TUN: &str = "/dev/net/tun";
+
 /// In a namespace every node has its own address, so that all have the same ports.
 #[cfg(target_os = "linux")]
 const RAFT_PORT: u16 = 6000;
@@ -66,6 +69,37 @@ enum Carrier {
     Proxy {
         _proxy: Proxy,
     },
+}
+
+/// Whether the nodes can reach each other in this way here.
+///
+/// # Errors
+/// In one line what is missing.
+pub(crate) fn check(kind: Kind) -> Result<(), BoxError> {
+    match kind {
+        Kind::Netns => check_namespaces(),
+        Kind::Proxy => Ok(()),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn check_namespaces() -> Result<(), BoxError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("network namespaces need root: run this as root, or choose --network proxy".into());
+    }
+    ip(&["-V"])?;
+    std::fs::File::options().read(true).write(true).open(TUN).map(drop).map_err(|error| no_tun(&error))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn check_namespaces() -> Result<(), BoxError> {
+    Err("network namespaces exist on Linux only: choose --network proxy".into())
+}
+
+#[cfg(target_os = "linux")]
+fn no_tun(error: &std::io::Error) -> BoxError {
+    format!("no TUN device can be had from {TUN} ({error}): load the module tun, or choose --network proxy")
+        .into()
 }
 
 impl Network {
@@ -125,9 +159,6 @@ impl Drop for Network {
 
 #[cfg(target_os = "linux")]
 fn namespaces(nodes: usize, links: &watch::Sender<Links>) -> Result<(Vec<Addresses>, Carrier), BoxError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err("network namespaces need root: run this as root, or choose --network proxy".into());
-    }
     remove_namespaces()?;
     let mut devices = Vec::new();
     for party in 0..=nodes {
@@ -135,9 +166,7 @@ fn namespaces(nodes: usize, links: &watch::Sender<Links>) -> Result<(Vec<Address
         let mtu = switch::PACKET_BYTES_MAX.to_string();
         let address = format!("{}/24", switch::address(party));
         let built = tun_rs::DeviceBuilder::new().name(&device).inherit_enable_state().build_async();
-        devices.push(built.map_err(|error| {
-            format!("no TUN device can be had ({error}): load the module tun, or choose --network proxy")
-        })?);
+        devices.push(built.map_err(|error| no_tun(&error))?);
         if party == crate::links::CLIENTS {
             ip(&["address", "add", &address, "dev", &device])?;
             ip(&["link", "set", &device, "mtu", &mtu, "up"])?;

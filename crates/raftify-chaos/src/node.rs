@@ -1,13 +1,13 @@
 //! One place of a node: its addresses, its directory with a small disk of its own where that can be had, its log, and the
 //! process that runs there now. Starts, stops and damages; decides nothing.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use raftify::BoxError;
-use rand::seq::IndexedRandom;
+use rand::seq::IndexedMutRandom;
 use rand::{Rng, RngExt};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -22,6 +22,9 @@ const SNAPSHOT_ENTRIES: u64 = 20_000;
 /// How mounted disks are known when they are to be taken away.
 const DISK: &str = "raftify-chaos";
 const DISK_SIZE: &str = "size=256m";
+
+/// The file in the directory of a run that is locked while it goes on.
+pub(crate) const LOCK: &str = "lock";
 
 /// The file that makes a disk full.
 const FILLER: &str = "filler";
@@ -75,6 +78,15 @@ impl Setting {
     }
 }
 
+/// Which bits may be turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Aim {
+    /// Any that were written.
+    Anything,
+    /// Those that a node must notice when it starts.
+    Noticed,
+}
+
 /// How a process ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct End {
@@ -87,6 +99,13 @@ pub(crate) struct End {
 impl End {
     pub(crate) fn says(&self, words: &str) -> bool {
         self.error.as_ref().is_some_and(|error| error.contains(words))
+    }
+
+    /// Whether damage is given as the reason: by raftify, or by LMDB for a file that is no database any more.
+    pub(crate) fn is_about_damage(&self) -> bool {
+        ["is damaged", "has format version", "cannot open the database in"]
+            .iter()
+            .any(|words| self.says(words))
     }
 }
 
@@ -255,8 +274,8 @@ impl Node {
     }
 
     /// Turns one bit of one file of a node that is down, and says where.
-    pub(crate) fn flip(&mut self, random: &mut impl Rng) -> io::Result<String> {
-        let place = flip(&self.data(), random)?;
+    pub(crate) fn flip(&mut self, aim: Aim, random: &mut impl Rng) -> io::Result<String> {
+        let place = flip(&self.data(), aim, random)?;
         self.is_damaged = true;
         Ok(place)
     }
@@ -285,15 +304,21 @@ fn mount(directory: &Path) -> Result<(), BoxError> {
     run(Command::new("mount").args(["-t", "tmpfs", "-o", DISK_SIZE, DISK]).arg(directory))
 }
 
-/// Takes away the disks that a run has left.
+/// Takes away the disks that runs have left which are over.
 pub(crate) fn unmount_all() -> Result<usize, BoxError> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let ours: Vec<&str> =
-        mounts.lines().filter_map(|line| line.strip_prefix(DISK)?.split(' ').nth(1)).collect();
-    for directory in &ours {
-        run(Command::new("umount").arg("--lazy").arg(directory))?;
+    let ours = mounts.lines().filter_map(|line| line.strip_prefix(DISK)?.split(' ').nth(1));
+    let left: Vec<&str> = ours.filter(|disk| !is_in_use(Path::new(disk))).collect();
+    for disk in &left {
+        run(Command::new("umount").arg("--lazy").arg(disk))?;
     }
-    Ok(ours.len())
+    Ok(left.len())
+}
+
+/// Whether the run goes on that this disk belongs to.
+fn is_in_use(disk: &Path) -> bool {
+    let lock = disk.parent().and_then(|run| File::open(run.join(LOCK)).ok());
+    lock.is_some_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 fn run(command: &mut Command) -> Result<(), BoxError> {
@@ -305,79 +330,143 @@ fn run(command: &mut Command) -> Result<(), BoxError> {
     }
 }
 
-/// Log, LMDB and snapshots are hit equally often, whatever their sizes. Room that was never written is not hit.
-fn flip(directory: &Path, random: &mut impl Rng) -> io::Result<String> {
-    let mut kinds = Vec::new();
-    for kind in [directory.join("log"), directory.to_owned(), directory.join("snapshots")] {
-        let files: Vec<PathBuf> = match fs::read_dir(kind) {
-            Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
-            Err(_) => continue,
-        };
-        let is_hit = |path: &PathBuf| {
-            path.is_file() && path.extension().is_none_or(|it| it != "lock") && !path.ends_with("lock.mdb")
-        };
-        let files: Vec<PathBuf> = files.into_iter().filter(is_hit).collect();
-        if !files.is_empty() {
-            kinds.push(files);
+/// Turns one bit of one byte, and says where.
+fn flip(directory: &Path, aim: Aim, random: &mut impl Rng) -> io::Result<String> {
+    let found = match aim {
+        Aim::Anything => any_byte(directory, random)?,
+        Aim::Noticed => telling_byte(directory, random)?,
+    };
+    let (path, offset) =
+        found.ok_or_else(|| io::Error::other("there is nothing written whose bits could be turned"))?;
+    let bit = random.random_range(0..8);
+    // Only that byte is written: the file may have holes.
+    let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(&mut byte)?;
+    file.seek(SeekFrom::Start(offset))?;
+    file.write_all(&[byte[0] ^ 1 << bit])?;
+    let name = path.strip_prefix(directory).unwrap_or(&path);
+    Ok(format!("bit {bit} of byte {offset} of {}", name.display()))
+}
+
+/// A byte that was written. Log, LMDB and snapshots are hit equally often, whatever their sizes.
+fn any_byte(directory: &Path, random: &mut impl Rng) -> io::Result<Option<(PathBuf, u64)>> {
+    let mut kinds = vec![
+        files(&directory.join("log"), "segment"),
+        vec![directory.join("data.mdb")],
+        files(&directory.join("snapshots"), "snapshot"),
+    ];
+    loop {
+        kinds.retain(|files| !files.is_empty());
+        let Some(kind) = kinds.choose_mut(random) else { return Ok(None) };
+        let path = kind.swap_remove(random.random_range(0..kind.len()));
+        let bytes = fs::read(&path)?;
+        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            return Ok(Some((path, random.random_range(0..=last as u64))));
         }
     }
-    while let Some(kind) = (0..kinds.len()).collect::<Vec<_>>().choose(random).copied() {
-        let place = random.random_range(0..kinds[kind].len());
-        let path = kinds[kind].swap_remove(place);
-        let mut bytes = fs::read(&path)?;
-        let Some(last) = bytes.iter().rposition(|byte| *byte != 0) else {
-            kinds.retain(|files| !files.is_empty());
-            continue;
-        };
-        let (offset, bit) = (random.random_range(0..=last), random.random_range(0..8));
-        bytes[offset] ^= 1 << bit;
-        // Only that byte is written: the file may have holes.
-        let mut file = OpenOptions::new().write(true).open(&path)?;
-        file.seek(SeekFrom::Start(offset as u64))?;
-        file.write_all(&bytes[offset..=offset])?;
-        let name = path.strip_prefix(directory).unwrap_or(&path);
-        return Ok(format!("bit {bit} of byte {offset} of {}", name.display()));
-    }
-    Err(io::Error::other("there is nothing written whose bits could be turned"))
+}
+
+/// A byte of the newest snapshot, which is read and checked at every start. Of the log nobody else can say where it
+/// begins and ends.
+fn telling_byte(directory: &Path, random: &mut impl Rng) -> io::Result<Option<(PathBuf, u64)>> {
+    let Some(path) = files(&directory.join("snapshots"), "snapshot").pop() else { return Ok(None) };
+    let bytes = fs::metadata(&path)?.len();
+    Ok(Some((path, random.random_range(0..bytes))))
+}
+
+/// The finished ones of this kind, the oldest first.
+fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut paths: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|it| it == extension)).collect();
+    paths.sort_unstable();
+    paths
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
 
-    #[test]
-    fn exactly_one_bit_of_what_was_written_is_turned_in_all_kinds_of_files() {
+    /// Which files are hit by forty seeds, one bit each, and at which bytes.
+    fn hit(aim: Aim) -> BTreeSet<(&'static str, usize)> {
         let directory = tempfile::tempdir().unwrap();
-        let mut hit = std::collections::BTreeSet::new();
-        for seed in 0..40 {
-            let written = |name: &str| directory.path().join(name);
-            for kind in ["log", "snapshots"] {
-                fs::create_dir_all(written(kind)).unwrap();
-            }
-            let mut segment = vec![7; 100];
-            segment.extend([0; 100_000]);
-            let files =
-                [("log/1.segment", segment), ("data.mdb", vec![8; 500]), ("snapshots/1", vec![9; 50])];
+        let written = |name: &str| directory.path().join(name);
+        for kind in ["log", "snapshots"] {
+            fs::create_dir_all(written(kind)).unwrap();
+        }
+        let mut segment = vec![7; 200];
+        segment.extend([0; 100_000]);
+        let files = [
+            ("log/1.segment", segment.clone()),
+            ("log/2.segment", segment),
+            ("data.mdb", vec![8; 500]),
+            ("snapshots/1.snapshot", vec![9; 50]),
+            ("snapshots/2.snapshot", vec![9; 50]),
+            ("lock.mdb", vec![1; 1000]),
+        ];
+        let mut hit = BTreeSet::new();
+        for seed in 0..60 {
             for (name, bytes) in &files {
                 fs::write(written(name), bytes).unwrap();
             }
-            fs::write(written("lock.mdb"), [1; 1000]).unwrap();
-            flip(directory.path(), &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
+            flip(directory.path(), aim, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
             let mut turned = 0;
             for (name, bytes) in &files {
                 let now = fs::read(written(name)).unwrap();
-                let bits: u32 = now.iter().zip(bytes).map(|(now, before)| (now ^ before).count_ones()).sum();
-                turned += bits;
-                if bits > 0 {
-                    hit.insert(*name);
+                assert_eq!(now.len(), bytes.len());
+                for (place, (now, before)) in now.iter().zip(bytes).enumerate().filter(|(_, (a, b))| a != b) {
+                    turned += (now ^ before).count_ones();
+                    hit.insert((*name, place));
                 }
             }
             assert_eq!(turned, 1);
-            assert_eq!(fs::read(written("lock.mdb")).unwrap(), [1; 1000]);
         }
-        assert_eq!(hit.len(), 3, "{hit:?}");
+        hit
+    }
+
+    #[test]
+    fn exactly_one_bit_of_what_was_written_is_turned_in_all_kinds_of_files() {
+        let hit = hit(Aim::Anything);
+        let names: BTreeSet<&str> = hit.iter().map(|(name, _)| *name).collect();
+        let all =
+            ["data.mdb", "log/1.segment", "log/2.segment", "snapshots/1.snapshot", "snapshots/2.snapshot"];
+        assert_eq!(names, all.into());
+        assert!(hit.iter().all(|(name, place)| !name.starts_with("log") || *place < 200), "{hit:?}");
+    }
+
+    #[test]
+    fn what_must_be_noticed_is_in_the_newest_snapshot() {
+        let hit = hit(Aim::Noticed);
+        assert!(hit.iter().all(|(name, _)| *name == "snapshots/2.snapshot"), "{hit:?}");
+    }
+
+    #[test]
+    fn the_disk_of_a_run_that_goes_on_is_not_taken_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = directory.path().join("node-1");
+        assert!(!is_in_use(&disk));
+        let lock = File::create(directory.path().join(LOCK)).unwrap();
+        assert!(!is_in_use(&disk));
+        lock.lock().unwrap();
+        assert!(is_in_use(&disk));
+    }
+
+    #[test]
+    fn damage_is_told_from_other_reasons() {
+        let end = |error: &str| End { status: String::new(), error: Some(error.to_owned()) };
+        assert!(
+            end("error: log/3.segment at offset 5: record 7 is damaged: its checksum is 1").is_about_damage()
+        );
+        assert!(end("error: cannot open the database in data: MDB_INVALID").is_about_damage());
+        assert!(!end("error: address 127.0.0.1:1 is taken: another program listens there").is_about_damage());
+        assert!(!End { status: String::new(), error: None }.is_about_damage());
     }
 }

@@ -49,10 +49,24 @@ pub(crate) struct Measured {
     pub after_healing: Vec<Duration>,
 }
 
+/// What came of a bit that was turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Flip {
+    /// The node said so and did not start.
+    Refused,
+    /// It started, and said so later.
+    NoticedLater,
+    /// It started, was well, and has said nothing so far.
+    Unnoticed,
+}
+
 /// All figures of a run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
     pub faults: BTreeMap<Fault, Measured>,
+    /// Where a second fault was added to the first; from the second on.
+    pub second: Measured,
+    pub flips: BTreeMap<Flip, usize>,
 }
 
 impl Figures {
@@ -64,6 +78,44 @@ impl Figures {
     pub(crate) fn missing(&self, required: &[Fault]) -> Vec<Fault> {
         let happened = |fault: &Fault| self.faults.get(fault).is_some_and(|measured| measured.count > 0);
         required.iter().copied().filter(|fault| !happened(fault)).collect()
+    }
+
+    /// After how many faults, and after how many ends of them, service was back in time.
+    pub(crate) fn recovery(&self) -> String {
+        let bound = 3 * raftify::Config::default().election_timeout;
+        let in_time = |times: Vec<&Duration>| {
+            format!("{} of {}", times.iter().filter(|time| ***time <= bound).count(), times.len())
+        };
+        let all = || self.faults.values();
+        format!(
+            "a write within three election timeouts ({} ms): after {} faults that left a majority, {} that came on top of \
+             another one, {} ends",
+            bound.as_millis(),
+            in_time(all().flat_map(|measured| &measured.after_fault).collect()),
+            in_time(self.second.after_fault.iter().collect()),
+            in_time(all().flat_map(|measured| &measured.after_healing).collect()),
+        )
+    }
+
+    /// A bit that seemed to be without effect was noticed after all.
+    pub(crate) fn noticed_later(&mut self) {
+        if let Some(unnoticed) = self.flips.get_mut(&Flip::Unnoticed) {
+            *unnoticed = unnoticed.saturating_sub(1);
+        }
+        *self.flips.entry(Flip::NoticedLater).or_default() += 1;
+    }
+
+    /// What came of the bits that were turned, if any were.
+    pub(crate) fn flips(&self) -> Option<String> {
+        let count = |flip| self.flips.get(&flip).copied().unwrap_or_default();
+        (!self.flips.is_empty()).then(|| {
+            format!(
+                "turned bits: {} nodes refused to start, {} noticed it later, {} were as good as before",
+                count(Flip::Refused),
+                count(Flip::NoticedLater),
+                count(Flip::Unnoticed)
+            )
+        })
     }
 
     /// The table of the summary: times in milliseconds, median and longest.
@@ -82,6 +134,11 @@ impl Figures {
             table.add_row(row(&fault.name(), measured.count, &measured.after_fault, &measured.after_healing));
             after_fault.extend(&measured.after_fault);
             after_healing.extend(&measured.after_healing);
+        }
+        if self.second.count > 0 {
+            let Measured { count, after_fault: second, .. } = &self.second;
+            table.add_row(row("a second one, too", *count, second, &[]));
+            after_fault.extend(second);
         }
         let count = self.faults.values().map(|measured| measured.count).sum();
         table.add_row(row("all", count, &after_fault, &after_healing));
@@ -130,6 +187,32 @@ mod tests {
         assert_eq!(
             figures.missing(&[Fault::KillOne, Fault::KillAll, Fault::Ring]),
             [Fault::KillAll, Fault::Ring]
+        );
+    }
+
+    #[test]
+    fn what_took_longer_than_three_election_timeouts_is_told() {
+        let mut figures = Figures::default();
+        let millis = |times: &[u64]| times.iter().copied().map(Duration::from_millis).collect();
+        figures.of(Fault::KillOne).after_fault = millis(&[900, 1500, 1501]);
+        figures.of(Fault::KillAll).after_healing = millis(&[7, 2000]);
+        figures.second.after_fault = millis(&[3000]);
+        assert_eq!(
+            figures.recovery(),
+            "a write within three election timeouts (1500 ms): after 2 of 3 faults that left a majority, 0 of 1 that came \
+             on top of another one, 1 of 2 ends"
+        );
+    }
+
+    #[test]
+    fn a_bit_that_is_noticed_late_is_not_counted_twice() {
+        let mut figures = Figures::default();
+        assert_eq!(figures.flips(), None);
+        figures.flips = [(Flip::Refused, 3), (Flip::Unnoticed, 2)].into();
+        figures.noticed_later();
+        assert_eq!(
+            figures.flips().unwrap(),
+            "turned bits: 3 nodes refused to start, 1 noticed it later, 1 were as good as before"
         );
     }
 

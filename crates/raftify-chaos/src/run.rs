@@ -10,18 +10,20 @@ use raftify_history::register::{Operation, Outcome};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::Arguments;
 use crate::clients::Load;
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, PATIENCE, Trouble};
 use crate::faults::{Fault, Schedule};
 use crate::history::{Judgement, LAST_READS, Recorder};
 use crate::http::Connection;
 use crate::nemesis::{Nemesis, Until, any_seed};
-use crate::network::Kind;
-use crate::node::unmount_all;
+use crate::network::{self, Kind};
+use crate::node::{LOCK, unmount_all};
 use crate::recovery::Figures;
 
 /// What a last read waits after a refusal.
@@ -35,8 +37,8 @@ const SHOWN_MAX: usize = 3;
 /// # Errors
 /// If there can be no run, in one line.
 pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
-    let interrupted = interrupted();
-    let mut interrupted = std::pin::pin!(interrupted);
+    let mut interruptions = interruptions()?;
+    network::check(arguments.network)?;
     let seed = arguments.seed.unwrap_or_else(any_seed);
     let nodes = usize::from(arguments.nodes);
     let programs = match &arguments.programs {
@@ -53,6 +55,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
         unmount_all()?;
     }
     let directory = new_directory(&arguments.directory, seed)?;
+    let _in_use = lock(&directory.join(LOCK))?;
     let cluster = Cluster::start(arguments.network, nodes, &programs, &directory);
     let mut cluster = cluster.inspect_err(|_| drop(fs::remove_dir_all(&directory)))?;
     let faults = possible(&arguments.faults, &cluster)?;
@@ -79,35 +82,35 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
             figures: &mut figures,
             begin,
         };
-        let end = begin + Duration::try_from_secs_f64(arguments.minutes * 60.0)?;
-        nemesis.run(arguments.rounds.map_or(Until::Time(end), Until::Rounds)).await
+        nemesis.run(arguments.rounds.map_or(Until::Time(begin + arguments.minutes), Until::Rounds)).await
     };
     tokio::select! {
         outcome = work => if let Err(trouble) = outcome {
             problems.push(trouble.to_string());
         },
-        () = &mut interrupted => is_interrupted = true,
+        _ = interruptions.changed() => is_interrupted = true,
     }
     let seconds = begin.elapsed().as_secs_f64();
 
     let Some(mut load) = load else {
-        return finish_without_load(&cluster, &directory, &problems, is_interrupted);
+        return finish_without_load(cluster, &directory, &problems, is_interrupted);
     };
     problems.extend(load.stop().await);
-    cluster.heal()?;
-    if problems.is_empty()
-        && !is_interrupted
-        && let Err(trouble) = cluster.wait_until_well().await
-    {
-        problems.push(trouble.to_string());
+    if let Err(error) = cluster.heal() {
+        problems.push(Trouble::Failed(error).to_string());
     }
     // A cluster that is known not to be well, or of a run that was ended early, is asked for what it has to say.
     let patience = if problems.is_empty() && !is_interrupted { PATIENCE } else { PATIENCE / 12 };
-    let unread = read_everything(&load.recorder, &cluster.webs(), patience).await;
-    if unread > 0 && problems.is_empty() && !is_interrupted {
-        problems.push(format!("{unread} last reads were not answered"));
+    let webs = cluster.webs();
+    tokio::select! {
+        unread = read_everything(&load.recorder, &webs, patience) => {
+            if unread > 0 && problems.is_empty() && !is_interrupted {
+                problems.push(format!("{unread} last reads were not answered"));
+            }
+        }
+        _ = interruptions.changed() => is_interrupted = true,
     }
-    if !is_interrupted {
+    if problems.is_empty() && !is_interrupted {
         let missing = figures.missing(&faults);
         problems.extend(missing.iter().map(|fault| {
             format!("{} never happened: the run tells nothing about it, give it more minutes", fault.name())
@@ -129,31 +132,39 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     Ok(is_good)
 }
 
-/// Resolves with the first Ctrl+C, or a request to terminate. The second ends the program as if nobody listened.
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminated) => tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminated.recv() => {}
-        },
-        // Without it, Ctrl+C is left.
-        Err(_) => drop(tokio::signal::ctrl_c().await),
+/// Changes with every Ctrl+C, every request to terminate, and the end of the terminal: the first one ends the faults, the
+/// next one the last reads. From now on none of them ends the program.
+fn interruptions() -> Result<watch::Receiver<()>, BoxError> {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let interrupted = watch::Sender::new(());
+    let interruptions = interrupted.subscribe();
+    for kind in kinds {
+        let (mut signals, interrupted) = (signal(kind)?, interrupted.clone());
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                println!("interrupted: what was seen so far is judged");
+                interrupted.send_replace(());
+            }
+        });
     }
-    println!("interrupted: what was seen so far is judged");
+    Ok(interruptions)
 }
 
 /// Namespaces and devices have fixed names, so that a run that was killed can be cleaned up.
-fn only_one() -> Result<fs::File, BoxError> {
-    let path = std::env::temp_dir().join("raftify-chaos.lock");
-    let file = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+pub(crate) fn only_one() -> Result<fs::File, BoxError> {
+    lock(&std::env::temp_dir().join("raftify-chaos.lock"))
+}
+
+fn lock(path: &Path) -> Result<fs::File, BoxError> {
+    let cannot = |error: std::io::Error| format!("{} cannot be locked: {error}", path.display());
+    let file = fs::OpenOptions::new().create(true).append(true).open(path).map_err(cannot)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => {
             Err(format!("another run goes on and has the lock of {}: wait for its end", path.display())
                 .into())
         }
-        Err(fs::TryLockError::Error(error)) => Err(error.into()),
+        Err(fs::TryLockError::Error(error)) => Err(cannot(error).into()),
     }
 }
 
@@ -181,16 +192,21 @@ fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError>
 }
 
 fn finish_without_load(
-    cluster: &Cluster,
+    cluster: Cluster,
     directory: &Path,
     problems: &[String],
     is_interrupted: bool,
 ) -> Result<bool, BoxError> {
     report_problems(problems, &Judgement::default());
-    for node in &cluster.nodes {
-        node.keep()?;
+    if problems.is_empty() {
+        drop(cluster);
+        fs::remove_dir_all(directory)?;
+    } else {
+        for node in &cluster.nodes {
+            node.keep()?;
+        }
+        println!("logs and data directories: {}", directory.display());
     }
-    println!("logs and data directories: {}", directory.display());
     println!("0 passed, {} failed", problems.len());
     Ok(is_interrupted && problems.is_empty())
 }
@@ -243,6 +259,10 @@ fn summary(load: &Load, figures: &Figures, judgement: &Judgement, seconds: f64, 
     println!();
     println!("{}", figures.table());
     println!();
+    println!("{}", figures.recovery());
+    if let Some(flips) = figures.flips() {
+        println!("{flips}");
+    }
     println!(
         "{} operations in {seconds:.0} s ({:.0} per second): {web} over the web API, {grpc} over gRPC; \
          {refused} refused, {unknown} of unknown outcome",
