@@ -756,12 +756,17 @@ impl Simulation {
         self.nodes.values().all(|node| {
             let is_member = status.members.get(node.id).is_some();
             match &node.running {
-                // A voter that was removed asks for votes, is refused, and stops. A learner that never heard of its
-                // removal waits, like a node that was never added; and so does who knows of none of the voters of today.
+                // Who was removed asks the voters that it knows, is refused by a majority of them, and stops. If too few of
+                // these are left where it knows them, it may wait, like a node that was never added.
                 Some(running) if !is_member => {
                     let own = running.core.status().members;
-                    let knows = |voter: &NodeId| own.is_voter(*voter) && status.members.get(*voter).is_some();
-                    node.lost.is_some() || !own.is_voter(node.id) || !self.nodes.keys().any(knows)
+                    let mut others = own.configuration().voters;
+                    others.remove(&node.id);
+                    let address =
+                        |members: &Members, id| members.get(id).map(|member| member.address.clone());
+                    let is_there = |id: &&NodeId| address(&own, **id) == address(&status.members, **id);
+                    let tell = others.iter().filter(is_there).count();
+                    node.lost.is_some() || tell <= others.len() / 2
                 }
                 Some(running) => {
                     running.at.index == last
