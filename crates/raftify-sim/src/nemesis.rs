@@ -433,6 +433,10 @@ impl Simulation {
         if members.is_joint() || !is_member(id) || self.lost_member().is_some() {
             return false;
         }
+        if is_wiped && self.world.voters == 1 && id == NodeId::FIRST {
+            // It would begin a new cluster of its own: see `docs/operations.md`.
+            return false;
+        }
         let is_asked =
             self.nemesis.membership_requests.iter().any(|number| self.invariants.answers.is_open(*number));
         let voters = members.configuration().voters;
