@@ -1313,6 +1313,7 @@ impl Simulation {
             self.invariants.commit.leader_commits(id, status.commit, &configurations, holds)?;
             for other in self.nodes.values() {
                 if let Some(running) = &other.running
+                    && other.lost.is_none()
                     && running.seen.role == Role::Leader
                     && running.seen.term > term
                 {
