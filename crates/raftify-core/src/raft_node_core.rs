@@ -622,8 +622,20 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     .to_owned(),
             ));
         }
+        self.teach_term(&message);
         if let Err(reason) = self.consensus.step(message) {
             warn!(node = %self.node_id, %from, "dropped a message: {reason}");
+        }
+    }
+
+    /// A candidate of an earlier term is told the term (figure 3.1 of the thesis). raft-rs says nothing to it, and who does not
+    /// know of its membership never asks for its vote: without pre-vote, it could lose every election. As the answer to a
+    /// pre-vote, it is no vote against a later candidacy.
+    fn teach_term(&mut self, message: &RaftMessage) {
+        let term = self.consensus.term();
+        if matches!(message.body, RaftMessageBody::RequestVote { .. }) && message.term < term {
+            let body = RaftMessageBody::PreVoteResponse { granted: false, commit: LogPosition::ZERO };
+            self.next.send_after.push(RaftMessage { from: self.node_id, to: message.from, term, body });
         }
     }
 

@@ -10,6 +10,7 @@ use raftify_core::error::{
     CampaignError, MembershipError, ProposeError, ReadError, StopReason, TransferError,
 };
 use raftify_core::members::{LeaveJoint, MembershipRefusal, SenderRefusal};
+use raftify_core::message::CampaignReason;
 use raftify_core::{
     Forwarding, Incarnation, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange,
     MemberRole, MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role, Sender,
@@ -571,6 +572,20 @@ fn bug_21_a_refused_pre_vote_teaches_the_higher_term() {
     let Status { term: learnt, role, .. } = cluster.status(one).unwrap();
     assert_eq!((learnt, role), (term, Role::Follower));
     cluster.check_recovery();
+}
+
+#[test]
+fn bug_21_a_candidate_of_an_earlier_term_is_told_the_term() {
+    let (mut cluster, leader) = cluster_of_three();
+    let [one, two] = others(&cluster, leader)[..] else { panic!("three nodes") };
+    isolate(&mut cluster, two);
+    let Status { term, last, .. } = cluster.status(one).unwrap();
+    let reason = CampaignReason::Timeout;
+    let body = RaftMessageBody::RequestVote { last, commit: LogPosition::ZERO, reason };
+    let before = cluster.packets(one, two);
+    hear(&mut cluster, one, two, Term(term.0 - 1), body);
+    while cluster.complete_write(one) {}
+    assert_eq!(cluster.packets(one, two), before + 1);
 }
 
 #[test]

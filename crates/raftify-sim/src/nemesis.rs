@@ -10,7 +10,7 @@ use raftify_core::error::MembershipError;
 use raftify_core::members::LeaveJoint;
 use raftify_core::{
     LeaderRequest, LocalRequestMsg, LogIndex, Member, MemberChange, MemberRole, Members, MembershipChange,
-    NodeId, Reservation, Responder, Role, Status,
+    NodeId, Reservation, Responder, Role,
 };
 use rand::RngExt;
 use rand::seq::SliceRandom;
@@ -701,10 +701,7 @@ impl Simulation {
         let since = self.schedule.now() - healed_at;
         let election = self.election_timeout();
         self.schedule.after(200 * MILLISECOND, Event::Look);
-        let may_lose_all_elections = self.recovery.is_none()
-            && since > 39 * self.election_timeout()
-            && self.a_candidate_is_a_stranger();
-        if !self.can_go_on() || may_lose_all_elections {
+        if !self.can_go_on() {
             self.nemesis.is_hopeless = true;
             self.is_well = true;
             self.tell(format_args!("too much is lost to go on"));
@@ -800,15 +797,6 @@ impl Simulation {
         let configuration = members.configuration();
         is_quorum(&configuration.voters)
             && (configuration.voters_outgoing.is_empty() || is_quorum(&configuration.voters_outgoing))
-    }
-
-    /// Whether one voter does not know another, and without pre-vote never tells it of its higher term.
-    fn a_candidate_is_a_stranger(&self) -> bool {
-        let running = || self.nodes.keys().filter_map(|id| self.status(*id));
-        let voters: Vec<_> = running().filter(|status| status.members.is_voter(status.node_id)).collect();
-        let knows = |one: &Status, other: &Status| one.members.get(other.node_id).is_some();
-        !self.world.config.pre_vote
-            && voters.iter().any(|one| voters.iter().any(|other| knows(other, one) && !knows(one, other)))
     }
 
     fn summary(&self) -> String {
