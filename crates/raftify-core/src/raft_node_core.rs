@@ -298,7 +298,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     warn!(node = %self.node_id, from = %sender.id, "refused messages: {refusal}");
                     return;
                 }
-                self.heard_of(sender.id);
+                self.heard_of(&sender);
                 for message in messages {
                     self.step(sender.id, message);
                 }
@@ -639,10 +639,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    fn heard_of(&mut self, peer: NodeId) {
-        if self.members.get(peer).is_some() {
-            self.last_heard.insert(peer, self.now_ticks);
+    fn heard_of(&mut self, sender: &Sender) {
+        if self.members.get(sender.id).is_some() {
+            self.last_heard.insert(sender.id, self.now_ticks);
         }
+        // Who had not let this node in yet, or had forgotten it in a crash, refused it as well. A removed node is spoken to by
+        // nobody who knows the membership that it is missing in.
+        self.removal.take_if(|removal| removal.as_of < sender.members_as_of);
     }
 
     fn is_alive(&self, peer: NodeId) -> bool {

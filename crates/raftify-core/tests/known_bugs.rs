@@ -12,9 +12,9 @@ use raftify_core::error::{
 use raftify_core::members::{LeaveJoint, MembershipRefusal, SenderRefusal};
 use raftify_core::message::CampaignReason;
 use raftify_core::{
-    Forwarding, Incarnation, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange,
-    MemberRole, MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role, Sender,
-    ServerRequestMsg, SnapshotToSend, Status, Term, TurnNumber,
+    Config, Forwarding, Incarnation, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member,
+    MemberChange, MemberRole, MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role,
+    Sender, ServerRequestMsg, SnapshotToSend, Status, Term, TurnNumber,
 };
 
 fn cluster_of_three() -> (Cluster, NodeId) {
@@ -1083,6 +1083,31 @@ fn bug_30_a_learner_that_was_removed_while_away_learns_it() {
 }
 
 #[test]
+fn bug_30_who_was_refused_by_a_leader_that_had_forgotten_it_does_not_stop_once_it_is_known() {
+    let mut cluster = Cluster::new(2, 1, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    let newcomer = joiner(&mut cluster, 2);
+    cluster.change(leader, MembershipChange::one(MemberChange::Add(newcomer)));
+    // The leader lets it in, and speaks to it; the power fails before it has written that.
+    while cluster.status(leader).unwrap().members.get(id(2)).is_none() {
+        assert!(cluster.complete_write(leader));
+    }
+    while !cluster.deliver(leader, id(2)) {
+        cluster.tick(leader);
+    }
+    while cluster.complete_write(id(2)) {}
+    cluster.lose_unsynced(leader);
+    cluster.start(leader);
+    assert!(cluster.status(leader).unwrap().members.get(id(2)).is_none(), "it has forgotten");
+    assert!(cluster.deliver(id(2), leader), "it refuses the answer");
+    cluster.until("it is let in", |cluster| cluster.status(id(2)).is_none_or(|status| status.is_member()));
+    cluster.pass_ticks(200);
+    assert!(cluster.nodes[&id(2)].running.is_some(), "{:?}", cluster.trace);
+    cluster.until_proposed(leader);
+}
+
+#[test]
 fn a_leader_that_is_to_step_down_in_favour_of_itself_does_not_say_that_it_did() {
     let (mut cluster, leader) = cluster_of_three();
     let term = cluster.status(leader).unwrap().term;
@@ -1096,7 +1121,7 @@ fn a_leader_that_is_to_step_down_in_favour_of_itself_does_not_say_that_it_did() 
 #[test]
 fn bug_32_proposals_that_wait_for_the_disk_are_one_write_and_a_few_messages() {
     const PROPOSALS: usize = 200;
-    let config = raftify_core::Config { message_bytes_max: 1 << 20, ..test_config() };
+    let config = Config { message_bytes_max: 1 << 20, ..test_config() };
     let mut cluster = Cluster::new(7, 3, config);
     let leader = cluster.until_leader();
     cluster.until_proposed(leader);
@@ -1316,7 +1341,7 @@ fn a_majority_goes_on_and_the_rest_catches_up_by_entries() {
 #[test]
 fn a_follower_far_behind_is_fed_from_the_disk() {
     // Nothing stays in memory but what is not applied, and no snapshot is taken.
-    let config = raftify_core::Config { log_cache_bytes: 0, snapshot_entries: 0, ..test_config() };
+    let config = Config { log_cache_bytes: 0, snapshot_entries: 0, ..test_config() };
     let mut cluster = Cluster::new(4, 3, config);
     let leader = cluster.until_leader();
     let away = others(&cluster, leader)[0];
