@@ -741,7 +741,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     /// A removed node is not spoken to by those who know, and a learner that was removed while it was away stands for no
-    /// election. It says something that changes nothing, to be refused.
+    /// election. It says something that changes nothing, to be refused; the term is one that nobody leaves another for.
     fn ask_whether_still_needed(&mut self) {
         let is_forgotten = !self.members.is_voter(self.node_id)
             && !self.members.is_empty()
@@ -750,7 +750,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         self.stop_if_not_needed();
-        let (from, term) = (self.node_id, self.consensus.term());
+        let (from, term) = (self.node_id, CLUSTER_START.term);
         let mut voters = self.other_voters();
         if let Some(removal) = &self.removal {
             voters.retain(|voter| !removal.told_by.contains(voter));

@@ -1083,6 +1083,46 @@ fn bug_30_a_learner_that_was_removed_while_away_learns_it() {
 }
 
 #[test]
+fn bug_30_a_node_that_asks_whether_it_was_removed_teaches_nobody_its_term() {
+    let mut cluster = Cluster::new(2, 4, Config { pre_vote: false, ..test_config() });
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    cluster.settle();
+    let [gone, has_it, behind] = others(&cluster, leader)[..] else { panic!("there are four") };
+    isolate(&mut cluster, gone);
+    cluster.change(leader, remove(gone));
+    let Status { last, term, .. } = cluster.status(leader).unwrap();
+    while cluster.status(leader).unwrap().commit < last.index {
+        cluster.complete_write(leader);
+        for node in [has_it, behind] {
+            while cluster.deliver(leader, node) || cluster.complete_write(node) {}
+        }
+        for node in [has_it, behind] {
+            while cluster.status(leader).unwrap().commit < last.index && cluster.deliver(node, leader) {}
+        }
+    }
+    while cluster.complete_write(leader) {}
+    assert!(cluster.status(leader).unwrap().members.get(gone).is_none());
+    // In an election that nobody hears of, it comes to a later term. Then the leader alone can tell it.
+    while cluster.status(gone).unwrap().term == term {
+        cluster.tick(gone);
+    }
+    while cluster.complete_write(gone) {}
+    cluster.cut.clear();
+    while cluster.deliver(gone, leader) {}
+    cluster.tick(gone);
+    while cluster.deliver(gone, behind) {}
+    assert!(cluster.status(gone).unwrap().term > term && cluster.status(behind).unwrap().is_member());
+    assert_eq!(
+        cluster.status(behind).unwrap().term,
+        term,
+        "who follows a leader that is alive does not leave it"
+    );
+    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+    assert_eq!(cluster.leader(), Some(leader));
+}
+
+#[test]
 fn bug_30_who_was_refused_by_a_leader_that_had_forgotten_it_does_not_stop_once_it_is_known() {
     let mut cluster = Cluster::new(2, 1, test_config());
     let leader = cluster.until_leader();
