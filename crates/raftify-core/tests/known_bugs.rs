@@ -798,6 +798,34 @@ fn bug_24_a_snapshot_that_a_slow_state_machine_has_yet_to_restore_is_kept() {
     assert!(!in_use(&mut cluster).contains(&waiting[0]), "it was restored, and is of no use any more");
 }
 
+#[test]
+fn bug_24_a_node_that_restores_a_snapshot_votes_when_the_leader_is_lost() {
+    let (mut cluster, leader) = cluster_of_three();
+    let [slow, other] = others(&cluster, leader)[..] else { panic!("three nodes") };
+    let installed = cluster.truth.snapshots_installed;
+    isolate(&mut cluster, slow);
+    for _ in 0..100 {
+        let proposal = cluster.propose(leader);
+        while take(&proposal).is_none() {
+            all_but_the_state_machine_of(&mut cluster, slow);
+        }
+    }
+    cluster.cut.clear();
+    while cluster.truth.snapshots_installed == installed {
+        cluster.tick(leader);
+        all_but_the_state_machine_of(&mut cluster, slow);
+    }
+    cluster.crash(leader);
+    for _ in 0..200 {
+        for node in [slow, other] {
+            cluster.tick(node);
+        }
+        all_but_the_state_machine_of(&mut cluster, slow);
+    }
+    assert_eq!(cluster.leader(), Some(other));
+    cluster.check_recovery();
+}
+
 /// Everything moves once but the state machine of `slow`.
 fn all_but_the_state_machine_of(cluster: &mut Cluster, slow: NodeId) {
     for node in cluster.ids() {
