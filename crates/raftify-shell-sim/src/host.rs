@@ -219,7 +219,6 @@ impl Host {
             record: self.record.clone(),
             pause_max: self.pause_max,
             seen: None,
-            only_reads: false,
             successes: 0,
         }
     }
