@@ -101,10 +101,16 @@ enum End {
     Gone,
 }
 
-/// Everything must be closed by then after `run` was let go.
-const CLOSING_MAX: Duration = Duration::from_secs(6);
+/// So long after `run` was let go, and the last operation of the disk is over, everything must be closed. Entries that are
+/// being applied are applied to their end.
+const CLOSING_MAX: Duration = Duration::from_secs(2);
 
-/// Nothing takes longer at the end of a node: connections that hang are severed after 2 s, twice.
+/// No more operations of the disk than these begin after `run` was let go: the write of what is queued, and one for each
+/// thing that another thread was just asked for.
+const LAST_OPERATIONS_MAX: u64 = 8;
+
+/// Nothing takes longer at the end of a node, but for what the disk is doing: connections that hang are severed after
+/// 2 s, twice.
 const QUIT_MAX: Duration = Duration::from_secs(8);
 
 /// A probe is so many calls in a row.
@@ -290,15 +296,23 @@ impl Host {
         let Some(ended) = ended else {
             self.record.event(&self.name, "run was let go");
             self.record.count("run let go");
-            let began = Instant::now();
+            let before = self.disk.operations();
+            let mut idle_since = Instant::now();
             while !self.disk.is_closed() {
-                if began.elapsed() > CLOSING_MAX {
+                idle_since = idle_since.max(Instant::now() + self.disk.busy_for());
+                if idle_since.elapsed() > CLOSING_MAX {
                     self.violation(format_args!(
-                        "{CLOSING_MAX:?} after run was let go the disk is still in use"
+                        "run was let go, and the disk, idle for {CLOSING_MAX:?}, is still in use"
                     ));
                     break;
                 }
                 sleep(Duration::from_millis(20)).await;
+            }
+            let operations = self.disk.operations() - before;
+            if operations > LAST_OPERATIONS_MAX {
+                self.violation(format_args!(
+                    "{operations} operations of the disk began after run was let go"
+                ));
             }
             return End::Again;
         };
@@ -353,7 +367,7 @@ impl Host {
             let told = match order {
                 Order::Quit => {
                     record.count("quit");
-                    in_time(&record, &name, QUIT_MAX, "quit", node.quit()).await;
+                    in_time(&record, &name, disk.busy_for() + QUIT_MAX, "quit", node.quit()).await;
                     // If `run` was let go meanwhile, the disk is closed a little later, which is checked then.
                     if !disk.is_closed() && !*drop_run.borrow() {
                         record.violation(&name, "quit has returned and something still uses the disk");
