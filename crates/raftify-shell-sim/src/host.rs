@@ -6,7 +6,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use raftify::error::{BootstrapError, RunError, StopReason};
+use raftify::error::{
+    BootstrapError, JoinClusterError, MembershipError, MembershipRefusal, RunError, StopReason,
+};
 use raftify::{
     ClusterJoinTicket, Config, LeaveJoint, Member, MemberChange, MembershipChange, NodeId, Raft, Status,
     StorageError,
@@ -163,6 +165,7 @@ impl Host {
         self.seen.orders.replace(Some(orders));
         self.seen.status.replace(Some(node.status()));
         let mut users = JoinSet::new();
+        let was_refused = Rc::new(Cell::new(false));
         let (drop_run, dropped) = watch::channel(false);
         let running = node.clone().run();
         let mut running = tokio::task::spawn_local(let_go(running, dropped));
@@ -176,6 +179,7 @@ impl Host {
                     node.clone(),
                     ticket.clone(),
                     limit,
+                    Rc::clone(&was_refused),
                 ));
             }
         }
@@ -197,7 +201,10 @@ impl Host {
         };
         self.seen.orders.take();
         let end = match ended {
-            Ok(ended) => self.judge(ended, &node).await,
+            Ok(ended) => match self.judge(ended, &node).await {
+                End::Again if was_refused.get() => End::Gone,
+                end => end,
+            },
             Err(error) => {
                 self.violation(format_args!("run panicked: {error}"));
                 End::Again
@@ -503,8 +510,16 @@ async fn watch_status(record: Record, name: String, mut status: watch::Receiver<
     }
 }
 
-/// Until it is a member, or has stopped.
-async fn join(record: Record, name: String, node: Node, ticket: ClusterJoinTicket, limit: Duration) {
+/// Until it is a member, or has stopped. A node that was removed before it heard that it was a member learns of it here,
+/// and only here: nobody who could tell it is known to it.
+async fn join(
+    record: Record,
+    name: String,
+    node: Node,
+    ticket: ClusterJoinTicket,
+    limit: Duration,
+    was_refused: Rc<Cell<bool>>,
+) {
     loop {
         let joined =
             in_time(&record, &name, limit, "join_cluster", node.join_cluster(vec![ticket.clone()])).await;
@@ -513,7 +528,14 @@ async fn join(record: Record, name: String, node: Node, ticket: ClusterJoinTicke
                 record.count("joined");
                 return record.event(&name, "is a member");
             }
-            Some(Err(raftify::error::JoinClusterError::Stopped(reason))) => {
+            Some(Err(JoinClusterError::Refused(MembershipError::Refused(
+                MembershipRefusal::IdWasRemoved { .. },
+            )))) => {
+                record.event(&name, "was removed before it was a member");
+                was_refused.set(true);
+                return node.quit().await;
+            }
+            Some(Err(JoinClusterError::Stopped(reason))) => {
                 return record.event(&name, format_args!("does not join: {reason}"));
             }
             Some(Err(error)) => record.event(&name, format_args!("not joined: {error}")),
