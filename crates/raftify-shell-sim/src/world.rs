@@ -238,7 +238,9 @@ impl World {
                 Some(member) => Beginning::Together(member.id, members.clone()),
                 None => {
                     let after = Duration::from_millis(chance.random_range(0..8000));
-                    Beginning::Joins(after, (0..first).map(address).collect())
+                    // Whoever was there at first may have left by then.
+                    let others = (0..first + joining).filter(|other| *other != number);
+                    Beginning::Joins(after, others.map(address).collect())
                 }
             };
             let host = Rc::new(Host {
