@@ -297,7 +297,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     warn!(node = %self.node_id, from = %sender.id, "refused messages: {refusal}");
                     return;
                 }
-                self.heard_of(sender.id);
+                self.heard_of(&sender);
                 for message in messages {
                     self.step(sender.id, message);
                 }
@@ -638,10 +638,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    fn heard_of(&mut self, peer: NodeId) {
-        if self.members.get(peer).is_some() {
-            self.last_heard.insert(peer, self.now_ticks);
+    fn heard_of(&mut self, sender: &Sender) {
+        if self.members.get(sender.id).is_some() {
+            self.last_heard.insert(sender.id, self.now_ticks);
         }
+        // Who had not let this node in yet, or had forgotten it in a crash, refused it as well. A removed node is spoken to by
+        // nobody who knows the membership that it is missing in.
+        self.removal.take_if(|removal| removal.as_of < sender.members_as_of);
     }
 
     fn is_alive(&self, peer: NodeId) -> bool {
@@ -737,7 +740,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     /// A removed node is not spoken to by those who know, and a learner that was removed while it was away stands for no
-    /// election. It says something that changes nothing, to be refused.
+    /// election. It says something that changes nothing, to be refused; the term is one that nobody leaves another for.
     fn ask_whether_still_needed(&mut self) {
         let is_forgotten = !self.members.is_voter(self.node_id)
             && !self.members.is_empty()
@@ -746,7 +749,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         self.stop_if_not_needed();
-        let (from, term) = (self.node_id, self.consensus.term());
+        let (from, term) = (self.node_id, CLUSTER_START.term);
         let mut voters = self.other_voters();
         if let Some(removal) = &self.removal {
             voters.retain(|voter| !removal.told_by.contains(voter));

@@ -221,6 +221,9 @@ impl Consensus {
         if self.is_leader() || self.may_campaign() {
             self.raw.tick();
             self.pin_election_timeout();
+        } else {
+            // It cannot stand for election, but it can vote: for that, it must notice that it has not heard of a leader for long.
+            self.raw.raft.election_elapsed += 1;
         }
     }
 

@@ -798,6 +798,34 @@ fn bug_24_a_snapshot_that_a_slow_state_machine_has_yet_to_restore_is_kept() {
     assert!(!in_use(&mut cluster).contains(&waiting[0]), "it was restored, and is of no use any more");
 }
 
+#[test]
+fn bug_24_a_node_that_restores_a_snapshot_votes_when_the_leader_is_lost() {
+    let (mut cluster, leader) = cluster_of_three();
+    let [slow, other] = others(&cluster, leader)[..] else { panic!("three nodes") };
+    let installed = cluster.truth.snapshots_installed;
+    isolate(&mut cluster, slow);
+    for _ in 0..100 {
+        let proposal = cluster.propose(leader);
+        while take(&proposal).is_none() {
+            all_but_the_state_machine_of(&mut cluster, slow);
+        }
+    }
+    cluster.cut.clear();
+    while cluster.truth.snapshots_installed == installed {
+        cluster.tick(leader);
+        all_but_the_state_machine_of(&mut cluster, slow);
+    }
+    cluster.crash(leader);
+    for _ in 0..200 {
+        for node in [slow, other] {
+            cluster.tick(node);
+        }
+        all_but_the_state_machine_of(&mut cluster, slow);
+    }
+    assert_eq!(cluster.leader(), Some(other));
+    cluster.check_recovery();
+}
+
 /// Everything moves once but the state machine of `slow`.
 fn all_but_the_state_machine_of(cluster: &mut Cluster, slow: NodeId) {
     for node in cluster.ids() {
@@ -1080,6 +1108,71 @@ fn bug_30_a_learner_that_was_removed_while_away_learns_it() {
     cluster.until("it is removed", |_| take(&removed).is_some());
     cluster.start(id(4));
     cluster.until("it stops", |cluster| cluster.nodes[&id(4)].running.is_none());
+}
+
+#[test]
+fn bug_30_a_node_that_asks_whether_it_was_removed_teaches_nobody_its_term() {
+    let mut cluster = Cluster::new(2, 4, Config { pre_vote: false, ..test_config() });
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    cluster.settle();
+    let [gone, has_it, behind] = others(&cluster, leader)[..] else { panic!("there are four") };
+    isolate(&mut cluster, gone);
+    cluster.change(leader, remove(gone));
+    let Status { last, term, .. } = cluster.status(leader).unwrap();
+    while cluster.status(leader).unwrap().commit < last.index {
+        cluster.complete_write(leader);
+        for node in [has_it, behind] {
+            while cluster.deliver(leader, node) || cluster.complete_write(node) {}
+        }
+        for node in [has_it, behind] {
+            while cluster.status(leader).unwrap().commit < last.index && cluster.deliver(node, leader) {}
+        }
+    }
+    while cluster.complete_write(leader) {}
+    assert!(cluster.status(leader).unwrap().members.get(gone).is_none());
+    // In an election that nobody hears of, it comes to a later term. Then the leader alone can tell it.
+    while cluster.status(gone).unwrap().term == term {
+        cluster.tick(gone);
+    }
+    while cluster.complete_write(gone) {}
+    cluster.cut.clear();
+    while cluster.deliver(gone, leader) {}
+    cluster.tick(gone);
+    while cluster.deliver(gone, behind) {}
+    assert!(cluster.status(gone).unwrap().term > term && cluster.status(behind).unwrap().is_member());
+    assert_eq!(
+        cluster.status(behind).unwrap().term,
+        term,
+        "who follows a leader that is alive does not leave it"
+    );
+    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+    assert_eq!(cluster.leader(), Some(leader));
+}
+
+#[test]
+fn bug_30_who_was_refused_by_a_leader_that_had_forgotten_it_does_not_stop_once_it_is_known() {
+    let mut cluster = Cluster::new(2, 1, test_config());
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    let newcomer = joiner(&mut cluster, 2);
+    cluster.change(leader, MembershipChange::one(MemberChange::Add(newcomer)));
+    // The leader lets it in, and speaks to it; the power fails before it has written that.
+    while cluster.status(leader).unwrap().members.get(id(2)).is_none() {
+        assert!(cluster.complete_write(leader));
+    }
+    while !cluster.deliver(leader, id(2)) {
+        cluster.tick(leader);
+    }
+    while cluster.complete_write(id(2)) {}
+    cluster.lose_unsynced(leader);
+    cluster.start(leader);
+    assert!(cluster.status(leader).unwrap().members.get(id(2)).is_none(), "it has forgotten");
+    assert!(cluster.deliver(id(2), leader), "it refuses the answer");
+    cluster.until("it is let in", |cluster| cluster.status(id(2)).is_none_or(|status| status.is_member()));
+    cluster.pass_ticks(200);
+    assert!(cluster.nodes[&id(2)].running.is_some(), "{:?}", cluster.trace);
+    cluster.until_proposed(leader);
 }
 
 #[test]

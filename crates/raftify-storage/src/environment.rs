@@ -42,6 +42,9 @@ pub(crate) struct Environment {
     resizing: RwLock<()>,
 }
 
+/// Fills a new database of metadata.
+type Prepare<'a> = dyn Fn(&Database, &mut RwTxn<'_>) -> Result<(), Failure> + 'a;
+
 /// Why a transaction was given up.
 pub(crate) enum Failure {
     /// LMDB refused.
@@ -68,27 +71,30 @@ impl Environment {
         directory: &Path,
         prepare: impl Fn(&Database, &mut RwTxn<'_>) -> Result<(), Failure>,
     ) -> Result<Environment, StorageError> {
+        // What cannot be looked for may be there.
+        let is_there = |path: &Path| path.try_exists().map_err(io_error("look for", path));
         let new = directory.join(NEW);
-        if new.exists() {
+        if is_there(&new)? {
             fs::remove_dir_all(&new).map_err(io_error("remove", &new))?;
         }
         // LMDB begins its file by a write that a crash can tear. Under its own name, the file is whole or not there.
         let data_file = directory.join(DATA_FILE);
-        if !data_file.exists() {
+        if !is_there(&data_file)? {
             fs::create_dir(&new).map_err(io_error("create the directory", &new))?;
-            drop(Environment::open_here(&new, &prepare)?);
+            drop(Environment::open_here(&new, Some(&prepare))?);
             let made = new.join(DATA_FILE);
             fs::rename(&made, &data_file).map_err(io_error("rename", &made))?;
             directory::sync(directory).map_err(io_error("sync the directory", directory))?;
             fs::remove_dir_all(&new).map_err(io_error("remove", &new))?;
         }
-        Environment::open_here(directory, prepare)
+        Environment::open_here(directory, None)
     }
 
-    fn open_here(
-        directory: &Path,
-        prepare: impl Fn(&Database, &mut RwTxn<'_>) -> Result<(), Failure>,
-    ) -> Result<Environment, StorageError> {
+    /// Makes the databases with `new`, or demands that they are there.
+    fn open_here(directory: &Path, new: Option<&Prepare<'_>>) -> Result<Environment, StorageError> {
+        if new.is_none() {
+            check_begun(directory)?;
+        }
         let env = open_environment(directory, Some(MAP_BYTES_INITIAL), EnvFlags::empty())?;
         check_length(directory, &env)?;
         lengthen(directory, env.info().map_size)?;
@@ -97,14 +103,15 @@ impl Environment {
             let mut txn = env.write_txn()?;
             let entries: Option<Database> = env.open_database(&txn, Some(Table::Entries.name()))?;
             let meta: Option<Database> = env.open_database(&txn, Some(Table::Meta.name()))?;
-            let databases = match (entries, meta) {
-                (Some(entries), Some(meta)) => (entries, meta),
-                (None, None) => {
+            let databases = match (entries, meta, new) {
+                (Some(entries), Some(meta), _) => (entries, meta),
+                (None, None, Some(prepare)) => {
                     let entries = env.create_database(&mut txn, Some(Table::Entries.name()))?;
                     let meta = env.create_database(&mut txn, Some(Table::Meta.name()))?;
                     prepare(&meta, &mut txn)?;
                     (entries, meta)
                 }
+                (None, None, None) => return Err(empty(directory).into()),
                 _ => return Err(half_there(directory).into()),
             };
             txn.commit()?;
@@ -283,6 +290,21 @@ fn no_room(directory: &Path) -> Option<io::Error> {
     // If it stays, it has no content and is written over the next time.
     let _ = fs::remove_file(&path);
     error.filter(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+/// LMDB would begin a new database in an empty file.
+fn check_begun(directory: &Path) -> Result<(), StorageError> {
+    let path = directory.join(DATA_FILE);
+    match fs::metadata(&path).map_err(io_error("open", &path))?.len() {
+        0 => Err(empty(directory)),
+        _ => Ok(()),
+    }
+}
+
+/// A data file gets its name with its databases in it.
+fn empty(directory: &Path) -> StorageError {
+    let what = directory.join(DATA_FILE).display().to_string();
+    StorageError::Corrupt { what, reason: "its two databases are gone".to_owned() }
 }
 
 fn half_there(directory: &Path) -> StorageError {

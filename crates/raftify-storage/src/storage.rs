@@ -75,7 +75,8 @@ impl HeedStorage {
         let directory = directory.as_ref();
         directory::create_durably(directory)?;
         let lock = DirectoryLock::take(directory)?;
-        if !directory.join(DATA_FILE).exists() {
+        let data_file = directory.join(DATA_FILE);
+        if !data_file.try_exists().map_err(io_error("look for", &data_file))? {
             wal::check_no_segments(directory)?;
         }
         let log = Log::open(directory, lock.clone(), StorageKind::Heed)?;

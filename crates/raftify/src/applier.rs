@@ -216,7 +216,8 @@ struct Applier<FSM: AbstractStateMachine, S> {
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
 
 impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
-    /// Does `work`, unless something has failed before: what is half done must not be seen, and nothing may follow it.
+    /// Does `work`, unless something has failed before: what is half done must not be seen, and nothing may follow it. Here
+    /// end also the panics of what is the user's besides the state machine: replies that are dropped, errors that are shown.
     fn unless_failed<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, StopReason>,
@@ -224,7 +225,10 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
         if let Some(reason) = &self.failure {
             return Err(reason.clone());
         }
-        work(self).inspect_err(|reason| self.failure = Some(reason.clone()))
+        let outcome = caught(|| work(self)).unwrap_or_else(|panic| {
+            Err(StopReason::StateMachine(format!("what it returned, or an entry, {panic}")))
+        });
+        outcome.inspect_err(|reason| self.failure = Some(reason.clone()))
     }
 
     fn is_quick(&mut self) -> Result<bool, StopReason> {
@@ -480,27 +484,31 @@ mod tests {
         }
     }
 
-    struct Started {
-        handle: ApplierHandle<Sum, TrackedSnapshots<MemorySnapshotStore>>,
+    struct Started<FSM: AbstractStateMachine> {
+        handle: ApplierHandle<FSM, TrackedSnapshots<MemorySnapshotStore>>,
         worker: Worker,
-        queries: mpsc::Sender<Query<Sum>>,
+        queries: mpsc::Sender<Query<FSM>>,
         events: mpsc::UnboundedReceiver<Event>,
     }
 
-    async fn start() -> Started {
-        let started = start_at(None, MemorySnapshotStore::default(), Sum::default(), Lifecycle::new());
+    async fn start() -> Started<Sum> {
+        start_with(Sum::default()).await
+    }
+
+    async fn start_with<FSM: AbstractStateMachine>(state_machine: FSM) -> Started<FSM> {
+        let started = start_at(None, MemorySnapshotStore::default(), state_machine, Lifecycle::new());
         while started.handle.queued.load(Ordering::Acquire) > 0 {
             tokio::task::yield_now().await;
         }
         started
     }
 
-    fn start_at(
+    fn start_at<FSM: AbstractStateMachine>(
         snapshot: Option<SnapshotMeta>,
         store: MemorySnapshotStore,
-        state_machine: Sum,
+        state_machine: FSM,
         lifecycle: Lifecycle,
-    ) -> Started {
+    ) -> Started<FSM> {
         let (events, received) = mpsc::unbounded_channel();
         let (queries, asked) = mpsc::channel(1);
         let snapshots = TrackedSnapshots::new(store, lifecycle.clone());
@@ -550,6 +558,44 @@ mod tests {
             };
             assert_eq!(reason, "is_quick_to_apply panicked: too much to say");
         }
+    }
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct PanicsWhenDropped;
+
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            panic!("told to");
+        }
+    }
+
+    struct Handing;
+
+    impl AbstractStateMachine for Handing {
+        type LogEntry = u64;
+        type Reply = PanicsWhenDropped;
+
+        fn apply(&mut self, _position: LogPosition, _entry: u64) -> Result<PanicsWhenDropped, BoxError> {
+            Ok(PanicsWhenDropped)
+        }
+
+        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+            Ok(SnapshotCapture::of(()))
+        }
+
+        fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_panics_when_nobody_wants_it_is_a_failure_of_the_state_machine() {
+        let Started { handle, mut events, .. } = start_with(Handing).await;
+        let payload = AbstractLogEntry::encode(&1_u64).unwrap();
+        let item = Committed::User { position: LogPosition::new(1, 1), payload, reply: None };
+        handle.hand_over(ToApply::Committed(vec![item]));
+        let event = within(events.recv()).await;
+        assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
     }
 
     #[tokio::test]

@@ -240,7 +240,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             let newer = self.consensus.term();
             return reply.answer(Err(InstallError::StaleLeader { term, newer }));
         }
-        self.heard_of(sender.id);
+        self.heard_of(&sender);
         let snapshot = match mutated!(SnapshotKeepsOldMembers) && !self.members.is_empty() {
             true => SnapshotMeta { members: Members::clone(&self.members), ..snapshot },
             false => snapshot,

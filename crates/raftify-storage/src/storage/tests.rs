@@ -447,6 +447,30 @@ fn a_crash_while_the_data_file_is_made_leaves_a_directory_that_opens() {
 }
 
 #[test]
+fn a_data_file_that_was_cut_to_nothing_is_damage_and_no_new_directory() {
+    let (directory, storage, _) = filled();
+    drop(storage);
+    let path = directory.path().join("data.mdb");
+    for zeros in [0, 20_000] {
+        fs::write(&path, vec![0; zeros]).unwrap();
+        assert_corrupt(HeedStorage::open(directory.path()), "data.mdb", "");
+        assert_corrupt(WalStorage::open(directory.path()), "data.mdb", "");
+        assert!(fs::read(&path).unwrap().iter().all(|byte| *byte == 0), "nothing was written");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_data_file_that_cannot_be_looked_for_is_not_replaced_by_a_new_one() {
+    let directory = Directory::new();
+    let path = directory.path().join("data.mdb");
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    assert!(matches!(HeedStorage::open(directory.path()), Err(StorageError::Io { .. })));
+    assert!(matches!(WalStorage::open(directory.path()), Err(StorageError::Io { .. })));
+    assert!(fs::symlink_metadata(&path).unwrap().is_symlink(), "it is what it was");
+}
+
+#[test]
 fn file_of_something_else_is_refused() {
     let directory = Directory::new();
     fs::write(directory.path().join("data.mdb"), [0x5a; 20_000]).unwrap();

@@ -54,7 +54,7 @@ pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Ve
     let mut left = Vec::new();
     for path in paths {
         match segment::name_of(&path) {
-            Some(Named::Segment(number)) if has_records(shared, number) => {
+            Some(Named::Segment(number)) if has_records(shared, number)? => {
                 let what = path.display().to_string();
                 let reason = "there are records in it, but the metadata know of no log".to_owned();
                 return Err(StorageError::Corrupt { what, reason });
@@ -71,13 +71,11 @@ pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Ve
     Ok(left)
 }
 
-/// Whether segment `number` begins with a record. One that cannot be read has none.
-fn has_records(shared: &Shared, number: u64) -> bool {
-    let opened = Segment::open(&*shared.operations, &shared.directory, number, LogIndex(1));
-    opened.is_ok_and(|(segment, content)| {
-        let records = content.get(segment::HEADER_BYTES as usize..).unwrap_or_default();
-        Header::decode(segment.life, records).is_ok()
-    })
+/// Whether segment `number` begins with a record. There may be any in one that cannot be read.
+fn has_records(shared: &Shared, number: u64) -> Result<bool, StorageError> {
+    let (segment, content) = Segment::open(&*shared.operations, &shared.directory, number, LogIndex(1))?;
+    let records = content.get(segment::HEADER_BYTES as usize..).unwrap_or_default();
+    Ok(Header::decode(segment.life, records).is_ok())
 }
 
 /// Reads and checks the whole log, and changes nothing.

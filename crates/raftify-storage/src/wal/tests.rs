@@ -146,6 +146,19 @@ fn log_without_its_metadata_is_damage_and_not_a_new_directory() {
 }
 
 #[test]
+fn segment_that_cannot_be_read_is_kept_when_the_metadata_are_gone() {
+    let (directory, _) = filled();
+    fs::remove_file(directory.path().join("data.mdb")).unwrap();
+    let path = directory.path().join("log/0000000000000001.segment");
+    let mut content = fs::read(&path).unwrap();
+    content[40] ^= 1;
+    fs::write(&path, &content).unwrap();
+    let error = directory.load().unwrap_err().to_string();
+    assert!(error.contains("0000000000000001.segment"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), content);
+}
+
+#[test]
 fn segment_of_another_version_says_so() {
     let (directory, _) = filled();
     let path = directory.path().join("log/0000000000000001.segment");
