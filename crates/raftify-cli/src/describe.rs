@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use raftify::error::ReadError;
 use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BoxError, ClientError, CustomFormatter, Entry, EntryKind, Inspection,
-    LogIndex, LogReader, Member, MemberChange, MemberRecord, Members, MembershipChange, RaftClient,
-    ReadOnlyStorage, hex_and_text,
+    AbstractLogEntry, AbstractStateMachine, BoxError, ClientError, CustomFormatter, Entry, EntryKind,
+    Inspection, LogIndex, LogReader, Member, MemberChange, MemberRecord, Members, MembershipChange,
+    RaftClient, ReadOnlyStorage, hex_and_text,
 };
 use serde_json::{Value, json};
 
@@ -266,7 +266,9 @@ where
     let inspection = runtime.block_on(client.inspect()).map_err(|error| {
         let reason = match error {
             ClientError::Answer(ReadError::ConnectionLost(reason)) => reason,
-            ClientError::Answer(ReadError::TimedOut(after)) => format!("nothing within {} s", after.as_secs()),
+            ClientError::Answer(ReadError::TimedOut(after)) => {
+                format!("nothing within {} s", after.as_secs())
+            }
             error => return BoxError::from(error),
         };
         format!("{address} does not answer as a node of raftify: {reason}").into()

@@ -971,14 +971,28 @@ fn bug_30_a_removed_node_that_is_started_again_stops_at_once() {
     );
 }
 
-#[test]
-fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal() {
+/// A leader of two that has proposed to remove the other one, who that is, and where.
+fn one_of_two_is_to_go() -> (Cluster, NodeId, NodeId, LogIndex) {
     let mut cluster = Cluster::new(2, 2, test_config());
     let leader = cluster.until_leader();
     cluster.until_proposed(leader);
     let gone = others(&cluster, leader)[0];
     cluster.change(leader, remove(gone));
     let removal = cluster.status(leader).unwrap().last.index;
+    (cluster, leader, gone, removal)
+}
+
+/// The leader of two was started again without the commit of the removal: it needs the vote of who was removed.
+fn the_removal_is_committed_again(mut cluster: Cluster, leader: NodeId, gone: NodeId, removal: LogIndex) {
+    assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
+    cluster.until_proposed(leader);
+    assert_eq!(cluster.status(leader).unwrap().members.len(), 1);
+    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+}
+
+#[test]
+fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal() {
+    let (mut cluster, leader, gone, removal) = one_of_two_is_to_go();
     // The leader's disk stops right after the commit, before it has written that there was one.
     for _ in 0..100 {
         if cluster.status(leader).unwrap().commit < removal {
@@ -991,20 +1005,12 @@ fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal
     assert!(cluster.status(gone).unwrap().members.get(gone).is_none(), "it knows that it was removed");
     cluster.lose_unsynced(leader);
     cluster.start(leader);
-    assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
-    cluster.until_proposed(leader);
-    assert_eq!(cluster.status(leader).unwrap().members.len(), 1);
-    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+    the_removal_is_committed_again(cluster, leader, gone, removal);
 }
 
 #[test]
 fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_the_removal() {
-    let mut cluster = Cluster::new(2, 2, test_config());
-    let leader = cluster.until_leader();
-    cluster.until_proposed(leader);
-    let gone = others(&cluster, leader)[0];
-    cluster.change(leader, remove(gone));
-    let removal = cluster.status(leader).unwrap().last.index;
+    let (mut cluster, leader, gone, removal) = one_of_two_is_to_go();
     while cluster.status(leader).unwrap().commit < removal {
         cluster.complete_write(leader);
         while cluster.deliver(leader, gone) || cluster.complete_write(gone) || cluster.apply_one(gone) {}
@@ -1016,10 +1022,7 @@ fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_
     cluster.crash(gone);
     cluster.start(gone);
     cluster.start(leader);
-    assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
-    cluster.until_proposed(leader);
-    assert_eq!(cluster.status(leader).unwrap().members.len(), 1);
-    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+    the_removal_is_committed_again(cluster, leader, gone, removal);
 }
 
 #[test]

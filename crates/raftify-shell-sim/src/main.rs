@@ -62,10 +62,7 @@ fn main() -> ExitCode {
 
 fn run_many(arguments: &Arguments, sum: &mut Sum) {
     let first = arguments.first.unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    say!(
-        "seeds from {first} on: `sim-shell --first {first} --seeds {}` runs them again",
-        arguments.seeds
-    );
+    say!("seeds from {first} on: `sim-shell --first {first} --seeds {}` runs them again", arguments.seeds);
     let interrupted = raftify_console::interruption();
     let begun = Instant::now();
     for number in 0..arguments.seeds {
