@@ -2,7 +2,7 @@
 //! proxy, clients at full speed, and a nemesis that kills, stops, cuts off, fills, damages, wipes and replaces. At the end
 //! every history is checked for linearizability, with a last read of every key through every node.
 //!
-//! `main` puts the parts together and decides what the run is worth; it knows neither Raft nor processes.
+//! Here is the command line; `run.rs` puts the parts together and decides what a run is worth.
 
 mod clients;
 mod cluster;
