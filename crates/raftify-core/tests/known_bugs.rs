@@ -12,9 +12,9 @@ use raftify_core::error::{
 use raftify_core::members::{LeaveJoint, MembershipRefusal, SenderRefusal};
 use raftify_core::message::CampaignReason;
 use raftify_core::{
-    Forwarding, Incarnation, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange,
-    MemberRole, MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role, Sender,
-    ServerRequestMsg, SnapshotToSend, Status, Term, TurnNumber,
+    Config, Entry, Forwarding, Incarnation, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member,
+    MemberChange, MemberRole, MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role,
+    Sender, ServerRequestMsg, SnapshotToSend, Status, Term, TurnNumber,
 };
 
 fn cluster_of_three() -> (Cluster, NodeId) {
@@ -1091,7 +1091,7 @@ fn a_leader_that_is_to_step_down_in_favour_of_itself_does_not_say_that_it_did() 
 #[test]
 fn bug_32_proposals_that_wait_for_the_disk_are_one_write_and_a_few_messages() {
     const PROPOSALS: usize = 200;
-    let config = raftify_core::Config { message_bytes_max: 1 << 20, ..test_config() };
+    let config = Config { message_bytes_max: 1 << 20, ..test_config() };
     let mut cluster = Cluster::new(7, 3, config);
     let leader = cluster.until_leader();
     cluster.until_proposed(leader);
@@ -1127,6 +1127,61 @@ fn bug_34_the_log_is_cut_although_a_member_is_dead() {
     }
     let status = cluster.status(leader).unwrap();
     assert!(status.last.index.0 - status.truncated.index.0 < 80, "{status:?}");
+    cluster.check_recovery();
+}
+
+/// One of three needs a snapshot, which is on its way.
+fn cluster_that_sends_a_snapshot(config: Config) -> (Cluster, NodeId, NodeId) {
+    let mut cluster = Cluster::new(34, 3, config);
+    let leader = cluster.until_leader();
+    let lagging = others(&cluster, leader)[0];
+    cluster.crash(lagging);
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    cluster.slow_snapshots = true;
+    cluster.start(lagging);
+    cluster.until("a snapshot is on its way", |cluster| cluster.is_sending_snapshots());
+    (cluster, leader, lagging)
+}
+
+#[test]
+fn a_follower_that_was_sent_a_snapshot_does_not_need_the_next_one() {
+    let (mut cluster, leader, lagging) =
+        cluster_that_sends_a_snapshot(Config { log_bytes_kept_for_followers: 1 << 20, ..test_config() });
+    let taken = cluster.status(leader).unwrap().snapshot;
+    for _ in 0..200 {
+        cluster.until_proposed(leader);
+    }
+    assert!(cluster.status(leader).unwrap().snapshot > taken);
+    cluster.deliver_snapshots();
+    cluster.until("it has caught up, or needs another one", |cluster| {
+        let status = cluster.status(lagging).unwrap();
+        cluster.is_sending_snapshots() || status.last == cluster.status(leader).unwrap().last
+    });
+    assert!(!cluster.is_sending_snapshots());
+
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    let status = cluster.status(leader).unwrap();
+    assert!(status.last.index.0 - status.truncated.index.0 < 80, "nobody needs the log any more: {status:?}");
+    cluster.slow_snapshots = false;
+    cluster.check_recovery();
+}
+
+#[test]
+fn the_log_waits_up_to_a_bound_for_a_follower_whose_snapshot_never_arrives() {
+    let bytes_max = 100 * Entry::OVERHEAD_BYTES;
+    let config = Config { log_bytes_kept_for_followers: bytes_max, ..test_config() };
+    let (mut cluster, leader, _) = cluster_that_sends_a_snapshot(config);
+    for _ in 0..400 {
+        cluster.until_proposed(leader);
+    }
+    let status = cluster.status(leader).unwrap();
+    assert!(status.last.index.0 - status.truncated.index.0 < 180, "{status:?}");
+    cluster.slow_snapshots = false;
+    cluster.deliver_snapshots();
     cluster.check_recovery();
 }
 
@@ -1311,7 +1366,7 @@ fn a_majority_goes_on_and_the_rest_catches_up_by_entries() {
 #[test]
 fn a_follower_far_behind_is_fed_from_the_disk() {
     // Nothing stays in memory but what is not applied, and no snapshot is taken.
-    let config = raftify_core::Config { log_cache_bytes: 0, snapshot_entries: 0, ..test_config() };
+    let config = Config { log_cache_bytes: 0, snapshot_entries: 0, ..test_config() };
     let mut cluster = Cluster::new(4, 3, config);
     let leader = cluster.until_leader();
     let away = others(&cluster, leader)[0];

@@ -33,8 +33,6 @@ pub(crate) struct Client {
     pub(crate) pause_max: Duration,
     /// What it saw last, for compare-and-set.
     pub(crate) seen: Option<u64>,
-    /// Whether it writes nothing at the moment.
-    pub(crate) only_reads: bool,
     /// How many calls had an outcome.
     pub(crate) successes: u64,
 }
@@ -64,7 +62,6 @@ impl Client {
     fn draw(&mut self) -> (u8, Operation) {
         let key = self.chance.random_range(0..KEYS);
         let operation = match self.chance.random_range(0..10) {
-            _ if self.only_reads => Operation::Read,
             0..4 => Operation::Read,
             4..8 => Operation::Write(self.record.fresh_value()),
             _ => Operation::CompareAndSet { expected: self.seen, new: self.record.fresh_value() },
@@ -141,7 +138,6 @@ impl Client {
     pub(crate) async fn use_node(mut self, node: Node, propose: Duration, read: Duration) {
         while self.call_node(&node, propose, read).await {
             self.rest().await;
-            self.only_reads = self.record.is_calm();
         }
     }
 
@@ -168,9 +164,6 @@ impl Client {
         loop {
             self.call_cluster(&cluster, deadline).await;
             self.rest().await;
-            while self.record.is_calm() {
-                sleep(Duration::from_secs(1)).await;
-            }
         }
     }
 }

@@ -357,7 +357,9 @@ impl Simulation {
             running.log.take(write, |position| self.invariants.logs.digest(position));
             write.append.iter().for_each(|entry| self.invariants.membership.logged(entry));
             if let Some(snapshot) = &write.snapshot {
-                let kept = self.world.config.log_entries_kept;
+                let config = &self.world.config;
+                let kept =
+                    config.log_entries_kept + config.log_bytes_kept_for_followers / Entry::OVERHEAD_BYTES;
                 bounded_log::records(id, snapshot.position.index, running.log.truncated.index, kept)?;
             }
         }

@@ -69,7 +69,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let (peer_events, peer_inputs) = mpsc::unbounded_channel();
         let (server_requests, server_inputs) =
             request_queue(self.config.request_queue_max, self.config.request_queue_bytes_max);
-        let snapshots = TrackedSnapshots::new(self.storage.snapshots());
+        let snapshots = TrackedSnapshots::new(self.storage.snapshots(), lifecycle.clone());
         let log_reader = self.storage.log_reader();
         let blocking = Blocking::new();
         let outbox = Outbox::start(

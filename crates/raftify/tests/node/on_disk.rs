@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use raftify::error::{BootstrapError, RunError, SnapshotError};
 use raftify::{
-    AbstractStateMachine, BoxError, Config, LogPosition, Member, NodeId, Raft, SnapshotCapture,
-    StableStorage, restore_directory,
+    AbstractStateMachine, BoxError, LogPosition, Member, NodeId, Raft, SnapshotCapture, StableStorage,
+    restore_directory,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -161,7 +161,7 @@ impl JournalNode {
 
     fn bootstrap(&self) -> Result<JournalRaft, BootstrapError> {
         let journal = Journal::open(self.root.path().to_owned(), self.calls.clone()).unwrap();
-        let config = Config { log_entries_kept: 0, ..Config::default() };
+        let config = short_log();
         Raft::bootstrap(self.id, &self.address, self.disk.held(self.disk.memory()), journal, config)
     }
 
