@@ -194,8 +194,7 @@ impl Host {
                 biased;
                 ended = &mut running => break ended,
                 Some(order) = ordered.recv() => {
-                    let rc = self.order(order, &node, &drop_run, chance);
-                    users.spawn_local(rc);
+                    users.spawn_local(self.order(order, &node, &drop_run, chance));
                 }
             }
         };
@@ -225,15 +224,9 @@ impl Host {
     }
 
     fn client(&self, user: u64, chance: &mut ChaCha8Rng) -> Client {
-        Client {
-            name: format!("{} user {user}", self.name),
-            number: self.number * 100 + user,
-            chance: ChaCha8Rng::from_rng(chance),
-            record: self.record.clone(),
-            pause_max: self.pause_max,
-            seen: None,
-            successes: 0,
-        }
+        let name = format!("{} user {user}", self.name);
+        let chance = ChaCha8Rng::from_rng(chance);
+        Client::new(name, self.number * 100 + user, chance, self.record.clone(), self.pause_max)
     }
 
     async fn get_ticket(&self, peers: &[String], chance: &mut ChaCha8Rng) -> ClusterJoinTicket {

@@ -36,8 +36,7 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// All of them.
-    pub const ALL: [Scenario; 6] = [
+    const ALL: [Scenario; 6] = [
         Scenario::Join,
         Scenario::Failover,
         Scenario::Snapshots,
@@ -265,15 +264,9 @@ impl World {
         }
         let mut addresses: Vec<IpAddr> = (0..hosts.len()).map(host_ip).collect();
         for number in 0..clients {
-            let client = Client {
-                name: format!("client {number}"),
-                number: 10_000 + number as u64,
-                chance: ChaCha8Rng::from_rng(&mut chance),
-                record: record.clone(),
-                pause_max,
-                seen: None,
-                successes: 0,
-            };
+            let own_chance = ChaCha8Rng::from_rng(&mut chance);
+            let name = format!("client {number}");
+            let client = Client::new(name, 10_000 + number as u64, own_chance, record.clone(), pause_max);
             let known: Vec<String> = (0..first).map(address).collect();
             let ip = IpAddr::from([192, 168, 8, number as u8 + 1]);
             sim.client(ip, async move {

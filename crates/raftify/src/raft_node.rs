@@ -388,6 +388,10 @@ where
     /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed, closed and answered then. A node that
     /// never ran is closed at once. May be called from anywhere, any number of times.
     ///
+    /// A disk operation, or a call of the state machine, that has begun is waited for, however long it takes: nothing
+    /// uses the data directory afterwards. A node that has waited for 5 s logs a warning that names what it waits for,
+    /// and again after twice as long each time.
+    ///
     /// If the future of `run` is dropped, this resolves as well; the storage is then closed a little later.
     ///
     /// # Cancel safety

@@ -130,7 +130,9 @@ async fn outrun(nodes: &[TestNode], count: u64, bytes: usize) {
     }
 }
 
-async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: DiskKind) {
+/// Three nodes, of which one is down, while `count` values of `bytes` each were written and cut from the log. Who leads, and
+/// who is down.
+async fn one_was_outrun(kind: DiskKind, count: u64, bytes: usize) -> (Vec<TestNode>, usize, usize) {
     let (mut nodes, members) = static_nodes_on(kind, 3);
     for node in &mut nodes {
         node.config = short_log();
@@ -139,8 +141,13 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: Di
     let leader = agreed_leader(&nodes).await;
     let away = (leader + 1) % 3;
     nodes[away].kill().await;
+    outrun(&nodes, count, bytes).await;
+    (nodes, leader, away)
+}
+
+async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: DiskKind) {
     // More than a gRPC message may hold.
-    outrun(&nodes, 40, 200_000).await;
+    let (mut nodes, leader, away) = one_was_outrun(kind, 40, 200_000).await;
     let raft = nodes[away].start();
     let position = nodes[leader].raft().status().borrow().snapshot;
     assert!(position.is_some());
@@ -156,15 +163,7 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: Di
 
 #[tokio::test]
 async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_again() {
-    let (mut nodes, members) = static_nodes(3);
-    for node in &mut nodes {
-        node.config = short_log();
-        start_static(node, &members).await;
-    }
-    let leader = agreed_leader(&nodes).await;
-    let away = (leader + 1) % 3;
-    nodes[away].kill().await;
-    outrun(&nodes, 10, 100).await;
+    let (mut nodes, _, away) = one_was_outrun(DiskKind::Memory, 10, 100).await;
     nodes[away].faults.restore.store(true, Ordering::SeqCst);
     nodes[away].start();
     let error = nodes[away].ended().await.unwrap_err();
