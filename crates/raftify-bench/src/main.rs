@@ -20,15 +20,11 @@ mod table;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
 use raftify::BoxError;
 
 use arguments::{Arguments, Command, Layer};
 use figures::Figures;
 use line::Reporter;
-
-/// The exit code for arguments that cannot be understood.
-const WRONG_ARGUMENTS: u8 = 2;
 
 /// What a layer works with.
 pub(crate) struct Work {
@@ -38,17 +34,7 @@ pub(crate) struct Work {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) if error.use_stderr() => {
-            // The first paragraph says what is wrong.
-            let text = error.to_string();
-            let what: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-            eprintln!("{}", what.join(" "));
-            return ExitCode::from(WRONG_ARGUMENTS);
-        }
-        Err(help) => help.exit(),
-    };
+    let arguments: Arguments = raftify_console::arguments();
     // That layer listens to the nodes itself.
     if !matches!(arguments.command, Command::Layer(Layer::Path(_))) {
         tracing_subscriber::fmt()

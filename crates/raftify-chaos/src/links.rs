@@ -98,15 +98,9 @@ impl Links {
             link.blocked = match shape {
                 Shape::Halves => (from < minority) != (to < minority),
                 Shape::Isolated => from == 0 || to == 0,
-                Shape::OneWay => {
-                    if hears {
-                        from == 0
-                    } else {
-                        to == 0
-                    }
-                }
+                Shape::OneWay => 0 == if hears { from } else { to },
                 Shape::Bridge => from != 0 && to != 0 && (from <= nodes / 2) != (to <= nodes / 2),
-                Shape::Ring => !matches!((from + nodes - to) % nodes, 1) && (to + nodes - from) % nodes != 1,
+                Shape::Ring => (from + nodes - to) % nodes != 1 && (to + nodes - from) % nodes != 1,
             };
         });
         links

@@ -2,7 +2,7 @@
 //! proxy, clients at full speed, and a nemesis that kills, stops, cuts off, fills, damages, wipes and replaces. At the end
 //! every history is checked for linearizability, with a last read of every key through every node.
 //!
-//! `main` puts the parts together and decides what the run is worth; it knows neither Raft nor processes.
+//! Here is the command line; `run.rs` puts the parts together and decides what a run is worth.
 
 mod clients;
 mod cluster;
@@ -28,9 +28,6 @@ use raftify::BoxError;
 
 use crate::faults::Fault;
 use crate::network::Kind;
-
-/// The exit code for arguments that cannot be understood.
-const WRONG_ARGUMENTS: u8 = 2;
 
 /// Tries raftify with real processes under a nemesis, and checks what the clients saw
 #[derive(Parser)]
@@ -73,17 +70,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) if error.use_stderr() => {
-            // The first paragraph says what is wrong.
-            let text = error.to_string();
-            let what: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-            eprintln!("{}", what.join(" "));
-            return ExitCode::from(WRONG_ARGUMENTS);
-        }
-        Err(help) => help.exit(),
-    };
+    let arguments: Arguments = raftify_console::arguments();
     let outcome = match arguments.clean {
         true => clean(),
         false => run::run(arguments).await,

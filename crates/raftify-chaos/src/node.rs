@@ -395,7 +395,7 @@ mod tests {
 
     use super::*;
 
-    /// Which files are hit by forty seeds, one bit each, and at which bytes.
+    /// Which files are hit by sixty seeds, one bit each, and at which bytes.
     fn hit(aim: Aim) -> BTreeSet<(&'static str, usize)> {
         let directory = tempfile::tempdir().unwrap();
         let written = |name: &str| directory.path().join(name);

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use raftify::BoxError;
@@ -23,7 +24,7 @@ use crate::history::{Judgement, LAST_READS, Recorder};
 use crate::http::Connection;
 use crate::nemesis::{Nemesis, Until, any_seed};
 use crate::network::{self, Kind};
-use crate::node::{LOCK, unmount_all};
+use crate::node::{LOCK, Node, unmount_all};
 use crate::recovery::Figures;
 
 /// What a last read waits after a refusal.
@@ -178,7 +179,7 @@ fn new_directory(base: &Path, seed: u64) -> Result<PathBuf, BoxError> {
 
 /// The faults that were asked for, or all that can be done here.
 fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError> {
-    let can_fill = cluster.nodes.iter().all(crate::node::Node::can_be_filled);
+    let can_fill = cluster.nodes.iter().all(Node::can_be_filled);
     if wanted.is_empty() {
         if !can_fill {
             println!("without root, nodes have no disks of their own: full-disk is left out");
@@ -212,11 +213,11 @@ fn finish_without_load(
 }
 
 /// Reads every key through every node. Returns how many reads had no answer.
-async fn read_everything(recorder: &std::sync::Arc<Recorder>, webs: &[String], patience: Duration) -> usize {
+async fn read_everything(recorder: &Arc<Recorder>, webs: &[String], patience: Duration) -> usize {
     let end = Instant::now() + patience;
     let mut readers = JoinSet::new();
     for (number, web) in (0..).zip(webs) {
-        let (recorder, web) = (std::sync::Arc::clone(recorder), web.clone());
+        let (recorder, web) = (Arc::clone(recorder), web.clone());
         readers.spawn(async move {
             let mut connection = Connection::new(web);
             let mut unread = 0;
@@ -253,7 +254,7 @@ async fn read_everything(recorder: &std::sync::Arc<Recorder>, webs: &[String], p
 }
 
 fn summary(load: &Load, figures: &Figures, judgement: &Judgement, seconds: f64, seed: u64) {
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let (web, grpc) = (count(&load.counts.web), count(&load.counts.grpc));
     let (refused, unknown) = (count(&load.counts.refused), count(&load.counts.unknown));
     println!();

@@ -3,11 +3,13 @@
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
+use raftify::error::ReadError;
 use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BoxError, CustomFormatter, Entry, EntryKind, Inspection,
-    LogIndex, LogReader, Member, MemberChange, MemberRecord, Members, MembershipChange, RaftClient,
-    ReadOnlyStorage, hex_and_text,
+    AbstractLogEntry, AbstractStateMachine, BoxError, ClientError, CustomFormatter, Entry, EntryKind,
+    Inspection, LogIndex, LogReader, Member, MemberChange, MemberRecord, Members, MembershipChange,
+    RaftClient, ReadOnlyStorage, hex_and_text,
 };
 use serde_json::{Value, json};
 
@@ -18,6 +20,8 @@ use crate::output::{hex, print_facts, print_json, print_members, table};
 const TABLE_ENTRIES: u64 = 100;
 /// How much of a log is read at once.
 const READ_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// How long a live node may take to describe itself.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 pub(crate) fn run<LogEntry, FSM>(
     what: Describe,
@@ -258,9 +262,16 @@ where
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let inspection = runtime.block_on(async {
-        let client = RaftClient::<LogEntry, FSM>::new([address])?;
-        Ok::<Inspection, BoxError>(client.inspect().await?)
+    let client = RaftClient::<LogEntry, FSM>::new([address])?.with_deadline(DEADLINE);
+    let inspection = runtime.block_on(client.inspect()).map_err(|error| {
+        let reason = match error {
+            ClientError::Answer(ReadError::ConnectionLost(reason)) => reason,
+            ClientError::Answer(ReadError::TimedOut(after)) => {
+                format!("nothing within {} s", after.as_secs())
+            }
+            error => return BoxError::from(error),
+        };
+        format!("{address} does not answer as a node of raftify: {reason}").into()
     })?;
     let Inspection { status, progress, .. } = &inspection;
     match form {

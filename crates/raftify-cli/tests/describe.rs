@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::io::Read;
+use std::io::{Read, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 use expect_test::{Expect, expect};
 use raftify::{
@@ -384,7 +386,16 @@ fn what_cannot_be_described_gets_one_line_and_exit_code_1() {
         assert!(said.starts_with("error: ") && said.contains("missing"), "{said}");
         assert!(!missing.exists(), "describing must create nothing");
     }
-    for address in ["nonsense", "127.0.0.1:1"] {
+    let web = TcpListener::bind("127.0.0.1:0").unwrap();
+    let web_address = web.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for stream in web.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 100]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    for address in ["nonsense", "127.0.0.1:1", &web_address] {
         let output = cli(&["describe", "node", address]);
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");

@@ -108,11 +108,15 @@ pub struct Config {
     /// least 1.
     pub snapshots_in_flight_max: usize,
     /// How many entries before the newest snapshot stay in the log, so that a follower that is a little behind needs
-    /// no snapshot. With what comes until the next snapshot is taken, they should last for longer than it takes to send
-    /// one: otherwise a follower that has received a snapshot needs the next one. Default 10 000; zero: none.
+    /// no snapshot. Default 10 000; zero: none.
     pub log_entries_kept: u64,
     /// How many bytes of them at most, so that large entries do not fill the disk. Default 64 MiB; zero: none.
     pub log_bytes_kept: u64,
+    /// How many bytes before the newest snapshot stay in the log of a leader at most, beyond the two above, for followers
+    /// that are alive and need them: those that are slow, and those that were sent a snapshot and are to go on from
+    /// there. One that is further behind needs a snapshot, or the next one. The log of a cluster in which all keep up
+    /// never grows to this. Default 1 GiB; zero: none.
+    pub log_bytes_kept_for_followers: u64,
     /// How many bytes of applied entries are kept in memory to feed followers. Default 32 MiB; zero: none, they are
     /// read from the disk.
     pub log_cache_bytes: u64,
@@ -170,6 +174,7 @@ impl Default for Config {
             snapshots_in_flight_max: 2,
             log_entries_kept: 10_000,
             log_bytes_kept: 64 * MIB,
+            log_bytes_kept_for_followers: 1024 * MIB,
             log_cache_bytes: 32 * MIB,
             unapplied_bytes_max: 64 * MIB,
             snapshot_chunk_timeout: Duration::from_secs(30),
@@ -452,7 +457,7 @@ mod tests {
                   |
                 1 | election_timeuot = "1s"
                   | ^^^^^^^^^^^^^^^^
-                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
+                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_bytes_kept_for_followers`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
         );
         check(
             "tick_interval =\n",

@@ -133,8 +133,8 @@ pub enum ReadError {
     /// Leadership could not be confirmed, or this node did not catch up, in time.
     #[error("the read was not confirmed within {} ms", .0.as_millis())]
     TimedOut(Duration),
-    /// The connection to the leader failed.
-    #[error("the leader could not be asked: {0}")]
+    /// The connection to the leader failed, or, for a client, that to the node it asked.
+    #[error("the connection to the node that was asked failed: {0}")]
     ConnectionLost(String),
     /// This node has stopped.
     #[error(transparent)]
@@ -217,8 +217,8 @@ pub enum TransferError {
         /// The target.
         to: NodeId,
     },
-    /// The connection to the leader failed; the transfer may be under way.
-    #[error("the leader could not be asked: {0}")]
+    /// The connection to the leader failed, or, for a client, that to the node it asked; the transfer may be under way.
+    #[error("the connection to the node that was asked failed: {0}")]
     ConnectionLost(String),
     /// This node has stopped.
     #[error(transparent)]

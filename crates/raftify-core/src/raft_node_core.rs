@@ -25,7 +25,6 @@ use crate::proposals::AnswersOwed;
 use crate::raft_rs::{Consensus, ConsensusReady, LogStart};
 use crate::reads::{Read, Reads, RoundKind, Serve};
 use crate::request::{LocalRequestMsg, ProposalReply, Responder, ServerRequestMsg};
-use crate::snapshot_policy::SnapshotPolicy;
 use crate::status::{Inspection, Status};
 use crate::storage::{HardState, LogReader, StorageError, StoredState, Write};
 use crate::turn::{Committed, Forward, LogFetch, ReadRound, SnapshotToSend, Turn, TurnNumber};
@@ -222,7 +221,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             applied,
             unapplied: VecDeque::new(),
             unapplied_bytes: 0,
-            snapshots: Snapshots::new(stored.snapshot, SnapshotPolicy::new(&config)),
+            snapshots: Snapshots::new(stored.snapshot, &config),
             identity_replies: Vec::new(),
             is_retired: false,
             removal: None,

@@ -27,10 +27,17 @@ pub(crate) struct SnapshotPolicy {
     beyond: LogIndex,
     /// What `beyond` was when the newest snapshot began.
     cut: LogIndex,
+    /// How far back the log may reach for followers that need it.
+    followers_bytes: u64,
+    /// What was counted since the start: the last entry, and the bytes of all.
+    counted: (LogIndex, u64),
+    /// What `counted` was when snapshots began, oldest first, as far back as `followers_bytes` reach.
+    begun: VecDeque<(LogIndex, u64)>,
 }
 
 impl SnapshotPolicy {
-    pub(crate) fn new(config: &CheckedConfig) -> SnapshotPolicy {
+    /// Nothing was counted yet of what follows `snapshot`.
+    pub(crate) fn new(config: &CheckedConfig, snapshot: LogIndex) -> SnapshotPolicy {
         SnapshotPolicy {
             entries_max: config.snapshot_entries,
             bytes_max: config.snapshot_log_bytes,
@@ -44,12 +51,16 @@ impl SnapshotPolicy {
             recent_bytes: 0,
             beyond: LogIndex::ZERO,
             cut: LogIndex::ZERO,
+            followers_bytes: config.log_bytes_kept_for_followers,
+            counted: (snapshot, 0),
+            begun: VecDeque::from([(snapshot, 0)]),
         }
     }
 
     pub(crate) fn count(&mut self, entry: &Entry) {
         self.entries += 1;
         self.bytes += entry.size_bytes();
+        self.counted = (entry.position.index, self.counted.1 + entry.size_bytes());
         self.recent.push_back(entry.size_bytes());
         self.recent_bytes += entry.size_bytes();
         while self.recent.len() as u64 > self.entries_kept || self.recent_bytes > self.bytes_kept {
@@ -72,15 +83,29 @@ impl SnapshotPolicy {
         self.bytes = 0;
         self.since_ticks = now_ticks;
         self.cut = self.beyond;
+        self.begun.push_back(self.counted);
+        let reaches_back = |(_, bytes): &(LogIndex, u64)| self.counted.1 - bytes <= self.followers_bytes;
+        self.begun.drain(..self.begun.partition_point(|begun| !reaches_back(begun)));
     }
 
-    /// How far the log may be cut once a snapshot at `snapshot` is recorded. A member that is behind that far is sent
-    /// the snapshot: the log never waits for it.
-    pub(crate) fn compact_to(&self, snapshot: LogIndex) -> LogIndex {
+    /// A snapshot of a leader begins the log anew.
+    pub(crate) fn install(&mut self, snapshot: LogIndex, now_ticks: u64) {
+        self.counted.0 = snapshot;
+        self.begun.clear();
+        self.begin(now_ticks);
+    }
+
+    /// How far the log may be cut once a snapshot at `snapshot` is recorded. What followers need after `needed` stays, as
+    /// far as it is known to be within the bound: a member that is further behind is sent the snapshot.
+    pub(crate) fn compact_to(&self, snapshot: LogIndex, needed: Option<LogIndex>) -> LogIndex {
         if mutated!(CompactsBeyondTheSnapshot) {
             return snapshot.next();
         }
-        self.cut.max(LogIndex(snapshot.0.saturating_sub(self.entries_kept))).min(snapshot)
+        let cut = self.cut.max(LogIndex(snapshot.0.saturating_sub(self.entries_kept))).min(snapshot);
+        match (needed, self.begun.front()) {
+            (Some(needed), Some((reached, _))) => cut.min(needed.max(*reached)),
+            _ => cut,
+        }
     }
 }
 
@@ -95,7 +120,7 @@ mod tests {
 
     fn policy(log_entries_kept: u64, log_bytes_kept: u64) -> SnapshotPolicy {
         let config = Config { log_entries_kept, log_bytes_kept, ..Config::default() };
-        SnapshotPolicy::new(&config.check().unwrap())
+        SnapshotPolicy::new(&config.check().unwrap(), LogIndex::ZERO)
     }
 
     fn count(policy: &mut SnapshotPolicy, indexes: std::ops::RangeInclusive<u64>, bytes: usize) {
@@ -110,18 +135,44 @@ mod tests {
         let mut small = policy(10, 1_000_000);
         count(&mut small, 1..=100, 1);
         small.begin(0);
-        assert_eq!(small.compact_to(LogIndex(100)), LogIndex(90));
+        assert_eq!(small.compact_to(LogIndex(100), None), LogIndex(90));
 
         let mut large = policy(10, 1_000_000);
         count(&mut large, 1..=100, 300_000);
         large.begin(0);
         count(&mut large, 101..=200, 300_000);
-        assert_eq!(large.compact_to(LogIndex(100)), LogIndex(97), "as it was when the snapshot began");
+        assert_eq!(large.compact_to(LogIndex(100), None), LogIndex(97), "as it was when the snapshot began");
 
         let mut nothing = policy(10, 0);
         count(&mut nothing, 1..=100, 1);
         nothing.begin(0);
-        assert_eq!(nothing.compact_to(LogIndex(100)), LogIndex(100));
+        assert_eq!(nothing.compact_to(LogIndex(100), None), LogIndex(100));
+    }
+
+    #[test]
+    fn the_log_waits_for_a_follower_that_needs_it_up_to_a_bound() {
+        let entry_bytes = 100 + Entry::OVERHEAD_BYTES;
+        let config = Config {
+            log_entries_kept: 0,
+            log_bytes_kept_for_followers: 250 * entry_bytes,
+            ..Config::default()
+        };
+        let mut policy = SnapshotPolicy::new(&config.check().unwrap(), LogIndex(50));
+        let mut cut_at = |index: u64, needed: u64| {
+            count(&mut policy, index - 99..=index, 100);
+            policy.begin(0);
+            policy.compact_to(LogIndex(index), Some(LogIndex(needed))).0
+        };
+        assert_eq!(cut_at(150, 20), 50, "how large the log before the first snapshot is, was not counted");
+        assert_eq!(cut_at(250, 60), 60);
+        assert_eq!(cut_at(350, 60), 150, "300 entries, and whole snapshots are counted");
+        assert_eq!(cut_at(450, 260), 260);
+        assert_eq!(cut_at(550, 550), 550, "nobody needs more");
+
+        policy.install(LogIndex(1000), 0);
+        count(&mut policy, 1001..=1100, 100);
+        policy.begin(0);
+        assert_eq!(policy.compact_to(LogIndex(1100), Some(LogIndex(900))), LogIndex(1000));
     }
 
     #[test]
@@ -130,7 +181,7 @@ mod tests {
         let snapshot_age_max = Duration::from_secs(3600);
         let config =
             Config { snapshot_age_max, tick_interval: Duration::from_millis(50), ..Config::default() };
-        let mut policy = SnapshotPolicy::new(&config.check().unwrap());
+        let mut policy = SnapshotPolicy::new(&config.check().unwrap(), LogIndex::ZERO);
         assert!(!policy.is_due(10 * ticks), "nothing was applied");
         count(&mut policy, 1..=1, 1);
         assert!(policy.is_due(ticks) && !policy.is_due(ticks - 1), "the first counts from the start");

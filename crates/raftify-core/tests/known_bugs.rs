@@ -12,7 +12,7 @@ use raftify_core::error::{
 use raftify_core::members::{LeaveJoint, MembershipRefusal, SenderRefusal};
 use raftify_core::message::CampaignReason;
 use raftify_core::{
-    Config, Forwarding, Incarnation, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member,
+    Config, Entry, Forwarding, Incarnation, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member,
     MemberChange, MemberRole, MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role,
     Sender, ServerRequestMsg, SnapshotToSend, Status, Term, TurnNumber,
 };
@@ -307,19 +307,25 @@ fn bug_12_news_of_an_older_write_are_taken_for_no_newer_one() {
     cluster.check_recovery();
 }
 
-#[test]
-fn bug_14_an_installed_snapshot_leaves_nothing_of_a_conflicting_suffix() {
+/// A leader that was cut off with so many entries that nobody else has, and the next one, with so many others.
+fn two_leaders(old_entries: usize, new_entries: usize) -> (Cluster, NodeId, NodeId) {
     let (mut cluster, old_leader) = cluster_of_three();
     isolate(&mut cluster, old_leader);
-    for _ in 0..5 {
+    for _ in 0..old_entries {
         cluster.propose(old_leader);
     }
     cluster.settle();
     cluster.until("the others elect a leader", |cluster| cluster.leader() != Some(old_leader));
     let leader = cluster.leader().unwrap();
-    for _ in 0..100 {
+    for _ in 0..new_entries {
         cluster.until_proposed(leader);
     }
+    (cluster, old_leader, leader)
+}
+
+#[test]
+fn bug_14_an_installed_snapshot_leaves_nothing_of_a_conflicting_suffix() {
+    let (mut cluster, old_leader, leader) = two_leaders(5, 100);
     assert!(cluster.status(leader).unwrap().truncated.index > cluster.status(old_leader).unwrap().last.index);
     cluster.cut.clear();
     let installed = cluster.truth.snapshots_installed;
@@ -333,17 +339,7 @@ fn bug_14_an_installed_snapshot_leaves_nothing_of_a_conflicting_suffix() {
 
 #[test]
 fn bug_14_an_installed_snapshot_leaves_nothing_of_a_longer_suffix() {
-    let (mut cluster, old_leader) = cluster_of_three();
-    isolate(&mut cluster, old_leader);
-    for _ in 0..300 {
-        cluster.propose(old_leader);
-    }
-    cluster.settle();
-    cluster.until("the others elect a leader", |cluster| cluster.leader() != Some(old_leader));
-    let leader = cluster.leader().unwrap();
-    for _ in 0..60 {
-        cluster.until_proposed(leader);
-    }
+    let (mut cluster, old_leader, leader) = two_leaders(300, 60);
     let installed = cluster.truth.snapshots_installed;
     assert!(cluster.status(leader).unwrap().last.index < cluster.status(old_leader).unwrap().last.index);
     cluster.cut.clear();
@@ -357,8 +353,9 @@ fn bug_14_an_installed_snapshot_leaves_nothing_of_a_longer_suffix() {
     cluster.check_recovery();
 }
 
-#[test]
-fn bug_15_an_installed_snapshot_brings_its_members_into_force() {
+/// The leader of a cluster that has node 4 in place of another one; one member has missed it, is down, and can learn of it
+/// by a snapshot only. Who is gone.
+fn a_member_has_missed_a_change() -> (Cluster, NodeId, NodeId, NodeId) {
     let (mut cluster, leader) = cluster_of_three();
     let [away, gone] = others(&cluster, leader)[..] else { panic!("three nodes") };
     cluster.until("it knows the first members", |cluster| cluster.status(away).unwrap().members.len() == 3);
@@ -372,6 +369,12 @@ fn bug_15_an_installed_snapshot_brings_its_members_into_force() {
     for _ in 0..100 {
         cluster.until_proposed(leader);
     }
+    (cluster, leader, away, gone)
+}
+
+#[test]
+fn bug_15_an_installed_snapshot_brings_its_members_into_force() {
+    let (mut cluster, leader, away, _) = a_member_has_missed_a_change();
     let installed = cluster.truth.snapshots_installed;
     cluster.start(away);
     cluster.until("the snapshot is installed", |cluster| cluster.truth.snapshots_installed > installed);
@@ -390,18 +393,7 @@ fn bug_15_an_installed_snapshot_brings_its_members_into_force() {
 
 #[test]
 fn bug_15_the_members_of_a_snapshot_are_in_force_once_it_is_durable_and_not_before() {
-    let (mut cluster, leader) = cluster_of_three();
-    let [away, gone] = others(&cluster, leader)[..] else { panic!("three nodes") };
-    cluster.until("it knows the first members", |cluster| cluster.status(away).unwrap().members.len() == 3);
-    cluster.crash(away);
-    let fourth = joiner(&mut cluster, 4);
-    for change in [MembershipChange::one(MemberChange::Add(fourth)), remove(gone)] {
-        let made = cluster.change(leader, change);
-        cluster.until("the change is made", |_| take(&made).is_some());
-    }
-    for _ in 0..100 {
-        cluster.until_proposed(leader);
-    }
+    let (mut cluster, leader, away, gone) = a_member_has_missed_a_change();
     let begins = cluster.status(leader).unwrap().truncated.index;
     cluster.start(away);
     for _ in 0..1000 {
@@ -1036,14 +1028,28 @@ fn bug_30_a_removed_node_that_is_started_again_stops_at_once() {
     );
 }
 
-#[test]
-fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal() {
+/// A leader of two that has proposed to remove the other one, who that is, and where.
+fn one_of_two_is_to_go() -> (Cluster, NodeId, NodeId, LogIndex) {
     let mut cluster = Cluster::new(2, 2, test_config());
     let leader = cluster.until_leader();
     cluster.until_proposed(leader);
     let gone = others(&cluster, leader)[0];
     cluster.change(leader, remove(gone));
     let removal = cluster.status(leader).unwrap().last.index;
+    (cluster, leader, gone, removal)
+}
+
+/// The leader of two was started again without the commit of the removal: it needs the vote of who was removed.
+fn the_removal_is_committed_again(mut cluster: Cluster, leader: NodeId, gone: NodeId, removal: LogIndex) {
+    assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
+    cluster.until_proposed(leader);
+    assert_eq!(cluster.status(leader).unwrap().members.len(), 1);
+    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+}
+
+#[test]
+fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal() {
+    let (mut cluster, leader, gone, removal) = one_of_two_is_to_go();
     // The leader's disk stops right after the commit, before it has written that there was one.
     for _ in 0..100 {
         if cluster.status(leader).unwrap().commit < removal {
@@ -1056,20 +1062,12 @@ fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal
     assert!(cluster.status(gone).unwrap().members.get(gone).is_none(), "it knows that it was removed");
     cluster.lose_unsynced(leader);
     cluster.start(leader);
-    assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
-    cluster.until_proposed(leader);
-    assert_eq!(cluster.status(leader).unwrap().members.len(), 1);
-    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+    the_removal_is_committed_again(cluster, leader, gone, removal);
 }
 
 #[test]
 fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_the_removal() {
-    let mut cluster = Cluster::new(2, 2, test_config());
-    let leader = cluster.until_leader();
-    cluster.until_proposed(leader);
-    let gone = others(&cluster, leader)[0];
-    cluster.change(leader, remove(gone));
-    let removal = cluster.status(leader).unwrap().last.index;
+    let (mut cluster, leader, gone, removal) = one_of_two_is_to_go();
     while cluster.status(leader).unwrap().commit < removal {
         cluster.complete_write(leader);
         while cluster.deliver(leader, gone) || cluster.complete_write(gone) || cluster.apply_one(gone) {}
@@ -1081,10 +1079,7 @@ fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_
     cluster.crash(gone);
     cluster.start(gone);
     cluster.start(leader);
-    assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
-    cluster.until_proposed(leader);
-    assert_eq!(cluster.status(leader).unwrap().members.len(), 1);
-    cluster.until("the removed node stops", |cluster| cluster.nodes[&gone].running.is_none());
+    the_removal_is_committed_again(cluster, leader, gone, removal);
 }
 
 #[test]
@@ -1254,6 +1249,61 @@ fn bug_34_the_log_is_cut_although_a_member_is_dead() {
     }
     let status = cluster.status(leader).unwrap();
     assert!(status.last.index.0 - status.truncated.index.0 < 80, "{status:?}");
+    cluster.check_recovery();
+}
+
+/// One of three needs a snapshot, which is on its way.
+fn cluster_that_sends_a_snapshot(config: Config) -> (Cluster, NodeId, NodeId) {
+    let mut cluster = Cluster::new(34, 3, config);
+    let leader = cluster.until_leader();
+    let lagging = others(&cluster, leader)[0];
+    cluster.crash(lagging);
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    cluster.slow_snapshots = true;
+    cluster.start(lagging);
+    cluster.until("a snapshot is on its way", |cluster| cluster.is_sending_snapshots());
+    (cluster, leader, lagging)
+}
+
+#[test]
+fn a_follower_that_was_sent_a_snapshot_does_not_need_the_next_one() {
+    let (mut cluster, leader, lagging) =
+        cluster_that_sends_a_snapshot(Config { log_bytes_kept_for_followers: 1 << 20, ..test_config() });
+    let taken = cluster.status(leader).unwrap().snapshot;
+    for _ in 0..200 {
+        cluster.until_proposed(leader);
+    }
+    assert!(cluster.status(leader).unwrap().snapshot > taken);
+    cluster.deliver_snapshots();
+    cluster.until("it has caught up, or needs another one", |cluster| {
+        let status = cluster.status(lagging).unwrap();
+        cluster.is_sending_snapshots() || status.last == cluster.status(leader).unwrap().last
+    });
+    assert!(!cluster.is_sending_snapshots());
+
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    let status = cluster.status(leader).unwrap();
+    assert!(status.last.index.0 - status.truncated.index.0 < 80, "nobody needs the log any more: {status:?}");
+    cluster.slow_snapshots = false;
+    cluster.check_recovery();
+}
+
+#[test]
+fn the_log_waits_up_to_a_bound_for_a_follower_whose_snapshot_never_arrives() {
+    let bytes_max = 100 * Entry::OVERHEAD_BYTES;
+    let config = Config { log_bytes_kept_for_followers: bytes_max, ..test_config() };
+    let (mut cluster, leader, _) = cluster_that_sends_a_snapshot(config);
+    for _ in 0..400 {
+        cluster.until_proposed(leader);
+    }
+    let status = cluster.status(leader).unwrap();
+    assert!(status.last.index.0 - status.truncated.index.0 < 180, "{status:?}");
+    cluster.slow_snapshots = false;
+    cluster.deliver_snapshots();
     cluster.check_recovery();
 }
 

@@ -164,7 +164,7 @@ impl Node {
 
     /// One thing that happens to it; `None` when there is nothing more.
     fn happens(&mut self, fields: &mut Fields<'_>) -> Option<()> {
-        let local = match fields.byte()? % 16 {
+        let request = match fields.byte()? % 16 {
             0..8 => {
                 let from = fields.node()?;
                 let to = if fields.byte()? % 16 == 0 { fields.node()? } else { NodeId::FIRST };
@@ -209,7 +209,7 @@ impl Node {
             }
         };
         self.core.handle_server_request_msg(ServerRequestMsg::ForLeader {
-            request: local,
+            request,
             forwarding: Forwarding::Allowed,
         });
         Some(())

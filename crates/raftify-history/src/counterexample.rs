@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::{CallRef, Model, search::Found, search::search};
+use crate::search::{Found, search};
+use crate::{CallRef, Model};
 
 /// The calls of a history that contradict each other.
 #[derive(Clone, Debug)]

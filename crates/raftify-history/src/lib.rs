@@ -12,11 +12,9 @@ mod counterexample;
 pub mod register;
 mod search;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt::Debug,
-    hash::Hash,
-};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::hash::Hash;
 
 pub use counterexample::{Counterexample, CounterexampleCall};
 
@@ -121,12 +119,12 @@ pub fn check<M: Model>(model: &M, history: &[Call<M::Operation, M::Outcome>], bu
 }
 
 /// [`check`]s the calls of each key for themselves, with a budget for each.
-pub fn check_each_key<K: Clone + Eq + Hash + Ord, M: Model>(
+pub fn check_each_key<K: Ord, M: Model>(
     model: &M,
     history: impl IntoIterator<Item = (K, Call<M::Operation, M::Outcome>)>,
     budget: u64,
 ) -> BTreeMap<K, Verdict> {
-    let mut keys: HashMap<K, Vec<_>> = HashMap::new();
+    let mut keys: BTreeMap<K, Vec<_>> = BTreeMap::new();
     for (key, call) in history {
         keys.entry(key).or_default().push(call);
     }

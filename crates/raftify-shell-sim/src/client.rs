@@ -22,19 +22,17 @@ pub(crate) type Node = Raft<Command, Registers>;
 /// What one client knows.
 pub(crate) struct Client {
     /// In the record.
-    pub(crate) name: String,
+    name: String,
     /// In the history.
-    pub(crate) number: u64,
+    number: u64,
     /// Its own.
-    pub(crate) chance: ChaCha8Rng,
+    chance: ChaCha8Rng,
     /// All clients'.
-    pub(crate) record: Record,
+    record: Record,
     /// The longest pause between two calls.
-    pub(crate) pause_max: Duration,
+    pause_max: Duration,
     /// What it saw last, for compare-and-set.
-    pub(crate) seen: Option<u64>,
-    /// Whether it writes nothing at the moment.
-    pub(crate) only_reads: bool,
+    seen: Option<u64>,
     /// How many calls had an outcome.
     pub(crate) successes: u64,
 }
@@ -51,20 +49,25 @@ enum Answer {
 }
 
 impl Client {
+    /// One that has not called yet; each has another `number`.
+    pub(crate) fn new(
+        name: String,
+        number: u64,
+        chance: ChaCha8Rng,
+        record: Record,
+        pause_max: Duration,
+    ) -> Client {
+        Client { name, number, chance, record, pause_max, seen: None, successes: 0 }
+    }
+
     /// Whatever happens, `call` must end within `limit`.
-    pub(crate) async fn in_time<T>(
-        &self,
-        limit: Duration,
-        what: &str,
-        call: impl Future<Output = T>,
-    ) -> Option<T> {
+    async fn in_time<T>(&self, limit: Duration, what: &str, call: impl Future<Output = T>) -> Option<T> {
         in_time(&self.record, &self.name, limit, what, call).await
     }
 
     fn draw(&mut self) -> (u8, Operation) {
         let key = self.chance.random_range(0..KEYS);
         let operation = match self.chance.random_range(0..10) {
-            _ if self.only_reads => Operation::Read,
             0..4 => Operation::Read,
             4..8 => Operation::Write(self.record.fresh_value()),
             _ => Operation::CompareAndSet { expected: self.seen, new: self.record.fresh_value() },
@@ -72,7 +75,7 @@ impl Client {
         (key, operation)
     }
 
-    /// Calls and writes it down. Returns whether the node still answers.
+    /// Writes down what came of a call. Returns whether the node still answers.
     fn answered(&mut self, call: u64, answer: Option<Answer>) -> bool {
         let (told, goes_on) = match answer {
             Some(Answer::Outcome(outcome)) => {
@@ -141,16 +144,11 @@ impl Client {
     pub(crate) async fn use_node(mut self, node: Node, propose: Duration, read: Duration) {
         while self.call_node(&node, propose, read).await {
             self.rest().await;
-            self.only_reads = self.record.is_calm();
         }
     }
 
-    /// One call through the remote client, reads included. Returns whether it was answered.
-    pub(crate) async fn call_cluster(
-        &mut self,
-        cluster: &RaftClient<Command, Registers>,
-        deadline: Duration,
-    ) {
+    /// One call through the remote client, reads included.
+    async fn call_cluster(&mut self, cluster: &RaftClient<Command, Registers>, deadline: Duration) {
         let (call, key, operation) = self.call();
         let command = Command { key, operation, call };
         let proposal = cluster.propose(&command);
@@ -168,9 +166,6 @@ impl Client {
         loop {
             self.call_cluster(&cluster, deadline).await;
             self.rest().await;
-            while self.record.is_calm() {
-                sleep(Duration::from_secs(1)).await;
-            }
         }
     }
 }

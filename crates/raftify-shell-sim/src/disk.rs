@@ -38,6 +38,9 @@ struct State {
     all_synced_at: Duration,
     snapshots: MemorySnapshotStore,
     health: Health,
+    /// How many operations there were, and when the last of them will be over.
+    operations: u64,
+    busy_until: Duration,
     /// Its failures were seen by the node.
     has_failed: bool,
     /// Who has it open.
@@ -60,6 +63,8 @@ impl Disk {
             all_synced_at: Duration::ZERO,
             snapshots: MemorySnapshotStore::default(),
             health: Health::Slow(Duration::ZERO),
+            operations: 0,
+            busy_until: Duration::ZERO,
             has_failed: false,
             lock: Weak::new(),
             ticket: None,
@@ -79,6 +84,16 @@ impl Disk {
     /// Whether it has failed since it was last asked.
     pub(crate) fn take_failure(&self) -> bool {
         std::mem::take(&mut self.state().has_failed)
+    }
+
+    /// How many operations there were so far.
+    pub(crate) fn operations(&self) -> u64 {
+        self.state().operations
+    }
+
+    /// For how long it will have to do with what it was asked for already.
+    pub(crate) fn busy_for(&self) -> Duration {
+        self.state().busy_until.saturating_sub(now())
     }
 
     /// Whether no node, nor anything that a node left behind, has it open.
@@ -105,6 +120,7 @@ impl Disk {
             state.writes.truncate(left);
         }
         state.synced = state.writes.len();
+        state.busy_until = Duration::ZERO;
     }
 
     /// Opens it as a node's storage.
@@ -134,6 +150,8 @@ impl Disk {
         };
         let takes = if most.is_zero() { most } else { state.chance.random_range(Duration::ZERO..=most) };
         simulation::block_for(takes);
+        state.operations += 1;
+        state.busy_until = state.busy_until.max(now() + simulation::blocked_so_far());
         if failure > 0.0 && state.chance.random_bool(failure) {
             state.has_failed = true;
             let source = io::Error::other("the simulated disk failed");

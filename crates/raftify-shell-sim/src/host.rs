@@ -6,7 +6,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use raftify::error::{BootstrapError, RunError, StopReason};
+use raftify::error::{
+    BootstrapError, JoinClusterError, MembershipError, MembershipRefusal, RunError, StopReason,
+};
 use raftify::{
     ClusterJoinTicket, Config, LeaveJoint, Member, MemberChange, MembershipChange, NodeId, Raft, Status,
     StorageError,
@@ -101,10 +103,16 @@ enum End {
     Gone,
 }
 
-/// Everything must be closed by then after `run` was let go.
-const CLOSING_MAX: Duration = Duration::from_secs(6);
+/// So long after `run` was let go, and the last operation of the disk is over, everything must be closed. Entries that are
+/// being applied are applied to their end.
+const CLOSING_MAX: Duration = Duration::from_secs(2);
 
-/// Nothing takes longer at the end of a node: connections that hang are severed after 2 s, twice.
+/// No more operations of the disk than these begin after `run` was let go: the write of what is queued, and one for each
+/// thing that another thread was just asked for.
+const LAST_OPERATIONS_MAX: u64 = 8;
+
+/// Nothing takes longer at the end of a node, but for what the disk is doing: connections that hang are severed after
+/// 2 s, twice.
 const QUIT_MAX: Duration = Duration::from_secs(8);
 
 /// A probe is so many calls in a row.
@@ -157,6 +165,7 @@ impl Host {
         self.seen.orders.replace(Some(orders));
         self.seen.status.replace(Some(node.status()));
         let mut users = JoinSet::new();
+        let was_refused = Rc::new(Cell::new(false));
         let (drop_run, dropped) = watch::channel(false);
         let running = node.clone().run();
         let mut running = tokio::task::spawn_local(let_go(running, dropped));
@@ -170,6 +179,7 @@ impl Host {
                     node.clone(),
                     ticket.clone(),
                     limit,
+                    Rc::clone(&was_refused),
                 ));
             }
         }
@@ -184,14 +194,16 @@ impl Host {
                 biased;
                 ended = &mut running => break ended,
                 Some(order) = ordered.recv() => {
-                    let rc = self.order(order, &node, &drop_run, chance);
-                    users.spawn_local(rc);
+                    users.spawn_local(self.order(order, &node, &drop_run, chance));
                 }
             }
         };
         self.seen.orders.take();
         let end = match ended {
-            Ok(ended) => self.judge(ended, &node).await,
+            Ok(ended) => match self.judge(ended, &node).await {
+                End::Again if was_refused.get() => End::Gone,
+                end => end,
+            },
             Err(error) => {
                 self.violation(format_args!("run panicked: {error}"));
                 End::Again
@@ -212,16 +224,9 @@ impl Host {
     }
 
     fn client(&self, user: u64, chance: &mut ChaCha8Rng) -> Client {
-        Client {
-            name: format!("{} user {user}", self.name),
-            number: self.number * 100 + user,
-            chance: ChaCha8Rng::from_rng(chance),
-            record: self.record.clone(),
-            pause_max: self.pause_max,
-            seen: None,
-            only_reads: false,
-            successes: 0,
-        }
+        let name = format!("{} user {user}", self.name);
+        let chance = ChaCha8Rng::from_rng(chance);
+        Client::new(name, self.number * 100 + user, chance, self.record.clone(), self.pause_max)
     }
 
     async fn get_ticket(&self, peers: &[String], chance: &mut ChaCha8Rng) -> ClusterJoinTicket {
@@ -290,15 +295,23 @@ impl Host {
         let Some(ended) = ended else {
             self.record.event(&self.name, "run was let go");
             self.record.count("run let go");
-            let began = Instant::now();
+            let before = self.disk.operations();
+            let mut idle_since = Instant::now();
             while !self.disk.is_closed() {
-                if began.elapsed() > CLOSING_MAX {
+                idle_since = idle_since.max(Instant::now() + self.disk.busy_for());
+                if idle_since.elapsed() > CLOSING_MAX {
                     self.violation(format_args!(
-                        "{CLOSING_MAX:?} after run was let go the disk is still in use"
+                        "run was let go, and the disk, idle for {CLOSING_MAX:?}, is still in use"
                     ));
                     break;
                 }
                 sleep(Duration::from_millis(20)).await;
+            }
+            let operations = self.disk.operations() - before;
+            if operations > LAST_OPERATIONS_MAX {
+                self.violation(format_args!(
+                    "{operations} operations of the disk began after run was let go"
+                ));
             }
             return End::Again;
         };
@@ -353,7 +366,7 @@ impl Host {
             let told = match order {
                 Order::Quit => {
                     record.count("quit");
-                    in_time(&record, &name, QUIT_MAX, "quit", node.quit()).await;
+                    in_time(&record, &name, disk.busy_for() + QUIT_MAX, "quit", node.quit()).await;
                     // If `run` was let go meanwhile, the disk is closed a little later, which is checked then.
                     if !disk.is_closed() && !*drop_run.borrow() {
                         record.violation(&name, "quit has returned and something still uses the disk");
@@ -489,8 +502,16 @@ async fn watch_status(record: Record, name: String, mut status: watch::Receiver<
     }
 }
 
-/// Until it is a member, or has stopped.
-async fn join(record: Record, name: String, node: Node, ticket: ClusterJoinTicket, limit: Duration) {
+/// Until it is a member, or has stopped. A node that was removed before it heard that it was a member learns of it here,
+/// and only here: nobody who could tell it is known to it.
+async fn join(
+    record: Record,
+    name: String,
+    node: Node,
+    ticket: ClusterJoinTicket,
+    limit: Duration,
+    was_refused: Rc<Cell<bool>>,
+) {
     loop {
         let joined =
             in_time(&record, &name, limit, "join_cluster", node.join_cluster(vec![ticket.clone()])).await;
@@ -499,7 +520,14 @@ async fn join(record: Record, name: String, node: Node, ticket: ClusterJoinTicke
                 record.count("joined");
                 return record.event(&name, "is a member");
             }
-            Some(Err(raftify::error::JoinClusterError::Stopped(reason))) => {
+            Some(Err(JoinClusterError::Refused(MembershipError::Refused(
+                MembershipRefusal::IdWasRemoved { .. },
+            )))) => {
+                record.event(&name, "was removed before it was a member");
+                was_refused.set(true);
+                return node.quit().await;
+            }
+            Some(Err(JoinClusterError::Stopped(reason))) => {
                 return record.event(&name, format_args!("does not join: {reason}"));
             }
             Some(Err(error)) => record.event(&name, format_args!("not joined: {error}")),

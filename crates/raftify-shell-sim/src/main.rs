@@ -4,16 +4,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use raftify_console::{WRONG_ARGUMENTS, say};
 use raftify_shell_sim::{HAPPENINGS, Report, Scenario, run};
 use tracing_subscriber::EnvFilter;
 
-/// The exit code for arguments that cannot be understood.
-const WRONG_ARGUMENTS: u8 = 2;
 /// From so many seeds on, everything must have happened.
 const SEEDS_FOR_COVERAGE: u64 = 500;
 
@@ -39,17 +37,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) if error.use_stderr() => {
-            // The first paragraph says what is wrong.
-            let text = error.to_string();
-            let what: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-            eprintln!("{}", what.join(" "));
-            return ExitCode::from(WRONG_ARGUMENTS);
-        }
-        Err(help) => help.exit(),
-    };
+    let arguments: Arguments = raftify_console::arguments();
     // With RUST_LOG, what the nodes log.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
@@ -74,16 +62,8 @@ fn main() -> ExitCode {
 
 fn run_many(arguments: &Arguments, sum: &mut Sum) {
     let first = arguments.first.unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    println!(
-        "seeds from {first} on: `sim-shell --first {first} --seeds {}` runs them again",
-        arguments.seeds
-    );
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&interrupted);
-    // Without it, Ctrl+C ends the run without a summary.
-    if let Err(error) = ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed)) {
-        eprintln!("Ctrl+C will end the run without its summary: {error}");
-    }
+    say!("seeds from {first} on: `sim-shell --first {first} --seeds {}` runs them again", arguments.seeds);
+    let interrupted = raftify_console::interruption();
     let begun = Instant::now();
     for number in 0..arguments.seeds {
         let is_over = arguments.seconds.is_some_and(|seconds| begun.elapsed().as_secs() >= seconds);
@@ -114,26 +94,26 @@ impl Sum {
             None => self.passed += 1,
             Some(violation) => {
                 self.failed += 1;
-                println!("seed {} ({:?}): {violation}", report.seed, report.scenario);
-                println!("run it again with: make sim-shell SEED={}", report.seed);
+                say!("seed {} ({:?}): {violation}", report.seed, report.scenario);
+                say!("run it again with: make sim-shell SEED={}", report.seed);
             }
         }
     }
 
     fn print(&mut self, elapsed: Duration) {
-        println!("what happened, and how often:");
+        say!("what happened, and how often:");
         for (what, count) in &self.happened {
-            println!("{count:>9} {what}");
+            say!("{count:>9} {what}");
         }
         let seconds = elapsed.as_secs_f64().max(0.001);
         let simulated = self.simulated.as_secs_f64();
-        println!("{simulated:.0} simulated seconds, {:.0} for each second", simulated / seconds);
+        say!("{simulated:.0} simulated seconds, {:.0} for each second", simulated / seconds);
         let missing: Vec<&str> =
             HAPPENINGS.iter().filter(|what| !self.happened.contains_key(*what)).copied().collect();
         if self.passed >= SEEDS_FOR_COVERAGE && !missing.is_empty() {
             self.failed += 1;
-            println!("rejected: in no seed happened: {}", missing.join(", "));
+            say!("rejected: in no seed happened: {}", missing.join(", "));
         }
-        println!("{} passed, {} failed", self.passed, self.failed);
+        say!("{} passed, {} failed", self.passed, self.failed);
     }
 }

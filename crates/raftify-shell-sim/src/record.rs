@@ -74,7 +74,6 @@ struct Inner {
     /// By call: the index.
     applied_at: BTreeMap<u64, u64>,
     refused: BTreeSet<u64>,
-    is_calm: bool,
     happened: BTreeMap<&'static str, u64>,
     values: u64,
 }
@@ -114,16 +113,6 @@ impl Record {
     /// What happened how often.
     pub(crate) fn happened(&self) -> BTreeMap<&'static str, u64> {
         self.inner().happened.clone()
-    }
-
-    /// From now on, clients write nothing.
-    pub(crate) fn calm(&self) {
-        self.inner().is_calm = true;
-    }
-
-    /// Whether clients should write nothing.
-    pub(crate) fn is_calm(&self) -> bool {
-        self.inner().is_calm
     }
 
     /// A value that no other write of this run writes.

@@ -13,7 +13,7 @@ macro_rules! happenings {
 
         impl Happened {
             /// All of it.
-            pub const ALL: &[Happened] = &[$(Happened::$name),*];
+            pub(crate) const ALL: &[Happened] = &[$(Happened::$name),*];
         }
 
         impl fmt::Display for Happened {
@@ -102,7 +102,7 @@ impl Coverage {
     }
 
     /// How often it happened.
-    pub fn count(&self, what: Happened) -> u64 {
+    pub(crate) fn count(&self, what: Happened) -> u64 {
         self.counts[what as usize]
     }
 

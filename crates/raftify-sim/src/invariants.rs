@@ -26,7 +26,6 @@ pub(crate) type Checked = Result<(), String>;
 #[derive(Default)]
 pub(crate) struct Invariants {
     pub(crate) answers: answers::Answers,
-    pub(crate) commit: commit::Commit,
     pub(crate) committed: committed_entries::CommittedEntries,
     pub(crate) durable: durable_state::DurableState,
     pub(crate) elections: election_safety::ElectionSafety,

@@ -1,6 +1,7 @@
 //! A deterministic simulator for raftify: whole clusters of real cores in one thread, in a world that one seed decides
-//! about. Network, disks, clocks, restarts, clients and the user's state machine are simulated; the core is the real one. After every step, all of `invariants` are checked; at the end,
-//! that the clients' histories are linearizable and that the cluster became live again.
+//! about. Network, disks, clocks, restarts, clients and the user's state machine are simulated; the core is the real
+//! one. After every step, all of `invariants` are checked; at the end, that the clients' histories are linearizable and
+//! that the cluster became live again.
 //!
 //! The binary `sim` runs many seeds, or one again. `docs/testing.md` says what is simulated and what is not.
 
@@ -30,8 +31,6 @@ use trace::Trace;
 /// A world that kept all promises.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Which one.
-    pub seed: u64,
     /// How long it lasted, in its own time.
     pub simulated: Duration,
     /// How many events there were.
@@ -85,7 +84,6 @@ fn carry_out(seed: u64, trace: Trace) -> (Result<Report, Violation>, String) {
     let election = simulation.election_timeout() as f64;
     let outcome = match outcome {
         Ok(()) => Ok(Report {
-            seed,
             simulated: at,
             steps: simulation.steps,
             elections: simulation.invariants.elections.elections() as u64,

@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use raftify_console::{WRONG_ARGUMENTS, say};
 use raftify_sim::{Coverage, Report, Violation, trace};
 
-/// The exit code for arguments that cannot be understood.
-const WRONG_ARGUMENTS: u8 = 2;
 /// From so many seeds on, everything must have happened.
 const SEEDS_FOR_COVERAGE: u64 = 1000;
 
@@ -45,17 +44,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) if error.use_stderr() => {
-            // The first paragraph says what is wrong.
-            let text = error.to_string();
-            let what: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-            eprintln!("{}", what.join(" "));
-            return ExitCode::from(WRONG_ARGUMENTS);
-        }
-        Err(help) => help.exit(),
-    };
+    let arguments: Arguments = raftify_console::arguments();
     let outcome = match (&arguments.compare, arguments.seed) {
         (Some(path), _) => compare(path),
         (None, Some(seed)) => run_one(seed, arguments.trace.as_deref()),
@@ -69,21 +58,6 @@ fn main() -> ExitCode {
             ExitCode::from(WRONG_ARGUMENTS)
         }
     }
-}
-
-/// Says something on standard output. Where nobody listens any more, the program ends, without a word.
-fn say(what: std::fmt::Arguments<'_>) {
-    use std::io::Write as _;
-    if let Err(error) = writeln!(std::io::stdout(), "{what}") {
-        if error.kind() != std::io::ErrorKind::BrokenPipe {
-            eprintln!("error: cannot write to standard output: {error}");
-        }
-        std::process::exit(1);
-    }
-}
-
-macro_rules! say {
-    ($($what:tt)*) => { say(format_args!($($what)*)) };
 }
 
 fn run_one(seed: u64, trace: Option<&std::path::Path>) -> Result<bool, String> {
@@ -127,12 +101,7 @@ fn compare(path: &std::path::Path) -> Result<bool, String> {
 fn run_many(arguments: &Arguments) -> bool {
     let first = arguments.first.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     say!("seeds from {first} on: `sim --first {first} --seeds {}` runs them again", arguments.seeds);
-    let ended = std::sync::Arc::new(AtomicBool::new(false));
-    let asked = std::sync::Arc::clone(&ended);
-    // Without it, Ctrl+C ends the run without a summary.
-    if let Err(error) = ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed)) {
-        eprintln!("Ctrl+C will end the run without its summary: {error}");
-    }
+    let ended = raftify_console::interruption();
     let next = AtomicU64::new(0);
     let begun = Instant::now();
     let sum = Mutex::new((Sum::default(), begun));

@@ -139,6 +139,9 @@ impl World {
             1 => (self.voters, self.learners) = (5, 0),
             _ => {}
         }
+        let log_bytes_kept_for_followers = rng.one_of(&[0, 5000, 1 << 30]);
+        let config = Config { log_bytes_kept_for_followers, ..Config::clone(&self.config) };
+        self.config = config.check().expect("every value of this setting is allowed");
     }
 
     fn draw(rng: &mut ChaCha8Rng) -> World {
@@ -201,6 +204,7 @@ fn draw_config(rng: &mut ChaCha8Rng) -> CheckedConfig {
         snapshot_age_max: rng.one_of(&[Duration::ZERO, Duration::ZERO, election_timeout * 3]),
         log_entries_kept: rng.one_of(&[0, 0, 3, 20]),
         log_bytes_kept: rng.one_of(&[1000, 64 << 20]),
+        log_bytes_kept_for_followers: 0,
         log_cache_bytes: rng.one_of(&[0, 400, 32 << 20]),
         unapplied_bytes_max: rng.one_of(&[message_bytes_max, 64 << 20]),
         pre_vote: !rng.percent(15),

@@ -181,7 +181,10 @@ async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
             Some(query) = queries.recv() => may_block(|| lock(&applier).answer(query)).await,
         };
     }
-    if let Err(reason) = outcome {
+    // A node that stops says why by itself: what failed only because of that, such as restoring, is no failure.
+    if let Err(reason) = outcome
+        && !lifecycle.is_stopping()
+    {
         let _ = events.send(Event::Failed(reason));
     }
     let writing_out = lock(&applier).snapshot_taker.take_thread();
@@ -431,20 +434,25 @@ impl<R: Read> Read for Watched<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::time::Duration;
 
     use raftify_core::storage::MemorySnapshotStore;
+    use raftify_core::{Member, SnapshotWriter};
     use tokio::sync::oneshot;
 
     use super::*;
     use crate::formatter::DefaultFormatter;
     use crate::log_entry::AbstractLogEntry;
+    use crate::snapshots::TrackedSnapshots;
     use crate::state_machine::SnapshotCapture;
 
     /// Adds up what it is given, and fails at zero, half way. It is quick up to 13, and then does not know.
     #[derive(Default)]
     struct Sum {
         sum: u64,
+        /// Told to stop after the first byte of a snapshot.
+        stops: Option<Lifecycle>,
     }
 
     impl AbstractStateMachine for Sum {
@@ -465,13 +473,19 @@ mod tests {
             Ok(SnapshotCapture::of(self.sum))
         }
 
-        fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
+        fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
+            reader.read_exact(&mut [0])?;
+            if let Some(lifecycle) = &self.stops {
+                lifecycle.stop(&StopReason::Stopped);
+            }
+            reader.read_exact(&mut [0])?;
+            self.sum = 1;
             Ok(())
         }
     }
 
     struct Started<FSM: AbstractStateMachine> {
-        handle: ApplierHandle<FSM, MemorySnapshotStore>,
+        handle: ApplierHandle<FSM, TrackedSnapshots<MemorySnapshotStore>>,
         worker: Worker,
         queries: mpsc::Sender<Query<FSM>>,
         events: mpsc::UnboundedReceiver<Event>,
@@ -482,15 +496,28 @@ mod tests {
     }
 
     async fn start_with<FSM: AbstractStateMachine>(state_machine: FSM) -> Started<FSM> {
+        let started = start_at(None, MemorySnapshotStore::default(), state_machine, Lifecycle::new());
+        while started.handle.queued.load(Ordering::Acquire) > 0 {
+            tokio::task::yield_now().await;
+        }
+        started
+    }
+
+    fn start_at<FSM: AbstractStateMachine>(
+        snapshot: Option<SnapshotMeta>,
+        store: MemorySnapshotStore,
+        state_machine: FSM,
+        lifecycle: Lifecycle,
+    ) -> Started<FSM> {
         let (events, received) = mpsc::unbounded_channel();
         let (queries, asked) = mpsc::channel(1);
-        let (store, lifecycle) = (MemorySnapshotStore::default(), Lifecycle::new());
+        let snapshots = TrackedSnapshots::new(store, lifecycle.clone());
         let start = ApplierStart {
             node_id: NodeId::FIRST,
             state_machine,
-            snapshots: store.clone(),
-            snapshot_taker: SnapshotTaker::new(store, 0, events.clone(), lifecycle.clone()),
-            snapshot: None,
+            snapshots: snapshots.clone(),
+            snapshot_taker: SnapshotTaker::new(snapshots, 0, events.clone(), lifecycle.clone()),
+            snapshot,
             recovered: LogPosition::ZERO,
             queries: asked,
             events,
@@ -498,9 +525,6 @@ mod tests {
             lifecycle,
         };
         let (handle, worker) = start.start().unwrap();
-        while handle.queued.load(Ordering::Acquire) > 0 {
-            tokio::task::yield_now().await;
-        }
         Started { handle, worker, queries, events: received }
     }
 
@@ -572,6 +596,24 @@ mod tests {
         handle.hand_over(ToApply::Committed(vec![item]));
         let event = within(events.recv()).await;
         assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_is_being_restored_when_the_node_stops_is_read_no_further_and_is_no_failure() {
+        let store = MemorySnapshotStore::default();
+        let members = Members::initial([Member::voter(NodeId::FIRST, "127.0.0.1:1")]).unwrap();
+        let meta = SnapshotMeta { cluster_id: ClusterId(1), position: LogPosition::new(1, 1), members };
+        let mut writer = store.create(&meta).unwrap();
+        writer.write_all(&[1, 2]).unwrap();
+        writer.finish().unwrap();
+        let lifecycle = Lifecycle::new();
+        let stopped_half_way = Sum { sum: 0, stops: Some(lifecycle.clone()) };
+        let Started { handle, worker, mut events, .. } =
+            start_at(Some(meta), store, stopped_half_way, lifecycle.clone());
+        within(worker.ended()).await;
+        assert!(lifecycle.is_stopping(), "it was not restored at all");
+        assert_eq!(lock(&handle.applier).state_machine.sum, 0, "it was read to its end");
+        assert!(events.try_recv().is_err(), "the node stopped for another reason than this");
     }
 
     #[tokio::test]

@@ -237,7 +237,7 @@ where
     ///
     /// # Cancel safety
     /// Dropping the future stops the node as a crash would: nothing acknowledged is lost, everybody is answered, and
-    /// the storage is closed a little later.
+    /// the storage is closed a little later, when what other threads were doing with it is done.
     pub async fn run(self) -> Result<(), RunError> {
         self.node.lifecycle().run().await
     }

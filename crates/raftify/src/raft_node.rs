@@ -371,7 +371,9 @@ where
 
     /// Takes a snapshot of the state machine now, and returns its position once it is durable. The log before it
     /// (but for [`log_entries_kept`](crate::Config::log_entries_kept) of at most
-    /// [`log_bytes_kept`](crate::Config::log_bytes_kept)) is then forgotten. Snapshots are also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries).
+    /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and what followers still need, see
+    /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then forgotten. Snapshots are
+    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries).
     ///
     /// # Errors
     /// See [`SnapshotError`]; the old snapshot stays in use.
@@ -385,6 +387,10 @@ where
     /// Stops this node; the cluster goes on without it, and it comes back when it is bootstrapped again. Resolves
     /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed, closed and answered then. A node that
     /// never ran is closed at once. May be called from anywhere, any number of times.
+    ///
+    /// A disk operation, or a call of the state machine, that has begun is waited for, however long it takes: nothing
+    /// uses the data directory afterwards. A node that has waited for 5 s logs a warning that names what it waits for,
+    /// and again after twice as long each time.
     ///
     /// If the future of `run` is dropped, this resolves as well; the storage is then closed a little later.
     ///

@@ -1,7 +1,9 @@
 //! From the parts of a node to a running one, and back: starts them in order, waits, and ends them in order.
 
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use raftify_core::error::{JoinError, StopReason};
 use raftify_core::{
@@ -10,6 +12,7 @@ use raftify_core::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError as TaskError, JoinSet};
+use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
 use crate::applier::{ApplierStart, Query};
@@ -29,6 +32,9 @@ use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
 use crate::transport::Listener;
 use crate::worker::{Blocking, caught};
+
+/// So long a node that stops waits for its parts without a word: longer than the server takes with connections that hang.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Everything that a node consists of, before it runs.
 pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
@@ -63,7 +69,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let (peer_events, peer_inputs) = mpsc::unbounded_channel();
         let (server_requests, server_inputs) =
             request_queue(self.config.request_queue_max, self.config.request_queue_bytes_max);
-        let snapshots = TrackedSnapshots::new(self.storage.snapshots());
+        let snapshots = TrackedSnapshots::new(self.storage.snapshots(), lifecycle.clone());
         let log_reader = self.storage.log_reader();
         let blocking = Blocking::new();
         let outbox = Outbox::start(
@@ -146,14 +152,16 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let unasked = ended.len();
         lifecycle.ask_to_quit();
         drop(serving);
-        while let Some(next) = tasks.join_next().await {
+        let what = "the raft loop, in a write of the log or in the state machine";
+        while let Some(next) = patiently(node_id, what, tasks.join_next()).await {
             ended.push(next);
         }
         let outcome = outcome(ended, unasked, not_begun.get(), &lifecycle);
         outbox.shutdown().await;
-        writer_thread.ended().await;
-        applier_thread.ended().await;
-        blocking.ended().await;
+        patiently(node_id, "the log writer, in a write of the log", writer_thread.ended()).await;
+        let what = "the applier, in the state machine or in a snapshot that is written out";
+        patiently(node_id, what, applier_thread.ended()).await;
+        patiently(node_id, "reads of the log, or work on snapshots", blocking.ended()).await;
         match &outcome {
             Ok(()) => info!(node = %node_id, "the node has stopped"),
             Err(error) => error!(node = %node_id, "{error}"),
@@ -200,6 +208,24 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let identity = Identity { cluster_id, node_id, incarnation };
         self.core.handle_local_request_msg(LocalRequestMsg::StartCluster { identity, members, reply });
         not_begun
+    }
+}
+
+/// Waits for what a disk or a state machine may hold up for ever, and says so: first after [`PATIENCE`], then after twice
+/// as long each time.
+async fn patiently<T>(node_id: NodeId, what: &str, end: impl Future<Output = T>) -> T {
+    let mut end = pin!(end);
+    let begin = Instant::now();
+    let mut patience = PATIENCE;
+    loop {
+        match timeout(patience, &mut end).await {
+            Ok(outcome) => return outcome,
+            Err(_) => {
+                let seconds = begin.elapsed().as_secs();
+                warn!(node = %node_id, "the node stops, and has been waiting for {seconds} s for {what}");
+            }
+        }
+        patience *= 2;
     }
 }
 

@@ -46,8 +46,8 @@ pub fn block_for(duration: Duration) {
     BLOCKED.set(BLOCKED.get() + duration);
 }
 
-/// Of the work that is under way.
-pub(crate) fn blocked_so_far() -> Duration {
+/// Of the work that is under way: for how long its caller will have waited for what is done by now.
+pub fn blocked_so_far() -> Duration {
     BLOCKED.get()
 }
 

@@ -165,7 +165,8 @@ pub trait AbstractStateMachine: Send + 'static {
     /// apart and replace the old one at the end.
     ///
     /// The data is checked while it is read: damage shows as an error of the reader, never as wrong bytes. `reader`
-    /// streams; the whole need never be in memory.
+    /// streams; the whole need never be in memory. If the node is to stop meanwhile, it fails at the next read, so that
+    /// a large snapshot does not hold up the end.
     ///
     /// # Errors
     /// Fatal, as for `apply`. The snapshot is restored again when the node starts again; a state that is half old and

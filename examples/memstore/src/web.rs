@@ -37,6 +37,10 @@ use crate::{LogEntry, Raft, Reply};
 
 const KEYS_LISTED_MAX: usize = 100;
 
+/// For who asks for what there is not.
+const PATHS: &str = "/, /store, /store/KEY, /store/KEY/VALUE, /leader, /peers, /debug, /snapshot, /transfer_leader/ID, \
+                     /campaign, /demote/TERM/LEADER_ID, /leave, /leave_joint";
+
 /// What the handlers work on.
 pub struct Node {
     /// This node.
@@ -62,7 +66,8 @@ pub fn routes(service: &mut web::ServiceConfig) {
         .service(only("/campaign", "POST", web::post().to(campaign)))
         .service(only("/demote/{term}/{leader_id}", "POST", web::post().to(demote)))
         .default_service(web::to(|request: HttpRequest| async move {
-            ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", request.uri().path()))
+            let message = format!("there is nothing at {}, there is {PATHS}", request.uri().path());
+            ApiError::new(StatusCode::NOT_FOUND, message)
         }));
 }
 

@@ -225,8 +225,12 @@ async fn what_does_not_exist_is_404_and_a_wrong_method_405() {
     for path in ["/nowhere", "/store/", "/store//value", "/demote/1", "/transfer_leader"] {
         let answer = node.get(path).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
-        assert!(answer.error().contains(path), "{}", answer.error());
+        let error = answer.error();
+        assert!(error.contains(path) && error.contains("/store/KEY/VALUE"), "{error}");
     }
+    let without_key = node.put("/store//x", "").await;
+    assert_eq!(without_key.status, StatusCode::NOT_FOUND);
+    assert!(without_key.error().starts_with("there is nothing at /store//x, "), "{}", without_key.error());
     for (path, allow) in
         [("/leave", "POST"), ("/snapshot", "POST"), ("/store/a/1", "PUT"), ("/campaign", "POST")]
     {

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::RaftNodeCore;
+use crate::config::CheckedConfig;
 use crate::error::MembershipError;
 use crate::error::{InstallError, ProposeError, SnapshotError, StopReason, UnknownOutcome};
 use crate::members::{Members, Sender};
 use crate::request::{ProposalReply, Responder};
 use crate::snapshot_policy::SnapshotPolicy;
+use crate::status::PeerProgress;
 use crate::storage::SnapshotMeta;
 use crate::turn::{Committed, SnapshotToSend, TurnNumber};
 use crate::types::{Incarnation, LogIndex, LogPosition, NodeId, Term};
@@ -45,9 +47,10 @@ struct Installing {
 }
 
 impl Snapshots {
-    pub(super) fn new(recorded: Option<SnapshotMeta>, policy: SnapshotPolicy) -> Snapshots {
+    pub(super) fn new(recorded: Option<SnapshotMeta>, config: &CheckedConfig) -> Snapshots {
+        let begin = recorded.as_ref().map_or(LogIndex::ZERO, |snapshot| snapshot.position.index);
         Snapshots {
-            policy,
+            policy: SnapshotPolicy::new(config, begin),
             recorded,
             taking: false,
             wanted: false,
@@ -149,7 +152,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // A newer one came from the leader meanwhile; who waits is answered once that one is recorded.
             return;
         }
-        let mut cut = self.snapshots.policy.compact_to(snapshot.position.index);
+        let needed = self.needed_by_followers();
+        let mut cut = self.snapshots.policy.compact_to(snapshot.position.index, needed);
         if mutated!(LogWaitsForTheSlowest) {
             cut = self.consensus.progress().iter().map(|peer| peer.matched).min().unwrap_or(cut).min(cut);
         }
@@ -161,6 +165,22 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         // The stored commit index may lag behind. It must not fall out of the log when its beginning is cut off.
         self.next.write.hard_state = Some(self.consensus.hard_state());
         self.snapshots.recording = Some((self.next_turn(), snapshot, compact));
+    }
+
+    /// After which index this leader's log must stay, so that no follower that can do without a snapshot needs one, and
+    /// none that has been sent one needs the next.
+    fn needed_by_followers(&self) -> Option<LogIndex> {
+        let truncated = self.consensus.truncated().index;
+        let has = |peer: &PeerProgress| match peer.matched >= truncated {
+            true => peer.matched,
+            // It has confirmed nothing yet of what it was sent, or its snapshot has just arrived.
+            false => LogIndex(peer.next.0 - 1),
+        };
+        let progress = self.consensus.progress();
+        let alive = progress.iter().filter(|peer| self.is_alive(peer.id)).map(has);
+        let sent = self.snapshots.sending.iter().filter(|sent| sent.term == self.consensus.term());
+        let sent = sent.map(|sent| sent.position.index);
+        alive.filter(|index| *index >= truncated).chain(sent).min()
     }
 
     /// The outcome of a snapshot that a turn asked to send: installed, or why not. Exactly once for each.
@@ -289,7 +309,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if !self.members.is_joint() {
             self.answer_joint_left();
         }
-        self.snapshots.policy.begin(self.now_ticks);
+        self.snapshots.policy.install(position.index, self.now_ticks);
         self.handed_out = position;
         self.snapshots.restoring.push(position);
         self.next

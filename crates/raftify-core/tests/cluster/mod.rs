@@ -274,6 +274,9 @@ pub(crate) struct Cluster {
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
     /// Nodes whose disks finish no write.
     pub(crate) hung_disks: BTreeSet<NodeId>,
+    /// Snapshots stay on their way until [`Cluster::deliver_snapshots`].
+    pub(crate) slow_snapshots: bool,
+    snapshots_on_their_way: Vec<((NodeId, NodeId), Packet)>,
     /// Of 100 packets, so many are lost.
     pub(crate) loss_percent: u32,
     /// Of 100 packets, so many overtake others, and as many arrive twice.
@@ -308,6 +311,7 @@ pub(crate) fn test_config() -> Config {
         membership_timeout: std::time::Duration::from_secs(3),
         snapshot_entries: 40,
         log_entries_kept: 10,
+        log_bytes_kept_for_followers: 0,
         log_cache_bytes: 400,
         message_bytes_max: 1024,
         ..Config::default()
@@ -327,6 +331,8 @@ impl Cluster {
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
             hung_disks: BTreeSet::new(),
+            slow_snapshots: false,
+            snapshots_on_their_way: Vec::new(),
             loss_percent: 0,
             disorder_percent: 0,
             failing_snapshots_percent: 0,
@@ -597,7 +603,10 @@ impl Cluster {
             reader.read_to_end(&mut data).unwrap();
             let (sender, receiver) = self.introduction(node, send.to);
             let packet = Packet::Snapshot { sender, receiver, sent: send, snapshot, data };
-            self.links.entry((node, send.to)).or_default().push_back(packet);
+            self.snapshots_on_their_way.push(((node, send.to), packet));
+        }
+        if !self.slow_snapshots {
+            self.deliver_snapshots();
         }
         for forward in turn.forward {
             self.links.entry((node, forward.to)).or_default().push_back(Packet::Request(forward.request));
@@ -606,6 +615,20 @@ impl Cluster {
             let packet = Packet::ReadRound { round: round.round };
             self.links.entry((node, round.leader)).or_default().push_back(packet);
         }
+    }
+
+    /// How many snapshots that were on their way go to the ends of their links.
+    pub(crate) fn deliver_snapshots(&mut self) -> usize {
+        let snapshots = std::mem::take(&mut self.snapshots_on_their_way);
+        let count = snapshots.len();
+        for (link, packet) in snapshots {
+            self.links.entry(link).or_default().push_back(packet);
+        }
+        count
+    }
+
+    pub(crate) fn is_sending_snapshots(&self) -> bool {
+        !self.snapshots_on_their_way.is_empty()
     }
 
     fn introduction(&self, from: NodeId, to: NodeId) -> (Sender, Option<Incarnation>) {

@@ -9,74 +9,62 @@ use raftify_core::{LogIndex, NodeId, Term};
 
 use super::Checked;
 
-#[derive(Default)]
-pub(crate) struct Commit;
-
-impl Commit {
-    /// The commit index of a running node goes from `before` to `now`.
-    pub(crate) fn moves(&self, node: NodeId, before: LogIndex, now: LogIndex) -> Checked {
-        if now >= before {
-            return Ok(());
-        }
-        Err(format!("commit index: that of {node} falls from {before} to {now}"))
+/// The commit index of a running node goes from `before` to `now`.
+pub(crate) fn moves(node: NodeId, before: LogIndex, now: LogIndex) -> Checked {
+    if now >= before {
+        return Ok(());
     }
+    Err(format!("commit index: that of {node} falls from {before} to {now}"))
+}
 
-    /// `leader` of `term` commits up to `index`, where an entry of `entry_term` is.
-    pub(crate) fn leader_commits_of_term(
-        &self,
-        leader: NodeId,
-        term: Term,
-        index: LogIndex,
-        entry_term: Term,
-    ) -> Checked {
-        if entry_term == term {
-            return Ok(());
-        }
-        Err(format!(
-            "commit index: leader {leader} of term {term} commits up to {index}, which is of term {entry_term}"
-        ))
+/// `leader` of `term` commits up to `index`, where an entry of `entry_term` is.
+pub(crate) fn leader_commits_of_term(
+    leader: NodeId,
+    term: Term,
+    index: LogIndex,
+    entry_term: Term,
+) -> Checked {
+    if entry_term == term {
+        return Ok(());
     }
+    Err(format!(
+        "commit index: leader {leader} of term {term} commits up to {index}, which is of term {entry_term}"
+    ))
+}
 
-    /// `leader` counts on `follower` to have its log up to `index`; `holds` tells whether the disk there has it.
-    pub(crate) fn leader_counts(
-        &self,
-        leader: NodeId,
-        follower: NodeId,
-        index: LogIndex,
-        holds: bool,
-    ) -> Checked {
-        if holds {
-            return Ok(());
-        }
-        Err(format!(
-            "commit index: leader {leader} counts on {follower} to hold its log up to {index} durably, which is not so"
-        ))
+/// `leader` counts on `follower` to have its log up to `index`; `holds` tells whether the disk there has it.
+pub(crate) fn leader_counts(leader: NodeId, follower: NodeId, index: LogIndex, holds: bool) -> Checked {
+    if holds {
+        return Ok(());
     }
+    Err(format!(
+        "commit index: leader {leader} counts on {follower} to hold its log up to {index} durably, which is not so"
+    ))
+}
 
-    /// `leader` commits `index`, while one of `configurations` is in force; `holds` tells whose disk has it.
-    pub(crate) fn leader_commits(
-        &self,
-        leader: NodeId,
-        index: LogIndex,
-        configurations: &[Configuration],
-        holds: impl Fn(NodeId) -> bool,
-    ) -> Checked {
-        let is_quorum = |voters: &BTreeSet<NodeId>| {
-            voters.iter().filter(|voter| holds(**voter)).count() > voters.len() / 2
-        };
-        let agrees = |configuration: &Configuration| {
-            is_quorum(&configuration.voters)
-                && (configuration.voters_outgoing.is_empty() || is_quorum(&configuration.voters_outgoing))
-        };
-        if configurations.iter().any(agrees) {
-            return Ok(());
-        }
-        let voters = configurations.iter().flat_map(|all| all.voters.union(&all.voters_outgoing));
-        let holders: BTreeSet<NodeId> = voters.copied().filter(|voter| holds(*voter)).collect();
-        Err(format!(
-            "commit index: leader {leader} commits {index}, which only {holders:?} hold durably, of {configurations:?}"
-        ))
+/// `leader` commits `index`, while one of `configurations` is in force; `holds` tells whose disk has it.
+pub(crate) fn leader_commits(
+    leader: NodeId,
+    index: LogIndex,
+    configurations: &[Configuration],
+    holds: impl Fn(NodeId) -> bool,
+) -> Checked {
+    if configurations.iter().any(|configuration| has_quorum(configuration, &holds)) {
+        return Ok(());
     }
+    let voters = configurations.iter().flat_map(|all| all.voters.union(&all.voters_outgoing));
+    let holders: BTreeSet<NodeId> = voters.copied().filter(|voter| holds(*voter)).collect();
+    Err(format!(
+        "commit index: leader {leader} commits {index}, which only {holders:?} hold durably, of {configurations:?}"
+    ))
+}
+
+/// Whether those of whom `counts` is true are a quorum of `configuration`, of both halves if it is a joint one.
+pub(crate) fn has_quorum(configuration: &Configuration, counts: impl Fn(NodeId) -> bool) -> bool {
+    let is_majority =
+        |voters: &BTreeSet<NodeId>| voters.iter().filter(|voter| counts(**voter)).count() > voters.len() / 2;
+    is_majority(&configuration.voters)
+        && (configuration.voters_outgoing.is_empty() || is_majority(&configuration.voters_outgoing))
 }
 
 #[cfg(test)]
@@ -89,16 +77,16 @@ mod tests {
 
     #[test]
     fn a_commit_index_that_falls_is_rejected() {
-        Commit.moves(NodeId::FIRST, LogIndex(3), LogIndex(3)).unwrap();
-        Commit.moves(NodeId::FIRST, LogIndex(3), LogIndex(2)).unwrap_err();
+        moves(NodeId::FIRST, LogIndex(3), LogIndex(3)).unwrap();
+        moves(NodeId::FIRST, LogIndex(3), LogIndex(2)).unwrap_err();
     }
 
     #[test]
     fn entries_of_earlier_terms_and_copies_that_are_not_there_do_not_count() {
-        Commit.leader_commits_of_term(NodeId::FIRST, Term(4), LogIndex(3), Term(4)).unwrap();
-        Commit.leader_commits_of_term(NodeId::FIRST, Term(4), LogIndex(3), Term(2)).unwrap_err();
-        Commit.leader_counts(NodeId::FIRST, NodeId::FIRST, LogIndex(3), true).unwrap();
-        Commit.leader_counts(NodeId::FIRST, NodeId::FIRST, LogIndex(3), false).unwrap_err();
+        leader_commits_of_term(NodeId::FIRST, Term(4), LogIndex(3), Term(4)).unwrap();
+        leader_commits_of_term(NodeId::FIRST, Term(4), LogIndex(3), Term(2)).unwrap_err();
+        leader_counts(NodeId::FIRST, NodeId::FIRST, LogIndex(3), true).unwrap();
+        leader_counts(NodeId::FIRST, NodeId::FIRST, LogIndex(3), false).unwrap_err();
     }
 
     #[test]
@@ -107,7 +95,7 @@ mod tests {
         let check = |configuration: &Configuration, holders: &[u64]| {
             let holders = ids(holders);
             let all = [configuration.clone()];
-            Commit.leader_commits(NodeId::FIRST, LogIndex(9), &all, |node| holders.contains(&node))
+            leader_commits(NodeId::FIRST, LogIndex(9), &all, |node| holders.contains(&node))
         };
         check(&simple, &[1, 3]).unwrap();
         check(&simple, &[1]).unwrap_err();

@@ -42,6 +42,11 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
     }
 }
 
+/// Nothing stays in the log behind a snapshot.
+pub(crate) fn short_log() -> Config {
+    Config { log_entries_kept: 0, log_bytes_kept_for_followers: 0, ..Config::default() }
+}
+
 pub(crate) fn id(number: u64) -> NodeId {
     NodeId::new(number).unwrap()
 }

@@ -1,7 +1,8 @@
 //! One node from its bootstrap to its end.
 
-use std::sync::Arc;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raftify::error::{
@@ -206,6 +207,64 @@ async fn who_waits_when_the_node_stops_is_answered() {
     assert!(node.ended().await.is_ok());
     // A third comes too late, and nothing happens.
     assert_eq!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(StopReason::Stopped)));
+}
+
+/// What this thread logs, from now on.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl Logged {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_end_says_what_it_waits_for() {
+    for (hung, named) in [("disk", "the log writer"), ("state machine", "the applier")] {
+        let mut node = TestNode::new(1);
+        let raft = node.start();
+        raft.wait_for_leader().await.unwrap();
+        let (gate, change) = (node.gate.clone(), if hung == "disk" { set("key", "") } else { Change::Wait });
+        if hung == "disk" {
+            let disk = gate.clone();
+            node.disk.judge(move |_| {
+                disk.pass();
+                true
+            });
+        }
+        let proposed = tokio::spawn(async move { raft.propose(change).await });
+        gate.reached().await;
+
+        let logged = Logged::default();
+        let writer = logged.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        let _log = tracing::subscriber::set_default(log);
+        // Its patience is some seconds of this clock, which nobody sees pass.
+        tokio::time::pause();
+        let raft = node.raft().clone();
+        let quit = tokio::spawn(async move { raft.quit().await });
+        for seconds in [5, 15] {
+            let warning = format!("has been waiting for {seconds} s for {named}");
+            until(&warning, async || logged.text().contains(&warning)).await;
+        }
+        assert!(!quit.is_finished());
+        tokio::time::resume();
+        gate.open();
+        within("quit", quit).await.unwrap();
+        node.ended().await.unwrap();
+        drop(proposed.await.unwrap());
+    }
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use raftify::error::{BootstrapError, RunError, SnapshotError};
 use raftify::{
-    AbstractStateMachine, BoxError, Config, LogPosition, Member, NodeId, Raft, SnapshotCapture,
-    StableStorage, restore_directory,
+    AbstractStateMachine, BoxError, LogPosition, Member, NodeId, Raft, SnapshotCapture, StableStorage,
+    restore_directory,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -161,7 +161,7 @@ impl JournalNode {
 
     fn bootstrap(&self) -> Result<JournalRaft, BootstrapError> {
         let journal = Journal::open(self.root.path().to_owned(), self.calls.clone()).unwrap();
-        let config = Config { log_entries_kept: 0, ..Config::default() };
+        let config = short_log();
         Raft::bootstrap(self.id, &self.address, self.disk.held(self.disk.memory()), journal, config)
     }
 
@@ -223,14 +223,20 @@ impl JournalNode {
     }
 }
 
-#[tokio::test]
-async fn a_state_machine_on_disk_goes_on_where_it_was() {
+/// A node that was killed after fifteen numbers, with a snapshot of the first ten.
+async fn killed_after_15() -> JournalNode {
     let mut node = JournalNode::new(1);
     node.start();
     node.put(0..10).await;
     node.raft().make_snapshot().await.unwrap();
     node.put(10..15).await;
     node.kill().await;
+    node
+}
+
+#[tokio::test]
+async fn a_state_machine_on_disk_goes_on_where_it_was() {
+    let mut node = killed_after_15().await;
     assert_eq!(node.calls.counted(), (15, 0));
 
     node.start();
@@ -242,12 +248,7 @@ async fn a_state_machine_on_disk_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn a_state_machine_on_disk_that_lags_behind_gets_what_it_misses() {
-    let mut node = JournalNode::new(1);
-    node.start();
-    node.put(0..10).await;
-    node.raft().make_snapshot().await.unwrap();
-    node.put(10..15).await;
-    node.kill().await;
+    let mut node = killed_after_15().await;
     node.lose_records(3);
     node.start();
     assert_eq!(node.numbers().await, (0..15).collect::<Vec<_>>());

@@ -25,7 +25,7 @@ on_both_storages! {
 
 async fn a_restart_restores_the_snapshot_and_applies_what_came_after(kind: DiskKind) {
     let mut node = TestNode::on(kind, 1);
-    node.config = Config { log_entries_kept: 0, ..Config::default() };
+    node.config = short_log();
     let raft = node.start();
     put(&raft, "before", "1").await;
     let position = raft.make_snapshot().await.unwrap();
@@ -42,7 +42,7 @@ async fn a_restart_restores_the_snapshot_and_applies_what_came_after(kind: DiskK
 
 async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted(kind: DiskKind) {
     let mut node = TestNode::on(kind, 1);
-    node.config = Config { snapshot_entries: 10, log_entries_kept: 0, ..Config::default() };
+    node.config = Config { snapshot_entries: 10, ..short_log() };
     let raft = node.start();
     let mut taken = Vec::new();
     let mut count = 0;
@@ -130,17 +130,24 @@ async fn outrun(nodes: &[TestNode], count: u64, bytes: usize) {
     }
 }
 
-async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: DiskKind) {
+/// Three nodes, of which one is down, while `count` values of `bytes` each were written and cut from the log. Who leads, and
+/// who is down.
+async fn one_was_outrun(kind: DiskKind, count: u64, bytes: usize) -> (Vec<TestNode>, usize, usize) {
     let (mut nodes, members) = static_nodes_on(kind, 3);
     for node in &mut nodes {
-        node.config = Config { log_entries_kept: 0, ..Config::default() };
+        node.config = short_log();
         start_static(node, &members).await;
     }
     let leader = agreed_leader(&nodes).await;
     let away = (leader + 1) % 3;
     nodes[away].kill().await;
+    outrun(&nodes, count, bytes).await;
+    (nodes, leader, away)
+}
+
+async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: DiskKind) {
     // More than a gRPC message may hold.
-    outrun(&nodes, 40, 200_000).await;
+    let (mut nodes, leader, away) = one_was_outrun(kind, 40, 200_000).await;
     let raft = nodes[away].start();
     let position = nodes[leader].raft().status().borrow().snapshot;
     assert!(position.is_some());
@@ -156,15 +163,7 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: Di
 
 #[tokio::test]
 async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_again() {
-    let (mut nodes, members) = static_nodes(3);
-    for node in &mut nodes {
-        node.config = Config { log_entries_kept: 0, ..Config::default() };
-        start_static(node, &members).await;
-    }
-    let leader = agreed_leader(&nodes).await;
-    let away = (leader + 1) % 3;
-    nodes[away].kill().await;
-    outrun(&nodes, 10, 100).await;
+    let (mut nodes, _, away) = one_was_outrun(DiskKind::Memory, 10, 100).await;
     nodes[away].faults.restore.store(true, Ordering::SeqCst);
     nodes[away].start();
     let error = nodes[away].ended().await.unwrap_err();
@@ -177,7 +176,7 @@ async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_agai
 #[tokio::test]
 async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
     let mut nodes = vec![TestNode::new(1)];
-    nodes[0].config = Config { log_entries_kept: 0, ..Config::default() };
+    nodes[0].config = short_log();
     nodes[0].start();
     put(nodes[0].raft(), "key", "value").await;
     outrun(&nodes, 10, 100).await;
@@ -269,7 +268,7 @@ async fn work_on_a_snapshot_does_not_outlive_run() {
     let store = memory.snapshots();
     let snapshots = HeldSnapshots { store, gate: gate.clone(), readers: Arc::clone(&readers) };
     let node = TestNode::new(1);
-    let config = Config { log_entries_kept: 0, ..Config::default() };
+    let config = short_log();
     let storage = HeldReads { memory, snapshots };
     let raft = Raft::bootstrap(node.id, &node.address, storage, node.store(), config).unwrap();
     let running = tokio::spawn(raft.clone().run());

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use raftify_console::{WRONG_ARGUMENTS, say};
 use raftify_core::mutants::Mutant;
 
 use crate::hunt::{self, Hunt};
@@ -50,7 +50,7 @@ enum Work {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments: Arguments = raftify_console::arguments();
     if let Some(Work::Simulate { first, last, step }) = arguments.work {
         return hunt::simulate((first..=last).step_by(usize::try_from(step).unwrap_or(1).max(1)));
     }
@@ -58,13 +58,13 @@ pub(crate) fn main() -> ExitCode {
         Ok(chosen) => chosen,
         Err(unknown) => {
             eprintln!("there is no mutation {unknown}: --list says which there are");
-            return ExitCode::from(2);
+            return ExitCode::from(WRONG_ARGUMENTS);
         }
     };
     if arguments.list {
         for mutant in chosen {
             let (row, bug) = mutant.row_and_bug();
-            println!("{:>3}  {:30} {bug}", row.map_or("-".to_owned(), |row| row.to_string()), mutant.name());
+            say!("{:>3}  {:30} {bug}", row.map_or("-".to_owned(), |row| row.to_string()), mutant.name());
         }
         return ExitCode::SUCCESS;
     }
@@ -73,7 +73,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("{error}");
-            ExitCode::from(2)
+            ExitCode::from(WRONG_ARGUMENTS)
         }
     }
 }
@@ -91,10 +91,7 @@ fn chosen(only: &[String]) -> Result<Vec<Mutant>, String> {
 
 /// Whether everything was as it should be.
 fn try_all(arguments: &Arguments, chosen: &[Mutant]) -> Result<bool, String> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let on_interrupt = Arc::clone(&interrupted);
-    ctrlc::set_handler(move || on_interrupt.store(true, Ordering::SeqCst))
-        .map_err(|error| format!("Ctrl+C cannot be caught: {error}"))?;
+    let interrupted = raftify_console::interruption();
     let executables = Executables::read(&arguments.tests)?;
     let hunt = Hunt {
         seeds: if arguments.by_tests { 0 } else { arguments.seeds },
@@ -111,19 +108,19 @@ fn try_all(arguments: &Arguments, chosen: &[Mutant]) -> Result<bool, String> {
             Err(error) => FoundBy::Nothing(error),
         };
         let outcome = Outcome { mutant, found_by, took: begin.elapsed() };
-        println!("{outcome}");
+        say!("{outcome}");
         outcomes.push(outcome);
     }
     if let (Some(path), false) = (&arguments.write, interrupted.load(Ordering::SeqCst)) {
         report::write(path, &outcomes)?;
     }
     if interrupted.load(Ordering::SeqCst) {
-        println!("interrupted: {} of {} were not tried", chosen.len() - outcomes.len(), chosen.len());
+        say!("interrupted: {} of {} were not tried", chosen.len() - outcomes.len(), chosen.len());
     }
     let not_found = outcomes.iter().filter(|outcome| !outcome.is_found()).count();
     let failed = not_found + sound.seeds.values().flatten().count();
-    println!("{}", report::sum(&outcomes));
-    println!("{} passed, {failed} failed", outcomes.len() - not_found);
+    say!("{}", report::sum(&outcomes));
+    say!("{} passed, {failed} failed", outcomes.len() - not_found);
     Ok(failed == 0)
 }
 
@@ -157,7 +154,7 @@ fn find(
         let Some(violation) = without(catch.seed, hunt, sound)? else {
             return Ok(FoundBy::Simulator(catch));
         };
-        println!("seed {} fails without any mutation: {violation}", catch.seed);
+        say!("seed {} fails without any mutation: {violation}", catch.seed);
         hunted = hunt.find(catch.seed + 1, Some(mutant))?;
     }
     let test = named_tests::of(mutant);

@@ -1,0 +1,200 @@
+//! The end of the trouble: enough is repaired, and the cluster must be well again within a bound.
+
+use raftify_core::{Members, NodeId, Role};
+use rand::RngExt;
+use rand::seq::SliceRandom;
+
+use super::Repair;
+use crate::clients::Asked;
+use crate::coverage::Happened;
+use crate::invariants::{Checked, commit};
+use crate::node::Node;
+use crate::schedule::{MILLISECOND, SECOND};
+use crate::simulation::{Event, Simulation};
+use crate::world::Chance;
+
+impl Simulation {
+    /// Enough is repaired for the cluster to go on.
+    pub(crate) fn heal(&mut self) -> Checked {
+        self.healed_at = Some(self.schedule.now());
+        self.tell(format_args!("the trouble is over"));
+        self.network.cut.clear();
+        self.nemesis.commit_at_heal = self.invariants.committed.last();
+        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
+        let tick = self.tick_interval();
+        for &id in &ids {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.fails_to = Default::default();
+                node.apply_slowness = 1;
+                // Elections end when time-outs differ more than clocks do: safety needs no clock, liveness does (thesis,
+                // section 3.9).
+                node.tick = tick;
+            }
+            self.repair(Repair::Disk(id))?;
+        }
+        if self.rng.percent(30) && self.lost_member().is_none() {
+            self.keep_some_down()?;
+        }
+        for id in ids {
+            if !self.nemesis.kept_down.contains(&id) {
+                let delay = self.rng.within((0, SECOND));
+                self.schedule.after(delay, Event::Start(id));
+            }
+        }
+        self.schedule.after(SECOND, Event::Look);
+        Ok(())
+    }
+
+    /// A minority stays down, where it is clear what a minority is.
+    fn keep_some_down(&mut self) -> Checked {
+        let Some(members) = self.invariants.membership.newest_members() else { return Ok(()) };
+        let members = members.clone();
+        let is_settled = !members.is_joint()
+            && self.nodes.values().all(|node| {
+                let log = node.running.as_ref().map_or(&node.durable.log, |running| &running.log);
+                log.changes_after(members.as_of()) == 0
+                    && node.durable.log.changes_after(members.as_of()) == 0
+                    && node.maybe_durable.iter().all(|write| write.append.is_empty())
+            });
+        let is_asked = self.invariants.answers.open().any(|what| what.starts_with("change of members"));
+        if !is_settled || is_asked {
+            return Ok(());
+        }
+        let mut voters: Vec<NodeId> = members.configuration().voters.into_iter().collect();
+        voters.shuffle(&mut self.rng);
+        let most = voters.len().div_ceil(2) - 1;
+        voters.truncate(self.rng.random_range(0..=most));
+        for id in voters {
+            self.crash(id)?;
+            self.nemesis.kept_down.insert(id);
+            self.coverage.saw(Happened::HealedInPart);
+        }
+        Ok(())
+    }
+
+    /// Whether the cluster is well again; if it is not in time, that is a violation.
+    pub(crate) fn look(&mut self) -> Checked {
+        let Some(healed_at) = self.healed_at else { return Ok(()) };
+        let since = self.schedule.now() - healed_at;
+        let election = self.election_timeout();
+        self.schedule.after(200 * MILLISECOND, Event::Look);
+        if !self.can_go_on() {
+            self.nemesis.is_hopeless = true;
+            self.is_well = true;
+            self.tell(format_args!("too much is lost to go on"));
+            return Ok(());
+        }
+        let leader = self.leader();
+        if let (Some(lost), Some(leader)) = (self.lost_member(), leader)
+            && self.schedule.now() >= self.nemesis.asked_removal_at + 2 * SECOND
+        {
+            self.nemesis.asked_removal_at = self.schedule.now();
+            self.remove_lost(leader, lost)?;
+        }
+        if self.recovery.is_none() {
+            if leader.is_some() && self.invariants.committed.last() > self.nemesis.commit_at_heal {
+                self.recovery = Some(since);
+            } else if since > 40 * election {
+                return Err(format!("liveness: no leader and no commit for {since} µs\n{}", self.summary()));
+            } else if let Some(leader) = leader
+                && since > 20 * election
+            {
+                // Where few nodes are members, it may be that no client asks one of them for a write.
+                return self.burst(leader, 1);
+            }
+            return Ok(());
+        }
+        if since > 100 * election {
+            return Err(format!("liveness: not well after {since} µs\n{}", self.summary()));
+        }
+        if !self.clients.are_done {
+            self.clients.are_done = since > 4 * SECOND.max(self.think_most() / 8);
+            return Ok(());
+        }
+        let Some(leader) = leader else { return Ok(()) };
+        if self.invariants.answers.open().next().is_some() || self.lost_member().is_some() {
+            return Ok(());
+        }
+        if !self.nemesis.has_read_all {
+            self.nemesis.has_read_all = true;
+            for key in 0..self.clients.keys() {
+                self.call(0, leader, key, Asked::Read)?;
+            }
+            return Ok(());
+        }
+        let committed = &self.invariants.committed;
+        let is_joint_for_ever =
+            self.invariants.membership.must_leave_joint(|index| committed.at(index).map(|entry| entry.term));
+        self.is_well = self.all_are_equal(leader) && !is_joint_for_ever;
+        Ok(())
+    }
+
+    /// The leader of the highest term.
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        let statuses = self.nodes.keys().filter_map(|node| self.status(*node));
+        let leaders = statuses.filter(|status| status.role == Role::Leader);
+        leaders.max_by_key(|status| status.term).map(|status| status.node_id)
+    }
+
+    fn all_are_equal(&self, leader: NodeId) -> bool {
+        let Some(status) = self.status(leader) else { return false };
+        let last = status.last.index;
+        self.nodes.values().all(|node| {
+            let is_member = status.members.get(node.id).is_some();
+            match &node.running {
+                // Who was removed asks the voters that it knows, is refused by a majority of them, and stops. If too few of
+                // these are left where it knows them, it may wait, like a node that was never added.
+                Some(running) if !is_member => {
+                    let own = running.core.status().members;
+                    let mut others = own.configuration().voters;
+                    others.remove(&node.id);
+                    let address =
+                        |members: &Members, id| members.get(id).map(|member| member.address.clone());
+                    let is_there = |id: &&NodeId| address(&own, **id) == address(&status.members, **id);
+                    let tell = others.iter().filter(is_there).count();
+                    node.lost.is_some() || tell <= others.len() / 2
+                }
+                Some(running) => {
+                    running.at.index == last
+                        && running.core.status().applied == last
+                        && running.core.status().leader_id == Some(leader)
+                }
+                None => !is_member || self.nemesis.kept_down.contains(&node.id),
+            }
+        })
+    }
+
+    /// Whether every configuration that may be in force has a quorum of nodes that are of use.
+    fn can_go_on(&self) -> bool {
+        let is_of_use =
+            |id: NodeId| self.nodes.get(&id).is_some_and(|node| node.lost.is_none() && !node.is_gone);
+        let members = self.invariants.membership.newest_members();
+        members.is_none_or(|members| commit::has_quorum(&members.configuration(), is_of_use))
+    }
+
+    fn summary(&self) -> String {
+        let describe = |node: &Node| {
+            let state = match &node.running {
+                None => "stopped".to_owned(),
+                Some(running) => {
+                    let status = running.core.status();
+                    format!(
+                        "{} in term {}, leader {:?}, last {}, commit {}, applied {}, log after {}, members {:?}",
+                        status.role,
+                        status.term,
+                        status.leader_id,
+                        status.last,
+                        status.commit,
+                        status.applied,
+                        status.truncated,
+                        status.members
+                    )
+                }
+            };
+            format!("{}: lost {:?}, gone {}, {state}", node.id, node.lost, node.is_gone)
+        };
+        let nodes: Vec<String> = self.nodes.values().map(describe).collect();
+        let open: Vec<&str> = self.invariants.answers.open().collect();
+        format!("{}\nunanswered: {open:?}", nodes.join("\n"))
+    }
+}

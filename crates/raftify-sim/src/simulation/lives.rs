@@ -1,0 +1,327 @@
+//! The lives of nodes: how they start on what their disks hold, crash and stop.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use raftify_core::error::StopReason;
+use raftify_core::storage::{StoredState, Write};
+use raftify_core::{
+    CoreStart, Identity, Incarnation, LocalRequestMsg, LogIndex, LogPosition, Members, NodeId, RaftNodeCore,
+    Role, Status, StorageError, Term,
+};
+use rand::RngExt;
+
+use super::{CLUSTER, Event, Simulation, node_lost};
+use crate::coverage::Happened;
+use crate::disk::{Disk, Torn};
+use crate::invariants::Checked;
+use crate::invariants::deadlines::Deadlines;
+use crate::log_picture::{Digest, LogPicture};
+use crate::node::{Durable, FailsTo, Lost, Node, Running, Seen};
+use crate::schedule::{SECOND, Time};
+use crate::store::Store;
+use crate::world::Chance;
+
+impl Simulation {
+    pub(crate) fn running(&mut self, node: NodeId) -> Option<&mut Running> {
+        self.nodes.get_mut(&node)?.running.as_mut()
+    }
+
+    /// Only if it is still in this life.
+    pub(super) fn alive(&mut self, node: NodeId, life: u64) -> Option<&mut Node> {
+        self.nodes.get_mut(&node).filter(|node| node.life == life && node.is_running())
+    }
+
+    pub(crate) fn status(&self, node: NodeId) -> Option<Status> {
+        Some(self.nodes.get(&node)?.running.as_ref()?.core.status())
+    }
+
+    /// By a clock that is right.
+    pub(crate) fn tick_interval(&self) -> Time {
+        u64::try_from(self.world.config.tick_interval.as_micros()).unwrap_or(Time::MAX)
+    }
+
+    /// A node with an empty disk, not yet started.
+    pub(crate) fn add_node(&mut self, id: NodeId) {
+        let spread = self.world.clocks_percent;
+        let tick = self.tick_interval() * self.rng.random_range(100 - spread / 2..=100 + spread) / 100;
+        let incarnation = self.next_incarnation();
+        let node = Node {
+            id,
+            incarnation,
+            disk: self.new_disk(),
+            durable: Durable::default(),
+            maybe_durable: Vec::new(),
+            held_before: None,
+            lost: None,
+            is_gone: false,
+            life: 0,
+            running: None,
+            tick,
+            paused_until: 0,
+            disk_hangs: false,
+            disk_slowness: 1,
+            apply_slowness: 1,
+            fails_to: FailsTo::default(),
+            backup: None,
+        };
+        self.nodes.insert(id, node);
+    }
+
+    pub(crate) fn new_disk(&mut self) -> Disk {
+        match self.world.peculiar.segments {
+            true => Disk::with_segments(self.rng.random()),
+            false => Disk::with_model(),
+        }
+    }
+
+    pub(crate) fn next_incarnation(&mut self) -> Incarnation {
+        self.incarnations += 1;
+        Incarnation(self.incarnations)
+    }
+
+    /// Starts a stopped node on what its disk holds.
+    pub(crate) fn start(&mut self, id: NodeId) -> Checked {
+        let seed = self.rng.random();
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let is_of_no_use = node.is_gone || (node.lost.is_some_and(|lost| lost == Lost::Damaged));
+        if node.is_running() || is_of_no_use {
+            return Ok(());
+        }
+        let stored = match node.disk.load() {
+            Ok(stored) => stored,
+            Err(error) => return self.cannot_start(id, &error),
+        };
+        self.compare_with_disk(id, &stored)?;
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let mut store = Store::default();
+        if let Some(snapshot) = &stored.snapshot {
+            let position = snapshot.position;
+            if std::mem::take(&mut node.fails_to.restore) {
+                self.coverage.saw(Happened::RestoreFailed);
+                self.tell(format_args!("{id} cannot restore the snapshot at {position}"));
+                let delay = self.rng.about(SECOND);
+                self.schedule.after(delay, Event::Start(id));
+                return Ok(());
+            }
+            let data = node.disk.read_snapshot(position).map_err(|error| format!("{id}: {error}"))?;
+            store = Store::decode(&data).ok_or_else(|| format!("the snapshot of {id} cannot be decoded"))?;
+            if node.lost.is_none() {
+                self.invariants.states.is_at(id, position.index, store.digest())?;
+            }
+        }
+        let at = stored.snapshot.as_ref().map_or(stored.truncated, |snapshot| snapshot.position);
+        let members =
+            stored.snapshot.as_ref().map_or_else(Members::none, |snapshot| snapshot.members.clone());
+        let is_fresh = stored.identity.is_none();
+        let identity = Identity { cluster_id: CLUSTER, node_id: id, incarnation: node.incarnation };
+        let start = CoreStart {
+            node_id: id,
+            config: self.world.config.clone(),
+            seed,
+            stored,
+            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
+        };
+        let reader = node.disk.log_reader();
+        let core =
+            RaftNodeCore::new(start, &reader).map_err(|error| format!("{id} cannot start: {error}"))?;
+        node.life += 1;
+        let (life, tick) = (node.life, node.tick);
+        node.running = Some(Running {
+            core,
+            store,
+            members,
+            at,
+            log: node.durable.log.clone(),
+            to_write: VecDeque::new(),
+            writing: None,
+            to_apply: VecDeque::new(),
+            is_applying: false,
+            seen: Seen {
+                role: Role::Follower,
+                term: Term::ZERO,
+                commit: LogIndex::ZERO,
+                members_as_of: LogIndex::ZERO,
+                in_force: LogIndex::ZERO,
+            },
+            retained_for: None,
+            deadlines: Deadlines::default(),
+            heard: BTreeMap::new(),
+            unsettled: None,
+        });
+        self.tell(format_args!("{id} starts"));
+        let delay = self.rng.within((0, tick));
+        self.schedule.after(delay, Event::Tick { node: id, life });
+        if is_fresh {
+            let number = self.invariants.answers.asked(format!("identity of {id}"));
+            let reply = self.done(number, None);
+            let message = match self.initial.get(id) {
+                Some(_) => LocalRequestMsg::StartCluster { identity, members: self.initial.clone(), reply },
+                None => LocalRequestMsg::AwaitCluster { identity, reply },
+            };
+            self.ask(id, message)?;
+        }
+        self.settle(id)
+    }
+
+    fn cannot_start(&mut self, id: NodeId, error: &StorageError) -> Checked {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let is_damage = matches!(error, StorageError::Corrupt { .. } | StorageError::Version { .. });
+        if is_damage && node.disk.has_flipped() {
+            node.lost = Some(Lost::Damaged);
+            self.coverage.saw(Happened::BitFlip);
+            self.tell(format_args!("{id} cannot start: {error}"));
+            return Ok(());
+        }
+        if node.disk.fault().is_some() && !is_damage {
+            self.tell(format_args!("{id} cannot start yet: {error}"));
+            let delay = self.rng.about(SECOND);
+            self.schedule.after(delay, Event::Start(id));
+            return Ok(());
+        }
+        Err(format!("storage: {id} cannot load what it wrote: {error}"))
+    }
+
+    /// What a disk holds is what was acknowledged, and then some of what was under way: nothing else.
+    fn compare_with_disk(&mut self, id: NodeId, found: &StoredState) -> Checked {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let mut durable = node.durable.clone();
+        let mut maybe = std::mem::take(&mut node.maybe_durable).into_iter();
+        while durable.state != *found {
+            let Some(write) = maybe.next() else {
+                return Err(format!(
+                    "storage: {id} finds {found:?}, which is neither what was acknowledged nor what was under way: {:?}",
+                    node.durable.state
+                ));
+            };
+            durable.state = durable.state.after(&write).map_err(|error| format!("{id}: {error}"))?;
+            durable.log.take(&write, |position| self.invariants.logs.digest(position));
+            self.invariants.logs.writes(id, &write, &durable.log)?;
+            self.invariants.durable.written(id, node.incarnation, &write)?;
+        }
+        let log = picture_of(&node.disk, found, |position| self.invariants.logs.digest(position))?;
+        if log != durable.log {
+            return Err(format!("storage: {id} finds other entries in its log than it wrote"));
+        }
+        self.invariants.durable.has(id, node.incarnation, found.hard_state)?;
+        node.durable = durable;
+        Ok(())
+    }
+
+    /// Reads the log of `id` beside its writer: what can be read is what was written.
+    pub(crate) fn read_all(&self, id: NodeId) -> Checked {
+        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
+        let digest_of = |position| self.invariants.logs.digest(position);
+        match picture_of(&node.disk, &node.durable.state, digest_of) {
+            Ok(log) if log != node.durable.log => {
+                Err(format!("storage: {id} reads other entries than were written"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The power of `id` fails: what is under way may be durable, in part or not at all; all else is gone.
+    pub(crate) fn crash(&mut self, id: NodeId) -> Checked {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let Some(running) = node.running.take() else { return Ok(()) };
+        node.paused_until = 0;
+        let writes = running.writing.map(|writing| writing.writes).unwrap_or_default();
+        if !writes.is_empty() || node.disk.has_segments() {
+            let torn = node.disk.lose_power(&writes, &mut self.rng);
+            let torn = torn.map_err(|error| format!("{id}: {error}"))?;
+            self.coverage.saw(match torn {
+                Torn::Lost => Happened::UnsyncedLost,
+                Torn::Kept => Happened::UnsyncedKept,
+                Torn::InPart => Happened::TornWrite,
+            });
+            // What was uncertain before is so still, if nothing was written since.
+            node.maybe_durable.extend(writes);
+        }
+        self.tell(format_args!("{id} crashes"));
+        Ok(())
+    }
+
+    /// It stops by itself, or because what it stands on has failed.
+    pub(crate) fn stop(&mut self, id: NodeId, reason: &StopReason) -> Checked {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let Some(mut running) = node.running.take() else { return Ok(()) };
+        let own_members = running.core.status().members;
+        running.core.stop(reason);
+        if let Some(writing) = running.writing.filter(|writing| !writing.is_durable) {
+            node.maybe_durable = writing.writes;
+            let ended = node.disk.end_process(&node.maybe_durable, &mut self.rng);
+            ended.map_err(|error| format!("{id}: {error}"))?;
+        }
+        self.tell(format_args!("{id} stops: {reason}"));
+        match reason {
+            StopReason::Internal(_) => return Err(format!("{id} stops: {reason}")),
+            StopReason::Removed { as_of } => {
+                let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+                node.is_gone = true;
+                self.coverage.saw(Happened::RemovedNodeStopped);
+                let members = self.invariants.membership.between(*as_of, *as_of).next();
+                if members.is_none_or(|members| members.get(id).is_some()) {
+                    return Err(format!("{id} stops because it was removed as of {as_of}, which is not so"));
+                }
+                self.observe_leaving(id, &own_members)?;
+            }
+            StopReason::Refused(refusal) => match node_lost(&self.nodes, id) {
+                Some(Lost::Wiped) => {
+                    self.coverage.saw(Happened::WipedRefused);
+                    if let Some(node) = self.nodes.get_mut(&id) {
+                        node.is_gone = true;
+                    }
+                }
+                _ => return Err(format!("{id} stops because it is refused: {refusal}")),
+            },
+            StopReason::Storage(reason) if reason.contains("had acknowledged are missing") => {
+                match node_lost(&self.nodes, id) {
+                    Some(lost @ (Lost::RolledBack | Lost::Wiped)) => {
+                        self.coverage.saw(match lost {
+                            Lost::Wiped => Happened::WipedRefused,
+                            _ => Happened::RollBackNoticed,
+                        });
+                        if let Some(node) = self.nodes.get_mut(&id) {
+                            node.is_gone = true;
+                        }
+                    }
+                    _ => return Err(format!("{id} stops: {reason}")),
+                }
+            }
+            _ => {
+                let delay = self.rng.about(2 * SECOND);
+                self.schedule.after(delay, Event::Start(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// `id` stops because it was removed. If it knows by itself, it has waited for those who may still need its vote.
+    fn observe_leaving(&self, id: NodeId, own: &Members) -> Checked {
+        if own.is_empty() || own.get(id).is_some() {
+            return Ok(());
+        }
+        let voters = own.configuration().voters;
+        let voters: Option<Vec<&Node>> = voters.iter().map(|voter| self.nodes.get(voter)).collect();
+        let Some(voters) = voters.filter(|voters| voters.iter().all(|node| node.lost.is_none())) else {
+            return Ok(());
+        };
+        let commits: Vec<LogIndex> = voters.iter().map(|node| node.durable.commit()).collect();
+        match self.invariants.membership.removed_after(id).map(LogIndex::next) {
+            Some(index) => self.invariants.durable.leaves(id, index, &commits),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What the log of `disk` holds.
+fn picture_of(
+    disk: &Disk,
+    state: &StoredState,
+    digest_of: impl Fn(LogPosition) -> Digest,
+) -> Result<LogPicture, String> {
+    let mut picture = LogPicture::beginning_after(state.truncated, digest_of(state.truncated));
+    let (from, until) = (state.truncated.index.next(), state.last.index.next());
+    let append = disk.read(from, until, u64::MAX).map_err(|error| error.to_string())?;
+    picture.take(&Write { append, ..Write::default() }, digest_of);
+    Ok(picture)
+}

@@ -1,0 +1,302 @@
+//! What nodes are asked and told, and what becomes of what they send.
+
+use raftify_core::error::{InstallError, ReadError, StopReason};
+use raftify_core::members::SenderRefusal;
+use raftify_core::{
+    Forwarding, Incarnation, LocalRequestMsg, NodeId, RaftMessage, RaftMessageBody, Responder, Role, Sender,
+    ServerRequestMsg,
+};
+
+use super::{Answered, Event, Simulation, node_lost};
+use crate::coverage::Happened;
+use crate::invariants::{Checked, deadlines, leadership, membership, terms};
+use crate::network::{BROKEN, Packet, Reply, break_off};
+use crate::node::Lost;
+use crate::schedule::{MILLISECOND, SECOND};
+use crate::world::Chance;
+
+impl Simulation {
+    // --- The core's inputs ---
+
+    /// Asks a running node something.
+    pub(crate) fn ask(&mut self, node: NodeId, message: LocalRequestMsg<Reply>) -> Checked {
+        let most_ticks = self.most_ticks_for_proposals();
+        if node_lost(&self.nodes, node) == Some(Lost::RolledBack) {
+            // As with what it sends: when the copy was made it may have been the only voter, and it takes itself for that.
+            drop(message);
+            return self.settle(node);
+        }
+        if let Some(running) = self.running(node) {
+            let mut message = message;
+            match &mut message {
+                LocalRequestMsg::ForLeader(request) => running.is_asked(request, most_ticks),
+                LocalRequestMsg::Demote { .. } => running.unsettled = Some(running.deadlines.now_ticks()),
+                _ => {}
+            }
+            running.core.handle_local_request_msg(message);
+            self.settle(node)?;
+        }
+        Ok(())
+    }
+
+    /// A proposal may wait until leadership is settled, and then for its entry.
+    fn most_ticks_for_proposals(&self) -> u64 {
+        2 * self.world.config.ticks(self.world.config.propose_timeout) + 1
+    }
+
+    /// A question to a node that is to be answered within the time for reads.
+    pub(crate) fn awaited_read(&mut self, node: NodeId) -> Option<deadlines::Waits> {
+        let most_ticks = self.world.config.ticks(self.world.config.read_timeout);
+        Some(self.running(node)?.deadlines.asked("a read", most_ticks))
+    }
+
+    /// A reply of which it only matters whether it is success.
+    pub(crate) fn done<T, E>(&self, number: u64, what: Option<Happened>) -> Responder<T, E>
+    where
+        E: From<StopReason>,
+    {
+        let answers = self.answers.clone();
+        Responder::new(move |answer: Result<T, E>| {
+            answers.push(Answered::Done { number, what, succeeded: answer.is_ok() });
+        })
+    }
+
+    pub(super) fn tick(&mut self, id: NodeId, life: u64) -> Checked {
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        let tick = node.tick;
+        if let Some(running) = &mut node.running {
+            running.core.tick();
+            running.deadlines.tick(id)?;
+        }
+        self.schedule.after(tick, Event::Tick { node: id, life });
+        self.settle(id)?;
+        let most = self.world.config.ticks(self.world.config.disk_stall_timeout);
+        match self.running(id) {
+            Some(running) if running.seen.role == Role::Leader => {
+                let now = running.deadlines.now_ticks();
+                let stalled = running.oldest_write().map_or(0, |asked| now - asked);
+                leadership::leads_with_disk(id, stalled, most)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) -> Checked {
+        if !self.network.delivers(from, to) || self.running(to).is_none() {
+            self.lose(from, to, packet);
+            return Ok(());
+        }
+        if let Packet::Raft { sender, receiver, .. } | Packet::Snapshot { sender, receiver, .. } = &packet
+            && let Some(status) = self.status(to)
+        {
+            let Some(identity) = status.identity else {
+                self.lose(from, to, packet);
+                return Ok(());
+            };
+            if let Err(refusal) = status.members.check_sender(sender, *receiver, &identity) {
+                if let SenderRefusal::OtherReceiver { .. } = refusal {
+                    let (sender, receiver) = (*sender, *receiver);
+                    self.take_in(from, to, Packet::Raft { sender, receiver, messages: Vec::new() })?;
+                }
+                if let Packet::Snapshot { .. } = packet {
+                    self.lose(from, to, packet);
+                }
+                if self.network.delivers(to, from) {
+                    let delay = self.rng.within(self.world.message_delay);
+                    self.schedule.after(delay, Event::Refused { node: from, by: to, refusal });
+                }
+                return self.settle(to);
+            }
+            let known = status.members.get(sender.id).and_then(|member| member.incarnation);
+            membership::believes(to, known, sender.incarnation)?;
+        }
+        let is_acknowledgement = matches!(&packet, Packet::Raft { messages, .. } if messages
+            .iter()
+            .any(|message| matches!(message.body, RaftMessageBody::AppendResponse { .. })));
+        self.take_in(from, to, packet)?;
+        self.settle(to)?;
+        if is_acknowledgement { self.observe_progress(to) } else { Ok(()) }
+    }
+
+    fn take_in(&mut self, from: NodeId, to: NodeId, packet: Packet) -> Checked {
+        let answers = self.answers.clone();
+        let from_life = self.nodes.get(&from).map_or(0, |node| node.life);
+        let is_from_lost = node_lost(&self.nodes, from).is_some();
+        let most_ticks = self.most_ticks_for_proposals();
+        let read_waits = match &packet {
+            Packet::ReadRound { .. } => self.awaited_read(to),
+            _ => None,
+        };
+        let Some(node) = self.nodes.get_mut(&to) else { return Ok(()) };
+        let life = node.life;
+        let Some(running) = &mut node.running else { return Ok(()) };
+        let mut taught = None;
+        let message = match packet {
+            Packet::Raft { sender, receiver, messages } => {
+                running.heard.insert(from, running.deadlines.now_ticks());
+                let is_durable = running.writing.is_none() && running.to_write.is_empty();
+                taught = messages.iter().filter_map(|message| terms::taught_by(message, is_durable)).max();
+                // Answers of who is no member are not heard.
+                taught = taught.filter(|term| {
+                    *term > running.seen.term
+                        && !is_from_lost
+                        && running.core.status().members.get(from).is_some()
+                });
+                ServerRequestMsg::RaftMessages { sender, receiver, messages }
+            }
+            Packet::Snapshot { sender, receiver, sent, snapshot, data } => {
+                running.heard.insert(from, running.deadlines.now_ticks());
+                node.disk.write_snapshot(&snapshot, &data).map_err(|error| format!("{to}: {error}"))?;
+                let term = sent.term;
+                let reply = Responder::new(move |answer: Result<(), InstallError>| {
+                    let outcome = answer.map_err(|error| error.to_string());
+                    let packet = Packet::SnapshotSent { sent, outcome, life: from_life };
+                    answers.push(Answered::Travels { from: to, to: from, packet });
+                });
+                ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply }
+            }
+            Packet::Request(mut request) => {
+                running.is_asked(&mut request, most_ticks);
+                ServerRequestMsg::ForLeader { request, forwarding: Forwarding::Never }
+            }
+            Packet::ReadRound { round } => {
+                let reply = Responder::new(move |answer| {
+                    drop(read_waits);
+                    let packet = Packet::ReadRoundAnswered { round, answer, life: from_life };
+                    answers.push(Answered::Travels { from: to, to: from, packet });
+                });
+                ServerRequestMsg::ConfirmReadIndex { reply }
+            }
+            Packet::SnapshotSent { sent, outcome, life: asked } => {
+                if asked == life {
+                    running.core.snapshot_sent(sent, outcome);
+                }
+                return Ok(());
+            }
+            Packet::ReadRoundAnswered { round, answer, life: asked } => {
+                if asked == life {
+                    running.core.read_round_answered(round, answer);
+                }
+                return Ok(());
+            }
+            Packet::Answer(answer) => {
+                answer.arrives();
+                return Ok(());
+            }
+        };
+        running.core.handle_server_request_msg(message);
+        match taught {
+            Some(taught) if running.core.stop_reason().is_none() => {
+                terms::learns(to, taught, running.core.status().term)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    // --- Sending ---
+
+    pub(super) fn introduction(&self, from: NodeId, to: NodeId) -> Option<(Sender, Option<Incarnation>)> {
+        let node = self.nodes.get(&from)?;
+        let members = node.running.as_ref()?.core.status().members;
+        let sender = Sender { id: from, incarnation: node.incarnation, members_as_of: members.as_of() };
+        Some((sender, members.get(to).and_then(|member| member.incarnation)))
+    }
+
+    pub(super) fn send_messages(&mut self, from: NodeId, messages: Vec<RaftMessage>) {
+        let mut messages = messages.into_iter().peekable();
+        while let Some(message) = messages.next() {
+            let to = message.to;
+            let mut together = vec![message];
+            while let Some(next) = messages.next_if(|next| next.to == to) {
+                together.push(next);
+            }
+            if let Some((sender, receiver)) = self.introduction(from, to) {
+                self.send(from, to, Packet::Raft { sender, receiver, messages: together });
+            }
+        }
+    }
+
+    pub(crate) fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
+        if self.nodes.get(&from).is_some_and(|node| node.lost == Some(Lost::RolledBack)) {
+            // Nothing that it says can be relied on, and nobody can tell: see `docs/testing.md`.
+            return self.lose(from, to, packet);
+        }
+        let now = self.schedule.now();
+        let mut at = now + self.rng.within(self.world.message_delay);
+        if let Packet::Snapshot { .. } = packet {
+            at += self.rng.about(20 * MILLISECOND);
+        }
+        if self.healed_at.is_none() {
+            if self.rng.percent(self.world.loss_percent) {
+                self.coverage.saw(Happened::MessageLost);
+                return self.lose(from, to, packet);
+            }
+            if self.rng.percent(self.world.duplicates_percent)
+                && let Some(packet) = packet.duplicate()
+            {
+                self.coverage.saw(Happened::MessageDuplicated);
+                let delay = self.rng.about(100 * MILLISECOND);
+                self.schedule.at(at + delay, Event::Arrive { from, to, packet });
+            }
+            if self.rng.percent(self.world.peculiar.lingering_percent)
+                && let Some(packet) = packet.duplicate()
+            {
+                self.coverage.saw(Happened::MessageLingered);
+                let delay = self.rng.about(2 * SECOND);
+                self.schedule.at(at + delay, Event::Arrive { from, to, packet });
+            }
+            if self.rng.percent(self.world.disorder_percent) {
+                let later = at + self.rng.about(50 * MILLISECOND);
+                if self.network.overtakes(from, to, at) {
+                    self.coverage.saw(Happened::MessageOvertaken);
+                }
+                let at = if self.rng.percent(50) { at } else { later };
+                return self.schedule.at(at, Event::Arrive { from, to, packet });
+            }
+        }
+        let at = self.network.in_order(from, to, at);
+        self.schedule.at(at, Event::Arrive { from, to, packet });
+    }
+
+    /// A packet does not arrive. Whoever waits for what comes of it learns what a broken connection tells.
+    pub(crate) fn lose(&mut self, from: NodeId, to: NodeId, packet: Packet) {
+        let delay = self.rng.within(self.world.message_delay);
+        match packet {
+            Packet::Raft { .. } => {
+                if self.rng.percent(50) && self.network.breaking.insert((from, to)) {
+                    self.schedule.after(delay, Event::Broke { from, to });
+                }
+            }
+            Packet::Snapshot { .. } | Packet::Request(_) | Packet::ReadRound { .. } => {
+                self.schedule.after(delay, Event::Lost(packet, from));
+            }
+            Packet::SnapshotSent { .. } | Packet::ReadRoundAnswered { .. } | Packet::Answer(_) => {
+                self.schedule.after(delay, Event::Lost(packet, to));
+            }
+        }
+    }
+
+    pub(super) fn hears_of_loss(&mut self, packet: Packet, id: NodeId) -> Checked {
+        self.coverage.saw(Happened::ConnectionBroke);
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let life = node.life;
+        match (packet, &mut node.running) {
+            (Packet::Request(request), _) => break_off(request),
+            (Packet::Answer(answer), _) => answer.breaks(),
+            (Packet::Snapshot { sent, .. }, Some(running)) => {
+                running.core.snapshot_sent(sent, Err(BROKEN.to_owned()));
+            }
+            (Packet::SnapshotSent { sent, life: asked, .. }, Some(running)) if asked == life => {
+                running.core.snapshot_sent(sent, Err(BROKEN.to_owned()));
+            }
+            (Packet::ReadRound { round }, Some(running)) => {
+                running.core.read_round_answered(round, Err(ReadError::ConnectionLost(BROKEN.to_owned())));
+            }
+            (Packet::ReadRoundAnswered { round, life: asked, .. }, Some(running)) if asked == life => {
+                running.core.read_round_answered(round, Err(ReadError::ConnectionLost(BROKEN.to_owned())));
+            }
+            _ => {}
+        }
+        self.settle(id)
+    }
+}

@@ -1,0 +1,270 @@
+//! What takes nodes time: their disks, and their state machines.
+
+use raftify_core::error::StopReason;
+use raftify_core::{
+    Committed, Entry, LogFetch, LogIndex, Members, NodeId, SnapshotMeta, StorageError, TurnNumber,
+};
+
+use super::{CLUSTER, Event, Simulation};
+use crate::coverage::Happened;
+use crate::invariants::Checked;
+use crate::network::Reply;
+use crate::node::{Captured, Lost, ToApply, ToWrite, Writing};
+use crate::schedule::MILLISECOND;
+use crate::store::Store;
+use crate::world::Chance;
+
+impl Simulation {
+    // --- The disk ---
+
+    /// Writes what has queued up, if nothing is under way.
+    pub(crate) fn begin_write(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let life = node.life;
+        let Some(running) = &mut node.running else { return };
+        let Some(last) = running.to_write.back() else { return };
+        if running.writing.is_some() {
+            return;
+        }
+        let mut writing = Writing {
+            number: last.number,
+            asked_ticks: None,
+            writes: Vec::new(),
+            send_after: Vec::new(),
+            is_durable: false,
+        };
+        for ToWrite { write, send_after, asked_ticks, .. } in running.to_write.drain(..) {
+            if write.is_some() {
+                writing.asked_ticks.get_or_insert(asked_ticks);
+            }
+            writing.writes.extend(write);
+            writing.send_after.extend(send_after);
+        }
+        let delay = match writing.writes.is_empty() {
+            true => 0,
+            false => self.rng.within(self.world.write_delay) * node.disk_slowness,
+        };
+        running.writing = Some(writing);
+        if !node.disk_hangs {
+            self.schedule.after(delay, Event::Durable { node: id, life });
+        }
+    }
+
+    pub(super) fn becomes_durable(&mut self, id: NodeId, life: u64) -> Checked {
+        let hangs = self.nodes.get(&id).is_some_and(|node| node.disk_hangs);
+        let Some(node) = self.alive(id, life).filter(|_| !hangs) else { return Ok(()) };
+        let Some(writing) = node.running.as_mut().and_then(|running| running.writing.as_mut()) else {
+            return Ok(());
+        };
+        if writing.is_durable {
+            return Ok(());
+        }
+        let writes = std::mem::take(&mut writing.writes);
+        writing.is_durable = true;
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        if !writes.is_empty()
+            && let Err(error) = node.disk.write(&writes, &mut self.rng)
+        {
+            if let StorageError::Refused { .. } = error {
+                return Err(format!("storage: {id}: {error}"));
+            }
+            if node.disk.has_segments() && node.disk.write(&writes, &mut self.rng).is_ok() {
+                return Err(format!("storage: {id} takes another write after one that failed: {error}"));
+            }
+            self.coverage.saw(match node.disk.fault() {
+                Some(_) => Happened::DiskFull,
+                None => Happened::DiskError,
+            });
+            node.maybe_durable = writes;
+            return self.stop(id, &StopReason::Storage(error.to_string()));
+        }
+        for write in &writes {
+            self.invariants.durable.written(id, node.incarnation, write)?;
+            let after = node.durable.state.after(write).map_err(|error| format!("storage: {id}: {error}"))?;
+            node.durable.state = after;
+            node.durable.log.take(write, |position| self.invariants.logs.digest(position));
+            self.invariants.logs.writes(id, write, &node.durable.log)?;
+        }
+        if !node.disk.has_flipped() {
+            let ends = node.disk.ends().map_err(|error| format!("storage: {id}: {error}"))?;
+            self.invariants.durable.log_is(id, ends, &node.durable.log)?;
+        }
+        if self.rng.percent(self.world.late_percent) && self.healed_at.is_none() {
+            self.coverage.saw(Happened::LateCompletion);
+            let delay = self.rng.about(200 * MILLISECOND);
+            self.schedule.after(delay, Event::Written { node: id, life });
+            return Ok(());
+        }
+        self.hears_of_write(id, life)
+    }
+
+    pub(super) fn hears_of_write(&mut self, id: NodeId, life: u64) -> Checked {
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        let Some(running) = &mut node.running else { return Ok(()) };
+        let Some(Writing { number, send_after, .. }) = running.writing.take_if(|writing| writing.is_durable)
+        else {
+            return Ok(());
+        };
+        running.core.written(number);
+        // News that come twice, or of an older write after a newer one, change nothing.
+        running.core.written(number);
+        running.core.written(TurnNumber(number.0.saturating_sub(1)));
+        self.send_messages(id, send_after);
+        self.begin_write(id);
+        self.settle(id)
+    }
+
+    pub(super) fn fetched(
+        &mut self,
+        id: NodeId,
+        life: u64,
+        fetch: LogFetch,
+        read: Option<Result<Vec<Entry>, StorageError>>,
+    ) -> Checked {
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        match read.unwrap_or_else(|| node.disk.read(fetch.from, fetch.until, fetch.bytes_max)) {
+            Err(error @ StorageError::Corrupt { .. }) if node.disk.has_flipped() => {
+                node.lost = Some(Lost::Damaged);
+                self.coverage.saw(Happened::BitFlip);
+                return self.stop(id, &StopReason::Storage(error.to_string()));
+            }
+            Err(error @ StorageError::Corrupt { .. }) => return Err(format!("storage: {id}: {error}")),
+            result => {
+                if let Some(running) = &mut node.running {
+                    running.core.fetched(fetch, result);
+                }
+                self.coverage.saw(Happened::EntriesFetched);
+            }
+        }
+        self.settle(id)
+    }
+
+    // --- The state machine ---
+
+    pub(crate) fn begin_apply(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let life = node.life;
+        let Some(running) = &mut node.running else { return };
+        if running.is_applying || running.to_apply.is_empty() {
+            return;
+        }
+        running.is_applying = true;
+        let delay = self.rng.within(self.world.apply_delay) + (node.apply_slowness - 1) * 20 * MILLISECOND;
+        self.schedule.after(delay, Event::Apply { node: id, life });
+    }
+
+    /// Takes in what waits, up to a snapshot.
+    pub(super) fn apply(&mut self, id: NodeId, life: u64) -> Checked {
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        let most = if node.apply_slowness > 1 { 1 } else { 64 };
+        if let Some(running) = &mut node.running {
+            running.is_applying = false;
+        }
+        for _ in 0..most {
+            let next = self.running(id).and_then(|running| running.to_apply.pop_front());
+            match next {
+                None => break,
+                Some(ToApply::TakeSnapshot) => {
+                    self.take_snapshot(id)?;
+                    break;
+                }
+                Some(ToApply::Committed(item)) => self.apply_item(id, item)?,
+            }
+        }
+        let Some(running) = self.running(id) else { return Ok(()) };
+        running.core.applied(running.at.index);
+        self.begin_apply(id);
+        self.settle(id)
+    }
+
+    fn apply_item(&mut self, id: NodeId, item: Committed<Reply>) -> Checked {
+        let position = item.position();
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let is_lost = node.lost.is_some();
+        let Some(running) = &mut node.running else { return Ok(()) };
+        match item {
+            Committed::User { payload, reply, .. } => {
+                if std::mem::take(&mut node.fails_to.apply) {
+                    self.coverage.saw(Happened::ApplyFailed);
+                    let reason = StopReason::StateMachine("it was told to fail".to_owned());
+                    if let Some(reply) = reply {
+                        reply.answer(Err(reason.clone().into()));
+                    }
+                    return self.stop(id, &reason);
+                }
+                self.invariants.durable.applies(id, running.at.index, position.index)?;
+                let effect = running.store.apply(&payload)?;
+                if let Some(reply) = reply {
+                    reply.answer(Ok((position, effect)));
+                }
+            }
+            Committed::Members { members, .. } => {
+                running.members = Members::clone(&members);
+                if let Some(ToApply::Committed(next @ Committed::Install { .. })) = running.to_apply.front()
+                    && next.position() == position
+                {
+                    // The state follows.
+                    return Ok(());
+                }
+                if position != running.at && position.index > LogIndex(1) {
+                    self.invariants.durable.applies(id, running.at.index, position.index)?;
+                }
+            }
+            Committed::Nothing { .. } => {
+                self.invariants.durable.applies(id, running.at.index, position.index)?;
+            }
+            Committed::Install { snapshot } => {
+                if std::mem::take(&mut node.fails_to.restore) {
+                    self.coverage.saw(Happened::RestoreFailed);
+                    let reason = StopReason::StateMachine("it was told to fail".to_owned());
+                    return self.stop(id, &reason);
+                }
+                let data = node.disk.read_snapshot(position).map_err(|error| format!("{id}: {error}"))?;
+                running.store = Store::decode(&data)
+                    .ok_or_else(|| format!("{id} cannot decode the snapshot at {position}"))?;
+                running.members = snapshot.members.clone();
+            }
+        }
+        running.at = position;
+        if !is_lost {
+            self.invariants.states.applied(id, position, running.store.digest())?;
+            self.invariants.membership.applied(id, position.index, &running.members)?;
+            if position.index > LogIndex(1) && !self.invariants.committed.is_committed(position) {
+                return Err(format!(
+                    "state-machine safety: {id} applies {position}, which no leader has committed"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_snapshot(&mut self, id: NodeId) -> Checked {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let life = node.life;
+        let Some(running) = &mut node.running else { return Ok(()) };
+        if std::mem::take(&mut node.fails_to.snapshot) {
+            self.coverage.saw(Happened::SnapshotFailed);
+            running.core.snapshot_taken(Err("it was told to fail".to_owned()));
+            return Ok(());
+        }
+        if node.lost.is_none() {
+            self.invariants.states.snapshot(id, running.at.index, running.store.digest())?;
+        }
+        let meta =
+            SnapshotMeta { cluster_id: CLUSTER, position: running.at, members: running.members.clone() };
+        let captured = Captured { meta, data: running.store.encode() };
+        let delay = self.rng.about(5 * MILLISECOND * node.disk_slowness);
+        self.schedule.after(delay, Event::SnapshotWritten { node: id, life, captured });
+        Ok(())
+    }
+
+    pub(super) fn snapshot_written(&mut self, id: NodeId, life: u64, captured: &Captured) -> Checked {
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        node.disk.write_snapshot(&captured.meta, &captured.data).map_err(|error| format!("{id}: {error}"))?;
+        if let Some(running) = &mut node.running {
+            running.core.snapshot_taken(Ok(captured.meta.clone()));
+        }
+        self.coverage.saw(Happened::SnapshotTaken);
+        self.settle(id)
+    }
+}
