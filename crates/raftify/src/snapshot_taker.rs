@@ -55,10 +55,11 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         let (store, pace) = (self.store.clone(), Arc::clone(&self.pace));
         let (lifecycle, events) = (self.lifecycle.clone(), self.events.clone());
         let work = async move {
-            let written = may_block(|| caught(|| write_out(capture, &store, &meta, lifecycle, pace)));
-            let outcome = match written.await {
-                Ok(Ok(())) => Ok(meta),
-                Ok(Err(error)) => Err(error.to_string()),
+            // The error may be the user's: it is shown and dropped in there, too.
+            let write_out =
+                || write_out(capture, &store, &meta, lifecycle, pace).map_err(|error| error.to_string());
+            let outcome = match may_block(|| caught(write_out)).await {
+                Ok(written) => written.map(|()| meta),
                 Err(panic) => Err(format!("writing it out {panic}")),
             };
             // As above.
@@ -110,5 +111,42 @@ impl<W: Write> Write for Paced<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.writer.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+    use std::time::Duration;
+
+    use raftify_core::storage::MemorySnapshotStore;
+    use raftify_core::{ClusterId, LogPosition, Members};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct PanicsWhenShown;
+
+    impl fmt::Display for PanicsWhenShown {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            panic!("told to")
+        }
+    }
+
+    impl std::error::Error for PanicsWhenShown {}
+
+    #[tokio::test]
+    async fn an_error_of_the_user_that_panics_when_it_is_shown_is_reported() {
+        let (events, mut received) = mpsc::unbounded_channel();
+        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), 0, events, Lifecycle::new());
+        let capture = SnapshotCapture::new(|_| Err(PanicsWhenShown.into()));
+        let position = LogPosition::new(1, 1);
+        taker.start(capture, SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() });
+        drop(taker);
+        let event = tokio::time::timeout(Duration::from_secs(30), received.recv()).await.unwrap();
+        let Some(Event::SnapshotTaken(Err(reason))) = event else {
+            panic!("the raft loop would wait for its outcome for ever: {event:?}");
+        };
+        assert_eq!(reason, "writing it out panicked: told to");
     }
 }
