@@ -9,8 +9,7 @@ use std::time::Duration;
 use raftify_core::error::StopReason;
 use raftify_core::{
     Committed, Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, NodeId,
-    RaftNodeCore, ServerRequestMsg, SnapshotMeta, SnapshotStore, StableStorage, Status, StorageError, Turn,
-    TurnNumber,
+    RaftNodeCore, ServerRequestMsg, SnapshotMeta, StableStorage, Status, StorageError, Turn, TurnNumber,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -338,9 +337,9 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
 
     /// Deletes the snapshots that nobody needs. A failure costs space only, and the next deletion makes up for it.
     fn retain_snapshots(&mut self) {
-        let (snapshots, keep) = (self.outputs.snapshots.clone(), self.core.snapshots_in_use());
+        let in_use = self.outputs.snapshots.in_use(self.core.snapshots_in_use());
         drop(self.outputs.blocking.start(move || {
-            if let Err(error) = snapshots.retain(&keep) {
+            if let Err(error) = in_use.delete_others() {
                 warn!("old snapshots could not be deleted: {error}");
             }
         }));

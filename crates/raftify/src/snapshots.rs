@@ -1,11 +1,13 @@
 //! Keeps snapshots from being deleted between the moment they are finished and the moment the core knows of them.
 //!
 //! The core says which snapshots are in use; a snapshot that was just received or taken is not among them until the
-//! raft loop has heard of it. [`TrackedSnapshots`] wraps the storage's own store and remembers what was finished. Nor
-//! does it let anybody read on once the node stops: a large snapshot that is being restored does not hold up the end.
+//! raft loop has heard of it. [`TrackedSnapshots`] wraps the storage's own store and remembers what was finished; and
+//! which of the core's lists is the newest, for they are acted on on threads that may overtake each other. Nor does it let
+//! anybody read on once the node stops: a large snapshot that is being restored does not hold up the end.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use raftify_core::{LogPosition, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StorageError};
@@ -16,20 +18,61 @@ use crate::lifecycle::Lifecycle;
 #[derive(Clone)]
 pub(crate) struct TrackedSnapshots<S> {
     store: S,
-    /// Finished in this process, and not older than the newest that was ever known to be in use. Locked while
-    /// snapshots are deleted, so that none is finished between the decision and the deletion.
-    finished: Arc<Mutex<BTreeSet<LogPosition>>>,
+    /// Locked while snapshots are deleted, so that none is finished between the decision and the deletion.
+    known: Arc<Mutex<Known>>,
+    /// How many lists there ever were.
+    lists: Arc<AtomicU64>,
     lifecycle: Lifecycle,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Finished in this process, and not older than the newest that was ever known to be in use.
+    finished: BTreeSet<LogPosition>,
+    /// The number of the newest list that was acted on.
+    list: u64,
 }
 
 impl<S> TrackedSnapshots<S> {
     pub(crate) fn new(store: S, lifecycle: Lifecycle) -> TrackedSnapshots<S> {
-        TrackedSnapshots { store, finished: Arc::default(), lifecycle }
+        TrackedSnapshots { store, known: Arc::default(), lists: Arc::default(), lifecycle }
     }
 }
 
-fn lock(finished: &Mutex<BTreeSet<LogPosition>>) -> MutexGuard<'_, BTreeSet<LogPosition>> {
-    finished.lock().unwrap_or_else(PoisonError::into_inner)
+impl<S: SnapshotStore> TrackedSnapshots<S> {
+    /// What is in use now. Numbered here, in the raft loop; waits for nothing.
+    pub(crate) fn in_use(&self, keep: Vec<LogPosition>) -> InUse<S> {
+        let number = self.lists.fetch_add(1, Ordering::Relaxed) + 1;
+        InUse { store: self.store.clone(), known: Arc::clone(&self.known), number, keep }
+    }
+}
+
+/// What was in use at some time.
+pub(crate) struct InUse<S> {
+    store: S,
+    known: Arc<Mutex<Known>>,
+    number: u64,
+    keep: Vec<LogPosition>,
+}
+
+impl<S: SnapshotStore> InUse<S> {
+    /// Deletes all others but those that are newer; nothing, once a newer list was acted on.
+    pub(crate) fn delete_others(self) -> Result<(), StorageError> {
+        let mut known = lock(&self.known);
+        if self.number < known.list {
+            return Ok(());
+        }
+        known.list = self.number;
+        if let Some(newest) = self.keep.iter().max_by_key(|position| position.index) {
+            known.finished.retain(|position| position.index >= newest.index);
+        }
+        let keep: Vec<LogPosition> = known.finished.iter().chain(&self.keep).copied().collect();
+        self.store.retain(&keep)
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<S: SnapshotStore> SnapshotStore for TrackedSnapshots<S> {
@@ -38,7 +81,7 @@ impl<S: SnapshotStore> SnapshotStore for TrackedSnapshots<S> {
 
     fn create(&self, meta: &SnapshotMeta) -> Result<Self::Writer, StorageError> {
         let writer = self.store.create(meta)?;
-        Ok(TrackedWriter { writer, position: meta.position, finished: Arc::clone(&self.finished) })
+        Ok(TrackedWriter { writer, position: meta.position, known: Arc::clone(&self.known) })
     }
 
     fn open(
@@ -50,20 +93,14 @@ impl<S: SnapshotStore> SnapshotStore for TrackedSnapshots<S> {
     }
 
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {
-        let mut finished = lock(&self.finished);
-        // The newest itself stays tracked: the list of another caller may be older than this one.
-        if let Some(newest) = keep.iter().max_by_key(|position| position.index) {
-            finished.retain(|position| position.index >= newest.index);
-        }
-        let keep: Vec<LogPosition> = finished.iter().chain(keep).copied().collect();
-        self.store.retain(&keep)
+        self.in_use(keep.to_vec()).delete_others()
     }
 }
 
 pub(crate) struct TrackedWriter<W> {
     writer: W,
     position: LogPosition,
-    finished: Arc<Mutex<BTreeSet<LogPosition>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl<W: io::Write> io::Write for TrackedWriter<W> {
@@ -78,7 +115,7 @@ impl<W: io::Write> io::Write for TrackedWriter<W> {
 
 impl<W: SnapshotWriter> SnapshotWriter for TrackedWriter<W> {
     fn finish(self) -> Result<u64, StorageError> {
-        lock(&self.finished).insert(self.position);
+        lock(&self.known).finished.insert(self.position);
         self.writer.finish()
     }
 }
@@ -125,11 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn an_outdated_list_does_not_delete_the_newest_snapshot() {
+    fn an_outdated_list_deletes_nothing_that_is_in_use_by_now() {
         let store = TrackedSnapshots::new(MemorySnapshotStore::default(), Lifecycle::new());
-        let [old, new] = [1, 2].map(|index| finish(&store, index));
-        store.retain(&[new]).unwrap();
-        store.retain(&[old]).unwrap();
-        assert!(store.open(new).is_ok());
+        let [old, sent, new] = [1, 2, 3].map(|index| finish(&store, index));
+        let [first, second, third] = [vec![old], vec![sent], vec![new, sent]].map(|keep| store.in_use(keep));
+        for list in [second, third, first] {
+            list.delete_others().unwrap();
+        }
+        assert!(store.open(old).is_err() && store.open(sent).is_ok() && store.open(new).is_ok());
     }
 }
