@@ -7,16 +7,28 @@ use std::io;
 use std::net::ToSocketAddrs;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use futures_util::stream::{BoxStream, StreamExt};
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep};
 use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
 use tonic::transport::{Channel, Endpoint, Error};
+use tracing::warn;
 
 use crate::error::BootstrapError;
 #[cfg(feature = "simulation")]
 use crate::simulation;
+
+/// The first pause of who cannot accept connections; it doubles each time ...
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+
+/// ... up to this.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// As long as that goes on, it is told this often.
+const WARNED_EVERY: Duration = Duration::from_secs(60);
 
 /// Listens already, and does not accept yet.
 pub(crate) enum Listener {
@@ -49,11 +61,11 @@ impl Listener {
             Listener::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
                 let incoming = TcpIncoming::from(TcpListener::from_std(listener)?).with_nodelay(Some(true));
-                Ok(incoming.map(|stream| stream.map(Connection::Tcp)).boxed())
+                Ok(unhurried(incoming.map(|stream| stream.map(Connection::Tcp))).boxed())
             }
             #[cfg(feature = "simulation")]
             Listener::Simulated(listener) => {
-                let incoming = futures_util::stream::unfold(listener, |listener| async {
+                let incoming = stream::unfold(listener, |listener| async {
                     let accepted = listener.accept().await;
                     Some((accepted.map(|(stream, _)| Connection::Simulated(stream)), listener))
                 });
@@ -61,6 +73,37 @@ impl Listener {
             }
         }
     }
+}
+
+/// Pauses where accepting fails for want of something, such as file descriptors: it would fail again at once, and who only
+/// tries keeps a core from those who are connected already.
+fn unhurried<T>(
+    incoming: impl Stream<Item = io::Result<T>> + Send + Unpin,
+) -> impl Stream<Item = io::Result<T>> + Send {
+    let never_warned: Option<Instant> = None;
+    stream::unfold((incoming, Duration::ZERO, never_warned), |(mut incoming, pause, mut warned)| async move {
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
+        let accepted = incoming.next().await?;
+        let pause = match &accepted {
+            Err(error) if !is_of_one_connection(error) => {
+                if warned.is_none_or(|warned| warned.elapsed() >= WARNED_EVERY) {
+                    warn!("no connection can be accepted, it is tried again: {error}");
+                    warned = Some(Instant::now());
+                }
+                (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX)
+            }
+            _ => Duration::ZERO,
+        };
+        Some((accepted, (incoming, pause, warned)))
+    })
+}
+
+/// Whether the other end is the reason, so that the next connection may be fine.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 /// Connects when it is used for the first time, and again whenever it has to.
@@ -147,5 +190,29 @@ impl Connected for Connection {
             local_addr: stream.local_addr().ok(),
             remote_addr: stream.peer_addr().ok(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_accept_waits_ever_longer_before_the_next_attempt_until_one_succeeds() {
+        let no_descriptors = || Err(io::Error::from_raw_os_error(24));
+        let aborted = Err(io::ErrorKind::ConnectionAborted.into());
+        let outcomes =
+            [no_descriptors(), no_descriptors(), no_descriptors(), Ok(()), aborted, no_descriptors(), Ok(())];
+        let mut incoming = Box::pin(unhurried(stream::iter(outcomes)));
+        let (mut pauses, mut last) = (Vec::new(), Instant::now());
+        while incoming.next().await.is_some() {
+            pauses.push(last.elapsed().as_millis());
+            last = Instant::now();
+        }
+        assert_eq!(pauses, [0, 10, 20, 40, 0, 0, 10]);
+        let mut incoming = Box::pin(unhurried(stream::repeat_with(|| no_descriptors() as io::Result<()>)));
+        let begin = Instant::now();
+        assert_eq!(incoming.by_ref().take(17).count().await, 17);
+        assert!(begin.elapsed() <= PAUSE_MAX * 17, "it waits too long for a descriptor that is free again");
     }
 }
