@@ -129,7 +129,7 @@ impl Environment {
         let env = open_environment(directory, None, EnvFlags::READ_ONLY)?;
         check_length(directory, &env)?;
         let open = || -> Result<(Option<Database>, Option<Database>), Failure> {
-            let txn = env.read_txn()?;
+            let txn = read_txn(&env)?;
             let entries = env.open_database(&txn, Some(Table::Entries.name()))?;
             let meta = env.open_database(&txn, Some(Table::Meta.name()))?;
             txn.commit()?;
@@ -171,7 +171,7 @@ impl Environment {
     ) -> Result<T, StorageError> {
         loop {
             let shared = self.resizing.read().unwrap_or_else(PoisonError::into_inner);
-            let result = self.env.read_txn().map_err(Failure::Heed).and_then(|txn| read(&txn));
+            let result = read_txn(&self.env).map_err(Failure::Heed).and_then(|txn| read(&txn));
             drop(shared);
             match result {
                 // The writer, in another process, has let the map grow.
@@ -182,7 +182,7 @@ impl Environment {
     }
 
     /// Carries out `write` in one transaction that is durable when this returns. It is called again from the start
-    /// when the map had to grow.
+    /// when the map was full.
     pub(crate) fn write<T>(
         &self,
         write: impl Fn(&mut RwTxn<'_>) -> Result<T, Failure>,
@@ -196,7 +196,13 @@ impl Environment {
         };
         loop {
             match attempt() {
-                Err(Failure::Heed(heed::Error::Mdb(MdbError::MapFull))) => self.resize(None)?,
+                Err(Failure::Heed(heed::Error::Mdb(MdbError::MapFull))) => {
+                    let cleared = self.env.clear_stale_readers();
+                    // Pages that readers only seemed to need are free now.
+                    if cleared.map_err(|error| database_error(&self.directory, "write to", error))? == 0 {
+                        self.resize(None)?;
+                    }
+                }
                 // When only a part of a page fitted, LMDB says no more than that there was an error.
                 Err(Failure::Heed(heed::Error::Io(source))) if source.raw_os_error() == Some(UNSPECIFIC) => {
                     let source = no_room(&self.directory).unwrap_or(source);
@@ -253,6 +259,18 @@ fn open_environment(
     // runs the machine, as for any database.
     let opened = unsafe { options.flags(flags).open(directory) };
     opened.map_err(|error| database_error(directory, "open", error))
+}
+
+/// Begins to read. A process that was killed while it read never gave up its place in the table of readers: when that is
+/// full, such places are taken back.
+fn read_txn(env: &Env<WithoutTls>) -> heed::Result<RoTxn<'_, WithoutTls>> {
+    match env.read_txn() {
+        Err(heed::Error::Mdb(MdbError::ReadersFull)) => {
+            env.clear_stale_readers()?;
+            env.read_txn()
+        }
+        begun => begun,
+    }
 }
 
 /// Makes the file at least as long as the map; what is added takes no room before it is written.
@@ -334,5 +352,71 @@ fn database_error(directory: &Path, action: &'static str, error: heed::Error) ->
             let what = directory.join(DATA_FILE).display().to_string();
             StorageError::Corrupt { what, reason: io::Error::other(error).to_string() }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{self, Command};
+
+    use super::*;
+
+    const DIRECTORY: &str = "RAFTIFY_STORAGE_TEST_DIRECTORY";
+
+    fn open(directory: &Path) -> Environment {
+        Environment::open(directory, |_, _| Ok(())).unwrap()
+    }
+
+    /// Runs `test` in a process of its own, which is to call [`die_reading`].
+    fn let_readers_die(test: &str, directory: &Path) {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", &format!("environment::tests::{test}"), "--nocapture"]);
+        let output = child.env(DIRECTORY, directory).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// In the child, takes all places in the table of readers, and never gives them up.
+    fn die_reading() {
+        if let Some(directory) = std::env::var_os(DIRECTORY) {
+            hold_all(&Environment::open_read_only(directory.as_ref()).unwrap(), 0);
+        }
+    }
+
+    fn hold_all(environment: &Environment, held: i32) {
+        let read = environment.read(|_| {
+            hold_all(environment, held + 1);
+            Ok(())
+        });
+        assert!(read.is_err() && held > 1, "the table of readers is not full with {held}");
+        process::exit(0);
+    }
+
+    #[test]
+    fn readers_that_were_killed_keep_nobody_from_reading() {
+        die_reading();
+        let directory = tempfile::tempdir().unwrap();
+        let environment = open(directory.path());
+        // The second finds the table full already.
+        for _ in 0..2 {
+            let_readers_die("readers_that_were_killed_keep_nobody_from_reading", directory.path());
+        }
+        environment.read(|_| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn readers_that_were_killed_do_not_let_the_map_grow() {
+        die_reading();
+        let directory = tempfile::tempdir().unwrap();
+        let environment = open(directory.path());
+        let overwrite = || {
+            let put = |txn: &mut RwTxn<'_>| Ok(environment.table(Table::Meta).put(txn, &0, &[1; 50_000])?);
+            environment.write(put).unwrap();
+        };
+        overwrite();
+        let_readers_die("readers_that_were_killed_do_not_let_the_map_grow", directory.path());
+        for _ in 0..50 {
+            overwrite();
+        }
+        assert_eq!(environment.env.info().map_size, MAP_BYTES_INITIAL);
     }
 }
