@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use self::requests::{Batch, MembershipWaiter, Parking, Transfer};
+use self::requests::{Batch, HandOvers, MembershipWaiter, Parking, Transfer};
 use self::snapshots::Snapshots;
 use crate::config::CheckedConfig;
 use crate::entry::{Entry, EntryKind};
@@ -86,6 +86,7 @@ pub struct RaftNodeCore<R> {
     awaiting_leave: Vec<(Responder<Members, MembershipError>, u64)>,
     parked: Parking<R>,
     transfer: Option<Transfer>,
+    hand_overs: HandOvers,
     reads: Reads,
     /// The term in which this node led when it last looked.
     led: Option<Term>,
@@ -209,6 +210,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             awaiting_leave: Vec::new(),
             parked: Parking::default(),
             transfer: None,
+            hand_overs: HandOvers::default(),
             reads: Reads::default(),
             led: None,
             last_heard: BTreeMap::new(),

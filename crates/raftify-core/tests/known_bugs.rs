@@ -678,6 +678,35 @@ fn bug_23_a_leader_that_loses_its_vote_by_an_earlier_leaders_change_steps_down()
 }
 
 #[test]
+fn bug_23_a_leader_that_is_replaced_hands_over_to_who_can_take_over() {
+    let (mut cluster, leader) = cluster_of_three();
+    for _ in 0..60 {
+        cluster.until_proposed(leader);
+    }
+    // Whose state machine needs long for the snapshot that it gets.
+    let successor = joiner(&mut cluster, 4);
+    let steps = vec![MemberChange::Remove(leader), MemberChange::Add(successor)];
+    let leave = LeaveJoint::Automatically;
+    cluster.change(leader, MembershipChange::Steps { steps, leave });
+    for _ in 0..200 {
+        for node in cluster.ids() {
+            cluster.tick(node);
+        }
+        all_but_the_state_machine_of(&mut cluster, id(4));
+    }
+    let next = cluster.leader().unwrap();
+    assert!(next != leader && next != id(4), "{next}");
+    assert!(!cluster.status(next).unwrap().members.is_joint());
+    let proposal = cluster.propose(next);
+    for _ in 0..10 {
+        cluster.tick(next);
+        all_but_the_state_machine_of(&mut cluster, id(4));
+    }
+    assert!(matches!(take(&proposal), Some(Ok(_))), "{:?}", take(&proposal));
+    cluster.check_recovery();
+}
+
+#[test]
 fn bug_24_snapshots_in_quick_succession_and_one_that_is_lost() {
     let (mut cluster, leader) = cluster_of_three();
     let away = others(&cluster, leader)[0];

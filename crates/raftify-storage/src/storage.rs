@@ -18,7 +18,7 @@ use crate::directory::{self, DirectoryLock};
 use crate::environment::{DATA_FILE, Environment, Failure};
 use crate::format::{self, Damage, EntryView, GROUP_ID, MetaKey, StorageKind, Table};
 use crate::io_error;
-use crate::snapshot_files::{SnapshotFileReader, SnapshotFiles};
+use crate::snapshot_files::{self, SnapshotFileReader, SnapshotFiles};
 use crate::{conversion, wal};
 
 #[cfg(test)]
@@ -75,8 +75,7 @@ impl HeedStorage {
         let directory = directory.as_ref();
         directory::create_durably(directory)?;
         let lock = DirectoryLock::take(directory)?;
-        let data_file = directory.join(DATA_FILE);
-        if !data_file.try_exists().map_err(io_error("look for", &data_file))? {
+        if !is_begun(directory)? {
             wal::check_no_segments(directory)?;
         }
         let log = Log::open(directory, lock.clone(), StorageKind::Heed)?;
@@ -185,6 +184,22 @@ pub(crate) fn check_snapshot_file(
     }
 }
 
+fn is_begun(directory: &Path) -> Result<bool, StorageError> {
+    let data_file = directory.join(DATA_FILE);
+    data_file.try_exists().map_err(io_error("look for", &data_file))
+}
+
+/// That a directory without LMDB is new, and has not lost it.
+fn check_no_snapshots(directory: &Path) -> Result<(), StorageError> {
+    match snapshot_files::list(directory)?.pop() {
+        None => Ok(()),
+        Some(newest) => Err(StorageError::Corrupt {
+            what: directory.display().to_string(),
+            reason: format!("there is {}, but no {DATA_FILE}", newest.path.display()),
+        }),
+    }
+}
+
 /// Entries and metadata in their environment. `WalStorage` keeps its metadata in it as well, and no entries.
 pub(crate) struct Log {
     /// Dropped before the lock is released.
@@ -199,6 +214,9 @@ impl Log {
         lock: DirectoryLock,
         kind: StorageKind,
     ) -> Result<Log, StorageError> {
+        if !is_begun(directory)? {
+            check_no_snapshots(directory)?;
+        }
         let environment = Environment::open(directory, |meta, txn| {
             let layout = MetaKey::Layout.key();
             let value = format::frame(Table::Meta, layout, |out| out.extend_from_slice(kind.content()));

@@ -1,6 +1,6 @@
 //! Requests that only a leader can serve: where they go, who waits for them, and handing over leadership.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -103,6 +103,15 @@ pub(super) struct Transfer {
     to: NodeId,
     deadline_ticks: u64,
     waiters: Vec<TransferWaiter>,
+}
+
+/// What this leader knows of its hand-overs that came to nothing.
+#[derive(Default)]
+pub(super) struct HandOvers {
+    /// Who did not take over, for instance because its state machine is restoring a snapshot: others are tried first.
+    unfit: BTreeSet<NodeId>,
+    /// No further one is begun before, unless somebody asks for it: requests wait during each.
+    pause_until_ticks: u64,
 }
 
 enum TransferWaiter {
@@ -377,7 +386,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         if self.members.get(self.node_id).is_some_and(|own| own.role == MemberRole::Voter) {
             self.propose_change(&MembershipChange::LeaveJoint, MembershipWaiter::Nobody);
-        } else if let Err(error) = self.hand_over(&Arc::clone(&self.members)) {
+        } else if self.now_ticks >= self.hand_overs.pause_until_ticks
+            && let Err(error) = self.hand_over(&Arc::clone(&self.members))
+        {
             tracing::debug!(node = %self.node_id, "cannot hand over to leave the joint configuration yet: {error}");
         }
     }
@@ -465,7 +476,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         });
         candidates
             .iter()
-            .max_by_key(|peer| peer.matched)
+            .max_by_key(|peer| (!self.hand_overs.unfit.contains(&peer.id), peer.matched))
             .map(|peer| peer.id)
             .ok_or(TransferError::NoSuccessor)
     }
@@ -495,6 +506,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.reads.leadership_lost();
             self.recording_incarnations.clear();
             self.pending_change = None;
+            self.hand_overs = HandOvers::default();
         }
         self.led = leads;
         let Some(Transfer { to, deadline_ticks, .. }) = self.transfer else {
@@ -514,6 +526,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         };
         if let Err(error) = &outcome {
+            if self.consensus.is_leader() {
+                self.note_failed_hand_over(to);
+            }
             // Who waited for the hand-over gets its reason; all others go on as soon as a leader is known.
             for parked in self.parked.take_all() {
                 match (parked.why, parked.request) {
@@ -527,6 +542,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         for waiter in transfer.waiters {
             waiter.answer(outcome.clone());
         }
+    }
+
+    fn note_failed_hand_over(&mut self, to: NodeId) {
+        self.hand_overs.pause_until_ticks = self.deadline(self.config.election_timeout * 4);
+        let unfit = &self.hand_overs.unfit;
+        if self.other_voters().iter().all(|other| unfit.contains(other) || !self.is_alive(*other)) {
+            // All have failed: what kept the first of them from it may be over.
+            self.hand_overs.unfit.clear();
+        }
+        self.hand_overs.unfit.insert(to);
     }
 
     // --- Deadlines and the end ---

@@ -345,6 +345,18 @@ fn segments_without_their_database_are_not_a_new_directory() {
 }
 
 #[test]
+fn snapshots_without_their_database_are_not_a_new_directory() {
+    let (directory, storage, state) = filled();
+    let path = storage.snapshots().path(state.snapshot.unwrap().position);
+    drop(storage);
+    fs::remove_file(directory.path().join("data.mdb")).unwrap();
+    let what = directory.path().to_str().unwrap();
+    assert_corrupt(HeedStorage::open(directory.path()), what, "but no data.mdb");
+    assert_corrupt(WalStorage::open(directory.path()), what, "but no data.mdb");
+    assert!(path.exists() && !directory.path().join("data.mdb").exists());
+}
+
+#[test]
 fn unknown_keys_are_noticed() {
     let (_directory, mut storage, _) = filled();
     put(&storage, Table::Meta, 77, b"from the future");
