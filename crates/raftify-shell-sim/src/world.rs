@@ -314,7 +314,13 @@ impl World {
             self.mend();
         }
         self.heal();
-        self.until(RECOVERY_MAX, "the cluster does not recover", World::has_recovered)?;
+        let patience = self.sim.elapsed() + RECOVERY_MAX / 2;
+        self.until(RECOVERY_MAX, "the cluster does not recover", |world| {
+            if world.sim.elapsed() > patience {
+                world.stop_who_cannot_hear_of_its_removal();
+            }
+            world.has_recovered()
+        })?;
         self.note("recovered");
         // Again and again: a connection that was damaged before may break only now, and a node that was told to stop
         // before may end only now, and begin another life.
@@ -409,6 +415,38 @@ impl World {
             })
             && statuses.iter().map(|status| status.node_id).collect::<BTreeSet<_>>().len() == statuses.len()
             && first.members.len() == statuses.len()
+    }
+
+    /// A removed node stops when a majority of the voters that it knows has told it so. When that many of them are gone
+    /// themselves, it waits until it is stopped.
+    fn stop_who_cannot_hear_of_its_removal(&self) {
+        let there: Vec<(&Rc<Host>, Status)> = self
+            .hosts
+            .iter()
+            .filter(|host| !host.seen.is_gone.get())
+            .filter_map(|host| Some((host, status(host)?)))
+            .collect();
+        let Some((_, leader)) =
+            there.iter().filter(|(_, status)| status.is_leader()).max_by_key(|(_, status)| status.term)
+        else {
+            return;
+        };
+        for (host, status) in &there {
+            let known: Vec<NodeId> = status
+                .members
+                .iter()
+                .map(|member| member.id)
+                .filter(|id| *id != status.node_id && status.members.is_voter(*id))
+                .collect();
+            let left = known.iter().filter(|id| leader.members.get(**id).is_some()).count();
+            let was_removed = leader.members.get(status.node_id).is_none()
+                && leader.members.as_of() > status.members.as_of();
+            if was_removed && !known.is_empty() && 2 * left <= known.len() {
+                self.note(format_args!("{} is stopped: it cannot hear of its removal", host.name));
+                order(host, Order::Quit);
+                host.seen.is_gone.set(true);
+            }
+        }
     }
 
     fn heal(&mut self) {
