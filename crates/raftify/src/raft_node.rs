@@ -351,7 +351,7 @@ where
     /// # Cancel safety
     /// As for `change_config`; a node that was removed stops by itself as soon as it hears of it.
     pub async fn leave(&self) -> Result<(), MembershipError> {
-        self.shared.lifecycle.set_leaving(true);
+        self.shared.lifecycle.begin_to_leave();
         let change = MembershipChange::one(MemberChange::Remove(self.get_id()));
         match self.change_config(change).await {
             // The news that it was removed may reach this node before the answer does.
@@ -363,7 +363,7 @@ where
                 Ok(())
             }
             Err(error) => {
-                self.shared.lifecycle.set_leaving(false);
+                self.shared.lifecycle.did_not_leave();
                 Err(error)
             }
         }

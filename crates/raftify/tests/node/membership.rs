@@ -372,6 +372,19 @@ async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
     members_seen(&nodes[unknowing], 2).await;
 }
 
+#[tokio::test]
+async fn a_node_that_is_asked_to_leave_twice_at_once_ends_well() {
+    let mut nodes = static_cluster(3).await;
+    let follower = (agreed_leader(&nodes).await + 1) % 3;
+    let raft = nodes[follower].raft().clone();
+    until("one of the two is heard", async || {
+        let (first, second) = tokio::join!(raft.leave(), raft.leave());
+        first.is_ok() || second.is_ok()
+    })
+    .await;
+    nodes[follower].ended().await.unwrap();
+}
+
 async fn leave(node: &mut TestNode) {
     ask_to_leave(node.raft()).await;
     node.ended().await.unwrap();
