@@ -373,10 +373,10 @@ where
     /// (but for [`log_entries_kept`](crate::Config::log_entries_kept) of at most
     /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and what followers still need, see
     /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then forgotten. Snapshots are
-    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries).
+    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most ten minutes.
     ///
     /// # Errors
-    /// See [`SnapshotError`]; the old snapshot stays in use.
+    /// See [`SnapshotError`]; the old snapshot stays in use. One that was not written in time may still be.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the snapshot.
