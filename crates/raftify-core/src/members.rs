@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -654,13 +655,22 @@ pub fn check_address(address: &str) -> Result<(), AddressProblem> {
     if host.is_empty() {
         return problem("the host is missing");
     }
-    if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if host.contains(':') && in_brackets.is_none() {
         return problem("an IPv6 address needs brackets, as in [::1]:60061");
     }
-    if host.contains(|c: char| c.is_whitespace() || c == '/') {
-        return problem("the host holds a blank or a slash");
+    if in_brackets.is_some_and(|host| host.parse::<Ipv6Addr>().is_err()) {
+        return problem("what is in the brackets is no IPv6 address, which must be one without a zone");
+    }
+    // Others mean something else, or nothing, in the URL that is connected to.
+    let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if in_brackets.is_none() && !host.chars().all(is_of_a_name) {
+        return problem("the host holds something else than letters a to z, digits, `-`, `.` and `_`");
     }
     match port.parse::<u16>() {
+        _ if !port.bytes().all(|digit| digit.is_ascii_digit()) => {
+            problem("the port is no number from 1 to 65535")
+        }
         Ok(0) => problem("port 0 cannot be reached by others"),
         Ok(_) => Ok(()),
         Err(_) => problem("the port is no number from 1 to 65535"),

@@ -231,7 +231,9 @@ fn remove_left(directory: &Path, kind: StorageKind) -> Result<(), StorageError> 
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
         }
         let log = directory.join(wal::DIRECTORY);
-        match fs::remove_dir(&log) {
+        // It may stand on another disk. What is there besides is not ours.
+        let is_link = fs::symlink_metadata(&log).is_ok_and(|metadata| metadata.is_symlink());
+        match if is_link { fs::remove_file(&log) } else { fs::remove_dir(&log) } {
             // Somebody has other things in it.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -2,7 +2,7 @@
 //!
 //! Owns the right to run, which is given out once, and the wish to stop, which anybody may utter.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -54,7 +54,8 @@ pub(crate) struct Lifecycle(Arc<Inner>);
 struct Inner {
     phase: watch::Sender<Phase>,
     quit: watch::Sender<bool>,
-    leaving: AtomicBool,
+    /// How many calls take this node out of the cluster, or have done so.
+    leaving: AtomicUsize,
     /// Nobody has been told yet: the next `run` will be.
     ended_before_it_ran: AtomicBool,
     runner: OneShotMutex<Runner>,
@@ -65,7 +66,7 @@ impl Lifecycle {
         Lifecycle(Arc::new(Inner {
             phase: watch::Sender::new(Phase::Waiting),
             quit: watch::Sender::new(false),
-            leaving: AtomicBool::new(false),
+            leaving: AtomicUsize::new(0),
             ended_before_it_ran: AtomicBool::new(false),
             runner: OneShotMutex(Mutex::new(None)),
         }))
@@ -159,13 +160,19 @@ impl Lifecycle {
         let _ = quit.wait_for(|quit| *quit).await;
     }
 
-    /// Whether this node's own user takes it out of the cluster, so that its removal is no failure.
-    pub(crate) fn set_leaving(&self, leaving: bool) {
-        self.0.leaving.store(leaving, Ordering::SeqCst);
+    /// This node's own user takes it out of the cluster.
+    pub(crate) fn begin_to_leave(&self) {
+        self.0.leaving.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// One that began to did not succeed. Another one may.
+    pub(crate) fn did_not_leave(&self) {
+        self.0.leaving.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether the node's removal is no failure.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.0.leaving.load(Ordering::SeqCst)
+        self.0.leaving.load(Ordering::SeqCst) > 0
     }
 }
 

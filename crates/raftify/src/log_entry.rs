@@ -14,9 +14,10 @@ use crate::error::BoxError;
 /// A user's own log entry: one change of the state machine.
 ///
 /// Implemented for everything that is `Serialize + DeserializeOwned`, in the format of [`postcard`], which is stable:
-/// what one version of the program wrote, a later one reads, as long as variants and fields are only added at the end
-/// of an enum. Entries stay in the log until a snapshot covers them, so that after an update of the program, entries
-/// of the old one are decoded by the new one.
+/// what one version of the program wrote, a later one reads, as long as variants are only added at the end of an enum.
+/// Fields cannot be added, not even at the end: a variant that needs another one is a new variant. Entries stay in the
+/// log until a snapshot covers them, so that after an update of the program, entries of the old one are decoded by the
+/// new one.
 ///
 /// ```
 /// use raftify::AbstractLogEntry;
@@ -73,5 +74,36 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> AbstractLogEntry for T {
     fn decode(bytes: &[u8]) -> Result<T, BoxError> {
         let (entry, rest) = postcard::take_from_bytes(bytes)?;
         if rest.is_empty() { Ok(entry) } else { Err(format!("{} bytes follow the entry", rest.len()).into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    enum Old {
+        Insert { key: u64 },
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum WithAnotherVariant {
+        Insert { key: u64 },
+        Remove { key: u64 },
+    }
+
+    #[derive(Debug, Serialize, Deserialize)]
+    enum WithAnotherField {
+        Insert { key: u64, value: Option<u64> },
+    }
+
+    /// As the documentation of [`AbstractLogEntry`] tells who updates a program.
+    #[test]
+    fn entries_of_an_older_program_are_decoded_if_there_are_more_variants_and_not_if_there_are_more_fields() {
+        let old = Old::Insert { key: 7 }.encode().unwrap();
+        assert_eq!(WithAnotherVariant::decode(&old).unwrap(), WithAnotherVariant::Insert { key: 7 });
+        WithAnotherField::decode(&old).unwrap_err();
     }
 }

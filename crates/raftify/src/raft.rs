@@ -257,20 +257,32 @@ where
     /// # Cancel safety
     /// As for `change_config`.
     pub async fn add_peers(&self, peers: impl IntoIterator<Item = Member>) -> Result<(), AddPeersError> {
-        if !self.node.lifecycle().is_waiting() {
-            let steps = peers.into_iter().map(MemberChange::Add).collect();
-            let change = MembershipChange::Steps { steps, leave: LeaveJoint::Automatically };
-            return Ok(self.change_config(change).await.map(drop)?);
+        // The caller's own code, which may take its time.
+        let peers: Vec<Member> = peers.into_iter().collect();
+        if self.begins_with(&peers)? {
+            return Ok(());
         }
-        let members = Members::initial(peers)?;
+        let steps = peers.into_iter().map(MemberChange::Add).collect();
+        let change = MembershipChange::Steps { steps, leave: LeaveJoint::Automatically };
+        Ok(self.change_config(change).await.map(drop)?)
+    }
+
+    /// Whether these are the members to begin with, because the node does not run yet.
+    fn begins_with(&self, peers: &[Member]) -> Result<bool, AddPeersError> {
+        // Held until they are laid down: who begins to run meanwhile waits here before it takes them.
+        let mut first_members = self.first_members.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.node.lifecycle().is_waiting() {
+            return Ok(false);
+        }
+        let members = Members::initial(peers.iter().cloned())?;
         let id = self.get_id();
         let own = members.get(id).ok_or(AddPeersError::NotListed { id })?;
         if *own.address != *self.raft_addr {
             let (listed, own) = (own.address.clone(), self.raft_addr.to_string());
             return Err(AddPeersError::OtherAddress { id, listed, own });
         }
-        *self.first_members.lock().unwrap_or_else(PoisonError::into_inner) = Some(members);
-        Ok(())
+        *first_members = Some(members);
+        Ok(true)
     }
 
     /// Lets this node into the cluster of its ticket, and resolves once it is a member and knows it. The node must be

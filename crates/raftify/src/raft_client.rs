@@ -416,7 +416,6 @@ impl ClusterConnection {
         let mut door = None;
         let mut later = None;
         while let Some(address) = round.next() {
-            let left = until.saturating_duration_since(Instant::now());
             let node = match self.node(&address, until).await {
                 Ok(node) => node,
                 Err(problem) => {
@@ -424,6 +423,7 @@ impl ClusterConnection {
                     continue;
                 }
             };
+            let left = until.saturating_duration_since(Instant::now());
             // What may be repeated does not spend all of its time on one node that hangs.
             let attempts = if E::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
             match call(node, left / attempts).await {

@@ -351,7 +351,7 @@ where
     /// # Cancel safety
     /// As for `change_config`; a node that was removed stops by itself as soon as it hears of it.
     pub async fn leave(&self) -> Result<(), MembershipError> {
-        self.shared.lifecycle.set_leaving(true);
+        self.shared.lifecycle.begin_to_leave();
         let change = MembershipChange::one(MemberChange::Remove(self.get_id()));
         match self.change_config(change).await {
             // The news that it was removed may reach this node before the answer does.
@@ -363,7 +363,7 @@ where
                 Ok(())
             }
             Err(error) => {
-                self.shared.lifecycle.set_leaving(false);
+                self.shared.lifecycle.did_not_leave();
                 Err(error)
             }
         }
@@ -373,10 +373,10 @@ where
     /// (but for [`log_entries_kept`](crate::Config::log_entries_kept) of at most
     /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and what followers still need, see
     /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then forgotten. Snapshots are
-    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries).
+    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most ten minutes.
     ///
     /// # Errors
-    /// See [`SnapshotError`]; the old snapshot stays in use.
+    /// See [`SnapshotError`]; the old snapshot stays in use. One that was not written in time may still be.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the snapshot.

@@ -245,3 +245,51 @@ async fn bounded<T, E: VerbError>(
         Err(_) => Err(CallError::TimedOut(timeout)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use raftify_core::members::check_address;
+
+    use super::*;
+
+    /// A membership change with any other would be made, and never come into force.
+    fn is_refused_or_connected_to(address: &str) {
+        if check_address(address).is_err() {
+            return;
+        }
+        let endpoint = endpoint(address, Duration::from_secs(1));
+        let endpoint = endpoint.unwrap_or_else(|error| panic!("{address:?} is no address for HTTP: {error}"));
+        let (host, port) = address.rsplit_once(':').unwrap();
+        assert_eq!(endpoint.uri().host(), Some(host), "{address:?} means another host to HTTP");
+        assert_eq!(endpoint.uri().port_u16(), port.parse().ok(), "{address:?} means another port to HTTP");
+    }
+
+    #[test]
+    fn only_addresses_that_can_be_connected_to_are_taken_for_addresses() {
+        for address in ["localhost:1", "node-1.example.:65535", "a_b:80", "127.0.0.1:1", "[::1]:1"] {
+            assert_eq!(check_address(address), Ok(()));
+            is_refused_or_connected_to(address);
+        }
+        for address in [
+            "127.0.0.1:+1",
+            "me@host:1",
+            "a#b:1",
+            "a?b:1",
+            "a\"b:1",
+            "a%62:1",
+            "ä:1",
+            "[fe80::1%eth0]:1",
+            "[]:1",
+        ] {
+            is_refused_or_connected_to(address);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_as_an_address_or_can_be_connected_to(host in "[!-~]{0,12}", port in "[+0-9]{0,6}") {
+            is_refused_or_connected_to(&format!("{host}:{port}"));
+        }
+    }
+}

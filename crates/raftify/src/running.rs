@@ -107,10 +107,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             outbox: outbox.clone(),
             blocking: blocking.clone(),
             remote_reply: Reply::Remote,
-            check_entry: |payload| match caught(|| FSM::LogEntry::decode(payload)) {
-                Ok(decoded) => decoded.map(drop).map_err(|error| error.to_string()),
-                Err(panic) => Err(format!("its decoder {panic}")),
-            },
+            check_entry: check_entry::<FSM::LogEntry>,
         };
         let inputs = Inputs {
             events: event_inputs,
@@ -211,6 +208,13 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
     }
 }
 
+/// Why an entry that came over the network cannot be decoded.
+fn check_entry<LogEntry: AbstractLogEntry>(payload: &[u8]) -> Result<(), String> {
+    // What was decoded is dropped, or the error shown and dropped, in there, too.
+    caught(|| LogEntry::decode(payload).map(drop).map_err(|error| error.to_string()))
+        .unwrap_or_else(|panic| Err(format!("its decoder {panic}")))
+}
+
 /// Waits for what a disk or a state machine may hold up for ever, and says so: first after [`PATIENCE`], then after twice
 /// as long each time.
 async fn patiently<T>(node_id: NodeId, what: &str, end: impl Future<Output = T>) -> T {
@@ -286,5 +290,44 @@ async fn termination() {
     tokio::select! {
         () = interrupt => {}
         () = terminate => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::error::BoxError;
+
+    #[derive(Debug)]
+    struct PanicsWhenShown;
+
+    impl fmt::Display for PanicsWhenShown {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            panic!("told to")
+        }
+    }
+
+    impl std::error::Error for PanicsWhenShown {}
+
+    struct Unreadable;
+
+    impl AbstractLogEntry for Unreadable {
+        fn encode(&self) -> Result<Bytes, BoxError> {
+            Ok(Bytes::new())
+        }
+
+        fn decode(_: &[u8]) -> Result<Unreadable, BoxError> {
+            Err(PanicsWhenShown.into())
+        }
+    }
+
+    /// Who proposed it would be told that it may have been applied.
+    #[test]
+    fn an_entry_whose_error_panics_when_it_is_shown_is_one_that_cannot_be_decoded() {
+        assert_eq!(check_entry::<Unreadable>(&[]), Err("its decoder panicked: told to".to_owned()));
     }
 }

@@ -17,31 +17,33 @@ use crate::transport::Connection;
 /// An accepted connection.
 pub(crate) struct Severable {
     stream: Connection,
-    /// `None` once it has resolved.
-    severed: Option<BoxFuture<'static, ()>>,
+    uncut: watch::Receiver<()>,
+    /// Resolves when it is cut.
+    severed: BoxFuture<'static, ()>,
 }
 
 impl Severable {
-    /// Ends when the sender of `severed` is dropped.
-    pub(crate) fn new(stream: Connection, mut severed: watch::Receiver<()>) -> Severable {
+    /// Ends when the sender of `uncut` is dropped.
+    pub(crate) fn new(stream: Connection, uncut: watch::Receiver<()>) -> Severable {
+        let mut severed = uncut.clone();
         let severed = Box::pin(async move { while severed.changed().await.is_ok() {} });
-        Severable { stream, severed: Some(severed) }
+        Severable { stream, uncut, severed }
     }
 
-    /// What is ready is done; what would have to wait fails if the connection is severed.
+    /// Does `work`, unless the connection is severed: not even what is ready is done then, for it may never end.
     fn unless_severed<T>(
         &mut self,
         context: &mut Context<'_>,
-        outcome: Poll<io::Result<T>>,
+        work: impl FnOnce(Pin<&mut Connection>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if outcome.is_ready() {
-            return outcome;
-        }
-        if let Some(severed) = &mut self.severed {
-            if severed.as_mut().poll(context).is_pending() {
+        if self.uncut.has_changed().is_ok() {
+            let outcome = work(Pin::new(&mut self.stream), context);
+            if outcome.is_ready() {
+                return outcome;
+            }
+            if self.severed.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
             }
-            self.severed = None;
         }
         Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
     }
@@ -53,8 +55,7 @@ impl AsyncRead for Severable {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.unless_severed(context, outcome)
+        self.unless_severed(context, |stream, context| stream.poll_read(context, buffer))
     }
 }
 
@@ -64,8 +65,7 @@ impl AsyncWrite for Severable {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write(context, data);
-        self.unless_severed(context, outcome)
+        self.unless_severed(context, |stream, context| stream.poll_write(context, data))
     }
 
     fn poll_write_vectored(
@@ -73,8 +73,7 @@ impl AsyncWrite for Severable {
         context: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, data);
-        self.unless_severed(context, outcome)
+        self.unless_severed(context, |stream, context| stream.poll_write_vectored(context, data))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -95,5 +94,30 @@ impl Connected for Severable {
 
     fn connect_info(&self) -> TcpConnectInfo {
         self.stream.connect_info()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_severed_connection_ends_also_if_its_other_end_never_pauses() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut other_end = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let (uncut, severed) = watch::channel(());
+        let mut connection = Severable::new(Connection::Tcp(stream), severed);
+        other_end.write_all(&[7; 2]).await.unwrap();
+        assert_eq!(connection.read_u8().await.unwrap(), 7);
+        drop(uncut);
+        // There is something to read, and room to write.
+        let read = connection.read_u8().await;
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        let written = connection.write_u8(7).await;
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 }

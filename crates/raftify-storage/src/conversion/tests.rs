@@ -254,6 +254,22 @@ fn files_of_others_in_the_directory_of_the_log_are_left_alone() {
     assert_eq!(content(directory.path()), (StorageKind::Wal, before));
 }
 
+#[cfg(unix)]
+#[test]
+fn log_that_a_symbolic_link_keeps_on_another_disk_is_converted() {
+    let (directory, disk) = (filled(StorageKind::Wal), tempfile::tempdir().unwrap());
+    let (log, elsewhere) = (directory.path().join("log"), disk.path().join("log"));
+    fs::rename(&log, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &log).unwrap();
+    let (_, before) = content(directory.path());
+    for to in KINDS {
+        convert_small(directory.path(), to, &OperatingSystem).unwrap();
+        assert_eq!(content(directory.path()), (to, content_like(&before)));
+        assert_tidy(directory.path(), to);
+    }
+    assert!(names(&elsewhere).is_empty(), "segments of the former log take room there");
+}
+
 #[derive(Clone, Debug)]
 enum Operation {
     Rename(PathBuf, PathBuf),

@@ -346,6 +346,26 @@ async fn any_node_can_leave_and_its_run_ends_well() {
     assert_eq!(nodes[last].raft().get_cluster_size(), 1);
 }
 
+/// The list would be forgotten otherwise, and the node go on as a cluster of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_are_added_while_the_node_begins_to_run_are_members_if_that_is_said() {
+    let mut node = TestNode::new(1);
+    let raft = node.bootstrap().unwrap();
+    let listed = [Member::voter(node.id, &node.address), Member::learner(id(2), free_address())];
+    let (mut begun, begins) = (false, raft.clone());
+    let peers = listed.into_iter().inspect(|_| {
+        if !std::mem::replace(&mut begun, true) {
+            node.run(begins.clone());
+            let leads = within("the node to lead", begins.wait_for_leader());
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(leads)).unwrap();
+        }
+    });
+    if raft.add_peers(peers).await.is_ok() {
+        assert_eq!(raft.get_cluster_size(), 2);
+    }
+    node.stop().await;
+}
+
 /// What is in force where the leader is may not be known to the others: without its vote, they could not go on if the
 /// leader was lost then.
 #[tokio::test]
@@ -370,6 +390,19 @@ async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
     within("the node to leave", left).await.unwrap();
     nodes[leaving].ended().await.unwrap();
     members_seen(&nodes[unknowing], 2).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_asked_to_leave_twice_at_once_ends_well() {
+    let mut nodes = static_cluster(3).await;
+    let follower = (agreed_leader(&nodes).await + 1) % 3;
+    let raft = nodes[follower].raft().clone();
+    until("one of the two is heard", async || {
+        let (first, second) = tokio::join!(raft.leave(), raft.leave());
+        first.is_ok() || second.is_ok()
+    })
+    .await;
+    nodes[follower].ended().await.unwrap();
 }
 
 async fn leave(node: &mut TestNode) {
