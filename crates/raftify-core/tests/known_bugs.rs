@@ -796,19 +796,7 @@ fn bug_24_a_snapshot_that_a_slow_state_machine_has_yet_to_restore_is_kept() {
     let slow = others(&cluster, leader)[0];
     let mut waiting = Vec::new();
     for _ in 0..2 {
-        let installed = cluster.truth.snapshots_installed;
-        isolate(&mut cluster, slow);
-        for _ in 0..100 {
-            let proposal = cluster.propose(leader);
-            while take(&proposal).is_none() {
-                all_but_the_state_machine_of(&mut cluster, slow);
-            }
-        }
-        cluster.cut.clear();
-        while cluster.truth.snapshots_installed == installed {
-            cluster.tick(leader);
-            all_but_the_state_machine_of(&mut cluster, slow);
-        }
+        until_a_snapshot_is_to_be_restored(&mut cluster, leader, slow);
         waiting.extend(cluster.status(slow).unwrap().snapshot);
     }
     assert!(waiting[0] < waiting[1]);
@@ -823,19 +811,7 @@ fn bug_24_a_snapshot_that_a_slow_state_machine_has_yet_to_restore_is_kept() {
 fn bug_24_a_node_that_restores_a_snapshot_votes_when_the_leader_is_lost() {
     let (mut cluster, leader) = cluster_of_three();
     let [slow, other] = others(&cluster, leader)[..] else { panic!("three nodes") };
-    let installed = cluster.truth.snapshots_installed;
-    isolate(&mut cluster, slow);
-    for _ in 0..100 {
-        let proposal = cluster.propose(leader);
-        while take(&proposal).is_none() {
-            all_but_the_state_machine_of(&mut cluster, slow);
-        }
-    }
-    cluster.cut.clear();
-    while cluster.truth.snapshots_installed == installed {
-        cluster.tick(leader);
-        all_but_the_state_machine_of(&mut cluster, slow);
-    }
+    until_a_snapshot_is_to_be_restored(&mut cluster, leader, slow);
     cluster.crash(leader);
     for _ in 0..200 {
         for node in [slow, other] {
@@ -845,6 +821,23 @@ fn bug_24_a_node_that_restores_a_snapshot_votes_when_the_leader_is_lost() {
     }
     assert_eq!(cluster.leader(), Some(other));
     cluster.check_recovery();
+}
+
+/// `slow` misses so much that it is sent a snapshot, which its state machine has yet to restore.
+fn until_a_snapshot_is_to_be_restored(cluster: &mut Cluster, leader: NodeId, slow: NodeId) {
+    let installed = cluster.truth.snapshots_installed;
+    isolate(cluster, slow);
+    for _ in 0..100 {
+        let proposal = cluster.propose(leader);
+        while take(&proposal).is_none() {
+            all_but_the_state_machine_of(cluster, slow);
+        }
+    }
+    cluster.cut.clear();
+    while cluster.truth.snapshots_installed == installed {
+        cluster.tick(leader);
+        all_but_the_state_machine_of(cluster, slow);
+    }
 }
 
 /// Everything moves once but the state machine of `slow`.

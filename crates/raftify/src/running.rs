@@ -295,23 +295,11 @@ async fn termination() {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt;
-
     use bytes::Bytes;
 
     use super::*;
     use crate::error::BoxError;
-
-    #[derive(Debug)]
-    struct PanicsWhenShown;
-
-    impl fmt::Display for PanicsWhenShown {
-        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-            panic!("told to")
-        }
-    }
-
-    impl std::error::Error for PanicsWhenShown {}
+    use crate::worker::PanicsWhenShown;
 
     struct Unreadable;
 

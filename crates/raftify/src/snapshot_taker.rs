@@ -116,24 +116,13 @@ impl<W: Write> Write for Paced<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt;
     use std::time::Duration;
 
     use raftify_core::storage::MemorySnapshotStore;
     use raftify_core::{ClusterId, LogPosition, Members};
 
     use super::*;
-
-    #[derive(Debug)]
-    struct PanicsWhenShown;
-
-    impl fmt::Display for PanicsWhenShown {
-        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
-            panic!("told to")
-        }
-    }
-
-    impl std::error::Error for PanicsWhenShown {}
+    use crate::worker::PanicsWhenShown;
 
     #[tokio::test]
     async fn an_error_of_the_user_that_panics_when_it_is_shown_is_reported() {

@@ -145,3 +145,18 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
         format!("panicked: {}", text.unwrap_or_else(|| "without a message".to_owned()))
     })
 }
+
+/// A user's error for which nothing outside of [`caught`] is prepared.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct PanicsWhenShown;
+
+#[cfg(test)]
+impl std::fmt::Display for PanicsWhenShown {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("told to")
+    }
+}
+
+#[cfg(test)]
+impl std::error::Error for PanicsWhenShown {}
