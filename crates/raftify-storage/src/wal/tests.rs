@@ -228,6 +228,8 @@ fn size_of_segments_is_chosen_within_limits_each_time_a_directory_is_opened() {
             state = state.after(&write).unwrap();
             storage.write(&[write]).unwrap();
         }
+        // The next segment, which is made beside the writes, has its final name once the storage is dropped.
+        drop(storage);
         let newest = segments_in(directory.path()).unwrap().into_iter().max().unwrap();
         assert_eq!(fs::metadata(newest).unwrap().len(), segment_bytes);
     }
