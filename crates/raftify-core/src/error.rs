@@ -9,7 +9,7 @@ use crate::members::{MembershipRefusal, SenderRefusal};
 use crate::storage::StorageError;
 use crate::types::{ClusterId, Identity, LogIndex, LogPosition, NodeId, Term};
 
-/// Why a node no longer serves requests.
+/// Why a node does not serve requests.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum StopReason {
     /// It was set up but does not run yet. Nothing happened.
@@ -41,6 +41,13 @@ pub enum StopReason {
     /// A defect of this program, or damage that passed all checks. The node stopped rather than go on.
     #[error("the node stopped because of an internal error: {0}")]
     Internal(String),
+    /// It has not stopped, as far as is known, but did not answer for so long: its disk, its state machine or the machine
+    /// holds it up. What was asked for may have taken effect, or may yet: look at the status before asking again.
+    #[error(
+        "the node did not answer within {} ms: something holds it up; whether the request took effect, or will, is not \
+         known, look at the status before trying again", .0.as_millis()
+    )]
+    NoAnswer(Duration),
 }
 
 /// Where to try instead, for a request that reached a node that does not lead.

@@ -504,7 +504,7 @@ pub(crate) trait Unanswered: From<StopReason> + PartialEq + Send + 'static {
 
     /// The core's own deadline has passed, and it did not say so.
     fn late(within: Duration) -> Self {
-        StopReason::Internal(format!("the raft loop did not answer within {} ms", within.as_millis())).into()
+        StopReason::NoAnswer(within).into()
     }
 }
 
@@ -562,3 +562,19 @@ impl Unanswered for CampaignError {}
 impl Unanswered for DemoteError {}
 impl Unanswered for JoinError {}
 impl Unanswered for StopReason {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_gets_no_answer_in_time_is_told_so_and_not_that_the_node_has_stopped() {
+        let within = Duration::from_millis(250);
+        let no_answer = StopReason::NoAnswer(within);
+        assert_eq!(StopReason::late(within), no_answer);
+        assert_eq!(TransferError::late(within), TransferError::Stopped(no_answer.clone()));
+        let text = no_answer.to_string();
+        assert!(text.starts_with("the node did not answer within 250 ms"), "{text}");
+        assert!(!text.contains("stopped"), "{text}");
+    }
+}
