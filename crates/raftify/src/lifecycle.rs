@@ -160,19 +160,33 @@ impl Lifecycle {
         let _ = quit.wait_for(|quit| *quit).await;
     }
 
-    /// This node's own user takes it out of the cluster.
-    pub(crate) fn begin_to_leave(&self) {
+    /// This node's own user takes it out of the cluster: until what is returned is dropped, or for good if it
+    /// [succeeds](Leaving::succeeded).
+    pub(crate) fn begin_to_leave(&self) -> Leaving<'_> {
         self.0.leaving.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// One that began to did not succeed. Another one may.
-    pub(crate) fn did_not_leave(&self) {
-        self.0.leaving.fetch_sub(1, Ordering::SeqCst);
+        Leaving(&self.0.leaving)
     }
 
     /// Whether the node's removal is no failure.
     pub(crate) fn is_leaving(&self) -> bool {
         self.0.leaving.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// One call that takes this node out of the cluster. Dropped, it did not succeed, or nobody waits for it any more. Another
+/// one may be under way.
+pub(crate) struct Leaving<'a>(&'a AtomicUsize);
+
+impl Leaving<'_> {
+    /// The node was removed.
+    pub(crate) fn succeeded(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -183,5 +197,22 @@ impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
         let reason = self.0.stop_reason();
         self.0.0.phase.send_replace(Phase::Ended(reason));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_gave_up_leaving_is_not_leaving_and_who_succeeded_has_left() {
+        let lifecycle = Lifecycle::new();
+        let (given_up, other) = (lifecycle.begin_to_leave(), lifecycle.begin_to_leave());
+        drop(given_up);
+        assert!(lifecycle.is_leaving(), "another call is under way");
+        drop(other);
+        assert!(!lifecycle.is_leaving(), "a removal by others would look as if it was asked for");
+        lifecycle.begin_to_leave().succeeded();
+        assert!(lifecycle.is_leaving());
     }
 }

@@ -349,23 +349,23 @@ where
     /// [`quit`](Self::quit).
     ///
     /// # Cancel safety
-    /// As for `change_config`; a node that was removed stops by itself as soon as it hears of it.
+    /// As for `change_config`; a node that was removed stops by itself as soon as it hears of it. If that was not known
+    /// when the future was dropped, [`Raft::run`](crate::Raft::run) returns [`StopReason::Removed`] then, as it does after
+    /// a removal by others.
     pub async fn leave(&self) -> Result<(), MembershipError> {
-        self.shared.lifecycle.begin_to_leave();
+        let leaving = self.shared.lifecycle.begin_to_leave();
         let change = MembershipChange::one(MemberChange::Remove(self.get_id()));
         match self.change_config(change).await {
             // The news that it was removed may reach this node before the answer does.
             Ok(_) | Err(MembershipError::Stopped(StopReason::Removed { .. })) => {
+                leaving.succeeded();
                 // It stops by itself. If too few of the others can be reached, nobody waits for them for ever.
                 let _ =
                     timeout(self.shared.config.membership_timeout, self.shared.lifecycle.stopping()).await;
                 self.quit().await;
                 Ok(())
             }
-            Err(error) => {
-                self.shared.lifecycle.did_not_leave();
-                Err(error)
-            }
+            Err(error) => Err(error),
         }
     }
 
