@@ -142,6 +142,10 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        // It may be anything, and what dropping it may panic with as well: that is not dropped at all.
+        if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            std::mem::forget(another);
+        }
         format!("panicked: {}", text.unwrap_or_else(|| "without a message".to_owned()))
     })
 }
@@ -160,3 +164,28 @@ impl std::fmt::Display for PanicsWhenShown {
 
 #[cfg(test)]
 impl std::error::Error for PanicsWhenShown {}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::panic_any;
+
+    use super::*;
+
+    struct PanicsWhenDropped(u8);
+
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            if self.0 > 0 {
+                panic_any(PanicsWhenDropped(self.0 - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_with_something_that_panics_when_it_is_dropped_is_caught() {
+        assert_eq!(
+            caught(|| panic_any(PanicsWhenDropped(2))),
+            Err::<(), _>("panicked: without a message".to_owned())
+        );
+    }
+}
