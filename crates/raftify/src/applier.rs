@@ -142,6 +142,11 @@ fn lock<FSM: AbstractStateMachine, S>(applier: &Mutex<Applier<FSM, S>>) -> Mutex
     applier.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Drops what will not be done. It is the user's own, and may panic: that changes nothing any more.
+fn forget(work: impl Sized) {
+    let _ = caught(|| drop(work));
+}
+
 /// At most this much of the queue is taken in as one batch, so that queries and the end of the node get their turn.
 const TAKEN_IN_MAX: usize = 256;
 
@@ -173,9 +178,12 @@ async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
                 let told = applied.map(|index| drop(events.send(Event::Applied(index))));
                 queued.fetch_sub(count, Ordering::Release);
                 // A queue that is filled as fast as it is emptied does not keep queries waiting.
-                match queries.try_recv() {
-                    Ok(query) if told.is_ok() => may_block(|| lock(&applier).answer(query)).await,
-                    _ => told,
+                match told {
+                    Ok(()) => match queries.try_recv() {
+                        Ok(query) => may_block(|| lock(&applier).answer(query)).await,
+                        Err(_) => Ok(()),
+                    },
+                    failed => failed,
                 }
             }
             Some(query) = queries.recv() => may_block(|| lock(&applier).answer(query)).await,
@@ -186,6 +194,10 @@ async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
         && !lifecycle.is_stopping()
     {
         let _ = events.send(Event::Failed(reason));
+    }
+    queries.close();
+    while let Ok(query) = queries.try_recv() {
+        forget(query);
     }
     let writing_out = lock(&applier).snapshot_taker.take_thread();
     if let Some(thread) = writing_out {
@@ -223,7 +235,9 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
         work: impl FnOnce(&mut Self) -> Result<T, StopReason>,
     ) -> Result<T, StopReason> {
         if let Some(reason) = &self.failure {
-            return Err(reason.clone());
+            let reason = reason.clone();
+            forget(work);
+            return Err(reason);
         }
         let outcome = caught(|| work(self)).unwrap_or_else(|panic| {
             Err(StopReason::StateMachine(format!("what it returned, or an entry, {panic}")))
@@ -595,6 +609,40 @@ mod tests {
         let item = Committed::User { position: LogPosition::new(1, 1), payload, reply: None };
         handle.hand_over(ToApply::Committed(vec![item]));
         let event = within(events.recv()).await;
+        assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
+    }
+
+    /// The first one's drop panics on the thread, before it could say anything; two at once would end the process.
+    #[tokio::test]
+    async fn queries_that_panic_when_they_are_dropped_do_not_hide_why_the_node_cannot_go_on() {
+        let (events, mut received) = mpsc::unbounded_channel();
+        let (queries, asked) = mpsc::channel(3);
+        let query = || -> Query<Sum> {
+            let dropped = PanicsWhenDropped;
+            Box::new(move |_| drop(dropped))
+        };
+        for _ in 0..3 {
+            queries.try_send(query()).ok().unwrap();
+        }
+        let lifecycle = Lifecycle::new();
+        let snapshots = TrackedSnapshots::new(MemorySnapshotStore::default(), lifecycle.clone());
+        let applier = Applier {
+            node_id: NodeId::FIRST,
+            state_machine: Sum::default(),
+            snapshots: snapshots.clone(),
+            snapshot_taker: SnapshotTaker::new(snapshots, 0, events.clone(), lifecycle.clone()),
+            members: Members::none(),
+            applied: LogPosition::ZERO,
+            recovered: LogPosition::ZERO,
+            failure: Some(StopReason::StateMachine("of before".to_owned())),
+            events,
+            formatter: Arc::new(DefaultFormatter),
+        };
+        let (work, queue) = mpsc::unbounded_channel();
+        work.send(ToApply::Committed(committed(1, 1))).ok().unwrap();
+        let queued = Arc::new(AtomicUsize::new(2));
+        run(Arc::new(Mutex::new(applier)), None, queue, queued, asked, lifecycle).await;
+        let event = received.recv().await;
         assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
     }
 
