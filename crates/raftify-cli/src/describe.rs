@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::{self, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
@@ -131,10 +132,13 @@ where
     let undecodable = |error: &dyn Error| format!("cannot be decoded, {error}: {}", hex_and_text(bytes));
     match entry.kind {
         EntryKind::Empty => String::new(),
-        EntryKind::User => LogEntry::decode(bytes).map_or_else(
-            |error| undecodable(&*error),
-            |user_entry| formatter.format_entry(&user_entry, bytes),
-        ),
+        EntryKind::User => unless_it_panics(|| {
+            LogEntry::decode(bytes).map_or_else(
+                |error| undecodable(&*error),
+                |user_entry| formatter.format_entry(&user_entry, bytes),
+            )
+        })
+        .unwrap_or_else(|| format!("its decoder or formatter panicked: {}", hex_and_text(bytes))),
         EntryKind::MembershipChange => {
             MembershipChange::decode(bytes).map_or_else(|error| undecodable(&error), describe_change)
         }
@@ -146,6 +150,12 @@ where
             Err(error) => undecodable(&error),
         },
     }
+}
+
+/// What the user's own code says. Its panic has been printed already, and is not the end of what can be shown.
+fn unless_it_panics<T>(work: impl FnOnce() -> T) -> Option<T> {
+    // What it panicked with is the user's as well, and may panic when it is dropped.
+    catch_unwind(AssertUnwindSafe(work)).map_err(std::mem::forget).ok()
 }
 
 fn describe_change(change: MembershipChange) -> String {
@@ -230,7 +240,7 @@ where
         io::copy(&mut data, output)?;
         return Ok(());
     }
-    let text = formatter.format_snapshot(&mut data)?;
+    let text = describe_snapshot(&mut data, formatter)?;
     // What the formatter left is read as well, so that damage anywhere is found.
     io::copy(&mut data.by_ref(), &mut io::sink())?;
     if form == Form::Json {
@@ -254,6 +264,18 @@ where
     print_members(output, Some(&meta.members), None)?;
     writeln!(output, "{text}")?;
     Ok(())
+}
+
+fn describe_snapshot<LogEntry, FSM>(
+    data: &mut dyn Read,
+    formatter: &impl CustomFormatter<LogEntry, FSM>,
+) -> Result<String, BoxError>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    let text = unless_it_panics(|| formatter.format_snapshot(data));
+    Ok(text.ok_or("the formatter panicked on the snapshot: show its bytes with --raw")??)
 }
 
 fn node<LogEntry, FSM>(address: &str, form: Form, output: &mut dyn Write) -> Result<(), BoxError>
@@ -317,4 +339,51 @@ where
 fn members_json(members: &Members) -> Value {
     let list: Vec<&Member> = members.iter().collect();
     json!({ "as_of": members.as_of(), "joint": members.is_joint(), "list": list })
+}
+
+#[cfg(test)]
+mod tests {
+    use raftify::{LogPosition, SnapshotCapture};
+
+    use super::*;
+
+    struct Nothing;
+
+    impl AbstractStateMachine for Nothing {
+        type LogEntry = u8;
+        type Reply = ();
+
+        fn apply(&mut self, _: LogPosition, _: u8) -> Result<(), BoxError> {
+            Ok(())
+        }
+
+        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+            Ok(SnapshotCapture::of(()))
+        }
+
+        fn restore(&mut self, _: &mut dyn Read) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    struct Panics;
+
+    impl CustomFormatter<u8, Nothing> for Panics {
+        fn format_entry(&self, _: &u8, _: &[u8]) -> String {
+            panic!("told to")
+        }
+
+        fn format_snapshot(&self, _: &mut dyn Read) -> io::Result<String> {
+            panic!("told to")
+        }
+    }
+
+    #[test]
+    fn what_a_formatter_panics_on_is_shown_as_bytes_or_is_an_error() {
+        let payload = 7_u8.encode().unwrap();
+        let entry = Entry { position: LogPosition::new(1, 1), kind: EntryKind::User, payload };
+        assert_eq!(describe_entry(&entry, &Panics), "its decoder or formatter panicked: 07  |.|");
+        let error = describe_snapshot(&mut io::empty(), &Panics).unwrap_err().to_string();
+        assert_eq!(error, "the formatter panicked on the snapshot: show its bytes with --raw");
+    }
 }

@@ -340,7 +340,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             let entry = FSM::LogEntry::decode(&payload).map_err(|error| {
                 format!("the entry at {position} ({} bytes) cannot be decoded: {error}", payload.len())
             })?;
-            trace!(node = %self.node_id, %position, "apply {}", self.formatter.format_entry(&entry, &payload));
+            trace!(node = %self.node_id, %position, "apply {}", self.in_words(&entry, &payload));
             entries.push((position, entry));
         }
         let replies = self.state_machine.apply_batch(entries)?;
@@ -348,6 +348,12 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             return Err(format!("apply_batch returned {} replies to {count} entries", replies.len()).into());
         }
         Ok(replies)
+    }
+
+    /// For the log. An entry that cannot be shown can be applied all the same.
+    fn in_words(&self, entry: &FSM::LogEntry, payload: &[u8]) -> String {
+        caught(|| self.formatter.format_entry(entry, payload))
+            .unwrap_or_else(|panic| format!("what its formatter cannot show, which {panic}"))
     }
 
     /// What is not for the state machine.
