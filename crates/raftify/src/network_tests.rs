@@ -639,6 +639,25 @@ async fn the_client_follows_the_leader_and_retries_refusals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_client_asks_another_node_if_one_takes_nothing_because_it_stops() {
+    let TestNode { address: stopping, requests, serving: _serving, stop: _stop, .. } = TestNode::start(1);
+    drop(requests);
+    let mut other = TestNode::start(2);
+    let alone = ClusterConnection::new([stopping.clone()], Duration::from_secs(20)).unwrap();
+    let refused = alone.propose(Bytes::new()).await;
+    assert_eq!(refused, Err(ClientError::Door(DoorRefusal::Stopped(StopReason::Stopped))));
+
+    let cluster = ClusterConnection::new([stopping, other.address.clone()], Duration::from_secs(20)).unwrap();
+    let proposing = tokio::spawn(async move { cluster.propose(Bytes::new()).await });
+    let ServerRequestMsg::ForLeader { request, .. } = other.next_request().await else {
+        panic!("no proposal")
+    };
+    let LeaderRequest::Propose { reply, .. } = request else { panic!("no proposal") };
+    reply.applied(5);
+    assert_eq!(within("an answer", proposing).await.unwrap(), Ok(Bytes::from_static(&[5])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_client_says_what_is_wrong() {
     let deadline = Duration::from_secs(20);
     let cluster = ClusterConnection::new(["no-such-host.invalid:1"], deadline).unwrap();

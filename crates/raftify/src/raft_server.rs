@@ -213,43 +213,53 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         &self,
         deadline: Duration,
         request: impl FnOnce(Responder<T, E>) -> ServerRequestMsg<R>,
-    ) -> Result<T, A>
+    ) -> Result<Result<T, A>, DoorRefusal>
     where
         T: Send + 'static,
         E: From<StopReason> + Into<A> + Send + 'static,
         A: VerbError,
     {
         let (answered, answer) = oneshot::channel();
-        self.enqueue::<A>(request(responder(answered)))?;
-        match timeout(deadline + ANSWER_GRACE, answer).await {
-            Ok(answer) => answer.unwrap_or_else(|_| Err(StopReason::Stopped.into())).map_err(Into::into),
-            Err(_) => Err(A::timed_out(deadline)),
+        self.enqueue_and_wait(request(responder(answered)), deadline, async {
+            answer.await.unwrap_or_else(|_| Err(StopReason::Stopped.into())).map_err(Into::into)
+        })
+        .await
+    }
+
+    /// A queue that is closed takes nothing: that is refused at the door, and another node may be asked. From a node that
+    /// has taken the request, the same reason would mean that the outcome is unknown.
+    async fn enqueue_and_wait<T, A: VerbError>(
+        &self,
+        request: ServerRequestMsg<R>,
+        deadline: Duration,
+        answer: impl Future<Output = Result<T, A>>,
+    ) -> Result<Result<T, A>, DoorRefusal> {
+        match self.door.requests.try_send(request) {
+            Ok(()) => {
+                let answer = timeout(deadline + ANSWER_GRACE, answer).await;
+                Ok(answer.unwrap_or_else(|_| Err(A::timed_out(deadline))))
+            }
+            Err(Refused::Full { waiting, .. }) => Ok(Err(A::busy(waiting))),
+            Err(Refused::Closed) => Err(DoorRefusal::Stopped(StopReason::Stopped)),
         }
     }
 
-    fn enqueue<E: VerbError>(&self, request: ServerRequestMsg<R>) -> Result<(), E> {
-        self.door.requests.try_send(request).map_err(|error| match error {
-            Refused::Full { waiting, .. } => E::busy(waiting),
-            Refused::Closed => StopReason::Stopped.into(),
-        })
-    }
-
-    async fn propose_here(&self, payload: Bytes, forwarding: Forwarding) -> Result<Bytes, ProposeError> {
-        (self.door.check_entry)(&payload).map_err(ProposeError::Undecodable)?;
+    async fn propose_here(
+        &self,
+        payload: Bytes,
+        forwarding: Forwarding,
+    ) -> Result<Result<Bytes, ProposeError>, DoorRefusal> {
+        if let Err(reason) = (self.door.check_entry)(&payload) {
+            return Ok(Err(ProposeError::Undecodable(reason)));
+        }
         let (answered, answer) = oneshot::channel();
         let request = LeaderRequest::Propose { payload, reply: (self.door.remote_reply)(answered) };
-        self.enqueue::<ProposeError>(ServerRequestMsg::ForLeader { request, forwarding })?;
-        let deadline = self.door.config.propose_timeout;
-        let reply = match timeout(deadline + ANSWER_GRACE, answer).await {
-            Ok(answer) => answer.unwrap_or_else(|_| Err(StopReason::Stopped.into()))?,
-            Err(_) => return Err(ProposeError::timed_out(deadline)),
-        };
-        let limit = wire::RECEIVE_BYTES_LIMIT - 1024;
-        if reply.len() > limit {
-            let reason = format!("it has {} bytes, over the network it may have {limit}", reply.len());
-            return Err(ProposeError::Unknown(UnknownOutcome::BadReply(reason)));
-        }
-        Ok(reply)
+        let request = ServerRequestMsg::ForLeader { request, forwarding };
+        let answer = async { answer.await.unwrap_or_else(|_| Err(StopReason::Stopped.into())) };
+        Ok(self
+            .enqueue_and_wait(request, self.door.config.propose_timeout, answer)
+            .await?
+            .and_then(small_enough))
     }
 
     /// The next message of a stream, or a reason why there will be none.
@@ -399,6 +409,16 @@ fn responder<T: Send + 'static, E: From<StopReason> + Send + 'static>(
     })
 }
 
+/// A reply that a message has room for.
+fn small_enough(reply: Bytes) -> Result<Bytes, ProposeError> {
+    let limit = wire::RECEIVE_BYTES_LIMIT - 1024;
+    if reply.len() > limit {
+        let reason = format!("it has {} bytes, over the network it may have {limit}", reply.len());
+        return Err(ProposeError::Unknown(UnknownOutcome::BadReply(reason)));
+    }
+    Ok(reply)
+}
+
 fn malformed(reason: impl Into<String>) -> Status {
     DoorRefusal::Malformed(reason.into()).into()
 }
@@ -470,7 +490,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         use proto::propose_reply::Outcome;
         let request = request.into_inner();
         self.admit_request(request.header.as_ref())?;
-        let outcome = match self.propose_here(request.payload, forwarding(request.forwarded)).await {
+        let outcome = match self.propose_here(request.payload, forwarding(request.forwarded)).await? {
             Ok(reply) => Outcome::Reply(reply),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
@@ -492,7 +512,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
                 let request = LeaderRequest::ChangeMembership { change, reply };
                 ServerRequestMsg::ForLeader { request, forwarding }
             });
-        let outcome = match changed.await {
+        let outcome = match changed.await? {
             Ok(members) => Outcome::Members(members.encode()),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
@@ -512,7 +532,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
                 let request = LeaderRequest::ReserveNodeId { reply };
                 ServerRequestMsg::ForLeader { request, forwarding }
             });
-        let outcome = match reserved.await {
+        let outcome = match reserved.await? {
             Ok(reservation) => Outcome::Reservation(wire::reservation_to_wire(&reservation)),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
@@ -533,7 +553,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             let request = LeaderRequest::TransferLeader { to, reply };
             ServerRequestMsg::ForLeader { request, forwarding }
         });
-        let outcome = match transferred.await {
+        let outcome = match transferred.await? {
             Ok(leader) => Outcome::Leader(leader.get()),
             Err::<_, raftify_core::error::TransferError>(error) => {
                 Outcome::Refusal(wire::refusal_to_wire(&error))
@@ -551,7 +571,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         let confirmed = self.ask::<_, ReadError, ReadError>(self.door.config.read_timeout, |reply| {
             ServerRequestMsg::ConfirmReadIndex { reply }
         });
-        let outcome = match confirmed.await {
+        let outcome = match confirmed.await? {
             Ok(index) => Outcome::Index(index.0),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
@@ -568,7 +588,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             .ask::<Inspection, StopReason, ReadError>(self.door.config.read_timeout, |reply| {
                 ServerRequestMsg::Inspect { reply }
             });
-        let outcome = match inspected.await {
+        let outcome = match inspected.await? {
             Ok(inspection) => Outcome::Inspection(wire::encode_detail(&inspection)),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
