@@ -1,18 +1,28 @@
 //! Connections that their server can end, also if the other end hangs.
 //!
 //! A connection's task holds what it serves, and so the data directory. The server lets go of all of them by dropping
-//! one end of a channel: reading and writing then fail.
+//! one end of a channel: reading and writing then fail. They also fail on a connection that does not begin to speak
+//! HTTP/2: only when it has, keepalives look after it.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
+use tokio::time::{Sleep, sleep};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::remote_node::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT};
 use crate::transport::Connection;
+
+/// With so many bytes a client begins to speak HTTP/2 (RFC 9113, section 3.4), and sends them at once.
+const PREFACE_BYTES: usize = 24;
+
+/// So long they may take: as long as a connection that was begun may be without a sign of life.
+const PREFACE_TIMEOUT: Duration = KEEP_ALIVE_INTERVAL.saturating_add(KEEP_ALIVE_TIMEOUT);
 
 /// An accepted connection.
 pub(crate) struct Severable {
@@ -20,6 +30,14 @@ pub(crate) struct Severable {
     uncut: watch::Receiver<()>,
     /// Resolves when it is cut.
     severed: BoxFuture<'static, ()>,
+    /// `None` as soon as it has begun.
+    beginning: Option<Beginning>,
+}
+
+/// A connection that has not sent its preface yet.
+struct Beginning {
+    missing_bytes: usize,
+    too_late: Pin<Box<Sleep>>,
 }
 
 impl Severable {
@@ -27,7 +45,9 @@ impl Severable {
     pub(crate) fn new(stream: Connection, uncut: watch::Receiver<()>) -> Severable {
         let mut severed = uncut.clone();
         let severed = Box::pin(async move { while severed.changed().await.is_ok() {} });
-        Severable { stream, uncut, severed }
+        let too_late = Box::pin(sleep(PREFACE_TIMEOUT));
+        let beginning = Some(Beginning { missing_bytes: PREFACE_BYTES, too_late });
+        Severable { stream, uncut, severed, beginning }
     }
 
     /// Does `work`, unless the connection is severed: not even what is ready is done then, for it may never end.
@@ -40,6 +60,11 @@ impl Severable {
             let outcome = work(Pin::new(&mut self.stream), context);
             if outcome.is_ready() {
                 return outcome;
+            }
+            if let Some(beginning) = &mut self.beginning
+                && beginning.too_late.as_mut().poll(context).is_ready()
+            {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             if self.severed.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
@@ -55,7 +80,16 @@ impl AsyncRead for Severable {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.unless_severed(context, |stream, context| stream.poll_read(context, buffer))
+        let before = buffer.filled().len();
+        let read = self.unless_severed(context, |stream, context| stream.poll_read(context, buffer));
+        if let Some(beginning) = &mut self.beginning {
+            let bytes = buffer.filled().len() - before;
+            beginning.missing_bytes = beginning.missing_bytes.saturating_sub(bytes);
+            if beginning.missing_bytes == 0 {
+                self.beginning = None;
+            }
+        }
+        read
     }
 }
 
@@ -101,16 +135,22 @@ impl Connected for Severable {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::timeout;
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_severed_connection_ends_also_if_its_other_end_never_pauses() {
+    /// Both ends of a connection; the server's is severed by dropping the last.
+    async fn connect() -> (TcpStream, Severable, watch::Sender<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut other_end = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let other_end = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         let (uncut, severed) = watch::channel(());
-        let mut connection = Severable::new(Connection::Tcp(stream), severed);
+        (other_end, Severable::new(Connection::Tcp(stream), severed), uncut)
+    }
+
+    #[tokio::test]
+    async fn a_severed_connection_ends_also_if_its_other_end_never_pauses() {
+        let (mut other_end, mut connection, uncut) = connect().await;
         other_end.write_all(&[7; 2]).await.unwrap();
         assert_eq!(connection.read_u8().await.unwrap(), 7);
         drop(uncut);
@@ -119,5 +159,20 @@ mod tests {
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         let written = connection.write_u8(7).await;
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    /// Time passes when nothing else is left to happen.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_does_not_begin_to_speak_ends_and_one_that_has_begun_may_be_silent() {
+        let mut preface = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let (mut other_end, mut slow, _uncut) = connect().await;
+        other_end.write_all(&preface[1..]).await.unwrap();
+        let read = slow.read_exact(&mut preface).await;
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+
+        let (mut other_end, mut silent, _uncut) = connect().await;
+        other_end.write_all(&preface).await.unwrap();
+        silent.read_exact(&mut preface).await.unwrap();
+        assert!(timeout(PREFACE_TIMEOUT * 10, silent.read_u8()).await.is_err(), "it was ended");
     }
 }
