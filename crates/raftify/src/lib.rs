@@ -87,6 +87,7 @@ mod remote_node;
 mod reply;
 mod request_queue;
 mod running;
+mod seldom;
 mod severable;
 #[cfg(feature = "simulation")]
 pub mod simulation;

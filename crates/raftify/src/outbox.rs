@@ -30,6 +30,7 @@ use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, error, info, warn};
 
 use crate::remote_node::{self, CallError, RemoteNode};
+use crate::seldom::Seldom;
 use crate::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
 use crate::transport;
 use crate::wire::{self, DoorRefusal, VerbError, proto};
@@ -107,6 +108,8 @@ struct State {
     /// `None` until this node knows to which cluster it belongs: nobody is spoken to before.
     own: Option<(Identity, Arc<Members>)>,
     contacts: BTreeMap<NodeId, Contact>,
+    /// The warning that there are as many as may be: each message of one more is a reason.
+    too_many_contacts: Seldom,
     peers: BTreeMap<NodeId, Peer>,
     tasks: JoinSet<()>,
     closed: bool,
@@ -167,6 +170,7 @@ impl Outbox {
             state: Mutex::new(State {
                 own: None,
                 contacts: BTreeMap::new(),
+                too_many_contacts: Seldom::default(),
                 peers: BTreeMap::new(),
                 tasks: JoinSet::new(),
                 closed: false,
@@ -197,7 +201,10 @@ impl Outbox {
             return;
         }
         if state.contacts.len() >= MEMBERS_MAX && !state.contacts.contains_key(&sender.id) {
-            return warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
+            if state.too_many_contacts.is_due() {
+                warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
+            }
+            return;
         }
         let contact = Contact { address: address.to_owned(), members_as_of: sender.members_as_of };
         if state.contacts.get(&sender.id) == Some(&contact) {

@@ -12,12 +12,13 @@ use std::time::Duration;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
 use tonic::transport::{Channel, Endpoint, Error};
 use tracing::warn;
 
 use crate::error::BootstrapError;
+use crate::seldom::Seldom;
 #[cfg(feature = "simulation")]
 use crate::simulation;
 
@@ -26,9 +27,6 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// ... up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-
-/// As long as that goes on, it is told this often.
-const WARNED_EVERY: Duration = Duration::from_secs(60);
 
 /// Listens already, and does not accept yet.
 pub(crate) enum Listener {
@@ -80,23 +78,22 @@ impl Listener {
 fn unhurried<T>(
     incoming: impl Stream<Item = io::Result<T>> + Send + Unpin,
 ) -> impl Stream<Item = io::Result<T>> + Send {
-    let never_warned: Option<Instant> = None;
-    stream::unfold((incoming, Duration::ZERO, never_warned), |(mut incoming, pause, mut warned)| async move {
+    let warning = Seldom::default();
+    stream::unfold((incoming, Duration::ZERO, warning), |(mut incoming, pause, mut warning)| async move {
         if !pause.is_zero() {
             sleep(pause).await;
         }
         let accepted = incoming.next().await?;
         let pause = match &accepted {
             Err(error) if !is_of_one_connection(error) => {
-                if warned.is_none_or(|warned| warned.elapsed() >= WARNED_EVERY) {
+                if warning.is_due() {
                     warn!("no connection can be accepted, it is tried again: {error}");
-                    warned = Some(Instant::now());
                 }
                 (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX)
             }
             _ => Duration::ZERO,
         };
-        Some((accepted, (incoming, pause, warned)))
+        Some((accepted, (incoming, pause, warning)))
     })
 }
 
@@ -195,6 +192,8 @@ impl Connected for Connection {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
