@@ -36,6 +36,9 @@ use crate::worker::{Blocking, caught};
 /// So long a node that stops waits for its parts without a word: longer than the server takes with connections that hang.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What a node that stops says of its log writer when it waits for it.
+const LOG_WRITER: &str = "the log writer, in a write of the log";
+
 /// Everything that a node consists of, before it runs.
 pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) core: RaftNodeCore<Reply<FSM::Reply>>,
@@ -80,7 +83,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             peer_events,
         );
         let (log_writer, writer_thread) =
-            LogWriter::start(node_id, self.storage, events.clone(), outbox.clone())?;
+            LogWriter::start(node_id, self.storage, events.clone(), outbox.clone())
+                .inspect_err(|reason| lifecycle.stop(reason))?;
         let applier = ApplierStart {
             node_id,
             state_machine: self.state_machine,
@@ -98,7 +102,16 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             formatter: self.formatter,
             lifecycle: lifecycle.clone(),
         };
-        let (applier, applier_thread) = applier.start()?;
+        let (applier, applier_thread) = match applier.start() {
+            Ok(started) => started,
+            Err(reason) => {
+                lifecycle.stop(&reason);
+                drop(log_writer);
+                outbox.shutdown().await;
+                patiently(node_id, LOG_WRITER, writer_thread.ended()).await;
+                return Err(reason.into());
+            }
+        };
         let door = Door {
             requests: server_requests,
             status: self.status.subscribe(),
@@ -155,7 +168,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         }
         let outcome = outcome(ended, unasked, not_begun.get(), &lifecycle);
         outbox.shutdown().await;
-        patiently(node_id, "the log writer, in a write of the log", writer_thread.ended()).await;
+        patiently(node_id, LOG_WRITER, writer_thread.ended()).await;
         let what = "the applier, in the state machine or in a snapshot that is written out";
         patiently(node_id, what, applier_thread.ended()).await;
         patiently(node_id, "reads of the log, or work on snapshots", blocking.ended()).await;
@@ -295,11 +308,56 @@ async fn termination() {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
     use bytes::Bytes;
+    use raftify_core::Config;
+    use raftify_storage::HeedStorage;
 
     use super::*;
+    use crate::Raft;
     use crate::error::BoxError;
-    use crate::worker::PanicsWhenShown;
+    use crate::state_machine::SnapshotCapture;
+    use crate::worker::{NOT_STARTED, PanicsWhenShown};
+
+    struct Nothing;
+
+    impl AbstractStateMachine for Nothing {
+        type LogEntry = u64;
+        type Reply = ();
+
+        fn apply(&mut self, _: LogPosition, _: u64) -> Result<(), BoxError> {
+            Ok(())
+        }
+
+        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+            Ok(SnapshotCapture::of(()))
+        }
+
+        fn restore(&mut self, _: &mut dyn Read) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_of_which_one_thread_cannot_be_started_has_ended_the_others_when_run_returns() {
+        let directory = tempfile::tempdir().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        for name in ["raftify-apply", "raftify-log"] {
+            // It is in use as long as anything of the node is left.
+            let storage = HeedStorage::open(directory.path()).unwrap();
+            let raft = Raft::bootstrap(NodeId::FIRST, &address, storage, Nothing, Config::default()).unwrap();
+            NOT_STARTED.set(Some(name));
+            let Err(RunError::Stopped(reason)) = raft.clone().run().await else {
+                panic!("it ran without a thread");
+            };
+            NOT_STARTED.set(None);
+            assert!(reason.to_string().contains(name), "{reason}");
+            drop(HeedStorage::open(directory.path()).unwrap());
+            assert_eq!(raft.inspect().await, Err(reason));
+        }
+    }
 
     struct Unreadable;
 

@@ -4,6 +4,9 @@
 //! ([`Blocking`]). In a [simulation](crate::simulation) all of it runs as tasks on the one thread that there is; this
 //! room alone knows.
 
+#[cfg(test)]
+use std::cell::Cell;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -41,8 +44,8 @@ impl Worker {
             return Ok(Worker(ended));
         }
         let runtime = Handle::current();
-        match thread::Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(work)) {
-            Ok(_) => Ok(Worker(ended)),
+        match spawn(name, move || runtime.block_on(work)) {
+            Ok(()) => Ok(Worker(ended)),
             Err(error) => {
                 Err(StopReason::Internal(format!("the thread {name} could not be started: {error}")))
             }
@@ -59,6 +62,20 @@ impl Worker {
         // Never sent, only dropped with the thread, also when it panics.
         let _ = self.0.await;
     }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    #[cfg(test)]
+    if NOT_STARTED.get() == Some(name) {
+        return Err(io::ErrorKind::WouldBlock.into()); // As the system says when there are too many.
+    }
+    thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The thread of this name cannot be started from this one.
+    pub(crate) static NOT_STARTED: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
 /// Code that may block, in a [`Worker`].
