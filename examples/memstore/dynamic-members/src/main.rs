@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memstore::{HashStore, NodeOptions, Raft, report, serve, start_logging};
-use raftify::{BoxError, NodeId, StableStorage};
+use raftify::{BoxError, NodeId, StableStorage, check_address};
 use tracing::info;
 
 #[derive(Parser)]
@@ -34,6 +34,9 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let Arguments { raft_addr, peer_addr, options } = arguments;
+    // Before there is a directory of that name.
+    check_address(&raft_addr)?;
+    peer_addr.as_deref().map(check_address).transpose()?;
     let default_dir = PathBuf::from("memstore-dynamic").join(raft_addr.replace([':', '[', ']'], "_"));
     let mut storage = options.open_storage(default_dir)?;
 

@@ -207,3 +207,19 @@ fn what_cannot_start_says_why_in_one_line() {
         assert!(said.starts_with("error: ") && said.contains(reason), "{said}");
     }
 }
+
+#[test]
+fn a_node_whose_address_is_none_says_so_and_leaves_no_directory() {
+    let parent = TempDir::new().unwrap();
+    let directory = parent.path().join("data");
+    for addresses in
+        [["--raft-addr", "no-port"].as_slice(), &["--raft-addr", "[::1]:1", "--peer-addr", "here"]]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_memstore-dynamic-members"));
+        let output = command.args(addresses).arg("--data-dir").arg(&directory).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("is not of the form host:port"), "{said}");
+        assert!(!directory.exists());
+    }
+}
