@@ -191,6 +191,17 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             {
                 info!(node = %node_id, "the stored membership counts, which is not that of add_peers any more");
             }
+            if let Some(own) = members.get(node_id)
+                && *own.address != *self.raft_addr
+            {
+                warn!(
+                    node = %node_id,
+                    "the stored membership says that this node is at {recorded}, but it was bootstrapped with {own}: \
+                     unless that was changed meanwhile, the others look for it at {recorded}. Start it with that \
+                     address, or have a member change it, by change_config with Add of node {node_id}, a {role}, at {own}",
+                    recorded = own.address, own = self.raft_addr, role = own.role
+                );
+            }
             return not_begun;
         }
         let incarnation = Incarnation(random());

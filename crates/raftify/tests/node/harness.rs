@@ -2,7 +2,7 @@
 //! started, stopped and killed.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -21,6 +21,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+use tracing::subscriber::DefaultGuard;
 
 /// No condition takes this long on any machine that works.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -61,6 +62,34 @@ pub(crate) fn free_address() -> String {
         if TcpListener::bind(&address).is_ok() {
             return address;
         }
+    }
+}
+
+/// What this thread logs.
+#[derive(Clone, Default)]
+pub(crate) struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl Logged {
+    /// Until the second is dropped.
+    pub(crate) fn from_now_on() -> (Logged, DefaultGuard) {
+        let logged = Logged::default();
+        let writer = logged.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        (logged, tracing::subscriber::set_default(log))
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -319,7 +348,7 @@ impl<S: StableStorage> StableStorage for OpenDisk<S> {
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
         let allowed = self.judge.lock().unwrap().as_mut().is_none_or(|judge| judge(writes));
         if !allowed || self.full.load(Ordering::SeqCst) {
-            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            let source = io::Error::from(io::ErrorKind::StorageFull);
             return Err(StorageError::Io { action: "write", path: "the test's disk".into(), source });
         }
         self.content.write(writes)

@@ -1,8 +1,7 @@
 //! One node from its bootstrap to its end.
 
-use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raftify::error::{
@@ -209,26 +208,6 @@ async fn who_waits_when_the_node_stops_is_answered() {
     assert_eq!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(StopReason::Stopped)));
 }
 
-/// What this thread logs, from now on.
-#[derive(Clone, Default)]
-struct Logged(Arc<Mutex<Vec<u8>>>);
-
-impl Logged {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl Write for Logged {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn a_node_that_cannot_end_says_what_it_waits_for() {
     for (hung, named) in [("disk", "the log writer"), ("state machine", "the applier")] {
@@ -246,10 +225,7 @@ async fn a_node_that_cannot_end_says_what_it_waits_for() {
         let proposed = tokio::spawn(async move { raft.propose(change).await });
         gate.reached().await;
 
-        let logged = Logged::default();
-        let writer = logged.clone();
-        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
-        let _log = tracing::subscriber::set_default(log);
+        let (logged, _log) = Logged::from_now_on();
         // Its patience is some seconds of this clock, which nobody sees pass.
         tokio::time::pause();
         let raft = node.raft().clone();
