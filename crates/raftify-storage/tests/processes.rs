@@ -163,8 +163,10 @@ fn directory_without_permission_is_a_clear_error<S: Kept>(test: &str) {
     if fs::metadata(&directory).unwrap().uid() == 0 {
         // Everything is permitted to root: then the child is somebody else, and its program where it may be read.
         fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
+        // Copied by another process: what this one writes, a child that another test starts just then has open as well,
+        // and it could not be run before that.
         let copy = place.path().join("test");
-        fs::copy(program, &copy).unwrap();
+        assert!(Command::new("cp").args([&program, &copy]).status().unwrap().success());
         child = Command::new(copy);
         child.uid(65_534).gid(65_534).current_dir(place.path());
     }
