@@ -338,6 +338,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     /// The state machine has applied everything up to `index`.
     pub fn applied(&mut self, index: LogIndex) {
+        self.snapshots.applied(index);
         if index <= self.applied {
             return;
         }
@@ -350,7 +351,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.consensus.apply_to(index);
         self.reads.applied(index);
-        self.snapshots.applied(index);
     }
 
     /// The connection to a peer broke: messages may have been lost. To be called once for each broken connection.

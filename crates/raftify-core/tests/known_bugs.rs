@@ -808,6 +808,24 @@ fn bug_24_a_snapshot_that_a_slow_state_machine_has_yet_to_restore_is_kept() {
 }
 
 #[test]
+fn bug_24_the_snapshot_that_a_node_starts_with_is_kept_until_it_is_restored() {
+    let (mut cluster, leader) = cluster_of_three();
+    let slow = others(&cluster, leader)[0];
+    for _ in 0..100 {
+        cluster.until_proposed(leader);
+    }
+    cluster.settle();
+    let first = cluster.status(slow).unwrap().snapshot.unwrap();
+    cluster.crash(slow);
+    cluster.start(slow);
+    until_a_snapshot_is_to_be_restored(&mut cluster, leader, slow);
+    let in_use = |cluster: &mut Cluster| cluster.running(slow).unwrap().core.snapshots_in_use();
+    assert!(in_use(&mut cluster).contains(&first), "the state machine may not have come to read it");
+    cluster.check_recovery();
+    assert!(!in_use(&mut cluster).contains(&first));
+}
+
+#[test]
 fn bug_24_a_node_that_restores_a_snapshot_votes_when_the_leader_is_lost() {
     let (mut cluster, leader) = cluster_of_three();
     let [slow, other] = others(&cluster, leader)[..] else { panic!("three nodes") };

@@ -18,6 +18,7 @@ pub(crate) mod membership;
 pub(crate) mod reads;
 pub(crate) mod state_machine_safety;
 pub(crate) mod terms;
+pub(crate) mod transfers;
 
 /// `Err` says what was seen that must not be.
 pub(crate) type Checked = Result<(), String>;

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, VecDeque};
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
     Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage, RaftNodeCore,
-    Role, SnapshotMeta, Term, TurnNumber,
+    Role, SnapshotMeta, SnapshotToSend, Term, TurnNumber,
 };
 
 use crate::disk::Disk;
 use crate::invariants::deadlines::Deadlines;
+use crate::invariants::transfers::Transfers;
 use crate::log_picture::LogPicture;
 use crate::network::Reply;
 use crate::schedule::Time;
@@ -94,6 +95,7 @@ pub(crate) struct Running {
     /// The newest snapshot when old ones were last deleted.
     pub(crate) retained_for: Option<LogPosition>,
     pub(crate) deadlines: Deadlines,
+    pub(crate) transfers: Transfers,
     /// The tick at which a message of each other node last arrived.
     pub(crate) heard: BTreeMap<NodeId, u64>,
     /// The tick at which it was last asked for something that may make it hand over leadership.
@@ -112,6 +114,11 @@ impl Running {
             }
             LeaderRequest::ReserveNodeId { .. } => {}
         }
+    }
+
+    pub(crate) fn hears_of_snapshot(&mut self, sent: SnapshotToSend, outcome: Result<(), String>) {
+        self.transfers.ends(sent);
+        self.core.snapshot_sent(sent, outcome);
     }
 
     /// The tick at which the oldest write was asked for that is not known to be durable.

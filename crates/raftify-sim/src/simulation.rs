@@ -415,6 +415,7 @@ impl Simulation {
             self.schedule.after(delay, Event::Fetched { node: id, life, fetch, read });
         }
         for sent in turn.send_snapshots {
+            self.observe_transfer(id, sent)?;
             let Some(node) = self.nodes.get(&id) else { continue };
             let position = sent.position;
             let opened = node.disk.snapshots().open(position);

@@ -54,7 +54,7 @@ pub(crate) struct Peculiar {
     pub(crate) crashes_percent: u32,
     /// The same of turns in which a leader appends to its log: as in figure 8 of the paper.
     pub(crate) leader_crashes_percent: u32,
-    /// Of 100 messages, so many arrive once more, up to some elections later.
+    /// Of 100 messages, so many arrive once more, up to some elections later. Unless zero, snapshots take long.
     pub(crate) lingering_percent: u32,
     /// Now and then, a leader gets many proposals at once, mostly when it is about to be cut off.
     pub(crate) bursts: bool,

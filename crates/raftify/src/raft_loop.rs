@@ -1,6 +1,6 @@
 //! The one task that owns the core: waits, steps, carries out.
 //!
-//! [`select`](RaftLoop::select) only waits; [`apply`](RaftLoop::apply) tells the core, synchronously;
+//! [`select`](Inputs::select) only waits; [`apply`](RaftLoop::apply) tells the core, synchronously;
 //! [`run_turn`](RaftLoop::run_turn) passes the core's decisions to those who carry them out. Nothing here decides.
 
 use std::sync::Arc;
@@ -51,7 +51,21 @@ pub(crate) struct Inputs<R> {
     pub(crate) quit: watch::Receiver<bool>,
 }
 
-impl<R> Inputs<R> {
+impl<R: Send> Inputs<R> {
+    /// What comes first when several wait: the clock, which must not stand still while there is always news; then news of
+    /// what the core had asked for; then the others.
+    async fn select(&mut self, ticks: &mut Interval) -> Input<R> {
+        tokio::select! {
+            biased;
+            _ = self.quit.wait_for(|quit| *quit) => Input::Quit,
+            _ = ticks.tick() => Input::Tick,
+            Some(event) = self.events.recv() => Input::Event(event),
+            Some(event) = self.peers.recv() => Input::Peer(event),
+            Some(request) = self.server.recv() => Input::Server(request),
+            Some(request) = self.local.recv() => Input::Local(request),
+        }
+    }
+
     fn are_empty(&self) -> bool {
         self.events.is_empty() && self.peers.is_empty() && self.server.is_empty() && self.local.is_empty()
     }
@@ -136,7 +150,7 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             if std::mem::take(&mut self.has_woken) && !self.inputs.are_empty() {
                 tokio::task::yield_now().await;
             }
-            match self.select().await {
+            match self.inputs.select(&mut self.ticks).await {
                 Input::Quit => {
                     // A failure that is known already is the reason, not the wish that came after it.
                     self.apply_events();
@@ -156,22 +170,11 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         reason
     }
 
-    /// What comes first when several wait: news of what the core had asked for, so that it never decides on less than
-    /// is known; then the clock; then the others.
-    async fn select(&mut self) -> Input<Reply<FSM::Reply>> {
-        let inputs = &mut self.inputs;
-        tokio::select! {
-            biased;
-            _ = inputs.quit.wait_for(|quit| *quit) => Input::Quit,
-            Some(event) = inputs.events.recv() => Input::Event(event),
-            _ = self.ticks.tick() => Input::Tick,
-            Some(event) = inputs.peers.recv() => Input::Peer(event),
-            Some(request) = inputs.server.recv() => Input::Server(request),
-            Some(request) = inputs.local.recv() => Input::Local(request),
-        }
-    }
-
     fn apply(&mut self, input: Input<Reply<FSM::Reply>>) {
+        if matches!(input, Input::Tick) {
+            // The core never decides by the clock on less than is known.
+            self.apply_events();
+        }
         let core = &mut self.core;
         match input {
             Input::Quit => self.failure = Some(StopReason::Stopped),
@@ -347,5 +350,30 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
 
     fn stop_reason(&self) -> Option<StopReason> {
         self.failure.clone().or_else(|| self.core.stop_reason().cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::time::{Instant, sleep_until};
+
+    use super::*;
+    use crate::request_queue::request_queue;
+
+    #[tokio::test]
+    async fn the_clock_of_a_node_that_always_has_news_does_not_stand_still() {
+        let (news, events) = mpsc::unbounded_channel();
+        let (_peers, peers) = mpsc::unbounded_channel();
+        let (_server, server) = request_queue(1, 1);
+        let (_local, local) = request_queue(1, 1);
+        let (_quit, quit) = watch::channel(false);
+        let mut inputs = Inputs::<Reply<()>> { events, peers, server, local, quit };
+        news.send(Event::Applied(LogIndex(1))).unwrap();
+        let mut ticks = interval(Duration::from_millis(1));
+        // Until it has to be waited for.
+        while ticks.tick().now_or_never().is_some() {}
+        sleep_until(Instant::now() + Duration::from_millis(2)).await;
+        assert!(matches!(inputs.select(&mut ticks).await, Input::Tick), "it is due, and so is news");
     }
 }

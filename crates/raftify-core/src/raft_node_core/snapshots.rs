@@ -31,7 +31,7 @@ pub(super) struct Snapshots {
     recording: Option<(TurnNumber, SnapshotMeta, Option<LogPosition>)>,
     /// Received from a leader, and being recorded.
     installing: Option<Installing>,
-    /// Recorded, and handed to the state machine, which may not have restored them yet.
+    /// Recorded, and handed to the state machine, which may not have restored them yet; first the one of the start.
     restoring: Vec<LogPosition>,
     /// On their way to followers.
     sending: Vec<SnapshotToSend>,
@@ -48,7 +48,8 @@ struct Installing {
 
 impl Snapshots {
     pub(super) fn new(recorded: Option<SnapshotMeta>, config: &CheckedConfig) -> Snapshots {
-        let begin = recorded.as_ref().map_or(LogIndex::ZERO, |snapshot| snapshot.position.index);
+        let position = recorded.as_ref().map(|snapshot| snapshot.position);
+        let begin = position.map_or(LogIndex::ZERO, |position| position.index);
         Snapshots {
             policy: SnapshotPolicy::new(config, begin),
             recorded,
@@ -57,7 +58,7 @@ impl Snapshots {
             replies: Vec::new(),
             recording: None,
             installing: None,
-            restoring: Vec::new(),
+            restoring: Vec::from_iter(position),
             sending: Vec::new(),
             attempts: 0,
         }

@@ -15,6 +15,7 @@ use crate::coverage::Happened;
 use crate::disk::{Disk, Torn};
 use crate::invariants::Checked;
 use crate::invariants::deadlines::Deadlines;
+use crate::invariants::transfers::Transfers;
 use crate::log_picture::{Digest, LogPicture};
 use crate::node::{Durable, FailsTo, Lost, Node, Running, Seen};
 use crate::schedule::{SECOND, Time};
@@ -145,6 +146,7 @@ impl Simulation {
             },
             retained_for: None,
             deadlines: Deadlines::default(),
+            transfers: Transfers::default(),
             heard: BTreeMap::new(),
             unsettled: None,
         });

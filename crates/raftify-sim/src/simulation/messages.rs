@@ -169,7 +169,7 @@ impl Simulation {
             }
             Packet::SnapshotSent { sent, outcome, life: asked } => {
                 if asked == life {
-                    running.core.snapshot_sent(sent, outcome);
+                    running.hears_of_snapshot(sent, outcome);
                 }
                 return Ok(());
             }
@@ -245,6 +245,13 @@ impl Simulation {
                 let delay = self.rng.about(2 * SECOND);
                 self.schedule.at(at + delay, Event::Arrive { from, to, packet });
             }
+            if let Packet::Snapshot { .. } | Packet::SnapshotSent { .. } = packet
+                && self.world.peculiar.lingering_percent > 0
+            {
+                // They have a connection of their own, and hold up no messages.
+                let delay = self.rng.about(SECOND);
+                return self.schedule.at(at + delay, Event::Arrive { from, to, packet });
+            }
             if self.rng.percent(self.world.disorder_percent) {
                 let later = at + self.rng.about(50 * MILLISECOND);
                 if self.network.overtakes(from, to, at) {
@@ -284,10 +291,10 @@ impl Simulation {
             (Packet::Request(request), _) => break_off(request),
             (Packet::Answer(answer), _) => answer.breaks(),
             (Packet::Snapshot { sent, .. }, Some(running)) => {
-                running.core.snapshot_sent(sent, Err(BROKEN.to_owned()));
+                running.hears_of_snapshot(sent, Err(BROKEN.to_owned()));
             }
             (Packet::SnapshotSent { sent, life: asked, .. }, Some(running)) if asked == life => {
-                running.core.snapshot_sent(sent, Err(BROKEN.to_owned()));
+                running.hears_of_snapshot(sent, Err(BROKEN.to_owned()));
             }
             (Packet::ReadRound { round }, Some(running)) => {
                 running.core.read_round_answered(round, Err(ReadError::ConnectionLost(BROKEN.to_owned())));

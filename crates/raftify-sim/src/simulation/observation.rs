@@ -3,7 +3,9 @@
 use std::cmp::Ordering;
 use std::sync::mpsc;
 
-use raftify_core::{LocalRequestMsg, LogIndex, Members, NodeId, Responder, Role};
+use raftify_core::{
+    LocalRequestMsg, LogIndex, Members, NodeId, PeerProgress, Responder, Role, SnapshotToSend,
+};
 
 use super::Simulation;
 use crate::coverage::Happened;
@@ -153,21 +155,35 @@ impl Simulation {
         Ok(())
     }
 
+    /// What a leader knows of the others.
+    fn progress(&mut self, id: NodeId) -> Vec<PeerProgress> {
+        let (sender, inspected) = mpsc::channel();
+        let reply = Responder::new(move |inspection| drop(sender.send(inspection)));
+        let Some(running) = self.running(id) else { return Vec::new() };
+        running.core.handle_local_request_msg(LocalRequestMsg::Inspect { reply });
+        inspected.recv().ok().and_then(Result::ok).map_or_else(Vec::new, |inspection| inspection.progress)
+    }
+
+    /// A leader is to send a snapshot.
+    pub(super) fn observe_transfer(&mut self, id: NodeId, sent: SnapshotToSend) -> Checked {
+        let progress = self.progress(id);
+        match (progress.iter().find(|peer| peer.id == sent.to), self.running(id)) {
+            (Some(peer), Some(running)) => running.transfers.begins(id, sent, peer.matched),
+            _ => Ok(()),
+        }
+    }
+
     /// A leader has heard an acknowledgement: what it counts on is there. Who is in a later term may have given it up since.
     pub(super) fn observe_progress(&mut self, id: NodeId) -> Checked {
         let Some(status) = self.status(id).filter(|status| status.role == Role::Leader) else {
             return Ok(());
         };
-        let (sender, inspected) = mpsc::channel();
-        let reply = Responder::new(move |inspection| drop(sender.send(inspection)));
-        let Some(running) = self.running(id) else { return Ok(()) };
-        running.core.handle_local_request_msg(LocalRequestMsg::Inspect { reply });
-        let Ok(Ok(inspection)) = inspected.recv() else { return Ok(()) };
+        let progress = self.progress(id);
         let log = match self.nodes.get(&id) {
             Some(Node { lost: None, running: Some(running), .. }) => &running.log,
             _ => return Ok(()),
         };
-        for peer in inspection.progress.iter().filter(|peer| peer.id != id) {
+        for peer in progress.iter().filter(|peer| peer.id != id) {
             if let (Some(node), Some(digest)) = (self.nodes.get(&peer.id), log.digest(peer.matched))
                 && node.lost.is_none()
                 && node.durable.state.hard_state.term <= status.term
