@@ -164,7 +164,10 @@ fn directory_without_permission_is_a_clear_error<S: Kept>(test: &str) {
         // Everything is permitted to root: then the child is somebody else, and its program where it may be read.
         fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
         let copy = place.path().join("test");
-        fs::copy(program, &copy).unwrap();
+        // Not by this process: what another test forks would have the copy open for writing until it begins its own
+        // program, and what is open for writing cannot be started.
+        assert!(Command::new("cp").args([&program, &copy]).status().unwrap().success());
+        fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
         child = Command::new(copy);
         child.uid(65_534).gid(65_534).current_dir(place.path());
     }
