@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
+use std::pin::{Pin, pin};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
@@ -43,10 +44,13 @@ pub(crate) fn run(
         .map(|path| File::create(path).map_err(|error| format!("cannot write {}: {error}", path.display())));
     let mut shown = Shown::new(layers.len(), file.transpose()?);
     shown.result(machine::describe(directory.path()))?;
+    // One for all: what comes while nobody waits for it is not lost.
+    let mut interruption = pin!(tokio::signal::ctrl_c());
     let mut code = ExitCode::SUCCESS;
     for layer in layers {
         let name = layer.first().map_or("", String::as_str);
-        match runtime.block_on(run_layer(name, layer, directory.path(), &mut shown)) {
+        let outcome = run_layer(name, layer, directory.path(), &mut shown, interruption.as_mut());
+        match runtime.block_on(outcome) {
             Ok(End::Finished) => {}
             Ok(End::Interrupted) => {
                 code = ExitCode::from(INTERRUPTED);
@@ -73,6 +77,7 @@ async fn run_layer(
     layer: &[String],
     directory: &Path,
     shown: &mut Shown,
+    mut interruption: Pin<&mut impl Future<Output = std::io::Result<()>>>,
 ) -> Result<End, BoxError> {
     shown.layers.set_message(name.to_owned());
     // A process group of its own: Ctrl+C is for this process alone, which then ends it in order.
@@ -107,7 +112,7 @@ async fn run_layer(
                 shown.bars.suspend(|| eprintln!("{name}: {words}"));
                 last_words = Some(words);
             }
-            interrupted = tokio::signal::ctrl_c() => {
+            interrupted = &mut interruption => {
                 interrupted?;
                 end(child).await?;
                 return Ok(End::Interrupted);

@@ -165,8 +165,11 @@ fn what_are_no_results_is_refused_with_its_line() {
 #[test]
 fn an_interrupted_run_ends_with_the_table_so_far() {
     let directory = TempDir::new().expect("a temporary directory");
+    // Enough for minutes: it must not be through before it is interrupted.
+    let numbers: Vec<String> = (1..=99).map(|number| number.to_string()).collect();
+    let numbers = numbers.join(",");
     let mut child =
-        bench(directory.path(), "log --seconds 0.02 --batch 1,2,3,4,5,6,7,8 --entry-bytes 1,2,3,4,5,6,7,8")
+        bench(directory.path(), &format!("log --seconds 0.02 --batch {numbers} --entry-bytes {numbers}"))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -176,8 +179,9 @@ fn an_interrupted_run_ends_with_the_table_so_far() {
         // The machine, and the first result.
         output.read_line(&mut String::new()).expect("a line");
     }
-    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(interrupt.expect("there is a program kill").success());
+    // The one of the shell: not every system has a program `kill`.
+    let interrupt = Command::new("sh").args(["-c", "kill -INT $0", &child.id().to_string()]).status();
+    assert!(interrupt.expect("there is a shell").success());
     output.read_to_end(&mut Vec::new()).expect("the rest of the lines");
     let ended = child.wait_with_output().expect("the benchmark ends");
     assert_eq!(ended.status.code(), Some(130), "{}", errors(&ended));

@@ -99,6 +99,8 @@ impl Environment {
         check_length(directory, &env)?;
         lengthen(directory, env.info().map_size)?;
         env.clear_stale_readers().map_err(|error| database_error(directory, "open", error))?;
+        // What a killed process wrote last may be found in no more than the system's cache. It is acted upon from here on.
+        env.force_sync().map_err(|error| database_error(directory, "sync", error))?;
         let create = || -> Result<(Database, Database), Failure> {
             let mut txn = env.write_txn()?;
             let entries: Option<Database> = env.open_database(&txn, Some(Table::Entries.name()))?;

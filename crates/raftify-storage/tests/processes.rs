@@ -167,6 +167,7 @@ fn directory_without_permission_is_a_clear_error<S: Kept>(test: &str) {
         // and it could not be run before that.
         let copy = place.path().join("test");
         assert!(Command::new("cp").args([&program, &copy]).status().unwrap().success());
+        fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
         child = Command::new(copy);
         child.uid(65_534).gid(65_534).current_dir(place.path());
     }

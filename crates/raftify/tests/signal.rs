@@ -37,7 +37,8 @@ async fn sigterm_stops_the_node_in_order() -> Result<(), BoxError> {
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await?;
     raft.propose(()).await?;
-    let sent = Command::new("kill").args(["-TERM", &std::process::id().to_string()]).status()?;
+    // The one of the shell: not every system has a program `kill`.
+    let sent = Command::new("sh").args(["-c", "kill -TERM $0", &std::process::id().to_string()]).status()?;
     assert!(sent.success());
     tokio::time::timeout(Duration::from_secs(60), running).await???;
     assert!(raft.propose(()).await.is_err());

@@ -11,7 +11,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{App, test, web};
 use memstore::web::{Node, routes};
 use memstore::{HashStore, LogEntry, Raft, Reply};
-use raftify::{Config, Member, NodeId, WalStorage};
+use raftify::{Config, Member, NodeId, WalSettings, WalStorage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -58,7 +58,9 @@ impl TestNode {
     /// A voter of a cluster whose `absent` other voters do not exist.
     async fn start(absent: u64) -> TestNode {
         let directory = tempfile::tempdir().unwrap();
-        let storage = WalStorage::open(directory.path()).unwrap();
+        // With small files, which are quickly made, and not too many for a small disk.
+        let storage =
+            WalStorage::open_with(directory.path(), WalSettings { segment_bytes: 1 << 20 }).unwrap();
         let config = Config { entry_bytes_max: ENTRY_BYTES_MAX, ..Config::default() };
         let addresses: Vec<String> = free_addresses(absent + 1);
         let raft =

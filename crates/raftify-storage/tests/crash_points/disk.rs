@@ -49,6 +49,19 @@ pub(crate) enum Operation {
     SyncDirectory(DirectoryId),
 }
 
+impl Operation {
+    /// The same for who was killed before it was durable: it is in the system's cache.
+    pub(crate) fn unsynced(&self) -> Option<Operation> {
+        match self {
+            Operation::Write { file, offset, data, .. } => {
+                Some(Operation::Write { file: *file, offset: *offset, data: data.clone(), synced: false })
+            }
+            Operation::SyncFile(_) | Operation::SyncDirectory(_) => None,
+            other => Some(other.clone()),
+        }
+    }
+}
+
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -97,6 +110,7 @@ pub(crate) struct Image {
 }
 
 /// What is durable for certain after some operations, and what may be.
+#[derive(Clone)]
 pub(crate) struct Cut {
     durable: Image,
     contents: Vec<Operation>,

@@ -13,7 +13,7 @@ use raftify_core::{
 };
 use raftify_storage::{HeedStorage, StorageKind, WalSettings, WalStorage, convert_storage_with};
 
-use super::disk::{Cut, Image, Remains, chance};
+use super::disk::{Cut, Image, Kept, Remains, chance};
 use super::recorder::{self, Recording};
 use super::workload::{Content, Step, Workload};
 
@@ -65,10 +65,12 @@ struct Extent {
     by_chance: u64,
     /// and of so many directories one lives on.
     lives_on: u64,
+    /// In one of so many operations the process is killed.
+    killed: u64,
 }
 
-const SHORT: Extent = Extent { seeds: 1, steps: 40, one_of: 6, by_chance: 2, lives_on: 400 };
-const ALL: Extent = Extent { seeds: 3, steps: 100, one_of: 1, by_chance: 6, lives_on: 1_000 };
+const SHORT: Extent = Extent { seeds: 1, steps: 40, one_of: 6, by_chance: 2, lives_on: 400, killed: 6 };
+const ALL: Extent = Extent { seeds: 3, steps: 100, one_of: 1, by_chance: 6, lives_on: 1_000, killed: 1 };
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -161,6 +163,62 @@ impl Tried {
             Ok(())
         });
         self.report(&what, &recording, cuts);
+        let kills = self.killed::<K>(&what, seed, &recording);
+        self.report(&format!("killed in {what}"), &recording, kills);
+    }
+
+    /// A process is killed in the midst of an operation, and the system keeps all that it has asked for, but not yet on
+    /// the disk. Another one opens the directory. Then the power goes: what that one has found, it has acted upon.
+    fn killed<K: Kind>(&mut self, what: &str, seed: u64, recording: &Recording) -> usize {
+        let mut kills = 0;
+        let mut before = Cut::new(&recording.begin, &[]);
+        for (at, operation) in recording.journal.iter().enumerate() {
+            let mut cut = before.clone();
+            before.then(operation);
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                break;
+            }
+            if !chance(seed, at).is_multiple_of(self.extent.killed) {
+                continue;
+            }
+            kills += 1;
+            if let Some(in_flight) = operation.unsynced() {
+                cut.then(&in_flight);
+            }
+            let all = Remains { content: Kept::All, names: Kept::All };
+            let image = cut.image(all);
+            let root = self.root("killed", &image);
+            recorder::start(&root, image.clone());
+            let opened = load::<K>(&root.join(NODE));
+            let length = recorder::length();
+            let found = opened.map(|(storage, found)| {
+                drop(storage);
+                found
+            });
+            let journal = recorder::stop().journal;
+            for operation in &journal[..length] {
+                cut.then(operation);
+            }
+            for remains in cut.remains(self.extent.by_chance) {
+                let image = cut.image(remains);
+                let verdict = found.as_ref().map_err(ToString::to_string).and_then(|found| {
+                    let root = self.root("cut", &image);
+                    let (_, now) = load::<K>(&root.join(NODE)).map_err(|error| error.to_string())?;
+                    if now == *found {
+                        return Ok(());
+                    }
+                    Err(format!("what was found is lost: {:?}, now {:?}", found.0, now.0))
+                });
+                match verdict {
+                    Ok(()) => self.passed += 1,
+                    Err(reason) => {
+                        let what = format!("killed in {what}");
+                        self.keep(&what, recording, at + 1, remains, &image, &reason);
+                    }
+                }
+            }
+        }
+        kills
     }
 
     /// What a cut has left is opened, lives on, and loses the power again.

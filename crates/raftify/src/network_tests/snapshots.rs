@@ -22,8 +22,9 @@ pub(super) struct TestSnapshots {
     store: MemorySnapshotStore,
     full: Arc<AtomicBool>,
     written_bytes: Arc<AtomicU64>,
-    /// How many are being written, or were left unfinished.
-    unfinished: Arc<AtomicU64>,
+    begun: Arc<AtomicU64>,
+    /// How many were finished, or deleted.
+    ended: Arc<AtomicU64>,
 }
 
 impl TestSnapshots {
@@ -31,8 +32,12 @@ impl TestSnapshots {
         self.written_bytes.load(Ordering::SeqCst)
     }
 
-    fn unfinished(&self) -> u64 {
-        self.unfinished.load(Ordering::SeqCst)
+    fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    fn ended(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
     }
 
     fn data(&self, position: LogPosition) -> Vec<u8> {
@@ -55,7 +60,7 @@ impl SnapshotStore for TestSnapshots {
     type Reader = <MemorySnapshotStore as SnapshotStore>::Reader;
 
     fn create(&self, meta: &SnapshotMeta) -> Result<TestWriter, StorageError> {
-        self.unfinished.fetch_add(1, Ordering::SeqCst);
+        self.begun.fetch_add(1, Ordering::SeqCst);
         Ok(TestWriter { writer: Some(self.store.create(meta)?), disk: self.clone() })
     }
 
@@ -94,7 +99,7 @@ impl SnapshotWriter for TestWriter {
 
 impl Drop for TestWriter {
     fn drop(&mut self) {
-        self.disk.unfinished.fetch_sub(1, Ordering::SeqCst);
+        self.disk.ended.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -378,9 +383,9 @@ async fn what_nobody_goes_on_with_is_deleted() {
     b.knows(&all);
     let call = RawCall::begin(&b, head(&all, b"abcdef")).await.unwrap();
     call.send(data(0, b"abc")).await;
-    until("it is written to", || b.snapshots.unfinished() == 1).await;
+    until("it is begun", || b.snapshots.begun() == 1).await;
     drop(call);
-    until("it is deleted", || b.snapshots.unfinished() == 0).await;
+    until("it is deleted", || b.snapshots.ended() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -194,7 +194,7 @@ fn a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread() {
                 answered.send(answer).unwrap();
             }
         });
-        let answer = answer.recv_timeout(Duration::from_secs(20));
+        let answer = answer.recv_timeout(Duration::from_secs(60));
         hung.open();
         at_work.join().unwrap();
         let answer = answer.expect("an answer, although the disk hangs");
@@ -232,7 +232,7 @@ async fn who_was_answered_does_not_wait_for_the_next_write() {
     let is_pending = std::future::poll_fn(|context| Poll::Ready(second.as_mut().poll(context).is_pending()));
     assert!(is_pending.await);
     queued.store(true, Ordering::SeqCst);
-    let first = tokio::time::timeout(Duration::from_secs(10), first).await;
+    let first = tokio::time::timeout(Duration::from_secs(60), first).await;
     hung.open();
     first.expect("an answer, although the next write hangs").unwrap().unwrap();
     within("an answer", second).await.unwrap();

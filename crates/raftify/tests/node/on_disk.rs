@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use raftify::error::{BootstrapError, RunError, SnapshotError};
 use raftify::{
     AbstractStateMachine, BoxError, LogPosition, Member, NodeId, Raft, SnapshotCapture, StableStorage,
-    restore_directory,
+    StoredState, restore_directory,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -322,14 +322,16 @@ async fn a_set_of_files_is_installed_on_a_follower_that_was_away_and_kept_over_i
     }
     nodes[2].start();
     assert_eq!(nodes[2].numbers().await, (0..8).collect::<Vec<_>>());
-    assert_eq!(nodes[2].calls.counted(), (3, 1));
+    let (applied, restored) = nodes[2].calls.counted();
+    // More than one if another node came to lead meanwhile, whose snapshot was taken later.
+    assert!(applied == 3 && restored > 0, "{applied} applied, {restored} restored");
     nodes[0].put(8..10).await;
     assert_eq!(nodes[2].numbers().await, (0..10).collect::<Vec<_>>());
 
     nodes[2].kill().await;
     nodes[2].start();
     assert_eq!(nodes[2].numbers().await, (0..10).collect::<Vec<_>>());
-    assert_eq!(nodes[2].calls.counted(), (5, 1), "what was installed is its own now");
+    assert_eq!(nodes[2].calls.counted(), (5, restored), "what was installed is its own now");
     for node in &mut nodes {
         let left: Vec<_> = fs::read_dir(node.root.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left.len(), 1, "checkpoints are removed: {left:?}");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::time::Duration;
 
 use bytes::Bytes;
 use raftify::error::{ProposeError, ReadError, RunError, StopReason};
@@ -12,9 +13,17 @@ use raftify::{
 
 use crate::harness::*;
 
+/// One whose panic may take long: its backtrace is printed first.
+fn panicking_node() -> TestNode {
+    let mut node = TestNode::new(1);
+    let long = Duration::from_secs(60);
+    node.config = Config { propose_timeout: long, read_timeout: long, ..Config::default() };
+    node
+}
+
 /// Proposes what stops the node, and starts it again: it must stop for the same reason, since nothing is skipped.
 async fn stops_the_node_again_and_again(poison: Change, reason: &str) {
-    let mut node = TestNode::new(1);
+    let mut node = panicking_node();
     let raft = node.start();
     put(&raft, "key", "value").await;
     let said = |error: &StopReason| matches!(error, StopReason::StateMachine(text) if text.contains(reason));
@@ -41,7 +50,7 @@ async fn an_apply_that_panics_stops_the_node_and_is_not_skipped() {
 
 #[tokio::test]
 async fn a_query_that_panics_stops_the_node() {
-    let mut node = TestNode::new(1);
+    let mut node = panicking_node();
     let raft = node.start();
     raft.wait_for_leader().await.unwrap();
     let error = raft.query(|_| panic!("a bad question")).await.map(|(): ()| ()).unwrap_err();
