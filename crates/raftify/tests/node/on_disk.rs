@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use raftify::error::{BootstrapError, RunError, SnapshotError};
 use raftify::{
     AbstractStateMachine, BoxError, LogPosition, Member, NodeId, Raft, SnapshotCapture, StableStorage,
-    StoredState, restore_directory,
+    restore_directory,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
