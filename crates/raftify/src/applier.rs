@@ -196,7 +196,8 @@ async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
         let _ = events.send(Event::Failed(reason));
     }
     queries.close();
-    while let Ok(query) = queries.try_recv() {
+    // Also those that are being put in at this moment: nobody waits with a place of his own.
+    while let Some(query) = queries.recv().await {
         forget(query);
     }
     let writing_out = lock(&applier).snapshot_taker.take_thread();

@@ -1,10 +1,12 @@
 //! The queue in front of the raft loop, bounded by number and by bytes.
 //!
 //! Requests of this node's user and single requests of others are refused when it is full; streams of messages wait,
-//! which slows their senders down.
+//! which slows their senders down. When the loop ends, what is in the queue is dropped, which answers it, and so is what
+//! is being put in at that moment: the channel itself would keep it for as long as there is a sender.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::thread;
 
 use raftify_core::{LocalRequestMsg, ServerRequestMsg};
 use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
@@ -56,15 +58,32 @@ pub(crate) enum Refused<T> {
 /// alone.
 pub(crate) fn request_queue<T: Weight>(count: usize, bytes: u64) -> (RequestSender<T>, RequestReceiver<T>) {
     let (sender, receiver) = mpsc::channel(count);
-    let room = Arc::new(Room { bytes: AtomicU64::new(0), bytes_max: bytes, freed: Notify::new() });
+    let room = Room {
+        bytes: AtomicU64::new(0),
+        bytes_max: bytes,
+        freed: Notify::new(),
+        putting_in: AtomicUsize::new(0),
+    };
+    let room = Arc::new(room);
     (RequestSender { sender, room: Arc::clone(&room) }, RequestReceiver { receiver, room })
 }
 
-/// How much of the bytes is taken.
+/// How much of the bytes is taken, and who is about to fill it.
 struct Room {
     bytes: AtomicU64,
     bytes_max: u64,
     freed: Notify,
+    /// How many have found the queue open, or are about to look, and do not wait for anything until their request is in.
+    putting_in: AtomicUsize,
+}
+
+/// One of those who are putting a request in, until it is dropped.
+struct PuttingIn<'a>(&'a AtomicUsize);
+
+impl Drop for PuttingIn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
 }
 
 impl Room {
@@ -74,6 +93,19 @@ impl Room {
             (taken == 0 || after <= self.bytes_max).then_some(after)
         };
         bytes == 0 || self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, after).is_ok()
+    }
+
+    /// Whoever looks afterwards whether the queue is closed, and finds it open, is waited for.
+    fn put_in(&self) -> PuttingIn<'_> {
+        self.putting_in.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        PuttingIn(&self.putting_in)
+    }
+
+    /// For who has closed the queue.
+    fn is_being_filled(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.putting_in.load(Ordering::Acquire) > 0
     }
 
     fn give_back(&self, bytes: u64) {
@@ -96,6 +128,7 @@ impl<T: Weight> RequestSender<T> {
         if !self.room.take(bytes) {
             return Err(Refused::Full { request, waiting: self.waiting() });
         }
+        let _putting_in = self.room.put_in();
         self.sender.try_send(request).map_err(|error| {
             self.room.give_back(bytes);
             match error {
@@ -119,9 +152,15 @@ impl<T: Weight> RequestSender<T> {
             let mut freed = std::pin::pin!(self.room.freed.notified());
             // Registered before the look, so that nothing that is freed in between is missed.
             freed.as_mut().enable();
-            if self.room.take(bytes) {
-                place.send(request);
-                return Ok(());
+            {
+                let _putting_in = self.room.put_in();
+                if self.sender.is_closed() {
+                    return Err(Refused::Closed);
+                }
+                if self.room.take(bytes) {
+                    place.send(request);
+                    return Ok(());
+                }
             }
             tokio::select! {
                 biased;
@@ -139,6 +178,21 @@ impl<T: Weight> RequestSender<T> {
 pub(crate) struct RequestReceiver<T> {
     receiver: mpsc::Receiver<T>,
     room: Arc<Room>,
+}
+
+impl<T> Drop for RequestReceiver<T> {
+    fn drop(&mut self) {
+        self.receiver.close();
+        loop {
+            let may_be_filled = self.room.is_being_filled();
+            match self.receiver.try_recv() {
+                Ok(request) => drop(request),
+                // Who has a place and waits for bytes finds the queue closed.
+                Err(_) if !may_be_filled => break,
+                Err(_) => thread::yield_now(),
+            }
+        }
+    }
 }
 
 impl<T: Weight> RequestReceiver<T> {
@@ -229,5 +283,45 @@ mod tests {
         assert!(is_pending(&mut waits).await);
         drop(receiver);
         assert!(matches!(waits.await, Err(Refused::Closed)));
+    }
+
+    /// Says when it was dropped, as a responder does.
+    struct Owed(Arc<AtomicU64>);
+
+    impl Weight for Owed {
+        fn weight(&self) -> u64 {
+            0
+        }
+    }
+
+    impl Drop for Owed {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn requests_that_are_just_being_put_in_when_the_loop_ends_are_answered() {
+        for _ in 0..2000 {
+            let answered = Arc::new(AtomicU64::new(0));
+            let (sender, receiver) = request_queue(1000, 100);
+            let puts_in = {
+                let answered = Arc::clone(&answered);
+                thread::spawn(move || {
+                    let mut sent = 1;
+                    while sender.try_send(Owed(Arc::clone(&answered))).is_ok() {
+                        sent += 1;
+                    }
+                    (sent, sender)
+                })
+            };
+            while receiver.is_empty() {
+                thread::yield_now();
+            }
+            drop(receiver);
+            // As long as there is a sender, what is left in the queue is left there.
+            let (sent, _sender) = puts_in.join().unwrap();
+            assert_eq!(answered.load(Ordering::SeqCst), sent, "somebody waits for an answer");
+        }
     }
 }
