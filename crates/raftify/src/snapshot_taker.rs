@@ -5,6 +5,7 @@
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use raftify_core::{SnapshotMeta, SnapshotStore, SnapshotWriter};
 use tokio::sync::mpsc;
@@ -26,6 +27,8 @@ pub(crate) struct SnapshotTaker<S> {
     events: mpsc::UnboundedSender<Event>,
     lifecycle: Lifecycle,
     thread: Option<Worker>,
+    /// Whether one is being written, or was and nobody has been told yet. Its thread may end a little later.
+    busy: Arc<AtomicBool>,
 }
 
 impl<S: SnapshotStore> SnapshotTaker<S> {
@@ -36,12 +39,12 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         lifecycle: Lifecycle,
     ) -> SnapshotTaker<S> {
         let pace = Arc::new(Pace::new(bytes_per_second_max));
-        SnapshotTaker { store, pace, events, lifecycle, thread: None }
+        SnapshotTaker { store, pace, events, lifecycle, thread: None, busy: Arc::default() }
     }
 
     /// Whether one is still being written.
-    pub(crate) fn is_busy(&mut self) -> bool {
-        self.thread.as_mut().is_some_and(|thread| !thread.has_ended())
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
     }
 
     /// A snapshot will not be taken, for this reason.
@@ -54,20 +57,28 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
     pub(crate) fn start(&mut self, capture: SnapshotCapture, meta: SnapshotMeta) {
         let (store, pace) = (self.store.clone(), Arc::clone(&self.pace));
         let (lifecycle, events) = (self.lifecycle.clone(), self.events.clone());
+        let busy = Arc::clone(&self.busy);
+        busy.store(true, Ordering::Relaxed);
         let work = async move {
-            // The error may be the user's: it is shown and dropped in there, too.
-            let write_out =
-                || write_out(capture, &store, &meta, lifecycle, pace).map_err(|error| error.to_string());
-            let outcome = match may_block(|| caught(write_out)).await {
-                Ok(written) => written.map(|()| meta),
-                Err(panic) => Err(format!("writing it out {panic}")),
+            // The error may be the user's: it is shown and dropped in there, too. So is what belongs to the storage.
+            let write_out = move || match write_out(capture, &store, &meta, lifecycle, pace) {
+                Ok(()) => Ok(meta),
+                Err(error) => Err(error.to_string()),
             };
+            let outcome = may_block(|| caught(write_out)).await;
+            let outcome = outcome.unwrap_or_else(|panic| Err(format!("writing it out {panic}")));
+            // Who hears of the outcome may ask for the next one at once.
+            busy.store(false, Ordering::Release);
             // As above.
             let _ = events.send(Event::SnapshotTaken(outcome));
         };
         match Worker::start("raftify-snapshot", work) {
+            // The one before has nothing left to do but to end.
             Ok(thread) => self.thread = Some(thread),
-            Err(reason) => self.refuse(reason.to_string()),
+            Err(reason) => {
+                self.busy.store(false, Ordering::Relaxed);
+                self.refuse(reason.to_string());
+            }
         }
     }
 
@@ -137,5 +148,20 @@ mod tests {
             panic!("the raft loop would wait for its outcome for ever: {event:?}");
         };
         assert_eq!(reason, "writing it out panicked: told to");
+    }
+
+    #[tokio::test]
+    async fn who_has_heard_of_the_outcome_of_a_snapshot_may_ask_for_the_next_one() {
+        let (events, mut received) = mpsc::unbounded_channel();
+        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), 0, events, Lifecycle::new());
+        for index in 1..2000 {
+            let position = LogPosition::new(1, index);
+            let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };
+            taker.start(SnapshotCapture::new(|_| Err("told to fail".into())), meta);
+            while received.try_recv().is_err() {
+                std::hint::spin_loop();
+            }
+            assert!(!taker.is_busy(), "the next one would be refused, at {index}");
+        }
     }
 }

@@ -15,7 +15,6 @@ use std::time::Duration;
 use futures_util::TryFutureExt;
 use raftify_core::error::StopReason;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 use tokio::time::Instant;
@@ -50,11 +49,6 @@ impl Worker {
                 Err(StopReason::Internal(format!("the thread {name} could not be started: {error}")))
             }
         }
-    }
-
-    /// Whether the work is done.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        self.0.try_recv() == Err(TryRecvError::Closed)
     }
 
     /// Resolves when the work is done and everything that it owned is dropped.
