@@ -102,6 +102,7 @@ pub struct RaftNodeCore<R> {
     held: VecDeque<(Entry, TurnNumber)>,
     /// The last entry that was handed to the state machine.
     handed_out: LogPosition,
+    /// As consensus knows it: see [`in_state_machine`](Self::in_state_machine).
     applied: LogIndex,
     /// Bytes handed out and not yet applied, a sum for each turn.
     unapplied: VecDeque<(LogIndex, u64)>,
@@ -340,7 +341,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     pub fn applied(&mut self, index: LogIndex) {
         self.snapshots.applied(index);
         if index <= self.applied {
-            return;
+            // The snapshot of the start is restored.
+            return self.reads.applied(self.in_state_machine());
         }
         self.applied = index;
         while let Some((last, bytes)) = self.unapplied.front()
@@ -351,6 +353,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.consensus.apply_to(index);
         self.reads.applied(index);
+    }
+
+    /// Up to where the state machine is. Consensus counts as applied what is in the snapshot of the start, long before that
+    /// is restored.
+    fn in_state_machine(&self) -> LogIndex {
+        if self.snapshots.is_restored(self.applied) { self.applied } else { LogIndex::ZERO }
     }
 
     /// The connection to a peer broke: messages may have been lost. To be called once for each broken connection.
@@ -367,7 +375,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// The answer to [`Turn::read_round`].
     pub fn read_round_answered(&mut self, round: u64, answer: Result<LogIndex, ReadError>) {
         match answer {
-            Ok(index) => self.reads.confirmed(round, index, self.applied),
+            Ok(index) => self.reads.confirmed(round, index, self.in_state_machine()),
             Err(_) => self.reads.failed(round),
         }
     }
@@ -421,7 +429,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             term: self.consensus.term(),
             leader_id: self.consensus.leader(),
             commit: self.consensus.commit(),
-            applied: self.applied,
+            applied: self.in_state_machine(),
             last: self.consensus.last(),
             truncated: self.consensus.truncated(),
             snapshot: self.snapshots.newest(),
@@ -511,7 +519,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.write_installed(position, number);
         }
         for (round, index) in ready.confirmed_reads {
-            self.reads.confirmed(round, index, self.applied);
+            self.reads.confirmed(round, index, self.in_state_machine());
         }
         if ready.committed.iter().any(|entry| entry.kind == EntryKind::MembershipChange) {
             // A change is put into force only when the commit index that covers it is durable: a node that has acted on
@@ -685,7 +693,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 let round = self.reads.begin_round(RoundKind::Heartbeats);
                 self.consensus.read_index(round);
                 if mutated!(ReadsWithoutQuorum) {
-                    self.reads.confirmed(round, self.consensus.commit(), self.applied);
+                    self.reads.confirmed(round, self.consensus.commit(), self.in_state_machine());
                 }
             }
             Some(leader) if leader != self.node_id && self.members.get(leader).is_some() => {

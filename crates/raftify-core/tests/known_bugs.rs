@@ -910,6 +910,30 @@ fn bug_26_a_read_waits_until_its_index_is_applied() {
 }
 
 #[test]
+fn bug_26_a_read_waits_until_the_snapshot_that_its_node_starts_with_is_restored() {
+    let (mut cluster, leader) = cluster_of_three();
+    let slow = others(&cluster, leader)[0];
+    cluster.settle();
+    let taken = cluster.make_snapshot(slow);
+    cluster.settle();
+    let snapshot = take(&taken).unwrap().unwrap();
+    cluster.crash(slow);
+    cluster.start(slow);
+    while cluster.status(slow).unwrap().leader_id.is_none() {
+        cluster.tick(leader);
+        all_but_the_state_machine_of(&mut cluster, slow);
+    }
+    let read = cluster.read(slow);
+    for _ in 0..20 {
+        all_but_the_state_machine_of(&mut cluster, slow);
+        assert!(take(&read).is_none(), "the state machine is empty");
+    }
+    assert_eq!(cluster.status(slow).unwrap().applied, LogIndex::ZERO);
+    cluster.settle();
+    assert_eq!(take(&read), Some(Ok(snapshot.index)), "nothing was committed since");
+}
+
+#[test]
 fn bug_26_a_read_on_any_node_sees_what_was_acknowledged_before() {
     let (mut cluster, leader) = cluster_of_three();
     for node in cluster.ids() {

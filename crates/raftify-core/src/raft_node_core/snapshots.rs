@@ -69,6 +69,11 @@ impl Snapshots {
         self.restoring.retain(|position| position.index > index);
     }
 
+    /// Whether the state machine has restored the snapshots up to `index`.
+    pub(super) fn is_restored(&self, index: LogIndex) -> bool {
+        self.restoring.iter().all(|position| position.index > index)
+    }
+
     pub(super) fn newest(&self) -> Option<LogPosition> {
         self.recorded.as_ref().map(|snapshot| snapshot.position)
     }
