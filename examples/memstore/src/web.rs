@@ -339,6 +339,7 @@ impl From<CampaignError> for ApiError {
     fn from(error: CampaignError) -> ApiError {
         let status = match error {
             CampaignError::AlreadyLeader | CampaignError::NotAVoter => StatusCode::CONFLICT,
+            CampaignError::Stopped(_) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         ApiError::new(status, error)
@@ -359,9 +360,31 @@ impl From<SnapshotError> for ApiError {
     fn from(error: SnapshotError) -> ApiError {
         let status = match error {
             SnapshotError::NothingApplied => StatusCode::CONFLICT,
-            SnapshotError::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+            SnapshotError::Stopped(_) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         ApiError::new(status, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// The node may do what it was asked a moment later.
+    #[test]
+    fn a_request_that_was_not_answered_is_not_said_to_have_had_no_effect() {
+        let unanswered = || StopReason::NoAnswer(Duration::from_secs(1));
+        let answers: [ApiError; 6] = [
+            ProposeError::from(unanswered()).into(),
+            MembershipError::from(unanswered()).into(),
+            TransferError::from(unanswered()).into(),
+            CampaignError::from(unanswered()).into(),
+            DemoteError::from(unanswered()).into(),
+            SnapshotError::from(unanswered()).into(),
+        ];
+        assert_eq!(answers.map(|answer| answer.status), [StatusCode::GATEWAY_TIMEOUT; 6]);
     }
 }
