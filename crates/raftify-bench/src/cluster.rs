@@ -1,12 +1,12 @@
 //! Three nodes that are measured: in this process, each on a runtime of its own, or as three processes.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use raftify::BoxError;
+use raftify_free_address::free_address;
 
 use crate::line::Line;
 use crate::machine::Usage;
@@ -66,7 +66,7 @@ impl Cluster {
         options: NodeOptions,
         count: u64,
     ) -> Result<Cluster, BoxError> {
-        let addresses = free_addresses(usize::try_from(NODES)?)?;
+        let addresses = (0..NODES).map(|_| free_address()).collect();
         let nodes = (0..NODES).map(|_| None).collect();
         let mut cluster = Cluster { directory: directory.to_owned(), addresses, options, place, nodes };
         for id in 1..=count {
@@ -259,11 +259,4 @@ impl Process {
         child.wait()?;
         Ok(())
     }
-}
-
-/// As many addresses as nodes, on free ports of this machine.
-pub(crate) fn free_addresses(count: usize) -> Result<Vec<String>, BoxError> {
-    // All are held until all are known, so that no two are the same.
-    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()
 }

@@ -107,7 +107,8 @@ impl Cluster {
 
     /// Starts the process of a place that is down.
     pub(crate) fn start_node(&mut self, place: Party) -> Result<(), BoxError> {
-        let peer = self.nodes.iter().find(|node| node.place != place && node.is_up());
+        // Who only goes on needs none, and may be given one that is down.
+        let peer = self.nodes.iter().filter(|node| node.place != place).max_by_key(|node| node.is_up());
         let peer = peer.map_or(String::new(), |node| node.addresses.raft.clone());
         self.nodes[place - 1].start(&self.setting, &self.network, &peer)
     }

@@ -320,10 +320,10 @@ async fn termination() {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::net::TcpListener;
 
     use bytes::Bytes;
     use raftify_core::Config;
+    use raftify_free_address::free_address;
     use raftify_storage::HeedStorage;
 
     use super::*;
@@ -354,7 +354,7 @@ mod tests {
     #[tokio::test]
     async fn a_node_of_which_one_thread_cannot_be_started_has_ended_the_others_when_run_returns() {
         let directory = tempfile::tempdir().unwrap();
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let address = free_address();
         for name in ["raftify-apply", "raftify-log"] {
             // It is in use as long as anything of the node is left.
             let storage = HeedStorage::open(directory.path()).unwrap();

@@ -2,13 +2,13 @@
 #![cfg(unix)]
 
 use std::io::Read;
-use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
 use raftify::{
     AbstractStateMachine, BoxError, Config, LogPosition, MemoryStorage, NodeId, Raft, SnapshotCapture,
 };
+use raftify_free_address::free_address;
 
 struct Nothing;
 
@@ -31,7 +31,7 @@ impl AbstractStateMachine for Nothing {
 
 #[tokio::test]
 async fn sigterm_stops_the_node_in_order() -> Result<(), BoxError> {
-    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let address = free_address();
     let storage = MemoryStorage::default();
     let raft = Raft::bootstrap(NodeId::FIRST, address, storage, Nothing, Config::default())?;
     let running = tokio::spawn(raft.clone().run());

@@ -2,15 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::net::TcpListener;
 use std::process::Command;
 
-/// Addresses that were free a moment ago.
-fn free_addresses<const COUNT: usize>() -> [String; COUNT] {
-    // All are held until all are known, so that no two are alike.
-    let listeners = [(); COUNT].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().to_string())
-}
+use raftify_free_address::free_address;
 
 fn output(program: &str, addresses: &[String]) -> String {
     let output = Command::new(program).args(addresses).output().unwrap();
@@ -21,13 +15,13 @@ fn output(program: &str, addresses: &[String]) -> String {
 
 #[test]
 fn one_node_counts() {
-    let said = output(env!("CARGO_BIN_EXE_counter"), &free_addresses::<1>());
+    let said = output(env!("CARGO_BIN_EXE_counter"), &[free_address()]);
     assert_eq!(said, "the counter is 5\n");
 }
 
 #[test]
 fn three_nodes_count_together_and_all_read_the_sum() {
-    let said = output(env!("CARGO_BIN_EXE_counter-three-nodes"), &free_addresses::<3>());
+    let said = output(env!("CARGO_BIN_EXE_counter-three-nodes"), &[(); 3].map(|()| free_address()));
     let expected = "node 1: the counter is 5\nnode 2: the counter is 10\nnode 3: the counter is 15\n\
                     node 1 reads 15\nnode 2 reads 15\nnode 3 reads 15\n";
     assert_eq!(said, expected);

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::future::Future;
-use std::net::TcpListener;
 use std::pin::Pin;
 
 use actix_web::http::header::{ALLOW, RETRY_AFTER};
@@ -12,6 +11,7 @@ use actix_web::{App, test, web};
 use memstore::web::{Node, routes};
 use memstore::{HashStore, LogEntry, Raft, Reply};
 use raftify::{Config, Member, NodeId, WalSettings, WalStorage};
+use raftify_free_address::free_address;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -62,7 +62,7 @@ impl TestNode {
         let storage =
             WalStorage::open_with(directory.path(), WalSettings { segment_bytes: 1 << 20 }).unwrap();
         let config = Config { entry_bytes_max: ENTRY_BYTES_MAX, ..Config::default() };
-        let addresses: Vec<String> = free_addresses(absent + 1);
+        let addresses: Vec<String> = (0..=absent).map(|_| free_address()).collect();
         let raft =
             Raft::bootstrap(NodeId::FIRST, &addresses[0], storage, HashStore::default(), config).unwrap();
         if absent > 0 {
@@ -108,13 +108,6 @@ impl TestNode {
         self.raft.quit().await;
         self.running.await.unwrap().unwrap();
     }
-}
-
-/// Addresses that were free a moment ago.
-fn free_addresses(count: u64) -> Vec<String> {
-    // All are held until all are known, so that no two are alike.
-    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
 }
 
 #[actix_web::test]

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use raftify::BoxError;
+use raftify_free_address::free_address;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Builder;
 
 use super::disk;
 use crate::Work;
-use crate::cluster::{NODES, PATIENCE, PAUSE, free_addresses};
+use crate::cluster::{NODES, PATIENCE, PAUSE};
 use crate::line::Line;
 use crate::machine::Usage;
 use crate::measure::{Outcome, closed_loop};
@@ -100,9 +101,8 @@ struct Memstore {
 
 impl Memstore {
     fn start(program: &Path, directory: &Path) -> Result<Memstore, BoxError> {
-        let nodes = usize::try_from(NODES)?;
-        let mut addresses = free_addresses(2 * nodes)?;
-        let web_addresses = addresses.split_off(nodes);
+        let addresses: Vec<String> = (0..NODES).map(|_| free_address()).collect();
+        let web_addresses = (0..NODES).map(|_| free_address()).collect();
         let peers = (1..).zip(&addresses);
         let peers: String =
             peers.map(|(id, address)| format!("[[peers]]\nid = {id}\naddress = \"{address}\"\n")).collect();

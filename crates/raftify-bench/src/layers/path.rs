@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raftify::{BoxError, NodeId};
+use raftify_free_address::free_address;
 use serde_json::json;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -16,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::disk;
 use crate::Work;
-use crate::cluster::{NODES, PATIENCE, PAUSE, free_addresses};
+use crate::cluster::{NODES, PATIENCE, PAUSE};
 use crate::line::{Line, rounded};
 use crate::measure::Recorder;
 use crate::node::{NodeOptions, Payload, Running, Storage};
@@ -121,7 +122,7 @@ impl Path {
 
     fn measure(&self, work: &Work, clients: u64) -> Result<(), BoxError> {
         let directory = tempfile::tempdir_in(&work.directory)?;
-        let addresses = free_addresses(usize::try_from(NODES)?)?;
+        let addresses: Vec<String> = (0..NODES).map(|_| free_address()).collect();
         let options = NodeOptions::of(self.storage);
         let start =
             |id: u64| Running::start(id, &directory.path().join(id.to_string()), &addresses, &options);

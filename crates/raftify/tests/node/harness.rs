@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::net::TcpListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use raftify::{
     MemoryStorage, NodeId, Raft, SnapshotCapture, SnapshotStore, StableStorage, StorageError, StoredState,
     WalSettings, WalStorage, restore_value,
 };
+pub(crate) use raftify_free_address::free_address;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -50,20 +50,6 @@ pub(crate) fn short_log() -> Config {
 
 pub(crate) fn id(number: u64) -> NodeId {
     NodeId::new(number).unwrap()
-}
-
-/// An address that nobody listens on. Below the range from which the system takes ports for outgoing connections.
-pub(crate) fn free_address() -> String {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Tests that run beside these, in processes with ids close to this one's, take theirs far from here.
-    let offset = u16::try_from(std::process::id() % 20_000 * 617 % 20_000).unwrap();
-    loop {
-        let port = 12_000 + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
-        let address = format!("127.0.0.1:{port}");
-        if TcpListener::bind(&address).is_ok() {
-            return address;
-        }
-    }
 }
 
 /// What this thread logs.

@@ -9,16 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use raftify_free_address::free_address;
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// Addresses that were free a moment ago.
-fn free_addresses<const COUNT: usize>() -> [String; COUNT] {
-    // All are held until all are known, so that no two are alike.
-    let listeners = [(); COUNT].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().to_string())
-}
 
 struct Node {
     raft: String,
@@ -85,7 +79,7 @@ impl Cluster {
     /// The second and the third join at once.
     fn start() -> Cluster {
         let directory = tempfile::tempdir().unwrap();
-        let [a, b, c, web_a, web_b, web_c] = free_addresses::<6>();
+        let [a, b, c, web_a, web_b, web_c] = [(); 6].map(|()| free_address());
         let node = |raft: &String, web: String, name: &str| Node {
             raft: raft.clone(),
             web,
@@ -186,7 +180,7 @@ fn killing_any_node_or_all_loses_nothing_that_was_acknowledged() {
 #[test]
 fn what_cannot_start_says_why_in_one_line() {
     let directory = tempfile::tempdir().unwrap();
-    let [raft, web, dead] = free_addresses::<3>();
+    let [raft, web, dead] = [(); 3].map(|()| free_address());
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let file = directory.path().join("file");
