@@ -240,6 +240,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if self.members.is_empty() {
             return;
         }
+        // That this is applied tells that the snapshot of the start is restored, also if nothing comes after it.
         self.next
             .committed
             .push(Committed::Members { position: self.handed_out, members: Arc::clone(&self.members) });

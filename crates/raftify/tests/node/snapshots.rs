@@ -64,6 +64,25 @@ async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted(kind: DiskKi
 }
 
 #[tokio::test]
+async fn a_node_that_starts_with_a_snapshot_of_all_there_is_serves_reads() {
+    let mut nodes = static_cluster(3).await;
+    loop {
+        put(nodes[0].raft(), "key", "value").await;
+        let follower = (agreed_leader(&nodes).await + 1) % 3;
+        let snapshot = nodes[follower].raft().make_snapshot().await.unwrap();
+        nodes[follower].stop().await;
+        nodes[follower].start();
+        assert_eq!(nodes[follower].get("key").await.as_deref(), Some("value"));
+        let read = nodes[follower].raft().read_index().await;
+        if nodes[follower].raft().status().borrow().last == snapshot {
+            // Nothing was added meanwhile that could have told that the snapshot is restored.
+            assert!(read.is_ok(), "{read:?}");
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_snapshot_that_cannot_be_taken_leaves_the_node_in_service() {
     let mut node = TestNode::new(1);
     let raft = node.start();
