@@ -197,7 +197,9 @@ impl Simulation {
             };
             durable.state = durable.state.after(&write).map_err(|error| format!("{id}: {error}"))?;
             durable.log.take(&write, |position| self.invariants.logs.digest(position));
-            self.invariants.logs.writes(id, &write, &durable.log)?;
+            if node.lost != Some(Lost::RolledBack) {
+                self.invariants.logs.writes(id, &write, &durable.log)?;
+            }
             self.invariants.durable.written(id, node.incarnation, &write)?;
         }
         let log = picture_of(&node.disk, found, |position| self.invariants.logs.digest(position))?;
