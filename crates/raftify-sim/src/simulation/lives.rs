@@ -261,6 +261,9 @@ impl Simulation {
             StopReason::Removed { as_of } => {
                 let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
                 node.is_gone = true;
+                if node.lost == Some(Lost::RolledBack) {
+                    return Ok(());
+                }
                 self.coverage.saw(Happened::RemovedNodeStopped);
                 let members = self.invariants.membership.between(*as_of, *as_of).next();
                 if members.is_none_or(|members| members.get(id).is_some()) {
