@@ -690,6 +690,11 @@ async fn the_client_takes_no_node_of_another_cluster_for_one_of_its_own() {
         }
         _ = other.next_request() => panic!("what it acknowledged would be lost to the client's cluster"),
     }
+    // Who wants to know who listens there is told.
+    let inspecting = tokio::spawn(async move { cluster.inspect().await });
+    let ServerRequestMsg::Inspect { reply } = other.next_request().await else { panic!("another question") };
+    drop(reply);
+    assert!(within("an answer", inspecting).await.unwrap().is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -250,7 +250,8 @@ impl RemoteNode {
 
     pub(crate) async fn inspect(&self, timeout: Duration) -> Result<Inspection, CallError<ReadError>> {
         use proto::inspect_reply::Outcome;
-        let request = proto::InspectRequest { header: self.header() };
+        // It is only looked at, of whichever cluster it is.
+        let request = proto::InspectRequest { header: Some(wire::header(None)) };
         match bounded(timeout, self.service.clone().inspect(request)).await?.outcome {
             Some(Outcome::Inspection(inspection)) => wire::decode_detail(&inspection)
                 .ok_or_else(|| CallError::senseless("the inspection is of another version")),
