@@ -681,7 +681,7 @@ mod tests {
         }
 
         fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
-            self.0 = reader.bytes().map_while(Result::ok).collect();
+            self.0 = io::BufReader::new(reader).bytes().map_while(Result::ok).collect();
             Ok(())
         }
     }
