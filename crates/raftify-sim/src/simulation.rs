@@ -344,6 +344,7 @@ impl Simulation {
             }
             if node.lost.is_none() {
                 self.invariants.committed.writes(id, &running.log, write)?;
+                write.append.iter().for_each(|entry| self.invariants.membership.logged(entry));
             }
             if write.append.first().is_some_and(|first| first.position.index <= running.log.last()) {
                 self.coverage.saw(Happened::EntriesOverwritten);
@@ -355,7 +356,6 @@ impl Simulation {
                 self.coverage.saw(Happened::SnapshotInstalled);
             }
             running.log.take(write, |position| self.invariants.logs.digest(position));
-            write.append.iter().for_each(|entry| self.invariants.membership.logged(entry));
             if let Some(snapshot) = &write.snapshot {
                 let config = &self.world.config;
                 let kept =

@@ -197,7 +197,9 @@ impl Simulation {
             };
             durable.state = durable.state.after(&write).map_err(|error| format!("{id}: {error}"))?;
             durable.log.take(&write, |position| self.invariants.logs.digest(position));
-            self.invariants.logs.writes(id, &write, &durable.log)?;
+            if node.lost != Some(Lost::RolledBack) {
+                self.invariants.logs.writes(id, &write, &durable.log)?;
+            }
             self.invariants.durable.written(id, node.incarnation, &write)?;
         }
         let log = picture_of(&node.disk, found, |position| self.invariants.logs.digest(position))?;
@@ -259,6 +261,9 @@ impl Simulation {
             StopReason::Removed { as_of } => {
                 let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
                 node.is_gone = true;
+                if node.lost == Some(Lost::RolledBack) {
+                    return Ok(());
+                }
                 self.coverage.saw(Happened::RemovedNodeStopped);
                 let members = self.invariants.membership.between(*as_of, *as_of).next();
                 if members.is_none_or(|members| members.get(id).is_some()) {

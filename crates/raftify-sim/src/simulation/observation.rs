@@ -7,10 +7,10 @@ use raftify_core::{
     LocalRequestMsg, LogIndex, Members, NodeId, PeerProgress, Responder, Role, SnapshotToSend,
 };
 
-use super::Simulation;
+use super::{Simulation, node_lost};
 use crate::coverage::Happened;
 use crate::invariants::{Checked, commit, leadership};
-use crate::node::{Lost, Node};
+use crate::node::Node;
 
 impl Simulation {
     /// A leader's commit index has moved: before its next turn, while the membership is that by which it decided.
@@ -69,7 +69,7 @@ impl Simulation {
     }
 
     fn observe_members(&mut self, id: NodeId, members: &Members) -> Checked {
-        if self.nodes.get(&id).is_some_and(|node| node.lost == Some(Lost::Wiped)) {
+        if node_lost(&self.nodes, id).is_some() {
             return Ok(());
         }
         let newest = self.invariants.membership.newest_members();
