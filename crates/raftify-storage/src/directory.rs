@@ -43,21 +43,33 @@ impl DirectoryLock {
     }
 }
 
-/// Makes `directory` and those above it where they are missing. Each one's name is durable before the next is made.
+/// Makes `directory` and those above it where they are missing. Each one's name is durable before the next is made, and
+/// that of `directory` also if it is there: who made it may have been killed before its name was durable.
 pub(crate) fn create_durably(directory: &Path) -> Result<(), StorageError> {
-    if directory.is_dir() {
-        return Ok(());
-    }
     let parent = match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
+        None if directory.has_root() => return Ok(()),
         _ => Path::new("."),
     };
-    create_durably(parent)?;
-    match fs::create_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
-        result => result.map_err(io_error("create the directory", directory))?,
+    let is_there = directory.is_dir();
+    if !is_there {
+        create_durably(parent)?;
+        match fs::create_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+            result => result.map_err(io_error("create the directory", directory))?,
+        }
     }
-    sync(parent).map_err(io_error("sync the directory", parent))
+    match sync(parent) {
+        // Somebody else made it for this process, in a place that this one may not look at.
+        Err(error) if is_there && is_not_for_us(&error) => Ok(()),
+        result => result.map_err(io_error("sync the directory", parent)),
+    }
+}
+
+/// Whether this process may not open the directory, or a file system of this kind cannot sync it.
+fn is_not_for_us(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | Unsupported | InvalidInput)
 }
 
 /// Makes the names in `directory` durable. A file whose content was synced is lost in a power cut if its name was not.

@@ -388,11 +388,16 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
         let mut data = Watched { reader: data, failure: None };
         let restored =
             caught(|| self.state_machine.restore(&mut data)).unwrap_or_else(|panic| Err(panic.into()));
-        let restored = if raftify_core::mutated!(FailedRestoreIsIgnored) { Ok(()) } else { restored };
-        restored.map_err(|error| match data.failure {
-            Some(failure) => StopReason::Storage(failure),
-            None => StopReason::StateMachine(format!("restoring the snapshot at {position}: {error}")),
-        })?;
+        let restored = match data.failure {
+            // Also if the state machine took no notice, and has a part of the state.
+            Some(failure) => Err(StopReason::Storage(failure)),
+            None => restored.map_err(|error| {
+                StopReason::StateMachine(format!("restoring the snapshot at {position}: {error}"))
+            }),
+        };
+        if !raftify_core::mutated!(FailedRestoreIsIgnored) {
+            restored?;
+        }
         info!(node = %self.node_id, %position, bytes = digest.data_bytes, "restored a snapshot");
         self.members = snapshot.members;
         self.applied = position;
@@ -435,7 +440,8 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
     }
 }
 
-/// Remembers why reading failed, so that a damaged file is not blamed on the state machine that it was read for.
+/// Remembers why reading failed, so that a damaged file is not blamed on the state machine that it was read for, nor passed
+/// over by it.
 struct Watched<R> {
     reader: R,
     failure: Option<String>,
@@ -459,7 +465,7 @@ mod tests {
     use std::time::Duration;
 
     use raftify_core::storage::MemorySnapshotStore;
-    use raftify_core::{Member, SnapshotWriter};
+    use raftify_core::{Member, SnapshotWriter, StableStorage};
     use tokio::sync::oneshot;
 
     use super::*;
@@ -505,8 +511,8 @@ mod tests {
         }
     }
 
-    struct Started<FSM: AbstractStateMachine> {
-        handle: ApplierHandle<FSM, TrackedSnapshots<MemorySnapshotStore>>,
+    struct Started<FSM: AbstractStateMachine, S = MemorySnapshotStore> {
+        handle: ApplierHandle<FSM, TrackedSnapshots<S>>,
         worker: Worker,
         queries: mpsc::Sender<Query<FSM>>,
         events: mpsc::UnboundedReceiver<Event>,
@@ -524,12 +530,12 @@ mod tests {
         started
     }
 
-    fn start_at<FSM: AbstractStateMachine>(
+    fn start_at<FSM: AbstractStateMachine, S: SnapshotStore>(
         snapshot: Option<SnapshotMeta>,
-        store: MemorySnapshotStore,
+        store: S,
         state_machine: FSM,
         lifecycle: Lifecycle,
-    ) -> Started<FSM> {
+    ) -> Started<FSM, S> {
         let (events, received) = mpsc::unbounded_channel();
         let (queries, asked) = mpsc::channel(1);
         let snapshots = TrackedSnapshots::new(store, lifecycle.clone());
@@ -547,6 +553,11 @@ mod tests {
         };
         let (handle, worker) = start.start().unwrap();
         Started { handle, worker, queries, events: received }
+    }
+
+    fn snapshot_meta() -> SnapshotMeta {
+        let members = Members::initial([Member::voter(NodeId::FIRST, "127.0.0.1:1")]).unwrap();
+        SnapshotMeta { cluster_id: ClusterId(1), position: LogPosition::new(1, 1), members }
     }
 
     fn committed(index: u64, number: u64) -> Vec<Committed<Reply<u64>>> {
@@ -653,11 +664,58 @@ mod tests {
         assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
     }
 
+    /// Takes what it could read for all there is.
+    #[derive(Default)]
+    struct Careless(Vec<u8>);
+
+    impl AbstractStateMachine for Careless {
+        type LogEntry = u64;
+        type Reply = ();
+
+        fn apply(&mut self, _position: LogPosition, _entry: u64) -> Result<(), BoxError> {
+            Ok(())
+        }
+
+        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+            Ok(SnapshotCapture::of(()))
+        }
+
+        fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
+            self.0 = io::BufReader::new(reader).bytes().map_while(Result::ok).collect();
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_could_not_be_read_is_not_restored_whatever_the_state_machine_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = raftify_storage::HeedStorage::open(directory.path()).unwrap();
+        let store = StableStorage::snapshots(&storage);
+        let meta = snapshot_meta();
+        let mut writer = store.create(&meta).unwrap();
+        writer.write_all(&[7; 100_000]).unwrap();
+        writer.finish().unwrap();
+        let path = store.path(meta.position);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[90_000] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+
+        let lifecycle = Lifecycle::new();
+        let Started { handle, worker, mut events, .. } =
+            start_at(Some(meta), store, Careless::default(), lifecycle);
+        within(worker.ended()).await;
+        assert!(!lock(&handle.applier).state_machine.0.is_empty(), "the first block is whole");
+        let event = within(events.recv()).await;
+        let Some(Event::Failed(StopReason::Storage(reason))) = event else {
+            panic!("it goes on with half a state: {event:?}");
+        };
+        assert!(reason.contains("is damaged"), "{reason}");
+    }
+
     #[tokio::test]
     async fn a_snapshot_that_is_being_restored_when_the_node_stops_is_read_no_further_and_is_no_failure() {
         let store = MemorySnapshotStore::default();
-        let members = Members::initial([Member::voter(NodeId::FIRST, "127.0.0.1:1")]).unwrap();
-        let meta = SnapshotMeta { cluster_id: ClusterId(1), position: LogPosition::new(1, 1), members };
+        let meta = snapshot_meta();
         let mut writer = store.create(&meta).unwrap();
         writer.write_all(&[1, 2]).unwrap();
         writer.finish().unwrap();

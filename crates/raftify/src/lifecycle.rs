@@ -18,8 +18,10 @@ pub(crate) type Runner = Box<dyn FnOnce(Lifecycle) -> BoxFuture<'static, Result<
 struct OneShotMutex<T>(Mutex<Option<T>>);
 
 impl<T> OneShotMutex<T> {
-    fn take(&self) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Who finds it gone finds `at_once` done.
+    fn take(&self, at_once: impl FnOnce()) -> Option<T> {
+        let mut content = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        content.take().inspect(|_| at_once())
     }
 
     fn put(&self, content: T) {
@@ -80,9 +82,13 @@ impl Lifecycle {
     /// Runs the node to its end. The first caller does; all others get an error at once. A node that was told to quit
     /// before it ran has reached its end already.
     pub(crate) async fn run(&self) -> Result<(), RunError> {
-        let Some(runner) = self.0.runner.take() else {
-            let ended_before_it_ran = self.0.ended_before_it_ran.swap(false, Ordering::SeqCst);
-            return if ended_before_it_ran { Ok(()) } else { Err(RunError::AlreadyRunning) };
+        let Some(runner) = self.0.runner.take(|| {}) else {
+            if !self.0.ended_before_it_ran.swap(false, Ordering::SeqCst) {
+                return Err(RunError::AlreadyRunning);
+            }
+            // Who ended it may still be closing what there is.
+            self.ended().await;
+            return Ok(());
         };
         let _end = EndOnDrop(self);
         self.0.phase.send_replace(Phase::Running);
@@ -138,11 +144,17 @@ impl Lifecycle {
     /// Asks the node to stop, and resolves when everything is closed.
     pub(crate) async fn quit(&self) {
         self.ask_to_quit();
-        if let Some(runner) = self.0.runner.take() {
-            self.0.ended_before_it_ran.store(true, Ordering::SeqCst);
+        let runner = self.0.runner.take(|| self.0.ended_before_it_ran.store(true, Ordering::SeqCst));
+        if let Some(runner) = runner {
+            // Also if the user's own state machine panics when it is dropped.
+            let _end = EndOnDrop(self);
             drop(runner);
-            self.0.phase.send_replace(Phase::Ended(StopReason::Stopped));
         }
+        self.ended().await;
+    }
+
+    /// Resolves when everything is closed.
+    async fn ended(&self) {
         let mut phase = self.0.phase.subscribe();
         // An error would mean that the sender is gone, which `self` holds.
         let _ = phase.wait_for(|phase| matches!(phase, Phase::Ended(_))).await;
@@ -190,7 +202,7 @@ impl Drop for Leaving<'_> {
     }
 }
 
-/// Marks the end also when the future of `run` is dropped half way.
+/// Marks the end, also when the future of `run` is dropped half way.
 struct EndOnDrop<'a>(&'a Lifecycle);
 
 impl Drop for EndOnDrop<'_> {
@@ -202,7 +214,71 @@ impl Drop for EndOnDrop<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use futures_util::FutureExt;
+
     use super::*;
+
+    /// Says that it is being dropped, and goes on when it may.
+    struct SlowToClose(mpsc::Sender<()>, mpsc::Receiver<()>);
+
+    impl Drop for SlowToClose {
+        fn drop(&mut self) {
+            self.0.send(()).unwrap();
+            self.1.recv().unwrap();
+        }
+    }
+
+    #[test]
+    fn run_that_comes_after_quit_returns_when_what_quit_closes_is_closed() {
+        let lifecycle = Lifecycle::new();
+        let (closing, closes) = mpsc::channel();
+        let (close, closed) = mpsc::channel();
+        let open = SlowToClose(closing, closed);
+        lifecycle.set_runner(Box::new(move |_| {
+            drop(open);
+            Box::pin(async { Ok(()) })
+        }));
+        let quitting = thread::spawn({
+            let lifecycle = lifecycle.clone();
+            move || lifecycle.quit().now_or_never()
+        });
+        closes.recv().unwrap();
+        let mut run = pin!(lifecycle.run());
+        assert!(run.as_mut().now_or_never().is_none(), "it has returned while something is open");
+        close.send(()).unwrap();
+        assert!(quitting.join().unwrap().is_some());
+        assert!(matches!(run.now_or_never(), Some(Ok(()))));
+        assert!(matches!(lifecycle.run().now_or_never(), Some(Err(RunError::AlreadyRunning))));
+    }
+
+    struct PanicsWhenDropped;
+
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            panic!("told to");
+        }
+    }
+
+    #[test]
+    fn a_state_machine_that_panics_when_it_is_dropped_leaves_nobody_waiting_for_the_end() {
+        let lifecycle = Lifecycle::new();
+        let state_machine = PanicsWhenDropped;
+        lifecycle.set_runner(Box::new(move |_| {
+            drop(state_machine);
+            Box::pin(async { Ok(()) })
+        }));
+        let quitting = thread::spawn({
+            let lifecycle = lifecycle.clone();
+            move || lifecycle.quit().now_or_never()
+        });
+        assert!(quitting.join().is_err());
+        assert!(lifecycle.quit().now_or_never().is_some(), "it waits for ever");
+        assert!(matches!(lifecycle.run().now_or_never(), Some(Ok(()))));
+    }
 
     #[test]
     fn who_gave_up_leaving_is_not_leaving_and_who_succeeded_has_left() {

@@ -665,6 +665,38 @@ async fn the_client_asks_another_node_if_one_takes_nothing_because_it_stops() {
     assert_eq!(within("an answer", proposing).await.unwrap(), Ok(Bytes::from_static(&[5])));
 }
 
+/// Its address was given to another cluster, or it lost its disk and began one of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_takes_no_node_of_another_cluster_for_one_of_its_own() {
+    let mut own = TestNode::start(1);
+    let other = Identity { cluster_id: ClusterId(0xc2), ..identity(2) };
+    let mut other = TestNode::with(2, config(), Some(other));
+    let addresses = [own.address.clone(), other.address.clone()];
+    let cluster = ClusterConnection::new(addresses, Duration::from_secs(20)).unwrap();
+    let proposing = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { cluster.propose(Bytes::new()).await }
+    });
+    let ServerRequestMsg::ForLeader { request, .. } = own.next_request().await else { panic!("no proposal") };
+    let LeaderRequest::Propose { reply, .. } = request else { panic!("no proposal") };
+    reply.applied(5);
+    assert_eq!(proposing.await.unwrap(), Ok(Bytes::from_static(&[5])));
+
+    // It stops, and refuses at its door.
+    drop(own.requests);
+    tokio::select! {
+        proposed = cluster.propose(Bytes::new()) => {
+            assert!(matches!(proposed, Err(ClientError::Door(DoorRefusal::OtherCluster { .. }))), "{proposed:?}");
+        }
+        _ = other.next_request() => panic!("what it acknowledged would be lost to the client's cluster"),
+    }
+    // Who wants to know who listens there is told.
+    let inspecting = tokio::spawn(async move { cluster.inspect().await });
+    let ServerRequestMsg::Inspect { reply } = other.next_request().await else { panic!("another question") };
+    drop(reply);
+    assert!(within("an answer", inspecting).await.unwrap().is_err());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_says_what_is_wrong() {
     let deadline = Duration::from_secs(20);

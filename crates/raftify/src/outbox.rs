@@ -319,7 +319,7 @@ impl Outbox {
         let state = lock(&self.shared.state);
         let (identity, _) = state.own.as_ref()?;
         let peer = state.peers.get(&id)?;
-        Some(RemoteNode::new(peer.channel.clone(), Some(identity.cluster_id)))
+        Some(RemoteNode::new(peer.channel.clone(), Arc::new(identity.cluster_id.into())))
     }
 }
 

@@ -20,7 +20,7 @@ use raftify_core::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::remote_node::{CallError, RemoteNode, endpoint};
+use crate::remote_node::{AskedCluster, CallError, RemoteNode, endpoint};
 use crate::transport::connect_lazily;
 use crate::wire::{self, DoorRefusal, VerbError};
 use crate::{AbstractLogEntry, AbstractStateMachine};
@@ -64,8 +64,9 @@ where
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
     /// A client of the cluster whose members listen at `addresses`, each `host:port`: one is enough, several let it
-    /// find the cluster while one is down. Connects with the first request. A request may take 15 s unless
-    /// [`with_deadline`](Self::with_deadline) says otherwise.
+    /// find the cluster while one is down. Connects with the first request. The first result tells which cluster it is:
+    /// whoever belongs to another one by then, because its address was given away, or its disk was lost, is not asked
+    /// any more. A request may take 15 s unless [`with_deadline`](Self::with_deadline) says otherwise.
     ///
     /// # Errors
     /// If there is no address, or one is not of that form.
@@ -202,8 +203,7 @@ fn list(nodes: &[UnreachableNode]) -> String {
 pub(crate) struct ClusterConnection {
     deadline: Duration,
     given: Arc<[String]>,
-    /// If it is known: nodes of another one refuse then.
-    cluster_id: Option<ClusterId>,
+    cluster: AskedCluster,
     known: Arc<Mutex<Known>>,
 }
 
@@ -308,12 +308,13 @@ impl ClusterConnection {
         }
         let given = addresses.clone().into();
         let known = Known { addresses, nodes: BTreeMap::new() };
-        Ok(ClusterConnection { deadline, given, cluster_id: None, known: Arc::new(Mutex::new(known)) })
+        let (cluster, known) = (AskedCluster::default(), Arc::new(Mutex::new(known)));
+        Ok(ClusterConnection { deadline, given, cluster, known })
     }
 
     /// A connection to this cluster, whoever listens at the addresses.
     pub(crate) fn to(self, cluster_id: ClusterId) -> ClusterConnection {
-        ClusterConnection { cluster_id: Some(cluster_id), ..self }
+        ClusterConnection { cluster: Arc::new(cluster_id.into()), ..self }
     }
 
     /// Replicates an encoded entry; the reply is postcard of the state machine's reply type.
@@ -477,7 +478,7 @@ impl ClusterConnection {
             address: address.to_owned(),
             reason: error.to_string(),
         })?;
-        let node = RemoteNode::new(connect_lazily(&endpoint), self.cluster_id);
+        let node = RemoteNode::new(connect_lazily(&endpoint), Arc::clone(&self.cluster));
         self.lock().nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }

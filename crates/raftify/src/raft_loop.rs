@@ -167,6 +167,8 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         self.core.stop(&reason);
         // What is still queued is dropped with its queue, which answers it.
         drop(self.inputs);
+        // With it, perhaps, the state machine, which is the user's own and may panic: that is no reason any more.
+        let _ = caught(|| drop(self.outputs));
         reason
     }
 

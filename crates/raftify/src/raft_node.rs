@@ -369,8 +369,9 @@ where
         }
     }
 
-    /// Takes a snapshot of the state machine now, and returns its position once it is durable. The log before it
-    /// (but for [`log_entries_kept`](crate::Config::log_entries_kept) of at most
+    /// Takes a snapshot of the state machine now, and returns its position once it is durable. One that is being written
+    /// already is waited for, and is not the one. The log before it (but for
+    /// [`log_entries_kept`](crate::Config::log_entries_kept) of at most
     /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and what followers still need, see
     /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then forgotten. Snapshots are
     /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most ten minutes.

@@ -4,6 +4,7 @@
 //! follows no hint; every call ends by its deadline and says whether the request may have taken effect.
 
 use std::error::Error;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -121,21 +122,31 @@ impl<E: VerbError> CallError<E> {
     }
 }
 
+/// Which cluster is asked: as far as it is known, and otherwise the one that gives the first result. Nodes of another one
+/// refuse then: an address may be another cluster's by now, and what that acknowledges, this one does not have.
+pub(crate) type AskedCluster = Arc<OnceLock<ClusterId>>;
+
 /// One node, reached through one channel, which reconnects by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteNode {
     service: RaftServiceClient<Channel>,
-    cluster_id: Option<ClusterId>,
+    cluster: AskedCluster,
 }
 
 impl RemoteNode {
-    /// `cluster_id` as far as it is known: with it, a node of another cluster refuses.
-    pub(crate) fn new(channel: Channel, cluster_id: Option<ClusterId>) -> RemoteNode {
-        RemoteNode { service: service(channel), cluster_id }
+    pub(crate) fn new(channel: Channel, cluster: AskedCluster) -> RemoteNode {
+        RemoteNode { service: service(channel), cluster }
     }
 
     fn header(&self) -> Option<proto::Header> {
-        Some(wire::header(self.cluster_id))
+        Some(wire::header(self.cluster.get().copied()))
+    }
+
+    /// A result came with this header.
+    fn learn(&self, header: Option<&proto::Header>) {
+        if let Ok(Some(cluster_id)) = wire::check_header(header) {
+            let _ = self.cluster.set(cluster_id); // The first one stays.
+        }
     }
 
     pub(crate) async fn propose(
@@ -147,8 +158,12 @@ impl RemoteNode {
         use proto::propose_reply::Outcome;
         let forwarded = forwarding == Forwarding::Never;
         let request = proto::ProposeRequest { header: self.header(), payload, forwarded };
-        match bounded(timeout, self.service.clone().propose(request)).await?.outcome {
-            Some(Outcome::Reply(reply)) => Ok(reply),
+        let answer = bounded(timeout, self.service.clone().propose(request)).await?;
+        match answer.outcome {
+            Some(Outcome::Reply(reply)) => {
+                self.learn(answer.header.as_ref());
+                Ok(reply)
+            }
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
             None => Err(CallError::senseless("it is empty")),
         }
@@ -164,8 +179,12 @@ impl RemoteNode {
         let forwarded = forwarding == Forwarding::Never;
         let request =
             proto::ChangeMembershipRequest { header: self.header(), change: change.encode(), forwarded };
-        match bounded(timeout, self.service.clone().change_membership(request)).await?.outcome {
-            Some(Outcome::Members(members)) => Members::decode(&members).map_err(CallError::senseless),
+        let answer = bounded(timeout, self.service.clone().change_membership(request)).await?;
+        match answer.outcome {
+            Some(Outcome::Members(members)) => {
+                self.learn(answer.header.as_ref());
+                Members::decode(&members).map_err(CallError::senseless)
+            }
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
             None => Err(CallError::senseless("it is empty")),
         }
@@ -183,6 +202,7 @@ impl RemoteNode {
         let reply = bounded(timeout, self.service.clone().reserve_node_id(request)).await?;
         match reply.outcome {
             Some(Outcome::Reservation(reservation)) => {
+                self.learn(reply.header.as_ref());
                 let cluster_id = wire::check_header(reply.header.as_ref()).map_err(CallError::senseless)?;
                 let cluster_id = cluster_id.ok_or_else(|| CallError::senseless("it names no cluster"))?;
                 let reservation = wire::reservation_from_wire(&reservation).map_err(CallError::senseless)?;
@@ -203,8 +223,12 @@ impl RemoteNode {
         let forwarded = forwarding == Forwarding::Never;
         let to = to.map(NodeId::get);
         let request = proto::TransferLeaderRequest { header: self.header(), to, forwarded };
-        match bounded(timeout, self.service.clone().transfer_leader(request)).await?.outcome {
-            Some(Outcome::Leader(id)) => wire::node_id("the leader's id", id).map_err(CallError::senseless),
+        let answer = bounded(timeout, self.service.clone().transfer_leader(request)).await?;
+        match answer.outcome {
+            Some(Outcome::Leader(id)) => {
+                self.learn(answer.header.as_ref());
+                wire::node_id("the leader's id", id).map_err(CallError::senseless)
+            }
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
             None => Err(CallError::senseless("it is empty")),
         }
@@ -213,8 +237,10 @@ impl RemoteNode {
     pub(crate) async fn read_index(&self, timeout: Duration) -> Result<LogIndex, CallError<ReadError>> {
         use proto::read_index_reply::Outcome;
         let request = proto::ReadIndexRequest { header: self.header() };
-        match bounded(timeout, self.service.clone().read_index(request)).await?.outcome {
+        let answer = bounded(timeout, self.service.clone().read_index(request)).await?;
+        match answer.outcome {
             Some(Outcome::Index(index)) => {
+                self.learn(answer.header.as_ref());
                 wire::log_index("the commit index", index).map_err(CallError::senseless)
             }
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
@@ -224,7 +250,8 @@ impl RemoteNode {
 
     pub(crate) async fn inspect(&self, timeout: Duration) -> Result<Inspection, CallError<ReadError>> {
         use proto::inspect_reply::Outcome;
-        let request = proto::InspectRequest { header: self.header() };
+        // It is only looked at, of whichever cluster it is.
+        let request = proto::InspectRequest { header: Some(wire::header(None)) };
         match bounded(timeout, self.service.clone().inspect(request)).await?.outcome {
             Some(Outcome::Inspection(inspection)) => wire::decode_detail(&inspection)
                 .ok_or_else(|| CallError::senseless("the inspection is of another version")),

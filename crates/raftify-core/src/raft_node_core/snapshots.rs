@@ -26,7 +26,10 @@ pub(super) struct Snapshots {
     taking: bool,
     /// A follower needs one and there is none.
     wanted: bool,
+    /// Who waits for one that is yet to begin.
     replies: Vec<Responder<LogPosition, SnapshotError>>,
+    /// Who waits for the one that is being taken or recorded. Who asked later may know of more than is in it.
+    replies_to_this: Vec<Responder<LogPosition, SnapshotError>>,
     /// Taken, and being recorded with this turn; the log is cut at the position.
     recording: Option<(TurnNumber, SnapshotMeta, Option<LogPosition>)>,
     /// Received from a leader, and being recorded.
@@ -56,6 +59,7 @@ impl Snapshots {
             taking: false,
             wanted: false,
             replies: Vec::new(),
+            replies_to_this: Vec::new(),
             recording: None,
             installing: None,
             restoring: Vec::from_iter(position),
@@ -90,13 +94,20 @@ impl Snapshots {
         send
     }
 
+    /// The outcome of the one that was being taken.
     fn answer(&mut self, outcome: &Result<LogPosition, SnapshotError>) {
-        for reply in self.replies.drain(..) {
+        for reply in self.replies_to_this.drain(..) {
             reply.answer(outcome.clone());
         }
     }
 
+    /// The one that was being taken is of no use any more: who waits for it waits for the next.
+    fn supersede(&mut self) {
+        self.replies.append(&mut self.replies_to_this);
+    }
+
     pub(super) fn stop(&mut self, reason: &StopReason) {
+        self.replies_to_this.append(&mut self.replies);
         self.answer(&Err(reason.clone().into()));
         if let Some(installing) = self.installing.take() {
             installing.reply.answer(Err(reason.clone().into()));
@@ -127,6 +138,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         self.snapshots.wanted = false;
+        self.snapshots.replies_to_this = std::mem::take(&mut self.snapshots.replies);
         if let Some(newest) = self.snapshots.newest()
             && newest == self.handed_out
         {
@@ -156,7 +168,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             .is_some_and(|newest| newest.index >= snapshot.position.index)
         {
             // A newer one came from the leader meanwhile; who waits is answered once that one is recorded.
-            return;
+            return self.snapshots.supersede();
         }
         let needed = self.needed_by_followers();
         let mut cut = self.snapshots.policy.compact_to(snapshot.position.index, needed);
@@ -275,6 +287,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         write.hard_state = Some(self.consensus.hard_state());
         if let Some((_, superseded, _)) = self.snapshots.recording.take() {
             // Who waits for it is answered once the new one is recorded.
+            self.snapshots.supersede();
             info!(node = %self.node_id, at = %superseded.position, "a snapshot taken here is superseded");
         }
     }

@@ -163,13 +163,20 @@ impl Tried {
             Ok(())
         });
         self.report(&what, &recording, cuts);
-        let kills = self.killed::<K>(&what, seed, &recording);
+        let kills = self.killed::<K>(&what, seed, &recording, &workload);
         self.report(&format!("killed in {what}"), &recording, kills);
     }
 
     /// A process is killed in the midst of an operation, and the system keeps all that it has asked for, but not yet on
-    /// the disk. Another one opens the directory. Then the power goes: what that one has found, it has acted upon.
-    fn killed<K: Kind>(&mut self, what: &str, seed: u64, recording: &Recording) -> usize {
+    /// the disk. Another one opens the directory, and acknowledges a write. Then the power goes: what that one has found,
+    /// it has acted upon.
+    fn killed<K: Kind>(
+        &mut self,
+        what: &str,
+        seed: u64,
+        recording: &Recording,
+        workload: &Workload,
+    ) -> usize {
         let mut kills = 0;
         let mut before = Cut::new(&recording.begin, &[]);
         for (at, operation) in recording.journal.iter().enumerate() {
@@ -178,7 +185,7 @@ impl Tried {
             if INTERRUPTED.load(Ordering::Relaxed) {
                 break;
             }
-            if !chance(seed, at).is_multiple_of(self.extent.killed) {
+            if at >= 16 && !chance(seed, at).is_multiple_of(self.extent.killed) {
                 continue;
             }
             kills += 1;
@@ -189,7 +196,13 @@ impl Tried {
             let image = cut.image(all);
             let root = self.root("killed", &image);
             recorder::start(&root, image.clone());
-            let opened = load::<K>(&root.join(NODE));
+            let opened = load::<K>(&root.join(NODE)).map(|(mut storage, found)| {
+                let written = workload.next_after(&found).map(|(write, after)| {
+                    carry_out(&mut storage, &write).unwrap();
+                    after
+                });
+                (storage, written.unwrap_or(found))
+            });
             let length = recorder::length();
             let found = opened.map(|(storage, found)| {
                 drop(storage);
@@ -207,7 +220,7 @@ impl Tried {
                     if now == *found {
                         return Ok(());
                     }
-                    Err(format!("what was found is lost: {:?}, now {:?}", found.0, now.0))
+                    Err(format!("what was there is lost: {:?}, now {:?}", found.0, now.0))
                 });
                 match verdict {
                     Ok(()) => self.passed += 1,

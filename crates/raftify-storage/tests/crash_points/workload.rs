@@ -61,6 +61,17 @@ impl Workload {
         self.steps[..steps].iter().map(writes).sum()
     }
 
+    /// The single write that follows where this is there, and what is there after it; none if it needs a snapshot's data.
+    pub(crate) fn next_after(&self, content: &Content) -> Option<(Step, Content)> {
+        let at = self.contents.iter().position(|other| other == content)?;
+        let mut writes = self.steps.iter().flat_map(|step| match step {
+            Step::Write(writes) => writes.as_slice(),
+            Step::Snapshot(..) | Step::Retain(_) => &[],
+        });
+        let write = writes.nth(at).filter(|write| write.snapshot.is_none())?;
+        Some((Step::Write(vec![write.clone()]), self.contents[at + 1].clone()))
+    }
+
     fn now(&self) -> &Content {
         self.contents.last().expect("it begins with one")
     }

@@ -140,6 +140,8 @@ pub(crate) struct Store {
 #[derive(Clone, Default)]
 pub(crate) struct Faults {
     pub(crate) snapshot: Arc<AtomicBool>,
+    /// What was captured is written out once the gate is open.
+    pub(crate) slow_snapshot: Arc<AtomicBool>,
     pub(crate) restore: Arc<AtomicBool>,
 }
 
@@ -168,7 +170,15 @@ impl AbstractStateMachine for Store {
         if self.faults.snapshot.load(Ordering::SeqCst) {
             return Err("told to take no snapshot".into());
         }
-        Ok(SnapshotCapture::of(self.map.clone()))
+        let capture = SnapshotCapture::of(self.map.clone());
+        if !self.faults.slow_snapshot.load(Ordering::SeqCst) {
+            return Ok(capture);
+        }
+        let gate = self.gate.clone();
+        Ok(SnapshotCapture::new(move |writer| {
+            gate.pass();
+            capture.write_to(writer)
+        }))
     }
 
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {

@@ -1,11 +1,13 @@
 //! Snapshots: taken, restored, sent.
 
 use std::io::{self, Read};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use raftify::error::{ProposeError, RunError, SnapshotError, StopReason};
 use raftify::storage::{
     MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage, Write,
@@ -80,6 +82,31 @@ async fn a_node_that_starts_with_a_snapshot_of_all_there_is_serves_reads() {
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn a_snapshot_that_was_begun_before_is_no_answer_to_who_asks_for_one_now() {
+    let mut node = TestNode::new(1);
+    node.faults.slow_snapshot.store(true, Ordering::SeqCst);
+    let raft = node.start();
+    put(&raft, "before", "1").await;
+    let first = tokio::spawn({
+        let raft = raft.clone();
+        async move { raft.make_snapshot().await }
+    });
+    node.gate.reached().await;
+    put(&raft, "after", "2").await;
+    let acknowledged = raft.status().borrow().commit;
+    let mut second = pin!(raft.make_snapshot());
+    assert!(second.as_mut().now_or_never().is_none());
+    // The request before this one has come to the node.
+    raft.inspect().await.unwrap();
+    node.gate.open();
+    let second = within("a snapshot", second).await.unwrap();
+    assert!(second.index >= acknowledged, "{second} was asked for after {acknowledged} was acknowledged");
+    let first = within("a snapshot", first).await.unwrap().unwrap();
+    assert!(first.index < acknowledged, "it was begun before");
+    node.stop().await;
 }
 
 #[tokio::test]

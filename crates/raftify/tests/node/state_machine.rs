@@ -165,3 +165,44 @@ async fn a_batch_with_too_few_replies_stops_the_node() {
     assert!(matches!(reply, Err(ProposeError::Stopped(StopReason::StateMachine(_)))), "{reply:?}");
     assert!(outcome.unwrap_err().to_string().contains("0 replies to 1 entries"));
 }
+
+/// Fails, and panics when it is dropped.
+struct Fragile;
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        panic!("told to, when dropped");
+    }
+}
+
+impl AbstractStateMachine for Fragile {
+    type LogEntry = u8;
+    type Reply = ();
+
+    fn apply(&mut self, _position: LogPosition, _entry: u8) -> Result<(), BoxError> {
+        Err("told to fail".into())
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        Ok(SnapshotCapture::of(()))
+    }
+
+    fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_state_machine_that_panics_when_it_is_dropped_does_not_hide_why_the_node_has_ended() {
+    // Thread or loop may be the last to have it.
+    for _ in 0..20 {
+        let address = free_address();
+        let (storage, config) = (MemoryStorage::default(), Config::default());
+        let raft = Raft::<u8, Fragile>::bootstrap(id(1), &address, storage, Fragile, config).unwrap();
+        let running = tokio::spawn(raft.clone().run());
+        within("a leader", raft.wait_for_leader()).await.unwrap();
+        raft.propose(7).await.unwrap_err();
+        let error = within("the end", running).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("told to fail"), "{error}");
+    }
+}
