@@ -107,6 +107,9 @@ where
     ///
     /// # Errors
     /// As for [`propose`](Self::propose). After [`MembershipError::Unknown`], look at the members before trying again.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not withdraw the change; treat the outcome as unknown.
     pub async fn change_config(
         &self,
         change: &MembershipChange,
@@ -118,6 +121,9 @@ where
     ///
     /// # Errors
     /// The cluster is unharmed in every case.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the transfer.
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError<TransferError>> {
         self.cluster.transfer_leader(to).await
     }
@@ -127,6 +133,9 @@ where
     ///
     /// # Errors
     /// Nothing happened; asking again is always safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
     pub async fn read_index(&self) -> Result<LogIndex, ClientError<ReadError>> {
         self.cluster.read_index().await
     }
@@ -136,6 +145,9 @@ where
     ///
     /// # Errors
     /// No address answered, each asked once. Nothing happened; asking again is always safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
     pub async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
         self.cluster.inspect().await
     }
