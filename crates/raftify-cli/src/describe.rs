@@ -242,7 +242,7 @@ where
     }
     let text = describe_snapshot(&mut data, formatter)?;
     // What the formatter left is read as well, so that damage anywhere is found.
-    io::copy(&mut data.by_ref(), &mut io::sink())?;
+    io::copy(&mut data, &mut io::sink())?;
     if form == Form::Json {
         let json = json!({
             "cluster_id": meta.cluster_id,

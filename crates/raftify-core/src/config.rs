@@ -112,10 +112,11 @@ pub struct Config {
     pub log_entries_kept: u64,
     /// How many bytes of them at most, so that large entries do not fill the disk. Default 64 MiB; zero: none.
     pub log_bytes_kept: u64,
-    /// How many bytes before the newest snapshot stay in the log of a leader at most, even if the two above say fewer, for
-    /// followers that are alive and need them: those that are slow, and those that were sent a snapshot and are to go on
-    /// from there. Counted in whole spans between two snapshots. One that is further behind needs a snapshot, or the next one. The log of a cluster in which all keep up
-    /// never grows to this. Default 1 GiB; zero: none.
+    /// How many bytes before the newest snapshot stay in the log of a leader at most, even if the two above say fewer,
+    /// for followers that are alive and need them: those that are slow, and those that were sent a snapshot and are to
+    /// go on from there. Counted in whole spans between two snapshots. A follower that is further behind needs a
+    /// snapshot, or the next one. The log of a cluster in which all keep up never grows to this. Default 1 GiB; zero:
+    /// none.
     pub log_bytes_kept_for_followers: u64,
     /// How many bytes of applied entries are kept in memory to feed followers. Default 32 MiB; zero: none, they are
     /// read from the disk.

@@ -170,7 +170,7 @@ pub enum MembershipError {
     /// Nothing was changed: the change makes no sense in the present membership.
     #[error(transparent)]
     Refused(#[from] MembershipRefusal),
-    /// A leader cannot remove itself before another voter has taken over, and none did.
+    /// Nothing was changed: a leader cannot take its own vote away before another voter has taken over, and none did.
     #[error("this node leads and could not hand over leadership first: {0}")]
     HandoverFailed(TransferError),
     /// Another entry took the change's place: it was not made. Safe to try again.
@@ -343,7 +343,10 @@ pub enum InstallError {
 #[non_exhaustive]
 pub enum StartError {
     /// The directory belongs to another node.
-    #[error("this directory belongs to {stored}, but the node was started with id {asked}: use the directory of node {asked}, or start it with id {}", stored.node_id)]
+    #[error(
+        "this directory belongs to {stored}, but the node was started with id {asked}: use the directory of node {asked}, \
+         or start it with id {}", stored.node_id
+    )]
     OtherNode {
         /// As stored.
         stored: Identity,

@@ -668,12 +668,10 @@ pub fn check_address(address: &str) -> Result<(), AddressProblem> {
         return problem("the host holds something else than letters a to z, digits, `-`, `.` and `_`");
     }
     match port.parse::<u16>() {
-        _ if !port.bytes().all(|digit| digit.is_ascii_digit()) => {
-            problem("the port is no number from 1 to 65535")
-        }
         Ok(0) => problem("port 0 cannot be reached by others"),
-        Ok(_) => Ok(()),
-        Err(_) => problem("the port is no number from 1 to 65535"),
+        // With a plus sign, it would be a number all the same.
+        Ok(_) if !port.starts_with('+') => Ok(()),
+        _ => problem("the port is no number from 1 to 65535"),
     }
 }
 

@@ -248,9 +248,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // A node is told of a membership only as its member: it was removed.
             return self.retire();
         }
-        let voters = self.members.configuration();
-        let is_alone =
-            voters.voters.len() == 1 && voters.voters.contains(&self.node_id) && !self.members.is_joint();
+        let voters = self.members.configuration().voters;
+        let is_alone = voters.len() == 1 && voters.contains(&self.node_id) && !self.members.is_joint();
         if is_alone || mutated!(LeadsByConfiguration) {
             // An election like any other; with a single voter there is nobody to wait for.
             self.consensus.campaign();

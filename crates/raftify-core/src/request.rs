@@ -149,7 +149,7 @@ pub enum LocalRequestMsg<R> {
         identity: Identity,
         /// As from [`Members::initial`].
         members: Members,
-        /// Answered when the identity is on its way to disk.
+        /// Answered when identity and members are durable.
         reply: Responder<(), JoinError>,
     },
     /// Take on this identity and wait for the leader of the cluster.

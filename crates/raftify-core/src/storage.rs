@@ -160,6 +160,9 @@ pub trait LogReader: Clone + Send + Sync + 'static {
 }
 
 /// Keeps the data of snapshots, each under its position.
+///
+/// Called from several threads at once, all of which may block. An error leaves the snapshots that were finished before
+/// as they were; the node goes on, but for one that it needs to restore its state from.
 pub trait SnapshotStore: Clone + Send + Sync + 'static {
     /// Takes the data of one snapshot.
     type Writer: SnapshotWriter;
@@ -167,6 +170,9 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
     type Reader: Read + Send + 'static;
 
     /// Begins a snapshot. Nothing is visible under its position before [`SnapshotWriter::finish`].
+    ///
+    /// # Errors
+    /// If there is no room or no permission for it: this snapshot is not taken or received, and tried again later.
     fn create(&self, meta: &SnapshotMeta) -> Result<Self::Writer, StorageError>;
 
     /// Opens a finished snapshot; also what its data is recognized by.
@@ -179,6 +185,9 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
     ) -> Result<(SnapshotMeta, SnapshotDigest, Self::Reader), StorageError>;
 
     /// Deletes every snapshot, finished or not, but those at `keep` and those being written.
+    ///
+    /// # Errors
+    /// If not all of them could be deleted. It costs space until the next call, and nothing else.
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError>;
 }
 
@@ -186,6 +195,9 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
 pub trait SnapshotWriter: io::Write + Send + 'static {
     /// Makes the whole snapshot durable and visible, and tells how many bytes of data it holds. A snapshot that was
     /// at this position is replaced at once, never half.
+    ///
+    /// # Errors
+    /// As for [`SnapshotStore::create`]. What was written of it is of no use any more.
     fn finish(self) -> Result<u64, StorageError>;
 }
 
@@ -215,7 +227,8 @@ pub enum StorageError {
     },
     /// What was read is not what was written.
     #[error(
-        "{what} is damaged: {reason}. Nothing was changed. Remove the node from the cluster and let it join again with an empty directory; a copy of this directory is only good if the node has not run since"
+        "{what} is damaged: {reason}. Nothing was changed. Remove the node from the cluster and let it join again with \
+         an empty directory; a copy of this directory is only good if the node has not run since"
     )]
     Corrupt {
         /// File, key or index.
@@ -265,7 +278,8 @@ pub enum StorageError {
     },
     /// The directory is kept by another kind of storage. Nothing was changed.
     #[error(
-        "{path} is kept by {found}, not by {asked}: open it with {found}, or convert it with `raftify-cli storage convert {path} --to {convert_to}`",
+        "{path} is kept by {found}, not by {asked}: open it with {found}, or convert it with `raftify-cli storage \
+         convert {path} --to {convert_to}`",
         path = path.display()
     )]
     OtherKind {

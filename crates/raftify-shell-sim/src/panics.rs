@@ -4,6 +4,9 @@ use std::cell::RefCell;
 use std::panic;
 use std::sync::Once;
 
+/// A panic may show all the data that it is about.
+const SHOWN_CHARS_MAX: usize = 4000;
+
 thread_local! {
     static FIRST: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -14,7 +17,8 @@ pub(crate) fn forget() {
     HOOK.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
-            FIRST.with_borrow_mut(|first| first.get_or_insert_with(|| panic.to_string()).truncate(4000));
+            let said = || panic.to_string().chars().take(SHOWN_CHARS_MAX).collect();
+            FIRST.with_borrow_mut(|first| *first = first.take().or_else(|| Some(said())));
             before(panic);
         }));
     });

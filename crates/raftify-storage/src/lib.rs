@@ -3,9 +3,9 @@
 //!
 //! [`WalStorage`] and [`HeedStorage`] implement [`StableStorage`](raftify_core::StableStorage) in one directory. The
 //! first is the default: it makes a write durable by one flush. The second is the simplest: one LMDB transaction per
-//! write. [`convert_storage`] makes a directory of the one into one of the other, and [`ReadOnlyStorage`] looks into both without
-//! changing anything, also while a node works there. `docs/disk-format.md` describes every byte. This is the only crate of
-//! the workspace with `unsafe` code: where LMDB is opened and its map resized.
+//! write. [`convert_storage`] makes a directory of the one into one of the other, and [`ReadOnlyStorage`] looks into
+//! both without changing anything, also while a node works there. `docs/disk-format.md` describes every byte. This is
+//! the only crate of the workspace with `unsafe` code: where LMDB is opened and its map resized.
 
 mod conversion;
 mod directory;

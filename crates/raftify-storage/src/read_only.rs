@@ -9,7 +9,7 @@ use raftify_core::{Entry, LogIndex, LogPosition, LogReader, SnapshotMeta, Storag
 
 use crate::format::StorageKind;
 use crate::snapshot_files::{self, SnapshotFile, SnapshotFileReader};
-use crate::storage::{Log, check_snapshot_file};
+use crate::storage::Log;
 use crate::wal::SegmentView;
 
 /// A data directory that is only looked at, whichever storage keeps it. Nothing of the node's is ever written.
@@ -79,9 +79,7 @@ impl ReadOnlyStorage {
             let Some(snapshot) = &state.snapshot else {
                 return Ok(state);
             };
-            let path = snapshot_files::path_of(&self.snapshot_directory(), snapshot.position);
-            let open = || snapshot_files::open_at(&self.snapshot_directory(), snapshot.position);
-            let Err(error) = check_snapshot_file(snapshot, &path, open) else {
+            let Err(error) = snapshot_files::check_recorded(&self.snapshot_directory(), snapshot) else {
                 return Ok(state);
             };
             // The node may have replaced it by a newer one since the metadata were read.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use raftify_core::{
     ClusterId, LogPosition, Members, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter,
-    StorageError,
+    StorageError, storage,
 };
 
 use crate::directory::{self, DirectoryLock};
@@ -92,6 +92,20 @@ impl SnapshotFiles {
         path_of(&self.shared.directory, position)
     }
 
+    /// That the snapshot which the metadata record is there, and is what they say.
+    pub(crate) fn check_recorded(&self, recorded: &SnapshotMeta) -> Result<(), StorageError> {
+        check_recorded(&self.shared.directory, recorded)
+    }
+
+    /// That the snapshots which `writes` record are there: without their data, the log before them must not be cut off.
+    pub(crate) fn check_to_be_recorded(&self, writes: &[storage::Write]) -> Result<(), StorageError> {
+        for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
+            let checked = self.check_recorded(snapshot);
+            checked.map_err(|error| StorageError::Refused { reason: error.to_string() })?;
+        }
+        Ok(())
+    }
+
     fn remove_files(&self, unwanted: impl Fn(Named) -> bool) -> Result<(), StorageError> {
         let directory = &self.shared.directory;
         for path in files_in(directory)? {
@@ -131,6 +145,20 @@ impl SnapshotStore for SnapshotFiles {
             Named::Finished(position) => !keep.contains(&position),
             Named::Unfinished => true,
         })
+    }
+}
+
+/// That the snapshot which the metadata record is in `directory`, and is what they say.
+pub(crate) fn check_recorded(directory: &Path, recorded: &SnapshotMeta) -> Result<(), StorageError> {
+    let corrupt = |reason: &str| {
+        let what = path_of(directory, recorded.position).display().to_string();
+        Err(StorageError::Corrupt { what, reason: reason.to_owned() })
+    };
+    match open_at(directory, recorded.position) {
+        Ok((found, _, _)) if found == *recorded => Ok(()),
+        Ok(_) => corrupt("its header says otherwise than the metadata that record it"),
+        Err(StorageError::NoSnapshot { .. }) => corrupt("the metadata record it, but the file is missing"),
+        Err(error) => Err(error),
     }
 }
 

@@ -9,16 +9,13 @@ use std::sync::Arc;
 
 use heed::{PutFlags, RoTxn, RwTxn, WithoutTls};
 use raftify_core::storage::{StoredState, Write};
-use raftify_core::{
-    Entry, LogIndex, LogPosition, LogReader, Members, SnapshotDigest, SnapshotMeta, SnapshotStore,
-    StableStorage, StorageError,
-};
+use raftify_core::{Entry, LogIndex, LogPosition, LogReader, Members, StableStorage, StorageError};
 
 use crate::directory::{self, DirectoryLock};
 use crate::environment::{DATA_FILE, Environment, Failure};
 use crate::format::{self, Damage, EntryView, GROUP_ID, MetaKey, StorageKind, Table};
 use crate::io_error;
-use crate::snapshot_files::{self, SnapshotFileReader, SnapshotFiles};
+use crate::snapshot_files::{self, SnapshotFiles};
 use crate::{conversion, wal};
 
 #[cfg(test)]
@@ -97,9 +94,7 @@ impl StableStorage for HeedStorage {
     fn load(&mut self) -> Result<StoredState, StorageError> {
         let state = self.log.load()?;
         if let Some(snapshot) = &state.snapshot {
-            check_snapshot_file(snapshot, &self.snapshots.path(snapshot.position), || {
-                self.snapshots.open(snapshot.position)
-            })?;
+            self.snapshots.check_recorded(snapshot)?;
         }
         self.log.delete_all_left(state.truncated.index)?;
         self.state = Some(state.clone());
@@ -112,11 +107,7 @@ impl StableStorage for HeedStorage {
                 "the state on disk is not known: load it first, or open it again after a failed write";
             return Err(StorageError::Refused { reason: reason.to_owned() });
         };
-        for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
-            let path = self.snapshots.path(snapshot.position);
-            let opened = check_snapshot_file(snapshot, &path, || self.snapshots.open(snapshot.position));
-            opened.map_err(|error| StorageError::Refused { reason: error.to_string() })?;
-        }
+        self.snapshots.check_to_be_recorded(writes)?;
         let after = self.log.environment.write(|txn| {
             let mut state = before.clone();
             let mut added = 0;
@@ -163,24 +154,6 @@ impl LogReader for HeedLogReader {
 impl fmt::Debug for HeedLogReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("HeedLogReader").field(&self.log.environment.data_file()).finish()
-    }
-}
-
-/// That the recorded snapshot is there, and is what the metadata say.
-pub(crate) fn check_snapshot_file(
-    recorded: &SnapshotMeta,
-    path: &Path,
-    open: impl FnOnce() -> Result<(SnapshotMeta, SnapshotDigest, SnapshotFileReader), StorageError>,
-) -> Result<(), StorageError> {
-    let corrupt = |reason: &str| {
-        let what = path.display().to_string();
-        Err(StorageError::Corrupt { what, reason: reason.to_owned() })
-    };
-    match open() {
-        Ok((found, _, _)) if found == *recorded => Ok(()),
-        Ok(_) => corrupt("its header says otherwise than the metadata that record it"),
-        Err(StorageError::NoSnapshot { .. }) => corrupt("the metadata record it, but the file is missing"),
-        Err(error) => Err(error),
     }
 }
 
@@ -488,11 +461,10 @@ impl Log {
 
     /// Deletes all of them, a part at a time.
     fn delete_all_left(&self, truncated: LogIndex) -> Result<(), StorageError> {
-        let left = self.environment.read(|txn| {
+        let mut more = self.environment.read(|txn| {
             let first = self.environment.table(Table::Entries).first(txn)?;
             Ok(first.is_some_and(|(key, _)| key <= format::entry_key(truncated)))
         })?;
-        let mut more = left;
         while more {
             more = self.environment.write(|txn| self.delete_left(txn, truncated, LEFT_ROWS_PER_LOAD))?;
         }

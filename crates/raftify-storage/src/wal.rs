@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raftify_core::storage::{StoredState, Write};
-use raftify_core::{Entry, LogIndex, LogReader, SnapshotStore, StableStorage, StorageError};
+use raftify_core::{Entry, LogIndex, LogReader, StableStorage, StorageError};
 
 use crate::conversion;
 use crate::directory::{self, DirectoryLock};
@@ -19,7 +19,7 @@ use crate::files::{OperatingSystem, ReadOnlySystem, SegmentOperations};
 use crate::format::StorageKind;
 use crate::io_error;
 use crate::snapshot_files::SnapshotFiles;
-use crate::storage::{Log, check_snapshot_file};
+use crate::storage::Log;
 
 use log::{SegmentLog, SegmentReader};
 
@@ -191,19 +191,13 @@ impl StableStorage for WalStorage {
     fn load(&mut self) -> Result<StoredState, StorageError> {
         let state = self.log.load()?;
         if let Some(snapshot) = &state.snapshot {
-            check_snapshot_file(snapshot, &self.snapshots.path(snapshot.position), || {
-                self.snapshots.open(snapshot.position)
-            })?;
+            self.snapshots.check_recorded(snapshot)?;
         }
         Ok(state)
     }
 
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
-        for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
-            let path = self.snapshots.path(snapshot.position);
-            let opened = check_snapshot_file(snapshot, &path, || self.snapshots.open(snapshot.position));
-            opened.map_err(|error| StorageError::Refused { reason: error.to_string() })?;
-        }
+        self.snapshots.check_to_be_recorded(writes)?;
         self.log.write(writes)
     }
 

@@ -40,10 +40,12 @@ pub trait AbstractLogEntry: Sized + Send + 'static {
     fn encode(&self) -> Result<Bytes, BoxError>;
 
     /// The inverse of [`encode`](Self::encode). Called on every node when the entry is committed, and again whenever
-    /// a node starts on a log that still holds it.
+    /// a node starts on a log that still holds it; and before that by each node to which the proposal comes over the
+    /// network, on the task of the connection.
     ///
     /// # Errors
-    /// A committed entry that cannot be decoded stops the node: skipping it would let this node's state differ from
+    /// A proposal that a node on its way cannot decode fails with
+    /// [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable); nothing is written. A committed entry that cannot be decoded stops the node: skipping it would let this node's state differ from
     /// that of the others without anybody noticing.
     fn decode(bytes: &[u8]) -> Result<Self, BoxError>;
 }

@@ -81,14 +81,9 @@ pub(crate) trait RemoteReply: ProposalReply {
 }
 
 /// The handle to all connections to peers. A clone is a second handle to the same.
+#[derive(Clone)]
 pub(crate) struct Outbox {
     shared: Arc<Shared>,
-}
-
-impl Clone for Outbox {
-    fn clone(&self) -> Self {
-        Outbox { shared: Arc::clone(&self.shared) }
-    }
 }
 
 struct Shared {

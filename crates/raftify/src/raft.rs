@@ -195,7 +195,8 @@ where
 
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
     /// The node is then bootstrapped under [`reserved_id`](ClusterJoinTicket::reserved_id), run, and let in with
-    /// [`join_cluster`](Self::join_cluster). An id is given out once; a ticket that is never used costs nothing.
+    /// [`join_cluster`](Self::join_cluster). An id is given out once; a ticket that is never used costs nothing. Waits
+    /// at most 30 s.
     ///
     /// # Errors
     /// See [`RequestIdError`].
@@ -290,6 +291,9 @@ where
     /// start.
     ///
     /// Tickets of other nodes may be given as well: these are added in the same change, before they are started.
+    ///
+    /// Waits at most [`membership_timeout`](Config::membership_timeout) for each of three things: that its identity is
+    /// durable here, that the cluster has added it, and that it has heard from the cluster.
     ///
     /// # Errors
     /// See [`JoinClusterError`]; calling again with the same tickets is safe.

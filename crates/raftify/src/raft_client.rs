@@ -108,6 +108,9 @@ where
     ///
     /// # Errors
     /// As for [`propose`](Self::propose). After [`MembershipError::Unknown`], look at the members before trying again.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not withdraw the change; treat the outcome as unknown.
     pub async fn change_config(
         &self,
         change: &MembershipChange,
@@ -119,6 +122,9 @@ where
     ///
     /// # Errors
     /// The cluster is unharmed in every case.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the transfer.
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError<TransferError>> {
         self.cluster.transfer_leader(to).await
     }
@@ -128,6 +134,9 @@ where
     ///
     /// # Errors
     /// Nothing happened; asking again is always safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
     pub async fn read_index(&self) -> Result<LogIndex, ClientError<ReadError>> {
         self.cluster.read_index().await
     }
@@ -137,6 +146,9 @@ where
     ///
     /// # Errors
     /// No address answered, each asked once. Nothing happened; asking again is always safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
     pub async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
         self.cluster.inspect().await
     }

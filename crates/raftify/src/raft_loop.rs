@@ -53,17 +53,17 @@ pub(crate) struct Inputs<R> {
 
 impl<R: Send> Inputs<R> {
     /// What comes first when several wait: the clock, which must not stand still while there is always news; then news of
-    /// what the core had asked for; then the others.
-    async fn select(&mut self, ticks: &mut Interval) -> Input<R> {
-        tokio::select! {
+    /// what the core had asked for; then the others. `None`: somebody wants the node to stop.
+    async fn select(&mut self, ticks: &mut Interval) -> Option<Input<R>> {
+        Some(tokio::select! {
             biased;
-            _ = self.quit.wait_for(|quit| *quit) => Input::Quit,
+            _ = self.quit.wait_for(|quit| *quit) => return None,
             _ = ticks.tick() => Input::Tick,
             Some(event) = self.events.recv() => Input::Event(event),
             Some(event) = self.peers.recv() => Input::Peer(event),
             Some(request) = self.server.recv() => Input::Server(request),
             Some(request) = self.local.recv() => Input::Local(request),
-        }
+        })
     }
 
     fn are_empty(&self) -> bool {
@@ -108,7 +108,6 @@ pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
 }
 
 enum Input<R> {
-    Quit,
     Tick,
     Event(Event),
     Peer(PeerEvent),
@@ -150,17 +149,13 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             if std::mem::take(&mut self.has_woken) && !self.inputs.are_empty() {
                 tokio::task::yield_now().await;
             }
-            match self.inputs.select(&mut self.ticks).await {
-                Input::Quit => {
-                    // A failure that is known already is the reason, not the wish that came after it.
-                    self.apply_events();
-                    break self.stop_reason().unwrap_or(StopReason::Stopped);
-                }
-                input => {
-                    mark(self.node_id, Step::Woken, LogIndex::ZERO);
-                    self.apply(input);
-                }
-            }
+            let Some(input) = self.inputs.select(&mut self.ticks).await else {
+                // A failure that is known already is the reason, not the wish that came after it.
+                self.apply_events();
+                break self.stop_reason().unwrap_or(StopReason::Stopped);
+            };
+            mark(self.node_id, Step::Woken, LogIndex::ZERO);
+            self.apply(input);
             self.apply_queued();
         };
         self.outputs.lifecycle.stop(&reason);
@@ -179,7 +174,6 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
         let core = &mut self.core;
         match input {
-            Input::Quit => self.failure = Some(StopReason::Stopped),
             Input::Tick => core.tick(),
             Input::Event(Event::Written(turn)) => core.written(turn),
             Input::Event(Event::Applied(index)) => core.applied(index),
@@ -358,12 +352,12 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use tokio::time::{Instant, sleep_until};
+    use tokio::time::advance;
 
     use super::*;
     use crate::request_queue::request_queue;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_clock_of_a_node_that_always_has_news_does_not_stand_still() {
         let (news, events) = mpsc::unbounded_channel();
         let (_peers, peers) = mpsc::unbounded_channel();
@@ -375,7 +369,7 @@ mod tests {
         let mut ticks = interval(Duration::from_millis(1));
         // Until it has to be waited for.
         while ticks.tick().now_or_never().is_some() {}
-        sleep_until(Instant::now() + Duration::from_millis(2)).await;
-        assert!(matches!(inputs.select(&mut ticks).await, Input::Tick), "it is due, and so is news");
+        advance(Duration::from_millis(1)).await;
+        assert!(matches!(inputs.select(&mut ticks).await, Some(Input::Tick)), "it is due, and so is news");
     }
 }

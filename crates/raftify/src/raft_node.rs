@@ -247,7 +247,8 @@ where
         }
     }
 
-    /// Everything about the node's state, for people who look for a fault.
+    /// Everything about the node's state, for people who look for a fault. Waits at most
+    /// [`read_timeout`](crate::Config::read_timeout).
     ///
     /// # Errors
     /// Why this node does not answer.
@@ -259,7 +260,8 @@ where
     }
 
     /// Hands leadership to another voter, and returns the new leader once one is known. May be called on any node.
-    /// Proposals that come meanwhile are held back and then served by the new leader.
+    /// Proposals that come meanwhile are held back and then served by the new leader. Waits at most
+    /// [`membership_timeout`](crate::Config::membership_timeout).
     ///
     /// # Errors
     /// See [`TransferError`]. The cluster is unharmed in every case.
@@ -277,10 +279,10 @@ where
     }
 
     /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status) for the
-    /// outcome.
+    /// outcome. A node that is held up is waited for at most [`propose_timeout`](crate::Config::propose_timeout).
     ///
     /// # Errors
-    /// See [`CampaignError`]. Nothing happened.
+    /// See [`CampaignError`]. Nothing happened, unless it is [`StopReason::NoAnswer`]: then an election may yet begin.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the election.
@@ -291,7 +293,8 @@ where
     }
 
     /// Steps down as leader of `term`, in favour of `successor`, or of whoever wins the next election. Resolves when
-    /// this node no longer leads. The term guards against a command that comes too late.
+    /// this node no longer leads. The term guards against a command that comes too late. Waits at most
+    /// [`membership_timeout`](crate::Config::membership_timeout).
     ///
     /// # Errors
     /// See [`DemoteError`]. The cluster is unharmed in every case.

@@ -295,7 +295,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let position = snapshot.position;
         if self.door.status.borrow().commit >= position.index {
             // What it holds is here, and known to be committed: an earlier call may have broken off after its end.
-            return Ok(IncomingSnapshot::AlreadyHere);
+            return Ok(IncomingSnapshot::Answered(Ok(())));
         }
         let begun = tokio::select! {
             biased;
@@ -305,7 +305,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let incoming = match begun {
             Ok(incoming) => incoming,
             Err(NotReceived::Status(status)) => return Err(status),
-            Err(NotReceived::Refused(error)) => return Ok(IncomingSnapshot::Refused(error)),
+            Err(NotReceived::Refused(error)) => return Ok(IncomingSnapshot::Answered(Err(error))),
         };
         let (peer, begin_at) = (admitted.sender.id, incoming.begin_at());
         info!(%peer, %position, begin_at, bytes = digest.data_bytes, "receiving a snapshot");
@@ -384,19 +384,20 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
 }
 
 enum IncomingSnapshot<S: SnapshotStore> {
-    Begun { incoming: Incoming<S>, admitted: Admitted, term: Term },
-    AlreadyHere,
-    Refused(InstallError),
+    Begun {
+        incoming: Incoming<S>,
+        admitted: Admitted,
+        term: Term,
+    },
+    /// Nothing of it is taken in: it is here already, or refused.
+    Answered(Result<(), InstallError>),
 }
 
 fn installed(outcome: Result<(), InstallError>) -> proto::install_snapshot_reply::Answer {
     use proto::install_snapshot_reply::Answer;
     match outcome {
         Ok(()) => Answer::Installed(proto::SnapshotInstalled {}),
-        Err(error) => Answer::Refusal(proto::Refusal {
-            message: error.to_string(),
-            detail: wire::encode_detail(&error),
-        }),
+        Err(error) => Answer::Refusal(wire::refusal_to_wire(&error)),
     }
 }
 
@@ -464,12 +465,8 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         let mut chunks = request.into_inner();
         let (incoming, admitted, term) = match self.begin_snapshot(&mut chunks).await? {
             IncomingSnapshot::Begun { incoming, admitted, term } => (incoming, admitted, term),
-            IncomingSnapshot::AlreadyHere => {
-                let only = self.snapshot_reply(installed(Ok(())));
-                return Ok(Response::new(stream::once(ready(Ok(only))).boxed()));
-            }
-            IncomingSnapshot::Refused(error) => {
-                let only = self.snapshot_reply(installed(Err(error)));
+            IncomingSnapshot::Answered(outcome) => {
+                let only = self.snapshot_reply(installed(outcome));
                 return Ok(Response::new(stream::once(ready(Ok(only))).boxed()));
             }
         };

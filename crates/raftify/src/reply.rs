@@ -31,11 +31,10 @@ impl<T: Serialize> Reply<T> {
         match self {
             Reply::Local(sender) => drop(sender.send(Ok(reply))),
             Reply::Remote(sender) => {
-                let encoded = match caught(|| postcard::to_stdvec(&reply)) {
-                    Ok(encoded) => encoded.map(Bytes::from).map_err(|error| error.to_string()),
-                    Err(panic) => Err(panic),
-                };
-                drop(sender.send(encoded.map_err(|reason| bad(format!("it cannot be encoded: {reason}")))));
+                let encoded = caught(|| postcard::to_stdvec(&reply))
+                    .and_then(|encoded| encoded.map_err(|error| error.to_string()))
+                    .map_err(|reason| bad(format!("it cannot be encoded: {reason}")));
+                drop(sender.send(encoded.map(Bytes::from)));
             }
         }
     }
@@ -54,10 +53,8 @@ impl<T: DeserializeOwned + Send + 'static> RemoteReply for Reply<T> {
     fn deliver(self, encoded_reply: Bytes) {
         match self {
             Reply::Local(sender) => {
-                let reply = match caught(|| postcard::from_bytes(&encoded_reply)) {
-                    Ok(reply) => reply.map_err(|error| error.to_string()),
-                    Err(panic) => Err(panic),
-                };
+                let reply = caught(|| postcard::from_bytes(&encoded_reply))
+                    .and_then(|reply| reply.map_err(|error| error.to_string()));
                 drop(sender.send(reply.map_err(bad)));
             }
             Reply::Remote(sender) => drop(sender.send(Ok(encoded_reply))),

@@ -161,8 +161,8 @@ pub trait AbstractStateMachine: Send + 'static {
     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError>;
 
     /// Replaces the state by that of a snapshot, written by this or another node. Called when the node starts, before
-    /// any entry, if the state machine does not have that much [by itself](Self::applied), and whenever the leader sends a snapshot because this node lags too far behind. Build the new state
-    /// apart and replace the old one at the end.
+    /// any entry, if the state machine does not have that much [by itself](Self::applied), and whenever the leader sends
+    /// a snapshot because this node lags too far behind. Build the new state apart and replace the old one at the end.
     ///
     /// The data is checked while it is read: damage shows as an error of the reader, never as wrong bytes. `reader`
     /// streams; the whole need never be in memory. If the node is to stop meanwhile, it fails at the next read, so that

@@ -292,7 +292,7 @@ impl VerbError for ReadError {
 }
 
 /// A refusal, for the reply of its verb.
-pub(crate) fn refusal_to_wire<E: VerbError>(error: &E) -> proto::Refusal {
+pub(crate) fn refusal_to_wire<E: Display + Serialize>(error: &E) -> proto::Refusal {
     proto::Refusal { message: error.to_string(), detail: encode_detail(error) }
 }
 

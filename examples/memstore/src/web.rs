@@ -5,7 +5,7 @@
 //! | `GET /` | the page for the browser |
 //! | `GET /store/{key}` | `{"key","value"}`: what every write acknowledged before left, on whichever node; 404 without a value |
 //! | `PUT /store/{key}/{value}`, `PUT /store/{key}` with the value as body | `{"index","term","replaced"}` once a majority has it on disk |
-//! | `PUT …?expected={value}`, `PUT …?absent` | the same, but only if the key has that value, or none; otherwise 412 with `{"error","value"}`, the value that it has |
+//! | `PUT …?expected={value}`, `PUT …?absent` | `{"index","term"}`, but only if the key has that value, or none; otherwise 412 with `{"error","value"}`, the value that it has |
 //! | `GET /store` | `{"count","keys"}`, the first 100 keys |
 //! | `GET /leader`, `/peers`, `/debug` | the leader, the members, everything about this node |
 //! | `POST /snapshot` | takes a snapshot here |
@@ -17,8 +17,9 @@
 //!
 //! Keys and values are UTF-8 text, percent-encoded in the path. What goes wrong is answered with
 //! `{"error": "what happened"}`: 400 if the request cannot be read, 404 if there is no such thing, 405 for a wrong
-//! method, 409 if the cluster is not in a state for it, 412 if the key has another value than expected, 413 for a value over the limit, 503 if nothing happened and the
-//! same request may succeed in a moment (with `Retry-After`), 504 if the outcome is unknown.
+//! method, 409 if the cluster is not in a state for it, 412 if the key has another value than expected, 413 for a value
+//! over the limit, 500 if a snapshot failed, or an entry makes no sense to a node, 503 if nothing happened and the same
+//! request may succeed in a moment (with `Retry-After`), 504 if the outcome is unknown.
 
 use std::fmt;
 

@@ -605,8 +605,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// A membership change that was answered with success once it is in force: at once, or when its joint
-    /// configuration is left.
+    /// A membership change that is in force is answered with success: at once, or when its joint configuration is left.
     pub(super) fn answer_change(&mut self, change: &MembershipChange, waiter: MembershipWaiter) {
         let MembershipWaiter::Change(reply) = waiter else {
             return;

@@ -7,8 +7,7 @@ use tracing::{info, warn};
 
 use super::RaftNodeCore;
 use crate::config::CheckedConfig;
-use crate::error::MembershipError;
-use crate::error::{InstallError, ProposeError, SnapshotError, StopReason, UnknownOutcome};
+use crate::error::{InstallError, MembershipError, ProposeError, SnapshotError, StopReason, UnknownOutcome};
 use crate::members::{Members, Sender};
 use crate::request::{ProposalReply, Responder};
 use crate::snapshot_policy::SnapshotPolicy;

@@ -59,7 +59,8 @@ struct Asked {
     wants_snapshot: bool,
     new_fetches: Vec<LogFetch>,
     waiting: Vec<(LogFetch, Vec<GetEntriesContext>)>,
-    arrived: Vec<(LogFetch, Vec<RaftEntry>)>,
+    /// Here only while raft-rs asks again, and given out once.
+    arrived: Option<(LogFetch, Vec<RaftEntry>)>,
 }
 
 fn size_bytes(entry: &RaftEntry) -> u64 {
@@ -130,8 +131,6 @@ impl LogView {
         }
         self.term_starts.retain(|start| start.index < first);
         self.last = first.previous();
-        // Fetched entries may have been cut: they are compared with the log's terms when they are used.
-        self.asked.get_mut().arrived.clear();
     }
 
     /// The log now begins after an installed snapshot.
@@ -198,7 +197,8 @@ impl LogView {
         std::mem::take(&mut self.asked.get_mut().new_fetches)
     }
 
-    /// Keeps what was fetched until raft-rs asks for it again, and returns with which contexts it will.
+    /// Keeps what was fetched until raft-rs asks for it again, and returns with which contexts it will. What was cut off or
+    /// compacted away since is left out.
     pub(super) fn put_fetched(
         &mut self,
         fetch: LogFetch,
@@ -219,23 +219,19 @@ impl LogView {
         };
         let (_, contexts) = asked.waiting.swap_remove(place);
         // Without entries, raft-rs asks once more; if they were compacted away, it then sends a snapshot.
-        if !entries.is_empty() {
-            asked.arrived.retain(|(old, _)| old.from != fetch.from);
-            asked.arrived.push((fetch, entries));
-        }
+        asked.arrived = (!entries.is_empty()).then_some((fetch, entries));
         contexts
     }
 
     /// Drops what was fetched and not asked for again: the follower has moved on.
     pub(super) fn forget_fetched(&mut self) {
-        self.asked.get_mut().arrived.clear();
+        self.asked.get_mut().arrived = None;
     }
 
     /// The entries of `[from, until)` below the cache: fetched already, or to be fetched.
     fn below_cache(&self, fetch: LogFetch, context: GetEntriesContext) -> raft::Result<Vec<RaftEntry>> {
         let mut asked = self.asked.borrow_mut();
-        if let Some(place) = asked.arrived.iter().position(|(arrived, _)| arrived.from == fetch.from) {
-            let (_, mut entries) = asked.arrived.swap_remove(place);
+        if let Some((_, mut entries)) = asked.arrived.take_if(|(arrived, _)| arrived.from == fetch.from) {
             let wanted = fetch.until.0 - fetch.from.0;
             entries.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
             return Ok(entries);
@@ -320,13 +316,9 @@ impl Storage for LogView {
         let fits = |snapshot: &&Snapshot| {
             let metadata = snapshot.get_metadata();
             let state = metadata.get_conf_state();
-            if mutated!(SnapshotForStrangers) {
-                return metadata.index >= request_index.max(self.truncated.index.0);
-            }
+            let is_for = [&state.voters, &state.learners, &state.voters_outgoing];
             metadata.index >= request_index.max(self.truncated.index.0)
-                && (state.voters.contains(&to)
-                    || state.learners.contains(&to)
-                    || state.voters_outgoing.contains(&to))
+                && (is_for.iter().any(|ids| ids.contains(&to)) || mutated!(SnapshotForStrangers))
         };
         self.snapshot.as_ref().filter(fits).cloned().ok_or_else(|| {
             self.asked.borrow_mut().wants_snapshot = true;

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use raftify_core::storage::MemoryStorage;
 use raftify_core::storage::conformance::{self, TestDisk};
 use raftify_core::{
-    ClusterId, EntryKind, HardState, Identity, Incarnation, Member, NodeId, SnapshotWriter, Term,
+    ClusterId, EntryKind, HardState, Identity, Incarnation, Member, NodeId, SnapshotMeta, SnapshotStore,
+    SnapshotWriter, Term,
 };
 use tempfile::TempDir;
 

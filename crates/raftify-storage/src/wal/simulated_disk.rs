@@ -78,7 +78,7 @@ impl Image {
         content[offset..end].copy_from_slice(data);
     }
 
-    fn rename(&mut self, operation: &Operation) {
+    fn change_names(&mut self, operation: &Operation) {
         match operation {
             Operation::Create(path, file) => drop(self.names.insert(path.clone(), *file)),
             Operation::Rename(from, to) => {
@@ -162,7 +162,7 @@ impl SimulatedDisk {
                     names.push(operation.clone());
                 }
                 Operation::Rename(..) | Operation::Remove(_) => names.push(operation.clone()),
-                Operation::SyncNames => names.drain(..).for_each(|name| image.rename(&name)),
+                Operation::SyncNames => names.drain(..).for_each(|name| image.change_names(&name)),
                 Operation::Store(metadata, start) => {
                     image.metadata = (Metadata::clone(metadata), Some(*start))
                 }
@@ -253,7 +253,7 @@ impl SimulatedDisk {
                 Loss::Random(_) => chance.below(4) < survive,
             };
             if keep {
-                image.rename(&name);
+                image.change_names(&name);
             }
         }
         let state = self.state();
@@ -402,8 +402,8 @@ impl State {
         }
     }
 
-    fn rename(&mut self, operation: Operation) {
-        self.live.rename(&operation);
+    fn change_names(&mut self, operation: Operation) {
+        self.live.change_names(&operation);
         self.journal.push(operation);
     }
 
@@ -417,7 +417,7 @@ impl NameOperations for SimulatedDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state();
         state.enter()?;
-        state.rename(Operation::Rename(from.to_owned(), to.to_owned()));
+        state.change_names(Operation::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
 
@@ -434,7 +434,7 @@ impl NameOperations for SimulatedDisk {
         if !state.live.names.contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        state.rename(Operation::Remove(path.to_owned()));
+        state.change_names(Operation::Remove(path.to_owned()));
         Ok(())
     }
 }
@@ -448,7 +448,7 @@ impl SegmentOperations for SimulatedDisk {
         }
         let file = state.live.files.len();
         state.live.files.push(Vec::new());
-        state.rename(Operation::Create(path.to_owned(), file));
+        state.change_names(Operation::Create(path.to_owned(), file));
         Ok(Box::new(SimulatedFile(self.clone(), file)))
     }
 

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use proptest::prelude::*;
 use raftify_core::storage::MemoryStorage;
 use raftify_core::storage::conformance::{self, TestDisk};
-use raftify_core::{HardState, LogPosition, SnapshotMeta, SnapshotWriter};
+use raftify_core::{HardState, LogPosition, SnapshotMeta, SnapshotStore, SnapshotWriter};
 use tempfile::TempDir;
 
 use super::*;

@@ -60,7 +60,7 @@ impl Journal {
             calls,
         };
         fs::create_dir_all(journal.state())?;
-        journal.load()?;
+        journal.load();
         Ok(journal)
     }
 
@@ -69,7 +69,7 @@ impl Journal {
     }
 
     /// What the files hold. A last record that was not written to its end is dropped.
-    fn load(&mut self) -> Result<(), BoxError> {
+    fn load(&mut self) {
         (self.last_file, self.at) = (0, LogPosition::ZERO);
         self.numbers.clear();
         while let Ok(bytes) = fs::read(self.state().join(self.last_file.to_string())) {
@@ -80,7 +80,6 @@ impl Journal {
             }
             self.last_file += 1;
         }
-        Ok(())
     }
 }
 
@@ -98,7 +97,8 @@ impl AbstractStateMachine for Journal {
         let record = [position.term.get(), position.index.get(), number].map(u64::to_be_bytes).concat();
         // Never synced: it may lag behind.
         File::options().append(true).create(true).open(path)?.write_all(&record)?;
-        (self.at, _) = (position, self.numbers.push(number));
+        self.at = position;
+        self.numbers.push(number);
         Ok(self.numbers.len())
     }
 
@@ -132,7 +132,8 @@ impl AbstractStateMachine for Journal {
         self.generation += 1;
         fs::rename(unpacked, self.state())?;
         fs::remove_dir_all(old)?;
-        self.load()
+        self.load();
+        Ok(())
     }
 }
 
@@ -218,7 +219,7 @@ impl JournalNode {
             let bytes = fs::read(&path).unwrap();
             fs::remove_file(&path).unwrap();
             fs::write(&path, &bytes[..bytes.len() - RECORD_BYTES]).unwrap();
-            journal.load().unwrap();
+            journal.load();
         }
     }
 }
