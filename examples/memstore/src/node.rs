@@ -1,6 +1,6 @@
 //! Runs a node and its web server together, and says in one line why a program ended.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -163,4 +163,9 @@ pub fn report(outcome: Result<(), BoxError>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A line for the person at the terminal. If nobody reads it any more, the program goes on.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
 }
