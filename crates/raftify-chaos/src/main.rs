@@ -4,6 +4,11 @@
 //!
 //! Here is the command line; `run.rs` puts the parts together and decides what a run is worth.
 
+/// Says a line on standard output.
+macro_rules! say {
+    ($($what:tt)*) => { $crate::say_line(format_args!($($what)*)) };
+}
+
 mod clients;
 mod cluster;
 mod faults;
@@ -19,12 +24,16 @@ mod run;
 #[cfg(target_os = "linux")]
 mod switch;
 
+use std::fmt;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Once;
 use std::time::Duration;
 
 use clap::Parser;
 use raftify::BoxError;
+use rustix::process::{Signal, getpid, kill_process};
 
 use crate::faults::Fault;
 use crate::network::Kind;
@@ -57,7 +66,7 @@ struct Arguments {
     /// Keep logs, histories and data directories of a run without a violation, too
     #[arg(long)]
     keep: bool,
-    /// Where logs and data are put [default: target/chaos]
+    /// Where logs and data are put
     #[arg(long, default_value = "target/chaos")]
     directory: PathBuf,
     /// Where the programs of the example are [default: beside this one]
@@ -95,6 +104,16 @@ fn clean() -> Result<bool, BoxError> {
     network::check(Kind::Netns)?;
     let _only_one = run::only_one()?;
     let (namespaces, disks) = (network::remove_namespaces()?, node::unmount_all()?);
-    println!("{namespaces} namespaces and {disks} disks were taken away");
+    say!("{namespaces} namespaces and {disks} disks were taken away");
     Ok(true)
+}
+
+/// What `say!` does. Where nobody listens any more, the run ends as by Ctrl+C, and takes everything away.
+fn say_line(line: fmt::Arguments<'_>) {
+    static NOBODY_LISTENS: Once = Once::new();
+    if writeln!(io::stdout(), "{line}").is_err() {
+        NOBODY_LISTENS.call_once(|| {
+            let _ = kill_process(getpid(), Signal::TERM); // A process may always signal itself.
+        });
+    }
 }

@@ -258,7 +258,7 @@ impl Nemesis<'_> {
     }
 
     fn say(&self, what: &str) {
-        println!("{:7.1} s  {what}", self.begin.elapsed().as_secs_f64());
+        say!("{:7.1} s  {what}", self.begin.elapsed().as_secs_f64());
     }
 
     /// Like the cluster's, but a node whose directory was damaged may find out late, and is replaced then.

@@ -60,7 +60,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     let cluster = Cluster::start(arguments.network, nodes, &programs, &directory);
     let mut cluster = cluster.inspect_err(|_| drop(fs::remove_dir_all(&directory)))?;
     let faults = possible(&arguments.faults, &cluster)?;
-    println!(
+    say!(
         "seed {seed}: {nodes} nodes, {} clients, {:?}, {} kinds of faults, logs in {}",
         arguments.clients,
         arguments.network,
@@ -129,7 +129,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     }
     let happened: usize = figures.faults.values().map(|measured| measured.count).sum();
     let failed = problems.len() + judgement.violations.len() + judgement.undecided.len();
-    println!("{} passed, {failed} failed", judgement.linearizable + happened);
+    say!("{} passed, {failed} failed", judgement.linearizable + happened);
     Ok(is_good)
 }
 
@@ -143,7 +143,7 @@ fn interruptions() -> Result<watch::Receiver<()>, BoxError> {
         let (mut signals, interrupted) = (signal(kind)?, interrupted.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                println!("interrupted: what was seen so far is judged");
+                say!("interrupted: what was seen so far is judged");
                 interrupted.send_replace(());
             }
         });
@@ -182,7 +182,7 @@ fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError>
     let can_fill = cluster.nodes.iter().all(Node::can_be_filled);
     if wanted.is_empty() {
         if !can_fill {
-            println!("without root, nodes have no disks of their own: full-disk is left out");
+            say!("without root, nodes have no disks of their own: full-disk is left out");
         }
         return Ok(Fault::all().into_iter().filter(|fault| can_fill || *fault != Fault::FullDisk).collect());
     }
@@ -206,9 +206,9 @@ fn finish_without_load(
         for node in &cluster.nodes {
             node.keep()?;
         }
-        println!("logs and data directories: {}", directory.display());
+        say!("logs and data directories: {}", directory.display());
     }
-    println!("0 passed, {} failed", problems.len());
+    say!("0 passed, {} failed", problems.len());
     Ok(is_interrupted && problems.is_empty())
 }
 
@@ -257,14 +257,14 @@ fn summary(load: &Load, figures: &Figures, judgement: &Judgement, seconds: f64, 
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let (web, grpc) = (count(&load.counts.web), count(&load.counts.grpc));
     let (refused, unknown) = (count(&load.counts.refused), count(&load.counts.unknown));
-    println!();
-    println!("{}", figures.table());
-    println!();
-    println!("{}", figures.recovery());
+    say!("");
+    say!("{}", figures.table());
+    say!("");
+    say!("{}", figures.recovery());
     if let Some(flips) = figures.flips() {
-        println!("{flips}");
+        say!("{flips}");
     }
-    println!(
+    say!(
         "{} operations in {seconds:.0} s ({:.0} per second): {web} over the web API, {grpc} over gRPC; \
          {refused} refused, {unknown} of unknown outcome",
         web + grpc,
@@ -275,25 +275,25 @@ fn summary(load: &Load, figures: &Figures, judgement: &Judgement, seconds: f64, 
     } else {
         "NOT every history is linearizable"
     };
-    println!("{} keys of {}: {verdict} (seed {seed})", judgement.linearizable, load.recorder.keys().len());
+    say!("{} keys of {}: {verdict} (seed {seed})", judgement.linearizable, load.recorder.keys().len());
 }
 
 fn report_problems(problems: &[String], judgement: &Judgement) {
     for problem in problems {
-        println!("FAILED: {problem}");
+        say!("FAILED: {problem}");
     }
     for key in &judgement.undecided {
-        println!("FAILED: the history of {key} is too long to be decided");
+        say!("FAILED: the history of {key} is too long to be decided");
     }
     for violation in judgement.violations.iter().take(SHOWN_MAX) {
         let what = match violation.at_the_end_only {
             true => "what was read at the end misses an acknowledged write, or the nodes differ",
             false => "its history is not linearizable",
         };
-        println!("FAILED: {}: {what}\n{}", violation.key, violation.counterexample);
+        say!("FAILED: {}: {what}\n{}", violation.key, violation.counterexample);
     }
     if judgement.violations.len() > SHOWN_MAX {
-        println!("and {} keys more", judgement.violations.len() - SHOWN_MAX);
+        say!("and {} keys more", judgement.violations.len() - SHOWN_MAX);
     }
 }
 
@@ -314,6 +314,6 @@ fn keep(
     for node in &cluster.nodes {
         node.keep()?;
     }
-    println!("logs, histories and data directories: {}", directory.display());
+    say!("logs, histories and data directories: {}", directory.display());
     Ok(())
 }

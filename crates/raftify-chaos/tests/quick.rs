@@ -68,6 +68,23 @@ fn a_run_that_is_interrupted_ends_with_its_summary_and_leaves_nothing() {
 }
 
 #[test]
+fn who_stops_listening_ends_the_run_which_leaves_nothing() {
+    build_programs();
+    let directory = tempfile::tempdir().unwrap();
+    let (nobody, to_nobody) = std::io::pipe().unwrap();
+    drop(nobody);
+    let output = Command::new(env!("CARGO_BIN_EXE_chaos"))
+        .args(["--network", "proxy", "--nodes", "3", "--clients", "4", "--directory"])
+        .arg(directory.path())
+        .stdout(to_nobody)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(output.status.success(), "{}", output.status);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn what_makes_no_sense_is_one_clear_line() {
     for (arguments, expected) in [
         (&["--seed", "seven"][..], "invalid value 'seven'"),

@@ -5,8 +5,11 @@ use std::path::Path;
 
 use raftify::{BoxError, Conversion, StorageKind, convert_storage};
 
+use crate::output::with_advice;
+
 pub(crate) fn run(path: &Path, to: StorageKind, output: &mut dyn Write) -> Result<(), BoxError> {
-    let Conversion { from, state, .. } = convert_storage(path, to)?;
+    let Conversion { from, state, .. } =
+        convert_storage(path, to).map_err(|error| with_advice(path, error))?;
     let path = path.display();
     if from == to {
         writeln!(output, "{path} is kept by {to} already: nothing was changed")?;

@@ -9,13 +9,13 @@ use std::time::Duration;
 use raftify::error::ReadError;
 use raftify::{
     AbstractLogEntry, AbstractStateMachine, BoxError, ClientError, CustomFormatter, Entry, EntryKind,
-    Inspection, LogIndex, LogReader, Member, MemberChange, MemberRecord, Members, MembershipChange,
-    RaftClient, ReadOnlyStorage, hex_and_text,
+    Inspection, LogIndex, LogReader, Member, MemberRecord, Members, MembershipChange, RaftClient,
+    ReadOnlyStorage, hex_and_text,
 };
 use serde_json::{Value, json};
 
 use crate::arguments::{Describe, Form};
-use crate::output::{hex, print_facts, print_json, print_members, table};
+use crate::output::{hex, print_facts, print_json, print_members, table, with_advice};
 
 /// How many entries a table shows if no limit is given.
 const TABLE_ENTRIES: u64 = 100;
@@ -43,6 +43,10 @@ where
     }
 }
 
+fn open(path: &Path) -> Result<ReadOnlyStorage, BoxError> {
+    ReadOnlyStorage::open(path).map_err(|error| with_advice(path, error))
+}
+
 fn logs<LogEntry, FSM>(
     path: &Path,
     from: Option<u64>,
@@ -55,17 +59,14 @@ where
     LogEntry: AbstractLogEntry,
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
-    let storage = ReadOnlyStorage::open(path)?;
+    let storage = open(path)?;
     let stored = storage.load()?;
     let reader = storage.log_reader();
     let first = stored.truncated.index.next();
     let end = stored.last.index.next();
     let from = from.map_or(first, LogIndex);
     if from < first {
-        let last_gone = stored.truncated.index;
-        return Err(
-            format!("entries up to {last_gone} are part of the snapshot: begin with --from {first}").into()
-        );
+        return Err(format!("the log begins at {first}: begin with --from {first}").into());
     }
     let limit = limit.unwrap_or(if form == Form::Table { TABLE_ENTRIES } else { u64::MAX });
     let until = LogIndex(from.get().saturating_add(limit)).min(end);
@@ -139,9 +140,8 @@ where
             )
         })
         .unwrap_or_else(|| format!("its decoder or formatter panicked: {}", hex_and_text(bytes))),
-        EntryKind::MembershipChange => {
-            MembershipChange::decode(bytes).map_or_else(|error| undecodable(&error), describe_change)
-        }
+        EntryKind::MembershipChange => MembershipChange::decode(bytes)
+            .map_or_else(|error| undecodable(&error), |change| change.to_string()),
         EntryKind::MemberRecord => match MemberRecord::decode(bytes) {
             Ok(MemberRecord::ReserveNodeId) => "give out the next node id".to_owned(),
             Ok(MemberRecord::Incarnation { id, incarnation }) => {
@@ -158,22 +158,8 @@ fn unless_it_panics<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).map_err(std::mem::forget).ok()
 }
 
-fn describe_change(change: MembershipChange) -> String {
-    let MembershipChange::Steps { steps, .. } = change else {
-        return "leave the joint configuration".to_owned();
-    };
-    let steps: Vec<String> = steps
-        .iter()
-        .map(|step| match step {
-            MemberChange::Add(member) => format!("add {} {} at {}", member.role, member.id, member.address),
-            MemberChange::Remove(id) => format!("remove node {id}"),
-        })
-        .collect();
-    steps.join(", ")
-}
-
 fn metadata(path: &Path, form: Form, output: &mut dyn Write) -> Result<(), BoxError> {
-    let storage = ReadOnlyStorage::open(path)?;
+    let storage = open(path)?;
     let (kind, stored) = (storage.kind(), storage.load()?);
     let first = stored.truncated.index.next();
     let snapshot = stored.snapshot.as_ref().map(|snapshot| snapshot.position);
@@ -231,7 +217,7 @@ where
     LogEntry: AbstractLogEntry,
     FSM: AbstractStateMachine<LogEntry = LogEntry>,
 {
-    let storage = ReadOnlyStorage::open(path)?;
+    let storage = open(path)?;
     let Some(newest) = storage.load()?.snapshot else {
         return Err(format!("{}: no snapshot has been taken yet", path.display()).into());
     };

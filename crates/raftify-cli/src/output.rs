@@ -1,11 +1,12 @@
-//! Tables and JSON, the same for all commands.
+//! Tables, JSON and advice, the same for all commands.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{ContentArrangement, Table};
-use raftify::{Members, PeerProgress};
+use raftify::{BoxError, Members, PeerProgress, StorageError};
 use serde_json::Value;
 
 /// A table with these headings, as wide as the terminal at most.
@@ -73,4 +74,17 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}"); // Writing to a String cannot fail.
         text
     })
+}
+
+/// Why `directory` could not be opened; where no node has ever written, with what was expected there.
+pub(crate) fn with_advice(directory: &Path, error: StorageError) -> BoxError {
+    match &error {
+        StorageError::Io { path, source, .. }
+            if path.parent() == Some(directory)
+                && matches!(source.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+        {
+            format!("{} is not the data directory of a node: {error}", directory.display()).into()
+        }
+        _ => error.into(),
+    }
 }

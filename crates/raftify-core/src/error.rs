@@ -113,8 +113,8 @@ pub enum UnknownOutcome {
     /// A snapshot that covers the entry was installed, so that its reply was never computed here.
     #[error("a snapshot covered the entry before its reply was computed")]
     CoveredBySnapshot,
-    /// The connection to the leader broke after the request was sent.
-    #[error("the connection to the leader broke: {0}")]
+    /// The connection to the node that was asked, mostly the leader, broke after the request was sent.
+    #[error("the connection to the node that was asked broke: {0}")]
     ConnectionLost(String),
     /// The reply arrived, but could not be decoded: the entry was applied.
     #[error("the entry was applied, but its reply could not be decoded: {0}")]

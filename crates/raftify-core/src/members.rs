@@ -129,6 +129,24 @@ impl MembershipChange {
     }
 }
 
+impl fmt::Display for MembershipChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MembershipChange::Steps { steps, .. } = self else {
+            return f.write_str("leave the joint configuration");
+        };
+        for (number, step) in steps.iter().enumerate() {
+            let separator = if number == 0 { "" } else { ", " };
+            match step {
+                MemberChange::Add(Member { id, address, role, .. }) => {
+                    write!(f, "{separator}add {role} {id} at {address}")?;
+                }
+                MemberChange::Remove(id) => write!(f, "{separator}remove node {id}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A replicated fact about members that changes no quorum, as it stands in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MemberRecord {
@@ -648,6 +666,9 @@ pub fn check_address(address: &str) -> Result<(), AddressProblem> {
     };
     if address.len() > ADDRESS_BYTES_MAX {
         return problem("it is too long");
+    }
+    if address.contains("://") {
+        return problem("what ends in :// must be left out");
     }
     let Some((host, port)) = address.rsplit_once(':') else {
         return problem("the port is missing");

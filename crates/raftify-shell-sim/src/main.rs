@@ -17,7 +17,7 @@ const SEEDS_FOR_COVERAGE: u64 = 500;
 
 /// Tries whole raftify nodes in simulated worlds. Each seed is a world of its own, and always the same.
 #[derive(Parser)]
-#[command(name = "sim-shell")]
+#[command(name = "sim-shell", version)]
 struct Arguments {
     /// Run this seed alone.
     #[arg(long, conflicts_with_all = ["seeds", "first", "seconds"])]

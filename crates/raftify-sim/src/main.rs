@@ -15,7 +15,7 @@ const SEEDS_FOR_COVERAGE: u64 = 1000;
 
 /// Tries raftify in simulated worlds. Each seed is a world of its own, and always the same.
 #[derive(Parser)]
-#[command(name = "sim")]
+#[command(name = "sim", version)]
 struct Arguments {
     /// Run this seed alone.
     #[arg(long, conflicts_with_all = ["seeds", "first", "seconds", "jobs"])]

@@ -1,6 +1,7 @@
 //! Runs a node and its web server together, and says in one line why a program ended.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -44,6 +45,20 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
+    /// That the web API can be served where it shall be. To be asked first of all: a node that has come into a cluster,
+    /// and ends for this, is missing there.
+    ///
+    /// # Errors
+    /// The address, and what is the matter with it.
+    pub fn check_web_address(&self) -> Result<(), String> {
+        match &self.web_server {
+            Some(address) => {
+                TcpListener::bind(address).map(drop).map_err(|error| cannot_bind(address, &error))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Opens the data directory, or that of this name under `./target`.
     ///
     /// # Errors
@@ -163,4 +178,9 @@ pub fn report(outcome: Result<(), BoxError>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A line for the person at the terminal. If nobody reads it any more, the program goes on.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

@@ -274,7 +274,7 @@ mod tests {
         check(
             "[[peers]]\nid = 1\naddress = \"http://localhost:1\"\n",
             expect![[
-                r#"cluster_config.toml, line 3 (`address = "http://localhost:1"`): address "http://localhost:1" is not of the form host:port, an IPv6 address needs brackets, as in [::1]:60061"#
+                r#"cluster_config.toml, line 3 (`address = "http://localhost:1"`): address "http://localhost:1" is not of the form host:port, what ends in :// must be left out"#
             ]],
         );
     }

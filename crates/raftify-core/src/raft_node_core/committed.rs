@@ -121,7 +121,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let was_joint = self.members.is_joint();
         let was_member = self.members.get(self.node_id).is_some();
         self.set_members(members);
-        info!(node = %self.node_id, at = %entry.position, "the membership changed: {change:?}");
+        info!(node = %self.node_id, at = %entry.position, "the membership changed: {change}");
         self.answer_change(&change, waiter);
         if was_joint && !self.members.is_joint() {
             self.answer_joint_left();

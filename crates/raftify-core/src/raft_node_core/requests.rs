@@ -328,7 +328,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.flush_batch();
         match self.consensus.propose_change(change) {
             Ok(position) => {
-                info!(node = %self.node_id, at = %position, "proposed a membership change: {change:?}");
+                info!(node = %self.node_id, at = %position, "proposed a membership change: {change}");
                 self.pending_change = Some(position.index);
                 self.membership.insert(position, waiter, self.deadline(self.config.membership_timeout));
             }

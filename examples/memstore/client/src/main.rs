@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use memstore::{HashStore, LogEntry, Reply, report};
+use memstore::{HashStore, LogEntry, Reply, report, say};
 use raftify::{BoxError, MemberChange, MembershipChange, NodeId, RaftClient};
 
 #[derive(Parser)]
@@ -29,23 +29,23 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let client = RaftClient::<LogEntry, HashStore>::new(arguments.raft_addr)?;
     if let Some(id) = arguments.remove {
         let members = client.change_config(&MembershipChange::one(MemberChange::Remove(id))).await?;
-        println!("node {id} is removed, {} members are left", members.len());
+        say(&format!("node {id} is removed, {} members are left", members.len()));
         return Ok(());
     }
     for number in 1..=arguments.keys {
         let (key, value) = (format!("key-{number}"), format!("written by the client as number {number}"));
         let reply = client.propose(&LogEntry::Insert { key: key.clone(), value }).await?;
         if let Reply::Inserted { position, replaced } = reply {
-            println!("{key} {}, as entry {position}", if replaced { "replaced" } else { "stored" });
+            say(&format!("{key} {}, as entry {position}", if replaced { "replaced" } else { "stored" }));
         }
     }
 
-    println!("everything up to entry {} is committed", client.read_index().await?);
+    say(&format!("everything up to entry {} is committed", client.read_index().await?));
     let status = client.inspect().await?.status;
-    println!("node {} answers: it is a {} in term {}", status.node_id, status.role, status.term);
+    say(&format!("node {} answers: it is a {} in term {}", status.node_id, status.role, status.term));
     for member in status.members.iter() {
         let leads = if status.leader_id == Some(member.id) { ", leads" } else { "" };
-        println!("  node {} at {}: {}{leads}", member.id, member.address, member.role);
+        say(&format!("  node {} at {}: {}{leads}", member.id, member.address, member.role));
     }
     Ok(())
 }

@@ -37,6 +37,7 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     // Before there is a directory of that name.
     check_address(&raft_addr)?;
     peer_addr.as_deref().map(check_address).transpose()?;
+    options.check_web_address()?;
     let default_dir = PathBuf::from("memstore-dynamic").join(raft_addr.replace([':', '[', ']'], "_"));
     let mut storage = options.open_storage(default_dir)?;
 

@@ -217,3 +217,24 @@ fn a_node_whose_address_is_none_says_so_and_leaves_no_directory() {
         assert!(!directory.exists());
     }
 }
+
+#[test]
+fn a_node_whose_web_address_is_taken_does_not_come_into_the_cluster() {
+    let cluster = Cluster::start();
+    let [first, ..] = &cluster.nodes;
+    let web = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stranger = Node {
+        raft: free_address(),
+        web: web.local_addr().unwrap().to_string(),
+        peer: Some(first.raft.clone()),
+        directory: first.directory.with_file_name("stranger"),
+        process: None,
+    };
+    let output = stranger.command().stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(said.starts_with("error: cannot serve the web API at "), "{said}");
+    assert!(!stranger.directory.exists());
+    let (_, peers) = first.ask("GET", "/peers").unwrap();
+    assert_eq!(peers.matches("\"voter\"").count(), 3, "{peers}");
+}

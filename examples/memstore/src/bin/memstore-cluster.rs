@@ -5,13 +5,13 @@
 //! killed it, and the command is printed.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
-use memstore::{HashStore, LogEntry, report};
+use memstore::{HashStore, LogEntry, report, say};
 use raftify::{BoxError, NodeId, RaftClient, ReadOnlyStorage, Status};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, sleep_until, timeout};
@@ -351,9 +351,4 @@ async fn stop_signal() -> io::Result<()> {
     }
     #[cfg(not(unix))]
     tokio::signal::ctrl_c().await
-}
-
-/// A line for the person at the terminal. If nobody reads it any more, the cluster runs on.
-fn say(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
 }

@@ -37,6 +37,7 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
         format!("{}: no peer has address {raft_addr}, they have {}", file.display(), known.join(", "))
     })?;
 
+    options.check_web_address()?;
     let storage = options.open_storage(format!("memstore-static/node-{node_id}"))?;
     let (config, with) = (options.config(), options.bootstrap_options());
     let raft = Raft::bootstrap_with(node_id, raft_addr, storage, HashStore::default(), config, with)?;

@@ -16,6 +16,7 @@ use crate::report::{self, FoundBy, Outcome};
 
 /// Puts known bugs back, one at a time, and requires that the simulator or a named test finds each.
 #[derive(Parser)]
+#[command(name = "mutants", version)]
 struct Arguments {
     /// Only these, by name.
     #[arg(long, value_delimiter = ',')]
