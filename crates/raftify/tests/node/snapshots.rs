@@ -4,8 +4,6 @@ use std::io::{self, Read};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::Duration;
 
 use futures_util::FutureExt;
 use raftify::error::{ProposeError, RunError, SnapshotError, StopReason};
@@ -326,20 +324,20 @@ async fn work_on_a_snapshot_does_not_outlive_run() {
     let joining = follower.start();
     let joining = tokio::spawn(async move { joining.join_cluster(vec![ticket]).await });
     gate.reached().await;
+    let (logged, _log) = Logged::from_now_on();
     let quitting = raft.clone();
     let quitting = tokio::spawn(async move { quitting.quit().await });
     until("it stops", async || matches!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(_))))
         .await;
-    // Long after everything else has ended, if nobody waits for it.
-    let reading = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(200));
-        gate.open();
-    });
+    // Everything else has ended by then.
+    let warning = "has been waiting for 5 s for reads of the log, or work on snapshots";
+    until(warning, async || logged.text().contains(warning)).await;
+    assert!(!running.is_finished());
+    gate.open();
     within("the end", running).await.unwrap().unwrap();
     // The snapshots of this storage are gone with it, and so is the reader: what is left is this test's.
     assert_eq!(Arc::strong_count(&readers), 1, "the snapshot is still being read");
     within("quit", quitting).await.unwrap();
-    reading.join().unwrap();
     follower.stop().await;
     drop(joining.await.unwrap());
 }
