@@ -343,7 +343,7 @@ impl Simulation {
                 leader_append_only::writes(id, status.term, running.log.last(), write)?;
             }
             if node.lost.is_none() {
-                self.invariants.committed.writes(id, &running.log, write)?;
+                self.invariants.committed.writes(id, status.term, &running.log, write)?;
                 write.append.iter().for_each(|entry| self.invariants.membership.logged(entry));
             }
             if write.append.first().is_some_and(|first| first.position.index <= running.log.last()) {

@@ -12,6 +12,8 @@ use crate::log_picture::{Digest, LogPicture};
 pub(crate) struct CommittedEntry {
     pub(crate) term: Term,
     pub(crate) digest: Digest,
+    /// In which a leader has committed it: that entry's own, or a later one.
+    committed_in: Term,
 }
 
 #[derive(Default)]
@@ -30,8 +32,14 @@ impl CommittedEntries {
         self.entries.get(usize::try_from(index.0.checked_sub(2)?).ok()?).copied()
     }
 
-    /// A leader whose log is `log` has committed everything up to `index`.
-    pub(crate) fn leader_commits(&mut self, leader: NodeId, index: LogIndex, log: &LogPicture) -> Checked {
+    /// The leader of `term`, whose log is `log`, has committed everything up to `index`.
+    pub(crate) fn leader_commits(
+        &mut self,
+        leader: NodeId,
+        term: Term,
+        index: LogIndex,
+        log: &LogPicture,
+    ) -> Checked {
         if index > self.last() {
             self.commits(leader, self.last(), log)?;
         }
@@ -42,7 +50,7 @@ impl CommittedEntries {
                     "committed entries: leader {leader} commits {next}, which is not in its log"
                 ));
             };
-            self.entries.push(CommittedEntry { term: place.term, digest: place.digest });
+            self.entries.push(CommittedEntry { term: place.term, digest: place.digest, committed_in: term });
         }
         self.commits(leader, index, log)
     }
@@ -62,8 +70,9 @@ impl CommittedEntries {
         }
     }
 
-    /// `node`, whose log is `log` and so far committed up to `commit`, is about to take in `write`.
-    pub(crate) fn writes(&self, node: NodeId, log: &LogPicture, write: &Write) -> Checked {
+    /// `node`, whose log is `log`, is about to take in `write` in `term`. Who has not heard of the leader that committed
+    /// an entry may still give up a copy of it for what an earlier leader sends: no quorum counted on that copy.
+    pub(crate) fn writes(&self, node: NodeId, term: Term, log: &LogPicture, write: &Write) -> Checked {
         let Some(first) = write.append.first().map(|entry| entry.position.index) else {
             return Ok(());
         };
@@ -71,7 +80,9 @@ impl CommittedEntries {
             return Ok(());
         }
         match self.at(first) {
-            Some(committed) if log.digest(first) == Some(committed.digest) => {
+            Some(committed)
+                if term >= committed.committed_in && log.digest(first) == Some(committed.digest) =>
+            {
                 Err(format!("committed entries: {node} overwrites entry {first}, which is committed"))
             }
             _ => Ok(()),
@@ -110,7 +121,7 @@ mod tests {
     fn another_entry_at_a_committed_index_is_rejected() {
         let node = NodeId::FIRST;
         let mut committed = CommittedEntries::default();
-        committed.leader_commits(node, LogIndex(3), &log(&[1, 1])).unwrap();
+        committed.leader_commits(node, Term(2), LogIndex(3), &log(&[1, 1])).unwrap();
         assert!(committed.is_committed(LogPosition::new(1, 3)));
         assert!(
             !committed.is_committed(LogPosition::new(2, 3))
@@ -118,24 +129,32 @@ mod tests {
         );
         committed.commits(node, LogIndex(3), &log(&[1, 1, 2])).unwrap();
         committed.commits(node, LogIndex(3), &log(&[1, 2])).unwrap_err();
-        committed.leader_commits(node, LogIndex(4), &log(&[1, 2, 2])).unwrap_err();
+        committed.leader_commits(node, Term(2), LogIndex(4), &log(&[1, 2, 2])).unwrap_err();
     }
 
     #[test]
     fn a_commit_that_no_leader_has_made_is_rejected() {
         let mut committed = CommittedEntries::default();
         committed.commits(NodeId::FIRST, LogIndex(2), &log(&[1])).unwrap_err();
-        committed.leader_commits(NodeId::FIRST, LogIndex(3), &log(&[1])).unwrap_err();
+        committed.leader_commits(NodeId::FIRST, Term(2), LogIndex(3), &log(&[1])).unwrap_err();
     }
 
     #[test]
     fn overwriting_a_committed_entry_is_rejected() {
         let node = NodeId::FIRST;
         let mut committed = CommittedEntries::default();
-        committed.leader_commits(node, LogIndex(3), &log(&[1, 1])).unwrap();
+        committed.leader_commits(node, Term(2), LogIndex(3), &log(&[1, 1])).unwrap();
         let own = log(&[1, 1, 1]);
-        committed.writes(node, &own, &write(4, &[2])).unwrap();
-        committed.writes(node, &own, &write(3, &[2])).unwrap_err();
-        committed.writes(node, &log(&[1, 2]), &write(3, &[1])).unwrap();
+        committed.writes(node, Term(2), &own, &write(4, &[2])).unwrap();
+        committed.writes(node, Term(2), &own, &write(3, &[2])).unwrap_err();
+        committed.writes(node, Term(3), &own, &write(3, &[3])).unwrap_err();
+        committed.writes(node, Term(2), &log(&[1, 2]), &write(3, &[1])).unwrap();
+    }
+
+    #[test]
+    fn a_copy_that_no_quorum_counted_on_may_be_given_up_for_an_earlier_leader() {
+        let mut committed = CommittedEntries::default();
+        committed.leader_commits(NodeId::new(2).unwrap(), Term(4), LogIndex(4), &log(&[1, 1, 4])).unwrap();
+        committed.writes(NodeId::FIRST, Term(3), &log(&[1, 1]), &write(3, &[3])).unwrap();
     }
 }

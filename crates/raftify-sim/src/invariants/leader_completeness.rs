@@ -67,7 +67,7 @@ mod tests {
     fn a_leader_that_lacks_a_committed_entry_is_rejected() {
         let (node, complete) = (NodeId::FIRST, log(&[2, 2]));
         let mut committed = CommittedEntries::default();
-        committed.leader_commits(node, LogIndex(3), &complete).unwrap();
+        committed.leader_commits(node, Term(2), LogIndex(3), &complete).unwrap();
         let mut completeness = LeaderCompleteness::default();
         completeness.commits(Term(4), LogIndex(3));
         completeness.leads(node, Term(5), &complete, &committed).unwrap();

@@ -40,7 +40,7 @@ impl Simulation {
                     status.commit
                 ));
             };
-            self.invariants.committed.leader_commits(id, status.commit, &running.log)?;
+            self.invariants.committed.leader_commits(id, term, status.commit, &running.log)?;
             self.invariants.completeness.commits(term, status.commit);
             let nodes = &self.nodes;
             let holds =
