@@ -405,7 +405,9 @@ impl Simulation {
         for fetch in turn.fetch {
             let mut delay = self.rng.within(self.world.write_delay);
             let mut read = None;
+            // A repaired disk is a fast one: a second for each message would keep a slow follower behind for minutes.
             if self.world.peculiar.late_reads
+                && self.healed_at.is_none()
                 && let Some(node) = self.nodes.get(&id)
             {
                 read = Some(node.disk.read(fetch.from, fetch.until, fetch.bytes_max));
