@@ -69,10 +69,12 @@ pub enum ProposeError {
     /// Nothing was written: this node does not lead, and may not forward the request.
     #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
     NotLeader(LeaderHint),
-    /// Nothing was written: as much waits as may wait. Try again a little later.
-    #[error("{waiting} proposals are waiting, which is as many as may")]
+    /// Nothing was written: as much waits as may wait, in number or in bytes, to be taken up, committed or applied
+    /// ([`Config`](crate::Config) has the limits). Try again a little later.
+    #[error("as much waits as may, in number or in bytes ({waiting} proposals): try again a little later")]
     Busy {
-        /// How many wait.
+        /// How many proposals wait for their answer. That may be none: entries of those who have given up waiting count
+        /// until they are committed and applied.
         waiting: u64,
     },
     /// Nothing was written, nor ever will be: the entry is over the limit.
