@@ -55,7 +55,7 @@ enum Operation {
     Sync(FileId),
     /// The system gave up what it had not written, but still shows it.
     FailedSync(FileId),
-    Rename(PathBuf, PathBuf),
+    Rename(PathBuf, PathBuf, FileId),
     Remove(PathBuf),
     SyncNames,
     Store(Box<Metadata>, LogStart),
@@ -81,10 +81,12 @@ impl Image {
     fn change_names(&mut self, operation: &Operation) {
         match operation {
             Operation::Create(path, file) => drop(self.names.insert(path.clone(), *file)),
-            Operation::Rename(from, to) => {
-                if let Some(file) = self.names.remove(from) {
-                    self.names.insert(to.clone(), file);
+            Operation::Rename(from, to, file) => {
+                // If it is there and the creation is not, another file may still have the old name.
+                if self.names.get(from) == Some(file) {
+                    self.names.remove(from);
                 }
+                self.names.insert(to.clone(), *file);
             }
             Operation::Remove(path) => drop(self.names.remove(path)),
             _ => unreachable!("only names are kept for later"),
@@ -417,7 +419,8 @@ impl NameOperations for SimulatedDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state();
         state.enter()?;
-        state.change_names(Operation::Rename(from.to_owned(), to.to_owned()));
+        let file = *state.live.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        state.change_names(Operation::Rename(from.to_owned(), to.to_owned(), file));
         Ok(())
     }
 
@@ -541,5 +544,31 @@ impl MetadataStore for SimulatedDisk {
             (false, false) => Ok(()),
             _ => Err(io_error("write to", Path::new("metadata"))(io::Error::other("simulated failure"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rename_that_survives_without_the_creation_gives_its_name_to_no_other_file() {
+        let disk = SimulatedDisk::new(false);
+        let (partial, finished) = (Path::new("log/partial"), Path::new("log/segment"));
+        disk.create_segment(partial).unwrap().write_all_at(b"old", 0).unwrap();
+        disk.sync_directory(Path::new("log")).unwrap();
+        disk.remove(partial).unwrap();
+        let file = disk.create_segment(partial).unwrap();
+        file.write_all_at(b"new", 0).unwrap();
+        file.sync().unwrap();
+        disk.rename(partial, finished).unwrap();
+        let losses = (0..1000).map(|seed| Loss::Random(Chance(seed)));
+        let survivors: Vec<_> = losses
+            .map(|loss| disk.after_power_loss(disk.journal_length(), &loss))
+            .filter(|after| after.names().contains(&finished.to_owned()))
+            .map(|after| after.content(finished))
+            .collect();
+        assert!(!survivors.is_empty());
+        assert!(survivors.iter().all(|content| content == b"new"));
     }
 }
