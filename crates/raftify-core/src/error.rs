@@ -100,9 +100,10 @@ pub enum ProposeError {
     /// This node has stopped. What it had accepted already has an unknown outcome.
     #[error(transparent)]
     Stopped(#[from] StopReason),
-    /// Nothing was written: a node on the way could not decode the entry. In the log it would have stopped every node.
-    /// It was proposed by a program of another, perhaps newer, version.
-    #[error("the entry cannot be decoded there: {0}")]
+    /// Nothing was written: a node on the way, or the one at which it was proposed, could not decode the entry. In the log
+    /// it would have stopped every node. It was proposed by a program of another, perhaps newer, version, or its type
+    /// encodes what it cannot decode.
+    #[error("the entry cannot be decoded: {0}")]
     Undecodable(String),
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::BoxError;
+use crate::worker::caught;
 
 /// A user's own log entry: one change of the state machine.
 ///
@@ -17,7 +18,8 @@ use crate::error::BoxError;
 /// what one version of the program wrote, a later one reads, as long as variants are only added at the end of an enum.
 /// Fields cannot be added, not even at the end: a variant that needs another one is a new variant. Entries stay in the
 /// log until a snapshot covers them, so that after an update of the program, entries of the old one are decoded by the
-/// new one.
+/// new one. What serde can only decode from a format that describes itself (`#[serde(untagged)]`, `serde_json::Value`)
+/// is encoded and not decoded: it is refused when it is proposed. Implement the trait with such a format for it.
 ///
 /// ```
 /// use raftify::AbstractLogEntry;
@@ -40,14 +42,22 @@ pub trait AbstractLogEntry: Sized + Send + 'static {
     fn encode(&self) -> Result<Bytes, BoxError>;
 
     /// The inverse of [`encode`](Self::encode). Called on every node when the entry is committed, and again whenever
-    /// a node starts on a log that still holds it; and before that by each node to which the proposal comes over the
-    /// network, on the task of the connection.
+    /// a node starts on a log that still holds it; and before that once by the node at which it is proposed, on the task
+    /// of the proposer, and by each node to which the proposal comes over the network, on the task of the connection.
     ///
     /// # Errors
-    /// A proposal that a node on its way cannot decode fails with
-    /// [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable); nothing is written. A committed entry that cannot be decoded stops the node: skipping it would let this node's state differ from
-    /// that of the others without anybody noticing.
+    /// A proposal that one of them cannot decode fails with
+    /// [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable); nothing is written. A committed entry that
+    /// cannot be decoded stops the node: skipping it would let this node's state differ from that of the others without
+    /// anybody noticing.
     fn decode(bytes: &[u8]) -> Result<Self, BoxError>;
+}
+
+/// Why `payload` cannot be decoded: in the log it would stop every node, again at each start, for good.
+pub(crate) fn check_entry<LogEntry: AbstractLogEntry>(payload: &[u8]) -> Result<(), String> {
+    // What was decoded is dropped, or the error shown and dropped, in there, too.
+    caught(|| LogEntry::decode(payload).map(drop).map_err(|error| error.to_string()))
+        .unwrap_or_else(|panic| Err(format!("its decoder {panic}")))
 }
 
 /// A larger buffer is not kept for the next entry.
@@ -84,6 +94,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+    use crate::worker::PanicsWhenShown;
 
     #[derive(Serialize, Deserialize)]
     enum Old {
@@ -107,5 +118,23 @@ mod tests {
         let old = Old::Insert { key: 7 }.encode().unwrap();
         assert_eq!(WithAnotherVariant::decode(&old).unwrap(), WithAnotherVariant::Insert { key: 7 });
         WithAnotherField::decode(&old).unwrap_err();
+    }
+
+    struct Unreadable;
+
+    impl AbstractLogEntry for Unreadable {
+        fn encode(&self) -> Result<Bytes, BoxError> {
+            Ok(Bytes::new())
+        }
+
+        fn decode(_: &[u8]) -> Result<Unreadable, BoxError> {
+            Err(PanicsWhenShown.into())
+        }
+    }
+
+    /// Who proposed it would be told that it may have been applied.
+    #[test]
+    fn an_entry_whose_error_panics_when_it_is_shown_is_one_that_cannot_be_decoded() {
+        assert_eq!(check_entry::<Unreadable>(&[]), Err("its decoder panicked: told to".to_owned()));
     }
 }

@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 use crate::applier::Query;
 use crate::error::WaitError;
 use crate::lifecycle::Lifecycle;
-use crate::log_entry::AbstractLogEntry;
+use crate::log_entry::{AbstractLogEntry, check_entry};
 use crate::reply::{Reply, local_reply};
 use crate::request_queue::{Refused, RequestSender};
 use crate::state_machine::AbstractStateMachine;
@@ -99,7 +99,8 @@ where
     /// # Errors
     /// - [`NoLeader`](ProposeError::NoLeader), [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
     ///   [`Encode`](ProposeError::Encode): nothing was written. Send it again later, or smaller.
-    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The leader's program is of another version.
+    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type cannot decode what it has
+    ///   encoded, or the leader's program is of another version.
     /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the deadline.
     /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
     /// - [`Unknown`](ProposeError::Unknown): the deadline passed, or a snapshot covered the entry, before the outcome
@@ -118,6 +119,7 @@ where
         if bytes > limit {
             return Err(ProposeError::TooLarge { bytes, limit });
         }
+        check_entry::<LogEntry>(&payload).map_err(ProposeError::Undecodable)?;
         let attempt = |within| {
             let (reply, answer) = local_reply();
             let request = LeaderRequest::Propose { payload: payload.clone(), reply };

@@ -20,7 +20,7 @@ use crate::chance::random;
 use crate::error::RunError;
 use crate::formatter::CustomFormatter;
 use crate::lifecycle::Lifecycle;
-use crate::log_entry::AbstractLogEntry;
+use crate::log_entry::check_entry;
 use crate::log_writer::LogWriter;
 use crate::outbox::Outbox;
 use crate::raft_loop::{Inputs, Outputs, RaftLoop};
@@ -31,7 +31,7 @@ use crate::snapshot_taker::SnapshotTaker;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
 use crate::transport::Listener;
-use crate::worker::{Blocking, caught};
+use crate::worker::Blocking;
 
 /// So long a node that stops waits for its parts without a word: longer than the server takes with connections that hang.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -232,13 +232,6 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
     }
 }
 
-/// Why an entry that came over the network cannot be decoded.
-fn check_entry<LogEntry: AbstractLogEntry>(payload: &[u8]) -> Result<(), String> {
-    // What was decoded is dropped, or the error shown and dropped, in there, too.
-    caught(|| LogEntry::decode(payload).map(drop).map_err(|error| error.to_string()))
-        .unwrap_or_else(|panic| Err(format!("its decoder {panic}")))
-}
-
 /// Waits for what a disk or a state machine may hold up for ever, and says so: first after [`PATIENCE`], then after twice
 /// as long each time.
 async fn patiently<T>(node_id: NodeId, what: &str, end: impl Future<Output = T>) -> T {
@@ -321,7 +314,6 @@ async fn termination() {
 mod tests {
     use std::io::Read;
 
-    use bytes::Bytes;
     use raftify_core::Config;
     use raftify_free_address::free_address;
     use raftify_storage::HeedStorage;
@@ -330,7 +322,7 @@ mod tests {
     use crate::Raft;
     use crate::error::BoxError;
     use crate::state_machine::SnapshotCapture;
-    use crate::worker::{NOT_STARTED, PanicsWhenShown};
+    use crate::worker::NOT_STARTED;
 
     struct Nothing;
 
@@ -368,23 +360,5 @@ mod tests {
             drop(HeedStorage::open(directory.path()).unwrap());
             assert_eq!(raft.inspect().await, Err(reason));
         }
-    }
-
-    struct Unreadable;
-
-    impl AbstractLogEntry for Unreadable {
-        fn encode(&self) -> Result<Bytes, BoxError> {
-            Ok(Bytes::new())
-        }
-
-        fn decode(_: &[u8]) -> Result<Unreadable, BoxError> {
-            Err(PanicsWhenShown.into())
-        }
-    }
-
-    /// Who proposed it would be told that it may have been applied.
-    #[test]
-    fn an_entry_whose_error_panics_when_it_is_shown_is_one_that_cannot_be_decoded() {
-        assert_eq!(check_entry::<Unreadable>(&[]), Err("its decoder panicked: told to".to_owned()));
     }
 }

@@ -2,8 +2,8 @@
 
 use raftify::error::{BootstrapError, ProposeError, RunError, StartError, StopReason};
 use raftify::{
-    AbstractStateMachine, BoxError, ClientError, Config, LogPosition, RaftClient, SnapshotCapture,
-    StorageError,
+    AbstractStateMachine, BoxError, ClientError, Config, LogPosition, MemoryStorage, NodeId, Raft,
+    RaftClient, SnapshotCapture, StorageError,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -148,6 +148,48 @@ async fn an_entry_that_this_program_cannot_decode_is_refused_before_it_is_in_the
     for node in &nodes {
         assert_eq!(node.get("3").await, Some("value".to_owned()));
     }
+}
+
+/// postcard writes it, and needs to be told which of the two it reads.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Untagged {
+    Number(u64),
+    Text(String),
+}
+
+struct UntaggedStore;
+
+impl AbstractStateMachine for UntaggedStore {
+    type LogEntry = Untagged;
+    type Reply = ();
+
+    fn apply(&mut self, _: LogPosition, _: Untagged) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        Ok(SnapshotCapture::of(()))
+    }
+
+    fn restore(&mut self, _: &mut dyn std::io::Read) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_its_own_type_cannot_decode_is_refused_before_it_is_in_the_log() {
+    let (address, storage) = (free_address(), MemoryStorage::default());
+    let raft = Raft::bootstrap(NodeId::FIRST, address, storage, UntaggedStore, Config::default()).unwrap();
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await.unwrap();
+    for entry in [Untagged::Number(1), Untagged::Text("one".to_owned())] {
+        let error = raft.propose(entry).await.unwrap_err();
+        assert!(matches!(error, ProposeError::Undecodable(_)), "{error:?}");
+    }
+    raft.read_index().await.unwrap();
+    raft.quit().await;
+    within("the end", running).await.unwrap().unwrap();
 }
 
 async fn a_directory_on_disk_is_held_by_one_node_at_a_time_and_found_again(kind: DiskKind) {

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use raftify::error::{ProposeError, ReadError, RunError, StopReason};
+use raftify::storage::Write;
 use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BoxError, Config, LogPosition, MemoryStorage, NodeId, Raft,
-    SnapshotCapture,
+    AbstractLogEntry, AbstractStateMachine, BoxError, Config, Entry, EntryKind, HardState, LogPosition,
+    MemoryStorage, NodeId, Raft, SnapshotCapture, StableStorage, StoredState,
 };
 
 use crate::harness::*;
@@ -133,10 +134,13 @@ impl AbstractStateMachine for Texts {
     }
 }
 
+fn texts(short: bool, storage: &MemoryStorage) -> Raft<Text, Texts> {
+    let (address, state_machine, config) = (free_address(), Texts { short }, Config::default());
+    Raft::bootstrap(NodeId::FIRST, address, storage.clone(), state_machine, config).unwrap()
+}
+
 async fn run_texts(short: bool, text: &'static [u8]) -> (Result<u64, ProposeError>, Result<(), RunError>) {
-    let storage = MemoryStorage::default();
-    let raft =
-        Raft::bootstrap(NodeId::FIRST, free_address(), storage, Texts { short }, Config::default()).unwrap();
+    let raft = texts(short, &MemoryStorage::default());
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await.unwrap();
     let reply = within("the reply", raft.propose(Text(text))).await;
@@ -146,10 +150,21 @@ async fn run_texts(short: bool, text: &'static [u8]) -> (Result<u64, ProposeErro
 
 #[tokio::test]
 async fn a_committed_entry_that_cannot_be_decoded_stops_the_node_with_its_place_and_length() {
-    let (reply, outcome) = run_texts(false, b"\xff\xfe\xfd").await;
-    assert!(matches!(reply, Err(ProposeError::Stopped(StopReason::StateMachine(_)))), "{reply:?}");
-    let text = outcome.unwrap_err().to_string();
-    assert!(text.contains("of term") && text.contains("(3 bytes) cannot be decoded"), "{text}");
+    let mut storage = MemoryStorage::default();
+    let raft = texts(false, &storage);
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await.unwrap();
+    within("quit", raft.quit()).await;
+    running.await.unwrap().unwrap();
+
+    // Another version of the program wrote this one.
+    let StoredState { hard_state, last, .. } = storage.load().unwrap();
+    let position = LogPosition { term: hard_state.term, index: last.index.next() };
+    let entry = Entry { position, kind: EntryKind::User, payload: Bytes::from_static(b"\xff\xfe\xfd") };
+    let hard_state = Some(HardState { commit: position.index, ..hard_state });
+    storage.write(&[Write { append: vec![entry], hard_state, ..Write::default() }]).unwrap();
+    let error = within("the end", texts(false, &storage).run()).await.unwrap_err().to_string();
+    assert!(error.contains("of term") && error.contains("(3 bytes) cannot be decoded"), "{error}");
 }
 
 #[tokio::test]
