@@ -19,7 +19,8 @@ use crate::worker::caught;
 /// Fields cannot be added, not even at the end: a variant that needs another one is a new variant. Entries stay in the
 /// log until a snapshot covers them, so that after an update of the program, entries of the old one are decoded by the
 /// new one. What serde can only decode from a format that describes itself (`#[serde(untagged)]`, `serde_json::Value`)
-/// is encoded and not decoded: it is refused when it is proposed. Implement the trait with such a format for it.
+/// is encoded and never decoded, and so is what leaves fields out (`skip_serializing_if`): entries of that kind are refused
+/// when they are proposed, if they have no more than 1 KiB. Implement the trait with another format for them.
 ///
 /// ```
 /// use raftify::AbstractLogEntry;
@@ -42,8 +43,8 @@ pub trait AbstractLogEntry: Sized + Send + 'static {
     fn encode(&self) -> Result<Bytes, BoxError>;
 
     /// The inverse of [`encode`](Self::encode). Called on every node when the entry is committed, and again whenever
-    /// a node starts on a log that still holds it; and before that once by the node at which it is proposed, on the task
-    /// of the proposer, and by each node to which the proposal comes over the network, on the task of the connection.
+    /// a node starts on a log that still holds it; and before that, on the task of the connection, by each node to which
+    /// the proposal comes over the network, and on the task of the proposer, if it has no more than 1 KiB.
     ///
     /// # Errors
     /// A proposal that one of them cannot decode fails with
@@ -52,6 +53,10 @@ pub trait AbstractLogEntry: Sized + Send + 'static {
     /// anybody noticing.
     fn decode(bytes: &[u8]) -> Result<Self, BoxError>;
 }
+
+/// A type that encodes what it cannot decode does so with small entries, too. To decode a large one takes time, which a
+/// node that refuses most of what it is asked for does not have.
+pub(crate) const CHECKED_BYTES_MAX: usize = 1024;
 
 /// Why `payload` cannot be decoded: in the log it would stop every node, again at each start, for good.
 pub(crate) fn check_entry<LogEntry: AbstractLogEntry>(payload: &[u8]) -> Result<(), String> {

@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout};
 use crate::applier::Query;
 use crate::error::WaitError;
 use crate::lifecycle::Lifecycle;
-use crate::log_entry::{AbstractLogEntry, check_entry};
+use crate::log_entry::{AbstractLogEntry, CHECKED_BYTES_MAX, check_entry};
 use crate::reply::{Reply, local_reply};
 use crate::request_queue::{Refused, RequestSender};
 use crate::state_machine::AbstractStateMachine;
@@ -119,7 +119,9 @@ where
         if bytes > limit {
             return Err(ProposeError::TooLarge { bytes, limit });
         }
-        check_entry::<LogEntry>(&payload).map_err(ProposeError::Undecodable)?;
+        if payload.len() <= CHECKED_BYTES_MAX {
+            check_entry::<LogEntry>(&payload).map_err(ProposeError::Undecodable)?;
+        }
         let attempt = |within| {
             let (reply, answer) = local_reply();
             let request = LeaderRequest::Propose { payload: payload.clone(), reply };
