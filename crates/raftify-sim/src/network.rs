@@ -29,10 +29,14 @@ pub(crate) enum Packet {
         sent: SnapshotToSend,
         snapshot: SnapshotMeta,
         data: Vec<u8>,
+        /// Of the sender: its next one hears of no outcome.
+        life: u64,
     },
     Request(LeaderRequest<Reply>),
     ReadRound {
         round: u64,
+        /// Of the sender: its next one counts its rounds anew.
+        life: u64,
     },
     /// To the life of a node that had asked.
     SnapshotSent {

@@ -425,7 +425,7 @@ impl Simulation {
                 opened.map_err(|error| format!("snapshots: {id} is to send one: {error}"))?;
             let data = node.disk.read_snapshot(position).map_err(|error| format!("{id}: {error}"))?;
             if let Some((sender, receiver)) = self.introduction(id, sent.to) {
-                self.send(id, sent.to, Packet::Snapshot { sender, receiver, sent, snapshot, data });
+                self.send(id, sent.to, Packet::Snapshot { sender, receiver, sent, snapshot, data, life });
             }
         }
         for mut forward in turn.forward {
@@ -438,7 +438,7 @@ impl Simulation {
             self.send(id, forward.to, Packet::Request(request));
         }
         if let Some(round) = turn.read_round {
-            self.send(id, round.leader, Packet::ReadRound { round: round.round });
+            self.send(id, round.leader, Packet::ReadRound { round: round.round, life });
         }
         Ok(())
     }

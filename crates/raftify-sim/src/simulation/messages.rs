@@ -120,7 +120,6 @@ impl Simulation {
 
     fn take_in(&mut self, from: NodeId, to: NodeId, packet: Packet) -> Checked {
         let answers = self.answers.clone();
-        let from_life = self.nodes.get(&from).map_or(0, |node| node.life);
         let is_from_lost = node_lost(&self.nodes, from).is_some();
         let most_ticks = self.most_ticks_for_proposals();
         let read_waits = match &packet {
@@ -144,13 +143,13 @@ impl Simulation {
                 });
                 ServerRequestMsg::RaftMessages { sender, receiver, messages }
             }
-            Packet::Snapshot { sender, receiver, sent, snapshot, data } => {
+            Packet::Snapshot { sender, receiver, sent, snapshot, data, life } => {
                 running.heard.insert(from, running.deadlines.now_ticks());
                 node.disk.write_snapshot(&snapshot, &data).map_err(|error| format!("{to}: {error}"))?;
                 let term = sent.term;
                 let reply = Responder::new(move |answer: Result<(), InstallError>| {
                     let outcome = answer.map_err(|error| error.to_string());
-                    let packet = Packet::SnapshotSent { sent, outcome, life: from_life };
+                    let packet = Packet::SnapshotSent { sent, outcome, life };
                     answers.push(Answered::Travels { from: to, to: from, packet });
                 });
                 ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply }
@@ -159,10 +158,10 @@ impl Simulation {
                 running.is_asked(&mut request, most_ticks);
                 ServerRequestMsg::ForLeader { request, forwarding: Forwarding::Never }
             }
-            Packet::ReadRound { round } => {
+            Packet::ReadRound { round, life } => {
                 let reply = Responder::new(move |answer| {
                     drop(read_waits);
-                    let packet = Packet::ReadRoundAnswered { round, answer, life: from_life };
+                    let packet = Packet::ReadRoundAnswered { round, answer, life };
                     answers.push(Answered::Travels { from: to, to: from, packet });
                 });
                 ServerRequestMsg::ConfirmReadIndex { reply }
@@ -290,16 +289,15 @@ impl Simulation {
         match (packet, &mut node.running) {
             (Packet::Request(request), _) => break_off(request),
             (Packet::Answer(answer), _) => answer.breaks(),
-            (Packet::Snapshot { sent, .. }, Some(running)) => {
-                running.hears_of_snapshot(sent, Err(BROKEN.to_owned()));
-            }
-            (Packet::SnapshotSent { sent, life: asked, .. }, Some(running)) if asked == life => {
-                running.hears_of_snapshot(sent, Err(BROKEN.to_owned()));
-            }
-            (Packet::ReadRound { round }, Some(running)) => {
-                running.core.read_round_answered(round, Err(ReadError::ConnectionLost(BROKEN.to_owned())));
-            }
-            (Packet::ReadRoundAnswered { round, life: asked, .. }, Some(running)) if asked == life => {
+            (
+                Packet::Snapshot { sent, life: asked, .. } | Packet::SnapshotSent { sent, life: asked, .. },
+                Some(running),
+            ) if asked == life => running.hears_of_snapshot(sent, Err(BROKEN.to_owned())),
+            (
+                Packet::ReadRound { round, life: asked }
+                | Packet::ReadRoundAnswered { round, life: asked, .. },
+                Some(running),
+            ) if asked == life => {
                 running.core.read_round_answered(round, Err(ReadError::ConnectionLost(BROKEN.to_owned())));
             }
             _ => {}
