@@ -254,7 +254,7 @@ impl Cluster {
         let client = Client::new(others)?.with_deadline(PATIENCE / 4);
         let begin = Instant::now();
         loop {
-            let outcome = client.change_config(&MembershipChange::one(MemberChange::Remove(id))).await;
+            let outcome = client.change_config(MembershipChange::one(MemberChange::Remove(id))).await;
             // What was unknown or refused may have happened all the same.
             let members = match outcome {
                 Ok(members) => Some(members),
@@ -292,7 +292,7 @@ impl Cluster {
 }
 
 async fn outcome_of(client: &Client, id: NodeId) -> String {
-    match client.change_config(&MembershipChange::one(MemberChange::Remove(id))).await {
+    match client.change_config(MembershipChange::one(MemberChange::Remove(id))).await {
         Ok(_) => "it is now".to_owned(),
         Err(error) => error.to_string(),
     }

@@ -144,6 +144,7 @@ where
             .map_or_else(|error| undecodable(&error), |change| change.to_string()),
         EntryKind::MemberRecord => match MemberRecord::decode(bytes) {
             Ok(MemberRecord::ReserveNodeId) => "give out the next node id".to_owned(),
+            Ok(MemberRecord::Address { id, address, .. }) => format!("node {id} is at {address}"),
             Ok(MemberRecord::Incarnation { id, incarnation }) => {
                 format!("node {id} has incarnation {incarnation}")
             }

@@ -54,6 +54,18 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub membership_timeout: Duration,
 
+    /// A joining node is promoted to a voter when its log is at most so many entries behind the leader's, and not later
+    /// than `promotion_lag_max`. Default 10 000; zero: when it has every entry.
+    pub promotion_entries_max: u64,
+    /// How long the last entries may have taken to reach a joining node that is promoted. Default 1 s, at least
+    /// `heartbeat_interval`, at most 24 h.
+    #[serde(with = "humantime_serde")]
+    pub promotion_lag_max: Duration,
+    /// A joining node that is silent for so long is cleared: it costs the cluster nothing, and may join again. Default 10
+    /// min, at least `election_timeout`.
+    #[serde(with = "humantime_serde")]
+    pub joiner_timeout: Duration,
+
     /// The largest encoded log entry that is accepted. Default 8 MiB, range 1 byte to 64 MiB.
     pub entry_bytes_max: u64,
     /// How many proposals may wait for their reply on one node. Default 65 536, at least 1. When as many wait,
@@ -156,6 +168,9 @@ impl Default for Config {
             propose_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(5),
             membership_timeout: Duration::from_secs(30),
+            promotion_entries_max: 10_000,
+            promotion_lag_max: Duration::from_secs(1),
+            joiner_timeout: Duration::from_secs(600),
             entry_bytes_max: 8 * MIB,
             proposals_in_flight_max: 65_536,
             uncommitted_bytes_max: 64 * MIB,
@@ -234,6 +249,7 @@ impl Config {
             ("propose_timeout", self.propose_timeout),
             ("read_timeout", self.read_timeout),
             ("membership_timeout", self.membership_timeout),
+            ("joiner_timeout", self.joiner_timeout),
         ] {
             demand(
                 timeout >= self.election_timeout,
@@ -254,6 +270,13 @@ impl Config {
                 format!("{name} is {timeout:?}, it must lie between 1ms and {TIME_MAX:?}"),
             );
         }
+        demand(
+            (self.heartbeat_interval..=TIME_MAX).contains(&self.promotion_lag_max),
+            format!(
+                "promotion_lag_max is {:?}, it must lie between heartbeat_interval ({:?}) and {TIME_MAX:?}",
+                self.promotion_lag_max, self.heartbeat_interval
+            ),
+        );
         demand(
             self.snapshot_age_max <= TIME_MAX,
             format!("snapshot_age_max is {:?}, it must be at most {TIME_MAX:?}", self.snapshot_age_max),

@@ -161,9 +161,60 @@ pub enum MembershipError {
     /// Nothing was written: this node does not lead, and may not forward the request.
     #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
     NotLeader(LeaderHint),
-    /// Nothing was written: another change is not yet in force. Try again when it is.
-    #[error("another membership change is not yet in force: changes are made one at a time")]
+    /// Nothing was written: the change waited for its turn until its deadline, and another one is still not in force.
+    #[error(
+        "another membership change is not yet in force, and changes are made one at a time: try again when it is"
+    )]
     ChangePending,
+    /// Nothing was changed: the membership is another one than the request was made from. Look at the members, and decide
+    /// again.
+    #[error(
+        "the membership has changed: the request was made from the one as of index {expected}, it is now as of {actual}"
+    )]
+    MembershipMoved {
+        /// As the request says.
+        expected: LogIndex,
+        /// As it is.
+        actual: LogIndex,
+    },
+    /// Nothing was changed: after the change, the voters that the leader has heard from within an election timeout would be
+    /// no majority, and the cluster could not decide anything any more. Start the missing nodes, or remove them first; or
+    /// make the request with [`force`](crate::members::MembershipRequest::force).
+    #[error(
+        "the change would leave {voters} voters of which {} missing: the rest is no majority, and the cluster would stop for \
+         good. Start the missing nodes or remove them first, or force the change", missing_are(.missing)
+    )]
+    WouldLoseMajority {
+        /// How many voters there would be.
+        voters: usize,
+        /// Those of them that the leader has not heard from within an election timeout.
+        missing: Vec<NodeId>,
+    },
+    /// Nothing was changed: the node has not received enough of the log to vote. Try again when it has.
+    #[error(
+        "node {id} is not caught up: its log agrees up to index {matched}, the leader's ends at {last}; try again later"
+    )]
+    NotCaughtUp {
+        /// The node.
+        id: NodeId,
+        /// Up to where its log agrees with the leader's.
+        matched: LogIndex,
+        /// Where the leader's log ends.
+        last: LogIndex,
+    },
+    /// Nothing was changed: too few voters have reached the node at its advertised address. Can they connect to it?
+    #[error(
+        "node {id} was reached at its advertised address by {} of {voters} voters, which is no majority: check its address, \
+         and what stands between", .by.len()
+    )]
+    NotReached {
+        /// The node.
+        id: NodeId,
+        /// The voters that have reached it.
+        by: Vec<NodeId>,
+        /// How many voters there are.
+        voters: usize,
+    },
     /// Nothing was written: too many requests wait.
     #[error("{waiting} requests are waiting, which is as many as may")]
     Busy {
@@ -188,6 +239,14 @@ pub enum MembershipError {
     /// This node has stopped.
     #[error(transparent)]
     Stopped(#[from] StopReason),
+}
+
+fn missing_are(missing: &[NodeId]) -> String {
+    let ids: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    match ids.as_slice() {
+        [one] => format!("node {one} is"),
+        _ => format!("nodes {} are", ids.join(", ")),
+    }
 }
 
 /// Why leadership was not handed over. The cluster is unharmed in every case.

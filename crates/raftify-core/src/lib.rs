@@ -51,7 +51,9 @@ mod types;
 
 pub use config::{CheckedConfig, Config};
 pub use entry::{Entry, EntryKind};
-pub use members::{Member, MemberChange, MemberRole, Members, MembershipChange, Sender};
+pub use members::{
+    Member, MemberChange, MemberRole, Members, MembershipChange, MembershipCommand, MembershipRequest, Sender,
+};
 pub use message::{RaftMessage, RaftMessageBody};
 pub use raft_node_core::{CoreStart, RaftNodeCore};
 pub use request::{

@@ -4,24 +4,32 @@
 //! committed [`MembershipChange`] or [`MemberRecord`], in log order, on every node alike. It is stored together with
 //! the index it is as of, in one transaction, so that a replay after a restart never applies a change twice.
 
+mod address;
+mod change;
+mod encoding;
+mod refusal;
+mod sender;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv6Addr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use self::address::{ADDRESS_BYTES_MAX, AddressProblem, check_address, check_listen_address};
+pub use self::change::{
+    LeaveJoint, MemberChange, MemberRecord, MembershipChange, MembershipCommand, MembershipRequest,
+};
+pub use self::encoding::MembersDecodeError;
+use self::encoding::{decode_versioned, encode_versioned};
+pub use self::refusal::MembershipRefusal;
+pub use self::sender::{Sender, SenderRefusal};
 use crate::types::{ClusterId, Identity, Incarnation, LogIndex, NodeId};
 
-const MEMBERS_VERSION: u8 = 1;
-const CHANGE_VERSION: u8 = 1;
-const RECORD_VERSION: u8 = 1;
+const MEMBERS_VERSION: u8 = 2;
 
 /// Most members a cluster may have. A quorum of more would only be slower; the limit keeps every table small.
 pub const MEMBERS_MAX: usize = 64;
-
-/// Longest address of a member, in bytes: a host name has at most 253, a port 5.
-pub const ADDRESS_BYTES_MAX: usize = 260;
 
 /// What a member may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -29,8 +37,11 @@ pub const ADDRESS_BYTES_MAX: usize = 260;
 pub enum MemberRole {
     /// Votes and counts towards the quorum.
     Voter,
-    /// Receives the log, but neither votes nor counts (thesis, section 4.2.1).
+    /// Receives the log, but neither votes nor counts (thesis, section 4.2.1). Stays one until it is promoted on request.
     Learner,
+    /// A learner on its way to become a voter: the leader promotes it as soon as it is caught up and a majority of the
+    /// voters has reached it.
+    Joining,
     /// A voter of the outgoing half of a joint configuration only: gone as soon as the joint configuration is left.
     Leaving,
 }
@@ -40,6 +51,7 @@ impl fmt::Display for MemberRole {
         f.pad(match self {
             MemberRole::Voter => "voter",
             MemberRole::Learner => "learner",
+            MemberRole::Joining => "joining",
             MemberRole::Leaving => "leaving",
         })
     }
@@ -67,109 +79,6 @@ impl Member {
     /// A learner at `address`.
     pub fn learner(id: NodeId, address: impl Into<String>) -> Member {
         Member { id, address: address.into(), role: MemberRole::Learner, incarnation: None }
-    }
-}
-
-/// What to do with the joint configuration that a change of several members goes through.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum LeaveJoint {
-    /// The leader leaves it as soon as it is committed; whoever leads then.
-    #[default]
-    Automatically,
-    /// It stays until somebody calls `leave_joint`.
-    OnRequest,
-}
-
-/// One step of a [`MembershipChange`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum MemberChange {
-    /// Adds the member; for a node that is one already, changes its role or its address.
-    Add(Member),
-    /// Removes the node. Its id is never given out again.
-    Remove(NodeId),
-}
-
-/// A change of voters or learners, as it stands in the log.
-///
-/// One step changes the configuration at once; several go through a joint configuration, in which both the old and
-/// the new majority must agree (thesis, section 4.3).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum MembershipChange {
-    /// Carries out all `steps` together.
-    Steps {
-        /// At least one, each for another node.
-        steps: Vec<MemberChange>,
-        /// Matters for more than one step only.
-        leave: LeaveJoint,
-    },
-    /// Leaves the joint configuration.
-    LeaveJoint,
-}
-
-impl MembershipChange {
-    /// A change of a single member.
-    pub fn one(step: MemberChange) -> MembershipChange {
-        MembershipChange::Steps { steps: vec![step], leave: LeaveJoint::Automatically }
-    }
-
-    /// Whether this change goes through a joint configuration.
-    pub(crate) fn enters_joint(&self) -> bool {
-        matches!(self, MembershipChange::Steps { steps, .. } if steps.len() > 1)
-            && !mutated!(SeveralVotersAtOnce)
-    }
-
-    /// The payload of its log entry.
-    pub fn encode(&self) -> Bytes {
-        encode_versioned(CHANGE_VERSION, self)
-    }
-
-    /// The inverse of [`encode`](Self::encode).
-    pub fn decode(bytes: &[u8]) -> Result<MembershipChange, MembersDecodeError> {
-        decode_versioned("membership change", CHANGE_VERSION, bytes)
-    }
-}
-
-impl fmt::Display for MembershipChange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MembershipChange::Steps { steps, .. } = self else {
-            return f.write_str("leave the joint configuration");
-        };
-        for (number, step) in steps.iter().enumerate() {
-            let separator = if number == 0 { "" } else { ", " };
-            match step {
-                MemberChange::Add(Member { id, address, role, .. }) => {
-                    write!(f, "{separator}add {role} {id} at {address}")?;
-                }
-                MemberChange::Remove(id) => write!(f, "{separator}remove node {id}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A replicated fact about members that changes no quorum, as it stands in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum MemberRecord {
-    /// Gives out the next node id. Which one is decided when the entry is applied, so that no two callers get one.
-    ReserveNodeId,
-    /// From now on, node `id` is believed only with this incarnation.
-    Incarnation {
-        /// The node.
-        id: NodeId,
-        /// As first heard of.
-        incarnation: Incarnation,
-    },
-}
-
-impl MemberRecord {
-    /// The payload of its log entry.
-    pub fn encode(&self) -> Bytes {
-        encode_versioned(RECORD_VERSION, self)
-    }
-
-    /// The inverse of [`encode`](Self::encode).
-    pub fn decode(bytes: &[u8]) -> Result<MemberRecord, MembersDecodeError> {
-        decode_versioned("member record", RECORD_VERSION, bytes)
     }
 }
 
@@ -282,8 +191,10 @@ impl Members {
         for member in self.members.values() {
             let set = match member.role {
                 MemberRole::Voter => &mut configuration.voters,
-                MemberRole::Learner if self.outgoing.contains(&member.id) => &mut configuration.learners_next,
-                MemberRole::Learner => &mut configuration.learners,
+                MemberRole::Learner | MemberRole::Joining if self.outgoing.contains(&member.id) => {
+                    &mut configuration.learners_next
+                }
+                MemberRole::Learner | MemberRole::Joining => &mut configuration.learners,
                 MemberRole::Leaving => continue,
             };
             set.insert(member.id);
@@ -321,8 +232,21 @@ impl Members {
                     member.incarnation.get_or_insert(*incarnation);
                 }
             }
+            MemberRecord::Address { id, incarnation, address } => result.move_to(*id, *incarnation, address),
         }
         result
+    }
+
+    /// The member has announced a new address. What does not fit is passed over, by all nodes alike.
+    fn move_to(&mut self, id: NodeId, incarnation: Incarnation, address: &str) {
+        let is_free = self.members.values().all(|member| member.id == id || member.address != address);
+        if let Some(member) = self.members.get_mut(&id)
+            && member.incarnation == Some(incarnation)
+            && is_free
+            && check_address(address).is_ok()
+        {
+            address.clone_into(&mut member.address);
+        }
     }
 
     fn take_steps(&mut self, steps: &[MemberChange], leave: LeaveJoint) -> Result<(), MembershipRefusal> {
@@ -335,10 +259,7 @@ impl Members {
         let mut named = BTreeSet::new();
         let before = self.configuration().voters;
         for step in steps {
-            let id = match step {
-                MemberChange::Add(member) => member.id,
-                MemberChange::Remove(id) => *id,
-            };
+            let id = step.node_id();
             if !named.insert(id) {
                 return Err(MembershipRefusal::NamedTwice { id });
             }
@@ -351,7 +272,26 @@ impl Members {
             match step {
                 MemberChange::Add(member) => self.set(member.clone())?,
                 MemberChange::Remove(id) => self.remove(*id)?,
+                MemberChange::SetRole { id, role } => self.set_role(*id, *role)?,
+                MemberChange::ClearJoiner(id) => self.clear_joiner(*id)?,
             }
+        }
+        Ok(())
+    }
+
+    fn set_role(&mut self, id: NodeId, role: MemberRole) -> Result<(), MembershipRefusal> {
+        let member = self.members.get(&id).ok_or(MembershipRefusal::UnknownMember { id })?;
+        if member.role == role {
+            return Err(MembershipRefusal::HasRole { id, role });
+        }
+        self.set(Member { role, ..member.clone() })
+    }
+
+    fn clear_joiner(&mut self, id: NodeId) -> Result<(), MembershipRefusal> {
+        match self.get(id) {
+            Some(member) if member.role == MemberRole::Joining => drop(self.members.remove(&id)),
+            Some(_) => return Err(MembershipRefusal::NotJoining { id }),
+            None => return Err(MembershipRefusal::UnknownMember { id }),
         }
         Ok(())
     }
@@ -369,6 +309,11 @@ impl Members {
             return Err(MembershipRefusal::AddressTaken { id, address: member.address, holder: holder.id });
         }
         if let Some(known) = self.members.get(&id) {
+            if member.role == MemberRole::Joining
+                && (known.role == MemberRole::Voter || self.outgoing.contains(&id))
+            {
+                return Err(MembershipRefusal::CannotJoinAgain { id });
+            }
             match (known.incarnation, member.incarnation) {
                 (Some(known), Some(new)) if known != new => {
                     return Err(MembershipRefusal::OtherIncarnation { id, known, new });
@@ -488,267 +433,37 @@ impl Members {
         Ok(members)
     }
 
-    /// A cluster id that every node derives alike from the same first members.
+    /// A cluster id that every node derives alike from the same first members: their ids, addresses and roles.
     pub fn derive_cluster_id(&self) -> ClusterId {
         // FNV-1a: any stable hash will do, since the id only has to differ between differently configured clusters.
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         for member in self.members.values() {
+            let role = if mutated!(RoleLeftOutOfClusterId) { 0 } else { member.role as u8 };
             let id = member.id.get().to_le_bytes();
-            for byte in id.iter().chain(member.address.as_bytes()).chain(&[0]) {
+            for byte in id.iter().chain(member.address.as_bytes()).chain(&[0, role]) {
                 hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
             }
         }
         ClusterId(hash)
     }
-}
 
-/// Who sent a message, as it introduces itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sender {
-    /// Its id.
-    pub id: NodeId,
-    /// The life of its data directory.
-    pub incarnation: Incarnation,
-    /// The place in the log up to which the sender knows the membership, in which it believes to be a member.
-    pub members_as_of: LogIndex,
-}
+    /// In which ways the `other` membership differs from this one, in words for a person; empty if in none.
+    pub fn differences(&self, other: &Members) -> String {
+        let ids: BTreeSet<NodeId> = self.members.keys().chain(other.members.keys()).copied().collect();
+        let described = |member: Option<&Member>| match member {
+            Some(member) => format!("a {} at {}", member.role, member.address),
+            None => "not listed".to_owned(),
+        };
+        let differs = |id: &NodeId| {
+            let (here, there) = (self.get(*id), other.get(*id));
+            let same = here.map(|m| (&m.address, m.role)) == there.map(|m| (&m.address, m.role));
+            (!same).then(|| format!("node {id} is {} here and {} there", described(here), described(there)))
+        };
+        ids.iter().filter_map(differs).collect::<Vec<_>>().join(", ")
+    }
 
-/// Why a message was refused before it reached consensus. All of these are final: sending again does not help.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-pub enum SenderRefusal {
-    /// The sender has this node's own id.
-    #[error(
-        "two nodes have id {id}: the sender and the receiver. Stop the one that was started by mistake; let it join \
-         with a ticket of its own"
-    )]
-    SameId {
-        /// The id of both.
-        id: NodeId,
-    },
-    /// The sender lost or replaced its data directory.
-    #[error(
-        "node {id} is known with incarnation {known}, the sender has {presented}: its data directory was wiped or \
-         replaced, and what it once acknowledged is gone. Remove node {id} from the cluster and let it join again \
-         with a new ticket and an empty directory"
-    )]
-    Fenced {
-        /// The sender.
-        id: NodeId,
-        /// As the cluster knows it.
-        known: Incarnation,
-        /// As it introduced itself.
-        presented: Incarnation,
-    },
-    /// The sender was removed, or never was a member.
-    #[error(
-        "node {id} is not a member of the cluster as of index {as_of}: it was removed, or never joined. To take part \
-         again it must join with a new ticket and an empty directory"
-    )]
-    NotAMember {
-        /// The sender.
-        id: NodeId,
-        /// The membership that was asked.
-        as_of: LogIndex,
-    },
-    /// The sender believes the receiver to be another life of this node.
-    #[error(
-        "this message is for incarnation {expected} of node {id}, and this is incarnation {actual}: the data directory \
-         was wiped or replaced. Remove node {id} from the cluster and let it join again with a new ticket"
-    )]
-    OtherReceiver {
-        /// The receiver.
-        id: NodeId,
-        /// As the sender knows it.
-        expected: Incarnation,
-        /// As it is.
-        actual: Incarnation,
-    },
-}
-
-/// Why a membership change is refused. Nothing was written.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-pub enum MembershipRefusal {
-    /// A cluster needs a voter.
-    #[error("no voter would be left: add another voter first, or stop the node if the cluster is to end")]
-    LastVoter,
-    /// The node is no member.
-    #[error("node {id} is not a member")]
-    UnknownMember {
-        /// The node.
-        id: NodeId,
-    },
-    /// One node occurs in two steps.
-    #[error("node {id} is named twice")]
-    NamedTwice {
-        /// The node.
-        id: NodeId,
-    },
-    /// The change is empty.
-    #[error("the change names no member")]
-    NoSteps,
-    /// Another member has this address.
-    #[error(
-        "node {id} cannot have address {address}: it belongs to node {holder}. Remove that node first if it is gone"
-    )]
-    AddressTaken {
-        /// The node to be added.
-        id: NodeId,
-        /// Its address.
-        address: String,
-        /// Who has it.
-        holder: NodeId,
-    },
-    /// The address is no address.
-    #[error("node {id}: {problem}")]
-    BadAddress {
-        /// The node to be added.
-        id: NodeId,
-        /// What is wrong with it.
-        problem: AddressProblem,
-    },
-    /// The id was used before.
-    #[error("node {id} was removed before, and ids are never used again: ask for a new ticket")]
-    IdWasRemoved {
-        /// The node to be added.
-        id: NodeId,
-    },
-    /// The member is known with another data directory.
-    #[error(
-        "node {id} is a member with incarnation {known}, not {new}: its data directory was replaced. Remove it first"
-    )]
-    OtherIncarnation {
-        /// The node.
-        id: NodeId,
-        /// As the cluster knows it.
-        known: Incarnation,
-        /// As it asks to be added.
-        new: Incarnation,
-    },
-    /// `Leaving` is a state, not a role to be added with.
-    #[error("node {id} cannot be added as leaving: remove it instead")]
-    CannotAddLeaving {
-        /// The node.
-        id: NodeId,
-    },
-    /// A joint configuration must be left first.
-    #[error("a joint configuration is in force: leave it first")]
-    AlreadyJoint,
-    /// There is no joint configuration to leave.
-    #[error("no joint configuration is in force")]
-    NotJoint,
-    /// More than [`MEMBERS_MAX`].
-    #[error("{count} members are more than the {MEMBERS_MAX} that a cluster may have")]
-    TooManyMembers {
-        /// As asked for.
-        count: usize,
-    },
-    /// All 2⁶⁴ − 1 ids are used.
-    #[error("no node id is left")]
-    IdsExhausted,
-}
-
-/// What is wrong with an address.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-#[error("address {address:?} is not of the form host:port, {reason}")]
-pub struct AddressProblem {
-    address: String,
-    reason: String,
-}
-
-/// Checks the form of an address, `host:port`, without resolving it.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check_address(address: &str) -> Result<(), AddressProblem> {
-    let problem = |reason: &str| {
-        let shown: String = address.chars().take(ADDRESS_BYTES_MAX).collect();
-        Err(AddressProblem { address: shown, reason: reason.to_owned() })
-    };
-    if address.len() > ADDRESS_BYTES_MAX {
-        return problem("it is too long");
+    /// Whether `id` was a member, and was removed: it is never let in again.
+    pub fn is_removed(&self, id: NodeId) -> bool {
+        self.removed.contains(&id)
     }
-    if address.contains("://") {
-        return problem("what ends in :// must be left out");
-    }
-    let Some((host, port)) = address.rsplit_once(':') else {
-        return problem("the port is missing");
-    };
-    if host.is_empty() {
-        return problem("the host is missing");
-    }
-    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    if host.contains(':') && in_brackets.is_none() {
-        return problem("an IPv6 address needs brackets, as in [::1]:60061");
-    }
-    if in_brackets.is_some_and(|host| host.parse::<Ipv6Addr>().is_err()) {
-        return problem("what is in the brackets is no IPv6 address, which must be one without a zone");
-    }
-    // Others mean something else, or nothing, in the URL that is connected to.
-    let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if in_brackets.is_none() && !host.chars().all(is_of_a_name) {
-        return problem("the host holds something else than letters a to z, digits, `-`, `.` and `_`");
-    }
-    match port.parse::<u16>() {
-        Ok(0) => problem("port 0 cannot be reached by others"),
-        // With a plus sign, it would be a number all the same.
-        Ok(_) if !port.starts_with('+') => Ok(()),
-        _ => problem("the port is no number from 1 to 65535"),
-    }
-}
-
-/// Bytes that are no membership, change or record of this version.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MembersDecodeError {
-    /// Nothing at all.
-    #[error("the {what} is empty")]
-    Empty {
-        /// What was to be decoded.
-        what: &'static str,
-    },
-    /// Written by another version.
-    #[error(
-        "the {what} has format version {found}, this program knows {known}: it was written by a newer version"
-    )]
-    Version {
-        /// What was to be decoded.
-        what: &'static str,
-        /// The version found.
-        found: u8,
-        /// The version known.
-        known: u8,
-    },
-    /// Damaged.
-    #[error("the {what} cannot be decoded: {reason}")]
-    Malformed {
-        /// What was to be decoded.
-        what: &'static str,
-        /// As the decoder says.
-        reason: String,
-    },
-    /// Decoded, but impossible.
-    #[error("the membership contradicts itself")]
-    Inconsistent,
-}
-
-fn encode_versioned<T: Serialize>(version: u8, value: &T) -> Bytes {
-    let bytes = postcard::to_extend(value, vec![version]);
-    bytes.expect("plain data with known lengths, written to memory, always encodes").into()
-}
-
-fn decode_versioned<T: for<'a> Deserialize<'a>>(
-    what: &'static str,
-    known: u8,
-    bytes: &[u8],
-) -> Result<T, MembersDecodeError> {
-    let (found, rest) = bytes.split_first().ok_or(MembersDecodeError::Empty { what })?;
-    if *found != known {
-        return Err(MembersDecodeError::Version { what, found: *found, known });
-    }
-    let (value, rest) = postcard::take_from_bytes(rest)
-        .map_err(|error| MembersDecodeError::Malformed { what, reason: error.to_string() })?;
-    if !rest.is_empty() {
-        let reason = format!("{} bytes follow it", rest.len());
-        return Err(MembersDecodeError::Malformed { what, reason });
-    }
-    Ok(value)
 }

@@ -1,7 +1,7 @@
 //! What nodes tell each other to agree: Raft's messages in our own words. Snapshots travel apart, with their data.
 
 use crate::entry::Entry;
-use crate::types::{LogIndex, LogPosition, NodeId, Term};
+use crate::types::{Incarnation, LogIndex, LogPosition, NodeId, Term};
 
 /// One message of the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +83,12 @@ pub enum RaftMessageBody {
     },
     /// Leader: start an election now, you shall lead (thesis, section 3.10).
     TimeoutNow,
+    /// Voter to leader: it has reached these nodes, which do not vote, at their advertised addresses, and they are these
+    /// incarnations. Not of raft-rs: by this the leader decides whether a joining node may vote.
+    Reached {
+        /// At most as many as there are members.
+        peers: Vec<(NodeId, Incarnation)>,
+    },
 }
 
 /// Why a candidate asks for votes.

@@ -106,6 +106,14 @@ mutants! {
     EarlierOutcomeCounts,
     /// 24: consensus never hears of the outcome of a snapshot
     SnapshotOutcomeIsLost,
+    /// 25: a joining node is promoted before it is caught up
+    PromotesBeforeCaughtUp,
+    /// 25: a joining node that nobody reaches at its advertised address is promoted
+    PromotesTheUnreached,
+    /// -: a change is accepted that leaves no majority of live voters
+    AcceptsStrandingChange,
+    /// -: the roles of the first members are no part of the cluster id
+    RoleLeftOutOfClusterId,
     /// 26: a leader answers reads without asking whether it still leads
     ReadsWithoutQuorum,
     /// 26: a read is answered before its index is applied

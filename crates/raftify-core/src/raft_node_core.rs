@@ -6,6 +6,8 @@
 //! snapshots in `snapshots`.
 
 mod committed;
+mod joiners;
+mod membership;
 mod requests;
 mod snapshots;
 
@@ -14,11 +16,12 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use self::requests::{Batch, HandOvers, MembershipWaiter, Parking, Transfer};
+use self::membership::{MembershipWaiter, MembershipWork};
+use self::requests::{Batch, HandOvers, Parking, Transfer};
 use self::snapshots::Snapshots;
 use crate::config::CheckedConfig;
 use crate::entry::{Entry, EntryKind};
-use crate::error::{JoinError, MembershipError, ReadError, StartError, StopReason};
+use crate::error::{JoinError, ReadError, StartError, StopReason};
 use crate::members::{Members, Sender, SenderRefusal};
 use crate::message::{RaftMessage, RaftMessageBody};
 use crate::proposals::AnswersOwed;
@@ -45,6 +48,8 @@ const CLUSTER_START: LogPosition = LogPosition::new(1, 1);
 pub struct CoreStart {
     /// This node.
     pub node_id: NodeId,
+    /// Where the others reach it.
+    pub address: String,
     /// Its settings.
     pub config: CheckedConfig,
     /// Decides about election timeouts, and about nothing else.
@@ -58,6 +63,7 @@ pub struct CoreStart {
 /// The deciding half of a node. `R` is how a proposal is answered.
 pub struct RaftNodeCore<R> {
     node_id: NodeId,
+    address: String,
     config: CheckedConfig,
     seed: u64,
     logger: Option<slog::Logger>,
@@ -80,10 +86,7 @@ pub struct RaftNodeCore<R> {
     proposals: AnswersOwed<R>,
     batch: Batch<R>,
     membership: AnswersOwed<MembershipWaiter>,
-    /// The change that this leader has proposed and that is not yet in force.
-    pending_change: Option<LogIndex>,
-    /// Who waits for a joint configuration to be left, and until when.
-    awaiting_leave: Vec<(Responder<Members, MembershipError>, u64)>,
+    membership_work: MembershipWork,
     parked: Parking<R>,
     transfer: Option<Transfer>,
     hand_overs: HandOvers,
@@ -95,8 +98,6 @@ pub struct RaftNodeCore<R> {
     last_heard: BTreeMap<NodeId, u64>,
     /// The first incarnation heard of each node, until it is replicated.
     first_incarnations: BTreeMap<NodeId, Incarnation>,
-    /// Whose incarnation this leader has proposed to replicate.
-    recording_incarnations: BTreeSet<NodeId>,
 
     /// Committed entries, each with the turn it came with, that are not yet handed to the state machine.
     held: VecDeque<(Entry, TurnNumber)>,
@@ -180,7 +181,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// # Errors
     /// If the storage belongs to another node, contradicts itself, or cannot be read.
     pub fn new(start: CoreStart, log: &impl LogReader) -> Result<Self, StartError> {
-        let CoreStart { node_id, config, seed, stored, logger } = start;
+        let CoreStart { node_id, address, config, seed, stored, logger } = start;
         if let Some(identity) = stored.identity
             && identity.node_id != node_id
         {
@@ -192,6 +193,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             .map_err(|reason| StartError::Inconsistent { reason })?;
         let mut core = RaftNodeCore {
             node_id,
+            address,
             seed,
             logger,
             identity: stored.identity,
@@ -207,8 +209,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             proposals: AnswersOwed::new(),
             batch: Batch::default(),
             membership: AnswersOwed::new(),
-            pending_change: None,
-            awaiting_leave: Vec::new(),
+            membership_work: MembershipWork::default(),
             parked: Parking::default(),
             transfer: None,
             hand_overs: HandOvers::default(),
@@ -216,7 +217,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             led: None,
             last_heard: BTreeMap::new(),
             first_incarnations: BTreeMap::new(),
-            recording_incarnations: BTreeSet::new(),
             held: VecDeque::new(),
             handed_out,
             applied,
@@ -271,8 +271,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.expire_requests();
         self.reads.tick(self.now_ticks, self.config.read_timeout);
-        self.record_incarnations();
+        self.record_members();
         self.leave_joint_if_due();
+        self.tend_joiners();
         self.ask_whether_still_needed();
     }
 
@@ -309,6 +310,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 self.install_snapshot(sender, receiver, term, snapshot, reply);
             }
             ServerRequestMsg::ForLeader { request, forwarding } => self.take_request(request, forwarding),
+            ServerRequestMsg::Announced { sender, address } => self.announced(&sender, address),
             ServerRequestMsg::KnownElsewhere { incarnation } => self.known_elsewhere(incarnation),
             ServerRequestMsg::ConfirmReadIndex { reply } => self.take_read(reply, Serve::WhenConfirmed),
             ServerRequestMsg::Inspect { reply } => reply.answer(Ok(self.inspect())),
@@ -631,6 +633,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     .to_owned(),
             ));
         }
+        if let RaftMessageBody::Reached { peers } = message.body {
+            return self.told_of_reached(from, peers);
+        }
         self.teach_term(&message);
         if let Err(reason) = self.consensus.step(message) {
             warn!(node = %self.node_id, %from, "dropped a message: {reason}");
@@ -788,8 +793,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     // --- Beginning and entering a cluster ---
 
     fn start_cluster(&mut self, identity: Identity, members: Members, reply: Responder<(), JoinError>) {
-        if let Some(stored) = self.identity {
-            return reply.answer(Err(JoinError::AlreadyMember { cluster_id: stored.cluster_id }));
+        match self.identity {
+            Some(stored) if !self.members.is_empty() => {
+                return reply.answer(Err(JoinError::AlreadyMember { cluster_id: stored.cluster_id }));
+            }
+            Some(stored) if stored != identity => {
+                return reply.answer(Err(JoinError::OtherIdentity { stored, asked: identity }));
+            }
+            _ => {}
         }
         let start = LogStart {
             hard_state: HardState { term: CLUSTER_START.term, vote: None, commit: CLUSTER_START.index },

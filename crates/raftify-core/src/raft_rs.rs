@@ -396,8 +396,10 @@ impl Consensus {
         if message.body == RaftMessageBody::TimeoutNow && !self.may_campaign() {
             return Err(Implausible("a hand-over to a node whose log is not durable yet"));
         }
-        // What raft-rs refuses here (a response of a node that is no member) needs no answer.
-        let _ = self.raw.step(message_to_raft(message));
+        if let Some(message) = message_to_raft(message) {
+            // What raft-rs refuses here (a response of a node that is no member) needs no answer.
+            let _ = self.raw.step(message);
+        }
         if mutated!(CommitsEarlierTermsByCounting) && self.is_leader() {
             let (copied, _) = self.raw.raft.mut_prs().maximal_committed_index();
             self.raw.raft.raft_log.commit_to(copied);
@@ -616,7 +618,9 @@ fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
                 (member.id, ConfChangeType::AddNode)
             }
             MemberChange::Add(member) => (member.id, ConfChangeType::AddLearnerNode),
-            MemberChange::Remove(id) => (*id, ConfChangeType::RemoveNode),
+            MemberChange::SetRole { id, role: MemberRole::Voter } => (*id, ConfChangeType::AddNode),
+            MemberChange::SetRole { id, .. } => (*id, ConfChangeType::AddLearnerNode),
+            MemberChange::Remove(id) | MemberChange::ClearJoiner(id) => (*id, ConfChangeType::RemoveNode),
         };
         single.node_id = id.get();
         single.set_change_type(kind);

@@ -9,7 +9,7 @@ use crate::error::{
     CampaignError, DemoteError, InstallError, JoinError, MembershipError, ProposeError, ReadError,
     SnapshotError, StopReason, TransferError,
 };
-use crate::members::{Members, MembershipChange, Sender};
+use crate::members::{Members, MembershipRequest, Sender};
 use crate::message::RaftMessage;
 use crate::status::Inspection;
 use crate::storage::SnapshotMeta;
@@ -74,7 +74,7 @@ pub enum LeaderRequest<R> {
     /// [`LeaveJoint::Automatically`](crate::members::LeaveJoint::Automatically), once the joint configuration is left.
     ChangeMembership {
         /// What to change.
-        change: MembershipChange,
+        request: MembershipRequest,
         /// For the outcome.
         reply: Responder<Members, MembershipError>,
     },
@@ -206,6 +206,13 @@ pub enum ServerRequestMsg<R> {
         request: LeaderRequest<R>,
         /// Whether it may be passed on.
         forwarding: Forwarding,
+    },
+    /// A member introduced itself with another address than the membership has.
+    Announced {
+        /// Who it is.
+        sender: Sender,
+        /// Where it is reached now.
+        address: String,
     },
     /// A member of another cluster has a message for this node, and means another life of it.
     KnownElsewhere {

@@ -153,6 +153,7 @@ impl Node {
         .ok()?;
         let start = CoreStart {
             node_id: NodeId::FIRST,
+            address: "node-1:1".to_owned(),
             config: Config::default().check().ok()?,
             seed: 1,
             stored: disk.load().ok()?,

@@ -4,7 +4,7 @@ use prost::Message;
 use raftify_core::error::{
     InstallError, MembershipError, ProposeError, ReadError, StopReason, TransferError,
 };
-use raftify_core::members::MembershipChange;
+use raftify_core::members::MembershipRequest;
 use raftify_core::{ClusterId, Identity, Incarnation, Inspection, Members, NodeId, RaftMessage};
 
 use crate::error::BoxError;
@@ -63,7 +63,7 @@ pub fn read_wire(bytes: &[u8]) {
         }
         5 => {
             let Ok(request) = proto::ChangeMembershipRequest::decode(bytes) else { return };
-            let _ = MembershipChange::decode(&request.change);
+            let _ = MembershipRequest::decode(&request.request);
         }
         6 => {
             let Ok(reply) = proto::ChangeMembershipReply::decode(bytes) else { return };

@@ -74,6 +74,7 @@ pub mod inner;
 mod lifecycle;
 mod log_entry;
 mod log_writer;
+mod membership;
 #[cfg(test)]
 mod network_tests;
 mod outbox;
@@ -108,7 +109,9 @@ pub use log_entry::AbstractLogEntry;
 pub use raft::{BootstrapOptions, ClusterJoinTicket, Raft};
 pub use raft_client::{AddressesError, ClientError, RaftClient, UnreachableNode};
 pub use raft_node::RaftNode;
-pub use raftify_core::members::{LeaveJoint, MemberRecord, check_address};
+pub use raftify_core::members::{
+    LeaveJoint, MemberRecord, MembershipCommand, MembershipRequest, check_address, check_listen_address,
+};
 pub use raftify_core::storage::{self, MemoryStorage, StoredState};
 pub use raftify_core::{
     ClusterId, Config, Entry, EntryKind, HardState, Identity, Incarnation, Inspection, LogIndex, LogPosition,

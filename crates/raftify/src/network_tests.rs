@@ -732,7 +732,7 @@ async fn the_client_never_repeats_what_may_have_happened() {
     assert!(node.requests.is_empty());
 
     let cluster = ClusterConnection::new([node.address.clone()], Duration::from_secs(3)).unwrap();
-    let change = MembershipChange::LeaveJoint;
+    let change = MembershipRequest::from(MembershipChange::LeaveJoint);
     let changing = tokio::spawn(async move { cluster.change_config(&change).await });
     let _unanswered = node.next_request().await;
     assert!(matches!(

@@ -722,8 +722,8 @@ async fn pass_on<R: RemoteReply>(node: RemoteNode, forward: Forward<R>, config: 
                 Err(error) => reply.refuse(told(forward.to, error)),
             }
         }
-        LeaderRequest::ChangeMembership { change, reply } => {
-            let answer = node.change_membership(&change, once, config.membership_timeout).await;
+        LeaderRequest::ChangeMembership { request, reply } => {
+            let answer = node.change_membership(&request, once, config.membership_timeout).await;
             reply.answer(answer.map_err(|error| told(forward.to, error)));
         }
         LeaderRequest::ReserveNodeId { reply } => {

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use raftify_core::error::{JoinError, MembershipError, StartError};
-use raftify_core::members::{LeaveJoint, check_address};
+use raftify_core::members::{LeaveJoint, check_address, check_listen_address};
 use raftify_core::storage::StoredState;
 use raftify_core::{
     ClusterId, Config, CoreStart, Identity, Incarnation, LocalRequestMsg, LogPosition, Member, MemberChange,
-    Members, MembershipChange, NodeId, RaftNodeCore, StableStorage,
+    Members, MembershipChange, MembershipRequest, NodeId, RaftNodeCore, StableStorage,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -155,12 +155,18 @@ where
         let config = config.check()?;
         let raft_addr: Arc<str> = raft_addr.into().into();
         check_address(&raft_addr)?;
-        options.listen_addr.as_deref().map(check_address).transpose()?;
+        options.listen_addr.as_deref().map(check_listen_address).transpose()?;
         let stored = storage.load()?;
         let recovered = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
-        let start =
-            CoreStart { node_id, config: config.clone(), seed: random(), stored, logger: options.logger };
+        let start = CoreStart {
+            node_id,
+            address: raft_addr.to_string(),
+            config: config.clone(),
+            seed: random(),
+            stored,
+            logger: options.logger,
+        };
         let core = RaftNodeCore::new(start, &storage.log_reader()).map_err(|error| match error {
             StartError::Storage(error) => BootstrapError::Storage(error),
             error => BootstrapError::Start(error),
@@ -320,12 +326,12 @@ where
         if self.status().borrow().is_member() {
             return Ok(());
         }
-        let steps = tickets.iter().map(|ticket| {
+        let joiners = tickets.iter().map(|ticket| {
             let incarnation = (ticket.reserved_id == id).then_some(identity.incarnation);
-            MemberChange::Add(Member { incarnation, ..Member::voter(ticket.reserved_id, &ticket.raft_addr) })
+            Member { incarnation, ..Member::voter(ticket.reserved_id, &ticket.raft_addr) }
         });
-        let change = MembershipChange::Steps { steps: steps.collect(), leave: LeaveJoint::Automatically };
-        self.ask_to_be_added(own, &change).await?;
+        let request = MembershipRequest::join(joiners.collect());
+        self.ask_to_be_added(own, &request).await?;
         self.wait_until_member().await
     }
 
@@ -348,14 +354,14 @@ where
     async fn ask_to_be_added(
         &self,
         ticket: &ClusterJoinTicket,
-        change: &MembershipChange,
+        request: &MembershipRequest,
     ) -> Result<(), JoinClusterError> {
         let others =
             ticket.peers.iter().map(|peer| &peer.address).filter(|address| **address != ticket.raft_addr);
         let addresses = [&ticket.leader_addr].into_iter().chain(others).map(String::as_str);
         let within = self.node.config().membership_timeout;
         let added = async {
-            ClusterConnection::new(addresses, within)?.to(ticket.cluster_id).change_config(change).await
+            ClusterConnection::new(addresses, within)?.to(ticket.cluster_id).change_config(request).await
         };
         let added = tokio::select! {
             biased;

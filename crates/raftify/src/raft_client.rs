@@ -16,10 +16,11 @@ use raftify_core::error::{
 };
 use raftify_core::members::{AddressProblem, check_address};
 use raftify_core::{
-    ClusterId, Forwarding, Inspection, LogIndex, Members, MembershipChange, NodeId, Reservation,
+    ClusterId, Forwarding, Inspection, LogIndex, Members, MembershipRequest, NodeId, Reservation,
 };
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::membership::{demotion, is_voter_already, promotion, removal, replacement, while_catching_up};
 use crate::remote_node::{AskedCluster, CallError, RemoteNode, endpoint};
 use crate::transport::connect_lazily;
 use crate::wire::{self, DoorRefusal, VerbError};
@@ -27,6 +28,9 @@ use crate::{AbstractLogEntry, AbstractStateMachine};
 
 /// How long one request of a [`RaftClient`] may take unless said otherwise, all attempts together.
 const DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long [`RaftClient::replace`] waits without progress.
+const JOINER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Thirty years; a clock cannot tell all times that a [`Duration`] can.
 const DEADLINE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
@@ -113,9 +117,54 @@ where
     /// Dropping the future does not withdraw the change; treat the outcome as unknown.
     pub async fn change_config(
         &self,
-        change: &MembershipChange,
+        change: impl Into<MembershipRequest>,
     ) -> Result<Members, ClientError<MembershipError>> {
-        self.cluster.change_config(change).await
+        self.cluster.change_config(&change.into()).await
+    }
+
+    /// Makes a learner or a joining node a voter, as [`RaftNode::promote`](crate::RaftNode::promote) does.
+    ///
+    /// # Errors
+    /// As for [`change_config`](Self::change_config).
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn promote(&self, id: NodeId) -> Result<Members, ClientError<MembershipError>> {
+        self.change_config(promotion(id)).await
+    }
+
+    /// Takes the vote from a voter, which stays a learner, as
+    /// [`RaftNode::demote_to_learner`](crate::RaftNode::demote_to_learner) does.
+    ///
+    /// # Errors
+    /// As for [`change_config`](Self::change_config).
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn demote_to_learner(&self, id: NodeId) -> Result<Members, ClientError<MembershipError>> {
+        self.change_config(demotion(id)).await
+    }
+
+    /// Puts the member `new` in the place of the voter `old`, as [`RaftNode::replace`](crate::RaftNode::replace) does. Waits
+    /// for `new` to catch up as long as it makes progress, and gives up after ten minutes without any.
+    ///
+    /// # Errors
+    /// As for [`change_config`](Self::change_config); nothing was changed unless the outcome is unknown.
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn replace(&self, old: NodeId, new: NodeId) -> Result<Members, ClientError<MembershipError>> {
+        let attempt = || self.change_config(replacement(old, new));
+        let answer = |error: &ClientError<MembershipError>| match error {
+            ClientError::Answer(error) => Some(error.clone()),
+            _ => None,
+        };
+        match while_catching_up(JOINER_TIMEOUT, attempt, answer).await {
+            Err(ClientError::Answer(error)) if is_voter_already(&error, new) => {
+                self.change_config(removal(old)).await
+            }
+            answer => answer,
+        }
     }
 
     /// Hands leadership to the voter `to`, or to the most caught-up one, and returns the new leader.
@@ -345,11 +394,11 @@ impl ClusterConnection {
     /// Changes the membership.
     pub(crate) async fn change_config(
         &self,
-        change: &MembershipChange,
+        request: &MembershipRequest,
     ) -> Result<Members, ClientError<MembershipError>> {
-        self.ask(
-            |node, timeout| async move { node.change_membership(change, Forwarding::Allowed, timeout).await },
-        )
+        self.ask(|node, timeout| async move {
+            node.change_membership(request, Forwarding::Allowed, timeout).await
+        })
         .await
     }
 

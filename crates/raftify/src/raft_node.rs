@@ -14,7 +14,7 @@ use raftify_core::error::{
 };
 use raftify_core::{
     CheckedConfig, Inspection, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, MemberChange, Members,
-    MembershipChange, NodeId, Responder, Status, Term,
+    MembershipChange, MembershipRequest, NodeId, Responder, Status, Term,
 };
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,6 +24,7 @@ use crate::applier::Query;
 use crate::error::WaitError;
 use crate::lifecycle::Lifecycle;
 use crate::log_entry::{AbstractLogEntry, CHECKED_BYTES_MAX, check_entry};
+use crate::membership::{demotion, is_voter_already, promotion, removal, replacement, while_catching_up};
 use crate::reply::{Reply, local_reply};
 use crate::request_queue::{Refused, RequestSender};
 use crate::state_machine::AbstractStateMachine;
@@ -312,25 +313,81 @@ where
 
     /// Changes the members of the cluster, and returns them once the change is in force. May be called on any node.
     ///
-    /// One step takes effect at once; several go through a joint configuration, in which both the old and the new
-    /// majority must agree. To remove the leader, leadership is handed over first. Waits at most
+    /// A node that is added as a voter is a [joining](raftify_core::MemberRole::Joining) node at first, and is one when this
+    /// returns: the leader promotes it when it is caught up and reached. One step takes effect at once; several go through a
+    /// joint configuration, in which both the old and the new majority must agree. To remove the leader, leadership is
+    /// handed over first. While another change is under way, this one waits for its turn. Waits at most
     /// [`membership_timeout`](crate::Config::membership_timeout).
     ///
+    /// A [`MembershipRequest`] may be given in place of the change: it can demand that the membership is still the one that
+    /// the change was made from, or force a change that would be refused for the cluster's own good.
+    ///
     /// # Errors
+    /// - [`WouldLoseMajority`](MembershipError::WouldLoseMajority): too few of the voters are alive for this change.
     /// - [`Unknown`](MembershipError::Unknown), [`Stopped`](MembershipError::Stopped): look at the members before
     ///   trying again.
     /// - All others: nothing was changed; see [`MembershipError`].
     ///
     /// # Cancel safety
     /// Dropping the future does not withdraw the change; treat the outcome as unknown.
-    pub async fn change_config(&self, change: MembershipChange) -> Result<Members, MembershipError> {
+    pub async fn change_config(
+        &self,
+        change: impl Into<MembershipRequest>,
+    ) -> Result<Members, MembershipError> {
+        let asked = change.into();
         let attempt = |within| {
-            let change = change.clone();
+            let request = asked.clone();
             let request =
-                move |reply| LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply });
+                move |reply| LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { request, reply });
             self.shared.request(within, request)
         };
         self.shared.while_leadership_moves(self.shared.config.membership_timeout, attempt).await
+    }
+
+    /// Makes a learner or a joining node a voter, at once. May be called on any node. A joining node needs no call: the
+    /// leader promotes it when it is ready.
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config); among them [`NotCaughtUp`](MembershipError::NotCaughtUp) and
+    /// [`NotReached`](MembershipError::NotReached), which pass by themselves, and
+    /// [`HasRole`](raftify_core::members::MembershipRefusal::HasRole) for a voter.
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn promote(&self, id: NodeId) -> Result<Members, MembershipError> {
+        self.change_config(promotion(id)).await
+    }
+
+    /// Takes the vote from a voter, which stays a member as a learner until it is promoted again. A leader hands over
+    /// leadership first. May be called on any node.
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config): nothing was changed if the rest would be no live majority.
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn demote_to_learner(&self, id: NodeId) -> Result<Members, MembershipError> {
+        self.change_config(demotion(id)).await
+    }
+
+    /// Puts the member `new`, a learner or a joining node, in the place of the voter `old`: in one step, `new` becomes a
+    /// voter and `old` is removed for good, so that the number of votes never changes. Before that, waits until `new` is
+    /// caught up and reached: as long as it makes progress, and for
+    /// [`joiner_timeout`](crate::Config::joiner_timeout) without any. If `new` became a voter already, `old` is removed.
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config). With [`NotCaughtUp`](MembershipError::NotCaughtUp) or
+    /// [`NotReached`](MembershipError::NotReached), `new` did not get ready in time; nothing was changed.
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn replace(&self, old: NodeId, new: NodeId) -> Result<Members, MembershipError> {
+        let attempt = || self.change_config(replacement(old, new));
+        let patience = self.shared.config.joiner_timeout;
+        match while_catching_up(patience, attempt, |error| Some(error.clone())).await {
+            Err(error) if is_voter_already(&error, new) => self.change_config(removal(old)).await,
+            answer => answer,
+        }
     }
 
     /// Leaves the joint configuration that a change with

@@ -17,7 +17,7 @@ use raftify_core::error::{
 };
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
-    CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, MembershipChange,
+    CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, MembershipRequest,
     ProposalReply, Responder, Sender, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore,
     Status as NodeStatus, Term,
 };
@@ -501,12 +501,12 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         use proto::change_membership_reply::Outcome;
         let request = request.into_inner();
         self.admit_request(request.header.as_ref())?;
-        let change = MembershipChange::decode(&request.change).map_err(wire::WireError::from);
-        let change = change.map_err(DoorRefusal::from)?;
         let forwarding = forwarding(request.forwarded);
+        let request = MembershipRequest::decode(&request.request).map_err(wire::WireError::from);
+        let request = request.map_err(DoorRefusal::from)?;
         let changed =
             self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, |reply| {
-                let request = LeaderRequest::ChangeMembership { change, reply };
+                let request = LeaderRequest::ChangeMembership { request, reply };
                 ServerRequestMsg::ForLeader { request, forwarding }
             });
         let outcome = match changed.await? {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use raftify_core::error::{MembershipError, ProposeError, ReadError, TransferError};
 use raftify_core::{
-    ClusterId, Forwarding, Inspection, LogIndex, Members, MembershipChange, NodeId, Reservation,
+    ClusterId, Forwarding, Inspection, LogIndex, Members, MembershipRequest, NodeId, Reservation,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{ConnectError, Response, Status};
@@ -171,14 +171,14 @@ impl RemoteNode {
 
     pub(crate) async fn change_membership(
         &self,
-        change: &MembershipChange,
+        request: &MembershipRequest,
         forwarding: Forwarding,
         timeout: Duration,
     ) -> Result<Members, CallError<MembershipError>> {
         use proto::change_membership_reply::Outcome;
         let forwarded = forwarding == Forwarding::Never;
-        let request =
-            proto::ChangeMembershipRequest { header: self.header(), change: change.encode(), forwarded };
+        let request = request.encode();
+        let request = proto::ChangeMembershipRequest { header: self.header(), request, forwarded };
         let answer = bounded(timeout, self.service.clone().change_membership(request)).await?;
         match answer.outcome {
             Some(Outcome::Members(members)) => {

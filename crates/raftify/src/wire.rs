@@ -11,7 +11,7 @@ use bytes::Bytes;
 use raftify_core::error::{
     MembershipError, ProposeError, ReadError, StopReason, TransferError, UnknownOutcome,
 };
-use raftify_core::members::{AddressProblem, MembersDecodeError, SenderRefusal, check_address};
+use raftify_core::members::{AddressProblem, MEMBERS_MAX, MembersDecodeError, SenderRefusal, check_address};
 use raftify_core::message::CampaignReason;
 use raftify_core::{
     ClusterId, Entry, EntryKind, Incarnation, LogIndex, LogPosition, Members, NodeId, RaftMessage,
@@ -405,6 +405,12 @@ pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
             Body::HeartbeatResponse(proto::HeartbeatResponse { commit: commit.0, read_round })
         }
         RaftMessageBody::TimeoutNow => Body::TimeoutNow(proto::TimeoutNow {}),
+        RaftMessageBody::Reached { peers } => Body::Reached(proto::Reached {
+            peers: peers
+                .into_iter()
+                .map(|(id, incarnation)| proto::ReachedPeer { id: id.get(), incarnation: incarnation.0 })
+                .collect(),
+        }),
     };
     proto::Message { term: message.term.0, body: Some(body) }
 }
@@ -470,17 +476,27 @@ pub(crate) fn message_from_wire(
             read_round: response.read_round,
         },
         Body::TimeoutNow(proto::TimeoutNow {}) => RaftMessageBody::TimeoutNow,
+        Body::Reached(proto::Reached { peers }) => {
+            if peers.len() > MEMBERS_MAX {
+                return Err(WireError::OutOfRange { what: "the number of peers", value: peers.len() as u64 });
+            }
+            let peer = |peer: proto::ReachedPeer| {
+                Ok((node_id("a reached peer's id", peer.id)?, Incarnation(peer.incarnation)))
+            };
+            RaftMessageBody::Reached { peers: peers.into_iter().map(peer).collect::<Result<_, WireError>>()? }
+        }
     };
     Ok(RaftMessage { from, to, term, body })
 }
 
 /// At most how much a message takes on the wire, in bytes.
 pub(crate) fn message_bytes_max(message: &RaftMessage) -> u64 {
-    let entries = match &message.body {
+    let content = match &message.body {
         RaftMessageBody::Append { entries, .. } => entries.iter().map(entry_bytes_max).sum(),
+        RaftMessageBody::Reached { peers } => peers.len() as u64 * FRAME_BYTES,
         _ => 0,
     };
-    2 * FRAME_BYTES + entries
+    2 * FRAME_BYTES + content
 }
 
 fn entry_bytes_max(entry: &Entry) -> u64 {
@@ -666,6 +682,12 @@ mod tests {
             (index(), any::<Option<u64>>())
                 .prop_map(|(commit, read_round)| RaftMessageBody::HeartbeatResponse { commit, read_round }),
             Just(RaftMessageBody::TimeoutNow),
+            vec((1..u64::MAX, any::<u64>()), 0..MEMBERS_MAX).prop_map(|peers| RaftMessageBody::Reached {
+                peers: peers
+                    .into_iter()
+                    .map(|(id, of)| (NodeId::new(id).unwrap(), Incarnation(of)))
+                    .collect(),
+            }),
         ];
         (2000..NUMBER_LIMIT, body).prop_map(|(term, body)| RaftMessage {
             from: FROM,

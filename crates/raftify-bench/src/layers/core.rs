@@ -93,6 +93,7 @@ impl Cores {
             let node_id = NodeId::try_from(id)?;
             let start = CoreStart {
                 node_id,
+                address: format!("127.0.0.1:{id}"),
                 config: config.clone(),
                 seed: id,
                 stored: storage.load()?,

@@ -99,7 +99,14 @@ impl Restart {
         let loaded = begin.elapsed();
         let last = state.last;
         let config = Config::default().check()?;
-        let start = CoreStart { node_id: NodeId::FIRST, config, seed: 1, stored: state, logger: None };
+        let start = CoreStart {
+            node_id: NodeId::FIRST,
+            address: "node-1:1".to_owned(),
+            config,
+            seed: 1,
+            stored: state,
+            logger: None,
+        };
         // It reads all entries: there is no snapshot.
         let core = RaftNodeCore::<NoReply>::new(start, &storage.log_reader())?;
         let (took, cpu) = (begin.elapsed(), Usage::of(None)?.cpu_seconds - cpu);

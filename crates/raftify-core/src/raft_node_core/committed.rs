@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::RaftNodeCore;
-use super::requests::MembershipWaiter;
+use super::membership::MembershipWaiter;
 use crate::entry::{Entry, EntryKind};
 use crate::error::{MembershipError, ProposeError, StopReason};
 use crate::members::{MemberRecord, Members, MembershipChange};
@@ -89,6 +89,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         let reserved = self.members.next_node_id();
         self.set_members(self.members.recorded(index, &record));
+        self.recorded(&record);
         if let MembershipWaiter::Reservation(reply) = waiter {
             let members = Members::clone(&self.members);
             reply.answer(Ok(Reservation { node_id: reserved, leader: self.node_id, members }));
@@ -99,8 +100,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn take_change(&mut self, entry: &Entry, waiter: MembershipWaiter) -> Result<(), String> {
         let change = MembershipChange::decode(&entry.payload).map_err(|error| error.to_string())?;
         let index = entry.position.index;
-        if self.pending_change == Some(index) {
-            self.pending_change = None;
+        if self.membership_work.pending_change == Some(index) {
+            self.membership_work.pending_change = None;
         }
         if self.is_included(index) {
             return Ok(());

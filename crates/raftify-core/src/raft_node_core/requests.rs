@@ -1,21 +1,21 @@
 //! Requests that only a leader can serve: where they go, who waits for them, and handing over leadership.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use tracing::info;
 
 use super::RaftNodeCore;
+use super::membership::MembershipWaiter;
 use crate::error::{
     CampaignError, DemoteError, LeaderHint, MembershipError, ProposeError, StopReason, TransferError,
     UnknownOutcome,
 };
-use crate::members::{LeaveJoint, Member, MemberRecord, MemberRole, Members, MembershipChange};
-use crate::request::{Forwarding, LeaderRequest, ProposalReply, Reservation, Responder};
+use crate::members::{Member, MemberRecord, MemberRole, Members};
+use crate::request::{Forwarding, LeaderRequest, ProposalReply, Responder};
 use crate::status::Role;
 use crate::turn::Forward;
-use crate::types::{LogIndex, NodeId, Term};
+use crate::types::{NodeId, Term};
 
 /// Proposals that will go into the log together, with one call of raft-rs.
 pub(super) struct Batch<R> {
@@ -72,30 +72,13 @@ impl<R> Parking<R> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum WhyParked {
+pub(super) enum WhyParked {
     /// Leadership is being handed over, or a new leader must first apply what it found.
     LeadershipUnsettled,
     /// The change takes the vote from this leader, which therefore hands over first.
     AfterHandover,
-}
-
-/// Who waits for an entry about members.
-#[derive(Debug)]
-pub(super) enum MembershipWaiter {
-    Change(Responder<Members, MembershipError>),
-    Reservation(Responder<Reservation, MembershipError>),
-    /// The leader itself proposed it.
-    Nobody,
-}
-
-impl MembershipWaiter {
-    pub(super) fn refuse(self, error: MembershipError) {
-        match self {
-            MembershipWaiter::Change(reply) => reply.answer(Err(error)),
-            MembershipWaiter::Reservation(reply) => reply.answer(Err(error)),
-            MembershipWaiter::Nobody => {}
-        }
-    }
+    /// Changes of the membership are made one at a time.
+    ChangePending,
 }
 
 /// A hand-over of leadership that this leader has begun.
@@ -111,7 +94,7 @@ pub(super) struct HandOvers {
     /// Who did not take over, for instance because its state machine is restoring a snapshot: others are tried first.
     unfit: BTreeSet<NodeId>,
     /// No further one is begun before, unless somebody asks for it: requests wait during each.
-    pause_until_ticks: u64,
+    pub(super) pause_until_ticks: u64,
 }
 
 enum TransferWaiter {
@@ -188,7 +171,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    fn park(&mut self, request: LeaderRequest<R>, forwarding: Forwarding, why: WhyParked) {
+    pub(super) fn park(&mut self, request: LeaderRequest<R>, forwarding: Forwarding, why: WhyParked) {
         let waiting = self.parked.len();
         let bytes = self.parked.bytes + request.payload_bytes();
         if waiting >= self.config.proposals_in_flight_max
@@ -214,7 +197,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // After a hand-over, the new leader may be asked although the request was forwarded to this node.
             let forwarding = match parked.why {
                 WhyParked::AfterHandover => Forwarding::Allowed,
-                WhyParked::LeadershipUnsettled => parked.forwarding,
+                WhyParked::LeadershipUnsettled | WhyParked::ChangePending => parked.forwarding,
             };
             let before = self.parked.len();
             self.take_request(parked.request, forwarding);
@@ -227,8 +210,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn serve(&mut self, request: LeaderRequest<R>, forwarding: Forwarding) {
         match request {
             LeaderRequest::Propose { payload, reply } => self.add_to_batch(payload, reply, forwarding),
-            LeaderRequest::ChangeMembership { change, reply } => {
-                self.change_membership(change, reply, forwarding)
+            LeaderRequest::ChangeMembership { request, reply } => {
+                self.change_membership(request, reply, forwarding)
             }
             LeaderRequest::ReserveNodeId { reply } => {
                 self.propose_record(&MemberRecord::ReserveNodeId, MembershipWaiter::Reservation(reply));
@@ -285,111 +268,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         for reply in replies {
             self.proposals.insert(position, reply, deadline_ticks);
             position.index = position.index.next();
-        }
-    }
-
-    // --- Membership ---
-
-    fn change_membership(
-        &mut self,
-        change: MembershipChange,
-        reply: Responder<Members, MembershipError>,
-        forwarding: Forwarding,
-    ) {
-        // A joint configuration that is left by itself is a change that is still under way.
-        if self.pending_change.is_some() || self.members.must_leave_joint() {
-            if mutated!(PendingChangeIsNotAnswered) {
-                return std::mem::forget(reply);
-            }
-            return reply.answer(Err(MembershipError::ChangePending));
-        }
-        let after = match self.members.changed(LogIndex::ZERO, &change) {
-            Ok(after) => after,
-            Err(_) if mutated!(RefusedChangeSucceeds) => {
-                return reply.answer(Ok(Members::clone(&self.members)));
-            }
-            Err(refusal) => return reply.answer(Err(refusal.into())),
-        };
-        let request = |reply| LeaderRequest::ChangeMembership { change: change.clone(), reply };
-        if self.consensus.has_pending_change() || !self.consensus.has_committed_in_term() {
-            // A new leader: an earlier one's change may stand in the part of the log that is not yet applied.
-            return self.park(request(reply), forwarding, WhyParked::LeadershipUnsettled);
-        }
-        if !after.is_voter(self.node_id) && !mutated!(RemovedLeaderLeads) {
-            return match self.hand_over(&after) {
-                Ok(()) => self.park(request(reply), forwarding, WhyParked::AfterHandover),
-                Err(error) => reply.answer(Err(MembershipError::HandoverFailed(error))),
-            };
-        }
-        self.propose_change(&change, MembershipWaiter::Change(reply));
-    }
-
-    fn propose_change(&mut self, change: &MembershipChange, waiter: MembershipWaiter) {
-        self.flush_batch();
-        match self.consensus.propose_change(change) {
-            Ok(position) => {
-                info!(node = %self.node_id, at = %position, "proposed a membership change: {change}");
-                self.pending_change = Some(position.index);
-                self.membership.insert(position, waiter, self.deadline(self.config.membership_timeout));
-            }
-            Err(_) => waiter.refuse(MembershipError::Busy { waiting: self.proposals.len() as u64 }),
-        }
-    }
-
-    /// Whether it could be proposed.
-    fn propose_record(&mut self, record: &MemberRecord, waiter: MembershipWaiter) -> bool {
-        self.flush_batch();
-        match self.consensus.propose_record(record.encode()) {
-            Ok(position) => {
-                self.membership.insert(position, waiter, self.deadline(self.config.membership_timeout));
-                true
-            }
-            Err(_) => {
-                waiter.refuse(MembershipError::Busy { waiting: self.proposals.len() as u64 });
-                false
-            }
-        }
-    }
-
-    /// As leader, replicates the incarnation of every member that was heard of and is not yet known by one.
-    pub(super) fn record_incarnations(&mut self) {
-        if !self.consensus.is_leader() || self.transfer.is_some() || !self.consensus.has_committed_in_term() {
-            return;
-        }
-        let unknown: Vec<NodeId> = self
-            .members
-            .iter()
-            .filter(|member| member.incarnation.is_none())
-            .map(|member| member.id)
-            .collect();
-        for id in unknown {
-            if let Some(&incarnation) = self.first_incarnations.get(&id)
-                && !self.recording_incarnations.contains(&id)
-                && self
-                    .propose_record(&MemberRecord::Incarnation { id, incarnation }, MembershipWaiter::Nobody)
-            {
-                self.recording_incarnations.insert(id);
-            }
-        }
-    }
-
-    /// As leader, leaves a joint configuration that is to be left by itself.
-    pub(super) fn leave_joint_if_due(&mut self) {
-        if !self.members.must_leave_joint()
-            || !self.consensus.is_leader()
-            || self.transfer.is_some()
-            || self.pending_change.is_some()
-            || self.consensus.has_pending_change()
-            || !self.consensus.has_committed_in_term()
-        {
-            return;
-        }
-        if self.members.get(self.node_id).is_some_and(|own| own.role == MemberRole::Voter) {
-            self.propose_change(&MembershipChange::LeaveJoint, MembershipWaiter::Nobody);
-        } else if self.now_ticks >= self.hand_overs.pause_until_ticks
-            && let Err(error) = self.hand_over(&Arc::clone(&self.members))
-        {
-            tracing::debug!(node = %self.node_id, "cannot hand over to leave the joint configuration yet: {error}");
         }
     }
 
@@ -454,7 +332,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     /// Begins to hand over to the best successor that is still a voter `after` the change, unless a hand-over is under
     /// way. To whom the change takes the vote from as well would only hand over in turn.
-    fn hand_over(&mut self, after: &Members) -> Result<(), TransferError> {
+    pub(super) fn hand_over(&mut self, after: &Members) -> Result<(), TransferError> {
         if self.transfer.is_none() {
             let to = self.successor(after)?;
             self.begin_transfer(to)?;
@@ -504,8 +382,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let leads = self.consensus.is_leader().then(|| self.consensus.term());
         if self.led.is_some() && self.led != leads {
             self.reads.leadership_lost();
-            self.recording_incarnations.clear();
-            self.pending_change = None;
+            self.membership_work.leadership_lost();
             self.hand_overs = HandOvers::default();
         }
         self.led = leads;
@@ -562,19 +439,18 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         for reply in self.proposals.take_expired(of_proposals) {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::TimedOut(self.config.propose_timeout)));
         }
-        let unknown = MembershipError::Unknown(UnknownOutcome::TimedOut(self.config.membership_timeout));
-        for waiter in self.membership.take_expired(now) {
-            waiter.refuse(unknown.clone());
-        }
-        for (reply, _) in self.awaiting_leave.extract_if(.., |(_, deadline)| *deadline <= now) {
-            reply.answer(Err(unknown.clone()));
-        }
+        self.expire_membership_requests();
         for parked in self.parked.take_all() {
             if parked.deadline_ticks > now {
                 self.parked.push(parked);
             } else {
                 // It never came to be proposed.
-                refuse(parked.request, NotServed::NoLeader);
+                match (parked.why, parked.request) {
+                    (WhyParked::ChangePending, LeaderRequest::ChangeMembership { reply, .. }) => {
+                        reply.answer(Err(MembershipError::ChangePending));
+                    }
+                    (_, request) => refuse(request, NotServed::NoLeader),
+                }
             }
         }
     }
@@ -589,9 +465,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         for waiter in self.membership.take_all() {
             waiter.refuse(reason.clone().into());
         }
-        for (reply, _) in self.awaiting_leave.drain(..) {
-            reply.answer(Err(reason.clone().into()));
-        }
+        self.membership_work.refuse_all(&reason.clone().into());
         for parked in self.parked.take_all() {
             refuse(parked.request, NotServed::Stopped(reason.clone()));
         }
@@ -602,27 +476,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             for waiter in transfer.waiters {
                 waiter.answer(Err(reason.clone().into()));
             }
-        }
-    }
-
-    /// A membership change that is in force is answered with success: at once, or when its joint configuration is left.
-    pub(super) fn answer_change(&mut self, change: &MembershipChange, waiter: MembershipWaiter) {
-        let MembershipWaiter::Change(reply) = waiter else {
-            return;
-        };
-        match change {
-            MembershipChange::Steps { leave: LeaveJoint::Automatically, .. } if change.enters_joint() => {
-                let deadline_ticks = self.deadline(self.config.membership_timeout);
-                self.awaiting_leave.push((reply, deadline_ticks));
-            }
-            _ => reply.answer(Ok(Members::clone(&self.members))),
-        }
-    }
-
-    /// The joint configuration was left.
-    pub(super) fn answer_joint_left(&mut self) {
-        for (reply, _) in self.awaiting_leave.drain(..) {
-            reply.answer(Ok(Members::clone(&self.members)));
         }
     }
 }

@@ -100,7 +100,8 @@ fn read_context(round: Option<u64>) -> Bytes {
     round.map_or_else(Bytes::new, |round| Bytes::copy_from_slice(&round.to_be_bytes()))
 }
 
-pub(super) fn message_to_raft(message: RaftMessage) -> Message {
+/// `None` for the kinds that are not of raft-rs.
+pub(super) fn message_to_raft(message: RaftMessage) -> Option<Message> {
     let (from, to, term) = (message.from.get(), message.to.get(), message.term.0);
     let mut result = Message { from, to, term, ..Message::default() };
     let kind = match message.body {
@@ -153,9 +154,10 @@ pub(super) fn message_to_raft(message: RaftMessage) -> Message {
             MessageType::MsgHeartbeatResponse
         }
         RaftMessageBody::TimeoutNow => MessageType::MsgTimeoutNow,
+        RaftMessageBody::Reached { .. } => return None,
     };
     result.set_msg_type(kind);
-    result
+    Some(result)
 }
 
 fn put_vote(message: &mut Message, last: LogPosition, commit: LogPosition) {

@@ -404,6 +404,7 @@ impl Cluster {
         let members = stored.members.clone().unwrap_or_else(Members::none);
         let start = CoreStart {
             node_id: node,
+            address: format!("node-{node}:1"),
             config: self.config.clone(),
             seed: self.seed,
             stored,

@@ -117,6 +117,7 @@ impl Simulation {
         let identity = Identity { cluster_id: CLUSTER, node_id: id, incarnation: node.incarnation };
         let start = CoreStart {
             node_id: id,
+            address: format!("node-{id}:1"),
             config: self.world.config.clone(),
             seed,
             stored,

@@ -28,7 +28,7 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let client = RaftClient::<LogEntry, HashStore>::new(arguments.raft_addr)?;
     if let Some(id) = arguments.remove {
-        let members = client.change_config(&MembershipChange::one(MemberChange::Remove(id))).await?;
+        let members = client.change_config(MembershipChange::one(MemberChange::Remove(id))).await?;
         say(&format!("node {id} is removed, {} members are left", members.len()));
         return Ok(());
     }

@@ -1,0 +1,135 @@
+//! Why a membership change is refused.
+
+use serde::{Deserialize, Serialize};
+
+use super::{AddressProblem, MEMBERS_MAX, MemberRole};
+use crate::types::{Incarnation, NodeId};
+
+/// Why a membership change is refused. Nothing was written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum MembershipRefusal {
+    /// A cluster needs a voter.
+    #[error("no voter would be left: add another voter first, or stop the node if the cluster is to end")]
+    LastVoter,
+    /// The node is no member.
+    #[error("node {id} is not a member")]
+    UnknownMember {
+        /// The node.
+        id: NodeId,
+    },
+    /// One node occurs in two steps.
+    #[error("node {id} is named twice")]
+    NamedTwice {
+        /// The node.
+        id: NodeId,
+    },
+    /// The change is empty.
+    #[error("the change names no member")]
+    NoSteps,
+    /// Another member has this address.
+    #[error(
+        "node {id} cannot have address {address}: it belongs to node {holder}. Remove that node first if it is gone"
+    )]
+    AddressTaken {
+        /// The node to be added.
+        id: NodeId,
+        /// Its address.
+        address: String,
+        /// Who has it.
+        holder: NodeId,
+    },
+    /// The address is no address.
+    #[error("node {id}: {problem}")]
+    BadAddress {
+        /// The node to be added.
+        id: NodeId,
+        /// What is wrong with it.
+        problem: AddressProblem,
+    },
+    /// The id was used before.
+    #[error("node {id} was removed before, and ids are never used again: ask for a new ticket")]
+    IdWasRemoved {
+        /// The node to be added.
+        id: NodeId,
+    },
+    /// The member is known with another data directory.
+    #[error(
+        "node {id} is a member with incarnation {known}, not {new}: its data directory was replaced. Remove it first"
+    )]
+    OtherIncarnation {
+        /// The node.
+        id: NodeId,
+        /// As the cluster knows it.
+        known: Incarnation,
+        /// As it asks to be added.
+        new: Incarnation,
+    },
+    /// The member is known at another address, and its incarnation is not known yet: the ticket may be in use by another
+    /// node.
+    #[error(
+        "node {id} is a member at {known}, not at {new}: another node may use its ticket. Ask for a new ticket, or remove \
+         node {id} first if it is gone"
+    )]
+    OtherAddress {
+        /// The node.
+        id: NodeId,
+        /// As the cluster knows it.
+        known: String,
+        /// As it asks to be added.
+        new: String,
+    },
+    /// Another node answers at the address of the node that shall be added.
+    #[error(
+        "node {id} cannot have address {address}: node {answers} answers there. Two names of one address count as one \
+         address: give the address at which node {id} itself is reached"
+    )]
+    AnsweredByOther {
+        /// The node to be added.
+        id: NodeId,
+        /// Its address.
+        address: String,
+        /// The node that answers there.
+        answers: NodeId,
+    },
+    /// The member has this role already.
+    #[error("node {id} is a {role} already")]
+    HasRole {
+        /// The node.
+        id: NodeId,
+        /// Its role.
+        role: MemberRole,
+    },
+    /// A voter cannot become a joining node again: demote it to a learner instead.
+    #[error("node {id} is a voter: it cannot be made a joining node, demote it to a learner instead")]
+    CannotJoinAgain {
+        /// The node.
+        id: NodeId,
+    },
+    /// Only a node that is joining can be cleared.
+    #[error("node {id} is not joining: remove it instead")]
+    NotJoining {
+        /// The node.
+        id: NodeId,
+    },
+    /// `Leaving` is a state, not a role to be added with.
+    #[error("node {id} cannot be added as leaving: remove it instead")]
+    CannotAddLeaving {
+        /// The node.
+        id: NodeId,
+    },
+    /// A joint configuration must be left first.
+    #[error("a joint configuration is in force: leave it first")]
+    AlreadyJoint,
+    /// There is no joint configuration to leave.
+    #[error("no joint configuration is in force")]
+    NotJoint,
+    /// More than [`MEMBERS_MAX`].
+    #[error("{count} members are more than the {MEMBERS_MAX} that a cluster may have")]
+    TooManyMembers {
+        /// As asked for.
+        count: usize,
+    },
+    /// All 2⁶⁴ − 1 ids are used.
+    #[error("no node id is left")]
+    IdsExhausted,
+}

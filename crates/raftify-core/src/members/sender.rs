@@ -1,0 +1,68 @@
+//! How the sender of a message introduces itself, and why it may be refused.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Incarnation, LogIndex, NodeId};
+
+/// Who sent a message, as it introduces itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Its id.
+    pub id: NodeId,
+    /// The life of its data directory.
+    pub incarnation: Incarnation,
+    /// The place in the log up to which the sender knows the membership, in which it believes to be a member.
+    pub members_as_of: LogIndex,
+}
+
+/// Why a message was refused before it reached consensus. All of these are final: sending again does not help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum SenderRefusal {
+    /// The sender has this node's own id.
+    #[error(
+        "two nodes have id {id}: the sender and the receiver. Stop the one that was started by mistake; let it join \
+         with a ticket of its own"
+    )]
+    SameId {
+        /// The id of both.
+        id: NodeId,
+    },
+    /// The sender lost or replaced its data directory.
+    #[error(
+        "node {id} is known with incarnation {known}, the sender has {presented}: its data directory was wiped or \
+         replaced, and what it once acknowledged is gone. Remove node {id} from the cluster and let it join again \
+         with a new ticket and an empty directory"
+    )]
+    Fenced {
+        /// The sender.
+        id: NodeId,
+        /// As the cluster knows it.
+        known: Incarnation,
+        /// As it introduced itself.
+        presented: Incarnation,
+    },
+    /// The sender was removed, or never was a member.
+    #[error(
+        "node {id} is not a member of the cluster as of index {as_of}: it was removed, or never joined. To take part \
+         again it must join with a new ticket and an empty directory"
+    )]
+    NotAMember {
+        /// The sender.
+        id: NodeId,
+        /// The membership that was asked.
+        as_of: LogIndex,
+    },
+    /// The sender believes the receiver to be another life of this node.
+    #[error(
+        "this message is for incarnation {expected} of node {id}, and this is incarnation {actual}: the data directory \
+         was wiped or replaced. Remove node {id} from the cluster and let it join again with a new ticket"
+    )]
+    OtherReceiver {
+        /// The receiver.
+        id: NodeId,
+        /// As the sender knows it.
+        expected: Incarnation,
+        /// As it is.
+        actual: Incarnation,
+    },
+}
