@@ -5,7 +5,7 @@
 //! its deadlines, and each call is bounded once more here, before the node runs, while it does and after it has ended.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use raftify_core::error::{
@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::applier::Query;
 use crate::error::WaitError;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, RunTask};
 use crate::log_entry::{AbstractLogEntry, CHECKED_BYTES_MAX, check_entry};
 use crate::membership::{demotion, is_voter_already, promotion, removal, replacement, while_catching_up};
 use crate::reply::{Reply, local_reply};
@@ -56,6 +56,8 @@ struct Shared<FSM: AbstractStateMachine> {
     queries: mpsc::Sender<Query<FSM>>,
     status: watch::Receiver<Status>,
     lifecycle: Lifecycle,
+    /// Set on a node that `start` runs: it stops when the last handle is dropped.
+    task: Mutex<Option<RunTask>>,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNode<LogEntry, FSM> {
@@ -83,7 +85,8 @@ where
         lifecycle: Lifecycle,
     ) -> Self {
         let node_id = status.borrow().node_id;
-        let shared = Shared { node_id, config, requests, queries, status, lifecycle };
+        let task = Mutex::new(None);
+        let shared = Shared { node_id, config, requests, queries, status, lifecycle, task };
         RaftNode { shared: Arc::new(shared), log_entry: PhantomData }
     }
 
@@ -480,6 +483,20 @@ where
 
     pub(crate) fn lifecycle(&self) -> &Lifecycle {
         &self.shared.lifecycle
+    }
+
+    /// Runs the node in a task of the current runtime, until the last handle is dropped.
+    pub(crate) fn spawn(&self) {
+        *self.task() = Some(RunTask::spawn(&self.shared.lifecycle));
+    }
+
+    /// The task in which the node runs, for the first caller.
+    pub(crate) fn take_task(&self) -> Option<RunTask> {
+        self.task().take()
+    }
+
+    fn task(&self) -> MutexGuard<'_, Option<RunTask>> {
+        self.shared.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
