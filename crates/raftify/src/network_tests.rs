@@ -100,6 +100,8 @@ impl TestNode {
         let door = Door {
             requests,
             status: seen,
+            address: address.as_str().into(),
+            plan: watch::Sender::new(None).subscribe(),
             snapshots: snapshots.clone(),
             config,
             outbox: outbox.clone(),
