@@ -65,6 +65,7 @@
 //! [`query`]: RaftNode::query
 
 mod applier;
+mod begin;
 mod chance;
 pub mod error;
 mod formatter;
@@ -72,6 +73,7 @@ mod identification;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod inner;
+mod join;
 mod lifecycle;
 mod log_entry;
 mod log_writer;
@@ -80,6 +82,7 @@ mod membership;
 mod network_tests;
 mod outbox;
 mod pace;
+mod probe;
 mod raft;
 mod raft_client;
 mod raft_loop;
@@ -98,6 +101,7 @@ mod snapshot_receiver;
 mod snapshot_sender;
 mod snapshot_taker;
 mod snapshots;
+mod start;
 mod state_machine;
 mod timing;
 mod transport;
@@ -124,5 +128,6 @@ pub use raftify_storage::{
     Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,
 };
 pub use snapshot_directory::restore_directory;
+pub use start::{Joining, Start};
 pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
 pub use wire::DoorRefusal;

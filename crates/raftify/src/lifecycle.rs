@@ -2,7 +2,7 @@
 //!
 //! Owns the right to run, which is given out once, and the wish to stop, which anybody may utter.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -63,6 +63,7 @@ struct Inner {
     ended_before_it_ran: AtomicBool,
     /// `run` was called; its future may not have been polled yet.
     called: AtomicBool,
+    snapshot_bytes_received: Arc<AtomicU64>,
     runner: OneShotMutex<Runner>,
 }
 
@@ -74,6 +75,7 @@ impl Lifecycle {
             leaving: AtomicUsize::new(0),
             ended_before_it_ran: AtomicBool::new(false),
             called: AtomicBool::new(false),
+            snapshot_bytes_received: Arc::default(),
             runner: OneShotMutex(Mutex::new(None)),
         }))
     }
@@ -172,6 +174,11 @@ impl Lifecycle {
         let mut phase = self.0.phase.subscribe();
         // An error would mean that the sender is gone, which `self` holds.
         let _ = phase.wait_for(|phase| matches!(phase, Phase::Ended(_))).await;
+    }
+
+    /// How many bytes are there of the snapshot of another node that was begun last; written by the server.
+    pub(crate) fn snapshot_bytes_received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0.snapshot_bytes_received)
     }
 
     /// True once somebody has asked the node to stop.
