@@ -25,6 +25,7 @@ use crate::error::WaitError;
 use crate::lifecycle::{Lifecycle, RunTask};
 use crate::log_entry::{AbstractLogEntry, CHECKED_BYTES_MAX, check_entry};
 use crate::membership::{demotion, is_voter_already, promotion, removal, replacement, while_catching_up};
+use crate::probe::check_added_addresses;
 use crate::reply::{Reply, local_reply};
 use crate::request_queue::{Refused, RequestSender};
 use crate::state_machine::AbstractStateMachine;
@@ -322,6 +323,9 @@ where
     /// handed over first. While another change is under way, this one waits for its turn. Waits at most
     /// [`membership_timeout`](crate::Config::membership_timeout).
     ///
+    /// Before a node is added, its address is asked once, for at most a second, which node answers there: if another member
+    /// does, the change is refused with [`AnsweredByOther`](raftify_core::members::MembershipRefusal::AnsweredByOther).
+    ///
     /// A [`MembershipRequest`] may be given in place of the change: it can demand that the membership is still the one that
     /// the change was made from, or force a change that would be refused for the cluster's own good.
     ///
@@ -338,6 +342,11 @@ where
         change: impl Into<MembershipRequest>,
     ) -> Result<Members, MembershipError> {
         let asked = change.into();
+        let status = self.shared.status.borrow().clone();
+        let cluster = status.identity.map(|identity| identity.cluster_id);
+        if cluster.is_some() && !self.shared.lifecycle.is_stopping() {
+            check_added_addresses(&asked.command, &status.members, cluster).await?;
+        }
         let attempt = |within| {
             let request = asked.clone();
             let request =

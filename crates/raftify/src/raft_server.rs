@@ -15,7 +15,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use raftify_core::error::{
     InstallError, MembershipError, ProposeError, ReadError, StopReason, UnknownOutcome,
 };
-use raftify_core::members::SenderRefusal;
+use raftify_core::members::{MembershipRefusal, SenderRefusal};
 use raftify_core::{
     CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, Members, MembershipRequest,
     ProposalReply, Responder, Sender, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore,
@@ -29,6 +29,7 @@ use tracing::{debug, info};
 
 use crate::identification::{Identification, Plan};
 use crate::outbox::Outbox;
+use crate::probe::check_added_addresses;
 use crate::remote_node::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
 };
@@ -268,6 +269,20 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             .enqueue_and_wait(request, self.door.config.propose_timeout, answer)
             .await?
             .and_then(small_enough))
+    }
+
+    /// Whether another member answers at the address of a node that is to be added.
+    async fn check_added_addresses(
+        &self,
+        request: &MembershipRequest,
+    ) -> Result<Result<(), MembershipRefusal>, Status> {
+        let status = self.door.status.borrow().clone();
+        let cluster = status.identity.map(|identity| identity.cluster_id);
+        tokio::select! {
+            biased;
+            () = self.closed() => Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
+            checked = check_added_addresses(&request.command, &status.members, cluster) => Ok(checked),
+        }
     }
 
     /// The next message of a stream, or a reason why there will be none.
@@ -512,12 +527,23 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         let forwarding = forwarding(request.forwarded);
         let request = MembershipRequest::decode(&request.request).map_err(wire::WireError::from);
         let request = request.map_err(DoorRefusal::from)?;
-        let changed =
-            self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, |reply| {
-                let request = LeaderRequest::ChangeMembership { request, reply };
-                ServerRequestMsg::ForLeader { request, forwarding }
-            });
-        let outcome = match changed.await? {
+        // The node that has forwarded it has looked already.
+        let checked = match forwarding {
+            Forwarding::Allowed => self.check_added_addresses(&request).await?,
+            Forwarding::Never => Ok(()),
+        };
+        let changed = match checked {
+            Err(refusal) => Err(MembershipError::Refused(refusal)),
+            Ok(()) => {
+                let ask = |reply| {
+                    let request = LeaderRequest::ChangeMembership { request, reply };
+                    ServerRequestMsg::ForLeader { request, forwarding }
+                };
+                self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, ask)
+                    .await?
+            }
+        };
+        let outcome = match changed {
             Ok(members) => Outcome::Members(members.encode()),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
