@@ -66,6 +66,7 @@
 
 mod applier;
 mod chance;
+mod cluster_connection;
 pub mod error;
 mod formatter;
 mod identification;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message as _;
 use raftify_core::error::{LeaderHint, MembershipError, ProposeError, StopReason, UnknownOutcome};
-use raftify_core::members::SenderRefusal;
+use raftify_core::members::{MemberRecord, SenderRefusal};
 use raftify_core::{
     CheckedConfig, ClusterId, Config, Entry, EntryKind, Forward, Forwarding, Identity, Incarnation,
     LeaderRequest, LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, MembershipRequest,
@@ -23,8 +23,9 @@ use tokio_stream::StreamExt;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
+use crate::cluster_connection::ClusterConnection;
 use crate::outbox::{Outbox, PeerEvent};
-use crate::raft_client::{ClientError, ClusterConnection, UnreachableNode};
+use crate::raft_client::{ClientError, UnreachableNode};
 use crate::raft_server::{Door, serve};
 use crate::remote_node::endpoint;
 use crate::reply::{Reply, local_reply};
@@ -742,4 +743,44 @@ async fn the_client_never_repeats_what_may_have_happened() {
         Err(ClientError::Answer(MembershipError::Unknown(UnknownOutcome::TimedOut(_))))
     ));
     assert!(node.requests.is_empty());
+}
+
+/// Answers one read through `cluster` on `node`.
+async fn read_on(cluster: &ClusterConnection, node: &mut TestNode) {
+    let reading = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { cluster.read_index().await }
+    });
+    let ServerRequestMsg::ConfirmReadIndex { reply } = node.next_request().await else { panic!("no read") };
+    reply.answer(Ok(LogIndex(7)));
+    assert_eq!(within("an answer", reading).await.unwrap(), Ok(LogIndex(7)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_follows_the_members_when_all_that_it_knew_were_replaced() {
+    let (mut a, mut b, _) = pair();
+    let mut c = TestNode::start(3);
+    let cluster = ClusterConnection::new([a.address.clone()], Duration::from_secs(20)).unwrap();
+    read_on(&cluster, &mut a).await;
+    let follows = async |addresses: &[&str]| {
+        within("the client follows the members", async {
+            while !cluster.addresses().iter().map(String::as_str).eq(addresses.iter().copied()) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    follows(&[&a.address, &b.address]).await;
+    let given = a.address.clone();
+    drop(a);
+    // What the first answer of `b` tells.
+    let after = members([(2, &*b.address), (3, &*c.address)]);
+    let newer = Arc::new(after.recorded(LogIndex(9), &MemberRecord::ReserveNodeId));
+    b.knows(&newer);
+    read_on(&cluster, &mut b).await;
+    follows(&[&b.address, &c.address, &given]).await;
+    assert_eq!(cluster.members().await.as_ref(), Ok(&*newer));
+    drop(b);
+    c.knows(&newer);
+    read_on(&cluster, &mut c).await;
 }

@@ -29,7 +29,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, error, info, warn};
 
-use crate::remote_node::{self, CallError, RemoteNode};
+use crate::remote_node::{self, AskedCluster, CallError, RemoteNode};
 use crate::seldom::Seldom;
 use crate::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
 use crate::transport;
@@ -314,7 +314,7 @@ impl Outbox {
         let state = lock(&self.shared.state);
         let (identity, _) = state.own.as_ref()?;
         let peer = state.peers.get(&id)?;
-        Some(RemoteNode::new(peer.channel.clone(), Arc::new(identity.cluster_id.into())))
+        Some(RemoteNode::new(peer.channel.clone(), Arc::new(AskedCluster::of(identity.cluster_id))))
     }
 }
 

@@ -19,11 +19,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::chance::random;
+use crate::cluster_connection::ClusterConnection;
 use crate::error::{AddPeersError, BootstrapError, JoinClusterError, RequestIdError, RunError};
 use crate::formatter::{CustomFormatter, DefaultFormatter};
 use crate::lifecycle::Lifecycle;
 use crate::log_entry::AbstractLogEntry;
-use crate::raft_client::{ClientError, ClusterConnection};
+use crate::raft_client::ClientError;
 use crate::raft_node::RaftNode;
 use crate::request_queue::request_queue;
 use crate::running::NodeParts;
