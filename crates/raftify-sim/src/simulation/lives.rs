@@ -214,7 +214,11 @@ impl Simulation {
             }
             self.invariants.durable.written(id, node.incarnation, &write)?;
         }
-        let log = picture_of(&node.disk, found, |position| self.invariants.logs.digest(position))?;
+        // Nobody else has the log of a node that began another cluster.
+        let is_alone = node.lost == Some(Lost::OtherList);
+        let own = |position: LogPosition| durable.log.digest(position.index).filter(|_| is_alone);
+        let digest_of = |position| own(position).unwrap_or_else(|| self.invariants.logs.digest(position));
+        let log = picture_of(&node.disk, found, digest_of)?;
         if log != durable.log {
             return Err(format!("storage: {id} finds other entries in its log than it wrote"));
         }
@@ -226,7 +230,9 @@ impl Simulation {
     /// Reads the log of `id` beside its writer: what can be read is what was written.
     pub(crate) fn read_all(&self, id: NodeId) -> Checked {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
-        let digest_of = |position| self.invariants.logs.digest(position);
+        let is_alone = node.lost == Some(Lost::OtherList);
+        let own = |position: LogPosition| node.durable.log.digest(position.index).filter(|_| is_alone);
+        let digest_of = |position| own(position).unwrap_or_else(|| self.invariants.logs.digest(position));
         match picture_of(&node.disk, &node.durable.state, digest_of) {
             Ok(log) if log != node.durable.log => {
                 Err(format!("storage: {id} reads other entries than were written"))

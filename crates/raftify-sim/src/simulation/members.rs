@@ -107,12 +107,14 @@ impl Simulation {
     /// A joining node was cleared, and has stopped: it is started again, and asks to be let in.
     pub(super) fn join_again(&mut self, id: NodeId) {
         let was_removed = self.invariants.membership.was_removed(id);
-        if was_removed || self.healed_at.is_some() || self.nemesis.dead.contains(&id) {
+        if was_removed || self.nemesis.dead.contains(&id) {
             return;
         }
         let Some(node) = self.nodes.get_mut(&id).filter(|node| node.lost.is_none()) else { return };
         node.is_gone = false;
-        self.nemesis.spares.push(id);
+        if !self.nemesis.spares.contains(&id) {
+            self.nemesis.spares.push(id);
+        }
         let delay = self.rng.about(SECOND);
         self.schedule.after(delay, Event::Start(id));
     }
