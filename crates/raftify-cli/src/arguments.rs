@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use raftify::StorageKind;
+use raftify::{NodeId, StorageKind};
 
 #[derive(Parser)]
 #[command(
     version,
-    about = "Shows what is in the directory of a raftify node, and how a live one is doing; converts directories"
+    about = "Shows what is in the directory of a raftify node, and how a live one is doing; changes the members of a live \
+             cluster; converts directories"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -20,9 +21,79 @@ pub(crate) enum Command {
     /// Describe a directory or a node; nothing is changed
     #[command(subcommand)]
     Describe(Describe),
+    /// Show or change the members of a live cluster
+    #[command(subcommand)]
+    Cluster(Cluster),
     /// Change how the directory of a stopped node is kept
     #[command(subcommand)]
     Storage(Storage),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Cluster {
+    /// The members, and the index that the list is as of
+    Members {
+        #[command(flatten)]
+        at: Addresses,
+    },
+    /// Take a node out of the cluster for good: one that is gone, or one that still runs, which then stops
+    Remove {
+        /// The node
+        id: NodeId,
+        #[command(flatten)]
+        at: Addresses,
+        #[command(flatten)]
+        conditions: Conditions,
+    },
+    /// Make a learner a voter. It must be caught up, and reached by a majority of the voters
+    Promote {
+        /// The node
+        id: NodeId,
+        #[command(flatten)]
+        at: Addresses,
+        #[command(flatten)]
+        conditions: Conditions,
+    },
+    /// Take the vote from a voter, which stays a member as a learner
+    Demote {
+        /// The node
+        id: NodeId,
+        #[command(flatten)]
+        at: Addresses,
+        #[command(flatten)]
+        conditions: Conditions,
+    },
+    /// Put a learner in the place of a voter, in one step, as soon as the learner is caught up: it becomes a voter, and the
+    /// other node is removed for good
+    Replace {
+        /// The voter that goes
+        old: NodeId,
+        /// The learner that takes its place
+        new: NodeId,
+        #[command(flatten)]
+        at: Addresses,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct Addresses {
+    /// Members of the cluster, host:port; any of them will do, the leader is found from there
+    #[arg(required = true)]
+    pub(crate) addresses: Vec<String>,
+    /// For programs: JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Conditions {
+    /// Only if the members are still as of this index, as `cluster members` shows it
+    #[arg(long, value_name = "INDEX")]
+    pub(crate) expect: Option<u64>,
+    /// Also if the remaining voters that are alive are no majority, or the node is not caught up or not reached: the cluster
+    /// may stop for good
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Subcommand)]

@@ -1,5 +1,5 @@
-//! The command line of raftify: what a node's directory holds, and how a live node is doing; and to make the directory of
-//! a stopped node one of the other storage. Nothing but that last changes anything.
+//! The command line of raftify: what a node's directory holds, and how a live node is doing; to change the members of a live
+//! cluster; and to make the directory of a stopped node one of the other storage.
 //!
 //! The program `raftify-cli` knows no types and shows entries and snapshots as bytes. A program that knows its own
 //! gives them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has the same commands:
@@ -33,6 +33,7 @@
 //! ```
 
 mod arguments;
+mod cluster;
 mod convert;
 mod describe;
 mod output;
@@ -68,6 +69,7 @@ where
     let mut output = BufWriter::new(io::stdout().lock());
     let outcome = match arguments.command {
         Command::Describe(what) => describe::run(what, &formatter, &mut output),
+        Command::Cluster(what) => cluster::run::<LogEntry, FSM>(what, &mut output),
         Command::Storage(Storage::Convert { path, to }) => convert::run(&path, to.into(), &mut output),
     };
     match outcome.and_then(|()| Ok(output.flush()?)) {

@@ -431,15 +431,16 @@ mod tests {
         check(
             config,
             expect![[r#"
-            election_timeout is 18446744073709551615.999999999s, it must be at most 1h
-            disk_stall_timeout (5s) must be at least election_timeout (18446744073709551615.999999999s)
-            propose_timeout (18446744073709551615.999999999s) must be at most 86400s
-            read_timeout (5s) must be at least election_timeout (18446744073709551615.999999999s)
-            membership_timeout (30s) must be at least election_timeout (18446744073709551615.999999999s)
-            reconnect_delay_max is 18446744073709551615.999999999s, it must lie between 1ms and 86400s
-            snapshot_age_max is 18446744073709551615.999999999s, it must be at most 86400s
-            request_queue_max is 18446744073709551615, it must lie between 1 and 1048576
-            messages_in_flight_max is 18446744073709551615, it must lie between 1 and 1048576"#]],
+                election_timeout is 18446744073709551615.999999999s, it must be at most 1h
+                disk_stall_timeout (5s) must be at least election_timeout (18446744073709551615.999999999s)
+                propose_timeout (18446744073709551615.999999999s) must be at most 86400s
+                read_timeout (5s) must be at least election_timeout (18446744073709551615.999999999s)
+                membership_timeout (30s) must be at least election_timeout (18446744073709551615.999999999s)
+                joiner_timeout (600s) must be at least election_timeout (18446744073709551615.999999999s)
+                reconnect_delay_max is 18446744073709551615.999999999s, it must lie between 1ms and 86400s
+                snapshot_age_max is 18446744073709551615.999999999s, it must be at most 86400s
+                request_queue_max is 18446744073709551615, it must lie between 1 and 1048576
+                messages_in_flight_max is 18446744073709551615, it must lie between 1 and 1048576"#]],
         );
     }
 
@@ -481,7 +482,7 @@ mod tests {
                   |
                 1 | election_timeuot = "1s"
                   | ^^^^^^^^^^^^^^^^
-                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_bytes_kept_for_followers`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
+                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `promotion_entries_max`, `promotion_lag_max`, `joiner_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_bytes_kept_for_followers`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
         );
         check(
             "tick_interval =\n",

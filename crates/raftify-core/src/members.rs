@@ -467,3 +467,31 @@ impl Members {
         self.removed.contains(&id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first(roles: [MemberRole; 3]) -> Members {
+        let member = |(role, number)| Member {
+            role,
+            ..Member::voter(NodeId::new(number).expect("not zero"), format!("node-{number}:1"))
+        };
+        Members::initial(roles.into_iter().zip(1..).map(member)).expect("a possible list")
+    }
+
+    #[test]
+    fn first_members_that_differ_in_a_role_only_are_another_cluster_and_the_difference_is_named() {
+        use MemberRole::{Joining, Learner, Voter};
+        let all = first([Voter, Voter, Voter]);
+        for other in [first([Voter, Learner, Learner]), first([Voter, Voter, Joining])] {
+            assert_ne!(all.derive_cluster_id(), other.derive_cluster_id());
+        }
+        assert_eq!(all.derive_cluster_id(), first([Voter, Voter, Voter]).derive_cluster_id());
+        assert_eq!(
+            all.differences(&first([Voter, Voter, Learner])),
+            "node 3 is a voter at node-3:1 here and a learner at node-3:1 there"
+        );
+        assert_eq!(all.differences(&all), "");
+    }
+}

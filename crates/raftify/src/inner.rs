@@ -32,7 +32,7 @@ pub fn read_wire(bytes: &[u8]) {
     };
 
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 11 {
+    match which % 12 {
         0 => read_batch(bytes),
         1 => {
             let Ok(chunk) = proto::SnapshotChunk::decode(bytes) else { return };
@@ -100,6 +100,15 @@ pub fn read_wire(bytes: &[u8]) {
                     let _ = wire::refusal_from_wire::<ReadError>(&refusal);
                 }
                 None => {}
+            }
+        }
+        10 => {
+            let Ok(reply) = proto::IdentifyReply::decode(bytes) else { return };
+            let header = reply.header;
+            if let Ok(read) = wire::identification_from_wire(reply) {
+                let again =
+                    wire::identification_from_wire(wire::identification_to_wire(header, read.clone()));
+                assert_eq!(again.as_ref(), Ok(&read), "an identification is read as it was written");
             }
         }
         _ => {

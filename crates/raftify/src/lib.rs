@@ -68,6 +68,7 @@ mod applier;
 mod chance;
 pub mod error;
 mod formatter;
+mod identification;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod inner;

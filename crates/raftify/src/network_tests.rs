@@ -12,9 +12,9 @@ use raftify_core::error::{LeaderHint, MembershipError, ProposeError, StopReason,
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
     CheckedConfig, ClusterId, Config, Entry, EntryKind, Forward, Forwarding, Identity, Incarnation,
-    LeaderRequest, LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, NodeId,
-    RaftMessage, RaftMessageBody, ReadRound, Responder, Role, Sender, ServerRequestMsg, Status as NodeStatus,
-    Term,
+    LeaderRequest, LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, MembershipRequest,
+    NodeId, RaftMessage, RaftMessageBody, ReadRound, Responder, Role, Sender, ServerRequestMsg,
+    Status as NodeStatus, Term,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -100,6 +100,8 @@ impl TestNode {
         let door = Door {
             requests,
             status: seen,
+            address: address.as_str().into(),
+            plan: watch::Sender::new(None).subscribe(),
             snapshots: snapshots.clone(),
             config,
             outbox: outbox.clone(),
@@ -578,10 +580,10 @@ async fn that_the_leader_was_removed_is_not_told_as_if_the_one_that_asked_it_wer
     let (a, mut b, _) = pair();
     let (answered, answer) = oneshot::channel();
     let reply = Responder::new(move |answer| answered.send(answer).unwrap());
-    let change = MembershipChange::one(MemberChange::Remove(a.id));
+    let request = MembershipChange::one(MemberChange::Remove(a.id)).into();
     a.outbox.forward::<Reply<u64>>(Forward {
         to: b.id,
-        request: LeaderRequest::ChangeMembership { change, reply },
+        request: LeaderRequest::ChangeMembership { request, reply },
     });
     let ServerRequestMsg::ForLeader { request, .. } = b.next_request().await else { panic!("no change") };
     let LeaderRequest::ChangeMembership { reply, .. } = request else { panic!("no change") };

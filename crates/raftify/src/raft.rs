@@ -194,6 +194,7 @@ where
             status,
             formatter: options.formatter,
             first_members: Arc::clone(&first_members),
+            plan: watch::Sender::new(None),
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
         Ok(Raft { node, raft_addr, first_members, incarnation: Incarnation(random()) })

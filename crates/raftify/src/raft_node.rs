@@ -13,7 +13,7 @@ use raftify_core::error::{
     StopReason, TransferError, UnknownOutcome,
 };
 use raftify_core::{
-    CheckedConfig, Inspection, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, MemberChange, Members,
+    CheckedConfig, Inspection, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Members,
     MembershipChange, MembershipRequest, NodeId, Responder, Status, Term,
 };
 use tokio::sync::mpsc::error::TrySendError;
@@ -417,9 +417,24 @@ where
     /// when the future was dropped, [`Raft::run`](crate::Raft::run) returns [`StopReason::Removed`] then, as it does after
     /// a removal by others.
     pub async fn leave(&self) -> Result<(), MembershipError> {
+        self.leave_by(removal(self.get_id()).into()).await
+    }
+
+    /// As [`leave`](Self::leave), also if the voters that remain and are alive would be no majority: the cluster then stops
+    /// for good, unless enough of them come back.
+    ///
+    /// # Errors
+    /// As for `leave`, but for [`WouldLoseMajority`](MembershipError::WouldLoseMajority).
+    ///
+    /// # Cancel safety
+    /// As for `leave`.
+    pub async fn leave_forced(&self) -> Result<(), MembershipError> {
+        self.leave_by(MembershipRequest::from(removal(self.get_id())).forced()).await
+    }
+
+    async fn leave_by(&self, request: MembershipRequest) -> Result<(), MembershipError> {
         let leaving = self.shared.lifecycle.begin_to_leave();
-        let change = MembershipChange::one(MemberChange::Remove(self.get_id()));
-        match self.change_config(change).await {
+        match self.change_config(request).await {
             // The news that it was removed may reach this node before the answer does.
             Ok(_) | Err(MembershipError::Stopped(StopReason::Removed { .. })) => {
                 leaving.succeeded();

@@ -17,7 +17,7 @@ use raftify_core::error::{
 };
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
-    CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, MembershipRequest,
+    CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, Members, MembershipRequest,
     ProposalReply, Responder, Sender, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore,
     Status as NodeStatus, Term,
 };
@@ -27,6 +27,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
+use crate::identification::{Identification, Plan};
 use crate::outbox::Outbox;
 use crate::remote_node::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
@@ -55,6 +56,10 @@ pub(crate) struct Door<R, S> {
     pub(crate) snapshots: S,
     /// Limits and times.
     pub(crate) config: CheckedConfig,
+    /// Where the others reach this node.
+    pub(crate) address: Arc<str>,
+    /// What this node waits to begin a cluster with.
+    pub(crate) plan: watch::Receiver<Option<Plan>>,
     /// Told of senders that are not members yet.
     pub(crate) outbox: Outbox,
     /// Where incoming snapshots are written.
@@ -205,7 +210,10 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
     }
 
     fn header(&self) -> Option<proto::Header> {
-        Some(wire::header(self.door.status.borrow().identity.map(|identity| identity.cluster_id)))
+        let status = self.door.status.borrow();
+        let cluster_id = status.identity.map(|identity| identity.cluster_id);
+        let members_as_of = Some(status.members.as_of().0);
+        Some(proto::Header { members_as_of, ..wire::header(cluster_id) })
     }
 
     /// Puts a request into the loop's queue and waits for its answer.
@@ -590,5 +598,23 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
         Ok(Response::new(proto::InspectReply { header: self.header(), outcome: Some(outcome) }))
+    }
+
+    async fn identify(
+        &self,
+        request: Request<proto::IdentifyRequest>,
+    ) -> Result<Response<proto::IdentifyReply>, Status> {
+        wire::check_header(request.into_inner().header.as_ref())?;
+        let header = self.header();
+        let status = self.door.status.borrow().clone();
+        let identification = Identification {
+            node_id: status.node_id,
+            address: self.door.address.to_string(),
+            identity: status.identity,
+            members: Members::clone(&status.members),
+            leader_id: status.leader_id,
+            plan: self.door.plan.borrow().clone(),
+        };
+        Ok(Response::new(wire::identification_to_wire(header, identification)))
     }
 }

@@ -15,6 +15,7 @@ use raftify_core::{
 use tonic::transport::{Channel, Endpoint};
 use tonic::{ConnectError, Response, Status};
 
+use crate::identification::Identification;
 use crate::wire::proto::raft_service_client::RaftServiceClient;
 use crate::wire::{self, DoorRefusal, VerbError, proto};
 
@@ -246,6 +247,13 @@ impl RemoteNode {
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
             None => Err(CallError::senseless("it is empty")),
         }
+    }
+
+    /// Which node answers there, of whichever cluster it is.
+    pub(crate) async fn identify(&self, timeout: Duration) -> Result<Identification, CallError<ReadError>> {
+        let request = proto::IdentifyRequest { header: Some(wire::header(None)) };
+        let reply = bounded(timeout, self.service.clone().identify(request)).await?;
+        wire::identification_from_wire(reply).map_err(CallError::senseless)
     }
 
     pub(crate) async fn inspect(&self, timeout: Duration) -> Result<Inspection, CallError<ReadError>> {

@@ -19,6 +19,7 @@ use crate::applier::{ApplierStart, Query};
 use crate::chance::random;
 use crate::error::RunError;
 use crate::formatter::CustomFormatter;
+use crate::identification::Plan;
 use crate::lifecycle::Lifecycle;
 use crate::log_entry::check_entry;
 use crate::log_writer::LogWriter;
@@ -54,6 +55,8 @@ pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) status: watch::Sender<Status>,
     pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
     pub(crate) first_members: Arc<Mutex<Option<Members>>>,
+    /// What this node waits to begin a cluster with.
+    pub(crate) plan: watch::Sender<Option<Plan>>,
 }
 
 /// One of the two tasks of a node came to its end.
@@ -115,6 +118,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let door = Door {
             requests: server_requests,
             status: self.status.subscribe(),
+            address: Arc::clone(&self.raft_addr),
+            plan: self.plan.subscribe(),
             snapshots: snapshots.clone(),
             config: self.config.clone(),
             outbox: outbox.clone(),

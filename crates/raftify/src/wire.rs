@@ -14,12 +14,14 @@ use raftify_core::error::{
 use raftify_core::members::{AddressProblem, MEMBERS_MAX, MembersDecodeError, SenderRefusal, check_address};
 use raftify_core::message::CampaignReason;
 use raftify_core::{
-    ClusterId, Entry, EntryKind, Incarnation, LogIndex, LogPosition, Members, NodeId, RaftMessage,
+    ClusterId, Entry, EntryKind, Identity, Incarnation, LogIndex, LogPosition, Members, NodeId, RaftMessage,
     RaftMessageBody, Reservation, Sender, SnapshotMeta, Term,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
+
+use crate::identification::{Identification, Plan};
 
 /// The messages of `raft_service.proto`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
@@ -319,7 +321,8 @@ pub(crate) fn decode_detail<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 
 /// What every message starts with.
 pub(crate) fn header(cluster_id: Option<ClusterId>) -> proto::Header {
-    proto::Header { wire_version: WIRE_VERSION, group_id: GROUP_ID, cluster_id: cluster_id.map(|id| id.0) }
+    let cluster_id = cluster_id.map(|id| id.0);
+    proto::Header { wire_version: WIRE_VERSION, group_id: GROUP_ID, cluster_id, members_as_of: None }
 }
 
 /// Checks version and group; returns the cluster, if it is named.
@@ -596,6 +599,58 @@ pub(crate) fn reservation_from_wire(reservation: &proto::Reservation) -> Result<
     })
 }
 
+pub(crate) fn identification_to_wire(
+    header: Option<proto::Header>,
+    node: Identification,
+) -> proto::IdentifyReply {
+    let encoded = |members: &Members| if members.is_empty() { Bytes::new() } else { members.encode() };
+    proto::IdentifyReply {
+        header,
+        node_id: node.node_id.get(),
+        address: node.address,
+        incarnation: node.identity.map(|identity| identity.incarnation.0),
+        members: encoded(&node.members),
+        leader_id: node.leader_id.map(NodeId::get),
+        plan: node.plan.map(|plan| proto::Plan {
+            members: encoded(&plan.members),
+            expect: plan.expect,
+            nonce: plan.nonce,
+        }),
+    }
+}
+
+/// The inverse of [`identification_to_wire`].
+pub(crate) fn identification_from_wire(reply: proto::IdentifyReply) -> Result<Identification, WireError> {
+    let header = reply.header.ok_or(WireError::Missing { what: "the header" })?;
+    let node_id = node_id("the node's id", reply.node_id)?;
+    check_address(&reply.address)?;
+    let decoded = |bytes: &[u8]| match bytes {
+        [] => Ok(Members::none()),
+        bytes => Members::decode(bytes),
+    };
+    let identity = match (reply.incarnation, header.cluster_id) {
+        (None, _) => None,
+        (Some(_), None) => return Err(WireError::Missing { what: "the cluster id" }),
+        (Some(incarnation), Some(cluster_id)) => Some(Identity {
+            cluster_id: ClusterId(cluster_id),
+            node_id,
+            incarnation: Incarnation(incarnation),
+        }),
+    };
+    let plan = match reply.plan {
+        Some(plan) => Some(Plan { members: decoded(&plan.members)?, expect: plan.expect, nonce: plan.nonce }),
+        None => None,
+    };
+    Ok(Identification {
+        node_id,
+        address: reply.address,
+        identity,
+        members: decoded(&reply.members)?,
+        leader_id: reply.leader_id.and_then(NodeId::new),
+        plan,
+    })
+}
+
 pub(crate) fn position_to_wire(position: LogPosition) -> Option<proto::Position> {
     Some(proto::Position { term: position.term.0, index: position.index.0 })
 }
@@ -719,6 +774,9 @@ mod tests {
             if let Ok(head) = proto::SnapshotHead::decode(bytes.as_slice()) {
                 let _ = snapshot_from_wire(ClusterId(1), head.position, &head.members);
             }
+            if let Ok(reply) = proto::IdentifyReply::decode(bytes.as_slice()) {
+                let _ = identification_from_wire(reply);
+            }
             if let Ok(reservation) = proto::Reservation::decode(bytes.as_slice()) {
                 let _ = reservation_from_wire(&reservation);
             }
@@ -819,6 +877,32 @@ mod tests {
             rest = after;
         }
         assert_eq!(joined, entries);
+    }
+
+    #[test]
+    fn an_identification_survives_the_wire() {
+        let (node_id, cluster_id) = (to(), ClusterId(7));
+        let members = Members::initial([raftify_core::Member::voter(node_id, "node-2:1")]).unwrap();
+        let waits = Identification {
+            node_id,
+            address: "node-2:1".to_owned(),
+            identity: None,
+            members: Members::none(),
+            leader_id: None,
+            plan: Some(Plan { members: members.clone(), expect: 3, nonce: 5 }),
+        };
+        let belongs = Identification {
+            identity: Some(Identity { cluster_id, node_id, incarnation: Incarnation(9) }),
+            members,
+            leader_id: Some(FROM),
+            plan: None,
+            ..waits.clone()
+        };
+        for (header, node) in [(header(None), waits), (header(Some(cluster_id)), belongs)] {
+            let bytes = identification_to_wire(Some(header), node.clone()).encode_to_vec();
+            let reply = proto::IdentifyReply::decode(bytes.as_slice()).unwrap();
+            assert_eq!(identification_from_wire(reply), Ok(node));
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! | `POST /transfer_leader/{id}` | hands leadership to that node |
 //! | `POST /campaign` | starts an election here |
 //! | `POST /demote/{term}/{leader_id}` | makes this leader of that term step down for `leader_id`; 0 leaves the choice to an election |
-//! | `POST /leave` | takes this node out of the cluster; it then stops |
+//! | `POST /leave` | takes this node out of the cluster; it then stops. `?force`: even if the rest is no live majority |
 //! | `POST /leave_joint` | leaves a joint configuration that waits for it |
 //!
 //! Keys and values are UTF-8 text, percent-encoded in the path. What goes wrong is answered with
@@ -193,8 +193,15 @@ async fn snapshot(node: web::Data<Node>) -> Answer {
     answer(json!({ "index": index, "term": term }))
 }
 
-async fn leave(node: web::Data<Node>) -> Answer {
-    node.raft.leave().await?;
+async fn leave(node: web::Data<Node>, request: HttpRequest) -> Answer {
+    match request.query_string() {
+        "" => node.raft.leave().await?,
+        "force" => node.raft.leave_forced().await?,
+        other => {
+            let message = format!("?{other} is not possible here: use ?force, or nothing");
+            return Err(ApiError::bad_request(message));
+        }
+    }
     answer(json!({ "left": node.raft.get_id() }))
 }
 
@@ -315,6 +322,10 @@ impl From<MembershipError> for ApiError {
         let status = match error {
             MembershipError::ChangePending
             | MembershipError::Refused(_)
+            | MembershipError::MembershipMoved { .. }
+            | MembershipError::WouldLoseMajority { .. }
+            | MembershipError::NotCaughtUp { .. }
+            | MembershipError::NotReached { .. }
             | MembershipError::HandoverFailed(_) => StatusCode::CONFLICT,
             MembershipError::Unknown(_) | MembershipError::Stopped(_) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::SERVICE_UNAVAILABLE,

@@ -19,9 +19,9 @@ use raftify_core::storage::{MemoryStorage, StoredState, Write};
 use raftify_core::{
     ClusterId, Committed, Config, CoreStart, Entry, EntryKind, Forwarding, Identity, Incarnation,
     LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, LogReader, Member, Members, MembershipChange,
-    NodeId, ProposalReply, RaftMessage, RaftNodeCore, Reservation, Responder, Role, Sender, ServerRequestMsg,
-    SnapshotMeta, SnapshotStore, SnapshotToSend, SnapshotWriter, StableStorage, Status, Term, Turn,
-    TurnNumber,
+    MembershipRequest, NodeId, ProposalReply, RaftMessage, RaftNodeCore, Reservation, Responder, Role,
+    Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotToSend, SnapshotWriter, StableStorage,
+    Status, Term, Turn, TurnNumber,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -272,6 +272,8 @@ pub(crate) struct Cluster {
     links: BTreeMap<(NodeId, NodeId), VecDeque<Packet>>,
     /// Links that deliver nothing.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    /// Nodes that cannot be connected to at their addresses, though messages arrive.
+    pub(crate) unreachable: BTreeSet<NodeId>,
     /// Nodes whose disks finish no write.
     pub(crate) hung_disks: BTreeSet<NodeId>,
     /// Snapshots stay on their way until [`Cluster::deliver_snapshots`].
@@ -330,6 +332,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
+            unreachable: BTreeSet::new(),
             hung_disks: BTreeSet::new(),
             slow_snapshots: false,
             snapshots_on_their_way: Vec::new(),
@@ -512,14 +515,24 @@ impl Cluster {
         self.local(node, LocalRequestMsg::ForLeader(request));
     }
 
+    /// Asks for a change without regard to majorities and to how far nodes are behind: what raft itself must stand.
     pub(crate) fn change(
         &mut self,
         node: NodeId,
         change: MembershipChange,
     ) -> Outcome<Result<Members, MembershipError>> {
+        self.request(node, MembershipRequest::from(change).forced())
+    }
+
+    /// Asks for a change as a user does.
+    pub(crate) fn request(
+        &mut self,
+        node: NodeId,
+        request: MembershipRequest,
+    ) -> Outcome<Result<Members, MembershipError>> {
         let result = outcome();
         let reply = responder(&result);
-        self.local(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }));
+        self.local(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { request, reply }));
         result
     }
 
@@ -530,9 +543,28 @@ impl Cluster {
     }
 
     pub(crate) fn tick(&mut self, node: NodeId) {
+        self.probe_members(node);
         if let Some(running) = self.running(node) {
             running.core.tick();
             self.run_turns(node);
+        }
+    }
+
+    /// Tells `node` which members it can connect to at their addresses.
+    fn probe_members(&mut self, node: NodeId) {
+        let Some(status) = self.status(node) else { return };
+        for peer in status.members.iter().map(|member| member.id).filter(|id| *id != node) {
+            let is_up = self.nodes.get(&peer).is_some_and(|node| node.running.is_some());
+            let is_reached = is_up
+                && !self.unreachable.contains(&peer)
+                && !self.cut.contains(&(node, peer))
+                && !self.cut.contains(&(peer, node));
+            let incarnation = self.nodes.get(&peer).map(|node| node.incarnation);
+            let Some(running) = self.running(node) else { return };
+            match incarnation.filter(|_| is_reached) {
+                Some(incarnation) => running.core.peer_reached(peer, incarnation),
+                None => running.core.peer_unreached(peer),
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memstore::{HashStore, LogEntry, Reply, report, say};
-use raftify::{BoxError, MemberChange, MembershipChange, NodeId, RaftClient};
+use raftify::{BoxError, MemberChange, MembershipChange, MembershipRequest, NodeId, RaftClient};
 
 #[derive(Parser)]
 #[command(version, about = "Writes a few keys into a running memstore cluster over gRPC")]
@@ -15,6 +15,9 @@ struct Arguments {
     /// Instead of writing, take this node out of the cluster: one that is gone for good and cannot leave by itself
     #[arg(long)]
     remove: Option<NodeId>,
+    /// With --remove: also if the remaining nodes that are alive are no majority; the cluster may stop for good
+    #[arg(long, requires = "remove")]
+    force: bool,
     /// How many keys to write
     #[arg(long, default_value_t = 5)]
     keys: u64,
@@ -28,7 +31,9 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let client = RaftClient::<LogEntry, HashStore>::new(arguments.raft_addr)?;
     if let Some(id) = arguments.remove {
-        let members = client.change_config(MembershipChange::one(MemberChange::Remove(id))).await?;
+        let request = MembershipRequest::from(MembershipChange::one(MemberChange::Remove(id)));
+        let request = if arguments.force { request.forced() } else { request };
+        let members = client.change_config(request).await?;
         say(&format!("node {id} is removed, {} members are left", members.len()));
         return Ok(());
     }
