@@ -116,6 +116,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             requests: server_requests,
             status: self.status.subscribe(),
             snapshots: snapshots.clone(),
+            snapshot_bytes_received: lifecycle.snapshot_bytes_received(),
             config: self.config.clone(),
             outbox: outbox.clone(),
             blocking: blocking.clone(),
