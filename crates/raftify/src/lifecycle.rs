@@ -2,7 +2,7 @@
 //!
 //! Owns the right to run, which is given out once, and the wish to stop, which anybody may utter.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -60,6 +60,7 @@ struct Inner {
     leaving: AtomicUsize,
     /// Nobody has been told yet: the next `run` will be.
     ended_before_it_ran: AtomicBool,
+    snapshot_bytes_received: Arc<AtomicU64>,
     runner: OneShotMutex<Runner>,
 }
 
@@ -70,6 +71,7 @@ impl Lifecycle {
             quit: watch::Sender::new(false),
             leaving: AtomicUsize::new(0),
             ended_before_it_ran: AtomicBool::new(false),
+            snapshot_bytes_received: Arc::default(),
             runner: OneShotMutex(Mutex::new(None)),
         }))
     }
@@ -158,6 +160,11 @@ impl Lifecycle {
         let mut phase = self.0.phase.subscribe();
         // An error would mean that the sender is gone, which `self` holds.
         let _ = phase.wait_for(|phase| matches!(phase, Phase::Ended(_))).await;
+    }
+
+    /// How many bytes are there of the snapshot of another node that was begun last; written by the server.
+    pub(crate) fn snapshot_bytes_received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0.snapshot_bytes_received)
     }
 
     /// True once somebody has asked the node to stop.

@@ -4,6 +4,7 @@ mod snapshots;
 
 use std::io::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
@@ -64,6 +65,7 @@ struct TestNode {
     requests: RequestReceiver<ServerRequestMsg<Reply<u64>>>,
     status: watch::Sender<NodeStatus>,
     snapshots: TestSnapshots,
+    snapshot_bytes_received: Arc<AtomicU64>,
     outbox: Outbox,
     events: mpsc::UnboundedReceiver<PeerEvent>,
     stop: Option<oneshot::Sender<()>>,
@@ -76,12 +78,16 @@ impl TestNode {
     }
 
     fn with(node: u64, config: Config, identity: Option<Identity>) -> TestNode {
+        TestNode::on(node, config, identity, TestSnapshots::default())
+    }
+
+    fn on(node: u64, config: Config, identity: Option<Identity>, snapshots: TestSnapshots) -> TestNode {
         let config: CheckedConfig = config.check().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (requests, received) = request_queue(config.request_queue_max, config.request_queue_bytes_max);
         let (events, peer_events) = mpsc::unbounded_channel();
-        let snapshots = TestSnapshots::default();
+        let snapshot_bytes_received = Arc::default();
         let outbox =
             Outbox::start(address.clone(), config.clone(), snapshots.clone(), Blocking::new(), events);
         let status = NodeStatus {
@@ -104,6 +110,7 @@ impl TestNode {
             address: address.as_str().into(),
             plan: watch::Sender::new(None).subscribe(),
             snapshots: snapshots.clone(),
+            snapshot_bytes_received: Arc::clone(&snapshot_bytes_received),
             config,
             outbox: outbox.clone(),
             blocking: Blocking::new(),
@@ -120,6 +127,7 @@ impl TestNode {
             requests: received,
             status,
             snapshots,
+            snapshot_bytes_received,
             outbox,
             events: peer_events,
             stop,

@@ -8,6 +8,7 @@
 use std::future::ready;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -54,6 +55,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) status: watch::Receiver<NodeStatus>,
     /// Where incoming snapshots are put.
     pub(crate) snapshots: S,
+    /// How many bytes are there of the snapshot that was begun last.
+    pub(crate) snapshot_bytes_received: Arc<AtomicU64>,
     /// Limits and times.
     pub(crate) config: CheckedConfig,
     /// Where the others reach this node.
@@ -90,6 +93,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         door.snapshots.clone(),
         door.blocking.clone(),
         door.config.snapshot_chunk_timeout,
+        Arc::clone(&door.snapshot_bytes_received),
     );
     let snapshots = Arc::new(snapshots);
     let service = Service { door: Arc::new(door), closing, snapshots: Arc::clone(&snapshots) };
@@ -110,7 +114,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     let ended = tokio::select! {
         biased;
         ended = &mut serving => ended,
-        never = snapshots.forget_unused() => match never {},
+        never = snapshots.close_unused() => match never {},
         _ = &mut stopping => match timeout(SHUTDOWN_GRACE, &mut serving).await {
             Ok(ended) => ended,
             Err(_) => {

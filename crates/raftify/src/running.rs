@@ -121,6 +121,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             address: Arc::clone(&self.raft_addr),
             plan: self.plan.subscribe(),
             snapshots: snapshots.clone(),
+            snapshot_bytes_received: lifecycle.snapshot_bytes_received(),
             config: self.config.clone(),
             outbox: outbox.clone(),
             blocking: blocking.clone(),
