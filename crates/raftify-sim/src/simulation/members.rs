@@ -62,7 +62,9 @@ impl Simulation {
                 self.invariants.live_majority.reaches(id, member.id, incarnation, &member.address);
             }
             match (self.running(id), answer) {
-                (Some(running), Some(incarnation)) => running.core.peer_reached(member.id, incarnation),
+                (Some(running), Some(incarnation)) => {
+                    running.core.peer_reached(member.id, incarnation, member.address.clone())
+                }
                 (Some(running), None) => running.core.peer_unreached(member.id),
                 (None, _) => {}
             }
