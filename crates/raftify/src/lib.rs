@@ -69,6 +69,7 @@ mod chance;
 mod cluster_connection;
 pub mod error;
 mod formatter;
+mod forwarding;
 mod identification;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
@@ -81,6 +82,8 @@ mod membership;
 mod network_tests;
 mod outbox;
 mod pace;
+mod peer_connection;
+mod peer_queue;
 mod raft;
 mod raft_client;
 mod raft_loop;
