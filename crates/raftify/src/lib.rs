@@ -67,6 +67,7 @@
 mod applier;
 mod chance;
 mod cluster_connection;
+mod discovery;
 pub mod error;
 mod formatter;
 mod forwarding;

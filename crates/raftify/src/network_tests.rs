@@ -395,10 +395,7 @@ async fn what_is_not_believed_is_refused_with_its_reason_and_the_server_lives() 
     let (a, mut b, _) = pair();
     let known = members([(1, &*a.address), (2, &*b.address)]);
     let fenced = {
-        let record = MemberRecord::Incarnation {
-            id: id(1),
-            incarnation: identity(1).incarnation,
-        };
+        let record = MemberRecord::Incarnation { id: id(1), incarnation: identity(1).incarnation };
         known.recorded(LogIndex(2), &record)
     };
     b.knows(&Arc::new(fenced));
