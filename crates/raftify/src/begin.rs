@@ -140,8 +140,7 @@ impl Conflict {
 
     /// Whether to say it now: when it is another one, and now and then.
     fn is_news(&mut self, error: &BeginError) -> bool {
-        let is_news =
-            self.said.as_ref().is_none_or(|(at, said)| said != error || at.elapsed() >= SAID_EVERY);
+        let is_news = self.said.as_ref().is_none_or(|(at, said)| said != error || at.elapsed() >= SAID_EVERY);
         if is_news {
             self.said = Some((Instant::now(), error.clone()));
         }
@@ -223,7 +222,10 @@ impl Confirmation {
             (None, Some(plan)) if plan.members.derive_cluster_id() != own.cluster_id => &plan.members,
             (None, Some(_)) => return self.judge_place(listed, answer),
             (None, None) => {
-                return Verdict::Silent(format!("the node at {} was given no list of members", listed.address));
+                return Verdict::Silent(format!(
+                    "the node at {} was given no list of members",
+                    listed.address
+                ));
             }
         };
         let differences = match self.plan.members.differences(theirs) {

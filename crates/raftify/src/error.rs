@@ -110,7 +110,9 @@ pub enum BeginError {
         differences: String,
     },
     /// Two entries of the list lead to one node, under two names of one address. Each node has one entry.
-    #[error("{first} and {second} lead to the same node, node {id}: the list has one address twice, under two names")]
+    #[error(
+        "{first} and {second} lead to the same node, node {id}: the list has one address twice, under two names"
+    )]
     SameAddress {
         /// One entry.
         first: String,
@@ -205,7 +207,9 @@ pub enum NodeStartError {
         other: ClusterId,
     },
     /// `Join`: no address of another node was given.
-    #[error("no peer to join was given: name at least one member of the cluster, as host:port, other than {own}")]
+    #[error(
+        "no peer to join was given: name at least one member of the cluster, as host:port, other than {own}"
+    )]
     NoPeers {
         /// This node's address.
         own: String,

@@ -14,11 +14,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::info;
 
 use crate::begin::SAID_EVERY;
+use crate::cluster_connection::ClusterConnection;
 use crate::error::JoinClusterError;
 use crate::log_entry::AbstractLogEntry;
 use crate::membership::promotion;
 use crate::raft::{ClusterJoinTicket, Raft};
-use crate::raft_client::{ClientError, ClusterConnection};
 use crate::state_machine::AbstractStateMachine;
 
 /// The pause between two attempts to be let in, and between two looks at whether a learner is caught up.

@@ -65,8 +65,11 @@
 mod applier;
 mod begin;
 mod chance;
+mod cluster_connection;
+mod discovery;
 pub mod error;
 mod formatter;
+mod forwarding;
 mod identification;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
@@ -80,6 +83,8 @@ mod membership;
 mod network_tests;
 mod outbox;
 mod pace;
+mod peer_connection;
+mod peer_queue;
 mod probe;
 mod raft;
 mod raft_client;

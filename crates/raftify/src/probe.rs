@@ -35,7 +35,8 @@ pub(crate) async fn probe_all<'a>(
     addresses: impl IntoIterator<Item = &'a str>,
     within: Duration,
 ) -> Vec<(&'a str, Result<Identification, String>)> {
-    join_all(addresses.into_iter().map(|address| async move { (address, probe(address, within).await) })).await
+    join_all(addresses.into_iter().map(|address| async move { (address, probe(address, within).await) }))
+        .await
 }
 
 /// Checks that no member answers at the address of a node that is about to be added. Two spellings of one address

@@ -20,11 +20,12 @@ use tokio::sync::{mpsc, watch};
 
 use crate::begin::{Beginning, First};
 use crate::chance::random;
+use crate::cluster_connection::ClusterConnection;
 use crate::error::{AddPeersError, BootstrapError, RequestIdError, RunError};
 use crate::formatter::{CustomFormatter, DefaultFormatter};
 use crate::lifecycle::Lifecycle;
 use crate::log_entry::AbstractLogEntry;
-use crate::raft_client::{ClientError, ClusterConnection};
+use crate::raft_client::ClientError;
 use crate::raft_node::RaftNode;
 use crate::request_queue::request_queue;
 use crate::running::NodeParts;
@@ -97,11 +98,22 @@ pub struct BootstrapOptions<LogEntry, FSM> {
     /// Where to listen (`host:port`) when that is not where the others reach this node: behind a proxy or an address
     /// translation, or on all interfaces. By default the node listens on its `raft_addr`.
     pub listen_addr: Option<String>,
+    /// Where to look for the other members (`host:port`) while this node knows no leader: addresses of nodes, or a host name
+    /// that stands for the addresses of several. A name is resolved again on each attempt, and may fail to resolve for a
+    /// while. By these, members that all came back at new addresses find each other: each is recognised by its cluster and
+    /// its data directory, and the leader records the new addresses. Other nodes that answer there are passed over. By
+    /// default empty: the addresses that the membership has are enough as long as one of a majority stays where it is.
+    pub discover: Vec<String>,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Default for BootstrapOptions<LogEntry, FSM> {
     fn default() -> Self {
-        BootstrapOptions { logger: None, formatter: Arc::new(DefaultFormatter), listen_addr: None }
+        BootstrapOptions {
+            logger: None,
+            formatter: Arc::new(DefaultFormatter),
+            listen_addr: None,
+            discover: Vec::new(),
+        }
     }
 }
 
@@ -216,7 +228,8 @@ where
         let (queries, waiting_queries) = mpsc::channel(config.reads_in_flight_max);
         let status = watch::Sender::new(core.status());
         let lifecycle = Lifecycle::new();
-        let node = RaftNode::new(config.clone(), requests.clone(), queries, status.subscribe(), lifecycle.clone());
+        let node =
+            RaftNode::new(config.clone(), requests.clone(), queries, status.subscribe(), lifecycle.clone());
         let (beginning, incarnation) = (Beginning::new(), Incarnation(random()));
         let parts = NodeParts {
             core,
@@ -235,6 +248,7 @@ where
             beginning: beginning.clone(),
             incarnation,
             plan: watch::Sender::new(None),
+            discover: options.discover,
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
         Ok(Raft { node, raft_addr, beginning, known_addresses: Arc::default(), incarnation })
@@ -353,13 +367,14 @@ where
     }
 }
 
-/// Checks where a node listens and is reached.
+/// Checks where a node listens, where it is reached, and where it looks for others.
 pub(crate) fn check_addresses<LogEntry, FSM>(
     raft_addr: &str,
     options: &BootstrapOptions<LogEntry, FSM>,
 ) -> Result<(), BootstrapError> {
     check_address(raft_addr)?;
     options.listen_addr.as_deref().map(check_listen_address).transpose()?;
+    options.discover.iter().try_for_each(|address| check_address(address))?;
     Ok(())
 }
 

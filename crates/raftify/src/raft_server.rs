@@ -8,6 +8,7 @@
 use std::future::ready;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,6 +56,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) status: watch::Receiver<NodeStatus>,
     /// Where incoming snapshots are put.
     pub(crate) snapshots: S,
+    /// How many bytes are there of the snapshot that was begun last.
+    pub(crate) snapshot_bytes_received: Arc<AtomicU64>,
     /// Limits and times.
     pub(crate) config: CheckedConfig,
     /// Where the others reach this node.
@@ -91,6 +94,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         door.snapshots.clone(),
         door.blocking.clone(),
         door.config.snapshot_chunk_timeout,
+        Arc::clone(&door.snapshot_bytes_received),
     );
     let snapshots = Arc::new(snapshots);
     let service = Service { door: Arc::new(door), closing, snapshots: Arc::clone(&snapshots) };
@@ -111,7 +115,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     let ended = tokio::select! {
         biased;
         ended = &mut serving => ended,
-        never = snapshots.forget_unused() => match never {},
+        never = snapshots.close_unused() => match never {},
         _ = &mut stopping => match timeout(SHUTDOWN_GRACE, &mut serving).await {
             Ok(ended) => ended,
             Err(_) => {
@@ -188,10 +192,11 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             }
             return Err(refusal.into());
         }
-        let is_member = status.members.get(sender.id).is_some();
+        let is_at_its_place = status.members.get(sender.id).is_some_and(|member| member.address == address);
         drop(status);
-        if !is_member {
-            self.door.outbox.hear_of(&sender, &address);
+        if !is_at_its_place && self.door.outbox.hear_of(&sender, &address) {
+            // If there is no room in the queue now, there is when it is told again.
+            let _ = self.door.requests.try_send(ServerRequestMsg::Announced { sender, address });
         }
         Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
     }

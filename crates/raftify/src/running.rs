@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::applier::{ApplierStart, Query};
 use crate::begin::{Beginning, Confirmation, First};
 use crate::chance::random;
+use crate::discovery::Discovery;
 use crate::error::{BeginError, RunError};
 use crate::formatter::CustomFormatter;
 use crate::identification::Plan;
@@ -61,6 +62,8 @@ pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) incarnation: Incarnation,
     /// What this node waits to begin a cluster with.
     pub(crate) plan: watch::Sender<Option<Plan>>,
+    /// Where to look for the other members while no leader is known.
+    pub(crate) discover: Vec<String>,
 }
 
 /// One of the two tasks of a node came to its end.
@@ -125,6 +128,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             address: Arc::clone(&self.raft_addr),
             plan: self.plan.subscribe(),
             snapshots: snapshots.clone(),
+            snapshot_bytes_received: lifecycle.snapshot_bytes_received(),
             config: self.config.clone(),
             outbox: outbox.clone(),
             blocking: blocking.clone(),
@@ -149,6 +153,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             status: self.status,
             lifecycle: lifecycle.clone(),
         };
+        let discovery =
+            Discovery::new(self.discover, outputs.status.subscribe(), outbox.clone(), self.config.clone());
         let raft_loop = RaftLoop::new(self.core, inputs, outputs, self.config.tick_interval);
 
         // Both are ended when this future is dropped half way.
@@ -163,6 +169,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             let (requests, beginning) = (self.requests, self.beginning.clone());
             helpers.spawn(begin_when_confirmed(confirmation, requests, beginning, lifecycle.clone()));
         }
+        helpers.spawn(discovery.run());
         info!(node = %node_id, address = %self.raft_addr, "the node runs");
 
         let mut ended = Vec::new();
@@ -222,12 +229,9 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             if let Some(own) = members.get(node_id)
                 && *own.address != *self.raft_addr
             {
-                warn!(
+                info!(
                     node = %node_id,
-                    "the stored membership says that this node is at {recorded}, but it was bootstrapped with {own}: \
-                     unless that was changed meanwhile, the others look for it at {recorded}. Start it with that \
-                     address, or have a member change it, by change_config with Add of node {node_id}, a {role}, at {own}",
-                    recorded = own.address, own = self.raft_addr, role = own.role
+                    "moved from {} to {}, which is announced to the other members", own.address, self.raft_addr
                 );
             }
             return None;

@@ -308,7 +308,7 @@ where
     }
 
     async fn begin_with(
-        self,
+        mut self,
         directory: &Directory,
         listed: Vec<Member>,
     ) -> Result<Raft<LogEntry, FSM>, NodeStartError> {
@@ -325,6 +325,9 @@ where
             };
         };
         if own == identity.node_id && is_of_list(identity, stored, &members) {
+            // They may have moved.
+            let others = members.iter().filter(|member| member.id != own);
+            self.options.discover.extend(others.map(|member| member.address.clone()));
             return self.run(own, Some(First::Listed(members)));
         }
         let Identity { node_id, cluster_id, .. } = *identity;
@@ -336,7 +339,7 @@ where
     }
 
     async fn join(
-        self,
+        mut self,
         directory: Directory,
         joining: Joining,
     ) -> Result<Raft<LogEntry, FSM>, NodeStartError> {
@@ -362,6 +365,7 @@ where
             }
         };
         self.check_peers(&identity, &members, &peers).await?;
+        self.options.discover.extend(peers.iter().cloned());
         let is_in = members.get(identity.node_id).is_some_and(|own| own.role != MemberRole::Joining);
         let raft = self.run(identity.node_id, None)?;
         if is_in {
@@ -511,9 +515,10 @@ fn still_joining(identity: &Identity) -> NodeStartError {
 /// Whether the directory of a member is of the cluster of this list. The list may be an older one, or one with newer
 /// addresses, as long as it has the same nodes or another member of today as it is.
 fn is_of_list(identity: &Identity, stored: &Members, listed: &Members) -> bool {
-    let has_another = listed.iter().filter(|member| member.id != identity.node_id).any(|member| {
-        stored.get(member.id).is_some_and(|known| known.address == member.address)
-    });
+    let has_another = listed
+        .iter()
+        .filter(|member| member.id != identity.node_id)
+        .any(|member| stored.get(member.id).is_some_and(|known| known.address == member.address));
     let has_same_ids = stored.iter().map(|member| member.id).eq(listed.iter().map(|member| member.id));
     listed.derive_cluster_id() == identity.cluster_id || has_another || has_same_ids
 }

@@ -26,6 +26,10 @@ pub struct NodeOptions {
     /// Where to listen for the others, if what stands between them and this node has another address: host:port
     #[arg(long)]
     listen_addr: Option<String>,
+    /// Where to look for the other members while there is no leader, such as after all have moved: host:port, or a name
+    /// of several hosts (repeatable)
+    #[arg(long, value_name = "HOST:PORT")]
+    discover: Vec<String>,
     /// Where to serve the web API: host:port
     #[arg(long)]
     web_server: Option<String>,
@@ -85,7 +89,11 @@ impl NodeOptions {
 
     /// What is passed to [`Raft::start`].
     pub fn bootstrap_options(&self) -> BootstrapOptions<LogEntry, HashStore> {
-        BootstrapOptions { listen_addr: self.listen_addr.clone(), ..BootstrapOptions::default() }
+        BootstrapOptions {
+            listen_addr: self.listen_addr.clone(),
+            discover: self.discover.clone(),
+            ..BootstrapOptions::default()
+        }
     }
 
     /// Listens from now on to what asks the program to stop: Ctrl+C, SIGTERM, and, with `--stop-with-stdin`, the end of

@@ -316,6 +316,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn installed(&mut self, snapshot: SnapshotMeta) {
         let position = snapshot.position;
         info!(node = %self.node_id, at = %position, "snapshot received");
+        self.membership_work.members_change(&self.members, &snapshot.members);
         self.members = Arc::new(snapshot.members.clone());
         self.held.retain(|(entry, _)| entry.position.index > position.index);
         for reply in self.proposals.take_covered(position.index) {
