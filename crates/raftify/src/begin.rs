@@ -3,6 +3,7 @@
 //! A node that is given a list begins only when the other listed nodes were given the same one: lists that differ make
 //! clusters that differ, and each of them could have a majority. The node runs meanwhile, so that the others can ask it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -163,23 +164,27 @@ impl Confirmation {
         let began = Instant::now();
         let mut pause = PAUSE_MIN;
         let mut conflict: Option<Conflict> = None;
+        // A node that differs and then falls silent still differs: it may have given up, and come back as it was.
+        let mut differing: BTreeMap<&str, String> = BTreeMap::new();
         let mut said: Option<Instant> = None;
         loop {
             let asked = others.iter().map(|member| member.address.as_str());
             let answers = probe_all(asked, ANSWER_TIMEOUT).await;
-            let (mut agreeing, mut differing, mut silent) = (1, None, Vec::new());
-            for (member, (_, answer)) in others.iter().zip(answers) {
+            let (mut agreeing, mut silent) = (1, Vec::new());
+            for (member, (address, answer)) in others.iter().zip(answers) {
                 match answer.map_or_else(Verdict::Silent, |answer| self.judge(member, &answer)) {
-                    Verdict::Agrees => agreeing += 1,
-                    Verdict::Silent(reason) => silent.push(reason),
-                    Verdict::Differs(differences) => {
-                        differing.get_or_insert((member.address.clone(), differences));
+                    Verdict::Agrees => {
+                        agreeing += 1;
+                        differing.remove(address);
                     }
+                    Verdict::Silent(reason) => silent.push(reason),
+                    Verdict::Differs(differences) => drop(differing.insert(address, differences)),
                     Verdict::Never(error) => return Err(error),
                 }
             }
             let waited = began.elapsed();
-            if let Some((address, differences)) = differing {
+            if let Some((address, differences)) = differing.first_key_value() {
+                let (address, differences) = ((*address).to_owned(), differences.clone());
                 let error = BeginError::ConflictingMembers { address, differences };
                 let conflict = conflict.get_or_insert_with(Conflict::new);
                 if conflict.is_news(&error) {

@@ -19,6 +19,7 @@ use crate::error::JoinClusterError;
 use crate::log_entry::AbstractLogEntry;
 use crate::membership::promotion;
 use crate::raft::{ClusterJoinTicket, Raft};
+use crate::raft_client::ClientError;
 use crate::state_machine::AbstractStateMachine;
 
 /// The pause between two attempts to be let in, and between two looks at whether a learner is caught up.

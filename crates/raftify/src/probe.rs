@@ -1,5 +1,6 @@
 //! Asking which node answers at an address: one short call, on a connection that is closed afterwards.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -19,7 +20,7 @@ const ADDED_NODE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Why none did, in words that name the address.
 pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identification, String> {
     let endpoint = endpoint(address, within).map_err(|error| format!("{address}: {error}"))?;
-    let node = RemoteNode::new(connect_lazily(&endpoint), AskedCluster::default());
+    let node = RemoteNode::new(connect_lazily(&endpoint), Arc::new(AskedCluster::default()));
     node.identify(within).await.map_err(|error| match error {
         CallError::NotSent(reason) => format!("{address} cannot be connected to ({reason})"),
         CallError::TimedOut(after) => format!("{address} did not answer within {} ms", after.as_millis()),

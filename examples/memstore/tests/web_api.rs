@@ -65,11 +65,9 @@ impl TestNode {
         let addresses: Vec<String> = (0..=absent).map(|_| free_address()).collect();
         let raft =
             Raft::bootstrap(NodeId::FIRST, &addresses[0], storage, HashStore::default(), config).unwrap();
-        if absent > 0 {
-            let members =
-                (1..).zip(addresses).map(|(id, address)| Member::voter(NodeId::new(id).unwrap(), address));
-            raft.add_peers(members.collect::<Vec<_>>()).await.unwrap();
-        }
+        let members =
+            (1..).zip(addresses).map(|(id, address)| Member::voter(NodeId::new(id).unwrap(), address));
+        raft.add_peers(members.collect::<Vec<_>>()).await.unwrap();
         let running = tokio::spawn(raft.clone().run());
 
         let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max: ENTRY_BYTES_MAX });

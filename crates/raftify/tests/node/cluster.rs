@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use raftify::error::{DemoteError, ProposeError, RunError, SenderRefusal, StopReason, TransferError};
+use raftify::error::{BeginError, DemoteError, ProposeError, RunError, TransferError};
 use raftify::{ClientError, Config, Term};
 
 use crate::harness::*;
@@ -190,14 +190,9 @@ async fn a_node_whose_directory_was_wiped_is_refused_and_told_the_way_out() {
     nodes[wiped].disk.wipe();
     start_static(&mut nodes[wiped], &members).await;
     let error = nodes[wiped].ended().await.unwrap_err();
-    let RunError::Stopped(StopReason::Refused(SenderRefusal::Fenced { id, .. })) = &error else {
-        panic!("{error:?}")
-    };
+    let RunError::Begin(BeginError::Wiped { id, .. }) = &error else { panic!("{error:?}") };
     assert_eq!(*id, nodes[wiped].id);
-    assert!(
-        error.to_string().contains("let it join again with a new ticket and an empty directory"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("let it join (Raft::join) with an empty directory"), "{error}");
     put(nodes[leader].raft(), "key", "still in service").await;
 }
 
