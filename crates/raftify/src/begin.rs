@@ -43,6 +43,8 @@ pub(crate) enum First {
     Alone,
     /// These members, in the cluster that their list makes.
     Listed(Members),
+    /// These members, which have found each other: as many as were expected.
+    Expected(Members),
 }
 
 impl First {
@@ -54,7 +56,7 @@ impl First {
         incarnation: Incarnation,
     ) -> Result<(Identity, Members), MembershipRefusal> {
         let (cluster_id, members) = match self {
-            First::Listed(members) => (members.derive_cluster_id(), members),
+            First::Listed(members) | First::Expected(members) => (members.derive_cluster_id(), members),
             First::Alone => {
                 let this = Member { incarnation: Some(incarnation), ..Member::voter(id, address) };
                 (ClusterId(random()), Members::initial([this])?)
@@ -153,6 +155,7 @@ impl Conflict {
 pub(crate) struct Confirmation {
     pub(crate) own: Identity,
     pub(crate) address: Arc<str>,
+    /// With an expected number, all of its members must have pledged themselves to the cluster.
     pub(crate) plan: Plan,
 }
 
@@ -196,14 +199,16 @@ impl Confirmation {
             } else {
                 conflict = None;
                 let is_majority = agreeing > members.len() / 2;
-                if agreeing == members.len() || (is_majority && waited >= ALL_AGREE_PATIENCE) {
+                let is_enough = is_majority && waited >= ALL_AGREE_PATIENCE && !self.must_pledge();
+                if agreeing == members.len() || is_enough {
                     return Ok(());
                 }
                 if waited >= ALL_AGREE_PATIENCE && said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
                     said = Some(Instant::now());
+                    let needed = if self.must_pledge() { "all" } else { "a majority" };
                     info!(
                         node = %self.own.node_id,
-                        "waiting to begin the cluster: {agreeing} of {} listed nodes agree, a majority must: {}",
+                        "waiting to begin the cluster: {agreeing} of {} listed nodes agree, {needed} must: {}",
                         members.len(), silent.join("; ")
                     );
                 }
@@ -211,6 +216,10 @@ impl Confirmation {
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    fn must_pledge(&self) -> bool {
+        self.plan.expect > 0
     }
 
     fn judge(&self, listed: &Member, answer: &Identification) -> Verdict {
@@ -222,8 +231,13 @@ impl Confirmation {
             return Verdict::Never(BeginError::SameAddress { first, second, id: own.node_id });
         }
         let theirs = match (&answer.identity, &answer.plan) {
-            (Some(identity), _) if identity.cluster_id != own.cluster_id => &answer.members,
+            (Some(identity), plan) if identity.cluster_id != own.cluster_id => {
+                plan.as_ref().map_or(&answer.members, |plan| &plan.members)
+            }
             (Some(_), _) => return self.judge_member(listed, answer),
+            (None, Some(_)) if self.must_pledge() => {
+                return Verdict::Silent(format!("the node at {} has not pledged itself yet", listed.address));
+            }
             (None, Some(plan)) if plan.members.derive_cluster_id() != own.cluster_id => &plan.members,
             (None, Some(_)) => return self.judge_place(listed, answer),
             (None, None) => {

@@ -229,6 +229,44 @@ pub enum NodeStartError {
         /// Its cluster.
         second: ClusterId,
     },
+    /// `Expect`: the number does not fit the list. It must be at least 1, at most the number of listed nodes, and more than
+    /// half of it, or two clusters could begin.
+    #[error(
+        "{count} nodes are expected to begin a cluster, and {listed} are listed: expect at least 1, at most as many as are \
+         listed, and more than half of them, or two clusters could begin"
+    )]
+    BadExpect {
+        /// As given.
+        count: usize,
+        /// How many different addresses are listed, this node's among them.
+        listed: usize,
+    },
+    /// `Expect`: another node expects another number. Start all of them with the same.
+    #[error(
+        "this node expects {own} nodes to begin a cluster, the one at {address} expects {other}: give all the same number"
+    )]
+    ExpectDiffers {
+        /// As given.
+        own: usize,
+        /// Of the other node.
+        address: String,
+        /// As it was given.
+        other: usize,
+    },
+    /// `Expect`: this node was about to begin one cluster when it ended, and the other nodes belong to another one. To join
+    /// that, use an empty directory.
+    #[error(
+        "this node was about to begin cluster {pledged}, and the node at {address} belongs to cluster {other}: use an empty \
+         data directory to join that one"
+    )]
+    PledgedToOther {
+        /// As stored.
+        pledged: ClusterId,
+        /// Of the other node.
+        address: String,
+        /// Its cluster.
+        other: ClusterId,
+    },
     /// `Join`: no peer belonged to a cluster with a leader in time. Try again, or wait longer (`Joining::wait_for_peers`).
     #[error("no peer let this node in within {} s: {reason}", .waited.as_secs())]
     NoCluster {

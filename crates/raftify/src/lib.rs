@@ -68,6 +68,7 @@ mod chance;
 mod cluster_connection;
 mod discovery;
 pub mod error;
+mod expect;
 mod formatter;
 mod forwarding;
 mod identification;
@@ -112,6 +113,7 @@ mod wire;
 mod worker;
 
 pub use error::BoxError;
+pub use expect::Expect;
 pub use formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
 pub use log_entry::AbstractLogEntry;
 pub use raft::{BootstrapOptions, ClusterJoinTicket, Raft};

@@ -206,7 +206,9 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
     fn begin_cluster(&mut self, lifecycle: &Lifecycle) -> Option<Confirmation> {
         let Status { node_id, identity, members, term, last, .. } = self.core.status();
         let first = self.beginning.take();
-        if let Some(identity) = identity {
+        if let Some(identity) = identity
+            && !(members.is_empty() && matches!(first, Some(First::Expected(_))))
+        {
             self.beginning.end(Ok(()));
             if members.is_empty() {
                 info!(
@@ -236,7 +238,10 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             }
             return None;
         }
-        let (own, members) = match first?.cluster(node_id, &self.raft_addr, self.incarnation) {
+        let first = first?;
+        let is_expected = matches!(first, First::Expected(_));
+        let incarnation = identity.map_or(self.incarnation, |pledged| pledged.incarnation);
+        let (own, members) = match first.cluster(node_id, &self.raft_addr, incarnation) {
             Ok(cluster) => cluster,
             Err(refusal) => {
                 self.beginning.end(Err(BeginError::Members(refusal)));
@@ -248,10 +253,29 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             self.core.handle_local_request_msg(start_cluster(own, members, &self.beginning, lifecycle));
             return None;
         }
-        let plan = Plan { members, expect: 0, nonce: random() };
+        if is_expected {
+            // Others may count on this node as soon as they hear of it, and must be able to after a crash.
+            self.core.handle_local_request_msg(pledge(own, &self.beginning, lifecycle));
+        }
+        let expect = if is_expected { u32::try_from(members.len()).unwrap_or(u32::MAX) } else { 0 };
+        let plan = Plan { members, expect, nonce: random() };
         self.plan.send_replace(Some(plan.clone()));
         Some(Confirmation { own, address: Arc::clone(&self.raft_addr), plan })
     }
+}
+
+/// The request that pledges this node to a cluster, durably. If it cannot be, the node stops.
+fn pledge<R>(identity: Identity, beginning: &Beginning, lifecycle: &Lifecycle) -> LocalRequestMsg<R> {
+    let (beginning, lifecycle) = (beginning.clone(), lifecycle.clone());
+    let reply = Responder::new(move |answer: Result<(), JoinError>| match answer {
+        // A node that stops meanwhile says why by itself.
+        Ok(()) | Err(JoinError::Stopped(_)) => {}
+        Err(error) => {
+            beginning.end(Err(BeginError::Start(error)));
+            lifecycle.ask_to_quit();
+        }
+    });
+    LocalRequestMsg::AwaitCluster { identity, reply }
 }
 
 /// The request that begins the cluster. Its outcome is laid down; if it is none, the node stops.

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::begin::First;
 use crate::error::{BeginError, BootstrapError, JoinClusterError, NodeStartError, RunError};
+use crate::expect::{Expect, Found, Lobby};
 use crate::identification::Identification;
 use crate::log_entry::AbstractLogEntry;
 use crate::probe::probe_all;
@@ -35,6 +36,9 @@ pub enum Start {
     BeginWith(Vec<Member>),
     /// Joins a running cluster.
     Join(Joining),
+    /// Begins a new cluster with as many fresh nodes as are expected, once they have found each other, whatever the order of
+    /// their starts; a node that finds a cluster, or comes later, joins.
+    Expect(Expect),
     /// Continues what the data directory holds, and nothing else.
     Restart,
 }
@@ -128,6 +132,7 @@ where
     /// | `Begin` | begins a cluster of this node alone, under id 1 | continues it | error |
     /// | `BeginWith` | begins once all listed nodes agree, or, after 3 s, a majority of them | continues it, if it is of this list | error |
     /// | `Join` | asks the peers for an id and joins | continues it, unless the peers are of another cluster | continues under its id |
+    /// | `Expect` | begins once as many nodes are here, or joins a cluster that has begun | continues it, unless the peers are of another cluster | continues to begin, or to join |
     /// | `Restart` | error | continues it | error |
     ///
     /// Returns when the cluster has begun, when a node that joins takes part (a voter votes, a learner is caught up), or,
@@ -161,6 +166,7 @@ where
             },
             Start::BeginWith(listed) => setup.begin_with(&directory, listed).await,
             Start::Join(joining) => setup.join(directory, joining).await,
+            Start::Expect(expect) => setup.expect(directory, expect).await,
             Start::Restart => setup.restart(&directory),
         }
     }
@@ -379,6 +385,35 @@ where
         raft.joined(async |raft| raft.be_let_in(&admission, patience).await).await
     }
 
+    async fn expect(
+        self,
+        directory: Directory,
+        expect: Expect,
+    ) -> Result<Raft<LogEntry, FSM>, NodeStartError> {
+        expect.check(&self.raft_addr)?;
+        let joining = |peers: Vec<String>| Joining {
+            peers,
+            role: MemberRole::Voter,
+            wait_for_peers: expect.wait_for_peers,
+        };
+        let bound_to = match &directory {
+            Directory::Member(..) => {
+                let peers = expect.peers.clone();
+                return self.join(directory, joining(peers)).await;
+            }
+            Directory::StillJoining(identity) => Some(identity.cluster_id),
+            Directory::Empty => None,
+        };
+        let listen = self.options.listen_addr.clone().unwrap_or_else(|| self.raft_addr.to_string());
+        let (address, config) = (Arc::clone(&self.raft_addr), self.config.clone());
+        let lobby =
+            Lobby::open(expect.clone(), address, &listen, config, self.storage.snapshots(), bound_to)?;
+        match lobby.wait().await? {
+            Found::Begin(id, members) => self.begin(id, First::Expected(members)).await,
+            Found::Cluster(peers) => self.join(directory, joining(peers)).await,
+        }
+    }
+
     /// Checks that the peers do not belong to another cluster than this directory. A peer of the same cluster is enough; so
     /// is none that answers.
     async fn check_peers(
@@ -450,7 +485,6 @@ where
     }
 
     /// The cluster of the peers and those that belong to it, if there is one, and why the others do not.
-    #[expect(clippy::type_complexity, reason = "used once, where its parts are named")]
     async fn find_cluster<'a>(
         &self,
         peers: &'a [String],
