@@ -64,7 +64,7 @@ impl Discovery {
         }
         let patience = self.config.election_timeout * TIMEOUTS_WITHOUT_LEADER;
         // An error means that the node is gone.
-        while self.status.wait_for(|status| is_lost(status)).await.is_ok() {
+        while self.status.wait_for(is_lost).await.is_ok() {
             let has_leader = self.status.wait_for(|status| !is_lost(status));
             if timeout(patience, has_leader).await.is_ok() {
                 continue;
