@@ -354,3 +354,43 @@ async fn is_elsewhere(target: &mut watch::Receiver<Target>, last: &Option<String
         pending::<()>().await; // This task is about to end.
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_node_that_is_meant_is_taken_for_the_peer_and_what_else_answers_is_named() {
+        let (id, cluster_id) = (NodeId::FIRST, ClusterId(0xc1));
+        let target = Target {
+            cluster_id,
+            recorded: "127.0.0.1:1".to_owned(),
+            other: None,
+            is_member: true,
+            incarnation: Some(Incarnation(7)),
+        };
+        let identity = Identity { cluster_id, node_id: id, incarnation: Incarnation(7) };
+        let says = |identity: Option<Identity>| Answer::Node { id, identity };
+        assert_eq!(judge(says(Some(identity)), id, &target), Verdict::Peer(Incarnation(7)));
+        let unknown = Target { incarnation: None, ..target.clone() };
+        assert_eq!(judge(says(Some(identity)), id, &unknown), Verdict::Peer(Incarnation(7)));
+        assert_eq!(judge(says(None), id, &target), Verdict::Unidentified);
+        assert_eq!(judge(Answer::Unable, id, &target), Verdict::Unable);
+
+        let elsewhere = Identity { cluster_id: ClusterId(0xdead), ..identity };
+        let replaced = Identity { incarnation: Incarnation(8), ..identity };
+        for (other, named) in [(elsewhere, "000000000000dead"), (replaced, "incarnation 0000000000000008")] {
+            let Verdict::Replaced(reason) = judge(says(Some(other)), id, &target) else {
+                panic!("{other:?} was taken for the peer");
+            };
+            assert!(reason.contains(named), "{reason}");
+        }
+        let other = NodeId::new(3).expect("not zero");
+        for identity in [None, Some(Identity { node_id: other, ..identity })] {
+            let Verdict::Other(reason) = judge(Answer::Node { id: other, identity }, id, &target) else {
+                panic!("another node was taken for the peer");
+            };
+            assert!(reason.contains("node 3") && reason.contains("not node 1"), "{reason}");
+        }
+    }
+}
