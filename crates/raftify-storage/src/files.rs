@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::directory;
@@ -23,6 +23,9 @@ pub(crate) trait NameOperations: Send + Sync + 'static {
 pub(crate) trait FileOperations: NameOperations {
     /// Makes a new, empty file.
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
+
+    /// Opens a file to be written on after its first `length_bytes`. What follows them is cut off.
+    fn append(&self, path: &Path, length_bytes: u64) -> io::Result<Box<dyn NewFile>>;
 }
 
 /// A file that is being written.
@@ -86,6 +89,13 @@ impl NameOperations for OperatingSystem {
 impl FileOperations for OperatingSystem {
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
         Ok(Box::new(File::create_new(path)?))
+    }
+
+    fn append(&self, path: &Path, length_bytes: u64) -> io::Result<Box<dyn NewFile>> {
+        let mut file = File::options().write(true).open(path)?;
+        file.set_len(length_bytes)?;
+        file.seek(SeekFrom::Start(length_bytes))?;
+        Ok(Box::new(file))
     }
 }
 

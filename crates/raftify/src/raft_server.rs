@@ -8,6 +8,7 @@
 use std::future::ready;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use raftify_core::error::{
     InstallError, MembershipError, ProposeError, ReadError, StopReason, UnknownOutcome,
 };
-use raftify_core::members::SenderRefusal;
+use raftify_core::members::{MembershipRefusal, SenderRefusal};
 use raftify_core::{
     CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, Members, MembershipRequest,
     ProposalReply, Responder, Sender, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore,
@@ -29,6 +30,7 @@ use tracing::{debug, info};
 
 use crate::identification::{Identification, Plan};
 use crate::outbox::Outbox;
+use crate::probe::check_added_addresses;
 use crate::remote_node::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
 };
@@ -54,6 +56,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) status: watch::Receiver<NodeStatus>,
     /// Where incoming snapshots are put.
     pub(crate) snapshots: S,
+    /// How many bytes are there of the snapshot that was begun last.
+    pub(crate) snapshot_bytes_received: Arc<AtomicU64>,
     /// Limits and times.
     pub(crate) config: CheckedConfig,
     /// Where the others reach this node.
@@ -90,6 +94,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         door.snapshots.clone(),
         door.blocking.clone(),
         door.config.snapshot_chunk_timeout,
+        Arc::clone(&door.snapshot_bytes_received),
     );
     let snapshots = Arc::new(snapshots);
     let service = Service { door: Arc::new(door), closing, snapshots: Arc::clone(&snapshots) };
@@ -110,7 +115,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     let ended = tokio::select! {
         biased;
         ended = &mut serving => ended,
-        never = snapshots.forget_unused() => match never {},
+        never = snapshots.close_unused() => match never {},
         _ = &mut stopping => match timeout(SHUTDOWN_GRACE, &mut serving).await {
             Ok(ended) => ended,
             Err(_) => {
@@ -187,10 +192,11 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             }
             return Err(refusal.into());
         }
-        let is_member = status.members.get(sender.id).is_some();
+        let is_at_its_place = status.members.get(sender.id).is_some_and(|member| member.address == address);
         drop(status);
-        if !is_member {
-            self.door.outbox.hear_of(&sender, &address);
+        if !is_at_its_place && self.door.outbox.hear_of(&sender, &address) {
+            // If there is no room in the queue now, there is when it is told again.
+            let _ = self.door.requests.try_send(ServerRequestMsg::Announced { sender, address });
         }
         Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
     }
@@ -268,6 +274,20 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             .enqueue_and_wait(request, self.door.config.propose_timeout, answer)
             .await?
             .and_then(small_enough))
+    }
+
+    /// Whether another member answers at the address of a node that is to be added.
+    async fn check_added_addresses(
+        &self,
+        request: &MembershipRequest,
+    ) -> Result<Result<(), MembershipRefusal>, Status> {
+        let status = self.door.status.borrow().clone();
+        let cluster = status.identity.map(|identity| identity.cluster_id);
+        tokio::select! {
+            biased;
+            () = self.closed() => Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
+            checked = check_added_addresses(&request.command, &status.members, cluster) => Ok(checked),
+        }
     }
 
     /// The next message of a stream, or a reason why there will be none.
@@ -512,12 +532,23 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         let forwarding = forwarding(request.forwarded);
         let request = MembershipRequest::decode(&request.request).map_err(wire::WireError::from);
         let request = request.map_err(DoorRefusal::from)?;
-        let changed =
-            self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, |reply| {
-                let request = LeaderRequest::ChangeMembership { request, reply };
-                ServerRequestMsg::ForLeader { request, forwarding }
-            });
-        let outcome = match changed.await? {
+        // The node that has forwarded it has looked already.
+        let checked = match forwarding {
+            Forwarding::Allowed => self.check_added_addresses(&request).await?,
+            Forwarding::Never => Ok(()),
+        };
+        let changed = match checked {
+            Err(refusal) => Err(MembershipError::Refused(refusal)),
+            Ok(()) => {
+                let ask = |reply| {
+                    let request = LeaderRequest::ChangeMembership { request, reply };
+                    ServerRequestMsg::ForLeader { request, forwarding }
+                };
+                self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, ask)
+                    .await?
+            }
+        };
+        let outcome = match changed {
             Ok(members) => Outcome::Members(members.encode()),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };

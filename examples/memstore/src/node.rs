@@ -7,10 +7,9 @@ use std::process::ExitCode;
 
 use actix_web::{App, HttpServer, web};
 use clap::Args;
-use raftify::error::RunError;
+use raftify::error::NodeStartError;
 use raftify::{BootstrapOptions, BoxError, Config, StorageError, WalSettings, WalStorage};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -27,6 +26,10 @@ pub struct NodeOptions {
     /// Where to listen for the others, if what stands between them and this node has another address: host:port
     #[arg(long)]
     listen_addr: Option<String>,
+    /// Where to look for the other members while there is no leader, such as after all have moved: host:port, or a name
+    /// of several hosts (repeatable)
+    #[arg(long, value_name = "HOST:PORT")]
+    discover: Vec<String>,
     /// Where to serve the web API: host:port
     #[arg(long)]
     web_server: Option<String>,
@@ -84,42 +87,96 @@ impl NodeOptions {
         }
     }
 
-    /// What is passed to [`Raft::bootstrap_with`].
+    /// What is passed to [`Raft::start`].
     pub fn bootstrap_options(&self) -> BootstrapOptions<LogEntry, HashStore> {
-        BootstrapOptions { listen_addr: self.listen_addr.clone(), ..BootstrapOptions::default() }
+        BootstrapOptions {
+            listen_addr: self.listen_addr.clone(),
+            discover: self.discover.clone(),
+            ..BootstrapOptions::default()
+        }
     }
 
-    /// Stops the node with standard input, if that was asked for.
-    pub fn watch_stdin(&self, raft: &Raft) {
-        if !self.stop_with_stdin {
-            return;
+    /// Listens from now on to what asks the program to stop: Ctrl+C, SIGTERM, and, with `--stop-with-stdin`, the end of
+    /// standard input. To be called first of all: a process with id 1 has no other reaction to signals.
+    ///
+    /// # Errors
+    /// If signals cannot be listened to.
+    pub fn listen_for_stop(&self) -> io::Result<StopRequest> {
+        let (asked, stop) = watch::channel(false);
+        let signalled = asked.clone();
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (mut interrupt, mut terminate) =
+                (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                signalled.send_replace(true);
+            });
         }
-        let (end_seen, end) = oneshot::channel();
-        // A thread of its own, which nobody waits for: it may read until the process ends.
-        std::thread::spawn(move || {
-            let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An input that cannot be read has ended, too.
-            let _ = end_seen.send(());
-        });
-        let raft = raft.clone();
+        #[cfg(not(unix))]
         tokio::spawn(async move {
-            let _ = end.await;
-            raft.quit().await;
+            if tokio::signal::ctrl_c().await.is_ok() {
+                signalled.send_replace(true);
+            }
         });
+        if self.stop_with_stdin {
+            // The program does not wait for this thread: it may read until the process ends.
+            std::thread::spawn(move || {
+                let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An input that cannot be read has ended, too.
+                asked.send_replace(true);
+            });
+        }
+        Ok(StopRequest(stop))
+    }
+}
+
+/// A request to stop the program, now or later.
+pub struct StopRequest(watch::Receiver<bool>);
+
+impl StopRequest {
+    async fn asked(&mut self) {
+        if self.0.wait_for(|asked| *asked).await.is_err() {
+            std::future::pending::<()>().await; // Nothing is left that could ask.
+        }
+    }
+
+    /// The node that `start` starts; nothing if the program is to stop before it has started. From then on, the request
+    /// stops the node.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub async fn started(
+        mut self,
+        start: impl Future<Output = Result<Raft, NodeStartError>>,
+    ) -> Result<Option<Raft>, NodeStartError> {
+        let raft = tokio::select! {
+            biased;
+            () = self.asked() => {
+                info!("asked to stop while starting");
+                return Ok(None);
+            }
+            started = start => started?,
+        };
+        let node = raft.clone();
+        tokio::spawn(async move {
+            self.asked().await;
+            node.quit().await;
+        });
+        Ok(Some(raft))
     }
 }
 
 /// Serves the web API, if it has an address, for as long as the node runs; ends both when one ends.
 ///
-/// `running` is the task of [`Raft::run`]. It alone listens to Ctrl+C.
-///
 /// # Errors
 /// Why the node or the web server failed, or that the address of the web server could not be bound. The node is
 /// stopped in each case.
-pub async fn serve(
-    raft: Raft,
-    mut running: JoinHandle<Result<(), RunError>>,
-    options: &NodeOptions,
-) -> Result<(), BoxError> {
+pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
+    let mut running = tokio::spawn(raft.clone().run());
     let Some(web_address) = &options.web_server else {
         return Ok(running.await??);
     };
