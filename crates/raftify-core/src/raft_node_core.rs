@@ -724,6 +724,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.is_retired = true;
     }
 
+    /// A joining node that was cleared may have been let in again: it asks no longer whether it is needed.
+    fn come_back_if_member(&mut self) {
+        self.is_retired &= self.members.get(self.node_id).is_none();
+    }
+
     /// A member refuses this node because it was removed. Others, that may not know yet, may still need it.
     fn told_of_removal(&mut self, by: NodeId, as_of: LogIndex) {
         let since_ticks = self.now_ticks;

@@ -204,7 +204,7 @@ impl World {
         let config = Config {
             promotion_entries_max: rng.one_of(&[0, 3, 20, 10_000]),
             promotion_lag_max: election * rng.one_of(&[1, 4, 3600]),
-            joiner_timeout: election * rng.one_of(&[2, 5, 600]),
+            joiner_timeout: election * rng.one_of(&[2, 2, 3, 600]),
             ..Config::clone(&self.config)
         };
         self.config = config.check().expect("every value of these settings is allowed");

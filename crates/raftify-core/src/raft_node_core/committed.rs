@@ -143,5 +143,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.membership_work.members_change(&self.members, &members);
         self.next.write.members = Some(members.clone());
         self.members = Arc::new(members);
+        self.come_back_if_member();
     }
 }

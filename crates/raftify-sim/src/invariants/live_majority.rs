@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use raftify_core::{
-    Incarnation, LogIndex, MemberChange, MemberRole, Members, MembershipChange, MembershipCommand,
+    Incarnation, LogIndex, Member, MemberChange, MemberRole, Members, MembershipChange, MembershipCommand,
     MembershipRequest, NodeId,
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct Proposed<'a> {
     pub(crate) change: &'a MembershipChange,
     /// The membership that it is made from.
     pub(crate) before: &'a Members,
+    /// The newest that any node has: a voter may know of a new address before the leader does.
+    pub(crate) newest: &'a Members,
 }
 
 impl LiveMajority {
@@ -60,7 +62,7 @@ impl LiveMajority {
         hears: impl Fn(NodeId) -> bool,
         has_log: impl Fn(NodeId) -> bool,
     ) -> Checked {
-        let Proposed { leader, change, before } = proposed;
+        let Proposed { leader, change, before, newest } = proposed;
         if **change == MembershipChange::LeaveJoint {
             // What is left has agreed to all that was committed since the joint configuration was entered.
             return Ok(());
@@ -86,7 +88,9 @@ impl LiveMajority {
                 return Err(format!("live majority: {leader} promotes {id}, which is not caught up"));
             }
             let voters = before.configuration().voters;
-            let by = voters.iter().filter(|voter| self.has_reached(**voter, was)).count();
+            let places: Vec<&Member> = std::iter::once(was).chain(newest.get(id)).collect();
+            let has_reached = |voter: &&NodeId| places.iter().any(|member| self.has_reached(**voter, member));
+            let by = voters.iter().filter(has_reached).count();
             if by <= voters.len() / 2 {
                 return Err(format!(
                     "live majority: {leader} promotes {id}, which {by} of {} voters have reached at {}",
@@ -110,7 +114,7 @@ impl LiveMajority {
         Ok(())
     }
 
-    fn has_reached(&self, voter: NodeId, member: &raftify_core::Member) -> bool {
+    fn has_reached(&self, voter: NodeId, member: &Member) -> bool {
         member.incarnation.is_some_and(|incarnation| {
             self.reached.contains(&(voter, member.id, incarnation, member.address.clone()))
         })
@@ -124,7 +128,6 @@ fn may_vote(role: MemberRole) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use raftify_core::Member;
     use raftify_core::members::LeaveJoint;
 
     use super::*;
@@ -150,7 +153,7 @@ mod tests {
 
     /// Node 1 leads, and hears of `heard`.
     fn proposes(judge: &LiveMajority, change: &MembershipChange, before: &Members, heard: &[u64]) -> Checked {
-        let proposed = Proposed { leader: id(1), change, before };
+        let proposed = Proposed { leader: id(1), change, before, newest: before };
         judge.proposes(&proposed, |peer| heard.contains(&peer.get()), |_| true)
     }
 
@@ -191,6 +194,12 @@ mod tests {
         judge.reaches(id(2), id(4), Incarnation(5), "node-4:1");
         judge.reaches(id(4), id(4), Incarnation(4), "node-4:1");
         proposes(&judge, &promote(), &before, &heard).unwrap_err();
+        let moved = Member { address: "node-4:2".to_owned(), ..before.get(id(4)).unwrap().clone() };
+        let newest = before.changed(LogIndex(2), &one(MemberChange::Add(moved))).unwrap();
+        let proposed = Proposed { leader: id(1), change: &promote(), before: &before, newest: &newest };
+        judge
+            .proposes(&proposed, |_| true, |_| true)
+            .expect("node 2 knows of its move before the leader does");
         judge.reaches(id(2), id(4), Incarnation(4), "node-4:1");
         proposes(&judge, &promote(), &before, &heard).unwrap();
     }
@@ -200,7 +209,7 @@ mod tests {
         let (mut judge, before) = (LiveMajority::default(), members(MemberRole::Joining));
         (1..=3).for_each(|voter| judge.reaches(id(voter), id(4), Incarnation(4), "node-4:1"));
         let change = promote();
-        let proposed = Proposed { leader: id(1), change: &change, before: &before };
+        let proposed = Proposed { leader: id(1), change: &change, before: &before, newest: &before };
         judge.proposes(&proposed, |_| true, |_| true).unwrap();
         judge.proposes(&proposed, |_| true, |_| false).unwrap_err();
         let add = one(MemberChange::Add(Member::voter(id(5), "node-5:1")));

@@ -120,7 +120,11 @@ impl Simulation {
         if joining.is_empty() {
             return Ok(());
         }
-        let id = self.rng.one_of(&joining);
+        // Those that are let in already first: a dead one of these is to be cleared.
+        let known = self.invariants.membership.newest_members();
+        let is_let_in = |id: &&NodeId| known.is_some_and(|members| members.get(**id).is_some());
+        let let_in: Vec<NodeId> = joining.iter().filter(is_let_in).copied().collect();
+        let id = self.rng.one_of(if let_in.is_empty() { &joining } else { &let_in });
         self.crash(id)?;
         if self.rng.percent(35) {
             self.tell(format_args!("{id} dies for ever"));
@@ -135,7 +139,7 @@ impl Simulation {
             self.move_node(id);
             self.coverage.saw(Happened::NodeMoved);
         }
-        let away = self.rng.one_of(&[SECOND, 5 * SECOND]);
+        let away = self.rng.one_of(&[SECOND, 5 * SECOND, 10 * SECOND]);
         let delay = self.rng.about(away);
         self.schedule.after(delay, Event::Start(id));
         Ok(())

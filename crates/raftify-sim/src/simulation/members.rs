@@ -148,7 +148,8 @@ impl Simulation {
         };
         for entry in own {
             let Ok(change) = MembershipChange::decode(&entry.payload) else { continue };
-            let proposed = Proposed { leader: id, change: &change, before: &status.members };
+            let newest = self.invariants.membership.newest_members().unwrap_or(&status.members);
+            let proposed = Proposed { leader: id, change: &change, before: &status.members, newest };
             self.invariants.live_majority.proposes(&proposed, hears, has_log)?;
         }
         Ok(())
