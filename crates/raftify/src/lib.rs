@@ -68,6 +68,7 @@ mod applier;
 mod chance;
 pub mod error;
 mod formatter;
+mod forwarding;
 mod identification;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
@@ -80,6 +81,8 @@ mod membership;
 mod network_tests;
 mod outbox;
 mod pace;
+mod peer_connection;
+mod peer_queue;
 mod raft;
 mod raft_client;
 mod raft_loop;

@@ -3,50 +3,56 @@
 //! For each peer there is one bounded queue, one task and one stream, so that messages keep their order and a dead or
 //! slow peer costs the others nothing. Snapshots and requests for the leader travel over a second connection, so that
 //! no heartbeat waits behind them. The raft loop and the log writer hand messages over and never wait; what happens
-//! to the connections is told to the loop as [`PeerEvent`]s. How a snapshot is sent is in `snapshot_sender.rs`.
+//! to the connections is told to the loop as [`PeerEvent`]s. `peer_queue.rs` has the queues, `peer_connection.rs` the tasks,
+//! `forwarding.rs` the requests for the leader, `snapshot_sender.rs` the snapshots.
 //!
 //! It keeps no message for later: what is queued when a connection breaks is dropped, and consensus sends again.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::pin::Pin;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
 use raftify_core::error::ReadError;
 use raftify_core::members::{MEMBERS_MAX, SenderRefusal};
 use raftify_core::{
-    CheckedConfig, Forward, Forwarding, Identity, LeaderRequest, LogIndex, Members, NodeId, ProposalReply,
-    RaftMessage, ReadRound, Sender, SnapshotStore, SnapshotToSend,
+    CheckedConfig, Forward, Identity, Incarnation, LogIndex, Members, NodeId, RaftMessage, ReadRound, Sender,
+    SnapshotStore, SnapshotToSend,
 };
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep};
-use tokio_stream::Stream;
-use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tokio::time::Instant;
+use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
+use crate::forwarding::{self, Forwarded, RemoteReply, Unsent};
+use crate::peer_connection::{PeerConnection, Reach, Target};
+use crate::peer_queue::{Introduction, PeerQueue};
 use crate::remote_node::{self, CallError, RemoteNode};
 use crate::seldom::Seldom;
 use crate::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
 use crate::transport;
-use crate::wire::{self, DoorRefusal, VerbError, proto};
+use crate::wire::{self, VerbError};
 use crate::worker::Blocking;
 
-/// The pause before the second attempt to connect; it doubles with each further one.
-const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(20);
-
-/// The pause after a peer has refused this node: trying again helps only once somebody has changed something.
-const REFUSED_DELAY: Duration = Duration::from_secs(5);
+/// How often the raft loop is told of the same new address of the same member: only a leader can make use of it, and this
+/// node may become one.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the connections tell the raft loop.
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
     /// The connection to a peer broke; messages may have been lost. Once per broken connection.
     Unreachable(NodeId),
+    /// The peer answers at its advertised address.
+    Reached {
+        /// The peer.
+        peer: NodeId,
+        /// As it says itself.
+        incarnation: Incarnation,
+    },
+    /// That is no longer so. Once after each [`Reached`](Self::Reached), unless another one follows.
+    Unreached(NodeId),
     /// A snapshot was installed by its receiver, or not. Exactly once for each that was to be sent.
     SnapshotSent {
         /// As asked.
@@ -74,12 +80,6 @@ pub(crate) enum PeerEvent {
 /// for each attempt to connect, each snapshot and each round of reads.
 pub(crate) type Events = mpsc::UnboundedSender<PeerEvent>;
 
-/// The way back to who proposed, for a proposal that another node answered.
-pub(crate) trait RemoteReply: ProposalReply {
-    /// The state machine's reply, as postcard.
-    fn deliver(self, encoded_reply: Bytes);
-}
-
 /// The handle to all connections to peers. A clone is a second handle to the same.
 #[derive(Clone)]
 pub(crate) struct Outbox {
@@ -103,6 +103,8 @@ struct State {
     /// `None` until this node knows to which cluster it belongs: nobody is spoken to before.
     own: Option<(Identity, Arc<Members>)>,
     contacts: BTreeMap<NodeId, Contact>,
+    /// Where members are that are not, or not only, where the membership has them.
+    moved: BTreeMap<NodeId, Moved>,
     /// The warning that there are as many as may be: each message of one more is a reason.
     too_many_contacts: Seldom,
     peers: BTreeMap<NodeId, Peer>,
@@ -118,11 +120,20 @@ struct Contact {
     members_as_of: LogIndex,
 }
 
-struct Peer {
+/// A member that is at another address than the membership has, until the membership has a new one.
+struct Moved {
     address: String,
+    recorded: String,
+    /// When the raft loop was last told that the member itself says so.
+    announced: Option<Instant>,
+}
+
+struct Peer {
+    target: watch::Sender<Target>,
     queue: Arc<PeerQueue>,
+    reach: Arc<Reach>,
     /// For everything but the stream. Connects by itself when it is used.
-    channel: Channel,
+    channel: Arc<Mutex<Channel>>,
     stream_task: AbortHandle,
     /// The last snapshot that was to be sent.
     snapshot_task: Option<AbortHandle>,
@@ -132,16 +143,27 @@ struct Peer {
 impl Peer {
     /// Also reports the snapshot that is on its way as not sent: its task drops the [`SnapshotReport`].
     fn end(self) {
+        self.reach.end();
         self.queue.close();
         self.stream_task.abort();
         if let Some(task) = self.snapshot_task {
             task.abort();
         }
     }
+
+    /// Whether it is looked for at this address.
+    fn is_at(&self, address: &str) -> bool {
+        let target = self.target.borrow();
+        target.recorded == address || target.other.as_deref() == Some(address)
+    }
+
+    fn channel(&self) -> Channel {
+        lock(&self.channel).clone()
+    }
 }
 
 /// A panic while the lock is held can only come from an allocation; every state in between is a possible one.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -165,6 +187,7 @@ impl Outbox {
             state: Mutex::new(State {
                 own: None,
                 contacts: BTreeMap::new(),
+                moved: BTreeMap::new(),
                 too_many_contacts: Seldom::default(),
                 peers: BTreeMap::new(),
                 tasks: JoinSet::new(),
@@ -181,32 +204,75 @@ impl Outbox {
         state.contacts.retain(|id, contact| {
             members.get(*id).is_none() && (members.is_empty() || contact.members_as_of > members.as_of())
         });
+        state
+            .moved
+            .retain(|id, moved| members.get(*id).is_some_and(|member| member.address == moved.recorded));
         state.own = Some((identity, Arc::clone(members)));
         self.shared.refresh(&mut state);
     }
 
-    /// A node introduced itself, and was believed: if it is no member as far as this node knows, it is answered at
-    /// this address until the membership says better.
-    pub(crate) fn hear_of(&self, sender: &Sender, address: &str) {
+    /// A node introduced itself, and was believed. One that is no member, as far as this node knows, is answered at this
+    /// address until the membership says better. A member that the membership has at another address is looked for at this
+    /// one first. Returns whether the raft loop is to be told that a member has moved.
+    pub(crate) fn hear_of(&self, sender: &Sender, address: &str) -> bool {
         let mut state = lock(&self.shared.state);
         let Some((identity, members)) = &state.own else {
-            return;
+            return false;
         };
-        if sender.id == identity.node_id || members.get(sender.id).is_some() {
-            return;
+        if sender.id == identity.node_id {
+            return false;
+        }
+        if let Some(member) = members.get(sender.id) {
+            let has_moved = member.incarnation == Some(sender.incarnation) && member.address != address;
+            return has_moved && self.has_moved(&mut state, sender.id, address, true);
         }
         if state.contacts.len() >= MEMBERS_MAX && !state.contacts.contains_key(&sender.id) {
             if state.too_many_contacts.is_due() {
                 warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
             }
-            return;
+            return false;
         }
         let contact = Contact { address: address.to_owned(), members_as_of: sender.members_as_of };
-        if state.contacts.get(&sender.id) == Some(&contact) {
-            return;
+        if state.contacts.get(&sender.id) != Some(&contact) {
+            state.contacts.insert(sender.id, contact);
+            self.shared.refresh(&mut state);
         }
-        state.contacts.insert(sender.id, contact);
-        self.shared.refresh(&mut state);
+        false
+    }
+
+    /// A member, the incarnation that the membership has, was found at an address. If it does not answer elsewhere, it is
+    /// looked for there first.
+    pub(crate) fn found_at(&self, id: NodeId, address: &str) {
+        let mut state = lock(&self.shared.state);
+        let answers = state.peers.get(&id).is_some_and(|peer| peer.reach.answers());
+        if !answers {
+            self.has_moved(&mut state, id, address, false);
+        }
+    }
+
+    /// Returns whether the raft loop is to be told of it, if the member itself has said so.
+    fn has_moved(&self, state: &mut State, id: NodeId, address: &str, says_so_itself: bool) -> bool {
+        let Some(recorded) = state.own.as_ref().and_then(|(_, members)| members.get(id)) else {
+            return false;
+        };
+        if recorded.address == address {
+            return false;
+        }
+        let recorded = recorded.address.clone();
+        let is_known = state.moved.get(&id).is_some_and(|moved| moved.address == address);
+        if !is_known {
+            info!(peer = %id, recorded, address, "the peer is also looked for at another address than the membership has");
+            state.moved.insert(id, Moved { address: address.to_owned(), recorded, announced: None });
+            self.shared.refresh(state);
+        }
+        let Some(moved) = state.moved.get_mut(&id).filter(|_| says_so_itself) else {
+            return false;
+        };
+        let is_due = moved.announced.is_none_or(|last| last.elapsed() >= ANNOUNCE_INTERVAL);
+        if is_due {
+            moved.announced = Some(Instant::now());
+        }
+        is_due
     }
 
     /// Hands messages to the connections, each peer's in order. Never blocks, on any thread. Messages to nodes that
@@ -253,7 +319,7 @@ impl Outbox {
             snapshot,
             sender: Arc::clone(&self.shared.snapshots),
             queue: Arc::clone(&peer.queue),
-            channel: peer.channel.clone(),
+            channel: peer.channel(),
             failures: Arc::clone(&peer.snapshot_failures),
         };
         peer.snapshot_task = Some(self.shared.spawn(&mut state.tasks, transfer.run(report)));
@@ -265,8 +331,8 @@ impl Outbox {
         let place = Forwarded::enter(&self.shared.forwarded, &forward.request, &self.shared.config);
         let (node, place) = match (node, place) {
             (Some(node), Ok(place)) => (node, place),
-            (None, _) => return refuse_request(forward.request, Unsent::UnknownPeer(forward.to)),
-            (_, Err(waiting)) => return refuse_request(forward.request, Unsent::Busy(waiting)),
+            (None, _) => return forwarding::refuse_request(forward.request, Unsent::UnknownPeer(forward.to)),
+            (_, Err(waiting)) => return forwarding::refuse_request(forward.request, Unsent::Busy(waiting)),
         };
         let config = self.shared.config.clone();
         let mut state = lock(&self.shared.state);
@@ -274,7 +340,7 @@ impl Outbox {
             return; // The dropped request answers that the node has stopped.
         }
         self.shared.spawn(&mut state.tasks, async move {
-            pass_on(node, forward, &config).await;
+            forwarding::pass_on(node, forward, &config).await;
             drop(place);
         });
     }
@@ -314,7 +380,7 @@ impl Outbox {
         let state = lock(&self.shared.state);
         let (identity, _) = state.own.as_ref()?;
         let peer = state.peers.get(&id)?;
-        Some(RemoteNode::new(peer.channel.clone(), Arc::new(identity.cluster_id.into())))
+        Some(RemoteNode::new(peer.channel(), Arc::new(identity.cluster_id.into())))
     }
 }
 
@@ -338,15 +404,26 @@ impl Shared {
         if state.closed {
             return;
         }
-        let mut wanted: BTreeMap<NodeId, &str> =
-            state.contacts.iter().map(|(id, contact)| (*id, contact.address.as_str())).collect();
-        wanted.extend(members.iter().map(|member| (member.id, member.address.as_str())));
+        let target = |address: &str| Target {
+            cluster_id: identity.cluster_id,
+            recorded: address.to_owned(),
+            other: None,
+            is_member: false,
+            incarnation: None,
+        };
+        let mut wanted: BTreeMap<NodeId, Target> =
+            state.contacts.iter().map(|(id, contact)| (*id, target(&contact.address))).collect();
+        wanted.extend(members.iter().map(|member| {
+            let other = state.moved.get(&member.id).map(|moved| moved.address.clone());
+            let (is_member, incarnation) = (true, member.incarnation);
+            (member.id, Target { other, is_member, incarnation, ..target(&member.address) })
+        }));
         wanted.remove(&identity.node_id);
 
         let ended: Vec<NodeId> = state
             .peers
             .iter()
-            .filter(|(id, peer)| wanted.get(id) != Some(&peer.address.as_str()))
+            .filter(|(id, peer)| wanted.get(id).is_none_or(|wanted| !peer.is_at(&wanted.recorded)))
             .map(|(id, _)| *id)
             .collect();
         for id in ended {
@@ -355,7 +432,7 @@ impl Shared {
                 peer.end();
             }
         }
-        for (id, address) in wanted {
+        for (id, target) in wanted {
             let introduction = Introduction {
                 header: wire::header(Some(identity.cluster_id)),
                 sender: wire::sender_to_wire(
@@ -366,12 +443,18 @@ impl Shared {
                     },
                     &self.own_address,
                 ),
-                receiver: wire::receiver_to_wire(id, members.get(id).and_then(|member| member.incarnation)),
+                receiver: wire::receiver_to_wire(id, target.incarnation),
             };
             if let Some(peer) = state.peers.get(&id) {
                 peer.queue.introduce(introduction);
+                peer.target.send_if_modified(|known| {
+                    let is_news = *known != target;
+                    *known = target;
+                    is_news
+                });
                 continue;
             }
+            let address = &target.recorded;
             let endpoint = match remote_node::endpoint(address, self.config.connect_timeout) {
                 Ok(endpoint) => endpoint,
                 Err(error) => {
@@ -379,22 +462,27 @@ impl Shared {
                     continue;
                 }
             };
+            let channel = {
+                let _on_runtime = self.runtime.enter(); // The channel starts a task.
+                Arc::new(Mutex::new(transport::connect_lazily(&endpoint)))
+            };
             let queue = Arc::new(PeerQueue::new(id, introduction, &self.config));
+            let reach = Arc::new(Reach::new(id, self.events.clone()));
+            let target = watch::Sender::new(target);
             let connection = PeerConnection {
                 id,
-                address: address.to_owned(),
-                endpoint: endpoint.clone(),
+                target: target.subscribe(),
                 queue: Arc::clone(&queue),
+                channel: Arc::clone(&channel),
+                reach: Arc::clone(&reach),
                 events: self.events.clone(),
-                delay_max: self.config.reconnect_delay_max,
+                config: self.config.clone(),
             };
             let peer = Peer {
-                address: address.to_owned(),
+                target,
                 queue,
-                channel: {
-                    let _on_runtime = self.runtime.enter(); // The channel starts a task of its own.
-                    transport::connect_lazily(&endpoint)
-                },
+                reach,
+                channel,
                 stream_task: self.spawn(&mut state.tasks, connection.keep()),
                 snapshot_task: None,
                 snapshot_failures: Failures::default(),
@@ -408,342 +496,5 @@ impl Shared {
 pub(crate) fn send_event(events: &Events, event: PeerEvent) {
     if let Err(event) = events.send(event) {
         debug!(event = ?event.0, "nobody listens any more");
-    }
-}
-
-/// What a batch says besides its messages.
-#[derive(Clone)]
-pub(crate) struct Introduction {
-    pub(crate) header: proto::Header,
-    pub(crate) sender: proto::Sender,
-    pub(crate) receiver: proto::Receiver,
-}
-
-/// The messages that wait for one peer's stream, which takes them out itself: no task stands between.
-pub(crate) struct PeerQueue {
-    peer: NodeId,
-    messages_max: usize,
-    bytes_max: u64,
-    inner: Mutex<QueueInner>,
-}
-
-struct QueueInner {
-    introduction: Introduction,
-    waiting: Waiting,
-    /// Whether a stream takes messages out, or will as soon as its connection is made. If not, they are dropped.
-    open: bool,
-    /// Which stream: a broken one must not take what the next one should send.
-    generation: u64,
-    /// How many were dropped since the queue was last emptied, because it was full.
-    dropped: u64,
-    waker: Option<Waker>,
-}
-
-impl PeerQueue {
-    fn new(peer: NodeId, introduction: Introduction, config: &CheckedConfig) -> PeerQueue {
-        let inner = QueueInner {
-            introduction,
-            waiting: Waiting::default(),
-            open: true,
-            generation: 0,
-            dropped: 0,
-            waker: None,
-        };
-        let (messages_max, bytes_max) = (config.peer_queue_max, config.peer_queue_bytes_max);
-        PeerQueue { peer, messages_max, bytes_max, inner: Mutex::new(inner) }
-    }
-
-    pub(crate) fn introduction(&self) -> Introduction {
-        lock(&self.inner).introduction.clone()
-    }
-
-    fn introduce(&self, introduction: Introduction) {
-        lock(&self.inner).introduction = introduction;
-    }
-
-    fn push(&self, messages: impl Iterator<Item = RaftMessage>) {
-        let mut inner = lock(&self.inner);
-        if !inner.open {
-            messages.for_each(drop);
-            return;
-        }
-        for message in messages {
-            if inner.waiting.has_room(&message, self.messages_max, self.bytes_max) {
-                inner.waiting.push_back(message);
-                continue;
-            }
-            if inner.dropped == 0 {
-                warn!(
-                    peer = %self.peer,
-                    waiting = inner.waiting.messages.len(),
-                    bytes = inner.waiting.bytes,
-                    "the peer takes messages too slowly: its queue is full, and further messages are dropped"
-                );
-            }
-            inner.dropped += 1;
-        }
-        if let Some(waker) = inner.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// For the next stream.
-    fn open(self: &Arc<Self>) -> Batches {
-        let mut inner = lock(&self.inner);
-        inner.open = true;
-        inner.generation += 1;
-        Batches { queue: Arc::clone(self), generation: inner.generation }
-    }
-
-    fn close(&self) {
-        let mut inner = lock(&self.inner);
-        inner.open = false;
-        inner.generation += 1;
-        inner.waiting = Waiting::default();
-        inner.dropped = 0;
-        if let Some(waker) = inner.waker.take() {
-            waker.wake();
-        }
-    }
-}
-
-/// Everything that has queued up, batch by batch.
-struct Batches {
-    queue: Arc<PeerQueue>,
-    generation: u64,
-}
-
-impl Stream for Batches {
-    type Item = proto::MessageBatch;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<proto::MessageBatch>> {
-        let mut inner = lock(&self.queue.inner);
-        if inner.generation != self.generation {
-            return Poll::Ready(None);
-        }
-        if inner.waiting.messages.is_empty() {
-            inner.waker = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        let batch = inner.waiting.gather();
-        if inner.waiting.messages.is_empty() && inner.dropped > 0 {
-            info!(peer = %self.queue.peer, dropped = inner.dropped, "the peer takes messages again");
-            inner.dropped = 0;
-        }
-        let Introduction { header, sender, receiver } = inner.introduction.clone();
-        drop(inner);
-        let messages = batch.into_iter().map(wire::message_to_wire).collect();
-        let batch = proto::MessageBatch {
-            header: Some(header),
-            sender: Some(sender),
-            receiver: Some(receiver),
-            messages,
-        };
-        Poll::Ready(Some(batch))
-    }
-}
-
-/// Messages in order, and how many bytes they have at most.
-#[derive(Default)]
-struct Waiting {
-    messages: VecDeque<RaftMessage>,
-    bytes: u64,
-}
-
-impl Waiting {
-    fn has_room(&self, message: &RaftMessage, messages_max: usize, bytes_max: u64) -> bool {
-        let bytes = self.bytes + wire::message_bytes_max(message);
-        self.messages.is_empty() || (self.messages.len() < messages_max && bytes <= bytes_max)
-    }
-
-    fn push_back(&mut self, message: RaftMessage) {
-        self.bytes += wire::message_bytes_max(&message);
-        self.messages.push_back(message);
-    }
-
-    /// Takes as many messages as one batch may hold; at least one. A message that is too large for any batch is split.
-    fn gather(&mut self) -> Vec<RaftMessage> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while let Some(message) = self.messages.pop_front() {
-            let message_bytes = wire::message_bytes_max(&message);
-            if bytes + message_bytes <= wire::BATCH_BYTES || raftify_core::mutated!(BatchHasNoLimit) {
-                bytes += message_bytes;
-                self.bytes -= message_bytes;
-                batch.push(message);
-                continue;
-            }
-            if !batch.is_empty() {
-                self.messages.push_front(message);
-                break;
-            }
-            let (first, rest) = wire::split_large(message);
-            batch.push(first);
-            self.bytes -= message_bytes;
-            if let Some(rest) = rest {
-                self.bytes += wire::message_bytes_max(&rest);
-                self.messages.push_front(rest);
-            }
-            break;
-        }
-        batch
-    }
-}
-
-/// Keeps the stream to one peer up.
-struct PeerConnection {
-    id: NodeId,
-    address: String,
-    endpoint: Endpoint,
-    queue: Arc<PeerQueue>,
-    events: Events,
-    delay_max: Duration,
-}
-
-impl PeerConnection {
-    async fn keep(self) {
-        let mut delay = FIRST_RECONNECT_DELAY.min(self.delay_max);
-        // Reported when it breaks, or when the first attempt fails, not again with every further attempt.
-        let mut reported = false;
-        let mut last_reason = String::new();
-        loop {
-            let batches = self.queue.open();
-            let broken = match transport::connect(&self.endpoint).await {
-                Ok(channel) => {
-                    debug!(peer = %self.id, address = self.address, "connected");
-                    reported = false;
-                    let since = Instant::now();
-                    let ended = remote_node::service(channel).stream_messages(batches).await;
-                    if since.elapsed() > self.delay_max {
-                        delay = FIRST_RECONNECT_DELAY.min(self.delay_max);
-                        last_reason.clear();
-                    }
-                    ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream"))
-                }
-                Err(error) => Status::from_error(Box::new(error)),
-            };
-            self.queue.close();
-            let reason = remote_node::describe(&broken);
-            if reason != last_reason {
-                warn!(peer = %self.id, address = self.address, reason, "no connection to the peer");
-                last_reason = reason;
-            }
-            if !reported {
-                reported = true;
-                send_event(&self.events, PeerEvent::Unreachable(self.id));
-            }
-            sleep(self.pause(&broken).max(delay)).await;
-            delay = (delay * 2).min(self.delay_max);
-        }
-    }
-
-    /// What a peer's refusal adds to the pause.
-    fn pause(&self, broken: &Status) -> Duration {
-        match DoorRefusal::from_status(broken) {
-            None | Some(DoorRefusal::NoCluster { .. } | DoorRefusal::Stopped(_)) => Duration::ZERO,
-            Some(DoorRefusal::Sender(refusal)) => {
-                send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
-                REFUSED_DELAY
-            }
-            Some(_) => REFUSED_DELAY,
-        }
-    }
-}
-
-/// How many requests are on the way to the leader, and how many bytes they have: no more than this node would take if
-/// it led itself.
-#[derive(Default)]
-struct Forwarded(Mutex<(usize, u64)>);
-
-impl Forwarded {
-    /// A place for this request, or how many there are already.
-    fn enter<R>(
-        this: &Arc<Self>,
-        request: &LeaderRequest<R>,
-        config: &CheckedConfig,
-    ) -> Result<PlaceOfForwarded, u64> {
-        let weight = request.payload_bytes();
-        let mut forwarded = lock(&this.0);
-        let (count, bytes) = *forwarded;
-        let count = if raftify_core::mutated!(ForwardsWithoutLimit) { 0 } else { count };
-        if count >= config.proposals_in_flight_max
-            || (count > 0 && bytes + weight > config.uncommitted_bytes_max)
-        {
-            return Err(count as u64);
-        }
-        *forwarded = (count + 1, bytes + weight);
-        Ok(PlaceOfForwarded { forwarded: Arc::clone(this), weight })
-    }
-}
-
-struct PlaceOfForwarded {
-    forwarded: Arc<Forwarded>,
-    weight: u64,
-}
-
-impl Drop for PlaceOfForwarded {
-    fn drop(&mut self) {
-        let mut forwarded = lock(&self.forwarded.0);
-        forwarded.0 -= 1;
-        forwarded.1 -= self.weight;
-    }
-}
-
-/// Why a request did not leave.
-enum Unsent {
-    UnknownPeer(NodeId),
-    Busy(u64),
-}
-
-impl Unsent {
-    fn into_error<E: VerbError>(self) -> E {
-        match self {
-            Unsent::UnknownPeer(id) => E::not_sent(format!("node {id} is not known here")),
-            Unsent::Busy(waiting) => E::busy(waiting),
-        }
-    }
-}
-
-fn refuse_request<R: ProposalReply>(request: LeaderRequest<R>, why: Unsent) {
-    match request {
-        LeaderRequest::Propose { reply, .. } => reply.refuse(why.into_error()),
-        LeaderRequest::ChangeMembership { reply, .. } => reply.answer(Err(why.into_error())),
-        LeaderRequest::ReserveNodeId { reply } => reply.answer(Err(why.into_error())),
-        LeaderRequest::TransferLeader { reply, .. } => reply.answer(Err(why.into_error())),
-    }
-}
-
-async fn pass_on<R: RemoteReply>(node: RemoteNode, forward: Forward<R>, config: &CheckedConfig) {
-    let once = Forwarding::Never;
-    match forward.request {
-        LeaderRequest::Propose { payload, reply } => {
-            match node.propose(payload, once, config.propose_timeout).await {
-                Ok(encoded) => reply.deliver(encoded),
-                Err(error) => reply.refuse(told(forward.to, error)),
-            }
-        }
-        LeaderRequest::ChangeMembership { request, reply } => {
-            let answer = node.change_membership(&request, once, config.membership_timeout).await;
-            reply.answer(answer.map_err(|error| told(forward.to, error)));
-        }
-        LeaderRequest::ReserveNodeId { reply } => {
-            let answer = node.reserve_node_id(once, config.membership_timeout).await;
-            reply.answer(answer.map(|(_, reservation)| reservation).map_err(|error| told(forward.to, error)));
-        }
-        LeaderRequest::TransferLeader { to, reply } => {
-            let answer = node.transfer_leader(to, once, config.membership_timeout).await;
-            reply.answer(answer.map_err(|error| told(forward.to, error)));
-        }
-    }
-}
-
-/// The verb's error has no place for why a node was not reached or did not listen: it is logged.
-fn told<E: VerbError + std::fmt::Debug>(to: NodeId, error: CallError<E>) -> E {
-    debug!(peer = %to, ?error, "a request for the leader failed");
-    let error = error.into_verb_error();
-    match error.stopped() {
-        // Passed on as it is, it would say that this node has stopped.
-        Some(reason) => E::lost(format!("node {to}: {reason}")),
-        None => error,
     }
 }

@@ -187,10 +187,11 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             }
             return Err(refusal.into());
         }
-        let is_member = status.members.get(sender.id).is_some();
+        let is_at_its_place = status.members.get(sender.id).is_some_and(|member| member.address == address);
         drop(status);
-        if !is_member {
-            self.door.outbox.hear_of(&sender, &address);
+        if !is_at_its_place && self.door.outbox.hear_of(&sender, &address) {
+            // If there is no room in the queue now, there is when it is told again.
+            let _ = self.door.requests.try_send(ServerRequestMsg::Announced { sender, address });
         }
         Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use crate::outbox::RemoteReply;
+use crate::forwarding::RemoteReply;
 use crate::worker::caught;
 
 /// Where the state machine's reply to one proposal goes. Dropped without an answer, it answers that the node has

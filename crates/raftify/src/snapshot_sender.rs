@@ -21,8 +21,9 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
-use crate::outbox::{Events, PeerEvent, PeerQueue, send_event};
+use crate::outbox::{Events, PeerEvent, send_event};
 use crate::pace::Pace;
+use crate::peer_queue::PeerQueue;
 use crate::remote_node;
 use crate::wire::{self, DoorRefusal, proto};
 use crate::worker::Blocking;

@@ -1,0 +1,116 @@
+//! Requests that are passed on to the leader, and their answers back: at most once each, and no more of them at a time than
+//! this node would take if it led itself.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use raftify_core::{CheckedConfig, Forward, Forwarding, LeaderRequest, NodeId, ProposalReply};
+use tracing::debug;
+
+use crate::outbox::lock;
+use crate::remote_node::{CallError, RemoteNode};
+use crate::wire::VerbError;
+
+/// The way back to who proposed, for a proposal that another node answered.
+pub(crate) trait RemoteReply: ProposalReply {
+    /// The state machine's reply, as postcard.
+    fn deliver(self, encoded_reply: Bytes);
+}
+
+/// How many requests are on the way to the leader, and how many bytes they have: no more than this node would take if
+/// it led itself.
+#[derive(Default)]
+pub(crate) struct Forwarded(Mutex<(usize, u64)>);
+
+impl Forwarded {
+    /// A place for this request, or how many there are already.
+    pub(crate) fn enter<R>(
+        this: &Arc<Self>,
+        request: &LeaderRequest<R>,
+        config: &CheckedConfig,
+    ) -> Result<PlaceOfForwarded, u64> {
+        let weight = request.payload_bytes();
+        let mut forwarded = lock(&this.0);
+        let (count, bytes) = *forwarded;
+        let count = if raftify_core::mutated!(ForwardsWithoutLimit) { 0 } else { count };
+        if count >= config.proposals_in_flight_max
+            || (count > 0 && bytes + weight > config.uncommitted_bytes_max)
+        {
+            return Err(count as u64);
+        }
+        *forwarded = (count + 1, bytes + weight);
+        Ok(PlaceOfForwarded { forwarded: Arc::clone(this), weight })
+    }
+}
+
+pub(crate) struct PlaceOfForwarded {
+    forwarded: Arc<Forwarded>,
+    weight: u64,
+}
+
+impl Drop for PlaceOfForwarded {
+    fn drop(&mut self) {
+        let mut forwarded = lock(&self.forwarded.0);
+        forwarded.0 -= 1;
+        forwarded.1 -= self.weight;
+    }
+}
+
+/// Why a request did not leave.
+pub(crate) enum Unsent {
+    UnknownPeer(NodeId),
+    Busy(u64),
+}
+
+impl Unsent {
+    fn into_error<E: VerbError>(self) -> E {
+        match self {
+            Unsent::UnknownPeer(id) => E::not_sent(format!("node {id} is not known here")),
+            Unsent::Busy(waiting) => E::busy(waiting),
+        }
+    }
+}
+
+pub(crate) fn refuse_request<R: ProposalReply>(request: LeaderRequest<R>, why: Unsent) {
+    match request {
+        LeaderRequest::Propose { reply, .. } => reply.refuse(why.into_error()),
+        LeaderRequest::ChangeMembership { reply, .. } => reply.answer(Err(why.into_error())),
+        LeaderRequest::ReserveNodeId { reply } => reply.answer(Err(why.into_error())),
+        LeaderRequest::TransferLeader { reply, .. } => reply.answer(Err(why.into_error())),
+    }
+}
+
+pub(crate) async fn pass_on<R: RemoteReply>(node: RemoteNode, forward: Forward<R>, config: &CheckedConfig) {
+    let once = Forwarding::Never;
+    match forward.request {
+        LeaderRequest::Propose { payload, reply } => {
+            match node.propose(payload, once, config.propose_timeout).await {
+                Ok(encoded) => reply.deliver(encoded),
+                Err(error) => reply.refuse(told(forward.to, error)),
+            }
+        }
+        LeaderRequest::ChangeMembership { request, reply } => {
+            let answer = node.change_membership(&request, once, config.membership_timeout).await;
+            reply.answer(answer.map_err(|error| told(forward.to, error)));
+        }
+        LeaderRequest::ReserveNodeId { reply } => {
+            let answer = node.reserve_node_id(once, config.membership_timeout).await;
+            reply.answer(answer.map(|(_, reservation)| reservation).map_err(|error| told(forward.to, error)));
+        }
+        LeaderRequest::TransferLeader { to, reply } => {
+            let answer = node.transfer_leader(to, once, config.membership_timeout).await;
+            reply.answer(answer.map_err(|error| told(forward.to, error)));
+        }
+    }
+}
+
+/// The verb's error has no place for why a node was not reached or did not listen: it is logged.
+fn told<E: VerbError + std::fmt::Debug>(to: NodeId, error: CallError<E>) -> E {
+    debug!(peer = %to, ?error, "a request for the leader failed");
+    let error = error.into_verb_error();
+    match error.stopped() {
+        // Passed on as it is, it would say that this node has stopped.
+        Some(reason) => E::lost(format!("node {to}: {reason}")),
+        None => error,
+    }
+}

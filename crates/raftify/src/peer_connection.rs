@@ -1,0 +1,355 @@
+//! Keeps the stream to one peer up, and finds out whether it is the peer that answers.
+//!
+//! After each connect the node there is asked which one it is, before it gets a message. The raft loop learns whether the
+//! peer is reached at its advertised address, which is the one that the membership has. A peer may be connected to at
+//! another address as well, where it says that it is, or where it was found: that keeps the cluster working, and does not
+//! count as reached.
+
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use raftify_core::{CheckedConfig, ClusterId, Identity, Incarnation, NodeId};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tracing::{debug, info, warn};
+
+use crate::identification::Identification;
+use crate::outbox::{Events, PeerEvent, lock, send_event};
+use crate::peer_queue::{Batches, PeerQueue};
+use crate::remote_node;
+use crate::transport;
+use crate::wire::{self, DoorRefusal, proto};
+
+/// The pause before the second attempt to connect; it doubles with each further one.
+const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(20);
+
+/// The pause after a peer has refused this node: trying again helps only after a change on one of the two.
+const REFUSED_DELAY: Duration = Duration::from_secs(5);
+
+/// How often a connected peer is asked again which node it is, until it is known. A node that joins gets its identity
+/// after others have connected to it.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where a peer is looked for, and which node must answer there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) cluster_id: ClusterId,
+    /// The address that the membership has; of a node that is no member, the one with which it introduced itself.
+    pub(crate) recorded: String,
+    /// Another address at which the peer is tried first.
+    pub(crate) other: Option<String>,
+    pub(crate) is_member: bool,
+    /// As the membership has it.
+    pub(crate) incarnation: Option<Incarnation>,
+}
+
+/// Tells the raft loop whether the peer is reached at its advertised address, and only changes of that.
+pub(crate) struct Reach {
+    peer: NodeId,
+    events: Events,
+    state: Mutex<ReachState>,
+}
+
+#[derive(Default)]
+struct ReachState {
+    reached: Option<Incarnation>,
+    /// Whether the peer itself answers, at whichever address.
+    answers: bool,
+    /// The peer is gone or has moved: what its task says from now on is about the past.
+    ended: bool,
+}
+
+impl Reach {
+    pub(crate) fn new(peer: NodeId, events: Events) -> Reach {
+        Reach { peer, events, state: Mutex::default() }
+    }
+
+    /// Whether the peer is connected, and said which node it is.
+    pub(crate) fn answers(&self) -> bool {
+        lock(&self.state).answers
+    }
+
+    fn set(&self, answers: bool, reached: Option<Incarnation>) {
+        let mut state = lock(&self.state);
+        if state.ended {
+            return;
+        }
+        state.answers = answers;
+        if state.reached == reached {
+            return;
+        }
+        state.reached = reached;
+        let peer = self.peer;
+        send_event(
+            &self.events,
+            match reached {
+                Some(incarnation) => PeerEvent::Reached { peer, incarnation },
+                None => PeerEvent::Unreached(peer),
+            },
+        );
+    }
+
+    /// Nothing is reported after this.
+    pub(crate) fn end(&self) {
+        self.set(false, None);
+        lock(&self.state).ended = true;
+    }
+}
+
+/// Which node answers, compared with the peer that is meant.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The peer.
+    Peer(Incarnation),
+    /// A node of the right id that belongs to no cluster yet: it may be about to join.
+    Unidentified,
+    /// A program that cannot say which node it is.
+    Unable,
+    /// A node of the right id, and of another cluster or with another data directory. It refuses the messages, and learns
+    /// from them that the cluster knows another one.
+    Replaced(String),
+    /// Another node, which the messages are not for.
+    Other(String),
+}
+
+/// What a node says of itself, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Node { id: NodeId, identity: Option<Identity> },
+    Unable,
+}
+
+fn judge(answer: Answer, peer: NodeId, target: &Target) -> Verdict {
+    let (id, identity) = match answer {
+        Answer::Unable => return Verdict::Unable,
+        Answer::Node { id, identity } => (id, identity),
+    };
+    let found = || match identity {
+        Some(Identity { cluster_id, incarnation, .. }) => {
+            format!("node {id} of cluster {cluster_id} with incarnation {incarnation} answers there")
+        }
+        None => format!("node {id}, which belongs to no cluster, answers there"),
+    };
+    let cluster_id = target.cluster_id;
+    if id != peer {
+        return Verdict::Other(format!("{}, and not node {peer} of cluster {cluster_id}", found()));
+    }
+    match identity {
+        None => Verdict::Unidentified,
+        Some(identity) if identity.cluster_id != cluster_id => {
+            Verdict::Replaced(format!("{}, and not the one of cluster {cluster_id}", found()))
+        }
+        Some(identity) => match target.incarnation {
+            Some(known) if known != identity.incarnation => {
+                Verdict::Replaced(format!("{}, and not the one with incarnation {known}", found()))
+            }
+            _ => Verdict::Peer(identity.incarnation),
+        },
+    }
+}
+
+/// See the module.
+pub(crate) struct PeerConnection {
+    pub(crate) id: NodeId,
+    pub(crate) target: watch::Receiver<Target>,
+    pub(crate) queue: Arc<PeerQueue>,
+    /// For everything but the stream: follows it to where the peer answers.
+    pub(crate) channel: Arc<Mutex<Channel>>,
+    pub(crate) reach: Arc<Reach>,
+    pub(crate) events: Events,
+    pub(crate) config: CheckedConfig,
+}
+
+/// How an attempt to speak to the peer ended.
+struct Ended {
+    reason: String,
+    refusal: Option<DoorRefusal>,
+    /// For how long there was a stream.
+    up_for: Option<Duration>,
+}
+
+impl Ended {
+    fn because(status: &Status) -> Ended {
+        let (reason, refusal) = (remote_node::describe(status), DoorRefusal::from_status(status));
+        Ended { reason, refusal, up_for: None }
+    }
+
+    fn of_another(reason: String) -> Ended {
+        Ended { reason, refusal: None, up_for: None }
+    }
+}
+
+impl PeerConnection {
+    pub(crate) async fn keep(mut self) {
+        let delay_max = self.config.reconnect_delay_max;
+        let delay_min = FIRST_RECONNECT_DELAY.min(delay_max);
+        let mut delay = delay_min;
+        // Reported when it breaks, or when the first attempt fails, not again with every further attempt.
+        let mut reported = false;
+        let mut last_reason = String::new();
+        let (mut other, mut tries_other) = (None, false);
+        // The address for everything but the stream is the recorded one to begin with.
+        let mut channel_address = self.target.borrow().recorded.clone();
+        loop {
+            let target = self.target.borrow_and_update().clone();
+            if target.other != other {
+                other = target.other;
+                tries_other = true;
+            }
+            let address = other.clone().filter(|_| tries_other).unwrap_or(target.recorded);
+            let ended = self.attempt(&address, &mut channel_address).await;
+            self.reach.set(false, None);
+            self.queue.close();
+            match ended.up_for {
+                Some(up_for) => {
+                    reported = false;
+                    if up_for > delay_max {
+                        delay = delay_min;
+                        last_reason.clear();
+                    }
+                }
+                None => tries_other = !tries_other,
+            }
+            if ended.reason != last_reason {
+                warn!(peer = %self.id, address, reason = ended.reason, "no connection to the peer");
+                last_reason = ended.reason;
+            }
+            if !reported {
+                reported = true;
+                send_event(&self.events, PeerEvent::Unreachable(self.id));
+            }
+            let pause = self.pause(ended.refusal).max(delay);
+            delay = (delay * 2).min(delay_max);
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = is_elsewhere(&mut self.target, &other) => delay = delay_min,
+            }
+        }
+    }
+
+    /// Connects, asks which node is there, and sends it messages for as long as it is the right one.
+    async fn attempt(&mut self, address: &str, channel_address: &mut String) -> Ended {
+        let batches = self.queue.open();
+        let endpoint = match remote_node::endpoint(address, self.config.connect_timeout) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return Ended::of_another(format!("the address cannot be used: {error}")),
+        };
+        let channel = match transport::connect(&endpoint).await {
+            Ok(channel) => channel,
+            Err(error) => return Ended::because(&Status::from_error(Box::new(error))),
+        };
+        debug!(peer = %self.id, address, "connected");
+        let answer = match self.probe(&channel).await {
+            Ok(answer) => answer,
+            Err(reason) => return Ended::of_another(reason),
+        };
+        if let Verdict::Other(reason) = judge(answer, self.id, &self.target.borrow()) {
+            return Ended::of_another(reason);
+        }
+        if *channel_address != address {
+            *lock(&self.channel) = transport::connect_lazily(&endpoint);
+            address.clone_into(channel_address);
+        }
+        let since = Instant::now();
+        let ended = self.converse(address, channel, batches, answer).await;
+        Ended { up_for: Some(since.elapsed()), ..ended }
+    }
+
+    async fn converse(&mut self, address: &str, channel: Channel, batches: Batches, answer: Answer) -> Ended {
+        let mut service = remote_node::service(channel.clone());
+        tokio::select! {
+            biased;
+            ended = service.stream_messages(batches) => {
+                Ended::because(&ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream")))
+            }
+            reason = self.watch(address, channel, answer) => Ended::of_another(reason),
+        }
+    }
+
+    /// Reports whether the peer is reached, and asks it again until it is, and whenever there is news of it. Resolves when
+    /// the connection is of no use any more.
+    async fn watch(&mut self, address: &str, channel: Channel, mut answer: Answer) -> String {
+        let mut told = String::new();
+        loop {
+            let target = self.target.borrow_and_update().clone();
+            let is_advertised = target.is_member && target.recorded == address;
+            if target.recorded != address && target.other.is_none() {
+                return format!("the peer is at {} now", target.recorded);
+            }
+            let verdict = judge(answer, self.id, &target);
+            let (answers, reached) = match &verdict {
+                Verdict::Peer(incarnation) => (true, is_advertised.then_some(*incarnation)),
+                _ => (false, None),
+            };
+            self.reach.set(answers, reached);
+            match verdict {
+                Verdict::Other(reason) => return reason,
+                Verdict::Replaced(reason) if reason != told => {
+                    warn!(peer = %self.id, address, "{reason}");
+                    told = reason;
+                }
+                Verdict::Unable if told.is_empty() => {
+                    told = "its program is older, and cannot say which node it is".to_owned();
+                    info!(peer = %self.id, address, "{told}");
+                }
+                _ => {}
+            }
+            let is_settled = answers || answer == Answer::Unable;
+            let is_news = tokio::select! {
+                // An error means that this task is about to end.
+                changed = self.target.changed() => if changed.is_ok() { true } else { pending().await },
+                () = sleep(PROBE_INTERVAL), if !is_settled => false,
+            };
+            match self.probe(&channel).await {
+                Ok(next) => answer = next,
+                // The peer may have moved without a word to this connection.
+                Err(reason)
+                    if is_news
+                        && self.target.borrow().other.as_deref().is_some_and(|other| other != address) =>
+                {
+                    return reason;
+                }
+                Err(reason) => {
+                    debug!(peer = %self.id, address, reason, "the peer does not say which node it is")
+                }
+            }
+        }
+    }
+
+    /// Asks which node is there.
+    async fn probe(&self, channel: &Channel) -> Result<Answer, String> {
+        let request = proto::IdentifyRequest { header: Some(wire::header(None)) };
+        let mut service = remote_node::service(channel.clone());
+        match timeout(self.config.connect_timeout, service.identify(request)).await {
+            Ok(Ok(reply)) => match wire::identification_from_wire(reply.into_inner()) {
+                Ok(Identification { node_id: id, identity, .. }) => Ok(Answer::Node { id, identity }),
+                Err(error) => Err(format!("what answers there makes no sense: {error}")),
+            },
+            Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(Answer::Unable),
+            Ok(Err(status)) => Err(remote_node::describe(&status)),
+            Err(_) => Err(format!("no answer within {:?}", self.config.connect_timeout)),
+        }
+    }
+
+    /// What a peer's refusal adds to the pause.
+    fn pause(&self, refusal: Option<DoorRefusal>) -> Duration {
+        match refusal {
+            None | Some(DoorRefusal::NoCluster { .. } | DoorRefusal::Stopped(_)) => Duration::ZERO,
+            Some(DoorRefusal::Sender(refusal)) => {
+                send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
+                REFUSED_DELAY
+            }
+            Some(_) => REFUSED_DELAY,
+        }
+    }
+}
+
+/// Resolves once the peer is said to be at another address than the last one that was.
+async fn is_elsewhere(target: &mut watch::Receiver<Target>, last: &Option<String>) {
+    if target.wait_for(|target| target.other.is_some() && target.other != *last).await.is_err() {
+        pending::<()>().await; // This task is about to end.
+    }
+}
