@@ -91,6 +91,9 @@ impl Cluster {
             let doors = Doors { web: addresses.web.clone(), grpc: clients::grpc(&addresses.raft)? };
             let mut node = Node::new(place, addresses, doors, directory, state_megabytes)?;
             node.is_member = is_member;
+            if !is_member {
+                node.program = Program::Dynamic;
+            }
             nodes.push(node);
         }
         std::fs::write(&setting.members, members)?;
@@ -166,6 +169,7 @@ impl Cluster {
         // Who only goes on needs none, and may be given some that are down.
         let mut peers: Vec<&Node> = self.members().filter(|node| node.place != place).collect();
         peers.sort_by_key(|node| !node.is_up());
+        peers.truncate(1);
         let peers: Vec<String> = peers.into_iter().map(|node| node.addresses.raft.clone()).collect();
         self.nodes[place - 1].start(&self.setting, &self.network, &peers)
     }

@@ -16,6 +16,7 @@ use crate::faults::Fault;
 use crate::http::Connection;
 use crate::links::Party;
 use crate::nemesis::{Nemesis, REFUSAL_PATIENCE, SECOND_FAULTS, SERVICE_PATIENCE};
+use crate::node::Program;
 use crate::recovery::first_write;
 
 /// Between two looks.
@@ -126,7 +127,7 @@ impl Nemesis<'_> {
             let client = self.cluster.client_without(goes)?;
             self.cluster.set_member(goes, false);
             let webs = self.cluster.webs();
-            self.cluster.node(comes).wipe()?;
+            self.cluster.node(comes).program = Program::Dynamic;
             self.cluster.start_node(comes)?;
             let work = async {
                 if fault == Fault::ReplacedVoter {
