@@ -24,10 +24,11 @@ use tokio_stream::StreamExt;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
+use crate::identification::Identification;
 use crate::outbox::{Outbox, PeerEvent};
 use crate::raft_client::{ClientError, ClusterConnection, UnreachableNode};
 use crate::raft_server::{Door, serve};
-use crate::remote_node::endpoint;
+use crate::remote_node::{AskedCluster, RemoteNode, endpoint};
 use crate::reply::{Reply, local_reply};
 use crate::request_queue::{RequestReceiver, request_queue};
 use crate::transport::Listener;
@@ -723,6 +724,71 @@ async fn the_client_takes_no_node_of_another_cluster_for_one_of_its_own() {
     let ServerRequestMsg::Inspect { reply } = other.next_request().await else { panic!("another question") };
     drop(reply);
     assert!(within("an answer", inspecting).await.unwrap().is_err());
+}
+
+/// Proposes, and `node` accepts.
+async fn propose_at(cluster: &ClusterConnection, node: &mut TestNode) {
+    let cluster = cluster.clone();
+    let proposing = tokio::spawn(async move { cluster.propose(Bytes::new()).await });
+    let ServerRequestMsg::ForLeader { request, .. } = node.next_request().await else {
+        panic!("no proposal")
+    };
+    let LeaderRequest::Propose { reply, .. } = request else { panic!("no proposal") };
+    reply.applied(5);
+    assert_eq!(within("an answer", proposing).await.unwrap(), Ok(Bytes::from_static(&[5])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_follows_the_members_that_a_result_tells_of() {
+    let (mut a, mut b, all) = pair();
+    let cluster = ClusterConnection::new([a.address.clone()], Duration::from_secs(20)).unwrap();
+    propose_at(&cluster, &mut a).await;
+    drop(a.requests);
+    propose_at(&cluster, &mut b).await;
+    assert_eq!(within("the members", cluster.members()).await.as_ref(), Ok(&*all));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_follows_no_members_of_another_cluster() {
+    let mut own = TestNode::start(1);
+    let other = Identity { cluster_id: ClusterId(0xc2), ..identity(2) };
+    let (mut other, mut third) = (TestNode::with(2, config(), Some(other)), TestNode::start(3));
+    other.knows(&members([(2, &*other.address), (3, &*third.address)]));
+    let addresses = [own.address.clone(), other.address.clone()];
+    let cluster = ClusterConnection::new(addresses, Duration::from_secs(20)).unwrap();
+    propose_at(&cluster, &mut own).await;
+    drop(own.requests);
+    let refused = within("the members", cluster.members()).await;
+    assert!(matches!(refused, Err(ClientError::Door(DoorRefusal::OtherCluster { .. }))), "{refused:?}");
+    tokio::select! {
+        proposed = cluster.propose(Bytes::new()) => {
+            assert!(matches!(proposed, Err(ClientError::Door(DoorRefusal::OtherCluster { .. }))), "{proposed:?}");
+        }
+        _ = other.next_request() => panic!("it is of another cluster"),
+        _ = third.next_request() => panic!("the client follows another cluster"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_tells_which_node_it_is_while_its_loop_takes_nothing() {
+    let waiting = TestNode::with(2, config(), None);
+    let (member, _other, all) = pair();
+    for (node, known, identity) in
+        [(&waiting, Members::none(), None), (&member, (*all).clone(), Some(identity(1)))]
+    {
+        let channel = endpoint(&node.address, Duration::from_secs(5)).unwrap().connect_lazy();
+        let remote = RemoteNode::new(channel, AskedCluster::default());
+        let found = within("an answer", remote.identify(Duration::from_secs(20))).await.unwrap();
+        let expected = Identification {
+            node_id: node.id,
+            address: node.address.clone(),
+            identity,
+            members: known,
+            leader_id: None,
+            plan: None,
+        };
+        assert_eq!(found, expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

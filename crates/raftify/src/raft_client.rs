@@ -2,7 +2,8 @@
 //!
 //! It is given the addresses of some members, finds the leader, and repeats what is safe to repeat: what was never
 //! sent, and what was answered with a refusal that says that nothing happened. A request whose outcome is unknown is
-//! never sent again. [`ClusterConnection`] is the untyped half, which also lets a new node ask for a ticket.
+//! never sent again. A result tells how new the membership of the answering node is; when it is newer than what the client
+//! has, the client asks that node for the members and follows them. [`ClusterConnection`] is the untyped half, which also lets a new node ask for a ticket.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -38,6 +39,11 @@ const DEADLINE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a result may be held back while the client asks for newer members, and how long it waits before it asks again
+/// when that failed.
+const MEMBERS_TIMEOUT: Duration = Duration::from_millis(500);
+const MEMBERS_PAUSE: Duration = Duration::from_secs(5);
+
 /// The pause after all known nodes have refused; it doubles with each round.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -70,7 +76,9 @@ where
     /// A client of the cluster whose members listen at `addresses`, each `host:port`: one is enough, several let it
     /// find the cluster while one is down. Connects with the first request. The first result tells which cluster it is:
     /// whoever belongs to another one by then, because its address was given away, or its disk was lost, is not asked
-    /// any more. A request may take 15 s unless [`with_deadline`](Self::with_deadline) says otherwise.
+    /// any more. Results also tell when the membership has changed: the client then asks for the members and follows them, so
+    /// that it survives when every node that it was given is replaced, as long as it makes a request in between. The given
+    /// addresses stay the last resort. A request may take 15 s unless [`with_deadline`](Self::with_deadline) says otherwise.
     ///
     /// # Errors
     /// If there is no address, or one is not of that form.
@@ -190,6 +198,17 @@ where
         self.cluster.read_index().await
     }
 
+    /// The membership as one member knows it. It may be behind: a member learns of a change when it applies it.
+    ///
+    /// # Errors
+    /// Nothing happened; asking again is always safe. [`ClientError::Door`]: no node that answered is a member of the cluster.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn members(&self) -> Result<Members, ClientError<ReadError>> {
+        self.cluster.members().await
+    }
+
     /// Everything about the state of one node: the first of the addresses given to [`new`](Self::new) that answers,
     /// whoever leads. To look at a certain node, make a client with its address alone.
     ///
@@ -273,6 +292,10 @@ struct Known {
     /// Where to ask, in this order: who answered last comes first, who was silent last.
     addresses: Vec<String>,
     nodes: BTreeMap<String, RemoteNode>,
+    /// Of the membership that the addresses are from; zero if they are only the given ones.
+    members_as_of: LogIndex,
+    /// Nothing asks for newer members before this: another request does, or it failed.
+    members_not_before: Option<Instant>,
 }
 
 /// Why a round of asking brought no result.
@@ -368,7 +391,12 @@ impl ClusterConnection {
             check_address(address)?;
         }
         let given = addresses.clone().into();
-        let known = Known { addresses, nodes: BTreeMap::new() };
+        let known = Known {
+            addresses,
+            nodes: BTreeMap::new(),
+            members_as_of: LogIndex::ZERO,
+            members_not_before: None,
+        };
         let (cluster, known) = (AskedCluster::default(), Arc::new(Mutex::new(known)));
         Ok(ClusterConnection { deadline, given, cluster, known })
     }
@@ -424,6 +452,13 @@ impl ClusterConnection {
         self.ask(|node, timeout| async move { node.read_index(timeout).await }).await
     }
 
+    /// The membership as one member knows it.
+    pub(crate) async fn members(&self) -> Result<Members, ClientError<ReadError>> {
+        let members = self.ask(|node, timeout| async move { node.members(timeout).await }).await?;
+        self.lock().follow(&members, &self.given);
+        Ok(members)
+    }
+
     /// The state of the first of the given nodes that answers.
     pub(crate) async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
         let until = Instant::now() + self.deadline;
@@ -448,6 +483,7 @@ impl ClusterConnection {
             let answer = match self.round(addresses, until, &call).await {
                 Ok((address, result)) => {
                     self.lock().prefer(&address);
+                    self.follow_members(&address, until).await;
                     return Ok(result);
                 }
                 Err(RoundFailure::Final(error)) => return Err(error),
@@ -458,6 +494,16 @@ impl ClusterConnection {
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Asks the node that gave a result for the members, if it has newer ones. One request does so at a time, and holds its
+    /// result back for at most [`MEMBERS_TIMEOUT`]; without an answer, the client goes on with what it has.
+    async fn follow_members(&self, address: &str, until: Instant) {
+        let Some(node) = self.lock().newer_members_at(address) else { return };
+        let patience = MEMBERS_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
+        if let Ok(members) = node.members(patience).await {
+            self.lock().follow(&members, &self.given);
         }
     }
 
@@ -550,6 +596,42 @@ impl Known {
     fn prefer(&mut self, address: &str) {
         self.addresses.retain(|known| known != address);
         self.addresses.insert(0, address.to_owned());
+    }
+
+    /// The node at this address, if it has newer members and it is time to ask for them.
+    fn newer_members_at(&mut self, address: &str) -> Option<RemoteNode> {
+        let now = Instant::now();
+        let node = self.nodes.get(address)?;
+        if node.members_as_of() <= self.members_as_of
+            || self.members_not_before.is_some_and(|time| now < time)
+        {
+            return None;
+        }
+        self.members_not_before = Some(now + MEMBERS_PAUSE);
+        Some(node.clone())
+    }
+
+    /// From now on the client asks these members, voters first, and then the `given` addresses. Connections to others are
+    /// dropped. The node that answered last stays first, if it is among them.
+    fn follow(&mut self, members: &Members, given: &[String]) {
+        if members.as_of() <= self.members_as_of {
+            return;
+        }
+        let (voters, others): (Vec<_>, Vec<_>) =
+            members.iter().partition(|member| members.is_voter(member.id));
+        let mut addresses: Vec<String> = Vec::new();
+        for address in voters.into_iter().chain(others).map(|member| &member.address).chain(given) {
+            if !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        let answered = std::mem::replace(&mut self.addresses, addresses).into_iter().next();
+        if let Some(answered) = answered.filter(|answered| self.addresses.contains(answered)) {
+            self.prefer(&answered);
+        }
+        self.nodes.retain(|address, _| self.addresses.contains(address));
+        self.members_as_of = members.as_of();
+        self.members_not_before = None;
     }
 
     /// The next request goes there last.

@@ -4,6 +4,7 @@
 //! follows no hint; every call ends by its deadline and says whether the request may have taken effect.
 
 use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -132,11 +133,13 @@ pub(crate) type AskedCluster = Arc<OnceLock<ClusterId>>;
 pub(crate) struct RemoteNode {
     service: RaftServiceClient<Channel>,
     cluster: AskedCluster,
+    /// The newest membership that this node's results were given under.
+    members_as_of: Arc<AtomicU64>,
 }
 
 impl RemoteNode {
     pub(crate) fn new(channel: Channel, cluster: AskedCluster) -> RemoteNode {
-        RemoteNode { service: service(channel), cluster }
+        RemoteNode { service: service(channel), cluster, members_as_of: Arc::default() }
     }
 
     fn header(&self) -> Option<proto::Header> {
@@ -146,8 +149,18 @@ impl RemoteNode {
     /// A result came with this header.
     fn learn(&self, header: Option<&proto::Header>) {
         if let Ok(Some(cluster_id)) = wire::check_header(header) {
-            let _ = self.cluster.set(cluster_id); // The first one stays.
+            let pinned = *self.cluster.get_or_init(|| cluster_id);
+            if let Some(as_of) = header.and_then(|header| header.members_as_of)
+                && pinned == cluster_id
+            {
+                self.members_as_of.fetch_max(as_of, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// The index of the membership that this node has, as far as its results tell; zero if they do not.
+    pub(crate) fn members_as_of(&self) -> LogIndex {
+        LogIndex(self.members_as_of.load(Ordering::Relaxed))
     }
 
     pub(crate) async fn propose(
@@ -254,6 +267,20 @@ impl RemoteNode {
         let request = proto::IdentifyRequest { header: Some(wire::header(None)) };
         let reply = bounded(timeout, self.service.clone().identify(request)).await?;
         wire::identification_from_wire(reply).map_err(CallError::senseless)
+    }
+
+    /// The membership as this node knows it. A node of another cluster is refused, as it would refuse a request.
+    pub(crate) async fn members(&self, timeout: Duration) -> Result<Members, CallError<ReadError>> {
+        let found = self.identify(timeout).await?;
+        let Some(identity) = found.identity.filter(|_| !found.members.is_empty()) else {
+            return Err(CallError::Door(DoorRefusal::NoCluster { node: found.node_id }));
+        };
+        let asked = *self.cluster.get_or_init(|| identity.cluster_id);
+        if asked != identity.cluster_id {
+            let (node, own) = (found.node_id, identity.cluster_id);
+            return Err(CallError::Door(DoorRefusal::OtherCluster { node, found: asked, own }));
+        }
+        Ok(found.members)
     }
 
     pub(crate) async fn inspect(&self, timeout: Duration) -> Result<Inspection, CallError<ReadError>> {
