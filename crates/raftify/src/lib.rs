@@ -66,6 +66,7 @@
 
 mod applier;
 mod chance;
+mod discovery;
 pub mod error;
 mod formatter;
 mod forwarding;

@@ -89,11 +89,22 @@ pub struct BootstrapOptions<LogEntry, FSM> {
     /// Where to listen (`host:port`) when that is not where the others reach this node: behind a proxy or an address
     /// translation, or on all interfaces. By default the node listens on its `raft_addr`.
     pub listen_addr: Option<String>,
+    /// Where to look for the other members (`host:port`) while this node knows no leader: addresses of nodes, or a host name
+    /// that stands for the addresses of several. A name is resolved again on each attempt, and may fail to resolve for a
+    /// while. By these, members that all came back at new addresses find each other: each is recognised by its cluster and
+    /// its data directory, and the leader records the new addresses. Other nodes that answer there are passed over. By
+    /// default empty: the addresses that the membership has are enough as long as one of a majority stays where it is.
+    pub discover: Vec<String>,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Default for BootstrapOptions<LogEntry, FSM> {
     fn default() -> Self {
-        BootstrapOptions { logger: None, formatter: Arc::new(DefaultFormatter), listen_addr: None }
+        BootstrapOptions {
+            logger: None,
+            formatter: Arc::new(DefaultFormatter),
+            listen_addr: None,
+            discover: Vec::new(),
+        }
     }
 }
 
@@ -156,6 +167,7 @@ where
         let raft_addr: Arc<str> = raft_addr.into().into();
         check_address(&raft_addr)?;
         options.listen_addr.as_deref().map(check_listen_address).transpose()?;
+        options.discover.iter().try_for_each(|address| check_address(address))?;
         let stored = storage.load()?;
         let recovered = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
@@ -195,6 +207,7 @@ where
             formatter: options.formatter,
             first_members: Arc::clone(&first_members),
             plan: watch::Sender::new(None),
+            discover: options.discover,
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
         Ok(Raft { node, raft_addr, first_members, incarnation: Incarnation(random()) })

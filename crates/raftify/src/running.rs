@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::applier::{ApplierStart, Query};
 use crate::chance::random;
+use crate::discovery::Discovery;
 use crate::error::RunError;
 use crate::formatter::CustomFormatter;
 use crate::identification::Plan;
@@ -57,6 +58,8 @@ pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) first_members: Arc<Mutex<Option<Members>>>,
     /// What this node waits to begin a cluster with.
     pub(crate) plan: watch::Sender<Option<Plan>>,
+    /// Where to look for the other members while no leader is known.
+    pub(crate) discover: Vec<String>,
 }
 
 /// One of the two tasks of a node came to its end.
@@ -145,6 +148,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             status: self.status,
             lifecycle: lifecycle.clone(),
         };
+        let discovery =
+            Discovery::new(self.discover, outputs.status.subscribe(), outbox.clone(), self.config.clone());
         let raft_loop = RaftLoop::new(self.core, inputs, outputs, self.config.tick_interval);
 
         // Both are ended when this future is dropped half way.
@@ -154,6 +159,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         tasks.spawn(async move {
             Ended::Server(serve(self.listener, door, async { drop(end_serving.await) }).await)
         });
+        let mut helpers = JoinSet::new();
+        helpers.spawn(discovery.run());
         info!(node = %node_id, address = %self.raft_addr, "the node runs");
 
         let mut ended = Vec::new();
@@ -166,6 +173,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         }
         let unasked = ended.len();
         lifecycle.ask_to_quit();
+        helpers.shutdown().await;
         drop(serving);
         let what = "the raft loop, in a write of the log or in the state machine";
         while let Some(next) = patiently(node_id, what, tasks.join_next()).await {
@@ -199,12 +207,9 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             if let Some(own) = members.get(node_id)
                 && *own.address != *self.raft_addr
             {
-                warn!(
+                info!(
                     node = %node_id,
-                    "the stored membership says that this node is at {recorded}, but it was bootstrapped with {own}: \
-                     unless that was changed meanwhile, the others look for it at {recorded}. Start it with that \
-                     address, or have a member change it, by change_config with Add of node {node_id}, a {role}, at {own}",
-                    recorded = own.address, own = self.raft_addr, role = own.role
+                    "moved from {} to {}, which is announced to the other members", own.address, self.raft_addr
                 );
             }
             return not_begun;

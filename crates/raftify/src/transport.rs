@@ -4,14 +4,16 @@
 //! the remote client, none of which can tell the difference.
 
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::thread;
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
 use tonic::transport::{Channel, Endpoint, Error};
@@ -101,6 +103,34 @@ fn unhurried<T>(
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Looks up the addresses of `host:port`, on a thread that nothing waits for: a resolver may hang for longer than a node
+/// takes to stop, or its runtime to be dropped.
+pub(crate) fn resolve(address: &str) -> oneshot::Receiver<io::Result<Vec<SocketAddr>>> {
+    let (resolved, outcome) = oneshot::channel();
+    // What is resolved is not needed if the receiver is gone.
+    if let Ok(address) = address.parse() {
+        let _ = resolved.send(Ok(vec![address]));
+        return outcome;
+    }
+    #[cfg(feature = "simulation")]
+    if simulation::is_on() {
+        let _ = resolved.send(Err(io::Error::other("no names are resolved in a simulation")));
+        return outcome;
+    }
+    let address = address.to_owned();
+    let lookup = move || {
+        let _ = resolved.send(address.to_socket_addrs().map(Iterator::collect));
+    };
+    match thread::Builder::new().name("raftify-resolve".to_owned()).spawn(lookup) {
+        Ok(_) => outcome,
+        Err(error) => {
+            let (failed, outcome) = oneshot::channel();
+            let _ = failed.send(Err(error));
+            outcome
+        }
+    }
 }
 
 /// Connects when it is used for the first time, and again whenever it has to.

@@ -27,6 +27,10 @@ pub struct NodeOptions {
     /// Where to listen for the others, if what stands between them and this node has another address: host:port
     #[arg(long)]
     listen_addr: Option<String>,
+    /// Where to look for the other members while there is no leader, such as after all have moved: host:port, or a name
+    /// of several hosts (repeatable)
+    #[arg(long, value_name = "HOST:PORT")]
+    discover: Vec<String>,
     /// Where to serve the web API: host:port
     #[arg(long)]
     web_server: Option<String>,
@@ -86,7 +90,11 @@ impl NodeOptions {
 
     /// What is passed to [`Raft::bootstrap_with`].
     pub fn bootstrap_options(&self) -> BootstrapOptions<LogEntry, HashStore> {
-        BootstrapOptions { listen_addr: self.listen_addr.clone(), ..BootstrapOptions::default() }
+        BootstrapOptions {
+            listen_addr: self.listen_addr.clone(),
+            discover: self.discover.clone(),
+            ..BootstrapOptions::default()
+        }
     }
 
     /// Stops the node with standard input, if that was asked for.

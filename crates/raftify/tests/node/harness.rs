@@ -11,9 +11,9 @@ use std::time::Duration;
 use raftify::error::{BootstrapError, RunError};
 use raftify::storage::Write;
 use raftify::{
-    AbstractStateMachine, BoxError, ClusterJoinTicket, Config, HeedStorage, LogPosition, Member,
-    MemoryStorage, NodeId, Raft, SnapshotCapture, SnapshotStore, StableStorage, StorageError, StoredState,
-    WalSettings, WalStorage, restore_value,
+    AbstractStateMachine, BootstrapOptions, BoxError, ClusterJoinTicket, Config, HeedStorage, LogPosition,
+    Member, MemoryStorage, NodeId, Raft, SnapshotCapture, SnapshotStore, StableStorage, StorageError,
+    StoredState, WalSettings, WalStorage, restore_value,
 };
 pub(crate) use raftify_free_address::free_address;
 use serde::{Deserialize, Serialize};
@@ -370,6 +370,8 @@ pub(crate) struct TestNode {
     pub(crate) faults: Faults,
     /// Whether its state machine says so of itself.
     pub(crate) is_quick: bool,
+    /// Where it looks for the others while it knows no leader.
+    pub(crate) discover: Vec<String>,
     running: Option<(TestRaft, JoinHandle<Result<(), RunError>>)>,
 }
 
@@ -387,6 +389,7 @@ impl TestNode {
             gate: Gate::default(),
             faults: Faults::default(),
             is_quick: false,
+            discover: Vec::new(),
             running: None,
         }
     }
@@ -419,7 +422,8 @@ impl TestNode {
 
     fn bootstrap_with(&self, storage: impl StableStorage) -> Result<TestRaft, BootstrapError> {
         let storage = self.disk.held(storage);
-        Raft::bootstrap(self.id, &self.address, storage, self.store(), self.config.clone())
+        let options = BootstrapOptions { discover: self.discover.clone(), ..BootstrapOptions::default() };
+        Raft::bootstrap_with(self.id, &self.address, storage, self.store(), self.config.clone(), options)
     }
 
     /// An empty state machine of this node.

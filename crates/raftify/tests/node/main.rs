@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test that unwraps fails at the place that tells most.
 
+mod addresses;
 mod bad_input;
 mod cluster;
 mod durability;

@@ -483,29 +483,3 @@ async fn a_list_of_peers_must_name_this_node_as_it_is() {
     let error = raft.add_peers([]).await.unwrap_err();
     assert!(matches!(error, AddPeersError::Members(MembershipRefusal::LastVoter)), "{error}");
 }
-
-#[tokio::test]
-async fn a_member_that_is_started_at_another_address_says_what_to_do_and_that_brings_it_back() {
-    let mut nodes = static_cluster(3).await;
-    nodes[2].stop().await;
-    agreed_leader(&nodes).await;
-    let address = free_address();
-    let recorded = std::mem::replace(&mut nodes[2].address, address.clone());
-    let (logged, log) = Logged::from_now_on();
-    nodes[2].start();
-    let warning = format!("this node is at {recorded}, but it was bootstrapped with {address}");
-    until("it warns", async || logged.text().contains(&warning)).await;
-    let advice = format!("by change_config with Add of node 3, a voter, at {address}");
-    assert!(logged.text().contains(&advice), "{}", logged.text());
-    drop(log);
-
-    let moved = Member::voter(id(3), address);
-    change(nodes[0].raft(), MembershipChange::one(MemberChange::Add(moved))).await.unwrap();
-    put(nodes[0].raft(), "key", "value").await;
-    assert_eq!(nodes[2].get("key").await.as_deref(), Some("value"));
-    nodes[2].stop().await;
-    let (logged, _log) = Logged::from_now_on();
-    nodes[2].start();
-    agreed_leader(&nodes).await;
-    assert!(!logged.text().contains("was bootstrapped with"), "{}", logged.text());
-}
