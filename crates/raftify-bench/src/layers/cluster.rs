@@ -4,7 +4,7 @@ use raftify::BoxError;
 
 use super::disk;
 use crate::Work;
-use crate::cluster::{Cluster, Place};
+use crate::cluster::{Cluster, NODES, Place};
 use crate::line::Line;
 use crate::measure::Measured;
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
