@@ -66,6 +66,8 @@
 
 mod applier;
 mod chance;
+mod connections;
+mod descriptors;
 pub mod error;
 mod formatter;
 mod identification;
@@ -104,6 +106,7 @@ mod transport;
 mod wire;
 mod worker;
 
+pub use descriptors::server_connections_max;
 pub use error::BoxError;
 pub use formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
 pub use log_entry::AbstractLogEntry;
