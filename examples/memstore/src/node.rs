@@ -129,7 +129,7 @@ impl NodeOptions {
         });
         if self.stop_with_stdin {
             // The program does not wait for this thread: it may read until the process ends.
-            std::thread::spawn(move || {
+            thread::spawn(move || {
                 let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An input that cannot be read has ended, too.
                 asked.send_replace(true);
             });
