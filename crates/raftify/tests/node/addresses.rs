@@ -133,7 +133,7 @@ async fn a_joiner_that_cannot_be_reached_costs_nothing_and_votes_once_it_is() {
     let ticket = ticket(&advertised, &nodes[0]).await;
     let mut joiner = TestNode::of(&ticket);
     let options = BootstrapOptions { listen_addr: Some(listening.clone()), ..BootstrapOptions::default() };
-    let config = Config { membership_timeout: Duration::from_secs(1), ..Config::default() };
+    let config = Config { joiner_timeout: Duration::from_secs(1), ..Config::default() };
     let storage = joiner.disk.held(joiner.disk.memory());
     let raft =
         Raft::bootstrap_with(joiner.id, &joiner.address, storage, joiner.store(), config, options).unwrap();

@@ -163,7 +163,12 @@ impl JournalNode {
     fn bootstrap(&self) -> Result<JournalRaft, BootstrapError> {
         let journal = Journal::open(self.root.path().to_owned(), self.calls.clone()).unwrap();
         let config = short_log();
-        Raft::bootstrap(self.id, &self.address, self.disk.held(self.disk.memory()), journal, config)
+        let storage = self.disk.held(self.disk.memory());
+        let raft = Raft::bootstrap(self.id, &self.address, storage, journal, config)?;
+        if self.id == id(1) {
+            begins_alone(&raft, &self.address);
+        }
+        Ok(raft)
     }
 
     fn start(&mut self) {

@@ -361,6 +361,7 @@ async fn work_on_a_snapshot_does_not_outlive_run() {
     let config = short_log();
     let storage = HeldReads { memory, snapshots };
     let raft = Raft::bootstrap(node.id, &node.address, storage, node.store(), config).unwrap();
+    begins_alone(&raft, &node.address);
     let running = tokio::spawn(raft.clone().run());
     put(&raft, "key", "value").await;
     raft.make_snapshot().await.unwrap();

@@ -216,6 +216,7 @@ async fn a_state_machine_that_panics_when_it_is_dropped_does_not_hide_why_the_no
         let address = free_address();
         let (storage, config) = (MemoryStorage::default(), Config::default());
         let raft = Raft::<u8, Fragile>::bootstrap(id(1), &address, storage, Fragile, config).unwrap();
+        begins_alone(&raft, &address);
         let running = tokio::spawn(raft.clone().run());
         within("a leader", raft.wait_for_leader()).await.unwrap();
         raft.propose(7).await.unwrap_err();
