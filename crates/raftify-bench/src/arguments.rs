@@ -6,7 +6,9 @@ use clap::{Parser, Subcommand};
 use raftify::BoxError;
 
 use crate::Work;
-use crate::layers::{cluster, core, disk, failover, http, log, memory, overload, path, read, restart, soak};
+use crate::layers::{
+    cluster, core, disk, failover, http, join, log, memory, overload, path, read, restart, soak,
+};
 use crate::node::NodeArguments;
 
 #[derive(Parser)]
@@ -84,6 +86,8 @@ pub(crate) enum Layer {
     Overload(overload::Overload),
     /// Where the time of one proposal goes
     Path(path::Path),
+    /// A node joins while clients write, and the state is large; not part of `bench`
+    Join(join::Join),
     /// A long time at a part of what the cluster can do; not part of `bench`
     Soak(soak::Soak),
 }
@@ -102,6 +106,7 @@ impl Layer {
             Layer::Memory(layer) => layer.run(work),
             Layer::Overload(layer) => layer.run(work),
             Layer::Path(layer) => layer.run(work),
+            Layer::Join(layer) => layer.run(work),
             Layer::Soak(layer) => layer.run(work),
         }
     }

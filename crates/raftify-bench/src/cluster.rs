@@ -1,4 +1,4 @@
-//! Three nodes that are measured: in this process, each on a runtime of its own, or as three processes.
+//! The nodes that are measured, mostly three: in this process, each on a runtime of its own, or as three processes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -31,15 +31,15 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    pub(crate) fn processes(self) -> u64 {
+    pub(crate) fn processes(self, nodes: u64) -> u64 {
         match self {
             Place::One => 1,
-            Place::Three => NODES,
+            Place::Three => nodes,
         }
     }
 }
 
-/// A cluster of [`NODES`] nodes, some of which may not run.
+/// A cluster of nodes, some of which may not run.
 pub(crate) struct Cluster {
     directory: PathBuf,
     addresses: Vec<String>,
@@ -66,13 +66,36 @@ impl Cluster {
         options: NodeOptions,
         count: u64,
     ) -> Result<Cluster, BoxError> {
-        let addresses = (0..NODES).map(|_| free_address()).collect();
-        let nodes = (0..NODES).map(|_| None).collect();
+        Cluster::start_sized(directory, place, options, NODES, count)
+    }
+
+    /// Starts the first `count` nodes of a cluster of `size`.
+    pub(crate) fn start_sized(
+        directory: &Path,
+        place: Place,
+        options: NodeOptions,
+        size: u64,
+        count: u64,
+    ) -> Result<Cluster, BoxError> {
+        let addresses = (0..size).map(|_| free_address()).collect();
+        let nodes = (0..size).map(|_| None).collect();
         let mut cluster = Cluster { directory: directory.to_owned(), addresses, options, place, nodes };
         for id in 1..=count {
             cluster.start_node(id)?;
         }
         Ok(cluster)
+    }
+
+    /// Starts one more node, as a process, which joins through the member `peer`. Its id.
+    pub(crate) fn join_node(&mut self, peer: u64) -> Result<u64, BoxError> {
+        let id = self.nodes.len() as u64 + 1;
+        let peer = self.addresses.get(usize::try_from(peer - 1)?).ok_or("there is no such peer")?.clone();
+        self.addresses.push(free_address());
+        let data = self.directory.join(id.to_string());
+        let options = NodeOptions { join: Some(peer), snapshot_bytes: 0, ..self.options.clone() };
+        let process = Process::start(id, &data, &self.addresses, &options)?;
+        self.nodes.push(Some(ClusterNode::Process(process)));
+        Ok(id)
     }
 
     /// Starts a node that does not run, on the data that it left.
@@ -106,11 +129,11 @@ impl Cluster {
     pub(crate) fn line(&self, bench: &str) -> Line {
         let line = Line {
             storage: Some(self.options.storage.name().to_owned()),
-            nodes: Some(NODES),
+            nodes: Some(self.nodes.len() as u64),
             fsync: Some(self.options.storage.is_synced()),
             ..Line::of(bench)
         };
-        line.with("processes", self.place.processes())
+        line.with("processes", self.place.processes(self.nodes.len() as u64))
     }
 
     /// Where the nodes that run stand.
@@ -233,6 +256,9 @@ impl Process {
         command.args(["--snapshot-bytes", &options.snapshot_bytes.to_string()]);
         if let Some(entries) = options.snapshot_entries {
             command.args(["--snapshot-entries", &entries.to_string()]);
+        }
+        if let Some(peer) = &options.join {
+            command.args(["--join", peer]);
         }
         command.args(addresses.iter().flat_map(|address| ["--address", address]));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;

@@ -6,6 +6,7 @@ pub(crate) mod core;
 pub(crate) mod disk;
 pub(crate) mod failover;
 pub(crate) mod http;
+pub(crate) mod join;
 pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod overload;

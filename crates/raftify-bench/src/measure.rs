@@ -30,6 +30,8 @@ pub(crate) enum Outcome {
     Done,
     /// Refused at once because too much was waiting; not recorded as an operation.
     Busy,
+    /// Not done, or nobody knows; only counted.
+    Failed,
 }
 
 /// What a load has shown.
@@ -37,6 +39,7 @@ pub(crate) enum Outcome {
 pub(crate) struct Measured {
     pub(crate) count: u64,
     pub(crate) busy: u64,
+    pub(crate) failed: u64,
     pub(crate) seconds: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
@@ -73,6 +76,7 @@ impl Recorder {
         Measured {
             count: self.0.len(),
             busy: 0,
+            failed: 0,
             seconds: elapsed.as_secs_f64(),
             p50_us: self.quantile_us(0.5),
             p99_us: self.quantile_us(0.99),
@@ -101,11 +105,16 @@ pub(crate) fn repeat(
 struct Tally {
     recorder: Mutex<Recorder>,
     busy: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Tally {
     fn new() -> Arc<Tally> {
-        Arc::new(Tally { recorder: Mutex::new(Recorder::new()), busy: AtomicU64::new(0) })
+        Arc::new(Tally {
+            recorder: Mutex::new(Recorder::new()),
+            busy: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Recorder> {
@@ -118,11 +127,18 @@ impl Tally {
             Outcome::Busy => {
                 self.busy.fetch_add(1, Ordering::Relaxed);
             }
+            Outcome::Failed => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
     fn measured(&self, elapsed: Duration) -> Measured {
-        Measured { busy: self.busy.load(Ordering::Relaxed), ..self.lock().measured(elapsed) }
+        Measured {
+            busy: self.busy.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            ..self.lock().measured(elapsed)
+        }
     }
 }
 
@@ -146,7 +162,7 @@ pub(crate) async fn closed_loop<F: Future<Output = Result<Outcome, BoxError>> + 
                 }
                 let outcome = operation().await?;
                 tally.note(outcome, sent);
-                if outcome == Outcome::Busy {
+                if outcome != Outcome::Done {
                     tokio::task::yield_now().await;
                 }
             }

@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -107,12 +108,15 @@ pub(crate) struct NodeOptions {
     /// Takes a snapshot after this many entries instead of the default; zero: never by itself
     #[arg(long)]
     pub(crate) snapshot_entries: Option<u64>,
+    /// Joins the cluster of the member at this address, instead of being one of its first members
+    #[arg(long)]
+    pub(crate) join: Option<String>,
 }
 
 impl NodeOptions {
     /// Everything as a user finds it.
     pub(crate) fn of(storage: Storage) -> NodeOptions {
-        NodeOptions { storage, snapshot_bytes: 0, snapshot_entries: None }
+        NodeOptions { storage, snapshot_bytes: 0, snapshot_entries: None, join: None }
     }
 
     fn config(&self) -> Config {
@@ -130,6 +134,8 @@ pub(crate) struct Running {
     pub(crate) raft: Node,
     pub(crate) runtime: Runtime,
     end: JoinHandle<Result<(), RunError>>,
+    /// When it was a voter, if it joined: seconds after its start.
+    voter_after: Arc<OnceLock<f64>>,
 }
 
 impl Running {
@@ -158,12 +164,35 @@ impl Running {
         let runtime = Builder::new_multi_thread().enable_all().build()?;
         let address = addresses.get(usize::try_from(id - 1)?).ok_or("the node has no address")?;
         let meter = Meter { applied_bytes: 0, snapshot_bytes: options.snapshot_bytes };
-        let raft: Node = Raft::bootstrap(NodeId::try_from(id)?, address, storage, meter, options.config())?;
-        let members = (1..).zip(addresses);
-        let members = members.map(|(id, address)| Ok(Member::voter(NodeId::try_from(id)?, address)));
-        runtime.block_on(raft.add_peers(members.collect::<Result<Vec<_>, BoxError>>()?))?;
+        let (node_id, config) = (NodeId::try_from(id)?, options.config());
+        let begin = Instant::now();
+        let voter_after = Arc::<OnceLock<f64>>::default();
+        let Some(peer) = &options.join else {
+            let raft: Node = Raft::bootstrap(node_id, address, storage, meter, config)?;
+            let members = (1..).zip(addresses);
+            let members = members.map(|(id, address)| Ok(Member::voter(NodeId::try_from(id)?, address)));
+            runtime.block_on(raft.add_peers(members.collect::<Result<Vec<_>, BoxError>>()?))?;
+            let end = runtime.spawn(raft.clone().run());
+            return Ok(Running { raft, runtime, end, voter_after });
+        };
+        let ticket = runtime.block_on(Node::request_id(address, peer))?;
+        if ticket.reserved_id != node_id {
+            return Err(format!("node {id} was given the id {}", ticket.reserved_id).into());
+        }
+        let raft: Node = Raft::bootstrap(node_id, address, storage, meter, config)?;
         let end = runtime.spawn(raft.clone().run());
-        Ok(Running { raft, runtime, end })
+        let (joining, voter_since) = (raft.clone(), Arc::clone(&voter_after));
+        runtime.spawn(async move {
+            let mut status = joining.status();
+            if let Err(error) = joining.join_cluster(vec![ticket]).await {
+                eprintln!("error: node {node_id} does not join: {error}");
+            }
+            if status.wait_for(|status| status.members.is_voter(node_id)).await.is_ok() {
+                // Nothing else sets it.
+                let _ = voter_since.set(begin.elapsed().as_secs_f64());
+            }
+        });
+        Ok(Running { raft, runtime, end, voter_after })
     }
 
     pub(crate) fn stop(self) -> Result<(), BoxError> {
@@ -182,6 +211,7 @@ impl Running {
                     applied: status.applied.0,
                     last: status.last.index.0,
                     snapshot: status.snapshot.map_or(0, |position| position.index.0),
+                    voter_after: self.voter_after.get().copied(),
                 })
             }
             Command::Load(load) => Answer::Measured(self.load(load)?),
@@ -212,6 +242,10 @@ impl Running {
         let shared = Payload(Bytes::from(vec![7; bytes]));
         match load.operation {
             Operation::Propose => self.run(load, move || propose(raft.clone(), shared.clone())),
+            Operation::ProposeOrCount => self.run(load, move || {
+                let proposal = propose(raft.clone(), shared.clone());
+                async move { Ok(proposal.await.unwrap_or(Outcome::Failed)) }
+            }),
             // The entry is made when its turn comes, so that an operation that waits to be begun takes no memory.
             Operation::ProposeNew => self.run(load, move || {
                 let raft = raft.clone();
@@ -317,6 +351,8 @@ pub(crate) enum Operation {
     Propose,
     /// A proposal of an entry in memory of its own
     ProposeNew,
+    /// A proposal; one that fails is counted, and ends nothing
+    ProposeOrCount,
     /// A confirmed index to read at
     ReadIndex,
     /// A linearizable read of the state machine
@@ -326,7 +362,7 @@ pub(crate) enum Operation {
 impl Operation {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Operation::Propose | Operation::ProposeNew => "propose",
+            Operation::Propose | Operation::ProposeNew | Operation::ProposeOrCount => "propose",
             Operation::ReadIndex => "read_index",
             Operation::Query => "query",
         }
@@ -351,6 +387,8 @@ pub(crate) struct NodeStatus {
     pub(crate) applied: u64,
     pub(crate) last: u64,
     pub(crate) snapshot: u64,
+    /// How many seconds after its start a node that joined was a voter.
+    pub(crate) voter_after: Option<f64>,
 }
 
 /// How to start a node as a process.

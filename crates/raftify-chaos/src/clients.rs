@@ -9,6 +9,7 @@ use memstore::{HashStore, LogEntry, Reply};
 use raftify::error::ProposeError;
 use raftify::{ClientError, RaftClient};
 use raftify_history::register::{Operation, Outcome};
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
@@ -69,7 +70,7 @@ pub(crate) struct Load {
 
 impl Load {
     /// Every third client talks gRPC.
-    pub(crate) fn start(clients: usize, doors: &[Doors], seed: u64) -> Load {
+    pub(crate) fn start(clients: usize, doors: &watch::Receiver<Vec<Doors>>, seed: u64) -> Load {
         let recorder = Arc::new(Recorder::new(clients.div_ceil(CLIENTS_PER_KEY)));
         let counts = Arc::<Counts>::default();
         let stop = watch::Sender::new(false);
@@ -78,7 +79,7 @@ impl Load {
             let client = ClientTask {
                 lane: number / CLIENTS_PER_KEY,
                 speaks_grpc: number % 3 == 2,
-                doors: doors.to_vec(),
+                doors: doors.clone(),
                 recorder: Arc::clone(&recorder),
                 counts: Arc::clone(&counts),
                 random: ChaCha8Rng::seed_from_u64(seed ^ (number as u64 + 1).rotate_left(32)),
@@ -105,7 +106,8 @@ impl Load {
 struct ClientTask {
     lane: usize,
     speaks_grpc: bool,
-    doors: Vec<Doors>,
+    /// Those of the members of the moment.
+    doors: watch::Receiver<Vec<Doors>>,
     recorder: Arc<Recorder>,
     counts: Arc<Counts>,
     random: ChaCha8Rng,
@@ -115,8 +117,7 @@ impl ClientTask {
     async fn run(mut self, stop: watch::Receiver<bool>) -> Option<String> {
         let mut client = self.recorder.new_client();
         while !*stop.borrow() {
-            let node = self.random.random_range(0..self.doors.len());
-            let doors = self.doors[node].clone();
+            let doors = self.doors.borrow().choose(&mut self.random).cloned()?;
             let mut connection = Connection::new(doors.web);
             for _ in 0..self.random.random_range(50..500) {
                 if *stop.borrow() {

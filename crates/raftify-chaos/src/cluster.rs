@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use raftify::{BoxError, Inspection, MemberChange, MemberRole, MembershipChange, NodeId};
+use raftify::{BoxError, Inspection, Member, MemberChange, MemberRole, MembershipChange, NodeId};
 use rustix::process::Signal;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::clients::{self, Client, Doors};
 use crate::http::Connection;
-use crate::links::{Links, Party};
+use crate::links::{Links, Party, SPARES};
 use crate::network::{Kind, Network};
 use crate::node::{End, Node, Program, Setting};
 
@@ -21,8 +22,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// What must be well within this long after nothing disturbs it any more. Generous: joints of many seconds are no
-/// violation, standing still is.
+/// violation, standing still is. Where the state is large, it has to travel besides.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE_PER_MEGABYTE: Duration = Duration::from_millis(500);
 
 /// Why the cluster is not well.
 pub(crate) enum Trouble {
@@ -46,7 +48,7 @@ impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Trouble::Ended(place, end) => write!(f, "node {place} ended by itself, {end}"),
-            Trouble::Unwell(what) => write!(f, "{PATIENCE:?} after all was healed, {what}"),
+            Trouble::Unwell(what) => write!(f, "the cluster is not well: {what}"),
             Trouble::Unnoticed(place, what) => {
                 write!(f, "node {place} goes on as if nothing had happened: {what}")
             }
@@ -60,6 +62,9 @@ pub(crate) struct Cluster {
     pub nodes: Vec<Node>,
     pub network: Network,
     setting: Setting,
+    /// How many members there are while none comes or goes: those at the first places.
+    size: usize,
+    doors: watch::Sender<Vec<Doors>>,
 }
 
 impl Cluster {
@@ -69,20 +74,32 @@ impl Cluster {
         count: usize,
         programs: &Path,
         directory: &Path,
+        state_megabytes: u64,
     ) -> Result<Cluster, BoxError> {
-        let setting = Setting { programs: programs.to_owned(), members: directory.join("members.toml") };
+        let members = directory.join("members.toml");
+        let setting = Setting { programs: programs.to_owned(), members, state_megabytes };
         setting.check()?;
         let network = Network::start(kind, count)?;
         let mut nodes = Vec::new();
         let mut members = String::new();
-        for place in 1..=count {
+        for place in 1..=count + SPARES {
             let addresses = network.addresses(place).clone();
-            members += &format!("[[peers]]\nid = {place}\naddress = \"{}\"\n", addresses.raft);
+            let is_member = place <= count;
+            if is_member {
+                members += &format!("[[peers]]\nid = {place}\naddress = \"{}\"\n", addresses.raft);
+            }
             let doors = Doors { web: addresses.web.clone(), grpc: clients::grpc(&addresses.raft)? };
-            nodes.push(Node::new(place, addresses, doors, directory)?);
+            let mut node = Node::new(place, addresses, doors, directory, state_megabytes)?;
+            node.is_member = is_member;
+            if !is_member {
+                node.program = Program::Dynamic;
+            }
+            nodes.push(node);
         }
         std::fs::write(&setting.members, members)?;
-        let mut cluster = Cluster { nodes, network, setting };
+        let doors = watch::Sender::default();
+        let mut cluster = Cluster { nodes, network, setting, size: count, doors };
+        cluster.publish_doors();
         for place in 1..=count {
             cluster.start_node(place)?;
         }
@@ -93,29 +110,73 @@ impl Cluster {
         &mut self.nodes[place - 1]
     }
 
+    fn members(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.is_member)
+    }
+
+    /// Where members are.
     pub(crate) fn places(&self) -> Vec<Party> {
-        (1..=self.nodes.len()).collect()
+        self.members().map(|node| node.place).collect()
+    }
+
+    /// Where nodes may join that leave again.
+    pub(crate) fn spares(&self) -> [Party; SPARES] {
+        std::array::from_fn(|number| self.size + 1 + number)
     }
 
     pub(crate) fn webs(&self) -> Vec<String> {
-        self.nodes.iter().map(|node| node.doors.web.clone()).collect()
+        self.members().map(|node| node.doors.web.clone()).collect()
     }
 
-    pub(crate) fn doors(&self) -> Vec<Doors> {
-        self.nodes.iter().map(|node| node.doors.clone()).collect()
+    /// The doors of the members, as they come and go.
+    pub(crate) fn doors(&self) -> watch::Receiver<Vec<Doors>> {
+        self.doors.subscribe()
+    }
+
+    fn publish_doors(&self) {
+        self.doors.send_replace(self.members().map(|node| node.doors.clone()).collect());
+    }
+
+    /// Says that a member is to be at this place from now on, or none.
+    pub(crate) fn set_member(&mut self, place: Party, is_member: bool) {
+        self.node(place).is_member = is_member;
+        self.publish_doors();
+    }
+
+    /// Where the others reach the node at this place, which is down, it is from now on at another address.
+    pub(crate) fn move_away(&mut self, place: Party) -> Result<(), BoxError> {
+        self.node(place).move_away()?;
+        self.publish_doors();
+        Ok(())
+    }
+
+    /// How long something may take that moves the whole state.
+    pub(crate) fn patience(&self) -> Duration {
+        let megabytes = u32::try_from(self.setting.state_megabytes).unwrap_or(u32::MAX);
+        PATIENCE + PATIENCE_PER_MEGABYTE.saturating_mul(megabytes)
+    }
+
+    pub(crate) fn state_bytes(&self) -> u64 {
+        self.setting.state_megabytes << 20
+    }
+
+    pub(crate) fn open_links(&self) -> Links {
+        Links::open(self.size)
     }
 
     /// Starts the process of a place that is down.
     pub(crate) fn start_node(&mut self, place: Party) -> Result<(), BoxError> {
-        // Who only goes on needs none, and may be given one that is down.
-        let peer = self.nodes.iter().filter(|node| node.place != place).max_by_key(|node| node.is_up());
-        let peer = peer.map_or(String::new(), |node| node.addresses.raft.clone());
-        self.nodes[place - 1].start(&self.setting, &self.network, &peer)
+        // Who only goes on needs none, and may be given some that are down.
+        let mut peers: Vec<&Node> = self.members().filter(|node| node.place != place).collect();
+        peers.sort_by_key(|node| !node.is_up());
+        peers.truncate(1);
+        let peers: Vec<String> = peers.into_iter().map(|node| node.addresses.raft.clone()).collect();
+        self.nodes[place - 1].start(&self.setting, &self.network, &peers)
     }
 
     /// Opens all links, wakes and starts all processes, makes room on all disks.
     pub(crate) fn heal(&mut self) -> Result<(), BoxError> {
-        self.network.set(Links::open(self.nodes.len()));
+        self.network.set(self.open_links());
         for place in self.places() {
             let node = self.node(place);
             node.empty()?;
@@ -132,14 +193,23 @@ impl Cluster {
         self.nodes[place - 1].inspector.clone().with_deadline(ANSWER_TIMEOUT).inspect().await.ok()
     }
 
-    async fn inspect_all(&self) -> Vec<Option<Inspection>> {
-        join_all(self.places().into_iter().map(|place| self.inspect(place))).await
+    async fn inspect_all(&self) -> Vec<(Party, Option<Inspection>)> {
+        let looks = self.places().into_iter().map(async |place| (place, self.inspect(place).await));
+        join_all(looks).await
+    }
+
+    /// What the members know of the node at this place, if it is a member: those that know the newest membership.
+    pub(crate) async fn member_at(&self, place: Party) -> Option<Member> {
+        let all = self.inspect_all().await;
+        let known = all.into_iter().filter_map(|(_, inspection)| Some(inspection?.status.members));
+        let newest = known.max_by_key(|members| members.as_of())?;
+        newest.iter().find(|member| member.address == self.nodes[place - 1].addresses.raft).cloned()
     }
 
     /// Who leads in the newest term that anybody tells.
     pub(crate) async fn leader(&self) -> Option<Party> {
         let all = self.inspect_all().await;
-        let leaders = (1..).zip(&all).filter_map(|(place, it)| Some((place, &it.as_ref()?.status)));
+        let leaders = all.iter().filter_map(|(place, it)| Some((*place, &it.as_ref()?.status)));
         let newest = leaders.filter(|(_, status)| status.is_leader()).max_by_key(|(_, status)| status.term);
         newest.map(|(place, _)| place)
     }
@@ -162,7 +232,7 @@ impl Cluster {
         loop {
             self.look_for_ended()?;
             let Some(missing) = self.what_is_missing().await else { return Ok(()) };
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > self.patience() {
                 return Err(Trouble::Unwell(missing));
             }
             sleep(PAUSE).await;
@@ -170,7 +240,7 @@ impl Cluster {
     }
 
     fn look_for_ended(&mut self) -> Result<(), Trouble> {
-        for node in &mut self.nodes {
+        for node in self.nodes.iter_mut().filter(|node| node.is_member) {
             if let Some(end) = node.ended()? {
                 return Err(Trouble::Ended(node.place, end));
             }
@@ -188,10 +258,13 @@ impl Cluster {
             return Some(format!("node {place} does not say how it is"));
         };
         let members = &inspection.status.members;
-        let is_complete = members.len() == self.nodes.len()
-            && members.iter().all(|member| member.role == MemberRole::Voter);
+        let is_here = |member: &Member| self.members().any(|node| node.addresses.raft == member.address);
+        let is_complete = members.len() == self.places().len()
+            && members.iter().all(|member| member.role == MemberRole::Voter && is_here(member));
         if !is_complete || !inspection.status.is_member() {
-            return Some(format!("node {place} does not have all members as voters: {members:?}"));
+            return Some(format!(
+                "node {place} does not have all members as voters, where they are: {members:?}"
+            ));
         }
         let mut connection = Connection::new(self.nodes[place - 1].doors.web.clone());
         match connection.ask("GET", "/store/anything", b"", ANSWER_TIMEOUT).await {
@@ -208,7 +281,7 @@ impl Cluster {
                 return Ok(Some(end));
             }
             let Some(missing) = self.what_is_missing_at(place).await else { return Ok(None) };
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > self.patience() {
                 return Err(Trouble::Unwell(missing));
             }
             sleep(PAUSE).await;
@@ -233,8 +306,8 @@ impl Cluster {
         let mut wanted = None;
         loop {
             let all = self.inspect_all().await;
-            let others: Vec<_> =
-                (1..).zip(all).filter(|(other, _)| *other != place).map(|(_, it)| it).collect();
+            let others = all.into_iter().filter(|(other, _)| *other != place);
+            let others: Vec<_> = others.map(|(_, it)| it).collect();
             let last = others.iter().flatten().map(|it| it.status.last.index).max();
             // As much as any of them had at the first look, durable everywhere.
             wanted = wanted.or(last);
@@ -248,10 +321,15 @@ impl Cluster {
         }
     }
 
+    /// A client of all members but the one at this place.
+    pub(crate) fn client_without(&self, place: Party) -> Result<Client, BoxError> {
+        let others = self.members().filter(|node| node.place != place).map(|node| &*node.addresses.raft);
+        Ok(Client::new(others)?.with_deadline(PATIENCE / 4))
+    }
+
     /// Takes an id out of the cluster, by the word of the nodes at other places.
     pub(crate) async fn remove(&mut self, place: Party, id: NodeId) -> Result<(), Trouble> {
-        let others = self.nodes.iter().filter(|node| node.place != place).map(|node| &*node.addresses.raft);
-        let client = Client::new(others)?.with_deadline(PATIENCE / 4);
+        let client = self.client_without(place)?;
         let begin = Instant::now();
         loop {
             let outcome = client.change_config(MembershipChange::one(MemberChange::Remove(id))).await;
@@ -284,7 +362,7 @@ impl Cluster {
             match self.ends_or_is_well(place).await? {
                 None => return Ok(()),
                 // It was given no id or not let in, in the time that it had: it asks again.
-                Some(end) if begin.elapsed() > PATIENCE => return Err(Trouble::Ended(place, end)),
+                Some(end) if begin.elapsed() > self.patience() => return Err(Trouble::Ended(place, end)),
                 Some(_) => sleep(PAUSE).await,
             }
         }

@@ -46,6 +46,22 @@ pub(crate) enum Fault {
     ReplacedMember,
     /// Leadership is handed to another node
     TransferredLeader,
+    /// A node joins, and leaves later
+    Join,
+    /// Two nodes join at once, and leave at once
+    TwoJoiners,
+    /// SIGKILL to a node that catches up; it goes on from its directory
+    KilledJoiner,
+    /// A node that wants to join, and that no other reaches at the address that it gives
+    UnreachableJoiner,
+    /// A member leaves while a node joins
+    LeftMember,
+    /// A voter is replaced by a node that has just come, in one call
+    ReplacedVoter,
+    /// SIGKILL to one node, which comes back at another address
+    MovedMember,
+    /// SIGKILL to all at once, which come back at other addresses
+    MovedAll,
 }
 
 impl Fault {

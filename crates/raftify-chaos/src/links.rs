@@ -7,8 +7,11 @@ use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 use tokio::sync::watch;
 
-/// Who talks: the clients are 0, the nodes count from 1 by their slot.
+/// Who talks: the clients are 0, the nodes count from 1 by their slot. The last slots are those of the spare nodes.
 pub(crate) type Party = usize;
+
+/// How many spare nodes there are besides: they join and leave again. Partitions leave them alone.
+pub(crate) const SPARES: usize = 2;
 
 /// The party of all clients.
 pub(crate) const CLIENTS: Party = 0;
@@ -31,6 +34,7 @@ pub(crate) struct Link {
 /// All links.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Links {
+    nodes: usize,
     parties: usize,
     table: Vec<Link>,
 }
@@ -53,8 +57,8 @@ pub(crate) enum Shape {
 impl Links {
     /// Everything passes.
     pub(crate) fn open(nodes: usize) -> Links {
-        let parties = nodes + 1;
-        Links { parties, table: vec![Link::default(); parties * parties] }
+        let parties = nodes + SPARES + 1;
+        Links { nodes, parties, table: vec![Link::default(); parties * parties] }
     }
 
     /// From one to the other; a party that is not known has an open link.
@@ -66,19 +70,26 @@ impl Links {
     }
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = Party> + use<> {
-        1..self.parties
+        1..self.nodes + 1
     }
 
     fn get_mut(&mut self, from: Party, to: Party) -> &mut Link {
         &mut self.table[from * self.parties + to]
     }
 
-    /// Changes every link between two nodes.
+    /// Changes every link between two nodes, without the spare ones.
     pub(crate) fn between_nodes(&mut self, mut change: impl FnMut(Party, Party, &mut Link)) {
         for from in self.nodes() {
             for to in self.nodes().filter(|to| *to != from) {
                 change(from, to, self.get_mut(from, to));
             }
+        }
+    }
+
+    /// Lets so little pass in a second to one node, from whomever it comes.
+    pub(crate) fn slow_down(&mut self, to: Party, bytes_per_second: u64) {
+        for from in 1..self.parties {
+            self.get_mut(from, to).bytes_per_second = Some(bytes_per_second);
         }
     }
 
@@ -108,18 +119,16 @@ impl Links {
 
     /// Whether some of the nodes `up` can lead: it reaches a majority of all nodes, and they reach it.
     pub(crate) fn some_majority_is_connected(&self, up: &[Party]) -> bool {
-        let nodes = self.parties - 1;
-        up.iter().any(|leader| up.iter().filter(|node| self.talk(*leader, **node)).count() > nodes / 2)
+        up.iter().any(|leader| up.iter().filter(|node| self.talk(*leader, **node)).count() > self.nodes / 2)
     }
 
     /// Whether a majority of all nodes is among the nodes `up`, each of which reaches each.
     pub(crate) fn some_majority_is_complete(&self, up: &[Party]) -> bool {
-        let nodes = self.parties - 1;
         // There are few nodes, and so few groups.
         (0..1_u32 << up.len()).any(|group| {
             let group: Vec<Party> =
                 (0..).zip(up).filter(|(bit, _)| group >> bit & 1 == 1).map(|(_, node)| *node).collect();
-            group.len() > nodes / 2 && group.iter().all(|a| group.iter().all(|b| self.talk(*a, *b)))
+            group.len() > self.nodes / 2 && group.iter().all(|a| group.iter().all(|b| self.talk(*a, *b)))
         })
     }
 
@@ -167,6 +176,15 @@ mod tests {
                 assert!(links.some_majority_is_connected(&[1, 2, 3, 4, 5]), "{shape:?}, seed {seed}");
             }
         }
+    }
+
+    #[test]
+    fn spare_nodes_are_reached_by_all_and_may_be_slowed_down() {
+        let mut links = partitioned(Shape::Isolated, 1);
+        assert!([6, 7].iter().all(|spare| links.nodes().all(|node| links.talk(node, *spare))));
+        links.slow_down(6, 1000);
+        assert_eq!(links.get(1, 6).bytes_per_second, Some(1000));
+        assert_eq!(links.get(6, 1).bytes_per_second.or(links.get(1, 7).bytes_per_second), None);
     }
 
     #[test]

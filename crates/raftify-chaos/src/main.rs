@@ -1,6 +1,6 @@
 //! Tries raftify with real processes: nodes of the example `memstore`, each in a network namespace of its own or behind a
-//! proxy, clients at full speed, and a nemesis that kills, stops, cuts off, fills, damages, wipes and replaces. At the end
-//! every history is checked for linearizability, with a last read of every key through every node.
+//! proxy, clients at full speed, and a nemesis that kills, stops, cuts off, fills, damages, wipes and replaces, and lets
+//! nodes join, leave and move. At the end every history is checked for linearizability, with a last read of every key through every node.
 //!
 //! Here is the command line; `run.rs` puts the parts together and decides what a run is worth.
 
@@ -14,6 +14,7 @@ mod cluster;
 mod faults;
 mod history;
 mod http;
+mod joins;
 mod links;
 mod nemesis;
 mod network;
@@ -21,6 +22,7 @@ mod node;
 mod proxy;
 mod recovery;
 mod run;
+mod state;
 #[cfg(target_os = "linux")]
 mod switch;
 
@@ -57,6 +59,9 @@ struct Arguments {
     /// How many clients ask at once
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
     clients: u16,
+    /// How much is in the cluster before the clients begin: every node that joins has to be sent it
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    state_megabytes: u64,
     /// How the nodes reach each other
     #[arg(long, value_enum, default_value_t = Kind::Netns)]
     network: Kind,

@@ -23,18 +23,18 @@ const FAULT_LASTS: std::ops::Range<u64> = 1_000..5_000;
 const CALM: std::ops::Range<u64> = 300..1_500;
 
 /// How often a second fault is added to one that lasts and leaves enough nodes.
-const SECOND_FAULTS: f64 = 0.3;
+pub(crate) const SECOND_FAULTS: f64 = 0.3;
 
 /// Faults that leave a majority connected are to be survived within this; longer is told, and only the end of the fault
 /// waited for.
-const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is written to use up what a log holds in reserve.
 const BULK_VALUE_BYTES: usize = 1 << 20;
 const BULK_WRITES_MAX: usize = 40;
 
 /// How long a wiped node may take to learn that it is refused, and a full disk to be noticed.
-const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Does the faults of a schedule to a cluster.
 pub(crate) struct Nemesis<'c> {
@@ -77,7 +77,7 @@ impl Nemesis<'_> {
     }
 
     async fn do_fault(&mut self, fault: Fault) -> Result<(), Trouble> {
-        let all = self.cluster.nodes.len();
+        let all = self.cluster.places().len();
         let leader = self.cluster.leader().await;
         let shown = |places: &[Party]| {
             let leads = leader.filter(|leader| places.contains(leader));
@@ -125,6 +125,17 @@ impl Nemesis<'_> {
                 let place = self.victim(leader);
                 self.replace_member(place, &shown(&[place])).await
             }
+            Fault::Join | Fault::TwoJoiners => self.join_and_leave(fault).await,
+            Fault::KilledJoiner => self.kill_joiner().await,
+            Fault::UnreachableJoiner => self.hide_joiner().await,
+            Fault::LeftMember | Fault::ReplacedVoter => {
+                let place = self.victim(leader);
+                self.exchange(fault, place, &shown(&[place])).await
+            }
+            Fault::MovedMember | Fault::MovedAll => {
+                let victims = self.victims(leader, count_of(fault, all));
+                self.move_away(fault, &victims, &shown(&victims)).await
+            }
         }
     }
 
@@ -147,7 +158,7 @@ impl Nemesis<'_> {
     }
 
     fn bad_links(&mut self, fault: Fault, leader: Option<Party>) -> (Links, String) {
-        let mut links = Links::open(self.cluster.nodes.len());
+        let mut links = self.cluster.open_links();
         let around = self.random.random_bool(0.5).then(|| self.victim(leader));
         let random = &mut self.random;
         let (percent, millis) = (random.random_range(5..30), random.random_range(20..200));
@@ -192,14 +203,14 @@ impl Nemesis<'_> {
 
     /// Adds another fault to one that lasts, such that a majority is left of whom each reaches each; how it went, if there
     /// was one. Less would not do: who alone reaches a majority may have missed what the others committed.
-    async fn second_fault(&mut self, up: &[Party]) -> Result<String, Trouble> {
+    pub(crate) async fn second_fault(&mut self, up: &[Party]) -> Result<String, Trouble> {
         let links = self.cluster.network.links();
         let can_miss = |place: &Party| {
             let rest: Vec<Party> = up.iter().copied().filter(|other| other != place).collect();
             links.some_majority_is_complete(&rest)
         };
         let mut kinds = vec![Fault::KillOne, Fault::PauseOne];
-        if links == Links::open(self.cluster.nodes.len()) {
+        if links == self.cluster.open_links() {
             kinds.extend([Fault::Loss, Fault::Delay]);
         }
         kinds.retain(|kind| self.schedule.has(*kind));
@@ -231,13 +242,18 @@ impl Nemesis<'_> {
     }
 
     /// How long after the fault somebody writes again.
-    async fn measure_service(&mut self, fault: Fault) -> String {
+    pub(crate) async fn measure_service(&mut self, fault: Fault) -> String {
         let time = first_write(&self.cluster.webs(), SERVICE_PATIENCE).await;
         self.figures.of(fault).after_fault.push(time.unwrap_or(SERVICE_PATIENCE));
         told(time)
     }
 
-    async fn heal_and_measure(&mut self, fault: Fault, what: &str, told: &str) -> Result<(), Trouble> {
+    pub(crate) async fn heal_and_measure(
+        &mut self,
+        fault: Fault,
+        what: &str,
+        told: &str,
+    ) -> Result<(), Trouble> {
         self.cluster.heal()?;
         let healed = Instant::now();
         let time = first_write(&self.cluster.webs(), PATIENCE).await;
@@ -262,7 +278,7 @@ impl Nemesis<'_> {
     }
 
     /// Like the cluster's, but a node whose directory was damaged may find out late, and is replaced then.
-    async fn wait_until_well(&mut self) -> Result<(), Trouble> {
+    pub(crate) async fn wait_until_well(&mut self) -> Result<(), Trouble> {
         loop {
             match self.cluster.wait_until_well().await {
                 Err(Trouble::Ended(place, end))
@@ -294,14 +310,9 @@ impl Nemesis<'_> {
     /// A disk without room: the node must say so and stop; with room it goes on.
     async fn fill_disk(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
         self.cluster.node(place).fill()?;
-        let others: Vec<String> = self
-            .cluster
-            .nodes
-            .iter()
-            .filter(|node| node.place != place)
-            .map(|node| node.doors.web.clone())
-            .collect();
-        let mut connections: Vec<Connection> = others.iter().cloned().map(Connection::new).collect();
+        let others = self.cluster.nodes.iter().filter(|node| node.is_member && node.place != place);
+        let mut connections: Vec<Connection> =
+            others.map(|node| Connection::new(node.doors.web.clone())).collect();
         let value = vec![b'x'; BULK_VALUE_BYTES];
         let mut end = None;
         for number in 0..BULK_WRITES_MAX {
@@ -358,7 +369,7 @@ impl Nemesis<'_> {
     /// A node comes back without what it knew, with the words with which it began: it claims its old id or, if it had
     /// joined, its old address for a new one. It must be refused, stop, and say why.
     async fn wipe_directory(&mut self, leader: Option<Party>) -> Result<(), Trouble> {
-        let order = self.victims(leader, self.cluster.nodes.len());
+        let order = self.victims(leader, self.cluster.places().len());
         let has_its_first_id = |place: &&Party| self.cluster.nodes[**place - 1].program == Program::Static;
         // Those first: there are ever fewer of them.
         let place = order.iter().find(has_its_first_id).or(order.first()).copied().unwrap_or(1);
@@ -446,7 +457,7 @@ fn told(time: Option<Duration>) -> String {
 fn count_of(fault: Fault, all: usize) -> usize {
     let minority = all.div_ceil(2) - 1;
     match fault {
-        Fault::KillAll => all,
+        Fault::KillAll | Fault::MovedAll => all,
         Fault::KillMajority | Fault::PauseMajority => all / 2 + 1,
         Fault::KillMinority => minority,
         _ => 1,

@@ -10,7 +10,7 @@ use rand::RngExt;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 
-use crate::links::{Links, Party};
+use crate::links::{Links, Party, SPARES};
 use crate::proxy::{Processes, Proxy};
 #[cfg(target_os = "linux")]
 use crate::switch::{self, Switch};
@@ -26,6 +26,10 @@ const TUN: &str = "/dev/net/tun";
 /// In a namespace every node has its own address, so that all have the same ports.
 #[cfg(target_os = "linux")]
 const RAFT_PORT: u16 = 6000;
+#[cfg(target_os = "linux")]
+const SECOND_RAFT_PORT: u16 = 6001;
+#[cfg(target_os = "linux")]
+const PORT_ELSEWHERE: u16 = 6002;
 #[cfg(target_os = "linux")]
 const WEB_PORT: u16 = 8000;
 
@@ -47,13 +51,17 @@ pub(crate) enum Kind {
 pub(crate) struct Addresses {
     /// By the others.
     pub raft: String,
+    /// By the others, too: it may come back at this address.
+    pub second_raft: String,
     /// Where it listens for them, if that is elsewhere.
     pub listen: Option<String>,
+    /// Where it may listen in vain: nothing leads there.
+    pub elsewhere: String,
     /// Its web API.
     pub web: String,
 }
 
-/// The network between the nodes; its links are open at first.
+/// The network between the nodes and the spare ones; its links are open at first.
 pub(crate) struct Network {
     links: watch::Sender<Links>,
     addresses: Vec<Addresses>,
@@ -107,10 +115,10 @@ impl Network {
     /// In one line what is missing.
     pub(crate) fn start(kind: Kind, nodes: usize) -> Result<Network, BoxError> {
         let links = watch::Sender::new(Links::open(nodes));
-        let processes: Processes = Arc::new(Mutex::new(vec![None; nodes + 1]));
+        let processes: Processes = Arc::new(Mutex::new(vec![None; nodes + SPARES + 1]));
         let (addresses, carrier) = match kind {
-            Kind::Netns => namespaces(nodes, &links)?,
-            Kind::Proxy => proxy(nodes, &links, &processes)?,
+            Kind::Netns => namespaces(nodes + SPARES, &links)?,
+            Kind::Proxy => proxy(nodes + SPARES, &links, &processes)?,
         };
         Ok(Network { links, addresses, processes, carrier })
     }
@@ -179,10 +187,15 @@ fn namespaces(nodes: usize, links: &watch::Sender<Links>) -> Result<(Vec<Address
         ip(&["-n", &namespace, "link", "set", &device, "mtu", &mtu, "up"])?;
         ip(&["-n", &namespace, "link", "set", "lo", "up"])?;
     }
-    let addresses = (1..=nodes).map(|node| Addresses {
-        raft: format!("{}:{RAFT_PORT}", switch::address(node)),
-        listen: None,
-        web: format!("{}:{WEB_PORT}", switch::address(node)),
+    let addresses = (1..=nodes).map(|node| {
+        let at = |port| format!("{}:{port}", switch::address(node));
+        Addresses {
+            raft: at(RAFT_PORT),
+            second_raft: at(SECOND_RAFT_PORT),
+            listen: None,
+            elsewhere: at(PORT_ELSEWHERE),
+            web: at(WEB_PORT),
+        }
     });
     let carrier = Carrier::Namespaces { _switch: Switch::start(devices, &links.subscribe()) };
     Ok((addresses.collect(), carrier))
@@ -202,13 +215,18 @@ fn proxy(
     let mut port = || ports.next().ok_or("too few ports of the loopback interface are free");
     let mut ways = Vec::new();
     let mut addresses = Vec::new();
-    for _ in 0..nodes {
-        let reached = std::net::TcpListener::bind(("127.0.0.1", port()?))?;
-        reached.set_nonblocking(true)?;
-        let raft = reached.local_addr()?.to_string();
-        let listen = format!("127.0.0.1:{}", port()?);
-        ways.push((tokio::net::TcpListener::from_std(reached)?, listen.clone()));
-        addresses.push(Addresses { raft, listen: Some(listen), web: format!("127.0.0.1:{}", port()?) });
+    for node in 1..=nodes {
+        let mut address = || Ok::<_, BoxError>(format!("127.0.0.1:{}", port()?));
+        let (listen, elsewhere, web) = (address()?, address()?, address()?);
+        let mut reached = || {
+            let reached = std::net::TcpListener::bind(address()?)?;
+            reached.set_nonblocking(true)?;
+            let address = reached.local_addr()?.to_string();
+            ways.push((node, tokio::net::TcpListener::from_std(reached)?, listen.clone()));
+            Ok::<_, BoxError>(address)
+        };
+        let (raft, second_raft) = (reached()?, reached()?);
+        addresses.push(Addresses { raft, second_raft, listen: Some(listen), elsewhere, web });
     }
     let carrier = Carrier::Proxy { _proxy: Proxy::start(ways, &links.subscribe(), processes) };
     Ok((addresses, carrier))

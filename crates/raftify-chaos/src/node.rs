@@ -19,9 +19,15 @@ use crate::network::{Addresses, Network};
 const SEGMENT_BYTES: u64 = 1 << 20;
 const SNAPSHOT_ENTRIES: u64 = 20_000;
 
+/// And so many more for each megabyte of state, for a large snapshot is work.
+const SNAPSHOT_ENTRIES_PER_MEGABYTE: u64 = 500;
+
 /// How mounted disks are known when they are to be taken away.
 const DISK: &str = "raftify-chaos";
-const DISK_SIZE: &str = "size=256m";
+/// What a disk holds besides the state, and how many times it holds the state: the snapshot that there is, the next one,
+/// and what was received of another.
+const DISK_MEGABYTES: u64 = 256;
+const STATES_ON_DISK: u64 = 5;
 
 /// The file in the directory of a run that is locked while it goes on.
 pub(crate) const LOCK: &str = "lock";
@@ -45,6 +51,8 @@ pub(crate) struct Setting {
     pub programs: PathBuf,
     /// The file with the first members.
     pub members: PathBuf,
+    /// How much is put into the cluster before the clients come.
+    pub state_megabytes: u64,
 }
 
 impl Setting {
@@ -122,6 +130,8 @@ pub(crate) struct Node {
     pub doors: Doors,
     /// Only looks: what proposes is led to the leader, and stays there.
     pub inspector: Client,
+    /// Whether one is to be here, as a voter.
+    pub is_member: bool,
     /// How the one that is there came into the cluster.
     pub program: Program,
     /// A bit of its directory was changed, and nobody has noticed yet.
@@ -141,16 +151,18 @@ impl Node {
         addresses: Addresses,
         doors: Doors,
         directory: &Path,
+        state_megabytes: u64,
     ) -> Result<Node, BoxError> {
         let disk = directory.join(format!("node-{place}"));
         fs::create_dir_all(&disk)?;
-        let is_mounted = rustix::process::geteuid().is_root() && mount(&disk).is_ok();
+        let is_mounted = rustix::process::geteuid().is_root() && mount(&disk, state_megabytes).is_ok();
         let log = directory.join(format!("node-{place}.log"));
         Ok(Node {
             place,
             inspector: clients::grpc(&addresses.raft)?,
             addresses,
             doors,
+            is_member: true,
             program: Program::Static,
             is_damaged: false,
             disk,
@@ -169,11 +181,27 @@ impl Node {
         self.disk.join("data")
     }
 
-    /// Starts the process; `peer` is who lets it in, if it joins.
-    pub(crate) fn start(&mut self, setting: &Setting, network: &Network, peer: &str) -> Result<(), BoxError> {
+    /// Whoever comes from now on, and the one that is there when it is started again, is reached at the other address.
+    pub(crate) fn move_away(&mut self) -> Result<(), BoxError> {
+        let Addresses { raft, second_raft, .. } = &mut self.addresses;
+        std::mem::swap(raft, second_raft);
+        self.doors.grpc = clients::grpc(raft)?;
+        self.inspector = clients::grpc(raft)?;
+        self.program = Program::Dynamic;
+        Ok(())
+    }
+
+    /// Starts the process; one of `peers` lets it in, if it joins.
+    pub(crate) fn start(
+        &mut self,
+        setting: &Setting,
+        network: &Network,
+        peers: &[String],
+    ) -> Result<(), BoxError> {
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         writeln!(log, "---- {:?} ----", self.program)?;
         self.log_begin = log.seek(SeekFrom::End(0))?;
+        let snapshot_entries = SNAPSHOT_ENTRIES + SNAPSHOT_ENTRIES_PER_MEGABYTE * setting.state_megabytes;
         let mut command = network.command(self.place, &setting.program(self.program));
         command
             .args([
@@ -184,14 +212,14 @@ impl Node {
                 "--stop-with-stdin",
             ])
             .args(["--log-segment-bytes", &SEGMENT_BYTES.to_string()])
-            .args(["--snapshot-entries", &SNAPSHOT_ENTRIES.to_string(), "--data-dir"])
+            .args(["--snapshot-entries", &snapshot_entries.to_string(), "--data-dir"])
             .arg(self.data());
         if let Some(listen) = &self.addresses.listen {
             command.args(["--listen-addr", listen]);
         }
         match self.program {
             Program::Static => command.arg("--config").arg(&setting.members),
-            Program::Dynamic => command.args(["--peer-addr", peer]),
+            Program::Dynamic => command.args(peers.iter().flat_map(|peer| ["--peer-addr", peer])),
         };
         // It must not get the Ctrl+C that is meant for this program.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -246,7 +274,10 @@ impl Node {
     /// Empties the directory of a node that is down.
     pub(crate) fn wipe(&mut self) -> io::Result<()> {
         self.is_damaged = false;
-        fs::remove_dir_all(self.data())
+        match fs::remove_dir_all(self.data()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Leaves no room on the disk.
@@ -300,8 +331,9 @@ impl Drop for Node {
     }
 }
 
-fn mount(directory: &Path) -> Result<(), BoxError> {
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", DISK_SIZE, DISK]).arg(directory))
+fn mount(directory: &Path, state_megabytes: u64) -> Result<(), BoxError> {
+    let size = format!("size={}m", DISK_MEGABYTES + STATES_ON_DISK * state_megabytes);
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, DISK]).arg(directory))
 }
 
 /// Takes away the disks that runs have left which are over.

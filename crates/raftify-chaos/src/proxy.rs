@@ -33,10 +33,14 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// For each node, in the order of the parties from 1 on, where the others reach it and where it listens.
-    pub(crate) fn start(ways: Vec<(TcpListener, String)>, links: &Watched, processes: &Processes) -> Proxy {
+    /// Nodes, where the others reach each, and where it listens.
+    pub(crate) fn start(
+        ways: Vec<(Party, TcpListener, String)>,
+        links: &Watched,
+        processes: &Processes,
+    ) -> Proxy {
         let mut tasks = JoinSet::new();
-        for (number, (listener, upstream)) in ways.into_iter().enumerate() {
+        for (to, listener, upstream) in ways {
             let (links, processes) = (links.clone(), Arc::clone(processes));
             tasks.spawn(async move {
                 let mut connections = JoinSet::new();
@@ -44,7 +48,7 @@ impl Proxy {
                     tokio::select! {
                         Ok((stream, peer)) = listener.accept() => {
                             let from = party_of(peer.port(), &processes);
-                            let ends = Ends { from, to: number + 1 };
+                            let ends = Ends { from, to };
                             connections.spawn(connection(stream, upstream.clone(), ends, links.clone()));
                         }
                         Some(_) = connections.join_next() => {}
@@ -184,7 +188,7 @@ mod tests {
         let links = watch::Sender::new(Links::open(2));
         // This process stands for node 2, which talks to node 1.
         let processes: Processes = Arc::new(Mutex::new(vec![None, None, Some(std::process::id())]));
-        let way = (listener, upstream.local_addr().unwrap().to_string());
+        let way = (1, listener, upstream.local_addr().unwrap().to_string());
         let _proxy = Proxy::start(vec![way], &links.subscribe(), &processes);
 
         let mut stream = TcpStream::connect(address).await.unwrap();

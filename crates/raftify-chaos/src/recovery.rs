@@ -67,6 +67,8 @@ pub(crate) struct Figures {
     /// Where a second fault was added to the first; from the second on.
     pub second: Measured,
     pub flips: BTreeMap<Flip, usize>,
+    /// How long nodes took that joined, from their start until they were voters.
+    pub joined: Vec<Duration>,
 }
 
 impl Figures {
@@ -116,6 +118,17 @@ impl Figures {
                 count(Flip::Unnoticed)
             )
         })
+    }
+
+    /// How many nodes joined, and how long it took, if any did.
+    pub(crate) fn joins(&self) -> Option<String> {
+        let (median, longest) = (median(&self.joined)?, self.joined.iter().max()?);
+        Some(format!(
+            "{} times a node became a voter while the clients wrote: after {} ms (median), {} ms (longest)",
+            self.joined.len(),
+            median.as_millis(),
+            longest.as_millis()
+        ))
     }
 
     /// The table of the summary: times in milliseconds, median and longest.
@@ -213,6 +226,17 @@ mod tests {
         assert_eq!(
             figures.flips().unwrap(),
             "turned bits: 3 nodes refused to start, 1 noticed it later, 1 were as good as before"
+        );
+    }
+
+    #[test]
+    fn joins_are_told_with_the_median_and_the_longest() {
+        let mut figures = Figures::default();
+        assert_eq!(figures.joins(), None);
+        figures.joined = [3, 9, 5].map(Duration::from_millis).to_vec();
+        assert_eq!(
+            figures.joins().unwrap(),
+            "3 times a node became a voter while the clients wrote: after 5 ms (median), 9 ms (longest)"
         );
     }
 

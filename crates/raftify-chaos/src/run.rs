@@ -26,6 +26,7 @@ use crate::nemesis::{Nemesis, Until, any_seed};
 use crate::network::{self, Kind};
 use crate::node::{LOCK, Node, unmount_all};
 use crate::recovery::Figures;
+use crate::state::State;
 
 /// What a last read waits after a refusal.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -57,11 +58,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     }
     let directory = new_directory(&arguments.directory, seed)?;
     let _in_use = lock(&directory.join(LOCK))?;
-    let cluster = Cluster::start(arguments.network, nodes, &programs, &directory);
+    let cluster = Cluster::start(arguments.network, nodes, &programs, &directory, arguments.state_megabytes);
     let mut cluster = cluster.inspect_err(|_| drop(fs::remove_dir_all(&directory)))?;
     let faults = possible(&arguments.faults, &cluster)?;
     say!(
-        "seed {seed}: {nodes} nodes, {} clients, {:?}, {} kinds of faults, logs in {}",
+        "seed {seed}: {nodes} nodes, {} MB, {} clients, {:?}, {} kinds of faults, logs in {}",
+        arguments.state_megabytes,
         arguments.clients,
         arguments.network,
         faults.len(),
@@ -70,11 +72,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
 
     let mut problems = Vec::new();
     let mut figures = Figures::default();
-    let begin = Instant::now();
+    let state = State::of(arguments.state_megabytes);
+    let mut begin = Instant::now();
     let mut load = None;
     let mut is_interrupted = false;
     let work = async {
         cluster.wait_until_well().await?;
+        state.fill(&cluster.webs(), cluster.patience()).await.map_err(Trouble::Unwell)?;
+        begin = Instant::now();
         load = Some(Load::start(usize::from(arguments.clients), &cluster.doors(), seed));
         let nemesis = Nemesis {
             schedule: Schedule::new(faults.clone()),
@@ -112,6 +117,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
         _ = interruptions.changed() => is_interrupted = true,
     }
     if problems.is_empty() && !is_interrupted {
+        problems.extend(state.missing(&webs, patience).await);
         let missing = figures.missing(&faults);
         problems.extend(missing.iter().map(|fault| {
             format!("{} never happened: the run tells nothing about it, give it more minutes", fault.name())
@@ -263,6 +269,9 @@ fn summary(load: &Load, figures: &Figures, judgement: &Judgement, seconds: f64, 
     say!("{}", figures.recovery());
     if let Some(flips) = figures.flips() {
         say!("{flips}");
+    }
+    if let Some(joins) = figures.joins() {
+        say!("{joins}");
     }
     say!(
         "{} operations in {seconds:.0} s ({:.0} per second): {web} over the web API, {grpc} over gRPC; \

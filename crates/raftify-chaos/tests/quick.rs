@@ -1,5 +1,5 @@
-//! A short run as a person starts it: three processes behind the proxy, killed and started again, in some seconds and
-//! without root. The long runs are `make chaos`.
+//! Short runs as a person starts them: three processes behind the proxy, killed and started again, and others that join
+//! them and leave, with a small state, in seconds and without root. The long runs are `make chaos`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -34,7 +34,7 @@ fn build_programs() {
 #[test]
 fn three_processes_that_are_killed_and_started_again_lose_nothing_and_never_lie() {
     build_programs();
-    let faults = ["--faults", "kill-one,kill-all,isolated", "--rounds", "1"];
+    let faults = ["--faults", "kill-one,kill-all,isolated", "--rounds", "1", "--state-megabytes", "1"];
     let size = ["--network", "proxy", "--nodes", "3", "--clients", "8", "--seed", "1"];
     let output = chaos(&[&faults[..], &size[..]].concat());
     let said = String::from_utf8(output.stdout).unwrap();
@@ -47,11 +47,33 @@ fn three_processes_that_are_killed_and_started_again_lose_nothing_and_never_lie(
 }
 
 #[test]
+fn nodes_that_join_die_hide_leave_and_move_cost_the_clients_nothing() {
+    build_programs();
+    let kinds = [
+        "two-joiners",
+        "killed-joiner",
+        "unreachable-joiner",
+        "left-member",
+        "replaced-voter",
+        "moved-member",
+    ];
+    let faults = ["--faults", &kinds.join(","), "--rounds", "1", "--state-megabytes", "2"];
+    let size = ["--network", "proxy", "--nodes", "3", "--clients", "4", "--seed", "1"];
+    let output = chaos(&[&faults[..], &size[..]].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("every history is linearizable, and nothing acknowledged is missing"), "{said}");
+    // Two at once, one that was killed, one that was hidden, and two exchanges there and back.
+    assert!(said.contains("8 times a node became a voter"), "{said}");
+}
+
+#[test]
 fn a_run_that_is_interrupted_ends_with_its_summary_and_leaves_nothing() {
     build_programs();
     let directory = tempfile::tempdir().unwrap();
     let mut run = Command::new(env!("CARGO_BIN_EXE_chaos"))
         .args(["--faults", "kill-one", "--network", "proxy", "--nodes", "3", "--clients", "4", "--seed", "1"])
+        .args(["--state-megabytes", "1"])
         .arg("--directory")
         .arg(directory.path())
         .stdout(Stdio::piped())
@@ -90,6 +112,7 @@ fn what_makes_no_sense_is_one_clear_line() {
         (&["--seed", "seven"][..], "invalid value 'seven'"),
         (&["--minutes", "NaN"], "it is no number of minutes"),
         (&["--nodes", "2"], "2 is not in 3..=9"),
+        (&["--state-megabytes", "0"], "0 is not in 1..=10000"),
         (&["--faults", "earthquake"], "invalid value 'earthquake'"),
         (&["--network", "proxy", "--programs", "/nowhere"], "/nowhere/memstore-static-members is not there"),
     ] {

@@ -198,6 +198,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             logger,
             identity: stored.identity,
             consensus,
+            membership_work: MembershipWork::begin(&members),
             members: Arc::new(members),
             now_ticks: 0,
             next: NextTurn::default(),
@@ -209,7 +210,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             proposals: AnswersOwed::new(),
             batch: Batch::default(),
             membership: AnswersOwed::new(),
-            membership_work: MembershipWork::default(),
             parked: Parking::default(),
             transfer: None,
             hand_overs: HandOvers::default(),
@@ -303,7 +303,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 }
                 self.heard_of(&sender);
                 for message in messages {
-                    self.step(sender.id, message);
+                    self.step(&sender, message);
                 }
             }
             ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply } => {
@@ -612,7 +612,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    fn step(&mut self, from: NodeId, message: RaftMessage) {
+    fn step(&mut self, sender: &Sender, message: RaftMessage) {
+        let from = sender.id;
         if self.identity.is_none() || message.from != from {
             return;
         }
@@ -634,7 +635,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             ));
         }
         if let RaftMessageBody::Reached { peers } = message.body {
-            return self.told_of_reached(from, peers);
+            return self.told_of_reached(sender, peers);
         }
         self.teach_term(&message);
         if let Err(reason) = self.consensus.step(message) {
@@ -721,6 +722,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.consensus.step_down();
         }
         self.is_retired = true;
+    }
+
+    /// A joining node that was cleared may have been let in again: it asks no longer whether it is needed.
+    fn come_back_if_member(&mut self) {
+        self.is_retired &= self.members.get(self.node_id).is_none();
     }
 
     /// A member refuses this node because it was removed. Others, that may not know yet, may still need it.
@@ -818,6 +824,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             Err(reason) => return reply.answer(Err(StopReason::Internal(reason).into())),
         }
         self.identity = Some(identity);
+        self.membership_work.members_change(&self.members, &members);
         self.members = Arc::new(members);
         self.handed_out = CLUSTER_START;
         self.applied = CLUSTER_START.index;

@@ -175,6 +175,28 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
     /// If there is no room or no permission for it: this snapshot is not taken or received, and tried again later.
     fn create(&self, meta: &SnapshotMeta) -> Result<Self::Writer, StorageError>;
 
+    /// Begins to receive the snapshot of another node, or goes on with what is left of exactly this one: of the same
+    /// cluster, position and members, with the same data. Nothing is visible under its position before
+    /// [`SnapshotWriter::finish`].
+    ///
+    /// Also what the data is recognized by that is there already: the next byte to write is the one after it. That data
+    /// is a beginning of what was written, whatever happened since; whether the whole is what was `announced`, only the
+    /// caller can tell, when all of it is there.
+    ///
+    /// What the writer took in stays when it is dropped, and over a crash as far as it is durable by then; nothing need
+    /// be left after a write that failed. One unfinished snapshot is kept at most: what is left of others is deleted. What is there is
+    /// read to be checked, which may take long: `is_wanted` is asked again and again meanwhile.
+    ///
+    /// # Errors
+    /// As for [`SnapshotStore::create`]; also if another writer is receiving this snapshot, and if it is not wanted any
+    /// more: what is there stays then.
+    fn receive(
+        &self,
+        meta: &SnapshotMeta,
+        announced: SnapshotDigest,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(Self::Writer, SnapshotDigest), StorageError>;
+
     /// Opens a finished snapshot; also what its data is recognized by.
     ///
     /// # Errors
@@ -184,14 +206,16 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
         position: LogPosition,
     ) -> Result<(SnapshotMeta, SnapshotDigest, Self::Reader), StorageError>;
 
-    /// Deletes every snapshot, finished or not, but those at `keep` and those being written.
+    /// Deletes every snapshot, finished or not, but those at `keep` and those being written. What was
+    /// [received](Self::receive) of one that is newer than all at `keep` stays, too.
     ///
     /// # Errors
     /// If not all of them could be deleted. It costs space until the next call, and nothing else.
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError>;
 }
 
-/// Takes the data of one snapshot. Dropped without [`finish`](Self::finish), it leaves nothing behind.
+/// Takes the data of one snapshot. Dropped without [`finish`](Self::finish), it leaves nothing behind, unless it
+/// [receives](SnapshotStore::receive) the snapshot.
 pub trait SnapshotWriter: io::Write + Send + 'static {
     /// Makes the whole snapshot durable and visible, and tells how many bytes of data it holds. A snapshot that was
     /// at this position is replaced at once, never half.
@@ -199,6 +223,10 @@ pub trait SnapshotWriter: io::Write + Send + 'static {
     /// # Errors
     /// As for [`SnapshotStore::create`]. What was written of it is of no use any more.
     fn finish(self) -> Result<u64, StorageError>;
+
+    /// Deletes what was written. What cannot be deleted costs space until the next start, and is gone on with by nothing
+    /// but the same snapshot.
+    fn discard(self);
 }
 
 /// Why storage could not do what it was asked.
@@ -274,6 +302,18 @@ pub enum StorageError {
     #[error("{} is in use by another process: stop that one first, or use another directory", path.display())]
     InUse {
         /// The directory.
+        path: PathBuf,
+    },
+    /// A file or directory that is in use was removed, moved, or replaced by another. Nothing is written any more: it
+    /// would not be found at the next start, or would damage what is there now. What was acknowledged before is in what was
+    /// moved away.
+    #[error(
+        "{} was removed or replaced while it was in use, and nothing more is written. If it was moved, move it back, and \
+         start again; otherwise remove the node from the cluster and let it join again with an empty directory",
+        path.display()
+    )]
+    Replaced {
+        /// What is gone, or another one.
         path: PathBuf,
     },
     /// The directory is kept by another kind of storage. Nothing was changed.

@@ -219,7 +219,7 @@ impl LogReader for Log {
     }
 }
 
-/// The snapshots of an open disk. Each is durable when it is finished.
+/// The snapshots of an open disk. Each is durable when it is finished, and what was received of one at once.
 #[derive(Clone)]
 pub(crate) struct Snapshots {
     disk: Disk,
@@ -235,6 +235,17 @@ impl SnapshotStore for Snapshots {
         self.disk.operate("create a snapshot on")?;
         let writer = self.store.create(meta)?;
         Ok(Writer { disk: self.disk.clone(), writer, _lock: Arc::clone(&self.lock) })
+    }
+
+    fn receive(
+        &self,
+        meta: &SnapshotMeta,
+        announced: SnapshotDigest,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(Writer, SnapshotDigest), StorageError> {
+        self.disk.operate("receive a snapshot on")?;
+        let (writer, received) = self.store.receive(meta, announced, is_wanted)?;
+        Ok((Writer { disk: self.disk.clone(), writer, _lock: Arc::clone(&self.lock) }, received))
     }
 
     fn open(&self, position: LogPosition) -> Result<(SnapshotMeta, SnapshotDigest, Reader), StorageError> {
@@ -271,6 +282,10 @@ impl SnapshotWriter for Writer {
     fn finish(self) -> Result<u64, StorageError> {
         self.disk.operate("finish a snapshot on")?;
         self.writer.finish()
+    }
+
+    fn discard(self) {
+        self.writer.discard();
     }
 }
 

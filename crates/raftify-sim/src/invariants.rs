@@ -13,6 +13,7 @@ pub(crate) mod election_safety;
 pub(crate) mod leader_append_only;
 pub(crate) mod leader_completeness;
 pub(crate) mod leadership;
+pub(crate) mod live_majority;
 pub(crate) mod log_matching;
 pub(crate) mod membership;
 pub(crate) mod reads;
@@ -31,6 +32,7 @@ pub(crate) struct Invariants {
     pub(crate) durable: durable_state::DurableState,
     pub(crate) elections: election_safety::ElectionSafety,
     pub(crate) completeness: leader_completeness::LeaderCompleteness,
+    pub(crate) live_majority: live_majority::LiveMajority,
     pub(crate) logs: log_matching::LogMatching,
     pub(crate) membership: membership::Membership,
     pub(crate) reads: reads::Reads,

@@ -3,6 +3,7 @@
 //! What Raft itself does not survive happens only as the guarantees of the project allow: one member at a time loses its
 //! disk, when all others know which life of that disk to believe, and while it is lost, no other member is removed.
 
+mod joins;
 mod operator;
 mod recovery;
 
@@ -47,9 +48,15 @@ pub(crate) enum Fault {
     Campaign,
     ChangeMembers,
     Snapshot,
+    // Only in worlds in which nodes join.
+    LetNodesIn,
+    JoinerDies,
+    NodeMoves,
+    ChangeAmidFailure,
 }
 
 impl Fault {
+    /// Of all worlds.
     pub(crate) const ALL: [Fault; 24] = [
         Fault::Crash,
         Fault::CrashOfMajority,
@@ -89,13 +96,21 @@ pub(crate) enum Repair {
     Burst,
     /// Who was rolled back, and did not notice, is taken away.
     TakeAway(NodeId),
+    /// A node is started again, and says where it really is.
+    Correct(NodeId),
+    /// The operator changes members, as some of them are down.
+    ChangeAmidFailure,
 }
 
 /// What the nemesis and the operator keep in mind.
 #[derive(Default)]
 pub(crate) struct Nemesis {
     /// Nodes that wait to be added.
-    spares: Vec<NodeId>,
+    pub(crate) spares: Vec<NodeId>,
+    /// Joining nodes that died for ever.
+    pub(crate) dead: BTreeSet<NodeId>,
+    /// Joining nodes that were cleared.
+    pub(crate) cleared: BTreeSet<NodeId>,
     addresses: u64,
     /// The operator's requests about members that may still be under way.
     membership_requests: Vec<u64>,
@@ -186,6 +201,10 @@ impl Simulation {
             }
             Fault::Transfer | Fault::Demote | Fault::Campaign => self.disturb_leadership(fault, node),
             Fault::ChangeMembers => self.change_members(node),
+            Fault::LetNodesIn => self.let_nodes_in(node),
+            Fault::JoinerDies => self.joiner_dies(),
+            Fault::NodeMoves => self.nodes_move(node),
+            Fault::ChangeAmidFailure => self.change_amid_failure(),
             Fault::Snapshot => {
                 let count = if self.rng.percent(50) { 2 } else { 1 };
                 if count == 2 {
@@ -235,6 +254,8 @@ impl Simulation {
                 }
             }
             Repair::Burst => self.burst_on_leader()?,
+            Repair::Correct(id) => self.correct(id)?,
+            Repair::ChangeAmidFailure => self.ask_amid_failure()?,
             Repair::TakeAway(id) => {
                 self.crash(id)?;
                 if let Some(node) = self.nodes.get_mut(&id) {

@@ -2,6 +2,7 @@
 //! are cut. Answers travel back over the same links.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use raftify_core::error::{
     MembershipError, ProposeError, ReadError, StopReason, TransferError, UnknownOutcome,
@@ -21,6 +22,8 @@ pub(crate) enum Packet {
     Raft {
         sender: Sender,
         receiver: Option<Incarnation>,
+        /// Where the sender says that it is.
+        address: Arc<str>,
         messages: Vec<RaftMessage>,
     },
     Snapshot {
@@ -56,9 +59,12 @@ impl Packet {
     /// The same again, where that can happen: a stream of messages may be sent anew.
     pub(crate) fn duplicate(&self) -> Option<Packet> {
         match self {
-            Packet::Raft { sender, receiver, messages } => {
-                Some(Packet::Raft { sender: *sender, receiver: *receiver, messages: messages.clone() })
-            }
+            Packet::Raft { sender, receiver, address, messages } => Some(Packet::Raft {
+                sender: *sender,
+                receiver: *receiver,
+                address: Arc::clone(address),
+                messages: messages.clone(),
+            }),
             _ => None,
         }
     }
@@ -147,9 +153,9 @@ pub(crate) fn forwarded(
             reply.was_forwarded = true;
             LeaderRequest::Propose { payload, reply }
         }
-        LeaderRequest::ChangeMembership { change, reply } => {
+        LeaderRequest::ChangeMembership { request, reply } => {
             let reply = carried(reply, back, answers, || MembershipError::Unknown(unknown()));
-            LeaderRequest::ChangeMembership { change, reply }
+            LeaderRequest::ChangeMembership { request, reply }
         }
         LeaderRequest::ReserveNodeId { reply } => {
             let reply = carried(reply, back, answers, || MembershipError::Unknown(unknown()));
@@ -197,6 +203,8 @@ pub(crate) fn break_off(request: LeaderRequest<Reply>) {
 pub(crate) struct Network {
     /// Links that deliver nothing, from and to.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    /// Nodes that no message reaches, because none of the others can connect to them.
+    pub(crate) hidden: BTreeSet<NodeId>,
     /// When the last message on each link arrives.
     last_arrival: BTreeMap<(NodeId, NodeId), Time>,
     /// Where the sender will hear that its connection broke.
@@ -205,7 +213,7 @@ pub(crate) struct Network {
 
 impl Network {
     pub(crate) fn delivers(&self, from: NodeId, to: NodeId) -> bool {
-        !self.cut.contains(&(from, to))
+        !self.cut.contains(&(from, to)) && !self.hidden.contains(&to)
     }
 
     /// The time at which a message arrives behind those that are on their way.

@@ -2,11 +2,12 @@
 //! of both, to compare.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
-    Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage, RaftNodeCore,
-    Role, SnapshotMeta, SnapshotToSend, Term, TurnNumber,
+    ClusterId, Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage,
+    RaftNodeCore, Role, SnapshotMeta, SnapshotToSend, Term, TurnNumber,
 };
 
 use crate::disk::Disk;
@@ -23,12 +24,28 @@ pub(crate) enum Lost {
     Wiped,
     Damaged,
     RolledBack,
+    /// It began another cluster: it was started with another list of first members.
+    OtherList,
+}
+
+impl Lost {
+    /// What such a node takes itself for, and what it writes, is not judged, and it is asked for nothing.
+    pub(crate) fn is_not_judged(self) -> bool {
+        matches!(self, Lost::RolledBack | Lost::OtherList)
+    }
 }
 
 /// A node.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) incarnation: Incarnation,
+    pub(crate) cluster_id: ClusterId,
+    /// Where it really is.
+    pub(crate) address: Arc<str>,
+    /// Where it says that it is.
+    pub(crate) advertised: Arc<str>,
+    /// The members that it begins a cluster with when its disk is empty; `None`: it waits to be let in.
+    pub(crate) begins_with: Option<Arc<Members>>,
     pub(crate) disk: Disk,
     /// What is durable on it, as far as it was acknowledged.
     pub(crate) durable: Durable,

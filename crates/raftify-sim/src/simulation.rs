@@ -8,6 +8,7 @@
 //! become live within a bound: a leader, a new commit, all members equal, nobody without an answer.
 
 mod lives;
+mod members;
 mod messages;
 mod observation;
 mod work;
@@ -18,23 +19,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use raftify_core::error::{MembershipError, ReadError};
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
-    ClusterId, Committed, Entry, LeaderRequest, LogFetch, LogIndex, Member, Members, MembershipChange,
-    NodeId, RaftMessage, Reservation, Role, SnapshotStore, StorageError, Turn,
+    Committed, Entry, LeaderRequest, LogFetch, LogIndex, Member, Members, MembershipRequest, NodeId,
+    RaftMessage, Reservation, Role, SnapshotStore, StorageError, Turn,
 };
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use crate::clients::Clients;
 use crate::coverage::{Coverage, Happened};
-use crate::invariants::{Checked, Invariants, bounded_log, deadlines, leader_append_only, membership};
+use crate::invariants::{Checked, Invariants, bounded_log, deadlines, leader_append_only};
 use crate::nemesis::{Nemesis, Repair};
 use crate::network::{Network, Packet, Proposed, Reply, forwarded};
 use crate::node::{Captured, Lost, Node, ToApply, ToWrite};
 use crate::schedule::{SECOND, Schedule, Time};
 use crate::trace::Trace;
 use crate::world::{Chance, World};
-
-pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
 
 /// What will happen.
 pub(crate) enum Event {
@@ -128,7 +127,7 @@ pub(crate) enum Answered {
     },
     Changed {
         number: u64,
-        change: MembershipChange,
+        request: MembershipRequest,
         answer: Result<Members, MembershipError>,
     },
     Reserved {
@@ -193,7 +192,7 @@ pub(crate) struct Simulation {
     pub(crate) is_well: bool,
     /// Histories that are too large to be decided.
     pub(crate) undecided: u64,
-    initial: Members,
+    initial: Arc<Members>,
     incarnations: u64,
 }
 
@@ -223,7 +222,7 @@ impl Simulation {
             recovery: None,
             is_well: false,
             undecided: 0,
-            initial,
+            initial: Arc::new(initial),
             incarnations: 0,
             world,
         };
@@ -237,8 +236,14 @@ impl Simulation {
     /// Runs it to its end.
     pub(crate) fn run(&mut self) -> Checked {
         let ids: Vec<NodeId> = self.initial.iter().map(|member| member.id).collect();
+        let other_list = self.other_list();
         for node in ids {
-            self.add_node(node);
+            let strays = self.world.joins.strays.contains(&node.get());
+            let list = match &other_list {
+                Some(other) if strays => Arc::clone(other),
+                _ => Arc::clone(&self.initial),
+            };
+            self.add_node(node, Some(list));
             let delay = self.rng.within((0, SECOND / 2));
             self.schedule.after(delay, Event::Start(node));
         }
@@ -334,6 +339,9 @@ impl Simulation {
 
     fn carry_out(&mut self, id: NodeId, mut turn: Turn<Reply>) -> Checked {
         let Some(status) = self.status(id) else { return Ok(()) };
+        if let Some(write) = &turn.write {
+            self.observe_proposed_changes(id, &status, write)?;
+        }
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let life = node.life;
         let Some(running) = &mut node.running else { return Ok(()) };
@@ -480,11 +488,9 @@ impl Simulation {
                         self.invariants.answers.answered(number)?;
                         self.read(number, node, answer)?;
                     }
-                    Answered::Changed { number, change, answer } => {
+                    Answered::Changed { number, request, answer } => {
                         self.invariants.answers.answered(number)?;
-                        if let Ok(members) = answer {
-                            membership::changed(&change, &members)?;
-                        }
+                        self.changed(&request, answer)?;
                     }
                     Answered::Reserved { number, answer } => {
                         self.invariants.answers.answered(number)?;

@@ -43,6 +43,7 @@ pub(crate) struct World {
     pub(crate) faults: Vec<Fault>,
     pub(crate) fault_interval: Time,
     pub(crate) peculiar: Peculiar,
+    pub(crate) joins: Joins,
 }
 
 /// What only some worlds have. It is drawn apart from all else, so that a world without any of it is what it was before
@@ -64,6 +65,30 @@ pub(crate) struct Peculiar {
     pub(crate) late_reads: bool,
     /// Nodes have the real segment log.
     pub(crate) segments: bool,
+}
+
+/// How nodes join, move and differ, in some worlds. Drawn apart as well.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Joins {
+    /// Some of the nodes that join are not at the address that they give.
+    pub(crate) hidden: bool,
+    /// The operator makes some changes by force.
+    pub(crate) forced: bool,
+    /// The operator demands of some changes that the membership is still the one that it knows.
+    pub(crate) conditional: bool,
+    /// First members that are started with the other list.
+    pub(crate) strays: Vec<u64>,
+    pub(crate) other_list: OtherList,
+}
+
+/// How the list that some nodes are started with differs from that of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum OtherList {
+    /// In it, all but one of those that have it are learners.
+    #[default]
+    OnlyStrayVotes,
+    /// In it, one of the voters is a learner.
+    OneVotesLess,
 }
 
 /// Choices that are made again and again.
@@ -99,6 +124,8 @@ impl Chance for ChaCha8Rng {
 
 /// Chosen so that the seeds that were kept before there was anything peculiar still draw their worlds.
 const PECULIAR_STREAM: u64 = 3;
+/// Worlds in which nodes join and move came later.
+const JOINS_STREAM: u64 = 4;
 
 impl World {
     /// The one of `seed`, and the random numbers that decide about all that happens in it.
@@ -108,6 +135,9 @@ impl World {
         let mut apart = ChaCha8Rng::seed_from_u64(seed);
         apart.set_stream(PECULIAR_STREAM);
         world.become_peculiar(&mut apart);
+        let mut apart = ChaCha8Rng::seed_from_u64(seed);
+        apart.set_stream(JOINS_STREAM);
+        world.let_nodes_join(&mut apart);
         (world, rng)
     }
 
@@ -144,6 +174,42 @@ impl World {
         self.config = config.check().expect("every value of this setting is allowed");
     }
 
+    /// In half of all worlds, nodes join as the operator of a cluster lets them in, and what goes wrong with that.
+    fn let_nodes_join(&mut self, rng: &mut ChaCha8Rng) {
+        if rng.percent(50) {
+            return;
+        }
+        self.faults.extend([Fault::LetNodesIn; 2]);
+        for (fault, percent) in
+            [(Fault::JoinerDies, 50), (Fault::NodeMoves, 40), (Fault::ChangeAmidFailure, 50)]
+        {
+            if rng.percent(percent) {
+                self.faults.extend([fault; 2]);
+            }
+        }
+        self.joins = Joins {
+            hidden: rng.percent(40),
+            forced: rng.percent(30),
+            conditional: rng.percent(40),
+            ..Joins::default()
+        };
+        if rng.percent(15) && self.voters >= 3 {
+            // A majority of the voters has the list that all should have.
+            let count = rng.random_range(1..=(self.voters - 1) / 2);
+            let first = rng.one_of(&[1, self.voters - count + 1]);
+            self.joins.strays = (first..first + count).collect();
+            self.joins.other_list = rng.one_of(&[OtherList::OnlyStrayVotes, OtherList::OneVotesLess]);
+        }
+        let election = self.config.election_timeout;
+        let config = Config {
+            promotion_entries_max: rng.one_of(&[0, 3, 20, 10_000]),
+            promotion_lag_max: election * rng.one_of(&[1, 4, 3600]),
+            joiner_timeout: election * rng.one_of(&[2, 2, 3, 600]),
+            ..Config::clone(&self.config)
+        };
+        self.config = config.check().expect("every value of these settings is allowed");
+    }
+
     fn draw(rng: &mut ChaCha8Rng) -> World {
         let voters = rng.one_of(&[1, 2, 3, 3, 3, 3, 4, 5, 5, 5, 7]);
         let learners = rng.one_of(&[0, 0, 0, 1, 2]).min(7 - voters);
@@ -175,6 +241,7 @@ impl World {
             faults,
             fault_interval: if quiet { SECOND } else { rng.one_of(&[300, 1000, 3000]) * MILLISECOND },
             peculiar: Peculiar::default(),
+            joins: Joins::default(),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Snapshot data in files beside the log, each named by its position and checksummed block by block.
 //!
 //! A file is written under a temporary name, synced, renamed, and the directory synced: under its own name it is
-//! whole or not there. `docs/disk-format.md` describes the bytes.
+//! whole or not there. What is received of another node's snapshot has a name that says of which one it is, and is gone
+//! on with after a restart. `docs/disk-format.md` describes the bytes.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,7 +16,7 @@ use raftify_core::{
 };
 
 use crate::directory::{self, DirectoryLock};
-use crate::files::{FileOperations, NewFile, OperatingSystem};
+use crate::files::{FileOperations, LockedDirectory, NewFile};
 use crate::format::{Damage, Fields, GROUP_ID, put_number, put_position};
 use crate::io_error;
 
@@ -25,6 +26,7 @@ mod tests;
 const DIRECTORY: &str = "snapshots";
 const FINISHED: &str = "snapshot";
 const UNFINISHED: &str = "partial";
+const INCOMING: &str = "incoming";
 
 const MAGIC: [u8; 8] = *b"raftsnap";
 const VERSION: u32 = 2;
@@ -57,7 +59,7 @@ struct Shared {
     operations: Box<dyn FileOperations>,
     unfinished: Mutex<Unfinished>,
     /// Keeps other processes out for as long as anybody could write here.
-    _lock: DirectoryLock,
+    lock: DirectoryLock,
 }
 
 /// The files that writers of this process are working on.
@@ -69,10 +71,18 @@ struct Unfinished {
 }
 
 impl SnapshotFiles {
-    /// Opens `snapshots/` in `data_directory`, and removes what a crash left unfinished.
+    /// Opens `snapshots/` in `data_directory`, and removes what a crash left unfinished, but for the newest that was being
+    /// received, if its header is there.
     pub(crate) fn open(data_directory: &Path, lock: DirectoryLock) -> Result<SnapshotFiles, StorageError> {
-        let files = SnapshotFiles::with_operations(data_directory, lock, Box::new(OperatingSystem))?;
-        files.remove_files(|file| matches!(file, Named::Unfinished))?;
+        let operations = Box::new(LockedDirectory(lock.clone()));
+        let files = SnapshotFiles::with_operations(data_directory, lock, operations)?;
+        let incoming = incoming_in(&files.shared.directory)?;
+        let newest = incoming.into_iter().max_by_key(|incoming| (incoming.position.index, incoming.position));
+        files.remove_files(|file| match file {
+            Named::Finished(_) => false,
+            Named::Unfinished => true,
+            Named::Incoming(incoming) => Some(incoming) != newest,
+        })?;
         Ok(files)
     }
 
@@ -83,7 +93,7 @@ impl SnapshotFiles {
     ) -> Result<SnapshotFiles, StorageError> {
         let directory = directory_in(data_directory);
         directory::create_durably(&directory)?;
-        let shared = Shared { directory, operations, unfinished: Mutex::default(), _lock: lock };
+        let shared = Shared { directory, operations, unfinished: Mutex::default(), lock };
         Ok(SnapshotFiles { shared: Arc::new(shared) })
     }
 
@@ -94,7 +104,7 @@ impl SnapshotFiles {
 
     /// That the snapshot which the metadata record is there, and is what they say.
     pub(crate) fn check_recorded(&self, recorded: &SnapshotMeta) -> Result<(), StorageError> {
-        check_recorded(&self.shared.directory, recorded)
+        self.shared.lock.reserve().open(|| check_recorded(&self.shared.directory, recorded))
     }
 
     /// That the snapshots which `writes` record are there: without their data, the log before them must not be cut off.
@@ -130,20 +140,35 @@ impl SnapshotStore for SnapshotFiles {
     type Reader = SnapshotFileReader;
 
     fn create(&self, meta: &SnapshotMeta) -> Result<SnapshotFileWriter, StorageError> {
-        SnapshotFileWriter::new(Arc::clone(&self.shared), meta)
+        SnapshotFileWriter::create(Arc::clone(&self.shared), meta)
+    }
+
+    fn receive(
+        &self,
+        meta: &SnapshotMeta,
+        announced: SnapshotDigest,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(SnapshotFileWriter, SnapshotDigest), StorageError> {
+        let incoming = Incoming { position: meta.position, announced };
+        self.remove_files(|file| matches!(file, Named::Incoming(other) if other != incoming))?;
+        SnapshotFileWriter::receive(Arc::clone(&self.shared), meta, incoming, is_wanted)
     }
 
     fn open(
         &self,
         position: LogPosition,
     ) -> Result<(SnapshotMeta, SnapshotDigest, SnapshotFileReader), StorageError> {
-        open_at(&self.shared.directory, position)
+        self.shared.lock.reserve().open(|| open_at(&self.shared.directory, position))
     }
 
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {
+        let newest = keep.iter().map(|position| position.index).max();
         self.remove_files(|file| match file {
             Named::Finished(position) => !keep.contains(&position),
             Named::Unfinished => true,
+            Named::Incoming(Incoming { position, .. }) => {
+                newest.is_some_and(|newest| position.index <= newest)
+            }
         })
     }
 }
@@ -208,11 +233,53 @@ pub(crate) fn path_of(directory: &Path, position: LogPosition) -> PathBuf {
 enum Named {
     Finished(LogPosition),
     Unfinished,
+    Incoming(Incoming),
+}
+
+/// Which snapshot is being received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Incoming {
+    position: LogPosition,
+    /// Of all of its data.
+    announced: SnapshotDigest,
+}
+
+impl Incoming {
+    fn path_in(&self, directory: &Path) -> PathBuf {
+        let Incoming { position, announced: SnapshotDigest { data_bytes, crc32c } } = self;
+        let LogPosition { term, index } = position;
+        directory.join(format!("{:016x}-{:016x}-{data_bytes:016x}-{crc32c:08x}.{INCOMING}", term.0, index.0))
+    }
+
+    fn of_stem(stem: &str) -> Option<Incoming> {
+        let mut parts = stem.split('-');
+        let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+        let position = LogPosition::new(number()?, number()?);
+        let announced = SnapshotDigest { data_bytes: number()?, crc32c: u32::try_from(number()?).ok()? };
+        parts.next().is_none().then_some(Incoming { position, announced })
+    }
+}
+
+/// The unfinished snapshots of other nodes whose header is there, and fits.
+fn incoming_in(directory: &Path) -> Result<Vec<Incoming>, StorageError> {
+    let mut found = Vec::new();
+    for path in files_in(directory)? {
+        let Some(Named::Incoming(incoming)) = name_of(&path) else {
+            continue;
+        };
+        let mut file = BufReader::new(File::open(&path).map_err(io_error("open", &path))?);
+        let file_bytes = file.get_ref().metadata().map_err(io_error("open", &path))?.len();
+        if read_header(&mut file, file_bytes).is_ok_and(|(meta, ..)| meta.position == incoming.position) {
+            found.push(incoming);
+        }
+    }
+    Ok(found)
 }
 
 fn name_of(path: &Path) -> Option<Named> {
     match path.extension()?.to_str()? {
         UNFINISHED => Some(Named::Unfinished),
+        INCOMING => Incoming::of_stem(path.file_stem()?.to_str()?).map(Named::Incoming),
         FINISHED => {
             let (term, index) = path.file_stem()?.to_str()?.split_once('-')?;
             let number = |text| u64::from_str_radix(text, 16).ok();
@@ -257,13 +324,13 @@ fn encode_end(header_checksum: u32, digest: SnapshotDigest, checksum: u32) -> [u
     end
 }
 
-/// Writes one snapshot file. Dropped without [`finish`](SnapshotWriter::finish), it removes what it wrote.
+/// Writes one snapshot file. Dropped without [`finish`](SnapshotWriter::finish), it removes what it wrote, unless it
+/// [receives](SnapshotStore::receive) the snapshot.
 pub struct SnapshotFileWriter {
-    shared: Arc<Shared>,
     position: LogPosition,
-    /// Its name until it is finished.
-    path: PathBuf,
     file: Box<dyn NewFile>,
+    /// Dropped after the file is closed.
+    place: Place,
     /// The frame of the next block, still empty, and its data so far.
     block: Vec<u8>,
     /// Of all blocks before.
@@ -274,44 +341,154 @@ pub struct SnapshotFileWriter {
     checksum: u32,
     /// Something could not be written, and what is in the file now is not known.
     failed: bool,
+    /// For a snapshot that is received: what was written stays when the writer is dropped.
+    stays: bool,
+    /// Whether the name of what stays is durable.
+    is_name_synced: bool,
+}
+
+/// The name of a file until it is finished. No other writer has the same.
+struct Place {
+    shared: Arc<Shared>,
+    path: PathBuf,
+}
+
+impl Place {
+    fn take(shared: Arc<Shared>, path: PathBuf) -> Result<Place, StorageError> {
+        if !shared.unfinished().paths.insert(path.clone()) {
+            return Err(io_error("open", &path)(io::Error::other("it is being written already")));
+        }
+        Ok(Place { shared, path })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.unfinished().paths.remove(&self.path);
+    }
+}
+
+/// The whole and valid part of an unfinished file.
+struct Left {
+    file_bytes: u64,
+    digest: SnapshotDigest,
+    checksum: u32,
+}
+
+impl Left {
+    /// Reads the file, if there is one with this header. What follows the first block that cannot be read, or is
+    /// damaged, is left out.
+    fn of(
+        path: &Path,
+        (header, header_checksum): (&[u8], u32),
+        announced: SnapshotDigest,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> io::Result<Option<Left>> {
+        let mut file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            result => BufReader::with_capacity(BLOCK_BYTES_MAX, result?),
+        };
+        let mut found = vec![0; header.len()];
+        if file.read_exact(&mut found).is_err() || found != header {
+            return Ok(None);
+        }
+        let (file_bytes, digest) = (header.len() as u64, SnapshotDigest::default());
+        let mut left = Left { file_bytes, digest, checksum: header_checksum };
+        let mut block = Vec::new();
+        while left.digest.data_bytes < announced.data_bytes {
+            if !is_wanted() {
+                return Err(io::Error::other("it is not wanted any more"));
+            }
+            let Ok(Some(checksum)) = read_block(&mut file, left.checksum, &mut block) else {
+                break;
+            };
+            left.file_bytes += (FRAME_BYTES + block.len()) as u64;
+            left.digest = left.digest.followed_by(&block);
+            left.checksum = checksum;
+        }
+        let is_beginning = left.digest.data_bytes < announced.data_bytes || left.digest == announced;
+        Ok(is_beginning.then_some(left))
+    }
 }
 
 impl SnapshotFileWriter {
-    fn new(shared: Arc<Shared>, meta: &SnapshotMeta) -> Result<SnapshotFileWriter, StorageError> {
-        let position = meta.position;
-        let path = {
+    fn create(shared: Arc<Shared>, meta: &SnapshotMeta) -> Result<SnapshotFileWriter, StorageError> {
+        let number = {
             let mut unfinished = shared.unfinished();
             unfinished.created += 1;
-            let extension = format!("{}.{UNFINISHED}", unfinished.created);
-            let path = path_of(&shared.directory, position).with_extension(extension);
-            unfinished.paths.insert(path.clone());
-            path
+            unfinished.created
         };
-        let file = match shared.operations.create(&path) {
-            Ok(file) => file,
-            Err(error) => {
-                shared.unfinished().paths.remove(&path);
-                return Err(io_error("create", &path)(error));
+        let path = path_of(&shared.directory, meta.position).with_extension(format!("{number}.{UNFINISHED}"));
+        let place = Place::take(shared, path)?;
+        let (header, checksum) = encode_header(meta).map_err(io_error("write to", &place.path))?;
+        SnapshotFileWriter::begin(place, meta.position, &header, checksum)
+    }
+
+    fn receive(
+        shared: Arc<Shared>,
+        meta: &SnapshotMeta,
+        incoming: Incoming,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(SnapshotFileWriter, SnapshotDigest), StorageError> {
+        let path = incoming.path_in(&shared.directory);
+        let place = Place::take(shared, path)?;
+        let (header, checksum) = encode_header(meta).map_err(io_error("write to", &place.path))?;
+        let left = Left::of(&place.path, (&header, checksum), incoming.announced, is_wanted);
+        let operations = &place.shared.operations;
+        let mut writer = match left.map_err(io_error("read", &place.path))? {
+            Some(left) => {
+                let file = operations.append(&place.path, left.file_bytes);
+                let file = file.map_err(io_error("open", &place.path))?;
+                let mut writer = SnapshotFileWriter::new(place, meta.position, file, checksum);
+                (writer.digest, writer.checksum) = (left.digest, left.checksum);
+                writer
             }
+            None => match operations.remove(&place.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error("remove", &place.path)(error));
+                }
+                _ => SnapshotFileWriter::begin(place, meta.position, &header, checksum)?,
+            },
         };
+        writer.stays = true;
+        let received = writer.digest;
+        Ok((writer, received))
+    }
+
+    fn begin(
+        place: Place,
+        position: LogPosition,
+        header: &[u8],
+        header_checksum: u32,
+    ) -> Result<SnapshotFileWriter, StorageError> {
+        let file = place.shared.operations.create(&place.path);
+        let file = file.map_err(io_error("create", &place.path))?;
+        let mut writer = SnapshotFileWriter::new(place, position, file, header_checksum);
+        writer.file.write_all(header).map_err(io_error("write to", &writer.place.path))?;
+        Ok(writer)
+    }
+
+    fn new(
+        place: Place,
+        position: LogPosition,
+        file: Box<dyn NewFile>,
+        header_checksum: u32,
+    ) -> SnapshotFileWriter {
         let mut block = Vec::with_capacity(FRAME_BYTES + BLOCK_BYTES_MAX);
         block.resize(FRAME_BYTES, 0);
-        let mut writer = SnapshotFileWriter {
-            shared,
+        SnapshotFileWriter {
             position,
-            path,
             file,
+            place,
             block,
             digest: SnapshotDigest::default(),
             unsynced_bytes: 0,
-            header_checksum: 0,
-            checksum: 0,
+            header_checksum,
+            checksum: header_checksum,
             failed: false,
-        };
-        let (header, checksum) = encode_header(meta).map_err(io_error("write to", &writer.path))?;
-        writer.file.write_all(&header).map_err(io_error("write to", &writer.path))?;
-        (writer.header_checksum, writer.checksum) = (checksum, checksum);
-        Ok(writer)
+            stays: false,
+            is_name_synced: false,
+        }
     }
 
     fn write_block(&mut self) -> io::Result<()> {
@@ -330,6 +507,11 @@ impl SnapshotFileWriter {
         if self.unsynced_bytes >= UNSYNCED_BYTES_MAX {
             self.file.sync()?;
             self.unsynced_bytes = 0;
+            if self.stays && !self.is_name_synced {
+                let Shared { directory, operations, .. } = &*self.place.shared;
+                operations.sync_directory(directory)?;
+                self.is_name_synced = true;
+            }
         }
         self.block.truncate(FRAME_BYTES);
         Ok(())
@@ -337,17 +519,17 @@ impl SnapshotFileWriter {
 
     fn try_finish(&mut self) -> Result<u64, StorageError> {
         if self.failed {
-            return Err(io_error("finish", &self.path)(io::Error::other("an earlier write failed")));
+            return Err(io_error("finish", &self.place.path)(io::Error::other("an earlier write failed")));
         }
-        self.write_block().map_err(io_error("write to", &self.path))?;
+        self.write_block().map_err(io_error("write to", &self.place.path))?;
         let end = encode_end(self.header_checksum, self.digest, self.checksum);
-        self.file.write_all(&end).map_err(io_error("write to", &self.path))?;
+        self.file.write_all(&end).map_err(io_error("write to", &self.place.path))?;
         if !raftify_core::mutated!(SnapshotIsNotSynced) {
-            self.file.sync().map_err(io_error("sync", &self.path))?;
+            self.file.sync().map_err(io_error("sync", &self.place.path))?;
         }
-        let Shared { directory, operations, .. } = &*self.shared;
+        let Shared { directory, operations, .. } = &*self.place.shared;
         let name = path_of(directory, self.position);
-        operations.rename(&self.path, &name).map_err(io_error("rename", &self.path))?;
+        operations.rename(&self.place.path, &name).map_err(io_error("rename", &self.place.path))?;
         // Without this, the name may be gone after a loss of power, although the metadata already rely on it.
         if !raftify_core::mutated!(DirectoryIsNotSynced) {
             operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
@@ -378,22 +560,28 @@ impl Write for SnapshotFileWriter {
 
 impl SnapshotWriter for SnapshotFileWriter {
     fn finish(mut self) -> Result<u64, StorageError> {
-        self.try_finish()
+        self.try_finish().inspect_err(|_| self.failed = true)
+    }
+
+    fn discard(mut self) {
+        self.stays = false;
     }
 }
 
 impl Drop for SnapshotFileWriter {
     fn drop(&mut self) {
-        match self.shared.operations.remove(&self.path) {
+        if self.stays && !self.failed && self.write_block().is_ok() {
+            return;
+        }
+        match self.place.shared.operations.remove(&self.place.path) {
             Ok(()) => {}
             // It is finished, and has its name.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                let path = self.path.display();
+                let path = self.place.path.display();
                 tracing::warn!(%path, %error, "an unfinished snapshot is left until the next start");
             }
         }
-        self.shared.unfinished().paths.remove(&self.path);
     }
 }
 
@@ -505,30 +693,17 @@ impl SnapshotFileReader {
     }
 
     fn next_block(&mut self) -> io::Result<()> {
-        let mut length_bytes = [0; 4];
-        self.file.read_exact(&mut length_bytes)?;
-        let length = u32::from_be_bytes(length_bytes) as usize;
-        if length == 0 {
-            return self.check_end();
+        match read_block(&mut self.file, self.checksum, &mut self.block) {
+            Ok(Some(checksum)) => {
+                self.checksum = checksum;
+                self.given = 0;
+                self.read_bytes += self.block.len() as u64;
+                Ok(())
+            }
+            Ok(None) => self.check_end(),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(self.damaged(&error.to_string())),
+            Err(error) => Err(error),
         }
-        if length > BLOCK_BYTES_MAX {
-            return Err(self.damaged(&format!("a block claims to have {length} bytes")));
-        }
-        let mut stored = [0; 4];
-        self.file.read_exact(&mut stored)?;
-        self.block.resize(length, 0);
-        self.file.read_exact(&mut self.block)?;
-        let checksum = crc32c::crc32c_append(self.checksum, &length_bytes);
-        self.checksum = crc32c::crc32c_append(checksum, &self.block);
-        if raftify_core::mutated!(SnapshotChecksumIsNotChecked) {
-            self.checksum = u32::from_be_bytes(stored);
-        }
-        if u32::from_be_bytes(stored) != self.checksum {
-            return Err(self.damaged("the checksum of a block does not match"));
-        }
-        self.given = 0;
-        self.read_bytes += length as u64;
-        Ok(())
     }
 
     fn check_end(&mut self) -> io::Result<()> {
@@ -601,6 +776,33 @@ impl From<Damage> for Unreadable {
 
 fn damaged(reason: impl Into<String>) -> Unreadable {
     Unreadable::Damaged(Damage::Content(reason.into()))
+}
+
+/// Reads the block after the one with this chained checksum, and tells the one of this; `None` at an end mark, of which the
+/// length is read then. What is damaged is of kind `InvalidData`.
+fn read_block(file: &mut impl Read, before: u32, block: &mut Vec<u8>) -> io::Result<Option<u32>> {
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let mut length_bytes = [0; 4];
+    file.read_exact(&mut length_bytes)?;
+    let length = u32::from_be_bytes(length_bytes) as usize;
+    if length == 0 {
+        return Ok(None);
+    }
+    if length > BLOCK_BYTES_MAX {
+        return Err(invalid(format!("a block claims to have {length} bytes")));
+    }
+    let mut stored = [0; 4];
+    file.read_exact(&mut stored)?;
+    block.resize(length, 0);
+    file.read_exact(block)?;
+    let mut checksum = crc32c::crc32c_append(crc32c::crc32c_append(before, &length_bytes), block);
+    if raftify_core::mutated!(SnapshotChecksumIsNotChecked) {
+        checksum = u32::from_be_bytes(stored);
+    }
+    if u32::from_be_bytes(stored) != checksum {
+        return Err(invalid("the checksum of a block does not match".to_owned()));
+    }
+    Ok(Some(checksum))
 }
 
 /// The metadata, the header's checksum, and where the first block begins.

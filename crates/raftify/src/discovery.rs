@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -19,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::identification::Identification;
 use crate::outbox::Outbox;
-use crate::remote_node::{AskedCluster, RemoteNode, endpoint};
+use crate::remote_node::{RemoteNode, endpoint};
 use crate::seldom::Seldom;
 use crate::transport;
 
@@ -167,7 +168,7 @@ impl Place {
 /// Which node answers at an address.
 async fn ask(address: SocketAddr, deadline: Duration) -> Result<Identification, String> {
     let endpoint = endpoint(&address.to_string(), deadline).map_err(|error| error.to_string())?;
-    let node = RemoteNode::new(transport::connect_lazily(&endpoint), AskedCluster::default());
+    let node = RemoteNode::new(transport::connect_lazily(&endpoint), Arc::default());
     node.identify(deadline).await.map_err(|error| format!("{error:?}"))
 }
 

@@ -1,16 +1,16 @@
 //! raftify turns a program's state into a replicated state machine: it survives machines.
 //!
-//! Write a [log entry](AbstractLogEntry) type and a [state machine](AbstractStateMachine), call
-//! [`Raft::bootstrap`], and let other nodes join with a [ticket](ClusterJoinTicket). What [`propose`] has acknowledged
+//! Write a [log entry](AbstractLogEntry) type and a [state machine](AbstractStateMachine), [`begin`](Raft::begin) a cluster,
+//! and let other nodes [`join`](Raft::join) it. What [`propose`] has acknowledged
 //! was made durable by a majority of the nodes; a [`query`] on any node sees all of it.
 //!
 //! # Quick start
 //!
-//! A single node. Other nodes start with [`Raft::request_id`] and [`Raft::join_cluster`], and the state machine does
-//! not change by it.
+//! A single node. Other nodes start with [`Raft::join`] and the address of any member, and the state machine does not
+//! change by it.
 //!
 //! ```
-//! use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, NodeId, Raft, SnapshotCapture, WalStorage};
+//! use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, Raft, SnapshotCapture, WalStorage};
 //!
 //! /// The state: a sum. Its log entries are what is added.
 //! struct Sum(i64);
@@ -38,8 +38,7 @@
 //! async fn main() -> Result<(), BoxError> {
 //!     let directory = tempfile::tempdir()?;
 //!     let storage = WalStorage::open(directory.path())?;
-//!     let raft = Raft::bootstrap(NodeId::FIRST, "127.0.0.1:60091", storage, Sum(0), Config::default())?;
-//!     let running = tokio::spawn(raft.clone().run());
+//!     let raft = Raft::begin("127.0.0.1:60091", storage, Sum(0), Config::default()).await?;
 //!     raft.wait_for_leader().await?;
 //!
 //!     assert_eq!(raft.propose(40).await?, 40);
@@ -47,13 +46,12 @@
 //!     assert_eq!(raft.query(|sum| sum.0).await?, 42);
 //!
 //!     raft.quit().await;
-//!     running.await??;
 //!     Ok(())
 //! }
 //! ```
 //!
 //! # What is where
-//! - [`Raft`] sets a node up and runs it; it dereferences to [`RaftNode`], the handle with all verbs.
+//! - [`Raft`] starts a node: it begins a cluster, joins one, or restarts; it dereferences to [`RaftNode`], the handle with all verbs.
 //! - [`RaftClient`] talks to a cluster from outside.
 //! - [`Config`] holds all settings; the defaults work unchanged on a LAN.
 //! - [`error`] says for every verb why it can fail, and what that means for the data.
@@ -65,15 +63,21 @@
 //! [`query`]: RaftNode::query
 
 mod applier;
+mod begin;
 mod chance;
+mod cluster_connection;
+mod connections;
+mod descriptors;
 mod discovery;
 pub mod error;
+mod expect;
 mod formatter;
 mod forwarding;
 mod identification;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod inner;
+mod join;
 mod lifecycle;
 mod log_entry;
 mod log_writer;
@@ -84,6 +88,7 @@ mod outbox;
 mod pace;
 mod peer_connection;
 mod peer_queue;
+mod probe;
 mod raft;
 mod raft_client;
 mod raft_loop;
@@ -102,13 +107,16 @@ mod snapshot_receiver;
 mod snapshot_sender;
 mod snapshot_taker;
 mod snapshots;
+mod start;
 mod state_machine;
 mod timing;
 mod transport;
 mod wire;
 mod worker;
 
+pub use descriptors::server_connections_max;
 pub use error::BoxError;
+pub use expect::Expect;
 pub use formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
 pub use log_entry::AbstractLogEntry;
 pub use raft::{BootstrapOptions, ClusterJoinTicket, Raft};
@@ -128,5 +136,6 @@ pub use raftify_storage::{
     Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,
 };
 pub use snapshot_directory::restore_directory;
+pub use start::{Joining, Start};
 pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
 pub use wire::DoorRefusal;

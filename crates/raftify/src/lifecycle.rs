@@ -2,12 +2,13 @@
 //!
 //! Owns the right to run, which is given out once, and the wish to stop, which anybody may utter.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use raftify_core::error::StopReason;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::error::RunError;
 
@@ -60,6 +61,9 @@ struct Inner {
     leaving: AtomicUsize,
     /// Nobody has been told yet: the next `run` will be.
     ended_before_it_ran: AtomicBool,
+    /// `run` was called; its future may not have been polled yet.
+    called: AtomicBool,
+    snapshot_bytes_received: Arc<AtomicU64>,
     runner: OneShotMutex<Runner>,
 }
 
@@ -70,6 +74,8 @@ impl Lifecycle {
             quit: watch::Sender::new(false),
             leaving: AtomicUsize::new(0),
             ended_before_it_ran: AtomicBool::new(false),
+            called: AtomicBool::new(false),
+            snapshot_bytes_received: Arc::default(),
             runner: OneShotMutex(Mutex::new(None)),
         }))
     }
@@ -93,6 +99,16 @@ impl Lifecycle {
         let _end = EndOnDrop(self);
         self.0.phase.send_replace(Phase::Running);
         runner(self.clone()).await
+    }
+
+    /// `run` was called: from now on the node counts as running, although its future may not have been polled yet.
+    pub(crate) fn run_called(&self) {
+        self.0.called.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether `run` was called.
+    pub(crate) fn was_run_called(&self) -> bool {
+        self.0.called.load(Ordering::SeqCst)
     }
 
     /// Resolves once the node runs.
@@ -160,6 +176,11 @@ impl Lifecycle {
         let _ = phase.wait_for(|phase| matches!(phase, Phase::Ended(_))).await;
     }
 
+    /// How many bytes are there of the snapshot of another node that was begun last; written by the server.
+    pub(crate) fn snapshot_bytes_received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0.snapshot_bytes_received)
+    }
+
     /// True once somebody has asked the node to stop.
     pub(crate) fn quit_wish(&self) -> watch::Receiver<bool> {
         self.0.quit.subscribe()
@@ -182,6 +203,33 @@ impl Lifecycle {
     /// Whether the node's removal is no failure.
     pub(crate) fn is_leaving(&self) -> bool {
         self.0.leaving.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// The task that runs a node. The node is stopped, as a crash would, when this is dropped.
+pub(crate) struct RunTask(JoinHandle<Result<(), RunError>>);
+
+impl RunTask {
+    /// Runs the node on the current runtime.
+    pub(crate) fn spawn(lifecycle: &Lifecycle) -> RunTask {
+        lifecycle.run_called();
+        let lifecycle = lifecycle.clone();
+        RunTask(tokio::spawn(async move { lifecycle.run().await }))
+    }
+
+    /// Waits for the end of the node, and returns the outcome of its `run`.
+    pub(crate) async fn ended(mut self) -> Result<(), RunError> {
+        match (&mut self.0).await {
+            Ok(outcome) => outcome,
+            Err(error) if error.is_cancelled() => Err(StopReason::Stopped.into()),
+            Err(error) => Err(StopReason::Internal(error.to_string()).into()),
+        }
+    }
+}
+
+impl Drop for RunTask {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -5,12 +5,13 @@ mod snapshots;
 
 use std::io::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message as _;
 use raftify_core::error::{LeaderHint, MembershipError, ProposeError, StopReason, UnknownOutcome};
-use raftify_core::members::SenderRefusal;
+use raftify_core::members::{MemberRecord, SenderRefusal};
 use raftify_core::{
     CheckedConfig, ClusterId, Config, Entry, EntryKind, Forward, Forwarding, Identity, Incarnation,
     LeaderRequest, LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, MembershipRequest,
@@ -24,8 +25,9 @@ use tokio_stream::StreamExt;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
+use crate::cluster_connection::ClusterConnection;
 use crate::outbox::{Outbox, PeerEvent};
-use crate::raft_client::{ClientError, ClusterConnection, UnreachableNode};
+use crate::raft_client::{ClientError, UnreachableNode};
 use crate::raft_server::{Door, serve};
 use crate::remote_node::endpoint;
 use crate::reply::{Reply, local_reply};
@@ -64,6 +66,7 @@ struct TestNode {
     requests: RequestReceiver<ServerRequestMsg<Reply<u64>>>,
     status: watch::Sender<NodeStatus>,
     snapshots: TestSnapshots,
+    snapshot_bytes_received: Arc<AtomicU64>,
     outbox: Outbox,
     events: mpsc::UnboundedReceiver<PeerEvent>,
     stop: Option<oneshot::Sender<()>>,
@@ -76,12 +79,16 @@ impl TestNode {
     }
 
     fn with(node: u64, config: Config, identity: Option<Identity>) -> TestNode {
+        TestNode::on(node, config, identity, TestSnapshots::default())
+    }
+
+    fn on(node: u64, config: Config, identity: Option<Identity>, snapshots: TestSnapshots) -> TestNode {
         let config: CheckedConfig = config.check().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (requests, received) = request_queue(config.request_queue_max, config.request_queue_bytes_max);
         let (events, peer_events) = mpsc::unbounded_channel();
-        let snapshots = TestSnapshots::default();
+        let snapshot_bytes_received = Arc::default();
         let outbox =
             Outbox::start(address.clone(), config.clone(), snapshots.clone(), Blocking::new(), events);
         let status = NodeStatus {
@@ -104,6 +111,7 @@ impl TestNode {
             address: address.as_str().into(),
             plan: watch::Sender::new(None).subscribe(),
             snapshots: snapshots.clone(),
+            snapshot_bytes_received: Arc::clone(&snapshot_bytes_received),
             config,
             outbox: outbox.clone(),
             blocking: Blocking::new(),
@@ -120,6 +128,7 @@ impl TestNode {
             requests: received,
             status,
             snapshots,
+            snapshot_bytes_received,
             outbox,
             events: peer_events,
             stop,
@@ -160,7 +169,7 @@ impl TestNode {
     async fn next_reach(&mut self) -> (NodeId, Option<Incarnation>) {
         loop {
             match within("news of which peers are reached", self.events.recv()).await.unwrap() {
-                PeerEvent::Reached { peer, incarnation } => return (peer, Some(incarnation)),
+                PeerEvent::Reached { peer, incarnation, .. } => return (peer, Some(incarnation)),
                 PeerEvent::Unreached(peer) => return (peer, None),
                 _ => {}
             }
@@ -386,10 +395,7 @@ async fn what_is_not_believed_is_refused_with_its_reason_and_the_server_lives() 
     let (a, mut b, _) = pair();
     let known = members([(1, &*a.address), (2, &*b.address)]);
     let fenced = {
-        let record = raftify_core::members::MemberRecord::Incarnation {
-            id: id(1),
-            incarnation: identity(1).incarnation,
-        };
+        let record = MemberRecord::Incarnation { id: id(1), incarnation: identity(1).incarnation };
         known.recorded(LogIndex(2), &record)
     };
     b.knows(&Arc::new(fenced));
@@ -470,7 +476,7 @@ async fn what_is_not_believed_is_refused_with_its_reason_and_the_server_lives() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_refused_is_told_why() {
     let (mut a, b, all) = pair();
-    let record = raftify_core::members::MemberRecord::Incarnation { id: id(1), incarnation: Incarnation(7) };
+    let record = MemberRecord::Incarnation { id: id(1), incarnation: Incarnation(7) };
     b.knows(&Arc::new(all.recorded(LogIndex(2), &record)));
     let refusal = within("a refusal", async {
         loop {
@@ -768,4 +774,44 @@ async fn the_client_never_repeats_what_may_have_happened() {
         Err(ClientError::Answer(MembershipError::Unknown(UnknownOutcome::TimedOut(_))))
     ));
     assert!(node.requests.is_empty());
+}
+
+/// Answers one read through `cluster` on `node`.
+async fn read_on(cluster: &ClusterConnection, node: &mut TestNode) {
+    let reading = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { cluster.read_index().await }
+    });
+    let ServerRequestMsg::ConfirmReadIndex { reply } = node.next_request().await else { panic!("no read") };
+    reply.answer(Ok(LogIndex(7)));
+    assert_eq!(within("an answer", reading).await.unwrap(), Ok(LogIndex(7)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_follows_the_members_when_all_that_it_knew_were_replaced() {
+    let (mut a, mut b, _) = pair();
+    let mut c = TestNode::start(3);
+    let cluster = ClusterConnection::new([a.address.clone()], Duration::from_secs(20)).unwrap();
+    read_on(&cluster, &mut a).await;
+    let follows = async |addresses: &[&str]| {
+        within("the client follows the members", async {
+            while !cluster.addresses().iter().map(String::as_str).eq(addresses.iter().copied()) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    follows(&[&a.address, &b.address]).await;
+    let given = a.address.clone();
+    drop(a);
+    // What the first answer of `b` tells.
+    let after = members([(2, &*b.address), (3, &*c.address)]);
+    let newer = Arc::new(after.recorded(LogIndex(9), &MemberRecord::ReserveNodeId));
+    b.knows(&newer);
+    read_on(&cluster, &mut b).await;
+    follows(&[&b.address, &c.address, &given]).await;
+    assert_eq!(cluster.members().await.as_ref(), Ok(&*newer));
+    drop(b);
+    c.knows(&newer);
+    read_on(&cluster, &mut c).await;
 }

@@ -28,7 +28,7 @@ use tracing::{debug, error, info, warn};
 use crate::forwarding::{self, Forwarded, RemoteReply, Unsent};
 use crate::peer_connection::{PeerConnection, Reach, Target};
 use crate::peer_queue::{Introduction, PeerQueue};
-use crate::remote_node::{self, CallError, RemoteNode};
+use crate::remote_node::{self, AskedCluster, CallError, RemoteNode};
 use crate::seldom::Seldom;
 use crate::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
 use crate::transport;
@@ -50,6 +50,8 @@ pub(crate) enum PeerEvent {
         peer: NodeId,
         /// As it says itself.
         incarnation: Incarnation,
+        /// The address that the connection was made to.
+        address: String,
     },
     /// That is no longer so. Once after each [`Reached`](Self::Reached), unless another one follows.
     Unreached(NodeId),
@@ -380,7 +382,7 @@ impl Outbox {
         let state = lock(&self.shared.state);
         let (identity, _) = state.own.as_ref()?;
         let peer = state.peers.get(&id)?;
-        Some(RemoteNode::new(peer.channel(), Arc::new(identity.cluster_id.into())))
+        Some(RemoteNode::new(peer.channel(), Arc::new(AskedCluster::of(identity.cluster_id))))
     }
 }
 

@@ -55,7 +55,7 @@ pub(crate) struct Reach {
 
 #[derive(Default)]
 struct ReachState {
-    reached: Option<Incarnation>,
+    reached: Option<(Incarnation, String)>,
     /// Whether the peer itself answers, at whichever address.
     answers: bool,
     /// The peer is gone or has moved: what its task says from now on is about the past.
@@ -72,24 +72,25 @@ impl Reach {
         lock(&self.state).answers
     }
 
-    fn set(&self, answers: bool, reached: Option<Incarnation>) {
+    fn set(&self, answers: bool, reached: Option<(Incarnation, &str)>) {
         self.change(&mut lock(&self.state), answers, reached);
     }
 
-    fn change(&self, state: &mut ReachState, answers: bool, reached: Option<Incarnation>) {
+    fn change(&self, state: &mut ReachState, answers: bool, reached: Option<(Incarnation, &str)>) {
         if state.ended {
             return;
         }
         state.answers = answers;
+        let reached = reached.map(|(incarnation, address)| (incarnation, address.to_owned()));
         if state.reached == reached {
             return;
         }
-        state.reached = reached;
+        state.reached.clone_from(&reached);
         let peer = self.peer;
         send_event(
             &self.events,
             match reached {
-                Some(incarnation) => PeerEvent::Reached { peer, incarnation },
+                Some((incarnation, address)) => PeerEvent::Reached { peer, incarnation, address },
                 None => PeerEvent::Unreached(peer),
             },
         );
@@ -286,7 +287,7 @@ impl PeerConnection {
             }
             let verdict = judge(answer, self.id, &target);
             let (answers, reached) = match &verdict {
-                Verdict::Peer(incarnation) => (true, is_advertised.then_some(*incarnation)),
+                Verdict::Peer(incarnation) => (true, is_advertised.then_some((*incarnation, address))),
                 _ => (false, None),
             };
             self.reach.set(answers, reached);

@@ -3,27 +3,29 @@
 //! [`Raft::bootstrap`] does everything that can fail before a node takes part: it checks the settings, loads the
 //! storage and takes the port. [`Raft::run`] then runs all parts of the node until its end.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use raftify_core::error::{JoinError, MembershipError, StartError};
+use raftify_core::error::StartError;
 use raftify_core::members::{LeaveJoint, check_address, check_listen_address};
 use raftify_core::storage::StoredState;
 use raftify_core::{
-    ClusterId, Config, CoreStart, Identity, Incarnation, LocalRequestMsg, LogPosition, Member, MemberChange,
-    Members, MembershipChange, MembershipRequest, NodeId, RaftNodeCore, StableStorage,
+    CheckedConfig, ClusterId, Config, CoreStart, Incarnation, LogPosition, Member, MemberChange, MemberRole,
+    Members, MembershipChange, NodeId, RaftNodeCore, StableStorage,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
 
+use crate::begin::{Beginning, First};
 use crate::chance::random;
-use crate::error::{AddPeersError, BootstrapError, JoinClusterError, RequestIdError, RunError};
+use crate::cluster_connection::ClusterConnection;
+use crate::error::{AddPeersError, BootstrapError, RequestIdError, RunError};
 use crate::formatter::{CustomFormatter, DefaultFormatter};
 use crate::lifecycle::Lifecycle;
 use crate::log_entry::AbstractLogEntry;
-use crate::raft_client::{ClientError, ClusterConnection};
+use crate::raft_client::ClientError;
 use crate::raft_node::RaftNode;
 use crate::request_queue::request_queue;
 use crate::running::NodeParts;
@@ -38,18 +40,24 @@ const TICKET_DEADLINE: Duration = Duration::from_secs(30);
 /// Cheap to clone; all clones are the same node. One of them is [`run`](Self::run), the others are used meanwhile.
 ///
 /// # How a node starts
-/// - On a data directory that was used before, it simply goes on. Nothing else needs to be called.
-/// - On a fresh one, as [`NodeId::FIRST`]: it begins a new cluster with itself as the only voter.
+/// With one call, which returns a node that runs: [`begin`](Self::begin) a cluster, [`begin_with`](Self::begin_with) a list
+/// of first members, [`join`](Self::join) a cluster, or [`restart`](Self::restart). Each of the first three continues a data
+/// directory that fits, so that a program may always be started with the same call.
+///
+/// Or step by step, with [`bootstrap`](Self::bootstrap) and [`run`](Self::run). Nothing begins by itself:
+/// - On a data directory that was used before, the node continues. Nothing else needs to be called.
 /// - On a fresh one, after [`add_peers`](Self::add_peers): it begins a cluster with these members, each of which is
 ///   started with the same list.
 /// - On a fresh one, with the id of a ticket ([`request_id`](Self::request_id)): it waits until
 ///   [`join_cluster`](Self::join_cluster) lets it into the cluster of the ticket.
 pub struct Raft<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
     node: RaftNode<LogEntry, FSM>,
-    raft_addr: Arc<str>,
-    first_members: Arc<Mutex<Option<Members>>>,
+    pub(crate) raft_addr: Arc<str>,
+    pub(crate) beginning: Beginning,
+    /// Where else to look for the cluster.
+    pub(crate) known_addresses: Arc<Mutex<BTreeSet<String>>>,
     /// Drawn once, so that a fresh directory that joins twice at a time is still one directory.
-    incarnation: Incarnation,
+    pub(crate) incarnation: Incarnation,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for Raft<LogEntry, FSM> {
@@ -57,7 +65,8 @@ impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for Raft<Lo
         Raft {
             node: self.node.clone(),
             raft_addr: Arc::clone(&self.raft_addr),
-            first_members: Arc::clone(&self.first_members),
+            beginning: self.beginning.clone(),
+            known_addresses: Arc::clone(&self.known_addresses),
             incarnation: self.incarnation,
         }
     }
@@ -123,6 +132,24 @@ pub struct ClusterJoinTicket {
     pub leader_addr: String,
     /// The members when the ticket was written.
     pub peers: Vec<Member>,
+    /// The address that was given to [`Raft::request_id`], and answered: asked first.
+    #[serde(default)]
+    pub peer_addr: String,
+    /// What the holder becomes: a voter, or a learner that never votes until it is promoted.
+    #[serde(default = "voter")]
+    pub role: MemberRole,
+}
+
+fn voter() -> MemberRole {
+    MemberRole::Voter
+}
+
+impl ClusterJoinTicket {
+    /// The same ticket for a permanent learner.
+    #[must_use]
+    pub fn as_learner(self) -> ClusterJoinTicket {
+        ClusterJoinTicket { role: MemberRole::Learner, ..self }
+    }
 }
 
 impl<LogEntry, FSM> Raft<LogEntry, FSM>
@@ -165,10 +192,21 @@ where
     ) -> Result<Self, BootstrapError> {
         let config = config.check()?;
         let raft_addr: Arc<str> = raft_addr.into().into();
-        check_address(&raft_addr)?;
-        options.listen_addr.as_deref().map(check_listen_address).transpose()?;
-        options.discover.iter().try_for_each(|address| check_address(address))?;
+        check_addresses(&raft_addr, &options)?;
         let stored = storage.load()?;
+        Self::bootstrap_stored(node_id, raft_addr, storage, stored, fsm, config, options)
+    }
+
+    /// [`bootstrap_with`](Self::bootstrap_with) with settings that were checked, and what the storage was found to hold.
+    pub(crate) fn bootstrap_stored<S: StableStorage>(
+        node_id: NodeId,
+        raft_addr: Arc<str>,
+        storage: S,
+        stored: StoredState,
+        fsm: FSM,
+        config: CheckedConfig,
+        options: BootstrapOptions<LogEntry, FSM>,
+    ) -> Result<Self, BootstrapError> {
         let recovered = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
         let start = CoreStart {
@@ -190,8 +228,9 @@ where
         let (queries, waiting_queries) = mpsc::channel(config.reads_in_flight_max);
         let status = watch::Sender::new(core.status());
         let lifecycle = Lifecycle::new();
-        let node = RaftNode::new(config.clone(), requests, queries, status.subscribe(), lifecycle.clone());
-        let first_members = Arc::new(Mutex::new(None));
+        let node =
+            RaftNode::new(config.clone(), requests.clone(), queries, status.subscribe(), lifecycle.clone());
+        let (beginning, incarnation) = (Beginning::new(), Incarnation(random()));
         let parts = NodeParts {
             core,
             config,
@@ -201,16 +240,18 @@ where
             snapshot,
             recovered,
             listener,
+            requests,
             local_requests,
             queries: waiting_queries,
             status,
             formatter: options.formatter,
-            first_members: Arc::clone(&first_members),
+            beginning: beginning.clone(),
+            incarnation,
             plan: watch::Sender::new(None),
             discover: options.discover,
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
-        Ok(Raft { node, raft_addr, first_members, incarnation: Incarnation(random()) })
+        Ok(Raft { node, raft_addr, beginning, known_addresses: Arc::default(), incarnation })
     }
 
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
@@ -242,34 +283,49 @@ where
             reserved_id: reservation.node_id,
             raft_addr,
             leader_id: reservation.leader,
-            leader_addr: leader.map_or(address, |leader| leader.address.clone()),
+            leader_addr: leader.map_or_else(|| address.clone(), |leader| leader.address.clone()),
             peers: reservation.members.iter().cloned().collect(),
+            peer_addr: address,
+            role: MemberRole::Voter,
         })
     }
 
     /// Runs the node to its end: until [`quit`](RaftNode::quit) or [`leave`](RaftNode::leave) is called on any clone,
     /// the process gets Ctrl+C or SIGTERM, or the node cannot go on. Then everything is flushed and closed, and
-    /// everybody is answered, before this returns.
+    /// every request is answered, before this returns. A node that [`start`](Self::start) has returned runs already: this
+    /// waits for its end.
     ///
     /// Must be called once, on a tokio runtime with time and I/O enabled.
     ///
     /// # Errors
-    /// [`RunError`] says why the node ended if nobody asked it to.
+    /// [`RunError`] says why the node ended if that was not asked for.
     ///
     /// # Cancel safety
-    /// Dropping the future stops the node as a crash would: nothing acknowledged is lost, everybody is answered, and
-    /// the storage is closed a little later, when what other threads were doing with it is done.
-    pub async fn run(self) -> Result<(), RunError> {
-        self.node.lifecycle().run().await
+    /// Dropping the future stops the node as a crash would: no acknowledged write is lost, every request is answered, and
+    /// the storage is closed a little later, when other threads have finished with it.
+    pub fn run(self) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
+        // At once: a caller that spawns this future, and goes on, runs the node.
+        self.lifecycle().run_called();
+        async move {
+            match self.node.take_task() {
+                Some(task) => task.ended().await,
+                None => self.node.lifecycle().run().await,
+            }
+        }
     }
 
     /// Makes `peers` members of the cluster.
     ///
     /// Before [`run`](Self::run), on a fresh directory: they are the first members of a new cluster, and this node
-    /// must be one of them. Every node is started with the same list. On a directory that was used before, the stored
-    /// membership counts, and the list is only compared with it, so that a program may call this at every start.
+    /// must be one of them. Every node is started with the same list. The cluster begins once all listed nodes agree on the
+    /// list, or, after some seconds, a majority of them; `run` ends with [`BeginError`](crate::error::BeginError) if the
+    /// lists differ. On a directory that was used before, the stored membership counts, and the list is only compared with
+    /// it, so that a program may call this at every start.
     ///
-    /// While the node runs: they are added to the cluster in one change, like by
+    /// Once `run` was called, on a node that is no member yet: nothing is added. [`join_cluster`](Self::join_cluster) asks at
+    /// these addresses, too.
+    ///
+    /// While the node runs as a member: they are added to the cluster in one change, like by
     /// [`change_config`](RaftNode::change_config).
     ///
     /// # Errors
@@ -280,7 +336,13 @@ where
     pub async fn add_peers(&self, peers: impl IntoIterator<Item = Member>) -> Result<(), AddPeersError> {
         // The caller's own code, which may take its time.
         let peers: Vec<Member> = peers.into_iter().collect();
-        if self.begins_with(&peers)? {
+        if self.beginning.lay_down(|| self.first_members(&peers))? {
+            return Ok(());
+        }
+        let lifecycle = self.lifecycle();
+        if !lifecycle.is_stopping() && !self.status().borrow().is_member() {
+            let mut known = self.known_addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            known.extend(peers.into_iter().map(|peer| peer.address));
             return Ok(());
         }
         let steps = peers.into_iter().map(MemberChange::Add).collect();
@@ -288,122 +350,32 @@ where
         Ok(self.change_config(change).await.map(drop)?)
     }
 
-    /// Whether these are the members to begin with, because the node does not run yet.
-    fn begins_with(&self, peers: &[Member]) -> Result<bool, AddPeersError> {
-        // Held until they are laid down: who begins to run meanwhile waits here before it takes them.
-        let mut first_members = self.first_members.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.node.lifecycle().is_waiting() {
-            return Ok(false);
+    /// What to begin with, if the node does not run yet.
+    fn first_members(&self, peers: &[Member]) -> Result<Option<First>, AddPeersError> {
+        let (id, lifecycle) = (self.get_id(), self.lifecycle());
+        let is_listed = peers.iter().any(|peer| peer.id == id);
+        if !lifecycle.is_waiting() || (lifecycle.was_run_called() && !is_listed) {
+            return Ok(None);
         }
         let members = Members::initial(peers.iter().cloned())?;
-        let id = self.get_id();
         let own = members.get(id).ok_or(AddPeersError::NotListed { id })?;
         if *own.address != *self.raft_addr {
             let (listed, own) = (own.address.clone(), self.raft_addr.to_string());
             return Err(AddPeersError::OtherAddress { id, listed, own });
         }
-        *first_members = Some(members);
-        Ok(true)
+        Ok(Some(First::Listed(members)))
     }
+}
 
-    /// Lets this node into the cluster of its ticket, and resolves once it is a member and knows it. The node must be
-    /// [running](Self::run) meanwhile. A node that is a member already has nothing to do: this may be called at every
-    /// start.
-    ///
-    /// Tickets of other nodes may be given as well: these are added in the same change, before they are started.
-    ///
-    /// Waits at most [`membership_timeout`](Config::membership_timeout) for each of three things: that its identity is
-    /// durable here, that the cluster has added it, and that it has heard from the cluster.
-    ///
-    /// # Errors
-    /// See [`JoinClusterError`]; calling again with the same tickets is safe.
-    ///
-    /// # Cancel safety
-    /// Dropping the future may leave the node a member already; calling again is safe.
-    pub async fn join_cluster(&self, tickets: Vec<ClusterJoinTicket>) -> Result<(), JoinClusterError> {
-        let id = self.get_id();
-        let own = tickets
-            .iter()
-            .find(|ticket| ticket.reserved_id == id)
-            .ok_or(JoinClusterError::NoTicket { id })?;
-        if let Some(other) = tickets.iter().find(|ticket| ticket.cluster_id != own.cluster_id) {
-            return Err(JoinClusterError::DifferentClusters {
-                first: own.cluster_id,
-                second: other.cluster_id,
-            });
-        }
-        if *own.raft_addr != *self.raft_addr {
-            let (ticket, own) = (own.raft_addr.clone(), self.raft_addr.to_string());
-            return Err(JoinClusterError::OtherAddress { id, ticket, own });
-        }
-        let identity = self.take_on_identity(own.cluster_id).await?;
-        if self.status().borrow().is_member() {
-            return Ok(());
-        }
-        let joiners = tickets.iter().map(|ticket| {
-            let incarnation = (ticket.reserved_id == id).then_some(identity.incarnation);
-            Member { incarnation, ..Member::voter(ticket.reserved_id, &ticket.raft_addr) }
-        });
-        let request = MembershipRequest::join(joiners.collect());
-        self.ask_to_be_added(own, &request).await?;
-        self.wait_until_member().await
-    }
-
-    /// Makes this directory one of the cluster, durably, so that the cluster's messages are believed.
-    async fn take_on_identity(&self, cluster_id: ClusterId) -> Result<Identity, JoinClusterError> {
-        let known = self.status().borrow().identity;
-        let incarnation = known.map_or(self.incarnation, |identity| identity.incarnation);
-        let identity = Identity { cluster_id, node_id: self.get_id(), incarnation };
-        let request = |reply| LocalRequestMsg::AwaitCluster { identity, reply };
-        match self.node.request(self.node.config().membership_timeout, request).await {
-            Ok(()) => Ok(identity),
-            Err(JoinError::AlreadyMember { cluster_id: member_of }) if member_of == cluster_id => {
-                Ok(identity)
-            }
-            Err(JoinError::Stopped(reason)) => Err(JoinClusterError::Stopped(reason)),
-            Err(error) => Err(JoinClusterError::Directory(error)),
-        }
-    }
-
-    async fn ask_to_be_added(
-        &self,
-        ticket: &ClusterJoinTicket,
-        request: &MembershipRequest,
-    ) -> Result<(), JoinClusterError> {
-        let others =
-            ticket.peers.iter().map(|peer| &peer.address).filter(|address| **address != ticket.raft_addr);
-        let addresses = [&ticket.leader_addr].into_iter().chain(others).map(String::as_str);
-        let within = self.node.config().membership_timeout;
-        let added = async {
-            ClusterConnection::new(addresses, within)?.to(ticket.cluster_id).change_config(request).await
-        };
-        let added = tokio::select! {
-            biased;
-            reason = self.node.lifecycle().stopping() => return Err(reason.into()),
-            added = added => added,
-        };
-        match added {
-            Ok(_) => Ok(()),
-            // It may have been made: whether it was shows when this node hears from the cluster.
-            Err(ClientError::Answer(MembershipError::Unknown(_))) => Ok(()),
-            Err(ClientError::Answer(refusal)) => Err(JoinClusterError::Refused(refusal)),
-            Err(error) => Err(JoinClusterError::Unreachable(error.to_string())),
-        }
-    }
-
-    async fn wait_until_member(&self) -> Result<(), JoinClusterError> {
-        let waited = self.node.config().membership_timeout;
-        let mut status = self.status();
-        tokio::select! {
-            biased;
-            member = timeout(waited, status.wait_for(|status| status.is_member())) => match member {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(_)) => Err(self.node.lifecycle().stop_reason().into()),
-                Err(_) => Err(JoinClusterError::NotHeardOf { waited, own: self.raft_addr.to_string() }),
-            },
-            reason = self.node.lifecycle().stopping() => Err(reason.into()),
-        }
-    }
+/// Checks where a node listens, where it is reached, and where it looks for others.
+pub(crate) fn check_addresses<LogEntry, FSM>(
+    raft_addr: &str,
+    options: &BootstrapOptions<LogEntry, FSM>,
+) -> Result<(), BootstrapError> {
+    check_address(raft_addr)?;
+    options.listen_addr.as_deref().map(check_listen_address).transpose()?;
+    options.discover.iter().try_for_each(|address| check_address(address))?;
+    Ok(())
 }
 
 /// What the state machine has applied, if it is what this node's log holds.

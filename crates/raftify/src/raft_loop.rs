@@ -181,7 +181,9 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             Input::Event(Event::Fetched(fetch, entries)) => core.fetched(fetch, entries),
             Input::Event(Event::Failed(reason)) => self.failure = Some(reason),
             Input::Peer(PeerEvent::Unreachable(peer)) => core.report_unreachable(peer),
-            Input::Peer(PeerEvent::Reached { peer, incarnation }) => core.peer_reached(peer, incarnation),
+            Input::Peer(PeerEvent::Reached { peer, incarnation, address }) => {
+                core.peer_reached(peer, incarnation, address);
+            }
             Input::Peer(PeerEvent::Unreached(peer)) => core.peer_unreached(peer),
             Input::Peer(PeerEvent::SnapshotSent { sent, outcome }) => core.snapshot_sent(sent, outcome),
             Input::Peer(PeerEvent::ReadRoundAnswered { round, answer }) => {

@@ -5,7 +5,7 @@
 //! its deadlines, and each call is bounded once more here, before the node runs, while it does and after it has ended.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use raftify_core::error::{
@@ -22,9 +22,10 @@ use tokio::time::{Instant, timeout};
 
 use crate::applier::Query;
 use crate::error::WaitError;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, RunTask};
 use crate::log_entry::{AbstractLogEntry, CHECKED_BYTES_MAX, check_entry};
 use crate::membership::{demotion, is_voter_already, promotion, removal, replacement, while_catching_up};
+use crate::probe::check_added_addresses;
 use crate::reply::{Reply, local_reply};
 use crate::request_queue::{Refused, RequestSender};
 use crate::state_machine::AbstractStateMachine;
@@ -56,6 +57,8 @@ struct Shared<FSM: AbstractStateMachine> {
     queries: mpsc::Sender<Query<FSM>>,
     status: watch::Receiver<Status>,
     lifecycle: Lifecycle,
+    /// Set on a node that `start` runs: it stops when the last handle is dropped.
+    task: Mutex<Option<RunTask>>,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNode<LogEntry, FSM> {
@@ -83,7 +86,8 @@ where
         lifecycle: Lifecycle,
     ) -> Self {
         let node_id = status.borrow().node_id;
-        let shared = Shared { node_id, config, requests, queries, status, lifecycle };
+        let task = Mutex::new(None);
+        let shared = Shared { node_id, config, requests, queries, status, lifecycle, task };
         RaftNode { shared: Arc::new(shared), log_entry: PhantomData }
     }
 
@@ -319,6 +323,9 @@ where
     /// handed over first. While another change is under way, this one waits for its turn. Waits at most
     /// [`membership_timeout`](crate::Config::membership_timeout).
     ///
+    /// Before a node is added, its address is asked once, for at most a second, which node answers there: if another member
+    /// does, the change is refused with [`AnsweredByOther`](raftify_core::members::MembershipRefusal::AnsweredByOther).
+    ///
     /// A [`MembershipRequest`] may be given in place of the change: it can demand that the membership is still the one that
     /// the change was made from, or force a change that would be refused for the cluster's own good.
     ///
@@ -335,6 +342,11 @@ where
         change: impl Into<MembershipRequest>,
     ) -> Result<Members, MembershipError> {
         let asked = change.into();
+        let status = self.shared.status.borrow().clone();
+        let cluster = status.identity.map(|identity| identity.cluster_id);
+        if cluster.is_some() && !self.shared.lifecycle.is_stopping() {
+            check_added_addresses(&asked.command, &status.members, cluster).await?;
+        }
         let attempt = |within| {
             let request = asked.clone();
             let request =
@@ -495,6 +507,20 @@ where
 
     pub(crate) fn lifecycle(&self) -> &Lifecycle {
         &self.shared.lifecycle
+    }
+
+    /// Runs the node in a task of the current runtime, until the last handle is dropped.
+    pub(crate) fn spawn(&self) {
+        *self.task() = Some(RunTask::spawn(&self.shared.lifecycle));
+    }
+
+    /// The task in which the node runs, for the first caller.
+    pub(crate) fn take_task(&self) -> Option<RunTask> {
+        self.task().take()
+    }
+
+    fn task(&self) -> MutexGuard<'_, Option<RunTask>> {
+        self.shared.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,6 +8,7 @@
 use std::future::ready;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use raftify_core::error::{
     InstallError, MembershipError, ProposeError, ReadError, StopReason, UnknownOutcome,
 };
-use raftify_core::members::SenderRefusal;
+use raftify_core::members::{MembershipRefusal, SenderRefusal};
 use raftify_core::{
     CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, Members, MembershipRequest,
     ProposalReply, Responder, Sender, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore,
@@ -27,8 +28,10 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
+use crate::connections::{ConnectionId, Connections};
 use crate::identification::{Identification, Plan};
 use crate::outbox::Outbox;
+use crate::probe::check_added_addresses;
 use crate::remote_node::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
 };
@@ -54,6 +57,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) status: watch::Receiver<NodeStatus>,
     /// Where incoming snapshots are put.
     pub(crate) snapshots: S,
+    /// How many bytes are there of the snapshot that was begun last.
+    pub(crate) snapshot_bytes_received: Arc<AtomicU64>,
     /// Limits and times.
     pub(crate) config: CheckedConfig,
     /// Where the others reach this node.
@@ -81,15 +86,18 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     door: Door<R, S>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let (uncut, severed) = watch::channel(());
-    let incoming =
-        listener.incoming()?.map(move |stream| Ok::<_, io::Error>(Severable::new(stream?, severed.clone())));
+    let connections = Arc::new(Connections::new(listener.connections_max()));
+    let accepting = Arc::clone(&connections);
+    let incoming = listener.incoming()?.filter_map(move |stream| {
+        ready(stream.map(|stream| Some(Severable::new(stream, accepting.accept()?))).transpose())
+    });
     let (close, closing) = watch::channel(false);
     let (stopped, mut stopping) = oneshot::channel();
     let snapshots = SnapshotReceiver::new(
         door.snapshots.clone(),
         door.blocking.clone(),
         door.config.snapshot_chunk_timeout,
+        Arc::clone(&door.snapshot_bytes_received),
     );
     let snapshots = Arc::new(snapshots);
     let service = Service { door: Arc::new(door), closing, snapshots: Arc::clone(&snapshots) };
@@ -110,12 +118,12 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     let ended = tokio::select! {
         biased;
         ended = &mut serving => ended,
-        never = snapshots.forget_unused() => match never {},
+        never = snapshots.close_unused() => match never {},
         _ = &mut stopping => match timeout(SHUTDOWN_GRACE, &mut serving).await {
             Ok(ended) => ended,
             Err(_) => {
                 debug!("connections are severed that their other ends do not close");
-                drop(uncut);
+                connections.sever();
                 timeout(SHUTDOWN_GRACE, &mut serving).await.unwrap_or(Ok(()))
             }
         },
@@ -269,6 +277,20 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             .enqueue_and_wait(request, self.door.config.propose_timeout, answer)
             .await?
             .and_then(small_enough))
+    }
+
+    /// Whether another member answers at the address of a node that is to be added.
+    async fn check_added_addresses(
+        &self,
+        request: &MembershipRequest,
+    ) -> Result<Result<(), MembershipRefusal>, Status> {
+        let status = self.door.status.borrow().clone();
+        let cluster = status.identity.map(|identity| identity.cluster_id);
+        tokio::select! {
+            biased;
+            () = self.closed() => Err(DoorRefusal::Stopped(StopReason::Stopped).into()),
+            checked = check_added_addresses(&request.command, &status.members, cluster) => Ok(checked),
+        }
     }
 
     /// The next message of a stream, or a reason why there will be none.
@@ -443,10 +465,14 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<Streaming<proto::MessageBatch>>,
     ) -> Result<Response<proto::StreamMessagesReply>, Status> {
+        let mut connection = ConnectionId::of(&request);
         let mut stream = request.into_inner();
         while let Some(batch) = self.next(&mut stream).await? {
             let Admitted { sender, receiver, .. } =
                 self.admit(batch.header.as_ref(), batch.sender, batch.receiver)?;
+            if let Some(connection) = connection.take() {
+                connection.is_members();
+            }
             let own_id = self.door.status.borrow().node_id;
             let messages: Result<Vec<_>, _> = batch
                 .messages
@@ -471,6 +497,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         request: Request<Streaming<proto::SnapshotChunk>>,
     ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
         use proto::install_snapshot_reply::Answer;
+        let connection = ConnectionId::of(&request);
         let mut chunks = request.into_inner();
         let (incoming, admitted, term) = match self.begin_snapshot(&mut chunks).await? {
             IncomingSnapshot::Begun { incoming, admitted, term } => (incoming, admitted, term),
@@ -479,6 +506,9 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
                 return Ok(Response::new(stream::once(ready(Ok(only))).boxed()));
             }
         };
+        if let Some(connection) = connection {
+            connection.is_members();
+        }
         let first = self.snapshot_reply(Answer::BeginAt(incoming.begin_at()));
         let service = self.clone();
         // Driven by the connection that takes the answers, and dropped with it.
@@ -494,8 +524,12 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         request: Request<proto::ProposeRequest>,
     ) -> Result<Response<proto::ProposeReply>, Status> {
         use proto::propose_reply::Outcome;
+        let connection = ConnectionId::of(&request);
         let request = request.into_inner();
         self.admit_request(request.header.as_ref())?;
+        if let (true, Some(connection)) = (request.forwarded, connection) {
+            connection.is_members();
+        }
         let outcome = match self.propose_here(request.payload, forwarding(request.forwarded)).await? {
             Ok(reply) => Outcome::Reply(reply),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
@@ -513,12 +547,23 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         let forwarding = forwarding(request.forwarded);
         let request = MembershipRequest::decode(&request.request).map_err(wire::WireError::from);
         let request = request.map_err(DoorRefusal::from)?;
-        let changed =
-            self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, |reply| {
-                let request = LeaderRequest::ChangeMembership { request, reply };
-                ServerRequestMsg::ForLeader { request, forwarding }
-            });
-        let outcome = match changed.await? {
+        // The node that has forwarded it has looked already.
+        let checked = match forwarding {
+            Forwarding::Allowed => self.check_added_addresses(&request).await?,
+            Forwarding::Never => Ok(()),
+        };
+        let changed = match checked {
+            Err(refusal) => Err(MembershipError::Refused(refusal)),
+            Ok(()) => {
+                let ask = |reply| {
+                    let request = LeaderRequest::ChangeMembership { request, reply };
+                    ServerRequestMsg::ForLeader { request, forwarding }
+                };
+                self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, ask)
+                    .await?
+            }
+        };
+        let outcome = match changed {
             Ok(members) => Outcome::Members(members.encode()),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };

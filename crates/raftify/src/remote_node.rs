@@ -4,6 +4,7 @@
 //! follows no hint; every call ends by its deadline and says whether the request may have taken effect.
 
 use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -125,29 +126,52 @@ impl<E: VerbError> CallError<E> {
 
 /// Which cluster is asked: as far as it is known, and otherwise the one that gives the first result. Nodes of another one
 /// refuse then: an address may be another cluster's by now, and what that acknowledges, this one does not have.
-pub(crate) type AskedCluster = Arc<OnceLock<ClusterId>>;
+#[derive(Debug, Default)]
+pub(crate) struct AskedCluster {
+    id: OnceLock<ClusterId>,
+    /// The newest membership that a node of it has answered with.
+    members_as_of: AtomicU64,
+}
+
+impl AskedCluster {
+    pub(crate) fn of(id: ClusterId) -> AskedCluster {
+        AskedCluster { id: id.into(), members_as_of: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn id(&self) -> Option<ClusterId> {
+        self.id.get().copied()
+    }
+
+    pub(crate) fn members_as_of(&self) -> LogIndex {
+        LogIndex(self.members_as_of.load(Ordering::Relaxed))
+    }
+
+    /// A result came with this header.
+    fn learn(&self, header: Option<&proto::Header>) {
+        let Ok(Some(cluster_id)) = wire::check_header(header) else { return };
+        // The first one stays.
+        if *self.id.get_or_init(|| cluster_id) == cluster_id
+            && let Some(as_of) = header.and_then(|header| header.members_as_of)
+        {
+            self.members_as_of.fetch_max(as_of, Ordering::Relaxed);
+        }
+    }
+}
 
 /// One node, reached through one channel, which reconnects by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteNode {
     service: RaftServiceClient<Channel>,
-    cluster: AskedCluster,
+    cluster: Arc<AskedCluster>,
 }
 
 impl RemoteNode {
-    pub(crate) fn new(channel: Channel, cluster: AskedCluster) -> RemoteNode {
+    pub(crate) fn new(channel: Channel, cluster: Arc<AskedCluster>) -> RemoteNode {
         RemoteNode { service: service(channel), cluster }
     }
 
     fn header(&self) -> Option<proto::Header> {
-        Some(wire::header(self.cluster.get().copied()))
-    }
-
-    /// A result came with this header.
-    fn learn(&self, header: Option<&proto::Header>) {
-        if let Ok(Some(cluster_id)) = wire::check_header(header) {
-            let _ = self.cluster.set(cluster_id); // The first one stays.
-        }
+        Some(wire::header(self.cluster.id()))
     }
 
     pub(crate) async fn propose(
@@ -162,7 +186,7 @@ impl RemoteNode {
         let answer = bounded(timeout, self.service.clone().propose(request)).await?;
         match answer.outcome {
             Some(Outcome::Reply(reply)) => {
-                self.learn(answer.header.as_ref());
+                self.cluster.learn(answer.header.as_ref());
                 Ok(reply)
             }
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
@@ -183,7 +207,7 @@ impl RemoteNode {
         let answer = bounded(timeout, self.service.clone().change_membership(request)).await?;
         match answer.outcome {
             Some(Outcome::Members(members)) => {
-                self.learn(answer.header.as_ref());
+                self.cluster.learn(answer.header.as_ref());
                 Members::decode(&members).map_err(CallError::senseless)
             }
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
@@ -203,7 +227,7 @@ impl RemoteNode {
         let reply = bounded(timeout, self.service.clone().reserve_node_id(request)).await?;
         match reply.outcome {
             Some(Outcome::Reservation(reservation)) => {
-                self.learn(reply.header.as_ref());
+                self.cluster.learn(reply.header.as_ref());
                 let cluster_id = wire::check_header(reply.header.as_ref()).map_err(CallError::senseless)?;
                 let cluster_id = cluster_id.ok_or_else(|| CallError::senseless("it names no cluster"))?;
                 let reservation = wire::reservation_from_wire(&reservation).map_err(CallError::senseless)?;
@@ -227,7 +251,7 @@ impl RemoteNode {
         let answer = bounded(timeout, self.service.clone().transfer_leader(request)).await?;
         match answer.outcome {
             Some(Outcome::Leader(id)) => {
-                self.learn(answer.header.as_ref());
+                self.cluster.learn(answer.header.as_ref());
                 wire::node_id("the leader's id", id).map_err(CallError::senseless)
             }
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
@@ -241,7 +265,7 @@ impl RemoteNode {
         let answer = bounded(timeout, self.service.clone().read_index(request)).await?;
         match answer.outcome {
             Some(Outcome::Index(index)) => {
-                self.learn(answer.header.as_ref());
+                self.cluster.learn(answer.header.as_ref());
                 wire::log_index("the commit index", index).map_err(CallError::senseless)
             }
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),

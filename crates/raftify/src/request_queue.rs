@@ -121,6 +121,12 @@ pub(crate) struct RequestSender<T> {
     room: Arc<Room>,
 }
 
+impl<T> Clone for RequestSender<T> {
+    fn clone(&self) -> Self {
+        RequestSender { sender: self.sender.clone(), room: Arc::clone(&self.room) }
+    }
+}
+
 impl<T: Weight> RequestSender<T> {
     /// Puts a request into the queue, if there is room at once.
     pub(crate) fn try_send(&self, request: T) -> Result<(), Refused<T>> {

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use raftify_core::error::{JoinError, StopReason};
 use raftify_core::{
-    CheckedConfig, ClusterId, Identity, Incarnation, LocalRequestMsg, LogPosition, Member, Members, NodeId,
-    RaftNodeCore, Responder, SnapshotMeta, StableStorage, Status,
+    CheckedConfig, Identity, Incarnation, LocalRequestMsg, LogPosition, Members, NodeId, RaftNodeCore,
+    Responder, SnapshotMeta, StableStorage, Status,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError as TaskError, JoinSet};
@@ -16,9 +16,10 @@ use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
 use crate::applier::{ApplierStart, Query};
+use crate::begin::{Beginning, Confirmation, First};
 use crate::chance::random;
 use crate::discovery::Discovery;
-use crate::error::RunError;
+use crate::error::{BeginError, RunError};
 use crate::formatter::CustomFormatter;
 use crate::identification::Plan;
 use crate::lifecycle::Lifecycle;
@@ -28,7 +29,7 @@ use crate::outbox::Outbox;
 use crate::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::raft_server::{Door, serve};
 use crate::reply::Reply;
-use crate::request_queue::{RequestReceiver, request_queue};
+use crate::request_queue::{RequestReceiver, RequestSender, request_queue};
 use crate::snapshot_taker::SnapshotTaker;
 use crate::snapshots::TrackedSnapshots;
 use crate::state_machine::AbstractStateMachine;
@@ -51,11 +52,14 @@ pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) snapshot: Option<SnapshotMeta>,
     pub(crate) recovered: LogPosition,
     pub(crate) listener: Listener,
+    pub(crate) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) local_requests: RequestReceiver<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
-    pub(crate) first_members: Arc<Mutex<Option<Members>>>,
+    pub(crate) beginning: Beginning,
+    /// Of a fresh directory.
+    pub(crate) incarnation: Incarnation,
     /// What this node waits to begin a cluster with.
     pub(crate) plan: watch::Sender<Option<Plan>>,
     /// Where to look for the other members while no leader is known.
@@ -72,7 +76,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
     /// Runs the node to its end.
     pub(crate) async fn run(mut self, lifecycle: Lifecycle) -> Result<(), RunError> {
         let node_id = self.status.borrow().node_id;
-        let not_begun = self.begin_cluster(&lifecycle);
+        let confirmation = self.begin_cluster(&lifecycle);
 
         let (events, event_inputs) = mpsc::unbounded_channel();
         let (peer_events, peer_inputs) = mpsc::unbounded_channel();
@@ -124,6 +128,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             address: Arc::clone(&self.raft_addr),
             plan: self.plan.subscribe(),
             snapshots: snapshots.clone(),
+            snapshot_bytes_received: lifecycle.snapshot_bytes_received(),
             config: self.config.clone(),
             outbox: outbox.clone(),
             blocking: blocking.clone(),
@@ -160,6 +165,10 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             Ended::Server(serve(self.listener, door, async { drop(end_serving.await) }).await)
         });
         let mut helpers = JoinSet::new();
+        if let Some(confirmation) = confirmation {
+            let (requests, beginning) = (self.requests, self.beginning.clone());
+            helpers.spawn(begin_when_confirmed(confirmation, requests, beginning, lifecycle.clone()));
+        }
         helpers.spawn(discovery.run());
         info!(node = %node_id, address = %self.raft_addr, "the node runs");
 
@@ -179,7 +188,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         while let Some(next) = patiently(node_id, what, tasks.join_next()).await {
             ended.push(next);
         }
-        let outcome = outcome(ended, unasked, not_begun.get(), &lifecycle);
+        let outcome = outcome(ended, unasked, self.beginning.failure(), &lifecycle);
         outbox.shutdown().await;
         patiently(node_id, LOG_WRITER, writer_thread.ended()).await;
         let what = "the applier, in the state machine or in a snapshot that is written out";
@@ -192,17 +201,32 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         outcome
     }
 
-    /// Begins a cluster on a fresh directory, if this node is to begin one. What goes wrong is found in the result
-    /// later, and asks the node to stop.
-    fn begin_cluster(&mut self, lifecycle: &Lifecycle) -> Arc<OnceLock<JoinError>> {
-        let not_begun = Arc::new(OnceLock::new());
-        let Status { node_id, identity, members, .. } = self.core.status();
-        let given = self.first_members.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if identity.is_some() {
-            if let Some(given) = given
-                && !given.iter().map(|m| (m.id, &m.address)).eq(members.iter().map(|m| (m.id, &m.address)))
+    /// Says what the directory holds, or begins a cluster on a fresh one if this node was told to. With a list of several
+    /// first members, the others must confirm it first.
+    fn begin_cluster(&mut self, lifecycle: &Lifecycle) -> Option<Confirmation> {
+        let Status { node_id, identity, members, term, last, .. } = self.core.status();
+        let first = self.beginning.take();
+        if let Some(identity) = identity
+            && !(members.is_empty() && matches!(first, Some(First::Expected(_))))
+        {
+            self.beginning.end(Ok(()));
+            if members.is_empty() {
+                info!(
+                    node = %node_id,
+                    "continues as node {node_id}, which has not been let into cluster {} yet", identity.cluster_id
+                );
+                return None;
+            }
+            info!(
+                node = %node_id,
+                "continues as node {node_id} of cluster {}, in term {term}, with its log up to index {}",
+                identity.cluster_id, last.index
+            );
+            if let Some(First::Listed(listed)) = first
+                && let differences = listed.differences(&members)
+                && !differences.is_empty()
             {
-                info!(node = %node_id, "the stored membership counts, which is not that of add_peers any more");
+                info!(node = %node_id, "the stored membership counts, not the given list: {differences}");
             }
             if let Some(own) = members.get(node_id)
                 && *own.address != *self.raft_addr
@@ -212,34 +236,93 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
                     "moved from {} to {}, which is announced to the other members", own.address, self.raft_addr
                 );
             }
-            return not_begun;
+            return None;
         }
-        let incarnation = Incarnation(random());
-        let (cluster_id, members) = match given {
-            Some(members) => (members.derive_cluster_id(), members),
-            None if node_id == NodeId::FIRST => {
-                let this =
-                    Member { incarnation: Some(incarnation), ..Member::voter(node_id, &*self.raft_addr) };
-                let members =
-                    Members::initial([this]).expect("one voter whose address was checked at bootstrap");
-                (ClusterId(random()), members)
+        let first = first?;
+        let is_expected = matches!(first, First::Expected(_));
+        let incarnation = identity.map_or(self.incarnation, |pledged| pledged.incarnation);
+        let (own, members) = match first.cluster(node_id, &self.raft_addr, incarnation) {
+            Ok(cluster) => cluster,
+            Err(refusal) => {
+                self.beginning.end(Err(BeginError::Members(refusal)));
+                lifecycle.ask_to_quit();
+                return None;
             }
-            None => return not_begun,
         };
-        let (failure, lifecycle) = (Arc::clone(&not_begun), lifecycle.clone());
-        let reply = Responder::new(move |answer: Result<(), JoinError>| {
-            // A node that stops meanwhile says why by itself.
-            if let Err(error) = answer
-                && !matches!(error, JoinError::Stopped(_))
-            {
-                let _ = failure.set(error); // The first and only answer.
+        if members.len() == 1 {
+            self.core.handle_local_request_msg(start_cluster(own, members, &self.beginning, lifecycle));
+            return None;
+        }
+        if is_expected {
+            // Others may count on this node as soon as they hear of it, and must be able to after a crash.
+            self.core.handle_local_request_msg(pledge(own, &self.beginning, lifecycle));
+        }
+        let expect = if is_expected { u32::try_from(members.len()).unwrap_or(u32::MAX) } else { 0 };
+        let plan = Plan { members, expect, nonce: random() };
+        self.plan.send_replace(Some(plan.clone()));
+        Some(Confirmation { own, address: Arc::clone(&self.raft_addr), plan })
+    }
+}
+
+/// The request that pledges this node to a cluster, durably. If it cannot be, the node stops.
+fn pledge<R>(identity: Identity, beginning: &Beginning, lifecycle: &Lifecycle) -> LocalRequestMsg<R> {
+    let (beginning, lifecycle) = (beginning.clone(), lifecycle.clone());
+    let reply = Responder::new(move |answer: Result<(), JoinError>| match answer {
+        // A node that stops meanwhile says why by itself.
+        Ok(()) | Err(JoinError::Stopped(_)) => {}
+        Err(error) => {
+            beginning.end(Err(BeginError::Start(error)));
+            lifecycle.ask_to_quit();
+        }
+    });
+    LocalRequestMsg::AwaitCluster { identity, reply }
+}
+
+/// The request that begins the cluster. Its outcome is laid down; if it is none, the node stops.
+fn start_cluster<R>(
+    identity: Identity,
+    members: Members,
+    beginning: &Beginning,
+    lifecycle: &Lifecycle,
+) -> LocalRequestMsg<R> {
+    let listed: Vec<String> = members
+        .iter()
+        .map(|member| format!("node {} at {}, a {}", member.id, member.address, member.role))
+        .collect();
+    info!(
+        node = %identity.node_id,
+        "begins a new cluster, {}, with {}", identity.cluster_id, listed.join("; ")
+    );
+    let (beginning, lifecycle) = (beginning.clone(), lifecycle.clone());
+    let reply = Responder::new(move |answer: Result<(), JoinError>| match answer {
+        // A node that stops meanwhile says why by itself.
+        Err(JoinError::Stopped(_)) => {}
+        answer => {
+            let has_failed = answer.is_err();
+            beginning.end(answer.map_err(BeginError::Start));
+            if has_failed {
                 lifecycle.ask_to_quit();
             }
-        });
-        let identity = Identity { cluster_id, node_id, incarnation };
-        self.core.handle_local_request_msg(LocalRequestMsg::StartCluster { identity, members, reply });
-        not_begun
+        }
+    });
+    LocalRequestMsg::StartCluster { identity, members, reply }
+}
+
+/// Begins the cluster as soon as enough of the other first members agree.
+async fn begin_when_confirmed<R>(
+    confirmation: Confirmation,
+    requests: RequestSender<LocalRequestMsg<R>>,
+    beginning: Beginning,
+    lifecycle: Lifecycle,
+) {
+    if let Err(error) = confirmation.confirmed().await {
+        beginning.end(Err(error));
+        return lifecycle.ask_to_quit();
     }
+    let Confirmation { own, plan, .. } = confirmation;
+    let request = start_cluster(own, plan.members, &beginning, &lifecycle);
+    // A node that stops says why by itself.
+    let _ = requests.send(request).await;
 }
 
 /// Waits for what a disk or a state machine may hold up for ever, and says so: first after [`PATIENCE`], then after twice
@@ -264,11 +347,11 @@ async fn patiently<T>(node_id: NodeId, what: &str, end: impl Future<Output = T>)
 fn outcome(
     ended: Vec<Result<Ended, TaskError>>,
     unasked: usize,
-    not_begun: Option<&JoinError>,
+    not_begun: Option<BeginError>,
     lifecycle: &Lifecycle,
 ) -> Result<(), RunError> {
     if let Some(error) = not_begun {
-        return Err(RunError::Start(error.clone()));
+        return Err(RunError::Begin(error));
     }
     let mut outcome = Ok(());
     for (place, ended) in ended.into_iter().enumerate() {

@@ -1,12 +1,13 @@
 //! Takes snapshots in from other nodes, chunk by chunk, straight to the disk.
 //!
 //! Called by the server. One snapshot is received at a time, the newest leader's. What was received of one when its
-//! connection broke is kept for a while, for the next call to go on from there; it is given up for any other snapshot,
-//! and when the node stops. What is received is finished only when all of it is there and is what was announced; until
-//! then nothing that this node has is touched.
+//! connection broke, or this node stopped, stays in the snapshot store, for the next call to go on from there; it is
+//! given up for any other snapshot. What is received is finished only when all of it is there and is what was announced;
+//! until then nothing that this node has is touched.
 
 use std::convert::Infallible;
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,8 +22,9 @@ use crate::remote_node::with_sources;
 use crate::wire::{DoorRefusal, proto};
 use crate::worker::Blocking;
 
-/// An unfinished snapshot that nobody has gone on with for so many chunk timeouts is deleted.
-const KEPT_CHUNKS: u32 = 10;
+/// An unfinished snapshot that nobody has gone on with for so many chunk timeouts is closed: who goes on with it then
+/// has it read first.
+const OPEN_CHUNKS: u32 = 10;
 
 /// What all calls of a node share.
 pub(crate) struct SnapshotReceiver<S: SnapshotStore> {
@@ -34,6 +36,8 @@ pub(crate) struct SnapshotReceiver<S: SnapshotStore> {
     serving: Mutex<Option<Serving>>,
     /// Locked by whoever writes to it: a second call begins when the first has let go.
     unfinished: Unfinished<S::Writer>,
+    /// How many bytes are there of the snapshot that was begun last.
+    received_bytes: Arc<AtomicU64>,
 }
 
 /// Of which leader a call is. Dropping it ends the call.
@@ -58,13 +62,19 @@ struct Partial<W> {
 }
 
 impl<S: SnapshotStore> SnapshotReceiver<S> {
-    pub(crate) fn new(store: S, blocking: Blocking, chunk_timeout: Duration) -> SnapshotReceiver<S> {
+    pub(crate) fn new(
+        store: S,
+        blocking: Blocking,
+        chunk_timeout: Duration,
+        received_bytes: Arc<AtomicU64>,
+    ) -> SnapshotReceiver<S> {
         SnapshotReceiver {
             store,
             blocking,
             chunk_timeout,
             serving: Mutex::default(),
             unfinished: Arc::default(),
+            received_bytes,
         }
     }
 
@@ -93,16 +103,17 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         let opened = self.write(move || {
             let mut held = held;
             if !goes_on {
-                // The one before is deleted first: there may be no room for both.
+                // The one before is closed first: the store deletes it, for there may be no room for both.
                 *held = None;
-                let writer = store.create(&meta).map_err(|error| with_sources(&error))?;
-                let received = SnapshotDigest::default();
+                let receiving = store.receive(&meta, announced, &|| true);
+                let (writer, received) = receiving.map_err(|error| with_sources(&error))?;
                 *held = Some(Partial { meta, announced, received, writer, last_used: Instant::now() });
             }
             Ok(held)
         });
         let held = opened.await.map_err(|reason| NotReceived::unwritten(position, reason))?;
         let begin_at = held.as_ref().map_or(0, |partial| partial.received.data_bytes);
+        self.received_bytes.store(begin_at, Ordering::Relaxed);
         Ok(Incoming { receiver: Arc::clone(self), term, announced, ended, held: Some(held), begin_at })
     }
 
@@ -125,10 +136,6 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         DoorRefusal::StaleSnapshot { term, newer }.into()
     }
 
-    fn give_up(&self, mut held: Held<S::Writer>) {
-        drop(self.blocking.start(move || *held = None));
-    }
-
     /// Writes where that may wait for the disk.
     async fn write<T: Send + 'static>(
         &self,
@@ -137,18 +144,18 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         self.blocking.start(work).await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
-    /// Deletes what nobody goes on with. Never ends.
-    pub(crate) async fn forget_unused(&self) -> Infallible {
+    /// Closes what nobody goes on with, so that the store may delete it once it is outdated. Never ends.
+    pub(crate) async fn close_unused(&self) -> Infallible {
         loop {
             sleep(self.chunk_timeout).await;
-            let Ok(held) = Arc::clone(&self.unfinished).try_lock_owned() else {
+            let Ok(mut held) = Arc::clone(&self.unfinished).try_lock_owned() else {
                 continue;
             };
-            let patience = self.chunk_timeout.saturating_mul(KEPT_CHUNKS);
+            let patience = self.chunk_timeout.saturating_mul(OPEN_CHUNKS);
             if let Some(partial) = held.as_ref().filter(|partial| partial.last_used.elapsed() > patience) {
                 let SnapshotDigest { data_bytes, .. } = partial.received;
-                info!(position = %partial.meta.position, data_bytes, "nobody goes on with an unfinished snapshot: it is deleted");
-                self.give_up(held);
+                info!(position = %partial.meta.position, data_bytes, "nobody goes on with an unfinished snapshot: it is closed");
+                drop(self.blocking.start(move || *held = None));
             }
         }
     }
@@ -204,14 +211,16 @@ impl<S: SnapshotStore> Incoming<S> {
             return Err(malformed(reason));
         }
         let position = partial.meta.position;
+        let received_bytes = Arc::clone(&self.receiver.received_bytes);
         let written = self.receiver.write(move || match partial.writer.write_all(&chunk.data) {
             Ok(()) => {
                 partial.received = partial.received.followed_by(&chunk.data);
                 partial.last_used = Instant::now();
+                received_bytes.store(partial.received.data_bytes, Ordering::Relaxed);
                 *held = Some(partial);
                 Ok(held)
             }
-            // What is in the file now is not known: it is given up.
+            // What is in the file now is not known: the store gives it up.
             Err(error) => Err(error.to_string()),
         });
         self.held = Some(written.await.map_err(|reason| NotReceived::unwritten(position, reason))?);
@@ -237,6 +246,7 @@ impl<S: SnapshotStore> Incoming<S> {
             // Locked until the file is closed.
             let (_held, Partial { meta, writer, .. }) = (held, partial);
             if !is_complete {
+                writer.discard();
                 return Ok(None);
             }
             writer.finish().map(|_| Some(meta)).map_err(|error| with_sources(&error))

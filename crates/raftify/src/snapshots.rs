@@ -84,6 +84,17 @@ impl<S: SnapshotStore> SnapshotStore for TrackedSnapshots<S> {
         Ok(TrackedWriter { writer, position: meta.position, known: Arc::clone(&self.known) })
     }
 
+    fn receive(
+        &self,
+        meta: &SnapshotMeta,
+        announced: SnapshotDigest,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(Self::Writer, SnapshotDigest), StorageError> {
+        let is_wanted = || is_wanted() && !self.lifecycle.is_stopping();
+        let (writer, received) = self.store.receive(meta, announced, &is_wanted)?;
+        Ok((TrackedWriter { writer, position: meta.position, known: Arc::clone(&self.known) }, received))
+    }
+
     fn open(
         &self,
         position: LogPosition,
@@ -117,6 +128,10 @@ impl<W: SnapshotWriter> SnapshotWriter for TrackedWriter<W> {
     fn finish(self) -> Result<u64, StorageError> {
         lock(&self.known).finished.insert(self.position);
         self.writer.finish()
+    }
+
+    fn discard(self) {
+        self.writer.discard();
     }
 }
 

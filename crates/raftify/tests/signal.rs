@@ -5,9 +5,7 @@ use std::io::Read;
 use std::process::Command;
 use std::time::Duration;
 
-use raftify::{
-    AbstractStateMachine, BoxError, Config, LogPosition, MemoryStorage, NodeId, Raft, SnapshotCapture,
-};
+use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, MemoryStorage, Raft, SnapshotCapture};
 use raftify_free_address::free_address;
 
 struct Nothing;
@@ -33,7 +31,7 @@ impl AbstractStateMachine for Nothing {
 async fn sigterm_stops_the_node_in_order() -> Result<(), BoxError> {
     let address = free_address();
     let storage = MemoryStorage::default();
-    let raft = Raft::bootstrap(NodeId::FIRST, address, storage, Nothing, Config::default())?;
+    let raft = Raft::begin(address, storage, Nothing, Config::default()).await?;
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await?;
     raft.propose(()).await?;

@@ -1,6 +1,6 @@
 //! The quick start of the README: a replicated counter on one node, in a temporary directory.
 
-use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, NodeId, Raft};
+use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, Raft};
 use raftify::{SnapshotCapture, WalStorage, restore_value};
 
 #[derive(Default)]
@@ -30,12 +30,11 @@ async fn main() -> Result<(), BoxError> {
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:60061".to_owned());
     let directory = tempfile::tempdir()?;
     let storage = WalStorage::open(directory.path())?;
-    let raft = Raft::bootstrap(NodeId::FIRST, address, storage, Counter::default(), Config::default())?;
-    let running = tokio::spawn(raft.clone().run());
+    let raft = Raft::begin(address, storage, Counter::default(), Config::default()).await?;
     raft.wait_for_leader().await?;
 
     println!("the counter is {}", raft.propose(5).await?);
 
     raft.quit().await;
-    Ok(running.await??)
+    Ok(())
 }

@@ -38,14 +38,17 @@ async fn main() -> Result<(), BoxError> {
     }
 
     let directory = tempfile::tempdir()?;
-    let mut nodes = Vec::new();
-    let mut running = Vec::new();
+    let mut starting = Vec::new();
     for Member { id, address, .. } in &members {
         let storage = WalStorage::open(directory.path().join(id.to_string()))?;
-        let raft = Raft::bootstrap(*id, address, storage, Counter::default(), Config::default())?;
-        raft.add_peers(members.clone()).await?;
-        running.push(tokio::spawn(raft.clone().run()));
-        nodes.push(raft);
+        let (list, address) = (members.clone(), address.clone());
+        // Each waits until the others agree on the list.
+        let node = Raft::begin_with(list, address, storage, Counter::default(), Config::default());
+        starting.push(tokio::spawn(node));
+    }
+    let mut nodes = Vec::new();
+    for node in starting {
+        nodes.push(node.await??);
     }
 
     // Any node takes a proposal, and every node that is asked knows of all that were acknowledged before.
@@ -59,9 +62,6 @@ async fn main() -> Result<(), BoxError> {
 
     for raft in &nodes {
         raft.quit().await;
-    }
-    for node in running {
-        node.await??;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ mod peers;
 mod store;
 pub mod web;
 
-pub use node::{NodeOptions, report, say, serve, start_logging};
+pub use node::{NodeOptions, StopRequest, report, say, serve, start_logging};
 pub use peers::{LoadPeersError, load_peers};
 pub use store::{HashStore, LogEntry, Reply, StoreFormatter};
 

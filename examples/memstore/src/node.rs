@@ -4,13 +4,13 @@ use std::io::{self, IsTerminal, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
 use actix_web::{App, HttpServer, web};
 use clap::Args;
-use raftify::error::RunError;
+use raftify::error::NodeStartError;
 use raftify::{BootstrapOptions, BoxError, Config, StorageError, WalSettings, WalStorage};
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -20,6 +20,9 @@ use crate::{HashStore, LogEntry, Raft};
 /// How long requests under way may take to finish when the node has stopped, in seconds: by then all that waited for
 /// the node have their answer.
 const SHUTDOWN_TIMEOUT_SECONDS: u64 = 2;
+
+/// A worker thread for fewer connections is not worth the descriptors that it needs by itself.
+const CONNECTIONS_PER_WORKER_MIN: usize = 4;
 
 /// What can be said to a node of either kind, besides who belongs to its cluster.
 #[derive(Args)]
@@ -88,7 +91,7 @@ impl NodeOptions {
         }
     }
 
-    /// What is passed to [`Raft::bootstrap_with`].
+    /// What is passed to [`Raft::start`].
     pub fn bootstrap_options(&self) -> BootstrapOptions<LogEntry, HashStore> {
         BootstrapOptions {
             listen_addr: self.listen_addr.clone(),
@@ -97,44 +100,101 @@ impl NodeOptions {
         }
     }
 
-    /// Stops the node with standard input, if that was asked for.
-    pub fn watch_stdin(&self, raft: &Raft) {
-        if !self.stop_with_stdin {
-            return;
+    /// Listens from now on to what asks the program to stop: Ctrl+C, SIGTERM, and, with `--stop-with-stdin`, the end of
+    /// standard input. To be called first of all: a process with id 1 has no other reaction to signals.
+    ///
+    /// # Errors
+    /// If signals cannot be listened to.
+    pub fn listen_for_stop(&self) -> io::Result<StopRequest> {
+        let (asked, stop) = watch::channel(false);
+        let signalled = asked.clone();
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (mut interrupt, mut terminate) =
+                (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                signalled.send_replace(true);
+            });
         }
-        let (end_seen, end) = oneshot::channel();
-        // A thread of its own, which nobody waits for: it may read until the process ends.
-        std::thread::spawn(move || {
-            let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An input that cannot be read has ended, too.
-            let _ = end_seen.send(());
-        });
-        let raft = raft.clone();
+        #[cfg(not(unix))]
         tokio::spawn(async move {
-            let _ = end.await;
-            raft.quit().await;
+            if tokio::signal::ctrl_c().await.is_ok() {
+                signalled.send_replace(true);
+            }
         });
+        if self.stop_with_stdin {
+            // The program does not wait for this thread: it may read until the process ends.
+            std::thread::spawn(move || {
+                let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An input that cannot be read has ended, too.
+                asked.send_replace(true);
+            });
+        }
+        Ok(StopRequest(stop))
+    }
+}
+
+/// A request to stop the program, now or later.
+pub struct StopRequest(watch::Receiver<bool>);
+
+impl StopRequest {
+    async fn asked(&mut self) {
+        if self.0.wait_for(|asked| *asked).await.is_err() {
+            std::future::pending::<()>().await; // Nothing is left that could ask.
+        }
+    }
+
+    /// The node that `start` starts; nothing if the program is to stop before it has started. From then on, the request
+    /// stops the node.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub async fn started(
+        mut self,
+        start: impl Future<Output = Result<Raft, NodeStartError>>,
+    ) -> Result<Option<Raft>, NodeStartError> {
+        let raft = tokio::select! {
+            biased;
+            () = self.asked() => {
+                info!("asked to stop while starting");
+                return Ok(None);
+            }
+            started = start => started?,
+        };
+        let node = raft.clone();
+        tokio::spawn(async move {
+            self.asked().await;
+            node.quit().await;
+        });
+        Ok(Some(raft))
     }
 }
 
 /// Serves the web API, if it has an address, for as long as the node runs; ends both when one ends.
 ///
-/// `running` is the task of [`Raft::run`]. It alone listens to Ctrl+C.
-///
 /// # Errors
 /// Why the node or the web server failed, or that the address of the web server could not be bound. The node is
 /// stopped in each case.
-pub async fn serve(
-    raft: Raft,
-    mut running: JoinHandle<Result<(), RunError>>,
-    options: &NodeOptions,
-) -> Result<(), BoxError> {
+pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
+    let mut running = tokio::spawn(raft.clone().run());
     let Some(web_address) = &options.web_server else {
         return Ok(running.await??);
     };
     let entry_bytes_max = options.config().entry_bytes_max;
     let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max });
+    // Beyond these, clients wait to be let in: the log has to have file descriptors left. Each worker needs some as well.
+    let connections_max = raftify::server_connections_max();
+    let workers = thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(connections_max / CONNECTIONS_PER_WORKER_MIN);
     let server = HttpServer::new(move || App::new().app_data(node.clone()).configure(routes))
         .disable_signals()
+        .workers(workers)
+        .max_connections(connections_max / workers)
         .shutdown_timeout(SHUTDOWN_TIMEOUT_SECONDS)
         .bind(web_address);
     let server = match server {

@@ -4,7 +4,7 @@ use raftify::BoxError;
 
 use super::disk;
 use crate::Work;
-use crate::cluster::{Cluster, Place};
+use crate::cluster::{Cluster, NODES, Place};
 use crate::line::Line;
 use crate::measure::Measured;
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
@@ -64,7 +64,7 @@ impl ClusterRuns {
                     let fill = Command::Fill { entries: self.fill, entry_bytes: 64, clients: FILLING };
                     cluster.measured(leader, &fill)?;
                     for (bytes, clients) in &loads {
-                        let (name, processes) = (storage.name(), place.processes());
+                        let (name, processes) = (storage.name(), place.processes(NODES));
                         work.reporter
                             .step(format!("{name}, {clients} clients, {bytes} B, {processes} process(es)"))?;
                         self.measure(work, &mut cluster, run, *bytes, *clients)?;

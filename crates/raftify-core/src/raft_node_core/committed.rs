@@ -140,7 +140,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     fn set_members(&mut self, members: Members) {
+        self.membership_work.members_change(&self.members, &members);
         self.next.write.members = Some(members.clone());
         self.members = Arc::new(members);
+        self.come_back_if_member();
     }
 }

@@ -61,6 +61,11 @@ impl Joiners {
         self.reached.retain(|id, _| is_observed(*id));
     }
 
+    /// What was said of this node was said of another address.
+    pub(super) fn forget_reached(&mut self, id: NodeId) {
+        self.reached.remove(&id);
+    }
+
     pub(super) fn lag(&self, id: NodeId, last: LogIndex, now_ticks: u64, config: &CheckedConfig) -> Lag {
         let Some(catch_up) = self.progress.get(&id) else {
             return Lag { matched: LogIndex::ZERO, is_close: mutated!(PromotesBeforeCaughtUp) };

@@ -30,13 +30,39 @@ pub(super) struct MembershipWork {
     /// Which new addresses this leader has proposed to replicate.
     recording_addresses: BTreeSet<(NodeId, String)>,
     joiners: Joiners,
-    /// The nodes that this one has reached at their advertised addresses.
-    reached: BTreeMap<NodeId, Incarnation>,
+    /// The nodes that this one has reached, and where.
+    reached: BTreeMap<NodeId, (Incarnation, String)>,
+    /// As of which index each member is at the address that it has, as far as this was seen to change.
+    addresses_as_of: BTreeMap<NodeId, LogIndex>,
+    /// The membership that this node started with.
+    begun_as_of: LogIndex,
     /// When the leader was last told of them.
     told_ticks: u64,
 }
 
 impl MembershipWork {
+    pub(super) fn begin(members: &Members) -> MembershipWork {
+        MembershipWork { begun_as_of: members.as_of(), ..MembershipWork::default() }
+    }
+
+    /// The membership is about to change: what voters have said of one address counts for no other.
+    pub(super) fn members_change(&mut self, before: &Members, after: &Members) {
+        self.addresses_as_of.retain(|id, _| after.get(*id).is_some());
+        for member in after.iter() {
+            if before.get(member.id).is_none_or(|known| known.address != member.address) {
+                self.addresses_as_of.insert(member.id, after.as_of());
+                self.joiners.forget_reached(member.id);
+            }
+        }
+    }
+
+    /// Whether this node has reached the member where it is to be found.
+    fn has_reached(&self, member: &Member) -> bool {
+        self.reached.get(&member.id).is_some_and(|(incarnation, address)| {
+            member.incarnation == Some(*incarnation) && member.address == *address
+        })
+    }
+
     /// What a leader knows is of no use to a follower, or to the leader of another term.
     pub(super) fn leadership_lost(&mut self) {
         self.pending_change = None;
@@ -189,18 +215,18 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// Whether the cluster keeps a majority that is alive, and each new voter is caught up and reached.
     fn check_safety(&self, change: &MembershipChange, after: &Members) -> Result<(), MembershipError> {
         if let MembershipChange::Steps { steps, .. } = change {
-            for step in steps {
-                let id = step.node_id();
-                let is_promoted = after.get(id).is_some_and(|member| member.role == MemberRole::Voter);
-                if is_promoted && !self.members.is_voter(id) {
-                    self.check_may_vote(id)?;
+            for member in steps.iter().filter_map(|step| after.get(step.node_id())) {
+                if member.role == MemberRole::Voter && !self.members.is_voter(member.id) {
+                    self.check_may_vote(member)?;
                 }
             }
         }
         self.check_majority(after)
     }
 
-    fn check_may_vote(&self, id: NodeId) -> Result<(), MembershipError> {
+    /// Whether the node may become the voter that the membership would have it be.
+    fn check_may_vote(&self, joiner: &Member) -> Result<(), MembershipError> {
+        let id = joiner.id;
         let (last, now) = (self.consensus.last().index, self.now_ticks);
         let joiners = &self.membership_work.joiners;
         let lag = joiners.lag(id, last, now, &self.config);
@@ -208,12 +234,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return Err(MembershipError::NotCaughtUp { id, matched: lag.matched, last });
         }
         let voters = self.members.configuration().voters;
-        let incarnation = self.members.get(id).and_then(|member| member.incarnation);
-        let mut by: BTreeSet<NodeId> = match incarnation {
+        let is_there = self.members.get(id).is_some_and(|member| member.address == joiner.address);
+        let mut by: BTreeSet<NodeId> = match joiner.incarnation.filter(|_| is_there) {
             Some(incarnation) => joiners.reached_by(id, incarnation, now, &self.config).into_iter().collect(),
             None => BTreeSet::new(),
         };
-        if self.membership_work.reached.get(&id).copied() == incarnation && incarnation.is_some() {
+        if self.membership_work.has_reached(joiner) {
             by.insert(self.node_id);
         }
         if by.intersection(&voters).count() <= voters.len() / 2 && !mutated!(PromotesTheUnreached) {
@@ -378,11 +404,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if !self.may_change() || members.is_joint() {
             return;
         }
-        let joining =
-            members.iter().filter(|member| member.role == MemberRole::Joining).map(|member| member.id);
         let (mut steps, mut gone) = (Vec::new(), None);
-        for id in joining {
-            if self.check_may_vote(id).is_ok() && (self.is_alive(id) || mutated!(AcceptsStrandingChange)) {
+        for joiner in members.iter().filter(|member| member.role == MemberRole::Joining) {
+            let id = joiner.id;
+            if self.check_may_vote(joiner).is_ok() && (self.is_alive(id) || mutated!(AcceptsStrandingChange))
+            {
                 steps.push(MemberChange::SetRole { id, role: MemberRole::Voter });
             } else if self.is_gone(id) {
                 gone = Some(id);
@@ -415,9 +441,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     // --- Who was reached ---
 
-    /// The shell has connected to a peer at its advertised address, and that incarnation of it answers there.
-    pub fn peer_reached(&mut self, peer: NodeId, incarnation: Incarnation) {
-        if self.membership_work.reached.insert(peer, incarnation) != Some(incarnation) {
+    /// The shell has connected to a peer at `address`, and that incarnation of it answers there. It counts if this is the
+    /// address that the membership has, now or later.
+    pub fn peer_reached(&mut self, peer: NodeId, incarnation: Incarnation, address: String) {
+        let reached = (incarnation, address);
+        if self.membership_work.reached.get(&peer) != Some(&reached) {
+            self.membership_work.reached.insert(peer, reached);
             // To be told at once.
             self.membership_work.told_ticks = 0;
         }
@@ -429,13 +458,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     /// A voter has told this leader which nodes it has reached.
-    pub(super) fn told_of_reached(&mut self, voter: NodeId, peers: Vec<(NodeId, Incarnation)>) {
-        if !self.consensus.is_leader() || !self.members.is_voter(voter) {
+    pub(super) fn told_of_reached(&mut self, voter: &Sender, peers: Vec<(NodeId, Incarnation)>) {
+        if !self.consensus.is_leader() || !self.members.is_voter(voter.id) {
             return;
         }
+        let work = &mut self.membership_work;
         for (id, incarnation) in peers {
-            if self.members.get(id).is_some() {
-                self.membership_work.joiners.was_reached(id, incarnation, voter, self.now_ticks);
+            // A voter that does not know the newest address has reached the node at an older one.
+            let known_since = work.addresses_as_of.get(&id).copied().unwrap_or(work.begun_as_of);
+            if self.members.get(id).is_some() && voter.members_as_of >= known_since {
+                work.joiners.was_reached(id, incarnation, voter.id, self.now_ticks);
             }
         }
     }
@@ -450,12 +482,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if !is_due || !self.members.is_voter(self.node_id) {
             return;
         }
-        let is_watched = |id: &NodeId| {
-            self.members.get(*id).is_some_and(|m| matches!(m.role, MemberRole::Learner | MemberRole::Joining))
-        };
-        let reached = work.reached.iter().filter(|(id, _)| is_watched(id));
+        let is_watched = |member: &&Member| matches!(member.role, MemberRole::Learner | MemberRole::Joining);
+        let reached = self.members.iter().filter(|member| is_watched(member) && work.has_reached(member));
         let peers: Vec<(NodeId, Incarnation)> =
-            reached.map(|(id, incarnation)| (*id, *incarnation)).collect();
+            reached.filter_map(|member| Some((member.id, member.incarnation?))).collect();
         work.told_ticks = self.now_ticks.max(1);
         if !peers.is_empty() {
             let (from, term) = (self.node_id, self.consensus.term());

@@ -316,7 +316,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn installed(&mut self, snapshot: SnapshotMeta) {
         let position = snapshot.position;
         info!(node = %self.node_id, at = %position, "snapshot received");
+        self.membership_work.members_change(&self.members, &snapshot.members);
         self.members = Arc::new(snapshot.members.clone());
+        self.come_back_if_member();
         self.held.retain(|(entry, _)| entry.position.index > position.index);
         for reply in self.proposals.take_covered(position.index) {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::CoveredBySnapshot));

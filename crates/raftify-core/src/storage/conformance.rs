@@ -71,6 +71,9 @@ pub fn check<D: TestDisk>(fresh_disk: impl Fn() -> D) {
         snapshot_carries_its_metadata_and_any_number_of_bytes
         finished_snapshot_replaces_the_one_before_as_a_whole
         retain_deletes_all_others_but_those_being_written
+        what_was_received_survives_and_is_gone_on_with
+        what_was_received_is_gone_on_with_only_by_the_same_snapshot
+        what_was_received_is_deleted_when_it_is_discarded_or_outdated
     }
 }
 
@@ -692,4 +695,96 @@ fn retain_deletes_all_others_but_those_being_written<D: TestDisk>(disk: &D) {
     assert_eq!(read_snapshot(&snapshots, being_written.position), b"being written");
     succeeds("retaining nothing", snapshots.retain(&[]));
     no_snapshot(&snapshots, being_written.position, "retain deletes what it is not told to keep");
+}
+
+/// Begins to receive `data`, or goes on; how many bytes are there.
+fn receive<S: SnapshotStore>(snapshots: &S, meta: &SnapshotMeta, data: &[u8]) -> (S::Writer, usize) {
+    let announced = SnapshotDigest::default().followed_by(data);
+    let (writer, received) = succeeds("receiving", snapshots.receive(meta, announced, &|| true));
+    let length = received.data_bytes as usize;
+    assert_eq!(
+        received,
+        SnapshotDigest::default().followed_by(&data[..length]),
+        "what is there of a snapshot is a beginning of it"
+    );
+    (writer, length)
+}
+
+/// Receives a part of `data` in addition, and breaks off.
+fn receive_part<S: SnapshotStore>(snapshots: &S, meta: &SnapshotMeta, data: &[u8], until: usize) -> usize {
+    let (mut writer, begin_at) = receive(snapshots, meta, data);
+    writer.write_all(&data[begin_at..until]).expect("receiving a snapshot");
+    begin_at
+}
+
+fn numbered_data(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at / 251 + at) as u8).collect()
+}
+
+fn what_was_received_survives_and_is_gone_on_with<D: TestDisk>(disk: &D) {
+    let meta = snapshot_meta(2, 7);
+    let data = numbered_data(400_000);
+    let mut there = 0;
+    for until in [0, 1, 65_536, 65_537, 200_000, 400_000] {
+        let snapshots = Opened::new(disk).storage.snapshots();
+        assert_eq!(receive_part(&snapshots, &meta, &data, until), there, "what was received stays");
+        no_snapshot(&snapshots, meta.position, "a snapshot that is not received in full");
+        drop(snapshots);
+        let snapshots = Opened::new(disk).storage.snapshots();
+        no_snapshot(&snapshots, meta.position, "a snapshot that is not received in full, reopened");
+        let (_, left) = receive(&snapshots, &meta, &data);
+        assert_eq!(left, until, "a writer that is dropped keeps all that it took in");
+        there = left;
+    }
+    let snapshots = Opened::new(disk).storage.snapshots();
+    let (writer, _) = receive(&snapshots, &meta, &data);
+    assert_eq!(succeeds("finishing a snapshot", writer.finish()), data.len() as u64);
+    assert!(read_snapshot(&snapshots, meta.position) == data, "the parts make up the whole");
+    assert_eq!(receive(&snapshots, &meta, &data).1, 0, "nothing is left of one that was finished");
+}
+
+fn what_was_received_is_gone_on_with_only_by_the_same_snapshot<D: TestDisk>(disk: &D) {
+    let meta = snapshot_meta(2, 7);
+    let data = numbered_data(200_000);
+    let mut other_data = data.clone();
+    other_data[0] ^= 1;
+    let other_members = SnapshotMeta { members: Members::none(), ..meta.clone() };
+    let other_cluster = SnapshotMeta { cluster_id: ClusterId(99), ..meta.clone() };
+    let others = [
+        (&snapshot_meta(2, 8), &data[..]),
+        (&snapshot_meta(3, 7), &data[..]),
+        (&other_members, &data[..]),
+        (&other_cluster, &data[..]),
+        (&meta, &other_data[..]),
+        (&meta, &data[..199_999]),
+    ];
+    for (other, other_data) in others {
+        let snapshots = Opened::new(disk).storage.snapshots();
+        assert_eq!(receive_part(&snapshots, &meta, &data, 150_000), 0);
+        assert_eq!(receive_part(&snapshots, other, other_data, 100), 0, "{other:?} is another snapshot");
+        assert_eq!(receive_part(&snapshots, &meta, &data, 100), 0, "one unfinished snapshot is kept at most");
+        receive(&snapshots, &meta, &data).0.discard();
+    }
+}
+
+fn what_was_received_is_deleted_when_it_is_discarded_or_outdated<D: TestDisk>(disk: &D) {
+    let snapshots = Opened::new(disk).storage.snapshots();
+    let meta = snapshot_meta(2, 7);
+    let data = numbered_data(100_000);
+    receive_part(&snapshots, &meta, &data, 70_000);
+    let (writer, begin_at) = receive(&snapshots, &meta, &data);
+    assert_eq!(begin_at, 70_000);
+    writer.discard();
+    assert_eq!(receive_part(&snapshots, &meta, &data, 70_000), 0, "nothing is left of what was discarded");
+    let at = |index| LogPosition::new(2, index);
+    succeeds("retaining nothing", snapshots.retain(&[]));
+    succeeds("retaining an older one", snapshots.retain(&[at(6)]));
+    let (mut writer, begin_at) = receive(&snapshots, &meta, &data);
+    assert_eq!(begin_at, 70_000, "it is newer than all that is to be kept");
+    succeeds("retaining a newer one", snapshots.retain(&[at(6), at(8)]));
+    writer.write_all(&data[begin_at..80_000]).expect("receiving a snapshot");
+    drop(writer);
+    assert_eq!(receive(&snapshots, &meta, &data).1, 80_000, "it was being received");
+    succeeds("retaining a newer one", snapshots.retain(&[at(6), at(8)]));
+    assert_eq!(receive(&snapshots, &meta, &data).1, 0, "it is older than one that is to be kept");
 }

@@ -108,6 +108,15 @@ impl LogReader for MemoryLogReader {
 #[derive(Clone, Debug, Default)]
 pub struct MemorySnapshotStore {
     snapshots: Arc<Mutex<BTreeMap<LogPosition, (SnapshotMeta, Bytes)>>>,
+    unfinished: Arc<Mutex<Option<Unfinished>>>,
+}
+
+/// What was received of a snapshot. It is not in the store while it is being written to.
+#[derive(Debug)]
+struct Unfinished {
+    meta: SnapshotMeta,
+    announced: SnapshotDigest,
+    data: Vec<u8>,
 }
 
 impl SnapshotStore for MemorySnapshotStore {
@@ -115,7 +124,31 @@ impl SnapshotStore for MemorySnapshotStore {
     type Reader = MemorySnapshotReader;
 
     fn create(&self, meta: &SnapshotMeta) -> Result<MemorySnapshotWriter, StorageError> {
-        Ok(MemorySnapshotWriter { store: self.clone(), meta: meta.clone(), data: Vec::new() })
+        Ok(MemorySnapshotWriter {
+            store: self.clone(),
+            meta: meta.clone(),
+            data: Vec::new(),
+            announced: None,
+        })
+    }
+
+    fn receive(
+        &self,
+        meta: &SnapshotMeta,
+        announced: SnapshotDigest,
+        _is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(MemorySnapshotWriter, SnapshotDigest), StorageError> {
+        let unfinished = lock(&self.unfinished).take();
+        let same = unfinished.filter(|left| left.meta == *meta && left.announced == announced);
+        let data = same.map(|left| left.data).unwrap_or_default();
+        let received = SnapshotDigest::default().followed_by(&data);
+        let writer = MemorySnapshotWriter {
+            store: self.clone(),
+            meta: meta.clone(),
+            data,
+            announced: Some(announced),
+        };
+        Ok((writer, received))
     }
 
     fn open(
@@ -129,6 +162,9 @@ impl SnapshotStore for MemorySnapshotStore {
 
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {
         lock(&self.snapshots).retain(|position, _| keep.contains(position));
+        let newest = keep.iter().map(|position| position.index).max();
+        lock(&self.unfinished)
+            .take_if(|left| newest.is_some_and(|newest| left.meta.position.index <= newest));
         Ok(())
     }
 }
@@ -139,6 +175,8 @@ pub struct MemorySnapshotWriter {
     store: MemorySnapshotStore,
     meta: SnapshotMeta,
     data: Vec<u8>,
+    /// What is being received: kept when the writer is dropped.
+    announced: Option<SnapshotDigest>,
 }
 
 impl io::Write for MemorySnapshotWriter {
@@ -153,10 +191,25 @@ impl io::Write for MemorySnapshotWriter {
 }
 
 impl SnapshotWriter for MemorySnapshotWriter {
-    fn finish(self) -> Result<u64, StorageError> {
-        let length = self.data.len() as u64;
-        lock(&self.store.snapshots).insert(self.meta.position, (self.meta, self.data.into()));
+    fn finish(mut self) -> Result<u64, StorageError> {
+        self.announced = None;
+        let data = std::mem::take(&mut self.data);
+        let length = data.len() as u64;
+        lock(&self.store.snapshots).insert(self.meta.position, (self.meta.clone(), data.into()));
         Ok(length)
+    }
+
+    fn discard(mut self) {
+        self.announced = None;
+    }
+}
+
+impl Drop for MemorySnapshotWriter {
+    fn drop(&mut self) {
+        if let Some(announced) = self.announced {
+            let (meta, data) = (self.meta.clone(), std::mem::take(&mut self.data));
+            *lock(&self.store.unfinished) = Some(Unfinished { meta, announced, data });
+        }
     }
 }
 

@@ -553,7 +553,8 @@ impl Cluster {
     /// Tells `node` which members it can connect to at their addresses.
     fn probe_members(&mut self, node: NodeId) {
         let Some(status) = self.status(node) else { return };
-        for peer in status.members.iter().map(|member| member.id).filter(|id| *id != node) {
+        for member in status.members.iter().filter(|member| member.id != node) {
+            let peer = member.id;
             let is_up = self.nodes.get(&peer).is_some_and(|node| node.running.is_some());
             let is_reached = is_up
                 && !self.unreachable.contains(&peer)
@@ -562,7 +563,7 @@ impl Cluster {
             let incarnation = self.nodes.get(&peer).map(|node| node.incarnation);
             let Some(running) = self.running(node) else { return };
             match incarnation.filter(|_| is_reached) {
-                Some(incarnation) => running.core.peer_reached(peer, incarnation),
+                Some(incarnation) => running.core.peer_reached(peer, incarnation, member.address.clone()),
                 None => running.core.peer_unreached(peer),
             }
         }

@@ -1,14 +1,15 @@
 //! Membership: a leader has at most one change that is not committed (thesis, section 4.1); the membership as of one
 //! index is the same everywhere, and so is the one in force at one applied index; no node id is given out twice. Without a
 //! joint configuration, one voter changes at a time, and a joint one is of the voters before and after (sections 4.1, 4.3).
-//! Nobody believes another incarnation of a member than the one that is known.
+//! Nobody believes another incarnation of a member than the one that is known, or lets in what a node of another cluster
+//! says. Of several changes that are made from one membership, one is made.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use raftify_core::members::LeaveJoint;
 use raftify_core::{
     Entry, EntryKind, Incarnation, LogIndex, LogPosition, MemberChange, MemberRole, Members,
-    MembershipChange, NodeId, Term,
+    MembershipChange, MembershipCommand, MembershipRequest, NodeId, Term,
 };
 
 use super::Checked;
@@ -22,6 +23,8 @@ pub(crate) struct Membership {
     reserved: BTreeSet<NodeId>,
     /// Changes in some log that enter a joint configuration which is to be left by itself.
     automatic: BTreeSet<LogPosition>,
+    /// From which memberships changes were made under the condition that they are still in force.
+    changed_from: BTreeSet<LogIndex>,
 }
 
 impl Membership {
@@ -39,8 +42,15 @@ impl Membership {
         if let Some(newest) = self.newest_members()
             && newest.as_of() < members.as_of()
         {
-            let gone = newest.iter().map(|member| member.id).filter(|id| members.get(*id).is_none());
-            let gone: Vec<NodeId> = gone.collect();
+            let mut gone = Vec::new();
+            for member in newest.iter().filter(|member| members.get(member.id).is_none()) {
+                // Only a joining node is cleared without being removed for ever.
+                match members.is_removed(member.id) {
+                    true => gone.push(member.id),
+                    false if member.role == MemberRole::Joining => {}
+                    false => return Err(format!("membership: {} is gone, and was not removed", member.id)),
+                }
+            }
             self.removed.extend(gone);
             if let Some(back) = members.iter().find(|member| self.removed.contains(&member.id)) {
                 return Err(format!("membership: {} was removed, and is a member again", back.id));
@@ -99,6 +109,23 @@ impl Membership {
         position.is_some_and(|position| self.automatic.contains(&position))
     }
 
+    /// A request that demanded the membership as of `expected` is answered with success.
+    pub(crate) fn changed_from(&mut self, request: &MembershipRequest, expected: LogIndex) -> Checked {
+        match request.command {
+            // There may have been nothing to change.
+            MembershipCommand::Join(_) => Ok(()),
+            MembershipCommand::Change(_) if self.changed_from.insert(expected) => Ok(()),
+            MembershipCommand::Change(_) => {
+                Err(format!("membership: two changes are made from that as of {expected}, each on condition"))
+            }
+        }
+    }
+
+    /// Whether `id` was removed for ever.
+    pub(crate) fn was_removed(&self, id: NodeId) -> bool {
+        self.removed.contains(&id)
+    }
+
     /// Who was removed.
     pub(crate) fn removed(&self) -> impl Iterator<Item = NodeId> {
         self.removed.iter().copied()
@@ -149,21 +176,41 @@ pub(crate) fn believes(node: NodeId, known: Option<Incarnation>, presented: Inca
     }
 }
 
-/// `change` is answered with success, and with these members.
-pub(crate) fn changed(change: &MembershipChange, members: &Members) -> Checked {
-    let is_shown = match change {
-        MembershipChange::LeaveJoint => !members.is_joint(),
-        MembershipChange::Steps { steps, .. } => steps.iter().all(|step| match step {
-            MemberChange::Add(added) => members.get(added.id).is_some_and(|member| member.role == added.role),
-            MemberChange::Remove(id) => {
-                members.get(*id).is_none_or(|member| member.role == MemberRole::Leaving)
-            }
-        }),
+/// `node` lets in what `from` sends; `began_alike`: the lists with which both began their clusters are the same.
+pub(crate) fn lets_in(node: NodeId, from: NodeId, began_alike: bool) -> Checked {
+    if began_alike {
+        return Ok(());
+    }
+    Err(format!("membership: {node} lets in what {from} says, which began another cluster"))
+}
+
+/// `request` is answered with success, and with these members.
+pub(crate) fn changed(request: &MembershipRequest, members: &Members) -> Checked {
+    let role = |id: NodeId| members.get(id).map(|member| member.role);
+    let is_shown = match &request.command {
+        MembershipCommand::Join(joiners) => joiners.iter().all(|joiner| role(joiner.id).is_some()),
+        MembershipCommand::Change(MembershipChange::LeaveJoint) => !members.is_joint(),
+        MembershipCommand::Change(MembershipChange::Steps { steps, .. }) => {
+            steps.iter().all(|step| match step {
+                MemberChange::Add(added) => match role(added.id) {
+                    // Who is to vote joins first.
+                    Some(MemberRole::Joining) => may_join_first(added.role, request.force),
+                    other => other == Some(added.role),
+                },
+                MemberChange::Remove(id) => role(*id).is_none_or(|role| role == MemberRole::Leaving),
+                MemberChange::SetRole { id, role: asked } => role(*id) == Some(*asked),
+                MemberChange::ClearJoiner(id) => role(*id).is_none(),
+            })
+        }
     };
     if is_shown {
         return Ok(());
     }
-    Err(format!("membership: {change:?} is said to be in force, and the members are {members:?}"))
+    Err(format!("membership: {request:?} is said to be in force, and the members are {members:?}"))
+}
+
+fn may_join_first(asked: MemberRole, is_forced: bool) -> bool {
+    asked == MemberRole::Joining || (asked == MemberRole::Voter && !is_forced)
 }
 
 #[cfg(test)]
@@ -208,13 +255,62 @@ mod tests {
     #[test]
     fn a_change_that_is_answered_and_not_made_is_rejected() {
         let remove = |id| MembershipChange::one(MemberChange::Remove(NodeId::new(id).unwrap()));
-        changed(&remove(4), &members(3)).unwrap();
-        changed(&remove(3), &members(3)).unwrap_err();
-        let add =
-            |id| MembershipChange::one(MemberChange::Add(Member::voter(NodeId::new(id).unwrap(), "node:1")));
+        changed(&remove(4).into(), &members(3)).unwrap();
+        changed(&remove(3).into(), &members(3)).unwrap_err();
+        let voter = |id| Member::voter(NodeId::new(id).unwrap(), "node:1");
+        let add = |id| MembershipRequest::from(MembershipChange::one(MemberChange::Add(voter(id))));
         changed(&add(3), &members(3)).unwrap();
         changed(&add(4), &members(3)).unwrap_err();
-        changed(&MembershipChange::LeaveJoint, &members(3)).unwrap();
+        changed(&MembershipChange::LeaveJoint.into(), &members(3)).unwrap();
+        changed(&MembershipRequest::join(vec![voter(3)]), &members(3)).unwrap();
+        changed(&MembershipRequest::join(vec![voter(3), voter(4)]), &members(3)).unwrap_err();
+        let set =
+            |id, role| MembershipChange::one(MemberChange::SetRole { id: NodeId::new(id).unwrap(), role });
+        changed(&set(3, MemberRole::Voter).into(), &members(3)).unwrap();
+        changed(&set(3, MemberRole::Learner).into(), &members(3)).unwrap_err();
+        let joiner = MemberChange::Add(Member { role: MemberRole::Joining, ..voter(4) });
+        let joining = members(3).changed(LogIndex(2), &MembershipChange::one(joiner)).unwrap();
+        changed(&add(4), &joining).expect("it joins first");
+        changed(&add(4).forced(), &joining).unwrap_err();
+        let clear = MembershipChange::one(MemberChange::ClearJoiner(NodeId::new(4).unwrap()));
+        changed(&clear.clone().into(), &joining).unwrap_err();
+        changed(&clear.into(), &members(3)).unwrap();
+    }
+
+    #[test]
+    fn two_changes_on_condition_of_one_membership_are_rejected() {
+        let mut membership = Membership::default();
+        let leave = MembershipRequest::from(MembershipChange::LeaveJoint);
+        membership.changed_from(&leave, LogIndex(3)).unwrap();
+        membership.changed_from(&leave, LogIndex(4)).unwrap();
+        membership.changed_from(&MembershipRequest::join(Vec::new()), LogIndex(3)).unwrap();
+        membership.changed_from(&leave, LogIndex(3)).unwrap_err();
+    }
+
+    #[test]
+    fn a_node_of_another_cluster_that_is_let_in_is_rejected() {
+        lets_in(NodeId::FIRST, NodeId::FIRST, true).unwrap();
+        lets_in(NodeId::FIRST, NodeId::FIRST, false).unwrap_err();
+    }
+
+    #[test]
+    fn a_member_that_vanishes_is_rejected_unless_it_was_joining() {
+        let at = |index, change| members(3).changed(LogIndex(index), &MembershipChange::one(change)).unwrap();
+        let joiner =
+            Member { role: MemberRole::Joining, ..Member::voter(NodeId::new(4).unwrap(), "node-4:1") };
+        let (joining, id) = (at(2, MemberChange::Add(joiner.clone())), joiner.id);
+        let clear = MembershipChange::one(MemberChange::ClearJoiner(id));
+        let cleared = joining.changed(LogIndex(3), &clear).unwrap();
+        let mut membership = Membership::default();
+        membership.has(NodeId::FIRST, &joining).unwrap();
+        membership.has(NodeId::FIRST, &cleared).unwrap();
+        let again = MembershipChange::one(MemberChange::Add(joiner));
+        membership.has(NodeId::FIRST, &cleared.changed(LogIndex(4), &again).unwrap()).unwrap();
+
+        let mut membership = Membership::default();
+        membership.has(NodeId::FIRST, &members(3)).unwrap();
+        let vanished = members(2).recorded(LogIndex(5), &MemberRecord::ReserveNodeId);
+        membership.has(NodeId::FIRST, &vanished).unwrap_err();
     }
 
     #[test]
@@ -255,7 +351,8 @@ mod tests {
         let record = MemberRecord::ReserveNodeId;
         let mut membership = Membership::default();
         membership.has(NodeId::FIRST, &members(3)).unwrap();
-        membership.has(NodeId::FIRST, &members(2).recorded(LogIndex(5), &record)).unwrap();
+        let remove = MembershipChange::one(MemberChange::Remove(NodeId::new(3).unwrap()));
+        membership.has(NodeId::FIRST, &members(3).changed(LogIndex(5), &remove).unwrap()).unwrap();
         membership.has(NodeId::FIRST, &members(3).recorded(LogIndex(6), &record)).unwrap_err();
     }
 

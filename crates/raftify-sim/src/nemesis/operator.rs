@@ -1,12 +1,13 @@
 //! The operator: asks for other leaders and members at any moment, and removes a member that has lost its disk.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use raftify_core::error::MembershipError;
 use raftify_core::members::LeaveJoint;
 use raftify_core::{
-    LeaderRequest, LocalRequestMsg, Member, MemberChange, MemberRole, Members, MembershipChange, NodeId,
-    Reservation, Responder, Role,
+    LeaderRequest, LocalRequestMsg, Member, MemberChange, MemberRole, Members, MembershipChange,
+    MembershipRequest, NodeId, Reservation, Responder, Role,
 };
 use rand::RngExt;
 
@@ -79,10 +80,7 @@ impl Simulation {
         }
         let living = self.nodes.values().filter(|node| !node.is_gone).count();
         if living < 9 && self.nemesis.spares.len() < 2 && self.rng.percent(40) {
-            let number = self.invariants.answers.asked(format!("node id on {node}"));
-            let answers = self.answers.clone();
-            let reply = Responder::new(move |answer| answers.push(Answered::Reserved { number, answer }));
-            return self.ask(node, LocalRequestMsg::ForLeader(LeaderRequest::ReserveNodeId { reply }));
+            return self.reserve(node);
         }
         let most = if self.rng.percent(60) { 1 } else { 4 };
         let leave = if self.rng.percent(50) { LeaveJoint::Automatically } else { LeaveJoint::OnRequest };
@@ -96,12 +94,7 @@ impl Simulation {
             }
             // Whom a change names twice, it is refused for.
             let mut named = BTreeSet::new();
-            steps.retain(|step| {
-                named.insert(match step {
-                    MemberChange::Add(member) => member.id,
-                    MemberChange::Remove(id) => *id,
-                })
-            });
+            steps.retain(|step| named.insert(step.node_id()));
         }
         let change = match self.rng.random_range(0..4) {
             0 => MembershipChange::LeaveJoint,
@@ -110,15 +103,25 @@ impl Simulation {
         self.ask_for_change(node, change)
     }
 
-    fn ask_for_change(&mut self, node: NodeId, change: MembershipChange) -> Checked {
-        self.tell(format_args!("{node} is asked for {change:?}"));
+    /// A node id is asked for.
+    pub(super) fn reserve(&mut self, node: NodeId) -> Checked {
+        let number = self.invariants.answers.asked(format!("node id on {node}"));
+        let answers = self.answers.clone();
+        let reply = Responder::new(move |answer| answers.push(Answered::Reserved { number, answer }));
+        self.ask(node, LocalRequestMsg::ForLeader(LeaderRequest::ReserveNodeId { reply }))
+    }
+
+    pub(super) fn ask_for_change(&mut self, node: NodeId, request: impl Into<MembershipRequest>) -> Checked {
+        let request = request.into();
+        self.tell(format_args!("{node} is asked for {request:?}"));
+        self.observe_asked(&request);
         let number = self.invariants.answers.asked(format!("change of members on {node}"));
         self.nemesis.membership_requests.push(number);
-        let (answers, asked) = (self.answers.clone(), change.clone());
+        let (answers, asked) = (self.answers.clone(), request.clone());
         let reply = Responder::new(move |answer| {
-            answers.push(Answered::Changed { number, change: asked, answer });
+            answers.push(Answered::Changed { number, request: asked, answer });
         });
-        self.ask(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { change, reply }))
+        self.ask(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { request, reply }))
     }
 
     pub(super) fn remove_lost(&mut self, node: NodeId, lost: NodeId) -> Checked {
@@ -168,10 +171,18 @@ impl Simulation {
 
     fn added(&mut self, id: NodeId) -> Option<MemberChange> {
         let role = if self.rng.percent(60) { MemberRole::Voter } else { MemberRole::Learner };
-        self.nemesis.addresses += 1;
-        let address = format!("node-{id}:{}", 1 + self.nemesis.addresses % 60_000);
-        let incarnation = Some(self.nodes.get(&id)?.incarnation);
+        let is_known = self.invariants.membership.removed_after(id).is_some();
+        // To record a member at an address where it is not harms nobody: the member says where it is.
+        let elsewhere = self.fresh_address(id);
+        let node = self.nodes.get(&id)?;
+        let address = if is_known { elsewhere } else { Arc::clone(&node.advertised) }.to_string();
+        let incarnation = Some(node.incarnation);
         Some(MemberChange::Add(Member { id, address, role, incarnation }))
+    }
+
+    pub(crate) fn fresh_address(&mut self, id: NodeId) -> Arc<str> {
+        self.nemesis.addresses += 1;
+        format!("node-{id}:{}", 1 + self.nemesis.addresses % 60_000).into()
     }
 
     /// A node id was given out: there is a node that waits to be added.
@@ -180,8 +191,9 @@ impl Simulation {
         let id = reservation.node_id;
         self.invariants.membership.reserved(id)?;
         self.coverage.saw(Happened::IdReserved);
-        self.add_node(id);
+        self.add_node(id, None);
         self.nemesis.spares.push(id);
+        self.hide_some(id);
         self.start(id)
     }
 }

@@ -1,6 +1,6 @@
 //! The end of the trouble: enough is repaired, and the cluster must be well again within a bound.
 
-use raftify_core::{Members, NodeId, Role};
+use raftify_core::{MemberRole, Members, NodeId, Role};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
@@ -8,7 +8,7 @@ use super::Repair;
 use crate::clients::Asked;
 use crate::coverage::Happened;
 use crate::invariants::{Checked, commit};
-use crate::node::Node;
+use crate::node::{Lost, Node};
 use crate::schedule::{MILLISECOND, SECOND};
 use crate::simulation::{Event, Simulation};
 use crate::world::Chance;
@@ -23,6 +23,7 @@ impl Simulation {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let tick = self.tick_interval();
         for &id in &ids {
+            self.correct(id)?;
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.fails_to = Default::default();
                 node.apply_slowness = 1;
@@ -62,7 +63,10 @@ impl Simulation {
         }
         let mut voters: Vec<NodeId> = members.configuration().voters.into_iter().collect();
         voters.shuffle(&mut self.rng);
-        let most = voters.len().div_ceil(2) - 1;
+        let is_gone = |id: &NodeId| self.nodes.get(id).is_none_or(|node| node.is_gone);
+        let most =
+            (voters.len().div_ceil(2) - 1).saturating_sub(voters.iter().filter(|id| is_gone(id)).count());
+        voters.retain(|id| !is_gone(id));
         voters.truncate(self.rng.random_range(0..=most));
         for id in voters {
             self.crash(id)?;
@@ -125,13 +129,14 @@ impl Simulation {
         let committed = &self.invariants.committed;
         let is_joint_for_ever =
             self.invariants.membership.must_leave_joint(|index| committed.at(index).map(|entry| entry.term));
-        self.is_well = self.all_are_equal(leader) && !is_joint_for_ever;
+        self.is_well = self.all_are_equal(leader) && !is_joint_for_ever && self.all_are_let_in(leader);
         Ok(())
     }
 
     /// The leader of the highest term.
     pub(super) fn leader(&self) -> Option<NodeId> {
-        let statuses = self.nodes.keys().filter_map(|node| self.status(*node));
+        let judged = self.nodes.values().filter(|node| node.lost != Some(Lost::OtherList));
+        let statuses = judged.filter_map(|node| self.status(node.id));
         let leaders = statuses.filter(|status| status.role == Role::Leader);
         leaders.max_by_key(|status| status.term).map(|status| status.node_id)
     }
@@ -159,8 +164,25 @@ impl Simulation {
                         && running.core.status().applied == last
                         && running.core.status().leader_id == Some(leader)
                 }
-                None => !is_member || self.nemesis.kept_down.contains(&node.id),
+                None => {
+                    let stays_down = self.nemesis.kept_down.contains(&node.id);
+                    !is_member || stays_down || self.nemesis.dead.contains(&node.id)
+                }
             }
+        })
+    }
+
+    /// Whether every node that is there has the vote that it joins for, and is recorded where it is.
+    fn all_are_let_in(&self, leader: NodeId) -> bool {
+        let Some(status) = self.status(leader) else { return false };
+        let members = &status.members;
+        self.nodes.values().filter(|node| node.is_running()).all(|node| match members.get(node.id) {
+            // Nobody is promoted while a joint configuration waits for an operator.
+            Some(member) => {
+                let is_let_in = member.role != MemberRole::Joining || members.is_joint();
+                is_let_in && *member.address == *node.advertised
+            }
+            None => true,
         })
     }
 

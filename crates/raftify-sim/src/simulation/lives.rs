@@ -1,6 +1,7 @@
 //! The lives of nodes: how they start on what their disks hold, crash and stop.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use raftify_core::error::StopReason;
 use raftify_core::storage::{StoredState, Write};
@@ -10,7 +11,7 @@ use raftify_core::{
 };
 use rand::RngExt;
 
-use super::{CLUSTER, Event, Simulation, node_lost};
+use super::{Event, Simulation, node_lost};
 use crate::coverage::Happened;
 use crate::disk::{Disk, Torn};
 use crate::invariants::Checked;
@@ -42,18 +43,25 @@ impl Simulation {
     }
 
     /// A node with an empty disk, not yet started.
-    pub(crate) fn add_node(&mut self, id: NodeId) {
+    pub(crate) fn add_node(&mut self, id: NodeId, begins_with: Option<Arc<Members>>) {
         let spread = self.world.clocks_percent;
         let tick = self.tick_interval() * self.rng.random_range(100 - spread / 2..=100 + spread) / 100;
         let incarnation = self.next_incarnation();
+        let address: Arc<str> = format!("node-{id}:1").into();
+        let list = begins_with.as_ref().unwrap_or(&self.initial);
+        let is_stray = !Arc::ptr_eq(list, &self.initial);
         let node = Node {
             id,
             incarnation,
+            cluster_id: list.derive_cluster_id(),
+            advertised: Arc::clone(&address),
+            address,
+            begins_with,
             disk: self.new_disk(),
             durable: Durable::default(),
             maybe_durable: Vec::new(),
             held_before: None,
-            lost: None,
+            lost: is_stray.then_some(Lost::OtherList),
             is_gone: false,
             life: 0,
             running: None,
@@ -114,10 +122,11 @@ impl Simulation {
         let members =
             stored.snapshot.as_ref().map_or_else(Members::none, |snapshot| snapshot.members.clone());
         let is_fresh = stored.identity.is_none();
-        let identity = Identity { cluster_id: CLUSTER, node_id: id, incarnation: node.incarnation };
+        let begins_with = node.begins_with.clone();
+        let identity = Identity { cluster_id: node.cluster_id, node_id: id, incarnation: node.incarnation };
         let start = CoreStart {
             node_id: id,
-            address: format!("node-{id}:1"),
+            address: node.advertised.to_string(),
             config: self.world.config.clone(),
             seed,
             stored,
@@ -157,11 +166,13 @@ impl Simulation {
         if is_fresh {
             let number = self.invariants.answers.asked(format!("identity of {id}"));
             let reply = self.done(number, None);
-            let message = match self.initial.get(id) {
-                Some(_) => LocalRequestMsg::StartCluster { identity, members: self.initial.clone(), reply },
+            let message = match begins_with {
+                Some(list) => {
+                    LocalRequestMsg::StartCluster { identity, members: Members::clone(&list), reply }
+                }
                 None => LocalRequestMsg::AwaitCluster { identity, reply },
             };
-            self.ask(id, message)?;
+            self.take_in_request(id, message)?;
         }
         self.settle(id)
     }
@@ -198,12 +209,16 @@ impl Simulation {
             };
             durable.state = durable.state.after(&write).map_err(|error| format!("{id}: {error}"))?;
             durable.log.take(&write, |position| self.invariants.logs.digest(position));
-            if node.lost != Some(Lost::RolledBack) {
+            if !node.lost.is_some_and(Lost::is_not_judged) {
                 self.invariants.logs.writes(id, &write, &durable.log)?;
             }
             self.invariants.durable.written(id, node.incarnation, &write)?;
         }
-        let log = picture_of(&node.disk, found, |position| self.invariants.logs.digest(position))?;
+        // Nobody else has the log of a node that began another cluster.
+        let is_alone = node.lost == Some(Lost::OtherList);
+        let own = |position: LogPosition| durable.log.digest(position.index).filter(|_| is_alone);
+        let digest_of = |position| own(position).unwrap_or_else(|| self.invariants.logs.digest(position));
+        let log = picture_of(&node.disk, found, digest_of)?;
         if log != durable.log {
             return Err(format!("storage: {id} finds other entries in its log than it wrote"));
         }
@@ -215,7 +230,9 @@ impl Simulation {
     /// Reads the log of `id` beside its writer: what can be read is what was written.
     pub(crate) fn read_all(&self, id: NodeId) -> Checked {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
-        let digest_of = |position| self.invariants.logs.digest(position);
+        let is_alone = node.lost == Some(Lost::OtherList);
+        let own = |position: LogPosition| node.durable.log.digest(position.index).filter(|_| is_alone);
+        let digest_of = |position| own(position).unwrap_or_else(|| self.invariants.logs.digest(position));
         match picture_of(&node.disk, &node.durable.state, digest_of) {
             Ok(log) if log != node.durable.log => {
                 Err(format!("storage: {id} reads other entries than were written"))
@@ -262,7 +279,7 @@ impl Simulation {
             StopReason::Removed { as_of } => {
                 let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
                 node.is_gone = true;
-                if node.lost == Some(Lost::RolledBack) {
+                if node.lost.is_some_and(Lost::is_not_judged) {
                     return Ok(());
                 }
                 self.coverage.saw(Happened::RemovedNodeStopped);
@@ -271,6 +288,7 @@ impl Simulation {
                     return Err(format!("{id} stops because it was removed as of {as_of}, which is not so"));
                 }
                 self.observe_leaving(id, &own_members)?;
+                self.join_again(id);
             }
             StopReason::Refused(refusal) => match node_lost(&self.nodes, id) {
                 Some(Lost::Wiped) => {

@@ -1,5 +1,7 @@
 //! What nodes are asked and told, and what becomes of what they send.
 
+use std::sync::Arc;
+
 use raftify_core::error::{InstallError, ReadError, StopReason};
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
@@ -20,12 +22,16 @@ impl Simulation {
 
     /// Asks a running node something.
     pub(crate) fn ask(&mut self, node: NodeId, message: LocalRequestMsg<Reply>) -> Checked {
-        let most_ticks = self.most_ticks_for_proposals();
-        if node_lost(&self.nodes, node) == Some(Lost::RolledBack) {
+        if node_lost(&self.nodes, node).is_some_and(Lost::is_not_judged) {
             // As with what it sends: when the copy was made it may have been the only voter, and it takes itself for that.
             drop(message);
             return self.settle(node);
         }
+        self.take_in_request(node, message)
+    }
+
+    pub(super) fn take_in_request(&mut self, node: NodeId, message: LocalRequestMsg<Reply>) -> Checked {
+        let most_ticks = self.most_ticks_for_proposals();
         if let Some(running) = self.running(node) {
             let mut message = message;
             match &mut message {
@@ -64,7 +70,8 @@ impl Simulation {
     pub(super) fn tick(&mut self, id: NodeId, life: u64) -> Checked {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let tick = node.tick;
-        if let Some(running) = &mut node.running {
+        self.probe_if_due(id);
+        if let Some(running) = self.running(id) {
             running.core.tick();
             running.deadlines.tick(id)?;
         }
@@ -86,6 +93,10 @@ impl Simulation {
             self.lose(from, to, packet);
             return Ok(());
         }
+        if !self.is_of_one_cluster(from, to)? {
+            self.lose(from, to, packet);
+            return Ok(());
+        }
         if let Packet::Raft { sender, receiver, .. } | Packet::Snapshot { sender, receiver, .. } = &packet
             && let Some(status) = self.status(to)
         {
@@ -95,8 +106,9 @@ impl Simulation {
             };
             if let Err(refusal) = status.members.check_sender(sender, *receiver, &identity) {
                 if let SenderRefusal::OtherReceiver { .. } = refusal {
-                    let (sender, receiver) = (*sender, *receiver);
-                    self.take_in(from, to, Packet::Raft { sender, receiver, messages: Vec::new() })?;
+                    let (sender, receiver, address) = (*sender, *receiver, "".into());
+                    let nothing = Packet::Raft { sender, receiver, address, messages: Vec::new() };
+                    self.take_in(from, to, nothing)?;
                 }
                 if let Packet::Snapshot { .. } = packet {
                     self.lose(from, to, packet);
@@ -109,6 +121,9 @@ impl Simulation {
             }
             let known = status.members.get(sender.id).and_then(|member| member.incarnation);
             membership::believes(to, known, sender.incarnation)?;
+            if let Packet::Raft { sender, address, .. } = &packet {
+                self.announce(to, &status.members, *sender, address);
+            }
         }
         let is_acknowledgement = matches!(&packet, Packet::Raft { messages, .. } if messages
             .iter()
@@ -131,7 +146,7 @@ impl Simulation {
         let Some(running) = &mut node.running else { return Ok(()) };
         let mut taught = None;
         let message = match packet {
-            Packet::Raft { sender, receiver, messages } => {
+            Packet::Raft { sender, receiver, messages, .. } => {
                 running.heard.insert(from, running.deadlines.now_ticks());
                 let is_durable = running.writing.is_none() && running.to_write.is_empty();
                 taught = messages.iter().filter_map(|message| terms::taught_by(message, is_durable)).max();
@@ -210,7 +225,9 @@ impl Simulation {
                 together.push(next);
             }
             if let Some((sender, receiver)) = self.introduction(from, to) {
-                self.send(from, to, Packet::Raft { sender, receiver, messages: together });
+                let Some(node) = self.nodes.get(&from) else { return };
+                let address = Arc::clone(&node.advertised);
+                self.send(from, to, Packet::Raft { sender, receiver, address, messages: together });
             }
         }
     }

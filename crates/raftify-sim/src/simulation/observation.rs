@@ -73,6 +73,7 @@ impl Simulation {
             return Ok(());
         }
         let newest = self.invariants.membership.newest_members();
+        let before_members = newest.cloned();
         let was_member: Vec<NodeId> =
             newest.iter().flat_map(|newest| newest.iter().map(|member| member.id)).collect();
         let before = newest.map(|newest| (newest.as_of(), newest.len()));
@@ -91,6 +92,9 @@ impl Simulation {
                 Ordering::Greater => self.coverage.saw(Happened::MemberAdded),
                 Ordering::Less => self.coverage.saw(Happened::MemberRemoved),
                 Ordering::Equal => {}
+            }
+            if let Some(before) = before_members {
+                self.count_joins(&before, members);
             }
             self.tell(format_args!("{id} has the members {members:?}"));
         }

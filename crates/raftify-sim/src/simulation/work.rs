@@ -5,7 +5,7 @@ use raftify_core::{
     Committed, Entry, LogFetch, LogIndex, Members, NodeId, SnapshotMeta, StorageError, TurnNumber,
 };
 
-use super::{CLUSTER, Event, Simulation};
+use super::{Event, Simulation};
 use crate::coverage::Happened;
 use crate::invariants::Checked;
 use crate::network::Reply;
@@ -84,7 +84,7 @@ impl Simulation {
             node.durable.state = after;
             node.durable.log.take(write, |position| self.invariants.logs.digest(position));
             // It may lead once more in a term that it has forgotten, by votes that come late: nobody hears of it.
-            if node.lost != Some(Lost::RolledBack) {
+            if !node.lost.is_some_and(Lost::is_not_judged) {
                 self.invariants.logs.writes(id, write, &node.durable.log)?;
             }
         }
@@ -253,8 +253,8 @@ impl Simulation {
         if node.lost.is_none() {
             self.invariants.states.snapshot(id, running.at.index, running.store.digest())?;
         }
-        let meta =
-            SnapshotMeta { cluster_id: CLUSTER, position: running.at, members: running.members.clone() };
+        let cluster_id = node.cluster_id;
+        let meta = SnapshotMeta { cluster_id, position: running.at, members: running.members.clone() };
         let captured = Captured { meta, data: running.store.encode() };
         let delay = self.rng.about(5 * MILLISECOND * node.disk_slowness);
         self.schedule.after(delay, Event::SnapshotWritten { node: id, life, captured });

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::files::NameOperations;
+use crate::files::OperatingSystem;
 
 fn meta(index: u64) -> SnapshotMeta {
     let members = Members::initial([Member::voter(NodeId::FIRST, "node.example:60061")]).unwrap();
@@ -188,6 +189,12 @@ impl FileOperations for Faulty {
         self.enter("create")?;
         Ok(Box::new(FaultyFile { faulty: self.clone(), file: OperatingSystem.create(path)? }))
     }
+
+    fn append(&self, path: &Path, length_bytes: u64) -> io::Result<Box<dyn NewFile>> {
+        self.enter("append")?;
+        let file = OperatingSystem.append(path, length_bytes)?;
+        Ok(Box::new(FaultyFile { faulty: self.clone(), file }))
+    }
 }
 
 impl NameOperations for Faulty {
@@ -296,4 +303,228 @@ fn writer_that_failed_once_fails_for_ever() {
     assert!(writer.write_all(&data(70_000)).is_err());
     assert!(writer.finish().is_err());
     assert!(matches!(files.open(meta(1).position), Err(StorageError::NoSnapshot { .. })));
+}
+
+fn digest(data: &[u8]) -> SnapshotDigest {
+    SnapshotDigest::default().followed_by(data)
+}
+
+/// Begins to receive `data`, or goes on; how many bytes of it are there.
+fn receive(files: &SnapshotFiles, meta: &SnapshotMeta, data: &[u8]) -> (SnapshotFileWriter, usize) {
+    let (writer, received) = files.receive(meta, digest(data), &|| true).unwrap();
+    let length = received.data_bytes as usize;
+    assert_eq!(received, digest(&data[..length]));
+    (writer, length)
+}
+
+/// Receives the rest of `data`, of which `begin_at` bytes are there, and finishes it.
+fn receive_rest(files: &SnapshotFiles, meta: &SnapshotMeta, data: &[u8], begin_at: usize) {
+    let (mut writer, found) = receive(files, meta, data);
+    assert_eq!(found, begin_at);
+    writer.write_all(&data[begin_at..]).unwrap();
+    assert_eq!(writer.finish().unwrap(), data.len() as u64);
+    assert_eq!(read(files, meta.position).unwrap(), data);
+}
+
+/// What a node that is killed leaves of the directory while a writer has it open.
+fn killed(directory: &TempDir) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let snapshots = copy.path().join(DIRECTORY);
+    fs::create_dir(&snapshots).unwrap();
+    for path in files_in(&directory.path().join(DIRECTORY)).unwrap() {
+        fs::copy(&path, snapshots.join(path.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+/// The one file that is being received.
+fn incoming_path(directory: &TempDir) -> PathBuf {
+    let files = files_in(&directory.path().join(DIRECTORY)).unwrap();
+    let mut incoming = files.into_iter().filter(|path| matches!(name_of(path), Some(Named::Incoming(_))));
+    let path = incoming.next().expect("nothing is being received");
+    assert!(incoming.next().is_none());
+    path
+}
+
+#[test]
+fn node_that_is_killed_while_it_receives_goes_on_after_the_last_whole_block() {
+    let data = data(5 * BLOCK_BYTES_MAX + 100);
+    for (written, left) in [(0, 0), (10, 0), (2 * BLOCK_BYTES_MAX + 10, 2 * BLOCK_BYTES_MAX)] {
+        let directory = tempfile::tempdir().unwrap();
+        let files = open(&directory);
+        let (mut writer, _) = receive(&files, &meta(1), &data);
+        writer.write_all(&data[..written]).unwrap();
+        let directory = killed(&directory);
+        let files = open(&directory);
+        assert!(matches!(files.open(meta(1).position), Err(StorageError::NoSnapshot { .. })));
+        receive_rest(&files, &meta(1), &data, left);
+        assert_eq!(names(&directory), ["0000000000000002-0000000000000001.snapshot"]);
+    }
+}
+
+#[test]
+fn file_that_was_received_in_full_and_not_renamed_is_only_finished() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = data(2 * BLOCK_BYTES_MAX);
+    let files = open(&directory);
+    let (mut writer, _) = receive(&files, &meta(1), &data);
+    writer.write_all(&data).unwrap();
+    let end = encode_end(writer.header_checksum, writer.digest, writer.checksum);
+    writer.file.write_all(&end).unwrap();
+    let directory = killed(&directory);
+    receive_rest(&open(&directory), &meta(1), &data, data.len());
+}
+
+#[test]
+fn damaged_block_of_an_unfinished_file_and_what_follows_it_is_received_once_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = data(5 * BLOCK_BYTES_MAX);
+    let block = FRAME_BYTES + BLOCK_BYTES_MAX;
+    let files = open(&directory);
+    let (mut writer, _) = receive(&files, &meta(1), &data);
+    writer.write_all(&data[..4 * BLOCK_BYTES_MAX]).unwrap();
+    drop(writer);
+    drop(files);
+    let path = incoming_path(&directory);
+    let whole = fs::read(&path).unwrap();
+    let header = whole.len() - 4 * block;
+    let mut zeroed = whole.clone();
+    zeroed[header + 2 * block..].fill(0);
+    let flipped = |at: usize| {
+        let mut bad = whole.clone();
+        bad[at] ^= 0x10;
+        bad
+    };
+    let cases = [
+        (flipped(0), 0),
+        (flipped(header - 1), 0),
+        (flipped(header), 0),
+        (flipped(header + block - 1), 0),
+        (flipped(header + 2 * block + 5), 2),
+        (flipped(whole.len() - 1), 3),
+        (whole[..whole.len() - 1].to_vec(), 3),
+        (whole[..header + block + 3].to_vec(), 1),
+        (whole[..header - 1].to_vec(), 0),
+        (Vec::new(), 0),
+        (zeroed, 2),
+        (whole.clone(), 4),
+    ];
+    for (content, blocks) in cases {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join(DIRECTORY)).unwrap();
+        fs::write(directory.path().join(DIRECTORY).join(path.file_name().unwrap()), content).unwrap();
+        receive_rest(&open(&directory), &meta(1), &data, blocks * BLOCK_BYTES_MAX);
+        assert_eq!(names(&directory), ["0000000000000002-0000000000000001.snapshot"]);
+    }
+}
+
+#[test]
+fn data_under_the_name_of_other_data_is_not_gone_on_with() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, other) = (data(2 * BLOCK_BYTES_MAX), vec![7; BLOCK_BYTES_MAX]);
+    let files = open(&directory);
+    let (mut writer, _) = receive(&files, &meta(1), &one);
+    writer.write_all(&one).unwrap();
+    drop(writer);
+    let named = Incoming { position: meta(1).position, announced: digest(&other) };
+    fs::rename(incoming_path(&directory), named.path_in(&directory.path().join(DIRECTORY))).unwrap();
+    receive_rest(&files, &meta(1), &other, 0);
+}
+
+#[test]
+fn newest_of_several_unfinished_files_is_kept_at_the_next_start() {
+    let data = data(2 * BLOCK_BYTES_MAX);
+    let directory = tempfile::tempdir().unwrap();
+    let snapshots = directory.path().join(DIRECTORY);
+    fs::create_dir(&snapshots).unwrap();
+    let all: Vec<SnapshotMeta> = [3, 12, 5].map(meta).into();
+    for meta in &all {
+        let other = tempfile::tempdir().unwrap();
+        let (mut writer, _) = receive(&open(&other), meta, &data);
+        writer.write_all(&data[..BLOCK_BYTES_MAX]).unwrap();
+        drop(writer);
+        let path = incoming_path(&other);
+        fs::copy(&path, snapshots.join(path.file_name().unwrap())).unwrap();
+    }
+    // Of a newer one, but the header is not there.
+    let torn = Incoming { position: meta(20).position, announced: digest(&data) };
+    fs::write(torn.path_in(&snapshots), &encode_header(&meta(20)).unwrap().0[..40]).unwrap();
+    let foreign = "notes.incoming";
+    fs::write(snapshots.join(foreign), "of the operator").unwrap();
+    let files = open(&directory);
+    let kept = incoming_path(&directory).file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!(names(&directory), [kept.as_str(), foreign]);
+    receive_rest(&files, &meta(12), &data, BLOCK_BYTES_MAX);
+}
+
+#[test]
+fn snapshot_that_is_being_received_has_one_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = open(&directory);
+    let data = data(100);
+    let (mut writer, _) = receive(&files, &meta(1), &data);
+    writer.write_all(&data[..60]).unwrap();
+    assert!(files.receive(&meta(1), digest(&data), &|| true).is_err());
+    drop(writer);
+    receive_rest(&files, &meta(1), &data, 60);
+}
+
+#[test]
+fn who_is_no_longer_wanted_does_not_read_on_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = open(&directory);
+    let data = data(4 * BLOCK_BYTES_MAX);
+    let (mut writer, _) = receive(&files, &meta(1), &data);
+    writer.write_all(&data[..3 * BLOCK_BYTES_MAX]).unwrap();
+    drop(writer);
+    let asked = AtomicUsize::new(0);
+    let is_wanted = || asked.fetch_add(1, Ordering::Relaxed) < 2;
+    assert!(files.receive(&meta(1), digest(&data), &is_wanted).is_err());
+    assert_eq!(asked.into_inner(), 3);
+    receive_rest(&files, &meta(1), &data, 3 * BLOCK_BYTES_MAX);
+}
+
+#[test]
+fn name_of_what_is_received_is_durable_with_its_first_piece() {
+    let directory = tempfile::tempdir().unwrap();
+    let faulty = Faulty::new(usize::MAX);
+    let files = faulty.open(&directory);
+    let data = data(9 << 20);
+    let (mut writer, _) = receive(&files, &meta(1), &data);
+    writer.write_all(&data).unwrap();
+    let mut operations = faulty.operations.lock().unwrap().clone();
+    operations.retain(|operation| *operation != "write");
+    assert_eq!(operations, ["create", "sync", "sync directory", "sync"]);
+}
+
+#[test]
+fn failure_while_receiving_leaves_nothing_or_what_can_be_gone_on_with() {
+    let data = data(2 * BLOCK_BYTES_MAX + 100);
+    for failing in 0..20 {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writer, _) = receive(&open(&directory), &meta(1), &data);
+        writer.write_all(&data[..BLOCK_BYTES_MAX]).unwrap();
+        drop(writer);
+        let faulty = Faulty::new(failing);
+        let files = faulty.open(&directory);
+        let received = files.receive(&meta(1), digest(&data), &|| true).and_then(|(mut writer, there)| {
+            let rest = &data[there.data_bytes as usize..];
+            writer.write_all(rest).map_err(io_error("write to", Path::new("the snapshot")))?;
+            writer.finish()
+        });
+        drop(files);
+        if received.is_ok() {
+            assert_eq!(failing, 7, "append, two blocks, the end mark, sync, rename, sync directory");
+            assert_eq!(names(&directory), ["0000000000000002-0000000000000001.snapshot"]);
+            return;
+        }
+        let files = open(&directory);
+        if failing >= 6 {
+            assert_eq!(read(&files, meta(1).position).unwrap(), data);
+            continue;
+        }
+        assert!(matches!(files.open(meta(1).position), Err(StorageError::NoSnapshot { .. })));
+        receive_rest(&files, &meta(1), &data, if failing == 0 { BLOCK_BYTES_MAX } else { 0 });
+    }
+    panic!("it never succeeded");
 }

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use raftify_core::{
-    LogPosition, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError,
+    LogPosition, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
+    StorageError,
 };
 use raftify_storage::{HeedStorage, StorageKind, WalSettings, WalStorage, convert_storage_with};
 
@@ -262,8 +263,10 @@ impl Tried {
                     }
                     skip = skip.saturating_sub(writes.len());
                 }
-                Step::Snapshot(..) if skip == 0 => carry_out(&mut storage, step).unwrap(),
-                Step::Snapshot(..) | Step::Retain(_) => {}
+                Step::Snapshot(..) | Step::Received(..) if skip == 0 => {
+                    carry_out(&mut storage, step).unwrap()
+                }
+                Step::Snapshot(..) | Step::Received(..) | Step::Retain(_) => {}
             }
             if returned.len() > 4 {
                 break;
@@ -434,8 +437,28 @@ fn carry_out(storage: &mut impl StableStorage, step: &Step) -> Result<(), Storag
             writer.write_all(data).unwrap();
             writer.finish().map(drop)
         }
+        Step::Received(meta, data) => {
+            let snapshots = storage.snapshots();
+            receive(&snapshots, meta, data, data.len() / 2)?;
+            receive(&snapshots, meta, data, data.len())?.finish().map(drop)
+        }
         Step::Retain(position) => storage.snapshots().retain(&[*position]),
     }
+}
+
+/// Goes on with what is left of a snapshot, which must be a beginning of it, and receives all `until` there.
+fn receive<S: SnapshotStore>(
+    snapshots: &S,
+    meta: &SnapshotMeta,
+    data: &[u8],
+    until: usize,
+) -> Result<S::Writer, StorageError> {
+    let announced = SnapshotDigest::default().followed_by(data);
+    let (mut writer, received) = snapshots.receive(meta, announced, &|| true)?;
+    let there = received.data_bytes as usize;
+    assert_eq!(received, SnapshotDigest::default().followed_by(&data[..there]));
+    writer.write_all(data.get(there..until).unwrap_or_default()).unwrap();
+    Ok(writer)
 }
 
 fn load<K: Kind>(directory: &Path) -> Result<(K::Storage, Content), StorageError> {
@@ -451,7 +474,9 @@ fn snapshots(steps: &[Step], acknowledged: usize, begun: usize) -> Vec<LogPositi
     let mut there = Vec::new();
     for (at, step) in steps[..begun].iter().enumerate() {
         match step {
-            Step::Snapshot(meta, _) if at < acknowledged => there.push(meta.position),
+            Step::Snapshot(meta, _) | Step::Received(meta, _) if at < acknowledged => {
+                there.push(meta.position);
+            }
             Step::Retain(kept) => there.retain(|position| position == kept),
             _ => {}
         }
@@ -475,12 +500,22 @@ fn check<K: Kind>(directory: &Path, moment: &Moment<'_>) -> Result<usize, String
     let mut must = moment.snapshots.clone();
     must.extend(found.0.snapshot.as_ref().map(|snapshot| snapshot.position));
     for step in &workload.steps {
-        let Step::Snapshot(meta, data) = step else { continue };
+        let Some((meta, data)) = step.snapshot() else { continue };
         match whole(&storage.snapshots(), meta, data) {
             Ok(true) => {}
             Ok(false) if !must.contains(&meta.position) => {}
             Ok(false) => return Err(format!("the snapshot at {} is missing", meta.position)),
             Err(reason) => return Err(format!("the snapshot at {}: {reason}", meta.position)),
+        }
+    }
+    // What was being received can be gone on with, whatever is left of it.
+    for step in &workload.steps {
+        let Step::Received(meta, data) = step else { continue };
+        let snapshots = storage.snapshots();
+        let received = receive(&snapshots, meta, data, data.len()).and_then(SnapshotWriter::finish);
+        received.map_err(|error| format!("going on with the snapshot at {}: {error}", meta.position))?;
+        if whole(&snapshots, meta, data) != Ok(true) {
+            return Err(format!("the snapshot at {} is not the parts that were received", meta.position));
         }
     }
     Ok(at)

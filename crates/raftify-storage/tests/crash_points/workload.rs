@@ -16,6 +16,8 @@ pub(crate) enum Step {
     Write(Vec<Write>),
     /// Writes a snapshot with this data and finishes it.
     Snapshot(SnapshotMeta, Vec<u8>),
+    /// Receives one with this data, breaks off half way, goes on and finishes it.
+    Received(SnapshotMeta, Vec<u8>),
     /// Removes all snapshots but this one.
     Retain(LogPosition),
 }
@@ -24,6 +26,16 @@ pub(crate) struct Workload {
     pub(crate) steps: Vec<Step>,
     /// What is there at first, and after each single `Write`.
     pub(crate) contents: Vec<Content>,
+}
+
+impl Step {
+    /// What is written of a snapshot.
+    pub(crate) fn snapshot(&self) -> Option<(&SnapshotMeta, &[u8])> {
+        match self {
+            Step::Snapshot(meta, data) | Step::Received(meta, data) => Some((meta, data)),
+            Step::Write(_) | Step::Retain(_) => None,
+        }
+    }
 }
 
 impl Workload {
@@ -66,7 +78,7 @@ impl Workload {
         let at = self.contents.iter().position(|other| other == content)?;
         let mut writes = self.steps.iter().flat_map(|step| match step {
             Step::Write(writes) => writes.as_slice(),
-            Step::Snapshot(..) | Step::Retain(_) => &[],
+            Step::Snapshot(..) | Step::Received(..) | Step::Retain(_) => &[],
         });
         let write = writes.nth(at).filter(|write| write.snapshot.is_none())?;
         Some((Step::Write(vec![write.clone()]), self.contents[at + 1].clone()))
@@ -125,7 +137,8 @@ impl Workload {
         let until = position.index.0 - draw.below(3);
         let compact =
             entries.iter().find(|entry| entry.position.index.0 == until).map(|entry| entry.position);
-        self.record_snapshot(Write { snapshot: Some(meta(position)), compact, ..Write::default() });
+        let write = Write { snapshot: Some(meta(position)), compact, ..Write::default() };
+        self.record_snapshot(write, Step::Snapshot);
     }
 
     /// Of another node, beyond the end of the log.
@@ -135,19 +148,20 @@ impl Workload {
         let position = LogPosition::new(term, state.last.index.0 + 3);
         let hard_state = HardState { term: Term(term), commit: position.index, ..state.hard_state };
         let meta = meta(position);
-        self.record_snapshot(Write {
+        let write = Write {
             reset_log: Some(position),
             hard_state: Some(hard_state),
             members: Some(meta.members.clone()),
             snapshot: Some(meta),
             ..Write::default()
-        });
+        };
+        self.record_snapshot(write, Step::Received);
     }
 
-    fn record_snapshot(&mut self, write: Write) {
+    fn record_snapshot(&mut self, write: Write, step: fn(SnapshotMeta, Vec<u8>) -> Step) {
         let Some(meta) = write.snapshot.clone() else { return };
         if let Some(write) = self.accept(write) {
-            self.steps.push(Step::Snapshot(meta.clone(), data_of(meta.position)));
+            self.steps.push(step(meta.clone(), data_of(meta.position)));
             self.step(vec![write]);
             self.steps.push(Step::Retain(meta.position));
         }

@@ -23,7 +23,7 @@ pub(super) struct TestSnapshots {
     full: Arc<AtomicBool>,
     written_bytes: Arc<AtomicU64>,
     begun: Arc<AtomicU64>,
-    /// How many were finished, or deleted.
+    /// How many were finished, or closed.
     ended: Arc<AtomicU64>,
 }
 
@@ -64,6 +64,17 @@ impl SnapshotStore for TestSnapshots {
         Ok(TestWriter { writer: Some(self.store.create(meta)?), disk: self.clone() })
     }
 
+    fn receive(
+        &self,
+        meta: &SnapshotMeta,
+        announced: SnapshotDigest,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(TestWriter, SnapshotDigest), StorageError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let (writer, received) = self.store.receive(meta, announced, is_wanted)?;
+        Ok((TestWriter { writer: Some(writer), disk: self.clone() }, received))
+    }
+
     fn open(
         &self,
         position: LogPosition,
@@ -94,6 +105,10 @@ impl io::Write for TestWriter {
 impl SnapshotWriter for TestWriter {
     fn finish(mut self) -> Result<u64, StorageError> {
         self.writer.take().unwrap().finish()
+    }
+
+    fn discard(mut self) {
+        self.writer.take().unwrap().discard();
     }
 }
 
@@ -376,16 +391,56 @@ async fn what_is_kept_of_a_snapshot_is_gone_on_with_only_by_the_same_snapshot() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_goes_on_with_is_deleted() {
+async fn what_nobody_goes_on_with_is_closed_and_can_still_be_gone_on_with() {
     let config = Config { snapshot_chunk_timeout: Duration::from_millis(20), ..config() };
     let b = TestNode::with(2, config, Some(identity(2)));
     let all = members([(1, &*dead_address()), (2, &*b.address)]);
     b.knows(&all);
     let call = RawCall::begin(&b, head(&all, b"abcdef")).await.unwrap();
     call.send(data(0, b"abc")).await;
-    until("it is begun", || b.snapshots.begun() == 1).await;
+    until("it is received", || b.snapshots.written_bytes() == 3).await;
     drop(call);
-    until("it is deleted", || b.snapshots.ended() == 1).await;
+    until("it is closed", || b.snapshots.ended() == 1).await;
+    let mut again = RawCall::begin(&b, head(&all, b"abcdef")).await.unwrap();
+    assert!(matches!(again.answer().await, Ok(Answer::BeginAt(3))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_goes_on_where_the_receiver_was_when_it_ended() {
+    let data = some_data(40 << 20);
+    let half = data.len() as u64 / 2;
+    let unpaced = || Config { snapshot_bytes_per_second_max: 0, ..config() };
+    let mut a = TestNode::with(1, unpaced(), Some(identity(1)));
+    let disk = TestSnapshots::default();
+    let mut b = TestNode::on(2, unpaced(), Some(identity(2)), disk.clone());
+    let proxy = {
+        let disk = disk.clone();
+        Proxy::start(b.address.clone(), move || disk.written_bytes() >= half).await
+    };
+    let first = members([(1, &*a.address), (2, &*proxy.address)]);
+    a.knows(&first);
+    b.knows(&first);
+    a.put_snapshot(&data, &first);
+    a.outbox.send_snapshot(to_send(1, 2));
+    until("half of it is received", || disk.written_bytes() >= half).await;
+    drop(proxy);
+    b.stop = None;
+    within("the end of the server", &mut b.serving).await.unwrap().unwrap();
+    until("it is closed", || disk.ended() == disk.begun()).await;
+    let received = disk.written_bytes();
+    assert!((half..data.len() as u64).contains(&received), "{received}");
+
+    let mut b = TestNode::on(2, unpaced(), Some(identity(2)), disk.clone());
+    let second = members([(1, &*a.address), (2, &*b.address)]);
+    a.knows(&second);
+    b.knows(&second);
+    a.outbox.send_snapshot(to_send(2, 2));
+    let (_, _, reply) = b.next_install().await;
+    assert_eq!(disk.written_bytes(), data.len() as u64, "nothing was sent twice");
+    assert_eq!(b.snapshot_bytes_received.load(Ordering::SeqCst), data.len() as u64);
+    assert!(b.snapshots.data(POSITION) == data);
+    reply.answer(Ok(()));
+    while a.snapshot_outcome().await != (2, Ok(())) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -180,7 +180,8 @@ impl AbstractStateMachine for UntaggedStore {
 #[tokio::test]
 async fn an_entry_that_its_own_type_cannot_decode_is_refused_before_it_is_in_the_log() {
     let (address, storage) = (free_address(), MemoryStorage::default());
-    let raft = Raft::bootstrap(NodeId::FIRST, address, storage, UntaggedStore, Config::default()).unwrap();
+    let raft = Raft::bootstrap(NodeId::FIRST, &address, storage, UntaggedStore, Config::default()).unwrap();
+    begins_alone(&raft, &address);
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await.unwrap();
     for entry in [Untagged::Number(1), Untagged::Text("one".to_owned())] {

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use raftify::error::{DemoteError, ProposeError, RunError, SenderRefusal, StopReason, TransferError};
-use raftify::{ClientError, Config, Term};
+use raftify::error::{BeginError, DemoteError, ProposeError, RunError, TransferError};
+use raftify::{ClientError, Config, MemberChange, MembershipChange, Term};
 
 use crate::harness::*;
 
@@ -190,14 +190,9 @@ async fn a_node_whose_directory_was_wiped_is_refused_and_told_the_way_out() {
     nodes[wiped].disk.wipe();
     start_static(&mut nodes[wiped], &members).await;
     let error = nodes[wiped].ended().await.unwrap_err();
-    let RunError::Stopped(StopReason::Refused(SenderRefusal::Fenced { id, .. })) = &error else {
-        panic!("{error:?}")
-    };
+    let RunError::Begin(BeginError::Wiped { id, .. }) = &error else { panic!("{error:?}") };
     assert_eq!(*id, nodes[wiped].id);
-    assert!(
-        error.to_string().contains("let it join again with a new ticket and an empty directory"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("let it join (Raft::join) with an empty directory"), "{error}");
     put(nodes[leader].raft(), "key", "still in service").await;
 }
 
@@ -242,6 +237,30 @@ async fn a_remote_client_is_served_through_any_member() {
     let addresses = nodes.iter().map(|node| node.address.clone());
     let client = raftify::RaftClient::<Change, Store>::new(addresses).unwrap();
     client.read_index().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_was_given_one_address_goes_on_after_every_member_was_replaced() {
+    let mut nodes = static_cluster(3).await;
+    let client = raftify::RaftClient::<Change, Store>::new([nodes[0].address.clone()]).unwrap();
+    until("the client is served", async || client.propose(&set("key", 0)).await.is_ok()).await;
+    for _ in 0..3 {
+        let newcomer = join(&nodes[1]).await;
+        let (raft, new, old) = (newcomer.raft().clone(), newcomer.id, nodes[0].id);
+        nodes.push(newcomer);
+        until("the new node is a voter", async || raft.status().borrow().members.is_voter(new)).await;
+        until("the old node is removed", async || {
+            // Its outcome shows in the membership.
+            let _ = raft.change_config(MembershipChange::one(MemberChange::Remove(old))).await;
+            raft.status().borrow().members.get(old).is_none()
+        })
+        .await;
+        let _removed = nodes.remove(0).ended().await;
+        until("the client is served", async || client.propose(&set("key", new)).await.is_ok()).await;
+    }
+    let members = client.members().await.unwrap();
+    assert!(nodes.iter().all(|node| members.get(node.id).is_some()), "{members:?}");
+    assert_eq!(nodes[0].get("key").await, Some(nodes[2].id.to_string()));
 }
 
 #[tokio::test]

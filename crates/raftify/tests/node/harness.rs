@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use raftify::error::{BootstrapError, RunError};
+use futures_util::FutureExt;
+use raftify::error::{BootstrapError, NodeStartError, RunError};
 use raftify::storage::Write;
 use raftify::{
-    AbstractStateMachine, BootstrapOptions, BoxError, ClusterJoinTicket, Config, HeedStorage, LogPosition,
-    Member, MemoryStorage, NodeId, Raft, SnapshotCapture, SnapshotStore, StableStorage, StorageError,
-    StoredState, WalSettings, WalStorage, restore_value,
+    AbstractLogEntry, AbstractStateMachine, BootstrapOptions, BoxError, ClusterJoinTicket, Config,
+    HeedStorage, LogPosition, Member, MemoryStorage, NodeId, Raft, SnapshotCapture, SnapshotStore,
+    StableStorage, Start, StorageError, StoredState, WalSettings, WalStorage, restore_value,
 };
 pub(crate) use raftify_free_address::free_address;
 use serde::{Deserialize, Serialize};
@@ -432,10 +433,22 @@ impl TestNode {
         Store { node_id: self.id, map: BTreeMap::new(), gate, faults, is_quick: self.is_quick }
     }
 
-    /// Bootstraps and runs, on what the disk holds.
+    /// Bootstraps and runs, on what the disk holds. With id 1, on a fresh disk, begins a cluster alone.
     pub(crate) fn start(&mut self) -> TestRaft {
         let raft = self.bootstrap().unwrap();
+        if self.id == NodeId::FIRST {
+            begins_alone(&raft, &self.address);
+        }
         self.run(raft)
+    }
+
+    /// Starts with one call, on a disk in memory.
+    pub(crate) async fn start_as(&mut self, start: impl Into<Start>) -> Result<TestRaft, NodeStartError> {
+        let (storage, options) = (self.disk.held(self.disk.memory()), BootstrapOptions::default());
+        let (start, address) = (start.into(), self.address.clone());
+        let raft = Raft::start(start, address, storage, self.store(), self.config.clone(), options).await?;
+        self.id = raft.get_id();
+        Ok(self.run(raft))
     }
 
     pub(crate) fn run(&mut self, raft: TestRaft) -> TestRaft {
@@ -478,6 +491,16 @@ impl TestNode {
     pub(crate) async fn get(&self, key: &str) -> Option<String> {
         get(self.raft(), key).await
     }
+}
+
+/// Tells a node that was bootstrapped to begin a cluster alone. On a used disk, this changes nothing.
+pub(crate) fn begins_alone<E, S>(raft: &Raft<E, S>, address: &str)
+where
+    E: AbstractLogEntry,
+    S: AbstractStateMachine<LogEntry = E>,
+{
+    let first = raft.add_peers([Member::voter(raft.get_id(), address)]);
+    first.now_or_never().expect("nothing is waited for").unwrap();
 }
 
 /// A linearizable read, repeated while there is no leader.

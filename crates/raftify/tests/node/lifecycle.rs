@@ -332,6 +332,7 @@ async fn an_application_can_hand_over_its_slog_logger() {
     let raft =
         TestRaft::bootstrap_with(node.id, &node.address, storage, node.store(), Config::default(), options)
             .unwrap();
+    begins_alone(&raft, &node.address);
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await.unwrap();
     within("quit", raft.quit()).await;
@@ -354,6 +355,7 @@ async fn a_node_may_listen_elsewhere_than_where_the_others_reach_it() {
     assert!(matches!(error, BootstrapError::Address(_)), "{error}");
 
     let raft = listen_at(&listening).unwrap();
+    begins_alone(&raft, reached);
     let running = tokio::spawn(raft.clone().run());
     let client = RaftClient::<Change, Store>::new([listening]).unwrap();
     let members = within("an answer", client.inspect()).await.unwrap().status.members;

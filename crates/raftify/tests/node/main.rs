@@ -11,4 +11,5 @@ mod lifecycle;
 mod membership;
 mod on_disk;
 mod snapshots;
+mod starting;
 mod state_machine;

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use raftify::error::{
-    AddPeersError, JoinClusterError, JoinError, MembershipError, MembershipRefusal, RequestIdError, RunError,
-    SenderRefusal, StopReason,
+    AddPeersError, JoinClusterError, JoinError, MembershipError, MembershipRefusal, NodeStartError,
+    RequestIdError, RunError, StopReason,
 };
 use raftify::{
     ClusterId, ClusterJoinTicket, Config, LeaveJoint, Member, MemberChange, MemberRole, MembershipChange,
-    NodeId,
+    NodeId, Start,
 };
 
 use crate::harness::*;
@@ -137,6 +137,7 @@ async fn who_joins_hears_that_its_node_has_stopped_while_the_cluster_does_not_an
     // Takes connections, and never says a word.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     ticket.leader_addr = silent.local_addr().unwrap().to_string();
+    ticket.peer_addr.clone_from(&ticket.leader_addr);
     ticket.peers.clear();
     let mut node = TestNode::of(&ticket);
     node.config = Config { membership_timeout: Duration::from_secs(3600), ..Config::default() };
@@ -240,7 +241,7 @@ async fn a_wiped_member_is_not_let_in_under_its_old_id() {
 }
 
 #[tokio::test]
-async fn a_wiped_node_that_knows_none_of_the_members_of_today_stops() {
+async fn a_wiped_node_that_knows_none_of_the_members_of_today_begins_nothing() {
     let (mut nodes, first_members) = static_nodes(2);
     for node in &mut nodes {
         start_static(node, &first_members).await;
@@ -255,10 +256,12 @@ async fn a_wiped_node_that_knows_none_of_the_members_of_today_stops() {
     let wiped = &mut nodes[1];
     wiped.kill().await;
     wiped.disk.wipe();
+    let (logged, _log) = Logged::from_now_on();
     start_static(wiped, &first_members).await;
-    let error = wiped.ended().await.unwrap_err();
-    let RunError::Stopped(StopReason::Refused(refusal)) = &error else { panic!("{error}") };
-    assert!(matches!(refusal, SenderRefusal::Fenced { .. }), "{refusal:?}");
+    let waits = "1 of 2 listed nodes agree, a majority must";
+    until("it waits for the others", async || logged.text().contains(waits)).await;
+    assert_eq!(wiped.raft().get_cluster_size(), 0);
+    wiped.stop().await;
 }
 
 #[tokio::test]
@@ -297,6 +300,7 @@ async fn a_ticket_adds_its_holder_to_no_other_cluster() {
     let other = joined_cluster(1).await;
     let ticket = ClusterJoinTicket {
         leader_addr: other[0].address.clone(),
+        peer_addr: other[0].address.clone(),
         peers: Vec::new(),
         ..ticket(&free_address(), &own[0]).await
     };
@@ -346,24 +350,49 @@ async fn any_node_can_leave_and_its_run_ends_well() {
     assert_eq!(nodes[last].raft().get_cluster_size(), 1);
 }
 
-/// The list would be forgotten otherwise, and the node go on as a cluster of its own.
-#[tokio::test(flavor = "multi_thread")]
-async fn peers_that_are_added_while_the_node_begins_to_run_are_members_if_that_is_said() {
-    let mut node = TestNode::new(1);
-    let raft = node.bootstrap().unwrap();
-    let listed = [Member::voter(node.id, &node.address), Member::learner(id(2), free_address())];
-    let (mut begun, begins) = (false, raft.clone());
-    let peers = listed.into_iter().inspect(|_| {
-        if !std::mem::replace(&mut begun, true) {
-            node.run(begins.clone());
-            let leads = within("the node to lead", begins.wait_for_leader());
-            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(leads)).unwrap();
-        }
-    });
-    if raft.add_peers(peers).await.is_ok() {
-        assert_eq!(raft.get_cluster_size(), 2);
+/// The order of the original system: `run`, `add_peers` with the peers of the ticket, `join_cluster`.
+#[tokio::test]
+async fn peers_that_are_added_between_run_and_join_cluster_are_where_to_ask() {
+    let nodes = joined_cluster(1).await;
+    let ticket = ticket(&free_address(), &nodes[0]).await;
+    let mut node = TestNode::of(&ticket);
+    let raft = node.start();
+    raft.add_peers(ticket.peers.clone()).await.unwrap();
+    let nowhere = free_address();
+    let knows_no_address =
+        ClusterJoinTicket { leader_addr: nowhere.clone(), peer_addr: nowhere, peers: Vec::new(), ..ticket };
+    within("the node to join", raft.join_cluster(vec![knows_no_address])).await.unwrap();
+    assert_eq!(raft.get_cluster_size(), 2);
+}
+
+#[tokio::test]
+async fn two_nodes_that_leave_at_once_are_both_served() {
+    let mut nodes = joined_cluster(4).await;
+    let leader = agreed_leader(&nodes).await;
+    let leaving = [(leader + 1) % 4, (leader + 2) % 4];
+    let (first, second) = (nodes[leaving[0]].raft().clone(), nodes[leaving[1]].raft().clone());
+    let (first, second) =
+        within("both to leave", async { tokio::join!(first.leave(), second.leave()) }).await;
+    first.unwrap();
+    second.unwrap();
+    for place in leaving {
+        nodes[place].ended().await.unwrap();
     }
-    node.stop().await;
+    members_seen(&nodes[leader], 2).await;
+}
+
+#[tokio::test]
+async fn another_name_of_a_members_address_is_refused_as_that_of_a_new_node() {
+    let nodes = joined_cluster(1).await;
+    let address = nodes[0].address.replace("127.0.0.1", "localhost");
+    let again = MembershipChange::one(MemberChange::Add(Member::voter(id(9), &address)));
+    let refused = MembershipRefusal::AnsweredByOther { id: id(9), address, answers: id(1) };
+    let local = nodes[0].raft().change_config(again.clone()).await;
+    assert_eq!(local, Err(MembershipError::Refused(refused.clone())));
+    let client = raftify::RaftClient::<Change, Store>::new([&nodes[0].address]).unwrap();
+    let remote = client.change_config(again).await;
+    assert_eq!(remote, Err(raftify::ClientError::Answer(MembershipError::Refused(refused))));
+    assert_eq!(nodes[0].raft().get_cluster_size(), 1);
 }
 
 /// What is in force where the leader is may not be known to the others: without its vote, they could not go on if the
@@ -430,18 +459,25 @@ async fn a_node_that_was_removed_while_it_was_down_learns_of_it() {
     put(nodes[0].raft(), "key", "value").await;
 }
 
-/// Started as it always was, it begins a cluster of its own, of which it would answer reads and writes for ever.
+/// It would serve an empty state.
 #[tokio::test]
-async fn a_first_node_whose_directory_was_wiped_does_not_go_on_as_a_cluster_of_its_own() {
+async fn a_first_node_whose_directory_was_wiped_asks_to_be_let_in() {
     let mut nodes = joined_cluster(3).await;
     put(nodes[0].raft(), "key", "value").await;
     nodes[0].kill().await;
     nodes[0].disk.wipe();
-    nodes[0].start();
-    let error = nodes[0].ended().await.unwrap_err();
-    assert!(matches!(error, RunError::Stopped(StopReason::Refused(_))), "{error}");
-    assert!(error.to_string().contains("wiped"), "{error}");
-    assert_eq!(nodes[1].get("key").await, Some("value".to_owned()));
+    let peers = [nodes[1].address.clone(), nodes[2].address.clone()];
+    let error = nodes[0].start_as(Start::Join(peers.clone().into())).await.unwrap_err();
+    let NodeStartError::Join(JoinClusterError::Refused(MembershipError::Refused(refusal))) = &error else {
+        panic!("{error}")
+    };
+    assert!(matches!(refusal, MembershipRefusal::AddressTaken { .. }), "{refusal}");
+    // The way out.
+    change(nodes[1].raft(), MembershipChange::one(MemberChange::Remove(id(1)))).await.unwrap();
+    nodes[0].disk.wipe();
+    within("the node to join", nodes[0].start_as(Start::Join(peers.into()))).await.unwrap();
+    assert_ne!(nodes[0].id, id(1));
+    assert_eq!(nodes[0].get("key").await, Some("value".to_owned()));
 }
 
 #[tokio::test]

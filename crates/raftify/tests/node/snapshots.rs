@@ -205,6 +205,43 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: Di
     assert_eq!(nodes[away].get("key").await, Some("value".to_owned()));
 }
 
+/// How much is there of the snapshot that the node is receiving.
+fn incoming_bytes(node: &TestNode) -> u64 {
+    let files = std::fs::read_dir(node.disk.path().join("snapshots")).unwrap().map(|file| file.unwrap());
+    let incoming = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "incoming"));
+    // It may get its name meanwhile.
+    incoming.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum()
+}
+
+#[tokio::test]
+async fn a_new_member_that_was_killed_while_it_received_the_snapshot_goes_on_with_it() {
+    let mut first = TestNode::on(DiskKind::Wal, 1);
+    first.config = Config { snapshot_bytes_per_second_max: 8 << 20, ..short_log() };
+    first.start();
+    let nodes = [first];
+    outrun(&nodes, 80, 200_000).await;
+    let address = free_address();
+    let ticket = ticket(&address, &nodes[0]).await;
+    let mut joiner = TestNode::on(DiskKind::Wal, ticket.reserved_id.get());
+    joiner.address = address;
+    let joining = joiner.start();
+    let joining = tokio::spawn(async move { joining.join_cluster(vec![ticket]).await });
+    until("a part of the snapshot is there", async || incoming_bytes(&joiner) >= 4 << 20).await;
+    joiner.kill().await;
+    drop(joining.await.unwrap());
+    assert!(incoming_bytes(&joiner) >= 4 << 20);
+
+    let (logged, _log) = Logged::from_now_on();
+    let raft = joiner.start();
+    until("it has the snapshot", async || raft.status().borrow().snapshot.is_some()).await;
+    let log = logged.text();
+    let begun = log.lines().find(|line| line.contains("receiving a snapshot")).expect("it was received");
+    let begin_at = begun.split("begin_at=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    assert!(begin_at.parse::<u64>().unwrap() >= 4_000_000, "{begun}");
+    assert_eq!(joiner.get("79").await.map(|value| value.len()), Some(200_000));
+    assert_eq!(incoming_bytes(&joiner), 0);
+}
+
 #[tokio::test]
 async fn a_follower_whose_restore_fails_stops_and_catches_up_when_it_starts_again() {
     let (mut nodes, _, away) = one_was_outrun(DiskKind::Memory, 10, 100).await;
@@ -283,6 +320,15 @@ impl SnapshotStore for HeldSnapshots {
 
     fn create(&self, meta: &SnapshotMeta) -> Result<MemorySnapshotWriter, StorageError> {
         self.store.create(meta)
+    }
+
+    fn receive(
+        &self,
+        meta: &SnapshotMeta,
+        announced: SnapshotDigest,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(MemorySnapshotWriter, SnapshotDigest), StorageError> {
+        self.store.receive(meta, announced, is_wanted)
     }
 
     fn open(

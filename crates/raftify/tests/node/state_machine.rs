@@ -136,7 +136,9 @@ impl AbstractStateMachine for Texts {
 
 fn texts(short: bool, storage: &MemoryStorage) -> Raft<Text, Texts> {
     let (address, state_machine, config) = (free_address(), Texts { short }, Config::default());
-    Raft::bootstrap(NodeId::FIRST, address, storage.clone(), state_machine, config).unwrap()
+    let raft = Raft::bootstrap(NodeId::FIRST, &address, storage.clone(), state_machine, config).unwrap();
+    begins_alone(&raft, &address);
+    raft
 }
 
 async fn run_texts(short: bool, text: &'static [u8]) -> (Result<u64, ProposeError>, Result<(), RunError>) {

@@ -1,12 +1,14 @@
 //! A node of the replicated key-value store whose members come and go while it runs. The first one begins a cluster;
-//! each other one is given the address of any member and joins. Started again, a node goes on with its data.
+//! each other one is given the addresses of members and joins. Started again with the same words, a node continues with its
+//! data.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use memstore::{HashStore, NodeOptions, Raft, report, serve, start_logging};
-use raftify::{BoxError, NodeId, StableStorage, check_address};
+use raftify::{BoxError, Joining, Start, check_address};
 use tracing::info;
 
 #[derive(Parser)]
@@ -18,9 +20,16 @@ struct Arguments {
     /// Where the others reach this node, and where it listens for them: host:port
     #[arg(long)]
     raft_addr: String,
-    /// Any member of the cluster to join; without it, a new cluster begins
+    /// A member of the cluster to join, may be given several times; without it, an empty directory begins a new cluster. A
+    /// directory that belongs to the cluster already continues, and needs no peer
     #[arg(long)]
-    peer_addr: Option<String>,
+    peer_addr: Vec<String>,
+    /// Join as a learner: it receives all data and never votes, until it is promoted
+    #[arg(long, requires = "peer_addr")]
+    learner: bool,
+    /// Wait so many seconds for a peer that is up and belongs to a cluster [default: for ever]
+    #[arg(long, value_name = "SECONDS", requires = "peer_addr")]
+    wait_for_peers: Option<u64>,
     #[command(flatten)]
     options: NodeOptions,
 }
@@ -33,40 +42,24 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
-    let Arguments { raft_addr, peer_addr, options } = arguments;
+    let Arguments { raft_addr, peer_addr, learner, wait_for_peers, options } = arguments;
+    let stop = options.listen_for_stop()?;
     // Before there is a directory of that name.
     check_address(&raft_addr)?;
-    peer_addr.as_deref().map(check_address).transpose()?;
+    peer_addr.iter().try_for_each(|peer| check_address(peer))?;
     options.check_web_address()?;
     let default_dir = PathBuf::from("memstore-dynamic").join(raft_addr.replace([':', '[', ']'], "_"));
-    let mut storage = options.open_storage(default_dir)?;
+    let storage = options.open_storage(default_dir)?;
 
-    // What the directory knows goes before what the command line says: started again with the same words, a node goes
-    // on. One that died while it joined has an id, but no members yet, and asks again to be let in under that id.
-    let stored = storage.load()?;
-    let mut ticket = match peer_addr {
-        Some(peer_addr) if stored.members.is_none_or(|members| members.is_empty()) => {
-            Some(Raft::request_id(&raft_addr, peer_addr).await?)
-        }
-        _ => None,
+    let wait_for_peers = wait_for_peers.map(Duration::from_secs);
+    let start = match Joining::through(peer_addr) {
+        joining if joining.peers.is_empty() => Start::Begin,
+        joining if learner => Start::Join(Joining { wait_for_peers, ..joining.as_learner() }),
+        joining => Start::Join(Joining { wait_for_peers, ..joining }),
     };
-    if let (Some(ticket), Some(identity)) = (&mut ticket, stored.identity) {
-        ticket.reserved_id = identity.node_id;
-    }
-    let first_id = ticket.as_ref().map_or(NodeId::FIRST, |ticket| ticket.reserved_id);
-    let node_id = stored.identity.map_or(first_id, |identity| identity.node_id);
-
     let (config, with) = (options.config(), options.bootstrap_options());
-    let raft = Raft::bootstrap_with(node_id, &raft_addr, storage, HashStore::default(), config, with)?;
-    let running = tokio::spawn(raft.clone().run());
-    options.watch_stdin(&raft);
-    if let Some(ticket) = ticket
-        && let Err(error) = raft.join_cluster(vec![ticket]).await
-    {
-        raft.quit().await;
-        running.await??;
-        return Err(error.into());
-    }
-    info!("node {node_id} is up");
-    serve(raft, running, &options).await
+    let start = Raft::start(start, raft_addr, storage, HashStore::default(), config, with);
+    let Some(raft) = stop.started(start).await? else { return Ok(()) };
+    info!("node {} is up", raft.get_id());
+    serve(raft, &options).await
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -192,7 +192,20 @@ fn what_cannot_start_says_why_in_one_line() {
         (vec!["--raft-addr", &taken, "--data-dir", &fresh("c")], taken.as_str()),
         (vec!["--raft-addr", &raft, "--web-server", &taken, "--data-dir", &fresh("d")], "--web-server"),
         (vec!["--raft-addr", &raft, "--web-server", &web, "--data-dir", file.to_str().unwrap()], "file"),
-        (vec!["--raft-addr", &raft, "--peer-addr", &dead, "--data-dir", &fresh("e")], dead.as_str()),
+        (
+            vec![
+                "--raft-addr",
+                &raft,
+                "--peer-addr",
+                &dead,
+                "--wait-for-peers",
+                "0",
+                "--data-dir",
+                &fresh("e"),
+            ],
+            dead.as_str(),
+        ),
+        (vec!["--raft-addr", "0.0.0.0:60061", "--data-dir", &fresh("f")], "--listen-addr"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_memstore-dynamic-members"));
         let output = command.args(&arguments).env("RUST_LOG", "off").stdin(Stdio::null()).output().unwrap();
@@ -216,6 +229,24 @@ fn a_node_whose_address_is_none_says_so_and_leaves_no_directory() {
         assert!(said.contains("is not of the form host:port"), "{said}");
         assert!(!directory.exists());
     }
+}
+
+/// Also while it waits for its peers.
+#[cfg(unix)]
+#[test]
+fn a_node_that_waits_for_its_peers_stops_at_once_when_it_is_asked_to() {
+    let directory = TempDir::new().unwrap();
+    let [raft, peer] = [(); 2].map(|()| free_address());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memstore-dynamic-members"));
+    command.args(["--raft-addr", &raft, "--peer-addr", &peer, "--data-dir"]).arg(directory.path());
+    let mut process = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+    let waits = log.by_ref().find(|line| line.as_ref().is_ok_and(|line| line.contains("waiting for")));
+    assert!(waits.unwrap().unwrap().contains(&peer));
+    let kill = ["-c", "kill -TERM $0", &process.id().to_string()];
+    assert!(Command::new("sh").args(kill).status().unwrap().success());
+    let rest: Vec<String> = log.map(Result::unwrap).collect();
+    assert!(process.wait().unwrap().success(), "{rest:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memstore::{HashStore, NodeOptions, Raft, load_peers, report, serve, start_logging};
-use raftify::BoxError;
+use raftify::{BoxError, Start};
 
 #[derive(Parser)]
 #[command(version, about = "A node of the replicated key-value store, with members from a file")]
@@ -30,6 +30,7 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let Arguments { raft_addr, config: file, options } = arguments;
+    let stop = options.listen_for_stop()?;
     let peers = load_peers(&file)?;
     let own = peers.iter().find(|peer| peer.address == raft_addr);
     let node_id = own.map(|own| own.id).ok_or_else(|| {
@@ -39,10 +40,8 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
 
     options.check_web_address()?;
     let storage = options.open_storage(format!("memstore-static/node-{node_id}"))?;
-    let (config, with) = (options.config(), options.bootstrap_options());
-    let raft = Raft::bootstrap_with(node_id, raft_addr, storage, HashStore::default(), config, with)?;
-    raft.add_peers(peers).await?;
-    let running = tokio::spawn(raft.clone().run());
-    options.watch_stdin(&raft);
-    serve(raft, running, &options).await
+    let (start, config, with) = (Start::BeginWith(peers), options.config(), options.bootstrap_options());
+    let start = Raft::start(start, raft_addr, storage, HashStore::default(), config, with);
+    let Some(raft) = stop.started(start).await? else { return Ok(()) };
+    serve(raft, &options).await
 }

@@ -109,6 +109,7 @@ impl Executables {
 pub(crate) fn of(mutant: Mutant) -> TestName {
     const CORE: &str = "raftify_core";
     const BUGS: &str = "known_bugs";
+    const MEMBERSHIP: &str = "membership";
     const STORAGE: &str = "raftify_storage";
     const SHELL: &str = "raftify";
     const NODE: &str = "node";
@@ -195,6 +196,17 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_24_the_outcome_of_an_earlier_attempt_to_send_a_snapshot_is_not_that_of_the_last_one")
         }
         Mutant::SnapshotOutcomeIsLost => (BUGS, "bug_24_snapshots_in_quick_succession_and_one_that_is_lost"),
+        Mutant::PromotesBeforeCaughtUp => (MEMBERSHIP, "a_node_that_is_behind_is_not_promoted_on_request"),
+        Mutant::PromotesTheUnreached => {
+            (MEMBERSHIP, "a_joining_node_that_no_majority_reaches_at_its_address_is_not_promoted")
+        }
+        Mutant::AcceptsStrandingChange => {
+            (MEMBERSHIP, "a_change_that_leaves_no_live_majority_is_refused_and_removing_the_dead_is_not")
+        }
+        Mutant::RoleLeftOutOfClusterId => (
+            CORE,
+            "members::tests::first_members_that_differ_in_a_role_only_are_another_cluster_and_the_difference_is_named",
+        ),
         Mutant::ReadsWithoutQuorum => (BUGS, "bug_26_a_leader_that_is_cut_off_answers_no_read"),
         Mutant::ReadsBeforeApplied => (BUGS, "bug_26_a_read_waits_until_its_index_is_applied"),
         Mutant::IncarnationIsNotChecked => {

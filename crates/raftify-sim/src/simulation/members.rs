@@ -1,0 +1,222 @@
+//! Where nodes are, and which of them reach each other; and what is seen of changes of the membership.
+
+use std::sync::Arc;
+
+use raftify_core::error::MembershipError;
+use raftify_core::storage::Write;
+use raftify_core::{
+    EntryKind, Incarnation, LogIndex, Member, MemberRole, Members, MembershipChange, MembershipRequest,
+    NodeId, Role, Sender, ServerRequestMsg, Status,
+};
+
+use super::{Event, Simulation};
+use crate::coverage::Happened;
+use crate::invariants::live_majority::Proposed;
+use crate::invariants::{Checked, membership};
+use crate::node::Lost;
+use crate::schedule::SECOND;
+use crate::world::{Chance, OtherList};
+
+impl Simulation {
+    // --- Lists that differ ---
+
+    /// The list that some nodes are started with in place of the one that all should have: it differs in roles only.
+    pub(super) fn other_list(&self) -> Option<Arc<Members>> {
+        let strays = &self.world.joins.strays;
+        let stray = strays.first()?;
+        let demoted = self.initial.iter().find(|member| !strays.contains(&member.id.get()))?.id;
+        let other = self.initial.iter().map(|member| {
+            let votes = match self.world.joins.other_list {
+                OtherList::OnlyStrayVotes => member.id.get() == *stray,
+                OtherList::OneVotesLess => member.role == MemberRole::Voter && member.id != demoted,
+            };
+            let role = if votes { MemberRole::Voter } else { MemberRole::Learner };
+            Member { role, ..member.clone() }
+        });
+        Members::initial(other).ok().map(Arc::new)
+    }
+
+    /// Whether `to` lets in what `from` sends. Nodes that began with different lists are of different clusters.
+    pub(super) fn is_of_one_cluster(&mut self, from: NodeId, to: NodeId) -> Result<bool, String> {
+        let (Some(one), Some(other)) = (self.nodes.get(&from), self.nodes.get(&to)) else { return Ok(true) };
+        if one.cluster_id != other.cluster_id {
+            self.coverage.saw(Happened::OtherClusterRefused);
+            return Ok(false);
+        }
+        let (one, other) = (one.lost == Some(Lost::OtherList), other.lost == Some(Lost::OtherList));
+        membership::lets_in(to, from, one == other)?;
+        Ok(true)
+    }
+
+    // --- Addresses ---
+
+    /// Now and then, a node connects to every member of its cluster where the membership says that it is, and asks which
+    /// node answers there.
+    pub(super) fn probe_if_due(&mut self, id: NodeId) {
+        let interval = self.world.config.ticks(self.world.config.heartbeat_interval).max(1);
+        let is_due = self.running(id).is_some_and(|running| running.deadlines.now_ticks() % interval == 0);
+        let Some(status) = self.status(id).filter(|_| is_due) else { return };
+        for member in status.members.iter().filter(|member| member.id != id) {
+            let answer = self.answers_at(id, member);
+            if let Some(incarnation) = answer {
+                self.invariants.live_majority.reaches(id, member.id, incarnation, &member.address);
+            }
+            match (self.running(id), answer) {
+                (Some(running), Some(incarnation)) => {
+                    running.core.peer_reached(member.id, incarnation, member.address.clone())
+                }
+                (Some(running), None) => running.core.peer_unreached(member.id),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// Which life of `member` answers `from` at the address that the membership has.
+    fn answers_at(&self, from: NodeId, member: &Member) -> Option<Incarnation> {
+        let own = self.nodes.get(&from)?;
+        let is_there = |node: &&crate::node::Node| node.is_running() && *node.address == *member.address;
+        let there = self.nodes.values().find(is_there)?;
+        let is_meant = there.id == member.id
+            && there.cluster_id == own.cluster_id
+            && member.incarnation.is_none_or(|known| known == there.incarnation);
+        let is_heard = there.paused_until <= self.schedule.now()
+            && [own.lost, there.lost].iter().all(|lost| *lost != Some(Lost::RolledBack))
+            && self.network.delivers(from, there.id)
+            && self.network.delivers(there.id, from);
+        (is_meant && is_heard).then_some(there.incarnation)
+    }
+
+    /// A member introduces itself: `id` is told if its membership has another address.
+    pub(super) fn announce(&mut self, id: NodeId, members: &Members, sender: Sender, address: &str) {
+        if members.get(sender.id).is_some_and(|member| member.address != address)
+            && let Some(running) = self.running(id)
+        {
+            let address = address.to_owned();
+            running.core.handle_server_request_msg(ServerRequestMsg::Announced { sender, address });
+            self.coverage.saw(Happened::AddressAnnounced);
+        }
+    }
+
+    /// From its next start on, `id` is at another address.
+    pub(crate) fn move_node(&mut self, id: NodeId) {
+        let address = self.fresh_address(id);
+        self.network.hidden.remove(&id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            (node.address, node.advertised) = (Arc::clone(&address), address);
+        }
+    }
+
+    /// A joining node was cleared, and has stopped: it is started again, and asks to be let in.
+    pub(super) fn join_again(&mut self, id: NodeId) {
+        let was_removed = self.invariants.membership.was_removed(id);
+        if was_removed || self.nemesis.dead.contains(&id) {
+            return;
+        }
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| node.lost.is_none()) else { return };
+        node.is_gone = false;
+        if !self.nemesis.spares.contains(&id) {
+            self.nemesis.spares.push(id);
+        }
+        let delay = self.rng.about(SECOND);
+        self.schedule.after(delay, Event::Start(id));
+    }
+
+    // --- What is seen ---
+
+    /// A leader appends a change that it has accepted, or decided on by itself.
+    pub(super) fn observe_proposed_changes(&self, id: NodeId, status: &Status, write: &Write) -> Checked {
+        let Some(node) = self.nodes.get(&id).filter(|node| node.lost.is_none()) else { return Ok(()) };
+        let Some(running) = node.running.as_ref().filter(|_| status.role == Role::Leader) else {
+            return Ok(());
+        };
+        let own = write
+            .append
+            .iter()
+            .filter(|entry| entry.kind == EntryKind::MembershipChange && entry.position.term == status.term);
+        let (config, now) = (&self.world.config, running.deadlines.now_ticks());
+        let patience = config.ticks(config.election_timeout) + 1;
+        let hears = |peer: NodeId| running.heard.get(&peer).is_some_and(|heard| now - heard <= patience);
+        // What was appended in the same turn may have been so after the change was decided on.
+        let needed = LogIndex(running.log.last().0.saturating_sub(config.promotion_entries_max));
+        let has_log = |joiner: NodeId| {
+            let Some(node) = self.nodes.get(&joiner) else { return false };
+            let is_not_judged = node.lost.is_some() || node.durable.state.hard_state.term > status.term;
+            let digest = running.log.digest(needed);
+            is_not_judged
+                || (node.durable.log.last() >= needed
+                    && digest.is_none_or(|digest| node.holds(needed, digest)))
+        };
+        for entry in own {
+            let Ok(change) = MembershipChange::decode(&entry.payload) else { continue };
+            let newest = self.invariants.membership.newest_members().unwrap_or(&status.members);
+            let proposed = Proposed { leader: id, change: &change, before: &status.members, newest };
+            self.invariants.live_majority.proposes(&proposed, hears, has_log)?;
+        }
+        Ok(())
+    }
+
+    /// A request about members is answered.
+    pub(super) fn changed(
+        &mut self,
+        request: &MembershipRequest,
+        answer: Result<Members, MembershipError>,
+    ) -> Checked {
+        let what = match answer {
+            Ok(members) => {
+                membership::changed(request, &members)?;
+                if let Some(expected) = request.expected {
+                    self.invariants.membership.changed_from(request, expected)?;
+                }
+                request.force.then_some(Happened::ChangeForced)
+            }
+            Err(MembershipError::WouldLoseMajority { .. }) => Some(Happened::StrandingChangeRefused),
+            Err(MembershipError::MembershipMoved { .. }) => Some(Happened::MembershipMoved),
+            Err(MembershipError::NotCaughtUp { .. }) => Some(Happened::NotCaughtUp),
+            Err(MembershipError::NotReached { .. }) => Some(Happened::NotReached),
+            Err(_) => None,
+        };
+        if let Some(what) = what {
+            self.coverage.saw(what);
+        }
+        Ok(())
+    }
+
+    /// The membership `before` is followed by `after`.
+    pub(super) fn count_joins(&mut self, before: &Members, after: &Members) {
+        let mut promoted = 0;
+        for member in before.iter() {
+            match after.get(member.id) {
+                Some(now) if member.role == MemberRole::Joining && now.role == MemberRole::Voter => {
+                    promoted += 1
+                }
+                Some(now) if member.address != now.address => {
+                    if self.nodes.get(&member.id).is_some_and(|node| *node.advertised == *now.address) {
+                        self.coverage.saw(Happened::AddressRecorded);
+                    }
+                }
+                None if member.role == MemberRole::Joining && !after.is_removed(member.id) => {
+                    self.nemesis.cleared.insert(member.id);
+                    self.coverage.saw(Happened::JoinerCleared);
+                }
+                _ => {}
+            }
+        }
+        if after
+            .iter()
+            .any(|member| before.get(member.id).is_none() && self.nemesis.cleared.contains(&member.id))
+        {
+            self.coverage.saw(Happened::JoinerCameBack);
+        }
+        if promoted > 0 {
+            self.coverage.saw(Happened::JoinerPromoted);
+        }
+        if promoted > 1 {
+            self.coverage.saw(Happened::SeveralPromoted);
+        }
+    }
+
+    /// Remembers what the operator asks for, for the invariants.
+    pub(crate) fn observe_asked(&mut self, request: &MembershipRequest) {
+        self.invariants.live_majority.asked(request);
+    }
+}

@@ -1,0 +1,74 @@
+//! Asking which node answers at an address: one short call, on a connection that is closed afterwards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use raftify_core::members::MembershipRefusal;
+use raftify_core::{ClusterId, Member, MemberChange, Members, MembershipChange, MembershipCommand};
+
+use crate::identification::Identification;
+use crate::remote_node::{CallError, RemoteNode, endpoint};
+use crate::transport::connect_lazily;
+
+/// How long a change of the membership waits for an answer from the address of a node that it adds.
+const ADDED_NODE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Which node answers at this address.
+///
+/// # Errors
+/// Why none did, in words that name the address.
+pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identification, String> {
+    let endpoint = endpoint(address, within).map_err(|error| format!("{address}: {error}"))?;
+    let node = RemoteNode::new(connect_lazily(&endpoint), Arc::default());
+    node.identify(within).await.map_err(|error| match error {
+        CallError::NotSent(reason) => format!("{address} cannot be connected to ({reason})"),
+        CallError::TimedOut(after) => format!("{address} did not answer within {} ms", after.as_millis()),
+        CallError::Lost(reason) => format!("{address} gave no answer of a raftify node ({reason})"),
+        error @ (CallError::Door(_) | CallError::Refused(_)) => {
+            format!("{address}: {}", error.into_verb_error())
+        }
+    })
+}
+
+/// Probes all addresses at once.
+pub(crate) async fn probe_all<'a>(
+    addresses: impl IntoIterator<Item = &'a str>,
+    within: Duration,
+) -> Vec<(&'a str, Result<Identification, String>)> {
+    join_all(addresses.into_iter().map(|address| async move { (address, probe(address, within).await) }))
+        .await
+}
+
+/// Checks that no member answers at the address of a node that is about to be added. Two spellings of one address
+/// (`localhost:1` and `127.0.0.1:1`) are found in this way. An address at which no node answers passes.
+///
+/// # Errors
+/// Which member answers there.
+pub(crate) async fn check_added_addresses(
+    command: &MembershipCommand,
+    members: &Members,
+    cluster: Option<ClusterId>,
+) -> Result<(), MembershipRefusal> {
+    let added: Vec<&Member> = match command {
+        MembershipCommand::Join(joiners) => joiners.iter().collect(),
+        MembershipCommand::Change(MembershipChange::Steps { steps, .. }) => {
+            let members = steps.iter().filter_map(|step| match step {
+                MemberChange::Add(member) => Some(member),
+                _ => None,
+            });
+            members.collect()
+        }
+        MembershipCommand::Change(MembershipChange::LeaveJoint) => Vec::new(),
+    };
+    // A known address was looked at before, or is refused without a look.
+    let is_new = |member: &&&Member| members.iter().all(|known| known.address != member.address);
+    let looks = added.iter().filter(is_new).map(|member| async move {
+        let answer = probe(&member.address, ADDED_NODE_TIMEOUT).await.ok()?;
+        let answers = answer.identity.filter(|identity| Some(identity.cluster_id) == cluster)?.node_id;
+        let is_other = answers != member.id && members.get(answers).is_some();
+        let (id, address) = (member.id, member.address.clone());
+        is_other.then_some(MembershipRefusal::AnsweredByOther { id, address, answers })
+    });
+    join_all(looks).await.into_iter().flatten().next().map_or(Ok(()), Err)
+}
