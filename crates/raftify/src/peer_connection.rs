@@ -73,7 +73,10 @@ impl Reach {
     }
 
     fn set(&self, answers: bool, reached: Option<(Incarnation, &str)>) {
-        let mut state = lock(&self.state);
+        self.change(&mut lock(&self.state), answers, reached);
+    }
+
+    fn change(&self, state: &mut ReachState, answers: bool, reached: Option<(Incarnation, &str)>) {
         if state.ended {
             return;
         }
@@ -95,8 +98,10 @@ impl Reach {
 
     /// Nothing is reported after this.
     pub(crate) fn end(&self) {
-        self.set(false, None);
-        lock(&self.state).ended = true;
+        // In one step: in between, the task could report the peer as reached once more.
+        let mut state = lock(&self.state);
+        self.change(&mut state, false, None);
+        state.ended = true;
     }
 }
 
