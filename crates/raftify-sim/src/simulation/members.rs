@@ -184,16 +184,16 @@ impl Simulation {
     /// The membership `before` is followed by `after`.
     pub(super) fn count_joins(&mut self, before: &Members, after: &Members) {
         let mut promoted = 0;
+        let is_there = |member: &Member| {
+            self.nodes.get(&member.id).is_some_and(|node| *node.advertised == *member.address)
+        };
+        let mut recorded = 0;
         for member in before.iter() {
             match after.get(member.id) {
                 Some(now) if member.role == MemberRole::Joining && now.role == MemberRole::Voter => {
                     promoted += 1
                 }
-                Some(now) if member.address != now.address => {
-                    if self.nodes.get(&member.id).is_some_and(|node| *node.advertised == *now.address) {
-                        self.coverage.saw(Happened::AddressRecorded);
-                    }
-                }
+                Some(now) if member.address != now.address && is_there(now) => recorded += 1,
                 None if member.role == MemberRole::Joining && !after.is_removed(member.id) => {
                     self.nemesis.cleared.insert(member.id);
                     self.coverage.saw(Happened::JoinerCleared);
@@ -206,6 +206,9 @@ impl Simulation {
             .any(|member| before.get(member.id).is_none() && self.nemesis.cleared.contains(&member.id))
         {
             self.coverage.saw(Happened::JoinerCameBack);
+        }
+        if recorded > 0 {
+            self.coverage.saw(Happened::AddressRecorded);
         }
         if promoted > 0 {
             self.coverage.saw(Happened::JoinerPromoted);
