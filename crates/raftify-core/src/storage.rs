@@ -304,6 +304,18 @@ pub enum StorageError {
         /// The directory.
         path: PathBuf,
     },
+    /// A file or directory that is in use was removed, moved, or replaced by another. Nothing is written any more: it
+    /// would not be found at the next start, or would damage what is there now. What was acknowledged before is in what was
+    /// moved away.
+    #[error(
+        "{} was removed or replaced while it was in use, and nothing more is written. If it was moved, move it back, and \
+         start again; otherwise remove the node from the cluster and let it join again with an empty directory",
+        path.display()
+    )]
+    Replaced {
+        /// What is gone, or another one.
+        path: PathBuf,
+    },
     /// The directory is kept by another kind of storage. Nothing was changed.
     #[error(
         "{path} is kept by {found}, not by {asked}: open it with {found}, or convert it with `raftify-cli storage \

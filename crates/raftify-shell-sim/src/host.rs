@@ -171,7 +171,8 @@ impl Host {
         let mut running = tokio::task::spawn_local(let_go(running, dropped));
         users.spawn_local(watch_status(self.record.clone(), self.name.clone(), node.status()));
         if let Some(ticket) = ticket {
-            let limit = 3 * (self.config.membership_timeout + GRACE);
+            // Joining lasts as long as there is progress, and so long without any.
+            let limit = 3 * (self.config.membership_timeout + GRACE) + 2 * self.config.joiner_timeout;
             for _ in 0..chance.random_range(1..=2) {
                 users.spawn_local(join(
                     self.record.clone(),
@@ -282,8 +283,13 @@ impl Host {
         };
         self.record.event(&self.name, format_args!("bootstrapped as node {id}"));
         self.record.count("bootstrapped");
-        if let Beginning::Together(_, members) = &self.beginning
-            && let Err(error) = node.add_peers(members.clone()).await
+        let first = match &self.beginning {
+            Beginning::Alone => vec![Member::voter(id, &*self.address)],
+            Beginning::Together(_, members) => members.clone(),
+            Beginning::Joins(..) => Vec::new(),
+        };
+        if !first.is_empty()
+            && let Err(error) = node.add_peers(first).await
         {
             self.violation(format_args!("add_peers: {error}"));
         }

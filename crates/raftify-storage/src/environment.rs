@@ -1,9 +1,10 @@
-//! The LMDB environment: opened with full durability, shared with readers, its map growing by itself. The only file
-//! with `unsafe` code. It knows nothing of what the values mean.
+//! The LMDB environment: opened with full durability, shared with readers, its map growing by itself. Most of the
+//! `unsafe` code is here. It knows nothing of what the values mean.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use heed::byteorder::BigEndian;
@@ -11,7 +12,7 @@ use heed::types::{Bytes, U128};
 use heed::{Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 use raftify_core::StorageError;
 
-use crate::directory;
+use crate::directory::{self, LockedFile};
 use crate::format::Table;
 use crate::io_error;
 
@@ -38,6 +39,10 @@ pub(crate) struct Environment {
     entries: Database,
     meta: Database,
     directory: PathBuf,
+    /// `None` if it is only read. A directory made of hard links to the files of another one has the same. Dropped after
+    /// the environment is closed.
+    data_file: Option<LockedFile>,
+    readers: ReadersTable,
     /// Held shared by every transaction, exclusively while the map is resized.
     resizing: RwLock<()>,
 }
@@ -95,9 +100,10 @@ impl Environment {
         if new.is_none() {
             check_begun(directory)?;
         }
+        let data_file = lock_data_file(directory)?;
         let env = open_environment(directory, Some(MAP_BYTES_INITIAL), EnvFlags::empty())?;
         check_length(directory, &env)?;
-        lengthen(directory, env.info().map_size)?;
+        lengthen(&data_file, env.info().map_size)?;
         env.clear_stale_readers().map_err(|error| database_error(directory, "open", error))?;
         // What a killed process wrote last may be found in no more than the system's cache. It is acted upon from here on.
         env.force_sync().map_err(|error| database_error(directory, "sync", error))?;
@@ -120,7 +126,15 @@ impl Environment {
             Ok(databases)
         };
         let (entries, meta) = create().map_err(|failure| storage_error(directory, "open", failure))?;
-        Ok(Environment { env, entries, meta, directory: directory.to_owned(), resizing: RwLock::new(()) })
+        Ok(Environment {
+            env,
+            entries,
+            meta,
+            directory: directory.to_owned(),
+            data_file: Some(data_file),
+            readers: ReadersTable::of(directory),
+            resizing: RwLock::new(()),
+        })
     }
 
     /// Opens the databases without ever writing to them, beside a writer in another process. Only LMDB's table of
@@ -143,6 +157,8 @@ impl Environment {
                 entries,
                 meta,
                 directory: directory.to_owned(),
+                data_file: None,
+                readers: ReadersTable::of(directory),
                 resizing: RwLock::new(()),
             }),
             (None, None) => Err(StorageError::Database {
@@ -152,6 +168,15 @@ impl Environment {
             }),
             _ => Err(half_there(directory)),
         }
+    }
+
+    /// That the data file is still found by its name: what is written to it otherwise is lost at the next start.
+    ///
+    /// # Errors
+    /// [`StorageError::Replaced`] if it is not.
+    pub(crate) fn check(&self) -> Result<(), StorageError> {
+        self.readers.check();
+        self.data_file.as_ref().map_or(Ok(()), LockedFile::check)
     }
 
     /// The file with all the data, for messages.
@@ -189,6 +214,7 @@ impl Environment {
         &self,
         write: impl Fn(&mut RwTxn<'_>) -> Result<T, Failure>,
     ) -> Result<T, StorageError> {
+        self.check()?;
         let attempt = || -> Result<T, Failure> {
             let _shared = self.resizing.read().unwrap_or_else(PoisonError::into_inner);
             let mut txn = self.env.write_txn()?;
@@ -231,7 +257,9 @@ impl Environment {
                     let reason = "it fills the address space".to_owned();
                     StorageError::Database { action: "enlarge", path: self.directory.clone(), reason }
                 })?;
-                lengthen(&self.directory, bytes)?;
+                if let Some(data_file) = &self.data_file {
+                    lengthen(data_file, bytes)?;
+                }
                 bytes
             }
         };
@@ -279,13 +307,68 @@ fn read_txn(env: &Env<WithoutTls>) -> heed::Result<RoTxn<'_, WithoutTls>> {
 ///
 /// LMDB gives numbers to pages that it gives up again in the same transaction and never writes, so that by itself its file
 /// may end before the last page that it counts, and a file that was cut off would look no different.
-fn lengthen(directory: &Path, map_bytes: usize) -> Result<(), StorageError> {
-    let path = directory.join(DATA_FILE);
-    let file = File::options().write(true).open(&path).map_err(io_error("open", &path))?;
-    if file.metadata().map_err(io_error("open", &path))?.len() < map_bytes as u64 {
-        file.set_len(map_bytes as u64).and_then(|()| file.sync_all()).map_err(io_error("write to", &path))?;
+fn lengthen(data_file: &LockedFile, map_bytes: usize) -> Result<(), StorageError> {
+    let (file, path) = (data_file.file(), data_file.path());
+    if file.metadata().map_err(io_error("open", path))?.len() < map_bytes as u64 {
+        file.set_len(map_bytes as u64).and_then(|()| file.sync_all()).map_err(io_error("write to", path))?;
     }
     Ok(())
+}
+
+/// Keeps other processes out that have the same file under another name.
+fn lock_data_file(directory: &Path) -> Result<LockedFile, StorageError> {
+    let path = directory.join(DATA_FILE);
+    let mut options = File::options();
+    // A new one is made by LMDB, which finds that it is empty.
+    options.read(true).write(true).create(true).truncate(false);
+    let file = options.open(&path).map_err(io_error("open", &path))?;
+    LockedFile::take(file, path.clone()).map_err(|error| match error {
+        TryLockError::WouldBlock => StorageError::InUse { path: directory.to_owned() },
+        TryLockError::Error(source) => io_error("lock", &path)(source),
+    })
+}
+
+/// LMDB's file of who reads which pages. Without it, what others read may be written over; what is written stays right.
+struct ReadersTable {
+    path: PathBuf,
+    /// LMDB has it open, so that no other file gets this number meanwhile.
+    #[cfg(unix)]
+    file: Option<(u64, u64)>,
+    is_missed: AtomicBool,
+}
+
+impl ReadersTable {
+    fn of(directory: &Path) -> ReadersTable {
+        let path = directory.join(LOCK_FILE);
+        ReadersTable {
+            #[cfg(unix)]
+            file: device_and_number(&path),
+            path,
+            is_missed: AtomicBool::new(false),
+        }
+    }
+
+    /// Says so, once, if it is gone.
+    #[cfg(unix)]
+    fn check(&self) {
+        if device_and_number(&self.path) != self.file && !self.is_missed.swap(true, Ordering::Relaxed) {
+            let path = self.path.display();
+            tracing::warn!(
+                %path,
+                "the database's table of readers was removed or replaced: do not look at this directory with \
+                 `raftify-cli describe` before the node was started again"
+            );
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn check(&self) {}
+}
+
+#[cfg(unix)]
+fn device_and_number(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// LMDB maps the file and would die of a bus error on pages that are not there. [`lengthen`] was there before each page

@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crate::directory;
+use crate::directory::{self, DirectoryLock};
 
 /// What everybody asks of the file system.
 pub(crate) trait NameOperations: Send + Sync + 'static {
@@ -45,6 +45,9 @@ pub(crate) trait SegmentOperations: NameOperations {
     /// Opens a file for reading and writing.
     fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
 
+    /// Opens a file for reading.
+    fn read_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
+
     /// The paths of what is in a directory, in any order.
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>>;
 
@@ -67,6 +70,9 @@ pub(crate) trait SegmentFile: Send + Sync {
 
     /// Makes the content durable, and the length as far as it is needed to read the content.
     fn sync(&self) -> io::Result<()>;
+
+    /// Whether `path` leads to this file.
+    fn is_at(&self, path: &Path) -> io::Result<bool>;
 }
 
 /// The real ones.
@@ -114,6 +120,10 @@ impl SegmentOperations for OperatingSystem {
         Ok(Box::new(File::options().read(true).write(true).open(path)?))
     }
 
+    fn read_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        Ok(Box::new(File::open(path)?))
+    }
+
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
         fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
     }
@@ -122,6 +132,68 @@ impl SegmentOperations for OperatingSystem {
         let thread = std::thread::Builder::new().name("raftify-segments".to_owned()).spawn(work)?;
         // A panic shows in that there is no result.
         Ok(Box::new(move || drop(thread.join())))
+    }
+}
+
+/// The real ones, in a directory that is locked: nothing is changed there by a path that leads elsewhere by now, and
+/// there is a descriptor for each file.
+pub(crate) struct LockedDirectory(pub(crate) DirectoryLock);
+
+impl LockedDirectory {
+    fn check(&self) -> io::Result<()> {
+        self.0.check().map_err(io::Error::other)
+    }
+}
+
+impl NameOperations for LockedDirectory {
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check()?;
+        OperatingSystem.rename(from, to)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.0.reserve().open(|| OperatingSystem.sync_directory(path))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.check()?;
+        OperatingSystem.remove(path)
+    }
+}
+
+impl FileOperations for LockedDirectory {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        self.check()?;
+        self.0.reserve().open(|| OperatingSystem.create(path))
+    }
+
+    fn append(&self, path: &Path, length_bytes: u64) -> io::Result<Box<dyn NewFile>> {
+        self.check()?;
+        self.0.reserve().open(|| OperatingSystem.append(path, length_bytes))
+    }
+}
+
+impl SegmentOperations for LockedDirectory {
+    fn create_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        self.check()?;
+        self.0.reserve().open(|| OperatingSystem.create_segment(path))
+    }
+
+    fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        self.check()?;
+        self.0.reserve().open(|| OperatingSystem.open_segment(path))
+    }
+
+    fn read_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        self.0.reserve().open(|| OperatingSystem.read_segment(path))
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        self.0.reserve().open(|| OperatingSystem.list(directory))
+    }
+
+    fn beside(&self, work: Work) -> io::Result<Work> {
+        OperatingSystem.beside(work)
     }
 }
 
@@ -152,8 +224,12 @@ impl SegmentOperations for ReadOnlySystem {
         refused()
     }
 
-    fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
-        Ok(Box::new(File::open(path)?))
+    fn open_segment(&self, _path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        refused()
+    }
+
+    fn read_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        OperatingSystem.read_segment(path)
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
@@ -212,5 +288,9 @@ impl SegmentFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn is_at(&self, path: &Path) -> io::Result<bool> {
+        directory::leads_to(path, self)
     }
 }

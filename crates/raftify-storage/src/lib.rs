@@ -5,11 +5,14 @@
 //! first is the default: it makes a write durable by one flush. The second is the simplest: one LMDB transaction per
 //! write. [`convert_storage`] makes a directory of the one into one of the other, and [`ReadOnlyStorage`] looks into
 //! both without changing anything, also while a node works there. `docs/disk-format.md` describes every byte. This is
-//! the only crate of the workspace with `unsafe` code: where LMDB is opened and its map resized.
+//! the only crate of the workspace with `unsafe` code: where LMDB is opened and its map resized, and where a signal is
+//! ignored.
 
 mod conversion;
+mod descriptors;
 mod directory;
 mod environment;
+mod file_size;
 mod files;
 mod format;
 #[cfg(feature = "testing")]
@@ -35,7 +38,10 @@ use std::path::Path;
 
 use raftify_core::StorageError;
 
-/// Turns what the operating system said about `path` into the error of this crate.
+/// Turns what the operating system, or what stands before it, said about `path` into the error of this crate.
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
-    move |source| StorageError::Io { action, path: path.to_owned(), source }
+    move |source| match source.downcast::<StorageError>() {
+        Ok(error) => error,
+        Err(source) => StorageError::Io { action, path: path.to_owned(), source },
+    }
 }

@@ -16,7 +16,7 @@ use raftify_core::{
 };
 
 use crate::directory::{self, DirectoryLock};
-use crate::files::{FileOperations, NewFile, OperatingSystem};
+use crate::files::{FileOperations, LockedDirectory, NewFile};
 use crate::format::{Damage, Fields, GROUP_ID, put_number, put_position};
 use crate::io_error;
 
@@ -59,7 +59,7 @@ struct Shared {
     operations: Box<dyn FileOperations>,
     unfinished: Mutex<Unfinished>,
     /// Keeps other processes out for as long as anybody could write here.
-    _lock: DirectoryLock,
+    lock: DirectoryLock,
 }
 
 /// The files that writers of this process are working on.
@@ -74,7 +74,8 @@ impl SnapshotFiles {
     /// Opens `snapshots/` in `data_directory`, and removes what a crash left unfinished, but for the newest that was being
     /// received, if its header is there.
     pub(crate) fn open(data_directory: &Path, lock: DirectoryLock) -> Result<SnapshotFiles, StorageError> {
-        let files = SnapshotFiles::with_operations(data_directory, lock, Box::new(OperatingSystem))?;
+        let operations = Box::new(LockedDirectory(lock.clone()));
+        let files = SnapshotFiles::with_operations(data_directory, lock, operations)?;
         let incoming = incoming_in(&files.shared.directory)?;
         let newest = incoming.into_iter().max_by_key(|incoming| (incoming.position.index, incoming.position));
         files.remove_files(|file| match file {
@@ -92,7 +93,7 @@ impl SnapshotFiles {
     ) -> Result<SnapshotFiles, StorageError> {
         let directory = directory_in(data_directory);
         directory::create_durably(&directory)?;
-        let shared = Shared { directory, operations, unfinished: Mutex::default(), _lock: lock };
+        let shared = Shared { directory, operations, unfinished: Mutex::default(), lock };
         Ok(SnapshotFiles { shared: Arc::new(shared) })
     }
 
@@ -103,7 +104,7 @@ impl SnapshotFiles {
 
     /// That the snapshot which the metadata record is there, and is what they say.
     pub(crate) fn check_recorded(&self, recorded: &SnapshotMeta) -> Result<(), StorageError> {
-        check_recorded(&self.shared.directory, recorded)
+        self.shared.lock.reserve().open(|| check_recorded(&self.shared.directory, recorded))
     }
 
     /// That the snapshots which `writes` record are there: without their data, the log before them must not be cut off.
@@ -157,7 +158,7 @@ impl SnapshotStore for SnapshotFiles {
         &self,
         position: LogPosition,
     ) -> Result<(SnapshotMeta, SnapshotDigest, SnapshotFileReader), StorageError> {
-        open_at(&self.shared.directory, position)
+        self.shared.lock.reserve().open(|| open_at(&self.shared.directory, position))
     }
 
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {

@@ -15,7 +15,7 @@ use raftify_core::{Entry, LogIndex, LogReader, StableStorage, StorageError};
 use crate::conversion;
 use crate::directory::{self, DirectoryLock};
 use crate::environment::DATA_FILE;
-use crate::files::{OperatingSystem, ReadOnlySystem, SegmentOperations};
+use crate::files::{LockedDirectory, ReadOnlySystem, SegmentOperations};
 use crate::format::StorageKind;
 use crate::io_error;
 use crate::snapshot_files::SnapshotFiles;
@@ -176,7 +176,8 @@ impl WalStorage {
     ) -> Result<WalStorage, StorageError> {
         let segments = directory.join(DIRECTORY);
         directory::create_durably(&segments)?;
-        let log = SegmentLog::new(segments, Arc::new(OperatingSystem), metadata, segment_bytes);
+        let operations = Arc::new(LockedDirectory(lock.clone()));
+        let log = SegmentLog::new(segments, operations, metadata, segment_bytes);
         Ok(WalStorage { log, snapshots, directory: directory.to_owned(), lock })
     }
 }

@@ -122,6 +122,12 @@ on_both_storages! {
     killed_process_loses_nothing_that_was_written
     refused_write_is_an_error_and_the_log_opens_again
     full_disk_says_so_and_the_log_opens_again
+    a_long_log_of_small_files_needs_few_descriptors
+    descriptors_that_others_have_used_up_do_not_stop_the_log
+    second_process_gets_in_use_although_the_locks_were_removed
+    second_directory_of_hard_links_is_in_use
+    a_database_that_was_removed_or_replaced_acknowledges_nothing_more
+    nothing_is_made_in_a_directory_that_took_the_place_of_the_first
 }
 
 fn load<S: Kept>(directory: &Path) -> (S, StoredState) {
@@ -346,8 +352,8 @@ fn refused_write_is_an_error_and_the_log_opens_again<S: Kept>(test: &str) {
     let (mut storage, _) = load::<S>(directory.path());
     storage.write(&[first_write()]).unwrap();
     drop(storage);
-    // A limit on the size of files; without the trap, the system kills who passes it.
-    let mut child = Running::start(test, directory.path(), "trap '' XFSZ; ulimit -f 2000;");
+    // A limit on the size of files. The system kills who passes it, unless that is ignored.
+    let mut child = Running::start(test, directory.path(), "ulimit -f 2000;");
     let mut written = 0;
     while let Some(index) = child.hear() {
         written = index.parse().unwrap();
@@ -449,4 +455,174 @@ fn killed_conversion_leaves_a_valid_directory() {
         let entries = storage.log_reader().read(LogIndex(21), LogIndex(51), u64::MAX).unwrap();
         assert!((21..).zip(entries).all(|(index, found)| found == entry(index, 10_000)));
     }
+}
+
+/// That the log holds the entries from `from` to 200.
+fn read_all(reader: &impl LogReader, from: u64) {
+    let entries = reader.read(LogIndex(from), LogIndex(201), u64::MAX).unwrap();
+    assert!((from..).zip(entries).all(|(index, found)| found == entry(index, 100_000)));
+}
+
+fn a_long_log_of_small_files_needs_few_descriptors<S: Kept>(test: &str) {
+    if let Some(directory) = child_directory() {
+        let (mut storage, _) = load::<S>(&directory);
+        storage.write(&[first_write()]).unwrap();
+        for index in 1..=200 {
+            append(&mut storage, index, 100_000).unwrap();
+        }
+        read_all(&storage.log_reader(), 1);
+        drop(storage);
+        let (mut storage, state) = load::<S>(&directory);
+        assert_eq!(state.last, LogPosition::new(1, 200));
+        read_all(&storage.log_reader(), 1);
+        compact(&mut storage, 100);
+        read_all(&storage.log_reader(), 101);
+        drop(storage);
+        let storage = ReadOnlyStorage::open(&directory).unwrap();
+        storage.load().unwrap();
+        read_all(&storage.log_reader(), 101);
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    Running::start(test, directory.path(), "ulimit -n 48;").succeeds();
+}
+
+fn descriptors_that_others_have_used_up_do_not_stop_the_log<S: Kept>(test: &str) {
+    if let Some(directory) = child_directory() {
+        let (mut storage, _) = load::<S>(&directory);
+        storage.write(&[first_write()]).unwrap();
+        let mut others = Vec::new();
+        while let Ok(other) = fs::File::open("/dev/null") {
+            others.push(other);
+        }
+        for index in 1..=100 {
+            append(&mut storage, index, 100_000).unwrap();
+        }
+        let entries = storage.log_reader().read(LogIndex(1), LogIndex(101), u64::MAX).unwrap();
+        assert!((1..).zip(entries).all(|(index, found)| found == entry(index, 100_000)));
+        compact(&mut storage, 90);
+        for index in 101..=200 {
+            append(&mut storage, index, 100_000).unwrap();
+        }
+        assert!(fs::File::open("/dev/null").is_err() || !others.is_empty());
+        drop(storage);
+        assert_eq!(load::<S>(&directory).1.last, LogPosition::new(1, 200));
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    Running::start(test, directory.path(), "ulimit -n 64;").succeeds();
+}
+
+fn second_process_gets_in_use_although_the_locks_were_removed<S: Kept>(test: &str) {
+    if let Some(directory) = child_directory() {
+        let error = S::open(&directory).err().unwrap();
+        assert!(matches!(error, StorageError::InUse { .. }), "{error:?}");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (mut storage, _) = load::<S>(directory.path());
+    storage.write(&[first_write()]).unwrap();
+    for lock in ["lock", "lock.mdb"] {
+        fs::remove_file(directory.path().join(lock)).unwrap();
+    }
+    Running::start(test, directory.path(), "").succeeds();
+    append(&mut storage, 1, 10).unwrap();
+    compact(&mut storage, 1);
+    drop(storage);
+    assert_eq!(load::<S>(directory.path()).1.last, LogPosition::new(1, 1));
+}
+
+fn second_directory_of_hard_links_is_in_use<S: Kept>(test: &str) {
+    if let Some(directory) = child_directory() {
+        let error = S::open(&directory).err().unwrap();
+        assert!(matches!(error, StorageError::InUse { .. }), "{error:?}");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let (directory, links) = (place.path().join("node"), place.path().join("links"));
+    let (mut storage, _) = load::<S>(&directory);
+    storage.write(&[first_write()]).unwrap();
+    // One with all files of the first, and one without its locks.
+    for left_out in [&[][..], &["lock", "lock.mdb"]] {
+        assert!(Command::new("cp").args(["-al"]).args([&directory, &links]).status().unwrap().success());
+        for name in left_out {
+            fs::remove_file(links.join(name)).unwrap();
+        }
+        Running::start(test, &links, "").succeeds();
+        append(&mut storage, 1 + left_out.len() as u64 / 2, 10).unwrap();
+        fs::remove_dir_all(&links).unwrap();
+    }
+}
+
+fn replaced(result: Result<(), StorageError>, expected: &Path) {
+    match result {
+        Err(StorageError::Replaced { path }) => assert_eq!(path, expected),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_segment_that_was_removed_or_replaced_acknowledges_nothing_more() {
+    for is_replaced in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut storage, _) = load::<WalStorage>(directory.path());
+        storage.write(&[first_write()]).unwrap();
+        let segment = directory.path().join("log/0000000000000001.segment");
+        let aside = directory.path().join("log/aside");
+        fs::rename(&segment, &aside).unwrap();
+        if is_replaced {
+            fs::copy(&aside, &segment).unwrap();
+        }
+        replaced(append(&mut storage, 1, 10), &segment);
+        assert!(matches!(append(&mut storage, 1, 10), Err(StorageError::Refused { .. })));
+        drop(storage);
+        fs::rename(&aside, &segment).unwrap();
+        let (mut storage, state) = load::<WalStorage>(directory.path());
+        assert_eq!(state.hard_state.term, Term(1));
+        append(&mut storage, state.last.index.0 + 1, 10).unwrap();
+    }
+}
+
+fn a_database_that_was_removed_or_replaced_acknowledges_nothing_more<S: Kept>(_: &str) {
+    for is_replaced in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut storage, _) = load::<S>(directory.path());
+        storage.write(&[first_write()]).unwrap();
+        append(&mut storage, 1, 10).unwrap();
+        let (data_file, aside) = (directory.path().join("data.mdb"), directory.path().join("aside"));
+        fs::rename(&data_file, &aside).unwrap();
+        if is_replaced {
+            fs::copy(&aside, &data_file).unwrap();
+        }
+        let refused = (2..20).find_map(|index| append(&mut storage, index, 100_000).err());
+        replaced(Err(refused.unwrap()), &data_file);
+        drop(storage);
+        fs::rename(&aside, &data_file).unwrap();
+        let (storage, state) = load::<S>(directory.path());
+        assert!(storage.log_reader().read(LogIndex(1), state.last.index.next(), u64::MAX).is_ok());
+    }
+}
+
+fn nothing_is_made_in_a_directory_that_took_the_place_of_the_first<S: Kept>(_: &str) {
+    let place = tempfile::tempdir().unwrap();
+    let (directory, aside) = (place.path().join("node"), place.path().join("aside"));
+    let (mut storage, _) = load::<S>(&directory);
+    storage.write(&[first_write()]).unwrap();
+    append(&mut storage, 1, 10).unwrap();
+    fs::rename(&directory, &aside).unwrap();
+    for name in ["log", "snapshots"] {
+        fs::create_dir_all(directory.join(name)).unwrap();
+    }
+    let position = LogPosition::new(1, 1);
+    let meta = SnapshotMeta { cluster_id: ClusterId(7), position, members: Members::none() };
+    replaced(storage.snapshots().create(&meta).map(drop), &directory);
+    let refused = (2..20).find_map(|index| append(&mut storage, index, 100_000).err());
+    assert!(matches!(refused, Some(StorageError::Replaced { .. })), "{refused:?}");
+    drop(storage);
+    for name in ["log", "snapshots"] {
+        assert_eq!(fs::read_dir(directory.join(name)).unwrap().count(), 0, "in {name}");
+    }
+    // Another node may begin there, and the first one goes on where its directory is now.
+    S::open(&directory).unwrap();
+    assert!(load::<S>(&aside).1.last.index >= LogIndex(1));
 }

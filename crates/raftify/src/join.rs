@@ -191,7 +191,8 @@ where
         let mut say_at = progressed + SAID_EVERY;
         let mut reason = "the cluster has added it, and it has received nothing yet".to_owned();
         loop {
-            let is_learner = match role(&status.borrow_and_update()) {
+            let own_role = role(&status.borrow_and_update());
+            let is_learner = match own_role {
                 None | Some(MemberRole::Joining) => false,
                 Some(MemberRole::Learner) => match self.read_index().await {
                     Ok(_) => return Ok(()),

@@ -66,6 +66,8 @@ mod applier;
 mod begin;
 mod chance;
 mod cluster_connection;
+mod connections;
+mod descriptors;
 mod discovery;
 pub mod error;
 mod expect;
@@ -112,6 +114,7 @@ mod transport;
 mod wire;
 mod worker;
 
+pub use descriptors::server_connections_max;
 pub use error::BoxError;
 pub use expect::Expect;
 pub use formatter::{CustomFormatter, DefaultFormatter, hex_and_text};

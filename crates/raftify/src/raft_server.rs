@@ -28,6 +28,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
+use crate::connections::{ConnectionId, Connections};
 use crate::identification::{Identification, Plan};
 use crate::outbox::Outbox;
 use crate::probe::check_added_addresses;
@@ -85,9 +86,11 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     door: Door<R, S>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let (uncut, severed) = watch::channel(());
-    let incoming =
-        listener.incoming()?.map(move |stream| Ok::<_, io::Error>(Severable::new(stream?, severed.clone())));
+    let connections = Arc::new(Connections::new(listener.connections_max()));
+    let accepting = Arc::clone(&connections);
+    let incoming = listener.incoming()?.filter_map(move |stream| {
+        ready(stream.map(|stream| Some(Severable::new(stream, accepting.accept()?))).transpose())
+    });
     let (close, closing) = watch::channel(false);
     let (stopped, mut stopping) = oneshot::channel();
     let snapshots = SnapshotReceiver::new(
@@ -120,7 +123,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
             Ok(ended) => ended,
             Err(_) => {
                 debug!("connections are severed that their other ends do not close");
-                drop(uncut);
+                connections.sever();
                 timeout(SHUTDOWN_GRACE, &mut serving).await.unwrap_or(Ok(()))
             }
         },
@@ -462,10 +465,14 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<Streaming<proto::MessageBatch>>,
     ) -> Result<Response<proto::StreamMessagesReply>, Status> {
+        let mut connection = ConnectionId::of(&request);
         let mut stream = request.into_inner();
         while let Some(batch) = self.next(&mut stream).await? {
             let Admitted { sender, receiver, .. } =
                 self.admit(batch.header.as_ref(), batch.sender, batch.receiver)?;
+            if let Some(connection) = connection.take() {
+                connection.is_members();
+            }
             let own_id = self.door.status.borrow().node_id;
             let messages: Result<Vec<_>, _> = batch
                 .messages
@@ -490,6 +497,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         request: Request<Streaming<proto::SnapshotChunk>>,
     ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
         use proto::install_snapshot_reply::Answer;
+        let connection = ConnectionId::of(&request);
         let mut chunks = request.into_inner();
         let (incoming, admitted, term) = match self.begin_snapshot(&mut chunks).await? {
             IncomingSnapshot::Begun { incoming, admitted, term } => (incoming, admitted, term),
@@ -498,6 +506,9 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
                 return Ok(Response::new(stream::once(ready(Ok(only))).boxed()));
             }
         };
+        if let Some(connection) = connection {
+            connection.is_members();
+        }
         let first = self.snapshot_reply(Answer::BeginAt(incoming.begin_at()));
         let service = self.clone();
         // Driven by the connection that takes the answers, and dropped with it.
@@ -513,8 +524,12 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         request: Request<proto::ProposeRequest>,
     ) -> Result<Response<proto::ProposeReply>, Status> {
         use proto::propose_reply::Outcome;
+        let connection = ConnectionId::of(&request);
         let request = request.into_inner();
         self.admit_request(request.header.as_ref())?;
+        if let (true, Some(connection)) = (request.forwarded, connection) {
+            connection.is_members();
+        }
         let outcome = match self.propose_here(request.payload, forwarding(request.forwarded)).await? {
             Ok(reply) => Outcome::Reply(reply),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),

@@ -1,7 +1,7 @@
 //! Connections that their server can end, also if the other end hangs.
 //!
-//! A connection's task holds what it serves, and so the data directory. The server lets go of all of them by dropping
-//! one end of a channel: reading and writing then fail. They also fail on a connection that does not begin to speak
+//! A connection's task holds what it serves, and so the data directory. The server lets go of one, or of all of them, by
+//! dropping one end of a channel: reading and writing then fail. They also fail on a connection that does not begin to speak
 //! HTTP/2: only when it has, keepalives look after it.
 
 use std::io;
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
+use crate::connections::{ConnectionId, Place};
 use crate::remote_node::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT};
 use crate::transport::Connection;
 
@@ -27,7 +27,7 @@ const PREFACE_TIMEOUT: Duration = KEEP_ALIVE_INTERVAL.saturating_add(KEEP_ALIVE_
 /// An accepted connection.
 pub(crate) struct Severable {
     stream: Connection,
-    uncut: watch::Receiver<()>,
+    place: Place,
     /// Resolves when it is cut.
     severed: BoxFuture<'static, ()>,
     /// `None` as soon as it has begun.
@@ -41,13 +41,13 @@ struct Beginning {
 }
 
 impl Severable {
-    /// Ends when the sender of `uncut` is dropped.
-    pub(crate) fn new(stream: Connection, uncut: watch::Receiver<()>) -> Severable {
-        let mut severed = uncut.clone();
+    /// Ends when it has to give up its place.
+    pub(crate) fn new(stream: Connection, place: Place) -> Severable {
+        let mut severed = place.uncut().clone();
         let severed = Box::pin(async move { while severed.changed().await.is_ok() {} });
         let too_late = Box::pin(sleep(PREFACE_TIMEOUT));
         let beginning = Some(Beginning { missing_bytes: PREFACE_BYTES, too_late });
-        Severable { stream, uncut, severed, beginning }
+        Severable { stream, place, severed, beginning }
     }
 
     /// Does `work`, unless the connection is severed: not even what is ready is done then, for it may never end.
@@ -56,7 +56,7 @@ impl Severable {
         context: &mut Context<'_>,
         work: impl FnOnce(Pin<&mut Connection>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if self.uncut.has_changed().is_ok() {
+        if self.place.uncut().has_changed().is_ok() {
             let outcome = work(Pin::new(&mut self.stream), context);
             if outcome.is_ready() {
                 return outcome;
@@ -124,10 +124,10 @@ impl AsyncWrite for Severable {
 }
 
 impl Connected for Severable {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = ConnectionId;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> ConnectionId {
+        self.place.id()
     }
 }
 
@@ -138,14 +138,16 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::connections::Connections;
 
     /// Both ends of a connection; the server's is severed by dropping the last.
-    async fn connect() -> (TcpStream, Severable, watch::Sender<()>) {
+    async fn connect() -> (TcpStream, Severable, Connections) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let other_end = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let (uncut, severed) = watch::channel(());
-        (other_end, Severable::new(Connection::Tcp(stream), severed), uncut)
+        let connections = Connections::new(1);
+        let place = connections.accept().unwrap();
+        (other_end, Severable::new(Connection::Tcp(stream), place), connections)
     }
 
     #[tokio::test]

@@ -356,7 +356,7 @@ where
             check_address(peer).map_err(BootstrapError::from)?;
         }
         let role = if role == MemberRole::Learner { role } else { MemberRole::Voter };
-        let address = self.raft_addr.to_string();
+        let (address, connect_timeout) = (self.raft_addr.to_string(), self.config.connect_timeout);
         if peers.is_empty() && !matches!(directory, Directory::Member(..)) {
             return Err(NodeStartError::NoPeers { own: address });
         }
@@ -364,13 +364,15 @@ where
             Directory::Member(identity, members) => (identity, members),
             Directory::StillJoining(identity) => (identity, Members::none()),
             Directory::Empty => {
-                let ticket = self.ask_for_ticket(&peers, wait_for_peers).await?;
+                let ticket =
+                    ask_for_ticket::<LogEntry, FSM>(&address, &peers, wait_for_peers, connect_timeout)
+                        .await?;
                 let raft = self.run(ticket.reserved_id, None)?;
                 let patience = wait_for_peers.unwrap_or(Duration::MAX);
                 return raft.joined(async |raft| enter(raft, ticket, role, peers, patience).await).await;
             }
         };
-        self.check_peers(&identity, &members, &peers).await?;
+        check_peers(&identity, &members, &peers, connect_timeout).await?;
         self.options.discover.extend(peers.iter().cloned());
         let is_in = members.get(identity.node_id).is_some_and(|own| own.role != MemberRole::Joining);
         let raft = self.run(identity.node_id, None)?;
@@ -413,112 +415,117 @@ where
             Found::Cluster(peers) => self.join(directory, joining(peers)).await,
         }
     }
+}
 
-    /// Checks that the peers do not belong to another cluster than this directory. A peer of the same cluster is enough; so
-    /// is none that answers.
-    async fn check_peers(
-        &self,
-        own: &Identity,
-        members: &Members,
-        peers: &[String],
-    ) -> Result<(), NodeStartError> {
-        let answers = probe_all(peers.iter().map(String::as_str), self.config.connect_timeout).await;
-        let (mut other, mut problems) = (None, Vec::new());
-        for (peer, answer) in answers {
-            match answer.map(|answer| answer.identity) {
-                Ok(Some(identity)) if identity.cluster_id == own.cluster_id => return Ok(()),
-                Ok(Some(identity)) => {
-                    other.get_or_insert((peer.to_owned(), identity.cluster_id));
-                }
-                Ok(None) => problems.push(format!("{peer} belongs to no cluster yet")),
-                Err(problem) => problems.push(problem),
+/// Checks that the peers do not belong to another cluster than this directory. A peer of the same cluster is enough; so
+/// is none that answers.
+async fn check_peers(
+    own: &Identity,
+    members: &Members,
+    peers: &[String],
+    connect_timeout: Duration,
+) -> Result<(), NodeStartError> {
+    let answers = probe_all(peers.iter().map(String::as_str), connect_timeout).await;
+    let (mut other, mut problems) = (None, Vec::new());
+    for (peer, answer) in answers {
+        match answer.map(|answer| answer.identity) {
+            Ok(Some(identity)) if identity.cluster_id == own.cluster_id => return Ok(()),
+            Ok(Some(identity)) => {
+                other.get_or_insert((peer.to_owned(), identity.cluster_id));
             }
-        }
-        if let Some((peer, other)) = other {
-            let (own, node_id, members) = (own.cluster_id, own.node_id, addresses(members));
-            return Err(NodeStartError::AlreadyInCluster { own, node_id, members, peer, other });
-        }
-        if !problems.is_empty() {
-            warn!(
-                node = %own.node_id,
-                "continues in cluster {} although no peer confirms it: {}", own.cluster_id, problems.join("; ")
-            );
-        }
-        Ok(())
-    }
-
-    /// Waits until a peer belongs to a cluster that gives out a ticket.
-    async fn ask_for_ticket(
-        &self,
-        peers: &[String],
-        wait: Option<Duration>,
-    ) -> Result<ClusterJoinTicket, NodeStartError> {
-        let began = Instant::now();
-        let mut pause = PAUSE_MIN;
-        let mut said = BTreeSet::new();
-        loop {
-            let (cluster, mut problems) = self.find_cluster(peers).await?;
-            let is_found = cluster.is_some();
-            if let Some((cluster_id, members)) = cluster {
-                if !problems.is_empty() && said.insert("problems") {
-                    warn!("joins cluster {cluster_id}; not all peers are of use: {}", problems.join("; "));
-                }
-                for peer in members {
-                    match Raft::<LogEntry, FSM>::request_id(&*self.raft_addr, peer).await {
-                        Ok(ticket) => return Ok(ticket),
-                        Err(error) => problems.push(error.to_string()),
-                    }
-                }
-            }
-            let (waited, reason) = (began.elapsed(), problems.join("; "));
-            if wait.is_some_and(|wait| waited >= wait) {
-                return Err(NodeStartError::NoCluster { waited, reason });
-            }
-            if !is_found && said.insert("up") {
-                info!("waiting for {} to be up: {reason}", peers.join(", "));
-            } else if is_found && said.insert("ticket") {
-                info!("waiting for the cluster of {} to let this node in: {reason}", peers.join(", "));
-            }
-            sleep(pause.min(wait.map_or(pause, |wait| wait.saturating_sub(waited)))).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            Ok(None) => problems.push(format!("{peer} belongs to no cluster yet")),
+            Err(problem) => problems.push(problem),
         }
     }
+    if let Some((peer, other)) = other {
+        let (own, node_id, members) = (own.cluster_id, own.node_id, addresses(members));
+        return Err(NodeStartError::AlreadyInCluster { own, node_id, members, peer, other });
+    }
+    if !problems.is_empty() {
+        warn!(
+            node = %own.node_id,
+            "continues in cluster {} although no peer confirms it: {}", own.cluster_id, problems.join("; ")
+        );
+    }
+    Ok(())
+}
 
-    /// The cluster of the peers and those that belong to it, if there is one, and why the others do not.
-    async fn find_cluster<'a>(
-        &self,
-        peers: &'a [String],
-    ) -> Result<(Option<(ClusterId, Vec<&'a str>)>, Vec<String>), NodeStartError> {
-        let answers = probe_all(peers.iter().map(String::as_str), self.config.connect_timeout).await;
-        let mut cluster: Option<(ClusterId, Vec<&str>)> = None;
-        let mut problems = Vec::new();
-        for (peer, answer) in answers {
-            match (answer, &mut cluster) {
-                (Err(problem), _) => problems.push(problem),
-                (Ok(Identification { identity: None, .. }), _) => {
-                    problems.push(format!("{peer} belongs to no cluster yet"));
-                }
-                (Ok(Identification { members, .. }), _) if members.is_empty() => {
-                    problems.push(format!("{peer} has not been let into its cluster yet"));
-                }
-                (Ok(Identification { identity: Some(identity), .. }), None) => {
-                    cluster = Some((identity.cluster_id, vec![peer]));
-                }
-                (Ok(Identification { identity: Some(identity), .. }), Some((first, found))) => {
-                    if identity.cluster_id != *first {
-                        return Err(NodeStartError::TwoClusters {
-                            first_peer: found[0].to_owned(),
-                            first: *first,
-                            second_peer: peer.to_owned(),
-                            second: identity.cluster_id,
-                        });
-                    }
-                    found.push(peer);
+/// Waits until a peer belongs to a cluster that gives out a ticket.
+async fn ask_for_ticket<LogEntry, FSM>(
+    raft_addr: &str,
+    peers: &[String],
+    wait: Option<Duration>,
+    connect_timeout: Duration,
+) -> Result<ClusterJoinTicket, NodeStartError>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    let began = Instant::now();
+    let mut pause = PAUSE_MIN;
+    let mut said = BTreeSet::new();
+    loop {
+        let (cluster, mut problems) = find_cluster(peers, connect_timeout).await?;
+        let is_found = cluster.is_some();
+        if let Some((cluster_id, members)) = cluster {
+            if !problems.is_empty() && said.insert("problems") {
+                warn!("joins cluster {cluster_id}; not all peers are of use: {}", problems.join("; "));
+            }
+            for peer in members {
+                match Raft::<LogEntry, FSM>::request_id(raft_addr, peer).await {
+                    Ok(ticket) => return Ok(ticket),
+                    Err(error) => problems.push(error.to_string()),
                 }
             }
         }
-        Ok((cluster, problems))
+        let (waited, reason) = (began.elapsed(), problems.join("; "));
+        if wait.is_some_and(|wait| waited >= wait) {
+            return Err(NodeStartError::NoCluster { waited, reason });
+        }
+        if !is_found && said.insert("up") {
+            info!("waiting for {} to be up: {reason}", peers.join(", "));
+        } else if is_found && said.insert("ticket") {
+            info!("waiting for the cluster of {} to let this node in: {reason}", peers.join(", "));
+        }
+        sleep(pause.min(wait.map_or(pause, |wait| wait.saturating_sub(waited)))).await;
+        pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// The cluster of the peers and those that belong to it, if there is one, and why the others do not.
+async fn find_cluster(
+    peers: &[String],
+    connect_timeout: Duration,
+) -> Result<(Option<(ClusterId, Vec<&str>)>, Vec<String>), NodeStartError> {
+    let answers = probe_all(peers.iter().map(String::as_str), connect_timeout).await;
+    let mut cluster: Option<(ClusterId, Vec<&str>)> = None;
+    let mut problems = Vec::new();
+    for (peer, answer) in answers {
+        match (answer, &mut cluster) {
+            (Err(problem), _) => problems.push(problem),
+            (Ok(Identification { identity: None, .. }), _) => {
+                problems.push(format!("{peer} belongs to no cluster yet"));
+            }
+            (Ok(Identification { members, .. }), _) if members.is_empty() => {
+                problems.push(format!("{peer} has not been let into its cluster yet"));
+            }
+            (Ok(Identification { identity: Some(identity), .. }), None) => {
+                cluster = Some((identity.cluster_id, vec![peer]));
+            }
+            (Ok(Identification { identity: Some(identity), .. }), Some((first, found))) => {
+                if identity.cluster_id != *first {
+                    return Err(NodeStartError::TwoClusters {
+                        first_peer: found[0].to_owned(),
+                        first: *first,
+                        second_peer: peer.to_owned(),
+                        second: identity.cluster_id,
+                    });
+                }
+                found.push(peer);
+            }
+        }
+    }
+    Ok((cluster, problems))
 }
 
 /// Takes on the identity that a ticket gives, and enters the cluster.

@@ -15,10 +15,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
-use tonic::transport::server::{Connected, TcpConnectInfo, TcpIncoming};
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Error};
 use tracing::warn;
 
+use crate::descriptors;
 use crate::error::BootstrapError;
 use crate::seldom::Seldom;
 #[cfg(feature = "simulation")]
@@ -38,6 +39,15 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
+    /// How many connections it is for, at most.
+    pub(crate) fn connections_max(&self) -> usize {
+        match self {
+            Listener::Tcp(_) => descriptors::server_connections_max(),
+            #[cfg(feature = "simulation")]
+            Listener::Simulated(_) => usize::MAX,
+        }
+    }
+
     /// Listens on `raft_addr`.
     pub(crate) fn bind(raft_addr: &str) -> Result<Listener, BootstrapError> {
         let address = || raft_addr.to_owned();
@@ -49,6 +59,8 @@ impl Listener {
         if simulation::is_on() {
             return simulation::listen(raft_addr).map(Listener::Simulated).map_err(refused);
         }
+        // Before the node opens anything else.
+        descriptors::server_connections_max();
         let resolved = raft_addr.to_socket_addrs();
         let resolved: Vec<_> =
             resolved.map_err(|source| BootstrapError::Unresolved { address: address(), source })?.collect();
@@ -206,17 +218,6 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(&mut *self, stream => Pin::new(stream).poll_shutdown(context))
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        each!(self, stream => TcpConnectInfo {
-            local_addr: stream.local_addr().ok(),
-            remote_addr: stream.peer_addr().ok(),
-        })
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
 use actix_web::{App, HttpServer, web};
 use clap::Args;
@@ -19,6 +20,9 @@ use crate::{HashStore, LogEntry, Raft};
 /// How long requests under way may take to finish when the node has stopped, in seconds: by then all that waited for
 /// the node have their answer.
 const SHUTDOWN_TIMEOUT_SECONDS: u64 = 2;
+
+/// A worker thread for fewer connections is not worth the descriptors that it needs by itself.
+const CONNECTIONS_PER_WORKER_MIN: usize = 4;
 
 /// What can be said to a node of either kind, besides who belongs to its cluster.
 #[derive(Args)]
@@ -125,7 +129,7 @@ impl NodeOptions {
         });
         if self.stop_with_stdin {
             // The program does not wait for this thread: it may read until the process ends.
-            std::thread::spawn(move || {
+            thread::spawn(move || {
                 let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An input that cannot be read has ended, too.
                 asked.send_replace(true);
             });
@@ -182,8 +186,15 @@ pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
     };
     let entry_bytes_max = options.config().entry_bytes_max;
     let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max });
+    // Beyond these, clients wait to be let in: the log has to have file descriptors left. Each worker needs some as well.
+    let connections_max = raftify::server_connections_max();
+    let workers = thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(connections_max / CONNECTIONS_PER_WORKER_MIN);
     let server = HttpServer::new(move || App::new().app_data(node.clone()).configure(routes))
         .disable_signals()
+        .workers(workers)
+        .max_connections(connections_max / workers)
         .shutdown_timeout(SHUTDOWN_TIMEOUT_SECONDS)
         .bind(web_address);
     let server = match server {

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::files::NameOperations;
+use crate::files::OperatingSystem;
 
 fn meta(index: u64) -> SnapshotMeta {
     let members = Members::initial([Member::voter(NodeId::FIRST, "node.example:60061")]).unwrap();

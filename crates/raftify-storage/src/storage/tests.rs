@@ -372,7 +372,7 @@ fn unknown_keys_are_noticed() {
 #[test]
 fn members_that_cannot_be_decoded_are_damage() {
     let (_directory, mut storage, _) = filled();
-    for content in [&[][..], &[1, 0xff], &[9, 0]] {
+    for content in [&[][..], &[2, 0xff], &[9, 0]] {
         let value = format::frame(Table::Meta, MetaKey::Members.key(), |out| out.extend_from_slice(content));
         put(&storage, Table::Meta, MetaKey::Members.key(), &value);
         let error = storage.load().unwrap_err();

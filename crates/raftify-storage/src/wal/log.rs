@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use raftify_core::storage::{StoredState, Write};
@@ -18,8 +18,8 @@ use raftify_core::{Entry, LogIndex, LogPosition, StorageError};
 use super::metadata::{LogStart, Metadata, MetadataStore};
 use super::record::{self, Change, ENTRY_FRAME_BYTES};
 use super::recovery::{self, Recovered};
-use super::segment::{self, Segment};
-use crate::files::{SegmentOperations, Work};
+use super::segment::{self, OpenSegment, Segment};
+use crate::files::{SegmentFile, SegmentOperations, Work};
 use crate::io_error;
 
 /// How many segments are ready behind the one in use. One must always be: that is how a missing one is noticed. The
@@ -31,6 +31,9 @@ const FREE_MAX: usize = 8;
 
 /// How many are removed at most before somebody looks whether a segment has to be prepared.
 const REMOVED_MAX: usize = 4;
+
+/// How many segments stay open for readers. Whoever reads one that is not among them opens it.
+const OPEN_FOR_READERS_MAX: usize = 4;
 
 /// The log of one directory, and the metadata beside it.
 pub(super) struct SegmentLog<M> {
@@ -50,6 +53,8 @@ pub(super) struct Shared {
     pub(super) segment_bytes: u64,
     /// `None` before it was loaded. The lock is never held while a file is read or written.
     table: RwLock<Option<Table>>,
+    /// Files for readers, by the number of the segment; the one that was used last is the last.
+    open: Mutex<Vec<(u64, Arc<dyn SegmentFile>)>>,
 }
 
 impl Shared {
@@ -58,13 +63,45 @@ impl Shared {
         operations: Arc<dyn SegmentOperations>,
         segment_bytes: u64,
     ) -> Shared {
-        Shared { directory, operations, segment_bytes, table: RwLock::new(None) }
+        Shared { directory, operations, segment_bytes, table: RwLock::new(None), open: Mutex::default() }
     }
 
     /// Lets the readers see a log that was found right.
     pub(super) fn show(&self, state: &StoredState, places: Places, segments: BTreeMap<u64, Held>) {
         let (truncated, last) = (state.truncated, state.last);
         *self.table_mut() = Some(Table { truncated, last, places, segments });
+        self.open().clear();
+    }
+
+    /// The file of `segment`, for reading.
+    fn file_of(&self, segment: &Segment) -> Result<Arc<dyn SegmentFile>, StorageError> {
+        let found = {
+            let mut open = self.open();
+            let at = open.iter().position(|(number, _)| *number == segment.number);
+            at.map(|at| open.remove(at).1)
+        };
+        let file = match found {
+            Some(file) => file,
+            None => {
+                let path = &segment.path;
+                Arc::from(self.operations.read_segment(path).map_err(io_error("open", path))?)
+            }
+        };
+        // One that is let go meanwhile would keep its room on the disk for as long as it is open.
+        let table = self.table();
+        if table.as_ref().is_some_and(|table| table.segments.contains_key(&segment.number)) {
+            let mut open = self.open();
+            if open.len() == OPEN_FOR_READERS_MAX {
+                open.remove(0);
+            }
+            open.push((segment.number, Arc::clone(&file)));
+        }
+        Ok(file)
+    }
+
+    /// As for the table.
+    fn open(&self) -> MutexGuard<'_, Vec<(u64, Arc<dyn SegmentFile>)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing that is done under the lock can panic half way: it is as good as never poisoned.
@@ -141,16 +178,16 @@ impl Places {
 /// The one who appends.
 struct Writer {
     state: StoredState,
-    current: Arc<Segment>,
+    current: OpenSegment,
     /// Where the next record begins.
     offset: u64,
     next_sequence: u64,
     /// Segments without records, by number. Invariant: never empty when a record is written.
-    ahead: VecDeque<Segment>,
+    ahead: VecDeque<OpenSegment>,
     /// To be recycled.
     free: Vec<Segment>,
-    /// To be removed.
-    doomed: Vec<PathBuf>,
+    /// To be removed, as soon as nobody reads them.
+    doomed: Vec<Arc<Segment>>,
     helper: Option<Helper>,
     buffer: Vec<u8>,
 }
@@ -158,7 +195,7 @@ struct Writer {
 /// Work on files beside the writer.
 struct Helper {
     wait: Option<Work>,
-    made: Receiver<Result<Option<Segment>, StorageError>>,
+    made: Receiver<Result<Option<OpenSegment>, StorageError>>,
 }
 
 /// The directory is not given back while somebody still works in it.
@@ -202,12 +239,14 @@ impl<M: MetadataStore> SegmentLog<M> {
         let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
         // A name may be from the system's cache as well: a flush of the directory that failed leaves it there.
         operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
+        let current = tail.segment.open_to_write(&**operations)?;
         if let Some((offset, record)) = &tail.last_record
             && !raftify_core::mutated!(LastRecordIsNotFlushedAgain)
         {
             // It may have been read from the system's cache, where a failed flush leaves what is not on the disk.
             // Written and flushed once more, it is: before anything that relies on it.
-            let Segment { file, path, .. } = &*tail.segment;
+            let OpenSegment { segment, file } = &current;
+            let path = &segment.path;
             file.write_all_at(record, *offset).map_err(io_error("write to", path))?;
             file.sync().map_err(io_error("sync", path))?;
         }
@@ -217,15 +256,16 @@ impl<M: MetadataStore> SegmentLog<M> {
         for path in &leftovers {
             operations.remove(path).map_err(io_error("remove", path))?;
         }
-        let mut ahead = ahead;
+        let open_to_write = |segment: Arc<Segment>| segment.open_to_write(&**operations);
+        let mut ahead = ahead.into_iter().map(open_to_write).collect::<Result<VecDeque<_>, _>>()?;
         if ahead.is_empty() {
-            let number = tail.segment.number + 1;
+            let number = current.segment.number + 1;
             ahead.push_back(Segment::create(&**operations, directory, number, *segment_bytes)?);
         }
         self.shared.show(&state, places, held);
         self.writer = Some(Writer {
             state: state.clone(),
-            current: tail.segment,
+            current,
             offset: tail.offset,
             next_sequence: tail.next_sequence,
             ahead,
@@ -269,7 +309,12 @@ impl<M: MetadataStore> SegmentLog<M> {
             return Ok(());
         }
         let has_metadata = change.metadata.is_some();
-        if let Err(error) = writer.append(&self.shared, &change, after) {
+        let segment = writer.current.segment.number;
+        let mut written = writer.append(&self.shared, &change, after);
+        if written.is_ok() && writer.current.segment.number != segment {
+            written = self.metadata.check();
+        }
+        if let Err(error) = written {
             self.writer = raftify_core::mutated!(WritesAfterAFailure).then_some(writer);
             return Err(error);
         }
@@ -288,7 +333,8 @@ impl<M: MetadataStore> SegmentLog<M> {
     fn start_of_what_is_needed(&self, writer: &Writer) -> LogStart {
         let table = self.shared.table();
         let first = table.as_ref().and_then(|table| {
-            let number = table.places.places.front().map_or(writer.current.number, |place| place.segment);
+            let number =
+                table.places.places.front().map_or(writer.current.segment.number, |place| place.segment);
             Some((number, table.segments.get(&number)?.first_sequence))
         });
         let (segment, sequence) =
@@ -339,12 +385,17 @@ impl Writer {
             return Err(StorageError::Refused { reason });
         }
         self.make_room(shared, length)?;
-        let Segment { life, file, path, .. } = &*self.current;
+        let OpenSegment { segment, file } = &self.current;
+        let Segment { life, path, .. } = &**segment;
         self.buffer.clear();
         change.encode(*life, self.next_sequence, &mut self.buffer);
         file.write_all_at(&self.buffer, self.offset).map_err(io_error("write to", path))?;
         if !raftify_core::mutated!(SyncIsLeftOut) {
             file.sync().map_err(io_error("sync", path))?;
+        }
+        // In a file that has lost its name, nothing is found at the next start.
+        if !file.is_at(path).map_err(io_error("look for", path))? {
+            return Err(StorageError::Replaced { path: path.clone() });
         }
 
         let mut table = shared.table_mut();
@@ -355,7 +406,7 @@ impl Writer {
         if let Some(first) = change.entries.first() {
             let entries: u64 = change.entries.iter().map(|entry| record::entry_bytes(entry) as u64).sum();
             let mut offset = self.offset + length - entries;
-            let segment = self.current.number;
+            let segment = self.current.segment.number;
             let places = change.entries.iter().map(|entry| {
                 let place =
                     Place { segment, offset: offset as u32, payload_bytes: entry.payload.len() as u32 };
@@ -366,8 +417,8 @@ impl Writer {
         }
         table.places.forget(after.truncated.index);
         (table.truncated, table.last) = (after.truncated, after.last);
-        let held = || Held { first_sequence: self.next_sequence, segment: Arc::clone(&self.current) };
-        table.segments.entry(self.current.number).or_insert_with(held);
+        let held = || Held { first_sequence: self.next_sequence, segment: Arc::clone(&self.current.segment) };
+        table.segments.entry(self.current.segment.number).or_insert_with(held);
 
         self.offset = (self.offset + length).next_multiple_of(record::ALIGNMENT);
         self.next_sequence += 1;
@@ -377,7 +428,7 @@ impl Writer {
 
     /// Goes on to the next segment if a record of `length` bytes does not fit into this one.
     fn make_room(&mut self, shared: &Shared, length: u64) -> Result<(), StorageError> {
-        if self.offset + length <= self.current.size_bytes {
+        if self.offset + length <= self.current.segment.size_bytes {
             return Ok(());
         }
         while self.ahead.len() < AHEAD {
@@ -388,17 +439,17 @@ impl Writer {
         }
         let mut next = self.ahead.pop_front().expect("there are as many as the loop above waited for");
         let needed = segment::HEADER_BYTES + length;
-        if next.size_bytes < needed {
+        if next.segment.size_bytes < needed {
             // One of its own size takes its place, under its number.
-            next = Segment::create(&*shared.operations, &shared.directory, next.number, needed)?;
+            next = Segment::create(&*shared.operations, &shared.directory, next.segment.number, needed)?;
         }
-        self.current = Arc::new(next);
+        self.current = next;
         self.offset = segment::HEADER_BYTES;
         Ok(())
     }
 
-    /// Lets go the segments before `first`: some to be recycled, the others to be removed. One that is being read
-    /// stays readable by its open file.
+    /// Lets go the segments before `first`: some to be recycled, the others to be removed. One that is being read stays
+    /// until that is done.
     fn free(&mut self, shared: &Shared, first: u64) {
         let freed = {
             let mut table = shared.table_mut();
@@ -406,43 +457,49 @@ impl Writer {
             let needed = table.segments.split_off(&first);
             std::mem::replace(&mut table.segments, needed)
         };
+        shared.open().retain(|(number, _)| *number >= first);
         for Held { segment, .. } in freed.into_values() {
-            let path = segment.path.clone();
-            match Arc::into_inner(segment) {
-                // Readers get it from the table only: nobody has it now, nobody will.
-                Some(segment) if segment.size_bytes == shared.segment_bytes && self.free.len() < FREE_MAX => {
-                    self.free.push(segment);
-                }
-                _ => self.doomed.push(path),
+            let may_be_of_use = segment.size_bytes == shared.segment_bytes && self.free.len() < FREE_MAX;
+            // Readers get it from the table only: nobody has it now, nobody will.
+            match Arc::try_unwrap(segment) {
+                Ok(segment) if may_be_of_use => self.free.push(segment),
+                Ok(segment) => self.doomed.push(Arc::new(segment)),
+                Err(being_read) => self.doomed.push(being_read),
             }
         }
     }
 
     /// Starts what is best done before it is needed: in the second half of a segment, the one after the next.
     fn prepare_ahead(&mut self, shared: &Shared) -> Result<(), StorageError> {
-        let prepare = self.ahead.len() < AHEAD && self.offset > self.current.size_bytes / 2;
-        if self.helper.is_none() && (prepare || !self.doomed.is_empty()) {
+        let prepare = self.ahead.len() < AHEAD && self.offset > self.current.segment.size_bytes / 2;
+        if self.helper.is_none() && (prepare || self.doomed.iter().any(is_unread)) {
             self.start_helper(shared, prepare)?;
         }
         Ok(())
     }
 
     fn start_helper(&mut self, shared: &Shared, prepare: bool) -> Result<(), StorageError> {
-        let doomed = self.doomed.split_off(self.doomed.len().saturating_sub(REMOVED_MAX));
+        let doomed: Vec<_> =
+            self.doomed.extract_if(.., |segment| is_unread(segment)).take(REMOVED_MAX).collect();
         let free = if prepare { self.free.pop() } else { None };
-        let number = self.ahead.back().map_or(self.current.number, |segment| segment.number) + 1;
+        let number = self.ahead.back().unwrap_or(&self.current).segment.number + 1;
         let (operations, directory) = (Arc::clone(&shared.operations), shared.directory.clone());
         let segment_bytes = shared.segment_bytes;
         let (sender, made) = mpsc::channel();
         let work = move || {
-            for path in doomed {
-                if let Err(error) = operations.remove(&path) {
-                    let path = path.display();
-                    tracing::warn!(%path, %error, "a segment that is not needed is left until the next start");
-                }
+            for segment in doomed {
+                remove(&*operations, &segment);
             }
-            let segment = match free {
-                Some(free) => free.recycle(&*operations, &directory, number).map(Some),
+            let recyclable = free.and_then(|free| match operations.open_segment(&free.path) {
+                Ok(file) => Some((free, file)),
+                // It may have been made read-only, for instance.
+                Err(_) => {
+                    remove(&*operations, &free);
+                    None
+                }
+            });
+            let segment = match recyclable {
+                Some((free, file)) => free.recycle(file, &*operations, &directory, number).map(Some),
                 None if prepare => Segment::create(&*operations, &directory, number, segment_bytes).map(Some),
                 None => Ok(None),
             };
@@ -483,6 +540,18 @@ impl Writer {
     }
 }
 
+/// Whether nobody reads a segment that is not in the table any more.
+fn is_unread(segment: &Arc<Segment>) -> bool {
+    Arc::strong_count(segment) == 1
+}
+
+fn remove(operations: &dyn SegmentOperations, segment: &Segment) {
+    if let Err(error) = operations.remove(&segment.path) {
+        let path = segment.path.display();
+        tracing::warn!(%path, %error, "a segment that is not needed is left until the next start");
+    }
+}
+
 /// Reads entries beside the writer.
 #[derive(Clone)]
 pub(super) struct SegmentReader {
@@ -511,12 +580,12 @@ impl SegmentReader {
     ) -> Result<Vec<Entry>, StorageError> {
         let mut entries = Vec::new();
         for run in self.plan(from, until, bytes_max)? {
-            run.read(&mut entries)?;
+            run.read(&self.shared, &mut entries)?;
         }
         Ok(entries)
     }
 
-    /// Where to read. The files stay open, and none of them is recycled, until the plan is dropped.
+    /// Where to read. None of the segments is recycled or removed until the plan is dropped.
     fn plan(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Run>, StorageError> {
         let table = self.shared.table();
         let Some(table) = &*table else {
@@ -566,8 +635,9 @@ impl SegmentReader {
 
 impl Run {
     /// Appends its entries. Their payloads share one buffer.
-    fn read(self, entries: &mut Vec<Entry>) -> Result<(), StorageError> {
-        let Segment { life, path, file, .. } = &*self.segment;
+    fn read(self, shared: &Shared, entries: &mut Vec<Entry>) -> Result<(), StorageError> {
+        let Segment { life, path, .. } = &*self.segment;
+        let file = shared.file_of(&self.segment)?;
         let mut buffer = vec![0; (self.end - self.offset) as usize];
         file.read_exact_at(&mut buffer, self.offset).map_err(io_error("read", path))?;
         let mut rest = Bytes::from(buffer);

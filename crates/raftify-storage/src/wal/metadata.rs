@@ -109,6 +109,11 @@ pub(crate) trait MetadataStore: Send + 'static {
 
     /// Durable when it returns.
     fn store(&self, metadata: &Metadata, start: LogStart) -> Result<(), StorageError>;
+
+    /// That they can still be found where they were stored.
+    fn check(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
 }
 
 /// In LMDB, under the same keys as `HeedStorage` has them.
@@ -149,5 +154,9 @@ impl MetadataStore for Log {
                 put_number(out, start.as_of);
             })
         })
+    }
+
+    fn check(&self) -> Result<(), StorageError> {
+        self.environment().check()
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Recovered {
     /// The segments with records, or the one for the first record.
     pub(super) held: BTreeMap<u64, Held>,
     /// The segments after them.
-    pub(super) ahead: VecDeque<Segment>,
+    pub(super) ahead: VecDeque<Arc<Segment>>,
     /// Files that are of no use.
     pub(super) leftovers: Vec<PathBuf>,
     pub(super) tail: Tail,
@@ -73,7 +73,7 @@ pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Ve
 
 /// Whether segment `number` begins with a record. There may be any in one that cannot be read.
 fn has_records(shared: &Shared, number: u64) -> Result<bool, StorageError> {
-    let (segment, content) = Segment::open(&*shared.operations, &shared.directory, number, LogIndex(1))?;
+    let (segment, content) = Segment::read(&*shared.operations, &shared.directory, number, LogIndex(1))?;
     let records = content.get(segment::HEADER_BYTES as usize..).unwrap_or_default();
     Ok(Header::decode(segment.life, records).is_ok())
 }
@@ -118,7 +118,7 @@ pub(super) fn recover(
             return Err(replay.missing(shared, number));
         }
         let next = replay.next_index();
-        let (segment, content) = Segment::open(&*shared.operations, directory, number, next)?;
+        let (segment, content) = Segment::read(&*shared.operations, directory, number, next)?;
         replay.segment(segment, &content)?;
     }
     if start.as_of >= replay.expected {
@@ -162,7 +162,7 @@ struct Replay {
     places: Places,
     term_starts: Vec<LogPosition>,
     held: BTreeMap<u64, Held>,
-    ahead: VecDeque<Segment>,
+    ahead: VecDeque<Arc<Segment>>,
     last_record: Option<(u64, Vec<u8>)>,
     /// After the last record so far.
     end: End,
@@ -201,15 +201,14 @@ impl Replay {
             self.torn = begun.then(|| end.clone());
             self.end = end;
             self.ahead.clear();
-            let segment = Arc::new(segment);
-            let held = Held { first_sequence, segment };
+            let held = Held { first_sequence, segment: Arc::new(segment) };
             self.held.insert(held.segment.number, held);
         } else {
             // If the later record is the first one here, the segment before ends too early; else this one.
             if later.is_some_and(|(at, _)| at > offset) {
                 self.end = end;
             }
-            self.ahead.push_back(segment);
+            self.ahead.push_back(Arc::new(segment));
         }
         match later {
             Some((_, later)) => Err(self.damage(&format!("it was written, for record {later} follows"))),
@@ -308,7 +307,7 @@ impl Replay {
             Some((_, held)) => Arc::clone(&held.segment),
             // No record was ever written: the first one goes to the beginning.
             None => {
-                let first = self.ahead.pop_front().map(Arc::new);
+                let first = self.ahead.pop_front();
                 let segment = first.expect("the loop over the segments begins with one, or fails");
                 let held = Held { first_sequence: start.sequence, segment: Arc::clone(&segment) };
                 self.held.insert(segment.number, held);

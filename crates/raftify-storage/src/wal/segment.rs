@@ -2,6 +2,7 @@
 //! zeros or its earlier life's bytes are durable before it gets the name, and it never grows.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use raftify_core::{LogIndex, StorageError};
 
@@ -37,13 +38,19 @@ impl Life {
     }
 }
 
-/// An open segment with a valid header.
+/// A segment with a valid header. Its file is opened when it is needed: there may be more segments than a process may have
+/// files open.
 pub(super) struct Segment {
     /// Counts all segments that a directory ever had.
     pub(super) number: u64,
     pub(super) life: Life,
     pub(super) size_bytes: u64,
     pub(super) path: PathBuf,
+}
+
+/// A segment with its file, to be written to.
+pub(super) struct OpenSegment {
+    pub(super) segment: Arc<Segment>,
     pub(super) file: Box<dyn SegmentFile>,
 }
 
@@ -76,7 +83,7 @@ impl Segment {
         directory: &Path,
         number: u64,
         size_bytes: u64,
-    ) -> Result<Segment, StorageError> {
+    ) -> Result<OpenSegment, StorageError> {
         let path = path_of(directory, number);
         let partial = path.with_extension(UNFINISHED);
         let file = operations.create_segment(&partial).map_err(io_error("create", &partial))?;
@@ -93,24 +100,27 @@ impl Segment {
         };
         write().map_err(io_error("write to", &partial))?;
         file.sync().map_err(io_error("sync", &partial))?;
-        let segment = Segment { number, life, size_bytes, path: partial, file };
-        segment.named(operations, directory, path)
+        let segment = Segment { number, life, size_bytes, path: partial };
+        let segment = Arc::new(segment.named(operations, directory, path)?);
+        Ok(OpenSegment { segment, file })
     }
 
-    /// Makes a new one of one that is not needed any more. What is in it stays; its checksums do not fit to the new
-    /// life.
+    /// Makes a new one of one that is not needed any more, with its `file`. What is in it stays; its checksums do not fit
+    /// to the new life.
     pub(super) fn recycle(
         self,
+        file: Box<dyn SegmentFile>,
         operations: &dyn SegmentOperations,
         directory: &Path,
         number: u64,
-    ) -> Result<Segment, StorageError> {
+    ) -> Result<OpenSegment, StorageError> {
         let life = Life(operations.unforeseen());
         let header = encode_header(number, life, self.size_bytes);
-        self.file.write_all_at(&header, 0).map_err(io_error("write to", &self.path))?;
-        self.file.sync().map_err(io_error("sync", &self.path))?;
+        file.write_all_at(&header, 0).map_err(io_error("write to", &self.path))?;
+        file.sync().map_err(io_error("sync", &self.path))?;
         let segment = Segment { number, life, ..self };
-        segment.named(operations, directory, path_of(directory, number))
+        let segment = Arc::new(segment.named(operations, directory, path_of(directory, number))?);
+        Ok(OpenSegment { segment, file })
     }
 
     /// Gives it its name, durably.
@@ -125,15 +135,24 @@ impl Segment {
         Ok(Segment { path, ..self })
     }
 
-    /// Opens the one with `number`, and reads all of it. What is wrong with it concerns the log from `next` on.
-    pub(super) fn open(
+    /// Opens its file for writing.
+    pub(super) fn open_to_write(
+        self: Arc<Segment>,
+        operations: &dyn SegmentOperations,
+    ) -> Result<OpenSegment, StorageError> {
+        let file = operations.open_segment(&self.path).map_err(io_error("open", &self.path))?;
+        Ok(OpenSegment { segment: self, file })
+    }
+
+    /// Reads all of the one with `number`. What is wrong with it concerns the log from `next` on.
+    pub(super) fn read(
         operations: &dyn SegmentOperations,
         directory: &Path,
         number: u64,
         next: LogIndex,
     ) -> Result<(Segment, Vec<u8>), StorageError> {
         let path = path_of(directory, number);
-        let file = operations.open_segment(&path).map_err(io_error("open", &path))?;
+        let file = operations.read_segment(&path).map_err(io_error("open", &path))?;
         let length = file.length_bytes().map_err(io_error("read", &path))?;
         let mut content = vec![0; usize::try_from(length).map_err(|_| too_large(&path, length))?];
         file.read_exact_at(&mut content, 0).map_err(io_error("read", &path))?;
@@ -144,7 +163,7 @@ impl Segment {
             )
         };
         let life = decode_header(&content, number).map_err(|damage| damage.of(what()))?;
-        let segment = Segment { number, life, size_bytes: length, path, file };
+        let segment = Segment { number, life, size_bytes: length, path };
         Ok((segment, content))
     }
 }

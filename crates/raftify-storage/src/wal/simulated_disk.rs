@@ -463,6 +463,10 @@ impl SegmentOperations for SimulatedDisk {
         Ok(Box::new(SimulatedFile(self.clone(), file)))
     }
 
+    fn read_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        self.open_segment(path)
+    }
+
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
         let mut state = self.state();
         state.enter()?;
@@ -523,6 +527,10 @@ impl SegmentFile for SimulatedFile {
         }
         state.journal.push(Operation::Sync(self.1));
         Ok(())
+    }
+
+    fn is_at(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.0.state().live.names.get(path) == Some(&self.1))
     }
 }
 

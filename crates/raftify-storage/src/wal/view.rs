@@ -103,8 +103,12 @@ impl<M: MetadataStore> SegmentView<M> {
                 continue;
             };
             match self.reader.read(from, until, bytes_max) {
-                // What it was read from may be part of another segment by now.
-                Err(StorageError::Corrupt { .. }) if self.first_segment()? != first => drop(self.load()?),
+                // What it was read from may be gone, or part of another segment by now.
+                Err(StorageError::Corrupt { .. } | StorageError::Io { .. })
+                    if self.first_segment()? != first =>
+                {
+                    self.load()?;
+                }
                 result => return result,
             }
         }

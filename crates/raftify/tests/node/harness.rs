@@ -12,9 +12,9 @@ use futures_util::FutureExt;
 use raftify::error::{BootstrapError, NodeStartError, RunError};
 use raftify::storage::Write;
 use raftify::{
-    AbstractStateMachine, BootstrapOptions, BoxError, ClusterJoinTicket, Config, HeedStorage, LogPosition,
-    Member, MemoryStorage, NodeId, Raft, SnapshotCapture, SnapshotStore, StableStorage, Start, StorageError,
-    StoredState, WalSettings, WalStorage, restore_value,
+    AbstractLogEntry, AbstractStateMachine, BootstrapOptions, BoxError, ClusterJoinTicket, Config,
+    HeedStorage, LogPosition, Member, MemoryStorage, NodeId, Raft, SnapshotCapture, SnapshotStore,
+    StableStorage, Start, StorageError, StoredState, WalSettings, WalStorage, restore_value,
 };
 pub(crate) use raftify_free_address::free_address;
 use serde::{Deserialize, Serialize};

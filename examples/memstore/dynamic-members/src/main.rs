@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use memstore::{HashStore, NodeOptions, Raft, report, serve, start_logging};
-use raftify::{BoxError, Joining, Start, check_address};
+use raftify::{BoxError, Expect, Joining, Start, check_address};
 use tracing::info;
 
 #[derive(Parser)]
@@ -27,6 +27,10 @@ struct Arguments {
     /// Join as a learner: it receives all data and never votes, until it is promoted
     #[arg(long, requires = "peer_addr")]
     learner: bool,
+    /// Begin a new cluster as soon as so many nodes, all started with these words, have found each other at the peers'
+    /// addresses; a node that finds a cluster joins it. More than half of all nodes that are started
+    #[arg(long, value_name = "NODES", requires = "peer_addr", conflicts_with = "learner")]
+    bootstrap_expect: Option<usize>,
     /// Wait so many seconds for a peer that is up and belongs to a cluster [default: for ever]
     #[arg(long, value_name = "SECONDS", requires = "peer_addr")]
     wait_for_peers: Option<u64>,
@@ -42,7 +46,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
-    let Arguments { raft_addr, peer_addr, learner, wait_for_peers, options } = arguments;
+    let Arguments { raft_addr, peer_addr, learner, bootstrap_expect, wait_for_peers, options } = arguments;
     let stop = options.listen_for_stop()?;
     // Before there is a directory of that name.
     check_address(&raft_addr)?;
@@ -52,10 +56,12 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let storage = options.open_storage(default_dir)?;
 
     let wait_for_peers = wait_for_peers.map(Duration::from_secs);
-    let start = match Joining::through(peer_addr) {
-        joining if joining.peers.is_empty() => Start::Begin,
-        joining if learner => Start::Join(Joining { wait_for_peers, ..joining.as_learner() }),
-        joining => Start::Join(Joining { wait_for_peers, ..joining }),
+    let joining = Joining { wait_for_peers, ..Joining::through(peer_addr) };
+    let start = match bootstrap_expect {
+        Some(count) => Start::Expect(Expect { count, peers: joining.peers, wait_for_peers }),
+        None if joining.peers.is_empty() => Start::Begin,
+        None if learner => Start::Join(joining.as_learner()),
+        None => Start::Join(joining),
     };
     let (config, with) = (options.config(), options.bootstrap_options());
     let start = Raft::start(start, raft_addr, storage, HashStore::default(), config, with);

@@ -101,9 +101,13 @@ impl SegmentOperations for Node {
         unreachable!("a view changes nothing")
     }
 
-    fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+    fn open_segment(&self, _: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        unreachable!("a view changes nothing")
+    }
+
+    fn read_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
         self.moment();
-        let file = self.disk().open_segment(path)?;
+        let file = self.disk().read_segment(path)?;
         Ok(Box::new(SlowFile(self.clone(), file)))
     }
 
@@ -139,6 +143,10 @@ impl SegmentFile for SlowFile {
 
     fn sync(&self) -> io::Result<()> {
         unreachable!("a view changes nothing")
+    }
+
+    fn is_at(&self, path: &Path) -> io::Result<bool> {
+        self.1.is_at(path)
     }
 }
 
