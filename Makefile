@@ -7,7 +7,7 @@ HOURS ?= 1
 SEEDS ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick soak performance clean
+.PHONY: help build run test verify sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,11 @@ bench: ## Measure everything, in less than ten minutes: JSON lines to target/ben
 bench-quick: ## The most important figures, in less than a minute
 	$(CARGO) build --release -p raftify-bench -p memstore-static-members
 	@$(BENCH) bench --quick --also-to target/bench.jsonl
+
+bench-join: MEGABYTES = 1000
+bench-join: ## MEGABYTES=1000 of state: what a node that joins costs clients at half of the maximum (some minutes)
+	$(CARGO) build --release -p raftify-bench
+	@$(BENCH) join --megabytes $(MEGABYTES) --clients 64
 
 soak: ## HOURS=1 at 80 % of what the cluster can do: no election, neither memory nor disk grows
 	$(CARGO) build --release -p raftify-bench

@@ -187,7 +187,8 @@ impl Running {
             if let Err(error) = joining.join_cluster(vec![ticket]).await {
                 eprintln!("error: node {node_id} does not join: {error}");
             }
-            if status.wait_for(|status| status.members.is_voter(node_id)).await.is_ok() {
+            let is_voter = status.wait_for(|status| status.members.is_voter(node_id)).await.is_ok();
+            if is_voter {
                 // Nothing else sets it.
                 let _ = voter_since.set(begin.elapsed().as_secs_f64());
             }

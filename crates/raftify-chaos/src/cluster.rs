@@ -169,7 +169,6 @@ impl Cluster {
         // Who only goes on needs none, and may be given some that are down.
         let mut peers: Vec<&Node> = self.members().filter(|node| node.place != place).collect();
         peers.sort_by_key(|node| !node.is_up());
-        peers.truncate(1);
         let peers: Vec<String> = peers.into_iter().map(|node| node.addresses.raft.clone()).collect();
         self.nodes[place - 1].start(&self.setting, &self.network, &peers)
     }
