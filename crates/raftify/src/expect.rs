@@ -5,7 +5,7 @@
 //! identity of that cluster to its disk, and is of no use to any other one from then on. The cluster begins only when all of
 //! its first members have pledged themselves, so that no two clusters can begin from lists that have a node in common.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,7 +101,17 @@ struct Round {
     /// What others are about to begin, with this node among them.
     decided: Option<Members>,
     problems: Vec<String>,
-    conflict: Option<NodeStartError>,
+    /// What each node that answered contradicts, if anything.
+    heard: Vec<(String, Option<Conflict>)>,
+}
+
+/// What another node contradicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Conflict {
+    /// It expects another number of nodes.
+    Expects(u32),
+    /// It belongs to another cluster than the one that this node has pledged itself to.
+    BelongsTo { other: ClusterId, pledged: ClusterId },
 }
 
 impl Lobby {
@@ -171,19 +181,28 @@ impl Lobby {
     async fn look_around(&self) -> Result<Found, NodeStartError> {
         let began = Instant::now();
         let (mut pause, mut said, mut conflict_since) = (PAUSE_MIN, None::<Instant>, None::<Instant>);
+        // A node that gave up because of a contradiction, and is silent now, is still not started with the right words.
+        let mut conflicts = BTreeMap::new();
         loop {
             let round = self.look().await;
             if !round.cluster.is_empty() {
                 return Ok(Found::Cluster(round.cluster));
             }
-            if let Some(conflict) = round.conflict {
+            for (address, conflict) in round.heard {
+                match conflict {
+                    Some(conflict) => drop(conflicts.insert(address, conflict)),
+                    None => drop(conflicts.remove(&address)),
+                }
+            }
+            if let Some((address, conflict)) = conflicts.first_key_value() {
                 let since = *conflict_since.get_or_insert_with(Instant::now);
+                let error = self.contradicted(address, *conflict);
                 if since.elapsed() >= CONFLICT_PATIENCE {
-                    return Err(conflict);
+                    return Err(error);
                 }
                 if said.is_none_or(|at: Instant| at.elapsed() >= SAID_EVERY) {
                     said = Some(Instant::now());
-                    error!("{conflict}");
+                    error!("{error}");
                 }
             } else {
                 conflict_since = None;
@@ -204,6 +223,18 @@ impl Lobby {
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    fn contradicted(&self, address: &str, conflict: Conflict) -> NodeStartError {
+        let address = address.to_owned();
+        match conflict {
+            Conflict::Expects(other) => {
+                NodeStartError::ExpectDiffers { own: self.expect.count, address, other: other as usize }
+            }
+            Conflict::BelongsTo { other, pledged } => {
+                NodeStartError::PledgedToOther { pledged, address, other }
+            }
         }
     }
 
@@ -231,39 +262,32 @@ impl Lobby {
         if answer.plan.as_ref().is_some_and(|plan| plan.nonce == self.plan.nonce) {
             return;
         }
-        if let Some(identity) = answer.identity {
-            match self.bound_to {
-                Some(bound_to) if bound_to != identity.cluster_id => {
-                    round.conflict.get_or_insert(NodeStartError::PledgedToOther {
-                        pledged: bound_to,
-                        address: address.to_owned(),
-                        other: identity.cluster_id,
-                    });
-                }
-                _ if !answer.members.is_empty() => round.cluster.push(address.to_owned()),
-                _ => {}
+        let conflict = match (self.bound_to, answer.identity, &answer.plan) {
+            (Some(pledged), Some(identity), _) if pledged != identity.cluster_id => {
+                Some(Conflict::BelongsTo { other: identity.cluster_id, pledged })
             }
+            (_, _, Some(plan)) if plan.expect != self.plan.expect => Some(Conflict::Expects(plan.expect)),
+            _ => None,
+        };
+        round.heard.push((address.to_owned(), conflict));
+        if conflict.is_some() {
+            return;
         }
-        let Some(plan) = answer.plan else {
-            if answer.identity.is_none() {
+        if answer.identity.is_some() && !answer.members.is_empty() {
+            return round.cluster.push(address.to_owned());
+        }
+        match answer.plan {
+            Some(plan) if plan.members.is_empty() => drop(round.fresh.insert(answer.address)),
+            Some(plan) if plan.members.iter().any(|member| *member.address == *self.address) => {
+                round.decided = Some(plan.members);
+            }
+            Some(_) => round.problems.push(format!(
+                "{address} is about to begin a cluster without this node, which joins it then"
+            )),
+            None if answer.identity.is_none() => {
                 round.problems.push(format!("{address} was not told to begin a cluster"));
             }
-            return;
-        };
-        if plan.expect != self.plan.expect {
-            round.conflict.get_or_insert(NodeStartError::ExpectDiffers {
-                own: self.expect.count,
-                address: address.to_owned(),
-                other: plan.expect as usize,
-            });
-        } else if plan.members.is_empty() {
-            round.fresh.insert(answer.address);
-        } else if plan.members.iter().any(|member| *member.address == *self.address) {
-            round.decided = Some(plan.members);
-        } else {
-            round.problems.push(format!(
-                "{address} is about to begin a cluster without this node, which joins it then"
-            ));
+            None => {}
         }
     }
 

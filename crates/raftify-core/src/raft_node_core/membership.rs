@@ -36,6 +36,8 @@ pub(super) struct MembershipWork {
     addresses_as_of: BTreeMap<NodeId, LogIndex>,
     /// The membership that this node started with.
     begun_as_of: LogIndex,
+    /// Since when this node leads, if it does.
+    pub(super) leads_since_ticks: Option<u64>,
     /// When the leader was last told of them.
     told_ticks: u64,
 }
@@ -65,6 +67,7 @@ impl MembershipWork {
 
     /// What a leader knows is of no use to a follower, or to the leader of another term.
     pub(super) fn leadership_lost(&mut self) {
+        self.leads_since_ticks = None;
         self.pending_change = None;
         self.recording_incarnations.clear();
         self.recording_addresses.clear();
@@ -131,7 +134,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if !request.force
             && let Err(error) = self.check_safety(&change, &after)
         {
-            return reply.answer(Err(error));
+            // A new leader has not heard from all others yet.
+            let is_unsure =
+                matches!(error, MembershipError::WouldLoseMajority { .. }) && self.leads_since_short();
+            return match is_unsure {
+                true => self.park(to_park(reply), forwarding, WhyParked::LeadershipUnsettled),
+                false => reply.answer(Err(error)),
+            };
         }
         if !after.is_voter(self.node_id) && !mutated!(RemovedLeaderLeads) {
             return match self.hand_over(&after) {
@@ -265,6 +274,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
         }
         Ok(())
+    }
+
+    /// Whether this leader has led for less than an election timeout: a voter that is alive may not have been heard from.
+    fn leads_since_short(&self) -> bool {
+        let since = self.membership_work.leads_since_ticks.unwrap_or(self.now_ticks);
+        self.now_ticks - since <= self.config.ticks(self.config.election_timeout)
     }
 
     // --- What is proposed ---

@@ -385,6 +385,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.membership_work.leadership_lost();
             self.hand_overs = HandOvers::default();
         }
+        if leads.is_some() && self.led != leads {
+            self.membership_work.leads_since_ticks = Some(self.now_ticks);
+        }
         self.led = leads;
         let Some(Transfer { to, deadline_ticks, .. }) = self.transfer else {
             return;
