@@ -100,7 +100,7 @@ impl NodeOptions {
         }
         let (end_seen, end) = oneshot::channel();
         // A thread of its own, which nobody waits for: it may read until the process ends.
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An input that cannot be read has ended, too.
             let _ = end_seen.send(());
         });
@@ -131,7 +131,9 @@ pub async fn serve(
     let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max });
     // Beyond these, clients wait to be let in: the log has to have file descriptors left. Each worker needs some as well.
     let connections_max = raftify::server_connections_max();
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(connections_max / CONNECTIONS_PER_WORKER_MIN);
+    let workers = thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(connections_max / CONNECTIONS_PER_WORKER_MIN);
     let server = HttpServer::new(move || App::new().app_data(node.clone()).configure(routes))
         .disable_signals()
         .workers(workers)
