@@ -118,7 +118,7 @@ impl SnapshotFiles {
 
     fn remove_files(&self, unwanted: impl Fn(Named) -> bool) -> Result<(), StorageError> {
         let directory = &self.shared.directory;
-        for path in files_in(directory)? {
+        for path in self.shared.lock.reserve().open(|| files_in(directory))? {
             // A writer registers its file before it creates it: one of this process is never taken for a left-over.
             if name_of(&path).is_some_and(&unwanted) && !self.shared.unfinished().paths.contains(&path) {
                 self.shared.operations.remove(&path).map_err(io_error("remove", &path))?;
