@@ -113,8 +113,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub snapshot_age_max: Duration,
     /// How many bytes of snapshots a node sends in a second at most, to all followers together; and as many at most it
-    /// writes to its own disk in a second while it takes one. A larger share of disk and network makes the proposals
-    /// of that time wait. Default 16 MiB, at least 64 KiB; zero: no limit.
+    /// writes to its own disk in a second while it takes one, or eight times as many while a follower waits for it. A larger
+    /// share of disk and network makes the proposals of that time wait. Default 16 MiB, at least 64 KiB; zero: no limit.
     pub snapshot_bytes_per_second_max: u64,
     /// To how many followers snapshots are sent at the same time; the others wait for their turn. Default 2, at
     /// least 1.

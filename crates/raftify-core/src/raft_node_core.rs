@@ -30,7 +30,9 @@ use crate::reads::{Read, Reads, RoundKind, Serve};
 use crate::request::{LocalRequestMsg, ProposalReply, Responder, ServerRequestMsg};
 use crate::status::{Inspection, Status};
 use crate::storage::{HardState, LogReader, StorageError, StoredState, Write};
-use crate::turn::{Committed, Forward, LogFetch, ReadRound, SnapshotToSend, Turn, TurnNumber};
+use crate::turn::{
+    Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, Turn, TurnNumber,
+};
 use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
 
 /// How many bytes of entries are read at once when a node starts.
@@ -88,6 +90,8 @@ pub struct RaftNodeCore<R> {
     membership: AnswersOwed<MembershipWaiter>,
     membership_work: MembershipWork,
     parked: Parking<R>,
+    /// Of the change that is looked at again: since when its voters may say that they are alive.
+    checks_voters_since: Option<u64>,
     transfer: Option<Transfer>,
     hand_overs: HandOvers,
     reads: Reads,
@@ -143,7 +147,7 @@ struct NextTurn<R> {
     committed: Vec<Committed<R>>,
     forward: Vec<Forward<R>>,
     read_round: Option<ReadRound>,
-    take_snapshot: bool,
+    take_snapshot: Option<SnapshotReason>,
 }
 
 impl<R> Default for NextTurn<R> {
@@ -156,7 +160,7 @@ impl<R> Default for NextTurn<R> {
             committed: Vec::new(),
             forward: Vec::new(),
             read_round: None,
-            take_snapshot: false,
+            take_snapshot: None,
         }
     }
 }
@@ -170,7 +174,7 @@ impl<R> NextTurn<R> {
             && self.committed.is_empty()
             && self.forward.is_empty()
             && self.read_round.is_none()
-            && !self.take_snapshot
+            && self.take_snapshot.is_none()
     }
 }
 
@@ -211,6 +215,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             batch: Batch::default(),
             membership: AnswersOwed::new(),
             parked: Parking::default(),
+            checks_voters_since: None,
             transfer: None,
             hand_overs: HandOvers::default(),
             reads: Reads::default(),

@@ -47,7 +47,16 @@ pub struct Turn<R> {
     pub fetch: Vec<LogFetch>,
     /// Take a snapshot of the state machine as it is when this reaches it in the order of `committed`, and report it
     /// with [`snapshot_taken`](crate::RaftNodeCore::snapshot_taken).
-    pub take_snapshot: bool,
+    pub take_snapshot: Option<SnapshotReason>,
+}
+
+/// Why a snapshot is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotReason {
+    /// It is due, or a user asked for it: nothing waits for it.
+    Due,
+    /// A follower needs one, and none that there is will do: it waits.
+    Awaited,
 }
 
 /// Something for the state machine's owner, in log order.

@@ -395,7 +395,7 @@ impl Simulation {
             running.to_write.push_back(ToWrite { number, asked_ticks, write, send_after });
         }
         running.to_apply.extend(turn.committed.drain(..).map(ToApply::Committed));
-        if turn.take_snapshot {
+        if turn.take_snapshot.is_some() {
             running.to_apply.push_back(ToApply::TakeSnapshot);
         }
         if crashes {

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use raftify_core::error::{ProposeError, StopReason};
 use raftify_core::{
-    ClusterId, Committed, LogIndex, LogPosition, Members, NodeId, ProposalReply, SnapshotMeta, SnapshotStore,
+    ClusterId, Committed, LogIndex, LogPosition, Members, NodeId, ProposalReply, SnapshotMeta,
+    SnapshotReason, SnapshotStore,
 };
 use tokio::sync::mpsc;
 use tracing::{info, trace};
@@ -38,7 +39,7 @@ pub(crate) type Query<FSM> = Box<dyn FnOnce(&FSM) + Send>;
 pub(crate) enum ToApply<R> {
     Committed(Vec<Committed<R>>),
     /// Take a snapshot of the state as it is when this comes to its turn.
-    TakeSnapshot(ClusterId),
+    TakeSnapshot(ClusterId, SnapshotReason),
 }
 
 /// What an applier starts with.
@@ -126,8 +127,8 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
     }
 
     /// Takes a snapshot of the state once everything before has been applied.
-    pub(crate) fn take_snapshot(&self, cluster_id: ClusterId) {
-        self.hand_over(ToApply::TakeSnapshot(cluster_id));
+    pub(crate) fn take_snapshot(&self, cluster_id: ClusterId, reason: SnapshotReason) {
+        self.hand_over(ToApply::TakeSnapshot(cluster_id, reason));
     }
 
     /// If the thread has failed, its failure is on the way and stops the node.
@@ -283,9 +284,9 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
                         }
                     }
                 }
-                ToApply::TakeSnapshot(cluster_id) => {
+                ToApply::TakeSnapshot(cluster_id, reason) => {
                     self.apply(std::mem::take(&mut batch))?;
-                    self.take_snapshot(cluster_id)?;
+                    self.take_snapshot(cluster_id, reason)?;
                 }
             }
         }
@@ -414,16 +415,16 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
 
     /// Captures the state here and has it written out elsewhere. A failure is reported, and the node goes on; only a
     /// panic in the state machine is fatal.
-    fn take_snapshot(&mut self, cluster_id: ClusterId) -> Result<(), StopReason> {
+    fn take_snapshot(&mut self, cluster_id: ClusterId, reason: SnapshotReason) -> Result<(), StopReason> {
         if self.snapshot_taker.is_busy() {
             self.snapshot_taker.refuse("another one is still being written".to_owned());
             return Ok(());
         }
         if self.applied.index < self.recovered.index {
             // A snapshot of what the state machine holds would be one of a later place than this.
-            let reason =
+            let refusal =
                 format!("the state machine has kept {}, which is not known to be committed", self.recovered);
-            self.snapshot_taker.refuse(reason);
+            self.snapshot_taker.refuse(refusal);
             return Ok(());
         }
         let capture = caught(|| self.state_machine.snapshot())
@@ -433,7 +434,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
             meta.members = Members::none();
         }
         match capture {
-            Ok(capture) => self.snapshot_taker.start(capture, meta),
+            Ok(capture) => self.snapshot_taker.start(capture, meta, reason),
             Err(error) => self.snapshot_taker.refuse(error.to_string()),
         }
         Ok(())

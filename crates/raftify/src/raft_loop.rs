@@ -270,10 +270,10 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             done.extend(outputs.applier.apply(turn.committed));
             self.has_woken |= answers && !done.is_empty();
         }
-        if turn.take_snapshot
+        if let Some(reason) = turn.take_snapshot
             && let Some(identity) = self.core.status().identity
         {
-            outputs.applier.take_snapshot(identity.cluster_id);
+            outputs.applier.take_snapshot(identity.cluster_id, reason);
         }
         if turn.write.is_some() || !turn.send_after.is_empty() {
             let Turn { number, write, send_after, .. } = turn;

@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use raftify_core::{SnapshotMeta, SnapshotStore, SnapshotWriter};
+use raftify_core::{SnapshotMeta, SnapshotReason, SnapshotStore, SnapshotWriter};
 use tokio::sync::mpsc;
 
 use crate::error::BoxError;
@@ -20,10 +20,15 @@ use crate::worker::{Worker, caught, may_block};
 /// Gathered before it is written to the store.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
+/// A snapshot that a follower waits for is written at so many times the rate: the follower is late already, and what is sent
+/// to it is kept under the rate as well.
+const AWAITED_FACTOR: u64 = 8;
+
 /// See the module.
 pub(crate) struct SnapshotTaker<S> {
     store: S,
     pace: Arc<Pace>,
+    pace_awaited: Arc<Pace>,
     events: mpsc::UnboundedSender<Event>,
     lifecycle: Lifecycle,
     thread: Option<Worker>,
@@ -39,7 +44,8 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         lifecycle: Lifecycle,
     ) -> SnapshotTaker<S> {
         let pace = Arc::new(Pace::new(bytes_per_second_max));
-        SnapshotTaker { store, pace, events, lifecycle, thread: None, busy: Arc::default() }
+        let pace_awaited = Arc::new(Pace::new(bytes_per_second_max.saturating_mul(AWAITED_FACTOR)));
+        SnapshotTaker { store, pace, pace_awaited, events, lifecycle, thread: None, busy: Arc::default() }
     }
 
     /// Whether one is still being written.
@@ -54,8 +60,12 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
     }
 
     /// Begins to write a capture out. The outcome comes as an [`Event`].
-    pub(crate) fn start(&mut self, capture: SnapshotCapture, meta: SnapshotMeta) {
-        let (store, pace) = (self.store.clone(), Arc::clone(&self.pace));
+    pub(crate) fn start(&mut self, capture: SnapshotCapture, meta: SnapshotMeta, reason: SnapshotReason) {
+        let pace = match reason {
+            SnapshotReason::Due => &self.pace,
+            SnapshotReason::Awaited => &self.pace_awaited,
+        };
+        let (store, pace) = (self.store.clone(), Arc::clone(pace));
         let (lifecycle, events) = (self.lifecycle.clone(), self.events.clone());
         let busy = Arc::clone(&self.busy);
         busy.store(true, Ordering::Relaxed);
@@ -141,7 +151,8 @@ mod tests {
         let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), 0, events, Lifecycle::new());
         let capture = SnapshotCapture::new(|_| Err(PanicsWhenShown.into()));
         let position = LogPosition::new(1, 1);
-        taker.start(capture, SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() });
+        let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };
+        taker.start(capture, meta, SnapshotReason::Due);
         drop(taker);
         let event = tokio::time::timeout(Duration::from_secs(30), received.recv()).await.unwrap();
         let Some(Event::SnapshotTaken(Err(reason))) = event else {
@@ -157,7 +168,8 @@ mod tests {
         for index in 1..2000 {
             let position = LogPosition::new(1, index);
             let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };
-            taker.start(SnapshotCapture::new(|_| Err("told to fail".into())), meta);
+            let fails = SnapshotCapture::new(|_| Err("told to fail".into()));
+            taker.start(fails, meta, SnapshotReason::Due);
             while received.try_recv().is_err() {
                 std::hint::spin_loop();
             }

@@ -36,8 +36,8 @@ pub(super) struct MembershipWork {
     addresses_as_of: BTreeMap<NodeId, LogIndex>,
     /// The membership that this node started with.
     begun_as_of: LogIndex,
-    /// Since when this node leads, if it does.
-    pub(super) leads_since_ticks: Option<u64>,
+    /// Since when this leader waits for a word of the voters that it needs after it has promoted joining nodes.
+    promotes_since_ticks: Option<u64>,
     /// When the leader was last told of them.
     told_ticks: u64,
 }
@@ -67,7 +67,7 @@ impl MembershipWork {
 
     /// What a leader knows is of no use to a follower, or to the leader of another term.
     pub(super) fn leadership_lost(&mut self) {
-        self.leads_since_ticks = None;
+        self.promotes_since_ticks = None;
         self.pending_change = None;
         self.recording_incarnations.clear();
         self.recording_addresses.clear();
@@ -131,16 +131,22 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // A new leader: an earlier one's change may stand in the part of the log that is not yet applied.
             return self.park(to_park(reply), forwarding, WhyParked::LeadershipUnsettled);
         }
-        if !request.force
-            && let Err(error) = self.check_safety(&change, &after)
-        {
-            // A new leader has not heard from all others yet.
-            let is_unsure =
-                matches!(error, MembershipError::WouldLoseMajority { .. }) && self.leads_since_short();
-            return match is_unsure {
-                true => self.park(to_park(reply), forwarding, WhyParked::LeadershipUnsettled),
-                false => reply.answer(Err(error)),
-            };
+        if !request.force {
+            if let Err(error) = self.check_new_voters(&change, &after) {
+                return reply.answer(Err(error));
+            }
+            let since = self.checks_voters_since.unwrap_or(self.now_ticks);
+            if let Err(error) = self.check_majority(&after, since) {
+                // A voter that was alive a moment ago may be gone: those that are alive say so with the next heartbeat.
+                return match self.now_ticks - since <= self.config.ticks(self.config.election_timeout) {
+                    true => self.park(
+                        to_park(reply),
+                        forwarding,
+                        WhyParked::AwaitingVoters { since_ticks: since },
+                    ),
+                    false => reply.answer(Err(error)),
+                };
+            }
         }
         if !after.is_voter(self.node_id) && !mutated!(RemovedLeaderLeads) {
             return match self.hand_over(&after) {
@@ -221,16 +227,15 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok((!steps.is_empty()).then_some(MembershipChange::Steps { steps, leave }))
     }
 
-    /// Whether the cluster keeps a majority that is alive, and each new voter is caught up and reached.
-    fn check_safety(&self, change: &MembershipChange, after: &Members) -> Result<(), MembershipError> {
-        if let MembershipChange::Steps { steps, .. } = change {
-            for member in steps.iter().filter_map(|step| after.get(step.node_id())) {
-                if member.role == MemberRole::Voter && !self.members.is_voter(member.id) {
-                    self.check_may_vote(member)?;
-                }
+    /// Whether each new voter is caught up and reached.
+    fn check_new_voters(&self, change: &MembershipChange, after: &Members) -> Result<(), MembershipError> {
+        let MembershipChange::Steps { steps, .. } = change else { return Ok(()) };
+        for member in steps.iter().filter_map(|step| after.get(step.node_id())) {
+            if member.role == MemberRole::Voter && !self.members.is_voter(member.id) {
+                self.check_may_vote(member)?;
             }
         }
-        self.check_majority(after)
+        Ok(())
     }
 
     /// Whether the node may become the voter that the membership would have it be.
@@ -258,28 +263,24 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok(())
     }
 
-    /// A change may not leave fewer live voters than a majority, as far as this leader knows, in either half of a joint
-    /// configuration.
-    fn check_majority(&self, after: &Members) -> Result<(), MembershipError> {
+    /// A change may not leave fewer live voters than a majority, in either half of a joint configuration. Alive is a voter
+    /// that was heard from after `since_ticks`, when the change was first looked at.
+    fn check_majority(&self, after: &Members, since_ticks: u64) -> Result<(), MembershipError> {
         let (now, then) = (self.members.configuration(), after.configuration());
         if now.voters == then.voters || mutated!(AcceptsStrandingChange) {
             return Ok(());
         }
         for half in [&then.voters, &then.voters_outgoing] {
-            let missing: Vec<NodeId> =
-                half.iter().copied().filter(|id| *id != self.node_id && !self.is_alive(*id)).collect();
+            let is_alive = |id: &NodeId| {
+                *id == self.node_id || self.last_heard.get(id).is_some_and(|heard| *heard > since_ticks)
+            };
+            let missing: Vec<NodeId> = half.iter().copied().filter(|id| !is_alive(id)).collect();
             let alive = half.len() - missing.len();
             if !half.is_empty() && alive <= half.len() / 2 {
                 return Err(MembershipError::WouldLoseMajority { voters: half.len(), missing });
             }
         }
         Ok(())
-    }
-
-    /// Whether this leader has led for less than an election timeout: a voter that is alive may not have been heard from.
-    fn leads_since_short(&self) -> bool {
-        let since = self.membership_work.leads_since_ticks.unwrap_or(self.now_ticks);
-        self.now_ticks - since <= self.config.ticks(self.config.election_timeout)
     }
 
     // --- What is proposed ---
@@ -430,20 +431,27 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
         }
         if steps.is_empty() {
-            if let Some(id) = gone {
-                warn!(node = %self.node_id, joiner = %id, "was not heard from for {:?}: it is cleared, and may join again", self.config.joiner_timeout);
-                steps.push(MemberChange::ClearJoiner(id));
-            } else {
-                return;
-            }
+            self.membership_work.promotes_since_ticks = None;
+            let Some(id) = gone else { return };
+            warn!(node = %self.node_id, joiner = %id, "was not heard from for {:?}: it is cleared, and may join again", self.config.joiner_timeout);
+            steps.push(MemberChange::ClearJoiner(id));
         }
         let change = MembershipChange::Steps { steps, leave: LeaveJoint::Automatically };
-        match members.changed(LogIndex::ZERO, &change) {
-            Ok(after) => match self.check_majority(&after) {
-                Ok(()) => self.propose_change(&change, MembershipWaiter::Nobody),
-                Err(error) => debug!(node = %self.node_id, "cannot {change} yet: {error}"),
-            },
-            Err(refusal) => warn!(node = %self.node_id, "cannot {change}: {refusal}"),
+        let after = match members.changed(LogIndex::ZERO, &change) {
+            Ok(after) => after,
+            Err(refusal) => return warn!(node = %self.node_id, "cannot {change}: {refusal}"),
+        };
+        let since = *self.membership_work.promotes_since_ticks.get_or_insert(now);
+        match self.check_majority(&after, since) {
+            Ok(()) => {
+                self.membership_work.promotes_since_ticks = None;
+                self.propose_change(&change, MembershipWaiter::Nobody);
+            }
+            Err(error) if now - since > self.config.ticks(self.config.election_timeout) => {
+                debug!(node = %self.node_id, "cannot {change} yet: {error}");
+                self.membership_work.promotes_since_ticks = None;
+            }
+            Err(_) => {}
         }
     }
 

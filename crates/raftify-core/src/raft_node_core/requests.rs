@@ -79,6 +79,11 @@ pub(super) enum WhyParked {
     AfterHandover,
     /// Changes of the membership are made one at a time.
     ChangePending,
+    /// Enough of the voters after the change must say that they are alive.
+    AwaitingVoters {
+        /// When the change was first looked at.
+        since_ticks: u64,
+    },
 }
 
 /// A hand-over of leadership that this leader has begun.
@@ -197,10 +202,17 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // After a hand-over, the new leader may be asked although the request was forwarded to this node.
             let forwarding = match parked.why {
                 WhyParked::AfterHandover => Forwarding::Allowed,
-                WhyParked::LeadershipUnsettled | WhyParked::ChangePending => parked.forwarding,
+                WhyParked::LeadershipUnsettled
+                | WhyParked::ChangePending
+                | WhyParked::AwaitingVoters { .. } => parked.forwarding,
             };
             let before = self.parked.len();
+            self.checks_voters_since = match parked.why {
+                WhyParked::AwaitingVoters { since_ticks } => Some(since_ticks),
+                _ => None,
+            };
             self.take_request(parked.request, forwarding);
+            self.checks_voters_since = None;
             if let Some(again) = self.parked.requests.get_mut(before) {
                 again.deadline_ticks = deadline_ticks;
             }
@@ -384,9 +396,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.reads.leadership_lost();
             self.membership_work.leadership_lost();
             self.hand_overs = HandOvers::default();
-        }
-        if leads.is_some() && self.led != leads {
-            self.membership_work.leads_since_ticks = Some(self.now_ticks);
         }
         self.led = leads;
         let Some(Transfer { to, deadline_ticks, .. }) = self.transfer else {

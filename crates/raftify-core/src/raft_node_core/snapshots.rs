@@ -13,7 +13,7 @@ use crate::request::{ProposalReply, Responder};
 use crate::snapshot_policy::SnapshotPolicy;
 use crate::status::PeerProgress;
 use crate::storage::SnapshotMeta;
-use crate::turn::{Committed, SnapshotToSend, TurnNumber};
+use crate::turn::{Committed, SnapshotReason, SnapshotToSend, TurnNumber};
 use crate::types::{Incarnation, LogIndex, LogPosition, NodeId, Term};
 
 /// The state of all snapshots of one node.
@@ -136,7 +136,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if !wanted || busy || !members_fit || self.members.is_empty() || self.stop_reason.is_some() {
             return;
         }
-        self.snapshots.wanted = false;
+        let reason = match std::mem::take(&mut self.snapshots.wanted) {
+            true => SnapshotReason::Awaited,
+            false => SnapshotReason::Due,
+        };
         self.snapshots.replies_to_this = std::mem::take(&mut self.snapshots.replies);
         if let Some(newest) = self.snapshots.newest()
             && newest == self.handed_out
@@ -145,7 +148,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         self.snapshots.policy.begin(self.now_ticks);
         self.snapshots.taking = true;
-        self.next.take_snapshot = true;
+        self.next.take_snapshot = Some(reason);
     }
 
     /// The snapshot asked for with [`Turn::take_snapshot`](crate::Turn::take_snapshot) is durable in the snapshot
@@ -298,6 +301,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         {
             info!(node = %self.node_id, at = %snapshot.position, "snapshot taken");
             self.consensus.set_snapshot(snapshot.position, &snapshot.members);
+            // What was asked for meanwhile was asked for because this one was not there: if it does not do, raft-rs asks
+            // again.
+            self.snapshots.wanted = false;
+            self.consensus.take_wants_snapshot();
             if let Some(position) = compact {
                 self.consensus.compact(position);
             }

@@ -624,7 +624,7 @@ impl Cluster {
             running.to_write.push_back((turn.number, turn.write, turn.send_after));
         }
         running.to_apply.extend(turn.committed.into_iter().map(ToApply::Committed));
-        if turn.take_snapshot {
+        if turn.take_snapshot.is_some() {
             running.to_apply.push_back(ToApply::TakeSnapshot);
         }
         for (fetch, result) in fetched {
