@@ -136,7 +136,7 @@ fn logs_are_shown_in_pages() {
         "logs",
         &["--from", "5", "--limit", "1", "--raw"],
         expect![[r#"
-            5 2 2 01000100020f3132372e302e302e313a3630303632010000
+            5 2 2 02000100020f3132372e302e302e313a3630303632010000
             exit code 0
         "#]],
     );
@@ -168,24 +168,24 @@ fn logs_are_lines_of_json_for_programs_and_hex_when_raw() {
         "logs",
         &["--json"],
         expect![[r#"
-        {"index":3,"kind":"empty","payload":"","term":2,"text":""}
-        {"index":4,"kind":"user","payload":"0568656c6c6f","term":2,"text":"05 68 65 6c 6c 6f  |.hello|"}
-        {"index":5,"kind":"membership change","payload":"01000100020f3132372e302e302e313a3630303632010000","term":2,"text":"add learner 2 at 127.0.0.1:60062"}
-        {"index":6,"kind":"member record","payload":"0100","term":2,"text":"give out the next node id"}
-        exit code 0
-    "#]],
+            {"index":3,"kind":"empty","payload":"","term":2,"text":""}
+            {"index":4,"kind":"user","payload":"0568656c6c6f","term":2,"text":"05 68 65 6c 6c 6f  |.hello|"}
+            {"index":5,"kind":"membership change","payload":"02000100020f3132372e302e302e313a3630303632010000","term":2,"text":"add learner 2 at 127.0.0.1:60062"}
+            {"index":6,"kind":"member record","payload":"0200","term":2,"text":"give out the next node id"}
+            exit code 0
+        "#]],
     );
     check(
         &directories,
         "logs",
         &["--raw"],
         expect![[r#"
-        3 2 0 
-        4 2 1 0568656c6c6f
-        5 2 2 01000100020f3132372e302e302e313a3630303632010000
-        6 2 3 0100
-        exit code 0
-    "#]],
+            3 2 0 
+            4 2 1 0568656c6c6f
+            5 2 2 02000100020f3132372e302e302e313a3630303632010000
+            6 2 3 0200
+            exit code 0
+        "#]],
     );
 }
 
