@@ -66,9 +66,11 @@
 
 mod applier;
 mod chance;
+mod encoding;
 pub mod error;
 mod formatter;
 mod identification;
+mod in_flight;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod inner;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::encoding;
 use crate::error::BoxError;
 use crate::worker::caught;
 
@@ -18,9 +19,7 @@ use crate::worker::caught;
 /// what one version of the program wrote, a later one reads, as long as variants are only added at the end of an enum.
 /// Fields cannot be added, not even at the end: a variant that needs another one is a new variant. Entries stay in the
 /// log until a snapshot covers them, so that after an update of the program, entries of the old one are decoded by the
-/// new one. What serde can only decode from a format that describes itself (`#[serde(untagged)]`, `serde_json::Value`)
-/// is encoded and never decoded, and so is what leaves fields out (`skip_serializing_if`): entries of that kind are refused
-/// when they are proposed, if they have no more than 1 KiB. Implement the trait with another format for them.
+/// new one.
 ///
 /// ```
 /// use raftify::AbstractLogEntry;
@@ -35,16 +34,71 @@ use crate::worker::caught;
 /// assert_eq!(Change::decode(&change.encode()?)?, change);
 /// # Ok::<(), raftify::BoxError>(())
 /// ```
+///
+/// # Attributes of serde
+/// postcard writes neither names nor types. Attributes that make serde write something else than it reads lead to bytes
+/// that cannot be decoded, or that are decoded as another entry without an error. `propose` refuses every such entry, of
+/// any size, on the task of the proposer:
+///
+/// | attribute | an entry of such a type |
+/// |---|---|
+/// | `skip`, `skip_deserializing` on a variant | each variant after it is decoded as its successor, and refused; the others are accepted |
+/// | `skip_serializing` on a variant | this variant cannot be encoded ([`Encode`](crate::error::ProposeError::Encode)) |
+/// | `skip` on a field | accepted; the field has its default when the entry is applied |
+/// | `skip_serializing`, `skip_deserializing` on a field | refused |
+/// | `skip_serializing_if` on a field | refused whenever the field is skipped |
+/// | `untagged`, `tag = "…"` without `content` on an enum; `serde_json::Value` | refused: only a format that describes itself can decode it |
+/// | `flatten` | cannot be encoded |
+/// | `serialize_with`, `with`, `into` and their inverses | refused if what is decoded does not serialize to what was written |
+/// | `default`, `rename`, `alias`, `transparent`, `other`, `tag = "…", content = "…"`, `bound` | accepted |
+///
+/// Implement the trait with another format for such types:
+///
+/// ```
+/// use bytes::Bytes;
+/// use raftify::{AbstractLogEntry, BoxError};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// struct Document {
+///     #[serde(skip_serializing_if = "Option::is_none")]
+///     title: Option<String>,
+///     body: String,
+/// }
+///
+/// let document = Document { title: None, body: "text".to_owned() };
+/// // As a log entry, it would be decoded with a title and without a body.
+/// assert!(Document::decode(&document.encode()?).is_err());
+///
+/// /// The same in JSON, which writes names.
+/// #[derive(Debug, PartialEq)]
+/// struct AsJson(Document);
+///
+/// impl AbstractLogEntry for AsJson {
+///     fn encode(&self) -> Result<Bytes, BoxError> {
+///         Ok(serde_json::to_vec(&self.0)?.into())
+///     }
+///
+///     fn decode(bytes: &[u8]) -> Result<AsJson, BoxError> {
+///         Ok(AsJson(serde_json::from_slice(bytes)?))
+///     }
+/// }
+///
+/// let entry = AsJson(document);
+/// assert_eq!(AsJson::decode(&entry.encode()?)?, entry);
+/// # Ok::<(), BoxError>(())
+/// ```
 pub trait AbstractLogEntry: Sized + Send + 'static {
-    /// The bytes that are replicated. Called once for each proposal, on the task of the proposer.
+    /// The bytes that are replicated. Called once for each proposal, on the task of the proposer, and once more by each
+    /// node to which the proposal comes over the network.
     ///
     /// # Errors
     /// The proposal fails with [`ProposeError::Encode`](crate::error::ProposeError::Encode); nothing is written.
     fn encode(&self) -> Result<Bytes, BoxError>;
 
     /// The inverse of [`encode`](Self::encode). Called on every node when the entry is committed, and again whenever
-    /// a node starts on a log that still holds it; and before that, on the task of the connection, by each node to which
-    /// the proposal comes over the network, and on the task of the proposer, if it has no more than 1 KiB.
+    /// a node starts on a log that still holds it; and before that, on the task of the proposer, and on the task of the
+    /// connection by each node to which the proposal comes over the network.
     ///
     /// # Errors
     /// A proposal that one of them cannot decode fails with
@@ -52,17 +106,48 @@ pub trait AbstractLogEntry: Sized + Send + 'static {
     /// cannot be decoded stops the node: skipping it would let this node's state differ from that of the others without
     /// anybody noticing.
     fn decode(bytes: &[u8]) -> Result<Self, BoxError>;
+
+    /// Whether the entry survives its own encoding: what is decoded from `encoded`, which [`encode`](Self::encode) has
+    /// returned for this entry, must mean the same. Called once for each proposal, on the task of the proposer, after a
+    /// place for the proposal is reserved: a proposal that is refused because the node is busy costs nothing.
+    ///
+    /// By default, an entry survives if it can be decoded. For types with serde's traits, what is decoded must also
+    /// serialize to the same, field by field, by name; maps and sets may be in another order.
+    ///
+    /// # Errors
+    /// The proposal fails with [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable); nothing is written.
+    fn check_round_trip(&self, encoded: &[u8]) -> Result<(), BoxError> {
+        Self::decode(encoded).map(drop)
+    }
 }
 
-/// A type that encodes what it cannot decode does so with small entries, too. To decode a large one takes time, which a
-/// node that refuses most of what it is asked for does not have.
-pub(crate) const CHECKED_BYTES_MAX: usize = 1024;
-
-/// Why `payload` cannot be decoded: in the log it would stop every node, again at each start, for good.
-pub(crate) fn check_entry<LogEntry: AbstractLogEntry>(payload: &[u8]) -> Result<(), String> {
+/// Why `entry`, which `encoded` was made of, must not get into the log. An entry that cannot be decoded would stop every
+/// node, again at each start, for good; one that is decoded as another would be applied as that.
+///
+/// It is always checked, also a large entry: a type may fail at some entries only. That is done where the entry is encoded,
+/// which takes about as long, and by the caller, who waits for it anyway.
+pub(crate) fn check_entry<LogEntry: AbstractLogEntry>(
+    entry: &LogEntry,
+    encoded: &[u8],
+) -> Result<(), String> {
     // What was decoded is dropped, or the error shown and dropped, in there, too.
-    caught(|| LogEntry::decode(payload).map(drop).map_err(|error| error.to_string()))
-        .unwrap_or_else(|panic| Err(format!("its decoder {panic}")))
+    explained(|| entry.check_round_trip(encoded))
+}
+
+/// Why an entry that came over the network must not get into the log. Whether it is what the proposer meant can be seen
+/// only there; but what is decoded from it must be an entry that survives.
+pub(crate) fn check_encoded<LogEntry: AbstractLogEntry>(encoded: &[u8]) -> Result<(), String> {
+    explained(|| {
+        let entry = LogEntry::decode(encoded)?;
+        let again = entry.encode()?;
+        // Other bytes may mean the same: a map has another order each time.
+        if again == encoded { Ok(()) } else { entry.check_round_trip(&again) }
+    })
+}
+
+fn explained(check: impl FnOnce() -> Result<(), BoxError>) -> Result<(), String> {
+    caught(|| check().map_err(|error| error.to_string()))
+        .unwrap_or_else(|panic| Err(format!("its encoder or decoder {panic}")))
 }
 
 /// A larger buffer is not kept for the next entry.
@@ -89,8 +174,17 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> AbstractLogEntry for T {
     }
 
     fn decode(bytes: &[u8]) -> Result<T, BoxError> {
-        let (entry, rest) = postcard::take_from_bytes(bytes)?;
-        if rest.is_empty() { Ok(entry) } else { Err(format!("{} bytes follow the entry", rest.len()).into()) }
+        encoding::decode(bytes)
+    }
+
+    fn check_round_trip(&self, encoded: &[u8]) -> Result<(), BoxError> {
+        let decoded = Self::decode(encoded)?;
+        if encoding::is_same(self, &decoded)? {
+            return Ok(());
+        }
+        Err("its type decodes it as another entry. Look for attributes of serde that let it read something else than it \
+             writes, such as `skip` on a variant or `skip_serializing_if`"
+            .into())
     }
 }
 
@@ -140,6 +234,6 @@ mod tests {
     /// Who proposed it would be told that it may have been applied.
     #[test]
     fn an_entry_whose_error_panics_when_it_is_shown_is_one_that_cannot_be_decoded() {
-        assert_eq!(check_entry::<Unreadable>(&[]), Err("its decoder panicked: told to".to_owned()));
+        assert_eq!(check_entry(&Unreadable, &[]), Err("its encoder or decoder panicked: told to".to_owned()));
     }
 }

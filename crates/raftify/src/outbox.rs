@@ -29,6 +29,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, error, info, warn};
 
+use crate::in_flight::InFlight;
 use crate::remote_node::{self, CallError, RemoteNode};
 use crate::seldom::Seldom;
 use crate::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
@@ -92,8 +93,8 @@ struct Shared {
     snapshots: Arc<SnapshotSender>,
     events: Events,
     runtime: Handle,
-    /// Requests on the way to the leader.
-    forwarded: Arc<Forwarded>,
+    /// Requests on the way to the leader: no more than this node would take if it led itself.
+    forwarded: Arc<InFlight>,
     /// Taken for moments only and never across an `.await`: `send` is called from two threads for every turn, and a
     /// task in between would cost each message a change of threads.
     state: Mutex<State>,
@@ -160,7 +161,7 @@ impl Outbox {
             snapshots: Arc::new(SnapshotSender::new(&config, snapshots, blocking, events.clone())),
             events,
             runtime: Handle::current(),
-            forwarded: Arc::default(),
+            forwarded: InFlight::new(&config),
             config,
             state: Mutex::new(State {
                 own: None,
@@ -262,7 +263,10 @@ impl Outbox {
     /// Passes a request on to the leader, and the answer back. At most once: it is never sent again.
     pub(crate) fn forward<R: RemoteReply>(&self, forward: Forward<R>) {
         let node = self.node(forward.to);
-        let place = Forwarded::enter(&self.shared.forwarded, &forward.request, &self.shared.config);
+        let place = self.shared.forwarded.enter().and_then(|mut place| {
+            place.holds(forward.request.payload_bytes())?;
+            Ok(place)
+        });
         let (node, place) = match (node, place) {
             (Some(node), Ok(place)) => (node, place),
             (None, _) => return refuse_request(forward.request, Unsent::UnknownPeer(forward.to)),
@@ -647,45 +651,6 @@ impl PeerConnection {
             }
             Some(_) => REFUSED_DELAY,
         }
-    }
-}
-
-/// How many requests are on the way to the leader, and how many bytes they have: no more than this node would take if
-/// it led itself.
-#[derive(Default)]
-struct Forwarded(Mutex<(usize, u64)>);
-
-impl Forwarded {
-    /// A place for this request, or how many there are already.
-    fn enter<R>(
-        this: &Arc<Self>,
-        request: &LeaderRequest<R>,
-        config: &CheckedConfig,
-    ) -> Result<PlaceOfForwarded, u64> {
-        let weight = request.payload_bytes();
-        let mut forwarded = lock(&this.0);
-        let (count, bytes) = *forwarded;
-        let count = if raftify_core::mutated!(ForwardsWithoutLimit) { 0 } else { count };
-        if count >= config.proposals_in_flight_max
-            || (count > 0 && bytes + weight > config.uncommitted_bytes_max)
-        {
-            return Err(count as u64);
-        }
-        *forwarded = (count + 1, bytes + weight);
-        Ok(PlaceOfForwarded { forwarded: Arc::clone(this), weight })
-    }
-}
-
-struct PlaceOfForwarded {
-    forwarded: Arc<Forwarded>,
-    weight: u64,
-}
-
-impl Drop for PlaceOfForwarded {
-    fn drop(&mut self) {
-        let mut forwarded = lock(&self.forwarded.0);
-        forwarded.0 -= 1;
-        forwarded.1 -= self.weight;
     }
 }
 

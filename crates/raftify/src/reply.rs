@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use crate::encoding;
 use crate::outbox::RemoteReply;
 use crate::worker::caught;
 
@@ -53,7 +54,7 @@ impl<T: DeserializeOwned + Send + 'static> RemoteReply for Reply<T> {
     fn deliver(self, encoded_reply: Bytes) {
         match self {
             Reply::Local(sender) => {
-                let reply = caught(|| postcard::from_bytes(&encoded_reply))
+                let reply = caught(|| encoding::decode(&encoded_reply))
                     .and_then(|reply| reply.map_err(|error| error.to_string()));
                 drop(sender.send(reply.map_err(bad)));
             }

@@ -3,12 +3,13 @@
 //! The state machine is owned by the applier, which calls every method, one at a time; nothing else ever sees it, but
 //! for the closures of [`RaftNode::query`](crate::RaftNode::query), which run there too.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 
 use raftify_core::LogPosition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::encoding;
 use crate::error::BoxError;
 use crate::log_entry::AbstractLogEntry;
 
@@ -228,10 +229,5 @@ impl std::fmt::Debug for SnapshotCapture {
 pub fn restore_value<T: DeserializeOwned>(reader: &mut dyn Read) -> Result<T, BoxError> {
     let mut data = Vec::new();
     reader.read_to_end(&mut data)?;
-    let (value, rest) = postcard::take_from_bytes(&data)?;
-    if rest.is_empty() {
-        return Ok(value);
-    }
-    let message = format!("{} bytes follow the value", rest.len());
-    Err(io::Error::new(io::ErrorKind::InvalidData, message).into())
+    encoding::decode(&data)
 }
