@@ -99,6 +99,9 @@ mod tests {
         let fourth = in_flight.enter().unwrap();
         assert_eq!(in_flight.enter().unwrap_err(), 3);
         drop((second, third, fourth));
-        assert_eq!((in_flight.count.load(Ordering::Acquire), in_flight.bytes.load(Ordering::Acquire)), (0, 0));
+        assert_eq!(
+            (in_flight.count.load(Ordering::Acquire), in_flight.bytes.load(Ordering::Acquire)),
+            (0, 0)
+        );
     }
 }

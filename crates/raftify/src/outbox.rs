@@ -265,8 +265,9 @@ impl Outbox {
         let node = self.node(forward.to);
         let place = self.shared.forwarded.enter().and_then(|mut place| {
             place.holds(forward.request.payload_bytes())?;
-            Ok(place)
+            Ok(Some(place))
         });
+        let place = if raftify_core::mutated!(ForwardsWithoutLimit) { Ok(None) } else { place };
         let (node, place) = match (node, place) {
             (Some(node), Ok(place)) => (node, place),
             (None, _) => return refuse_request(forward.request, Unsent::UnknownPeer(forward.to)),

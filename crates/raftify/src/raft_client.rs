@@ -104,7 +104,8 @@ where
         let encoded = entry.encode();
         let payload =
             encoded.map_err(|error| ClientError::Answer(ProposeError::Encode(error.to_string())))?;
-        check_entry(entry, &payload).map_err(|reason| ClientError::Answer(ProposeError::Undecodable(reason)))?;
+        check_entry(entry, &payload)
+            .map_err(|reason| ClientError::Answer(ProposeError::Undecodable(reason)))?;
         let reply = self.cluster.propose(payload).await?;
         encoding::decode(&reply).map_err(|error| {
             ClientError::Answer(ProposeError::Unknown(UnknownOutcome::BadReply(error.to_string())))

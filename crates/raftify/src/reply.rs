@@ -102,4 +102,15 @@ mod tests {
         Reply::<Panics>::Local(sender).deliver(Bytes::new());
         assert!(is_bad(answer.try_recv().unwrap().unwrap_err()));
     }
+
+    #[test]
+    fn a_reply_with_bytes_behind_it_is_refused() {
+        let (reply, mut answer) = {
+            let (sender, receiver) = oneshot::channel();
+            (Reply::<u64>::Local(sender), receiver)
+        };
+        reply.deliver(Bytes::from_static(&[7, 0]));
+        let answer = answer.try_recv().unwrap();
+        assert_eq!(answer, Err(bad("1 bytes follow the value".to_owned())));
+    }
 }

@@ -870,6 +870,32 @@ mod tests {
     }
 
     #[test]
+    fn appended_entries_fill_the_buffer_that_they_share_and_none_keeps_the_one_it_came_in() {
+        let received = Bytes::from(vec![7; 64 << 10]);
+        let payloads = [0, 20, 64, 0, 5000].map(|length| received.slice(100..100 + length));
+        let entry = |(index, payload): (u64, &Bytes)| {
+            let kind = EntryKind::User.number().into();
+            proto::Entry { term: 1, index, kind, payload: payload.clone() }
+        };
+        let entries = (1..).zip(&payloads).map(entry).collect();
+        let entries = entries_from_wire(entries, LogPosition::ZERO, Term(1)).unwrap();
+        let mut end = None;
+        for (entry, payload) in entries.iter().zip(&payloads) {
+            assert_eq!(entry.payload, payload);
+            let range = entry.payload.as_ptr_range();
+            if !payload.is_empty() {
+                assert!(!received.as_ptr_range().contains(&range.start));
+                assert_eq!(end.replace(range.end).unwrap_or(range.start), range.start, "there is a gap");
+            }
+        }
+        drop((entries, payloads));
+        assert!(received.is_unique());
+        drop(owned(received.slice(..64)));
+        let kept = owned(received.slice(..64));
+        assert!(received.is_unique() && kept.is_unique());
+    }
+
+    #[test]
     fn a_large_append_is_split_into_parts_that_say_the_same() {
         let entry = |index| Entry {
             position: LogPosition::new(1, index),

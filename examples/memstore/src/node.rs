@@ -15,7 +15,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use crate::web::{Node, routes};
-use crate::{HashStore, LogEntry, Raft};
+use crate::{Bodies, HashStore, LogEntry, Raft};
 
 /// How long requests under way may take to finish when the node has stopped, in seconds: by then all that waited for
 /// the node have their answer.
@@ -124,7 +124,7 @@ pub async fn serve(
         return Ok(running.await??);
     };
     let entry_bytes_max = options.config().entry_bytes_max;
-    let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max });
+    let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max, bodies: Bodies::default() });
     let server = HttpServer::new(move || App::new().app_data(node.clone()).configure(routes))
         .disable_signals()
         .shutdown_timeout(SHUTDOWN_TIMEOUT_SECONDS)
