@@ -236,6 +236,7 @@ async fn an_entry_that_is_decoded_as_another_or_not_at_all_is_refused_at_any_siz
     let (address, storage) = (free_address(), MemoryStorage::default());
     let raft =
         Raft::bootstrap(NodeId::FIRST, &address, storage, TreacherousStore, Config::default()).unwrap();
+    begins_alone(&raft, &address);
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await.unwrap();
     let client = RaftClient::<Treacherous, TreacherousStore>::new([address]).unwrap();
@@ -296,7 +297,8 @@ impl AbstractStateMachine for Waits {
 async fn a_busy_node_neither_encodes_nor_checks_what_it_refuses() {
     let (address, storage, gate) = (free_address(), MemoryStorage::default(), Gate::default());
     let config = Config { proposals_in_flight_max: 1, ..Config::default() };
-    let raft = Raft::bootstrap(NodeId::FIRST, address, storage, Waits(gate.clone()), config).unwrap();
+    let raft = Raft::bootstrap(NodeId::FIRST, &address, storage, Waits(gate.clone()), config).unwrap();
+    begins_alone(&raft, &address);
     let running = tokio::spawn(raft.clone().run());
     raft.wait_for_leader().await.unwrap();
     let first = tokio::spawn({
