@@ -16,6 +16,33 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BoxError> {
     if rest.is_empty() { Ok(value) } else { Err(format!("{} bytes follow the value", rest.len()).into()) }
 }
 
+/// Whether the value is encoded to exactly these bytes. Nothing is allocated.
+pub(crate) fn encodes_to<T: Serialize + ?Sized>(value: &T, expected: &[u8]) -> bool {
+    postcard::serialize_with_flavor(value, Expected(expected)).unwrap_or(false)
+}
+
+/// What is still to be written.
+struct Expected<'a>(&'a [u8]);
+
+impl postcard::ser_flavors::Flavor for Expected<'_> {
+    type Output = bool;
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.try_extend(&[byte])
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0 = self.0.strip_prefix(bytes).ok_or(postcard::Error::SerializeBufferFull)?;
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<bool> {
+        Ok(self.0.is_empty())
+    }
+}
+
 /// Whether two values serialize to the same, with all names, in whichever format. Two maps or sets with the same content
 /// are the same, whatever the order in which they are iterated. Two others are taken for the same with a probability of
 /// about 1 to 2^64.
@@ -39,6 +66,11 @@ enum Order {
 /// Not zero, which a zero in front would leave as it is.
 const START: u64 = 0x9e37_79b9_7f4a_7c15;
 
+#[inline]
+fn mixed(state: u64, word: u64) -> u64 {
+    (state.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95)
+}
+
 /// A hash of everything that a value tells a serializer.
 struct Fingerprint {
     state: u64,
@@ -54,12 +86,23 @@ impl Fingerprint {
 
     #[inline]
     fn mix(&mut self, word: u64) {
-        self.state = (self.state.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+        self.state = mixed(self.state, word);
     }
 
     fn mix_bytes(&mut self, bytes: &[u8]) {
         self.mix(bytes.len() as u64);
-        let (words, rest) = bytes.as_chunks::<8>();
+        let (blocks, rest) = bytes.as_chunks::<32>();
+        if !blocks.is_empty() {
+            // Four at a time, none of which waits for another.
+            let mut lanes = [START, START ^ 1, START ^ 2, START ^ 3];
+            for block in blocks {
+                for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
+                    *lane = mixed(*lane, u64::from_le_bytes(*word));
+                }
+            }
+            lanes.into_iter().for_each(|lane| self.mix(lane));
+        }
+        let (words, rest) = rest.as_chunks::<8>();
         for word in words {
             self.mix(u64::from_le_bytes(*word));
         }
@@ -368,6 +411,27 @@ mod tests {
         assert_eq!(decode::<u64>(&bytes).unwrap(), 7);
         bytes.push(0);
         assert_eq!(decode::<u64>(&bytes).unwrap_err().to_string(), "1 bytes follow the value");
+    }
+
+    #[test]
+    fn a_value_is_encoded_to_its_own_bytes_only() {
+        let bytes = postcard::to_stdvec("text").unwrap();
+        assert!(encodes_to("text", &bytes));
+        assert!(!encodes_to("next", &bytes) && !encodes_to("tex", &bytes) && !encodes_to("texts", &bytes));
+        assert!(!encodes_to("text", &bytes[..4]) && !encodes_to("text", &[&bytes[..], &[0]].concat()));
+    }
+
+    #[test]
+    fn one_other_byte_makes_another_value_wherever_it_is() {
+        for length in [1, 8, 31, 32, 33, 64, 100] {
+            let text = "x".repeat(length);
+            assert!(is_same(&text, &text.clone()).unwrap());
+            for place in 0..length {
+                let mut other = text.clone();
+                other.replace_range(place..=place, "y");
+                assert!(!is_same(&text, &other).unwrap());
+            }
+        }
     }
 
     #[test]

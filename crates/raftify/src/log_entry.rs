@@ -119,13 +119,20 @@ pub trait AbstractLogEntry: Sized + Send + 'static {
     fn check_round_trip(&self, encoded: &[u8]) -> Result<(), BoxError> {
         Self::decode(encoded).map(drop)
     }
+
+    /// Whether [`encode`](Self::encode) returns exactly these bytes.
+    #[doc(hidden)]
+    fn encodes_to(&self, encoded: &[u8]) -> bool {
+        self.encode().is_ok_and(|again| again == encoded)
+    }
 }
 
 /// Why `entry`, which `encoded` was made of, must not get into the log. An entry that cannot be decoded would stop every
 /// node, again at each start, for good; one that is decoded as another would be applied as that.
 ///
 /// It is always checked, also a large entry: a type may fail at some entries only. That is done where the entry is encoded,
-/// which takes about as long, and by the caller, who waits for it anyway.
+/// by the caller, who waits for it anyway. Measured for two strings, beyond decoding them: 51 ns for 64 bytes, 213 ns for
+/// 1 KiB, 12 µs for 64 KiB.
 pub(crate) fn check_entry<LogEntry: AbstractLogEntry>(
     entry: &LogEntry,
     encoded: &[u8],
@@ -135,13 +142,16 @@ pub(crate) fn check_entry<LogEntry: AbstractLogEntry>(
 }
 
 /// Why an entry that came over the network must not get into the log. Whether it is what the proposer meant can be seen
-/// only there; but what is decoded from it must be an entry that survives.
+/// only there; but what is decoded from it must be an entry that survives. Measured
+/// as for [`check_entry`]: 11 ns for 64 bytes, 58 ns for 1 KiB, 1.4 µs for 64 KiB.
 pub(crate) fn check_encoded<LogEntry: AbstractLogEntry>(encoded: &[u8]) -> Result<(), String> {
     explained(|| {
         let entry = LogEntry::decode(encoded)?;
-        let again = entry.encode()?;
+        if entry.encodes_to(encoded) {
+            return Ok(());
+        }
         // Other bytes may mean the same: a map has another order each time.
-        if again == encoded { Ok(()) } else { entry.check_round_trip(&again) }
+        entry.check_round_trip(&entry.encode()?)
     })
 }
 
@@ -175,6 +185,10 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> AbstractLogEntry for T {
 
     fn decode(bytes: &[u8]) -> Result<T, BoxError> {
         encoding::decode(bytes)
+    }
+
+    fn encodes_to(&self, encoded: &[u8]) -> bool {
+        encoding::encodes_to(self, encoded)
     }
 
     fn check_round_trip(&self, encoded: &[u8]) -> Result<(), BoxError> {
