@@ -58,7 +58,7 @@ const CLIENTS: u64 = 100;
 /// For the buffers of connections, which are as large as the machine was busy, and do not grow with the entries. A receive
 /// buffer that is kept for each entry takes 8 KiB: for 2000 entries eight times as much.
 const BUFFERS_BYTES: u64 = 2 << 20;
-const SNAPSHOT_BYTES: usize = 48 << 20;
+const SNAPSHOT_BYTES: usize = 64 << 20;
 
 /// Keeps nothing, and has much in its snapshots.
 struct Nothing;
@@ -208,7 +208,7 @@ async fn small_entries_cost_at_most_half_more_than_is_counted(nodes: u64, entrie
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_remote_proposals_in_the_log_cache_cost_at_most_half_more_than_is_counted() {
-    small_entries_cost_at_most_half_more_than_is_counted(1, 4_000).await;
+    small_entries_cost_at_most_half_more_than_is_counted(1, 2_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
