@@ -49,6 +49,22 @@ fn user_entry_encoded_and_decoded(bencher: Bencher) {
     });
 }
 
+/// What a user's `propose` does besides: whether the entry survives its encoding.
+#[divan::bench(args = [ENTRY_BYTES, 1 << 10, 1 << 16, 1 << 20])]
+fn user_entry_checked(bencher: Bencher, bytes: usize) {
+    let insert = Insert { key: "k".repeat(16), value: "v".repeat(bytes - 16) };
+    let encoded = insert.encode().expect("text can be encoded");
+    bencher.bench(|| black_box(&insert).check_round_trip(black_box(&encoded)).is_ok());
+}
+
+/// The part of it that was done before: the entry is decoded.
+#[divan::bench(args = [ENTRY_BYTES, 1 << 10, 1 << 16, 1 << 20])]
+fn user_entry_decoded(bencher: Bencher, bytes: usize) {
+    let insert = Insert { key: "k".repeat(16), value: "v".repeat(bytes - 16) };
+    let encoded = insert.encode().expect("text can be encoded");
+    bencher.bench(|| Insert::decode(black_box(&encoded)).map(|it| it.key));
+}
+
 /// From the core's message to bytes for the socket.
 #[divan::bench(args = BATCHES)]
 fn append_to_wire(bencher: Bencher, count: u64) {

@@ -14,7 +14,7 @@ mod snapshots;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::membership::{MembershipWaiter, MembershipWork};
 use self::requests::{Batch, HandOvers, Parking, Transfer};
@@ -643,8 +643,15 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return self.told_of_reached(sender, peers);
         }
         self.teach_term(&message);
-        if let Err(reason) = self.consensus.step(message) {
-            warn!(node = %self.node_id, %from, "dropped a message: {reason}");
+        let is_vote = matches!(
+            message.body,
+            RaftMessageBody::VoteResponse { .. } | RaftMessageBody::PreVoteResponse { .. }
+        );
+        match self.consensus.step(message) {
+            Ok(()) => {}
+            // The answer to a candidacy that is over, or whose log is still being written, comes with every election.
+            Err(reason) if is_vote => debug!(node = %self.node_id, %from, "dropped a message: {reason}"),
+            Err(reason) => warn!(node = %self.node_id, %from, "dropped a message: {reason}"),
         }
     }
 

@@ -507,9 +507,8 @@ impl Consensus {
             self.raw.mut_store().reset(position, raft_ready.snapshot().get_metadata().get_conf_state());
             ready.installed = Some(position);
         }
-        let entries = raft_ready.take_entries();
-        ready.append = entries.iter().cloned().map(entry_from_raft).collect();
-        self.raw.mut_store().append(entries);
+        ready.append = raft_ready.take_entries().into_iter().map(entry_from_raft).collect();
+        self.raw.mut_store().append(&ready.append);
         ready.committed = raft_ready.take_committed_entries().into_iter().map(entry_from_raft).collect();
         ready.confirmed_reads = raft_ready
             .take_read_states()

@@ -1,13 +1,10 @@
 //! Requests that are passed on to the leader, and their answers back: at most once each, and no more of them at a time than
 //! this node would take if it led itself.
 
-use std::sync::{Arc, Mutex};
-
 use bytes::Bytes;
 use raftify_core::{CheckedConfig, Forward, Forwarding, LeaderRequest, NodeId, ProposalReply};
 use tracing::debug;
 
-use crate::outbox::lock;
 use crate::remote_node::{CallError, RemoteNode};
 use crate::wire::VerbError;
 
@@ -15,45 +12,6 @@ use crate::wire::VerbError;
 pub(crate) trait RemoteReply: ProposalReply {
     /// The state machine's reply, as postcard.
     fn deliver(self, encoded_reply: Bytes);
-}
-
-/// How many requests are on the way to the leader, and how many bytes they have: no more than this node would take if
-/// it led itself.
-#[derive(Default)]
-pub(crate) struct Forwarded(Mutex<(usize, u64)>);
-
-impl Forwarded {
-    /// A place for this request, or how many there are already.
-    pub(crate) fn enter<R>(
-        this: &Arc<Self>,
-        request: &LeaderRequest<R>,
-        config: &CheckedConfig,
-    ) -> Result<PlaceOfForwarded, u64> {
-        let weight = request.payload_bytes();
-        let mut forwarded = lock(&this.0);
-        let (count, bytes) = *forwarded;
-        let count = if raftify_core::mutated!(ForwardsWithoutLimit) { 0 } else { count };
-        if count >= config.proposals_in_flight_max
-            || (count > 0 && bytes + weight > config.uncommitted_bytes_max)
-        {
-            return Err(count as u64);
-        }
-        *forwarded = (count + 1, bytes + weight);
-        Ok(PlaceOfForwarded { forwarded: Arc::clone(this), weight })
-    }
-}
-
-pub(crate) struct PlaceOfForwarded {
-    forwarded: Arc<Forwarded>,
-    weight: u64,
-}
-
-impl Drop for PlaceOfForwarded {
-    fn drop(&mut self) {
-        let mut forwarded = lock(&self.forwarded.0);
-        forwarded.0 -= 1;
-        forwarded.1 -= self.weight;
-    }
 }
 
 /// Why a request did not leave.

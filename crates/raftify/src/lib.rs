@@ -69,11 +69,13 @@ mod cluster_connection;
 mod connections;
 mod descriptors;
 mod discovery;
+mod encoding;
 pub mod error;
 mod expect;
 mod formatter;
 mod forwarding;
 mod identification;
+mod in_flight;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod inner;

@@ -25,7 +25,8 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
-use crate::forwarding::{self, Forwarded, RemoteReply, Unsent};
+use crate::forwarding::{self, RemoteReply, Unsent};
+use crate::in_flight::InFlight;
 use crate::peer_connection::{PeerConnection, Reach, Target};
 use crate::peer_queue::{Introduction, PeerQueue};
 use crate::remote_node::{self, AskedCluster, CallError, RemoteNode};
@@ -94,8 +95,8 @@ struct Shared {
     snapshots: Arc<SnapshotSender>,
     events: Events,
     runtime: Handle,
-    /// Requests on the way to the leader.
-    forwarded: Arc<Forwarded>,
+    /// Requests on the way to the leader: no more than this node would take if it led itself.
+    forwarded: Arc<InFlight>,
     /// Taken for moments only and never across an `.await`: `send` is called from two threads for every turn, and a
     /// task in between would cost each message a change of threads.
     state: Mutex<State>,
@@ -184,7 +185,7 @@ impl Outbox {
             snapshots: Arc::new(SnapshotSender::new(&config, snapshots, blocking, events.clone())),
             events,
             runtime: Handle::current(),
-            forwarded: Arc::default(),
+            forwarded: InFlight::new(&config),
             config,
             state: Mutex::new(State {
                 own: None,
@@ -330,7 +331,11 @@ impl Outbox {
     /// Passes a request on to the leader, and the answer back. At most once: it is never sent again.
     pub(crate) fn forward<R: RemoteReply>(&self, forward: Forward<R>) {
         let node = self.node(forward.to);
-        let place = Forwarded::enter(&self.shared.forwarded, &forward.request, &self.shared.config);
+        let place = self.shared.forwarded.enter().and_then(|mut place| {
+            place.holds(forward.request.payload_bytes())?;
+            Ok(Some(place))
+        });
+        let place = if raftify_core::mutated!(ForwardsWithoutLimit) { Ok(None) } else { place };
         let (node, place) = match (node, place) {
             (Some(node), Ok(place)) => (node, place),
             (None, _) => return forwarding::refuse_request(forward.request, Unsent::UnknownPeer(forward.to)),

@@ -13,6 +13,8 @@ use raftify_core::members::AddressProblem;
 use raftify_core::{Inspection, LogIndex, Members, MembershipRequest, NodeId};
 
 use crate::cluster_connection::ClusterConnection;
+use crate::encoding;
+use crate::log_entry::check_entry;
 use crate::membership::{demotion, is_voter_already, promotion, removal, replacement, while_catching_up};
 use crate::wire::DoorRefusal;
 use crate::{AbstractLogEntry, AbstractStateMachine};
@@ -85,8 +87,10 @@ where
         let encoded = entry.encode();
         let payload =
             encoded.map_err(|error| ClientError::Answer(ProposeError::Encode(error.to_string())))?;
+        check_entry(entry, &payload)
+            .map_err(|reason| ClientError::Answer(ProposeError::Undecodable(reason)))?;
         let reply = self.cluster.propose(payload).await?;
-        postcard::from_bytes(&reply).map_err(|error| {
+        encoding::decode(&reply).map_err(|error| {
             ClientError::Answer(ProposeError::Unknown(UnknownOutcome::BadReply(error.to_string())))
         })
     }

@@ -22,8 +22,9 @@ use tokio::time::{Instant, timeout};
 
 use crate::applier::Query;
 use crate::error::WaitError;
+use crate::in_flight::InFlight;
 use crate::lifecycle::{Lifecycle, RunTask};
-use crate::log_entry::{AbstractLogEntry, CHECKED_BYTES_MAX, check_entry};
+use crate::log_entry::{AbstractLogEntry, check_entry};
 use crate::membership::{demotion, is_voter_already, promotion, removal, replacement, while_catching_up};
 use crate::probe::check_added_addresses;
 use crate::reply::{Reply, local_reply};
@@ -59,6 +60,8 @@ struct Shared<FSM: AbstractStateMachine> {
     lifecycle: Lifecycle,
     /// Set on a node that `start` runs: it stops when the last handle is dropped.
     task: Mutex<Option<RunTask>>,
+    /// Those of this node's user.
+    proposals: Arc<InFlight>,
 }
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNode<LogEntry, FSM> {
@@ -86,8 +89,8 @@ where
         lifecycle: Lifecycle,
     ) -> Self {
         let node_id = status.borrow().node_id;
-        let task = Mutex::new(None);
-        let shared = Shared { node_id, config, requests, queries, status, lifecycle, task };
+        let (proposals, task) = (InFlight::new(&config), Mutex::new(None));
+        let shared = Shared { node_id, config, requests, queries, status, lifecycle, proposals, task };
         RaftNode { shared: Arc::new(shared), log_entry: PhantomData }
     }
 
@@ -104,8 +107,8 @@ where
     /// # Errors
     /// - [`NoLeader`](ProposeError::NoLeader), [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
     ///   [`Encode`](ProposeError::Encode): nothing was written. Send it again later, or smaller.
-    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type cannot decode what it has
-    ///   encoded, or the leader's program is of another version.
+    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type decodes what it has encoded
+    ///   not at all, or as another entry (see [`AbstractLogEntry`]), or the leader's program is of another version.
     /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the deadline.
     /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
     /// - [`Unknown`](ProposeError::Unknown): the deadline passed, or a snapshot covered the entry, before the outcome
@@ -118,15 +121,16 @@ where
     /// # Examples
     /// See the [quick start](crate#quick-start).
     pub async fn propose(&self, entry: LogEntry) -> Result<FSM::Reply, ProposeError> {
+        let busy = |waiting| ProposeError::Busy { waiting };
+        let mut place = self.shared.proposals.enter().map_err(busy)?;
         let payload = entry.encode().map_err(|error| ProposeError::Encode(error.to_string()))?;
-        drop(entry);
         let (bytes, limit) = (payload.len() as u64, self.shared.config.entry_bytes_max);
         if bytes > limit {
             return Err(ProposeError::TooLarge { bytes, limit });
         }
-        if payload.len() <= CHECKED_BYTES_MAX {
-            check_entry::<LogEntry>(&payload).map_err(ProposeError::Undecodable)?;
-        }
+        place.holds(bytes).map_err(busy)?;
+        check_entry(&entry, &payload).map_err(ProposeError::Undecodable)?;
+        drop(entry);
         let attempt = |within| {
             let (reply, answer) = local_reply();
             let request = LeaderRequest::Propose { payload: payload.clone(), reply };

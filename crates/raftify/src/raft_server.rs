@@ -30,6 +30,7 @@ use tracing::{debug, info};
 
 use crate::connections::{ConnectionId, Connections};
 use crate::identification::{Identification, Plan};
+use crate::in_flight::InFlight;
 use crate::outbox::Outbox;
 use crate::probe::check_added_addresses;
 use crate::remote_node::{
@@ -71,7 +72,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) blocking: Blocking,
     /// Makes the way back for a proposal that came over the network: the reply in its encoding.
     pub(crate) remote_reply: fn(oneshot::Sender<Result<Bytes, ProposeError>>) -> R,
-    /// Why an entry that came over the network cannot be decoded. In the log it would stop every node, at each start.
+    /// Why an entry that came over the network must not get into the log: see
+    /// [`check_encoded`](crate::log_entry::check_encoded).
     pub(crate) check_entry: fn(&[u8]) -> Result<(), String>,
 }
 
@@ -100,7 +102,8 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         Arc::clone(&door.snapshot_bytes_received),
     );
     let snapshots = Arc::new(snapshots);
-    let service = Service { door: Arc::new(door), closing, snapshots: Arc::clone(&snapshots) };
+    let proposals = InFlight::new(&door.config);
+    let service = Service { door: Arc::new(door), closing, snapshots: Arc::clone(&snapshots), proposals };
     let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -135,6 +138,8 @@ struct Service<R, S: SnapshotStore> {
     door: Arc<Door<R, S>>,
     closing: watch::Receiver<bool>,
     snapshots: Arc<SnapshotReceiver<S>>,
+    /// Those that came over the network.
+    proposals: Arc<InFlight>,
 }
 
 impl<R, S: SnapshotStore> Clone for Service<R, S> {
@@ -143,6 +148,7 @@ impl<R, S: SnapshotStore> Clone for Service<R, S> {
             door: Arc::clone(&self.door),
             closing: self.closing.clone(),
             snapshots: Arc::clone(&self.snapshots),
+            proposals: Arc::clone(&self.proposals),
         }
     }
 }
@@ -266,9 +272,18 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         payload: Bytes,
         forwarding: Forwarding,
     ) -> Result<Result<Bytes, ProposeError>, DoorRefusal> {
+        let place = self.proposals.enter().and_then(|mut place| {
+            place.holds(payload.len() as u64)?;
+            Ok(place)
+        });
+        let _place = match place {
+            Ok(place) => place,
+            Err(waiting) => return Ok(Err(ProposeError::Busy { waiting })),
+        };
         if let Err(reason) = (self.door.check_entry)(&payload) {
             return Ok(Err(ProposeError::Undecodable(reason)));
         }
+        let payload = wire::owned(payload);
         let (answered, answer) = oneshot::channel();
         let request = LeaderRequest::Propose { payload, reply: (self.door.remote_reply)(answered) };
         let request = ServerRequestMsg::ForLeader { request, forwarding };

@@ -187,7 +187,7 @@ impl RemoteNode {
         match answer.outcome {
             Some(Outcome::Reply(reply)) => {
                 self.cluster.learn(answer.header.as_ref());
-                Ok(reply)
+                Ok(wire::owned(reply))
             }
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
             None => Err(CallError::senseless("it is empty")),

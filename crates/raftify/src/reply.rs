@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use crate::encoding;
 use crate::forwarding::RemoteReply;
 use crate::worker::caught;
 
@@ -53,7 +54,7 @@ impl<T: DeserializeOwned + Send + 'static> RemoteReply for Reply<T> {
     fn deliver(self, encoded_reply: Bytes) {
         match self {
             Reply::Local(sender) => {
-                let reply = caught(|| postcard::from_bytes(&encoded_reply))
+                let reply = caught(|| encoding::decode(&encoded_reply))
                     .and_then(|reply| reply.map_err(|error| error.to_string()));
                 drop(sender.send(reply.map_err(bad)));
             }
@@ -100,5 +101,16 @@ mod tests {
         let (sender, mut answer) = oneshot::channel();
         Reply::<Panics>::Local(sender).deliver(Bytes::new());
         assert!(is_bad(answer.try_recv().unwrap().unwrap_err()));
+    }
+
+    #[test]
+    fn a_reply_with_bytes_behind_it_is_refused() {
+        let (reply, mut answer) = {
+            let (sender, receiver) = oneshot::channel();
+            (Reply::<u64>::Local(sender), receiver)
+        };
+        reply.deliver(Bytes::from_static(&[7, 0]));
+        let answer = answer.try_recv().unwrap();
+        assert_eq!(answer, Err(bad("1 bytes follow the value".to_owned())));
     }
 }

@@ -23,7 +23,7 @@ use crate::error::{BeginError, RunError};
 use crate::formatter::CustomFormatter;
 use crate::identification::Plan;
 use crate::lifecycle::Lifecycle;
-use crate::log_entry::check_entry;
+use crate::log_entry::check_encoded;
 use crate::log_writer::LogWriter;
 use crate::outbox::Outbox;
 use crate::raft_loop::{Inputs, Outputs, RaftLoop};
@@ -133,7 +133,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             outbox: outbox.clone(),
             blocking: blocking.clone(),
             remote_reply: Reply::Remote,
-            check_entry: check_entry::<FSM::LogEntry>,
+            check_entry: check_encoded::<FSM::LogEntry>,
         };
         let inputs = Inputs {
             events: event_inputs,

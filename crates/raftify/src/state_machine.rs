@@ -9,6 +9,7 @@ use raftify_core::LogPosition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::encoding;
 use crate::error::BoxError;
 use crate::log_entry::AbstractLogEntry;
 
@@ -266,12 +267,7 @@ impl Write for KeepsError<'_> {
 pub fn restore_value<T: DeserializeOwned>(reader: &mut dyn Read) -> Result<T, BoxError> {
     let mut data = Vec::new();
     reader.read_to_end(&mut data)?;
-    let (value, rest) = postcard::take_from_bytes(&data)?;
-    if rest.is_empty() {
-        return Ok(value);
-    }
-    let message = format!("{} bytes follow the value", rest.len());
-    Err(io::Error::new(io::ErrorKind::InvalidData, message).into())
+    encoding::decode(&data)
 }
 
 #[cfg(test)]

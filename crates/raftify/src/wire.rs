@@ -7,7 +7,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use raftify_core::error::{
     MembershipError, ProposeError, ReadError, StopReason, TransferError, UnknownOutcome,
 };
@@ -51,6 +51,10 @@ pub(crate) const BATCH_BYTES: u64 = 4 << 20;
 
 /// The data of a snapshot travels in pieces of this size.
 pub(crate) const SNAPSHOT_CHUNK_BYTES: usize = 512 << 10;
+
+/// What comes from the network is a slice of the buffer that it was received in, which has 8 KiB at least, and keeps all
+/// of it. A single payload up to this size is copied out; a larger one fills its buffer for the most part.
+const COPIED_BYTES_MAX: usize = 64 << 10;
 
 /// Terms and indexes from the network stay below this, so that no arithmetic on them can overflow. At a million
 /// entries a second, a log gets there in 290 000 years.
@@ -541,11 +545,21 @@ fn entry_to_wire(entry: Entry) -> proto::Entry {
     }
 }
 
+/// The same bytes, such that they keep no memory but their own, nearly.
+pub(crate) fn owned(bytes: Bytes) -> Bytes {
+    if bytes.len() > COPIED_BYTES_MAX { bytes } else { Bytes::copy_from_slice(&bytes) }
+}
+
+/// The payloads of one message are copied into one buffer, which they fill: what they came in holds other messages, too,
+/// and they may be kept for long. Only an entry that has travelled alone stays where it is.
 fn entries_from_wire(
     entries: Vec<proto::Entry>,
     previous: LogPosition,
     newest: Term,
 ) -> Result<Vec<Entry>, WireError> {
+    let is_copied = |payload: &Bytes| (1..BATCH_BYTES).contains(&(payload.len() as u64));
+    let copied = entries.iter().map(|entry| &entry.payload).filter(|payload| is_copied(payload));
+    let mut buffer = BytesMut::with_capacity(copied.map(Bytes::len).sum());
     let mut last = previous;
     let check = |entry: proto::Entry| {
         let term = nonzero_term("an entry's term", entry.term)?;
@@ -559,7 +573,12 @@ fn entries_from_wire(
         let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_number);
         let kind = kind.ok_or(WireError::UnknownNumber { what: "entry kind", number: entry.kind.into() })?;
         last = LogPosition { term, index };
-        Ok(Entry { position: last, kind, payload: entry.payload })
+        let mut payload = entry.payload;
+        if is_copied(&payload) {
+            buffer.extend_from_slice(&payload);
+            payload = buffer.split().freeze();
+        }
+        Ok(Entry { position: last, kind, payload })
     };
     entries.into_iter().map(check).collect()
 }
@@ -847,6 +866,32 @@ mod tests {
         for (message, error) in cases {
             assert_eq!(message_from_wire(message, FROM, to()), Err(error));
         }
+    }
+
+    #[test]
+    fn appended_entries_fill_the_buffer_that_they_share_and_none_keeps_the_one_it_came_in() {
+        let received = Bytes::from(vec![7; 64 << 10]);
+        let payloads = [0, 20, 64, 0, 5000].map(|length| received.slice(100..100 + length));
+        let entry = |(index, payload): (u64, &Bytes)| {
+            let kind = EntryKind::User.number().into();
+            proto::Entry { term: 1, index, kind, payload: payload.clone() }
+        };
+        let entries = (1..).zip(&payloads).map(entry).collect();
+        let entries = entries_from_wire(entries, LogPosition::ZERO, Term(1)).unwrap();
+        let mut end = None;
+        for (entry, payload) in entries.iter().zip(&payloads) {
+            assert_eq!(entry.payload, payload);
+            let range = entry.payload.as_ptr_range();
+            if !payload.is_empty() {
+                assert!(!received.as_ptr_range().contains(&range.start));
+                assert_eq!(end.replace(range.end).unwrap_or(range.start), range.start, "there is a gap");
+            }
+        }
+        drop((entries, payloads));
+        assert!(received.is_unique());
+        drop(owned(received.slice(..64)));
+        let kept = owned(received.slice(..64));
+        assert!(received.is_unique() && kept.is_unique());
     }
 
     #[test]

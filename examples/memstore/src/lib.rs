@@ -6,11 +6,13 @@
 
 #![warn(missing_docs)]
 
+mod bodies;
 mod node;
 mod peers;
 mod store;
 pub mod web;
 
+pub use bodies::{Bodies, BodyError, BodyLimits};
 pub use node::{NodeOptions, StopRequest, report, say, serve, start_logging};
 pub use peers::{LoadPeersError, load_peers};
 pub use store::{HashStore, LogEntry, Reply, StoreFormatter};

@@ -15,7 +15,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use crate::web::{Node, routes};
-use crate::{HashStore, LogEntry, Raft};
+use crate::{Bodies, HashStore, LogEntry, Raft};
 
 /// How long requests under way may take to finish when the node has stopped, in seconds: by then all that waited for
 /// the node have their answer.
@@ -185,7 +185,7 @@ pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
         return Ok(running.await??);
     };
     let entry_bytes_max = options.config().entry_bytes_max;
-    let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max });
+    let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max, bodies: Bodies::default() });
     // Beyond these, clients wait to be let in: the log has to have file descriptors left. Each worker needs some as well.
     let connections_max = raftify::server_connections_max();
     let workers = thread::available_parallelism()

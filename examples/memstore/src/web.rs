@@ -16,8 +16,8 @@
 //! | `POST /leave_joint` | leaves a joint configuration that waits for it |
 //!
 //! Keys and values are UTF-8 text, percent-encoded in the path. What goes wrong is answered with
-//! `{"error": "what happened"}`: 400 if the request cannot be read, 404 if there is no such thing, 405 for a wrong
-//! method, 409 if the cluster is not in a state for it, 412 if the key has another value than expected, 413 for a value
+//! `{"error": "what happened"}`: 400 if the request cannot be read, or has a body beside a value in the path, 404 if there is no such thing, 405 for a wrong
+//! method, 408 if a body did not come in time, 409 if the cluster is not in a state for it, 412 if the key has another value than expected, 413 for a value
 //! over the limit, 500 if a snapshot failed, or an entry makes no sense to a node, 503 if nothing happened and the same
 //! request may succeed in a moment (with `Retry-After`), 504 if the outcome is unknown.
 
@@ -34,7 +34,7 @@ use raftify::error::{
 use raftify::{LogPosition, NodeId, Term};
 use serde_json::{Value, json};
 
-use crate::{LogEntry, Raft, Reply};
+use crate::{Bodies, BodyError, LogEntry, Raft, Reply};
 
 const KEYS_LISTED_MAX: usize = 100;
 
@@ -48,6 +48,8 @@ pub struct Node {
     pub raft: Raft,
     /// [`Config::entry_bytes_max`](raftify::Config::entry_bytes_max): longer bodies are not even read.
     pub entry_bytes_max: u64,
+    /// The bodies that are being read.
+    pub bodies: Bodies,
 }
 
 /// Adds the whole API to an application whose data holds a [`Node`].
@@ -106,20 +108,27 @@ async fn get(node: web::Data<Node>, request: HttpRequest) -> Answer {
     }
 }
 
-async fn put_path(node: web::Data<Node>, request: HttpRequest) -> Answer {
+async fn put_path(node: web::Data<Node>, request: HttpRequest, body: web::Payload) -> Answer {
     let value = request.uri().path().splitn(4, '/').nth(3).unwrap_or_default();
+    node.bodies.read(body, 0).await.map_err(|error| match error {
+        BodyError::TooLarge(_) => {
+            ApiError::bad_request("there is a value in the path and one in the body: send one of them")
+        }
+        error => error.into(),
+    })?;
     put(&node, &request, text("value", value)?).await
 }
 
 async fn put_body(node: web::Data<Node>, request: HttpRequest, body: web::Payload) -> Answer {
     let limit = usize::try_from(node.entry_bytes_max).unwrap_or(usize::MAX);
-    let body = body.to_bytes_limited(limit).await.map_err(|_too_long| {
-        let message = format!("the value has more than {limit} bytes, which is the limit of an entry");
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    let body = node.bodies.read(body, limit).await.map_err(|error| match error {
+        BodyError::TooLarge(limit) => {
+            let message = format!("the value has more than {limit} bytes, which is the limit of an entry");
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+        }
+        error => error.into(),
     })?;
-    let body = body.map_err(|error| ApiError::bad_request(format!("the body could not be read: {error}")))?;
-    let value =
-        String::from_utf8(body.into()).map_err(|_| ApiError::bad_request("the value is not UTF-8 text"))?;
+    let value = String::from_utf8(body).map_err(|_| ApiError::bad_request("the value is not UTF-8 text"))?;
     put(&node, &request, value).await
 }
 
@@ -286,11 +295,26 @@ impl ResponseError for ApiError {
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.insert_header((RETRY_AFTER, "1"));
         }
+        if self.status == StatusCode::REQUEST_TIMEOUT {
+            response.force_close(); // The rest of the body may come at any time.
+        }
         response.json(json!({ "error": self.message }))
     }
 }
 
 // Which of the answers in the module's table an error is. 503 promises that nothing happened.
+
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> ApiError {
+        let status = match error {
+            BodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            BodyError::Late(_) => StatusCode::REQUEST_TIMEOUT,
+            BodyError::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            BodyError::Broken(_) => StatusCode::BAD_REQUEST,
+        };
+        ApiError::new(status, error)
+    }
+}
 
 impl From<StopReason> for ApiError {
     fn from(error: StopReason) -> ApiError {

@@ -4,16 +4,19 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use actix_web::http::header::{ALLOW, RETRY_AFTER};
 use actix_web::http::{Method, StatusCode};
-use actix_web::{App, test, web};
+use actix_web::{App, HttpServer, test, web};
 use memstore::web::{Node, routes};
-use memstore::{HashStore, LogEntry, Raft, Reply};
+use memstore::{Bodies, BodyLimits, HashStore, LogEntry, Raft, Reply};
 use raftify::{Config, Member, NodeId, WalSettings, WalStorage};
 use raftify_free_address::free_address;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 const ENTRY_BYTES_MAX: u64 = 64 * 1024;
@@ -70,7 +73,11 @@ impl TestNode {
         raft.add_peers(members.collect::<Vec<_>>()).await.unwrap();
         let running = tokio::spawn(raft.clone().run());
 
-        let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max: ENTRY_BYTES_MAX });
+        let node = web::Data::new(Node {
+            raft: raft.clone(),
+            entry_bytes_max: ENTRY_BYTES_MAX,
+            bodies: Bodies::default(),
+        });
         let service = std::rc::Rc::new(test::init_service(App::new().app_data(node).configure(routes)).await);
         let ask: Ask = Box::new(move |method, path, body| {
             let request = test::TestRequest::with_uri(path).method(method).set_payload(body.to_vec());
@@ -251,6 +258,85 @@ async fn a_value_up_to_the_limit_is_stored_and_one_over_it_is_413() {
         assert!(answer.error().contains(&limit.to_string()), "{}", answer.error());
     }
     assert_eq!(node.get("/store/big").await.json()["value"], json!(fitting));
+    node.stop().await;
+}
+
+#[actix_web::test]
+async fn a_body_beside_a_value_in_the_path_is_400_and_nothing_is_written() {
+    let node = TestNode::alone().await;
+    let answer = node.put("/store/a/1", "2").await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    assert!(answer.error().contains("in the path and one in the body"), "{}", answer.error());
+    assert_eq!(node.get("/store/a").await.status, StatusCode::NOT_FOUND);
+    node.stop().await;
+}
+
+/// All of them are answered, with bounded memory, and others are served again afterwards.
+#[actix_web::test]
+async fn bodies_that_never_end_are_given_up_and_hold_bounded_memory() {
+    const HELD_BYTES_MAX: u64 = 4 * ENTRY_BYTES_MAX;
+    let node = TestNode::alone().await;
+    let limits =
+        BodyLimits { timeout: Duration::from_millis(500), count_max: 50, held_bytes_max: HELD_BYTES_MAX };
+    let data = web::Data::new(Node {
+        raft: node.raft.clone(),
+        entry_bytes_max: ENTRY_BYTES_MAX,
+        bodies: Bodies::new(limits),
+    });
+    let served = data.clone();
+    let server = HttpServer::new(move || App::new().app_data(served.clone()).configure(routes))
+        .workers(1)
+        .disable_signals()
+        .shutdown_timeout(0)
+        .bind("127.0.0.1:0")
+        .unwrap();
+    let address = server.addrs()[0];
+    let server = server.run();
+    let handle = server.handle();
+    let serving = tokio::spawn(server);
+
+    let unending = |number: usize| {
+        let data = data.clone();
+        async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // Half of them have a value in the path.
+            let path = ["/store/a", "/store/a/1"][number % 2];
+            let head =
+                format!("PUT {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", ENTRY_BYTES_MAX - 1);
+            stream.write_all(head.as_bytes()).await.unwrap();
+            if number.is_multiple_of(2) {
+                // The server may have answered and closed already.
+                let _ = stream.write_all(&[b'x'; ENTRY_BYTES_MAX as usize / 2]).await;
+            }
+            assert!(data.bodies.held().1 <= HELD_BYTES_MAX);
+            let mut answer = vec![0; 12];
+            stream.read_exact(&mut answer).await.map(|_| String::from_utf8(answer).unwrap())
+        }
+    };
+    let answers: Vec<_> = (0..100).map(|number| tokio::spawn(unending(number))).collect();
+    let (mut late, mut busy) = (0, 0);
+    for answer in answers {
+        match answer.await.unwrap().as_deref() {
+            Ok("HTTP/1.1 408") => late += 1,
+            Ok("HTTP/1.1 503") => busy += 1,
+            // What the client still sent made the system drop the answer.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => busy += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(late > 0 && busy > 0, "{late} were late, {busy} found no room");
+    assert_eq!(data.bodies.held(), (0, 0));
+
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = "PUT /store/a HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\nconnection: close\r\n\r\nyes";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(node.get("/store/a").await.json()["value"], json!("yes"));
+
+    handle.stop(false).await;
+    serving.await.unwrap().unwrap();
     node.stop().await;
 }
 

@@ -1,9 +1,12 @@
 //! What cannot be right is refused when the node is set up, with the reason and the way out.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
 use raftify::error::{BootstrapError, ProposeError, RunError, StartError, StopReason};
 use raftify::{
-    AbstractStateMachine, BoxError, ClientError, Config, LogPosition, MemoryStorage, NodeId, Raft,
-    RaftClient, SnapshotCapture, StorageError,
+    AbstractLogEntry, AbstractStateMachine, BoxError, ClientError, Config, LogPosition, MemoryStorage,
+    NodeId, Raft, RaftClient, SnapshotCapture, StorageError,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -189,6 +192,128 @@ async fn an_entry_that_its_own_type_cannot_decode_is_refused_before_it_is_in_the
         assert!(matches!(error, ProposeError::Undecodable(_)), "{error:?}");
     }
     raft.read_index().await.unwrap();
+    raft.quit().await;
+    within("the end", running).await.unwrap().unwrap();
+}
+
+/// Attributes of serde that let an entry be decoded as nothing, or as another one.
+#[derive(Serialize, Deserialize)]
+enum Treacherous {
+    #[serde(skip)]
+    #[allow(dead_code, reason = "it stands before the others")]
+    Local,
+    Insert(u64),
+    Remove(u64),
+    Document {
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        title: Option<String>,
+        body: String,
+    },
+}
+
+/// Has applied nothing, or else it stops.
+struct TreacherousStore;
+
+impl AbstractStateMachine for TreacherousStore {
+    type LogEntry = Treacherous;
+    type Reply = ();
+
+    fn apply(&mut self, _: LogPosition, _: Treacherous) -> Result<(), BoxError> {
+        Err("it must not come to this".into())
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        Ok(SnapshotCapture::of(()))
+    }
+
+    fn restore(&mut self, _: &mut dyn std::io::Read) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_is_decoded_as_another_or_not_at_all_is_refused_at_any_size_on_each_way() {
+    let (address, storage) = (free_address(), MemoryStorage::default());
+    let raft =
+        Raft::bootstrap(NodeId::FIRST, &address, storage, TreacherousStore, Config::default()).unwrap();
+    begins_alone(&raft, &address);
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await.unwrap();
+    let client = RaftClient::<Treacherous, TreacherousStore>::new([address]).unwrap();
+    let document = |bytes| Treacherous::Document { title: None, body: "x".repeat(bytes) };
+    let entries =
+        || [Treacherous::Insert(7), Treacherous::Remove(7), document(10), document(2000), document(4 << 20)];
+    for (entry, same) in entries().into_iter().zip(entries()) {
+        let error = client.propose(&same).await.unwrap_err();
+        assert!(matches!(error, ClientError::Answer(ProposeError::Undecodable(_))), "{error:?}");
+        let error = raft.propose(entry).await.unwrap_err();
+        assert!(matches!(error, ProposeError::Undecodable(_)), "{error:?}");
+    }
+    raft.read_index().await.unwrap();
+    raft.quit().await;
+    within("the end", running).await.unwrap().unwrap();
+}
+
+/// How often it was encoded, and decoded.
+static ENCODED: AtomicUsize = AtomicUsize::new(0);
+static DECODED: AtomicUsize = AtomicUsize::new(0);
+
+struct CountsItself;
+
+impl AbstractLogEntry for CountsItself {
+    fn encode(&self) -> Result<Bytes, BoxError> {
+        ENCODED.fetch_add(1, Ordering::SeqCst);
+        Ok(Bytes::from_static(b"an entry"))
+    }
+
+    fn decode(_: &[u8]) -> Result<CountsItself, BoxError> {
+        DECODED.fetch_add(1, Ordering::SeqCst);
+        Ok(CountsItself)
+    }
+}
+
+/// Applies an entry once the gate is open.
+struct Waits(Gate);
+
+impl AbstractStateMachine for Waits {
+    type LogEntry = CountsItself;
+    type Reply = ();
+
+    fn apply(&mut self, _: LogPosition, _: CountsItself) -> Result<(), BoxError> {
+        self.0.pass();
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+        Ok(SnapshotCapture::of(()))
+    }
+
+    fn restore(&mut self, _: &mut dyn std::io::Read) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_busy_node_neither_encodes_nor_checks_what_it_refuses() {
+    let (address, storage, gate) = (free_address(), MemoryStorage::default(), Gate::default());
+    let config = Config { proposals_in_flight_max: 1, ..Config::default() };
+    let raft = Raft::bootstrap(NodeId::FIRST, &address, storage, Waits(gate.clone()), config).unwrap();
+    begins_alone(&raft, &address);
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await.unwrap();
+    let first = tokio::spawn({
+        let raft = raft.clone();
+        async move { raft.propose(CountsItself).await }
+    });
+    gate.reached().await;
+    let counted = || (ENCODED.load(Ordering::SeqCst), DECODED.load(Ordering::SeqCst));
+    let before = counted();
+    for _ in 0..100 {
+        assert_eq!(raft.propose(CountsItself).await, Err(ProposeError::Busy { waiting: 1 }));
+    }
+    assert_eq!(counted(), before);
+    gate.open();
+    within("the first", first).await.unwrap().unwrap();
     raft.quit().await;
     within("the end", running).await.unwrap().unwrap();
 }

@@ -1,0 +1,107 @@
+//! How many proposals are under way at one place, and how many bytes they have.
+//!
+//! A place is taken before anything is done for a proposal, so that one that is refused because the node is busy costs
+//! nothing: neither encoding it nor checking it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use raftify_core::CheckedConfig;
+
+/// As many as a leader takes: [`proposals_in_flight_max`](raftify_core::Config::proposals_in_flight_max), and
+/// [`uncommitted_bytes_max`](raftify_core::Config::uncommitted_bytes_max). A single one may have more bytes.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    count: AtomicUsize,
+    count_max: usize,
+    bytes: AtomicU64,
+    bytes_max: u64,
+}
+
+impl InFlight {
+    pub(crate) fn new(config: &CheckedConfig) -> Arc<InFlight> {
+        Arc::new(InFlight {
+            count: AtomicUsize::new(0),
+            count_max: config.proposals_in_flight_max,
+            bytes: AtomicU64::new(0),
+            bytes_max: config.uncommitted_bytes_max,
+        })
+    }
+
+    /// A place for one more.
+    ///
+    /// # Errors
+    /// How many there are already, which is as many as may be.
+    pub(crate) fn enter(self: &Arc<Self>) -> Result<Place, u64> {
+        let after = |count: usize| (count < self.count_max).then_some(count + 1);
+        match self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, after) {
+            Ok(_) => Ok(Place { of: Arc::clone(self), bytes: 0 }),
+            Err(count) => Err(count as u64),
+        }
+    }
+}
+
+/// One of those that are under way, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    of: Arc<InFlight>,
+    bytes: u64,
+}
+
+impl Place {
+    /// Counts its bytes, now that they are known.
+    ///
+    /// # Errors
+    /// How many proposals are under way: there is no room for the bytes of this one besides theirs.
+    pub(crate) fn holds(&mut self, bytes: u64) -> Result<(), u64> {
+        let bytes_max = self.of.bytes_max;
+        let after = |held: u64| {
+            let after = held.saturating_add(bytes);
+            (held == 0 || after <= bytes_max).then_some(after)
+        };
+        match self.of.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, after) {
+            Ok(_) => {
+                self.bytes += bytes;
+                Ok(())
+            }
+            Err(_) => Err(self.of.count.load(Ordering::Acquire) as u64),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.of.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.of.count.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raftify_core::Config;
+
+    use super::*;
+
+    #[test]
+    fn places_are_bounded_by_number_and_by_bytes_and_are_given_back() {
+        let limit = Config::default().uncommitted_bytes_max;
+        let config = Config { proposals_in_flight_max: 3, ..Config::default() }.check().unwrap();
+        let in_flight = InFlight::new(&config);
+        let mut first = in_flight.enter().unwrap();
+        // A single one may have more.
+        first.holds(limit + 1).unwrap();
+        let mut second = in_flight.enter().unwrap();
+        assert_eq!(second.holds(1), Err(2));
+        drop(first);
+        second.holds(limit - 1).unwrap();
+        let mut third = in_flight.enter().unwrap();
+        third.holds(1).unwrap();
+        let fourth = in_flight.enter().unwrap();
+        assert_eq!(in_flight.enter().unwrap_err(), 3);
+        drop((second, third, fourth));
+        assert_eq!(
+            (in_flight.count.load(Ordering::Acquire), in_flight.bytes.load(Ordering::Acquire)),
+            (0, 0)
+        );
+    }
+}
