@@ -812,7 +812,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn start_cluster(&mut self, identity: Identity, members: Members, reply: Responder<(), JoinError>) {
         match self.identity {
-            Some(stored) if !self.members.is_empty() => {
+            // With a log, the membership that goes with it is on its way to the disk.
+            Some(stored) if !self.members.is_empty() || self.consensus.last() != LogPosition::ZERO => {
                 return reply.answer(Err(JoinError::AlreadyMember { cluster_id: stored.cluster_id }));
             }
             Some(stored) if stored != identity => {
@@ -820,8 +821,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
             _ => {}
         }
+        // A node that was pledged to the cluster may have voted for another one that began before it.
+        let HardState { term, vote, .. } = self.consensus.hard_state();
         let start = LogStart {
-            hard_state: HardState { term: CLUSTER_START.term, vote: None, commit: CLUSTER_START.index },
+            hard_state: HardState { term: term.max(CLUSTER_START.term), vote, commit: CLUSTER_START.index },
             configuration: members.configuration(),
             truncated: CLUSTER_START,
             last: CLUSTER_START,
@@ -834,6 +837,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         match Consensus::new(self.node_id, &self.config, self.seed, start, self.logger.clone()) {
             Ok(consensus) => self.consensus = consensus,
             Err(reason) => return reply.answer(Err(StopReason::Internal(reason).into())),
+        }
+        for turn in &mut self.in_flight {
+            // It is not this consensus that waits for it.
+            turn.ready_number = None;
         }
         self.identity = Some(identity);
         self.membership_work.members_change(&self.members, &members);

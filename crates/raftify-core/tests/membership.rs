@@ -5,12 +5,13 @@
 
 mod cluster;
 
-use cluster::{Cluster, id, take, test_config};
+use cluster::{CLUSTER, Cluster, id, take, test_config};
 use raftify_core::error::MembershipError;
 use raftify_core::members::{LeaveJoint, MembershipRefusal};
+use raftify_core::storage::{MemoryStorage, Write};
 use raftify_core::{
-    Config, LogIndex, Member, MemberChange, MemberRole, MembershipChange, MembershipRequest, NodeId, Sender,
-    ServerRequestMsg,
+    Config, Identity, LogIndex, Member, MemberChange, MemberRole, MembershipChange, MembershipRequest,
+    NodeId, Sender, ServerRequestMsg, StableStorage,
 };
 
 fn cluster_of(voters: u64) -> (Cluster, NodeId) {
@@ -381,5 +382,32 @@ fn a_member_that_announces_a_new_address_is_recorded_there() {
     assert_eq!(address(&cluster), "elsewhere-again:1");
     let role = role(&cluster, leader, moved);
     assert_eq!(role, Some(MemberRole::Voter));
+    cluster.check_recovery();
+}
+
+#[test]
+fn a_pledged_node_that_votes_before_it_begins_keeps_its_vote() {
+    let mut cluster = Cluster::new(9, 3, test_config());
+    let (first, away, pledged) = (id(1), id(2), id(3));
+    // The first begins while the third is only pledged to the cluster, and the second is away.
+    cluster.crash(pledged);
+    let node = cluster.nodes.get_mut(&pledged).unwrap();
+    let identity = Identity { cluster_id: CLUSTER, node_id: pledged, incarnation: node.incarnation };
+    node.disk = MemoryStorage::default();
+    node.disk.write(&[Write { identity: Some(identity), ..Write::default() }]).unwrap();
+    cluster.start(pledged);
+    for other in [first, pledged] {
+        cluster.cut.extend([(away, other), (other, away)]);
+    }
+    let state = |cluster: &mut Cluster| cluster.nodes.get_mut(&pledged).unwrap().disk.load().unwrap();
+    cluster.until("it votes", |cluster| state(cluster).hard_state.vote == Some(first));
+    let voted = state(&mut cluster);
+    assert!(voted.members.is_none(), "it was let in already");
+    cluster.start_cluster(pledged);
+    cluster.settle();
+    let begun = state(&mut cluster);
+    assert!(begun.members.is_some());
+    assert!(begun.hard_state.term > voted.hard_state.term || begun.hard_state.vote == Some(first));
+    cluster.cut.clear();
     cluster.check_recovery();
 }

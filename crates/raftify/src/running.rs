@@ -155,6 +155,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         };
         let discovery =
             Discovery::new(self.discover, outputs.status.subscribe(), outbox.clone(), self.config.clone());
+        let members_seen = outputs.status.subscribe();
         let raft_loop = RaftLoop::new(self.core, inputs, outputs, self.config.tick_interval);
 
         // Both are ended when this future is dropped half way.
@@ -167,7 +168,9 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let mut helpers = JoinSet::new();
         if let Some(confirmation) = confirmation {
             let (requests, beginning) = (self.requests, self.beginning.clone());
-            helpers.spawn(begin_when_confirmed(confirmation, requests, beginning, lifecycle.clone()));
+            let begins =
+                begin_when_confirmed(confirmation, requests, beginning, members_seen, lifecycle.clone());
+            helpers.spawn(begins);
         }
         helpers.spawn(discovery.run());
         info!(node = %node_id, address = %self.raft_addr, "the node runs");
@@ -297,6 +300,10 @@ fn start_cluster<R>(
     let reply = Responder::new(move |answer: Result<(), JoinError>| match answer {
         // A node that stops meanwhile says why by itself.
         Err(JoinError::Stopped(_)) => {}
+        // Another first member began before, and leads this one already.
+        Err(JoinError::AlreadyMember { cluster_id }) if cluster_id == identity.cluster_id => {
+            beginning.end(Ok(()));
+        }
         answer => {
             let has_failed = answer.is_err();
             beginning.end(answer.map_err(BeginError::Start));
@@ -308,14 +315,22 @@ fn start_cluster<R>(
     LocalRequestMsg::StartCluster { identity, members, reply }
 }
 
-/// Begins the cluster as soon as enough of the other first members agree.
+/// Begins the cluster as soon as enough of the other first members agree, unless one of them has begun it and lets this
+/// node in before.
 async fn begin_when_confirmed<R>(
     confirmation: Confirmation,
     requests: RequestSender<LocalRequestMsg<R>>,
     beginning: Beginning,
+    mut status: watch::Receiver<Status>,
     lifecycle: Lifecycle,
 ) {
-    if let Err(error) = confirmation.confirmed().await {
+    let confirmed = tokio::select! {
+        biased;
+        // An error means that the node is gone.
+        _ = status.wait_for(|status| !status.members.is_empty()) => return beginning.end(Ok(())),
+        confirmed = confirmation.confirmed() => confirmed,
+    };
+    if let Err(error) = confirmed {
         beginning.end(Err(error));
         return lifecycle.ask_to_quit();
     }
@@ -407,7 +422,8 @@ async fn termination() {
 mod tests {
     use std::io::Read;
 
-    use raftify_core::Config;
+    use futures_util::FutureExt;
+    use raftify_core::{ClusterId, Config};
     use raftify_free_address::free_address;
     use raftify_storage::HeedStorage;
 
@@ -453,5 +469,17 @@ mod tests {
             drop(HeedStorage::open(directory.path()).unwrap());
             assert_eq!(raft.inspect().await, Err(reason));
         }
+    }
+
+    #[test]
+    fn a_first_member_that_another_one_lets_in_before_it_begins_itself_has_begun() {
+        let (beginning, lifecycle) = (Beginning::new(), Lifecycle::new());
+        let (cluster_id, incarnation) = (ClusterId(7), Incarnation(1));
+        let identity = Identity { cluster_id, node_id: NodeId::FIRST, incarnation };
+        let begins = start_cluster::<Reply<()>>(identity, Members::none(), &beginning, &lifecycle);
+        let LocalRequestMsg::StartCluster { reply, .. } = begins else { panic!("another request") };
+        reply.answer(Err(JoinError::AlreadyMember { cluster_id }));
+        assert_eq!(beginning.ended().now_or_never(), Some(Ok(())));
+        assert!(!*lifecycle.quit_wish().borrow());
     }
 }
