@@ -7,11 +7,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use raftify::error::{
-    BootstrapError, JoinClusterError, MembershipError, MembershipRefusal, RunError, StopReason,
+    BootstrapError, JoinClusterError, MembershipError, MembershipRefusal, NodeStartError, RunError,
+    StopReason,
 };
 use raftify::{
-    ClusterJoinTicket, Config, LeaveJoint, Member, MemberChange, MembershipChange, NodeId, Raft, Status,
-    StorageError,
+    BootstrapOptions, ClusterJoinTicket, Config, Expect, LeaveJoint, Member, MemberChange, MembershipChange,
+    NodeId, Raft, Start, Status, StorageError,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -33,6 +34,8 @@ pub(crate) enum Beginning {
     Together(NodeId, Vec<Member>),
     /// It asks one of these addresses for a ticket, after a while.
     Joins(Duration, Vec<String>),
+    /// After a while, it begins one with as many others as are expected, or joins the one that has begun.
+    Expects(Duration, Expect),
 }
 
 /// What a node's user does to it.
@@ -158,8 +161,15 @@ impl Host {
             },
             _ => None,
         };
-        let Some(node) = self.bootstrap(ticket.as_ref(), chance).await else {
-            return End::Again;
+        let node = match &self.beginning {
+            Beginning::Expects(after, expect) => match self.start(*after, expect, chance).await {
+                Ok(node) => node,
+                Err(end) => return end,
+            },
+            _ => match self.bootstrap(ticket.as_ref(), chance).await {
+                Some(node) => node,
+                None => return End::Again,
+            },
         };
         let (orders, mut ordered) = mpsc::unbounded_channel();
         self.seen.orders.replace(Some(orders));
@@ -248,6 +258,74 @@ impl Host {
         }
     }
 
+    /// Waits until the node has begun a cluster with the others, or has joined theirs, or is told to end.
+    async fn start(&self, after: Duration, expect: &Expect, chance: &mut ChaCha8Rng) -> Result<Node, End> {
+        if self.seen.lives.get() == 1 {
+            sleep(after).await;
+        }
+        let (orders, mut ordered) = mpsc::unbounded_channel();
+        self.seen.orders.replace(Some(orders));
+        let began = Instant::now();
+        loop {
+            let machine =
+                Registers::new(&self.name, self.manner, self.record.clone(), ChaCha8Rng::from_rng(chance));
+            self.record.event(&self.name, format_args!("expects {} nodes", expect.count));
+            let starting = async {
+                let disk = self.disk.open().map_err(BootstrapError::from)?;
+                let (start, options) = (Start::Expect(expect.clone()), BootstrapOptions::default());
+                Raft::start(start, &*self.address, disk, machine, self.config.clone(), options).await
+            };
+            let told_to_end = async {
+                loop {
+                    match ordered.recv().await {
+                        Some(Order::Quit | Order::QuitHalf(..) | Order::Drop) => break,
+                        Some(_) => {}
+                        None => std::future::pending().await,
+                    }
+                }
+            };
+            let started = tokio::select! {
+                biased;
+                () = told_to_end => {
+                    self.record.event(&self.name, "start was let go");
+                    self.record.count("start let go");
+                    None
+                }
+                started = starting => Some(started),
+            };
+            let Some(started) = started else {
+                self.must_close("start").await;
+                return Err(End::Again);
+            };
+            match started {
+                Ok(node) => {
+                    self.record.event(&self.name, format_args!("started as node {}", node.get_id()));
+                    self.record.count("expected");
+                    return Ok(node);
+                }
+                // What an earlier life left behind when it was let go half way.
+                Err(NodeStartError::Bootstrap(
+                    BootstrapError::Storage(StorageError::InUse { .. }) | BootstrapError::PortTaken { .. },
+                )) if began.elapsed() < CLOSING_MAX => sleep(Duration::from_millis(20)).await,
+                Err(
+                    error @ (NodeStartError::DirectoryUnusable(_)
+                    | NodeStartError::Run(RunError::Stopped(StopReason::Removed { .. }))),
+                ) => {
+                    self.record.event(&self.name, format_args!("not started: {error}"));
+                    self.record.count("removed");
+                    return Err(End::Gone);
+                }
+                Err(error) => {
+                    if !self.disk.take_failure() {
+                        self.violation(format_args!("cannot be started: {error}"));
+                    }
+                    self.record.event(&self.name, format_args!("not started: {error}"));
+                    return Err(End::Again);
+                }
+            }
+        }
+    }
+
     async fn bootstrap(&self, ticket: Option<&ClusterJoinTicket>, chance: &mut ChaCha8Rng) -> Option<Node> {
         let id = match (&self.beginning, ticket) {
             (Beginning::Together(id, _), _) => *id,
@@ -286,7 +364,7 @@ impl Host {
         let first = match &self.beginning {
             Beginning::Alone => vec![Member::voter(id, &*self.address)],
             Beginning::Together(_, members) => members.clone(),
-            Beginning::Joins(..) => Vec::new(),
+            Beginning::Joins(..) | Beginning::Expects(..) => Vec::new(),
         };
         if !first.is_empty()
             && let Err(error) = node.add_peers(first).await
@@ -296,29 +374,32 @@ impl Host {
         Some(node)
     }
 
+    /// What must hold when a future that holds the disk was let go.
+    async fn must_close(&self, what: &str) {
+        let before = self.disk.operations();
+        let mut idle_since = Instant::now();
+        while !self.disk.is_closed() {
+            idle_since = idle_since.max(Instant::now() + self.disk.busy_for());
+            if idle_since.elapsed() > CLOSING_MAX {
+                self.violation(format_args!(
+                    "{what} was let go, and the disk, idle for {CLOSING_MAX:?}, is still in use"
+                ));
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        let operations = self.disk.operations() - before;
+        if operations > LAST_OPERATIONS_MAX {
+            self.violation(format_args!("{operations} operations of the disk began after {what} was let go"));
+        }
+    }
+
     /// What must hold when `run` has ended.
     async fn judge(&self, ended: Option<Result<(), RunError>>, node: &Node) -> End {
         let Some(ended) = ended else {
             self.record.event(&self.name, "run was let go");
             self.record.count("run let go");
-            let before = self.disk.operations();
-            let mut idle_since = Instant::now();
-            while !self.disk.is_closed() {
-                idle_since = idle_since.max(Instant::now() + self.disk.busy_for());
-                if idle_since.elapsed() > CLOSING_MAX {
-                    self.violation(format_args!(
-                        "run was let go, and the disk, idle for {CLOSING_MAX:?}, is still in use"
-                    ));
-                    break;
-                }
-                sleep(Duration::from_millis(20)).await;
-            }
-            let operations = self.disk.operations() - before;
-            if operations > LAST_OPERATIONS_MAX {
-                self.violation(format_args!(
-                    "{operations} operations of the disk began after run was let go"
-                ));
-            }
+            self.must_close("run").await;
             return End::Again;
         };
         if !self.disk.is_closed() {
@@ -490,6 +571,11 @@ async fn watch_status(record: Record, name: String, mut status: watch::Receiver<
     loop {
         let line = {
             let status = status.borrow_and_update();
+            if let Some(identity) = status.identity
+                && !status.members.is_empty()
+            {
+                record.has_begun(&name, identity.cluster_id);
+            }
             format!(
                 "{} in term {}, leader {:?}, members {:?}",
                 status.role,

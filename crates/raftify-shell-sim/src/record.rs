@@ -8,7 +8,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use raftify::LogPosition;
+use raftify::{ClusterId, LogPosition};
 use raftify_history::register::{self, Register};
 use raftify_history::{Verdict, check_each_key};
 
@@ -23,6 +23,8 @@ pub const HAPPENINGS: &[&str] = &[
     "bootstrapped",
     "crash",
     "disk failed",
+    "ended while it expects",
+    "expected",
     "hold",
     "isolation",
     "joined",
@@ -38,6 +40,7 @@ pub const HAPPENINGS: &[&str] = &[
     "slow disk",
     "snapshot asked for",
     "snapshot restored",
+    "start let go",
     "stopped",
     "ticket",
     "transfer",
@@ -74,6 +77,8 @@ struct Inner {
     /// By call: the index.
     applied_at: BTreeMap<u64, u64>,
     refused: BTreeSet<u64>,
+    /// The cluster that has begun.
+    cluster: Option<ClusterId>,
     happened: BTreeMap<&'static str, u64>,
     values: u64,
 }
@@ -198,6 +203,14 @@ impl Record {
                 }
                 Verdict::Undecided => self.count("history undecided"),
             }
+        }
+    }
+
+    /// A node is a member of this cluster: no other one may ever begin.
+    pub(crate) fn has_begun(&self, who: &str, cluster: ClusterId) {
+        let first = *self.inner().cluster.get_or_insert(cluster);
+        if first != cluster {
+            self.violation(who, format_args!("is a member of cluster {cluster}, another node of {first}"));
         }
     }
 

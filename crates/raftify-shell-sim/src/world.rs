@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use raftify::{Config, Member, NodeId, RaftClient, Status, simulation};
+use raftify::{Config, Expect, Member, NodeId, RaftClient, Status, simulation};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -33,10 +33,13 @@ pub enum Scenario {
     Quit,
     /// All of it.
     Everything,
+    /// Of four nodes, three expect each other, each of which is ended once while it waits; the fourth comes late. In no
+    /// seed: others have nodes that expect each other, too, and everything that can happen to these.
+    Expect,
 }
 
 impl Scenario {
-    const ALL: [Scenario; 6] = [
+    const DRAWN: [Scenario; 6] = [
         Scenario::Join,
         Scenario::Failover,
         Scenario::Snapshots,
@@ -47,7 +50,7 @@ impl Scenario {
 
     /// That of a seed, when none is asked for.
     pub fn of(seed: u64) -> Scenario {
-        Self::ALL[(seed % Self::ALL.len() as u64) as usize]
+        Self::DRAWN[(seed % Self::DRAWN.len() as u64) as usize]
     }
 }
 
@@ -101,6 +104,8 @@ struct World {
     hosts: Vec<Rc<Host>>,
     /// Of the hosts, and then of the remote clients.
     addresses: Vec<IpAddr>,
+    /// When which hosts crash although nothing else happens yet: they wait for each other then, or begin.
+    crash_early: Vec<(Duration, usize)>,
     /// When which hosts start again.
     crashed: BTreeMap<usize, Duration>,
     /// Which links have which fault, and until when.
@@ -164,6 +169,7 @@ impl Scenario {
             }
             Scenario::Partitions => &[Cut, Cut, CutOneWay, CutOneWay, Hold, Hold, Isolate, Isolate, Crash],
             Scenario::Quit => &[Quit, QuitHalf, QuitHalf, Drop, Drop, Snapshot, Isolate, Hold, SlowDisk],
+            Scenario::Expect => &[],
             Scenario::Everything => &[
                 Crash,
                 CrashLeader,
@@ -189,6 +195,52 @@ impl Scenario {
     }
 }
 
+/// A world whose first nodes find each other.
+#[derive(Clone, Debug)]
+struct Expecting {
+    expect: Expect,
+    /// When each of them is started.
+    starts: Vec<Duration>,
+    /// Which of them crash before long, and when.
+    crashes: Vec<(Duration, usize)>,
+}
+
+impl Expecting {
+    /// In a fifth of the worlds, from chance that nothing else of the world is drawn from.
+    fn draw(seed: u64, scenario: Scenario, first: &[Member]) -> Option<Expecting> {
+        if scenario == Scenario::Expect {
+            let peers = first.iter().map(|member| member.address.clone()).collect();
+            let expect = Expect { count: 3, peers, wait_for_peers: None };
+            let starts = [0, 100, 2500, 9000].map(Duration::from_millis).to_vec();
+            // The third is there for a moment only: too short to begin with those that have waited for it.
+            let crashes = [(600, 0), (900, 1), (2510, 2)];
+            let crashes = crashes.map(|(at, number)| (Duration::from_millis(at), number)).to_vec();
+            return Some(Expecting { expect, starts, crashes });
+        }
+        let mut chance = ChaCha8Rng::seed_from_u64(seed);
+        chance.set_stream(1);
+        if !chance.random_bool(0.2) {
+            return None;
+        }
+        let count = first.len();
+        let peers = first.iter().map(|member| member.address.clone()).collect();
+        let latest = *[10, 500, 4000].choose(&mut chance).unwrap_or(&500);
+        let starts: Vec<Duration> =
+            first.iter().map(|_| Duration::from_millis(chance.random_range(0..latest))).collect();
+        let together = starts.iter().max().copied().unwrap_or_default();
+        let mut crashes = Vec::new();
+        for (number, start) in starts.iter().enumerate() {
+            for _ in 0..chance.random_range(0..=2) {
+                // While it waits, or when all are there and the cluster begins.
+                let from = if chance.random_bool(0.5) { *start } else { together };
+                crashes.push((from + Duration::from_millis(chance.random_range(0..400)), number));
+            }
+        }
+        let expect = Expect { count, peers, wait_for_peers: None };
+        Some(Expecting { expect, starts, crashes })
+    }
+}
+
 fn host_ip(number: usize) -> IpAddr {
     IpAddr::from([192, 168, 7, number as u8 + 1])
 }
@@ -204,6 +256,7 @@ impl World {
             Scenario::Failover | Scenario::Partitions => (first.max(3), 0),
             Scenario::Quit => (first.min(3), chance.random_range(0..=1)),
             Scenario::Everything => (first.min(3), chance.random_range(0..=2)),
+            Scenario::Expect => (4, 0),
         };
         let clients = chance.random_range(1..=2);
         let disk_slowness = Duration::from_millis(*[0, 2, 20].choose(&mut chance).unwrap_or(&0));
@@ -230,9 +283,13 @@ impl World {
             .collect();
         let begins_alone = first == 1 && chance.random_bool(0.7);
         let pause_max = Duration::from_millis(*[20, 100, 500].choose(&mut chance).unwrap_or(&100));
+        let expecting = Expecting::draw(seed, scenario, &members);
         let mut hosts = Vec::new();
         for number in 0..first + joining {
             let beginning = match members.get(number) {
+                Some(_) if let Some(expecting) = &expecting => {
+                    Beginning::Expects(expecting.starts[number], expecting.expect.clone())
+                }
                 Some(_) if begins_alone => Beginning::Alone,
                 Some(member) => Beginning::Together(member.id, members.clone()),
                 None => {
@@ -288,6 +345,9 @@ impl World {
             "world",
             format_args!("{scenario:?}, {first} nodes and {joining} that join, {clients} clients, {manner:?}, {config:?}"),
         );
+        if let Some(expecting) = &expecting {
+            record.event_at(Duration::ZERO, "world", format_args!("{expecting:?}"));
+        }
         World {
             sim,
             scenario,
@@ -295,6 +355,7 @@ impl World {
             record,
             hosts,
             addresses,
+            crash_early: expecting.map_or_else(Vec::new, |expecting| expecting.crashes),
             crashed: BTreeMap::new(),
             links: BTreeMap::new(),
             disks_sick_until: BTreeMap::new(),
@@ -312,6 +373,7 @@ impl World {
                 next += Duration::from_millis(self.chance.random_range(10..1500));
             }
             self.mend();
+            self.crash_early();
         }
         self.heal();
         let patience = self.sim.elapsed() + RECOVERY_MAX / 2;
@@ -527,6 +589,9 @@ impl World {
         }
         let until = self.soon(3000);
         let host = Rc::clone(&self.hosts[number]);
+        if host.seen.orders.borrow().is_some() && host.seen.status.borrow().is_none() {
+            self.record.count("ended while it expects");
+        }
         if self.chance.random_bool(0.5) {
             // Without a word to those it was connected to.
             self.note(format_args!("host {number} loses its power until {until:?}"));
@@ -545,6 +610,13 @@ impl World {
         self.crashed.insert(number, until);
     }
 
+    fn crash_early(&mut self) {
+        let now = self.sim.elapsed();
+        for (_, number) in self.crash_early.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>() {
+            self.crash(number);
+        }
+    }
+
     fn soon(&mut self, milliseconds: u64) -> Duration {
         self.sim.elapsed() + Duration::from_millis(self.chance.random_range(1..milliseconds))
     }
@@ -561,7 +633,14 @@ impl World {
             .iter()
             .position(|host| status(host).is_some_and(|status| status.is_leader()))
             .unwrap_or(number);
-        let there = self.hosts.iter().filter(|host| !host.seen.is_gone.get()).count();
+        // A node that expects others must find one of the first: none of these goes before all are members.
+        let mut expecting = self.hosts.iter().filter(|host| matches!(host.beginning, Beginning::Expects(..)));
+        let all_are_members = expecting
+            .all(|host| host.seen.is_gone.get() || status(host).is_some_and(|status| status.is_member()));
+        let there = match all_are_members {
+            true => self.hosts.iter().filter(|host| !host.seen.is_gone.get()).count(),
+            false => 0,
+        };
         match fault {
             Fault::Crash => self.crash(number),
             Fault::CrashLeader => self.crash(leader),

@@ -50,6 +50,26 @@ fn all_of_it_at_once() {
 }
 
 #[test]
+fn fresh_nodes_that_expect_each_other_begin_one_cluster_although_each_was_ended_once_while_it_waited() {
+    for seed in 0..3 {
+        let report = passed(seed, Scenario::Expect);
+        assert_eq!(report.happened["ended while it expects"], 3);
+        let started = |host: usize| {
+            let started = format!(" host {host}: started as node ");
+            report.trace.split_once(&started).and_then(|(_, id)| id.lines().next())
+        };
+        let ids = [0, 1, 2, 3].map(started);
+        assert_eq!(ids, [Some("1"), Some("2"), Some("3"), Some("4")], "the one that came late has joined");
+    }
+    assert_eq!(run(0, Scenario::Expect).trace, run(0, Scenario::Expect).trace);
+}
+
+#[test]
+fn nodes_that_expect_each_other_are_crashed_while_they_wait_and_while_the_cluster_begins() {
+    check(Scenario::Join, 120, &["ended while it expects", "expected", "answered"]);
+}
+
+#[test]
 fn worlds_that_once_found_something_keep_all_promises() {
     let lines = include_str!("seeds.txt").lines().filter(|line| !line.starts_with('#'));
     let seeds: Vec<u64> = lines.filter_map(|line| line.split(' ').next()?.parse().ok()).collect();
