@@ -6,6 +6,7 @@
 //! its first members have pledged themselves, so that no two clusters can begin from lists that have a node in common.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,11 @@ const CONFLICT_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Expect {
     /// How many fresh nodes must have found each other before a cluster begins. The same on each of them, and more than half
     /// of all that are started: of 2n nodes, two groups of n that do not see each other would begin two clusters.
+    ///
+    /// Of a list of IP addresses that is longer, the first so many addresses in their order as text begin, and the others
+    /// join. Of names, it is not known how many nodes they stand for: there, this must be the number of all nodes that are
+    /// started. Otherwise nodes may pledge themselves to different clusters, and wait until their directories are emptied;
+    /// two clusters never begin.
     pub count: usize,
     /// Where to look: addresses of nodes, this one's own among them or not, or names of hosts that resolve to the addresses
     /// of several; each `host:port`.
@@ -67,9 +73,8 @@ impl Expect {
         for peer in &self.peers {
             check_address(peer).map_err(BootstrapError::from)?;
         }
-        let listed: BTreeSet<&str> = self.peers.iter().map(String::as_str).chain([own]).collect();
-        let is_numeric = listed.iter().all(|address| address.parse::<std::net::SocketAddr>().is_ok());
-        let (count, listed) = (self.count, listed.len());
+        let (count, listed) = (self.count, self.listed(own).len());
+        let is_numeric = self.is_numeric(own);
         // Of a name, it is not known how many nodes it stands for.
         let too_many = is_numeric && count > listed;
         let too_few = is_numeric && count * 2 <= listed;
@@ -77,6 +82,18 @@ impl Expect {
             return Err(NodeStartError::BadExpect { count, listed });
         }
         Ok(())
+    }
+}
+
+impl Expect {
+    /// All different addresses that are given, this node's own among them.
+    fn listed<'a>(&'a self, own: &'a str) -> BTreeSet<&'a str> {
+        self.peers.iter().map(String::as_str).chain([own]).collect()
+    }
+
+    /// Whether each address stands for one node.
+    fn is_numeric(&self, own: &str) -> bool {
+        self.listed(own).iter().all(|address| address.parse::<SocketAddr>().is_ok())
     }
 }
 
@@ -291,13 +308,19 @@ impl Lobby {
         }
     }
 
-    /// The first members, if enough nodes are here.
+    /// The first members, if they are here.
     fn first_members(&self, fresh: &BTreeSet<String>) -> Option<Members> {
-        if fresh.len() < self.expect.count {
+        let count = self.expect.count;
+        let first: Vec<&str> = match self.expect.is_numeric(&self.address) {
+            // The same ones on all nodes, whichever of them are up.
+            true => self.expect.listed(&self.address).into_iter().take(count).collect(),
+            false => fresh.iter().map(String::as_str).take(count).collect(),
+        };
+        if first.len() < count || !first.iter().all(|address| fresh.contains(*address)) {
             return None;
         }
-        let member = |(id, address): (u64, &String)| Some(Member::voter(NodeId::new(id)?, address));
-        let first: Option<Vec<Member>> = (1..).zip(fresh).take(self.expect.count).map(member).collect();
+        let member = |(id, address): (u64, &str)| Some(Member::voter(NodeId::new(id)?, address));
+        let first: Option<Vec<Member>> = (1..).zip(first).map(member).collect();
         Members::initial(first?).ok()
     }
 

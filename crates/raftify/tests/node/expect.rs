@@ -97,11 +97,34 @@ async fn a_node_that_was_ended_after_it_pledged_itself_begins_the_cluster_that_i
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fresh_node_that_meets_a_cluster_joins_it() {
     let mut nodes = fresh_nodes(4);
+    nodes.sort_by(|a, b| a.address.cmp(&b.address));
     let start = expecting(3, &nodes.iter().collect::<Vec<_>>());
     within("a cluster", start_all(&mut nodes[..3], &start)).await;
     within("the fourth", nodes[3].start_as(start)).await.unwrap();
     assert_eq!(cluster_id(&nodes[3]), cluster_id(&nodes[0]));
     until("all four vote", async || nodes.iter().all(|node| voters(node) == 4)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_longer_list_the_same_nodes_begin_whichever_come_first() {
+    let mut nodes = fresh_nodes(3);
+    nodes.sort_by(|a, b| a.address.cmp(&b.address));
+    let start = expecting(2, &nodes.iter().collect::<Vec<_>>());
+    let (first, last) = nodes.split_at_mut(2);
+    let [a, b] = first else { unreachable!("two of three") };
+    // The third one is there first, and begins with neither of them.
+    within("a cluster", async {
+        let (a, b, c) = tokio::join!(
+            last[0].start_as(start.clone()),
+            a.start_as(start.clone()),
+            b.start_as(start.clone())
+        );
+        [a, b, c].into_iter().for_each(|started| drop(started.unwrap()));
+    })
+    .await;
+    let cluster = cluster_id(&nodes[0]);
+    assert!(nodes.iter().all(|node| cluster_id(node) == cluster));
+    until("all three vote", async || nodes.iter().all(|node| voters(node) == 3)).await;
 }
 
 #[tokio::test]
