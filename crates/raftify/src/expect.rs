@@ -7,16 +7,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{BoxFuture, FusedFuture, FutureExt};
 use raftify_core::members::{MEMBERS_MAX, check_address};
 use raftify_core::{
     CheckedConfig, ClusterId, LogIndex, LogPosition, Member, Members, NodeId, Role, SnapshotStore, Status,
     Term,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info};
 
@@ -106,7 +107,12 @@ pub(crate) struct Lobby {
     /// The cluster that this node has pledged itself to.
     bound_to: Option<ClusterId>,
     outbox: Outbox,
-    serving: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+/// The server of a lobby. It runs where it is waited for: dropped with that, it leaves the port at once.
+pub(crate) struct Listening {
+    close: oneshot::Sender<()>,
+    serving: BoxFuture<'static, ()>,
 }
 
 /// What was seen in one round.
@@ -143,7 +149,7 @@ impl Lobby {
         config: CheckedConfig,
         snapshots: S,
         bound_to: Option<ClusterId>,
-    ) -> Result<Lobby, BootstrapError> {
+    ) -> Result<(Lobby, Listening), BootstrapError> {
         let listener = Listener::bind(listen_address)?;
         let count = u32::try_from(expect.count).unwrap_or(u32::MAX);
         let plan = Plan { members: Members::none(), expect: count, nonce: random() };
@@ -167,31 +173,35 @@ impl Lobby {
             check_entry: |_| Ok(()),
         };
         let (close, closed) = oneshot::channel::<()>();
-        let serving = tokio::spawn(async move {
+        let serving = async move {
             if let Err(error) = serve(listener, door, async { drop(closed.await) }).await {
                 error!("the node cannot be found any more: {error}");
             }
-        });
-        Ok(Lobby { expect, address, config, plan, bound_to, outbox, serving: Some((close, serving)) })
-    }
-
-    /// Stops listening, so that the node itself can.
-    async fn close(&mut self) {
-        if let Some((close, serving)) = self.serving.take() {
-            drop(close);
-            // It ends by itself; that it panicked changes nothing.
-            let _ = serving.await;
-        }
-        self.outbox.shutdown().await;
+        };
+        let lobby = Lobby { expect, address, config, plan, bound_to, outbox };
+        Ok((lobby, Listening { close, serving: serving.boxed() }))
     }
 
     /// Waits until enough nodes are there, or a cluster.
     ///
     /// # Errors
     /// If nodes contradict each other for long, or nothing was found in time.
-    pub(crate) async fn wait(mut self) -> Result<Found, NodeStartError> {
-        let found = self.look_around().await;
-        self.close().await;
+    pub(crate) async fn wait(self, listening: Listening) -> Result<Found, NodeStartError> {
+        let Listening { close, serving } = listening;
+        let mut serving = serving.fuse();
+        let found = {
+            let mut found = pin!(self.look_around());
+            tokio::select! {
+                found = &mut found => found,
+                () = &mut serving => found.await,
+            }
+        };
+        // So that the node itself can listen there.
+        drop(close);
+        if !serving.is_terminated() {
+            serving.await;
+        }
+        self.outbox.shutdown().await;
         found
     }
 
@@ -329,14 +339,6 @@ impl Lobby {
         let own = members.iter().find(|member| *member.address == *self.address)?.id;
         let may_be = self.bound_to.is_none_or(|bound_to| bound_to == members.derive_cluster_id());
         may_be.then_some((own, members))
-    }
-}
-
-impl Drop for Lobby {
-    fn drop(&mut self) {
-        if let Some((_, serving)) = self.serving.take() {
-            serving.abort();
-        }
     }
 }
 

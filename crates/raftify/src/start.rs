@@ -408,9 +408,9 @@ where
         };
         let listen = self.options.listen_addr.clone().unwrap_or_else(|| self.raft_addr.to_string());
         let (address, config) = (Arc::clone(&self.raft_addr), self.config.clone());
-        let lobby =
+        let (lobby, listening) =
             Lobby::open(expect.clone(), address, &listen, config, self.storage.snapshots(), bound_to)?;
-        match lobby.wait().await? {
+        match lobby.wait(listening).await? {
             Found::Begin(id, members) => self.begin(id, First::Expected(members)).await,
             Found::Cluster(peers) => self.join(directory, joining(peers)).await,
         }

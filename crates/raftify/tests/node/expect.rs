@@ -30,8 +30,7 @@ fn voters(node: &TestNode) -> usize {
 
 /// Starts all of them at once, each with the same words.
 async fn start_all(nodes: &mut [TestNode], start: &Start) {
-    let started = join_all(nodes.iter_mut().map(|node| node.start_as(start.clone()))).await;
-    started.into_iter().for_each(|started| drop(started.unwrap()));
+    join_all(nodes.iter_mut().map(async |node| drop(node.start_as(start.clone()).await.unwrap()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
