@@ -7,8 +7,8 @@ use raftify::error::{
     RequestIdError, RunError, StopReason,
 };
 use raftify::{
-    ClusterId, ClusterJoinTicket, Config, LeaveJoint, Member, MemberChange, MemberRole, MembershipChange,
-    NodeId, Start,
+    ClusterId, ClusterJoinTicket, Config, Entry, EntryKind, LeaveJoint, Member, MemberChange, MemberRole,
+    MembershipChange, NodeId, Start,
 };
 
 use crate::harness::*;
@@ -404,8 +404,12 @@ async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
     let [leaving, unknowing] = [(leader + 1) % 3, (leader + 2) % 3];
     let hung = Gate::default();
     let disk = hung.clone();
-    nodes[unknowing].disk.judge(move |_| {
-        disk.pass();
+    // It is alive until the removal reaches it.
+    nodes[unknowing].disk.judge(move |writes| {
+        let is_removal = |entry: &Entry| entry.kind == EntryKind::MembershipChange;
+        if writes.iter().flat_map(|write| &write.append).any(is_removal) {
+            disk.pass();
+        }
         true
     });
     let raft = nodes[leaving].raft().clone();
