@@ -52,7 +52,7 @@ struct Known {
 enum RoundFailure<E> {
     /// Another round would not help, or could do harm.
     Final(ClientError<E>),
-    /// Somebody answered, or may answer yet.
+    /// A node answered, or may answer yet.
     Later(E),
 }
 

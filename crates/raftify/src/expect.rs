@@ -305,7 +305,10 @@ impl Lobby {
         }
         match answer.plan {
             Some(plan) if plan.members.is_empty() => drop(round.fresh.insert(answer.address)),
-            Some(plan) if plan.members.iter().any(|member| *member.address == *self.address) => {
+            Some(plan)
+                if plan.members.len() == self.expect.count
+                    && plan.members.iter().any(|member| *member.address == *self.address) =>
+            {
                 round.decided = Some(plan.members);
             }
             Some(_) => round.problems.push(format!(

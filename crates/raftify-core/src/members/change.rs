@@ -16,10 +16,10 @@ const REQUEST_VERSION: u8 = 1;
 /// What to do with the joint configuration that a change of several members goes through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LeaveJoint {
-    /// The leader leaves it as soon as it is committed; whoever leads then.
+    /// The leader leaves it as soon as it is committed, whichever node leads then.
     #[default]
     Automatically,
-    /// It stays until somebody calls `leave_joint`.
+    /// It stays until `leave_joint` is called.
     OnRequest,
 }
 
