@@ -6,6 +6,7 @@
 //! its first members have pledged themselves, so that no two clusters can begin from lists that have a node in common.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -115,6 +116,9 @@ pub(crate) struct Listening {
     serving: BoxFuture<'static, ()>,
 }
 
+/// A host name that is being resolved.
+type Lookup = oneshot::Receiver<io::Result<Vec<SocketAddr>>>;
+
 /// What was seen in one round.
 #[derive(Default)]
 struct Round {
@@ -210,8 +214,9 @@ impl Lobby {
         let (mut pause, mut said, mut conflict_since) = (PAUSE_MIN, None::<Instant>, None::<Instant>);
         // A node that gave up because of a contradiction, and is silent now, is still not started with the right words.
         let mut conflicts = BTreeMap::new();
+        let mut lookups = BTreeMap::new();
         loop {
-            let round = self.look().await;
+            let round = self.look(&mut lookups).await;
             if !round.cluster.is_empty() {
                 return Ok(Found::Cluster(round.cluster));
             }
@@ -265,11 +270,17 @@ impl Lobby {
         }
     }
 
-    async fn look(&self) -> Round {
+    /// A lookup that hangs is not begun again before it has ended.
+    async fn look(&self, lookups: &mut BTreeMap<String, Lookup>) -> Round {
         let mut round = Round { fresh: BTreeSet::from([self.address.to_string()]), ..Round::default() };
         let mut addresses = BTreeSet::new();
         for peer in &self.expect.peers {
-            match timeout(self.config.connect_timeout, transport::resolve(peer)).await {
+            let lookup = lookups.entry(peer.clone()).or_insert_with(|| transport::resolve(peer));
+            let outcome = timeout(self.config.connect_timeout, lookup).await;
+            if outcome.is_ok() {
+                lookups.remove(peer);
+            }
+            match outcome {
                 Ok(Ok(Ok(found))) => addresses.extend(found.iter().map(ToString::to_string)),
                 Ok(Ok(Err(error))) => round.problems.push(format!("{peer} cannot be resolved: {error}")),
                 Ok(Err(_)) | Err(_) => round.problems.push(format!("{peer} was not resolved in time")),
