@@ -9,7 +9,7 @@ SEEDS ?= 10000
 PUBLISHED = $(notdir $(patsubst %/,%,$(dir $(shell grep -L 'publish = false' crates/*/Cargo.toml))))
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify package sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
+.PHONY: help build run test verify package audit sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ package: ## Make the packages of the published crates, into target/package (BUIL
 	@# Each package holds all tracked files of its folder, and `verify` builds those: building them twice would show little.
 	@# The public workflow does it.
 	$(CARGO) package --quiet --locked --allow-dirty $(BUILD) $(PUBLISHED:%=-p %)
+
+audit: ## Check licenses, bans and sources of all dependencies (needs cargo-deny; offline once `cargo fetch` has run)
+	$(CARGO) deny --locked check licenses bans sources
 
 crash-points: ## Cut the power after every operation of both storages, LMDB in them, and conversions (some minutes)
 	CRASH_POINTS=all $(CARGO) test --release -p raftify-storage --test crash_points
