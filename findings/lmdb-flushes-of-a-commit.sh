@@ -14,7 +14,7 @@ dir=$(mktemp -d)
 trap 'umount "$dir/mounted" 2> /dev/null || true; rm -rf "$dir"' EXIT
 cd "$dir"
 python3 -m venv venv
-venv/bin/pip install --quiet --disable-pip-version-check lmdb==3.0.0
+venv/bin/pip install --quiet --disable-pip-version-check lmdb==3.0.0 || exit 2
 truncate -s 256M image
 mkfs.ext4 -q -F image
 mkdir mounted

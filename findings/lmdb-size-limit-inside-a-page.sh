@@ -13,7 +13,7 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
 python3 -m venv venv
-venv/bin/pip install --quiet --disable-pip-version-check lmdb==3.0.0
+venv/bin/pip install --quiet --disable-pip-version-check lmdb==3.0.0 || exit 2
 cat > finding.py <<'PY'
 import errno, os, resource, signal
 import lmdb

@@ -69,5 +69,6 @@ fn main() {
     assert!(from_bytes >= 64 << 20 && from_slice < 64 << 10);
 }
 RUST
-CARGO_BUILD_JOBS=1 nice -n 15 cargo run --quiet
+CARGO_BUILD_JOBS=1 nice -n 15 cargo build --quiet || exit 2
+cargo run --quiet || exit 1
 echo "as stated"

@@ -87,5 +87,6 @@ fn main() {
     assert!(matches!(proposal, Err(Error::ProposalDropped)));
 }
 RUST
-CARGO_BUILD_JOBS=1 nice -n 15 cargo run --quiet
+CARGO_BUILD_JOBS=1 nice -n 15 cargo build --quiet || exit 2
+cargo run --quiet || exit 1
 echo "as stated"

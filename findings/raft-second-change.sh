@@ -58,5 +58,6 @@ fn main() {
     assert!(log[2].get_data().is_empty() && log[2].context.is_empty());
 }
 RUST
-CARGO_BUILD_JOBS=1 nice -n 15 cargo run --quiet
+CARGO_BUILD_JOBS=1 nice -n 15 cargo build --quiet || exit 2
+cargo run --quiet || exit 1
 echo "as stated"

@@ -93,5 +93,6 @@ async fn main() {
     }
 }
 RUST
-CARGO_BUILD_JOBS=1 nice -n 15 cargo run --quiet
+CARGO_BUILD_JOBS=1 nice -n 15 cargo build --quiet || exit 2
+cargo run --quiet || exit 1
 echo "as stated"

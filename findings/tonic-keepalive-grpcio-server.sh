@@ -13,7 +13,7 @@ trap 'kill "$server" 2> /dev/null || true; rm -rf "$dir"' EXIT
 server=
 cd "$dir"
 python3 -m venv venv
-venv/bin/pip install --quiet --disable-pip-version-check grpcio==1.85.3
+venv/bin/pip install --quiet --disable-pip-version-check grpcio==1.85.3 || exit 2
 cat > server.py <<'PY'
 import os, time
 from concurrent import futures
@@ -77,7 +77,7 @@ async fn main() {
     }
 }
 RUST
-CARGO_BUILD_JOBS=1 nice -n 15 cargo build --quiet
+CARGO_BUILD_JOBS=1 nice -n 15 cargo build --quiet || exit 2
 while ! [ -e port ]; do kill -0 "$server"; sleep 0.1; done
-CARGO_BUILD_JOBS=1 nice -n 15 cargo run --quiet
+cargo run --quiet || exit 1
 echo "as stated"

@@ -67,5 +67,6 @@ fn main() {
     assert_eq!((&cut.0[..], &cut.1[..]), ("Err(Elapsed(()))", "Ok(Err(ConnectionRefused))"));
 }
 RUST
-CARGO_BUILD_JOBS=1 nice -n 15 cargo run --quiet
+CARGO_BUILD_JOBS=1 nice -n 15 cargo build --quiet || exit 2
+cargo run --quiet || exit 1
 echo "as stated"
