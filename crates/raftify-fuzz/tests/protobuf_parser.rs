@@ -21,7 +21,7 @@ fn root() -> PathBuf {
 }
 
 fn lock_file() -> String {
-    fs::read_to_string(root().join("Cargo.lock")).unwrap()
+    fs::read_to_string(root().join("Cargo.lock")).expect("the workspace has a lock file")
 }
 
 /// Names of the packages that depend on `dependency`, of those in `lock`.
@@ -30,7 +30,7 @@ fn dependents<'a>(lock: &'a str, dependency: &str) -> Vec<&'a str> {
     let with_version = format!(" \"{dependency} ");
     lock.split("[[package]]")
         .filter(|package| package.lines().any(|line| line == quoted || line.starts_with(&with_version)))
-        .map(|package| package.split('"').nth(1).unwrap())
+        .map(|package| package.split('"').nth(1).expect("a package has a name"))
         .collect()
 }
 
@@ -39,12 +39,12 @@ fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join("crates"), root().join("examples"), root().join("fuzz/fuzz_targets")];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(folder).expect("the folder can be read") {
+            let path = entry.expect("the folder can be read").path();
             if path.is_dir() && !path.ends_with("tests") {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&path).unwrap();
+                let text = fs::read_to_string(&path).expect("the file can be read");
                 found.push((path, text));
             }
         }
