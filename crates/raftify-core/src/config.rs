@@ -41,6 +41,15 @@ pub struct Config {
     /// lead; it does not stand for election until the disk has caught up. Default 5 s, at least `election_timeout`.
     #[serde(with = "humantime_serde")]
     pub disk_stall_timeout: Duration,
+    /// A write to the log, with its sync, that takes longer than this is slow: it is told in a warning, at most once a
+    /// minute. Default 100 ms, range 1 ms to 24 h.
+    #[serde(with = "humantime_serde")]
+    pub slow_write_time: Duration,
+    /// A leader hands over to the most caught-up voter when for so long all that it wrote was durable on a majority by at
+    /// least `slow_write_time` before it was so on its own disk. It does so once in twelve times this at most, so that
+    /// leadership does not go back and forth between slow disks. Default 5 s, at most 24 h; zero: never.
+    #[serde(with = "humantime_serde")]
+    pub slow_disk_patience: Duration,
 
     /// How long a proposal may wait for its reply before its outcome is reported as unknown. Default 10 s, at least
     /// `election_timeout`.
@@ -165,6 +174,8 @@ impl Default for Config {
             heartbeat_interval: Duration::from_millis(100),
             election_timeout: Duration::from_millis(500),
             disk_stall_timeout: Duration::from_secs(5),
+            slow_write_time: Duration::from_millis(100),
+            slow_disk_patience: Duration::from_secs(5),
             propose_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(5),
             membership_timeout: Duration::from_secs(30),
@@ -261,6 +272,7 @@ impl Config {
             demand(timeout <= TIME_MAX, format!("{name} ({timeout:?}) must be at most {TIME_MAX:?}"));
         }
         for (name, timeout) in [
+            ("slow_write_time", self.slow_write_time),
             ("connect_timeout", self.connect_timeout),
             ("reconnect_delay_max", self.reconnect_delay_max),
             ("snapshot_chunk_timeout", self.snapshot_chunk_timeout),
@@ -277,10 +289,11 @@ impl Config {
                 self.promotion_lag_max, self.heartbeat_interval
             ),
         );
-        demand(
-            self.snapshot_age_max <= TIME_MAX,
-            format!("snapshot_age_max is {:?}, it must be at most {TIME_MAX:?}", self.snapshot_age_max),
-        );
+        for (name, time) in
+            [("snapshot_age_max", self.snapshot_age_max), ("slow_disk_patience", self.slow_disk_patience)]
+        {
+            demand(time <= TIME_MAX, format!("{name} is {time:?}, it must be at most {TIME_MAX:?}"));
+        }
         let snapshot_rate = self.snapshot_bytes_per_second_max;
         demand(
             snapshot_rate == 0 || snapshot_rate >= 64 * KIB,
@@ -482,7 +495,7 @@ mod tests {
                   |
                 1 | election_timeuot = "1s"
                   | ^^^^^^^^^^^^^^^^
-                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `propose_timeout`, `read_timeout`, `membership_timeout`, `promotion_entries_max`, `promotion_lag_max`, `joiner_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_bytes_kept_for_followers`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
+                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `slow_write_time`, `slow_disk_patience`, `propose_timeout`, `read_timeout`, `membership_timeout`, `promotion_entries_max`, `promotion_lag_max`, `joiner_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_bytes_kept_for_followers`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
         );
         check(
             "tick_interval =\n",

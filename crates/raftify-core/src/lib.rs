@@ -64,5 +64,7 @@ pub use storage::{
     HardState, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
     StorageError,
 };
-pub use turn::{Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, Turn, TurnNumber};
+pub use turn::{
+    Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, StateKept, Turn, TurnNumber,
+};
 pub use types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, Term, ZeroNodeId};

@@ -168,6 +168,16 @@ mutants! {
     LastRecordIsNotFlushedAgain,
     /// -: the checksum of a snapshot's block is not looked at
     SnapshotChecksumIsNotChecked,
+    /// -: a state machine in memory is given what no majority has yet
+    HandsOutBeforeMajority,
+    /// -: a state machine on disk is given what this node's own log may lose
+    OnDiskMachineGetsUnsynced,
+    /// -: what was handed out before it was durable is handed out once more
+    HandsOutTwice,
+    /// -: a membership change is in force before this node has it durably
+    HandsOutChangesBeforeDurable,
+    /// -: a leader whose disk is slower than those of the others stays in office
+    SlowDiskKeepsTheLeader,
     /// -: an entry that cannot be applied is passed over
     FailedApplyIsSkipped,
 }

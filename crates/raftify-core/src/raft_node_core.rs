@@ -8,6 +8,7 @@
 mod committed;
 mod joiners;
 mod membership;
+mod own_disk;
 mod requests;
 mod snapshots;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use tracing::{debug, info, warn};
 
 use self::membership::{MembershipWaiter, MembershipWork};
+use self::own_disk::OwnDisk;
 use self::requests::{Batch, HandOvers, Parking, Transfer};
 use self::snapshots::Snapshots;
 use crate::config::CheckedConfig;
@@ -31,7 +33,7 @@ use crate::request::{LocalRequestMsg, ProposalReply, Responder, ServerRequestMsg
 use crate::status::{Inspection, Status};
 use crate::storage::{HardState, LogReader, StorageError, StoredState, Write};
 use crate::turn::{
-    Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, Turn, TurnNumber,
+    Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, StateKept, Turn, TurnNumber,
 };
 use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
 
@@ -58,6 +60,8 @@ pub struct CoreStart {
     pub seed: u64,
     /// What the storage holds.
     pub stored: StoredState,
+    /// Where the state machine keeps its state.
+    pub state_kept: StateKept,
 }
 
 /// The deciding half of a node. `R` is how a proposal is answered.
@@ -81,6 +85,7 @@ pub struct RaftNodeCore<R> {
     in_flight: VecDeque<InFlight>,
     /// Bytes of entries in these turns.
     unwritten_bytes: u64,
+    own_disk: OwnDisk,
 
     proposals: AnswersOwed<R>,
     batch: Batch<R>,
@@ -104,6 +109,7 @@ pub struct RaftNodeCore<R> {
     held: VecDeque<(Entry, TurnNumber)>,
     /// The last entry that was handed to the state machine.
     handed_out: LogPosition,
+    state_kept: StateKept,
     /// As consensus knows it: see [`in_state_machine`](Self::in_state_machine).
     applied: LogIndex,
     /// Bytes handed out and not yet applied, a sum for each turn.
@@ -182,7 +188,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// # Errors
     /// If the storage belongs to another node, contradicts itself, or cannot be read.
     pub fn new(start: CoreStart, log: &impl LogReader) -> Result<Self, StartError> {
-        let CoreStart { node_id, address, config, seed, stored } = start;
+        let CoreStart { node_id, address, config, seed, stored, state_kept } = start;
         if let Some(identity) = stored.identity
             && identity.node_id != node_id
         {
@@ -207,6 +213,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             term_written_with: (stored.hard_state.term, TurnNumber(0)),
             in_flight: VecDeque::new(),
             unwritten_bytes: 0,
+            own_disk: OwnDisk::default(),
             proposals: AnswersOwed::new(),
             batch: Batch::default(),
             membership: AnswersOwed::new(),
@@ -220,6 +227,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             first_incarnations: BTreeMap::new(),
             held: VecDeque::new(),
             handed_out,
+            state_kept,
             applied,
             unapplied: VecDeque::new(),
             unapplied_bytes: 0,
@@ -275,6 +283,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.record_members();
         self.leave_joint_if_due();
         self.tend_joiners();
+        self.look_at_own_disk();
         self.ask_whether_still_needed();
     }
 
@@ -328,10 +337,17 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.written = turn.number;
             ready_number = turn.ready_number.or(ready_number);
             self.unwritten_bytes -= turn.bytes;
+            if turn.bytes > 0 {
+                self.own_disk.wrote(self.now_ticks - turn.issued_ticks);
+            }
             self.in_flight.pop_front();
         }
         if let Some(ready_number) = ready_number {
+            let commit = self.consensus.commit();
             self.consensus.persisted(ready_number);
+            // What was handed out before it was durable.
+            self.consensus.apply_to(self.applied);
+            self.has_become_durable(commit);
         }
         self.snapshots_written();
         let written = self.written;
@@ -529,7 +545,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // a membership must not fall back to an older one when it restarts.
             self.next.write.hard_state = Some(self.consensus.hard_state());
         }
-        self.held.extend(ready.committed.into_iter().map(|entry| (entry, number)));
+        let handed_out = self.handed_out.index;
+        let news = ready
+            .committed
+            .into_iter()
+            .filter(|entry| entry.position.index > handed_out || mutated!(HandsOutTwice));
+        self.held.extend(news.map(|entry| (entry, number)));
     }
 
     fn issue(&mut self, number: TurnNumber, ready_number: Option<u64>) -> Option<Turn<R>> {

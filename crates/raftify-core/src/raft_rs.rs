@@ -38,6 +38,11 @@ pub(crate) struct Consensus {
     seed: u64,
     /// How often this node has become a candidate; varies the election timeouts of one term.
     candidacies: u64,
+    /// The last entry that raft-rs has given out as committed. It reads those after it from the log that is in memory,
+    /// also if they were [given out before](Self::committed_beyond_durable).
+    given_out: LogIndex,
+    /// Most bytes of committed entries in one turn.
+    committed_bytes_max: u64,
     min_election_ticks: usize,
     max_election_ticks: usize,
 }
@@ -101,6 +106,7 @@ impl Consensus {
             max_uncommitted_size: config.uncommitted_bytes_max,
             max_committed_size_per_ready: config.message_bytes_max.saturating_mul(4),
         };
+        let given_out = log.applied;
         let view = LogView::new(log, config.log_cache_bytes);
         let raw =
             RawNode::new(&raft_config, view, &logging::to_tracing()).map_err(|error| error.to_string())?;
@@ -109,6 +115,8 @@ impl Consensus {
             node_id,
             seed,
             candidacies: 0,
+            given_out,
+            committed_bytes_max: raft_config.max_committed_size_per_ready,
             min_election_ticks: election_tick,
             max_election_ticks: election_tick * 2,
         };
@@ -323,14 +331,30 @@ impl Consensus {
         self.pin_election_timeout();
     }
 
+    /// The state machine has applied everything up to `index`. What is not durable here counts for raft-rs once it is: to
+    /// be called again then.
     pub(crate) fn apply_to(&mut self, index: LogIndex) {
         let log = &self.raw.raft.raft_log;
-        let possible = log.committed.min(log.persisted);
-        debug_assert!(index.0 <= possible, "applied {index}, but only {possible} is committed and durable");
-        if index.0 > log.applied && index.0 <= possible {
-            self.raw.advance_apply_to(index.0);
+        debug_assert!(index.0 <= log.committed, "applied {index}, but only {} is committed", log.committed);
+        let possible = index.0.min(log.committed).min(log.persisted);
+        if possible > log.applied {
+            self.raw.advance_apply_to(possible);
         }
-        self.raw.mut_store().trim_cache(index);
+        self.raw.mut_store().trim_cache(index.min(self.given_out));
+    }
+
+    /// The committed entries after `after` that are not durable on this node, if that is all that raft-rs waits for before
+    /// it gives them out; not all at once, if they are many.
+    pub(crate) fn committed_beyond_durable(&self, after: LogIndex) -> Vec<Entry> {
+        let log = &self.raw.raft.raft_log;
+        let committed = match mutated!(HandsOutBeforeMajority) {
+            true => log.last_index(),
+            false => log.committed,
+        };
+        if after.0 < log.persisted.min(log.committed) {
+            return Vec::new();
+        }
+        self.raw.store().cached(after.next(), LogIndex(committed), self.committed_bytes_max)
     }
 
     pub(crate) fn report_unreachable(&mut self, peer: NodeId) {
@@ -505,10 +529,14 @@ impl Consensus {
             let position = convert::snapshot_position(raft_ready.snapshot());
             self.raw.mut_store().reset(position, raft_ready.snapshot().get_metadata().get_conf_state());
             ready.installed = Some(position);
+            self.given_out = self.given_out.max(position.index);
         }
         ready.append = raft_ready.take_entries().into_iter().map(entry_from_raft).collect();
         self.raw.mut_store().append(&ready.append);
         ready.committed = raft_ready.take_committed_entries().into_iter().map(entry_from_raft).collect();
+        if let Some(last) = ready.committed.last() {
+            self.given_out = last.position.index;
+        }
         ready.confirmed_reads = raft_ready
             .take_read_states()
             .into_iter()

@@ -35,7 +35,8 @@ pub struct Turn<R> {
     /// [`snapshot_sent`](crate::RaftNodeCore::snapshot_sent), exactly once. A later one to the same follower makes an
     /// earlier one that is still on its way useless.
     pub send_snapshots: Vec<SnapshotToSend>,
-    /// For the state machine, in log order. Durable here and committed.
+    /// For the state machine, in log order. Committed; and durable here, unless the state machine is
+    /// [in memory](StateKept::InMemory).
     pub committed: Vec<Committed<R>>,
     /// Requests for the leader, which is another node. The shell sends them and passes on the answers.
     pub forward: Vec<Forward<R>>,
@@ -48,6 +49,18 @@ pub struct Turn<R> {
     /// Take a snapshot of the state machine as it is when this reaches it in the order of `committed`, and report it
     /// with [`snapshot_taken`](crate::RaftNodeCore::snapshot_taken).
     pub take_snapshot: Option<SnapshotReason>,
+}
+
+/// Where a state machine keeps its state, which decides what may be handed to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateKept {
+    /// In memory: it ends with the process, and begins again with a snapshot that this node has recorded. Entries are
+    /// handed out as soon as they are committed: that a majority of the voters has them durably is enough, this node's own
+    /// disk need not be among them.
+    InMemory,
+    /// Where it may outlive the process. What is in it must not be missing in this node's log: entries are handed out once
+    /// they are durable there too.
+    OnDisk,
 }
 
 /// Why a snapshot is taken.

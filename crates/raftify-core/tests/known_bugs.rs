@@ -24,6 +24,19 @@ fn cluster_of_three() -> (Cluster, NodeId) {
     (cluster, leader)
 }
 
+/// Their state machines keep their state on disk.
+fn three_on_disk() -> (Cluster, NodeId) {
+    let (mut cluster, _) = cluster_of_three();
+    cluster.on_disk = cluster.ids().into_iter().collect();
+    for node in cluster.ids() {
+        cluster.crash(node);
+        cluster.start(node);
+    }
+    let leader = cluster.until_leader();
+    cluster.until_proposed(leader);
+    (cluster, leader)
+}
+
 fn isolate(cluster: &mut Cluster, node: NodeId) {
     for other in cluster.ids() {
         cluster.cut.insert((node, other));
@@ -495,7 +508,7 @@ fn bug_17_an_entry_of_an_earlier_term_is_not_committed_by_counting_its_copies() 
 
 #[test]
 fn bug_19_a_leader_whose_disk_hangs_makes_room_for_one_that_can_write() {
-    let (mut cluster, old_leader) = cluster_of_three();
+    let (mut cluster, old_leader) = three_on_disk();
     cluster.hung_disks.insert(old_leader);
     let proposal = cluster.propose(old_leader);
     cluster

@@ -7,7 +7,7 @@ use raftify_core::{
     ClusterId, Config, CoreStart, Entry, EntryKind, Forwarding, HardState, Identity, Incarnation,
     LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, LogReader as _, Member, Members, NodeId,
     ProposalReply, RaftMessage, RaftMessageBody, RaftNodeCore, Responder, Sender, ServerRequestMsg,
-    SnapshotMeta, StableStorage as _, Term, error::ProposeError,
+    SnapshotMeta, StableStorage as _, StateKept, Term, error::ProposeError,
 };
 
 const CLUSTER: ClusterId = ClusterId(7);
@@ -157,6 +157,7 @@ impl Node {
             config: Config::default().check().ok()?,
             seed: 1,
             stored: disk.load().ok()?,
+            state_kept: StateKept::InMemory,
         };
         let core = RaftNodeCore::new(start, &disk.log_reader()).ok()?;
         Some(Node { core, disk })

@@ -9,14 +9,14 @@ mod recovery;
 
 use std::collections::BTreeSet;
 
-use raftify_core::{LocalRequestMsg, LogIndex, NodeId};
+use raftify_core::{LocalRequestMsg, LogIndex, NodeId, Role};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
 use crate::coverage::Happened;
 use crate::disk::DiskFault;
 use crate::invariants::Checked;
-use crate::node::{Durable, Lost};
+use crate::node::{Durable, Lost, Node};
 use crate::schedule::{MILLISECOND, SECOND, Time};
 use crate::simulation::{Event, Simulation};
 use crate::world::Chance;
@@ -53,6 +53,8 @@ pub(crate) enum Fault {
     JoinerDies,
     NodeMoves,
     ChangeAmidFailure,
+    // Only in worlds in which who leads may hand over because of its disk.
+    SlowDiskOfLeader,
 }
 
 impl Fault {
@@ -175,6 +177,10 @@ impl Simulation {
             }
             Fault::SlowDisk | Fault::HungDisk | Fault::DiskError | Fault::DiskFull => {
                 self.spoil_disk(fault, node);
+                Ok(())
+            }
+            Fault::SlowDiskOfLeader => {
+                self.slow_down_leader();
                 Ok(())
             }
             Fault::BitFlip | Fault::Wipe | Fault::RollBack => self.lose_disk(fault, node),
@@ -375,6 +381,23 @@ impl Simulation {
             _ => node.disk.set_fault(Some(DiskFault::Full)),
         }
         let delay = self.rng.about(4 * SECOND);
+        self.schedule.after(delay, Event::Repair(Repair::Disk(id)));
+    }
+
+    /// The disk of a node that leads takes for each write a multiple of what counts as slow, for long.
+    fn slow_down_leader(&mut self) {
+        let leads = |node: &&Node| {
+            node.running.as_ref().is_some_and(|running| running.core.status().role == Role::Leader)
+        };
+        let Some(id) = self.nodes.values().find(leads).map(|node| node.id) else { return };
+        let slow = u64::try_from(self.world.config.slow_write_time.as_micros()).unwrap_or(Time::MAX);
+        let slowness = slow * self.rng.random_range(3..8) / self.world.write_delay.1.max(1);
+        self.tell(format_args!("the disk of {id}, which leads, is {slowness} times as slow"));
+        self.coverage.saw(Happened::DiskOfLeaderSlow);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.disk_slowness = slowness.max(2);
+        }
+        let delay = 2 * SECOND + self.rng.about(8 * SECOND);
         self.schedule.after(delay, Event::Repair(Repair::Disk(id)));
     }
 

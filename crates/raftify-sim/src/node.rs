@@ -7,7 +7,7 @@ use std::sync::Arc;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
     ClusterId, Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage,
-    RaftNodeCore, Role, SnapshotMeta, SnapshotToSend, Term, TurnNumber,
+    RaftNodeCore, Role, SnapshotMeta, SnapshotToSend, StateKept, Term, TurnNumber,
 };
 
 use crate::disk::Disk;
@@ -47,6 +47,9 @@ pub(crate) struct Node {
     /// The members that it begins a cluster with when its disk is empty; `None`: it waits to be let in.
     pub(crate) begins_with: Option<Arc<Members>>,
     pub(crate) disk: Disk,
+    pub(crate) state_kept: StateKept,
+    /// Where a state machine that keeps its state was when its node ended.
+    pub(crate) kept: Option<LogPosition>,
     /// What is durable on it, as far as it was acknowledged.
     pub(crate) durable: Durable,
     /// What was under way when it stopped: any part of it may be durable as well.
@@ -191,6 +194,12 @@ impl Node {
     /// Whether it takes part in what happens now.
     pub(crate) fn is_running(&self) -> bool {
         self.running.is_some()
+    }
+
+    /// It ends, and its state machine has come to `at`.
+    pub(crate) fn keeps_state_at(&mut self, at: LogPosition) {
+        // The beginning of a cluster is no entry.
+        self.kept = (self.state_kept == StateKept::OnDisk && at.index > LogIndex(1)).then_some(at);
     }
 
     /// What counts towards a quorum.

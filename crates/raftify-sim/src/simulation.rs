@@ -27,7 +27,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::clients::Clients;
 use crate::coverage::{Coverage, Happened};
-use crate::invariants::{Checked, Invariants, bounded_log, deadlines, leader_append_only};
+use crate::invariants::{Checked, Invariants, bounded_log, deadlines, durable_state, leader_append_only};
 use crate::nemesis::{Nemesis, Repair};
 use crate::network::{Network, Packet, Proposed, Reply, forwarded};
 use crate::node::{Captured, Lost, Node, ToApply, ToWrite};
@@ -381,12 +381,14 @@ impl Simulation {
             if let Committed::User { reply: Some(reply), .. } = item {
                 reply.waits = None;
             }
-            let index = item.position().index;
-            if index > node.durable.state.last.index && index > LogIndex(1) {
-                return Err(format!(
-                    "durability: {id} hands out {index} to be applied before it is durable there"
-                ));
+            let position = item.position();
+            if position.index <= node.durable.state.last.index || position.index == LogIndex(1) {
+                continue;
             }
+            self.coverage.saw(Happened::AheadOfDisk);
+            let is_plain = matches!(item, Committed::User { .. } | Committed::Nothing { .. });
+            let is_committed = node.lost.is_some() || self.invariants.committed.is_committed(position);
+            durable_state::hands_out_beyond_log(id, position, node.state_kept, is_plain && is_committed)?;
         }
         let (number, write) = (turn.number, turn.write.take());
         let send_after = std::mem::take(&mut turn.send_after);

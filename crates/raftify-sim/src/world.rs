@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use raftify_core::{CheckedConfig, Config};
+use raftify_core::{CheckedConfig, Config, NodeId, StateKept};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -44,6 +44,29 @@ pub(crate) struct World {
     pub(crate) fault_interval: Time,
     pub(crate) peculiar: Peculiar,
     pub(crate) joins: Joins,
+    pub(crate) state_machines: StateMachines,
+}
+
+/// Where state machines keep their state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum StateMachines {
+    #[default]
+    OnDisk,
+    InMemory,
+    /// Those of nodes with an odd number in memory, the others on disk.
+    Both,
+}
+
+impl StateMachines {
+    /// Where that of `node` does.
+    pub(crate) fn of(self, node: NodeId) -> StateKept {
+        match self {
+            StateMachines::OnDisk => StateKept::OnDisk,
+            StateMachines::InMemory => StateKept::InMemory,
+            StateMachines::Both if node.get() % 2 == 1 => StateKept::InMemory,
+            StateMachines::Both => StateKept::OnDisk,
+        }
+    }
 }
 
 /// What only some worlds have. It is drawn apart from all else, so that a world without any of it is what it was before
@@ -126,6 +149,8 @@ impl Chance for ChaCha8Rng {
 const PECULIAR_STREAM: u64 = 3;
 /// Worlds in which nodes join and move came later.
 const JOINS_STREAM: u64 = 4;
+/// And so did those in which entries are applied before they are on the disk of their node.
+const STATE_MACHINES_STREAM: u64 = 7;
 
 impl World {
     /// The one of `seed`, and the random numbers that decide about all that happens in it.
@@ -138,7 +163,28 @@ impl World {
         let mut apart = ChaCha8Rng::seed_from_u64(seed);
         apart.set_stream(JOINS_STREAM);
         world.let_nodes_join(&mut apart);
+        let mut apart = ChaCha8Rng::seed_from_u64(seed);
+        apart.set_stream(STATE_MACHINES_STREAM);
+        world.keep_state_in_memory(&mut apart);
         (world, rng)
+    }
+
+    /// In two thirds of all worlds, some state machines are in memory, and so ahead of the disks of their nodes; in some of
+    /// these, the disk of who leads becomes slow for long.
+    fn keep_state_in_memory(&mut self, rng: &mut ChaCha8Rng) {
+        self.state_machines =
+            rng.one_of(&[StateMachines::OnDisk, StateMachines::InMemory, StateMachines::Both]);
+        if rng.percent(60) {
+            return;
+        }
+        self.faults.extend([Fault::SlowDiskOfLeader; 2]);
+        self.think = self.think.min(300 * MILLISECOND);
+        let config = Config {
+            slow_write_time: self.config.tick_interval * rng.one_of(&[1, 2]),
+            slow_disk_patience: self.config.election_timeout * rng.one_of(&[1, 1, 2]),
+            ..Config::clone(&self.config)
+        };
+        self.config = config.check().expect("every value of these settings is allowed");
     }
 
     /// Half of all worlds stay as they are.
@@ -242,6 +288,7 @@ impl World {
             fault_interval: if quiet { SECOND } else { rng.one_of(&[300, 1000, 3000]) * MILLISECOND },
             peculiar: Peculiar::default(),
             joins: Joins::default(),
+            state_machines: StateMachines::default(),
         }
     }
 }
@@ -257,6 +304,7 @@ fn draw_config(rng: &mut ChaCha8Rng) -> CheckedConfig {
         heartbeat_interval,
         election_timeout,
         disk_stall_timeout: timeout(rng),
+        slow_disk_patience: Duration::ZERO,
         propose_timeout: timeout(rng),
         read_timeout: timeout(rng),
         membership_timeout: election_timeout * rng.random_range(3..=5),

@@ -143,5 +143,5 @@ pub use raftify_storage::{
 pub use slog_layer::{SlogGuard, slog_layer};
 pub use snapshot_directory::restore_directory;
 pub use start::{Joining, Start};
-pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};
+pub use state_machine::{AbstractStateMachine, IN_MEMORY, SnapshotCapture, restore_value};
 pub use wire::DoorRefusal;

@@ -16,9 +16,11 @@ use raftify_core::{Entry, LogIndex, NodeId, RaftMessage, StableStorage, TurnNumb
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tracing::warn;
 
 use crate::outbox::Outbox;
 use crate::raft_loop::Event;
+use crate::seldom::Seldom;
 use crate::timing::{Step, mark};
 use crate::worker::{Worker, caught, may_block};
 
@@ -52,13 +54,12 @@ impl ToWrite {
 /// The raft loop's end of the log writer. When it is dropped, the thread writes what is queued, closes the storage and
 /// ends.
 pub(crate) struct LogWriter<S> {
-    storage: Arc<Mutex<S>>,
+    disk: Arc<Disk<S>>,
     /// Unbounded because the core bounds what it hands out.
     queue: mpsc::UnboundedSender<ToWrite>,
     /// Turns that were handed to the thread and are not durable yet.
     queued: Arc<AtomicUsize>,
     outbox: Outbox,
-    node_id: NodeId,
     /// Whether the runtime goes on while the raft loop waits for the disk.
     others_go_on: bool,
     /// Until when the disk counts as slow.
@@ -70,18 +71,18 @@ impl<S: StableStorage> LogWriter<S> {
     pub(crate) fn start(
         node_id: NodeId,
         storage: S,
+        slow_write_time: Duration,
         events: mpsc::UnboundedSender<Event>,
         outbox: Outbox,
     ) -> Result<(LogWriter<S>, Worker), StopReason> {
         let (sender, queue) = mpsc::unbounded_channel();
-        let storage = Arc::new(Mutex::new(storage));
+        let writing = Mutex::new(Writing { storage, slow_writes: SlowWrites::new(slow_write_time) });
+        let disk = Arc::new(Disk { node_id, writing });
         let queued = Arc::new(AtomicUsize::new(0));
-        let thread =
-            write_all(node_id, Arc::clone(&storage), queue, Arc::clone(&queued), events, outbox.clone());
+        let thread = write_all(Arc::clone(&disk), queue, Arc::clone(&queued), events, outbox.clone());
         let worker = Worker::start("raftify-log", thread)?;
         let others_go_on = Handle::current().metrics().num_workers() > 1;
-        let log_writer =
-            LogWriter { storage, queue: sender, queued, outbox, node_id, others_go_on, slow_until: None };
+        let log_writer = LogWriter { disk, queue: sender, queued, outbox, others_go_on, slow_until: None };
         Ok((log_writer, worker))
     }
 
@@ -98,7 +99,7 @@ impl<S: StableStorage> LogWriter<S> {
             self.outbox.send(std::mem::take(&mut turn.send_after));
         }
         let begin = Instant::now();
-        let outcome = write(self.node_id, &self.storage, turn.number, turn.write.as_slice());
+        let outcome = self.disk.write(turn.number, turn.write.as_slice());
         if begin.elapsed() > INLINE_TIME_MAX {
             self.slow_until = Some(begin + SLOW_DISK_PAUSE);
         }
@@ -121,8 +122,7 @@ impl<S: StableStorage> LogWriter<S> {
 }
 
 async fn write_all<S: StableStorage>(
-    node_id: NodeId,
-    storage: Arc<Mutex<S>>,
+    disk: Arc<Disk<S>>,
     mut queue: mpsc::UnboundedReceiver<ToWrite>,
     queued: Arc<AtomicUsize>,
     events: mpsc::UnboundedSender<Event>,
@@ -146,7 +146,7 @@ async fn write_all<S: StableStorage>(
         if raftify_core::mutated!(MessagesLeaveBeforeTheWrite) {
             outbox.send(std::mem::take(&mut messages));
         }
-        let outcome = may_block(|| write(node_id, &storage, newest, &writes)).await;
+        let outcome = may_block(|| disk.write(newest, &writes)).await;
         let failed = matches!(outcome, Event::Failed(_));
         // The loop hears of it before any peer does, so that an answer never overtakes the news. If the loop is gone,
         // the node has stopped, and the messages go nowhere.
@@ -159,24 +159,99 @@ async fn write_all<S: StableStorage>(
     }
 }
 
-/// Up to the turn `newest`, in one durable write.
-fn write<S: StableStorage>(
+/// The storage, which the loop and the thread write to in turns.
+struct Disk<S> {
     node_id: NodeId,
-    storage: &Mutex<S>,
-    newest: TurnNumber,
-    writes: &[Write],
-) -> Event {
-    let last = writes.iter().rev().find_map(|write| write.append.last());
-    let last = last.map_or(LogIndex::ZERO, |entry| entry.position.index);
-    // A panic of the storage is caught below, and ends the node before anybody writes again.
-    let mut storage = storage.lock().unwrap_or_else(PoisonError::into_inner);
-    mark(node_id, Step::Write, last);
-    match caught(|| storage.write(writes)) {
-        Ok(Ok(())) => {
-            mark(node_id, Step::Durable, last);
-            Event::Written(newest)
+    writing: Mutex<Writing<S>>,
+}
+
+struct Writing<S> {
+    storage: S,
+    slow_writes: SlowWrites,
+}
+
+impl<S: StableStorage> Disk<S> {
+    /// Up to the turn `newest`, in one durable write.
+    fn write(&self, newest: TurnNumber, writes: &[Write]) -> Event {
+        let last = writes.iter().rev().find_map(|write| write.append.last());
+        let last = last.map_or(LogIndex::ZERO, |entry| entry.position.index);
+        // A panic of the storage is caught below, and ends the node before anybody writes again.
+        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        mark(self.node_id, Step::Write, last);
+        let begin = Instant::now();
+        let outcome = caught(|| writing.storage.write(writes));
+        let took = begin.elapsed();
+        match outcome {
+            Ok(Ok(())) => {
+                mark(self.node_id, Step::Durable, last);
+                if let Some(slow) = writing.slow_writes.took(took) {
+                    warn!(node = %self.node_id, "{slow}");
+                }
+                Event::Written(newest)
+            }
+            Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
+            Err(panic) => Event::Failed(StopReason::Storage(format!("it {panic}"))),
         }
-        Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
-        Err(panic) => Event::Failed(StopReason::Storage(format!("it {panic}"))),
+    }
+}
+
+/// Counts the writes that take too long, and says now and then how long.
+struct SlowWrites {
+    /// More is too long.
+    most: Duration,
+    /// Since it was told last: how many there were, and how many of them were slow.
+    writes: u64,
+    slow: u64,
+    told: Seldom,
+}
+
+impl SlowWrites {
+    fn new(most: Duration) -> SlowWrites {
+        SlowWrites { most, writes: 0, slow: 0, told: Seldom::default() }
+    }
+
+    /// One more write took so long. What is to be told of it.
+    fn took(&mut self, took: Duration) -> Option<String> {
+        self.writes += 1;
+        if took <= self.most {
+            return None;
+        }
+        self.slow += 1;
+        if !self.told.is_due() {
+            return None;
+        }
+        let (writes, slow) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.slow));
+        let millis = took.as_millis();
+        Some(format!(
+            "the disk of the data directory is slow: a write to the log took {millis} ms, and {slow} of the last {writes} \
+             more than slow_write_time ({:?})",
+            self.most
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_writes_are_told_with_their_time_and_not_each_of_them() {
+        let millis = Duration::from_millis;
+        let mut slow_writes = SlowWrites::new(millis(100));
+        assert_eq!(slow_writes.took(millis(100)), None);
+        let told = slow_writes.took(millis(312)).expect("it is too long");
+        assert!(
+            told.contains("took 312 ms, and 1 of the last 2 more than slow_write_time (100ms)"),
+            "{told}"
+        );
+        for _ in 0..10 {
+            assert_eq!(slow_writes.took(millis(400)), None, "it was just told");
+        }
+        advance(Duration::from_secs(60)).await;
+        assert_eq!(slow_writes.took(millis(2)), None);
+        let told = slow_writes.took(millis(500)).expect("it goes on");
+        assert!(told.contains("took 500 ms, and 11 of the last 12"), "{told}");
     }
 }

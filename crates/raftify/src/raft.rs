@@ -13,7 +13,7 @@ use raftify_core::members::{LeaveJoint, check_address, check_listen_address};
 use raftify_core::storage::StoredState;
 use raftify_core::{
     CheckedConfig, ClusterId, Config, CoreStart, Incarnation, LogPosition, Member, MemberChange, MemberRole,
-    Members, MembershipChange, NodeId, RaftNodeCore, StableStorage,
+    Members, MembershipChange, NodeId, RaftNodeCore, StableStorage, StateKept,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -29,7 +29,7 @@ use crate::raft_client::ClientError;
 use crate::raft_node::RaftNode;
 use crate::request_queue::request_queue;
 use crate::running::NodeParts;
-use crate::state_machine::AbstractStateMachine;
+use crate::state_machine::{AbstractStateMachine, IN_MEMORY};
 use crate::transport::Listener;
 
 /// How long [`Raft::request_id`] waits for a ticket.
@@ -200,7 +200,7 @@ where
         config: CheckedConfig,
         options: BootstrapOptions<LogEntry, FSM>,
     ) -> Result<Self, BootstrapError> {
-        let recovered = applied_by(&fsm, &stored)?;
+        let (state_kept, recovered) = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
         let start = CoreStart {
             node_id,
@@ -208,6 +208,7 @@ where
             config: config.clone(),
             seed: random(),
             stored,
+            state_kept,
         };
         let core = RaftNodeCore::new(start, &storage.log_reader()).map_err(|error| match error {
             StartError::Storage(error) => BootstrapError::Storage(error),
@@ -370,12 +371,15 @@ pub(crate) fn check_addresses<LogEntry, FSM>(
     Ok(())
 }
 
-/// What the state machine has applied, if it is what this node's log holds.
+/// Where the state machine keeps its state, and what it has applied, if that is what this node's log holds.
 fn applied_by<FSM: AbstractStateMachine>(
     state_machine: &FSM,
     stored: &StoredState,
-) -> Result<LogPosition, BootstrapError> {
+) -> Result<(StateKept, LogPosition), BootstrapError> {
     let applied = state_machine.applied();
+    if applied == IN_MEMORY {
+        return Ok((StateKept::InMemory, LogPosition::ZERO));
+    }
     let refused = |reason| Err(BootstrapError::StateMachine { applied, reason });
     if applied.index > stored.last.index {
         return refused(format!("this node's log ends at {}", stored.last));
@@ -384,6 +388,6 @@ fn applied_by<FSM: AbstractStateMachine>(
         Some(term) if term != applied.term => {
             refused(format!("in this node's log, that entry is of term {term}"))
         }
-        _ => Ok(applied),
+        _ => Ok((StateKept::OnDisk, applied)),
     }
 }

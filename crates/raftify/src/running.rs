@@ -93,9 +93,14 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             blocking.clone(),
             peer_events,
         );
-        let (log_writer, writer_thread) =
-            LogWriter::start(node_id, self.storage, events.clone(), outbox.clone())
-                .inspect_err(|reason| lifecycle.stop(reason))?;
+        let (log_writer, writer_thread) = LogWriter::start(
+            node_id,
+            self.storage,
+            self.config.slow_write_time,
+            events.clone(),
+            outbox.clone(),
+        )
+        .inspect_err(|reason| lifecycle.stop(reason))?;
         let applier = ApplierStart {
             node_id,
             state_machine: self.state_machine,

@@ -13,6 +13,9 @@ use crate::encoding;
 use crate::error::BoxError;
 use crate::log_entry::AbstractLogEntry;
 
+/// What [`AbstractStateMachine::applied`] says if it is not written: nothing of the state outlives the process.
+pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
+
 /// The state that is replicated.
 ///
 /// # The contract
@@ -28,9 +31,16 @@ use crate::log_entry::AbstractLogEntry;
 ///   [`unapplied_bytes_max`](crate::Config::unapplied_bytes_max); elections and the other nodes are not affected.
 /// - **Panics** are caught and treated like a fatal error.
 ///
+/// # When entries are applied
+/// Once they are committed: a majority of the voters has them on disk. This node's own disk need not be among them, if the
+/// state is in memory: nothing that a crash leaves here could then be ahead of the log, and a leader whose disk is slow
+/// answers as fast as the majority. To a state machine that keeps its state on disk, an entry is given only when it is
+/// on this node's disk as well; so its proposals wait for the disk of the leader.
+///
 /// # State on disk
 /// A state machine may keep its state itself, in a database or in files. Then a node that starts again need not restore
 /// a snapshot, and applies only what is missing. What it must hold to:
+/// - It says so in [`applied`](Self::applied), from the first start on: [`LogPosition::ZERO`] while it has nothing.
 /// - The state and the position of the last entry in it become durable in one step, such as one transaction.
 /// - They may lag behind what was applied, by as much as is cheap, since the log brings the rest again. They must never
 ///   run ahead of it, or be those of different moments.
@@ -144,13 +154,17 @@ pub trait AbstractStateMachine: Send + 'static {
 
     /// The last position that is durably in the state already, for a state machine that keeps its state itself: see
     /// [above](Self#state-on-disk). Called once, at [`bootstrap`](crate::Raft::bootstrap), before everything else. Entries
-    /// up to there are not applied again, and a snapshot from before is not restored. Default, and right for a state
-    /// machine that has nothing yet: [`LogPosition::ZERO`].
+    /// up to there are not applied again, and a snapshot from before is not restored; one that has nothing yet says
+    /// [`LogPosition::ZERO`].
+    ///
+    /// Default: [`IN_MEMORY`], right for a state of which nothing outlives the process. Entries are then applied
+    /// [before they are on this node's disk](Self#when-entries-are-applied). A state machine that keeps its state must never
+    /// say that: after a crash, its state could hold what is missing in the log.
     ///
     /// A position that this node's log does not hold is an error of `bootstrap`: the state is that of another node, or
     /// the log has lost entries.
     fn applied(&self) -> LogPosition {
-        LogPosition::ZERO
+        IN_MEMORY
     }
 
     /// Captures the state as it is now. It should be quick, since nothing is applied meanwhile: clone what is small,

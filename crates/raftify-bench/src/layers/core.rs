@@ -12,7 +12,7 @@ use raftify::{
 use raftify_core::error::ProposeError;
 use raftify_core::{
     CoreStart, LeaderRequest, LocalRequestMsg, ProposalReply, RaftMessage, RaftNodeCore, Responder, Sender,
-    ServerRequestMsg, Turn,
+    ServerRequestMsg, StateKept, Turn,
 };
 
 use super::disk;
@@ -97,6 +97,7 @@ impl Cores {
                 config: config.clone(),
                 seed: id,
                 stored: storage.load()?,
+                state_kept: StateKept::InMemory,
             };
             let mut core = RaftNodeCore::new(start, &storage.log_reader())?;
             let identity = identity(members.derive_cluster_id(), node_id);

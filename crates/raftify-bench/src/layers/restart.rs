@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raftify::{BoxError, Config, HeedStorage, NodeId, StableStorage, StorageError, WalStorage};
-use raftify_core::{CoreStart, RaftNodeCore};
+use raftify_core::{CoreStart, RaftNodeCore, StateKept};
 
 use super::core::NoReply;
 use super::disk;
@@ -105,6 +105,7 @@ impl Restart {
             config,
             seed: 1,
             stored: state,
+            state_kept: StateKept::InMemory,
         };
         // It reads all entries: there is no snapshot.
         let core = RaftNodeCore::<NoReply>::new(start, &storage.log_reader())?;

@@ -10,7 +10,7 @@ use crate::entry::{Entry, EntryKind};
 use crate::error::{MembershipError, ProposeError, StopReason};
 use crate::members::{MemberRecord, Members, MembershipChange};
 use crate::request::{ProposalReply, Reservation};
-use crate::turn::Committed;
+use crate::turn::{Committed, StateKept};
 use crate::types::LogIndex;
 
 impl<R: ProposalReply> RaftNodeCore<R> {
@@ -34,10 +34,33 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 self.hand_out(entry);
             }
         }
+        bytes += self.hand_out_beyond_durable();
         if self.handed_out.index > before {
             self.unapplied.push_back((self.handed_out.index, bytes));
             self.unapplied_bytes += bytes;
         }
+    }
+
+    /// Hands out what a majority has durably and this node's own disk does not have yet, if the state machine is in memory
+    /// (thesis, section 10.2.1; `docs/decisions/0008`). Only what is a user's: what changes the members waits until raft-rs
+    /// gives it out, and so does all that follows it. What raft-rs gives out later, and was handed out here, is skipped.
+    /// The bytes of it.
+    fn hand_out_beyond_durable(&mut self) -> u64 {
+        let waits = self.state_kept == StateKept::OnDisk && !mutated!(OnDiskMachineGetsUnsynced);
+        if waits || !self.held.is_empty() {
+            return 0;
+        }
+        let mut bytes = 0;
+        for entry in self.consensus.committed_beyond_durable(self.handed_out.index) {
+            let is_plain = matches!(entry.kind, EntryKind::User | EntryKind::Empty);
+            let is_plain = is_plain || mutated!(HandsOutChangesBeforeDurable);
+            if !is_plain || self.stop_reason.is_some() {
+                break;
+            }
+            bytes += entry.size_bytes();
+            self.hand_out(entry);
+        }
+        bytes
     }
 
     fn hand_out(&mut self, entry: Entry) {

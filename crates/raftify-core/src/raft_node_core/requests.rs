@@ -246,6 +246,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let held = self.consensus.uncommitted_bytes() + self.batch.bytes;
         if waiting >= self.config.proposals_in_flight_max
             || (held > 0 && held + bytes > self.config.uncommitted_bytes_max)
+            || self.unwritten_bytes > self.config.uncommitted_bytes_max
             || self.unapplied_bytes > self.config.unapplied_bytes_max
         {
             return reply.refuse(ProposeError::Busy { waiting: waiting as u64 });

@@ -102,6 +102,23 @@ impl LogView {
         after.checked_sub(1).map_or(self.truncated.term, |run| self.term_starts[run].term)
     }
 
+    /// The entries `[from, last]`, as far as they are in memory, and up to so many bytes, but for the first.
+    pub(super) fn cached(&self, from: LogIndex, last: LogIndex, bytes_max: u64) -> Vec<Entry> {
+        let last = last.min(self.last);
+        if from <= self.truncated.index || from < self.first_cached() || from > last {
+            return Vec::new();
+        }
+        let skip = usize::try_from(from.0 - self.first_cached().0).unwrap_or(usize::MAX);
+        let wanted = usize::try_from(last.0 - from.0 + 1).unwrap_or(usize::MAX);
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let is_first = bytes == 0;
+            bytes += entry.size_bytes();
+            is_first || bytes <= bytes_max
+        };
+        self.cache.range(skip..).take(wanted).take_while(fits).cloned().collect()
+    }
+
     /// Takes in what raft-rs is about to have written, so that it can be read from now on.
     pub(super) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first().map(|entry| entry.position.index) else {

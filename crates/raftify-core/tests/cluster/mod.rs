@@ -21,7 +21,7 @@ use raftify_core::{
     LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, LogReader, Member, Members, MembershipChange,
     MembershipRequest, NodeId, ProposalReply, RaftMessage, RaftNodeCore, Reservation, Responder, Role,
     Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotToSend, SnapshotWriter, StableStorage,
-    Status, Term, Turn, TurnNumber,
+    StateKept, Status, Term, Turn, TurnNumber,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -276,6 +276,8 @@ pub(crate) struct Cluster {
     pub(crate) unreachable: BTreeSet<NodeId>,
     /// Nodes whose disks finish no write.
     pub(crate) hung_disks: BTreeSet<NodeId>,
+    /// Nodes whose state machines keep their state on disk, from their next start on; those of all others are in memory.
+    pub(crate) on_disk: BTreeSet<NodeId>,
     /// Snapshots stay on their way until [`Cluster::deliver_snapshots`].
     pub(crate) slow_snapshots: bool,
     snapshots_on_their_way: Vec<((NodeId, NodeId), Packet)>,
@@ -334,6 +336,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             unreachable: BTreeSet::new(),
             hung_disks: BTreeSet::new(),
+            on_disk: BTreeSet::new(),
             slow_snapshots: false,
             snapshots_on_their_way: Vec::new(),
             loss_percent: 0,
@@ -411,6 +414,10 @@ impl Cluster {
             config: self.config.clone(),
             seed: self.seed,
             stored,
+            state_kept: match self.on_disk.contains(&node) {
+                true => StateKept::OnDisk,
+                false => StateKept::InMemory,
+            },
         };
         let core = RaftNodeCore::new(start, &this.disk.log_reader()).unwrap();
         let is_fresh = this.disk.load().unwrap().identity.is_none();
@@ -618,6 +625,16 @@ impl Cluster {
         let reader = self.nodes[&node].disk.log_reader();
         let fetched: Vec<_> =
             turn.fetch.into_iter().map(|f| (f, reader.read(f.from, f.until, f.bytes_max))).collect();
+        if self.on_disk.contains(&node) {
+            let durable = self.nodes.get_mut(&node).unwrap().disk.load().unwrap().last.index;
+            for item in &turn.committed {
+                let index = item.position().index;
+                assert!(
+                    index <= durable || index == LogIndex(1),
+                    "{node} may lose {index}, which it applies"
+                );
+            }
+        }
         let running = self.running(node).unwrap();
         if turn.write.is_some() || !turn.send_after.is_empty() {
             running.to_write.push_back((turn.number, turn.write, turn.send_after));

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use raftify_core::storage::Write;
-use raftify_core::{HardState, Incarnation, LogIndex, LogPosition, NodeId};
+use raftify_core::{HardState, Incarnation, LogIndex, LogPosition, NodeId, StateKept, Term};
 
 use super::Checked;
 use crate::log_picture::LogPicture;
@@ -76,6 +76,14 @@ impl DurableState {
         ))
     }
 
+    /// `node` has `commit` on its disk as its commit index, and a log up to `last`.
+    pub(crate) fn commits_within_log(&self, node: NodeId, commit: LogIndex, last: LogIndex) -> Checked {
+        if commit <= last {
+            return Ok(());
+        }
+        Err(format!("durable state: {node} takes {commit} for committed, and its log ends at {last}"))
+    }
+
     /// A change at `index` is in force on `node`, which has `commit` on its disk.
     pub(crate) fn in_force(&self, node: NodeId, index: LogIndex, commit: LogIndex) -> Checked {
         if commit >= index {
@@ -113,10 +121,40 @@ impl DurableState {
     }
 }
 
+/// `node` hands out the entry at `position` to be applied, which is not durable there: only to a state machine in memory, and
+/// only what a majority has, and what changes no members (thesis, section 10.2.1).
+pub(crate) fn hands_out_beyond_log(
+    node: NodeId,
+    position: LogPosition,
+    kept: StateKept,
+    is_allowed: bool,
+) -> Checked {
+    if kept == StateKept::InMemory && is_allowed {
+        return Ok(());
+    }
+    Err(format!(
+        "durable state: {node} hands out {position}, which is not durable there, to a state machine {kept:?}"
+    ))
+}
+
+/// The state that `node` has kept is that at `kept`; its log goes up to `last`, and has an entry of term `there` at that
+/// place, if it reaches back so far.
+pub(crate) fn keeps_what_is_in_the_state(
+    node: NodeId,
+    kept: LogPosition,
+    last: LogPosition,
+    there: Option<Term>,
+) -> Checked {
+    if kept.index <= last.index && there.is_none_or(|term| term == kept.term) {
+        return Ok(());
+    }
+    Err(format!(
+        "durable state: the state machine of {node} has kept {kept}, its log ends at {last} and has {there:?} there"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
-    use raftify_core::Term;
-
     use super::*;
 
     fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
@@ -134,6 +172,26 @@ mod tests {
             durable.has(node, life, wrong).unwrap_err();
             durable.has(node, Incarnation(2), wrong).expect("another life of the disk");
         }
+    }
+
+    #[test]
+    fn a_commit_index_or_a_state_beyond_the_log_is_rejected() {
+        let durable = DurableState::default();
+        durable.commits_within_log(NodeId::FIRST, LogIndex(5), LogIndex(5)).unwrap();
+        durable.commits_within_log(NodeId::FIRST, LogIndex(6), LogIndex(5)).unwrap_err();
+        let hands_out =
+            |kept, is_allowed| hands_out_beyond_log(NodeId::FIRST, LogPosition::new(2, 9), kept, is_allowed);
+        hands_out(StateKept::InMemory, true).unwrap();
+        hands_out(StateKept::InMemory, false).unwrap_err();
+        hands_out(StateKept::OnDisk, true).unwrap_err();
+        let keeps = |kept, there| {
+            let (kept, last) = (LogPosition::new(2, kept), LogPosition::new(3, 9));
+            keeps_what_is_in_the_state(NodeId::FIRST, kept, last, there)
+        };
+        keeps(9, Some(Term(2))).unwrap();
+        keeps(3, None).expect("that part of the log is gone");
+        keeps(10, None).unwrap_err();
+        keeps(9, Some(Term(3))).unwrap_err();
     }
 
     #[test]

@@ -14,9 +14,9 @@ use rand::RngExt;
 use super::{Event, Simulation, node_lost};
 use crate::coverage::Happened;
 use crate::disk::{Disk, Torn};
-use crate::invariants::Checked;
 use crate::invariants::deadlines::Deadlines;
 use crate::invariants::transfers::Transfers;
+use crate::invariants::{Checked, durable_state};
 use crate::log_picture::{Digest, LogPicture};
 use crate::node::{Durable, FailsTo, Lost, Node, Running, Seen};
 use crate::schedule::{SECOND, Time};
@@ -58,6 +58,8 @@ impl Simulation {
             address,
             begins_with,
             disk: self.new_disk(),
+            state_kept: self.world.state_machines.of(id),
+            kept: None,
             durable: Durable::default(),
             maybe_durable: Vec::new(),
             held_before: None,
@@ -121,6 +123,9 @@ impl Simulation {
         let at = stored.snapshot.as_ref().map_or(stored.truncated, |snapshot| snapshot.position);
         let members =
             stored.snapshot.as_ref().map_or_else(Members::none, |snapshot| snapshot.members.clone());
+        if let Some(kept) = node.kept.take().filter(|_| node.lost.is_none()) {
+            durable_state::keeps_what_is_in_the_state(id, kept, stored.last, stored.term_at(kept.index))?;
+        }
         let is_fresh = stored.identity.is_none();
         let begins_with = node.begins_with.clone();
         let identity = Identity { cluster_id: node.cluster_id, node_id: id, incarnation: node.incarnation };
@@ -130,6 +135,7 @@ impl Simulation {
             config: self.world.config.clone(),
             seed,
             stored,
+            state_kept: node.state_kept,
         };
         let reader = node.disk.log_reader();
         let core =
@@ -245,6 +251,10 @@ impl Simulation {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(running) = node.running.take() else { return Ok(()) };
         node.paused_until = 0;
+        node.keeps_state_at(running.at);
+        if running.at.index > node.durable.state.last.index {
+            self.coverage.saw(Happened::CrashAheadOfDisk);
+        }
         let writes = running.writing.map(|writing| writing.writes).unwrap_or_default();
         if !writes.is_empty() || node.disk.has_segments() {
             let torn = node.disk.lose_power(&writes, &mut self.rng);
@@ -265,6 +275,7 @@ impl Simulation {
     pub(crate) fn stop(&mut self, id: NodeId, reason: &StopReason) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(mut running) = node.running.take() else { return Ok(()) };
+        node.keeps_state_at(running.at);
         let own_members = running.core.status().members;
         running.core.stop(reason);
         if let Some(writing) = running.writing.filter(|writing| !writing.is_durable) {

@@ -81,6 +81,7 @@ impl Simulation {
         for write in &writes {
             self.invariants.durable.written(id, node.incarnation, write)?;
             let after = node.durable.state.after(write).map_err(|error| format!("storage: {id}: {error}"))?;
+            self.invariants.durable.commits_within_log(id, after.hard_state.commit, after.last.index)?;
             node.durable.state = after;
             node.durable.log.take(write, |position| self.invariants.logs.digest(position));
             // It may lead once more in a term that it has forgotten, by votes that come late: nobody hears of it.
@@ -249,6 +250,9 @@ impl Simulation {
             self.coverage.saw(Happened::SnapshotFailed);
             running.core.snapshot_taken(Err("it was told to fail".to_owned()));
             return Ok(());
+        }
+        if running.at.index > node.durable.state.last.index {
+            self.coverage.saw(Happened::SnapshotAheadOfDisk);
         }
         if node.lost.is_none() {
             self.invariants.states.snapshot(id, running.at.index, running.store.digest())?;

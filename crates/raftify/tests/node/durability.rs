@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use raftify::error::{ProposeError, RunError, StopReason};
 use raftify::storage::Write;
-use raftify::{Config, EntryKind, Role};
+use raftify::{Config, EntryKind, Role, StableStorage};
 use tokio::runtime::Builder;
 
 use crate::harness::*;
@@ -127,6 +127,41 @@ async fn a_follower_whose_write_fails_has_acknowledged_nothing() {
     put(nodes[follower].raft(), "key", "at last").await;
     for node in &mut nodes {
         assert_eq!(node.get("key").await, Some("at last".to_owned()));
+    }
+}
+
+/// A state machine in memory need not wait for the disk of its own node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_hangs_answers_what_a_majority_has_written() {
+    let (mut nodes, members) = static_nodes(3);
+    for node in &mut nodes {
+        let disk_stall_timeout = Duration::from_secs(3600);
+        node.config = Config { disk_stall_timeout, slow_disk_patience: Duration::ZERO, ..Config::default() };
+        start_static(node, &members).await;
+    }
+    let leader = agreed_leader(&nodes).await;
+    put(nodes[leader].raft(), "key", "before").await;
+    let hung = Gate::default();
+    let disk = hung.clone();
+    nodes[leader].disk.judge(move |writes| {
+        if has_user_entries(writes) {
+            disk.pass();
+        }
+        true
+    });
+    for number in 0..100 {
+        let answer = nodes[leader].raft().propose(set("key", number));
+        within("an answer, although the leader's disk hangs", answer).await.unwrap();
+    }
+    let written = nodes[leader].disk.memory().load().unwrap().last.index;
+    let status = nodes[leader].raft().status().borrow().clone();
+    assert!(status.applied > written, "{} is applied, {written} is written", status.applied);
+    assert_eq!(nodes[leader].get("key").await, Some("99".to_owned()));
+    hung.open();
+    nodes[leader].disk.heal();
+    for node in &mut nodes {
+        assert_eq!(node.get("key").await, Some("99".to_owned()));
+        node.stop().await;
     }
 }
 

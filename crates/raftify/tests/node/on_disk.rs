@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use raftify::error::{BootstrapError, RunError, SnapshotError};
 use raftify::{
-    AbstractStateMachine, BoxError, LogPosition, Member, NodeId, Raft, SnapshotCapture, StableStorage,
-    restore_directory,
+    AbstractStateMachine, BoxError, EntryKind, LogPosition, Member, NodeId, Raft, SnapshotCapture,
+    StableStorage, restore_directory,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -341,6 +341,36 @@ async fn a_set_of_files_is_installed_on_a_follower_that_was_away_and_kept_over_i
     for node in &mut nodes {
         let left: Vec<_> = fs::read_dir(node.root.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left.len(), 1, "checkpoints are removed: {left:?}");
+        node.kill().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_machine_on_disk_that_has_nothing_yet_gets_nothing_that_its_own_log_may_lose() {
+    let mut nodes = cluster().await;
+    let leader = nodes.iter().position(|node| node.raft().is_leader()).unwrap_or(0);
+    let hung = Gate::default();
+    let disk = hung.clone();
+    nodes[leader].disk.judge(move |writes| {
+        if writes.iter().flat_map(|write| &write.append).any(|entry| entry.kind == EntryKind::User) {
+            disk.pass();
+        }
+        true
+    });
+    let raft = nodes[leader].raft().clone();
+    let before = raft.status().borrow().last.index;
+    let proposing = tokio::spawn({
+        let raft = raft.clone();
+        async move { raft.propose(7).await }
+    });
+    until("a majority has it", async || raft.status().borrow().commit > before).await;
+    let written = nodes[leader].disk.memory().load().unwrap().last.index;
+    let applied = raft.status().borrow().applied;
+    assert!(applied <= written, "{applied} is applied, {written} is written");
+    assert!(!proposing.is_finished(), "it is answered, and not applied");
+    hung.open();
+    within("an answer", proposing).await.unwrap().unwrap();
+    for node in &mut nodes {
         node.kill().await;
     }
 }

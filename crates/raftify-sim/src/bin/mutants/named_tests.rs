@@ -110,6 +110,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
     const CORE: &str = "raftify_core";
     const BUGS: &str = "known_bugs";
     const MEMBERSHIP: &str = "membership";
+    const SLOW_DISK: &str = "slow_disk";
     const STORAGE: &str = "raftify_storage";
     const SHELL: &str = "raftify";
     const NODE: &str = "node";
@@ -179,6 +180,19 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         ),
         Mutant::HungDiskKeepsTheLeader => {
             (BUGS, "bug_19_a_leader_whose_disk_hangs_makes_room_for_one_that_can_write")
+        }
+        Mutant::HandsOutBeforeMajority => (SLOW_DISK, "a_proposal_that_no_majority_has_is_not_answered"),
+        Mutant::OnDiskMachineGetsUnsynced => {
+            (SLOW_DISK, "a_state_machine_on_disk_is_given_nothing_that_its_own_node_may_lose")
+        }
+        Mutant::HandsOutTwice => {
+            (SLOW_DISK, "a_leader_that_loses_office_while_it_is_ahead_of_its_disk_follows")
+        }
+        Mutant::HandsOutChangesBeforeDurable => {
+            (SLOW_DISK, "a_change_of_members_and_what_follows_it_wait_for_the_leaders_own_disk")
+        }
+        Mutant::SlowDiskKeepsTheLeader => {
+            (SLOW_DISK, "a_leader_whose_disk_is_slow_for_long_hands_over_to_one_that_is_faster")
         }
         Mutant::OnlyThreadWaitsForTheDisk => {
             (NODE, "durability::a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread")
