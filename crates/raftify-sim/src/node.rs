@@ -7,7 +7,7 @@ use std::sync::Arc;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
     ClusterId, Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage,
-    RaftNodeCore, Role, SnapshotMeta, SnapshotToSend, Term, TurnNumber,
+    RaftNodeCore, Role, SnapshotMeta, SnapshotReason, SnapshotToSend, Term, TurnNumber,
 };
 
 use crate::disk::Disk;
@@ -108,6 +108,8 @@ pub(crate) struct Running {
     pub(crate) writing: Option<Writing>,
     pub(crate) to_apply: VecDeque<ToApply>,
     pub(crate) is_applying: bool,
+    /// The snapshot that is being written out.
+    pub(crate) captured: Option<Captured>,
     pub(crate) seen: Seen,
     /// The newest snapshot when old ones were last deleted.
     pub(crate) retained_for: Option<LogPosition>,
@@ -167,7 +169,7 @@ pub(crate) struct Writing {
 /// What waits for the state machine.
 pub(crate) enum ToApply {
     Committed(Committed<Reply>),
-    TakeSnapshot,
+    TakeSnapshot(SnapshotReason),
 }
 
 /// What the simulator last saw of a core.
