@@ -466,6 +466,12 @@ impl Members {
     pub fn is_removed(&self, id: NodeId) -> bool {
         self.removed.contains(&id)
     }
+
+    /// Whether `id` is a member, or was removed. A node that its own membership does not know is about to be let in: what it
+    /// has is from before.
+    pub fn knows(&self, id: NodeId) -> bool {
+        self.members.contains_key(&id) || self.is_removed(id)
+    }
 }
 
 #[cfg(test)]

@@ -158,8 +158,14 @@ mutants! {
     ChangeInForceBeforeDurable,
     /// -: a membership change is made again when it comes from the log after a restart
     ChangesApplyTwice,
-    /// -: a snapshot is sent to a node that is none of its members
-    SnapshotForStrangers,
+    /// -: a snapshot that is being taken at leisure is not taken faster when a follower waits for it
+    DueSnapshotIsNotHurried,
+    /// -: a joining node refuses a snapshot from before it became a member
+    EarlierSnapshotIsRefused,
+    /// -: after such a snapshot, a node counts as a member before the log says so
+    StandInIsTakenForAMember,
+    /// -: a joining node that is started again after such a snapshot takes itself for removed
+    NotYetMemberMeansRemoved,
     /// -: the checksum of a record's content is not looked at: a torn one is accepted
     TornRecordIsAccepted,
     /// -: the checksum of an entry is not looked at

@@ -151,6 +151,7 @@ struct NextTurn<R> {
     forward: Vec<Forward<R>>,
     read_round: Option<ReadRound>,
     take_snapshot: Option<SnapshotReason>,
+    hurry_snapshot: bool,
 }
 
 impl<R> Default for NextTurn<R> {
@@ -164,6 +165,7 @@ impl<R> Default for NextTurn<R> {
             forward: Vec::new(),
             read_round: None,
             take_snapshot: None,
+            hurry_snapshot: false,
         }
     }
 }
@@ -178,6 +180,7 @@ impl<R> NextTurn<R> {
             && self.forward.is_empty()
             && self.read_round.is_none()
             && self.take_snapshot.is_none()
+            && !self.hurry_snapshot
     }
 }
 
@@ -253,8 +256,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.next
             .committed
             .push(Committed::Members { position: self.handed_out, members: Arc::clone(&self.members) });
-        if self.members.get(self.node_id).is_none() {
-            // A node is told of a membership only as its member: it was removed.
+        if self.members.get(self.node_id).is_none()
+            && (self.members.knows(self.node_id) || mutated!(NotYetMemberMeansRemoved))
+        {
             return self.retire();
         }
         let voters = self.members.configuration().voters;
@@ -586,6 +590,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             read_round: next.read_round,
             fetch,
             take_snapshot: next.take_snapshot,
+            hurry_snapshot: next.hurry_snapshot,
         })
     }
 
@@ -753,6 +758,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.is_retired = true;
     }
 
+    /// Whether the change that adds this node is yet to come, in the log after the snapshot that it has.
+    fn is_not_yet_a_member(&self) -> bool {
+        !self.is_retired && !self.members.knows(self.node_id)
+    }
+
     /// A joining node that was cleared may have been let in again: it asks no longer whether it is needed.
     fn come_back_if_member(&mut self) {
         self.is_retired &= self.members.get(self.node_id).is_none();
@@ -773,7 +783,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn stop_if_not_needed(&mut self) {
         let Some(Removal { told_by, as_of, since_ticks }) = &self.removal else { return };
         let voters = self.other_voters();
-        let is_majority = voters.intersection(told_by).count() > voters.len() / 2;
+        // A member that does not know of a node yet refuses it as well.
+        let is_majority =
+            !self.is_not_yet_a_member() && voters.intersection(told_by).count() > voters.len() / 2;
         let patience = self.config.ticks(self.config.election_timeout * REMOVAL_PATIENCE);
         let last_heard = voters.difference(told_by).filter_map(|voter| self.last_heard.get(voter)).max();
         let waits_since = *since_ticks.max(last_heard.unwrap_or(since_ticks));

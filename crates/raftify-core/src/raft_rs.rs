@@ -11,8 +11,8 @@ mod logging;
 
 use bytes::Bytes;
 use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry as RaftEntry, EntryType,
-    Message, MessageType, Snapshot,
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry,
+    EntryType, Message, MessageType, Snapshot,
 };
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
@@ -45,6 +45,9 @@ pub(crate) struct Consensus {
     committed_bytes_max: u64,
     min_election_ticks: usize,
     max_election_ticks: usize,
+    /// Whether raft-rs takes this node for a learner, which the membership does not have yet: see
+    /// [`step_snapshot`](Self::step_snapshot).
+    stands_in: bool,
 }
 
 /// What raft-rs wants done: its `Ready`, translated.
@@ -119,6 +122,7 @@ impl Consensus {
             committed_bytes_max: raft_config.max_committed_size_per_ready,
             min_election_ticks: election_tick,
             max_election_ticks: election_tick * 2,
+            stands_in: false,
         };
         consensus.pin_election_timeout();
         Ok(consensus)
@@ -314,7 +318,19 @@ impl Consensus {
             return self.apply_change(&MembershipChange::one(first.clone()));
         }
         let state = self.raw.apply_conf_change(&conf_change(change)).map_err(|error| error.to_string())?;
-        Ok(configuration(&state))
+        if let MembershipChange::Steps { steps, .. } = change {
+            self.stands_in &= steps.iter().all(|step| step.node_id() != self.node_id);
+        }
+        Ok(self.actual(&state))
+    }
+
+    /// Without this node, if it only stands in for itself.
+    fn actual(&self, state: &ConfState) -> Configuration {
+        let mut configuration = configuration(state);
+        if self.stands_in && !mutated!(StandInIsTakenForAMember) {
+            configuration.learners.remove(&self.node_id);
+        }
+        configuration
     }
 
     /// Asks a quorum to confirm this leader. The answer comes with a later ready, unless leadership is lost.
@@ -433,6 +449,9 @@ impl Consensus {
 
     /// Takes in a snapshot whose data is durable already. Whether it is now the beginning of this node's log;
     /// `false` if the log reaches that far by itself.
+    ///
+    /// The snapshot may be from before this node became a member: the change that adds it follows in the log. raft-rs takes
+    /// no snapshot that does not name its node, and so this node stands in as a learner until that change.
     pub(crate) fn step_snapshot(
         &mut self,
         from: NodeId,
@@ -446,8 +465,17 @@ impl Consensus {
         if position.term > term || position.term.0 == 0 {
             return Err(Implausible("its term is zero or above the leader's"));
         }
-        if snapshot.members.get(self.node_id).is_none() {
+        let members = &snapshot.members;
+        if members.is_empty() || members.is_removed(self.node_id) {
+            return Err(Implausible("it names no members, or this node was removed from them"));
+        }
+        let is_member = members.get(self.node_id).is_some();
+        if !is_member && mutated!(EarlierSnapshotIsRefused) {
             return Err(Implausible("this node is not among its members"));
+        }
+        let mut configuration = members.configuration();
+        if !is_member {
+            configuration.learners.insert(self.node_id);
         }
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgSnapshot);
@@ -458,11 +486,16 @@ impl Consensus {
         let metadata = data.mut_metadata();
         metadata.index = position.index.0;
         metadata.term = position.term.0;
-        metadata.set_conf_state(convert::conf_state(&snapshot.members.configuration()));
+        metadata.set_conf_state(convert::conf_state(&configuration));
         message.set_snapshot(data);
         let _ = self.raw.step(message);
         self.pin_election_timeout();
-        Ok(self.raw.snap().is_some_and(|pending| pending.get_metadata().index == position.index.0))
+        let is_taken =
+            self.raw.snap().is_some_and(|pending| pending.get_metadata().index == position.index.0);
+        if is_taken {
+            self.stands_in = !is_member;
+        }
+        Ok(is_taken)
     }
 
     /// Whether this message can only come after this node lost entries that it had acknowledged: a leader tells each
@@ -527,7 +560,8 @@ impl Consensus {
         };
         if !raft_ready.snapshot().is_empty() {
             let position = convert::snapshot_position(raft_ready.snapshot());
-            self.raw.mut_store().reset(position, raft_ready.snapshot().get_metadata().get_conf_state());
+            let configuration = self.actual(raft_ready.snapshot().get_metadata().get_conf_state());
+            self.raw.mut_store().reset(position, &configuration);
             ready.installed = Some(position);
             self.given_out = self.given_out.max(position.index);
         }

@@ -49,6 +49,9 @@ pub struct Turn<R> {
     /// Take a snapshot of the state machine as it is when this reaches it in the order of `committed`, and report it
     /// with [`snapshot_taken`](crate::RaftNodeCore::snapshot_taken).
     pub take_snapshot: Option<SnapshotReason>,
+    /// A follower waits by now for the snapshot that is being taken, which was only due: from now on, it is taken as fast as
+    /// one that is [awaited](SnapshotReason::Awaited).
+    pub hurry_snapshot: bool,
 }
 
 /// Where a state machine keeps its state, which decides what may be handed to it.

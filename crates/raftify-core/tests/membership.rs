@@ -10,8 +10,8 @@ use raftify_core::error::MembershipError;
 use raftify_core::members::{LeaveJoint, MembershipRefusal};
 use raftify_core::storage::{MemoryStorage, Write};
 use raftify_core::{
-    Config, Identity, LogIndex, Member, MemberChange, MemberRole, MembershipChange, MembershipRequest,
-    NodeId, Sender, ServerRequestMsg, StableStorage,
+    Config, Identity, LogIndex, LogPosition, Member, MemberChange, MemberRole, MembershipChange,
+    MembershipRequest, NodeId, Sender, ServerRequestMsg, StableStorage,
 };
 
 fn cluster_of(voters: u64) -> (Cluster, NodeId) {
@@ -103,6 +103,113 @@ fn bug_25_a_joining_node_that_received_only_a_snapshot_is_promoted() {
     join(&mut cluster, leader, vec![new]);
     until_role(&mut cluster, leader, id(2), MemberRole::Voter);
     assert!(cluster.truth.snapshots_installed > snapshots, "it came by a snapshot");
+    cluster.check_recovery();
+}
+
+/// A leader whose log begins after a snapshot that it has taken a while ago.
+fn cluster_with_a_snapshot(voters: u64) -> (Cluster, NodeId, LogPosition) {
+    let config = Config { snapshot_entries: 20, log_entries_kept: 0, ..test_config() };
+    let config = Config { log_bytes_kept_for_followers: 1 << 20, ..config };
+    let mut cluster = Cluster::new(5, voters, config);
+    let leader = cluster.until_leader();
+    while cluster.status(leader).unwrap().snapshot.is_none() {
+        cluster.until_proposed(leader);
+    }
+    let snapshot = cluster.status(leader).unwrap().snapshot.unwrap();
+    (cluster, leader, snapshot)
+}
+
+#[test]
+fn a_joining_node_is_sent_the_snapshot_from_before_it_became_a_member() {
+    let (mut cluster, leader, snapshot) = cluster_with_a_snapshot(1);
+    let new = joiner(&mut cluster, 2, MemberRole::Voter);
+    join(&mut cluster, leader, vec![new]);
+    until_role(&mut cluster, id(2), id(2), MemberRole::Voter);
+    for node in [leader, id(2)] {
+        assert_eq!(cluster.status(node).unwrap().snapshot, Some(snapshot), "another one was taken for it");
+    }
+    cluster.check_recovery();
+}
+
+#[test]
+fn a_snapshot_that_is_being_taken_at_leisure_is_hurried_when_a_joining_node_waits_for_it() {
+    let (mut cluster, leader) = cluster_of(1);
+    cluster.leisurely_snapshots = true;
+    let taken = cluster.make_snapshot(leader);
+    cluster.pass_ticks(100);
+    assert!(take(&taken).is_none());
+    let new = joiner(&mut cluster, 2, MemberRole::Voter);
+    join(&mut cluster, leader, vec![new]);
+    until_role(&mut cluster, id(2), id(2), MemberRole::Voter);
+    let snapshot = take(&taken).unwrap().unwrap();
+    assert_eq!(cluster.status(id(2)).unwrap().snapshot, Some(snapshot), "one was enough");
+}
+
+#[test]
+fn another_change_may_come_before_the_one_that_adds_the_receiver_of_an_earlier_snapshot() {
+    let (mut cluster, leader, snapshot) = cluster_with_a_snapshot(1);
+    let others = [3, 4].map(|number| joiner(&mut cluster, number, MemberRole::Learner));
+    join(&mut cluster, leader, others.to_vec());
+    let new = joiner(&mut cluster, 2, MemberRole::Voter);
+    join(&mut cluster, leader, vec![new]);
+    until_role(&mut cluster, id(2), id(2), MemberRole::Voter);
+    assert_eq!(cluster.status(id(2)).unwrap().snapshot, Some(snapshot));
+    cluster.check_recovery();
+}
+
+#[test]
+fn a_snapshot_of_a_joint_configuration_may_be_sent_to_a_node_that_joins_after_it() {
+    let (mut cluster, leader, _) = cluster_with_a_snapshot(3);
+    let others: Vec<NodeId> = cluster.ids().into_iter().filter(|node| *node != leader).collect();
+    let steps = others.iter().map(|id| MemberChange::SetRole { id: *id, role: MemberRole::Learner });
+    let enter = MembershipChange::Steps { steps: steps.collect(), leave: LeaveJoint::OnRequest };
+    let asked = cluster.request(leader, enter.into());
+    cluster.until("the joint configuration is entered", |_| take(&asked).is_some());
+    let taken = cluster.make_snapshot(leader);
+    cluster.until("a snapshot is taken", |_| take(&taken).is_some());
+    let snapshot = take(&taken).unwrap().unwrap();
+    let asked = cluster.request(leader, MembershipChange::LeaveJoint.into());
+    cluster.until("the joint configuration is left", |_| take(&asked).is_some());
+    let new = joiner(&mut cluster, 4, MemberRole::Voter);
+    join(&mut cluster, leader, vec![new]);
+    until_role(&mut cluster, id(4), id(4), MemberRole::Voter);
+    assert_eq!(cluster.status(id(4)).unwrap().snapshot, Some(snapshot));
+    cluster.check_recovery();
+}
+
+#[test]
+fn a_joining_node_that_has_an_earlier_snapshot_and_restarts_is_not_taken_for_removed() {
+    let (mut cluster, leader, snapshot) = cluster_with_a_snapshot(3);
+    let others: Vec<NodeId> = cluster.ids().into_iter().filter(|node| *node != leader).collect();
+    let cut = |cluster: &mut Cluster, one, other| cluster.cut.extend([(one, other), (other, one)]);
+    let deliver_all = |cluster: &mut Cluster, from, to| while cluster.deliver(from, to) {};
+    let new = joiner(&mut cluster, 4, MemberRole::Voter);
+    cluster.slow_snapshots = true;
+    // One of the others has the change that adds it, and neither has been told that this is committed.
+    cut(&mut cluster, others[0], others[1]);
+    cut(&mut cluster, leader, others[1]);
+    cluster.request(leader, MembershipRequest::join(vec![new]));
+    deliver_all(&mut cluster, leader, others[0]);
+    cluster.complete_writes(others[0], 10);
+    cluster.complete_writes(leader, 10);
+    deliver_all(&mut cluster, others[0], leader);
+    cut(&mut cluster, leader, others[0]);
+    cluster.until("a snapshot is on its way", |cluster| cluster.is_sending_snapshots());
+    cluster.deliver_snapshots();
+    deliver_all(&mut cluster, leader, id(4));
+    cut(&mut cluster, leader, id(4));
+    cluster.settle();
+    assert_eq!(cluster.status(id(4)).unwrap().snapshot, Some(snapshot));
+    assert_eq!(role(&cluster, id(4), id(4)), None, "the change is still to come");
+    assert_eq!(role(&cluster, leader, id(4)), Some(MemberRole::Joining));
+
+    cluster.lose_unsynced(id(4));
+    cluster.start(id(4));
+    cluster.pass_ticks(50);
+    assert!(cluster.status(id(4)).is_some(), "those who do not know of it yet refuse it");
+    cluster.slow_snapshots = false;
+    cluster.cut.clear();
+    until_role(&mut cluster, id(4), id(4), MemberRole::Voter);
     cluster.check_recovery();
 }
 

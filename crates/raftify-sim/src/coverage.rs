@@ -88,6 +88,8 @@ happenings! {
     SnapshotsInARow = "two snapshots in a row",
     SnapshotFailed = "snapshot failed",
     SnapshotInstalled = "snapshot installed from a leader",
+    EarlierSnapshotInstalled = "snapshot installed from before its receiver became a member",
+    SnapshotHurried = "snapshot taken faster because a follower waits for it",
     LogCompacted = "log compacted",
     EntriesOverwritten = "entries overwritten by a new leader",
     EntriesFetched = "entries read from disk for a slow follower",

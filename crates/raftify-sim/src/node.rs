@@ -7,7 +7,7 @@ use std::sync::Arc;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
     ClusterId, Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage,
-    RaftNodeCore, Role, SnapshotMeta, SnapshotToSend, StateKept, Term, TurnNumber,
+    RaftNodeCore, Role, SnapshotMeta, SnapshotReason, SnapshotToSend, StateKept, Term, TurnNumber,
 };
 
 use crate::disk::Disk;
@@ -111,6 +111,8 @@ pub(crate) struct Running {
     pub(crate) writing: Option<Writing>,
     pub(crate) to_apply: VecDeque<ToApply>,
     pub(crate) is_applying: bool,
+    /// The snapshot that is being written out.
+    pub(crate) captured: Option<Captured>,
     pub(crate) seen: Seen,
     /// The newest snapshot when old ones were last deleted.
     pub(crate) retained_for: Option<LogPosition>,
@@ -170,7 +172,7 @@ pub(crate) struct Writing {
 /// What waits for the state machine.
 pub(crate) enum ToApply {
     Committed(Committed<Reply>),
-    TakeSnapshot,
+    TakeSnapshot(SnapshotReason),
 }
 
 /// What the simulator last saw of a core.

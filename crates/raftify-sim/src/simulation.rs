@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use raftify_core::error::{MembershipError, ReadError};
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
-    Committed, Entry, LeaderRequest, LogFetch, LogIndex, Member, Members, MembershipRequest, NodeId,
-    RaftMessage, Reservation, Role, SnapshotStore, StorageError, Turn,
+    Committed, Entry, LeaderRequest, LogFetch, LogIndex, LogPosition, Member, Members, MembershipRequest,
+    NodeId, RaftMessage, Reservation, Role, SnapshotStore, StorageError, Turn,
 };
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -30,7 +30,7 @@ use crate::coverage::{Coverage, Happened};
 use crate::invariants::{Checked, Invariants, bounded_log, deadlines, durable_state, leader_append_only};
 use crate::nemesis::{Nemesis, Repair};
 use crate::network::{Network, Packet, Proposed, Reply, forwarded};
-use crate::node::{Captured, Lost, Node, ToApply, ToWrite};
+use crate::node::{Lost, Node, ToApply, ToWrite};
 use crate::schedule::{SECOND, Schedule, Time};
 use crate::trace::Trace;
 use crate::world::{Chance, World};
@@ -63,7 +63,7 @@ pub(crate) enum Event {
     SnapshotWritten {
         node: NodeId,
         life: u64,
-        captured: Captured,
+        position: LogPosition,
     },
     /// `read`: what was read when it was asked for; otherwise it is read now.
     Fetched {
@@ -291,7 +291,7 @@ impl Simulation {
             Event::Durable { node, life } => self.becomes_durable(node, life),
             Event::Written { node, life } => self.hears_of_write(node, life),
             Event::Apply { node, life } => self.apply(node, life),
-            Event::SnapshotWritten { node, life, captured } => self.snapshot_written(node, life, &captured),
+            Event::SnapshotWritten { node, life, position } => self.snapshot_written(node, life, position),
             Event::Fetched { node, life, fetch, read } => self.fetched(node, life, fetch, read),
             Event::Broke { from, to } => {
                 self.network.breaking.remove(&(from, to));
@@ -360,8 +360,11 @@ impl Simulation {
             if write.compact.is_some() {
                 self.coverage.saw(Happened::LogCompacted);
             }
-            if write.reset_log.is_some() && write.snapshot.is_some() {
+            if let (Some(_), Some(snapshot)) = (write.reset_log, &write.snapshot) {
                 self.coverage.saw(Happened::SnapshotInstalled);
+                if !snapshot.members.knows(id) {
+                    self.coverage.saw(Happened::EarlierSnapshotInstalled);
+                }
             }
             running.log.take(write, |position| self.invariants.logs.digest(position));
             if let Some(snapshot) = &write.snapshot {
@@ -397,8 +400,9 @@ impl Simulation {
             running.to_write.push_back(ToWrite { number, asked_ticks, write, send_after });
         }
         running.to_apply.extend(turn.committed.drain(..).map(ToApply::Committed));
-        if turn.take_snapshot.is_some() {
-            running.to_apply.push_back(ToApply::TakeSnapshot);
+        running.to_apply.extend(turn.take_snapshot.map(ToApply::TakeSnapshot));
+        if turn.hurry_snapshot {
+            self.hurry_snapshot(id);
         }
         if crashes {
             return self.crash_after_sending(id, turn.send_now);

@@ -91,7 +91,7 @@ pub(crate) struct Peculiar {
 }
 
 /// How nodes join, move and differ, in some worlds. Drawn apart as well.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Joins {
     /// Some of the nodes that join are not at the address that they give.
     pub(crate) hidden: bool,
@@ -99,9 +99,24 @@ pub(crate) struct Joins {
     pub(crate) forced: bool,
     /// The operator demands of some changes that the membership is still the one that it knows.
     pub(crate) conditional: bool,
+    /// So many times as long as usual it takes to take a snapshot that no follower waits for.
+    pub(crate) leisure: u64,
     /// First members that are started with the other list.
     pub(crate) strays: Vec<u64>,
     pub(crate) other_list: OtherList,
+}
+
+impl Default for Joins {
+    fn default() -> Joins {
+        Joins {
+            hidden: false,
+            forced: false,
+            conditional: false,
+            leisure: 1,
+            strays: Vec::new(),
+            other_list: OtherList::default(),
+        }
+    }
 }
 
 /// How the list that some nodes are started with differs from that of the others.
@@ -254,6 +269,7 @@ impl World {
             ..Config::clone(&self.config)
         };
         self.config = config.check().expect("every value of these settings is allowed");
+        self.joins.leisure = rng.one_of(&[1, 1, 20, 400]);
     }
 
     fn draw(rng: &mut ChaCha8Rng) -> World {

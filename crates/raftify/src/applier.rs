@@ -40,6 +40,8 @@ pub(crate) enum ToApply<R> {
     Committed(Vec<Committed<R>>),
     /// Take a snapshot of the state as it is when this comes to its turn.
     TakeSnapshot(ClusterId, SnapshotReason),
+    /// The one that is being written is waited for.
+    HurrySnapshot,
 }
 
 /// What an applier starts with.
@@ -129,6 +131,11 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
     /// Takes a snapshot of the state once everything before has been applied.
     pub(crate) fn take_snapshot(&self, cluster_id: ClusterId, reason: SnapshotReason) {
         self.hand_over(ToApply::TakeSnapshot(cluster_id, reason));
+    }
+
+    /// Has the snapshot written faster that is being written, or will be when everything before has been applied.
+    pub(crate) fn hurry_snapshot(&self) {
+        self.hand_over(ToApply::HurrySnapshot);
     }
 
     /// If the thread has failed, its failure is on the way and stops the node.
@@ -288,6 +295,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
                     self.apply(std::mem::take(&mut batch))?;
                     self.take_snapshot(cluster_id, reason)?;
                 }
+                ToApply::HurrySnapshot => self.snapshot_taker.hurry(),
             }
         }
         self.apply(batch)?;

@@ -3,6 +3,7 @@
 //! Used for what a node does beside its proper work: sending snapshots, and writing them out. It wakes nobody and
 //! keeps no thread: who wants to pass is told how long to wait.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,19 +20,28 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(2);
 /// A rate that is shared by all who pass.
 pub(crate) struct Pace {
     /// Zero: no limit.
-    bytes_per_second: u64,
+    bytes_per_second: AtomicU64,
     /// When everything that has passed so far will have been worth its time.
     next: Mutex<Option<Instant>>,
 }
 
 impl Pace {
     pub(crate) fn new(bytes_per_second: u64) -> Pace {
-        Pace { bytes_per_second, next: Mutex::new(None) }
+        Pace { bytes_per_second: AtomicU64::new(bytes_per_second), next: Mutex::new(None) }
+    }
+
+    /// From the next piece on.
+    pub(crate) fn set(&self, bytes_per_second: u64) {
+        self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second.load(Ordering::Relaxed)
     }
 
     /// So many bytes, of at most `bytes_max`, are worth passing at once: larger pieces would come in jerks.
     pub(crate) fn piece_bytes(&self, bytes_max: usize) -> usize {
-        match usize::try_from(self.bytes_per_second / 16) {
+        match usize::try_from(self.bytes_per_second() / 16) {
             Ok(0) | Err(_) => bytes_max,
             Ok(bytes) => bytes.min(bytes_max),
         }
@@ -54,10 +64,11 @@ impl Pace {
     }
 
     fn reserve(&self, now: Instant, bytes: usize) -> Duration {
-        if self.bytes_per_second == 0 {
+        let bytes_per_second = self.bytes_per_second();
+        if bytes_per_second == 0 {
             return Duration::ZERO;
         }
-        let worth = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        let worth = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
         // Whoever panicked with the lock held left a whole value behind.
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let earliest = now.checked_sub(CREDIT).unwrap_or(now);

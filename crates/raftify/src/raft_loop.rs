@@ -275,6 +275,9 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         {
             outputs.applier.take_snapshot(identity.cluster_id, reason);
         }
+        if turn.hurry_snapshot {
+            outputs.applier.hurry_snapshot();
+        }
         if turn.write.is_some() || !turn.send_after.is_empty() {
             let Turn { number, write, send_after, .. } = turn;
             // What is to be sent leaves by tasks that may run on this very thread. So do those who were just answered.

@@ -224,7 +224,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             && !(members.is_empty() && matches!(first, Some(First::Expected(_))))
         {
             self.beginning.end(Ok(()));
-            if members.is_empty() {
+            if !members.knows(node_id) {
                 info!(
                     node = %node_id,
                     "continues as node {node_id}, which has not been let into cluster {} yet", identity.cluster_id

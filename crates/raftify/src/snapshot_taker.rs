@@ -27,8 +27,9 @@ const AWAITED_FACTOR: u64 = 8;
 /// See the module.
 pub(crate) struct SnapshotTaker<S> {
     store: S,
+    bytes_per_second_max: u64,
+    /// Of the one that is being written.
     pace: Arc<Pace>,
-    pace_awaited: Arc<Pace>,
     events: mpsc::UnboundedSender<Event>,
     lifecycle: Lifecycle,
     thread: Option<Worker>,
@@ -44,8 +45,13 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         lifecycle: Lifecycle,
     ) -> SnapshotTaker<S> {
         let pace = Arc::new(Pace::new(bytes_per_second_max));
-        let pace_awaited = Arc::new(Pace::new(bytes_per_second_max.saturating_mul(AWAITED_FACTOR)));
-        SnapshotTaker { store, pace, pace_awaited, events, lifecycle, thread: None, busy: Arc::default() }
+        let busy = Arc::default();
+        SnapshotTaker { store, bytes_per_second_max, pace, events, lifecycle, thread: None, busy }
+    }
+
+    /// The one that is being written is waited for.
+    pub(crate) fn hurry(&self) {
+        self.pace.set(self.bytes_per_second_max.saturating_mul(AWAITED_FACTOR));
     }
 
     /// Whether one is still being written.
@@ -61,11 +67,11 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
 
     /// Begins to write a capture out. The outcome comes as an [`Event`].
     pub(crate) fn start(&mut self, capture: SnapshotCapture, meta: SnapshotMeta, reason: SnapshotReason) {
-        let pace = match reason {
-            SnapshotReason::Due => &self.pace,
-            SnapshotReason::Awaited => &self.pace_awaited,
-        };
-        let (store, pace) = (self.store.clone(), Arc::clone(pace));
+        match reason {
+            SnapshotReason::Due => self.pace.set(self.bytes_per_second_max),
+            SnapshotReason::Awaited => self.hurry(),
+        }
+        let (store, pace) = (self.store.clone(), Arc::clone(&self.pace));
         let (lifecycle, events) = (self.lifecycle.clone(), self.events.clone());
         let busy = Arc::clone(&self.busy);
         busy.store(true, Ordering::Relaxed);

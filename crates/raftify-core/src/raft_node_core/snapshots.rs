@@ -21,8 +21,8 @@ pub(super) struct Snapshots {
     pub(super) policy: SnapshotPolicy,
     /// The newest one that is recorded.
     recorded: Option<SnapshotMeta>,
-    /// The state machine's owner is taking one.
-    taking: bool,
+    /// The state machine's owner is taking one, and why.
+    taking: Option<SnapshotReason>,
     /// A follower needs one and there is none.
     wanted: bool,
     /// Who waits for one that is yet to begin.
@@ -55,7 +55,7 @@ impl Snapshots {
         Snapshots {
             policy: SnapshotPolicy::new(config, begin),
             recorded,
-            taking: false,
+            taking: None,
             wanted: false,
             replies: Vec::new(),
             replies_to_this: Vec::new(),
@@ -125,12 +125,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// Asks for a snapshot where the policy, the user or a follower wants one.
     pub(super) fn decide_on_snapshot(&mut self) {
         self.snapshots.wanted |= self.consensus.take_wants_snapshot();
+        if self.snapshots.wanted && self.snapshots.taking == Some(SnapshotReason::Due) {
+            self.snapshots.taking = Some(SnapshotReason::Awaited);
+            self.next.hurry_snapshot = !mutated!(DueSnapshotIsNotHurried);
+        }
         let wanted = self.snapshots.wanted
             || self.snapshots.policy.is_due(self.now_ticks)
             || !self.snapshots.replies.is_empty();
         // While old entries are replayed after a start, the membership is ahead of the state machine.
         let members_fit = self.handed_out.index >= self.members.as_of();
-        let busy = self.snapshots.taking
+        let busy = self.snapshots.taking.is_some()
             || self.snapshots.recording.is_some()
             || self.snapshots.installing.is_some();
         if !wanted || busy || !members_fit || self.members.is_empty() || self.stop_reason.is_some() {
@@ -147,14 +151,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return self.snapshots.answer(&Ok(newest));
         }
         self.snapshots.policy.begin(self.now_ticks);
-        self.snapshots.taking = true;
+        self.snapshots.taking = Some(reason);
         self.next.take_snapshot = Some(reason);
     }
 
     /// The snapshot asked for with [`Turn::take_snapshot`](crate::Turn::take_snapshot) is durable in the snapshot
     /// store, or could not be taken, for the reason given.
     pub fn snapshot_taken(&mut self, outcome: Result<SnapshotMeta, String>) {
-        self.snapshots.taking = false;
+        self.snapshots.taking = None;
         let snapshot = match outcome {
             Ok(snapshot) => snapshot,
             Err(reason) => {

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfState, Entry as RaftEntry, Snapshot};
+use raft::eraftpb::{Entry as RaftEntry, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::convert;
@@ -157,17 +157,17 @@ impl LogView {
     }
 
     /// The log now begins after an installed snapshot.
-    pub(super) fn reset(&mut self, position: LogPosition, state: &ConfState) {
+    pub(super) fn reset(&mut self, position: LogPosition, configuration: &Configuration) {
         if mutated!(SnapshotKeepsSuffix) && position.index < self.last {
             self.compact(position);
-            return self.set_snapshot(position, &convert::configuration(state));
+            return self.set_snapshot(position, configuration);
         }
         self.cache.clear();
         self.cache_bytes = 0;
         self.term_starts.clear();
         self.truncated = position;
         self.last = position.index;
-        self.set_snapshot(position, &convert::configuration(state));
+        self.set_snapshot(position, configuration);
         self.asked = RefCell::default();
     }
 
@@ -334,15 +334,10 @@ impl Storage for LogView {
         Ok(self.last.0)
     }
 
-    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        // A snapshot from before its receiver became a member would be refused by it, for ever.
-        let fits = |snapshot: &&Snapshot| {
-            let metadata = snapshot.get_metadata();
-            let state = metadata.get_conf_state();
-            let is_for = [&state.voters, &state.learners, &state.voters_outgoing];
-            metadata.index >= request_index.max(self.truncated.index.0)
-                && (is_for.iter().any(|ids| ids.contains(&to)) || mutated!(SnapshotForStrangers))
-        };
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        // Also one from before its receiver became a member: the log reaches back to it.
+        let fits =
+            |snapshot: &&Snapshot| snapshot.get_metadata().index >= request_index.max(self.truncated.index.0);
         self.snapshot.as_ref().filter(fits).cloned().ok_or_else(|| {
             self.asked.borrow_mut().wants_snapshot = true;
             Error::Store(StorageError::SnapshotTemporarilyUnavailable)
@@ -356,7 +351,6 @@ mod tests {
 
     use super::*;
     use crate::entry::EntryKind;
-    use crate::types::NodeId;
 
     fn entry(term: u64, index: u64) -> Entry {
         Entry { position: LogPosition::new(term, index), kind: EntryKind::User, payload: Bytes::new() }
@@ -415,14 +409,5 @@ mod tests {
             assert!(held <= view.cache_bytes() * 3 / 2, "{held} bytes, {} are counted", view.cache_bytes());
         }
         assert_eq!(view.cache_bytes(), 100_000 * (20 + Entry::OVERHEAD_BYTES));
-    }
-
-    #[test]
-    fn a_snapshot_from_before_its_receiver_became_a_member_is_not_sent_to_it() {
-        let mut view = view(&[1, 1, 1]);
-        let voters = [1, 2].into_iter().filter_map(NodeId::new).collect();
-        view.set_snapshot(LogPosition::new(1, 3), &Configuration { voters, ..Configuration::default() });
-        assert!(view.snapshot(0, 2).is_ok() && !view.take_wants_snapshot());
-        assert!(view.snapshot(0, 3).is_err() && view.take_wants_snapshot());
     }
 }

@@ -124,6 +124,8 @@ pub(crate) struct Running {
     pub(crate) members: Members,
     pub(crate) to_write: VecDeque<(TurnNumber, Option<Write>, Vec<RaftMessage>)>,
     pub(crate) to_apply: VecDeque<ToApply>,
+    /// A snapshot that is being written.
+    captured: Option<(SnapshotMeta, Vec<u8>)>,
     /// The highest that its core has told of.
     commit: LogIndex,
 }
@@ -131,6 +133,7 @@ pub(crate) struct Running {
 pub(crate) enum ToApply {
     Committed(Committed<ProposalWaiter>),
     TakeSnapshot,
+    HurrySnapshot,
 }
 
 enum Packet {
@@ -280,6 +283,8 @@ pub(crate) struct Cluster {
     pub(crate) on_disk: BTreeSet<NodeId>,
     /// Snapshots stay on their way until [`Cluster::deliver_snapshots`].
     pub(crate) slow_snapshots: bool,
+    /// Snapshots are not written to their end before a follower waits for them.
+    pub(crate) leisurely_snapshots: bool,
     snapshots_on_their_way: Vec<((NodeId, NodeId), Packet)>,
     /// Of 100 packets, so many are lost.
     pub(crate) loss_percent: u32,
@@ -338,6 +343,7 @@ impl Cluster {
             hung_disks: BTreeSet::new(),
             on_disk: BTreeSet::new(),
             slow_snapshots: false,
+            leisurely_snapshots: false,
             snapshots_on_their_way: Vec::new(),
             loss_percent: 0,
             disorder_percent: 0,
@@ -427,6 +433,7 @@ impl Cluster {
             members,
             to_write: VecDeque::new(),
             to_apply: VecDeque::new(),
+            captured: None,
             commit: LogIndex::ZERO,
         });
         if is_fresh && self.initial.get(node).is_some() {
@@ -643,6 +650,9 @@ impl Cluster {
         if turn.take_snapshot.is_some() {
             running.to_apply.push_back(ToApply::TakeSnapshot);
         }
+        if turn.hurry_snapshot {
+            running.to_apply.push_back(ToApply::HurrySnapshot);
+        }
         for (fetch, result) in fetched {
             running.core.fetched(fetch, result);
         }
@@ -761,11 +771,12 @@ impl Cluster {
                     position: running.state.at,
                     members: running.members.clone(),
                 };
-                let mut writer = this.disk.snapshots().create(&meta).unwrap();
-                writer.write_all(&running.state.encode()).unwrap();
-                writer.finish().unwrap();
-                running.core.snapshot_taken(Ok(meta));
+                running.captured = Some((meta, running.state.encode()));
+                if !self.leisurely_snapshots {
+                    write_out(&this.disk, running);
+                }
             }
+            ToApply::HurrySnapshot => write_out(&this.disk, running),
             ToApply::Committed(committed) => {
                 let position = committed.position();
                 match committed {
@@ -1137,6 +1148,15 @@ fn read_log(disk: &MemoryStorage, stored: &StoredState) -> Log {
     }
     let entries = disk.log_reader().read(first, stored.last.index.next(), u64::MAX).unwrap();
     entries.into_iter().map(|entry| (entry.position.index, (entry.position.term, entry.kind))).collect()
+}
+
+/// The snapshot that was captured is written to its end.
+fn write_out(disk: &MemoryStorage, running: &mut Running) {
+    let Some((meta, data)) = running.captured.take() else { return };
+    let mut writer = disk.snapshots().create(&meta).unwrap();
+    writer.write_all(&data).unwrap();
+    writer.finish().unwrap();
+    running.core.snapshot_taken(Ok(meta));
 }
 
 /// A packet does not arrive: whoever sent it learns what a broken connection tells.

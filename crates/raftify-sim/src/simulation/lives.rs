@@ -162,6 +162,7 @@ impl Simulation {
             retained_for: None,
             deadlines: Deadlines::default(),
             transfers: Transfers::default(),
+            captured: None,
             heard: BTreeMap::new(),
             unsettled: None,
         });

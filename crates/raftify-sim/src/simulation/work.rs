@@ -2,7 +2,8 @@
 
 use raftify_core::error::StopReason;
 use raftify_core::{
-    Committed, Entry, LogFetch, LogIndex, Members, NodeId, SnapshotMeta, StorageError, TurnNumber,
+    Committed, Entry, LogFetch, LogIndex, LogPosition, Members, NodeId, SnapshotMeta, SnapshotReason,
+    StorageError, TurnNumber,
 };
 
 use super::{Event, Simulation};
@@ -168,8 +169,8 @@ impl Simulation {
             let next = self.running(id).and_then(|running| running.to_apply.pop_front());
             match next {
                 None => break,
-                Some(ToApply::TakeSnapshot) => {
-                    self.take_snapshot(id)?;
+                Some(ToApply::TakeSnapshot(reason)) => {
+                    self.take_snapshot(id, reason)?;
                     break;
                 }
                 Some(ToApply::Committed(item)) => self.apply_item(id, item)?,
@@ -242,7 +243,7 @@ impl Simulation {
         Ok(())
     }
 
-    fn take_snapshot(&mut self, id: NodeId) -> Checked {
+    fn take_snapshot(&mut self, id: NodeId, reason: SnapshotReason) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let life = node.life;
         let Some(running) = &mut node.running else { return Ok(()) };
@@ -259,18 +260,43 @@ impl Simulation {
         }
         let cluster_id = node.cluster_id;
         let meta = SnapshotMeta { cluster_id, position: running.at, members: running.members.clone() };
-        let captured = Captured { meta, data: running.store.encode() };
-        let delay = self.rng.about(5 * MILLISECOND * node.disk_slowness);
-        self.schedule.after(delay, Event::SnapshotWritten { node: id, life, captured });
+        let position = meta.position;
+        running.captured = Some(Captured { meta, data: running.store.encode() });
+        let leisure = match reason {
+            SnapshotReason::Due => self.world.joins.leisure,
+            SnapshotReason::Awaited => 1,
+        };
+        let delay = self.rng.about(5 * MILLISECOND * node.disk_slowness * leisure);
+        self.schedule.after(delay, Event::SnapshotWritten { node: id, life, position });
         Ok(())
     }
 
-    pub(super) fn snapshot_written(&mut self, id: NodeId, life: u64, captured: &Captured) -> Checked {
-        let Some(node) = self.alive(id, life) else { return Ok(()) };
-        node.disk.write_snapshot(&captured.meta, &captured.data).map_err(|error| format!("{id}: {error}"))?;
-        if let Some(running) = &mut node.running {
-            running.core.snapshot_taken(Ok(captured.meta.clone()));
+    /// A follower waits for the snapshot that is being taken, or is about to be.
+    pub(super) fn hurry_snapshot(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(running) = &mut node.running else { return };
+        for item in &mut running.to_apply {
+            if let ToApply::TakeSnapshot(reason) = item {
+                *reason = SnapshotReason::Awaited;
+            }
         }
+        if let Some(captured) = &running.captured {
+            self.coverage.saw(Happened::SnapshotHurried);
+            let position = captured.meta.position;
+            let delay = self.rng.about(5 * MILLISECOND * node.disk_slowness);
+            self.schedule.after(delay, Event::SnapshotWritten { node: id, life: node.life, position });
+        }
+    }
+
+    pub(super) fn snapshot_written(&mut self, id: NodeId, life: u64, position: LogPosition) -> Checked {
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        let Some(running) = &mut node.running else { return Ok(()) };
+        let Some(captured) = running.captured.take_if(|captured| captured.meta.position == position) else {
+            // It was hurried.
+            return Ok(());
+        };
+        node.disk.write_snapshot(&captured.meta, &captured.data).map_err(|error| format!("{id}: {error}"))?;
+        running.core.snapshot_taken(Ok(captured.meta));
         self.coverage.saw(Happened::SnapshotTaken);
         self.settle(id)
     }

@@ -267,10 +267,20 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal")
         }
         Mutant::ChangesApplyTwice => (BUGS, "bug_30_a_removed_node_that_is_started_again_stops_at_once"),
-        Mutant::SnapshotForStrangers => (
-            CORE,
-            "raft_rs::log_view::tests::a_snapshot_from_before_its_receiver_became_a_member_is_not_sent_to_it",
+        Mutant::DueSnapshotIsNotHurried => (
+            MEMBERSHIP,
+            "a_snapshot_that_is_being_taken_at_leisure_is_hurried_when_a_joining_node_waits_for_it",
         ),
+        Mutant::EarlierSnapshotIsRefused => {
+            (MEMBERSHIP, "a_joining_node_is_sent_the_snapshot_from_before_it_became_a_member")
+        }
+        Mutant::StandInIsTakenForAMember => (
+            MEMBERSHIP,
+            "another_change_may_come_before_the_one_that_adds_the_receiver_of_an_earlier_snapshot",
+        ),
+        Mutant::NotYetMemberMeansRemoved => {
+            (MEMBERSHIP, "a_joining_node_that_has_an_earlier_snapshot_and_restarts_is_not_taken_for_removed")
+        }
         Mutant::TornRecordIsAccepted => {
             (STORAGE, "wal::crash_tests::power_cut_after_any_operation_loses_nothing_that_was_acknowledged")
         }
