@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
+use crate::calls::Places;
 use crate::identification::Identification;
 use crate::outbox::Outbox;
 use crate::remote_node::{RemoteNode, endpoint};
@@ -168,7 +169,7 @@ impl Place {
 /// Which node answers at an address.
 async fn ask(address: SocketAddr, deadline: Duration) -> Result<Identification, String> {
     let endpoint = endpoint(&address.to_string(), deadline).map_err(|error| error.to_string())?;
-    let node = RemoteNode::new(transport::connect_lazily(&endpoint), Arc::default());
+    let node = RemoteNode::new(transport::connect_lazily(&endpoint), Places::of_client(), Arc::default());
     node.identify(deadline).await.map_err(|error| format!("{error:?}"))
 }
 
