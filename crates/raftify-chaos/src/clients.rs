@@ -223,7 +223,7 @@ async fn over_grpc(client: &Client, key: &str, operation: Operation) -> Told {
             Ok(value) => Told::Outcome(Outcome::Value(Some(value))),
             Err(_) => Told::Senseless(format!("to {operation:?}: {value:?}, which nobody wrote")),
         },
-        Err(ClientError::Answer(ProposeError::Unknown(_) | ProposeError::Stopped(_))) => Told::Unknown,
+        Err(ClientError::Answer(error)) if !error.nothing_happened() => Told::Unknown,
         Err(ClientError::Answer(error @ (ProposeError::TooLarge { .. } | ProposeError::Encode(_)))) => {
             Told::Senseless(format!("to {operation:?}: {error}"))
         }

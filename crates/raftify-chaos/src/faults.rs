@@ -16,6 +16,8 @@ pub(crate) enum Fault {
     KillMajority,
     /// SIGKILL to all at once
     KillAll,
+    /// SIGTERM to one node, which must end in order
+    StopOne,
     /// SIGSTOP to one, SIGCONT later
     PauseOne,
     /// SIGSTOP to a majority, SIGCONT later

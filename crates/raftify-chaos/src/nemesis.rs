@@ -92,6 +92,17 @@ impl Nemesis<'_> {
                 }
                 self.outlast(fault, &victims, &shown(&victims)).await
             }
+            Fault::StopOne => {
+                let victims = self.victims(leader, 1);
+                for place in &victims {
+                    if let Some(end) = self.cluster.node(*place).terminate().await?
+                        && end.is_failure()
+                    {
+                        return Err(Trouble::Ended(*place, end));
+                    }
+                }
+                self.outlast(fault, &victims, &shown(&victims)).await
+            }
             Fault::PauseOne | Fault::PauseMajority => {
                 let victims = self.victims(leader, count_of(fault, all));
                 for place in &victims {

@@ -5,11 +5,13 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use raftify::BoxError;
 use rand::seq::IndexedMutRandom;
 use rand::{Rng, RngExt};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::{Instant, sleep};
 
 use crate::clients::{self, Client, Doors};
 use crate::links::Party;
@@ -28,6 +30,10 @@ const DISK: &str = "raftify-chaos";
 /// and what was received of another.
 const DISK_MEGABYTES: u64 = 256;
 const STATES_ON_DISK: u64 = 5;
+
+/// No process takes longer to end in order, also on a slow disk; how often it is looked at.
+const TERMINATION_MAX: Duration = Duration::from_secs(30);
+const TERMINATION_PAUSE: Duration = Duration::from_millis(20);
 
 /// The file in the directory of a run that is locked while it goes on.
 pub(crate) const LOCK: &str = "lock";
@@ -105,6 +111,11 @@ pub(crate) struct End {
 }
 
 impl End {
+    /// Whether the program says that it did not end as it was asked to.
+    pub(crate) fn is_failure(&self) -> bool {
+        self.error.is_some()
+    }
+
     pub(crate) fn says(&self, words: &str) -> bool {
         self.error.as_ref().is_some_and(|error| error.contains(words))
     }
@@ -255,6 +266,23 @@ impl Node {
             }
             None => Ok(()),
         }
+    }
+
+    /// As an operator does (SIGTERM): the process ends in order, unless it hangs, which is an error.
+    pub(crate) async fn terminate(&mut self) -> io::Result<Option<End>> {
+        self.signal(Signal::TERM)?;
+        let until = Instant::now() + TERMINATION_MAX;
+        while self.is_up() {
+            if let Some(end) = self.ended()? {
+                return Ok(Some(end));
+            }
+            if Instant::now() > until {
+                let text = format!("the process has not ended within {TERMINATION_MAX:?} of SIGTERM");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            sleep(TERMINATION_PAUSE).await;
+        }
+        Ok(None)
     }
 
     /// Stops the process without ending it (SIGSTOP), or lets it go on (SIGCONT).

@@ -63,6 +63,12 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub membership_timeout: Duration,
 
+    /// How long a node that is told to stop may take to hand over leadership and to answer what it has taken. Requests
+    /// whose outcome it does not see until then are reported as unknown. Default 2 s; zero: it stops at once, without
+    /// handing over.
+    #[serde(with = "humantime_serde")]
+    pub stop_timeout: Duration,
+
     /// A joining node is promoted to a voter when its log is at most so many entries behind the leader's, and not later
     /// than `promotion_lag_max`. Default 10 000; zero: when it has every entry.
     pub promotion_entries_max: u64,
@@ -179,6 +185,7 @@ impl Default for Config {
             propose_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(5),
             membership_timeout: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(2),
             promotion_entries_max: 10_000,
             promotion_lag_max: Duration::from_secs(1),
             joiner_timeout: Duration::from_secs(600),
@@ -289,9 +296,11 @@ impl Config {
                 self.promotion_lag_max, self.heartbeat_interval
             ),
         );
-        for (name, time) in
-            [("snapshot_age_max", self.snapshot_age_max), ("slow_disk_patience", self.slow_disk_patience)]
-        {
+        for (name, time) in [
+            ("snapshot_age_max", self.snapshot_age_max),
+            ("slow_disk_patience", self.slow_disk_patience),
+            ("stop_timeout", self.stop_timeout),
+        ] {
             demand(time <= TIME_MAX, format!("{name} is {time:?}, it must be at most {TIME_MAX:?}"));
         }
         let snapshot_rate = self.snapshot_bytes_per_second_max;

@@ -48,6 +48,16 @@ pub enum StopReason {
          known, look at the status before trying again", .0.as_millis()
     )]
     NoAnswer(Duration),
+    /// It is stopping, and did not take the request. Nothing happened: ask another node.
+    #[error("the node is stopping and did not take the request: nothing happened, ask another node")]
+    Stopping,
+}
+
+impl StopReason {
+    /// Whether it says by itself that a request had no effect, so that the same request may be made elsewhere.
+    pub fn nothing_happened(&self) -> bool {
+        matches!(self, StopReason::NotRunning | StopReason::Stopping)
+    }
 }
 
 /// Where to try instead, for a request that reached a node that does not lead.
@@ -63,7 +73,7 @@ pub struct LeaderHint {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ProposeError {
-    /// Nothing was written: no leader is known. Try again after an election timeout.
+    /// Nothing was written: no leader was known until the deadline.
     #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
     NoLeader,
     /// Nothing was written: this node does not lead, and may not forward the request.
@@ -97,7 +107,8 @@ pub enum ProposeError {
     /// The outcome is unknown: it may have been applied, or may yet be. Propose again only if twice does no harm.
     #[error("the outcome is unknown: {0}")]
     Unknown(UnknownOutcome),
-    /// This node has stopped. What it had accepted already has an unknown outcome.
+    /// Nothing was written: this node has stopped, or is stopping, and did not take the entry. Safe to propose to another
+    /// node. What it had taken already is [`Unknown`](Self::Unknown).
     #[error(transparent)]
     Stopped(#[from] StopReason),
     /// Nothing was written: a node on the way, or the one at which it was proposed, could not decode the entry. In the log
@@ -105,6 +116,24 @@ pub enum ProposeError {
     /// encodes what it cannot decode.
     #[error("the entry cannot be decoded: {0}")]
     Undecodable(String),
+}
+
+impl ProposeError {
+    /// Whether the entry was certainly not applied, and never will be, so that proposing it again, here or elsewhere, does
+    /// not apply it twice.
+    pub fn nothing_happened(&self) -> bool {
+        match self {
+            ProposeError::Unknown(_) | ProposeError::Stopped(StopReason::NoAnswer(_)) => false,
+            ProposeError::NoLeader
+            | ProposeError::NotLeader(_)
+            | ProposeError::Busy { .. }
+            | ProposeError::TooLarge { .. }
+            | ProposeError::Encode(_)
+            | ProposeError::NotApplied { .. }
+            | ProposeError::Stopped(_)
+            | ProposeError::Undecodable(_) => true,
+        }
+    }
 }
 
 /// Why the outcome of a request is not known.
@@ -122,6 +151,9 @@ pub enum UnknownOutcome {
     /// The reply arrived, but could not be decoded: the entry was applied.
     #[error("the entry was applied, but its reply could not be decoded: {0}")]
     BadReply(String),
+    /// The node that had taken the request stopped before it saw the outcome.
+    #[error("the node that had taken the request stopped before its outcome was known: {0}")]
+    NodeStopped(StopReason),
 }
 
 /// Why a linearizable read cannot be served now. Reads change nothing: trying again is always safe.

@@ -150,6 +150,12 @@ mutants! {
     ProposalsHaveNoDeadline,
     /// -: a read without an outcome has no deadline
     ReadsHaveNoDeadline,
+    /// -: a leader that is told to stop does not hand over leadership
+    StopsWithoutTransfer,
+    /// -: a request that comes while no leader is known is refused at once
+    NoLeaderIsAnAnswer,
+    /// -: a call that is given up resets its stream
+    GivenUpCallsAreReset,
     /// -: a request that was forwarded is forwarded again
     ForwardsForEver,
     /// -: a node forwards more than it would take itself

@@ -3,7 +3,7 @@
 //! Called by the raft loop, and by the simulator in its place. It is told what happened (`handle_*`, `tick`, `written`,
 //! `applied`, …) and is then asked what to do ([`ready`](RaftNodeCore::ready)). It does no I/O, reads no clock and draws
 //! no random numbers. Requests for the leader are in `requests`, what follows from committed entries in `committed`,
-//! snapshots in `snapshots`.
+//! snapshots in `snapshots`, an orderly end in `stopping`.
 
 mod committed;
 mod joiners;
@@ -11,9 +11,11 @@ mod membership;
 mod own_disk;
 mod requests;
 mod snapshots;
+mod stopping;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
@@ -29,7 +31,7 @@ use crate::message::{RaftMessage, RaftMessageBody};
 use crate::proposals::AnswersOwed;
 use crate::raft_rs::{Consensus, ConsensusReady, LogStart};
 use crate::reads::{Read, Reads, RoundKind, Serve};
-use crate::request::{LocalRequestMsg, ProposalReply, Responder, ServerRequestMsg};
+use crate::request::{Forwarding, LocalRequestMsg, ProposalReply, Responder, ServerRequestMsg};
 use crate::status::{Inspection, Status};
 use crate::storage::{HardState, LogReader, StorageError, StoredState, Write};
 use crate::turn::{
@@ -123,6 +125,10 @@ pub struct RaftNodeCore<R> {
     is_retired: bool,
     /// Since members refuse this node because it was removed.
     removal: Option<Removal>,
+    /// It takes nothing new: see [`prepare_to_stop`](Self::prepare_to_stop).
+    is_stopping: bool,
+    /// The last entry that was handed to the state machine with a reply to be answered.
+    answers_until: LogIndex,
     stop_reason: Option<StopReason>,
 }
 
@@ -238,6 +244,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             identity_replies: Vec::new(),
             is_retired: false,
             removal: None,
+            is_stopping: false,
+            answers_until: LogIndex::ZERO,
             stop_reason: None,
             config,
         };
@@ -283,18 +291,29 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.consensus.step_down();
         }
         self.expire_requests();
-        self.reads.tick(self.now_ticks, self.config.read_timeout);
+        let late = match self.consensus.leader() {
+            Some(_) => ReadError::TimedOut(self.config.read_timeout),
+            None => ReadError::NoLeader,
+        };
+        self.reads.tick(self.now_ticks, &late);
         self.record_members();
         self.leave_joint_if_due();
         self.tend_joiners();
         self.look_at_own_disk();
         self.ask_whether_still_needed();
+        // Without a successor now, there may be one with the next tick.
+        let _ = self.hand_over_to_stop();
     }
 
     /// This node's user asks.
     pub fn handle_local_request_msg(&mut self, message: LocalRequestMsg<R>) {
         match message {
-            LocalRequestMsg::ForLeader(request) => self.take_request(request, crate::Forwarding::Allowed),
+            LocalRequestMsg::ForLeader(request) => {
+                self.take_request(request, Forwarding::Allowed, Duration::MAX)
+            }
+            LocalRequestMsg::ForLeaderWithin { request, within } => {
+                self.take_request(request, Forwarding::Allowed, within);
+            }
             LocalRequestMsg::ReadIndex { reply } => self.take_read(reply, Serve::WhenApplied),
             LocalRequestMsg::Campaign { reply } => self.campaign(reply),
             LocalRequestMsg::Demote { term, successor, reply } => self.demote(term, successor, reply),
@@ -323,7 +342,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply } => {
                 self.install_snapshot(sender, receiver, term, snapshot, reply);
             }
-            ServerRequestMsg::ForLeader { request, forwarding } => self.take_request(request, forwarding),
+            ServerRequestMsg::ForLeader { request, forwarding } => {
+                self.take_request(request, forwarding, Duration::MAX);
+            }
             ServerRequestMsg::Announced { sender, address } => self.announced(&sender, address),
             ServerRequestMsg::KnownElsewhere { incarnation } => self.known_elsewhere(incarnation),
             ServerRequestMsg::ConfirmReadIndex { reply } => self.take_read(reply, Serve::WhenConfirmed),
@@ -709,7 +730,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if waiting >= self.config.reads_in_flight_max {
             return reply.answer(Err(ReadError::Busy { waiting: waiting as u64 }));
         }
-        if self.consensus.leader().is_none() {
+        if self.is_stopping && serve == Serve::WhenApplied {
+            return reply.answer(Err(StopReason::Stopping.into()));
+        }
+        if mutated!(NoLeaderIsAnAnswer) && self.consensus.leader().is_none() {
             return reply.answer(Err(ReadError::NoLeader));
         }
         if serve == Serve::WhenConfirmed && !self.consensus.is_leader() {
@@ -826,7 +850,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     // --- Small things ---
 
-    fn deadline(&self, timeout: std::time::Duration) -> u64 {
+    fn deadline(&self, timeout: Duration) -> u64 {
         self.now_ticks.saturating_add(self.config.ticks(timeout))
     }
 

@@ -5,7 +5,6 @@
 //! node has applied its index.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::error::ReadError;
 use crate::request::Responder;
@@ -51,8 +50,9 @@ pub(crate) struct Reads {
     under_way: Option<Round>,
     for_applied: BTreeMap<LogIndex, Vec<Read>>,
     last_round: u64,
-    /// A round has failed since the last tick: the next one waits for it.
+    /// A round has failed since the last tick: the next one waits for it, or for another leader.
     paused: bool,
+    leader: Option<NodeId>,
 }
 
 impl Reads {
@@ -114,6 +114,9 @@ impl Reads {
     /// The leader that is known now. A round that asks another one, which may hang and never answer, is not waited for:
     /// its reads ride the next round.
     pub(crate) fn leader_is(&mut self, leader: NodeId) {
+        if self.leader.replace(leader) != Some(leader) {
+            self.paused = false;
+        }
         let asks_another =
             |round: &mut Round| matches!(round.kind, RoundKind::AskLeader(asked) if asked != leader);
         if let Some(round) = self.under_way.take_if(asks_another) {
@@ -133,7 +136,7 @@ impl Reads {
     }
 
     /// To be called with every tick: ends a pause, and the wait of those whose deadline has passed.
-    pub(crate) fn tick(&mut self, now_ticks: u64, timeout: Duration) {
+    pub(crate) fn tick(&mut self, now_ticks: u64, late: &ReadError) {
         self.paused = false;
         let mut expired = Vec::new();
         let is_expired = |read: &mut Read| read.deadline_ticks <= now_ticks && !mutated!(ReadsHaveNoDeadline);
@@ -148,7 +151,7 @@ impl Reads {
         // A round of heartbeats whose reads are all gone is not waited for: its answer may never come.
         self.under_way.take_if(|round| round.reads.is_empty() && round.kind == RoundKind::Heartbeats);
         for read in expired {
-            read.reply.answer(Err(ReadError::TimedOut(timeout)));
+            read.reply.answer(Err(late.clone()));
         }
     }
 

@@ -2,6 +2,7 @@
 //! gets exactly one answer, also when the node stops.
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -54,7 +55,8 @@ impl<T, E: From<StopReason>> fmt::Debug for Responder<T, E> {
 }
 
 /// The way back to who proposed. The core only ever refuses; success comes from the state machine's owner, which
-/// alone knows the type of the reply. Dropped without an answer, it must answer [`StopReason::Stopped`].
+/// alone knows the type of the reply. Dropped without an answer, it must answer that the outcome is unknown
+/// ([`UnknownOutcome::NodeStopped`](crate::error::UnknownOutcome::NodeStopped)).
 pub trait ProposalReply: Send + 'static {
     /// The proposal was refused, or its outcome is unknown.
     fn refuse(self, error: ProposeError);
@@ -118,6 +120,13 @@ pub struct Reservation {
 pub enum LocalRequestMsg<R> {
     /// For the leader, wherever it is.
     ForLeader(LeaderRequest<R>),
+    /// The same, to be answered within this time, if that is less than what the settings say.
+    ForLeaderWithin {
+        /// With its reply channel.
+        request: LeaderRequest<R>,
+        /// As long as it was not proposed, nothing happened.
+        within: Duration,
+    },
     /// An index such that a state machine that has applied it shows everything that was acknowledged before this
     /// call. Answered when this node has applied it.
     ReadIndex {

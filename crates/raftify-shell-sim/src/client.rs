@@ -97,6 +97,7 @@ impl Client {
                 (format!("unknown: {reason}"), true)
             }
             Some(Answer::Stopped(reason)) => {
+                self.record.refused(call);
                 self.record.count("stopped");
                 (format!("stopped: {reason}"), false)
             }
@@ -174,6 +175,7 @@ fn proposed(answer: Result<Outcome, ProposeError>) -> Answer {
     match answer {
         Ok(outcome) => Answer::Outcome(outcome),
         Err(ProposeError::Unknown(reason)) => Answer::Unknown(reason.to_string()),
+        Err(error) if !error.nothing_happened() => Answer::Unknown(error.to_string()),
         Err(ProposeError::Stopped(reason)) => Answer::Stopped(reason.to_string()),
         Err(error) => Answer::Refused(error.to_string()),
     }

@@ -115,8 +115,8 @@ const CLOSING_MAX: Duration = Duration::from_secs(2);
 const LAST_OPERATIONS_MAX: u64 = 8;
 
 /// Nothing takes longer at the end of a node, but for what the disk is doing: connections that hang are severed after
-/// 2 s, twice.
-const QUIT_MAX: Duration = Duration::from_secs(8);
+/// 2 s, twice, and before that the node may hand over and answer for 2 s.
+const QUIT_MAX: Duration = Duration::from_secs(10);
 
 /// A probe is so many calls in a row.
 const PROBES: u64 = 4;

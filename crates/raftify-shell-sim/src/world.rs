@@ -742,6 +742,7 @@ fn draw_config(scenario: Scenario, chance: &mut ChaCha8Rng) -> Config {
         messages_in_flight_max: chance.random_range(1..=16),
         message_bytes_max: 1024 << chance.random_range(0..6),
         pre_vote: chance.random_bool(0.9),
+        stop_timeout: Duration::from_millis([0, 300, 2000][chance.random_range(0..3)]),
         ..Config::default()
     }
 }

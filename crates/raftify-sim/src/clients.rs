@@ -238,7 +238,7 @@ impl Simulation {
                 });
                 Some(Learnt::Effect(*effect))
             }
-            Err(ProposeError::Unknown(_) | ProposeError::Stopped(_)) => {
+            Err(error) if !error.nothing_happened() => {
                 self.coverage.saw(Happened::OutcomeUnknown);
                 None
             }

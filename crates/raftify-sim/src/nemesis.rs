@@ -46,6 +46,7 @@ pub(crate) enum Fault {
     Transfer,
     Demote,
     Campaign,
+    Stop,
     ChangeMembers,
     Snapshot,
     // Only in worlds in which nodes join.
@@ -59,7 +60,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// Of all worlds.
-    pub(crate) const ALL: [Fault; 24] = [
+    pub(crate) const ALL: [Fault; 25] = [
         Fault::Crash,
         Fault::CrashOfMajority,
         Fault::CrashOfAll,
@@ -82,6 +83,7 @@ impl Fault {
         Fault::Transfer,
         Fault::Demote,
         Fault::Campaign,
+        Fault::Stop,
         Fault::ChangeMembers,
         Fault::Snapshot,
     ];
@@ -102,6 +104,8 @@ pub(crate) enum Repair {
     Correct(NodeId),
     /// The operator changes members, as some of them are down.
     ChangeAmidFailure,
+    /// A node that was told to stop, in this life, is waited for no longer.
+    CutShort(NodeId, u64),
 }
 
 /// What the nemesis and the operator keep in mind.
@@ -206,6 +210,7 @@ impl Simulation {
                 Ok(())
             }
             Fault::Transfer | Fault::Demote | Fault::Campaign => self.disturb_leadership(fault, node),
+            Fault::Stop => self.tell_to_stop(node),
             Fault::ChangeMembers => self.change_members(node),
             Fault::LetNodesIn => self.let_nodes_in(node),
             Fault::JoinerDies => self.joiner_dies(),
@@ -262,6 +267,7 @@ impl Simulation {
             Repair::Burst => self.burst_on_leader()?,
             Repair::Correct(id) => self.correct(id)?,
             Repair::ChangeAmidFailure => self.ask_amid_failure()?,
+            Repair::CutShort(id, life) => self.cut_short(id, life)?,
             Repair::TakeAway(id) => {
                 self.crash(id)?;
                 if let Some(node) = self.nodes.get_mut(&id) {

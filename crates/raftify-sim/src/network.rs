@@ -116,7 +116,7 @@ impl ProposalReply for Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(deliver) = self.deliver.take() {
-            deliver(Err(StopReason::Stopped.into()));
+            deliver(Err(ProposeError::Unknown(UnknownOutcome::NodeStopped(StopReason::Stopped))));
         }
     }
 }

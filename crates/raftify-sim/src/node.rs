@@ -122,6 +122,8 @@ pub(crate) struct Running {
     pub(crate) heard: BTreeMap<NodeId, u64>,
     /// The tick at which it was last asked for something that may make it hand over leadership.
     pub(crate) unsettled: Option<u64>,
+    /// It was told to stop: in which role it was then.
+    pub(crate) stops_as: Option<Role>,
 }
 
 impl Running {

@@ -334,7 +334,7 @@ impl Simulation {
         if let Some(reason) = self.running(id).and_then(|running| running.core.stop_reason().cloned()) {
             self.stop(id, &reason)?;
         }
-        Ok(())
+        self.stop_if_ready(id)
     }
 
     fn carry_out(&mut self, id: NodeId, mut turn: Turn<Reply>) -> Checked {

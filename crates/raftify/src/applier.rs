@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use raftify_core::error::{ProposeError, StopReason};
+use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
 use raftify_core::{
     ClusterId, Committed, LogIndex, LogPosition, Members, NodeId, ProposalReply, SnapshotMeta,
     SnapshotReason, SnapshotStore,
@@ -336,7 +336,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
                 // The loop is told first: who quits because of the answer must not hide the reason.
                 let _ = self.events.send(Event::Failed(reason.clone()));
                 for waiting in waiting.into_iter().flatten() {
-                    waiting.refuse(ProposeError::Stopped(reason.clone()));
+                    waiting.refuse(ProposeError::Unknown(UnknownOutcome::NodeStopped(reason.clone())));
                 }
                 Err(reason)
             }

@@ -13,9 +13,10 @@ use raftify_core::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::calls::Places;
 use crate::raft_client::{AddressesError, ClientError, UnreachableNode};
 use crate::remote_node::{AskedCluster, CallError, RemoteNode, endpoint};
-use crate::transport::connect_lazily;
+use crate::transport::{connect_lazily, resolve};
 use crate::wire::{self, VerbError};
 
 /// How long connecting to one address may take.
@@ -32,6 +33,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterConnection {
     deadline: Duration,
+    waits_for_leader: bool,
     given: Arc<[String]>,
     cluster: Arc<AskedCluster>,
     known: Arc<Mutex<Known>>,
@@ -72,6 +74,9 @@ trait ClientVerb: VerbError {
     const REPEATABLE: bool;
 
     fn again(&self) -> Again;
+
+    /// Whether no leader is known.
+    fn is_no_leader(&self) -> bool;
 }
 
 impl ClientVerb for ProposeError {
@@ -83,8 +88,13 @@ impl ClientVerb for ProposeError {
             ProposeError::NoLeader | ProposeError::Busy { .. } | ProposeError::NotApplied { .. } => {
                 Again::Later
             }
+            ProposeError::Stopped(reason) if reason.nothing_happened() => Again::Later,
             _ => Again::Never,
         }
+    }
+
+    fn is_no_leader(&self) -> bool {
+        *self == ProposeError::NoLeader
     }
 }
 
@@ -98,8 +108,13 @@ impl ClientVerb for MembershipError {
             | MembershipError::Busy { .. }
             | MembershipError::ChangePending
             | MembershipError::NotApplied { .. } => Again::Later,
+            MembershipError::Stopped(reason) if reason.nothing_happened() => Again::Later,
             _ => Again::Never,
         }
+    }
+
+    fn is_no_leader(&self) -> bool {
+        *self == MembershipError::NoLeader
     }
 }
 
@@ -110,8 +125,13 @@ impl ClientVerb for TransferError {
         match self {
             TransferError::NotLeader(hint) => Again::At(hint.clone()),
             TransferError::NoLeader => Again::Later,
+            TransferError::Stopped(reason) if reason.nothing_happened() => Again::Later,
             _ => Again::Never,
         }
+    }
+
+    fn is_no_leader(&self) -> bool {
+        *self == TransferError::NoLeader
     }
 }
 
@@ -123,6 +143,10 @@ impl ClientVerb for ReadError {
             ReadError::NotLeader(hint) => Again::At(hint.clone()),
             _ => Again::Later,
         }
+    }
+
+    fn is_no_leader(&self) -> bool {
+        *self == ReadError::NoLeader
     }
 }
 
@@ -143,12 +167,17 @@ impl ClusterConnection {
         let given = addresses.clone().into();
         let known = Known { addresses, nodes: BTreeMap::new(), as_of: LogIndex::ZERO, is_refreshing: false };
         let (cluster, known) = (Arc::default(), Arc::new(Mutex::new(known)));
-        Ok(ClusterConnection { deadline, given, cluster, known })
+        Ok(ClusterConnection { deadline, waits_for_leader: true, given, cluster, known })
     }
 
     /// The same connection, on which a request may take this long.
     pub(crate) fn with_deadline(self, deadline: Duration) -> ClusterConnection {
         ClusterConnection { deadline, ..self }
+    }
+
+    /// The same connection, whose requests fail at once if no leader is known.
+    pub(crate) fn without_waiting(self) -> ClusterConnection {
+        ClusterConnection { waits_for_leader: false, ..self }
     }
 
     /// A connection to this cluster, whichever nodes listen at the addresses.
@@ -232,7 +261,7 @@ impl ClusterConnection {
                 Err(RoundFailure::Final(error)) => return Err(error),
                 Err(RoundFailure::Later(answer)) => answer,
             };
-            if Instant::now() + pause >= until {
+            if Instant::now() + pause >= until || (!self.waits_for_leader && answer.is_no_leader()) {
                 return Err(ClientError::Answer(answer));
             }
             sleep(pause).await;
@@ -323,6 +352,7 @@ impl ClusterConnection {
                     continue;
                 }
             };
+            let node = if self.waits_for_leader { node } else { node.without_waiting() };
             let left = until.saturating_duration_since(Instant::now());
             // What may be repeated does not spend all of its time on one node that hangs.
             let attempts = if E::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
@@ -369,15 +399,17 @@ impl ClusterConnection {
         // The transport resolves for itself; this is for a clear word on a name that is not known.
         let unresolved = |reason: String| UnreachableNode::Unresolved { address: address.to_owned(), reason };
         let patience = CONNECT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
-        match timeout(patience, tokio::net::lookup_host(address)).await {
-            Ok(found) => drop(found.map_err(|error| unresolved(error.to_string()))?),
+        match timeout(patience, resolve(address)).await {
+            Ok(Ok(found)) => drop(found.map_err(|error| unresolved(error.to_string()))?),
+            Ok(Err(error)) => return Err(unresolved(error.to_string())),
             Err(_) => return Err(unresolved(format!("no answer within {patience:?}"))),
         }
         let endpoint = endpoint(address, CONNECT_TIMEOUT).map_err(|error| UnreachableNode::NotConnected {
             address: address.to_owned(),
             reason: error.to_string(),
         })?;
-        let node = RemoteNode::new(connect_lazily(&endpoint), Arc::clone(&self.cluster));
+        let (channel, cluster) = (connect_lazily(&endpoint), Arc::clone(&self.cluster));
+        let node = RemoteNode::new(channel, Places::of_client(), cluster);
         self.lock().nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }

@@ -67,6 +67,7 @@ fn told<E: VerbError + std::fmt::Debug>(to: NodeId, error: CallError<E>) -> E {
     debug!(peer = %to, ?error, "a request for the leader failed");
     let error = error.into_verb_error();
     match error.stopped() {
+        Some(reason) if reason.nothing_happened() => E::not_sent(format!("node {to}: {reason}")),
         // Passed on as it is, it would say that this node has stopped.
         Some(reason) => E::lost(format!("node {to}: {reason}")),
         None => error,

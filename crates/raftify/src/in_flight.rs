@@ -28,6 +28,11 @@ impl InFlight {
         })
     }
 
+    /// Whether nothing is under way.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
     /// A place for one more.
     ///
     /// # Errors

@@ -64,6 +64,7 @@
 
 mod applier;
 mod begin;
+mod calls;
 mod chance;
 mod cluster_connection;
 mod connections;

@@ -57,6 +57,8 @@ pub(crate) struct Lifecycle(Arc<Inner>);
 struct Inner {
     phase: watch::Sender<Phase>,
     quit: watch::Sender<bool>,
+    /// Whether nothing is waited for any more, not even answers.
+    at_once: watch::Sender<bool>,
     /// How many calls take this node out of the cluster, or have done so.
     leaving: AtomicUsize,
     /// Nobody has been told yet: the next `run` will be.
@@ -72,6 +74,7 @@ impl Lifecycle {
         Lifecycle(Arc::new(Inner {
             phase: watch::Sender::new(Phase::Waiting),
             quit: watch::Sender::new(false),
+            at_once: watch::Sender::new(false),
             leaving: AtomicUsize::new(0),
             ended_before_it_ran: AtomicBool::new(false),
             called: AtomicBool::new(false),
@@ -155,6 +158,17 @@ impl Lifecycle {
     /// Asks the node to stop.
     pub(crate) fn ask_to_quit(&self) {
         self.0.quit.send_replace(true);
+    }
+
+    /// Asks the node, which was asked to stop before, not to wait for anything any more.
+    pub(crate) fn ask_to_quit_at_once(&self) {
+        self.ask_to_quit();
+        self.0.at_once.send_replace(true);
+    }
+
+    /// True once the node is not to wait for anything any more.
+    pub(crate) fn quit_at_once_wish(&self) -> watch::Receiver<bool> {
+        self.0.at_once.subscribe()
     }
 
     /// Asks the node to stop, and resolves when everything is closed.

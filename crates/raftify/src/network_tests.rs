@@ -1,6 +1,7 @@
 //! The network half as one: outboxes, servers and clients talk over loopback, without a raft loop behind them.
 
 mod addresses;
+mod calls;
 mod snapshots;
 
 use std::io::Write as _;
@@ -18,6 +19,7 @@ use raftify_core::{
     NodeId, RaftMessage, RaftMessageBody, ReadRound, Responder, Role, Sender, ServerRequestMsg,
     Status as NodeStatus, Term,
 };
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -643,13 +645,16 @@ async fn a_node_forwards_no_more_than_it_would_take_itself() {
 }
 
 /// Takes connections and closes each after it has read something.
-async fn closing_listener() -> (String, JoinHandle<()>) {
+/// Closes each connection on which it has read this payload.
+async fn closing_listener(payload: &'static [u8]) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let task = tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            socket.readable().await.unwrap();
-            drop(socket);
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut received = Vec::new();
+            while !received.windows(payload.len()).any(|bytes| bytes == payload) {
+                socket.read_buf(&mut received).await.unwrap();
+            }
         }
     });
     (address, task)
@@ -758,9 +763,10 @@ async fn the_client_says_what_is_wrong() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_never_repeats_what_may_have_happened() {
     let mut node = TestNode::start(1);
-    let (broken, _task) = closing_listener().await;
+    let entry = b"what may have happened";
+    let (broken, _task) = closing_listener(entry).await;
     let cluster = ClusterConnection::new([broken, node.address.clone()], Duration::from_secs(20)).unwrap();
-    match within("an answer", cluster.propose(Bytes::new())).await {
+    match within("an answer", cluster.propose(Bytes::from_static(entry))).await {
         Err(ClientError::Answer(ProposeError::Unknown(UnknownOutcome::ConnectionLost(_)))) => {}
         other => panic!("{other:?}"),
     }

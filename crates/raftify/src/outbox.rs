@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
+use crate::calls::Places;
 use crate::forwarding::{self, RemoteReply, Unsent};
 use crate::in_flight::InFlight;
 use crate::peer_connection::{PeerConnection, Reach, Target};
@@ -137,6 +138,7 @@ struct Peer {
     reach: Arc<Reach>,
     /// For everything but the stream. Connects by itself when it is used.
     channel: Arc<Mutex<Channel>>,
+    calls: Places,
     stream_task: AbortHandle,
     /// The last snapshot that was to be sent.
     snapshot_task: Option<AbortHandle>,
@@ -352,6 +354,11 @@ impl Outbox {
         });
     }
 
+    /// Whether requests that were passed on are not answered yet.
+    pub(crate) fn is_forwarding(&self) -> bool {
+        !self.shared.forwarded.is_empty()
+    }
+
     /// Asks the leader for its confirmed commit index. Exactly one [`PeerEvent::ReadRoundAnswered`] follows, unless
     /// the outbox is shut down.
     pub(crate) fn read_round(&self, ReadRound { leader, round }: ReadRound) {
@@ -387,7 +394,8 @@ impl Outbox {
         let state = lock(&self.shared.state);
         let (identity, _) = state.own.as_ref()?;
         let peer = state.peers.get(&id)?;
-        Some(RemoteNode::new(peer.channel(), Arc::new(AskedCluster::of(identity.cluster_id))))
+        let cluster = Arc::new(AskedCluster::of(identity.cluster_id));
+        Some(RemoteNode::new(peer.channel(), peer.calls.clone(), cluster))
     }
 }
 
@@ -490,6 +498,7 @@ impl Shared {
                 queue,
                 reach,
                 channel,
+                calls: Places::new(self.config.proposals_in_flight_max, self.config.uncommitted_bytes_max),
                 stream_task: self.spawn(&mut state.tasks, connection.keep()),
                 snapshot_task: None,
                 snapshot_failures: Failures::default(),

@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use raftify_core::members::MembershipRefusal;
 use raftify_core::{ClusterId, Member, MemberChange, Members, MembershipChange, MembershipCommand};
 
+use crate::calls::Places;
 use crate::identification::Identification;
 use crate::remote_node::{CallError, RemoteNode, endpoint};
 use crate::transport::connect_lazily;
@@ -20,7 +21,7 @@ const ADDED_NODE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Why none did, in words that name the address.
 pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identification, String> {
     let endpoint = endpoint(address, within).map_err(|error| format!("{address}: {error}"))?;
-    let node = RemoteNode::new(connect_lazily(&endpoint), Arc::default());
+    let node = RemoteNode::new(connect_lazily(&endpoint), Places::of_client(), Arc::default());
     node.identify(within).await.map_err(|error| match error {
         CallError::NotSent(reason) => format!("{address} cannot be connected to ({reason})"),
         CallError::TimedOut(after) => format!("{address} did not answer within {} ms", after.as_millis()),

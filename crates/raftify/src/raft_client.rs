@@ -72,17 +72,26 @@ where
         RaftClient { cluster: self.cluster.with_deadline(deadline.min(DEADLINE_MAX)), types: PhantomData }
     }
 
+    /// The same client, whose requests do not wait for a leader: if no node that answers knows one, they fail at once with
+    /// `NoLeader`, and nothing happened. By default they wait for the next leader until their deadline.
+    #[must_use]
+    pub fn without_waiting(self) -> Self {
+        RaftClient { cluster: self.cluster.without_waiting(), types: PhantomData }
+    }
+
     /// Replicates `entry` and returns the state machine's reply, as
     /// [`RaftNode::propose`](crate::RaftNode::propose) does on a node.
     ///
     /// # Errors
     /// - [`ClientError::Addresses`], [`ClientError::Unreachable`], [`ClientError::Door`]: nothing happened.
-    /// - [`ClientError::Answer`] with [`ProposeError::Unknown`] or [`ProposeError::Stopped`]: it may have been applied.
+    /// - [`ClientError::Answer`] with [`ProposeError::Unknown`]: it may have been applied.
     /// - [`ClientError::Answer`] with anything else: it was not applied, and the deadline passed or trying again would
     ///   not have helped.
     ///
     /// # Cancel safety
-    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown.
+    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown. A call that is given up disturbs
+    /// no other: it goes on in the background until the node answers. Up to 4096 calls, with up to 64 MiB of entries, are
+    /// under way to a node at once; further ones wait for their turn.
     pub async fn propose(&self, entry: &LogEntry) -> Result<FSM::Reply, ClientError<ProposeError>> {
         let encoded = entry.encode();
         let payload =

@@ -3,16 +3,18 @@
 //! [`select`](Inputs::select) only waits; [`apply`](RaftLoop::apply) tells the core, synchronously;
 //! [`run_turn`](RaftLoop::run_turn) passes the core's decisions to those who carry them out. Nothing here decides.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use raftify_core::error::StopReason;
 use raftify_core::{
-    Committed, Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members, NodeId,
-    RaftNodeCore, ServerRequestMsg, SnapshotMeta, StableStorage, Status, StorageError, Turn, TurnNumber,
+    CheckedConfig, Committed, Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader,
+    Members, NodeId, RaftNodeCore, ServerRequestMsg, SnapshotMeta, StableStorage, Status, StorageError, Turn,
+    TurnNumber,
 };
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
 use crate::applier::ApplierHandle;
@@ -49,15 +51,27 @@ pub(crate) struct Inputs<R> {
     pub(crate) server: RequestReceiver<ServerRequestMsg<R>>,
     pub(crate) local: RequestReceiver<LocalRequestMsg<R>>,
     pub(crate) quit: watch::Receiver<bool>,
+    pub(crate) quit_at_once: watch::Receiver<bool>,
 }
 
 impl<R: Send> Inputs<R> {
-    /// What comes first when several wait: the clock, which must not stand still while there is always news; then news of
-    /// what the core had asked for; then the others. `None`: somebody wants the node to stop.
-    async fn select(&mut self, ticks: &mut Interval) -> Option<Input<R>> {
+    /// What comes first when several wait: a request to stop; the clock, which must not stand still while there is always
+    /// news; then news of what the core had asked for; then the others. `None`: the node, which stops, waits no longer.
+    async fn select(&mut self, ticks: &mut Interval, stops_by: Option<Instant>) -> Option<Input<R>> {
+        let quit_at_once = &mut self.quit_at_once;
+        let waited = async {
+            match stops_by {
+                Some(stops_by) => tokio::select! {
+                    _ = quit_at_once.wait_for(|at_once| *at_once) => {}
+                    () = sleep_until(stops_by) => {}
+                },
+                None => pending().await,
+            }
+        };
         Some(tokio::select! {
             biased;
-            _ = self.quit.wait_for(|quit| *quit) => return None,
+            () = waited => return None,
+            _ = self.quit.wait_for(|quit| *quit), if stops_by.is_none() => Input::Quit,
             _ = ticks.tick() => Input::Tick,
             Some(event) = self.events.recv() => Input::Event(event),
             Some(event) = self.peers.recv() => Input::Peer(event),
@@ -98,6 +112,9 @@ pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
     outputs: Outputs<FSM, S>,
     ticks: Interval,
     failure: Option<StopReason>,
+    stop_timeout: Duration,
+    /// Set when the node is told to stop: until then it may answer what it has taken.
+    stops_by: Option<Instant>,
     /// What the outbox was last told.
     introduced: Option<(Identity, Arc<Members>)>,
     /// The newest snapshot when snapshots were last deleted.
@@ -108,6 +125,7 @@ pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
 }
 
 enum Input<R> {
+    Quit,
     Tick,
     Event(Event),
     Peer(PeerEvent),
@@ -120,9 +138,9 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         core: RaftNodeCore<Reply<FSM::Reply>>,
         inputs: Inputs<Reply<FSM::Reply>>,
         outputs: Outputs<FSM, S>,
-        tick_interval: Duration,
+        config: &CheckedConfig,
     ) -> RaftLoop<FSM, S> {
-        let mut ticks = interval(tick_interval);
+        let mut ticks = interval(config.tick_interval);
         // After a pause of the process, ticks that were missed stay missed: told of all at once, a node would take its
         // leader for dead without having had a chance to hear it.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -133,24 +151,34 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             outputs,
             ticks,
             failure: None,
+            stop_timeout: config.stop_timeout,
+            stops_by: None,
             introduced: None,
             retained_for: None,
             has_woken: false,
         }
     }
 
-    /// Runs until somebody wants the node to stop, or it cannot go on. Everybody who waits is answered then.
+    /// Runs until the node is told to stop and has answered what it had taken, or until it cannot go on. Whatever still
+    /// waits is answered then.
     pub(crate) async fn run(mut self) -> StopReason {
         let reason = loop {
             self.take_turns();
             if let Some(reason) = self.stop_reason() {
                 break reason;
             }
+            if self.has_nothing_left_to_do() {
+                break StopReason::Stopped;
+            }
             if std::mem::take(&mut self.has_woken) && !self.inputs.are_empty() {
                 tokio::task::yield_now().await;
             }
-            let Some(input) = self.inputs.select(&mut self.ticks).await else {
-                // A failure that is known already is the reason, not the wish that came after it.
+            let Some(input) = self.inputs.select(&mut self.ticks, self.stops_by).await else {
+                warn!(
+                    node = %self.node_id,
+                    "stops before it has handed over leadership, or answered all that it has taken: the outcome of some \
+                     requests is not known"
+                );
                 self.apply_events();
                 break self.stop_reason().unwrap_or(StopReason::Stopped);
             };
@@ -159,8 +187,15 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             self.apply_queued();
         };
         self.outputs.lifecycle.stop(&reason);
-        self.core.stop(&reason);
-        // What is still queued is dropped with its queue, which answers it.
+        // What is still queued was never begun, and is told so.
+        let core = &mut self.core;
+        core.take_nothing_new();
+        self.inputs.local.close(|request| core.handle_local_request_msg(request));
+        self.inputs.server.close(|request| match request {
+            ServerRequestMsg::RaftMessages { .. } => {}
+            request => core.handle_server_request_msg(request),
+        });
+        core.stop(&reason);
         drop(self.inputs);
         // With it, perhaps, the state machine, which is the user's own and may panic: that is no reason any more.
         let _ = caught(|| drop(self.outputs));
@@ -168,12 +203,19 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
     }
 
     fn apply(&mut self, input: Input<Reply<FSM::Reply>>) {
-        if matches!(input, Input::Tick) {
-            // The core never decides by the clock on less than is known.
+        if matches!(input, Input::Tick | Input::Quit) {
+            // The core never decides by the clock on less than is known; and a failure that is known already is the reason
+            // to stop, not the wish that came after it.
             self.apply_events();
         }
         let core = &mut self.core;
         match input {
+            Input::Quit => {
+                self.stops_by = Some(Instant::now() + self.stop_timeout);
+                if !self.stop_timeout.is_zero() {
+                    core.prepare_to_stop();
+                }
+            }
             Input::Tick => core.tick(),
             Input::Event(Event::Written(turn)) => core.written(turn),
             Input::Event(Event::Applied(index)) => core.applied(index),
@@ -223,6 +265,13 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
                 break;
             }
         }
+    }
+
+    /// Whether the node was told to stop, and owes nothing any more.
+    fn has_nothing_left_to_do(&self) -> bool {
+        self.stops_by.is_some()
+            && (self.stop_timeout.is_zero()
+                || (self.core.is_ready_to_stop() && !self.outputs.outbox.is_forwarding()))
     }
 
     fn apply_events(&mut self) {
@@ -371,12 +420,14 @@ mod tests {
         let (_server, server) = request_queue(1, 1);
         let (_local, local) = request_queue(1, 1);
         let (_quit, quit) = watch::channel(false);
-        let mut inputs = Inputs::<Reply<()>> { events, peers, server, local, quit };
+        let quit_at_once = quit.clone();
+        let mut inputs = Inputs::<Reply<()>> { events, peers, server, local, quit, quit_at_once };
         news.send(Event::Applied(LogIndex(1))).unwrap();
         let mut ticks = interval(Duration::from_millis(1));
         // Until it has to be waited for.
         while ticks.tick().now_or_never().is_some() {}
         advance(Duration::from_millis(1)).await;
-        assert!(matches!(inputs.select(&mut ticks).await, Some(Input::Tick)), "it is due, and so is news");
+        let first = inputs.select(&mut ticks, None).await;
+        assert!(matches!(first, Some(Input::Tick)), "it is due, and so is news");
     }
 }

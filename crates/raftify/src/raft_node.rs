@@ -48,6 +48,7 @@ const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 /// the reason. The getters always tell the last known status.
 pub struct RaftNode<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
     shared: Arc<Shared<FSM>>,
+    waits_for_leader: bool,
     log_entry: PhantomData<fn(LogEntry)>,
 }
 
@@ -66,7 +67,11 @@ struct Shared<FSM: AbstractStateMachine> {
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNode<LogEntry, FSM> {
     fn clone(&self) -> Self {
-        RaftNode { shared: Arc::clone(&self.shared), log_entry: PhantomData }
+        RaftNode {
+            shared: Arc::clone(&self.shared),
+            waits_for_leader: self.waits_for_leader,
+            log_entry: PhantomData,
+        }
     }
 }
 
@@ -91,7 +96,14 @@ where
         let node_id = status.borrow().node_id;
         let (proposals, task) = (InFlight::new(&config), Mutex::new(None));
         let shared = Shared { node_id, config, requests, queries, status, lifecycle, proposals, task };
-        RaftNode { shared: Arc::new(shared), log_entry: PhantomData }
+        RaftNode { shared: Arc::new(shared), waits_for_leader: true, log_entry: PhantomData }
+    }
+
+    /// A handle of the same node whose requests do not wait for a leader: while none is known, they fail at once with
+    /// `NoLeader`, and nothing happened. Those of other handles wait for the next leader until their deadline.
+    #[must_use]
+    pub fn without_waiting(&self) -> Self {
+        RaftNode { waits_for_leader: false, ..self.clone() }
     }
 
     /// Replicates `entry` and returns the state machine's reply.
@@ -105,15 +117,20 @@ where
     /// [`propose_timeout`](crate::Config::propose_timeout).
     ///
     /// # Errors
-    /// - [`NoLeader`](ProposeError::NoLeader), [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
-    ///   [`Encode`](ProposeError::Encode): nothing was written. Send it again later, or smaller.
+    /// - [`NoLeader`](ProposeError::NoLeader): nothing was written; no leader was known until the deadline, or, with
+    ///   [`without_waiting`](Self::without_waiting), when the call was made.
+    /// - [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge), [`Encode`](ProposeError::Encode): nothing was
+    ///   written. Send it again later, or smaller.
     /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type decodes what it has encoded
     ///   not at all, or as another entry (see [`AbstractLogEntry`]), or the leader's program is of another version.
     /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the deadline.
     /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
-    /// - [`Unknown`](ProposeError::Unknown): the deadline passed, or a snapshot covered the entry, before the outcome
-    ///   was seen. It may have been applied.
-    /// - [`Stopped`](ProposeError::Stopped): this node has stopped; the reason is inside. The outcome is unknown.
+    /// - [`Unknown`](ProposeError::Unknown): the deadline passed, this node stopped, or a snapshot covered the entry, before
+    ///   the outcome was seen. It may have been applied.
+    /// - [`Stopped`](ProposeError::Stopped): nothing was written; this node has stopped, or is stopping, and did not take
+    ///   the entry. Send it to another node.
+    ///
+    /// [`nothing_happened`](ProposeError::nothing_happened) tells which of them are safe to repeat.
     ///
     /// # Cancel safety
     /// Dropping the future does not withdraw the proposal; treat the outcome as unknown.
@@ -134,9 +151,11 @@ where
         let attempt = |within| {
             let (reply, answer) = local_reply();
             let request = LeaderRequest::Propose { payload: payload.clone(), reply };
-            self.shared.ask(LocalRequestMsg::ForLeader(request), answer, within)
+            self.shared.ask(LocalRequestMsg::ForLeaderWithin { request, within }, answer, within)
         };
-        self.shared.while_leadership_moves(self.shared.config.propose_timeout, attempt).await
+        self.shared
+            .while_leadership_moves(self.waits_for_leader, self.shared.config.propose_timeout, attempt)
+            .await
     }
 
     /// Runs `query` on the state machine and returns what it returns: a linearizable read.
@@ -192,6 +211,7 @@ where
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
+        self.shared.leader_is_needed::<ReadError>(self.waits_for_leader)?;
         self.shared
             .request(self.shared.config.read_timeout, |reply| LocalRequestMsg::ReadIndex { reply })
             .await
@@ -283,12 +303,15 @@ where
     /// Dropping the future does not stop the transfer.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<NodeId, TransferError> {
         let attempt = |within| {
-            let request = move |reply| {
-                LocalRequestMsg::ForLeader(LeaderRequest::TransferLeader { to: Some(to), reply })
+            let request = move |reply| LocalRequestMsg::ForLeaderWithin {
+                request: LeaderRequest::TransferLeader { to: Some(to), reply },
+                within,
             };
             self.shared.request(within, request)
         };
-        self.shared.while_leadership_moves(self.shared.config.membership_timeout, attempt).await
+        self.shared
+            .while_leadership_moves(self.waits_for_leader, self.shared.config.membership_timeout, attempt)
+            .await
     }
 
     /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status) for the
@@ -353,11 +376,15 @@ where
         }
         let attempt = |within| {
             let request = asked.clone();
-            let request =
-                move |reply| LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { request, reply });
+            let request = move |reply| LocalRequestMsg::ForLeaderWithin {
+                request: LeaderRequest::ChangeMembership { request, reply },
+                within,
+            };
             self.shared.request(within, request)
         };
-        self.shared.while_leadership_moves(self.shared.config.membership_timeout, attempt).await
+        self.shared
+            .while_leadership_moves(self.waits_for_leader, self.shared.config.membership_timeout, attempt)
+            .await
     }
 
     /// Makes a learner or a joining node a voter, at once. May be called on any node. A joining node needs no call: the
@@ -484,6 +511,10 @@ where
     /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed, closed and answered then. A node that
     /// never ran is closed at once. May be called from anywhere, any number of times.
     ///
+    /// From the call on, the node takes no new requests: they fail with [`StopReason::Stopping`], and nothing happened. A
+    /// leader hands leadership to the most caught-up voter that is alive; what the node has taken before is answered. That
+    /// takes at most [`stop_timeout`](crate::Config::stop_timeout); the outcome of what is left then is unknown.
+    ///
     /// A disk operation, or a call of the state machine, that has begun is waited for, however long it takes: nothing
     /// uses the data directory afterwards. A node that has waited for 5 s logs a warning that names what it waits for,
     /// and again after twice as long each time.
@@ -529,30 +560,36 @@ where
 }
 
 impl<FSM: AbstractStateMachine> Shared<FSM> {
-    /// Asks again as long as the answer is that another node leads than the one that was asked: nothing was done then,
-    /// and this node is about to hear who does.
+    /// Asks again as long as the answer is that another node leads than the one that was asked, or none: nothing was done
+    /// then, and this node is about to hear of a leader.
     async fn while_leadership_moves<T, E: Unanswered, Answer: Future<Output = Result<T, E>>>(
         &self,
+        waits: bool,
         within: Duration,
         attempt: impl Fn(Duration) -> Answer,
     ) -> Result<T, E> {
+        self.leader_is_needed(waits)?;
         let until = Instant::now() + within;
+        let leadership = |status: &Status| (status.leader_id, status.term);
+        let mut seen = leadership(&self.status.borrow());
         // Nearly always, this is all: what follows is set up only when it is needed.
-        let first = attempt(within).await;
-        if !first.as_ref().is_err_and(E::leadership_moved) {
-            return first;
+        let mut answer = attempt(within).await;
+        while waits && answer.as_ref().is_err_and(E::leadership_moved) && Instant::now() < until {
+            // If there is no news of the leader, a tick is time enough for it.
+            let mut status = self.status.clone();
+            let _ = timeout(self.config.tick_interval, status.wait_for(|status| leadership(status) != seen))
+                .await;
+            seen = leadership(&self.status.borrow());
+            answer = attempt(until.saturating_duration_since(Instant::now())).await;
         }
-        let mut status = self.status.clone();
-        loop {
-            status.mark_unchanged();
-            let left = until.saturating_duration_since(Instant::now());
-            match attempt(left).await {
-                Err(error) if error.leadership_moved() && Instant::now() < until => {
-                    // News of the leader shows in the status; if there is none, a tick is time enough for it.
-                    let _ = timeout(self.config.tick_interval, status.changed()).await;
-                }
-                answer => return answer,
-            }
+        answer
+    }
+
+    /// For a call that does not wait for a leader.
+    fn leader_is_needed<E: Unanswered>(&self, waits: bool) -> Result<(), E> {
+        match E::no_leader() {
+            Some(error) if !waits && self.status.borrow().leader_id.is_none() => Err(error),
+            _ => Ok(()),
         }
     }
 
@@ -593,9 +630,7 @@ impl<FSM: AbstractStateMachine> Shared<FSM> {
             },
         }
         let answer = timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)));
-        // What was dropped with its queue does not know why.
-        let unexplained = E::from(StopReason::Stopped);
-        answer.map_err(|error| if error == unexplained { self.lifecycle.stop_reason().into() } else { error })
+        answer.map_err(|error| error.explained(|| self.lifecycle.stop_reason()))
     }
 }
 
@@ -607,9 +642,19 @@ pub(crate) trait Unanswered: From<StopReason> + PartialEq + Send + 'static {
         None
     }
 
-    /// Whether nothing was done because the node that was asked no longer leads.
+    /// Whether nothing was done because the node that was asked no longer leads, or no leader was found.
     fn leadership_moved(&self) -> bool {
         false
+    }
+
+    /// That no leader is known, if that matters.
+    fn no_leader() -> Option<Self> {
+        None
+    }
+
+    /// What was dropped with its queue does not know why.
+    fn explained(self, reason: impl FnOnce() -> StopReason) -> Self {
+        if self == StopReason::Stopped.into() { reason().into() } else { self }
     }
 
     /// The core's own deadline has passed, and it did not say so.
@@ -620,7 +665,21 @@ pub(crate) trait Unanswered: From<StopReason> + PartialEq + Send + 'static {
 
 impl Unanswered for ProposeError {
     fn leadership_moved(&self) -> bool {
-        matches!(self, ProposeError::NotLeader(_))
+        matches!(self, ProposeError::NotLeader(_) | ProposeError::NoLeader)
+    }
+
+    fn no_leader() -> Option<Self> {
+        Some(ProposeError::NoLeader)
+    }
+
+    /// What was not taken says so by itself.
+    fn explained(self, reason: impl FnOnce() -> StopReason) -> Self {
+        match self {
+            ProposeError::Unknown(UnknownOutcome::NodeStopped(StopReason::Stopped)) => {
+                ProposeError::Unknown(UnknownOutcome::NodeStopped(reason()))
+            }
+            error => error,
+        }
     }
 
     fn busy(waiting: u64) -> Option<Self> {
@@ -633,6 +692,10 @@ impl Unanswered for ProposeError {
 }
 
 impl Unanswered for ReadError {
+    fn no_leader() -> Option<Self> {
+        Some(ReadError::NoLeader)
+    }
+
     fn busy(waiting: u64) -> Option<Self> {
         Some(ReadError::Busy { waiting })
     }
@@ -644,7 +707,11 @@ impl Unanswered for ReadError {
 
 impl Unanswered for MembershipError {
     fn leadership_moved(&self) -> bool {
-        matches!(self, MembershipError::NotLeader(_))
+        matches!(self, MembershipError::NotLeader(_) | MembershipError::NoLeader)
+    }
+
+    fn no_leader() -> Option<Self> {
+        Some(MembershipError::NoLeader)
     }
 
     fn busy(waiting: u64) -> Option<Self> {
@@ -664,7 +731,11 @@ impl Unanswered for SnapshotError {
 
 impl Unanswered for TransferError {
     fn leadership_moved(&self) -> bool {
-        matches!(self, TransferError::NotLeader(_))
+        matches!(self, TransferError::NotLeader(_) | TransferError::NoLeader)
+    }
+
+    fn no_leader() -> Option<Self> {
+        Some(TransferError::NoLeader)
     }
 }
 

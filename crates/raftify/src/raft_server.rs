@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use raftify_core::error::{
-    InstallError, MembershipError, ProposeError, ReadError, StopReason, UnknownOutcome,
+    InstallError, MembershipError, ProposeError, ReadError, StopReason, TransferError, UnknownOutcome,
 };
 use raftify_core::members::{MembershipRefusal, SenderRefusal};
 use raftify_core::{
@@ -37,6 +37,7 @@ use crate::probe::check_added_addresses;
 use crate::remote_node::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
 };
+use crate::reply::dropped;
 use crate::request_queue::{Refused, RequestSender};
 use crate::severable::Severable;
 use crate::snapshot_receiver::{Incoming, NotReceived, SnapshotReceiver};
@@ -50,6 +51,17 @@ const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 /// How long open connections may take to end when the server stops.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// How many requests may be under way on one connection; a client keeps further ones back.
+const STREAMS_MAX: u32 = 1024;
+
+/// Of those that their client has reset, so many may wait to be looked at: no more than there may be requests. A client
+/// that opens and resets without an end loses its connection, which nodes and clients of this crate never do: they let
+/// calls that were given up run to their end.
+const RESET_STREAMS_MAX: usize = STREAMS_MAX as usize;
+
+/// A client that sends so often what makes no sense on its stream loses its connection.
+const LOCAL_ERROR_RESETS_MAX: usize = 1024;
 
 /// What the server works with.
 pub(crate) struct Door<R, S> {
@@ -113,6 +125,9 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+        .http2_max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS_MAX))
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, async move {
             shutdown.await;
@@ -242,6 +257,11 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         }
     }
 
+    /// Whether this request wants no other answer, now, than that no leader is known.
+    fn is_in_vain(&self, header: Option<&proto::Header>) -> bool {
+        header.is_some_and(|header| header.without_waiting) && self.door.status.borrow().leader_id.is_none()
+    }
+
     fn header(&self) -> Option<proto::Header> {
         let status = self.door.status.borrow();
         let cluster_id = status.identity.map(|identity| identity.cluster_id);
@@ -305,7 +325,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let (answered, answer) = oneshot::channel();
         let request = LeaderRequest::Propose { payload, reply: (self.door.remote_reply)(answered) };
         let request = ServerRequestMsg::ForLeader { request, forwarding };
-        let answer = async { answer.await.unwrap_or_else(|_| Err(StopReason::Stopped.into())) };
+        let answer = async { answer.await.unwrap_or_else(|_| Err(dropped())) };
         Ok(self
             .enqueue_and_wait(request, self.door.config.propose_timeout, answer)
             .await?
@@ -563,7 +583,11 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         if let (true, Some(connection)) = (request.forwarded, connection) {
             connection.is_members();
         }
-        let outcome = match self.propose_here(request.payload, forwarding(request.forwarded)).await? {
+        let outcome = match self.is_in_vain(request.header.as_ref()) {
+            true => Err(ProposeError::NoLeader),
+            false => self.propose_here(request.payload, forwarding(request.forwarded)).await?,
+        };
+        let outcome = match outcome {
             Ok(reply) => Outcome::Reply(reply),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
@@ -577,6 +601,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         use proto::change_membership_reply::Outcome;
         let request = request.into_inner();
         self.admit_request(request.header.as_ref())?;
+        let is_in_vain = self.is_in_vain(request.header.as_ref());
         let forwarding = forwarding(request.forwarded);
         let request = MembershipRequest::decode(&request.request).map_err(wire::WireError::from);
         let request = request.map_err(DoorRefusal::from)?;
@@ -587,6 +612,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         };
         let changed = match checked {
             Err(refusal) => Err(MembershipError::Refused(refusal)),
+            Ok(()) if is_in_vain => Err(MembershipError::NoLeader),
             Ok(()) => {
                 let ask = |reply| {
                     let request = LeaderRequest::ChangeMembership { request, reply };
@@ -616,7 +642,11 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
                 let request = LeaderRequest::ReserveNodeId { reply };
                 ServerRequestMsg::ForLeader { request, forwarding }
             });
-        let outcome = match reserved.await? {
+        let reserved = match self.is_in_vain(request.header.as_ref()) {
+            true => Err(MembershipError::NoLeader),
+            false => reserved.await?,
+        };
+        let outcome = match reserved {
             Ok(reservation) => Outcome::Reservation(wire::reservation_to_wire(&reservation)),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
@@ -633,15 +663,18 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         let to = request.to.map(|id| wire::node_id("the new leader's id", id)).transpose();
         let to = to.map_err(DoorRefusal::from)?;
         let forwarding = forwarding(request.forwarded);
-        let transferred = self.ask(self.door.config.membership_timeout, |reply| {
-            let request = LeaderRequest::TransferLeader { to, reply };
-            ServerRequestMsg::ForLeader { request, forwarding }
-        });
-        let outcome = match transferred.await? {
+        let transferred =
+            self.ask::<_, TransferError, TransferError>(self.door.config.membership_timeout, |reply| {
+                let request = LeaderRequest::TransferLeader { to, reply };
+                ServerRequestMsg::ForLeader { request, forwarding }
+            });
+        let transferred = match self.is_in_vain(request.header.as_ref()) {
+            true => Err(TransferError::NoLeader),
+            false => transferred.await?,
+        };
+        let outcome = match transferred {
             Ok(leader) => Outcome::Leader(leader.get()),
-            Err::<_, raftify_core::error::TransferError>(error) => {
-                Outcome::Refusal(wire::refusal_to_wire(&error))
-            }
+            Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
         Ok(Response::new(proto::TransferLeaderReply { header: self.header(), outcome: Some(outcome) }))
     }

@@ -13,9 +13,13 @@ use raftify_core::error::{MembershipError, ProposeError, ReadError, TransferErro
 use raftify_core::{
     ClusterId, Forwarding, Inspection, LogIndex, Members, MembershipRequest, NodeId, Reservation,
 };
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::StdError;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{ConnectError, Response, Status};
 
+use crate::calls::{self, Mark, MarkedChannel, NoResponse, Places};
 use crate::identification::Identification;
 use crate::wire::proto::raft_service_client::RaftServiceClient;
 use crate::wire::{self, DoorRefusal, VerbError, proto};
@@ -28,6 +32,10 @@ pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Streams that end early, such as those of snapshots, are remembered, so that what is still on its way on them is passed
+/// over: what comes on one that was forgotten is an error, and a connection with too many of these is closed.
+const RESET_STREAMS_REMEMBERED: usize = 1024;
+
 /// Where and how to connect.
 pub(crate) fn endpoint(
     address: &str,
@@ -35,16 +43,21 @@ pub(crate) fn endpoint(
 ) -> Result<Endpoint, tonic::transport::Error> {
     Ok(Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(connect_timeout)
-        .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true))
+        .keep_alive_while_idle(true)
+        .http2_max_concurrent_reset_streams(RESET_STREAMS_REMEMBERED))
 }
 
 /// The generated client with our limits.
-pub(crate) fn service(channel: Channel) -> RaftServiceClient<Channel> {
+pub(crate) fn service<C>(channel: C) -> RaftServiceClient<C>
+where
+    C: GrpcService<Body>,
+    C::ResponseBody: http_body::Body<Data = Bytes> + Send + 'static,
+    <C::ResponseBody as http_body::Body>::Error: Into<StdError> + Send,
+{
     RaftServiceClient::new(channel).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT)
 }
 
@@ -70,10 +83,20 @@ pub(crate) fn describe(status: &Status) -> String {
     }
 }
 
+/// Whether the node has said that it did not, and will not, look at the request: by refusing its stream, or by going away
+/// and naming an earlier one as the last that it has looked at (RFC 9113, sections 6.8 and 8.7).
+fn is_refused_unread(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<h2::Error>().is_some_and(|error| {
+        error.is_remote()
+            && (error.is_go_away()
+                || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
+    })
+}
+
 /// Why one call to one node brought no result.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum CallError<E> {
-    /// Nothing happened: there was no connection.
+    /// Nothing happened: there was no connection, or it ended before the node could read the request.
     NotSent(String),
     /// Nothing happened: refused at the door.
     Door(DoorRefusal),
@@ -103,7 +126,7 @@ impl<E: VerbError> CallError<E> {
         }
         let mut source = status.source();
         while let Some(error) = source {
-            if error.is::<ConnectError>() {
+            if error.is::<ConnectError>() || is_refused_unread(error) {
                 return CallError::NotSent(describe(status));
             }
             source = error.source();
@@ -111,9 +134,24 @@ impl<E: VerbError> CallError<E> {
         CallError::Lost(describe(status))
     }
 
+    fn from_no_response(places: &Places, after: Duration, why: NoResponse) -> CallError<E> {
+        match why {
+            NoResponse::NoPlace => CallError::Refused(E::busy(places.count_max())),
+            NoResponse::NotSent(Some(status)) => match CallError::from_status(&status) {
+                CallError::Lost(reason) => CallError::NotSent(reason),
+                error => error,
+            },
+            NoResponse::NotSent(None) => {
+                CallError::NotSent(format!("no connection within {} ms", after.as_millis()))
+            }
+            NoResponse::Failed(status) => CallError::from_status(&status),
+            NoResponse::TimedOut => CallError::TimedOut(after),
+        }
+    }
+
     fn from_wire(refusal: &proto::Refusal) -> CallError<E> {
-        match wire::refusal_from_wire(refusal) {
-            Some(error) => CallError::Refused(error),
+        match wire::refusal_from_wire::<E>(refusal) {
+            Some(error) => CallError::Refused(error.of_another()),
             None => CallError::Lost(refusal.message.clone()),
         }
     }
@@ -161,17 +199,42 @@ impl AskedCluster {
 /// One node, reached through one channel, which reconnects by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteNode {
-    service: RaftServiceClient<Channel>,
+    service: RaftServiceClient<MarkedChannel>,
+    places: Places,
     cluster: Arc<AskedCluster>,
+    without_waiting: bool,
 }
 
 impl RemoteNode {
-    pub(crate) fn new(channel: Channel, cluster: Arc<AskedCluster>) -> RemoteNode {
-        RemoteNode { service: service(channel), cluster }
+    /// The calls that are under way take `places`.
+    pub(crate) fn new(channel: Channel, places: Places, cluster: Arc<AskedCluster>) -> RemoteNode {
+        RemoteNode { service: service(MarkedChannel(channel)), places, cluster, without_waiting: false }
+    }
+
+    /// The same node, which is asked to answer at once if it knows no leader.
+    pub(crate) fn without_waiting(self) -> RemoteNode {
+        RemoteNode { without_waiting: true, ..self }
+    }
+
+    /// No call outlives its deadline for its caller, and none that is given up disturbs others.
+    async fn call<T, E, Call>(
+        &self,
+        payload_bytes: usize,
+        timeout: Duration,
+        call: impl FnOnce(RaftServiceClient<MarkedChannel>, Mark) -> Call,
+    ) -> Result<T, CallError<E>>
+    where
+        T: Send + 'static,
+        E: VerbError,
+        Call: Future<Output = Result<Response<T>, Status>> + Send + 'static,
+    {
+        let service = self.service.clone();
+        let response = calls::call(&self.places, payload_bytes as u64, timeout, |mark| call(service, mark));
+        response.await.map_err(|why| CallError::from_no_response(&self.places, timeout, why))
     }
 
     fn header(&self) -> Option<proto::Header> {
-        Some(wire::header(self.cluster.id()))
+        Some(proto::Header { without_waiting: self.without_waiting, ..wire::header(self.cluster.id()) })
     }
 
     pub(crate) async fn propose(
@@ -182,8 +245,11 @@ impl RemoteNode {
     ) -> Result<Bytes, CallError<ProposeError>> {
         use proto::propose_reply::Outcome;
         let forwarded = forwarding == Forwarding::Never;
+        let bytes = payload.len();
         let request = proto::ProposeRequest { header: self.header(), payload, forwarded };
-        let answer = bounded(timeout, self.service.clone().propose(request)).await?;
+        let answer = self
+            .call(bytes, timeout, |mut service, mark| async move { service.propose(mark.on(request)).await })
+            .await?;
         match answer.outcome {
             Some(Outcome::Reply(reply)) => {
                 self.cluster.learn(answer.header.as_ref());
@@ -203,8 +269,13 @@ impl RemoteNode {
         use proto::change_membership_reply::Outcome;
         let forwarded = forwarding == Forwarding::Never;
         let request = request.encode();
+        let request_bytes = request.len();
         let request = proto::ChangeMembershipRequest { header: self.header(), request, forwarded };
-        let answer = bounded(timeout, self.service.clone().change_membership(request)).await?;
+        let answer = self
+            .call(request_bytes, timeout, |mut service, mark| async move {
+                service.change_membership(mark.on(request)).await
+            })
+            .await?;
         match answer.outcome {
             Some(Outcome::Members(members)) => {
                 self.cluster.learn(answer.header.as_ref());
@@ -224,7 +295,11 @@ impl RemoteNode {
         use proto::reserve_node_id_reply::Outcome;
         let forwarded = forwarding == Forwarding::Never;
         let request = proto::ReserveNodeIdRequest { header: self.header(), forwarded };
-        let reply = bounded(timeout, self.service.clone().reserve_node_id(request)).await?;
+        let reply =
+            self.call(0, timeout, |mut service, mark| async move {
+                service.reserve_node_id(mark.on(request)).await
+            })
+            .await?;
         match reply.outcome {
             Some(Outcome::Reservation(reservation)) => {
                 self.cluster.learn(reply.header.as_ref());
@@ -248,7 +323,11 @@ impl RemoteNode {
         let forwarded = forwarding == Forwarding::Never;
         let to = to.map(NodeId::get);
         let request = proto::TransferLeaderRequest { header: self.header(), to, forwarded };
-        let answer = bounded(timeout, self.service.clone().transfer_leader(request)).await?;
+        let answer =
+            self.call(0, timeout, |mut service, mark| async move {
+                service.transfer_leader(mark.on(request)).await
+            })
+            .await?;
         match answer.outcome {
             Some(Outcome::Leader(id)) => {
                 self.cluster.learn(answer.header.as_ref());
@@ -262,7 +341,9 @@ impl RemoteNode {
     pub(crate) async fn read_index(&self, timeout: Duration) -> Result<LogIndex, CallError<ReadError>> {
         use proto::read_index_reply::Outcome;
         let request = proto::ReadIndexRequest { header: self.header() };
-        let answer = bounded(timeout, self.service.clone().read_index(request)).await?;
+        let answer = self
+            .call(0, timeout, |mut service, mark| async move { service.read_index(mark.on(request)).await })
+            .await?;
         match answer.outcome {
             Some(Outcome::Index(index)) => {
                 self.cluster.learn(answer.header.as_ref());
@@ -276,7 +357,9 @@ impl RemoteNode {
     /// Which node answers there, of whichever cluster it is.
     pub(crate) async fn identify(&self, timeout: Duration) -> Result<Identification, CallError<ReadError>> {
         let request = proto::IdentifyRequest { header: Some(wire::header(None)) };
-        let reply = bounded(timeout, self.service.clone().identify(request)).await?;
+        let reply = self
+            .call(0, timeout, |mut service, mark| async move { service.identify(mark.on(request)).await })
+            .await?;
         wire::identification_from_wire(reply).map_err(CallError::senseless)
     }
 
@@ -284,24 +367,16 @@ impl RemoteNode {
         use proto::inspect_reply::Outcome;
         // It is only looked at, of whichever cluster it is.
         let request = proto::InspectRequest { header: Some(wire::header(None)) };
-        match bounded(timeout, self.service.clone().inspect(request)).await?.outcome {
+        match self
+            .call(0, timeout, |mut service, mark| async move { service.inspect(mark.on(request)).await })
+            .await?
+            .outcome
+        {
             Some(Outcome::Inspection(inspection)) => wire::decode_detail(&inspection)
                 .ok_or_else(|| CallError::senseless("the inspection is of another version")),
             Some(Outcome::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
             None => Err(CallError::senseless("it is empty")),
         }
-    }
-}
-
-/// No call outlives its deadline.
-async fn bounded<T, E: VerbError>(
-    timeout: Duration,
-    call: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, CallError<E>> {
-    match tokio::time::timeout(timeout, call).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(CallError::from_status(&status)),
-        Err(_) => Err(CallError::TimedOut(timeout)),
     }
 }
 

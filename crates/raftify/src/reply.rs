@@ -11,8 +11,8 @@ use crate::encoding;
 use crate::forwarding::RemoteReply;
 use crate::worker::caught;
 
-/// Where the state machine's reply to one proposal goes. Dropped without an answer, it answers that the node has
-/// stopped.
+/// Where the state machine's reply to one proposal goes. Dropped without an answer, it answers that the node stopped before
+/// the outcome was known.
 pub(crate) enum Reply<T> {
     /// To a caller in this process.
     Local(oneshot::Sender<Result<T, ProposeError>>),
@@ -66,8 +66,13 @@ impl<T: DeserializeOwned + Send + 'static> RemoteReply for Reply<T> {
 /// A channel for a proposal of this process.
 pub(crate) fn local_reply<T>() -> (Reply<T>, impl Future<Output = Result<T, ProposeError>>) {
     let (sender, receiver) = oneshot::channel();
-    let answer = async move { receiver.await.unwrap_or(Err(ProposeError::Stopped(StopReason::Stopped))) };
+    let answer = async move { receiver.await.unwrap_or_else(|_| Err(dropped())) };
     (Reply::Local(sender), answer)
+}
+
+/// What a reply that was dropped means.
+pub(crate) fn dropped() -> ProposeError {
+    ProposeError::Unknown(UnknownOutcome::NodeStopped(StopReason::Stopped))
 }
 
 #[cfg(test)]

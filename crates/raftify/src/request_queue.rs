@@ -1,8 +1,9 @@
 //! The queue in front of the raft loop, bounded by number and by bytes.
 //!
 //! Requests of this node's user and single requests of others are refused when it is full; streams of messages wait,
-//! which slows their senders down. When the loop ends, what is in the queue is dropped, which answers it, and so is what
-//! is being put in at that moment: the channel itself would keep it for as long as there is a sender.
+//! which slows their senders down. When the loop ends, it takes what is in the queue for the last time, and so what is
+//! being put in at that moment: the channel itself would keep it for as long as there is a sender. If the loop does not
+//! come to that, it is dropped, which answers it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
@@ -23,7 +24,9 @@ pub(crate) trait Weight {
 impl<R> Weight for LocalRequestMsg<R> {
     fn weight(&self) -> u64 {
         match self {
-            LocalRequestMsg::ForLeader(request) => request.payload_bytes(),
+            LocalRequestMsg::ForLeader(request) | LocalRequestMsg::ForLeaderWithin { request, .. } => {
+                request.payload_bytes()
+            }
             _ => 0,
         }
     }
@@ -188,11 +191,18 @@ pub(crate) struct RequestReceiver<T> {
 
 impl<T> Drop for RequestReceiver<T> {
     fn drop(&mut self) {
+        self.close(drop);
+    }
+}
+
+impl<T> RequestReceiver<T> {
+    /// Closes the queue: from now on nothing is put in. What is in it goes to `last`.
+    pub(crate) fn close(&mut self, mut last: impl FnMut(T)) {
         self.receiver.close();
         loop {
             let may_be_filled = self.room.is_being_filled();
             match self.receiver.try_recv() {
-                Ok(request) => drop(request),
+                Ok(request) => last(request),
                 // Who has a place and waits for bytes finds the queue closed.
                 Err(_) if !may_be_filled => break,
                 Err(_) => thread::yield_now(),

@@ -148,6 +148,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             server: server_inputs,
             local: self.local_requests,
             quit: lifecycle.quit_wish(),
+            quit_at_once: lifecycle.quit_at_once_wish(),
         };
         let outputs = Outputs {
             log_writer,
@@ -163,7 +164,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let discovery =
             Discovery::new(self.discover, outputs.status.subscribe(), outbox.clone(), self.config.clone());
         let members_seen = outputs.status.subscribe();
-        let raft_loop = RaftLoop::new(self.core, inputs, outputs, self.config.tick_interval);
+        let raft_loop = RaftLoop::new(self.core, inputs, outputs, &self.config);
 
         // Both are ended when this future is dropped half way.
         let mut tasks = JoinSet::new();
@@ -193,11 +194,20 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let unasked = ended.len();
         lifecycle.ask_to_quit();
         helpers.shutdown().await;
-        drop(serving);
+        let impatient = lifecycle.clone();
+        helpers.spawn(async move {
+            termination().await;
+            info!(node = %node_id, "asked again to stop by a signal: stops at once");
+            impatient.ask_to_quit_at_once();
+        });
+        // While the loop hands over leadership and answers what it has taken, the server goes on: others need this node.
+        let mut serving = Some(serving).filter(|_| ended.is_empty());
         let what = "the raft loop, in a write of the log or in the state machine";
         while let Some(next) = patiently(node_id, what, tasks.join_next()).await {
             ended.push(next);
+            serving.take();
         }
+        helpers.shutdown().await;
         let outcome = outcome(ended, unasked, self.beginning.failure(), &lifecycle);
         outbox.shutdown().await;
         patiently(node_id, LOG_WRITER, writer_thread.ended()).await;

@@ -10,13 +10,17 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
+use tonic::codegen::Service;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Channel, Endpoint, Error};
+use tonic::transport::{Channel, Endpoint, Error, Uri};
 use tracing::warn;
 
 use crate::descriptors;
@@ -145,13 +149,38 @@ pub(crate) fn resolve(address: &str) -> oneshot::Receiver<io::Result<Vec<SocketA
     }
 }
 
+/// Connects over TCP. A lookup that hangs keeps no thread of the runtime, which could not be dropped before its end.
+#[derive(Clone)]
+struct Connector;
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<TokioIo<TcpStream>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        async move {
+            let address = uri.authority().map_or("", |authority| authority.as_str());
+            let resolved = resolve(address).await.map_err(io::Error::other)??;
+            let stream = TcpStream::connect(&*resolved).await?;
+            stream.set_nodelay(true)?;
+            Ok(TokioIo::new(stream))
+        }
+        .boxed()
+    }
+}
+
 /// Connects when it is used for the first time, and again whenever it has to.
 pub(crate) fn connect_lazily(endpoint: &Endpoint) -> Channel {
     #[cfg(feature = "simulation")]
     if simulation::is_on() {
         return endpoint.connect_with_connector_lazy(simulation::connector());
     }
-    endpoint.connect_lazy()
+    endpoint.connect_with_connector_lazy(Connector)
 }
 
 /// Connects now.
@@ -160,7 +189,7 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Channel, Error> {
     if simulation::is_on() {
         return endpoint.connect_with_connector(simulation::connector()).await;
     }
-    endpoint.connect().await
+    endpoint.connect_with_connector(Connector).await
 }
 
 /// A connection that came in.
@@ -226,6 +255,16 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+
+    #[tokio::test]
+    async fn names_are_resolved_and_what_is_sent_leaves_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let uri = format!("http://localhost:{port}").parse().unwrap();
+        let (connected, accepted) = tokio::join!(Connector.call(uri), listener.accept());
+        assert!(connected.unwrap().inner().nodelay().unwrap());
+        accepted.unwrap();
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_cannot_accept_waits_ever_longer_before_the_next_attempt_until_one_succeeds() {

@@ -193,6 +193,10 @@ pub(crate) trait VerbError:
     fn timed_out(after: Duration) -> Self;
     /// Why the node that answers has stopped, if that is what it says.
     fn stopped(&self) -> Option<&StopReason>;
+    /// What another node's answer means here.
+    fn of_another(self) -> Self {
+        self
+    }
 }
 
 impl VerbError for ProposeError {
@@ -216,6 +220,16 @@ impl VerbError for ProposeError {
         match self {
             ProposeError::Stopped(reason) => Some(reason),
             _ => None,
+        }
+    }
+
+    /// Earlier versions also said it of what they had taken.
+    fn of_another(self) -> Self {
+        match self {
+            ProposeError::Stopped(reason) if !reason.nothing_happened() => {
+                ProposeError::Unknown(UnknownOutcome::NodeStopped(reason))
+            }
+            error => error,
         }
     }
 }
@@ -326,7 +340,13 @@ pub(crate) fn decode_detail<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 /// What every message starts with.
 pub(crate) fn header(cluster_id: Option<ClusterId>) -> proto::Header {
     let cluster_id = cluster_id.map(|id| id.0);
-    proto::Header { wire_version: WIRE_VERSION, group_id: GROUP_ID, cluster_id, members_as_of: None }
+    proto::Header {
+        wire_version: WIRE_VERSION,
+        group_id: GROUP_ID,
+        cluster_id,
+        members_as_of: None,
+        without_waiting: false,
+    }
 }
 
 /// Checks version and group; returns the cluster, if it is named.

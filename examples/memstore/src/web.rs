@@ -304,6 +304,14 @@ impl ResponseError for ApiError {
 
 // Which of the answers in the module's table an error is. 503 promises that nothing happened.
 
+fn of_stopped(reason: &StopReason) -> StatusCode {
+    match reason.nothing_happened() {
+        true => StatusCode::SERVICE_UNAVAILABLE,
+        // What a stopping node had accepted may still be committed by the others.
+        false => StatusCode::GATEWAY_TIMEOUT,
+    }
+}
+
 impl From<BodyError> for ApiError {
     fn from(error: BodyError) -> ApiError {
         let status = match error {
@@ -324,12 +332,11 @@ impl From<StopReason> for ApiError {
 
 impl From<ProposeError> for ApiError {
     fn from(error: ProposeError) -> ApiError {
-        let status = match error {
+        let status = match &error {
             ProposeError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ProposeError::Encode(_) | ProposeError::Undecodable(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            // What a stopping node had accepted may still be committed by the others.
-            ProposeError::Unknown(_) | ProposeError::Stopped(_) => StatusCode::GATEWAY_TIMEOUT,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
+            error if error.nothing_happened() => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::GATEWAY_TIMEOUT,
         };
         ApiError::new(status, error)
     }
@@ -343,7 +350,7 @@ impl From<ReadError> for ApiError {
 
 impl From<MembershipError> for ApiError {
     fn from(error: MembershipError) -> ApiError {
-        let status = match error {
+        let status = match &error {
             MembershipError::ChangePending
             | MembershipError::Refused(_)
             | MembershipError::MembershipMoved { .. }
@@ -351,7 +358,8 @@ impl From<MembershipError> for ApiError {
             | MembershipError::NotCaughtUp { .. }
             | MembershipError::NotReached { .. }
             | MembershipError::HandoverFailed(_) => StatusCode::CONFLICT,
-            MembershipError::Unknown(_) | MembershipError::Stopped(_) => StatusCode::GATEWAY_TIMEOUT,
+            MembershipError::Stopped(reason) => of_stopped(reason),
+            MembershipError::Unknown(_) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         ApiError::new(status, error)
@@ -360,11 +368,10 @@ impl From<MembershipError> for ApiError {
 
 impl From<TransferError> for ApiError {
     fn from(error: TransferError) -> ApiError {
-        let status = match error {
+        let status = match &error {
             TransferError::NoLeader | TransferError::NotLeader(_) => StatusCode::SERVICE_UNAVAILABLE,
-            TransferError::TimedOut { .. } | TransferError::ConnectionLost(_) | TransferError::Stopped(_) => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            TransferError::Stopped(reason) => of_stopped(reason),
+            TransferError::TimedOut { .. } | TransferError::ConnectionLost(_) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::CONFLICT,
         };
         ApiError::new(status, error)

@@ -79,6 +79,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             EntryKind::Empty => Ok(()),
             EntryKind::User => {
                 let reply = proposal.applied;
+                if reply.is_some() {
+                    self.answers_until = position.index;
+                }
                 self.next.committed.push(Committed::User { position, payload: entry.payload, reply });
                 self.handed_out = position;
                 return;

@@ -74,6 +74,11 @@ impl MembershipWork {
         self.joiners = Joiners::default();
     }
 
+    /// Whether a request waits for a joint configuration to be left.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.awaiting_leave.is_empty()
+    }
+
     pub(super) fn refuse_all(&mut self, error: &MembershipError) {
         for (reply, _) in self.awaiting_leave.drain(..) {
             reply.answer(Err(error.clone()));

@@ -1,6 +1,7 @@
 //! Requests that only a leader can serve: where they go, who waits for them, and handing over leadership.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tracing::info;
@@ -19,8 +20,15 @@ use crate::types::{NodeId, Term};
 
 /// Proposals that will go into the log together, with one call of raft-rs.
 pub(super) struct Batch<R> {
-    proposals: Vec<(Bytes, R, Forwarding)>,
+    proposals: Vec<Proposal<R>>,
     bytes: u64,
+}
+
+struct Proposal<R> {
+    payload: Bytes,
+    reply: R,
+    forwarding: Forwarding,
+    deadline_ticks: u64,
 }
 
 impl<R> Default for Batch<R> {
@@ -73,7 +81,7 @@ impl<R> Parking<R> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum WhyParked {
-    /// Leadership is being handed over, or a new leader must first apply what it found.
+    /// No leader is known, leadership is being handed over, or a new leader must first apply what it found.
     LeadershipUnsettled,
     /// The change takes the vote from this leader, which therefore hands over first.
     AfterHandover,
@@ -154,12 +162,30 @@ fn membership_error(why: NotServed) -> MembershipError {
 
 impl<R: ProposalReply> RaftNodeCore<R> {
     /// Serves, forwards, parks or refuses a request for the leader.
-    pub(super) fn take_request(&mut self, request: LeaderRequest<R>, forwarding: Forwarding) {
+    pub(super) fn take_request(
+        &mut self,
+        request: LeaderRequest<R>,
+        forwarding: Forwarding,
+        within: Duration,
+    ) {
+        if self.is_stopping && forwarding == Forwarding::Allowed {
+            return refuse(request, NotServed::Stopped(StopReason::Stopping));
+        }
+        let deadline_ticks = self.deadline(self.patience(&request).min(within));
+        self.route(request, forwarding, deadline_ticks);
+    }
+
+    /// Where a request goes that this node has taken.
+    fn route(&mut self, request: LeaderRequest<R>, forwarding: Forwarding, deadline_ticks: u64) {
+        let is_settled = self.transfer.is_none();
         if self.consensus.is_leader() {
-            if self.transfer.is_some() && !matches!(request, LeaderRequest::TransferLeader { .. }) {
-                self.park(request, forwarding, WhyParked::LeadershipUnsettled);
+            if !is_settled && !matches!(request, LeaderRequest::TransferLeader { .. }) {
+                self.park_until(deadline_ticks, request, forwarding, WhyParked::LeadershipUnsettled);
+            } else if self.is_stopping {
+                // Who forwarded it asks again when another leader is known.
+                refuse(request, NotServed::Stopped(StopReason::Stopping));
             } else {
-                self.serve(request, forwarding);
+                self.serve(request, forwarding, deadline_ticks);
             }
         } else if let Some(leader) = self.status().leader_hint() {
             match forwarding {
@@ -169,14 +195,33 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 }
                 Forwarding::Never => refuse(request, NotServed::NotLeader(leader)),
             }
-        } else if self.transfer.is_some() {
-            self.park(request, forwarding, WhyParked::LeadershipUnsettled);
+        } else if !is_settled || (forwarding == Forwarding::Allowed && !mutated!(NoLeaderIsAnAnswer)) {
+            self.park_until(deadline_ticks, request, forwarding, WhyParked::LeadershipUnsettled);
         } else {
+            // The node that has forwarded it waits by itself.
             refuse(request, NotServed::NoLeader);
         }
     }
 
+    fn patience(&self, request: &LeaderRequest<R>) -> Duration {
+        match request {
+            LeaderRequest::Propose { .. } => self.config.propose_timeout,
+            _ => self.config.membership_timeout,
+        }
+    }
+
     pub(super) fn park(&mut self, request: LeaderRequest<R>, forwarding: Forwarding, why: WhyParked) {
+        let deadline_ticks = self.deadline(self.patience(&request));
+        self.park_until(deadline_ticks, request, forwarding, why);
+    }
+
+    fn park_until(
+        &mut self,
+        deadline_ticks: u64,
+        request: LeaderRequest<R>,
+        forwarding: Forwarding,
+        why: WhyParked,
+    ) {
         let waiting = self.parked.len();
         let bytes = self.parked.bytes + request.payload_bytes();
         if waiting >= self.config.proposals_in_flight_max
@@ -184,11 +229,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         {
             return refuse(request, NotServed::Busy { waiting: waiting as u64 });
         }
-        let timeout = match request {
-            LeaderRequest::Propose { .. } => self.config.propose_timeout,
-            _ => self.config.membership_timeout,
-        };
-        let deadline_ticks = self.deadline(timeout);
         self.parked.push(Parked { request, forwarding, deadline_ticks, why });
     }
 
@@ -211,7 +251,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 WhyParked::AwaitingVoters { since_ticks } => Some(since_ticks),
                 _ => None,
             };
-            self.take_request(parked.request, forwarding);
+            self.route(parked.request, forwarding, deadline_ticks);
             self.checks_voters_since = None;
             if let Some(again) = self.parked.requests.get_mut(before) {
                 again.deadline_ticks = deadline_ticks;
@@ -219,9 +259,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    fn serve(&mut self, request: LeaderRequest<R>, forwarding: Forwarding) {
+    fn serve(&mut self, request: LeaderRequest<R>, forwarding: Forwarding, deadline_ticks: u64) {
         match request {
-            LeaderRequest::Propose { payload, reply } => self.add_to_batch(payload, reply, forwarding),
+            LeaderRequest::Propose { payload, reply } => {
+                self.add_to_batch(Proposal { payload, reply, forwarding, deadline_ticks });
+            }
             LeaderRequest::ChangeMembership { request, reply } => {
                 self.change_membership(request, reply, forwarding)
             }
@@ -236,11 +278,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     // --- Proposals ---
 
-    fn add_to_batch(&mut self, payload: Bytes, reply: R, forwarding: Forwarding) {
-        let bytes = payload.len() as u64;
+    fn add_to_batch(&mut self, proposal: Proposal<R>) {
+        let bytes = proposal.payload.len() as u64;
         let limit = self.config.entry_bytes_max;
         if bytes > limit {
-            return reply.refuse(ProposeError::TooLarge { bytes, limit });
+            return proposal.reply.refuse(ProposeError::TooLarge { bytes, limit });
         }
         let waiting = self.proposals.len() + self.batch.len();
         let held = self.consensus.uncommitted_bytes() + self.batch.bytes;
@@ -249,36 +291,39 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             || self.unwritten_bytes > self.config.uncommitted_bytes_max
             || self.unapplied_bytes > self.config.unapplied_bytes_max
         {
-            return reply.refuse(ProposeError::Busy { waiting: waiting as u64 });
+            return proposal.reply.refuse(ProposeError::Busy { waiting: waiting as u64 });
         }
         self.batch.bytes += bytes;
-        self.batch.proposals.push((payload, reply, forwarding));
+        self.batch.proposals.push(proposal);
     }
 
     /// Puts all proposals that have come in since into the log.
     pub(super) fn flush_batch(&mut self) {
-        let batch = std::mem::take(&mut self.batch);
-        if batch.proposals.is_empty() {
+        let mut proposals = std::mem::take(&mut self.batch).proposals;
+        if proposals.is_empty() {
             return;
         }
         if !self.consensus.is_leader() {
             // Leadership was lost between their arrival and now.
-            for (payload, reply, forwarding) in batch.proposals {
-                self.take_request(LeaderRequest::Propose { payload, reply }, forwarding);
+            for Proposal { payload, reply, forwarding, deadline_ticks } in proposals {
+                self.route(LeaderRequest::Propose { payload, reply }, forwarding, deadline_ticks);
             }
             return;
         }
-        let (payloads, replies): (Vec<_>, Vec<_>) =
-            batch.proposals.into_iter().map(|(payload, reply, _)| (payload, reply)).unzip();
+        // Those that have waited for a leader have the earlier deadlines.
+        proposals.sort_by_key(|proposal| proposal.deadline_ticks);
+        let (payloads, replies): (Vec<_>, Vec<_>) = proposals
+            .into_iter()
+            .map(|proposal| (proposal.payload, (proposal.reply, proposal.deadline_ticks)))
+            .unzip();
         let Ok(mut position) = self.consensus.propose(payloads) else {
             let waiting = self.proposals.len() as u64;
-            for reply in replies {
+            for (reply, _) in replies {
                 reply.refuse(ProposeError::Busy { waiting });
             }
             return;
         };
-        let deadline_ticks = self.deadline(self.config.propose_timeout);
-        for reply in replies {
+        for (reply, deadline_ticks) in replies {
             self.proposals.insert(position, reply, deadline_ticks);
             position.index = position.index.next();
         }
@@ -354,7 +399,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     /// The most caught-up voter that is alive, and a voter `after` a change as well.
-    fn successor(&self, after: &Members) -> Result<NodeId, TransferError> {
+    pub(super) fn successor(&self, after: &Members) -> Result<NodeId, TransferError> {
         let mut candidates = self.consensus.progress();
         let is_voter = |members: &Members, id| {
             members.get(id).is_some_and(|member: &Member| member.role == MemberRole::Voter)
@@ -372,7 +417,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             .ok_or(TransferError::NoSuccessor)
     }
 
-    fn begin_transfer(&mut self, to: NodeId) -> Result<&mut Transfer, TransferError> {
+    pub(super) fn begin_transfer(&mut self, to: NodeId) -> Result<&mut Transfer, TransferError> {
         if self.members.get(to).is_none_or(|member| member.role != MemberRole::Voter) {
             return Err(TransferError::NotAVoter { id: to });
         }
@@ -468,22 +513,34 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
+    pub(super) fn refuse_what_waits_for_a_leader(&mut self) {
+        for parked in self.parked.take_all() {
+            match parked.why {
+                WhyParked::LeadershipUnsettled => {
+                    refuse(parked.request, NotServed::Stopped(StopReason::Stopping))
+                }
+                _ => self.parked.push(parked),
+            }
+        }
+    }
+
     pub(super) fn refuse_all(&mut self, reason: &StopReason) {
-        for (_, reply, _) in std::mem::take(&mut self.batch).proposals {
-            reply.refuse(reason.clone().into());
+        let not_taken = NotServed::Stopped(StopReason::Stopping);
+        for proposal in std::mem::take(&mut self.batch).proposals {
+            proposal.reply.refuse(StopReason::Stopping.into());
         }
         for reply in self.proposals.take_all() {
-            reply.refuse(reason.clone().into());
+            reply.refuse(ProposeError::Unknown(UnknownOutcome::NodeStopped(reason.clone())));
         }
         for waiter in self.membership.take_all() {
             waiter.refuse(reason.clone().into());
         }
         self.membership_work.refuse_all(&reason.clone().into());
         for parked in self.parked.take_all() {
-            refuse(parked.request, NotServed::Stopped(reason.clone()));
+            refuse(parked.request, not_taken.clone());
         }
         for forward in self.next.forward.drain(..) {
-            refuse(forward.request, NotServed::Stopped(reason.clone()));
+            refuse(forward.request, not_taken.clone());
         }
         if let Some(transfer) = self.transfer.take() {
             for waiter in transfer.waiters {

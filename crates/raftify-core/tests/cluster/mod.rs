@@ -85,7 +85,7 @@ impl ProposalReply for ProposalWaiter {
 impl Drop for ProposalWaiter {
     fn drop(&mut self) {
         if let Some(outcome) = self.outcome.take() {
-            set(&outcome, Err(StopReason::Stopped.into()));
+            set(&outcome, Err(ProposeError::Unknown(UnknownOutcome::NodeStopped(StopReason::Stopped))));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use raftify_core::error::MembershipError;
+use raftify_core::error::{MembershipError, StopReason};
 use raftify_core::members::LeaveJoint;
 use raftify_core::{
     LeaderRequest, LocalRequestMsg, Member, MemberChange, MemberRole, Members, MembershipChange,
@@ -72,6 +72,31 @@ impl Simulation {
             Some(silent) => leadership::hands_over_to_silent(leader, silent, self.answers.has(number)),
             None => Ok(()),
         }
+    }
+
+    /// The node is stopped for a while. It may hand over leadership, and answer what it has taken, before.
+    pub(super) fn tell_to_stop(&mut self, node: NodeId) -> Checked {
+        let (life, patience) =
+            (self.nodes.get(&node).map_or(0, |node| node.life), self.rng.about(self.election_timeout()));
+        let Some(running) = self.running(node).filter(|running| running.stops_as.is_none()) else {
+            return Ok(());
+        };
+        let role = running.core.status().role;
+        running.stops_as = Some(role);
+        running.unsettled = Some(running.deadlines.now_ticks());
+        running.core.prepare_to_stop();
+        self.coverage.saw(Happened::StopAsked);
+        self.tell(format_args!("{node}, a {role}, is told to stop"));
+        self.schedule.after(patience, Event::Repair(Repair::CutShort(node, life)));
+        self.settle(node)
+    }
+
+    pub(super) fn cut_short(&mut self, node: NodeId, life: u64) -> Checked {
+        if self.nodes.get(&node).is_none_or(|node| node.life != life || !node.is_running()) {
+            return Ok(());
+        }
+        self.coverage.saw(Happened::StopCutShort);
+        self.stop(node, &StopReason::Stopped)
     }
 
     pub(super) fn change_members(&mut self, node: NodeId) -> Checked {

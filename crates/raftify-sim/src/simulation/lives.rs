@@ -165,6 +165,7 @@ impl Simulation {
             captured: None,
             heard: BTreeMap::new(),
             unsettled: None,
+            stops_as: None,
         });
         self.tell(format_args!("{id} starts"));
         let delay = self.rng.within((0, tick));
@@ -270,6 +271,18 @@ impl Simulation {
         }
         self.tell(format_args!("{id} crashes"));
         Ok(())
+    }
+
+    /// A node that was told to stop does, as soon as it owes nothing.
+    pub(super) fn stop_if_ready(&mut self, id: NodeId) -> Checked {
+        let Some(running) = self.running(id) else { return Ok(()) };
+        let Some(role) = running.stops_as.filter(|_| running.core.is_ready_to_stop()) else { return Ok(()) };
+        let leads = running.core.status().role == Role::Leader;
+        self.coverage.saw(Happened::StoppedInOrder);
+        if role == Role::Leader && !leads {
+            self.coverage.saw(Happened::LeaderStoppedInOrder);
+        }
+        self.stop(id, &StopReason::Stopped)
     }
 
     /// It stops by itself, or because what it stands on has failed.

@@ -14,3 +14,4 @@ mod on_disk;
 mod snapshots;
 mod starting;
 mod state_machine;
+mod stopping;

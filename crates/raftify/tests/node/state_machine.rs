@@ -5,7 +5,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use bytes::Bytes;
-use raftify::error::{ProposeError, ReadError, RunError, StopReason};
+use raftify::error::{ProposeError, ReadError, RunError, StopReason, UnknownOutcome};
 use raftify::storage::Write;
 use raftify::{
     AbstractLogEntry, AbstractStateMachine, BoxError, Config, Entry, EntryKind, HardState, LogPosition,
@@ -29,7 +29,8 @@ async fn stops_the_node_again_and_again(poison: Change, reason: &str) {
     put(&raft, "key", "value").await;
     let said = |error: &StopReason| matches!(error, StopReason::StateMachine(text) if text.contains(reason));
     let error = raft.propose(poison).await.unwrap_err();
-    assert!(matches!(&error, ProposeError::Stopped(error) if said(error)), "{error:?}");
+    let ProposeError::Unknown(UnknownOutcome::NodeStopped(why)) = &error else { panic!("{error:?}") };
+    assert!(said(why), "{error:?}");
     for _ in 0..2 {
         let error = node.ended().await.unwrap_err();
         assert!(matches!(&error, RunError::Stopped(error) if said(error)), "{error:?}");
@@ -179,7 +180,8 @@ async fn an_entry_that_cannot_be_encoded_is_refused_and_nothing_happens() {
 #[tokio::test]
 async fn a_batch_with_too_few_replies_stops_the_node() {
     let (reply, outcome) = run_texts(true, b"text").await;
-    assert!(matches!(reply, Err(ProposeError::Stopped(StopReason::StateMachine(_)))), "{reply:?}");
+    let Err(ProposeError::Unknown(UnknownOutcome::NodeStopped(why))) = reply else { panic!("{reply:?}") };
+    assert!(matches!(why, StopReason::StateMachine(_)), "{why}");
     assert!(outcome.unwrap_err().to_string().contains("0 replies to 1 entries"));
 }
 
