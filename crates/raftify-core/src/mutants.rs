@@ -122,6 +122,8 @@ mutants! {
     IncarnationIsNotChecked,
     /// 27: a node goes on although entries are gone that it had acknowledged
     LossIsNotNoticed,
+    /// 27: a node goes on under a leader that does not have what is committed
+    ProofOfLossIsIgnored,
     /// 28: a restore that fails is passed over: half a state is in service
     FailedRestoreIsIgnored,
     /// 28: a snapshot of which the end is missing is installed

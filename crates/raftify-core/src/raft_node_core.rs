@@ -14,7 +14,7 @@ mod snapshots;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::membership::{MembershipWaiter, MembershipWork};
 use self::requests::{Batch, HandOvers, Parking, Transfer};
@@ -639,6 +639,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     .to_owned(),
             ));
         }
+        if let Some(missing) = self.consensus.shows_lost_writes(&message) {
+            return self.writes_lost(from, message.term, missing);
+        }
         if let RaftMessageBody::Reached { peers } = message.body {
             return self.told_of_reached(sender, peers);
         }
@@ -653,6 +656,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             Err(reason) if is_vote => debug!(node = %self.node_id, %from, "dropped a message: {reason}"),
             Err(reason) => warn!(node = %self.node_id, %from, "dropped a message: {reason}"),
         }
+    }
+
+    /// A leader lacks what was committed: what this node would serve from now on is not what the others serve.
+    fn writes_lost(&mut self, leader: NodeId, term: Term, missing: LogIndex) {
+        let (node, commit) = (self.node_id, self.consensus.commit());
+        self.must_stop(StopReason::WritesLost { node, missing, commit, leader, term });
     }
 
     /// A candidate of an earlier term is told the term (figure 3.1 of the thesis). raft-rs says nothing to it, and who does not
@@ -803,7 +812,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn must_stop(&mut self, reason: StopReason) {
         if self.stop_reason.is_none() {
-            info!(node = %self.node_id, "must stop: {reason}");
+            match reason {
+                StopReason::WritesLost { .. } => error!(node = %self.node_id, "must stop: {reason}"),
+                _ => info!(node = %self.node_id, "must stop: {reason}"),
+            }
             self.stop_reason = Some(reason);
         }
     }

@@ -260,6 +260,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             let newer = self.consensus.term();
             return reply.answer(Err(InstallError::StaleLeader { term, newer }));
         }
+        if let Some(missing) = self.consensus.snapshot_shows_lost_writes(term, position) {
+            self.writes_lost(sender.id, term, missing);
+            return reply.answer(Err(refused("this node knows of committed entries that are not in it")));
+        }
         self.heard_of(&sender);
         let snapshot = match mutated!(SnapshotKeepsOldMembers) && !self.members.is_empty() {
             true => SnapshotMeta { members: Members::clone(&self.members), ..snapshot },

@@ -116,6 +116,8 @@ pub(crate) struct Node {
     pub(crate) incarnation: Incarnation,
     pub(crate) disk: MemoryStorage,
     pub(crate) running: Option<Running>,
+    /// Why it stopped by itself, the last time that it did.
+    pub(crate) stopped_because: Option<StopReason>,
 }
 
 pub(crate) struct Running {
@@ -174,6 +176,8 @@ pub(crate) struct Truth {
     reserved: BTreeSet<NodeId>,
     pub(crate) elections: usize,
     pub(crate) snapshots_installed: usize,
+    /// A disk was rolled back and none that knows better is there: nothing is true for ever any more.
+    pub(crate) is_void: bool,
 }
 
 impl Truth {
@@ -181,6 +185,9 @@ impl Truth {
     /// was committed in an earlier term (section 3.6.3).
     /// Membership: a leader has at most one change that is not committed (section 4.1).
     fn saw_leader(&mut self, status: &Status, log: &Log, truncated: LogPosition) {
+        if self.is_void {
+            return;
+        }
         let leader = *self.leaders.entry(status.term).or_insert_with(|| {
             self.elections += 1;
             status.node_id
@@ -200,6 +207,9 @@ impl Truth {
 
     /// Log matching (section 3.5): by induction over the entries, each remembered with the term of its predecessor.
     fn saw_write(&mut self, node: NodeId, incarnation: Incarnation, before: &StoredState, write: &Write) {
+        if self.is_void {
+            return;
+        }
         let mut previous = match (write.reset_log, write.append.first()) {
             (Some(position), _) => Some(position),
             (None, Some(first)) if first.position.index == before.last.index.next() => Some(before.last),
@@ -237,6 +247,9 @@ impl Truth {
 
     /// Members are equal wherever the applied index is equal.
     fn saw_members(&mut self, node: NodeId, applied: LogIndex, members: &Members) {
+        if self.is_void {
+            return;
+        }
         // While old entries are replayed after a start, the membership is ahead.
         if members.as_of() <= applied {
             let first = *self.members_at.entry(applied).or_insert(members.as_of());
@@ -251,6 +264,9 @@ impl Truth {
 
     /// State-machine safety (section 3.6.3): no two nodes apply different entries at one index.
     fn saw_applied(&mut self, node: NodeId, entry: Entry) {
+        if self.is_void {
+            return;
+        }
         let index = entry.position.index;
         let first = self.committed.entry(index).or_insert_with(|| entry.clone());
         assert_eq!(*first, entry, "{node} applies another entry at {index}");
@@ -362,8 +378,9 @@ impl Cluster {
     pub(crate) fn add_node(&mut self, node: NodeId) {
         self.next_incarnation += 1;
         let incarnation = Incarnation(self.next_incarnation);
-        self.nodes
-            .insert(node, Node { id: node, incarnation, disk: MemoryStorage::default(), running: None });
+        let disk = MemoryStorage::default();
+        let new = Node { id: node, incarnation, disk, running: None, stopped_because: None };
+        self.nodes.insert(node, new);
         self.start(node);
     }
 
@@ -460,6 +477,32 @@ impl Cluster {
         self.wiped.insert(node);
         this.disk = MemoryStorage::default();
         this.incarnation = Incarnation(self.next_incarnation);
+    }
+
+    /// A copy of what the disk holds now.
+    pub(crate) fn copy_of_disk(&self, node: NodeId) -> MemoryStorage {
+        let disk = &self.nodes[&node].disk;
+        let state = disk.clone().load().unwrap();
+        let (from, until) = (state.truncated.index.next(), state.last.index.next());
+        let whole = Write {
+            identity: state.identity,
+            reset_log: Some(state.truncated),
+            append: disk.log_reader().read(from, until, u64::MAX).unwrap(),
+            hard_state: Some(state.hard_state),
+            members: state.members,
+            ..Write::default()
+        };
+        assert_eq!(state.snapshot, None, "a snapshot is not copied");
+        let mut copy = MemoryStorage::default();
+        copy.write(&[whole]).unwrap();
+        copy
+    }
+
+    /// The disk of a stopped node is replaced by an older copy of it.
+    pub(crate) fn roll_back(&mut self, node: NodeId, copy: MemoryStorage) {
+        let this = self.nodes.get_mut(&node).unwrap();
+        assert!(this.running.is_none());
+        this.disk = copy;
     }
 
     pub(crate) fn running(&mut self, node: NodeId) -> Option<&mut Running> {
@@ -611,7 +654,9 @@ impl Cluster {
         if let Some(reason) = running.core.stop_reason().cloned() {
             running.core.stop(&reason);
             self.trace.push(format!("{node} stops: {reason}"));
-            self.nodes.get_mut(&node).unwrap().running = None;
+            let this = self.nodes.get_mut(&node).unwrap();
+            this.running = None;
+            this.stopped_because = Some(reason);
         }
     }
 
@@ -665,7 +710,7 @@ impl Cluster {
         !self.snapshots_on_their_way.is_empty()
     }
 
-    fn introduction(&self, from: NodeId, to: NodeId) -> (Sender, Option<Incarnation>) {
+    pub(crate) fn introduction(&self, from: NodeId, to: NodeId) -> (Sender, Option<Incarnation>) {
         let members = self.status(from).unwrap().members;
         let sender =
             Sender { id: from, incarnation: self.nodes[&from].incarnation, members_as_of: members.as_of() };

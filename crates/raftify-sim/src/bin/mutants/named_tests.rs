@@ -109,6 +109,7 @@ impl Executables {
 pub(crate) fn of(mutant: Mutant) -> TestName {
     const CORE: &str = "raftify_core";
     const BUGS: &str = "known_bugs";
+    const ROLLED_BACK: &str = "rolled_back";
     const MEMBERSHIP: &str = "membership";
     const STORAGE: &str = "raftify_storage";
     const SHELL: &str = "raftify";
@@ -213,6 +214,10 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_27_a_node_with_a_wiped_disk_is_refused_under_its_old_id")
         }
         Mutant::LossIsNotNoticed => (BUGS, "bug_27_a_node_whose_log_has_lost_what_it_acknowledged_stops"),
+        Mutant::ProofOfLossIsIgnored => (
+            ROLLED_BACK,
+            "a_node_that_has_what_a_new_leader_lacks_stops_with_the_proof_that_writes_were_lost",
+        ),
         Mutant::FailedRestoreIsIgnored => {
             (NODE, "snapshots::a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_start")
         }
