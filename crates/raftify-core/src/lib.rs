@@ -44,6 +44,7 @@ mod raft_rs;
 mod reads;
 mod request;
 mod snapshot_policy;
+mod standing;
 mod status;
 pub mod storage;
 mod turn;
@@ -59,10 +60,11 @@ pub use raft_node_core::{CoreStart, RaftNodeCore};
 pub use request::{
     Forwarding, LeaderRequest, LocalRequestMsg, ProposalReply, Reservation, Responder, ServerRequestMsg,
 };
+pub use standing::{PeerStanding, Remembered, Standing, Started};
 pub use status::{Inspection, PeerProgress, ReplicationState, Role, Status};
 pub use storage::{
     HardState, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
     StorageError,
 };
 pub use turn::{Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, Turn, TurnNumber};
-pub use types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, Term, ZeroNodeId};
+pub use types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, RunId, Term, ZeroNodeId};

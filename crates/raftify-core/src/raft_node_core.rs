@@ -10,6 +10,7 @@ mod joiners;
 mod membership;
 mod requests;
 mod snapshots;
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tracing::{debug, error, info, warn};
 use self::membership::{MembershipWaiter, MembershipWork};
 use self::requests::{Batch, HandOvers, Parking, Transfer};
 use self::snapshots::Snapshots;
+use self::standing::Standings;
 use crate::config::CheckedConfig;
 use crate::entry::{Entry, EntryKind};
 use crate::error::{JoinError, ReadError, StartError, StopReason};
@@ -33,7 +35,7 @@ use crate::storage::{HardState, LogReader, StorageError, StoredState, Write};
 use crate::turn::{
     Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, Turn, TurnNumber,
 };
-use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
+use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, RunId, Term};
 
 /// How many bytes of entries are read at once when a node starts.
 const START_READ_BYTES: u64 = 8 * 1024 * 1024;
@@ -56,6 +58,8 @@ pub struct CoreStart {
     pub config: CheckedConfig,
     /// Decides about election timeouts, and about nothing else.
     pub seed: u64,
+    /// Drawn at random for each start.
+    pub run: RunId,
     /// What the storage holds.
     pub stored: StoredState,
     /// Where raft-rs logs to; `None`: to `tracing`.
@@ -114,6 +118,7 @@ pub struct RaftNodeCore<R> {
     unapplied_bytes: u64,
 
     snapshots: Snapshots,
+    standings: Standings,
     /// Who waits for the identity to be durable.
     identity_replies: Vec<(TurnNumber, Responder<(), JoinError>)>,
     /// Whether this node has applied its own removal.
@@ -185,7 +190,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// # Errors
     /// If the storage belongs to another node, contradicts itself, or cannot be read.
     pub fn new(start: CoreStart, log: &impl LogReader) -> Result<Self, StartError> {
-        let CoreStart { node_id, address, config, seed, stored, logger } = start;
+        let CoreStart { node_id, address, config, seed, run, stored, logger } = start;
         if let Some(identity) = stored.identity
             && identity.node_id != node_id
         {
@@ -227,6 +232,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             applied,
             unapplied: VecDeque::new(),
             unapplied_bytes: 0,
+            standings: Standings::new(&stored, run),
             snapshots: Snapshots::new(stored.snapshot, &config),
             identity_replies: Vec::new(),
             is_retired: false,
@@ -234,6 +240,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             stop_reason: None,
             config,
         };
+        if core.identity.is_some() {
+            core.count_start();
+            core.begin_to_hear();
+        }
         core.begin();
         Ok(core)
     }
@@ -253,10 +263,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // A node is told of a membership only as its member: it was removed.
             return self.retire();
         }
+        if !self.is_hearing() {
+            self.campaign_if_alone();
+        }
+    }
+
+    /// An election like any other; with a single voter there is nobody to wait for.
+    fn campaign_if_alone(&mut self) {
         let voters = self.members.configuration().voters;
         let is_alone = voters.len() == 1 && voters.contains(&self.node_id) && !self.members.is_joint();
         if is_alone || mutated!(LeadsByConfiguration) {
-            // An election like any other; with a single voter there is nobody to wait for.
             self.consensus.campaign();
         }
     }
@@ -266,7 +282,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// One [`tick_interval`](crate::Config::tick_interval) has passed.
     pub fn tick(&mut self) {
         self.now_ticks += 1;
-        if !self.disk_hangs() {
+        self.tick_standings();
+        if self.is_hearing() {
+            self.consensus.wait();
+        } else if !self.disk_hangs() {
             self.consensus.tick();
         } else if self.consensus.is_leader() {
             // Its heartbeats would keep it in office, while nothing that it applies can make progress.
@@ -306,6 +325,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     warn!(node = %self.node_id, from = %sender.id, "refused messages: {refusal}");
                     return;
                 }
+                self.hear_standing(&sender, &messages);
                 self.heard_of(&sender);
                 for message in messages {
                     self.step(&sender, message);
@@ -397,6 +417,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             {
                 StopReason::Refused(refusal)
             }
+            SenderRefusal::RolledBack { id, run, .. } | SenderRefusal::StartedTwice { id, run, .. }
+                if self.is_own_run(*id, *run) =>
+            {
+                StopReason::Refused(refusal)
+            }
+            // Of an earlier run, or of a copy.
+            SenderRefusal::RolledBack { .. } | SenderRefusal::StartedTwice { .. } => return,
             SenderRefusal::NotAMember { id, as_of }
                 if *id == self.node_id && *as_of >= self.members.as_of() =>
             {
@@ -503,6 +530,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         } else {
             next.send_now.extend(ready.send_now);
         }
+        self.standings.says(&ready.send_after);
         next.send_after.extend(ready.send_after);
         if mutated!(AcknowledgesBeforeDurable) {
             let is_early =
@@ -582,7 +610,15 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     // --- Messages of the protocol ---
 
-    fn check_sender(&mut self, sender: &Sender, receiver: Option<Incarnation>) -> Result<(), SenderRefusal> {
+    /// May messages of this sender be believed, which takes this node for `receiver`, as far as it knows?
+    ///
+    /// # Errors
+    /// Why not: sending again does not help. It is to be told with [`refused_by`](Self::refused_by).
+    pub fn check_sender(
+        &mut self,
+        sender: &Sender,
+        receiver: Option<Incarnation>,
+    ) -> Result<(), SenderRefusal> {
         let Some(identity) = self.identity.filter(|_| !mutated!(IncarnationIsNotChecked)) else {
             return Ok(());
         };
@@ -593,6 +629,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
             return Err(refusal);
         }
+        self.check_started(sender)?;
         // Of who is not known as a member nothing is remembered, or whoever speaks to this node could fill its memory.
         if self.members.get(sender.id).is_none_or(|member| member.incarnation.is_some()) {
             return Ok(());
@@ -621,6 +658,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let from = sender.id;
         if self.identity.is_none() || message.from != from {
             return;
+        }
+        match message.body {
+            // What it says is remembered already.
+            RaftMessageBody::Standing { .. } => return,
+            RaftMessageBody::Twin { starts, run } => return self.told_of_twin(from, starts, run),
+            // What others know of this node comes first.
+            _ if self.is_hearing() => return,
+            _ => {}
         }
         if let RaftMessageBody::Append { entries, .. } = &message.body
             && !entries.is_empty()
@@ -866,6 +911,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             members: Some(Members::clone(&self.members)),
             ..Write::default()
         };
+        self.count_start();
         let turn = self.next_turn();
         self.identity_replies.push((turn, reply));
         self.begin();
@@ -882,6 +928,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             None => {
                 self.identity = Some(identity);
                 self.next.write.identity = Some(identity);
+                self.count_start();
                 let turn = self.next_turn();
                 self.identity_replies.push((turn, reply));
                 self.begin();

@@ -222,9 +222,14 @@ impl Consensus {
             self.raw.tick();
             self.pin_election_timeout();
         } else {
-            // It cannot stand for election, but it can vote: for that, it must notice that it has not heard of a leader for long.
-            self.raw.raft.election_elapsed += 1;
+            self.wait();
         }
+    }
+
+    /// Time passes for a node that cannot stand for election. Where it can vote, it must notice that it has not heard of a
+    /// leader for long.
+    pub(crate) fn wait(&mut self) {
+        self.raw.raft.election_elapsed += 1;
     }
 
     /// Starts an election, unless this node must first write what it holds. Whether it did.

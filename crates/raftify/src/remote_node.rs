@@ -275,7 +275,8 @@ impl RemoteNode {
 
     /// Which node answers there, of whichever cluster it is.
     pub(crate) async fn identify(&self, timeout: Duration) -> Result<Identification, CallError<ReadError>> {
-        let request = proto::IdentifyRequest { header: Some(wire::header(None)) };
+        let header = Some(wire::header(None));
+        let request = proto::IdentifyRequest { header, ..proto::IdentifyRequest::default() };
         let reply = bounded(timeout, self.service.clone().identify(request)).await?;
         wire::identification_from_wire(reply).map_err(CallError::senseless)
     }

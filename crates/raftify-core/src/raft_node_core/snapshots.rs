@@ -244,8 +244,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     ) {
         let position = snapshot.position;
         let refused = |reason: &str| InstallError::Refused { position, reason: reason.to_owned() };
-        if let Err(refusal) = self.check_sender(&sender, receiver) {
+        if let Err(refusal) = self.admit(&sender, receiver) {
             return reply.answer(Err(refusal.into()));
+        }
+        if self.is_hearing() {
+            return reply.answer(Err(refused("this node has yet to hear what the other members know of it")));
         }
         let Some(identity) = self.identity else {
             return reply.answer(Err(refused("this node does not belong to a cluster yet")));

@@ -19,7 +19,7 @@ use raftify_core::storage::{MemoryStorage, StoredState, Write};
 use raftify_core::{
     ClusterId, Committed, Config, CoreStart, Entry, EntryKind, Forwarding, Identity, Incarnation,
     LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, LogReader, Member, Members, MembershipChange,
-    MembershipRequest, NodeId, ProposalReply, RaftMessage, RaftNodeCore, Reservation, Responder, Role,
+    MembershipRequest, NodeId, ProposalReply, RaftMessage, RaftNodeCore, Reservation, Responder, Role, RunId,
     Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotToSend, SnapshotWriter, StableStorage,
     Status, Term, Turn, TurnNumber,
 };
@@ -292,6 +292,8 @@ pub(crate) struct Cluster {
     pub(crate) unreachable: BTreeSet<NodeId>,
     /// Nodes whose disks finish no write.
     pub(crate) hung_disks: BTreeSet<NodeId>,
+    /// Nodes that do not say whether they believe who asks.
+    pub(crate) mute: BTreeSet<NodeId>,
     /// Snapshots stay on their way until [`Cluster::deliver_snapshots`].
     pub(crate) slow_snapshots: bool,
     snapshots_on_their_way: Vec<((NodeId, NodeId), Packet)>,
@@ -310,6 +312,7 @@ pub(crate) struct Cluster {
     initial: Members,
     next_number: u64,
     next_incarnation: u64,
+    next_run: u64,
     pub(crate) acknowledged: Vec<(u64, LogPosition)>,
     proposals: Vec<(u64, Outcome<Result<LogPosition, ProposeError>>)>,
     reads: Vec<WaitingRead>,
@@ -350,6 +353,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             unreachable: BTreeSet::new(),
             hung_disks: BTreeSet::new(),
+            mute: BTreeSet::new(),
             slow_snapshots: false,
             snapshots_on_their_way: Vec::new(),
             loss_percent: 0,
@@ -362,6 +366,7 @@ impl Cluster {
             initial,
             next_number: 0,
             next_incarnation: 0,
+            next_run: 0,
             acknowledged: Vec::new(),
             proposals: Vec::new(),
             reads: Vec::new(),
@@ -411,6 +416,7 @@ impl Cluster {
 
     /// Starts a stopped node on what its disk holds.
     pub(crate) fn start(&mut self, node: NodeId) {
+        self.next_run += 1;
         let this = self.nodes.get_mut(&node).unwrap();
         let stored = this.disk.load().unwrap();
         let mut state = State::default();
@@ -427,6 +433,7 @@ impl Cluster {
             address: format!("node-{node}:1"),
             config: self.config.clone(),
             seed: self.seed,
+            run: RunId(self.next_run),
             stored,
             logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
@@ -444,6 +451,14 @@ impl Cluster {
             self.start_cluster(node);
         }
         self.run_turns(node);
+        if self.status(node).is_some_and(|status| status.members.len() > 1)
+            && !self.hung_disks.contains(&node)
+        {
+            // It counts its start, and hears what the others know of it, before anything else happens.
+            self.complete_write(node);
+            self.probe_members(node);
+            self.run_turns(node);
+        }
     }
 
     /// The power fails: some of the writes that are under way, the oldest, may still have reached the disk. The rest is
@@ -481,6 +496,7 @@ impl Cluster {
 
     /// A copy of what the disk holds now.
     pub(crate) fn copy_of_disk(&self, node: NodeId) -> MemoryStorage {
+        let mut copy = MemoryStorage::default();
         let disk = &self.nodes[&node].disk;
         let state = disk.clone().load().unwrap();
         let (from, until) = (state.truncated.index.next(), state.last.index.next());
@@ -490,10 +506,16 @@ impl Cluster {
             append: disk.log_reader().read(from, until, u64::MAX).unwrap(),
             hard_state: Some(state.hard_state),
             members: state.members,
+            remembered: Some(state.remembered),
+            snapshot: state.snapshot.clone(),
             ..Write::default()
         };
-        assert_eq!(state.snapshot, None, "a snapshot is not copied");
-        let mut copy = MemoryStorage::default();
+        if let Some(snapshot) = &state.snapshot {
+            let (_, _, mut reader) = disk.snapshots().open(snapshot.position).unwrap();
+            let mut writer = copy.snapshots().create(snapshot).unwrap();
+            std::io::copy(&mut reader, &mut writer).unwrap();
+            writer.finish().unwrap();
+        }
         copy.write(&[whole]).unwrap();
         copy
     }
@@ -604,12 +626,26 @@ impl Cluster {
                 && !self.cut.contains(&(node, peer))
                 && !self.cut.contains(&(peer, node));
             let incarnation = self.nodes.get(&peer).map(|node| node.incarnation);
+            let believed = is_reached.then(|| self.ask_whether_believed(node, peer)).flatten();
             let Some(running) = self.running(node) else { return };
             match incarnation.filter(|_| is_reached) {
                 Some(incarnation) => running.core.peer_reached(peer, incarnation, member.address.clone()),
                 None => running.core.peer_unreached(peer),
             }
+            match believed {
+                Some(Ok(())) => running.core.peer_agrees(peer),
+                Some(Err(refusal)) => running.core.refused_by(peer, refusal),
+                None if is_reached => {}
+                None => running.core.peer_is_silent(peer),
+            }
+            self.stop_if_it_must(node);
         }
+    }
+
+    /// What `peer` says to `node`, which asks it before it votes or acknowledges anything; `None` if it is too early.
+    fn ask_whether_believed(&mut self, node: NodeId, peer: NodeId) -> Option<Result<(), SenderRefusal>> {
+        let (sender, receiver) = self.may_introduce(node, peer).filter(|_| !self.mute.contains(&peer))?;
+        Some(self.running(peer)?.core.check_sender(&sender, receiver))
     }
 
     /// Carries out everything that `node` wants done, up to what takes time.
@@ -711,16 +747,20 @@ impl Cluster {
     }
 
     pub(crate) fn introduction(&self, from: NodeId, to: NodeId) -> (Sender, Option<Incarnation>) {
-        let members = self.status(from).unwrap().members;
-        let sender =
-            Sender { id: from, incarnation: self.nodes[&from].incarnation, members_as_of: members.as_of() };
-        (sender, members.get(to).and_then(|member| member.incarnation))
+        self.may_introduce(from, to).expect("its start is durable")
+    }
+
+    /// `None` before the start of `from` is durable.
+    fn may_introduce(&self, from: NodeId, to: NodeId) -> Option<(Sender, Option<Incarnation>)> {
+        let core = &self.nodes[&from].running.as_ref()?.core;
+        let receiver = core.status().members.get(to).and_then(|member| member.incarnation);
+        Some((core.sender()?, receiver))
     }
 
     fn send(&mut self, from: NodeId, messages: Vec<RaftMessage>) {
         for message in messages {
             let to = message.to;
-            let (sender, receiver) = self.introduction(from, to);
+            let Some((sender, receiver)) = self.may_introduce(from, to) else { continue };
             let packet = Packet::Raft { sender, receiver, messages: vec![message] };
             self.links.entry((from, to)).or_default().push_back(packet);
         }
@@ -862,10 +902,16 @@ impl Cluster {
             && let status = self.status(to).unwrap()
             && let Some(identity) = &status.identity
         {
-            let (sender, receiver) = (*sender, *receiver);
-            if let Err(refusal) = status.members.check_sender(&sender, receiver, identity) {
+            let (sender, receiver, identity) = (*sender, *receiver, *identity);
+            let believed = status
+                .members
+                .check_sender(&sender, receiver, &identity)
+                .and_then(|()| self.running(to).unwrap().core.remembered().check(&sender));
+            if let Err(refusal) = believed {
                 lose(packet, from, &self.events);
-                if let (SenderRefusal::OtherReceiver { .. }, Some(running)) = (&refusal, self.running(to)) {
+                if !matches!(refusal, SenderRefusal::Fenced { .. } | SenderRefusal::NotAMember { .. })
+                    && let Some(running) = self.running(to)
+                {
                     let news = ServerRequestMsg::RaftMessages { sender, receiver, messages: Vec::new() };
                     running.core.handle_server_request_msg(news);
                     self.stop_if_it_must(to);
@@ -1098,6 +1144,7 @@ impl Cluster {
     pub(crate) fn check_recovery(&mut self) {
         self.cut.clear();
         self.hung_disks.clear();
+        self.mute.clear();
         self.loss_percent = 0;
         self.disorder_percent = 0;
         self.failing_snapshots_percent = 0;
