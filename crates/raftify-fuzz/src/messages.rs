@@ -158,7 +158,6 @@ impl Node {
             seed: 1,
             run: RunId(1),
             stored: disk.load().ok()?,
-            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let mut core = RaftNodeCore::new(start, &disk.log_reader()).ok()?;
         for member in members.iter() {

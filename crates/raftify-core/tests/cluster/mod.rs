@@ -435,7 +435,6 @@ impl Cluster {
             seed: self.seed,
             run: RunId(self.next_run),
             stored,
-            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let core = RaftNodeCore::new(start, &this.disk.log_reader()).unwrap();
         let is_fresh = this.disk.load().unwrap().identity.is_none();

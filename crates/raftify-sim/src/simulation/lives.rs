@@ -135,7 +135,6 @@ impl Simulation {
             seed,
             run,
             stored,
-            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let reader = node.disk.log_reader();
         let core =
