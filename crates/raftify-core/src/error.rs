@@ -38,6 +38,25 @@ pub enum StopReason {
     /// The other nodes refuse it.
     #[error("the other nodes refuse this one: {0}")]
     Refused(SenderRefusal),
+    /// A leader does not have what this node knows to be committed, which no leader lacks unless members have forgotten
+    /// what they acknowledged. This node serves nothing any more: it would answer otherwise than the rest of the cluster.
+    #[error(
+        "acknowledged writes were lost: node {leader} leads in term {term} without the entry that was committed at index \
+         {missing}. This node, node {node}, stops: it still has all that was committed up to index {commit}. Keep a copy of \
+         its directory, and read \"Acknowledged writes were lost\" in docs/operations.md before anything is removed"
+    )]
+    WritesLost {
+        /// This node.
+        node: NodeId,
+        /// The first index at which the leader has another entry, as far as it is known.
+        missing: LogIndex,
+        /// Up to where this node has what was committed.
+        commit: LogIndex,
+        /// Who leads without it.
+        leader: NodeId,
+        /// In which term.
+        term: Term,
+    },
     /// A defect of this program, or damage that passed all checks. The node stopped rather than go on.
     #[error("the node stopped because of an internal error: {0}")]
     Internal(String),

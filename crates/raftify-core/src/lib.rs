@@ -44,6 +44,7 @@ mod raft_rs;
 mod reads;
 mod request;
 mod snapshot_policy;
+mod standing;
 mod status;
 pub mod storage;
 mod turn;
@@ -59,6 +60,7 @@ pub use raft_node_core::{CoreStart, RaftNodeCore};
 pub use request::{
     Forwarding, LeaderRequest, LocalRequestMsg, ProposalReply, Reservation, Responder, ServerRequestMsg,
 };
+pub use standing::{PeerStanding, Remembered, Standing, Started};
 pub use status::{Inspection, PeerProgress, ReplicationState, Role, Status};
 pub use storage::{
     HardState, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
@@ -67,4 +69,4 @@ pub use storage::{
 pub use turn::{
     Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, StateKept, Turn, TurnNumber,
 };
-pub use types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, Term, ZeroNodeId};
+pub use types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, RunId, Term, ZeroNodeId};

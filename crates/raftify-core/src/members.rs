@@ -21,7 +21,7 @@ pub use self::change::{
     LeaveJoint, MemberChange, MemberRecord, MembershipChange, MembershipCommand, MembershipRequest,
 };
 pub use self::encoding::MembersDecodeError;
-use self::encoding::{decode_versioned, encode_versioned};
+pub(crate) use self::encoding::{decode_versioned, encode_versioned};
 pub use self::refusal::MembershipRefusal;
 pub use self::sender::{Sender, SenderRefusal};
 use crate::types::{ClusterId, Identity, Incarnation, LogIndex, NodeId};

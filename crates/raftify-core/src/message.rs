@@ -1,7 +1,7 @@
 //! What nodes tell each other to agree: Raft's messages in our own words. Snapshots travel apart, with their data.
 
 use crate::entry::Entry;
-use crate::types::{Incarnation, LogIndex, LogPosition, NodeId, Term};
+use crate::types::{Incarnation, LogIndex, LogPosition, NodeId, RunId, Term};
 
 /// One message of the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +88,22 @@ pub enum RaftMessageBody {
     Reached {
         /// At most as many as there are members.
         peers: Vec<(NodeId, Incarnation)>,
+    },
+    /// To every other member, now and then: what is durable here in this term, so that it is noticed if it is forgotten. Not
+    /// of raft-rs.
+    Standing {
+        /// Whom the sender voted for.
+        vote: Option<NodeId>,
+        /// Up to where its log is that of the leader of this term.
+        index: LogIndex,
+    },
+    /// Another run of the receiver has spoken to the sender, and was refused: a copy of its directory was started. Not of
+    /// raft-rs.
+    Twin {
+        /// How many starts it counts.
+        starts: u64,
+        /// Which one.
+        run: RunId,
     },
 }
 

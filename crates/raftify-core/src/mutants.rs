@@ -122,6 +122,14 @@ mutants! {
     IncarnationIsNotChecked,
     /// 27: a node goes on although entries are gone that it had acknowledged
     LossIsNotNoticed,
+    /// 27: a node goes on under a leader that does not have what is committed
+    ProofOfLossIsIgnored,
+    /// 27: a node that has started on an older copy of its directory is believed
+    RolledBackMayVote,
+    /// 27: a node votes after a start before it has heard what others know of it
+    VotesBeforeHearing,
+    /// 27: starts are not counted
+    StartsAreNotCounted,
     /// 28: a restore that fails is passed over: half a state is in service
     FailedRestoreIsIgnored,
     /// 28: a snapshot of which the end is missing is installed

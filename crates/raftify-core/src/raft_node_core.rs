@@ -11,18 +11,20 @@ mod membership;
 mod own_disk;
 mod requests;
 mod snapshots;
+mod standing;
 mod stopping;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::membership::{MembershipWaiter, MembershipWork};
 use self::own_disk::OwnDisk;
 use self::requests::{Batch, HandOvers, Parking, Transfer};
 use self::snapshots::Snapshots;
+use self::standing::Standings;
 use crate::config::CheckedConfig;
 use crate::entry::{Entry, EntryKind};
 use crate::error::{JoinError, ReadError, StartError, StopReason};
@@ -37,7 +39,7 @@ use crate::storage::{HardState, LogReader, StorageError, StoredState, Write};
 use crate::turn::{
     Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, StateKept, Turn, TurnNumber,
 };
-use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
+use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, RunId, Term};
 
 /// How many bytes of entries are read at once when a node starts.
 const START_READ_BYTES: u64 = 8 * 1024 * 1024;
@@ -60,6 +62,8 @@ pub struct CoreStart {
     pub config: CheckedConfig,
     /// Decides about election timeouts, and about nothing else.
     pub seed: u64,
+    /// Drawn at random for each start.
+    pub run: RunId,
     /// What the storage holds.
     pub stored: StoredState,
     /// Where the state machine keeps its state.
@@ -119,6 +123,7 @@ pub struct RaftNodeCore<R> {
     unapplied_bytes: u64,
 
     snapshots: Snapshots,
+    standings: Standings,
     /// Who waits for the identity to be durable.
     identity_replies: Vec<(TurnNumber, Responder<(), JoinError>)>,
     /// Whether this node has applied its own removal.
@@ -197,7 +202,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// # Errors
     /// If the storage belongs to another node, contradicts itself, or cannot be read.
     pub fn new(start: CoreStart, log: &impl LogReader) -> Result<Self, StartError> {
-        let CoreStart { node_id, address, config, seed, stored, state_kept } = start;
+        let CoreStart { node_id, address, config, seed, run, stored, state_kept } = start;
         if let Some(identity) = stored.identity
             && identity.node_id != node_id
         {
@@ -240,6 +245,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             applied,
             unapplied: VecDeque::new(),
             unapplied_bytes: 0,
+            standings: Standings::new(&stored, run),
             snapshots: Snapshots::new(stored.snapshot, &config),
             identity_replies: Vec::new(),
             is_retired: false,
@@ -249,6 +255,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             stop_reason: None,
             config,
         };
+        if core.identity.is_some() {
+            core.count_start();
+            core.begin_to_hear();
+        }
         core.begin();
         Ok(core)
     }
@@ -269,10 +279,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         {
             return self.retire();
         }
+        if !self.is_hearing() {
+            self.campaign_if_alone();
+        }
+    }
+
+    /// An election like any other; with a single voter there is nobody to wait for.
+    fn campaign_if_alone(&mut self) {
         let voters = self.members.configuration().voters;
         let is_alone = voters.len() == 1 && voters.contains(&self.node_id) && !self.members.is_joint();
         if is_alone || mutated!(LeadsByConfiguration) {
-            // An election like any other; with a single voter there is nobody to wait for.
             self.consensus.campaign();
         }
     }
@@ -282,7 +298,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// One [`tick_interval`](crate::Config::tick_interval) has passed.
     pub fn tick(&mut self) {
         self.now_ticks += 1;
-        if !self.disk_hangs() {
+        self.tick_standings();
+        if self.is_hearing() {
+            self.consensus.wait();
+        } else if !self.disk_hangs() {
             self.consensus.tick();
         } else if self.consensus.is_leader() {
             // Its heartbeats would keep it in office, while nothing that it applies can make progress.
@@ -334,6 +353,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     warn!(node = %self.node_id, from = %sender.id, "refused messages: {refusal}");
                     return;
                 }
+                self.hear_standing(&sender, &messages);
                 self.heard_of(&sender);
                 for message in messages {
                     self.step(&sender, message);
@@ -434,6 +454,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             {
                 StopReason::Refused(refusal)
             }
+            SenderRefusal::RolledBack { id, run, .. } | SenderRefusal::StartedTwice { id, run, .. }
+                if self.is_own_run(*id, *run) =>
+            {
+                StopReason::Refused(refusal)
+            }
+            // Of an earlier run, or of a copy.
+            SenderRefusal::RolledBack { .. } | SenderRefusal::StartedTwice { .. } => return,
             SenderRefusal::NotAMember { id, as_of }
                 if *id == self.node_id && *as_of >= self.members.as_of() =>
             {
@@ -540,6 +567,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         } else {
             next.send_now.extend(ready.send_now);
         }
+        self.standings.says(&ready.send_after);
         next.send_after.extend(ready.send_after);
         if mutated!(AcknowledgesBeforeDurable) {
             let is_early =
@@ -625,7 +653,15 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     // --- Messages of the protocol ---
 
-    fn check_sender(&mut self, sender: &Sender, receiver: Option<Incarnation>) -> Result<(), SenderRefusal> {
+    /// May messages of this sender be believed, which takes this node for `receiver`, as far as it knows?
+    ///
+    /// # Errors
+    /// Why not: sending again does not help. It is to be told with [`refused_by`](Self::refused_by).
+    pub fn check_sender(
+        &mut self,
+        sender: &Sender,
+        receiver: Option<Incarnation>,
+    ) -> Result<(), SenderRefusal> {
         let Some(identity) = self.identity.filter(|_| !mutated!(IncarnationIsNotChecked)) else {
             return Ok(());
         };
@@ -636,6 +672,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
             return Err(refusal);
         }
+        self.check_started(sender)?;
         // Of who is not known as a member nothing is remembered, or whoever speaks to this node could fill its memory.
         if self.members.get(sender.id).is_none_or(|member| member.incarnation.is_some()) {
             return Ok(());
@@ -665,6 +702,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if self.identity.is_none() || message.from != from {
             return;
         }
+        match message.body {
+            // What it says is remembered already.
+            RaftMessageBody::Standing { .. } => return,
+            RaftMessageBody::Twin { starts, run } => return self.told_of_twin(from, starts, run),
+            // What others know of this node comes first.
+            _ if self.is_hearing() => return,
+            _ => {}
+        }
         if let RaftMessageBody::Append { entries, .. } = &message.body
             && !entries.is_empty()
             && (self.unapplied_bytes > self.config.unapplied_bytes_max
@@ -682,6 +727,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                     .to_owned(),
             ));
         }
+        if let Some(missing) = self.consensus.shows_lost_writes(&message) {
+            return self.writes_lost(from, message.term, missing);
+        }
         if let RaftMessageBody::Reached { peers } = message.body {
             return self.told_of_reached(sender, peers);
         }
@@ -696,6 +744,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             Err(reason) if is_vote => debug!(node = %self.node_id, %from, "dropped a message: {reason}"),
             Err(reason) => warn!(node = %self.node_id, %from, "dropped a message: {reason}"),
         }
+    }
+
+    /// A leader lacks what was committed: what this node would serve from now on is not what the others serve.
+    fn writes_lost(&mut self, leader: NodeId, term: Term, missing: LogIndex) {
+        let (node, commit) = (self.node_id, self.consensus.commit());
+        self.must_stop(StopReason::WritesLost { node, missing, commit, leader, term });
     }
 
     /// A candidate of an earlier term is told the term (figure 3.1 of the thesis). raft-rs says nothing to it, and who does not
@@ -856,7 +910,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn must_stop(&mut self, reason: StopReason) {
         if self.stop_reason.is_none() {
-            info!(node = %self.node_id, "must stop: {reason}");
+            match reason {
+                StopReason::WritesLost { .. } => error!(node = %self.node_id, "must stop: {reason}"),
+                _ => info!(node = %self.node_id, "must stop: {reason}"),
+            }
             self.stop_reason = Some(reason);
         }
     }
@@ -907,6 +964,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             members: Some(Members::clone(&self.members)),
             ..Write::default()
         };
+        self.count_start();
         let turn = self.next_turn();
         self.identity_replies.push((turn, reply));
         self.begin();
@@ -923,6 +981,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             None => {
                 self.identity = Some(identity);
                 self.next.write.identity = Some(identity);
+                self.count_start();
                 let turn = self.next_turn();
                 self.identity_replies.push((turn, reply));
                 self.begin();

@@ -233,9 +233,14 @@ impl Consensus {
             self.raw.tick();
             self.pin_election_timeout();
         } else {
-            // It cannot stand for election, but it can vote: for that, it must notice that it has not heard of a leader for long.
-            self.raw.raft.election_elapsed += 1;
+            self.wait();
         }
+    }
+
+    /// Time passes for a node that cannot stand for election. Where it can vote, it must notice that it has not heard of a
+    /// leader for long.
+    pub(crate) fn wait(&mut self) {
+        self.raw.raft.election_elapsed += 1;
     }
 
     /// Starts an election, unless this node must first write what it holds. Whether it did.
@@ -509,6 +514,42 @@ impl Consensus {
             && message.term >= self.term()
     }
 
+    /// The first index at which the leader that sent this message provably has another entry than the one that this node
+    /// knows to be committed there. Every leader of this term or a later one has what was committed before, unless a
+    /// majority has forgotten it. What a leader of an earlier term says, or said, proves nothing.
+    pub(crate) fn shows_lost_writes(&self, message: &RaftMessage) -> Option<LogIndex> {
+        let RaftMessageBody::Append { previous, entries, .. } = &message.body else {
+            return None;
+        };
+        let beyond_commit = self.commit().next();
+        let told = entries.iter().map(|entry| entry.position);
+        let told = told.take_while(|position| position.index <= beyond_commit);
+        let missing =
+            std::iter::once(*previous).chain(told).find_map(|position| self.contradicted_by(position))?;
+        (message.term >= self.term() && self.check(message).is_ok()).then_some(missing)
+    }
+
+    /// As [`shows_lost_writes`](Self::shows_lost_writes), for the snapshot of a leader.
+    pub(crate) fn snapshot_shows_lost_writes(&self, term: Term, position: LogPosition) -> Option<LogIndex> {
+        self.contradicted_by(position).filter(|_| term >= self.term() && position.term <= term)
+    }
+
+    /// The index of a committed entry that is in no log with an entry at `position`.
+    fn contradicted_by(&self, position: LogPosition) -> Option<LogIndex> {
+        if mutated!(ProofOfLossIsIgnored) {
+            return None;
+        }
+        let (commit, truncated) = (self.commit(), self.truncated());
+        let contradicts = match self.term_at(position.index) {
+            Some(term) if position.index <= commit => term != position.term,
+            // Terms never fall along a log: what is further ahead is of this term at least, what was compacted away of
+            // that one at most.
+            _ if position.index > commit => self.term_at(commit).is_some_and(|term| position.term < term),
+            _ => position.term > truncated.term,
+        };
+        contradicts.then(|| position.index.min(commit))
+    }
+
     /// Everything that raft-rs asserts about a message.
     fn check(&self, message: &RaftMessage) -> Result<(), Implausible> {
         let last = LogIndex(self.raw.raft.raft_log.last_index());
@@ -652,8 +693,8 @@ fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<
         }
         before = entry.position;
     }
-    // That the entries contradict none that is committed here need not be checked: raft-rs takes none at or below
-    // its commit index.
+    // That the entries contradict none that is committed here is no matter of form: see `shows_lost_writes`. raft-rs takes
+    // none at or below its commit index.
     Ok(())
 }
 

@@ -7,9 +7,11 @@
 
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::entry::Entry;
 use crate::members::Members;
+use crate::standing::Remembered;
 use crate::types::{ClusterId, Identity, LogIndex, LogPosition, NodeId, Term};
 
 #[cfg(any(test, feature = "testing"))]
@@ -82,6 +84,8 @@ pub struct Write {
     pub hard_state: Option<HardState>,
     /// The membership, with the index that it is as of.
     pub members: Option<Members>,
+    /// Starts of this node, and what it knows of those of the others.
+    pub remembered: Option<Arc<Remembered>>,
     /// The snapshot that is now the newest; its data is durable already.
     pub snapshot: Option<SnapshotMeta>,
     /// Forget all entries up to and including this position; always at or before the newest snapshot.
@@ -104,6 +108,8 @@ pub struct StoredState {
     pub hard_state: HardState,
     /// The membership as of its own index.
     pub members: Option<Members>,
+    /// Nothing if it was never written.
+    pub remembered: Arc<Remembered>,
     /// The newest snapshot.
     pub snapshot: Option<SnapshotMeta>,
     /// The position before the first entry.

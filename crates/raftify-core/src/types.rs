@@ -142,7 +142,7 @@ macro_rules! random_id {
         ///
         /// In JSON and other text it is a string of 16 hexadecimal digits: many programs read numbers of that size as
         /// floating point, and would change it.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(pub u64);
 
         impl Serialize for $name {
@@ -190,6 +190,11 @@ random_id! {
     /// Drawn when a data directory is first used. A node that lost its disk has the same [`NodeId`] and another
     /// incarnation; the others refuse it, because what it once acknowledged is gone.
     Incarnation
+}
+
+random_id! {
+    /// Drawn at each start of a node: two processes that were started on copies of one directory are not the same run.
+    RunId
 }
 
 /// Who a data directory belongs to. Written once, checked at every opening.

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use raftify_core::message::CampaignReason;
 use raftify_core::{
     Entry, EntryKind, Incarnation, LogIndex, LogPosition, Members, NodeId, RaftMessage, RaftMessageBody,
-    Sender, ServerRequestMsg, SnapshotMeta, Term,
+    RunId, Sender, ServerRequestMsg, SnapshotMeta, Started, Term,
 };
 
 fn number() -> impl Strategy<Value = u64> {
@@ -72,6 +72,11 @@ fn body() -> impl Strategy<Value = RaftMessageBody> {
             RaftMessageBody::HeartbeatResponse { commit, read_round }
         }),
         1 => Just(RaftMessageBody::TimeoutNow),
+        1 => (number(), index()).prop_map(|(vote, index)| RaftMessageBody::Standing {
+            vote: NodeId::new(vote),
+            index
+        }),
+        1 => (number(), any::<u64>()).prop_map(|(starts, run)| RaftMessageBody::Twin { starts, run: RunId(run) }),
     ]
 }
 
@@ -100,6 +105,11 @@ fn attack(victim: NodeId, cluster: &mut Cluster, messages: Vec<Hostile>) {
             id: from,
             incarnation: cluster.nodes.get(&from).map_or(Incarnation(99), |node| node.incarnation),
             members_as_of: LogIndex(1_000_000),
+            started: cluster
+                .nodes
+                .get(&from)
+                .and_then(|node| node.running.as_ref()?.core.sender())
+                .map_or_else(Started::default, |sender| sender.started),
         };
         let Some(running) = cluster.nodes.get(&victim).and_then(|node| node.running.as_ref()) else {
             return;

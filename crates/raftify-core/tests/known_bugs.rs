@@ -14,7 +14,7 @@ use raftify_core::message::CampaignReason;
 use raftify_core::{
     Config, Entry, Forwarding, Incarnation, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member,
     MemberChange, MemberRole, MembershipChange, NodeId, RaftMessage, RaftMessageBody, ReplicationState, Role,
-    Sender, ServerRequestMsg, SnapshotToSend, Status, Term, TurnNumber,
+    Sender, ServerRequestMsg, SnapshotToSend, Started, Status, Term, TurnNumber,
 };
 
 fn cluster_of_three() -> (Cluster, NodeId) {
@@ -74,7 +74,7 @@ fn demote(cluster: &mut Cluster, leader: NodeId) {
 /// `body` comes to `node` as a message of `from`.
 fn hear(cluster: &mut Cluster, node: NodeId, from: NodeId, term: Term, body: RaftMessageBody) {
     let members_as_of = cluster.status(node).unwrap().members.as_of();
-    let sender = Sender { id: from, incarnation: cluster.nodes[&from].incarnation, members_as_of };
+    let sender = Sender { members_as_of, ..cluster.introduction(from, node).0 };
     let messages = vec![RaftMessage { from, to: node, term, body }];
     let request = ServerRequestMsg::RaftMessages { sender, receiver: None, messages };
     cluster.running(node).unwrap().core.handle_server_request_msg(request);
@@ -988,7 +988,8 @@ fn bug_27_a_wiped_node_to_which_all_members_are_strangers_learns_it_from_their_m
     let as_of = cluster.status(follower).unwrap().members.as_of();
     let core = &mut cluster.running(follower).unwrap().core;
     let mut meant_for_another_life = |members_as_of| {
-        let sender = Sender { id: id(9), incarnation: Incarnation(9), members_as_of };
+        let started = Started::default();
+        let sender = Sender { id: id(9), incarnation: Incarnation(9), members_as_of, started };
         let receiver = Some(Incarnation(0xbad));
         let messages = Vec::new();
         core.handle_server_request_msg(ServerRequestMsg::RaftMessages { sender, receiver, messages });
@@ -1003,9 +1004,8 @@ fn bug_27_a_wiped_node_to_which_all_members_are_strangers_learns_it_from_their_m
 fn bug_27_a_node_whose_log_has_lost_what_it_acknowledged_stops() {
     let (mut cluster, leader) = cluster_of_three();
     let follower = others(&cluster, leader)[0];
-    let Status { term, last, members, .. } = cluster.status(follower).unwrap();
-    let incarnation = cluster.nodes[&leader].incarnation;
-    let sender = Sender { id: leader, incarnation, members_as_of: members.as_of() };
+    let Status { term, last, .. } = cluster.status(follower).unwrap();
+    let (sender, _) = cluster.introduction(leader, follower);
     // No leader tells a follower to commit more than what that follower has acknowledged.
     let body = RaftMessageBody::Heartbeat { commit: last.index.next(), read_round: None };
     let messages = vec![RaftMessage { from: leader, to: follower, term, body }];

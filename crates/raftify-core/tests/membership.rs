@@ -11,7 +11,7 @@ use raftify_core::members::{LeaveJoint, MembershipRefusal};
 use raftify_core::storage::{MemoryStorage, Write};
 use raftify_core::{
     Config, Identity, LogIndex, LogPosition, Member, MemberChange, MemberRole, MembershipChange,
-    MembershipRequest, NodeId, Sender, ServerRequestMsg, StableStorage,
+    MembershipRequest, NodeId, Sender, ServerRequestMsg, StableStorage, Started,
 };
 
 fn cluster_of(voters: u64) -> (Cluster, NodeId) {
@@ -340,6 +340,8 @@ fn two_nodes_that_leave_at_once_are_both_served() {
 fn a_change_waits_for_one_that_is_under_way_and_is_refused_at_its_deadline() {
     let (mut cluster, leader) = cluster_of(3);
     let others: Vec<NodeId> = cluster.ids().into_iter().filter(|node| *node != leader).collect();
+    // What they remember of the election is durable.
+    cluster.pass_ticks(5);
     // Nothing is committed any more.
     for follower in &others {
         cluster.hung_disks.insert(*follower);
@@ -472,7 +474,8 @@ fn a_member_that_announces_a_new_address_is_recorded_there() {
     let incarnation = cluster.nodes[&moved].incarnation;
     everybody_knows(&mut cluster, incarnation);
     let announce = |cluster: &mut Cluster, incarnation, address: &str| {
-        let sender = Sender { id: moved, incarnation, members_as_of: LogIndex::ZERO };
+        let started = Started::default();
+        let sender = Sender { id: moved, incarnation, members_as_of: LogIndex::ZERO, started };
         let announced = ServerRequestMsg::Announced { sender, address: address.to_owned() };
         cluster.running(leader).unwrap().core.handle_server_request_msg(announced);
         cluster.run_turns(leader);

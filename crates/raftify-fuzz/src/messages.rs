@@ -6,8 +6,8 @@ use raftify_core::storage::{MemoryStorage, Write};
 use raftify_core::{
     ClusterId, Config, CoreStart, Entry, EntryKind, Forwarding, HardState, Identity, Incarnation,
     LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, LogReader as _, Member, Members, NodeId,
-    ProposalReply, RaftMessage, RaftMessageBody, RaftNodeCore, Responder, Sender, ServerRequestMsg,
-    SnapshotMeta, StableStorage as _, StateKept, Term, error::ProposeError,
+    ProposalReply, RaftMessage, RaftMessageBody, RaftNodeCore, Responder, RunId, Sender, ServerRequestMsg,
+    SnapshotMeta, StableStorage as _, Started, StateKept, Term, error::ProposeError,
 };
 
 const CLUSTER: ClusterId = ClusterId(7);
@@ -156,10 +156,14 @@ impl Node {
             address: "node-1:1".to_owned(),
             config: Config::default().check().ok()?,
             seed: 1,
+            run: RunId(1),
             stored: disk.load().ok()?,
             state_kept: StateKept::InMemory,
         };
-        let core = RaftNodeCore::new(start, &disk.log_reader()).ok()?;
+        let mut core = RaftNodeCore::new(start, &disk.log_reader()).ok()?;
+        for member in members.iter() {
+            core.peer_agrees(member.id);
+        }
         Some(Node { core, disk })
     }
 
@@ -237,7 +241,8 @@ impl Node {
 }
 
 fn sender(id: NodeId) -> Sender {
-    Sender { id, incarnation: Incarnation(id.get()), members_as_of: LogIndex(1_000_000) }
+    let started = Started::default();
+    Sender { id, incarnation: Incarnation(id.get()), members_as_of: LogIndex(1_000_000), started }
 }
 
 /// Any messages, for a node in any role, among ticks and requests of its own.

@@ -57,6 +57,8 @@ happenings! {
     DiskWiped = "wiped disk",
     WipedRefused = "wiped node refused by the others",
     DiskRolledBack = "disk rolled back to an older copy",
+    RollBackRefused = "roll-back refused by who knew better",
+    RollBackUnknown = "roll-back of which nobody that was reached knew",
     RollBackNoticed = "roll-back noticed",
     LostMemberRemoved = "member that lost its disk removed",
     LeaderElected = "leader elected",

@@ -247,6 +247,7 @@ impl Disk {
                     append,
                     hard_state: Some(state.hard_state),
                     members: state.members,
+                    remembered: Some(state.remembered),
                     snapshot: state.snapshot.clone(),
                     compact: None,
                 };

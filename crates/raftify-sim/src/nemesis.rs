@@ -7,7 +7,7 @@ mod joins;
 mod operator;
 mod recovery;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raftify_core::{LocalRequestMsg, LogIndex, NodeId, Role};
 use rand::RngExt;
@@ -430,6 +430,10 @@ impl Simulation {
             return self.read_all(id);
         }
         self.crash(id)?;
+        let known_by = match (&backup, self.nodes.get(&id)) {
+            (Some((_, durable)), Some(node)) => node.is_rolled_back_to(&durable.state, &self.nodes),
+            _ => BTreeMap::new(),
+        };
         let incarnation = self.next_incarnation();
         let empty = self.new_disk();
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
@@ -447,6 +451,7 @@ impl Simulation {
             }
             (_, Some((disk, durable))) => {
                 node.lost = Some(Lost::RolledBack);
+                node.known_by = known_by;
                 node.disk = disk;
                 node.held_before = Some(std::mem::replace(&mut node.durable, durable).log);
                 node.maybe_durable.clear();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
     ClusterId, Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage,
-    RaftNodeCore, Role, SnapshotMeta, SnapshotReason, SnapshotToSend, StateKept, Term, TurnNumber,
+    RaftNodeCore, Role, SnapshotMeta, SnapshotReason, SnapshotToSend, Standing, StateKept, Term, TurnNumber,
 };
 
 use crate::disk::Disk;
@@ -73,6 +73,13 @@ pub(crate) struct Node {
     pub(crate) fails_to: FailsTo,
     /// A copy of the disk to roll back to.
     pub(crate) backup: Option<(Disk, Durable)>,
+    /// Who knew, when this node was rolled back, of something that it has forgotten, each in the life that it was in.
+    pub(crate) known_by: BTreeMap<NodeId, u64>,
+    /// Whether it has asked one of those, in this life, what it knows.
+    pub(crate) asked_who_knows: bool,
+    /// It was rolled back, has asked all that it reached, and none of them knew better. Nothing that it says can be relied on
+    /// from then on, and nobody can tell.
+    pub(crate) is_mute: bool,
 }
 
 /// What its state machine will fail to do, once.
@@ -195,6 +202,26 @@ pub(crate) struct Captured {
 }
 
 impl Node {
+    /// Remembers who knows that this node, if it is started on this copy of its disk, has forgotten something.
+    pub(crate) fn is_rolled_back_to(
+        &self,
+        copy: &StoredState,
+        others: &BTreeMap<NodeId, Node>,
+    ) -> BTreeMap<NodeId, u64> {
+        let found = Standing {
+            starts: copy.remembered.starts + 1,
+            term: copy.hard_state.term,
+            vote: copy.hard_state.vote,
+            index: copy.last.index,
+        };
+        let knows = |other: &&Node| {
+            let running = other.running.as_ref();
+            let told = running.and_then(|running| running.core.remembered().peers.get(&self.id));
+            told.is_some_and(|peer| peer.incarnation == self.incarnation && found.is_behind(&peer.told))
+        };
+        others.values().filter(knows).map(|other| (other.id, other.life)).collect()
+    }
+
     /// Whether it takes part in what happens now.
     pub(crate) fn is_running(&self) -> bool {
         self.running.is_some()

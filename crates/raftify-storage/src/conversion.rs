@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{HardState, LogReader, StableStorage, StorageError};
@@ -187,6 +188,7 @@ fn write_all(
     target.write(&[Write {
         hard_state: Some(state.hard_state),
         members: state.members.clone(),
+        remembered: Some(Arc::clone(&state.remembered)),
         snapshot: state.snapshot.clone(),
         ..Write::default()
     }])

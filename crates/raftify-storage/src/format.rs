@@ -100,12 +100,13 @@ pub(crate) enum MetaKey {
     Truncated = 5,
     /// Of `WalStorage` only: where replaying the log begins.
     Log = 6,
+    Remembered = 7,
 }
 
 impl MetaKey {
     pub(crate) fn from_number(number: u64) -> Option<MetaKey> {
-        use MetaKey::{HardState, Identity, Layout, Log, Members, Snapshot, Truncated};
-        [Layout, Identity, HardState, Members, Snapshot, Truncated, Log]
+        use MetaKey::{HardState, Identity, Layout, Log, Members, Remembered, Snapshot, Truncated};
+        [Layout, Identity, HardState, Members, Snapshot, Truncated, Log, Remembered]
             .into_iter()
             .find(|key| *key as u64 == number)
     }

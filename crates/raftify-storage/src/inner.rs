@@ -42,7 +42,9 @@ pub fn read_metadata(bytes: &[u8]) {
         }),
         Some(MetaKey::Truncated) => format::decode_position(content)
             .map(|position: LogPosition| format::put_position(&mut again, position)),
-        Some(MetaKey::Members | MetaKey::Log) | None => return wal::read_metadata(content),
+        Some(MetaKey::Members | MetaKey::Log | MetaKey::Remembered) | None => {
+            return wal::read_metadata(content);
+        }
     };
     if read.is_ok() {
         assert_eq!(again, content, "a value is read as it was written");

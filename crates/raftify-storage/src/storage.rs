@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use heed::{PutFlags, RoTxn, RwTxn, WithoutTls};
 use raftify_core::storage::{StoredState, Write};
-use raftify_core::{Entry, LogIndex, LogPosition, LogReader, Members, StableStorage, StorageError};
+use raftify_core::{
+    Entry, LogIndex, LogPosition, LogReader, Members, Remembered, StableStorage, StorageError,
+};
 
 use crate::directory::{self, DirectoryLock};
 use crate::environment::{DATA_FILE, Environment, Failure};
@@ -275,6 +277,11 @@ impl Log {
         Ok(self.meta(txn, MetaKey::Truncated, format::decode_position)?.unwrap_or_default())
     }
 
+    pub(crate) fn remembered(&self, txn: &ReadTxn<'_>) -> Result<Arc<Remembered>, Failure> {
+        let found = self.meta(txn, MetaKey::Remembered, |content| Ok(Remembered::decode(content)?))?;
+        Ok(found.unwrap_or_default().into())
+    }
+
     /// Everything that `HeedStorage` keeps here, checked.
     pub(crate) fn load(&self) -> Result<StoredState, StorageError> {
         self.environment.read(|txn| {
@@ -287,6 +294,7 @@ impl Log {
                     .unwrap_or_default(),
                 members: self.meta(txn, MetaKey::Members, |content| Ok(Members::decode(content)?))?,
                 snapshot: self.meta(txn, MetaKey::Snapshot, format::decode_snapshot_meta)?,
+                remembered: self.remembered(txn)?,
                 truncated,
                 last: truncated,
                 term_starts: Vec::new(),
@@ -412,6 +420,9 @@ impl Log {
         }
         if let Some(members) = &write.members {
             self.put_meta(txn, MetaKey::Members, |out| out.extend_from_slice(&members.encode()))?;
+        }
+        if let Some(remembered) = &write.remembered {
+            self.put_meta(txn, MetaKey::Remembered, |out| out.extend_from_slice(&remembered.encode()))?;
         }
         if let Some(snapshot) = &write.snapshot {
             self.put_meta(txn, MetaKey::Snapshot, |out| format::encode_snapshot_meta(snapshot, out))?;

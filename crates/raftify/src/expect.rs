@@ -163,7 +163,9 @@ impl Lobby {
             Outbox::start(address.to_string(), config.clone(), snapshots.clone(), blocking.clone(), events);
         // Nothing takes requests from the queue: each is refused.
         let (requests, _) = request_queue(1, 1);
+        let remembered = watch::Sender::new(Arc::default()).subscribe();
         let door = Door {
+            remembered,
             requests,
             status: watch::Sender::new(no_status()).subscribe(),
             address: Arc::clone(&address),

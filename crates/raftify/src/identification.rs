@@ -28,4 +28,6 @@ pub(crate) struct Identification {
     pub(crate) leader_id: Option<NodeId>,
     /// What it waits to begin with.
     pub(crate) plan: Option<Plan>,
+    /// It knows nothing that speaks against who asked, if that said who it is.
+    pub(crate) agrees: bool,
 }

@@ -16,7 +16,7 @@ use raftify_core::members::{MemberRecord, SenderRefusal};
 use raftify_core::{
     CheckedConfig, ClusterId, Config, Entry, EntryKind, Forward, Forwarding, Identity, Incarnation,
     LeaderRequest, LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, MembershipRequest,
-    NodeId, RaftMessage, RaftMessageBody, ReadRound, Responder, Role, Sender, ServerRequestMsg,
+    NodeId, RaftMessage, RaftMessageBody, ReadRound, Responder, Role, Sender, ServerRequestMsg, Started,
     Status as NodeStatus, Term,
 };
 use tokio::io::AsyncReadExt as _;
@@ -110,6 +110,7 @@ impl TestNode {
         let door = Door {
             requests,
             status: seen,
+            remembered: watch::Sender::new(Arc::default()).subscribe(),
             address: address.as_str().into(),
             plan: watch::Sender::new(None).subscribe(),
             earlier_life: watch::Sender::new(None),
@@ -143,7 +144,7 @@ impl TestNode {
         self.status.send_modify(|status| status.members = Arc::clone(members));
         let identity = self.status.borrow().identity;
         if let Some(identity) = identity {
-            self.outbox.set_members(identity, members);
+            self.outbox.set_members(identity, members, Started::default());
         }
     }
 
@@ -384,7 +385,12 @@ async fn stream_raw(node: &TestNode, bytes: Bytes) -> Status {
 }
 
 fn good_batch() -> proto::MessageBatch {
-    let sender = Sender { id: id(1), incarnation: identity(1).incarnation, members_as_of: LogIndex(1) };
+    let sender = Sender {
+        id: id(1),
+        incarnation: identity(1).incarnation,
+        members_as_of: LogIndex(1),
+        started: Started::default(),
+    };
     proto::MessageBatch {
         header: Some(wire::header(Some(CLUSTER))),
         sender: Some(wire::sender_to_wire(&sender, "127.0.0.1:7")),

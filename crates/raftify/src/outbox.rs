@@ -16,7 +16,7 @@ use raftify_core::error::ReadError;
 use raftify_core::members::{MEMBERS_MAX, SenderRefusal};
 use raftify_core::{
     CheckedConfig, Forward, Identity, Incarnation, LogIndex, Members, NodeId, RaftMessage, ReadRound, Sender,
-    SnapshotStore, SnapshotToSend,
+    SnapshotStore, SnapshotToSend, Started,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -55,6 +55,10 @@ pub(crate) enum PeerEvent {
         /// The address that the connection was made to.
         address: String,
     },
+    /// The peer knows nothing that speaks against this node.
+    Agrees(NodeId),
+    /// The peer answers, and knows nothing of this node.
+    Silent(NodeId),
     /// That is no longer so. Once after each [`Reached`](Self::Reached), unless another one follows.
     Unreached(NodeId),
     /// A snapshot was installed by its receiver, or not. Exactly once for each that was to be sent.
@@ -105,7 +109,7 @@ struct Shared {
 
 struct State {
     /// `None` until this node knows to which cluster it belongs: nobody is spoken to before.
-    own: Option<(Identity, Arc<Members>)>,
+    own: Option<(Identity, Arc<Members>, Started)>,
     contacts: BTreeMap<NodeId, Contact>,
     /// Where members are that are not, or not only, where the membership has them.
     moved: BTreeMap<NodeId, Moved>,
@@ -204,7 +208,7 @@ impl Outbox {
 
     /// Connects to the members that are new, ends the connections to those that are gone or have moved, and
     /// introduces this node from now on with this membership.
-    pub(crate) fn set_members(&self, identity: Identity, members: &Arc<Members>) {
+    pub(crate) fn set_members(&self, identity: Identity, members: &Arc<Members>, started: Started) {
         let mut state = lock(&self.shared.state);
         state.contacts.retain(|id, contact| {
             members.get(*id).is_none() && (members.is_empty() || contact.members_as_of > members.as_of())
@@ -212,7 +216,7 @@ impl Outbox {
         state
             .moved
             .retain(|id, moved| members.get(*id).is_some_and(|member| member.address == moved.recorded));
-        state.own = Some((identity, Arc::clone(members)));
+        state.own = Some((identity, Arc::clone(members), started));
         self.shared.refresh(&mut state);
     }
 
@@ -221,7 +225,7 @@ impl Outbox {
     /// one first. Returns whether the raft loop is to be told that a member has moved.
     pub(crate) fn hear_of(&self, sender: &Sender, address: &str) -> bool {
         let mut state = lock(&self.shared.state);
-        let Some((identity, members)) = &state.own else {
+        let Some((identity, members, _)) = &state.own else {
             return false;
         };
         if sender.id == identity.node_id {
@@ -257,7 +261,7 @@ impl Outbox {
 
     /// Returns whether the raft loop is to be told of it, if the member itself has said so.
     fn has_moved(&self, state: &mut State, id: NodeId, address: &str, says_so_itself: bool) -> bool {
-        let Some(recorded) = state.own.as_ref().and_then(|(_, members)| members.get(id)) else {
+        let Some(recorded) = state.own.as_ref().and_then(|(_, members, _)| members.get(id)) else {
             return false;
         };
         if recorded.address == address {
@@ -392,7 +396,7 @@ impl Outbox {
 
     fn node(&self, id: NodeId) -> Option<RemoteNode> {
         let state = lock(&self.shared.state);
-        let (identity, _) = state.own.as_ref()?;
+        let (identity, ..) = state.own.as_ref()?;
         let peer = state.peers.get(&id)?;
         let cluster = Arc::new(AskedCluster::of(identity.cluster_id));
         Some(RemoteNode::new(peer.channel(), peer.calls.clone(), cluster))
@@ -413,7 +417,7 @@ impl Shared {
 
     /// Makes the connections follow from the membership and the contacts.
     fn refresh(&self, state: &mut State) {
-        let Some((identity, members)) = &state.own else {
+        let Some((identity, members, started)) = &state.own else {
             return;
         };
         if state.closed {
@@ -455,6 +459,7 @@ impl Shared {
                         id: identity.node_id,
                         incarnation: identity.incarnation,
                         members_as_of: members.as_of(),
+                        started: *started,
                     },
                     &self.own_address,
                 ),

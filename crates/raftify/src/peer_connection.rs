@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::identification::Identification;
 use crate::outbox::{Events, PeerEvent, lock, send_event};
-use crate::peer_queue::{Batches, PeerQueue};
+use crate::peer_queue::{Batches, Introduction, PeerQueue};
 use crate::remote_node;
 use crate::transport;
 use crate::wire::{self, DoorRefusal, proto};
@@ -124,14 +124,19 @@ enum Verdict {
 /// What a node says of itself, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
-    Node { id: NodeId, identity: Option<Identity> },
+    Node {
+        id: NodeId,
+        identity: Option<Identity>,
+        /// It knows nothing that speaks against this node.
+        agrees: bool,
+    },
     Unable,
 }
 
 fn judge(answer: Answer, peer: NodeId, target: &Target) -> Verdict {
     let (id, identity) = match answer {
         Answer::Unable => return Verdict::Unable,
-        Answer::Node { id, identity } => (id, identity),
+        Answer::Node { id, identity, .. } => (id, identity),
     };
     let found = || match identity {
         Some(Identity { cluster_id, incarnation, .. }) => {
@@ -250,10 +255,19 @@ impl PeerConnection {
         debug!(peer = %self.id, address, "connected");
         let answer = match self.probe(&channel).await {
             Ok(answer) => answer,
-            Err(reason) => return Ended::of_another(reason),
+            Err(ended) => return ended,
         };
-        if let Verdict::Other(reason) = judge(answer, self.id, &self.target.borrow()) {
-            return Ended::of_another(reason);
+        let verdict = judge(answer, self.id, &self.target.borrow());
+        let agrees = matches!(answer, Answer::Node { agrees: true, .. });
+        match verdict {
+            Verdict::Other(reason) => return Ended::of_another(reason),
+            Verdict::Peer(_) if agrees => send_event(&self.events, PeerEvent::Agrees(self.id)),
+            // Too busy to say so: it is asked again, with a new connection.
+            Verdict::Peer(_) => {}
+            // What it does not know does not speak against this node.
+            Verdict::Unidentified | Verdict::Unable | Verdict::Replaced(_) => {
+                send_event(&self.events, PeerEvent::Silent(self.id));
+            }
         }
         if *channel_address != address {
             *lock(&self.channel) = transport::connect_lazily(&endpoint);
@@ -311,14 +325,18 @@ impl PeerConnection {
             };
             match self.probe(&channel).await {
                 Ok(next) => answer = next,
+                Err(Ended { reason, refusal: Some(refusal), .. }) => {
+                    self.refused(refusal);
+                    return reason;
+                }
                 // The peer may have moved without a word to this connection.
-                Err(reason)
+                Err(Ended { reason, .. })
                     if is_news
                         && self.target.borrow().other.as_deref().is_some_and(|other| other != address) =>
                 {
                     return reason;
                 }
-                Err(reason) => {
+                Err(Ended { reason, .. }) => {
                     debug!(peer = %self.id, address, reason, "the peer does not say which node it is")
                 }
             }
@@ -326,17 +344,21 @@ impl PeerConnection {
     }
 
     /// Asks which node is there.
-    async fn probe(&self, channel: &Channel) -> Result<Answer, String> {
-        let request = proto::IdentifyRequest { header: Some(wire::header(None)) };
+    async fn probe(&self, channel: &Channel) -> Result<Answer, Ended> {
+        let Introduction { header, sender, receiver } = self.queue.introduction();
+        let request =
+            proto::IdentifyRequest { header: Some(header), sender: Some(sender), receiver: Some(receiver) };
         let mut service = remote_node::service(channel.clone());
         match timeout(self.config.connect_timeout, service.identify(request)).await {
             Ok(Ok(reply)) => match wire::identification_from_wire(reply.into_inner()) {
-                Ok(Identification { node_id: id, identity, .. }) => Ok(Answer::Node { id, identity }),
-                Err(error) => Err(format!("what answers there makes no sense: {error}")),
+                Ok(Identification { node_id: id, identity, agrees, .. }) => {
+                    Ok(Answer::Node { id, identity, agrees })
+                }
+                Err(error) => Err(Ended::of_another(format!("what answers there makes no sense: {error}"))),
             },
             Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(Answer::Unable),
-            Ok(Err(status)) => Err(remote_node::describe(&status)),
-            Err(_) => Err(format!("no answer within {:?}", self.config.connect_timeout)),
+            Ok(Err(status)) => Err(Ended::because(&status)),
+            Err(_) => Err(Ended::of_another(format!("no answer within {:?}", self.config.connect_timeout))),
         }
     }
 
@@ -344,11 +366,16 @@ impl PeerConnection {
     fn pause(&self, refusal: Option<DoorRefusal>) -> Duration {
         match refusal {
             None | Some(DoorRefusal::NoCluster { .. } | DoorRefusal::Stopped(_)) => Duration::ZERO,
-            Some(DoorRefusal::Sender(refusal)) => {
-                send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
+            Some(refusal) => {
+                self.refused(refusal);
                 REFUSED_DELAY
             }
-            Some(_) => REFUSED_DELAY,
+        }
+    }
+
+    fn refused(&self, refusal: DoorRefusal) {
+        if let DoorRefusal::Sender(refusal) = refusal {
+            send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
         }
     }
 }
@@ -375,7 +402,7 @@ mod tests {
             incarnation: Some(Incarnation(7)),
         };
         let identity = Identity { cluster_id, node_id: id, incarnation: Incarnation(7) };
-        let says = |identity: Option<Identity>| Answer::Node { id, identity };
+        let says = |identity: Option<Identity>| Answer::Node { id, identity, agrees: true };
         assert_eq!(judge(says(Some(identity)), id, &target), Verdict::Peer(Incarnation(7)));
         let unknown = Target { incarnation: None, ..target.clone() };
         assert_eq!(judge(says(Some(identity)), id, &unknown), Verdict::Peer(Incarnation(7)));
@@ -392,7 +419,9 @@ mod tests {
         }
         let other = NodeId::new(3).expect("not zero");
         for identity in [None, Some(Identity { node_id: other, ..identity })] {
-            let Verdict::Other(reason) = judge(Answer::Node { id: other, identity }, id, &target) else {
+            let Verdict::Other(reason) =
+                judge(Answer::Node { id: other, identity, agrees: true }, id, &target)
+            else {
                 panic!("another node was taken for the peer");
             };
             assert!(reason.contains("node 3") && reason.contains("not node 1"), "{reason}");

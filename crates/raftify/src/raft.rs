@@ -13,7 +13,7 @@ use raftify_core::members::{LeaveJoint, check_address, check_listen_address};
 use raftify_core::storage::StoredState;
 use raftify_core::{
     CheckedConfig, ClusterId, Config, CoreStart, Incarnation, LogPosition, Member, MemberChange, MemberRole,
-    Members, MembershipChange, NodeId, RaftNodeCore, StableStorage, StateKept,
+    Members, MembershipChange, NodeId, RaftNodeCore, RunId, StableStorage, StateKept,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -207,6 +207,7 @@ where
             address: raft_addr.to_string(),
             config: config.clone(),
             seed: random(),
+            run: RunId(random()),
             stored,
             state_kept,
         };

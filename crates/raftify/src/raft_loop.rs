@@ -10,8 +10,8 @@ use std::time::Duration;
 use raftify_core::error::StopReason;
 use raftify_core::{
     CheckedConfig, Committed, Entry, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader,
-    Members, NodeId, RaftNodeCore, ServerRequestMsg, SnapshotMeta, StableStorage, Status, StorageError, Turn,
-    TurnNumber,
+    Members, NodeId, RaftNodeCore, Remembered, ServerRequestMsg, SnapshotMeta, StableStorage, Status,
+    StorageError, Turn, TurnNumber,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
@@ -101,6 +101,7 @@ pub(crate) struct Outputs<FSM: AbstractStateMachine, S: StableStorage> {
     pub(crate) blocking: Blocking,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     pub(crate) status: watch::Sender<Status>,
+    pub(crate) remembered: watch::Sender<Arc<Remembered>>,
     pub(crate) lifecycle: Lifecycle,
 }
 
@@ -216,13 +217,21 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
                     core.prepare_to_stop();
                 }
             }
-            Input::Tick => core.tick(),
+            Input::Tick => {
+                core.tick();
+                self.publish_remembered();
+            }
             Input::Event(Event::Written(turn)) => core.written(turn),
             Input::Event(Event::Applied(index)) => core.applied(index),
             Input::Event(Event::SnapshotTaken(outcome)) => core.snapshot_taken(outcome),
             Input::Event(Event::Fetched(fetch, entries)) => core.fetched(fetch, entries),
             Input::Event(Event::Failed(reason)) => self.failure = Some(reason),
-            Input::Peer(PeerEvent::Unreachable(peer)) => core.report_unreachable(peer),
+            Input::Peer(PeerEvent::Unreachable(peer)) => {
+                core.report_unreachable(peer);
+                core.peer_is_silent(peer);
+            }
+            Input::Peer(PeerEvent::Agrees(peer)) => core.peer_agrees(peer),
+            Input::Peer(PeerEvent::Silent(peer)) => core.peer_is_silent(peer),
             Input::Peer(PeerEvent::Reached { peer, incarnation, address }) => {
                 core.peer_reached(peer, incarnation, address);
             }
@@ -349,8 +358,9 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
         let status = self.core.status();
         if let Some(identity) = status.identity
             && self.introduced.as_ref() != Some(&(identity, Arc::clone(&status.members)))
+            && let Some(sender) = self.core.sender()
         {
-            self.outputs.outbox.set_members(identity, &status.members);
+            self.outputs.outbox.set_members(identity, &status.members, sender.started);
             self.introduced = Some((identity, Arc::clone(&status.members)));
         }
         if status.snapshot != self.retained_for {
@@ -368,6 +378,16 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             }
             *shown = status;
             true
+        });
+    }
+
+    /// Shows to the server what the core remembers of other nodes.
+    fn publish_remembered(&self) {
+        let remembered = self.core.remembered();
+        self.outputs.remembered.send_if_modified(|shown| {
+            let is_news = !Arc::ptr_eq(shown, remembered);
+            *shown = Arc::clone(remembered);
+            is_news
         });
     }
 

@@ -19,8 +19,8 @@ use raftify_core::error::{
 use raftify_core::members::{MembershipRefusal, SenderRefusal};
 use raftify_core::{
     CheckedConfig, ClusterId, Forwarding, Incarnation, Inspection, LeaderRequest, Members, MembershipRequest,
-    ProposalReply, Responder, Sender, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore,
-    Status as NodeStatus, Term,
+    ProposalReply, Remembered, Responder, Sender, ServerRequestMsg, SnapshotDigest, SnapshotMeta,
+    SnapshotStore, Status as NodeStatus, Term,
 };
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -69,6 +69,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) requests: RequestSender<ServerRequestMsg<R>>,
     /// Who this node is and whom it believes.
     pub(crate) status: watch::Receiver<NodeStatus>,
+    /// What is known of the starts of other nodes.
+    pub(crate) remembered: watch::Receiver<Arc<Remembered>>,
     /// Where incoming snapshots are put.
     pub(crate) snapshots: S,
     /// How many bytes are there of the snapshot that was begun last.
@@ -215,17 +217,12 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         }
         if let Err(refusal) = status.members.check_sender(&sender, receiver_incarnation, &identity) {
             if let SenderRefusal::OtherReceiver { .. } = refusal {
-                // The core has to know that this node is not the one that the cluster knows. If there is no room in the
-                // queue now, there is when the sender tries again.
-                let news = ServerRequestMsg::RaftMessages {
-                    sender,
-                    receiver: receiver_incarnation,
-                    messages: Vec::new(),
-                };
-                let _ = self.door.requests.try_send(news);
+                // The core has to know that this node is not the one that the cluster knows.
+                self.tell_core(&sender, receiver_incarnation);
             }
             return Err(refusal.into());
         }
+        self.check_started(&status.members, &sender, receiver_incarnation)?;
         let is_at_its_place = status.members.get(sender.id).is_some_and(|member| member.address == address);
         drop(status);
         if !is_at_its_place && self.door.outbox.hear_of(&sender, &address) {
@@ -233,6 +230,51 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             let _ = self.door.requests.try_send(ServerRequestMsg::Announced { sender, address });
         }
         Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
+    }
+
+    /// Of who is no member, nothing is remembered. Of who has forgotten something, the core has to know as well: a copy of a
+    /// directory may run beside the original.
+    fn check_started(
+        &self,
+        members: &Members,
+        sender: &Sender,
+        receiver: Option<Incarnation>,
+    ) -> Result<(), SenderRefusal> {
+        if members.get(sender.id).is_none() {
+            return Ok(());
+        }
+        let checked = self.door.remembered.borrow().check(sender);
+        if checked.is_err() {
+            self.tell_core(sender, receiver);
+        }
+        checked
+    }
+
+    /// Lets the core refuse a sender as well. If there is no room in the queue now, there is when the sender tries again.
+    fn tell_core(&self, sender: &Sender, receiver: Option<Incarnation>) {
+        let news = ServerRequestMsg::RaftMessages { sender: *sender, receiver, messages: Vec::new() };
+        let _ = self.door.requests.try_send(news);
+    }
+
+    /// Whether this node knows nothing that speaks against who asks. A member that has forgotten what it told is refused; to
+    /// all others, their messages will be answered.
+    fn agrees_with(&self, request: proto::IdentifyRequest) -> Result<bool, DoorRefusal> {
+        let found = wire::check_header(request.header.as_ref())?;
+        let (Some(sender), Some(receiver)) = (request.sender, request.receiver) else {
+            return Ok(false);
+        };
+        let (sender, _) = wire::sender_from_wire(Some(sender))?;
+        let (receiver, incarnation) = wire::receiver_from_wire(Some(receiver))?;
+        let status = self.door.status.borrow();
+        let Some(identity) = status.identity.filter(|identity| found == Some(identity.cluster_id)) else {
+            return Ok(false);
+        };
+        if receiver != status.node_id || status.members.check_sender(&sender, incarnation, &identity).is_err()
+        {
+            return Ok(false);
+        }
+        self.check_started(&status.members, &sender, incarnation)?;
+        Ok(true)
     }
 
     /// A member of a cluster knows this node, which waits to begin one. If that is the cluster of its list, it began long ago.
@@ -716,7 +758,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<proto::IdentifyRequest>,
     ) -> Result<Response<proto::IdentifyReply>, Status> {
-        wire::check_header(request.into_inner().header.as_ref())?;
+        let agrees = self.agrees_with(request.into_inner())?;
         let header = self.header();
         let status = self.door.status.borrow().clone();
         let identification = Identification {
@@ -726,6 +768,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             members: Members::clone(&status.members),
             leader_id: status.leader_id,
             plan: self.door.plan.borrow().clone(),
+            agrees,
         };
         Ok(Response::new(wire::identification_to_wire(header, identification)))
     }

@@ -356,7 +356,8 @@ impl RemoteNode {
 
     /// Which node answers there, of whichever cluster it is.
     pub(crate) async fn identify(&self, timeout: Duration) -> Result<Identification, CallError<ReadError>> {
-        let request = proto::IdentifyRequest { header: Some(wire::header(None)) };
+        let header = Some(wire::header(None));
+        let request = proto::IdentifyRequest { header, ..proto::IdentifyRequest::default() };
         let reply = self
             .call(0, timeout, |mut service, mark| async move { service.identify(mark.on(request)).await })
             .await?;

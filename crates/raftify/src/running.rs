@@ -128,9 +128,11 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
                 return Err(reason.into());
             }
         };
+        let remembered = watch::Sender::new(Arc::clone(self.core.remembered()));
         let door = Door {
             requests: server_requests,
             status: self.status.subscribe(),
+            remembered: remembered.subscribe(),
             address: Arc::clone(&self.raft_addr),
             plan: self.plan.subscribe(),
             earlier_life,
@@ -159,6 +161,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             blocking: blocking.clone(),
             events,
             status: self.status,
+            remembered,
             lifecycle: lifecycle.clone(),
         };
         let discovery =

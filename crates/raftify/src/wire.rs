@@ -15,7 +15,7 @@ use raftify_core::members::{AddressProblem, MEMBERS_MAX, MembersDecodeError, Sen
 use raftify_core::message::CampaignReason;
 use raftify_core::{
     ClusterId, Entry, EntryKind, Identity, Incarnation, LogIndex, LogPosition, Members, NodeId, RaftMessage,
-    RaftMessageBody, Reservation, Sender, SnapshotMeta, Term,
+    RaftMessageBody, Reservation, RunId, Sender, SnapshotMeta, Standing, Started, Term,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ pub(crate) mod proto {
 }
 
 /// The version that this program speaks.
-pub(crate) const WIRE_VERSION: u32 = 1;
+pub(crate) const WIRE_VERSION: u32 = 2;
 
 /// The only group for now.
 const GROUP_ID: u64 = 0;
@@ -367,7 +367,29 @@ pub(crate) fn sender_to_wire(sender: &Sender, address: &str) -> proto::Sender {
         incarnation: sender.incarnation.0,
         members_as_of: sender.members_as_of.0,
         address: address.to_owned(),
+        started: Some(started_to_wire(&sender.started)),
     }
+}
+
+fn started_to_wire(Started { run, found }: &Started) -> proto::Started {
+    proto::Started {
+        run: run.0,
+        starts: found.starts,
+        term: found.term.0,
+        vote: found.vote.map_or(0, NodeId::get),
+        index: found.index.0,
+    }
+}
+
+fn started_from_wire(started: Option<proto::Started>) -> Result<Started, WireError> {
+    let started = started.ok_or(WireError::Missing { what: "the sender's start" })?;
+    let found = Standing {
+        starts: in_range("the sender's count of starts", started.starts)?,
+        term: Term(in_range("the sender's term", started.term)?),
+        vote: NodeId::new(started.vote),
+        index: log_index("the end of the sender's log", started.index)?,
+    };
+    Ok(Started { run: RunId(started.run), found })
 }
 
 /// Who sent a message, and where it can be reached.
@@ -378,6 +400,7 @@ pub(crate) fn sender_from_wire(sender: Option<proto::Sender>) -> Result<(Sender,
         id: node_id("the sender's id", sender.id)?,
         incarnation: Incarnation(sender.incarnation),
         members_as_of: log_index("the sender's membership index", sender.members_as_of)?,
+        started: started_from_wire(sender.started)?,
     };
     Ok((known, sender.address))
 }
@@ -438,6 +461,10 @@ pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
                 .map(|(id, incarnation)| proto::ReachedPeer { id: id.get(), incarnation: incarnation.0 })
                 .collect(),
         }),
+        RaftMessageBody::Standing { vote, index } => {
+            Body::Standing(proto::Standing { vote: vote.map_or(0, NodeId::get), index: index.0 })
+        }
+        RaftMessageBody::Twin { starts, run } => Body::Twin(proto::Twin { starts, run: run.0 }),
     };
     proto::Message { term: message.term.0, body: Some(body) }
 }
@@ -511,6 +538,13 @@ pub(crate) fn message_from_wire(
                 Ok((node_id("a reached peer's id", peer.id)?, Incarnation(peer.incarnation)))
             };
             RaftMessageBody::Reached { peers: peers.into_iter().map(peer).collect::<Result<_, WireError>>()? }
+        }
+        Body::Standing(proto::Standing { vote, index }) => RaftMessageBody::Standing {
+            vote: NodeId::new(vote),
+            index: log_index("the index of the sender's log", index)?,
+        },
+        Body::Twin(proto::Twin { starts, run }) => {
+            RaftMessageBody::Twin { starts: in_range("the count of starts", starts)?, run: RunId(run) }
         }
     };
     Ok(RaftMessage { from, to, term, body })
@@ -655,6 +689,7 @@ pub(crate) fn identification_to_wire(
             expect: plan.expect,
             nonce: plan.nonce,
         }),
+        agrees: node.agrees,
     }
 }
 
@@ -687,6 +722,7 @@ pub(crate) fn identification_from_wire(reply: proto::IdentifyReply) -> Result<Id
         members: decoded(&reply.members)?,
         leader_id: reply.leader_id.and_then(NodeId::new),
         plan,
+        agrees: reply.agrees,
     })
 }
 
@@ -776,6 +812,10 @@ mod tests {
             (index(), any::<Option<u64>>())
                 .prop_map(|(commit, read_round)| RaftMessageBody::HeartbeatResponse { commit, read_round }),
             Just(RaftMessageBody::TimeoutNow),
+            (any::<u64>(), index())
+                .prop_map(|(vote, index)| { RaftMessageBody::Standing { vote: NodeId::new(vote), index } }),
+            (0..NUMBER_LIMIT, any::<u64>())
+                .prop_map(|(starts, run)| RaftMessageBody::Twin { starts, run: RunId(run) }),
             vec((1..u64::MAX, any::<u64>()), 0..MEMBERS_MAX).prop_map(|peers| RaftMessageBody::Reached {
                 peers: peers
                     .into_iter()
@@ -955,12 +995,14 @@ mod tests {
             members: Members::none(),
             leader_id: None,
             plan: Some(Plan { members: members.clone(), expect: 3, nonce: 5 }),
+            agrees: false,
         };
         let belongs = Identification {
             identity: Some(Identity { cluster_id, node_id, incarnation: Incarnation(9) }),
             members,
             leader_id: Some(FROM),
             plan: None,
+            agrees: true,
             ..waits.clone()
         };
         for (header, node) in [(header(None), waits), (header(Some(cluster_id)), belongs)] {

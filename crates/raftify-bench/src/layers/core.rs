@@ -11,8 +11,8 @@ use raftify::{
 };
 use raftify_core::error::ProposeError;
 use raftify_core::{
-    CoreStart, LeaderRequest, LocalRequestMsg, ProposalReply, RaftMessage, RaftNodeCore, Responder, Sender,
-    ServerRequestMsg, StateKept, Turn,
+    CoreStart, LeaderRequest, LocalRequestMsg, ProposalReply, RaftMessage, RaftNodeCore, Responder, RunId,
+    Sender, ServerRequestMsg, StateKept, Turn,
 };
 
 use super::disk;
@@ -74,7 +74,6 @@ impl ProposalReply for NoReply {
 
 struct Cores {
     cores: Vec<RaftNodeCore<NoReply>>,
-    cluster_id: ClusterId,
     /// What is on the way, in the order in which it was sent.
     messages: VecDeque<RaftMessage>,
 }
@@ -96,6 +95,7 @@ impl Cores {
                 address: format!("127.0.0.1:{id}"),
                 config: config.clone(),
                 seed: id,
+                run: RunId(id),
                 stored: storage.load()?,
                 state_kept: StateKept::InMemory,
             };
@@ -109,7 +109,7 @@ impl Cores {
             });
             cores.push(core);
         }
-        let mut cores = Cores { cores, cluster_id: members.derive_cluster_id(), messages: VecDeque::new() };
+        let mut cores = Cores { cores, messages: VecDeque::new() };
         cores.deliver_all()?;
         cores.cores[0].handle_local_request_msg(LocalRequestMsg::Campaign { reply: Responder::new(|_| {}) });
         cores.deliver_all()?;
@@ -146,11 +146,8 @@ impl Cores {
             };
             let alike = self.messages.iter().take_while(|next| (next.from, next.to) == (from, to)).count();
             let messages = self.messages.drain(..alike).collect();
-            let sender = Sender {
-                id: from,
-                incarnation: identity(self.cluster_id, from).incarnation,
-                members_as_of: self.cores[usize::try_from(from.get())? - 1].status().members.as_of(),
-            };
+            let sender = self.cores[usize::try_from(from.get())? - 1].sender();
+            let sender = sender.ok_or("a core speaks before its start is durable")?;
             let receiver = &mut self.cores[usize::try_from(to.get())? - 1];
             receiver.handle_server_request_msg(ServerRequestMsg::RaftMessages {
                 sender,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raftify::{BoxError, Config, HeedStorage, NodeId, StableStorage, StorageError, WalStorage};
-use raftify_core::{CoreStart, RaftNodeCore, StateKept};
+use raftify_core::{CoreStart, RaftNodeCore, RunId, StateKept};
 
 use super::core::NoReply;
 use super::disk;
@@ -104,6 +104,7 @@ impl Restart {
             address: "node-1:1".to_owned(),
             config,
             seed: 1,
+            run: RunId(1),
             stored: state,
             state_kept: StateKept::InMemory,
         };

@@ -37,12 +37,12 @@ pub enum MembersDecodeError {
     Inconsistent,
 }
 
-pub(super) fn encode_versioned<T: Serialize>(version: u8, value: &T) -> Bytes {
+pub(crate) fn encode_versioned<T: Serialize>(version: u8, value: &T) -> Bytes {
     let bytes = postcard::to_extend(value, vec![version]);
     bytes.expect("plain data with known lengths, written to memory, always encodes").into()
 }
 
-pub(super) fn decode_versioned<T: for<'a> Deserialize<'a>>(
+pub(crate) fn decode_versioned<T: for<'a> Deserialize<'a>>(
     what: &'static str,
     known: u8,
     bytes: &[u8],

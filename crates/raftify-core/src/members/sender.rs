@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Incarnation, LogIndex, NodeId};
+use crate::standing::{Standing, Started};
+use crate::types::{Incarnation, LogIndex, NodeId, RunId};
 
 /// Who sent a message, as it introduces itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub struct Sender {
     pub incarnation: Incarnation,
     /// The place in the log up to which the sender knows the membership, in which it believes to be a member.
     pub members_as_of: LogIndex,
+    /// How it was started.
+    pub started: Started,
 }
 
 /// Why a message was refused before it reached consensus. All of these are final: sending again does not help.
@@ -51,6 +54,38 @@ pub enum SenderRefusal {
         id: NodeId,
         /// The membership that was asked.
         as_of: LogIndex,
+    },
+    /// The sender has started with less than it told before: its directory was set back to an older copy, or its disk has
+    /// lost what it had synced.
+    #[error(
+        "node {id} has started with an older copy of its data directory: it has {found}, and had told others of {told}. What \
+         it acknowledged in between is gone, and acknowledged writes may be lost if it goes on. Remove node {id} from the \
+         cluster and let it join again with a new ticket and an empty directory; if the directory that it ran on before is \
+         still there, start it on that one instead"
+    )]
+    RolledBack {
+        /// The sender.
+        id: NodeId,
+        /// Which run of it was refused.
+        run: RunId,
+        /// As it found its directory.
+        found: Standing,
+        /// What it had told before.
+        told: Standing,
+    },
+    /// Two runs count the same number of starts: one directory was copied, and both were started.
+    #[error(
+        "two directories of node {id} have been started for the {starts}. time, and one is a copy of the other: this one was \
+         started later, or is the older one of the two. Stop it, and do not start a copy beside or after its original; if \
+         the original is gone, remove node {id} from the cluster and let it join again with an empty directory"
+    )]
+    StartedTwice {
+        /// The sender.
+        id: NodeId,
+        /// Which run of it was refused.
+        run: RunId,
+        /// How many starts both count.
+        starts: u64,
     },
     /// The sender believes the receiver to be another life of this node.
     #[error(

@@ -336,7 +336,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             Err(CampaignError::AlreadyLeader)
         } else if !self.members.is_voter(self.node_id) {
             Err(CampaignError::NotAVoter)
-        } else if self.consensus.campaign() {
+        } else if !self.is_hearing() && self.consensus.campaign() {
             Ok(())
         } else {
             Err(CampaignError::NotReady)

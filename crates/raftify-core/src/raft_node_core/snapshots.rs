@@ -248,8 +248,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     ) {
         let position = snapshot.position;
         let refused = |reason: &str| InstallError::Refused { position, reason: reason.to_owned() };
-        if let Err(refusal) = self.check_sender(&sender, receiver) {
+        if let Err(refusal) = self.admit(&sender, receiver) {
             return reply.answer(Err(refusal.into()));
+        }
+        if self.is_hearing() {
+            return reply.answer(Err(refused("this node has yet to hear what the other members know of it")));
         }
         let Some(identity) = self.identity else {
             return reply.answer(Err(refused("this node does not belong to a cluster yet")));
@@ -263,6 +266,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if term < self.consensus.term() {
             let newer = self.consensus.term();
             return reply.answer(Err(InstallError::StaleLeader { term, newer }));
+        }
+        if let Some(missing) = self.consensus.snapshot_shows_lost_writes(term, position) {
+            self.writes_lost(sender.id, term, missing);
+            return reply.answer(Err(refused("this node knows of committed entries that are not in it")));
         }
         self.heard_of(&sender);
         let snapshot = match mutated!(SnapshotKeepsOldMembers) && !self.members.is_empty() {

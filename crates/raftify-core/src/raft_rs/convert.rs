@@ -154,7 +154,9 @@ pub(super) fn message_to_raft(message: RaftMessage) -> Option<Message> {
             MessageType::MsgHeartbeatResponse
         }
         RaftMessageBody::TimeoutNow => MessageType::MsgTimeoutNow,
-        RaftMessageBody::Reached { .. } => return None,
+        RaftMessageBody::Reached { .. } | RaftMessageBody::Standing { .. } | RaftMessageBody::Twin { .. } => {
+            return None;
+        }
     };
     result.set_msg_type(kind);
     Some(result)

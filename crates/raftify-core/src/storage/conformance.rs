@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 use std::io::{Read, Write as _};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -12,7 +13,8 @@ use super::{
 };
 use crate::entry::{Entry, EntryKind};
 use crate::members::{Member, Members};
-use crate::types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
+use crate::standing::{PeerStanding, Remembered, Standing};
+use crate::types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, RunId, Term};
 
 /// A place that can be opened again and again, as a directory is after each restart of its node.
 pub trait TestDisk {
@@ -51,6 +53,7 @@ pub fn check<D: TestDisk>(fresh_disk: impl Fn() -> D) {
         hard_state_never_goes_back
         hard_state_must_fit_to_the_log
         members_survive
+        memory_of_starts_survives
         snapshot_metadata_survives
         reset_forgets_all_entries
         reset_forgets_what_comes_after_its_position
@@ -363,6 +366,22 @@ fn hard_state_must_fit_to_the_log<D: TestDisk>(disk: &D) {
     );
 }
 
+fn memory_of_starts_survives<D: TestDisk>(disk: &D) {
+    let mut opened = Opened::with_log(disk, 2, 1);
+    for starts in [1, 2] {
+        let told = Standing { starts: 7, term: Term(3), vote: Some(node(2)), index: LogIndex(starts) };
+        let peer = PeerStanding { incarnation: Incarnation(5), run: RunId(u64::MAX), told };
+        let remembered = Arc::new(Remembered { starts, peers: [(node(2), peer)].into() });
+        let write = Write { remembered: Some(Arc::clone(&remembered)), ..Write::default() };
+        opened.write(write);
+        opened = opened.reopen();
+        assert_eq!(opened.loaded.remembered, remembered);
+        opened.write(Write { append: entries(1, [2 + starts]), ..Write::default() });
+        opened = opened.reopen();
+        assert_eq!(opened.loaded.remembered, remembered, "other writes leave it");
+    }
+}
+
 fn members_survive<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 1, 1);
     for stored in [Members::none(), members()] {
@@ -475,12 +494,14 @@ fn parts_of_a_write_are_carried_out_in_order<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 3, 0);
     let meta = snapshot_meta(4, 15);
     take_snapshot(&opened.storage.snapshots(), &meta, b"state");
+    let remembered = Arc::new(Remembered { starts: 3, ..Remembered::default() });
     opened.write(Write {
         identity: Some(identity()),
         reset_log: Some(LogPosition::new(3, 10)),
         append: entries(4, 11..=20),
         hard_state: Some(hard_state(5, Some(1), 16)),
         members: Some(members()),
+        remembered: Some(Arc::clone(&remembered)),
         snapshot: Some(meta.clone()),
         compact: Some(LogPosition::new(4, 12)),
     });
@@ -489,6 +510,7 @@ fn parts_of_a_write_are_carried_out_in_order<D: TestDisk>(disk: &D) {
         identity: Some(identity()),
         hard_state: hard_state(5, Some(1), 16),
         members: Some(members()),
+        remembered,
         snapshot: Some(meta),
         truncated: LogPosition::new(4, 12),
         last: LogPosition::new(4, 20),

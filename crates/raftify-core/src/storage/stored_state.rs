@@ -2,6 +2,8 @@
 //! implementation of [`StableStorage`](super::StableStorage) asks it before it writes, and
 //! [`check`](StoredState::check) after it has read, so that nothing is accepted that could not be loaded again.
 
+use std::sync::Arc;
+
 use super::{HardState, StorageError, StoredState, Write};
 use crate::entry::Entry;
 use crate::types::{LogIndex, LogPosition, Term};
@@ -48,6 +50,9 @@ impl StoredState {
             }
         }
         state.members = write.members.clone().or(state.members);
+        if let Some(remembered) = &write.remembered {
+            state.remembered = Arc::clone(remembered);
+        }
         state.snapshot = write.snapshot.clone().or(state.snapshot);
         if let Some(position) = write.compact {
             state.compact(position)?;

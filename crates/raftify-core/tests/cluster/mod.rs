@@ -19,7 +19,7 @@ use raftify_core::storage::{MemoryStorage, StoredState, Write};
 use raftify_core::{
     ClusterId, Committed, Config, CoreStart, Entry, EntryKind, Forwarding, Identity, Incarnation,
     LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, LogReader, Member, Members, MembershipChange,
-    MembershipRequest, NodeId, ProposalReply, RaftMessage, RaftNodeCore, Reservation, Responder, Role,
+    MembershipRequest, NodeId, ProposalReply, RaftMessage, RaftNodeCore, Reservation, Responder, Role, RunId,
     Sender, ServerRequestMsg, SnapshotMeta, SnapshotStore, SnapshotToSend, SnapshotWriter, StableStorage,
     StateKept, Status, Term, Turn, TurnNumber,
 };
@@ -116,6 +116,8 @@ pub(crate) struct Node {
     pub(crate) incarnation: Incarnation,
     pub(crate) disk: MemoryStorage,
     pub(crate) running: Option<Running>,
+    /// Why it stopped by itself, the last time that it did.
+    pub(crate) stopped_because: Option<StopReason>,
 }
 
 pub(crate) struct Running {
@@ -177,6 +179,8 @@ pub(crate) struct Truth {
     reserved: BTreeSet<NodeId>,
     pub(crate) elections: usize,
     pub(crate) snapshots_installed: usize,
+    /// A disk was rolled back and none that knows better is there: nothing is true for ever any more.
+    pub(crate) is_void: bool,
 }
 
 impl Truth {
@@ -184,6 +188,9 @@ impl Truth {
     /// was committed in an earlier term (section 3.6.3).
     /// Membership: a leader has at most one change that is not committed (section 4.1).
     fn saw_leader(&mut self, status: &Status, log: &Log, truncated: LogPosition) {
+        if self.is_void {
+            return;
+        }
         let leader = *self.leaders.entry(status.term).or_insert_with(|| {
             self.elections += 1;
             status.node_id
@@ -203,6 +210,9 @@ impl Truth {
 
     /// Log matching (section 3.5): by induction over the entries, each remembered with the term of its predecessor.
     fn saw_write(&mut self, node: NodeId, incarnation: Incarnation, before: &StoredState, write: &Write) {
+        if self.is_void {
+            return;
+        }
         let mut previous = match (write.reset_log, write.append.first()) {
             (Some(position), _) => Some(position),
             (None, Some(first)) if first.position.index == before.last.index.next() => Some(before.last),
@@ -240,6 +250,9 @@ impl Truth {
 
     /// Members are equal wherever the applied index is equal.
     fn saw_members(&mut self, node: NodeId, applied: LogIndex, members: &Members) {
+        if self.is_void {
+            return;
+        }
         // While old entries are replayed after a start, the membership is ahead.
         if members.as_of() <= applied {
             let first = *self.members_at.entry(applied).or_insert(members.as_of());
@@ -254,6 +267,9 @@ impl Truth {
 
     /// State-machine safety (section 3.6.3): no two nodes apply different entries at one index.
     fn saw_applied(&mut self, node: NodeId, entry: Entry) {
+        if self.is_void {
+            return;
+        }
         let index = entry.position.index;
         let first = self.committed.entry(index).or_insert_with(|| entry.clone());
         assert_eq!(*first, entry, "{node} applies another entry at {index}");
@@ -281,6 +297,8 @@ pub(crate) struct Cluster {
     pub(crate) hung_disks: BTreeSet<NodeId>,
     /// Nodes whose state machines keep their state on disk, from their next start on; those of all others are in memory.
     pub(crate) on_disk: BTreeSet<NodeId>,
+    /// Nodes that do not say whether they believe who asks.
+    pub(crate) mute: BTreeSet<NodeId>,
     /// Snapshots stay on their way until [`Cluster::deliver_snapshots`].
     pub(crate) slow_snapshots: bool,
     /// Snapshots are not written to their end before a follower waits for them.
@@ -301,6 +319,7 @@ pub(crate) struct Cluster {
     initial: Members,
     next_number: u64,
     next_incarnation: u64,
+    next_run: u64,
     pub(crate) acknowledged: Vec<(u64, LogPosition)>,
     proposals: Vec<(u64, Outcome<Result<LogPosition, ProposeError>>)>,
     reads: Vec<WaitingRead>,
@@ -342,6 +361,7 @@ impl Cluster {
             unreachable: BTreeSet::new(),
             hung_disks: BTreeSet::new(),
             on_disk: BTreeSet::new(),
+            mute: BTreeSet::new(),
             slow_snapshots: false,
             leisurely_snapshots: false,
             snapshots_on_their_way: Vec::new(),
@@ -355,6 +375,7 @@ impl Cluster {
             initial,
             next_number: 0,
             next_incarnation: 0,
+            next_run: 0,
             acknowledged: Vec::new(),
             proposals: Vec::new(),
             reads: Vec::new(),
@@ -371,8 +392,9 @@ impl Cluster {
     pub(crate) fn add_node(&mut self, node: NodeId) {
         self.next_incarnation += 1;
         let incarnation = Incarnation(self.next_incarnation);
-        self.nodes
-            .insert(node, Node { id: node, incarnation, disk: MemoryStorage::default(), running: None });
+        let disk = MemoryStorage::default();
+        let new = Node { id: node, incarnation, disk, running: None, stopped_because: None };
+        self.nodes.insert(node, new);
         self.start(node);
     }
 
@@ -403,6 +425,7 @@ impl Cluster {
 
     /// Starts a stopped node on what its disk holds.
     pub(crate) fn start(&mut self, node: NodeId) {
+        self.next_run += 1;
         let this = self.nodes.get_mut(&node).unwrap();
         let stored = this.disk.load().unwrap();
         let mut state = State::default();
@@ -419,6 +442,7 @@ impl Cluster {
             address: format!("node-{node}:1"),
             config: self.config.clone(),
             seed: self.seed,
+            run: RunId(self.next_run),
             stored,
             state_kept: match self.on_disk.contains(&node) {
                 true => StateKept::OnDisk,
@@ -440,6 +464,14 @@ impl Cluster {
             self.start_cluster(node);
         }
         self.run_turns(node);
+        if self.status(node).is_some_and(|status| status.members.len() > 1)
+            && !self.hung_disks.contains(&node)
+        {
+            // It counts its start, and hears what the others know of it, before anything else happens.
+            self.complete_write(node);
+            self.probe_members(node);
+            self.run_turns(node);
+        }
     }
 
     /// The power fails: some of the writes that are under way, the oldest, may still have reached the disk. The rest is
@@ -473,6 +505,39 @@ impl Cluster {
         self.wiped.insert(node);
         this.disk = MemoryStorage::default();
         this.incarnation = Incarnation(self.next_incarnation);
+    }
+
+    /// A copy of what the disk holds now.
+    pub(crate) fn copy_of_disk(&self, node: NodeId) -> MemoryStorage {
+        let mut copy = MemoryStorage::default();
+        let disk = &self.nodes[&node].disk;
+        let state = disk.clone().load().unwrap();
+        let (from, until) = (state.truncated.index.next(), state.last.index.next());
+        let whole = Write {
+            identity: state.identity,
+            reset_log: Some(state.truncated),
+            append: disk.log_reader().read(from, until, u64::MAX).unwrap(),
+            hard_state: Some(state.hard_state),
+            members: state.members,
+            remembered: Some(state.remembered),
+            snapshot: state.snapshot.clone(),
+            ..Write::default()
+        };
+        if let Some(snapshot) = &state.snapshot {
+            let (_, _, mut reader) = disk.snapshots().open(snapshot.position).unwrap();
+            let mut writer = copy.snapshots().create(snapshot).unwrap();
+            std::io::copy(&mut reader, &mut writer).unwrap();
+            writer.finish().unwrap();
+        }
+        copy.write(&[whole]).unwrap();
+        copy
+    }
+
+    /// The disk of a stopped node is replaced by an older copy of it.
+    pub(crate) fn roll_back(&mut self, node: NodeId, copy: MemoryStorage) {
+        let this = self.nodes.get_mut(&node).unwrap();
+        assert!(this.running.is_none());
+        this.disk = copy;
     }
 
     pub(crate) fn running(&mut self, node: NodeId) -> Option<&mut Running> {
@@ -574,12 +639,26 @@ impl Cluster {
                 && !self.cut.contains(&(node, peer))
                 && !self.cut.contains(&(peer, node));
             let incarnation = self.nodes.get(&peer).map(|node| node.incarnation);
+            let believed = is_reached.then(|| self.ask_whether_believed(node, peer)).flatten();
             let Some(running) = self.running(node) else { return };
             match incarnation.filter(|_| is_reached) {
                 Some(incarnation) => running.core.peer_reached(peer, incarnation, member.address.clone()),
                 None => running.core.peer_unreached(peer),
             }
+            match believed {
+                Some(Ok(())) => running.core.peer_agrees(peer),
+                Some(Err(refusal)) => running.core.refused_by(peer, refusal),
+                None if is_reached => {}
+                None => running.core.peer_is_silent(peer),
+            }
+            self.stop_if_it_must(node);
         }
+    }
+
+    /// What `peer` says to `node`, which asks it before it votes or acknowledges anything; `None` if it is too early.
+    fn ask_whether_believed(&mut self, node: NodeId, peer: NodeId) -> Option<Result<(), SenderRefusal>> {
+        let (sender, receiver) = self.may_introduce(node, peer).filter(|_| !self.mute.contains(&peer))?;
+        Some(self.running(peer)?.core.check_sender(&sender, receiver))
     }
 
     /// Carries out everything that `node` wants done, up to what takes time.
@@ -624,7 +703,9 @@ impl Cluster {
         if let Some(reason) = running.core.stop_reason().cloned() {
             running.core.stop(&reason);
             self.trace.push(format!("{node} stops: {reason}"));
-            self.nodes.get_mut(&node).unwrap().running = None;
+            let this = self.nodes.get_mut(&node).unwrap();
+            this.running = None;
+            this.stopped_because = Some(reason);
         }
     }
 
@@ -691,17 +772,21 @@ impl Cluster {
         !self.snapshots_on_their_way.is_empty()
     }
 
-    fn introduction(&self, from: NodeId, to: NodeId) -> (Sender, Option<Incarnation>) {
-        let members = self.status(from).unwrap().members;
-        let sender =
-            Sender { id: from, incarnation: self.nodes[&from].incarnation, members_as_of: members.as_of() };
-        (sender, members.get(to).and_then(|member| member.incarnation))
+    pub(crate) fn introduction(&self, from: NodeId, to: NodeId) -> (Sender, Option<Incarnation>) {
+        self.may_introduce(from, to).expect("its start is durable")
+    }
+
+    /// `None` before the start of `from` is durable.
+    fn may_introduce(&self, from: NodeId, to: NodeId) -> Option<(Sender, Option<Incarnation>)> {
+        let core = &self.nodes[&from].running.as_ref()?.core;
+        let receiver = core.status().members.get(to).and_then(|member| member.incarnation);
+        Some((core.sender()?, receiver))
     }
 
     fn send(&mut self, from: NodeId, messages: Vec<RaftMessage>) {
         for message in messages {
             let to = message.to;
-            let (sender, receiver) = self.introduction(from, to);
+            let Some((sender, receiver)) = self.may_introduce(from, to) else { continue };
             let packet = Packet::Raft { sender, receiver, messages: vec![message] };
             self.links.entry((from, to)).or_default().push_back(packet);
         }
@@ -844,10 +929,16 @@ impl Cluster {
             && let status = self.status(to).unwrap()
             && let Some(identity) = &status.identity
         {
-            let (sender, receiver) = (*sender, *receiver);
-            if let Err(refusal) = status.members.check_sender(&sender, receiver, identity) {
+            let (sender, receiver, identity) = (*sender, *receiver, *identity);
+            let believed = status
+                .members
+                .check_sender(&sender, receiver, &identity)
+                .and_then(|()| self.running(to).unwrap().core.remembered().check(&sender));
+            if let Err(refusal) = believed {
                 lose(packet, from, &self.events);
-                if let (SenderRefusal::OtherReceiver { .. }, Some(running)) = (&refusal, self.running(to)) {
+                if !matches!(refusal, SenderRefusal::Fenced { .. } | SenderRefusal::NotAMember { .. })
+                    && let Some(running) = self.running(to)
+                {
                     let news = ServerRequestMsg::RaftMessages { sender, receiver, messages: Vec::new() };
                     running.core.handle_server_request_msg(news);
                     self.stop_if_it_must(to);
@@ -1080,6 +1171,7 @@ impl Cluster {
     pub(crate) fn check_recovery(&mut self) {
         self.cut.clear();
         self.hung_disks.clear();
+        self.mute.clear();
         self.loss_percent = 0;
         self.disorder_percent = 0;
         self.failing_snapshots_percent = 0;

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use raftify_core::error::StopReason;
+use raftify_core::members::SenderRefusal;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
     CoreStart, Identity, Incarnation, LocalRequestMsg, LogIndex, LogPosition, Members, NodeId, RaftNodeCore,
-    Role, Status, StorageError, Term,
+    Role, RunId, Status, StorageError, Term,
 };
 use rand::RngExt;
 
@@ -74,6 +75,9 @@ impl Simulation {
             apply_slowness: 1,
             fails_to: FailsTo::default(),
             backup: None,
+            known_by: BTreeMap::new(),
+            asked_who_knows: false,
+            is_mute: false,
         };
         self.nodes.insert(id, node);
     }
@@ -92,7 +96,7 @@ impl Simulation {
 
     /// Starts a stopped node on what its disk holds.
     pub(crate) fn start(&mut self, id: NodeId) -> Checked {
-        let seed = self.rng.random();
+        let (seed, run) = (self.rng.random(), RunId(self.rng.random()));
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let is_of_no_use = node.is_gone || (node.lost.is_some_and(|lost| lost == Lost::Damaged));
         if node.is_running() || is_of_no_use {
@@ -134,6 +138,7 @@ impl Simulation {
             address: node.advertised.to_string(),
             config: self.world.config.clone(),
             seed,
+            run,
             stored,
             state_kept: node.state_kept,
         };
@@ -141,6 +146,7 @@ impl Simulation {
         let core =
             RaftNodeCore::new(start, &reader).map_err(|error| format!("{id} cannot start: {error}"))?;
         node.life += 1;
+        node.asked_who_knows = false;
         let (life, tick) = (node.life, node.tick);
         node.running = Some(Running {
             core,
@@ -315,14 +321,27 @@ impl Simulation {
                 self.join_again(id);
             }
             StopReason::Refused(refusal) => match node_lost(&self.nodes, id) {
-                Some(Lost::Wiped) => {
-                    self.coverage.saw(Happened::WipedRefused);
+                Some(lost @ (Lost::Wiped | Lost::RolledBack)) => {
+                    self.coverage.saw(match (lost, refusal) {
+                        (Lost::RolledBack, SenderRefusal::RolledBack { .. }) => Happened::RollBackRefused,
+                        (Lost::RolledBack, _) => Happened::RollBackNoticed,
+                        _ => Happened::WipedRefused,
+                    });
                     if let Some(node) = self.nodes.get_mut(&id) {
                         node.is_gone = true;
                     }
                 }
                 _ => return Err(format!("{id} stops because it is refused: {refusal}")),
             },
+            // Those who forget are noticed before they do harm.
+            StopReason::WritesLost { .. } if node_lost(&self.nodes, id).is_none() => {
+                return Err(format!("loss: {id} stops: {reason}"));
+            }
+            StopReason::WritesLost { .. } => {
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.is_gone = true;
+                }
+            }
             StopReason::Storage(reason) if reason.contains("had acknowledged are missing") => {
                 match node_lost(&self.nodes, id) {
                     Some(lost @ (Lost::RolledBack | Lost::Wiped)) => {

@@ -68,6 +68,38 @@ impl Simulation {
                 (Some(running), None) => running.core.peer_unreached(member.id),
                 (None, _) => {}
             }
+            self.ask_whether_believed(id, member);
+        }
+        if let Some(node) = self.nodes.get_mut(&id)
+            && node.lost == Some(Lost::RolledBack)
+            && !node.asked_who_knows
+            && !node.is_mute
+            && node.running.as_ref().is_some_and(|running| !running.core.is_hearing())
+        {
+            node.is_mute = true;
+            self.coverage.saw(Happened::RollBackUnknown);
+        }
+    }
+
+    /// Whoever is connected to is asked whether it believes the one that asks. Who cannot be connected to is not waited for.
+    fn ask_whether_believed(&mut self, id: NodeId, member: &Member) {
+        let is_there = self.answers_at(id, member).is_some();
+        let asks = self.introduction(id, member.id);
+        let asked = self.running(member.id).map(|there| &mut there.core).filter(|_| is_there);
+        let answer = match (asks, asked) {
+            (Some((sender, receiver)), Some(there)) => Some(there.check_sender(&sender, receiver)),
+            (None, Some(_)) => return,
+            (_, None) => None,
+        };
+        let life = self.nodes.get(&member.id).map(|there| there.life);
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.asked_who_knows |=
+            answer.is_some() && life.is_some() && node.known_by.get(&member.id) == life.as_ref();
+        let Some(running) = &mut node.running else { return };
+        match answer {
+            Some(Ok(())) => running.core.peer_agrees(member.id),
+            Some(Err(refusal)) => running.core.refused_by(member.id, refusal),
+            None => running.core.peer_is_silent(member.id),
         }
     }
 
@@ -80,7 +112,8 @@ impl Simulation {
             && there.cluster_id == own.cluster_id
             && member.incarnation.is_none_or(|known| known == there.incarnation);
         let is_heard = there.paused_until <= self.schedule.now()
-            && [own.lost, there.lost].iter().all(|lost| *lost != Some(Lost::RolledBack))
+            && !own.is_mute
+            && !there.is_mute
             && self.network.delivers(from, there.id)
             && self.network.delivers(there.id, from);
         (is_meant && is_heard).then_some(there.incarnation)

@@ -104,8 +104,16 @@ impl Simulation {
                 self.lose(from, to, packet);
                 return Ok(());
             };
-            if let Err(refusal) = status.members.check_sender(sender, *receiver, &identity) {
-                if let SenderRefusal::OtherReceiver { .. } = refusal {
+            let remembered = self.running(to).map(|running| Arc::clone(running.core.remembered()));
+            let is_member = status.members.get(sender.id).is_some();
+            let believed = status.members.check_sender(sender, *receiver, &identity).and_then(|()| {
+                remembered.filter(|_| is_member).map_or(Ok(()), |remembered| remembered.check(sender))
+            });
+            if let Err(refusal) = believed {
+                if let SenderRefusal::OtherReceiver { .. }
+                | SenderRefusal::RolledBack { .. }
+                | SenderRefusal::StartedTwice { .. } = refusal
+                {
                     let (sender, receiver, address) = (*sender, *receiver, "".into());
                     let nothing = Packet::Raft { sender, receiver, address, messages: Vec::new() };
                     self.take_in(from, to, nothing)?;
@@ -155,6 +163,7 @@ impl Simulation {
                     *term > running.seen.term
                         && !is_from_lost
                         && running.core.status().members.get(from).is_some()
+                        && !running.core.is_hearing()
                 });
                 ServerRequestMsg::RaftMessages { sender, receiver, messages }
             }
@@ -211,8 +220,8 @@ impl Simulation {
 
     pub(super) fn introduction(&self, from: NodeId, to: NodeId) -> Option<(Sender, Option<Incarnation>)> {
         let node = self.nodes.get(&from)?;
-        let members = node.running.as_ref()?.core.status().members;
-        let sender = Sender { id: from, incarnation: node.incarnation, members_as_of: members.as_of() };
+        let core = &node.running.as_ref()?.core;
+        let (sender, members) = (core.sender()?, core.status().members);
         Some((sender, members.get(to).and_then(|member| member.incarnation)))
     }
 
@@ -233,8 +242,8 @@ impl Simulation {
     }
 
     pub(crate) fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
-        if self.nodes.get(&from).is_some_and(|node| node.lost == Some(Lost::RolledBack)) {
-            // Nothing that it says can be relied on, and nobody can tell: see `docs/testing.md`.
+        if self.nodes.get(&from).is_some_and(|node| node.is_mute) {
+            // See `docs/testing.md`.
             return self.lose(from, to, packet);
         }
         let now = self.schedule.now();

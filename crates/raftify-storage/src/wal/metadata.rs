@@ -1,8 +1,10 @@
 //! The rare part of what is stored: written into the log's record like everything else, and then copied to LMDB, so
 //! that the record can be recycled. Here: what it is, its bytes in a record, and its place in LMDB.
 
+use std::sync::Arc;
+
 use raftify_core::storage::StoredState;
-use raftify_core::{Identity, LogPosition, Members, SnapshotMeta, StorageError};
+use raftify_core::{Identity, LogPosition, Members, Remembered, SnapshotMeta, StorageError};
 
 use crate::format::{self, Damage, Fields, MetaKey, put_number, put_position};
 use crate::storage::Log;
@@ -14,11 +16,13 @@ pub(crate) struct Metadata {
     pub(super) members: Option<Members>,
     pub(super) snapshot: Option<SnapshotMeta>,
     pub(super) truncated: LogPosition,
+    pub(super) remembered: Arc<Remembered>,
 }
 
 const IDENTITY: u8 = 1;
 const MEMBERS: u8 = 2;
 const SNAPSHOT: u8 = 4;
+const REMEMBERED: u8 = 8;
 
 impl Metadata {
     pub(super) fn of(state: &StoredState) -> Metadata {
@@ -27,6 +31,7 @@ impl Metadata {
             members: state.members.clone(),
             snapshot: state.snapshot.clone(),
             truncated: state.truncated,
+            remembered: Arc::clone(&state.remembered),
         }
     }
 
@@ -36,6 +41,7 @@ impl Metadata {
             && one.identity == other.identity
             && one.members == other.members
             && one.snapshot == other.snapshot
+            && one.remembered == other.remembered
     }
 
     /// The whole of it: flags, truncated position, then what the flags say is there, each with its length.
@@ -60,13 +66,16 @@ impl Metadata {
             format::encode_snapshot_meta(snapshot, &mut content);
             put(SNAPSHOT, content);
         }
+        if *self.remembered != Remembered::default() {
+            put(REMEMBERED, self.remembered.encode().to_vec());
+        }
         out
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Metadata, Damage> {
         let mut fields = Fields(bytes);
         let [flags] = fields.array()?;
-        if flags & !(IDENTITY | MEMBERS | SNAPSHOT) != 0 {
+        if flags & !(IDENTITY | MEMBERS | SNAPSHOT | REMEMBERED) != 0 {
             return Err(Damage::Content(format!("its metadata have unknown flags {flags:#x}")));
         }
         let truncated = fields.position()?;
@@ -86,6 +95,7 @@ impl Metadata {
             members: take(MEMBERS)?.map(Members::decode).transpose()?,
             snapshot: take(SNAPSHOT)?.map(format::decode_snapshot_meta).transpose()?,
             truncated,
+            remembered: take(REMEMBERED)?.map(Remembered::decode).transpose()?.unwrap_or_default().into(),
         };
         fields.whole(metadata)
     }
@@ -126,6 +136,7 @@ impl MetadataStore for Log {
                 members: self.meta(txn, MetaKey::Members, |content| Ok(Members::decode(content)?))?,
                 snapshot: self.meta(txn, MetaKey::Snapshot, format::decode_snapshot_meta)?,
                 truncated: self.truncated(txn)?,
+                remembered: self.remembered(txn)?,
             };
             let start = self.meta(txn, MetaKey::Log, |content| {
                 let mut fields = Fields(content);
@@ -146,6 +157,10 @@ impl MetadataStore for Log {
             }
             if let Some(snapshot) = &metadata.snapshot {
                 self.put_meta(txn, MetaKey::Snapshot, |out| format::encode_snapshot_meta(snapshot, out))?;
+            }
+            if *metadata.remembered != Remembered::default() {
+                let encoded = metadata.remembered.encode();
+                self.put_meta(txn, MetaKey::Remembered, |out| out.extend_from_slice(&encoded))?;
             }
             self.put_meta(txn, MetaKey::Truncated, |out| put_position(out, metadata.truncated))?;
             self.put_meta(txn, MetaKey::Log, |out| {

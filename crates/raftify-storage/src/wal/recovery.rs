@@ -276,6 +276,7 @@ impl Replay {
             hard_state: self.hard_state,
             members: self.metadata.members,
             snapshot: self.metadata.snapshot,
+            remembered: self.metadata.remembered,
             truncated,
             last: truncated,
             term_starts: Vec::new(),

@@ -56,7 +56,12 @@ async fn a_node_that_answers_at_the_address_of_another_gets_none_of_its_messages
 
 /// What the node hears of the peer that introduces itself with `address`.
 fn hear_of(node: &TestNode, peer: u64, address: &str) -> bool {
-    let sender = Sender { id: id(peer), incarnation: identity(peer).incarnation, members_as_of: LogIndex(1) };
+    let sender = Sender {
+        id: id(peer),
+        incarnation: identity(peer).incarnation,
+        members_as_of: LogIndex(1),
+        started: Started::default(),
+    };
     node.outbox.hear_of(&sender, address)
 }
 

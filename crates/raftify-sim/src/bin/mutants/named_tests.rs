@@ -109,6 +109,7 @@ impl Executables {
 pub(crate) fn of(mutant: Mutant) -> TestName {
     const CORE: &str = "raftify_core";
     const BUGS: &str = "known_bugs";
+    const ROLLED_BACK: &str = "rolled_back";
     const MEMBERSHIP: &str = "membership";
     const SLOW_DISK: &str = "slow_disk";
     const STORAGE: &str = "raftify_storage";
@@ -227,6 +228,22 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_27_a_node_with_a_wiped_disk_is_refused_under_its_old_id")
         }
         Mutant::LossIsNotNoticed => (BUGS, "bug_27_a_node_whose_log_has_lost_what_it_acknowledged_stops"),
+        Mutant::ProofOfLossIsIgnored => (
+            ROLLED_BACK,
+            "a_node_that_has_what_a_new_leader_lacks_stops_with_the_proof_that_writes_were_lost",
+        ),
+        Mutant::RolledBackMayVote => (
+            ROLLED_BACK,
+            "a_copy_of_an_earlier_day_is_refused_by_the_leader_that_knew_its_log_and_nothing_is_lost",
+        ),
+        Mutant::VotesBeforeHearing => (
+            ROLLED_BACK,
+            "a_node_votes_for_none_and_acknowledges_nothing_before_it_has_heard_from_the_others",
+        ),
+        Mutant::StartsAreNotCounted => (
+            ROLLED_BACK,
+            "a_copy_of_before_the_last_start_counts_fewer_starts_and_one_of_before_this_start_as_many",
+        ),
         Mutant::FailedRestoreIsIgnored => {
             (NODE, "snapshots::a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_start")
         }

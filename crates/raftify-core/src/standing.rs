@@ -1,0 +1,171 @@
+//! What a node says of itself since it started, and what the others remember of it: by this a directory that was set back to
+//! an older copy is noticed before its node votes or acknowledges anything.
+//!
+//! What is compared is what a node *found* when it started with the last that it told in an earlier run. Messages of one run
+//! may overtake each other, and say nothing about each other.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::members::{MembersDecodeError, Sender, SenderRefusal, decode_versioned, encode_versioned};
+use crate::types::{Incarnation, LogIndex, NodeId, RunId, Term};
+
+const REMEMBERED_VERSION: u8 = 1;
+
+/// How far a node has come, as far as it is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Standing {
+    /// How many times it was started on its directory.
+    pub starts: u64,
+    /// The newest term.
+    pub term: Term,
+    /// Whom it voted for in that term.
+    pub vote: Option<NodeId>,
+    /// As found at a start: the end of its log. As told: up to where its log is that of the leader of the term. Within a term
+    /// no log falls behind that: a leader takes nothing back, and a snapshot of it that is older is passed over.
+    pub index: LogIndex,
+}
+
+impl Standing {
+    /// Whether who found this at its start has forgotten something of what it had told before.
+    pub fn is_behind(&self, told: &Standing) -> bool {
+        let lacks_vote = told.vote.is_some() && self.vote != told.vote;
+        self.starts <= told.starts
+            || self.term < told.term
+            || (self.term == told.term && (self.index < told.index || lacks_vote))
+    }
+
+    /// Takes in more of the same run.
+    pub(crate) fn tells(&mut self, term: Term, vote: Option<NodeId>, index: LogIndex) {
+        if term > self.term {
+            *self = Standing { term, vote, index, ..*self };
+        } else if term == self.term {
+            self.vote = self.vote.or(vote);
+            self.index = self.index.max(index);
+        }
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Standing { starts, term, vote, index } = self;
+        write!(f, "start {starts}, term {term}, ")?;
+        match vote {
+            Some(vote) => write!(f, "vote for node {vote}, ")?,
+            None => write!(f, "no vote, ")?,
+        }
+        write!(f, "log up to {index}")
+    }
+}
+
+/// One start of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Started {
+    /// Drawn at this start: two runs that count the same number of starts are not the same.
+    pub run: RunId,
+    /// As it was found.
+    pub found: Standing,
+}
+
+/// What is remembered of another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PeerStanding {
+    /// The life of its directory.
+    pub incarnation: Incarnation,
+    /// Its last run.
+    pub run: RunId,
+    /// The most that it told in that run and in those before.
+    pub told: Standing,
+}
+
+/// What a node must not forget about starts: its own, and those of the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// How many times this node was started on its directory since that belongs to it.
+    pub starts: u64,
+    /// Of each other member, what it told this node.
+    pub peers: BTreeMap<NodeId, PeerStanding>,
+}
+
+impl Remembered {
+    /// Whether the start that a member tells of fits to what it told before.
+    ///
+    /// # Errors
+    /// If it has forgotten something of that.
+    pub fn check(&self, sender: &Sender) -> Result<(), SenderRefusal> {
+        let Sender { id, incarnation, started: Started { run, found }, .. } = *sender;
+        let known = self.peers.get(&id).filter(|known| known.incarnation == incarnation);
+        let Some(PeerStanding { run: known, told, .. }) = known else {
+            return Ok(());
+        };
+        if (*known, told.starts) == (run, found.starts)
+            || !found.is_behind(told)
+            || mutated!(RolledBackMayVote)
+        {
+            return Ok(());
+        }
+        Err(match found.starts == told.starts {
+            true => SenderRefusal::StartedTwice { id, run, starts: told.starts },
+            false => SenderRefusal::RolledBack { id, run, found, told: *told },
+        })
+    }
+
+    /// For storage: a version, then the value.
+    pub fn encode(&self) -> Bytes {
+        encode_versioned(REMEMBERED_VERSION, self)
+    }
+
+    /// The inverse of [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// If the version is not known, or the bytes are something else.
+    pub fn decode(bytes: &[u8]) -> Result<Remembered, MembersDecodeError> {
+        decode_versioned("memory of the other nodes", REMEMBERED_VERSION, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standing(starts: u64, term: u64, vote: u64, index: u64) -> Standing {
+        Standing { starts, term: Term(term), vote: NodeId::new(vote), index: LogIndex(index) }
+    }
+
+    #[test]
+    fn who_starts_with_less_than_it_told_is_behind_and_who_has_seen_a_later_term_may_have_cut_its_log() {
+        let told = standing(4, 7, 2, 100);
+        for behind in
+            [(4, 7, 2, 100), (3, 9, 2, 900), (5, 6, 2, 100), (5, 7, 2, 99), (5, 7, 0, 100), (5, 7, 3, 100)]
+        {
+            let (starts, term, vote, index) = behind;
+            assert!(standing(starts, term, vote, index).is_behind(&told), "{behind:?}");
+        }
+        for level in [(5, 7, 2, 100), (5, 7, 2, 101), (9, 8, 0, 3), (5, 8, 1, 100)] {
+            let (starts, term, vote, index) = level;
+            assert!(!standing(starts, term, vote, index).is_behind(&told), "{level:?}");
+        }
+        assert!(!standing(5, 7, 3, 100).is_behind(&standing(4, 7, 0, 100)), "no vote was told");
+    }
+
+    #[test]
+    fn what_comes_late_takes_nothing_back() {
+        let mut told = standing(1, 7, 0, 10);
+        told.tells(Term(7), NodeId::new(3), LogIndex(8));
+        assert_eq!(told, standing(1, 7, 3, 10));
+        told.tells(Term(6), NodeId::new(1), LogIndex(50));
+        told.tells(Term(7), None, LogIndex(12));
+        assert_eq!(told, standing(1, 7, 3, 12));
+        told.tells(Term(8), None, LogIndex(5));
+        assert_eq!(told, standing(1, 8, 0, 5));
+        let remembered = Remembered {
+            starts: 3,
+            peers: [(NodeId::FIRST, PeerStanding { incarnation: Incarnation(1), run: RunId(2), told })]
+                .into(),
+        };
+        assert_eq!(Remembered::decode(&remembered.encode()), Ok(remembered));
+    }
+}
