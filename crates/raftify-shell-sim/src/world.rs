@@ -286,13 +286,13 @@ impl World {
         let expecting = Expecting::draw(seed, scenario, &members);
         let mut hosts = Vec::new();
         for number in 0..first + joining {
-            let beginning = match members.get(number) {
-                Some(_) if let Some(expecting) = &expecting => {
+            let beginning = match (members.get(number), &expecting) {
+                (Some(_), Some(expecting)) => {
                     Beginning::Expects(expecting.starts[number], expecting.expect.clone())
                 }
-                Some(_) if begins_alone => Beginning::Alone,
-                Some(member) => Beginning::Together(member.id, members.clone()),
-                None => {
+                (Some(_), None) if begins_alone => Beginning::Alone,
+                (Some(member), None) => Beginning::Together(member.id, members.clone()),
+                (None, _) => {
                     let after = Duration::from_millis(chance.random_range(0..8000));
                     // Whoever was there at first may have left by then.
                     let others = (0..first + joining).filter(|other| *other != number);
