@@ -11,10 +11,10 @@ use raftify_core::{
 };
 use rand::RngExt;
 
-use super::Fault;
+use super::{Fault, Repair};
 use crate::coverage::Happened;
 use crate::invariants::{Checked, leadership};
-use crate::simulation::{Answered, Simulation};
+use crate::simulation::{Answered, Event, Simulation};
 use crate::world::Chance;
 
 impl Simulation {
