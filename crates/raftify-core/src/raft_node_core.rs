@@ -330,8 +330,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             LocalRequestMsg::ForLeader(request) => {
                 self.take_request(request, Forwarding::Allowed, Duration::MAX)
             }
-            LocalRequestMsg::ForLeaderWithin { request, within } => {
-                self.take_request(request, Forwarding::Allowed, within);
+            LocalRequestMsg::ForLeaderWithin { request, within, waits } => {
+                let forwarding = if waits { Forwarding::Allowed } else { Forwarding::IfLeaderIsKnown };
+                self.take_request(request, forwarding, within);
             }
             LocalRequestMsg::ReadIndex { reply } => self.take_read(reply, Serve::WhenApplied),
             LocalRequestMsg::Campaign { reply } => self.campaign(reply),

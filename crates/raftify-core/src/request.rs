@@ -126,6 +126,8 @@ pub enum LocalRequestMsg<R> {
         request: LeaderRequest<R>,
         /// As long as it was not proposed, nothing happened.
         within: Duration,
+        /// Whether it waits until a leader is known.
+        waits: bool,
     },
     /// An index such that a state machine that has applied it shows everything that was acknowledged before this
     /// call. Answered when this node has applied it.
@@ -178,8 +180,10 @@ pub enum LocalRequestMsg<R> {
 /// Whether a request that came over the network may be passed on to the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarding {
-    /// Once.
+    /// Once. Until a leader is known, it waits.
     Allowed,
+    /// Once, if a leader is known now.
+    IfLeaderIsKnown,
     /// It was forwarded already; two nodes that take each other for the leader must not play ball.
     Never,
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use raftify_core::error::{ProposeError, ReadError};
+use raftify_core::error::ReadError;
 use raftify_core::{LeaderRequest, LocalRequestMsg, LogIndex, NodeId, Responder};
 use raftify_history::Verdict;
 use raftify_history::register::{Operation, Outcome, Register};

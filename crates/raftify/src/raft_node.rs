@@ -151,7 +151,11 @@ where
         let attempt = |within| {
             let (reply, answer) = local_reply();
             let request = LeaderRequest::Propose { payload: payload.clone(), reply };
-            self.shared.ask(LocalRequestMsg::ForLeaderWithin { request, within }, answer, within)
+            self.shared.ask(
+                LocalRequestMsg::ForLeaderWithin { request, within, waits: self.waits_for_leader },
+                answer,
+                within,
+            )
         };
         self.shared
             .while_leadership_moves(self.waits_for_leader, self.shared.config.propose_timeout, attempt)
@@ -306,6 +310,7 @@ where
             let request = move |reply| LocalRequestMsg::ForLeaderWithin {
                 request: LeaderRequest::TransferLeader { to: Some(to), reply },
                 within,
+                waits: self.waits_for_leader,
             };
             self.shared.request(within, request)
         };
@@ -379,6 +384,7 @@ where
             let request = move |reply| LocalRequestMsg::ForLeaderWithin {
                 request: LeaderRequest::ChangeMembership { request, reply },
                 within,
+                waits: self.waits_for_leader,
             };
             self.shared.request(within, request)
         };

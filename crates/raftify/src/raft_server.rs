@@ -299,11 +299,6 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         }
     }
 
-    /// Whether this request wants no other answer, now, than that no leader is known.
-    fn is_in_vain(&self, header: Option<&proto::Header>) -> bool {
-        header.is_some_and(|header| header.without_waiting) && self.door.status.borrow().leader_id.is_none()
-    }
-
     fn header(&self) -> Option<proto::Header> {
         let status = self.door.status.borrow();
         let cluster_id = status.identity.map(|identity| identity.cluster_id);
@@ -550,8 +545,12 @@ fn malformed(reason: impl Into<String>) -> Status {
     DoorRefusal::Malformed(reason.into()).into()
 }
 
-fn forwarding(forwarded: bool) -> Forwarding {
-    if forwarded { Forwarding::Never } else { Forwarding::Allowed }
+fn forwarding(forwarded: bool, header: Option<&proto::Header>) -> Forwarding {
+    match header {
+        _ if forwarded => Forwarding::Never,
+        Some(header) if header.without_waiting => Forwarding::IfLeaderIsKnown,
+        _ => Forwarding::Allowed,
+    }
 }
 
 #[tonic::async_trait]
@@ -625,11 +624,8 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         if let (true, Some(connection)) = (request.forwarded, connection) {
             connection.is_members();
         }
-        let outcome = match self.is_in_vain(request.header.as_ref()) {
-            true => Err(ProposeError::NoLeader),
-            false => self.propose_here(request.payload, forwarding(request.forwarded)).await?,
-        };
-        let outcome = match outcome {
+        let forwarding = forwarding(request.forwarded, request.header.as_ref());
+        let outcome = match self.propose_here(request.payload, forwarding).await? {
             Ok(reply) => Outcome::Reply(reply),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
@@ -643,18 +639,16 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         use proto::change_membership_reply::Outcome;
         let request = request.into_inner();
         self.admit_request(request.header.as_ref())?;
-        let is_in_vain = self.is_in_vain(request.header.as_ref());
-        let forwarding = forwarding(request.forwarded);
+        let forwarding = forwarding(request.forwarded, request.header.as_ref());
         let request = MembershipRequest::decode(&request.request).map_err(wire::WireError::from);
         let request = request.map_err(DoorRefusal::from)?;
         // The node that has forwarded it has looked already.
         let checked = match forwarding {
-            Forwarding::Allowed => self.check_added_addresses(&request).await?,
+            Forwarding::Allowed | Forwarding::IfLeaderIsKnown => self.check_added_addresses(&request).await?,
             Forwarding::Never => Ok(()),
         };
         let changed = match checked {
             Err(refusal) => Err(MembershipError::Refused(refusal)),
-            Ok(()) if is_in_vain => Err(MembershipError::NoLeader),
             Ok(()) => {
                 let ask = |reply| {
                     let request = LeaderRequest::ChangeMembership { request, reply };
@@ -678,17 +672,13 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         use proto::reserve_node_id_reply::Outcome;
         let request = request.into_inner();
         self.admit_request(request.header.as_ref())?;
-        let forwarding = forwarding(request.forwarded);
+        let forwarding = forwarding(request.forwarded, request.header.as_ref());
         let reserved =
             self.ask::<_, MembershipError, MembershipError>(self.door.config.membership_timeout, |reply| {
                 let request = LeaderRequest::ReserveNodeId { reply };
                 ServerRequestMsg::ForLeader { request, forwarding }
             });
-        let reserved = match self.is_in_vain(request.header.as_ref()) {
-            true => Err(MembershipError::NoLeader),
-            false => reserved.await?,
-        };
-        let outcome = match reserved {
+        let outcome = match reserved.await? {
             Ok(reservation) => Outcome::Reservation(wire::reservation_to_wire(&reservation)),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };
@@ -704,17 +694,13 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         self.admit_request(request.header.as_ref())?;
         let to = request.to.map(|id| wire::node_id("the new leader's id", id)).transpose();
         let to = to.map_err(DoorRefusal::from)?;
-        let forwarding = forwarding(request.forwarded);
+        let forwarding = forwarding(request.forwarded, request.header.as_ref());
         let transferred =
             self.ask::<_, TransferError, TransferError>(self.door.config.membership_timeout, |reply| {
                 let request = LeaderRequest::TransferLeader { to, reply };
                 ServerRequestMsg::ForLeader { request, forwarding }
             });
-        let transferred = match self.is_in_vain(request.header.as_ref()) {
-            true => Err(TransferError::NoLeader),
-            false => transferred.await?,
-        };
-        let outcome = match transferred {
+        let outcome = match transferred.await? {
             Ok(leader) => Outcome::Leader(leader.get()),
             Err(error) => Outcome::Refusal(wire::refusal_to_wire(&error)),
         };

@@ -3,18 +3,25 @@
 
 use std::io::Read;
 use std::process::Command;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
+use raftify::error::{StopReason, TransferError};
 use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, MemoryStorage, Raft, SnapshotCapture};
 use raftify_free_address::free_address;
 
-struct Nothing;
+/// Applies `true` when it may.
+struct Nothing(Arc<Barrier>);
 
 impl AbstractStateMachine for Nothing {
-    type LogEntry = ();
+    type LogEntry = bool;
     type Reply = ();
 
-    fn apply(&mut self, _position: LogPosition, (): ()) -> Result<(), BoxError> {
+    fn apply(&mut self, _position: LogPosition, waits: bool) -> Result<(), BoxError> {
+        if waits {
+            self.0.wait(); // Until the test knows that it is here,
+            self.0.wait(); // and until it lets it go on.
+        }
         Ok(())
     }
 
@@ -27,18 +34,55 @@ impl AbstractStateMachine for Nothing {
     }
 }
 
-#[tokio::test]
-async fn sigterm_stops_the_node_in_order() -> Result<(), BoxError> {
-    let address = free_address();
-    let storage = MemoryStorage::default();
-    let raft = Raft::begin(address, storage, Nothing, Config::default()).await?;
-    let running = tokio::spawn(raft.clone().run());
-    raft.wait_for_leader().await?;
-    raft.propose(()).await?;
+fn send_sigterm() -> Result<(), BoxError> {
     // The one of the shell: not every system has a program `kill`.
     let sent = Command::new("sh").args(["-c", "kill -TERM $0", &std::process::id().to_string()]).status()?;
     assert!(sent.success());
+    Ok(())
+}
+
+/// Asks a leader for what it does at once.
+async fn until_requests_fail_with(raft: &Raft<bool, Nothing>, reason: StopReason) {
+    let fail = async {
+        while raft.transfer_leader(raft.get_id()).await != Err(TransferError::Stopped(reason.clone())) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), fail).await.expect("they never fail so");
+}
+
+/// One after the other, for a signal reaches all nodes of the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_stops_the_node_in_order_and_another_one_at_once() -> Result<(), BoxError> {
+    let barrier = Arc::new(Barrier::new(2));
+    let start = || {
+        let (address, storage) = (free_address(), MemoryStorage::default());
+        let config = Config { stop_timeout: Duration::from_secs(3600), ..Config::default() };
+        Raft::begin(address, storage, Nothing(Arc::clone(&barrier)), config)
+    };
+    let raft = start().await?;
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await?;
+    raft.propose(false).await?;
+    send_sigterm()?;
     tokio::time::timeout(Duration::from_secs(60), running).await???;
-    assert!(raft.propose(()).await.is_err());
+    assert!(raft.propose(false).await.is_err());
+
+    let raft = start().await?;
+    let running = tokio::spawn(raft.clone().run());
+    raft.wait_for_leader().await?;
+    let proposal = tokio::spawn({
+        let raft = raft.clone();
+        async move { raft.propose(true).await }
+    });
+    tokio::task::block_in_place(|| barrier.wait());
+    send_sigterm()?;
+    // It goes on, for it owes an answer.
+    until_requests_fail_with(&raft, StopReason::Stopping).await;
+    send_sigterm()?;
+    until_requests_fail_with(&raft, StopReason::Stopped).await;
+    tokio::task::block_in_place(|| barrier.wait());
+    assert_eq!(proposal.await?, Ok(()), "what the state machine had begun");
+    tokio::time::timeout(Duration::from_secs(60), running).await???;
     Ok(())
 }

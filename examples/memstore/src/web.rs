@@ -414,6 +414,8 @@ impl From<SnapshotError> for ApiError {
 mod tests {
     use std::time::Duration;
 
+    use raftify::error::UnknownOutcome;
+
     use super::*;
 
     /// The node may do what it was asked a moment later.
@@ -429,5 +431,18 @@ mod tests {
             SnapshotError::from(unanswered()).into(),
         ];
         assert_eq!(answers.map(|answer| answer.status), [StatusCode::GATEWAY_TIMEOUT; 6]);
+    }
+
+    #[test]
+    fn what_a_stopping_node_did_not_take_may_be_asked_elsewhere_and_what_it_had_taken_is_unknown() {
+        let not_taken: [ApiError; 4] = [
+            ProposeError::from(StopReason::Stopping).into(),
+            ProposeError::from(StopReason::Stopped).into(),
+            MembershipError::from(StopReason::Stopping).into(),
+            TransferError::from(StopReason::Stopping).into(),
+        ];
+        assert_eq!(not_taken.map(|answer| answer.status), [StatusCode::SERVICE_UNAVAILABLE; 4]);
+        let taken = ProposeError::Unknown(UnknownOutcome::NodeStopped(StopReason::Stopped));
+        assert_eq!(ApiError::from(taken).status, StatusCode::GATEWAY_TIMEOUT);
     }
 }

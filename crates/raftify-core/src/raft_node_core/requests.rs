@@ -168,7 +168,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         forwarding: Forwarding,
         within: Duration,
     ) {
-        if self.is_stopping && forwarding == Forwarding::Allowed {
+        if self.is_stopping && forwarding != Forwarding::Never {
             return refuse(request, NotServed::Stopped(StopReason::Stopping));
         }
         let deadline_ticks = self.deadline(self.patience(&request).min(within));
@@ -189,7 +189,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
         } else if let Some(leader) = self.status().leader_hint() {
             match forwarding {
-                Forwarding::Allowed => self.next.forward.push(Forward { to: leader.id, request }),
+                Forwarding::Allowed | Forwarding::IfLeaderIsKnown => {
+                    self.next.forward.push(Forward { to: leader.id, request });
+                }
                 Forwarding::Never if mutated!(ForwardsForEver) => {
                     self.next.forward.push(Forward { to: leader.id, request })
                 }

@@ -1,6 +1,6 @@
 //! What takes nodes time: their disks, and their state machines.
 
-use raftify_core::error::StopReason;
+use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
 use raftify_core::{
     Committed, Entry, LogFetch, LogIndex, LogPosition, Members, NodeId, SnapshotMeta, SnapshotReason,
     StorageError, TurnNumber,
@@ -193,7 +193,8 @@ impl Simulation {
                     self.coverage.saw(Happened::ApplyFailed);
                     let reason = StopReason::StateMachine("it was told to fail".to_owned());
                     if let Some(reply) = reply {
-                        reply.answer(Err(reason.clone().into()));
+                        let unknown = UnknownOutcome::NodeStopped(reason.clone());
+                        reply.answer(Err(ProposeError::Unknown(unknown)));
                     }
                     return self.stop(id, &reason);
                 }
