@@ -62,8 +62,6 @@ pub struct CoreStart {
     pub stored: StoredState,
     /// Where the state machine keeps its state.
     pub state_kept: StateKept,
-    /// Where raft-rs logs to; `None`: to `tracing`.
-    pub logger: Option<slog::Logger>,
 }
 
 /// The deciding half of a node. `R` is how a proposal is answered.
@@ -72,7 +70,6 @@ pub struct RaftNodeCore<R> {
     address: String,
     config: CheckedConfig,
     seed: u64,
-    logger: Option<slog::Logger>,
     identity: Option<Identity>,
     consensus: Consensus,
     members: Arc<Members>,
@@ -191,7 +188,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// # Errors
     /// If the storage belongs to another node, contradicts itself, or cannot be read.
     pub fn new(start: CoreStart, log: &impl LogReader) -> Result<Self, StartError> {
-        let CoreStart { node_id, address, config, seed, stored, state_kept, logger } = start;
+        let CoreStart { node_id, address, config, seed, stored, state_kept } = start;
         if let Some(identity) = stored.identity
             && identity.node_id != node_id
         {
@@ -199,13 +196,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         let (log_start, members, handed_out) = log_start(&stored, log)?;
         let applied = log_start.applied;
-        let consensus = Consensus::new(node_id, &config, seed, log_start, logger.clone())
+        let consensus = Consensus::new(node_id, &config, seed, log_start)
             .map_err(|reason| StartError::Inconsistent { reason })?;
         let mut core = RaftNodeCore {
             node_id,
             address,
             seed,
-            logger,
             identity: stored.identity,
             consensus,
             membership_work: MembershipWork::begin(&members),
@@ -855,7 +851,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             snapshot: None,
         };
         let hard_state = start.hard_state;
-        match Consensus::new(self.node_id, &self.config, self.seed, start, self.logger.clone()) {
+        match Consensus::new(self.node_id, &self.config, self.seed, start) {
             Ok(consensus) => self.consensus = consensus,
             Err(reason) => return reply.answer(Err(StopReason::Internal(reason).into())),
         }

@@ -158,7 +158,6 @@ impl Node {
             seed: 1,
             stored: disk.load().ok()?,
             state_kept: StateKept::InMemory,
-            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let core = RaftNodeCore::new(start, &disk.log_reader()).ok()?;
         Some(Node { core, disk })

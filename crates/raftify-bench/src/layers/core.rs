@@ -98,7 +98,6 @@ impl Cores {
                 seed: id,
                 stored: storage.load()?,
                 state_kept: StateKept::InMemory,
-                logger: None,
             };
             let mut core = RaftNodeCore::new(start, &storage.log_reader())?;
             let identity = identity(members.derive_cluster_id(), node_id);

@@ -106,7 +106,6 @@ impl Restart {
             seed: 1,
             stored: state,
             state_kept: StateKept::InMemory,
-            logger: None,
         };
         // It reads all entries: there is no snapshot.
         let core = RaftNodeCore::<NoReply>::new(start, &storage.log_reader())?;

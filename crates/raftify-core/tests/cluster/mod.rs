@@ -418,7 +418,6 @@ impl Cluster {
                 true => StateKept::OnDisk,
                 false => StateKept::InMemory,
             },
-            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let core = RaftNodeCore::new(start, &this.disk.log_reader()).unwrap();
         let is_fresh = this.disk.load().unwrap().identity.is_none();

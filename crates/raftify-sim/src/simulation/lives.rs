@@ -136,7 +136,6 @@ impl Simulation {
             seed,
             stored,
             state_kept: node.state_kept,
-            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let reader = node.disk.log_reader();
         let core =
