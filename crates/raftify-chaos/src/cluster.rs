@@ -179,6 +179,7 @@ impl Cluster {
         for place in self.places() {
             let node = self.node(place);
             node.empty()?;
+            node.hasten()?;
             node.signal(Signal::CONT)?;
             if !node.is_up() {
                 self.start_node(place)?;

@@ -40,6 +40,8 @@ pub(crate) enum Fault {
     SlowLinks,
     /// A disk without room
     FullDisk,
+    /// Each sync of a disk takes long, mostly of the leader's
+    SlowDisk,
     /// One bit of the log, of LMDB or of a snapshot of a node that is down
     FlippedBit,
     /// A node that comes back under its id without what it knew

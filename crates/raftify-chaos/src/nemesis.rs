@@ -29,6 +29,9 @@ pub(crate) const SECOND_FAULTS: f64 = 0.3;
 /// waited for.
 pub(crate) const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// A leader whose disk is slow hands over, which takes a while of looking and a vote.
+const HANDED_OVER_WITHIN: Duration = Duration::from_secs(30);
+
 /// What is written to use up what a log holds in reserve.
 const BULK_VALUE_BYTES: usize = 1 << 20;
 const BULK_WRITES_MAX: usize = 40;
@@ -126,6 +129,11 @@ impl Nemesis<'_> {
             Fault::FullDisk => {
                 let place = self.victim(leader);
                 self.fill_disk(place, &shown(&[place])).await
+            }
+            Fault::SlowDisk => {
+                let place = leader.filter(|_| self.random.random_bool(0.7));
+                let place = place.unwrap_or_else(|| self.victim(leader));
+                self.slow_disk(place, leader, &shown(&[place])).await
             }
             Fault::FlippedBit => {
                 let place = self.victim(leader);
@@ -355,6 +363,36 @@ impl Nemesis<'_> {
         }
         let told = self.measure_service(Fault::FullDisk).await;
         self.heal_and_measure(Fault::FullDisk, what, &told).await
+    }
+
+    /// Each sync of a disk takes long, and those of all others do not. If it is that of the leader, another one is to lead
+    /// before long.
+    async fn slow_disk(&mut self, place: Party, leader: Option<Party>, what: &str) -> Result<(), Trouble> {
+        let fault = Fault::SlowDisk;
+        let delay = Duration::from_millis(self.random.random_range(200..400));
+        let begin = Instant::now();
+        let end = begin + Duration::from_millis(self.random.random_range(FAULT_LASTS));
+        self.cluster.node(place).delay_syncs(delay)?;
+        let mut told = self.measure_service(fault).await;
+        if leader == Some(place) {
+            while self.cluster.leader().await == Some(place) {
+                if begin.elapsed() > HANDED_OVER_WITHIN {
+                    let trouble = format!(
+                        "node {place} still leads, and its disk has been slow for {:?}",
+                        begin.elapsed()
+                    );
+                    return Err(Trouble::Unwell(trouble));
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+            told += &format!("another leads after {} ms, ", begin.elapsed().as_millis());
+        }
+        sleep_until(end).await;
+        if !self.cluster.node(place).is_slowed()? {
+            return Err(Trouble::Unwell(format!("the syncs of node {place} could not be delayed")));
+        }
+        let what = format!("{what}, {} ms for each sync", delay.as_millis());
+        self.heal_and_measure(fault, &what, &told).await
     }
 
     /// A bit of a node that is down is turned. It must refuse to start, or be as good as before.

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -37,6 +38,9 @@ const TERMINATION_PAUSE: Duration = Duration::from_millis(20);
 
 /// The file in the directory of a run that is locked while it goes on.
 pub(crate) const LOCK: &str = "lock";
+
+/// What can delay the system calls of a process that runs.
+const STRACE: &str = "strace";
 
 /// The file that makes a disk full.
 const FILLER: &str = "filler";
@@ -155,6 +159,8 @@ pub(crate) struct Node {
     /// Where in the log the present process begins.
     log_begin: u64,
     process: Option<Child>,
+    /// What makes its syncs take long.
+    slowing: Option<Child>,
 }
 
 impl Node {
@@ -184,6 +190,7 @@ impl Node {
             log,
             log_begin: 0,
             process: None,
+            slowing: None,
         })
     }
 
@@ -244,7 +251,7 @@ impl Node {
             Program::Dynamic => command.args(peers.iter().flat_map(|peer| ["--peer-addr", peer])),
         };
         // It must not get the Ctrl+C that is meant for this program.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         let process = command.spawn()?;
         network.set_process(self.place, Some(process.id()));
@@ -310,6 +317,40 @@ impl Node {
         Ok(text.lines().rfind(|line| line.starts_with("error:")).map(str::to_owned))
     }
 
+    /// Each sync takes so much longer from now on, until [`hasten`](Self::hasten).
+    pub(crate) fn delay_syncs(&mut self, delay: Duration) -> io::Result<()> {
+        let Some(process) = &self.process else { return Ok(()) };
+        let slowing = Command::new(STRACE)
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"])
+            .arg(format!("inject=fsync,fdatasync:delay_enter={}", delay.as_micros()))
+            .args(["-p", &process.id().to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        self.slowing = Some(slowing);
+        Ok(())
+    }
+
+    /// Whether its syncs still take longer.
+    pub(crate) fn is_slowed(&mut self) -> io::Result<bool> {
+        match &mut self.slowing {
+            Some(slowing) => Ok(slowing.try_wait()?.is_none()),
+            None => Ok(false),
+        }
+    }
+
+    /// Its syncs take as long as the disk does.
+    pub(crate) fn hasten(&mut self) -> io::Result<()> {
+        let Some(mut slowing) = self.slowing.take() else { return Ok(()) };
+        // It lets go of the node by itself, or has ended with it.
+        if slowing.try_wait()?.is_none() {
+            kill_process(Pid::from_child(&slowing), Signal::TERM)?;
+        }
+        slowing.wait().map(drop)
+    }
+
     /// Empties the directory of a node that is down.
     pub(crate) fn wipe(&mut self) -> io::Result<()> {
         self.is_damaged = false;
@@ -363,6 +404,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         // What cannot be taken away now is before the next run.
+        let _ = self.hasten();
         let _ = self.kill();
         if self.is_mounted {
             let _ = run(Command::new("umount").arg("--lazy").arg(&self.disk));
@@ -373,6 +415,13 @@ impl Drop for Node {
 fn mount(directory: &Path, state_megabytes: u64) -> Result<(), BoxError> {
     let size = format!("size={}m", DISK_MEGABYTES + STATES_ON_DISK * state_megabytes);
     run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, DISK]).arg(directory))
+}
+
+/// Whether syncs can be delayed here.
+pub(crate) fn can_delay_syncs() -> bool {
+    let shows_version =
+        |mut strace: Command| strace.arg("--version").output().is_ok_and(|it| it.status.success());
+    rustix::process::geteuid().is_root() && shows_version(Command::new(STRACE))
 }
 
 /// Takes away the disks that runs have left which are over.

@@ -24,7 +24,7 @@ use crate::history::{Judgement, LAST_READS, Recorder};
 use crate::http::Connection;
 use crate::nemesis::{Nemesis, Until, any_seed};
 use crate::network::{self, Kind};
-use crate::node::{LOCK, Node, unmount_all};
+use crate::node::{LOCK, Node, can_delay_syncs, unmount_all};
 use crate::recovery::Figures;
 use crate::state::State;
 
@@ -185,17 +185,25 @@ fn new_directory(base: &Path, seed: u64) -> Result<PathBuf, BoxError> {
 
 /// The faults that were asked for, or all that can be done here.
 fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError> {
-    let can_fill = cluster.nodes.iter().all(Node::can_be_filled);
-    if wanted.is_empty() {
-        if !can_fill {
-            say!("without root, nodes have no disks of their own: full-disk is left out");
-        }
-        return Ok(Fault::all().into_iter().filter(|fault| can_fill || *fault != Fault::FullDisk).collect());
+    let mut impossible = Vec::new();
+    if !cluster.nodes.iter().all(Node::can_be_filled) {
+        impossible.push((Fault::FullDisk, "needs root: each node gets a small disk of its own"));
     }
-    if wanted.contains(&Fault::FullDisk) && !can_fill {
-        return Err("full-disk needs root: each node gets a small disk of its own".into());
+    if !can_delay_syncs() {
+        impossible.push((Fault::SlowDisk, "needs root and the program strace"));
     }
-    Ok(wanted.to_vec())
+    if let Some((fault, why)) = impossible.iter().find(|(fault, _)| wanted.contains(fault)) {
+        return Err(format!("{} {why}", fault.name()).into());
+    }
+    if !wanted.is_empty() {
+        return Ok(wanted.to_vec());
+    }
+    let mut all = Fault::all();
+    for (fault, why) in impossible {
+        say!("{} is left out: it {why}", fault.name());
+        all.retain(|kind| *kind != fault);
+    }
+    Ok(all)
 }
 
 fn finish_without_load(
