@@ -11,19 +11,23 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Channel, Endpoint, Error};
+use tonic::transport::{Channel, Endpoint, Error, Uri};
+use tower::{Service, ServiceExt};
 use tracing::warn;
 
 use crate::descriptors;
-use crate::error::BootstrapError;
+use crate::error::{BootstrapError, BoxError};
 use crate::seldom::Seldom;
 #[cfg(feature = "simulation")]
 use crate::simulation;
+use crate::stall_guard::StallGuard;
 
 /// The first pause of who cannot accept connections; it doubles each time ...
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -151,7 +155,7 @@ pub(crate) fn connect_lazily(endpoint: &Endpoint) -> Channel {
     if simulation::is_on() {
         return endpoint.connect_with_connector_lazy(simulation::connector());
     }
-    endpoint.connect_lazy()
+    endpoint.connect_with_connector_lazy(connector())
 }
 
 /// Connects now.
@@ -160,7 +164,21 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Channel, Error> {
     if simulation::is_on() {
         return endpoint.connect_with_connector(simulation::connector()).await;
     }
-    endpoint.connect().await
+    endpoint.connect_with_connector(connector()).await
+}
+
+fn connector() -> impl Service<
+    Uri,
+    Response = TokioIo<StallGuard<TcpStream>>,
+    Error = BoxError,
+    Future: Future<Output = Result<TokioIo<StallGuard<TcpStream>>, BoxError>> + Send,
+> + Send
++ 'static {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    let guarded = |stream: TokioIo<TcpStream>| TokioIo::new(StallGuard::new(stream.into_inner()));
+    connector.map_response(guarded).map_err(BoxError::from)
 }
 
 /// A connection that came in.
