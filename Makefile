@@ -5,9 +5,11 @@ PROGRAMS := target/debug
 BENCH := target/release/raftify-bench
 HOURS ?= 1
 SEEDS ?= 10000
+# The crates that are published: all but those that say `publish = false`.
+PUBLISHED = $(notdir $(patsubst %/,%,$(dir $(shell grep -L 'publish = false' crates/*/Cargo.toml))))
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
+.PHONY: help build run test verify package audit sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
 
 help: ## Say what can be done (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +23,7 @@ run: build ## Run three nodes of the key-value store in this terminal, until Ctr
 test: ## Run all tests
 	$(CARGO) test --workspace
 
-verify: ## Check everything that CI checks: format, lints, docs, tests, each feature alone
+verify: package ## Check everything that CI checks: format, lints, docs, tests, packages, each feature alone
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --all-features
@@ -38,6 +40,15 @@ verify: ## Check everything that CI checks: format, lints, docs, tests, each fea
 	$(CARGO) clippy --quiet --locked -p raftify-core -p raftify-storage -p raftify -p raftify-sim \
 		-- -D warnings --cfg raftify_mutants
 	$(CARGO) test --locked --workspace
+
+package: BUILD = --no-verify
+package: ## Make the packages of the published crates, into target/package (BUILD= also builds from them)
+	@# Each package holds all tracked files of its folder, and `verify` builds those: building them twice would show little.
+	@# The public workflow does it.
+	$(CARGO) package --quiet --locked --allow-dirty $(BUILD) $(PUBLISHED:%=-p %)
+
+audit: ## Check licenses, bans and sources of all dependencies (needs cargo-deny; offline once `cargo fetch` has run)
+	$(CARGO) deny --locked check licenses bans sources
 
 crash-points: ## Cut the power after every operation of both storages, LMDB in them, and conversions (some minutes)
 	CRASH_POINTS=all $(CARGO) test --release -p raftify-storage --test crash_points

@@ -46,6 +46,10 @@ pub(crate) enum Fault {
     ReplacedMember,
     /// Leadership is handed to another node
     TransferredLeader,
+    /// A node that may open few files, and has many connections
+    FewDescriptors,
+    /// Many callers that share a connection give up
+    GivenUpCalls,
     /// A node joins, and leaves later
     Join,
     /// Two nodes join at once, and leave at once

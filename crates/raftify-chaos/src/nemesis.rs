@@ -17,7 +17,7 @@ use crate::node::{Aim, Program};
 use crate::recovery::{Figures, Flip, first_write};
 
 /// A fault lasts so long, in milliseconds.
-const FAULT_LASTS: std::ops::Range<u64> = 1_000..5_000;
+pub(crate) const FAULT_LASTS: std::ops::Range<u64> = 1_000..5_000;
 
 /// Between two faults.
 const CALM: std::ops::Range<u64> = 300..1_500;
@@ -124,6 +124,14 @@ impl Nemesis<'_> {
             Fault::ReplacedMember => {
                 let place = self.victim(leader);
                 self.replace_member(place, &shown(&[place])).await
+            }
+            Fault::FewDescriptors => {
+                let place = self.victim(leader);
+                self.starve(place, &shown(&[place])).await
+            }
+            Fault::GivenUpCalls => {
+                let place = self.victim(leader);
+                self.give_up_calls(place, &shown(&[place])).await
             }
             Fault::Join | Fault::TwoJoiners => self.join_and_leave(fault).await,
             Fault::KilledJoiner => self.kill_joiner().await,

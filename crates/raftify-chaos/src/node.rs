@@ -136,6 +136,8 @@ pub(crate) struct Node {
     pub program: Program,
     /// A bit of its directory was changed, and nobody has noticed yet.
     pub is_damaged: bool,
+    /// How many descriptors the process may have open, from its next start on. `None`: as many as this program.
+    pub descriptors: Option<u32>,
     disk: PathBuf,
     is_mounted: bool,
     log: PathBuf,
@@ -165,6 +167,7 @@ impl Node {
             is_member: true,
             program: Program::Static,
             is_damaged: false,
+            descriptors: None,
             disk,
             is_mounted,
             log,
@@ -202,7 +205,15 @@ impl Node {
         writeln!(log, "---- {:?} ----", self.program)?;
         self.log_begin = log.seek(SeekFrom::End(0))?;
         let snapshot_entries = SNAPSHOT_ENTRIES + SNAPSHOT_ENTRIES_PER_MEGABYTE * setting.state_megabytes;
-        let mut command = network.command(self.place, &setting.program(self.program));
+        let program = setting.program(self.program);
+        let mut command = match self.descriptors {
+            Some(limit) => {
+                let mut command = network.command(self.place, Path::new("sh"));
+                command.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &limit.to_string()]).arg(program);
+                command
+            }
+            None => network.command(self.place, &program),
+        };
         command
             .args([
                 "--raft-addr",

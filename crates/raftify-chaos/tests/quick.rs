@@ -68,6 +68,18 @@ fn nodes_that_join_die_hide_leave_and_move_cost_the_clients_nothing() {
 }
 
 #[test]
+fn a_node_with_few_descriptors_and_calls_that_are_given_up_leave_the_others_in_peace() {
+    build_programs();
+    let faults = ["--faults", "few-descriptors,given-up-calls", "--rounds", "1", "--state-megabytes", "1"];
+    let size = ["--network", "proxy", "--nodes", "3", "--clients", "4", "--seed", "1"];
+    let output = chaos(&[&faults[..], &size[..]].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("every history is linearizable"), "{said}");
+    assert!(said.contains(" descriptors: ") && said.contains(" calls through one connection, "), "{said}");
+}
+
+#[test]
 fn a_run_that_is_interrupted_ends_with_its_summary_and_leaves_nothing() {
     build_programs();
     let directory = tempfile::tempdir().unwrap();

@@ -58,8 +58,6 @@ pub struct CoreStart {
     pub seed: u64,
     /// What the storage holds.
     pub stored: StoredState,
-    /// Where raft-rs logs to; `None`: to `tracing`.
-    pub logger: Option<slog::Logger>,
 }
 
 /// The deciding half of a node. `R` is how a proposal is answered.
@@ -68,7 +66,6 @@ pub struct RaftNodeCore<R> {
     address: String,
     config: CheckedConfig,
     seed: u64,
-    logger: Option<slog::Logger>,
     identity: Option<Identity>,
     consensus: Consensus,
     members: Arc<Members>,
@@ -188,7 +185,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// # Errors
     /// If the storage belongs to another node, contradicts itself, or cannot be read.
     pub fn new(start: CoreStart, log: &impl LogReader) -> Result<Self, StartError> {
-        let CoreStart { node_id, address, config, seed, stored, logger } = start;
+        let CoreStart { node_id, address, config, seed, stored } = start;
         if let Some(identity) = stored.identity
             && identity.node_id != node_id
         {
@@ -196,13 +193,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         let (log_start, members, handed_out) = log_start(&stored, log)?;
         let applied = log_start.applied;
-        let consensus = Consensus::new(node_id, &config, seed, log_start, logger.clone())
+        let consensus = Consensus::new(node_id, &config, seed, log_start)
             .map_err(|reason| StartError::Inconsistent { reason })?;
         let mut core = RaftNodeCore {
             node_id,
             address,
             seed,
-            logger,
             identity: stored.identity,
             consensus,
             membership_work: MembershipWork::begin(&members),
@@ -846,7 +842,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             snapshot: None,
         };
         let hard_state = start.hard_state;
-        match Consensus::new(self.node_id, &self.config, self.seed, start, self.logger.clone()) {
+        match Consensus::new(self.node_id, &self.config, self.seed, start) {
             Ok(consensus) => self.consensus = consensus,
             Err(reason) => return reply.answer(Err(StopReason::Internal(reason).into())),
         }

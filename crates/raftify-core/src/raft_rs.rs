@@ -81,7 +81,6 @@ impl Consensus {
         config: &CheckedConfig,
         seed: u64,
         log: LogStart,
-        logger: Option<slog::Logger>,
     ) -> Result<Consensus, String> {
         let to_ticks = |span| usize::try_from(config.ticks(span)).unwrap_or(usize::MAX / 4).max(1);
         let heartbeat_tick = to_ticks(config.heartbeat_interval);
@@ -105,9 +104,9 @@ impl Consensus {
             max_uncommitted_size: config.uncommitted_bytes_max,
             max_committed_size_per_ready: config.message_bytes_max.saturating_mul(4),
         };
-        let logger = logger.unwrap_or_else(logging::to_tracing);
         let view = LogView::new(log, config.log_cache_bytes);
-        let raw = RawNode::new(&raft_config, view, &logger).map_err(|error| error.to_string())?;
+        let raw =
+            RawNode::new(&raft_config, view, &logging::to_tracing()).map_err(|error| error.to_string())?;
         let mut consensus = Consensus {
             raw,
             node_id,

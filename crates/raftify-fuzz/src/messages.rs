@@ -157,7 +157,6 @@ impl Node {
             config: Config::default().check().ok()?,
             seed: 1,
             stored: disk.load().ok()?,
-            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let core = RaftNodeCore::new(start, &disk.log_reader()).ok()?;
         Some(Node { core, disk })

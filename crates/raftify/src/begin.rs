@@ -130,6 +130,14 @@ enum Verdict {
     Never(BeginError),
 }
 
+/// What a member of the cluster says of this node when it sends it messages: it was here before.
+#[derive(Clone, Debug)]
+pub(crate) struct EarlierLife {
+    pub(crate) incarnation: Incarnation,
+    /// The address of that member.
+    pub(crate) teller: String,
+}
+
 /// Other nodes were given other lists.
 struct Conflict {
     since: Instant,
@@ -157,11 +165,26 @@ pub(crate) struct Confirmation {
     pub(crate) address: Arc<str>,
     /// With an expected number, all of its members must have pledged themselves to the cluster.
     pub(crate) plan: Plan,
+    pub(crate) earlier_life: watch::Receiver<Option<EarlierLife>>,
 }
 
 impl Confirmation {
-    /// Resolves when the cluster may begin.
+    /// Resolves when the cluster may begin, or this node never can.
     pub(crate) async fn confirmed(&self) -> Result<(), BeginError> {
+        let Identity { node_id: id, cluster_id, incarnation } = self.own;
+        let mut earlier_life = self.earlier_life.clone();
+        let is_other = |known: &EarlierLife| known.incarnation != incarnation;
+        tokio::select! {
+            biased;
+            Ok(known) = earlier_life.wait_for(|known| known.as_ref().is_some_and(is_other)) => {
+                let address = known.as_ref().map(|known| known.teller.clone()).unwrap_or_default();
+                Err(BeginError::Wiped { id, cluster_id, address })
+            }
+            confirmed = self.agreed() => confirmed,
+        }
+    }
+
+    async fn agreed(&self) -> Result<(), BeginError> {
         let members = &self.plan.members;
         let others: Vec<&Member> = members.iter().filter(|member| member.id != self.own.node_id).collect();
         let began = Instant::now();

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -20,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::identification::Identification;
 use crate::outbox::Outbox;
-use crate::remote_node::{RemoteNode, endpoint};
+use crate::probe::probe_all;
 use crate::seldom::Seldom;
 use crate::transport;
 
@@ -34,7 +33,7 @@ pub(crate) struct Discovery {
     outbox: Outbox,
     config: CheckedConfig,
     /// What was last logged of an address.
-    told: BTreeMap<SocketAddr, String>,
+    told: BTreeMap<String, String>,
 }
 
 /// A given address, `host:port`: a node's, or a name of the addresses of several.
@@ -81,12 +80,12 @@ impl Discovery {
         let deadline = self.config.connect_timeout;
         let resolved = join_all(self.places.iter_mut().map(|place| place.resolve(deadline))).await;
         let addresses: BTreeSet<SocketAddr> = resolved.into_iter().flatten().take(MEMBERS_MAX).collect();
-        let asked = addresses.into_iter().map(async |address| (address, ask(address, deadline).await));
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let mut found = BTreeMap::new();
-        for (address, answer) in join_all(asked).await {
+        for (address, answer) in probe_all(addresses.iter().map(String::as_str), deadline).await {
             match answer {
                 Ok(answer) => self.hear(address, &answer, &mut found),
-                Err(reason) => debug!(%address, reason, "no node answers"),
+                Err(reason) => debug!("no node answers: {reason}"),
             }
         }
         for (id, address) in found {
@@ -95,7 +94,7 @@ impl Discovery {
     }
 
     /// Notes where members are: a node that answers itself counts more than what another one says of it.
-    fn hear(&mut self, address: SocketAddr, answer: &Identification, found: &mut BTreeMap<NodeId, String>) {
+    fn hear(&mut self, address: &str, answer: &Identification, found: &mut BTreeMap<NodeId, String>) {
         let status = self.status.borrow().clone();
         let (Some(own), Some(identity)) = (status.identity, answer.identity) else {
             return;
@@ -130,13 +129,13 @@ impl Discovery {
         }
     }
 
-    fn tell(&mut self, address: SocketAddr, text: String) {
-        if self.told.get(&address) != Some(&text) {
-            info!(%address, "a node that cannot help to find the members answers: {text}");
+    fn tell(&mut self, address: &str, text: String) {
+        if self.told.get(address) != Some(&text) {
+            info!(address, "a node that cannot help to find the members answers: {text}");
             if self.told.len() >= MEMBERS_MAX {
                 self.told.clear();
             }
-            self.told.insert(address, text);
+            self.told.insert(address.to_owned(), text);
         }
     }
 }
@@ -163,13 +162,6 @@ impl Place {
             Vec::new()
         })
     }
-}
-
-/// Which node answers at an address.
-async fn ask(address: SocketAddr, deadline: Duration) -> Result<Identification, String> {
-    let endpoint = endpoint(&address.to_string(), deadline).map_err(|error| error.to_string())?;
-    let node = RemoteNode::new(transport::connect_lazily(&endpoint), Arc::default());
-    node.identify(deadline).await.map_err(|error| format!("{error:?}"))
 }
 
 #[cfg(test)]

@@ -168,6 +168,7 @@ impl Lobby {
             status: watch::Sender::new(no_status()).subscribe(),
             address: Arc::clone(&address),
             plan: watch::Sender::new(Some(plan.clone())).subscribe(),
+            earlier_life: watch::Sender::new(None),
             snapshots,
             config: config.clone(),
             outbox: outbox.clone(),

@@ -104,6 +104,8 @@ mod seldom;
 mod severable;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+#[cfg(any(feature = "slog", test))]
+mod slog_layer;
 mod snapshot_directory;
 mod snapshot_receiver;
 mod snapshot_sender;
@@ -138,6 +140,8 @@ pub use raftify_core::{
 pub use raftify_storage::{
     Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,
 };
+#[cfg(any(feature = "slog", test))]
+pub use slog_layer::{SlogGuard, slog_layer};
 pub use snapshot_directory::restore_directory;
 pub use start::{Joining, Start};
 pub use state_machine::{AbstractStateMachine, SnapshotCapture, restore_value};

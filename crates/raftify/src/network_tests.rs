@@ -110,6 +110,7 @@ impl TestNode {
             status: seen,
             address: address.as_str().into(),
             plan: watch::Sender::new(None).subscribe(),
+            earlier_life: watch::Sender::new(None),
             snapshots: snapshots.clone(),
             snapshot_bytes_received: Arc::clone(&snapshot_bytes_received),
             config,

@@ -91,8 +91,6 @@ impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Deref for Raft<Lo
 
 /// What can be set besides the [`Config`]: [`Raft::bootstrap_with`].
 pub struct BootstrapOptions<LogEntry, FSM> {
-    /// Where raft-rs logs to; by default to `tracing`, like everything else in this crate.
-    pub logger: Option<slog::Logger>,
     /// Prints entries in this node's logs at trace level.
     pub formatter: Arc<dyn CustomFormatter<LogEntry, FSM>>,
     /// Where to listen (`host:port`) when that is not where the others reach this node: behind a proxy or an address
@@ -108,12 +106,7 @@ pub struct BootstrapOptions<LogEntry, FSM> {
 
 impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Default for BootstrapOptions<LogEntry, FSM> {
     fn default() -> Self {
-        BootstrapOptions {
-            logger: None,
-            formatter: Arc::new(DefaultFormatter),
-            listen_addr: None,
-            discover: Vec::new(),
-        }
+        BootstrapOptions { formatter: Arc::new(DefaultFormatter), listen_addr: None, discover: Vec::new() }
     }
 }
 
@@ -177,7 +170,7 @@ where
         Self::bootstrap_with(node_id, raft_addr, storage, fsm, config, BootstrapOptions::default())
     }
 
-    /// Like [`bootstrap`](Self::bootstrap), for applications that log through `slog`, print their own entries, or listen
+    /// Like [`bootstrap`](Self::bootstrap), for applications that print their own entries, or listen
     /// elsewhere than where they are reached.
     ///
     /// # Errors
@@ -215,7 +208,6 @@ where
             config: config.clone(),
             seed: random(),
             stored,
-            logger: options.logger,
         };
         let core = RaftNodeCore::new(start, &storage.log_reader()).map_err(|error| match error {
             StartError::Storage(error) => BootstrapError::Storage(error),

@@ -28,6 +28,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
+use crate::begin::EarlierLife;
 use crate::connections::{ConnectionId, Connections};
 use crate::identification::{Identification, Plan};
 use crate::in_flight::InFlight;
@@ -66,6 +67,8 @@ pub(crate) struct Door<R, S> {
     pub(crate) address: Arc<str>,
     /// What this node waits to begin a cluster with.
     pub(crate) plan: watch::Receiver<Option<Plan>>,
+    /// Takes what a member says of this node while it waits for that.
+    pub(crate) earlier_life: watch::Sender<Option<EarlierLife>>,
     /// Told of senders that are not members yet.
     pub(crate) outbox: Outbox,
     /// Where incoming snapshots are written.
@@ -174,7 +177,14 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
 
         let status = self.door.status.borrow();
         let node = status.node_id;
-        let identity = status.identity.ok_or(DoorRefusal::NoCluster { node })?;
+        let Some(identity) = status.identity else {
+            if receiver == node
+                && let Some(incarnation) = receiver_incarnation
+            {
+                self.hear_of_earlier_life(found, incarnation, address);
+            }
+            return Err(DoorRefusal::NoCluster { node });
+        };
         if found != identity.cluster_id {
             if receiver == node
                 && let Some(incarnation) = receiver_incarnation
@@ -208,6 +218,14 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             let _ = self.door.requests.try_send(ServerRequestMsg::Announced { sender, address });
         }
         Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
+    }
+
+    /// A member of a cluster knows this node, which waits to begin one. If that is the cluster of its list, it began long ago.
+    fn hear_of_earlier_life(&self, cluster: ClusterId, incarnation: Incarnation, teller: String) {
+        let plan = self.door.plan.borrow();
+        if plan.as_ref().is_some_and(|plan| plan.members.derive_cluster_id() == cluster) {
+            self.door.earlier_life.send_replace(Some(EarlierLife { incarnation, teller }));
+        }
     }
 
     /// Is this request meant for this cluster? For single requests, which anybody may make who knows the address, and

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{error, info, warn};
 
 use crate::applier::{ApplierStart, Query};
-use crate::begin::{Beginning, Confirmation, First};
+use crate::begin::{Beginning, Confirmation, EarlierLife, First};
 use crate::chance::random;
 use crate::discovery::Discovery;
 use crate::error::{BeginError, RunError};
@@ -76,7 +76,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
     /// Runs the node to its end.
     pub(crate) async fn run(mut self, lifecycle: Lifecycle) -> Result<(), RunError> {
         let node_id = self.status.borrow().node_id;
-        let confirmation = self.begin_cluster(&lifecycle);
+        let earlier_life = watch::Sender::new(None);
+        let confirmation = self.begin_cluster(&earlier_life, &lifecycle);
 
         let (events, event_inputs) = mpsc::unbounded_channel();
         let (peer_events, peer_inputs) = mpsc::unbounded_channel();
@@ -127,6 +128,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             status: self.status.subscribe(),
             address: Arc::clone(&self.raft_addr),
             plan: self.plan.subscribe(),
+            earlier_life,
             snapshots: snapshots.clone(),
             snapshot_bytes_received: lifecycle.snapshot_bytes_received(),
             config: self.config.clone(),
@@ -206,7 +208,11 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
 
     /// Says what the directory holds, or begins a cluster on a fresh one if this node was told to. With a list of several
     /// first members, the others must confirm it first.
-    fn begin_cluster(&mut self, lifecycle: &Lifecycle) -> Option<Confirmation> {
+    fn begin_cluster(
+        &mut self,
+        earlier_life: &watch::Sender<Option<EarlierLife>>,
+        lifecycle: &Lifecycle,
+    ) -> Option<Confirmation> {
         let Status { node_id, identity, members, term, last, .. } = self.core.status();
         let first = self.beginning.take();
         if let Some(identity) = identity
@@ -263,7 +269,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let expect = if is_expected { u32::try_from(members.len()).unwrap_or(u32::MAX) } else { 0 };
         let plan = Plan { members, expect, nonce: random() };
         self.plan.send_replace(Some(plan.clone()));
-        Some(Confirmation { own, address: Arc::clone(&self.raft_addr), plan })
+        let (address, earlier_life) = (Arc::clone(&self.raft_addr), earlier_life.subscribe());
+        Some(Confirmation { own, address, plan, earlier_life })
     }
 }
 

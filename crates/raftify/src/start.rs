@@ -210,7 +210,7 @@ where
         Self::start(start, raft_addr, storage, fsm, config, BootstrapOptions::default()).await
     }
 
-    /// Joins the cluster of any of the peers (`["a:60061", "b:60061"]`), or continues the node of the directory:
+    /// Joins the cluster of any of the peers (`["a:7061", "b:7061"]`), or continues the node of the directory:
     /// [`start`](Self::start) with [`Start::Join`].
     ///
     /// # Errors

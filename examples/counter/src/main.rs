@@ -27,7 +27,7 @@ impl AbstractStateMachine for Counter {
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:60061".to_owned());
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:7061".to_owned());
     let directory = tempfile::tempdir()?;
     let storage = WalStorage::open(directory.path())?;
     let raft = Raft::begin(address, storage, Counter::default(), Config::default()).await?;

@@ -30,7 +30,7 @@ impl AbstractStateMachine for Counter {
 async fn main() -> Result<(), BoxError> {
     let mut addresses: Vec<String> = std::env::args().skip(1).collect();
     if addresses.is_empty() {
-        addresses = (60061..=60063).map(|port| format!("127.0.0.1:{port}")).collect();
+        addresses = (7061..=7063).map(|port| format!("127.0.0.1:{port}")).collect();
     }
     let mut members = Vec::new();
     for (id, address) in (1..).zip(addresses) {

@@ -3,7 +3,7 @@
 //! ```toml
 //! [[peers]]
 //! id = 1
-//! address = "127.0.0.1:60061" # or "node-1.example:60061"
+//! address = "127.0.0.1:7061" # or "node-1.example:7061"
 //! role = "voter"              # or "learner"; a voter if it is left out
 //! ```
 
@@ -168,22 +168,22 @@ mod tests {
             r#"
                 [[peers]]
                 id = 1
-                address = "127.0.0.1:60061"
+                address = "127.0.0.1:7061"
 
                 [[peers]]
                 id = 2
-                address = "node-2.example:60061"
+                address = "node-2.example:7061"
                 role = "voter"
 
                 [[peers]]
                 id = 30
-                address = "[::1]:60063"
+                address = "[::1]:7063"
                 role = "learner"
             "#,
             expect![[r#"
-                1 127.0.0.1:60061 voter
-                2 node-2.example:60061 voter
-                30 [::1]:60063 learner"#]],
+                1 127.0.0.1:7061 voter
+                2 node-2.example:7061 voter
+                30 [::1]:7063 learner"#]],
         );
     }
 

@@ -97,7 +97,6 @@ impl Cores {
                 config: config.clone(),
                 seed: id,
                 stored: storage.load()?,
-                logger: None,
             };
             let mut core = RaftNodeCore::new(start, &storage.log_reader())?;
             let identity = identity(members.derive_cluster_id(), node_id);

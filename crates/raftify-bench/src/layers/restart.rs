@@ -105,7 +105,6 @@ impl Restart {
             config,
             seed: 1,
             stored: state,
-            logger: None,
         };
         // It reads all entries: there is no snapshot.
         let core = RaftNodeCore::<NoReply>::new(start, &storage.log_reader())?;

@@ -91,7 +91,7 @@ fn parse(address: &str) -> Result<Host, AddressProblem> {
         };
     }
     if host.contains(':') {
-        return problem("an IPv6 address needs brackets, as in [::1]:60061");
+        return problem("an IPv6 address needs brackets, as in [::1]:7061");
     }
     // Others mean something else, or nothing, in the URL that is connected to.
     let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');

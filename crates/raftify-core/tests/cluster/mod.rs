@@ -417,7 +417,6 @@ impl Cluster {
             config: self.config.clone(),
             seed: self.seed,
             stored,
-            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let core = RaftNodeCore::new(start, &this.disk.log_reader()).unwrap();
         let is_fresh = this.disk.load().unwrap().identity.is_none();

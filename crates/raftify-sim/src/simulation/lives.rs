@@ -130,7 +130,6 @@ impl Simulation {
             config: self.world.config.clone(),
             seed,
             stored,
-            logger: Some(slog::Logger::root(slog::Discard, slog::o!())),
         };
         let reader = node.disk.log_reader();
         let core =

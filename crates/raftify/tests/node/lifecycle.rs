@@ -1,7 +1,6 @@
 //! One node from its bootstrap to its end.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use raftify::error::{
@@ -305,39 +304,6 @@ async fn a_caller_may_give_up_without_harm() {
     put(&raft, "key", "last").await;
     assert_eq!(node.get("key").await, Some("last".to_owned()));
     node.stop().await;
-}
-
-/// Counts what is logged.
-struct Count(Arc<AtomicUsize>);
-
-impl slog::Drain for Count {
-    type Ok = ();
-    type Err = slog::Never;
-
-    fn log(&self, _record: &slog::Record, _values: &slog::OwnedKVList) -> Result<(), slog::Never> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-}
-
-#[tokio::test]
-async fn an_application_can_hand_over_its_slog_logger() {
-    let node = TestNode::new(1);
-    let logged = Arc::new(AtomicUsize::new(0));
-    let options = BootstrapOptions {
-        logger: Some(slog::Logger::root(Count(Arc::clone(&logged)), slog::o!())),
-        ..BootstrapOptions::default()
-    };
-    let storage = MemoryStorage::default();
-    let raft =
-        TestRaft::bootstrap_with(node.id, &node.address, storage, node.store(), Config::default(), options)
-            .unwrap();
-    begins_alone(&raft, &node.address);
-    let running = tokio::spawn(raft.clone().run());
-    raft.wait_for_leader().await.unwrap();
-    within("quit", raft.quit()).await;
-    running.await.unwrap().unwrap();
-    assert!(logged.load(Ordering::SeqCst) > 0);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use raftify::{BoxError, MemberChange, MembershipChange, MembershipRequest, NodeI
 #[command(version, about = "Writes a few keys into a running memstore cluster over gRPC")]
 struct Arguments {
     /// Members of the cluster, host:port; any one of them will do, the leader is found from there
-    #[arg(long, default_values = ["127.0.0.1:60061", "127.0.0.1:60062", "127.0.0.1:60063"])]
+    #[arg(long, default_values = ["127.0.0.1:7061", "127.0.0.1:7062", "127.0.0.1:7063"])]
     raft_addr: Vec<String>,
     /// Instead of writing, take this node out of the cluster: one that is gone for good and cannot leave by itself
     #[arg(long)]

@@ -205,7 +205,7 @@ fn what_cannot_start_says_why_in_one_line() {
             ],
             dead.as_str(),
         ),
-        (vec!["--raft-addr", "0.0.0.0:60061", "--data-dir", &fresh("f")], "--listen-addr"),
+        (vec!["--raft-addr", "0.0.0.0:7061", "--data-dir", &fresh("f")], "--listen-addr"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_memstore-dynamic-members"));
         let output = command.args(&arguments).env("RUST_LOG", "off").stdin(Stdio::null()).output().unwrap();

@@ -26,7 +26,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 #[command(version, about = "Three nodes of the replicated key-value store on this machine, until Ctrl+C")]
 struct Arguments {
     /// The port at which the first node listens for the others; the second and third take the next ones
-    #[arg(long, default_value_t = 60061, value_parser = clap::value_parser!(u16).range(1..=65533))]
+    #[arg(long, default_value_t = 7061, value_parser = clap::value_parser!(u16).range(1..=65533))]
     raft_port: u16,
     /// The port of the first node's web server; the second and third take the next ones
     #[arg(long, default_value_t = 8001, value_parser = clap::value_parser!(u16).range(1..=65533))]

@@ -1,0 +1,115 @@
+//! What clients that mean no harm, and a careful administrator, put on a node: few descriptors beside many connections, and
+//! calls that are given up. No node may end of it, and who is patient must be served.
+
+use std::time::Duration;
+
+use memstore::LogEntry;
+use raftify::Term;
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::cluster::Trouble;
+use crate::faults::Fault;
+use crate::links::Party;
+use crate::nemesis::{FAULT_LASTS, Nemesis, SERVICE_PATIENCE};
+
+/// How many descriptors a node may have open.
+const DESCRIPTORS: [u32; 3] = [64, 128, 256];
+
+/// How many connections wait at each of its two doors and say nothing.
+const IDLE_CONNECTIONS: usize = 300;
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How many callers give up all the time, and after how long at the most, in microseconds.
+const IMPATIENT_CALLERS: usize = 32;
+const GIVEN_UP_AFTER: std::ops::Range<u64> = 0..3_000;
+
+/// Between two calls of the patient one.
+const PAUSE: Duration = Duration::from_millis(20);
+
+impl Nemesis<'_> {
+    /// A node is started with few descriptors, and has more connections than these.
+    pub(crate) async fn starve(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
+        let fault = Fault::FewDescriptors;
+        let descriptors = DESCRIPTORS.choose(&mut self.random).copied();
+        let node = self.cluster.node(place);
+        node.kill()?;
+        node.descriptors = descriptors;
+        self.cluster.start_node(place)?;
+        self.wait_until_well().await?;
+        let end = Instant::now() + Duration::from_millis(self.random.random_range(FAULT_LASTS));
+        let node = self.cluster.node(place);
+        let doors = [node.addresses.raft.clone(), node.doors.web.clone()];
+        let mut idle = Vec::new();
+        for number in 0..2 * IDLE_CONNECTIONS {
+            // Those that are not accepted wait as well.
+            if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(&doors[number % 2])).await {
+                idle.push(stream);
+            }
+        }
+        let told = self.measure_service(fault).await;
+        sleep_until(end).await;
+        let node = self.cluster.node(place);
+        if let Some(end) = node.ended()? {
+            return Err(Trouble::Ended(place, end));
+        }
+        drop(idle);
+        node.descriptors = None;
+        node.kill()?;
+        let allowed = descriptors.unwrap_or_default();
+        self.heal_and_measure(fault, &format!("{what}, {allowed} descriptors"), &told).await
+    }
+
+    /// Callers that share a connection give up one call after the other. Another one on the same connection is patient.
+    pub(crate) async fn give_up_calls(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
+        let fault = Fault::GivenUpCalls;
+        let client = self.cluster.node(place).doors.grpc.clone();
+        let term = self.term_at(place).await;
+        let end = Instant::now() + Duration::from_millis(self.random.random_range(FAULT_LASTS));
+        let mut impatient = JoinSet::new();
+        for caller in 0..IMPATIENT_CALLERS {
+            let client = client.clone();
+            impatient.spawn(async move {
+                let mut given_up = 0;
+                while Instant::now() < end {
+                    let after = Duration::from_micros(rand::rng().random_range(GIVEN_UP_AFTER));
+                    let entry = written("given-up", caller);
+                    given_up += u64::from(timeout(after, client.propose(&entry)).await.is_err());
+                }
+                given_up
+            });
+        }
+        let patient = client.with_deadline(SERVICE_PATIENCE);
+        let (mut served, mut failed) = (0, None);
+        while Instant::now() < end {
+            match patient.propose(&written("patient", served)).await {
+                Ok(_) => served += 1,
+                Err(error) => failed = Some(error),
+            }
+            sleep(PAUSE).await;
+        }
+        let given_up: u64 = impatient.join_all().await.into_iter().sum();
+        // Another leader would be a reason for a call to have no answer.
+        if let Some(error) = failed
+            && term.is_some()
+            && self.term_at(place).await == term
+        {
+            return Err(Trouble::Unwell(format!("a patient call beside those given up failed: {error}")));
+        }
+        let told = self.measure_service(fault).await;
+        let what = format!("{what}, {given_up} calls through one connection, {served} others answered");
+        self.heal_and_measure(fault, &what, &told).await
+    }
+
+    async fn term_at(&self, place: Party) -> Option<Term> {
+        self.cluster.inspect(place).await.map(|inspection| inspection.status.term)
+    }
+}
+
+/// To a key of which no history tells.
+fn written(key: &str, number: usize) -> LogEntry {
+    LogEntry::Insert { key: key.to_owned(), value: number.to_string() }
+}
