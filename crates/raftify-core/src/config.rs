@@ -81,7 +81,9 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub joiner_timeout: Duration,
 
-    /// The largest encoded log entry that is accepted. Default 8 MiB, range 1 byte to 64 MiB.
+    /// The largest encoded log entry that is accepted. Default 8 MiB, range 1 byte to 64 MiB. From a client to a node, to
+    /// the leader, and to the followers, an entry passes up to three links: `propose_timeout` has to be long enough for that
+    /// on the slowest of them. Neither heartbeats nor votes wait behind it.
     pub entry_bytes_max: u64,
     /// How many proposals may wait for their reply on one node. Default 65 536, at least 1. When as many wait,
     /// further ones are answered `Busy`.
@@ -108,7 +110,8 @@ pub struct Config {
     /// ones are dropped, which consensus repairs by sending again.
     pub peer_queue_max: usize,
     /// How many bytes these messages may have together. Default 64 MiB, at least `entry_bytes_max` and
-    /// `message_bytes_max`.
+    /// `message_bytes_max`. Most of them are the log's own; besides, each connection holds a copy of what it is sending: up
+    /// to 4 MiB, or one larger entry.
     pub peer_queue_bytes_max: u64,
     /// How long connecting to a peer may take. Default 2 s, at least 1 ms.
     #[serde(with = "humantime_serde")]

@@ -172,6 +172,10 @@ mutants! {
     ChangeInForceBeforeDurable,
     /// -: a membership change is made again when it comes from the log after a restart
     ChangesApplyTwice,
+    /// -: heartbeats and votes wait behind entries
+    SignalsWaitBehindEntries,
+    /// -: a connection is given up although what is sent over it makes progress
+    PayloadIsNoSignOfLife,
     /// -: a snapshot that is being taken at leisure is not taken faster when a follower waits for it
     DueSnapshotIsNotHurried,
     /// -: a joining node refuses a snapshot from before it became a member

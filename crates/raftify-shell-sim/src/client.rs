@@ -31,6 +31,8 @@ pub(crate) struct Client {
     record: Record,
     /// The longest pause between two calls.
     pause_max: Duration,
+    /// By how much some of its entries are larger than they need be, at most.
+    padding_bytes_max: usize,
     /// What it saw last, for compare-and-set.
     seen: Option<u64>,
     /// How many calls had an outcome.
@@ -57,7 +59,21 @@ impl Client {
         record: Record,
         pause_max: Duration,
     ) -> Client {
-        Client { name, number, chance, record, pause_max, seen: None, successes: 0 }
+        Client { name, number, chance, record, pause_max, padding_bytes_max: 0, seen: None, successes: 0 }
+    }
+
+    /// Some of its entries are large.
+    pub(crate) fn with_padding(self, padding_bytes_max: usize) -> Client {
+        Client { padding_bytes_max, ..self }
+    }
+
+    fn command(&mut self, key: u8, operation: Operation, call: u64) -> Command {
+        let mut padding = String::new();
+        if self.padding_bytes_max > 0 && self.chance.random_bool(0.3) {
+            padding = "x".repeat(self.chance.random_range(0..=self.padding_bytes_max));
+            self.record.count("large entry");
+        }
+        Command { key, operation, call, padding }
     }
 
     /// Whatever happens, `call` must end within `limit`.
@@ -133,7 +149,7 @@ impl Client {
                 })
             }
             _ => {
-                let command = Command { key, operation, call };
+                let command = self.command(key, operation, call);
                 let proposal = node.propose(command);
                 self.in_time(propose, "propose", proposal).await.map(proposed)
             }
@@ -151,7 +167,7 @@ impl Client {
     /// One call through the remote client, reads included.
     async fn call_cluster(&mut self, cluster: &RaftClient<Command, Registers>, deadline: Duration) {
         let (call, key, operation) = self.call();
-        let command = Command { key, operation, call };
+        let command = self.command(key, operation, call);
         let proposal = cluster.propose(&command);
         let answer = self.in_time(deadline, "propose from afar", proposal).await;
         let answer = answer.map(|answer| match answer {

@@ -96,6 +96,8 @@ pub(crate) struct Host {
     /// How many clients use its handle, and how long each rests between two calls.
     pub(crate) users: u64,
     pub(crate) pause_max: Duration,
+    /// By how much some of their entries are larger than they need be, at most.
+    pub(crate) padding_bytes_max: usize,
     /// The longest pause between two lives.
     pub(crate) down_max: Duration,
 }
@@ -238,6 +240,7 @@ impl Host {
         let name = format!("{} user {user}", self.name);
         let chance = ChaCha8Rng::from_rng(chance);
         Client::new(name, self.number * 100 + user, chance, self.record.clone(), self.pause_max)
+            .with_padding(self.padding_bytes_max)
     }
 
     async fn get_ticket(&self, peers: &[String], chance: &mut ChaCha8Rng) -> ClusterJoinTicket {
@@ -413,7 +416,11 @@ impl Host {
             Ok(()) => self.record.event(&self.name, "run returned"),
             Err(error) => self.record.event(&self.name, format_args!("run returned: {error}")),
         }
-        let was_removed = node.status().borrow().identity.is_some() && !node.status().borrow().is_member();
+        let was_removed = {
+            let status = node.status();
+            let status = status.borrow();
+            status.identity.is_some() && !status.is_member() && status.members.knows(status.node_id)
+        };
         match ended {
             Ok(()) if was_removed && node.status().borrow().members.as_of() > raftify::LogIndex::ZERO => {
                 End::Gone

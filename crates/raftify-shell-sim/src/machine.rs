@@ -47,6 +47,8 @@ pub(crate) struct Command {
     pub(crate) operation: Operation,
     /// The number of the client's call, by which entries are told apart.
     pub(crate) call: u64,
+    /// Makes it larger.
+    pub(crate) padding: String,
 }
 
 /// The registers of one node.

@@ -241,6 +241,28 @@ impl Expecting {
     }
 }
 
+/// A world whose links are slow, and some of whose entries take long to get over them.
+#[derive(Clone, Copy, Debug)]
+struct SlowLinks {
+    bytes_per_second: u64,
+    padding_bytes_max: usize,
+}
+
+impl SlowLinks {
+    /// In an eighth of the worlds, from chance that nothing else of the world is drawn from.
+    fn draw(seed: u64, scenario: Scenario) -> Option<SlowLinks> {
+        let mut chance = ChaCha8Rng::seed_from_u64(seed);
+        chance.set_stream(2);
+        if scenario == Scenario::Expect || !chance.random_bool(0.125) {
+            return None;
+        }
+        let bytes_per_second = *[512 << 10, 1 << 20, 4 << 20].choose(&mut chance).unwrap_or(&(1 << 20));
+        // An entry passes up to three links within its deadline of 2 s, most of the time.
+        let padding_bytes_max = (bytes_per_second / *[2, 4, 16].choose(&mut chance).unwrap_or(&4)) as usize;
+        Some(SlowLinks { bytes_per_second, padding_bytes_max })
+    }
+}
+
 fn host_ip(number: usize) -> IpAddr {
     IpAddr::from([192, 168, 7, number as u8 + 1])
 }
@@ -260,7 +282,7 @@ impl World {
         };
         let clients = chance.random_range(1..=2);
         let disk_slowness = Duration::from_millis(*[0, 2, 20].choose(&mut chance).unwrap_or(&0));
-        let config = draw_config(scenario, &mut chance);
+        let mut config = draw_config(scenario, &mut chance);
         let manner = Manner {
             quick: chance.random_bool(0.3),
             slowness: Duration::from_millis(*[0, 0, 3].choose(&mut chance).unwrap_or(&0)),
@@ -284,6 +306,12 @@ impl World {
         let begins_alone = first == 1 && chance.random_bool(0.7);
         let pause_max = Duration::from_millis(*[20, 100, 500].choose(&mut chance).unwrap_or(&100));
         let expecting = Expecting::draw(seed, scenario, &members);
+        let slow_links = SlowLinks::draw(seed, scenario);
+        if let Some(SlowLinks { bytes_per_second, .. }) = slow_links {
+            simulation::slow_links(bytes_per_second);
+            config.snapshot_chunk_timeout = Config::default().snapshot_chunk_timeout;
+        }
+        let padding_bytes_max = slow_links.map_or(0, |slow| slow.padding_bytes_max);
         let mut hosts = Vec::new();
         for number in 0..first + joining {
             let beginning = match (members.get(number), &expecting) {
@@ -312,6 +340,7 @@ impl World {
                 seen: Seen::default(),
                 users: chance.random_range(0..=2),
                 pause_max,
+                padding_bytes_max,
                 down_max: Duration::from_secs(2),
             });
             host.disk.set_health(Health::Slow(disk_slowness));
@@ -323,7 +352,8 @@ impl World {
         for number in 0..clients {
             let own_chance = ChaCha8Rng::from_rng(&mut chance);
             let name = format!("client {number}");
-            let client = Client::new(name, 10_000 + number as u64, own_chance, record.clone(), pause_max);
+            let client = Client::new(name, 10_000 + number as u64, own_chance, record.clone(), pause_max)
+                .with_padding(padding_bytes_max);
             let known: Vec<String> = (0..first).map(address).collect();
             let ip = IpAddr::from([192, 168, 8, number as u8 + 1]);
             sim.client(ip, async move {
@@ -345,6 +375,9 @@ impl World {
             "world",
             format_args!("{scenario:?}, {first} nodes and {joining} that join, {clients} clients, {manner:?}, {config:?}"),
         );
+        if let Some(slow_links) = &slow_links {
+            record.event_at(Duration::ZERO, "world", format_args!("{slow_links:?}"));
+        }
         if let Some(expecting) = &expecting {
             record.event_at(Duration::ZERO, "world", format_args!("{expecting:?}"));
         }

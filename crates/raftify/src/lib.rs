@@ -112,6 +112,7 @@ mod snapshot_receiver;
 mod snapshot_sender;
 mod snapshot_taker;
 mod snapshots;
+mod stall_guard;
 mod start;
 mod state_machine;
 mod timing;

@@ -1,8 +1,8 @@
 //! The connections to the other nodes: everything that leaves this node leaves here.
 //!
-//! For each peer there is one bounded queue, one task and one stream, so that messages keep their order and a dead or
-//! slow peer costs the others nothing. Snapshots and requests for the leader travel over a second connection, so that
-//! no heartbeat waits behind them. The raft loop and the log writer hand messages over and never wait; what happens
+//! For each peer there is one bounded queue and one task, so that a dead or slow peer costs the others nothing, and two
+//! streams: of entries, which keep their order, and of everything else. Entries, snapshots and requests for the leader
+//! travel over a second connection, so that no heartbeat and no vote waits behind them, however large they are. The raft loop and the log writer hand messages over and never wait; what happens
 //! to the connections is told to the loop as [`PeerEvent`]s. `peer_queue.rs` has the queues, `peer_connection.rs` the tasks,
 //! `forwarding.rs` the requests for the leader, `snapshot_sender.rs` the snapshots.
 //!
@@ -140,7 +140,7 @@ struct Peer {
     target: watch::Sender<Target>,
     queue: Arc<PeerQueue>,
     reach: Arc<Reach>,
-    /// For everything but the stream. Connects by itself when it is used.
+    /// For everything but signals. Connects by itself when it is used.
     channel: Arc<Mutex<Channel>>,
     calls: Places,
     stream_task: AbortHandle,

@@ -1,4 +1,4 @@
-//! Keeps the stream to one peer up, and finds out whether it is the peer that answers.
+//! Keeps the streams to one peer up, and finds out whether it is the peer that answers.
 //!
 //! After each connect the node there is asked which one it is, before it gets a message. The raft loop learns whether the
 //! peer is reached at its advertised address, which is the one that the membership has. A peer may be connected to at
@@ -13,7 +13,7 @@ use raftify_core::{CheckedConfig, ClusterId, Identity, Incarnation, NodeId};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 use tracing::{debug, info, warn};
 
 use crate::identification::Identification;
@@ -167,7 +167,7 @@ pub(crate) struct PeerConnection {
     pub(crate) id: NodeId,
     pub(crate) target: watch::Receiver<Target>,
     pub(crate) queue: Arc<PeerQueue>,
-    /// For everything but the stream: follows it to where the peer answers.
+    /// For everything but signals: follows them to where the peer answers.
     pub(crate) channel: Arc<Mutex<Channel>>,
     pub(crate) reach: Arc<Reach>,
     pub(crate) events: Events,
@@ -202,8 +202,6 @@ impl PeerConnection {
         let mut reported = false;
         let mut last_reason = String::new();
         let (mut other, mut tries_other) = (None, false);
-        // The address for everything but the stream is the recorded one to begin with.
-        let mut channel_address = self.target.borrow().recorded.clone();
         loop {
             let target = self.target.borrow_and_update().clone();
             if target.other != other {
@@ -211,7 +209,7 @@ impl PeerConnection {
                 tries_other = true;
             }
             let address = other.clone().filter(|_| tries_other).unwrap_or(target.recorded);
-            let ended = self.attempt(&address, &mut channel_address).await;
+            let ended = self.attempt(&address).await;
             self.reach.set(false, None);
             self.queue.close();
             match ended.up_for {
@@ -242,7 +240,7 @@ impl PeerConnection {
     }
 
     /// Connects, asks which node is there, and sends it messages for as long as it is the right one.
-    async fn attempt(&mut self, address: &str, channel_address: &mut String) -> Ended {
+    async fn attempt(&mut self, address: &str) -> Ended {
         let batches = self.queue.open();
         let endpoint = match remote_node::endpoint(address, self.config.connect_timeout) {
             Ok(endpoint) => endpoint,
@@ -269,22 +267,26 @@ impl PeerConnection {
                 send_event(&self.events, PeerEvent::Silent(self.id));
             }
         }
-        if *channel_address != address {
-            *lock(&self.channel) = transport::connect_lazily(&endpoint);
-            address.clone_into(channel_address);
-        }
+        // Another connection than the one of an earlier attempt, which may hang.
+        *lock(&self.channel) = transport::connect_lazily(&endpoint);
         let since = Instant::now();
         let ended = self.converse(address, channel, batches, answer).await;
         Ended { up_for: Some(since.elapsed()), ..ended }
     }
 
-    async fn converse(&mut self, address: &str, channel: Channel, batches: Batches, answer: Answer) -> Ended {
-        let mut service = remote_node::service(channel.clone());
+    async fn converse(
+        &mut self,
+        address: &str,
+        channel: Channel,
+        (signals, entries): (Batches, Batches),
+        answer: Answer,
+    ) -> Ended {
+        let mut for_signals = remote_node::service(channel.clone());
+        let mut for_entries = remote_node::service(lock(&self.channel).clone());
         tokio::select! {
             biased;
-            ended = service.stream_messages(batches) => {
-                Ended::because(&ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream")))
-            }
+            ended = for_signals.stream_messages(signals) => ended_by_peer(ended),
+            ended = for_entries.stream_messages(entries) => ended_by_peer(ended),
             reason = self.watch(address, channel, answer) => Ended::of_another(reason),
         }
     }
@@ -378,6 +380,10 @@ impl PeerConnection {
             send_event(&self.events, PeerEvent::RefusedBy { by: self.id, refusal });
         }
     }
+}
+
+fn ended_by_peer(ended: Result<Response<proto::StreamMessagesReply>, Status>) -> Ended {
+    Ended::because(&ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream")))
 }
 
 /// Resolves once the peer is said to be at another address than the last one that was.

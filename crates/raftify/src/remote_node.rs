@@ -28,9 +28,12 @@ use crate::wire::{self, DoorRefusal, VerbError, proto};
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 
-/// A connection without a sign of life for the first is asked for one, and given up after the second.
+/// A connection without a sign of life for so long is asked for one.
 pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
-pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection without a sign of life for so long is given up.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// The answer may wait behind a large message on a slow link: what decides is whether anything moves at all.
+pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Streams that end early, such as those of snapshots, are remembered, so that what is still on its way on them is passed
 /// over: what comes on one that was forgotten is an error, and a connection with too many of these is closed.

@@ -2,7 +2,7 @@
 //!
 //! A connection's task holds what it serves, and so the data directory. The server lets go of one, or of all of them, by
 //! dropping one end of a channel: reading and writing then fail. They also fail on a connection that does not begin to speak
-//! HTTP/2: only when it has, keepalives look after it.
+//! HTTP/2: when it has, it is asked for signs of life.
 
 use std::io;
 use std::pin::Pin;
@@ -15,18 +15,19 @@ use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
 use crate::connections::{ConnectionId, Place};
-use crate::remote_node::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT};
+use crate::remote_node::SILENCE_MAX;
+use crate::stall_guard::StallGuard;
 use crate::transport::Connection;
 
 /// With so many bytes a client begins to speak HTTP/2 (RFC 9113, section 3.4), and sends them at once.
 const PREFACE_BYTES: usize = 24;
 
 /// So long they may take: as long as a connection that was begun may be without a sign of life.
-const PREFACE_TIMEOUT: Duration = KEEP_ALIVE_INTERVAL.saturating_add(KEEP_ALIVE_TIMEOUT);
+const PREFACE_TIMEOUT: Duration = SILENCE_MAX;
 
 /// An accepted connection.
 pub(crate) struct Severable {
-    stream: Connection,
+    stream: StallGuard<Connection>,
     place: Place,
     /// Resolves when it is cut.
     severed: BoxFuture<'static, ()>,
@@ -47,14 +48,14 @@ impl Severable {
         let severed = Box::pin(async move { while severed.changed().await.is_ok() {} });
         let too_late = Box::pin(sleep(PREFACE_TIMEOUT));
         let beginning = Some(Beginning { missing_bytes: PREFACE_BYTES, too_late });
-        Severable { stream, place, severed, beginning }
+        Severable { stream: StallGuard::new(stream), place, severed, beginning }
     }
 
     /// Does `work`, unless the connection is severed: not even what is ready is done then, for it may never end.
     fn unless_severed<T>(
         &mut self,
         context: &mut Context<'_>,
-        work: impl FnOnce(Pin<&mut Connection>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        work: impl FnOnce(Pin<&mut StallGuard<Connection>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if self.place.uncut().has_changed().is_ok() {
             let outcome = work(Pin::new(&mut self.stream), context);
@@ -165,16 +166,18 @@ mod tests {
 
     /// Time passes when nothing else is left to happen.
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_does_not_begin_to_speak_ends_and_one_that_has_begun_may_be_silent() {
+    async fn a_connection_that_does_not_begin_to_speak_ends_and_one_that_has_begun_may_pause() {
         let mut preface = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
         let (mut other_end, mut slow, _uncut) = connect().await;
         other_end.write_all(&preface[1..]).await.unwrap();
         let read = slow.read_exact(&mut preface).await;
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
 
-        let (mut other_end, mut silent, _uncut) = connect().await;
+        let (mut other_end, mut late, _uncut) = connect().await;
+        let almost = PREFACE_TIMEOUT - Duration::from_secs(1);
+        sleep(almost).await;
         other_end.write_all(&preface).await.unwrap();
-        silent.read_exact(&mut preface).await.unwrap();
-        assert!(timeout(PREFACE_TIMEOUT * 10, silent.read_u8()).await.is_err(), "it was ended");
+        late.read_exact(&mut preface).await.unwrap();
+        assert!(timeout(almost, late.read_u8()).await.is_err(), "it was ended");
     }
 }

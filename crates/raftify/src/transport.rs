@@ -28,6 +28,7 @@ use crate::error::BootstrapError;
 use crate::seldom::Seldom;
 #[cfg(feature = "simulation")]
 use crate::simulation;
+use crate::stall_guard::StallGuard;
 
 /// The first pause of who cannot accept connections; it doubles each time ...
 const PAUSE_MIN: Duration = Duration::from_millis(10);
@@ -154,9 +155,9 @@ pub(crate) fn resolve(address: &str) -> oneshot::Receiver<io::Result<Vec<SocketA
 struct Connector;
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<StallGuard<TcpStream>>;
     type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<TokioIo<TcpStream>>>;
+    type Future = BoxFuture<'static, io::Result<TokioIo<StallGuard<TcpStream>>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -168,7 +169,7 @@ impl Service<Uri> for Connector {
             let resolved = resolve(address).await.map_err(io::Error::other)??;
             let stream = TcpStream::connect(&*resolved).await?;
             stream.set_nodelay(true)?;
-            Ok(TokioIo::new(stream))
+            Ok(TokioIo::new(StallGuard::new(stream)))
         }
         .boxed()
     }
@@ -262,7 +263,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let uri = format!("http://localhost:{port}").parse().unwrap();
         let (connected, accepted) = tokio::join!(Connector.call(uri), listener.accept());
-        assert!(connected.unwrap().inner().nodelay().unwrap());
+        assert!(connected.unwrap().inner().get_ref().nodelay().unwrap());
         accepted.unwrap();
     }
 

@@ -12,7 +12,7 @@ use raftify::{
 use raftify_core::error::ProposeError;
 use raftify_core::{
     CoreStart, LeaderRequest, LocalRequestMsg, ProposalReply, RaftMessage, RaftNodeCore, Responder, RunId,
-    Sender, ServerRequestMsg, StateKept, Turn,
+    ServerRequestMsg, StateKept, Turn,
 };
 
 use super::disk;

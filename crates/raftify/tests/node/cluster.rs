@@ -44,6 +44,31 @@ async fn a_follower_returns_the_reply_of_the_leaders_state_machine() {
     assert_eq!(reply, Some(Some("old".to_owned())));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_entries_are_replicated_from_a_follower_and_from_a_client() {
+    let (mut nodes, members) = static_nodes_on(DiskKind::Wal, 3);
+    let mut addresses = Vec::new();
+    for node in &mut nodes {
+        // So much is copied and checked here, unoptimised, that other threads may wait for it.
+        let (election_timeout, propose_timeout) = (Duration::from_secs(5), Duration::from_secs(50));
+        let config = Config { election_timeout, propose_timeout, ..Config::default() };
+        node.config = Config { entry_bytes_max: 64 << 20, disk_stall_timeout: propose_timeout, ..config };
+        addresses.push(node.address.clone());
+        start_static(node, &members).await;
+    }
+    let leader = agreed_leader(&nodes).await;
+    let follower = nodes[(leader + 1) % 3].raft();
+    let proposed = follower.propose(set("key", "x".repeat((60 << 20) + 1)));
+    assert_eq!(within("a large entry", proposed).await.unwrap(), None);
+    let client = raftify::RaftClient::<Change, Store>::new(addresses).unwrap();
+    let client = client.with_deadline(Duration::from_secs(50));
+    let replied = within("a large entry", client.propose(&set("key", "x".repeat(60 << 20)))).await;
+    assert_eq!(replied.unwrap().map(|value| value.len()), Some((60 << 20) + 1));
+    for node in &nodes {
+        assert_eq!(node.get("key").await.map(|value| value.len()), Some(60 << 20));
+    }
+}
+
 #[tokio::test]
 async fn a_query_on_any_node_sees_what_was_acknowledged_to_another() {
     let nodes = static_cluster(3).await;

@@ -284,6 +284,13 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal")
         }
         Mutant::ChangesApplyTwice => (BUGS, "bug_30_a_removed_node_that_is_started_again_stops_at_once"),
+        Mutant::SignalsWaitBehindEntries => {
+            (SHELL, "peer_queue::tests::heartbeats_and_votes_do_not_wait_behind_entries")
+        }
+        Mutant::PayloadIsNoSignOfLife => (
+            SHELL,
+            "stall_guard::tests::a_connection_that_takes_in_what_is_sent_does_not_fail_however_long_that_takes",
+        ),
         Mutant::DueSnapshotIsNotHurried => (
             MEMBERSHIP,
             "a_snapshot_that_is_being_taken_at_leisure_is_hurried_when_a_joining_node_waits_for_it",
