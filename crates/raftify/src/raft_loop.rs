@@ -161,6 +161,13 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             self.apply_queued();
         };
         self.outputs.lifecycle.stop(&reason);
+        if reason == StopReason::Stopped
+            && let Some(write) = self.core.last_write()
+        {
+            let last = ToWrite { number: TurnNumber(u64::MAX), write: Some(write), send_after: Vec::new() };
+            // It is queued, and nobody waits for its outcome.
+            let _ = self.outputs.log_writer.write(last, false);
+        }
         self.core.stop(&reason);
         // What is still queued is dropped with its queue, which answers it.
         drop(self.inputs);

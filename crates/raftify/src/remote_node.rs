@@ -276,7 +276,16 @@ impl RemoteNode {
     /// Which node answers there, of whichever cluster it is.
     pub(crate) async fn identify(&self, timeout: Duration) -> Result<Identification, CallError<ReadError>> {
         let header = Some(wire::header(None));
-        let request = proto::IdentifyRequest { header, ..proto::IdentifyRequest::default() };
+        self.identify_with(timeout, proto::IdentifyRequest { header, ..proto::IdentifyRequest::default() })
+            .await
+    }
+
+    /// As [`identify`](Self::identify), and says who asks.
+    pub(crate) async fn identify_with(
+        &self,
+        timeout: Duration,
+        request: proto::IdentifyRequest,
+    ) -> Result<Identification, CallError<ReadError>> {
         let reply = bounded(timeout, self.service.clone().identify(request)).await?;
         wire::identification_from_wire(reply).map_err(CallError::senseless)
     }
