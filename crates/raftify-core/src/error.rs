@@ -38,6 +38,16 @@ pub enum StopReason {
     /// The other nodes refuse it.
     #[error("the other nodes refuse this one: {0}")]
     Refused(SenderRefusal),
+    /// At the address that the cluster has for this node, another process runs as this node: this one was started on a copy
+    /// of its directory.
+    #[error(
+        "a process at {address} runs as this node already, on another copy of this directory: it goes on, and this one stops. \
+         Remove the copy; to move the node, stop it at {address} first, and take its directory along"
+    )]
+    OriginalRuns {
+        /// Where it answers.
+        address: String,
+    },
     /// A leader does not have what this node knows to be committed, which no leader lacks unless members have forgotten
     /// what they acknowledged. This node serves nothing any more: it would answer otherwise than the rest of the cluster.
     #[error(

@@ -667,6 +667,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return Ok(());
         };
         if let Err(refusal) = self.members.check_sender(sender, receiver, &identity) {
+            if let (SenderRefusal::SameId { .. }, true) =
+                (&refusal, sender.incarnation == identity.incarnation)
+            {
+                self.told_of_twin(sender.started.found.starts, sender.started.run);
+            }
             if let SenderRefusal::OtherReceiver { id, expected: known, actual: presented } = refusal {
                 // Those who would refuse this node's messages with these words may all be unknown to it.
                 self.must_stop(StopReason::Refused(SenderRefusal::Fenced { id, known, presented }));
@@ -706,7 +711,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         match message.body {
             // What it says is remembered already.
             RaftMessageBody::Standing { .. } => return,
-            RaftMessageBody::Twin { starts, run } => return self.told_of_twin(from, starts, run),
+            RaftMessageBody::Twin { starts, run } => return self.told_of_twin(starts, run),
             // What others know of this node comes first.
             _ if self.is_hearing() => return,
             _ => {}

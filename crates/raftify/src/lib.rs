@@ -135,8 +135,8 @@ pub use raftify_core::storage::{self, MemoryStorage, StoredState};
 pub use raftify_core::{
     ClusterId, Config, Entry, EntryKind, HardState, Identity, Incarnation, Inspection, LogIndex, LogPosition,
     LogReader, Member, MemberChange, MemberRole, Members, MembershipChange, NodeId, PeerProgress,
-    ReplicationState, Role, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
-    Status, StorageError, Term,
+    PeerStanding, Remembered, ReplicationState, Role, RunId, SnapshotDigest, SnapshotMeta, SnapshotStore,
+    SnapshotWriter, StableStorage, Standing, Started, Status, StorageError, Term,
 };
 pub use raftify_storage::{
     Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,

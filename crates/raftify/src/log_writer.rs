@@ -118,6 +118,8 @@ impl<S: StableStorage> LogWriter<S> {
             && self.slow_until.is_none()
             && self.queued.load(Ordering::Acquire) == 0
             && turn.bytes() <= INLINE_BYTES_MAX
+            // Their place is the database, which is slower than the log.
+            && turn.write.as_ref().is_none_or(|write| write.remembered.is_none())
     }
 }
 

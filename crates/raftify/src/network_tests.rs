@@ -159,11 +159,14 @@ impl TestNode {
         }
     }
 
-    /// What happens to messages and requests; which peers are reached is passed over.
+    /// What happens to messages and requests; which peers are reached, and what they say of this node, is passed over.
     async fn next_event(&mut self) -> PeerEvent {
         loop {
             match within("an event", self.events.recv()).await.unwrap() {
-                PeerEvent::Reached { .. } | PeerEvent::Unreached(_) => {}
+                PeerEvent::Reached { .. }
+                | PeerEvent::Unreached(_)
+                | PeerEvent::Agrees(_)
+                | PeerEvent::Silent(_) => {}
                 event => return event,
             }
         }

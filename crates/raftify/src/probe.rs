@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use raftify_core::members::MembershipRefusal;
-use raftify_core::{ClusterId, Member, MemberChange, Members, MembershipChange, MembershipCommand};
+use raftify_core::{
+    CheckedConfig, ClusterId, Identity, Member, MemberChange, Members, MembershipChange, MembershipCommand,
+    Sender, Started, Status,
+};
 
 use crate::calls::Places;
 use crate::identification::Identification;
 use crate::remote_node::{CallError, RemoteNode, endpoint};
 use crate::transport::connect_lazily;
+use crate::wire::{self, proto};
 
 /// How long a change of the membership waits for an answer from the address of a node that it adds.
 const ADDED_NODE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,6 +34,32 @@ pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identificat
             format!("{address}: {}", error.into_verb_error())
         }
     })
+}
+
+/// The address that the cluster has for this node, if another process runs as this node there: then this one was started on a
+/// copy of its directory, and both are told. Asked only if this node is started elsewhere.
+pub(crate) async fn original_at(
+    status: &Status,
+    started: Started,
+    own_address: &str,
+    config: &CheckedConfig,
+) -> Option<String> {
+    let Identity { cluster_id, node_id, incarnation } = status.identity?;
+    let recorded = &status.members.get(node_id)?.address;
+    if recorded == own_address {
+        return None;
+    }
+    let members_as_of = status.members.as_of();
+    let sender = Sender { id: node_id, incarnation, members_as_of, started };
+    let request = proto::IdentifyRequest {
+        header: Some(wire::header(Some(cluster_id))),
+        sender: Some(wire::sender_to_wire(&sender, own_address)),
+        receiver: Some(wire::receiver_to_wire(node_id, Some(incarnation))),
+    };
+    let within = config.connect_timeout.min(config.election_timeout);
+    let node = RemoteNode::new(connect_lazily(&endpoint(recorded, within).ok()?), Arc::default());
+    let answer = node.identify_with(within, request).await.ok()?;
+    (answer.identity == status.identity).then(|| recorded.clone())
 }
 
 /// Probes all addresses at once.

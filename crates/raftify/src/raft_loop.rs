@@ -188,6 +188,13 @@ impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
             self.apply_queued();
         };
         self.outputs.lifecycle.stop(&reason);
+        if reason == StopReason::Stopped
+            && let Some(write) = self.core.last_write()
+        {
+            let last = ToWrite { number: TurnNumber(u64::MAX), write: Some(write), send_after: Vec::new() };
+            // It is queued, and nothing waits for its outcome.
+            let _ = self.outputs.log_writer.write(last, false);
+        }
         // What is still queued was never begun, and is told so.
         let core = &mut self.core;
         core.take_nothing_new();

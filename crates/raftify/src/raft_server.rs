@@ -269,6 +269,10 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let Some(identity) = status.identity.filter(|identity| found == Some(identity.cluster_id)) else {
             return Ok(false);
         };
+        if sender.id == identity.node_id && sender.incarnation == identity.incarnation {
+            // A copy of this node's directory asks for its original.
+            self.tell_core(&sender, incarnation);
+        }
         if receiver != status.node_id || status.members.check_sender(&sender, incarnation, &identity).is_err()
         {
             return Ok(false);

@@ -360,7 +360,16 @@ impl RemoteNode {
     /// Which node answers there, of whichever cluster it is.
     pub(crate) async fn identify(&self, timeout: Duration) -> Result<Identification, CallError<ReadError>> {
         let header = Some(wire::header(None));
-        let request = proto::IdentifyRequest { header, ..proto::IdentifyRequest::default() };
+        self.identify_with(timeout, proto::IdentifyRequest { header, ..proto::IdentifyRequest::default() })
+            .await
+    }
+
+    /// As [`identify`](Self::identify), and says who asks.
+    pub(crate) async fn identify_with(
+        &self,
+        timeout: Duration,
+        request: proto::IdentifyRequest,
+    ) -> Result<Identification, CallError<ReadError>> {
         let reply = self
             .call(0, timeout, |mut service, mark| async move { service.identify(mark.on(request)).await })
             .await?;

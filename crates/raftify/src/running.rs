@@ -26,6 +26,7 @@ use crate::lifecycle::Lifecycle;
 use crate::log_entry::check_encoded;
 use crate::log_writer::LogWriter;
 use crate::outbox::Outbox;
+use crate::probe::original_at;
 use crate::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::raft_server::{Door, serve};
 use crate::reply::Reply;
@@ -76,6 +77,17 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
     /// Runs the node to its end.
     pub(crate) async fn run(mut self, lifecycle: Lifecycle) -> Result<(), RunError> {
         let node_id = self.status.borrow().node_id;
+        let (status, started) = (self.status.borrow().clone(), self.core.started());
+        let original = original_at(&status, started, &self.raft_addr, &self.config);
+        tokio::select! {
+            biased;
+            () = lifecycle.quit_asked() => {}
+            original = original => if let Some(address) = original {
+                let reason = StopReason::OriginalRuns { address };
+                lifecycle.stop(&reason);
+                return Err(reason.into());
+            }
+        }
         let earlier_life = watch::Sender::new(None);
         let confirmation = self.begin_cluster(&earlier_life, &lifecycle);
 

@@ -13,7 +13,7 @@ use crate::message::{RaftMessage, RaftMessageBody};
 use crate::request::ProposalReply;
 use crate::standing::{PeerStanding, Remembered, Standing, Started};
 use crate::status::Role;
-use crate::storage::StoredState;
+use crate::storage::{StoredState, Write};
 use crate::turn::TurnNumber;
 use crate::types::{Incarnation, LogIndex, NodeId, RunId, Term};
 
@@ -136,6 +136,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.next.write.remembered = Some(Arc::clone(&standings.remembered));
     }
 
+    /// How this node was started, as it says to others once that is durable.
+    pub fn started(&self) -> Started {
+        self.standings.own
+    }
+
     // --- Hearing ---
 
     /// After a start as a member: what the others know of this node comes first.
@@ -235,6 +240,16 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
+    /// What this node remembers and has not written yet, for one that stops in order: to be written after all turns.
+    pub fn last_write(&mut self) -> Option<Write> {
+        if self.standings.unwritten == Unwritten::Nothing {
+            return None;
+        }
+        self.standings.unwritten = Unwritten::Nothing;
+        let remembered = Some(Arc::clone(&self.standings.remembered));
+        Some(Write { remembered, ..Write::default() })
+    }
+
     fn remember(&mut self) {
         let standings = &mut self.standings;
         let is_forgotten = |id: &NodeId| self.members.get(*id).is_none();
@@ -265,10 +280,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     /// Another process has presented itself as this node.
-    pub(super) fn told_of_twin(&self, by: NodeId, starts: u64, run: RunId) {
+    pub(super) fn told_of_twin(&self, starts: u64, run: RunId) {
         if run != self.standings.own.run {
             warn!(
-                node = %self.node_id, %by,
+                node = %self.node_id,
                 "another process was started as this node, on a copy of its directory (start {starts}, run {run}), and is \
                  refused: stop it"
             );

@@ -2,6 +2,7 @@
 //! started, stopped and killed.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -270,6 +271,17 @@ impl Disk {
         });
     }
 
+    /// A second disk with the files of this one, as they are now.
+    pub(crate) fn copy(&self) -> Disk {
+        let copy = Disk::new(match self.content {
+            Content::Memory(_) => panic!("it is in memory"),
+            Content::Wal(_) => DiskKind::Wal,
+            Content::Heed(_) => DiskKind::Heed,
+        });
+        copy_files(self.path(), copy.path()).unwrap();
+        copy
+    }
+
     /// Lets `judge` decide over each write from now on.
     pub(crate) fn judge(&self, judge: impl FnMut(&[Write]) -> bool + Send + 'static) {
         *self.judge.lock().unwrap() = Some(Box::new(judge));
@@ -326,6 +338,20 @@ impl Disk {
             judge: Arc::clone(&self.judge),
         }
     }
+}
+
+fn copy_files(from: &Path, to: &Path) -> io::Result<()> {
+    for file in fs::read_dir(from)? {
+        let file = file?;
+        let copy = to.join(file.file_name());
+        if file.file_type()?.is_dir() {
+            fs::create_dir_all(&copy)?;
+            copy_files(&file.path(), &copy)?;
+        } else {
+            fs::copy(file.path(), copy)?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) struct OpenDisk<S> {
@@ -393,6 +419,11 @@ impl TestNode {
             discover: Vec::new(),
             running: None,
         }
+    }
+
+    /// The node on another disk, at an address of its own.
+    pub(crate) fn twin(&self, disk: Disk) -> TestNode {
+        TestNode { id: self.id, disk, ..TestNode::new(self.id.get()) }
     }
 
     pub(crate) fn at(number: u64, address: &str) -> TestNode {

@@ -11,6 +11,7 @@ mod harness;
 mod lifecycle;
 mod membership;
 mod on_disk;
+mod rolled_back;
 mod snapshots;
 mod starting;
 mod state_machine;
