@@ -57,7 +57,11 @@ pub(crate) async fn original_at(
         receiver: Some(wire::receiver_to_wire(node_id, Some(incarnation))),
     };
     let within = config.connect_timeout.min(config.election_timeout);
-    let node = RemoteNode::new(connect_lazily(&endpoint(recorded, within).ok()?), Arc::default());
+    let node = RemoteNode::new(
+        connect_lazily(&endpoint(recorded, within).ok()?),
+        Places::of_client(),
+        Arc::default(),
+    );
     let answer = node.identify_with(within, request).await.ok()?;
     (answer.identity == status.identity).then(|| recorded.clone())
 }
