@@ -279,8 +279,11 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
     use raftify_core::{ClusterId, Config, Entry, EntryKind, Incarnation, LogIndex, Sender};
+    use tokio::time::timeout;
     use tokio_stream::StreamExt;
 
     use super::*;
@@ -307,11 +310,11 @@ mod tests {
     }
 
     async fn next(batches: &mut Batches) -> Vec<proto::message::Body> {
-        let batch = batches.next().await.unwrap();
+        let batch = timeout(Duration::from_secs(1), batches.next()).await.expect("nothing waits").unwrap();
         batch.messages.into_iter().filter_map(|message| message.body).collect()
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn heartbeats_and_votes_do_not_wait_behind_entries() {
         let queue = queue();
         let (mut signals, mut entries) = queue.open();
@@ -326,7 +329,7 @@ mod tests {
         assert!(matches!(&next(&mut entries).await[..], [Body::Append(next)] if next.entries[0].index == 3));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_large_entry_that_is_on_its_way_is_not_sent_a_second_time() {
         let queue = queue();
         let (_signals, mut entries) = queue.open();
