@@ -112,6 +112,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
     const ROLLED_BACK: &str = "rolled_back";
     const MEMBERSHIP: &str = "membership";
     const SLOW_DISK: &str = "slow_disk";
+    const STOPPING: &str = "stopping";
     const STORAGE: &str = "raftify_storage";
     const SHELL: &str = "raftify";
     const NODE: &str = "node";
@@ -211,6 +212,15 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_24_the_outcome_of_an_earlier_attempt_to_send_a_snapshot_is_not_that_of_the_last_one")
         }
         Mutant::SnapshotOutcomeIsLost => (BUGS, "bug_24_snapshots_in_quick_succession_and_one_that_is_lost"),
+        Mutant::StopsWithoutTransfer => {
+            (STOPPING, "a_leader_that_is_told_to_stop_hands_over_at_once_and_what_it_had_taken_is_answered")
+        }
+        Mutant::NoLeaderIsAnAnswer => {
+            (STOPPING, "requests_that_come_while_no_leader_is_known_are_served_by_the_next_one")
+        }
+        Mutant::GivenUpCallsAreReset => {
+            (SHELL, "network_tests::calls::calls_that_are_given_up_leave_the_connection_to_the_others")
+        }
         Mutant::PromotesBeforeCaughtUp => (MEMBERSHIP, "a_node_that_is_behind_is_not_promoted_on_request"),
         Mutant::PromotesTheUnreached => {
             (MEMBERSHIP, "a_joining_node_that_no_majority_reaches_at_its_address_is_not_promoted")
