@@ -290,7 +290,12 @@ mod tests {
 
     fn queue() -> Arc<PeerQueue> {
         let peer = NodeId::new(2).unwrap();
-        let sender = Sender { id: NodeId::FIRST, incarnation: Incarnation(1), members_as_of: LogIndex::ZERO };
+        let sender = Sender {
+            id: NodeId::FIRST,
+            incarnation: Incarnation(1),
+            members_as_of: LogIndex::ZERO,
+            started: raftify_core::Started::default(),
+        };
         let introduction = Introduction {
             header: wire::header(Some(ClusterId(1))),
             sender: wire::sender_to_wire(&sender, "127.0.0.1:1"),
