@@ -218,9 +218,10 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         Mutant::NoLeaderIsAnAnswer => {
             (STOPPING, "requests_that_come_while_no_leader_is_known_are_served_by_the_next_one")
         }
-        Mutant::GivenUpCallsAreReset => {
-            (SHELL, "network_tests::calls::calls_that_are_given_up_leave_the_connection_to_the_others")
-        }
+        Mutant::GivenUpCallsAreReset => (
+            SHELL,
+            "calls::tests::a_call_that_is_given_up_runs_to_its_end_in_its_place_and_further_ones_wait",
+        ),
         Mutant::PromotesBeforeCaughtUp => (MEMBERSHIP, "a_node_that_is_behind_is_not_promoted_on_request"),
         Mutant::PromotesTheUnreached => {
             (MEMBERSHIP, "a_joining_node_that_no_majority_reaches_at_its_address_is_not_promoted")
