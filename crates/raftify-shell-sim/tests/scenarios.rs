@@ -26,7 +26,7 @@ fn nodes_join_and_leave_while_others_crash() {
 
 #[test]
 fn leaders_crash_and_others_take_over() {
-    check(Scenario::Failover, 1, &["crash", "power loss", "disk failed", "answered"]);
+    check(Scenario::Failover, 5, &["crash", "power loss", "disk failed", "answered"]);
 }
 
 #[test]
