@@ -284,7 +284,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// An election like any other; with a single voter there is nobody to wait for.
+    /// An election like any other; with a single voter there is no node to wait for.
     fn campaign_if_alone(&mut self) {
         let voters = self.members.configuration().voters;
         let is_alone = voters.len() == 1 && voters.contains(&self.node_id) && !self.members.is_joint();

@@ -346,7 +346,7 @@ fn a_disk_that_is_slow_now_and_then_is_no_reason_to_hand_over() {
 fn leadership_does_not_go_back_and_forth_between_disks_that_become_slow() {
     let (mut cluster, first) = cluster_of_three(config_of_slow_disks());
     let mut leaders = vec![first];
-    // Whoever leads is slow: 12 times 300 ms are 30 rounds of 120 ms.
+    // Each leader is slow: 12 times 300 ms are 30 rounds of 120 ms.
     for _ in 0..60 {
         let leader = cluster.until_leader();
         write_slowly(&mut cluster, &[leader]);

@@ -177,7 +177,7 @@ impl<S: StableStorage> Disk<S> {
     fn write(&self, newest: TurnNumber, writes: &[Write]) -> Event {
         let last = writes.iter().rev().find_map(|write| write.append.last());
         let last = last.map_or(LogIndex::ZERO, |entry| entry.position.index);
-        // A panic of the storage is caught below, and ends the node before anybody writes again.
+        // A panic of the storage is caught below, and ends the node before the next write.
         let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         mark(self.node_id, Step::Write, last);
         let begin = Instant::now();

@@ -51,7 +51,7 @@ pub(super) struct Standings {
     /// The last that the other members were told of term, vote and log.
     told: (Term, Option<NodeId>, LogIndex),
     told_ticks: u64,
-    /// Runs that were refused, so that each is told of once.
+    /// Runs that were refused, so that each is logged once.
     refused: BTreeSet<RunId>,
 }
 

@@ -81,7 +81,7 @@ impl Simulation {
         }
     }
 
-    /// Whoever is connected to is asked whether it believes the one that asks. Who cannot be connected to is not waited for.
+    /// Each node that can be connected to is asked whether it believes the one that asks. The others are not waited for.
     fn ask_whether_believed(&mut self, id: NodeId, member: &Member) {
         let is_there = self.answers_at(id, member).is_some();
         let asks = self.introduction(id, member.id);

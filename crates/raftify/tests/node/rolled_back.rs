@@ -143,7 +143,7 @@ async fn a_node_that_has_what_the_others_have_forgotten_stops_with_the_proof_and
     nodes[keeper].start();
     nodes[away].start();
     put(nodes[away].raft(), "other", 1).await;
-    assert_eq!(nodes[away].get("key").await, None, "nobody who knew was there");
+    assert_eq!(nodes[away].get("key").await, None, "no node that knew was there");
 
     let raft = nodes[leader].start();
     let outcome = nodes[leader].ended().await;
