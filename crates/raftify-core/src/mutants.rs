@@ -100,7 +100,7 @@ mutants! {
     SeveralVotersAtOnce,
     /// 22: a joint configuration is never left by itself
     JointIsNeverLeft,
-    /// 23: a leader that removes itself neither hands over nor steps down
+    /// 23: a leader that removes itself neither transfers leadership nor steps down
     RemovedLeaderLeads,
     /// 24: the outcome of an earlier attempt to send a snapshot counts for a later one
     EarlierOutcomeCounts,
@@ -158,7 +158,7 @@ mutants! {
     ProposalsHaveNoDeadline,
     /// -: a read without an outcome has no deadline
     ReadsHaveNoDeadline,
-    /// -: a leader that is told to stop does not hand over leadership
+    /// -: a leader that is told to stop does not transfer leadership
     StopsWithoutTransfer,
     /// -: a request that comes while no leader is known is refused at once
     NoLeaderIsAnAnswer,
@@ -193,13 +193,13 @@ mutants! {
     /// -: the checksum of a snapshot's block is not looked at
     SnapshotChecksumIsNotChecked,
     /// -: a state machine in memory is given what no majority has yet
-    HandsOutBeforeMajority,
+    DeliversBeforeMajority,
     /// -: a state machine on disk is given what this node's own log may lose
     OnDiskMachineGetsUnsynced,
-    /// -: what was handed out before it was durable is handed out once more
-    HandsOutTwice,
+    /// -: what was delivered before it was durable is delivered once more
+    DeliversTwice,
     /// -: a membership change is in force before this node has it durably
-    HandsOutChangesBeforeDurable,
+    DeliversChangesBeforeDurable,
     /// -: a leader whose disk is slower than those of the others stays in office
     SlowDiskKeepsTheLeader,
     /// -: an entry that cannot be applied is passed over

@@ -16,11 +16,11 @@ use crate::harness::*;
 /// Asks until the change is made or refused. On a busy machine, a leader that is to be removed may not find a successor
 /// in time, and a new leader may not have heard from all voters yet: nothing has happened then.
 async fn change(raft: &TestRaft, change: MembershipChange) -> Result<raftify::Members, MembershipError> {
-    use MembershipError::{ChangePending, HandoverFailed, NoLeader, WouldLoseMajority};
+    use MembershipError::{ChangePending, NoLeader, TransferFailed, WouldLoseMajority};
     let mut outcome = None;
     until("it is this change's turn", async || {
         outcome = Some(raft.change_config(change.clone()).await);
-        !matches!(outcome, Some(Err(ChangePending | NoLeader | HandoverFailed(_) | WouldLoseMajority { .. })))
+        !matches!(outcome, Some(Err(ChangePending | NoLeader | TransferFailed(_) | WouldLoseMajority { .. })))
     })
     .await;
     outcome.unwrap()
@@ -455,9 +455,9 @@ async fn leave(node: &mut TestNode) {
 }
 
 async fn ask_to_leave(raft: &TestRaft) {
-    use MembershipError::{ChangePending, HandoverFailed, NoLeader, WouldLoseMajority};
+    use MembershipError::{ChangePending, NoLeader, TransferFailed, WouldLoseMajority};
     while let Err(error) = raft.leave().await {
-        let passes = matches!(error, ChangePending | NoLeader | HandoverFailed(_) | WouldLoseMajority { .. });
+        let passes = matches!(error, ChangePending | NoLeader | TransferFailed(_) | WouldLoseMajority { .. });
         assert!(passes, "{error}");
         tokio::task::yield_now().await;
     }
