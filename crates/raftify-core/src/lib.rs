@@ -42,6 +42,7 @@ mod proposals;
 mod raft_node_core;
 mod raft_rs;
 mod reads;
+mod remembered;
 mod request;
 mod snapshot_policy;
 mod standing;
@@ -57,10 +58,11 @@ pub use members::{
 };
 pub use message::{RaftMessage, RaftMessageBody};
 pub use raft_node_core::{CoreStart, RaftNodeCore};
+pub use remembered::Remembered;
 pub use request::{
     Forwarding, LeaderRequest, LocalRequestMsg, ProposalReply, Reservation, Responder, ServerRequestMsg,
 };
-pub use standing::{PeerStanding, Remembered, Standing, Started};
+pub use standing::{PeerStanding, Standing, Started};
 pub use status::{Inspection, PeerProgress, ReplicationState, Role, Status};
 pub use storage::{
     HardState, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,

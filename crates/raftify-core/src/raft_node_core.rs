@@ -75,7 +75,6 @@ pub struct RaftNodeCore<R> {
     node_id: NodeId,
     address: String,
     config: CheckedConfig,
-    seed: u64,
     identity: Option<Identity>,
     consensus: Consensus,
     members: Arc<Members>,
@@ -215,7 +214,6 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let mut core = RaftNodeCore {
             node_id,
             address,
-            seed,
             identity: stored.identity,
             consensus,
             membership_work: MembershipWork::begin(&members),
@@ -950,9 +948,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             snapshot: None,
         };
         let hard_state = start.hard_state;
-        match Consensus::new(self.node_id, &self.config, self.seed, start) {
-            Ok(consensus) => self.consensus = consensus,
-            Err(reason) => return reply.answer(Err(StopReason::Internal(reason).into())),
+        if let Err(reason) = self.consensus.restart(&self.config, start) {
+            return reply.answer(Err(StopReason::Internal(reason).into()));
         }
         for turn in &mut self.in_flight {
             // It is not this consensus that waits for it.

@@ -8,7 +8,7 @@ use raftify_core::members::MembershipRequest;
 use raftify_core::{ClusterId, Identity, Incarnation, Inspection, Members, NodeId, RaftMessage};
 
 use crate::error::BoxError;
-use crate::wire::{self, DoorRefusal, message_from_wire, message_to_wire, proto};
+use crate::wire::{self, RequestRejected, message_from_wire, message_to_wire, proto};
 
 /// A message as it travels.
 pub fn encode_message(message: RaftMessage) -> Vec<u8> {
@@ -112,7 +112,7 @@ pub fn read_wire(bytes: &[u8]) {
             }
         }
         _ => {
-            let _ = wire::decode_detail::<DoorRefusal>(bytes);
+            let _ = wire::decode_detail::<RequestRejected>(bytes);
             let Ok(reply) = proto::InspectReply::decode(bytes) else { return };
             match reply.outcome {
                 Some(inspect_reply::Outcome::Inspection(inspection)) => {

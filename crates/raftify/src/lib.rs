@@ -62,72 +62,33 @@
 //! [`propose`]: RaftNode::propose
 //! [`query`]: RaftNode::query
 
-mod applier;
-mod begin;
-mod calls;
-mod chance;
-mod cluster_connection;
-mod connections;
-mod descriptors;
-mod discovery;
-mod encoding;
+mod api;
+mod application;
+mod apply;
+mod channels;
+pub mod client;
 pub mod error;
-mod expect;
-mod formatter;
-mod forwarding;
-mod identification;
-mod in_flight;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod inner;
-mod join;
-mod lifecycle;
-mod log_entry;
-mod log_writer;
-mod membership;
-#[cfg(test)]
-mod network_tests;
-mod outbox;
-mod pace;
-mod peer_connection;
-mod peer_queue;
-mod probe;
-mod raft;
-mod raft_client;
-mod raft_loop;
-mod raft_node;
-mod raft_server;
-mod remote_node;
-mod reply;
-mod request_queue;
-mod running;
-mod seldom;
-mod severable;
-#[cfg(feature = "simulation")]
-pub mod simulation;
-#[cfg(any(feature = "slog", test))]
-mod slog_layer;
-mod snapshot_directory;
-mod snapshot_receiver;
-mod snapshot_sender;
-mod snapshot_taker;
-mod snapshots;
-mod stall_guard;
-mod start;
-mod state_machine;
-mod timing;
-mod transport;
+mod network;
+mod node;
+mod runtime;
 mod wire;
-mod worker;
 
-pub use descriptors::server_connections_max;
+pub use api::raft::{BootstrapOptions, ClusterJoinTicket, Raft};
+pub use api::raft_node::RaftNode;
+#[cfg(any(feature = "slog", test))]
+pub use api::slog_layer::{SlogGuard, slog_layer};
+pub use api::start::{Joining, Start};
+pub use application::formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
+pub use application::log_entry::AbstractLogEntry;
+pub use application::snapshot::{SnapshotCapture, restore_value};
+pub use application::snapshot_directory::restore_directory;
+pub use application::state_machine::{AbstractStateMachine, IN_MEMORY};
+pub use client::{ClientError, InvalidAddress, RaftClient, RequestRejected, UnreachableNode};
 pub use error::BoxError;
-pub use expect::Expect;
-pub use formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
-pub use log_entry::AbstractLogEntry;
-pub use raft::{BootstrapOptions, ClusterJoinTicket, Raft};
-pub use raft_client::{AddressesError, ClientError, RaftClient, UnreachableNode};
-pub use raft_node::RaftNode;
+pub use node::expect::Expect;
 pub use raftify_core::members::{
     LeaveJoint, MemberRecord, MembershipCommand, MembershipRequest, check_address, check_listen_address,
 };
@@ -141,9 +102,6 @@ pub use raftify_core::{
 pub use raftify_storage::{
     Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,
 };
-#[cfg(any(feature = "slog", test))]
-pub use slog_layer::{SlogGuard, slog_layer};
-pub use snapshot_directory::restore_directory;
-pub use start::{Joining, Start};
-pub use state_machine::{AbstractStateMachine, IN_MEMORY, SnapshotCapture, restore_value};
-pub use wire::DoorRefusal;
+pub use runtime::descriptors::server_connections_max;
+#[cfg(feature = "simulation")]
+pub use runtime::simulation;

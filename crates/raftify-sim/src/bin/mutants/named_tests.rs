@@ -130,7 +130,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_5_a_change_that_is_refused_is_answered_with_the_reason")
         }
         Mutant::SnapshotInOneMessage => {
-            (SHELL, "network_tests::snapshots::a_snapshot_larger_than_any_message_is_installed")
+            (SHELL, "network::tests::snapshots::a_snapshot_larger_than_any_message_is_installed")
         }
         Mutant::DamagedEntriesAreSkipped => {
             (STORAGE, "wal::tests::damaged_entry_is_noticed_when_it_is_read_and_the_others_can_be_read")
@@ -220,7 +220,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         }
         Mutant::GivenUpCallsAreReset => (
             SHELL,
-            "calls::tests::a_call_that_is_given_up_runs_to_its_end_in_its_place_and_further_ones_wait",
+            "network::calls::tests::a_call_that_is_given_up_runs_to_its_end_in_its_place_and_further_ones_wait",
         ),
         Mutant::PromotesBeforeCaughtUp => (MEMBERSHIP, "a_node_that_is_behind_is_not_promoted_on_request"),
         Mutant::PromotesTheUnreached => {
@@ -259,7 +259,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (NODE, "snapshots::a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_start")
         }
         Mutant::UnfinishedSnapshotIsInstalled => {
-            (SHELL, "network_tests::snapshots::damaged_and_incomplete_snapshots_leave_nothing_behind")
+            (SHELL, "network::tests::snapshots::damaged_and_incomplete_snapshots_leave_nothing_behind")
         }
         Mutant::DirectoryIsNotSynced => {
             (STORAGE, "snapshot_files::tests::file_is_synced_before_it_gets_its_name_and_the_directory_after")
@@ -279,7 +279,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_35_an_acknowledgement_of_an_earlier_term_counts_for_nothing")
         }
         Mutant::CompactsBeyondTheSnapshot => (BUGS, "bug_36_compaction_never_passes_what_is_applied"),
-        Mutant::BatchHasNoLimit => (SHELL, "network_tests::entries_larger_than_any_batch_arrive_whole"),
+        Mutant::BatchHasNoLimit => (SHELL, "network::tests::entries_larger_than_any_batch_arrive_whole"),
         Mutant::DroppedMeansSilence => (BUGS, "bug_38_who_waits_and_is_dropped_is_answered"),
         Mutant::ProposalsHaveNoDeadline => {
             (BUGS, "bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes")
@@ -289,18 +289,18 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         }
         Mutant::ForwardsForEver => (BUGS, "a_request_that_was_forwarded_is_not_forwarded_again"),
         Mutant::ForwardsWithoutLimit => {
-            (SHELL, "network_tests::a_node_forwards_no_more_than_it_would_take_itself")
+            (SHELL, "network::tests::a_node_forwards_no_more_than_it_would_take_itself")
         }
         Mutant::ChangeInForceBeforeDurable => {
             (BUGS, "bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal")
         }
         Mutant::ChangesApplyTwice => (BUGS, "bug_30_a_removed_node_that_is_started_again_stops_at_once"),
         Mutant::SignalsWaitBehindEntries => {
-            (SHELL, "peer_queue::tests::heartbeats_and_votes_do_not_wait_behind_entries")
+            (SHELL, "network::outbox::peer_queue::tests::heartbeats_and_votes_do_not_wait_behind_entries")
         }
         Mutant::PayloadIsNoSignOfLife => (
             SHELL,
-            "stall_guard::tests::a_connection_that_takes_in_what_is_sent_does_not_fail_however_long_that_takes",
+            "runtime::stall_guard::tests::a_connection_that_takes_in_what_is_sent_does_not_fail_however_long_that_takes",
         ),
         Mutant::DueSnapshotIsNotHurried => (
             MEMBERSHIP,

@@ -1,0 +1,8 @@
+//! What an application holds: the node and its handle, and the ways to start, join and stop it.
+
+pub(crate) mod join;
+pub(crate) mod raft;
+pub(crate) mod raft_node;
+#[cfg(any(feature = "slog", test))]
+pub(crate) mod slog_layer;
+pub(crate) mod start;

@@ -1,0 +1,285 @@
+//! Being let into a cluster: asking for it, and waiting for as long as there is progress.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use raftify_core::error::{JoinError, MembershipError, ReadError};
+use raftify_core::{
+    ClusterId, Identity, LocalRequestMsg, LogIndex, LogPosition, Member, MemberRole, Members,
+    MembershipRequest, Status,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::info;
+
+use crate::api::raft::{ClusterJoinTicket, Raft};
+use crate::application::log_entry::AbstractLogEntry;
+use crate::application::state_machine::AbstractStateMachine;
+use crate::client::cluster_connection::ClusterConnection;
+use crate::client::error::ClientError;
+use crate::client::membership_changes::promotion;
+use crate::error::JoinClusterError;
+use crate::node::begin::SAID_EVERY;
+
+/// The pause between two attempts to be let in, and between two looks at whether a learner is caught up.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What to ask a cluster for, and where.
+pub(crate) struct Admission {
+    cluster_id: ClusterId,
+    joiners: Vec<Member>,
+    /// In this order.
+    addresses: Vec<String>,
+}
+
+/// What counts as progress of a node that joins.
+#[derive(Clone, Copy, PartialEq)]
+struct Progress {
+    last: LogPosition,
+    commit: LogIndex,
+    applied: LogIndex,
+    members_as_of: LogIndex,
+    snapshot_bytes_received: u64,
+}
+
+impl<LogEntry, FSM> Raft<LogEntry, FSM>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    /// Lets this node into the cluster of its ticket, and resolves once it takes part: it votes, or, with a ticket
+    /// [for a learner](ClusterJoinTicket::as_learner), it is caught up. The node must be [running](Self::run) meanwhile. On a
+    /// node that takes part already, nothing is done: this may be called at every start. A node that was added as a learner
+    /// stays one.
+    ///
+    /// Tickets of other nodes may be given as well: these are added in the same change, before they are started.
+    ///
+    /// Waits as long as there is progress, and for [`joiner_timeout`](crate::Config::joiner_timeout) without any. Meanwhile,
+    /// the log says every ten seconds what is waited for.
+    ///
+    /// # Errors
+    /// See [`JoinClusterError`]; calling again with the same tickets is safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the node a member already; calling again is safe.
+    pub async fn join_cluster(&self, tickets: Vec<ClusterJoinTicket>) -> Result<(), JoinClusterError> {
+        let id = self.get_id();
+        let own = tickets
+            .iter()
+            .find(|ticket| ticket.reserved_id == id)
+            .ok_or(JoinClusterError::NoTicket { id })?;
+        if let Some(other) = tickets.iter().find(|ticket| ticket.cluster_id != own.cluster_id) {
+            return Err(JoinClusterError::DifferentClusters {
+                first: own.cluster_id,
+                second: other.cluster_id,
+            });
+        }
+        if *own.raft_addr != *self.raft_addr {
+            let (ticket, own) = (own.raft_addr.clone(), self.raft_addr.to_string());
+            return Err(JoinClusterError::OtherAddress { id, ticket, own });
+        }
+        let identity = self.take_on_identity(own.cluster_id).await?;
+        let joiners = tickets.iter().map(|ticket| {
+            let incarnation = (ticket.reserved_id == id).then_some(identity.incarnation);
+            let (id, address, role) = (ticket.reserved_id, ticket.raft_addr.clone(), ticket.role);
+            Member { id, address, role, incarnation }
+        });
+        let peers = own.peers.iter().map(|peer| &peer.address);
+        let addresses = [&own.peer_addr, &own.leader_addr].into_iter().chain(peers);
+        let admission = self.admission(own.cluster_id, joiners.collect(), addresses.cloned());
+        match self.own_role() {
+            None => drop(self.ask_to_be_added(&admission).await?),
+            Some(MemberRole::Joining) => {}
+            Some(_) => return Ok(()),
+        }
+        self.wait_until_taking_part(&admission).await
+    }
+
+    /// What this node is, as far as applied here.
+    pub(crate) fn own_role(&self) -> Option<MemberRole> {
+        role(&self.status().borrow())
+    }
+
+    /// What to ask this cluster for, at these addresses and at those that the user has added.
+    pub(crate) fn admission(
+        &self,
+        cluster_id: ClusterId,
+        joiners: Vec<Member>,
+        addresses: impl Iterator<Item = String>,
+    ) -> Admission {
+        let known = self.known_addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut seen = BTreeSet::from([self.raft_addr.to_string(), String::new()]);
+        let addresses = addresses.chain(known).filter(|address| seen.insert(address.clone())).collect();
+        Admission { cluster_id, joiners, addresses }
+    }
+
+    /// Makes this directory one of the cluster, durably, so that the cluster's messages are believed.
+    pub(crate) async fn take_on_identity(&self, cluster_id: ClusterId) -> Result<Identity, JoinClusterError> {
+        let known = self.status().borrow().identity;
+        let incarnation = known.map_or(self.incarnation, |identity| identity.incarnation);
+        let identity = Identity { cluster_id, node_id: self.get_id(), incarnation };
+        let request = |reply| LocalRequestMsg::AwaitCluster { identity, reply };
+        match self.request(self.config().membership_timeout, request).await {
+            Ok(()) => Ok(identity),
+            Err(JoinError::AlreadyMember { cluster_id: member_of }) if member_of == cluster_id => {
+                Ok(identity)
+            }
+            Err(JoinError::Stopped(reason)) => Err(JoinClusterError::Stopped(reason)),
+            Err(error) => Err(JoinClusterError::Directory(error)),
+        }
+    }
+
+    /// Asks to be let in until the cluster does so, or refuses for good, or `patience` is over. Then waits until this node
+    /// takes part.
+    pub(crate) async fn be_let_in(
+        &self,
+        admission: &Admission,
+        patience: Duration,
+    ) -> Result<(), JoinClusterError> {
+        let began = Instant::now();
+        let mut said: Option<Instant> = None;
+        while self.own_role().is_none() {
+            let error = match self.ask_to_be_added(admission).await {
+                Ok(_) => break,
+                Err(error) => error,
+            };
+            if !may_pass(&error) || began.elapsed() >= patience {
+                return Err(error);
+            }
+            if said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
+                said = Some(Instant::now());
+                info!(node = %self.get_id(), "waiting to be let into cluster {}: {error}", admission.cluster_id);
+            }
+            tokio::select! {
+                biased;
+                reason = self.lifecycle().stopping() => return Err(reason.into()),
+                () = sleep(PAUSE) => {}
+            }
+        }
+        self.wait_until_taking_part(admission).await
+    }
+
+    /// The members when this node was added; `None` if the outcome is not known: it shows when this node hears from the
+    /// cluster.
+    async fn ask_to_be_added(&self, admission: &Admission) -> Result<Option<Members>, JoinClusterError> {
+        let Admission { cluster_id, joiners, addresses } = admission;
+        let within = self.config().membership_timeout;
+        let request = MembershipRequest::join(joiners.clone());
+        let added = async {
+            ClusterConnection::new(addresses, within)?.to(*cluster_id).change_config(&request).await
+        };
+        let added = tokio::select! {
+            biased;
+            reason = self.lifecycle().stopping() => return Err(reason.into()),
+            added = added => added,
+        };
+        match added {
+            Ok(members) => Ok(Some(members)),
+            Err(ClientError::Answer(MembershipError::Unknown(_))) => Ok(None),
+            Err(ClientError::Answer(refusal)) => Err(JoinClusterError::Refused(refusal)),
+            Err(error) => Err(JoinClusterError::Unreachable(error.to_string())),
+        }
+    }
+
+    /// Waits until this node votes, or is a learner that is caught up.
+    pub(crate) async fn wait_until_taking_part(&self, admission: &Admission) -> Result<(), JoinClusterError> {
+        let patience = self.config().joiner_timeout;
+        let mut status = self.status();
+        let mut progress = self.progress();
+        let mut progressed = Instant::now();
+        let mut say_at = progressed + SAID_EVERY;
+        let mut reason = "the cluster has added it, and it has received nothing yet".to_owned();
+        loop {
+            let own_role = role(&status.borrow_and_update());
+            let is_learner = match own_role {
+                None | Some(MemberRole::Joining) => false,
+                Some(MemberRole::Learner) => match self.read_index().await {
+                    Ok(_) => return Ok(()),
+                    Err(ReadError::Stopped(reason)) => return Err(reason.into()),
+                    Err(error) => {
+                        reason = format!("a learner that is not caught up yet: {error}");
+                        true
+                    }
+                },
+                Some(MemberRole::Voter | MemberRole::Leaving) => return Ok(()),
+            };
+            let now = self.progress();
+            if now != progress {
+                (progress, progressed) = (now, Instant::now());
+            }
+            if Instant::now() >= say_at {
+                if !is_learner {
+                    reason = self.why_not_a_voter(admission).await?;
+                }
+                info!(node = %self.get_id(), "joining cluster {}: {reason}", admission.cluster_id);
+                say_at = Instant::now() + SAID_EVERY;
+            }
+            if progressed.elapsed() >= patience {
+                let own = self.raft_addr.to_string();
+                return Err(JoinClusterError::NoProgress { waited: patience, own, reason });
+            }
+            let look_at = if is_learner { Instant::now() + PAUSE } else { say_at };
+            tokio::select! {
+                biased;
+                reason = self.lifecycle().stopping() => return Err(reason.into()),
+                _ = status.changed(), if !is_learner => {}
+                () = sleep_until(look_at.min(progressed + patience)) => {}
+            }
+        }
+    }
+
+    /// What is missing until this node votes, in words, as the leader says. A node that the leader has cleared meanwhile is
+    /// added again.
+    ///
+    /// # Errors
+    /// The cluster will never let this node in.
+    async fn why_not_a_voter(&self, admission: &Admission) -> Result<String, JoinClusterError> {
+        let status = self.status().borrow().clone();
+        let own = &self.raft_addr;
+        if role(&status).is_some() {
+            // The leader promotes a joining node by itself, for the same reasons as on request. It has not lately become a
+            // learner by another's request, since the membership is still the same.
+            let request = MembershipRequest::from(promotion(self.get_id())).expecting(status.members.as_of());
+            return Ok(match self.change_config(request).await {
+                Ok(_) => "it was promoted".to_owned(),
+                Err(error) => format!("added as a joining node at {own}, and not a voter yet: {error}"),
+            });
+        }
+        Ok(match self.ask_to_be_added(admission).await {
+            Ok(_) => match self.progress().snapshot_bytes_received {
+                0 => format!(
+                    "the cluster has added it, and it has received nothing yet: can the others reach {own}?"
+                ),
+                bytes => format!("it receives a snapshot, of which {bytes} bytes are there"),
+            },
+            Err(error) if may_pass(&error) => format!("the cluster does not answer: {error}"),
+            Err(error) => return Err(error),
+        })
+    }
+
+    fn progress(&self) -> Progress {
+        let status = self.status();
+        let status = status.borrow();
+        Progress {
+            last: status.last,
+            commit: status.commit,
+            applied: status.applied,
+            members_as_of: status.members.as_of(),
+            snapshot_bytes_received: self.lifecycle().snapshot_bytes_received().load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn role(status: &Status) -> Option<MemberRole> {
+    status.members.get(status.node_id).map(|member| member.role)
+}
+
+/// Whether asking again may help.
+fn may_pass(error: &JoinClusterError) -> bool {
+    match error {
+        JoinClusterError::Refused(MembershipError::Refused(_)) => false,
+        JoinClusterError::Refused(_) | JoinClusterError::Unreachable(_) => true,
+        _ => false,
+    }
+}

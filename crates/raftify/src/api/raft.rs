@@ -1,0 +1,394 @@
+//! What a user holds: setting a node up, letting it into a cluster, running it.
+//!
+//! [`Raft::bootstrap`] does everything that can fail before a node takes part: it checks the settings, loads the
+//! storage and takes the port. [`Raft::run`] then runs all parts of the node until its end.
+
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use raftify_core::error::StartError;
+use raftify_core::members::{LeaveJoint, check_address, check_listen_address};
+use raftify_core::storage::StoredState;
+use raftify_core::{
+    CheckedConfig, ClusterId, Config, CoreStart, Incarnation, LogPosition, Member, MemberChange, MemberRole,
+    Members, MembershipChange, NodeId, RaftNodeCore, RunId, StableStorage, StateKept,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use crate::api::raft_node::RaftNode;
+use crate::application::formatter::{CustomFormatter, DefaultFormatter};
+use crate::application::log_entry::AbstractLogEntry;
+use crate::application::state_machine::{AbstractStateMachine, IN_MEMORY};
+use crate::channels::lifecycle::Lifecycle;
+use crate::channels::request_queue::request_queue;
+use crate::client::cluster_connection::ClusterConnection;
+use crate::client::error::ClientError;
+use crate::error::{AddPeersError, BootstrapError, RequestIdError, RunError};
+use crate::node::begin::{Beginning, First};
+use crate::node::running::NodeParts;
+use crate::runtime::random::random;
+use crate::runtime::transport::Listener;
+
+/// How long [`Raft::request_id`] waits for a ticket.
+const TICKET_DEADLINE: Duration = Duration::from_secs(30);
+
+/// One node of a cluster: a [`RaftNode`], to which it dereferences, and the right to run it.
+///
+/// Cheap to clone; all clones are the same node. One of them is [`run`](Self::run), the others are used meanwhile.
+///
+/// # How a node starts
+/// With one call, which returns a node that runs: [`begin`](Self::begin) a cluster, [`begin_with`](Self::begin_with) a list
+/// of first members, [`join`](Self::join) a cluster, or [`restart`](Self::restart). Each of the first three continues a data
+/// directory that fits, so that a program may always be started with the same call.
+///
+/// Or step by step, with [`bootstrap`](Self::bootstrap) and [`run`](Self::run). Nothing begins by itself:
+/// - On a data directory that was used before, the node continues. Nothing else needs to be called.
+/// - On a fresh one, after [`add_peers`](Self::add_peers): it begins a cluster with these members, each of which is
+///   started with the same list.
+/// - On a fresh one, with the id of a ticket ([`request_id`](Self::request_id)): it waits until
+///   [`join_cluster`](Self::join_cluster) lets it into the cluster of the ticket.
+pub struct Raft<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
+    node: RaftNode<LogEntry, FSM>,
+    pub(crate) raft_addr: Arc<str>,
+    pub(crate) beginning: Beginning,
+    /// Where else to look for the cluster.
+    pub(crate) known_addresses: Arc<Mutex<BTreeSet<String>>>,
+    /// Drawn once, so that a fresh directory that joins twice at a time is still one directory.
+    pub(crate) incarnation: Incarnation,
+}
+
+impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for Raft<LogEntry, FSM> {
+    fn clone(&self) -> Self {
+        Raft {
+            node: self.node.clone(),
+            raft_addr: Arc::clone(&self.raft_addr),
+            beginning: self.beginning.clone(),
+            known_addresses: Arc::clone(&self.known_addresses),
+            incarnation: self.incarnation,
+        }
+    }
+}
+
+impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> std::fmt::Debug for Raft<LogEntry, FSM> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Raft")
+            .field("raft_addr", &self.raft_addr)
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Deref for Raft<LogEntry, FSM> {
+    type Target = RaftNode<LogEntry, FSM>;
+
+    fn deref(&self) -> &RaftNode<LogEntry, FSM> {
+        &self.node
+    }
+}
+
+/// What can be set besides the [`Config`]: [`Raft::bootstrap_with`].
+pub struct BootstrapOptions<LogEntry, FSM> {
+    /// Prints entries in this node's logs at trace level.
+    pub formatter: Arc<dyn CustomFormatter<LogEntry, FSM>>,
+    /// Where to listen (`host:port`) when that is not where the others reach this node: behind a proxy or an address
+    /// translation, or on all interfaces. By default the node listens on its `raft_addr`.
+    pub listen_addr: Option<String>,
+    /// Where to look for the other members (`host:port`) while this node knows no leader: addresses of nodes, or a host name
+    /// that stands for the addresses of several. A name is resolved again on each attempt, and may fail to resolve for a
+    /// while. By these, members that all came back at new addresses find each other: each is recognised by its cluster and
+    /// its data directory, and the leader records the new addresses. Other nodes that answer there are passed over. By
+    /// default empty: the addresses that the membership has are enough as long as one of a majority stays where it is.
+    pub discover: Vec<String>,
+}
+
+impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Default for BootstrapOptions<LogEntry, FSM> {
+    fn default() -> Self {
+        BootstrapOptions { formatter: Arc::new(DefaultFormatter), listen_addr: None, discover: Vec::new() }
+    }
+}
+
+/// The right to join a cluster under an id that nobody else has. Plain data, to be passed on in any way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterJoinTicket {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The id under which the holder must be bootstrapped.
+    pub reserved_id: NodeId,
+    /// Where the holder will listen.
+    pub raft_addr: String,
+    /// The leader when the ticket was written.
+    pub leader_id: NodeId,
+    /// Its address.
+    pub leader_addr: String,
+    /// The members when the ticket was written.
+    pub peers: Vec<Member>,
+    /// The address that was given to [`Raft::request_id`], and answered: asked first.
+    #[serde(default)]
+    pub peer_addr: String,
+    /// What the holder becomes: a voter, or a learner that never votes until it is promoted.
+    #[serde(default = "voter")]
+    pub role: MemberRole,
+}
+
+fn voter() -> MemberRole {
+    MemberRole::Voter
+}
+
+impl ClusterJoinTicket {
+    /// The same ticket for a permanent learner.
+    #[must_use]
+    pub fn as_learner(self) -> ClusterJoinTicket {
+        ClusterJoinTicket { role: MemberRole::Learner, ..self }
+    }
+}
+
+impl<LogEntry, FSM> Raft<LogEntry, FSM>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    /// Sets a node up: checks the settings, loads the storage, and listens on `raft_addr` (`host:port`, as the other
+    /// nodes reach it). Nothing is written and nobody is talked to before [`run`](Self::run).
+    ///
+    /// Blocks while the storage is read.
+    ///
+    /// # Errors
+    /// See [`BootstrapError`]; nothing was changed.
+    ///
+    /// # Examples
+    /// See the [quick start](crate#quick-start).
+    pub fn bootstrap<S: StableStorage>(
+        node_id: NodeId,
+        raft_addr: impl Into<String>,
+        storage: S,
+        fsm: FSM,
+        config: Config,
+    ) -> Result<Self, BootstrapError> {
+        Self::bootstrap_with(node_id, raft_addr, storage, fsm, config, BootstrapOptions::default())
+    }
+
+    /// Like [`bootstrap`](Self::bootstrap), for applications that print their own entries, or listen
+    /// elsewhere than where they are reached.
+    ///
+    /// # Errors
+    /// Those of `bootstrap`.
+    pub fn bootstrap_with<S: StableStorage>(
+        node_id: NodeId,
+        raft_addr: impl Into<String>,
+        mut storage: S,
+        fsm: FSM,
+        config: Config,
+        options: BootstrapOptions<LogEntry, FSM>,
+    ) -> Result<Self, BootstrapError> {
+        let config = config.check()?;
+        let raft_addr: Arc<str> = raft_addr.into().into();
+        check_addresses(&raft_addr, &options)?;
+        let stored = storage.load()?;
+        Self::bootstrap_stored(node_id, raft_addr, storage, stored, fsm, config, options)
+    }
+
+    /// [`bootstrap_with`](Self::bootstrap_with) with settings that were checked, and what the storage was found to hold.
+    pub(crate) fn bootstrap_stored<S: StableStorage>(
+        node_id: NodeId,
+        raft_addr: Arc<str>,
+        storage: S,
+        stored: StoredState,
+        fsm: FSM,
+        config: CheckedConfig,
+        options: BootstrapOptions<LogEntry, FSM>,
+    ) -> Result<Self, BootstrapError> {
+        let (state_kept, recovered) = applied_by(&fsm, &stored)?;
+        let snapshot = stored.snapshot.clone();
+        let start = CoreStart {
+            node_id,
+            address: raft_addr.to_string(),
+            config: config.clone(),
+            seed: random(),
+            run: RunId(random()),
+            stored,
+            state_kept,
+        };
+        let core = RaftNodeCore::new(start, &storage.log_reader()).map_err(|error| match error {
+            StartError::Storage(error) => BootstrapError::Storage(error),
+            error => BootstrapError::Start(error),
+        })?;
+        let listener = Listener::bind(options.listen_addr.as_deref().unwrap_or(&raft_addr))?;
+
+        let (requests, local_requests) =
+            request_queue(config.request_queue_max, config.request_queue_bytes_max);
+        let (queries, waiting_queries) = mpsc::channel(config.reads_in_flight_max);
+        let status = watch::Sender::new(core.status());
+        let lifecycle = Lifecycle::new();
+        let node =
+            RaftNode::new(config.clone(), requests.clone(), queries, status.subscribe(), lifecycle.clone());
+        let (beginning, incarnation) = (Beginning::new(), Incarnation(random()));
+        let parts = NodeParts {
+            core,
+            config,
+            raft_addr: Arc::clone(&raft_addr),
+            storage,
+            state_machine: fsm,
+            snapshot,
+            recovered,
+            listener,
+            requests,
+            local_requests,
+            queries: waiting_queries,
+            status,
+            formatter: options.formatter,
+            beginning: beginning.clone(),
+            incarnation,
+            plan: watch::Sender::new(None),
+            discover: options.discover,
+        };
+        lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
+        Ok(Raft { node, raft_addr, beginning, known_addresses: Arc::default(), incarnation })
+    }
+
+    /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
+    /// The node is then bootstrapped under [`reserved_id`](ClusterJoinTicket::reserved_id), run, and let in with
+    /// [`join_cluster`](Self::join_cluster). An id is given out once; a ticket that is never used costs nothing. Waits
+    /// at most 30 s.
+    ///
+    /// # Errors
+    /// See [`RequestIdError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave an id reserved that nobody uses, which is harmless.
+    pub async fn request_id(
+        raft_addr: impl Into<String>,
+        peer_addr: impl Into<String>,
+    ) -> Result<ClusterJoinTicket, RequestIdError> {
+        let (raft_addr, address) = (raft_addr.into(), peer_addr.into());
+        check_address(&raft_addr)?;
+        check_address(&address)?;
+        let reserved =
+            async { ClusterConnection::new([address.as_str()], TICKET_DEADLINE)?.reserve_node_id().await };
+        let (cluster_id, reservation) = reserved.await.map_err(|error| match error {
+            ClientError::Answer(refusal) => RequestIdError::Refused(refusal),
+            error => RequestIdError::Unreachable { address: address.clone(), reason: error.to_string() },
+        })?;
+        let leader = reservation.members.get(reservation.leader);
+        Ok(ClusterJoinTicket {
+            cluster_id,
+            reserved_id: reservation.node_id,
+            raft_addr,
+            leader_id: reservation.leader,
+            leader_addr: leader.map_or_else(|| address.clone(), |leader| leader.address.clone()),
+            peers: reservation.members.iter().cloned().collect(),
+            peer_addr: address,
+            role: MemberRole::Voter,
+        })
+    }
+
+    /// Runs the node to its end: until [`quit`](RaftNode::quit) or [`leave`](RaftNode::leave) is called on any clone,
+    /// the process gets Ctrl+C or SIGTERM, or the node cannot go on. Then everything is flushed and closed, and
+    /// every request is answered, before this returns. A node that [`start`](Self::start) has returned runs already: this
+    /// waits for its end.
+    ///
+    /// Must be called once, on a tokio runtime with time and I/O enabled.
+    ///
+    /// # Errors
+    /// [`RunError`] says why the node ended if that was not asked for.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the node as a crash would: no acknowledged write is lost, every request is answered, and
+    /// the storage is closed a little later, when other threads have finished with it.
+    pub fn run(self) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
+        // At once: a caller that spawns this future, and goes on, runs the node.
+        self.lifecycle().run_called();
+        async move {
+            match self.node.take_task() {
+                Some(task) => task.ended().await,
+                None => self.node.lifecycle().run().await,
+            }
+        }
+    }
+
+    /// Makes `peers` members of the cluster.
+    ///
+    /// Before [`run`](Self::run), on a fresh directory: they are the first members of a new cluster, and this node
+    /// must be one of them. Every node is started with the same list. The cluster begins once all listed nodes agree on the
+    /// list, or, after some seconds, a majority of them; `run` ends with [`BeginError`](crate::error::BeginError) if the
+    /// lists differ. On a directory that was used before, the stored membership counts, and the list is only compared with
+    /// it, so that a program may call this at every start.
+    ///
+    /// Once `run` was called, on a node that is no member yet: nothing is added. [`join_cluster`](Self::join_cluster) asks at
+    /// these addresses, too.
+    ///
+    /// While the node runs as a member: they are added to the cluster in one change, like by
+    /// [`change_config`](RaftNode::change_config).
+    ///
+    /// # Errors
+    /// See [`AddPeersError`].
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn add_peers(&self, peers: impl IntoIterator<Item = Member>) -> Result<(), AddPeersError> {
+        // The caller's own code, which may take its time.
+        let peers: Vec<Member> = peers.into_iter().collect();
+        if self.beginning.lay_down(|| self.first_members(&peers))? {
+            return Ok(());
+        }
+        let lifecycle = self.lifecycle();
+        if !lifecycle.is_stopping() && !self.status().borrow().is_member() {
+            let mut known = self.known_addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            known.extend(peers.into_iter().map(|peer| peer.address));
+            return Ok(());
+        }
+        let steps = peers.into_iter().map(MemberChange::Add).collect();
+        let change = MembershipChange::Steps { steps, leave: LeaveJoint::Automatically };
+        Ok(self.change_config(change).await.map(drop)?)
+    }
+
+    /// What to begin with, if the node does not run yet.
+    fn first_members(&self, peers: &[Member]) -> Result<Option<First>, AddPeersError> {
+        let (id, lifecycle) = (self.get_id(), self.lifecycle());
+        let is_listed = peers.iter().any(|peer| peer.id == id);
+        if !lifecycle.is_waiting() || (lifecycle.was_run_called() && !is_listed) {
+            return Ok(None);
+        }
+        let members = Members::initial(peers.iter().cloned())?;
+        let own = members.get(id).ok_or(AddPeersError::NotListed { id })?;
+        if *own.address != *self.raft_addr {
+            let (listed, own) = (own.address.clone(), self.raft_addr.to_string());
+            return Err(AddPeersError::OtherAddress { id, listed, own });
+        }
+        Ok(Some(First::Listed(members)))
+    }
+}
+
+/// Checks where a node listens, where it is reached, and where it looks for others.
+pub(crate) fn check_addresses<LogEntry, FSM>(
+    raft_addr: &str,
+    options: &BootstrapOptions<LogEntry, FSM>,
+) -> Result<(), BootstrapError> {
+    check_address(raft_addr)?;
+    options.listen_addr.as_deref().map(check_listen_address).transpose()?;
+    options.discover.iter().try_for_each(|address| check_address(address))?;
+    Ok(())
+}
+
+/// Where the state machine keeps its state, and what it has applied, if that is what this node's log holds.
+fn applied_by<FSM: AbstractStateMachine>(
+    state_machine: &FSM,
+    stored: &StoredState,
+) -> Result<(StateKept, LogPosition), BootstrapError> {
+    let applied = state_machine.applied();
+    if applied == IN_MEMORY {
+        return Ok((StateKept::InMemory, LogPosition::ZERO));
+    }
+    let refused = |reason| Err(BootstrapError::StateMachine { applied, reason });
+    if applied.index > stored.last.index {
+        return refused(format!("this node's log ends at {}", stored.last));
+    }
+    match stored.term_at(applied.index) {
+        Some(term) if term != applied.term => {
+            refused(format!("in this node's log, that entry is of term {term}"))
+        }
+        _ => Ok((StateKept::OnDisk, applied)),
+    }
+}

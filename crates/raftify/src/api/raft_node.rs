@@ -1,0 +1,557 @@
+//! The handle of a node: one method per verb of the user, no decisions.
+//!
+//! Every method sends one request with its own reply channel into the raft loop's bounded queue and waits for the
+//! answer, or reads the status that the loop publishes. No method hangs: the core answers everything that it holds by
+//! its deadlines, and each call is bounded once more here, before the node runs, while it does and after it has ended.
+
+mod shared;
+mod unanswered;
+
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use raftify_core::error::{
+    CampaignError, DemoteError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason,
+    TransferError,
+};
+use raftify_core::{
+    CheckedConfig, Inspection, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Members,
+    MembershipChange, MembershipRequest, NodeId, Responder, Status, Term,
+};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use crate::application::log_entry::{AbstractLogEntry, check_entry};
+use crate::application::state_machine::AbstractStateMachine;
+use crate::apply::applier::Query;
+use crate::channels::in_flight::InFlight;
+use crate::channels::lifecycle::{Lifecycle, RunTask};
+use crate::channels::reply::{Reply, local_reply};
+use crate::channels::request_queue::RequestSender;
+use crate::client::membership_changes::{
+    demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
+};
+use crate::error::WaitError;
+use crate::network::probe::check_added_addresses;
+use shared::Shared;
+use unanswered::Unanswered;
+
+/// How long [`RaftNode::make_snapshot`] waits for a snapshot to be written out.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+
+/// One node of a cluster, for its user. Cheap to clone; all clones are the same node.
+///
+/// The verbs that only the leader can serve (`propose`, `change_config`, `transfer_leader`) may be called on any node:
+/// they are forwarded.
+///
+/// # Before `run` and after the end
+/// While the node does not run yet, each call waits for [`Raft::run`](crate::Raft::run) up to its deadline and then
+/// fails with [`StopReason::NotRunning`]; nothing has happened then. Once the node has stopped, each call fails with
+/// the reason. The getters always tell the last known status.
+pub struct RaftNode<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
+    shared: Arc<Shared<FSM>>,
+    waits_for_leader: bool,
+    log_entry: PhantomData<fn(LogEntry)>,
+}
+
+impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNode<LogEntry, FSM> {
+    fn clone(&self) -> Self {
+        RaftNode {
+            shared: Arc::clone(&self.shared),
+            waits_for_leader: self.waits_for_leader,
+            log_entry: PhantomData,
+        }
+    }
+}
+
+impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> std::fmt::Debug for RaftNode<LogEntry, FSM> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftNode").field("status", &*self.shared.status.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl<LogEntry, FSM> RaftNode<LogEntry, FSM>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    pub(crate) fn new(
+        config: CheckedConfig,
+        requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
+        queries: mpsc::Sender<Query<FSM>>,
+        status: watch::Receiver<Status>,
+        lifecycle: Lifecycle,
+    ) -> Self {
+        let node_id = status.borrow().node_id;
+        let (proposals, task) = (InFlight::new(&config), Mutex::new(None));
+        let shared = Shared { node_id, config, requests, queries, status, lifecycle, proposals, task };
+        RaftNode { shared: Arc::new(shared), waits_for_leader: true, log_entry: PhantomData }
+    }
+
+    /// A handle of the same node whose requests do not wait for a leader: while none is known, they fail at once with
+    /// `NoLeader`, and nothing happened. Those of other handles wait for the next leader until their deadline.
+    #[must_use]
+    pub fn without_waiting(&self) -> Self {
+        RaftNode { waits_for_leader: false, ..self.clone() }
+    }
+
+    /// Replicates `entry` and returns the state machine's reply.
+    ///
+    /// Resolves once the entry is committed by a majority *and* applied on the leader, or on this node if it leads. A
+    /// reply therefore means that the entry survives the loss of any minority; it does not mean that other nodes have
+    /// applied it yet.
+    ///
+    /// The encoded entry may be at most [`entry_bytes_max`](crate::Config::entry_bytes_max) long; up to
+    /// [`proposals_in_flight_max`](crate::Config::proposals_in_flight_max) proposals may wait at once. Waits at most
+    /// [`propose_timeout`](crate::Config::propose_timeout).
+    ///
+    /// # Errors
+    /// - [`NoLeader`](ProposeError::NoLeader): nothing was written; no leader was known until the deadline, or, with
+    ///   [`without_waiting`](Self::without_waiting), when the call was made.
+    /// - [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge), [`Encode`](ProposeError::Encode): nothing was
+    ///   written. Send it again later, or smaller.
+    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type decodes what it has encoded
+    ///   not at all, or as another entry (see [`AbstractLogEntry`]), or the leader's program is of another version.
+    /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the deadline.
+    /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
+    /// - [`Unknown`](ProposeError::Unknown): the deadline passed, this node stopped, or a snapshot covered the entry, before
+    ///   the outcome was seen. It may have been applied.
+    /// - [`Stopped`](ProposeError::Stopped): nothing was written; this node has stopped, or is stopping, and did not take
+    ///   the entry. Send it to another node.
+    ///
+    /// [`nothing_happened`](ProposeError::nothing_happened) tells which of them are safe to repeat.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown.
+    ///
+    /// # Examples
+    /// See the [quick start](crate#quick-start).
+    pub async fn propose(&self, entry: LogEntry) -> Result<FSM::Reply, ProposeError> {
+        let busy = |waiting| ProposeError::Busy { waiting };
+        let mut place = self.shared.proposals.enter().map_err(busy)?;
+        let payload = entry.encode().map_err(|error| ProposeError::Encode(error.to_string()))?;
+        let (bytes, limit) = (payload.len() as u64, self.shared.config.entry_bytes_max);
+        if bytes > limit {
+            return Err(ProposeError::TooLarge { bytes, limit });
+        }
+        place.holds(bytes).map_err(busy)?;
+        check_entry(&entry, &payload).map_err(ProposeError::Undecodable)?;
+        drop(entry);
+        let attempt = |within| {
+            let (reply, answer) = local_reply();
+            let request = LeaderRequest::Propose { payload: payload.clone(), reply };
+            self.shared.ask(
+                LocalRequestMsg::ForLeaderWithin { request, within, waits: self.waits_for_leader },
+                answer,
+                within,
+            )
+        };
+        self.shared
+            .while_leadership_moves(self.waits_for_leader, self.shared.config.propose_timeout, attempt)
+            .await
+    }
+
+    /// Runs `query` on the state machine and returns what it returns: a linearizable read.
+    ///
+    /// The closure sees everything that was acknowledged, by any node, before this call. It runs on the thread that
+    /// owns the state machine, between two batches of entries: it should be quick, nothing is applied meanwhile. A
+    /// panic in it stops the node like one in `apply`. May be called on any node; the leader is asked for an index,
+    /// the state machine that is read is this node's. Waits at most twice
+    /// [`read_timeout`](crate::Config::read_timeout).
+    ///
+    /// # Errors
+    /// Those of [`read_index`](Self::read_index). Nothing changes by a read: trying again is always safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless; the closure may still run.
+    ///
+    /// # Examples
+    /// See the [quick start](crate#quick-start).
+    pub async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&FSM) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        self.read_index().await?;
+        let (sender, receiver) = oneshot::channel();
+        let query: Query<FSM> = Box::new(move |state_machine| drop(sender.send(query(state_machine))));
+        self.shared.queries.try_send(query).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                ReadError::Busy { waiting: self.shared.config.reads_in_flight_max as u64 }
+            }
+            TrySendError::Closed(_) => self.shared.lifecycle.stop_reason().into(),
+        })?;
+        let deadline = self.shared.config.read_timeout;
+        match timeout(deadline, receiver).await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(_)) => Err(self.shared.lifecycle.stop_reason().into()),
+            Err(_) => Err(ReadError::TimedOut(deadline)),
+        }
+    }
+
+    /// An index such that a state machine that has applied it shows everything that was acknowledged, by any node,
+    /// before this call. Resolves once this node has applied it, so that whatever is read from this node's state
+    /// machine afterwards is not stale.
+    ///
+    /// The leader confirms by a round of heartbeats that it still leads; reads that wait at the same time share a
+    /// round (ReadIndex, Raft thesis, section 6.4). May be called on any node. Waits at most
+    /// [`read_timeout`](crate::Config::read_timeout).
+    ///
+    /// # Errors
+    /// - [`NoLeader`](ReadError::NoLeader), [`Busy`](ReadError::Busy), [`TimedOut`](ReadError::TimedOut),
+    ///   [`ConnectionLost`](ReadError::ConnectionLost): try again, nothing changes by a read.
+    /// - [`Stopped`](ReadError::Stopped): this node has stopped; ask another one.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
+        self.shared.leader_is_needed::<ReadError>(self.waits_for_leader)?;
+        self.shared
+            .request(self.shared.config.read_timeout, |reply| LocalRequestMsg::ReadIndex { reply })
+            .await
+    }
+
+    /// Whether this node leads, as far as it knows: a newer leader may exist that it has not heard of. For reads that
+    /// must not be stale, use [`query`](Self::query).
+    pub fn is_leader(&self) -> bool {
+        self.shared.status.borrow().is_leader()
+    }
+
+    /// The id of this node.
+    pub fn get_id(&self) -> NodeId {
+        self.shared.node_id
+    }
+
+    /// The id of the leader, as far as this node knows.
+    pub fn get_leader_id(&self) -> Option<NodeId> {
+        self.shared.status.borrow().leader_id
+    }
+
+    /// Who belongs to the cluster, this node included, as far as applied here.
+    pub fn get_peers(&self) -> Arc<Members> {
+        Arc::clone(&self.shared.status.borrow().members)
+    }
+
+    /// How many nodes belong to the cluster, learners included, as far as applied here.
+    pub fn get_cluster_size(&self) -> usize {
+        self.shared.status.borrow().members.len()
+    }
+
+    /// Where this node stands, and every change of it. The receiver sees the newest status; those in between may be
+    /// skipped.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.shared.status.clone()
+    }
+
+    /// Waits until a leader is known, and returns its id. Waits at most
+    /// [`propose_timeout`](crate::Config::propose_timeout).
+    ///
+    /// # Errors
+    /// - [`NoLeader`](WaitError::NoLeader): none was known in time.
+    /// - [`Stopped`](WaitError::Stopped): this node has stopped, or was not run in time.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn wait_for_leader(&self) -> Result<NodeId, WaitError> {
+        let deadline = self.shared.config.propose_timeout;
+        let mut status = self.shared.status.clone();
+        let known = async {
+            self.shared.lifecycle.running().await?;
+            tokio::select! {
+                biased;
+                status = status.wait_for(|status| status.leader_id.is_some()) => {
+                    // The sender is gone only when the node has stopped.
+                    let leader = status.ok().and_then(|status| status.leader_id);
+                    leader.ok_or_else(|| self.shared.lifecycle.stop_reason())
+                }
+                reason = self.shared.lifecycle.stopping() => Err(reason),
+            }
+        };
+        match timeout(deadline, known).await {
+            Ok(leader) => Ok(leader?),
+            Err(_) if self.shared.lifecycle.is_waiting() => Err(StopReason::NotRunning.into()),
+            Err(_) => Err(WaitError::NoLeader(deadline)),
+        }
+    }
+
+    /// Everything about the node's state, for people who look for a fault. Waits at most
+    /// [`read_timeout`](crate::Config::read_timeout).
+    ///
+    /// # Errors
+    /// Why this node does not answer.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn inspect(&self) -> Result<Inspection, StopReason> {
+        self.shared.request(self.shared.config.read_timeout, |reply| LocalRequestMsg::Inspect { reply }).await
+    }
+
+    /// Hands leadership to another voter, and returns the new leader once one is known. May be called on any node.
+    /// Proposals that come meanwhile are held back and then served by the new leader. Waits at most
+    /// [`membership_timeout`](crate::Config::membership_timeout).
+    ///
+    /// # Errors
+    /// See [`TransferError`]. The cluster is unharmed in every case.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the transfer.
+    pub async fn transfer_leader(&self, to: NodeId) -> Result<NodeId, TransferError> {
+        let attempt = |within| {
+            let request = move |reply| LocalRequestMsg::ForLeaderWithin {
+                request: LeaderRequest::TransferLeader { to: Some(to), reply },
+                within,
+                waits: self.waits_for_leader,
+            };
+            self.shared.request(within, request)
+        };
+        self.shared
+            .while_leadership_moves(self.waits_for_leader, self.shared.config.membership_timeout, attempt)
+            .await
+    }
+
+    /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status) for the
+    /// outcome. A node that is held up is waited for at most [`propose_timeout`](crate::Config::propose_timeout).
+    ///
+    /// # Errors
+    /// See [`CampaignError`]. Nothing happened, unless it is [`StopReason::NoAnswer`]: then an election may yet begin.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the election.
+    pub async fn campaign(&self) -> Result<(), CampaignError> {
+        self.shared
+            .request(self.shared.config.propose_timeout, |reply| LocalRequestMsg::Campaign { reply })
+            .await
+    }
+
+    /// Steps down as leader of `term`, in favour of `successor`, or of whoever wins the next election. Resolves when
+    /// this node no longer leads. The term guards against a command that comes too late. Waits at most
+    /// [`membership_timeout`](crate::Config::membership_timeout).
+    ///
+    /// # Errors
+    /// See [`DemoteError`]. The cluster is unharmed in every case.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the demotion.
+    pub async fn demote(&self, term: Term, successor: Option<NodeId>) -> Result<(), DemoteError> {
+        let request = |reply| LocalRequestMsg::Demote { term, successor, reply };
+        self.shared.request(self.shared.config.membership_timeout, request).await
+    }
+
+    /// Changes the members of the cluster, and returns them once the change is in force. May be called on any node.
+    ///
+    /// A node that is added as a voter is a [joining](raftify_core::MemberRole::Joining) node at first, and is one when this
+    /// returns: the leader promotes it when it is caught up and reached. One step takes effect at once; several go through a
+    /// joint configuration, in which both the old and the new majority must agree. To remove the leader, leadership is
+    /// handed over first. While another change is under way, this one waits for its turn. Waits at most
+    /// [`membership_timeout`](crate::Config::membership_timeout).
+    ///
+    /// Before a node is added, its address is asked once, for at most a second, which node answers there: if another member
+    /// does, the change is refused with [`AnsweredByOther`](raftify_core::members::MembershipRefusal::AnsweredByOther).
+    ///
+    /// A [`MembershipRequest`] may be given in place of the change: it can demand that the membership is still the one that
+    /// the change was made from, or force a change that would be refused for the cluster's own good.
+    ///
+    /// # Errors
+    /// - [`WouldLoseMajority`](MembershipError::WouldLoseMajority): too few of the voters are alive for this change.
+    /// - [`Unknown`](MembershipError::Unknown), [`Stopped`](MembershipError::Stopped): look at the members before
+    ///   trying again.
+    /// - All others: nothing was changed; see [`MembershipError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not withdraw the change; treat the outcome as unknown.
+    pub async fn change_config(
+        &self,
+        change: impl Into<MembershipRequest>,
+    ) -> Result<Members, MembershipError> {
+        let asked = change.into();
+        let status = self.shared.status.borrow().clone();
+        let cluster = status.identity.map(|identity| identity.cluster_id);
+        if cluster.is_some() && !self.shared.lifecycle.is_stopping() {
+            check_added_addresses(&asked.command, &status.members, cluster).await?;
+        }
+        let attempt = |within| {
+            let request = asked.clone();
+            let request = move |reply| LocalRequestMsg::ForLeaderWithin {
+                request: LeaderRequest::ChangeMembership { request, reply },
+                within,
+                waits: self.waits_for_leader,
+            };
+            self.shared.request(within, request)
+        };
+        self.shared
+            .while_leadership_moves(self.waits_for_leader, self.shared.config.membership_timeout, attempt)
+            .await
+    }
+
+    /// Makes a learner or a joining node a voter, at once. May be called on any node. A joining node needs no call: the
+    /// leader promotes it when it is ready.
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config); among them [`NotCaughtUp`](MembershipError::NotCaughtUp) and
+    /// [`NotReached`](MembershipError::NotReached), which pass by themselves, and
+    /// [`HasRole`](raftify_core::members::MembershipRefusal::HasRole) for a voter.
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn promote(&self, id: NodeId) -> Result<Members, MembershipError> {
+        self.change_config(promotion(id)).await
+    }
+
+    /// Takes the vote from a voter, which stays a member as a learner until it is promoted again. A leader hands over
+    /// leadership first. May be called on any node.
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config): nothing was changed if the rest would be no live majority.
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn demote_to_learner(&self, id: NodeId) -> Result<Members, MembershipError> {
+        self.change_config(demotion(id)).await
+    }
+
+    /// Puts the member `new`, a learner or a joining node, in the place of the voter `old`: in one step, `new` becomes a
+    /// voter and `old` is removed for good, so that the number of votes never changes. Before that, waits until `new` is
+    /// caught up and reached: as long as it makes progress, and for
+    /// [`joiner_timeout`](crate::Config::joiner_timeout) without any. If `new` became a voter already, `old` is removed.
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config). With [`NotCaughtUp`](MembershipError::NotCaughtUp) or
+    /// [`NotReached`](MembershipError::NotReached), `new` did not get ready in time; nothing was changed.
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn replace(&self, old: NodeId, new: NodeId) -> Result<Members, MembershipError> {
+        let attempt = || self.change_config(replacement(old, new));
+        let patience = self.shared.config.joiner_timeout;
+        match while_catching_up(patience, attempt, |error| Some(error.clone())).await {
+            Err(error) if is_voter_already(&error, new) => self.change_config(removal(old)).await,
+            answer => answer,
+        }
+    }
+
+    /// Leaves the joint configuration that a change with
+    /// [`LeaveJoint::OnRequest`](raftify_core::members::LeaveJoint::OnRequest) has entered, and returns the members.
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config).
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn leave_joint(&self) -> Result<Members, MembershipError> {
+        self.change_config(MembershipChange::LeaveJoint).await
+    }
+
+    /// Takes this node out of the cluster for good and stops it; [`Raft::run`](crate::Raft::run) returns `Ok`. Its
+    /// id is never used again, its data directory is of no more use. A leader hands over leadership first.
+    ///
+    /// Once it is removed, the node goes on until a majority of the others knows of it, because they may need its vote
+    /// until then; at most another [`membership_timeout`](crate::Config::membership_timeout).
+    ///
+    /// # Errors
+    /// Those of [`change_config`](Self::change_config); the node runs on. The last voter cannot leave: stop it with
+    /// [`quit`](Self::quit).
+    ///
+    /// # Cancel safety
+    /// As for `change_config`; a node that was removed stops by itself as soon as it hears of it. If that was not known
+    /// when the future was dropped, [`Raft::run`](crate::Raft::run) returns [`StopReason::Removed`] then, as it does after
+    /// a removal by others.
+    pub async fn leave(&self) -> Result<(), MembershipError> {
+        self.leave_by(removal(self.get_id()).into()).await
+    }
+
+    /// As [`leave`](Self::leave), also if the voters that remain and are alive would be no majority: the cluster then stops
+    /// for good, unless enough of them come back.
+    ///
+    /// # Errors
+    /// As for `leave`, but for [`WouldLoseMajority`](MembershipError::WouldLoseMajority).
+    ///
+    /// # Cancel safety
+    /// As for `leave`.
+    pub async fn leave_forced(&self) -> Result<(), MembershipError> {
+        self.leave_by(MembershipRequest::from(removal(self.get_id())).forced()).await
+    }
+
+    async fn leave_by(&self, request: MembershipRequest) -> Result<(), MembershipError> {
+        let leaving = self.shared.lifecycle.begin_to_leave();
+        match self.change_config(request).await {
+            // The news that it was removed may reach this node before the answer does.
+            Ok(_) | Err(MembershipError::Stopped(StopReason::Removed { .. })) => {
+                leaving.succeeded();
+                // It stops by itself. If too few of the others can be reached, nobody waits for them for ever.
+                let _ =
+                    timeout(self.shared.config.membership_timeout, self.shared.lifecycle.stopping()).await;
+                self.quit().await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a snapshot of the state machine now, and returns its position once it is durable. One that is being written
+    /// already is waited for, and is not the one. The log before it (but for
+    /// [`log_entries_kept`](crate::Config::log_entries_kept) of at most
+    /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and what followers still need, see
+    /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then forgotten. Snapshots are
+    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most ten minutes.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]; the old snapshot stays in use. One that was not written in time may still be.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the snapshot.
+    pub async fn make_snapshot(&self) -> Result<LogPosition, SnapshotError> {
+        self.shared.request(SNAPSHOT_DEADLINE, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
+    }
+
+    /// Stops this node; the cluster goes on without it, and it comes back when it is bootstrapped again. Resolves
+    /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed, closed and answered then. A node that
+    /// never ran is closed at once. May be called from anywhere, any number of times.
+    ///
+    /// From the call on, the node takes no new requests: they fail with [`StopReason::Stopping`], and nothing happened. A
+    /// leader hands leadership to the most caught-up voter that is alive; what the node has taken before is answered. That
+    /// takes at most [`stop_timeout`](crate::Config::stop_timeout); the outcome of what is left then is unknown.
+    ///
+    /// A disk operation, or a call of the state machine, that has begun is waited for, however long it takes: nothing
+    /// uses the data directory afterwards. A node that has waited for 5 s logs a warning that names what it waits for,
+    /// and again after twice as long each time.
+    ///
+    /// If the future of `run` is dropped, this resolves as well; the storage is then closed a little later.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not keep the node from stopping.
+    pub async fn quit(&self) {
+        self.shared.lifecycle.quit().await;
+    }
+
+    /// A request of this crate's own making.
+    pub(crate) async fn request<T: Send + 'static, E: Unanswered>(
+        &self,
+        within: Duration,
+        request: impl FnOnce(Responder<T, E>) -> LocalRequestMsg<Reply<FSM::Reply>>,
+    ) -> Result<T, E> {
+        self.shared.request(within, request).await
+    }
+
+    pub(crate) fn config(&self) -> &CheckedConfig {
+        &self.shared.config
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Lifecycle {
+        &self.shared.lifecycle
+    }
+
+    /// Runs the node in a task of the current runtime, until the last handle is dropped.
+    pub(crate) fn spawn(&self) {
+        *self.task() = Some(RunTask::spawn(&self.shared.lifecycle));
+    }
+
+    /// The task in which the node runs, for the first caller.
+    pub(crate) fn take_task(&self) -> Option<RunTask> {
+        self.task().take()
+    }
+
+    fn task(&self) -> MutexGuard<'_, Option<RunTask>> {
+        self.shared.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,108 @@
+//! What all handles of a node share, and how a request gets its answer.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use raftify_core::error::StopReason;
+use raftify_core::{CheckedConfig, LocalRequestMsg, NodeId, Responder, Status};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
+
+use super::unanswered::Unanswered;
+use crate::application::state_machine::AbstractStateMachine;
+use crate::apply::applier::Query;
+use crate::channels::in_flight::InFlight;
+use crate::channels::lifecycle::{Lifecycle, RunTask};
+use crate::channels::reply::Reply;
+use crate::channels::request_queue::{Refused, RequestSender};
+
+/// The core answers by its own deadlines; this much later, a call gives up on the core.
+const BACKSTOP: Duration = Duration::from_secs(1);
+
+pub(super) struct Shared<FSM: AbstractStateMachine> {
+    pub(super) node_id: NodeId,
+    pub(super) config: CheckedConfig,
+    pub(super) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
+    pub(super) queries: mpsc::Sender<Query<FSM>>,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) lifecycle: Lifecycle,
+    /// Set on a node that `start` runs: it stops when the last handle is dropped.
+    pub(super) task: Mutex<Option<RunTask>>,
+    /// Those of this node's user.
+    pub(super) proposals: Arc<InFlight>,
+}
+
+impl<FSM: AbstractStateMachine> Shared<FSM> {
+    /// Asks again as long as the answer is that another node leads than the one that was asked, or none: nothing was done
+    /// then, and this node is about to hear of a leader.
+    pub(super) async fn while_leadership_moves<T, E: Unanswered, Answer: Future<Output = Result<T, E>>>(
+        &self,
+        waits: bool,
+        within: Duration,
+        attempt: impl Fn(Duration) -> Answer,
+    ) -> Result<T, E> {
+        self.leader_is_needed(waits)?;
+        let until = Instant::now() + within;
+        let leadership = |status: &Status| (status.leader_id, status.term);
+        let mut seen = leadership(&self.status.borrow());
+        // Nearly always, this is all: what follows is set up only when it is needed.
+        let mut answer = attempt(within).await;
+        while waits && answer.as_ref().is_err_and(E::leadership_moved) && Instant::now() < until {
+            // If there is no news of the leader, a tick is time enough for it.
+            let mut status = self.status.clone();
+            let _ = timeout(self.config.tick_interval, status.wait_for(|status| leadership(status) != seen))
+                .await;
+            seen = leadership(&self.status.borrow());
+            answer = attempt(until.saturating_duration_since(Instant::now())).await;
+        }
+        answer
+    }
+
+    /// For a call that does not wait for a leader.
+    pub(super) fn leader_is_needed<E: Unanswered>(&self, waits: bool) -> Result<(), E> {
+        match E::no_leader() {
+            Some(error) if !waits && self.status.borrow().leader_id.is_none() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends the request that `request` makes of a reply channel, and waits for the answer.
+    pub(super) async fn request<T: Send + 'static, E: Unanswered>(
+        &self,
+        within: Duration,
+        request: impl FnOnce(Responder<T, E>) -> LocalRequestMsg<Reply<FSM::Reply>>,
+    ) -> Result<T, E> {
+        let (sender, receiver) = oneshot::channel();
+        // The caller may have given up; that is its right.
+        let reply = Responder::new(move |answer| drop(sender.send(answer)));
+        let answer = async move { receiver.await.unwrap_or(Err(StopReason::Stopped.into())) };
+        self.ask(request(reply), answer, within).await
+    }
+
+    pub(super) async fn ask<T, E: Unanswered>(
+        &self,
+        request: LocalRequestMsg<Reply<FSM::Reply>>,
+        answer: impl Future<Output = Result<T, E>>,
+        within: Duration,
+    ) -> Result<T, E> {
+        if self.lifecycle.is_waiting() {
+            match timeout(within.min(self.config.membership_timeout), self.lifecycle.running()).await {
+                Ok(running) => running?,
+                Err(_) => return Err(StopReason::NotRunning.into()),
+            }
+        }
+        match self.requests.try_send(request) {
+            Ok(()) => {}
+            Err(Refused::Closed) => return Err(self.lifecycle.stop_reason().into()),
+            Err(Refused::Full { request, waiting }) => match E::busy(waiting) {
+                Some(busy) => return Err(busy),
+                None => match timeout(within, self.requests.send(request)).await {
+                    Ok(sent) => sent.map_err(|_| self.lifecycle.stop_reason())?,
+                    Err(_) => return Err(E::late(within)),
+                },
+            },
+        }
+        let answer = timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)));
+        answer.map_err(|error| error.explained(|| self.lifecycle.stop_reason()))
+    }
+}

@@ -1,0 +1,137 @@
+//! A captured state, and how a value is read back from a snapshot.
+
+use std::io::{self, Read, Write};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::application::encoding;
+use crate::error::BoxError;
+
+type WriteOut = Box<dyn FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send>;
+
+/// A state as it was at one moment, ready to be written out by another thread.
+pub struct SnapshotCapture(WriteOut);
+
+impl SnapshotCapture {
+    /// A capture in the user's own format. `write_out` is called at most once, on a thread of its own, and may take
+    /// its time; the writer is buffered.
+    pub fn new(
+        write_out: impl FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send + 'static,
+    ) -> SnapshotCapture {
+        SnapshotCapture(Box::new(write_out))
+    }
+
+    /// A value that is written out in the format of `postcard`; [`restore_value`] reads it back, at once: for states
+    /// that fit into memory twice.
+    pub fn of(value: impl Serialize + Send + 'static) -> SnapshotCapture {
+        SnapshotCapture::new(move |writer| {
+            let mut writer = KeepsError { writer, error: None };
+            match postcard::to_io(&value, &mut writer).map(drop) {
+                Ok(()) => Ok(()),
+                // Of an error of the writer, postcard says no more than that there is no room.
+                Err(error) => Err(writer.error.map_or_else(|| error.into(), Into::into)),
+            }
+        })
+    }
+
+    /// Writes the capture out.
+    ///
+    /// # Errors
+    /// Those of the user's closure and of the writer.
+    pub fn write_to(self, writer: &mut dyn Write) -> Result<(), BoxError> {
+        (self.0)(writer)
+    }
+}
+
+impl std::fmt::Debug for SnapshotCapture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SnapshotCapture")
+    }
+}
+
+/// Remembers why nothing more could be written.
+struct KeepsError<'a> {
+    writer: &'a mut dyn Write,
+    error: Option<io::Error>,
+}
+
+impl KeepsError<'_> {
+    fn keep<T>(&mut self, outcome: io::Result<T>) -> io::Result<T> {
+        outcome.map_err(|error| {
+            let kind = error.kind();
+            // The writer is asked again after it was interrupted.
+            if kind != io::ErrorKind::Interrupted {
+                self.error.get_or_insert(error);
+            }
+            kind.into()
+        })
+    }
+}
+
+impl Write for KeepsError<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.writer.write(data);
+        self.keep(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.writer.flush();
+        self.keep(flushed)
+    }
+}
+
+/// Reads back what [`SnapshotCapture::of`] wrote.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use raftify::{SnapshotCapture, restore_value};
+///
+/// let state = BTreeMap::from([(1, "one".to_owned())]);
+/// let mut bytes = Vec::new();
+/// SnapshotCapture::of(state.clone()).write_to(&mut bytes)?;
+/// let restored: BTreeMap<i32, String> = restore_value(&mut bytes.as_slice())?;
+/// assert_eq!(restored, state);
+/// # Ok::<(), raftify::BoxError>(())
+/// ```
+///
+/// # Errors
+/// Those of the reader; and if the bytes are not one whole `T`.
+pub fn restore_value<T: DeserializeOwned>(reader: &mut dyn Read) -> Result<T, BoxError> {
+    let mut data = Vec::new();
+    reader.read_to_end(&mut data)?;
+    encoding::decode(&data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes some bytes.
+    struct Full(usize);
+
+    impl Write for Full {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            if self.0 == 0 {
+                // No space left on device.
+                return Err(io::Error::from_raw_os_error(28));
+            }
+            let written = data.len().min(self.0);
+            self.0 -= written;
+            Ok(written)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_told_as_such_by_who_writes_a_snapshot_of_a_value() {
+        for room in [0, 10] {
+            let error = SnapshotCapture::of(vec![7_u8; 100]).write_to(&mut Full(room)).unwrap_err();
+            let system = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            assert_eq!(system, Some(28), "{error}");
+        }
+    }
+}

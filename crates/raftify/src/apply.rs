@@ -1,0 +1,6 @@
+//! What happens to committed entries: they are applied, the state is captured and restored, and replies are sent.
+
+pub(crate) mod applier;
+pub(crate) mod applier_thread;
+pub(crate) mod snapshot_taker;
+pub(crate) mod snapshots;

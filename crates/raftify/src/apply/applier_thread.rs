@@ -1,0 +1,477 @@
+//! The thread of the applier, and the raft loop's handle to it.
+//!
+//! Fed by the raft loop in log order; closures of [`RaftNode::query`](crate::RaftNode::query) run between two batches. A
+//! few entries for a state machine that calls itself quick are applied at once, in the raft loop, if the thread has
+//! nothing to do.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use raftify_core::error::StopReason;
+use raftify_core::{
+    ClusterId, Committed, LogPosition, Members, NodeId, SnapshotMeta, SnapshotReason, SnapshotStore,
+};
+use tokio::sync::mpsc;
+
+use crate::application::formatter::CustomFormatter;
+use crate::application::state_machine::AbstractStateMachine;
+use crate::apply::applier::{Applier, Query, ToApply, forget};
+use crate::apply::snapshot_taker::SnapshotTaker;
+use crate::channels::events::Event;
+use crate::channels::lifecycle::Lifecycle;
+use crate::channels::reply::Reply;
+use crate::runtime::worker::{Worker, may_block};
+
+/// More entries at once are left to the thread.
+const INLINE_ENTRIES_MAX: usize = 32;
+
+/// What an applier starts with.
+pub(crate) struct ApplierStart<FSM: AbstractStateMachine, S> {
+    pub(crate) node_id: NodeId,
+    pub(crate) state_machine: FSM,
+    pub(crate) snapshots: S,
+    pub(crate) snapshot_taker: SnapshotTaker<S>,
+    /// The newest snapshot, to be restored before anything else.
+    pub(crate) snapshot: Option<SnapshotMeta>,
+    /// What the state machine has by itself.
+    pub(crate) recovered: LogPosition,
+    pub(crate) queries: mpsc::Receiver<Query<FSM>>,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
+    pub(crate) lifecycle: Lifecycle,
+}
+
+/// The raft loop's end of the applier. When it is dropped, the thread ends; what is still queued then is dropped, which
+/// answers who waits for it.
+pub(crate) struct ApplierHandle<FSM: AbstractStateMachine, S> {
+    applier: Arc<Mutex<Applier<FSM, S>>>,
+    /// Unbounded because the core bounds what it hands out.
+    queue: mpsc::UnboundedSender<ToApply<Reply<FSM::Reply>>>,
+    /// What was handed to the thread and is not applied yet.
+    queued: Arc<AtomicUsize>,
+}
+
+impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
+    /// Starts the thread.
+    pub(crate) fn start(self) -> Result<(ApplierHandle<FSM, S>, Worker), StopReason> {
+        let (sender, queue) = mpsc::unbounded_channel();
+        let ApplierStart {
+            node_id,
+            state_machine,
+            snapshots,
+            snapshot_taker,
+            snapshot,
+            recovered,
+            queries,
+            events,
+            formatter,
+            lifecycle,
+        } = self;
+        let applier = Applier {
+            node_id,
+            state_machine,
+            snapshots,
+            snapshot_taker,
+            members: Members::none(),
+            applied: LogPosition::ZERO,
+            recovered,
+            failure: None,
+            events,
+            formatter,
+        };
+        let applier = Arc::new(Mutex::new(applier));
+        // One for what comes before all else: restoring the snapshot.
+        let queued = Arc::new(AtomicUsize::new(1));
+        let thread = run(Arc::clone(&applier), snapshot, queue, Arc::clone(&queued), queries, lifecycle);
+        let worker = Worker::start("raftify-apply", thread)?;
+        Ok((ApplierHandle { applier, queue: sender, queued }, worker))
+    }
+}
+
+impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
+    /// Applies what is committed. `Some` is the outcome if that is done already; otherwise it comes as an [`Event`].
+    pub(crate) fn apply(&self, committed: Vec<Committed<Reply<FSM::Reply>>>) -> Option<Event> {
+        let quick = committed.len() <= INLINE_ENTRIES_MAX
+            && committed.iter().all(|item| !matches!(item, Committed::Install { .. }))
+            && self.queued.load(Ordering::Acquire) == 0;
+        // A query that is being answered, or a snapshot being captured, may take its time: nobody waits for it here.
+        if quick && let Ok(mut applier) = self.applier.try_lock() {
+            match applier.is_quick() {
+                Ok(true) => {
+                    let applied = applier.take_in([ToApply::Committed(committed)]);
+                    return Some(applied.map_or_else(Event::Failed, Event::Applied));
+                }
+                Ok(false) => {}
+                Err(reason) => return Some(Event::Failed(reason)),
+            }
+        }
+        self.hand_over(ToApply::Committed(committed));
+        None
+    }
+
+    /// Takes a snapshot of the state once everything before has been applied.
+    pub(crate) fn take_snapshot(&self, cluster_id: ClusterId, reason: SnapshotReason) {
+        self.hand_over(ToApply::TakeSnapshot(cluster_id, reason));
+    }
+
+    /// Has the snapshot written faster that is being written, or will be when everything before has been applied.
+    pub(crate) fn hurry_snapshot(&self) {
+        self.hand_over(ToApply::HurrySnapshot);
+    }
+
+    /// If the thread has failed, its failure is on the way and stops the node.
+    fn hand_over(&self, work: ToApply<Reply<FSM::Reply>>) {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        let _ = self.queue.send(work);
+    }
+}
+
+/// A panic of the state machine is caught while the lock is held: it never poisons it.
+fn lock<FSM: AbstractStateMachine, S>(applier: &Mutex<Applier<FSM, S>>) -> MutexGuard<'_, Applier<FSM, S>> {
+    applier.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// At most this much of the queue is taken in as one batch, so that queries and the end of the node get their turn.
+const TAKEN_IN_MAX: usize = 256;
+
+/// The thread.
+async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
+    applier: Arc<Mutex<Applier<FSM, S>>>,
+    snapshot: Option<SnapshotMeta>,
+    mut queue: mpsc::UnboundedReceiver<ToApply<Reply<FSM::Reply>>>,
+    queued: Arc<AtomicUsize>,
+    mut queries: mpsc::Receiver<Query<FSM>>,
+    lifecycle: Lifecycle,
+) {
+    let events = lock(&applier).events.clone();
+    let mut outcome = match snapshot {
+        Some(snapshot) => may_block(|| lock(&applier).begin_at(snapshot)).await,
+        None => Ok(()),
+    };
+    queued.fetch_sub(1, Ordering::Release);
+    let mut work = Vec::new();
+    while outcome.is_ok() && !lifecycle.is_stopping() {
+        outcome = tokio::select! {
+            biased;
+            count = queue.recv_many(&mut work, TAKEN_IN_MAX) => {
+                if count == 0 {
+                    break;
+                }
+                let applied = may_block(|| lock(&applier).take_in(work.drain(..))).await;
+                // If the loop is gone, the node has stopped already.
+                let told = applied.map(|index| drop(events.send(Event::Applied(index))));
+                queued.fetch_sub(count, Ordering::Release);
+                // A queue that is filled as fast as it is emptied does not keep queries waiting.
+                match told {
+                    Ok(()) => match queries.try_recv() {
+                        Ok(query) => may_block(|| lock(&applier).answer(query)).await,
+                        Err(_) => Ok(()),
+                    },
+                    failed => failed,
+                }
+            }
+            Some(query) = queries.recv() => may_block(|| lock(&applier).answer(query)).await,
+        };
+    }
+    // A node that stops says why by itself: what failed only because of that, such as restoring, is no failure.
+    if let Err(reason) = outcome
+        && !lifecycle.is_stopping()
+    {
+        let _ = events.send(Event::Failed(reason));
+    }
+    queries.close();
+    // Also those that are being put in at this moment: nobody waits with a place of his own.
+    while let Some(query) = queries.recv().await {
+        forget(query);
+    }
+    let writing_out = lock(&applier).snapshot_taker.take_thread();
+    if let Some(thread) = writing_out {
+        // It sees that the node stops; a panic in it is caught.
+        thread.ended().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read, Write};
+    use std::time::Duration;
+
+    use raftify_core::storage::MemorySnapshotStore;
+    use raftify_core::{LogIndex, Member, SnapshotWriter, StableStorage};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::application::formatter::DefaultFormatter;
+    use crate::application::log_entry::AbstractLogEntry;
+    use crate::application::snapshot::SnapshotCapture;
+    use crate::apply::snapshots::TrackedSnapshots;
+    use crate::error::BoxError;
+
+    /// Adds up what it is given, and fails at zero, half way. It is quick up to 13, and then does not know.
+    #[derive(Default)]
+    struct Sum {
+        sum: u64,
+        /// Told to stop after the first byte of a snapshot.
+        stops: Option<Lifecycle>,
+    }
+
+    impl AbstractStateMachine for Sum {
+        type LogEntry = u64;
+        type Reply = u64;
+
+        fn apply(&mut self, _position: LogPosition, entry: u64) -> Result<u64, BoxError> {
+            self.sum += entry;
+            if entry == 0 { Err("told to fail".into()) } else { Ok(self.sum) }
+        }
+
+        fn is_quick_to_apply(&self) -> bool {
+            assert!(self.sum < 13, "too much to say");
+            true
+        }
+
+        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+            Ok(SnapshotCapture::of(self.sum))
+        }
+
+        fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
+            reader.read_exact(&mut [0])?;
+            if let Some(lifecycle) = &self.stops {
+                lifecycle.stop(&StopReason::Stopped);
+            }
+            reader.read_exact(&mut [0])?;
+            self.sum = 1;
+            Ok(())
+        }
+    }
+
+    struct Started<FSM: AbstractStateMachine, S = MemorySnapshotStore> {
+        handle: ApplierHandle<FSM, TrackedSnapshots<S>>,
+        worker: Worker,
+        queries: mpsc::Sender<Query<FSM>>,
+        events: mpsc::UnboundedReceiver<Event>,
+    }
+
+    async fn start() -> Started<Sum> {
+        start_with(Sum::default()).await
+    }
+
+    async fn start_with<FSM: AbstractStateMachine>(state_machine: FSM) -> Started<FSM> {
+        let started = start_at(None, MemorySnapshotStore::default(), state_machine, Lifecycle::new());
+        while started.handle.queued.load(Ordering::Acquire) > 0 {
+            tokio::task::yield_now().await;
+        }
+        started
+    }
+
+    fn start_at<FSM: AbstractStateMachine, S: SnapshotStore>(
+        snapshot: Option<SnapshotMeta>,
+        store: S,
+        state_machine: FSM,
+        lifecycle: Lifecycle,
+    ) -> Started<FSM, S> {
+        let (events, received) = mpsc::unbounded_channel();
+        let (queries, asked) = mpsc::channel(1);
+        let snapshots = TrackedSnapshots::new(store, lifecycle.clone());
+        let start = ApplierStart {
+            node_id: NodeId::FIRST,
+            state_machine,
+            snapshots: snapshots.clone(),
+            snapshot_taker: SnapshotTaker::new(snapshots, 0, events.clone(), lifecycle.clone()),
+            snapshot,
+            recovered: LogPosition::ZERO,
+            queries: asked,
+            events,
+            formatter: Arc::new(DefaultFormatter),
+            lifecycle,
+        };
+        let (handle, worker) = start.start().unwrap();
+        Started { handle, worker, queries, events: received }
+    }
+
+    fn snapshot_meta() -> SnapshotMeta {
+        let members = Members::initial([Member::voter(NodeId::FIRST, "127.0.0.1:1")]).unwrap();
+        SnapshotMeta { cluster_id: ClusterId(1), position: LogPosition::new(1, 1), members }
+    }
+
+    fn committed(index: u64, number: u64) -> Vec<Committed<Reply<u64>>> {
+        let payload = AbstractLogEntry::encode(&number).unwrap();
+        vec![Committed::User { position: LogPosition::new(1, index), payload, reply: None }]
+    }
+
+    async fn within<T>(future: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(30), future).await.expect("it takes no time")
+    }
+
+    #[tokio::test]
+    async fn after_a_failure_on_the_thread_nothing_is_applied_in_the_loop() {
+        let Started { handle, worker, mut events, .. } = start().await;
+        handle.hand_over(ToApply::Committed(committed(1, 0)));
+        within(worker.ended()).await;
+        assert!(matches!(events.recv().await, Some(Event::Failed(_))));
+        let outcome = handle.apply(committed(2, 5));
+        assert!(!matches!(outcome, Some(Event::Applied(_))), "the entry before it was skipped");
+        assert_eq!(lock(&handle.applier).state_machine.sum, 0);
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_is_quick_to_apply_is_a_failure_of_the_state_machine() {
+        let Started { handle, .. } = start().await;
+        assert!(matches!(handle.apply(committed(1, 13)), Some(Event::Applied(LogIndex(1)))));
+        for _ in 0..2 {
+            let Some(Event::Failed(StopReason::StateMachine(reason))) = handle.apply(committed(2, 1)) else {
+                panic!("it must not be used any more");
+            };
+            assert_eq!(reason, "is_quick_to_apply panicked: too much to say");
+        }
+    }
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct PanicsWhenDropped;
+
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            panic!("told to");
+        }
+    }
+
+    struct Handing;
+
+    impl AbstractStateMachine for Handing {
+        type LogEntry = u64;
+        type Reply = PanicsWhenDropped;
+
+        fn apply(&mut self, _position: LogPosition, _entry: u64) -> Result<PanicsWhenDropped, BoxError> {
+            Ok(PanicsWhenDropped)
+        }
+
+        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+            Ok(SnapshotCapture::of(()))
+        }
+
+        fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_panics_when_nobody_wants_it_is_a_failure_of_the_state_machine() {
+        let Started { handle, mut events, .. } = start_with(Handing).await;
+        let payload = AbstractLogEntry::encode(&1_u64).unwrap();
+        let item = Committed::User { position: LogPosition::new(1, 1), payload, reply: None };
+        handle.hand_over(ToApply::Committed(vec![item]));
+        let event = within(events.recv()).await;
+        assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
+    }
+
+    /// The first one's drop panics on the thread, before it could say anything; two at once would end the process.
+    #[tokio::test]
+    async fn queries_that_panic_when_they_are_dropped_do_not_hide_why_the_node_cannot_go_on() {
+        let (events, mut received) = mpsc::unbounded_channel();
+        let (queries, asked) = mpsc::channel(3);
+        let query = || -> Query<Sum> {
+            let dropped = PanicsWhenDropped;
+            Box::new(move |_| drop(dropped))
+        };
+        for _ in 0..3 {
+            queries.try_send(query()).ok().unwrap();
+        }
+        let lifecycle = Lifecycle::new();
+        let snapshots = TrackedSnapshots::new(MemorySnapshotStore::default(), lifecycle.clone());
+        let applier = Applier {
+            node_id: NodeId::FIRST,
+            state_machine: Sum::default(),
+            snapshots: snapshots.clone(),
+            snapshot_taker: SnapshotTaker::new(snapshots, 0, events.clone(), lifecycle.clone()),
+            members: Members::none(),
+            applied: LogPosition::ZERO,
+            recovered: LogPosition::ZERO,
+            failure: Some(StopReason::StateMachine("of before".to_owned())),
+            events,
+            formatter: Arc::new(DefaultFormatter),
+        };
+        let (work, queue) = mpsc::unbounded_channel();
+        work.send(ToApply::Committed(committed(1, 1))).ok().unwrap();
+        let queued = Arc::new(AtomicUsize::new(2));
+        run(Arc::new(Mutex::new(applier)), None, queue, queued, asked, lifecycle).await;
+        let event = received.recv().await;
+        assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
+    }
+
+    /// Takes what it could read for all there is.
+    #[derive(Default)]
+    struct Careless(Vec<u8>);
+
+    impl AbstractStateMachine for Careless {
+        type LogEntry = u64;
+        type Reply = ();
+
+        fn apply(&mut self, _position: LogPosition, _entry: u64) -> Result<(), BoxError> {
+            Ok(())
+        }
+
+        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+            Ok(SnapshotCapture::of(()))
+        }
+
+        fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
+            self.0 = io::BufReader::new(reader).bytes().map_while(Result::ok).collect();
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_could_not_be_read_is_not_restored_whatever_the_state_machine_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = raftify_storage::HeedStorage::open(directory.path()).unwrap();
+        let store = StableStorage::snapshots(&storage);
+        let meta = snapshot_meta();
+        let mut writer = store.create(&meta).unwrap();
+        writer.write_all(&[7; 100_000]).unwrap();
+        writer.finish().unwrap();
+        let path = store.path(meta.position);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[90_000] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+
+        let lifecycle = Lifecycle::new();
+        let Started { handle, worker, mut events, .. } =
+            start_at(Some(meta), store, Careless::default(), lifecycle);
+        within(worker.ended()).await;
+        assert!(!lock(&handle.applier).state_machine.0.is_empty(), "the first block is whole");
+        let event = within(events.recv()).await;
+        let Some(Event::Failed(StopReason::Storage(reason))) = event else {
+            panic!("it goes on with half a state: {event:?}");
+        };
+        assert!(reason.contains("is damaged"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_is_being_restored_when_the_node_stops_is_read_no_further_and_is_no_failure() {
+        let store = MemorySnapshotStore::default();
+        let meta = snapshot_meta();
+        let mut writer = store.create(&meta).unwrap();
+        writer.write_all(&[1, 2]).unwrap();
+        writer.finish().unwrap();
+        let lifecycle = Lifecycle::new();
+        let stopped_half_way = Sum { sum: 0, stops: Some(lifecycle.clone()) };
+        let Started { handle, worker, mut events, .. } =
+            start_at(Some(meta), store, stopped_half_way, lifecycle.clone());
+        within(worker.ended()).await;
+        assert!(lifecycle.is_stopping(), "it was not restored at all");
+        assert_eq!(lock(&handle.applier).state_machine.sum, 0, "it was read to its end");
+        assert!(events.try_recv().is_err(), "the node stopped for another reason than this");
+    }
+
+    #[tokio::test]
+    async fn after_a_failure_in_the_loop_no_query_is_answered() {
+        let Started { handle, worker, queries, .. } = start().await;
+        assert!(matches!(handle.apply(committed(1, 0)), Some(Event::Failed(_))));
+        let (answered, answer) = oneshot::channel();
+        let query: Query<Sum> = Box::new(move |sum| {
+            let _ = answered.send(sum.sum); // Whoever asked is still there.
+        });
+        within(queries.send(query)).await.unwrap();
+        assert!(within(answer).await.is_err(), "of a state that is half way between two entries");
+        within(worker.ended()).await;
+    }
+}

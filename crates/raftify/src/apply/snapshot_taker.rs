@@ -1,0 +1,185 @@
+//! Writes captured states out, beside the applier, at a bounded rate.
+//!
+//! Owned by the applier. One snapshot is written at a time, on a thread of its own. A failure is reported to the raft
+//! loop, and whatever was in use before stays so.
+
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use raftify_core::{SnapshotMeta, SnapshotReason, SnapshotStore, SnapshotWriter};
+use tokio::sync::mpsc;
+
+use crate::application::snapshot::SnapshotCapture;
+use crate::channels::events::Event;
+use crate::channels::lifecycle::Lifecycle;
+use crate::error::BoxError;
+use crate::runtime::rate_limiter::RateLimiter;
+use crate::runtime::worker::{Worker, caught, may_block};
+
+/// Gathered before it is written to the store.
+const WRITE_BUFFER_BYTES: usize = 256 * 1024;
+
+/// A snapshot that a follower waits for is written at so many times the rate: the follower is late already, and what is sent
+/// to it is kept under the rate as well.
+const AWAITED_FACTOR: u64 = 8;
+
+/// See the module.
+pub(crate) struct SnapshotTaker<S> {
+    store: S,
+    bytes_per_second_max: u64,
+    /// Of the one that is being written.
+    pace: Arc<RateLimiter>,
+    events: mpsc::UnboundedSender<Event>,
+    lifecycle: Lifecycle,
+    thread: Option<Worker>,
+    /// Whether one is being written, or was and nobody has been told yet. Its thread may end a little later.
+    busy: Arc<AtomicBool>,
+}
+
+impl<S: SnapshotStore> SnapshotTaker<S> {
+    pub(crate) fn new(
+        store: S,
+        bytes_per_second_max: u64,
+        events: mpsc::UnboundedSender<Event>,
+        lifecycle: Lifecycle,
+    ) -> SnapshotTaker<S> {
+        let pace = Arc::new(RateLimiter::new(bytes_per_second_max));
+        let busy = Arc::default();
+        SnapshotTaker { store, bytes_per_second_max, pace, events, lifecycle, thread: None, busy }
+    }
+
+    /// The one that is being written is waited for.
+    pub(crate) fn hurry(&self) {
+        self.pace.set(self.bytes_per_second_max.saturating_mul(AWAITED_FACTOR));
+    }
+
+    /// Whether one is still being written.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+
+    /// A snapshot will not be taken, for this reason.
+    pub(crate) fn refuse(&self, reason: String) {
+        // If the loop is gone, the node has stopped: the snapshot is of no use then.
+        let _ = self.events.send(Event::SnapshotTaken(Err(reason)));
+    }
+
+    /// Begins to write a capture out. The outcome comes as an [`Event`].
+    pub(crate) fn start(&mut self, capture: SnapshotCapture, meta: SnapshotMeta, reason: SnapshotReason) {
+        match reason {
+            SnapshotReason::Due => self.pace.set(self.bytes_per_second_max),
+            SnapshotReason::Awaited => self.hurry(),
+        }
+        let (store, pace) = (self.store.clone(), Arc::clone(&self.pace));
+        let (lifecycle, events) = (self.lifecycle.clone(), self.events.clone());
+        let busy = Arc::clone(&self.busy);
+        busy.store(true, Ordering::Relaxed);
+        let work = async move {
+            // The error may be the user's: it is shown and dropped in there, too. So is what belongs to the storage.
+            let write_out = move || match write_out(capture, &store, &meta, lifecycle, pace) {
+                Ok(()) => Ok(meta),
+                Err(error) => Err(error.to_string()),
+            };
+            let outcome = may_block(|| caught(write_out)).await;
+            let outcome = outcome.unwrap_or_else(|panic| Err(format!("writing it out {panic}")));
+            // Who hears of the outcome may ask for the next one at once.
+            busy.store(false, Ordering::Release);
+            // As above.
+            let _ = events.send(Event::SnapshotTaken(outcome));
+        };
+        match Worker::start("raftify-snapshot", work) {
+            // The one before has nothing left to do but to end.
+            Ok(thread) => self.thread = Some(thread),
+            Err(reason) => {
+                self.busy.store(false, Ordering::Relaxed);
+                self.refuse(reason.to_string());
+            }
+        }
+    }
+
+    /// What is still being written when the node stops. It sees that by itself.
+    pub(crate) fn take_thread(&mut self) -> Option<Worker> {
+        self.thread.take()
+    }
+}
+
+fn write_out<S: SnapshotStore>(
+    capture: SnapshotCapture,
+    store: &S,
+    meta: &SnapshotMeta,
+    lifecycle: Lifecycle,
+    pace: Arc<RateLimiter>,
+) -> Result<(), BoxError> {
+    let writer = Paced { writer: store.create(meta)?, lifecycle, pace };
+    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
+    capture.write_to(&mut writer)?;
+    writer.into_inner().map_err(|error| error.into_error())?.writer.finish()?;
+    Ok(())
+}
+
+/// Writes no faster than it should, and fails once the node stops, so that a large snapshot does not hold up the end.
+struct Paced<W> {
+    writer: W,
+    lifecycle: Lifecycle,
+    pace: Arc<RateLimiter>,
+}
+
+impl<W: Write> Write for Paced<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.lifecycle.is_stopping() {
+            return Err(io::Error::other("the node stops"));
+        }
+        let piece = self.pace.piece_bytes(data.len());
+        let written = self.writer.write(&data[..piece])?;
+        self.pace.pass_blocking(written);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use raftify_core::storage::MemorySnapshotStore;
+    use raftify_core::{ClusterId, LogPosition, Members};
+
+    use super::*;
+    use crate::runtime::worker::PanicsWhenShown;
+
+    #[tokio::test]
+    async fn an_error_of_the_user_that_panics_when_it_is_shown_is_reported() {
+        let (events, mut received) = mpsc::unbounded_channel();
+        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), 0, events, Lifecycle::new());
+        let capture = SnapshotCapture::new(|_| Err(PanicsWhenShown.into()));
+        let position = LogPosition::new(1, 1);
+        let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };
+        taker.start(capture, meta, SnapshotReason::Due);
+        drop(taker);
+        let event = tokio::time::timeout(Duration::from_secs(30), received.recv()).await.unwrap();
+        let Some(Event::SnapshotTaken(Err(reason))) = event else {
+            panic!("the raft loop would wait for its outcome for ever: {event:?}");
+        };
+        assert_eq!(reason, "writing it out panicked: told to");
+    }
+
+    #[tokio::test]
+    async fn who_has_heard_of_the_outcome_of_a_snapshot_may_ask_for_the_next_one() {
+        let (events, mut received) = mpsc::unbounded_channel();
+        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), 0, events, Lifecycle::new());
+        for index in 1..2000 {
+            let position = LogPosition::new(1, index);
+            let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };
+            let fails = SnapshotCapture::new(|_| Err("told to fail".into()));
+            taker.start(fails, meta, SnapshotReason::Due);
+            while received.try_recv().is_err() {
+                std::hint::spin_loop();
+            }
+            assert!(!taker.is_busy(), "the next one would be refused, at {index}");
+        }
+    }
+}

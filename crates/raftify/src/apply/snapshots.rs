@@ -1,0 +1,189 @@
+//! Keeps snapshots from being deleted between the moment they are finished and the moment the core knows of them.
+//!
+//! The core says which snapshots are in use; a snapshot that was just received or taken is not among them until the
+//! raft loop has heard of it. [`TrackedSnapshots`] wraps the storage's own store and remembers what was finished; and
+//! which of the core's lists is the newest, for they are acted on on threads that may overtake each other. Nor does it let
+//! anybody read on once the node stops: a large snapshot that is being restored does not hold up the end.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use raftify_core::{LogPosition, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StorageError};
+
+use crate::channels::lifecycle::Lifecycle;
+
+/// A [`SnapshotStore`] whose [`retain`](SnapshotStore::retain) spares what is newer than all that it is told to keep.
+#[derive(Clone)]
+pub(crate) struct TrackedSnapshots<S> {
+    store: S,
+    /// Locked while snapshots are deleted, so that none is finished between the decision and the deletion.
+    known: Arc<Mutex<Known>>,
+    /// How many lists there ever were.
+    lists: Arc<AtomicU64>,
+    lifecycle: Lifecycle,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Finished in this process, and not older than the newest that was ever known to be in use.
+    finished: BTreeSet<LogPosition>,
+    /// The number of the newest list that was acted on.
+    list: u64,
+}
+
+impl<S> TrackedSnapshots<S> {
+    pub(crate) fn new(store: S, lifecycle: Lifecycle) -> TrackedSnapshots<S> {
+        TrackedSnapshots { store, known: Arc::default(), lists: Arc::default(), lifecycle }
+    }
+}
+
+impl<S: SnapshotStore> TrackedSnapshots<S> {
+    /// What is in use now. Numbered here, in the raft loop; waits for nothing.
+    pub(crate) fn in_use(&self, keep: Vec<LogPosition>) -> InUse<S> {
+        let number = self.lists.fetch_add(1, Ordering::Relaxed) + 1;
+        InUse { store: self.store.clone(), known: Arc::clone(&self.known), number, keep }
+    }
+}
+
+/// What was in use at some time.
+pub(crate) struct InUse<S> {
+    store: S,
+    known: Arc<Mutex<Known>>,
+    number: u64,
+    keep: Vec<LogPosition>,
+}
+
+impl<S: SnapshotStore> InUse<S> {
+    /// Deletes all others but those that are newer; nothing, once a newer list was acted on.
+    pub(crate) fn delete_others(self) -> Result<(), StorageError> {
+        let mut known = lock(&self.known);
+        if self.number < known.list {
+            return Ok(());
+        }
+        known.list = self.number;
+        if let Some(newest) = self.keep.iter().max_by_key(|position| position.index) {
+            known.finished.retain(|position| position.index >= newest.index);
+        }
+        let keep: Vec<LogPosition> = known.finished.iter().chain(&self.keep).copied().collect();
+        self.store.retain(&keep)
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<S: SnapshotStore> SnapshotStore for TrackedSnapshots<S> {
+    type Writer = TrackedWriter<S::Writer>;
+    type Reader = WantedReader<S::Reader>;
+
+    fn create(&self, meta: &SnapshotMeta) -> Result<Self::Writer, StorageError> {
+        let writer = self.store.create(meta)?;
+        Ok(TrackedWriter { writer, position: meta.position, known: Arc::clone(&self.known) })
+    }
+
+    fn receive(
+        &self,
+        meta: &SnapshotMeta,
+        announced: SnapshotDigest,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<(Self::Writer, SnapshotDigest), StorageError> {
+        let is_wanted = || is_wanted() && !self.lifecycle.is_stopping();
+        let (writer, received) = self.store.receive(meta, announced, &is_wanted)?;
+        Ok((TrackedWriter { writer, position: meta.position, known: Arc::clone(&self.known) }, received))
+    }
+
+    fn open(
+        &self,
+        position: LogPosition,
+    ) -> Result<(SnapshotMeta, SnapshotDigest, Self::Reader), StorageError> {
+        let (meta, digest, reader) = self.store.open(position)?;
+        Ok((meta, digest, WantedReader { reader, lifecycle: self.lifecycle.clone() }))
+    }
+
+    fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {
+        self.in_use(keep.to_vec()).delete_others()
+    }
+}
+
+pub(crate) struct TrackedWriter<W> {
+    writer: W,
+    position: LogPosition,
+    known: Arc<Mutex<Known>>,
+}
+
+impl<W: io::Write> io::Write for TrackedWriter<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.writer.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl<W: SnapshotWriter> SnapshotWriter for TrackedWriter<W> {
+    fn finish(self) -> Result<u64, StorageError> {
+        lock(&self.known).finished.insert(self.position);
+        self.writer.finish()
+    }
+
+    fn discard(self) {
+        self.writer.discard();
+    }
+}
+
+/// Fails once the node stops.
+pub(crate) struct WantedReader<R> {
+    reader: R,
+    lifecycle: Lifecycle,
+}
+
+impl<R: Read> Read for WantedReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.lifecycle.is_stopping() {
+            return Err(io::Error::other("the node stops"));
+        }
+        self.reader.read(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raftify_core::storage::MemorySnapshotStore;
+    use raftify_core::{ClusterId, Member, Members, NodeId};
+
+    use super::*;
+
+    fn finish(store: &TrackedSnapshots<MemorySnapshotStore>, index: u64) -> LogPosition {
+        let position = LogPosition::new(1, index);
+        let members = Members::initial([Member::voter(NodeId::FIRST, "127.0.0.1:1")]).unwrap();
+        store
+            .create(&SnapshotMeta { cluster_id: ClusterId(1), position, members })
+            .unwrap()
+            .finish()
+            .unwrap();
+        position
+    }
+
+    #[test]
+    fn a_finished_snapshot_that_the_core_does_not_know_yet_is_not_deleted() {
+        let store = TrackedSnapshots::new(MemorySnapshotStore::default(), Lifecycle::new());
+        let [old, used, new] = [1, 2, 3].map(|index| finish(&store, index));
+        store.retain(&[used]).unwrap();
+        assert!(store.open(old).is_err() && store.open(used).is_ok() && store.open(new).is_ok());
+    }
+
+    #[test]
+    fn an_outdated_list_deletes_nothing_that_is_in_use_by_now() {
+        let store = TrackedSnapshots::new(MemorySnapshotStore::default(), Lifecycle::new());
+        let [old, sent, new] = [1, 2, 3].map(|index| finish(&store, index));
+        let [first, second, third] = [vec![old], vec![sent], vec![new, sent]].map(|keep| store.in_use(keep));
+        for list in [second, third, first] {
+            list.delete_others().unwrap();
+        }
+        assert!(store.open(old).is_err() && store.open(sent).is_ok() && store.open(new).is_ok());
+    }
+}

@@ -1,0 +1,7 @@
+//! How the parts of a node reach each other: the queue of requests, replies, events, and the lifecycle.
+
+pub(crate) mod events;
+pub(crate) mod in_flight;
+pub(crate) mod lifecycle;
+pub(crate) mod reply;
+pub(crate) mod request_queue;

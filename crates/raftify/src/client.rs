@@ -1,0 +1,10 @@
+//! A client of a cluster that runs no node itself: [`RaftClient`], and the errors of its requests.
+
+pub(crate) mod cluster_connection;
+pub(crate) mod error;
+pub(crate) mod membership_changes;
+pub(crate) mod raft_client;
+
+pub use crate::wire::RequestRejected;
+pub use error::{ClientError, InvalidAddress, UnreachableNode};
+pub use raft_client::RaftClient;

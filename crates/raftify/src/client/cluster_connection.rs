@@ -1,0 +1,475 @@
+//! A connection to a cluster, untyped: finds the leader, repeats what is safe to repeat, and follows the members.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use raftify_core::error::{LeaderHint, MembershipError, ProposeError, ReadError, TransferError};
+use raftify_core::members::check_address;
+use raftify_core::{
+    ClusterId, Forwarding, Inspection, LogIndex, Member, MemberRole, Members, MembershipRequest, NodeId,
+    Reservation,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::client::error::{ClientError, InvalidAddress, UnreachableNode};
+use crate::network::calls::Places;
+use crate::network::endpoint::endpoint;
+use crate::network::remote_node::{AskedCluster, CallError, RemoteNode};
+use crate::runtime::transport::{connect_lazily, resolve};
+use crate::wire::{self, VerbError};
+
+/// How long connecting to one address may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a node may take to tell the members.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The pause after all known nodes have refused; it doubles with each round.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// A connection to a cluster, untyped: payloads and replies are bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterConnection {
+    deadline: Duration,
+    waits_for_leader: bool,
+    given: Arc<[String]>,
+    cluster: Arc<AskedCluster>,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Where to ask, in this order: the node that answered last comes first, one that was silent comes last.
+    addresses: Vec<String>,
+    nodes: BTreeMap<String, RemoteNode>,
+    /// The membership that the addresses are of; zero: they are those that were given.
+    as_of: LogIndex,
+    /// Whether a node is being asked for the members.
+    is_refreshing: bool,
+}
+
+/// Why a round of asking brought no result.
+enum RoundFailure<E> {
+    /// Another round would not help, or could do harm.
+    Final(ClientError<E>),
+    /// A node answered, or may answer yet.
+    Later(E),
+}
+
+/// What a refusal says about trying again.
+enum Again {
+    /// It would not help, or could do harm.
+    Never,
+    /// A little later, here or elsewhere.
+    Later,
+    /// There, at once.
+    At(LeaderHint),
+}
+
+/// The error of a verb, as the client sees it.
+trait ClientVerb: VerbError {
+    /// Whether a request that was sent and not answered may be sent again.
+    const REPEATABLE: bool;
+
+    fn again(&self) -> Again;
+
+    /// Whether no leader is known.
+    fn is_no_leader(&self) -> bool;
+}
+
+impl ClientVerb for ProposeError {
+    const REPEATABLE: bool = false;
+
+    fn again(&self) -> Again {
+        match self {
+            ProposeError::NotLeader(hint) => Again::At(hint.clone()),
+            ProposeError::NoLeader | ProposeError::Busy { .. } | ProposeError::NotApplied { .. } => {
+                Again::Later
+            }
+            ProposeError::Stopped(reason) if reason.nothing_happened() => Again::Later,
+            _ => Again::Never,
+        }
+    }
+
+    fn is_no_leader(&self) -> bool {
+        *self == ProposeError::NoLeader
+    }
+}
+
+impl ClientVerb for MembershipError {
+    const REPEATABLE: bool = false;
+
+    fn again(&self) -> Again {
+        match self {
+            MembershipError::NotLeader(hint) => Again::At(hint.clone()),
+            MembershipError::NoLeader
+            | MembershipError::Busy { .. }
+            | MembershipError::ChangePending
+            | MembershipError::NotApplied { .. } => Again::Later,
+            MembershipError::Stopped(reason) if reason.nothing_happened() => Again::Later,
+            _ => Again::Never,
+        }
+    }
+
+    fn is_no_leader(&self) -> bool {
+        *self == MembershipError::NoLeader
+    }
+}
+
+impl ClientVerb for TransferError {
+    const REPEATABLE: bool = false;
+
+    fn again(&self) -> Again {
+        match self {
+            TransferError::NotLeader(hint) => Again::At(hint.clone()),
+            TransferError::NoLeader => Again::Later,
+            TransferError::Stopped(reason) if reason.nothing_happened() => Again::Later,
+            _ => Again::Never,
+        }
+    }
+
+    fn is_no_leader(&self) -> bool {
+        *self == TransferError::NoLeader
+    }
+}
+
+impl ClientVerb for ReadError {
+    const REPEATABLE: bool = true;
+
+    fn again(&self) -> Again {
+        match self {
+            ReadError::NotLeader(hint) => Again::At(hint.clone()),
+            _ => Again::Later,
+        }
+    }
+
+    fn is_no_leader(&self) -> bool {
+        *self == ReadError::NoLeader
+    }
+}
+
+impl ClusterConnection {
+    /// Checks the form of the addresses; connects on first use. Each request may take `deadline`, all attempts
+    /// together.
+    pub(crate) fn new<A: Into<String>>(
+        addresses: impl IntoIterator<Item = A>,
+        deadline: Duration,
+    ) -> Result<ClusterConnection, InvalidAddress> {
+        let addresses: Vec<String> = addresses.into_iter().map(Into::into).collect();
+        if addresses.is_empty() {
+            return Err(InvalidAddress::None);
+        }
+        for address in &addresses {
+            check_address(address)?;
+        }
+        let given = addresses.clone().into();
+        let known = Known { addresses, nodes: BTreeMap::new(), as_of: LogIndex::ZERO, is_refreshing: false };
+        let (cluster, known) = (Arc::default(), Arc::new(Mutex::new(known)));
+        Ok(ClusterConnection { deadline, waits_for_leader: true, given, cluster, known })
+    }
+
+    /// The same connection, on which a request may take this long.
+    pub(crate) fn with_deadline(self, deadline: Duration) -> ClusterConnection {
+        ClusterConnection { deadline, ..self }
+    }
+
+    /// The same connection, whose requests fail at once if no leader is known.
+    pub(crate) fn without_waiting(self) -> ClusterConnection {
+        ClusterConnection { waits_for_leader: false, ..self }
+    }
+
+    /// A connection to this cluster, whichever nodes listen at the addresses.
+    pub(crate) fn to(self, cluster_id: ClusterId) -> ClusterConnection {
+        ClusterConnection { cluster: Arc::new(AskedCluster::of(cluster_id)), ..self }
+    }
+
+    /// Replicates an encoded entry; the reply is postcard of the state machine's reply type.
+    pub(crate) async fn propose(&self, payload: Bytes) -> Result<Bytes, ClientError<ProposeError>> {
+        let (bytes, limit) = (payload.len() as u64, wire::PAYLOAD_BYTES_LIMIT);
+        if bytes > limit {
+            return Err(ClientError::Answer(ProposeError::TooLarge { bytes, limit }));
+        }
+        self.ask(|node, timeout| {
+            let payload = payload.clone();
+            async move { node.propose(payload, Forwarding::Allowed, timeout).await }
+        })
+        .await
+    }
+
+    /// Changes the membership.
+    pub(crate) async fn change_config(
+        &self,
+        request: &MembershipRequest,
+    ) -> Result<Members, ClientError<MembershipError>> {
+        self.ask(|node, timeout| async move {
+            node.change_membership(request, Forwarding::Allowed, timeout).await
+        })
+        .await
+    }
+
+    /// A fresh node id, and the cluster that it is of.
+    pub(crate) async fn reserve_node_id(
+        &self,
+    ) -> Result<(ClusterId, Reservation), ClientError<MembershipError>> {
+        self.ask(|node, timeout| async move { node.reserve_node_id(Forwarding::Allowed, timeout).await })
+            .await
+    }
+
+    /// Hands leadership over.
+    pub(crate) async fn transfer_leader(
+        &self,
+        to: Option<NodeId>,
+    ) -> Result<NodeId, ClientError<TransferError>> {
+        self.ask(|node, timeout| async move { node.transfer_leader(to, Forwarding::Allowed, timeout).await })
+            .await
+    }
+
+    /// The leader's confirmed commit index.
+    pub(crate) async fn read_index(&self) -> Result<LogIndex, ClientError<ReadError>> {
+        self.ask(|node, timeout| async move { node.read_index(timeout).await }).await
+    }
+
+    /// The state of the first of the given nodes that answers.
+    pub(crate) async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
+        let until = Instant::now() + self.deadline;
+        let inspect = |node: RemoteNode, timeout| async move { node.inspect(timeout).await };
+        match self.round(self.given.to_vec(), until, &inspect).await {
+            Ok((_, inspection)) => Ok(inspection),
+            Err(RoundFailure::Final(error)) => Err(error),
+            Err(RoundFailure::Later(answer)) => Err(ClientError::Answer(answer)),
+        }
+    }
+
+    /// Asks in rounds until one node gives a result, or an answer that ends the matter, or the deadline has passed.
+    async fn ask<T, E, Call>(&self, call: impl Fn(RemoteNode, Duration) -> Call) -> Result<T, ClientError<E>>
+    where
+        E: ClientVerb,
+        Call: Future<Output = Result<T, CallError<E>>>,
+    {
+        let until = Instant::now() + self.deadline;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let addresses = self.addresses();
+            let answer = match self.round(addresses, until, &call).await {
+                Ok((address, result)) => {
+                    self.lock().prefer(&address);
+                    self.refresh_if_due(&address);
+                    return Ok(result);
+                }
+                Err(RoundFailure::Final(error)) => return Err(error),
+                Err(RoundFailure::Later(answer)) => answer,
+            };
+            if Instant::now() + pause >= until || (!self.waits_for_leader && answer.is_no_leader()) {
+                return Err(ClientError::Answer(answer));
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Where to ask: the members as far as they are known, and at last where this client was pointed to.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let mut addresses = self.lock().addresses.clone();
+        for given in self.given.iter() {
+            if !addresses.contains(given) {
+                addresses.push(given.clone());
+            }
+        }
+        addresses
+    }
+
+    /// The membership, as a node of the cluster knows it.
+    pub(crate) async fn members(&self) -> Result<Members, ClientError<ReadError>> {
+        let cluster = Arc::clone(&self.cluster);
+        self.ask(|node, timeout| {
+            let cluster = Arc::clone(&cluster);
+            async move {
+                let answer = node.identify(timeout).await?;
+                match answer.identity {
+                    Some(own)
+                        if cluster.id().is_none_or(|id| id == own.cluster_id)
+                            && !answer.members.is_empty() =>
+                    {
+                        Ok(answer.members)
+                    }
+                    _ => Err(CallError::NotSent(format!("{} is no member of this cluster", answer.address))),
+                }
+            }
+        })
+        .await
+    }
+
+    /// The node at `address` has answered. If the cluster has other members by now than this client knows, asks it for them
+    /// beside the requests, at most once at a time, so that the client goes on when all of those it knew are gone.
+    fn refresh_if_due(&self, address: &str) {
+        let node = {
+            let mut known = self.lock();
+            if known.is_refreshing || self.cluster.members_as_of() <= known.as_of {
+                return;
+            }
+            let Some(node) = known.nodes.get(address).cloned() else { return };
+            known.is_refreshing = true;
+            node
+        };
+        let connection = self.clone();
+        tokio::spawn(async move {
+            let answer = node.identify(REFRESH_TIMEOUT).await;
+            let mut known = connection.lock();
+            known.is_refreshing = false;
+            // Nothing is lost if it cannot answer: the next result brings another try.
+            if let Ok(answer) = answer
+                && let Some(identity) = answer.identity
+                && connection.cluster.id() == Some(identity.cluster_id)
+            {
+                known.follow(&answer.members, answer.leader_id, &connection.given);
+            }
+        });
+    }
+
+    /// Asks one node after the other, each once, and says who gave the result. If no node can be reached, or each
+    /// refuses at its door, waiting would not help.
+    async fn round<T, E, Call>(
+        &self,
+        addresses: Vec<String>,
+        until: Instant,
+        call: &impl Fn(RemoteNode, Duration) -> Call,
+    ) -> Result<(String, T), RoundFailure<E>>
+    where
+        E: ClientVerb,
+        Call: Future<Output = Result<T, CallError<E>>>,
+    {
+        let mut round = Round { waiting: addresses.into(), tried: BTreeSet::new() };
+        let mut unreachable = Vec::new();
+        let mut door = None;
+        let mut later = None;
+        while let Some(address) = round.next() {
+            let node = match self.node(&address, until).await {
+                Ok(node) => node,
+                Err(problem) => {
+                    unreachable.push(problem);
+                    continue;
+                }
+            };
+            let node = if self.waits_for_leader { node } else { node.without_waiting() };
+            let left = until.saturating_duration_since(Instant::now());
+            // What may be repeated does not spend all of its time on one node that hangs.
+            let attempts = if E::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
+            match call(node, left / attempts).await {
+                Ok(result) => return Ok((address, result)),
+                Err(CallError::NotSent(reason)) => {
+                    unreachable.push(UnreachableNode::NotConnected { address, reason });
+                }
+                Err(CallError::Rejected(refusal)) => door = Some(refusal),
+                Err(CallError::Refused(error)) => match error.again() {
+                    Again::Never => return Err(RoundFailure::Final(ClientError::Answer(error))),
+                    Again::At(hint) => {
+                        round.next_is(hint.address);
+                        later = Some(error);
+                    }
+                    Again::Later => later = Some(error),
+                },
+                Err(error @ (CallError::Lost(_) | CallError::TimedOut(_))) => {
+                    // A node that hangs must not take the whole time of the next request as well.
+                    self.lock().defer(&address);
+                    let error = error.into_verb_error();
+                    if !E::REPEATABLE {
+                        return Err(RoundFailure::Final(ClientError::Answer(error)));
+                    }
+                    later = Some(error);
+                }
+            }
+        }
+        Err(later.map_or_else(
+            || RoundFailure::Final(door.map_or(ClientError::Unreachable(unreachable), ClientError::Rejected)),
+            RoundFailure::Later,
+        ))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // What a panic could leave behind is a list of addresses in another order.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn node(&self, address: &str, until: Instant) -> Result<RemoteNode, UnreachableNode> {
+        if let Some(node) = self.lock().nodes.get(address) {
+            return Ok(node.clone());
+        }
+        // The transport resolves for itself; this is for a clear word on a name that is not known.
+        let unresolved = |reason: String| UnreachableNode::Unresolved { address: address.to_owned(), reason };
+        let patience = CONNECT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
+        match timeout(patience, resolve(address)).await {
+            Ok(Ok(found)) => drop(found.map_err(|error| unresolved(error.to_string()))?),
+            Ok(Err(error)) => return Err(unresolved(error.to_string())),
+            Err(_) => return Err(unresolved(format!("no answer within {patience:?}"))),
+        }
+        let endpoint = endpoint(address, CONNECT_TIMEOUT).map_err(|error| UnreachableNode::NotConnected {
+            address: address.to_owned(),
+            reason: error.to_string(),
+        })?;
+        let (channel, cluster) = (connect_lazily(&endpoint), Arc::clone(&self.cluster));
+        let node = RemoteNode::new(channel, Places::of_client(), cluster);
+        self.lock().nodes.insert(address.to_owned(), node.clone());
+        Ok(node)
+    }
+}
+
+impl Known {
+    /// From now on, the members of this membership are asked: the one that answered last, then the leader, then the others.
+    fn follow(&mut self, members: &Members, leader: Option<NodeId>, given: &[String]) {
+        if members.as_of() <= self.as_of || members.is_empty() {
+            return;
+        }
+        self.as_of = members.as_of();
+        let last = self.addresses.first().cloned();
+        let mut listed: Vec<&Member> = members.iter().collect();
+        listed.sort_by_key(|member| (Some(member.id) != leader, member.role != MemberRole::Voter, member.id));
+        self.addresses = listed.into_iter().map(|member| member.address.clone()).collect();
+        if let Some(last) = last.filter(|last| self.addresses.contains(last)) {
+            self.prefer(&last);
+        }
+        let addresses = &self.addresses;
+        self.nodes.retain(|address, _| addresses.contains(address) || given.contains(address));
+    }
+
+    /// The next request goes there first.
+    fn prefer(&mut self, address: &str) {
+        // A node that is no member any more, or that only a hint has named, does not become one by answering.
+        let is_listed = self.addresses.iter().any(|known| known == address);
+        if self.as_of == LogIndex::ZERO || is_listed {
+            self.addresses.retain(|known| known != address);
+            self.addresses.insert(0, address.to_owned());
+        }
+    }
+
+    /// The next request goes there last.
+    fn defer(&mut self, address: &str) {
+        if let Some(place) = self.addresses.iter().position(|known| known == address) {
+            self.addresses[place..].rotate_left(1);
+        }
+    }
+}
+
+/// One round of asking every node once.
+struct Round {
+    waiting: VecDeque<String>,
+    tried: BTreeSet<String>,
+}
+
+impl Round {
+    fn next(&mut self) -> Option<String> {
+        let address = self.waiting.pop_front()?;
+        self.tried.insert(address.clone());
+        Some(address)
+    }
+
+    /// Two nodes that take each other for the leader are not asked in turn for ever: nobody is asked twice.
+    fn next_is(&mut self, address: String) {
+        if !self.tried.contains(&address) && check_address(&address).is_ok() {
+            self.waiting.retain(|waiting| *waiting != address);
+            self.waiting.push_front(address);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The remote client: a program that belongs to no node asks a cluster over gRPC.
+//!
+//! It is given the addresses of some members, finds the leader, and repeats what is safe to repeat: what was never
+//! sent, and what was answered with a refusal that says that nothing happened. A request whose outcome is unknown is
+//! never sent again. The untyped half is in `cluster_connection.rs`.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use raftify_core::error::{MembershipError, ProposeError, ReadError, TransferError, UnknownOutcome};
+use raftify_core::{Inspection, LogIndex, Members, MembershipRequest, NodeId};
+
+use crate::application::encoding;
+use crate::application::log_entry::AbstractLogEntry;
+use crate::application::log_entry::check_entry;
+use crate::application::state_machine::AbstractStateMachine;
+use crate::client::cluster_connection::ClusterConnection;
+use crate::client::error::{ClientError, InvalidAddress};
+use crate::client::membership_changes::{
+    demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
+};
+
+/// How long one request of a [`RaftClient`] may take unless said otherwise, all attempts together.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long [`RaftClient::replace`] waits without progress.
+const JOINER_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Thirty years; a clock cannot tell all times that a [`Duration`] can.
+const DEADLINE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// A remote client of a cluster with this log entry and this state machine.
+///
+/// Cheap to clone; clones share their connections. Any number of requests may be under way at once.
+pub struct RaftClient<LogEntry, FSM> {
+    cluster: ClusterConnection,
+    types: PhantomData<fn() -> (LogEntry, FSM)>,
+}
+
+impl<LogEntry, FSM> Clone for RaftClient<LogEntry, FSM> {
+    fn clone(&self) -> Self {
+        RaftClient { cluster: self.cluster.clone(), types: PhantomData }
+    }
+}
+
+impl<LogEntry, FSM> fmt::Debug for RaftClient<LogEntry, FSM> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RaftClient").field("cluster", &self.cluster).finish()
+    }
+}
+
+impl<LogEntry, FSM> RaftClient<LogEntry, FSM>
+where
+    LogEntry: AbstractLogEntry,
+    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+{
+    /// A client of the cluster whose members listen at `addresses`, each `host:port`: one is enough, several let it
+    /// find the cluster while one is down. Connects with the first request. From the first result on, it learns the members
+    /// from the cluster and follows them, also when all of them have been replaced; the given addresses stay the last
+    /// resort. The first result tells which cluster it is:
+    /// whoever belongs to another one by then, because its address was given away, or its disk was lost, is not asked
+    /// any more. A request may take 15 s unless [`with_deadline`](Self::with_deadline) says otherwise.
+    ///
+    /// # Errors
+    /// If there is no address, or one is not of that form.
+    pub fn new<A: Into<String>>(addresses: impl IntoIterator<Item = A>) -> Result<Self, InvalidAddress> {
+        Ok(RaftClient { cluster: ClusterConnection::new(addresses, DEADLINE)?, types: PhantomData })
+    }
+
+    /// The same client, whose requests may take this long, all attempts together.
+    #[must_use]
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        RaftClient { cluster: self.cluster.with_deadline(deadline.min(DEADLINE_MAX)), types: PhantomData }
+    }
+
+    /// The same client, whose requests do not wait for a leader: if no node that answers knows one, they fail at once with
+    /// `NoLeader`, and nothing happened. By default they wait for the next leader until their deadline.
+    #[must_use]
+    pub fn without_waiting(self) -> Self {
+        RaftClient { cluster: self.cluster.without_waiting(), types: PhantomData }
+    }
+
+    /// Replicates `entry` and returns the state machine's reply, as
+    /// [`RaftNode::propose`](crate::RaftNode::propose) does on a node.
+    ///
+    /// # Errors
+    /// - [`ClientError::Addresses`], [`ClientError::Unreachable`], [`ClientError::Rejected`]: nothing happened.
+    /// - [`ClientError::Answer`] with [`ProposeError::Unknown`]: it may have been applied.
+    /// - [`ClientError::Answer`] with anything else: it was not applied, and the deadline passed or trying again would
+    ///   not have helped.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown. A call that is given up disturbs
+    /// no other: it goes on in the background until the node answers. Up to 4096 calls, with up to 64 MiB of entries, are
+    /// under way to a node at once; further ones wait for their turn.
+    pub async fn propose(&self, entry: &LogEntry) -> Result<FSM::Reply, ClientError<ProposeError>> {
+        let encoded = entry.encode();
+        let payload =
+            encoded.map_err(|error| ClientError::Answer(ProposeError::Encode(error.to_string())))?;
+        check_entry(entry, &payload)
+            .map_err(|reason| ClientError::Answer(ProposeError::Undecodable(reason)))?;
+        let reply = self.cluster.propose(payload).await?;
+        encoding::decode(&reply).map_err(|error| {
+            ClientError::Answer(ProposeError::Unknown(UnknownOutcome::BadReply(error.to_string())))
+        })
+    }
+
+    /// Changes voters or learners, and returns the membership once the change is in force.
+    ///
+    /// # Errors
+    /// As for [`propose`](Self::propose). After [`MembershipError::Unknown`], look at the members before trying again.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not withdraw the change; treat the outcome as unknown.
+    pub async fn change_config(
+        &self,
+        change: impl Into<MembershipRequest>,
+    ) -> Result<Members, ClientError<MembershipError>> {
+        self.cluster.change_config(&change.into()).await
+    }
+
+    /// Makes a learner or a joining node a voter, as [`RaftNode::promote`](crate::RaftNode::promote) does.
+    ///
+    /// # Errors
+    /// As for [`change_config`](Self::change_config).
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn promote(&self, id: NodeId) -> Result<Members, ClientError<MembershipError>> {
+        self.change_config(promotion(id)).await
+    }
+
+    /// Takes the vote from a voter, which stays a learner, as
+    /// [`RaftNode::demote_to_learner`](crate::RaftNode::demote_to_learner) does.
+    ///
+    /// # Errors
+    /// As for [`change_config`](Self::change_config).
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn demote_to_learner(&self, id: NodeId) -> Result<Members, ClientError<MembershipError>> {
+        self.change_config(demotion(id)).await
+    }
+
+    /// Puts the member `new` in the place of the voter `old`, as [`RaftNode::replace`](crate::RaftNode::replace) does. Waits
+    /// for `new` to catch up as long as it makes progress, and gives up after ten minutes without any.
+    ///
+    /// # Errors
+    /// As for [`change_config`](Self::change_config); nothing was changed unless the outcome is unknown.
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn replace(&self, old: NodeId, new: NodeId) -> Result<Members, ClientError<MembershipError>> {
+        let attempt = || self.change_config(replacement(old, new));
+        let answer = |error: &ClientError<MembershipError>| match error {
+            ClientError::Answer(error) => Some(error.clone()),
+            _ => None,
+        };
+        match while_catching_up(JOINER_TIMEOUT, attempt, answer).await {
+            Err(ClientError::Answer(error)) if is_voter_already(&error, new) => {
+                self.change_config(removal(old)).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Hands leadership to the voter `to`, or to the most caught-up one, and returns the new leader.
+    ///
+    /// # Errors
+    /// The cluster is unharmed in every case.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the transfer.
+    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError<TransferError>> {
+        self.cluster.transfer_leader(to).await
+    }
+
+    /// The leader's commit index, confirmed by a majority: a state machine that has applied it shows everything that
+    /// was acknowledged before this call.
+    ///
+    /// # Errors
+    /// Nothing happened; asking again is always safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn read_index(&self) -> Result<LogIndex, ClientError<ReadError>> {
+        self.cluster.read_index().await
+    }
+
+    /// The membership, as one of the members knows it: it may be behind the leader's.
+    ///
+    /// # Errors
+    /// Nothing happened; asking again is always safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn members(&self) -> Result<Members, ClientError<ReadError>> {
+        self.cluster.members().await
+    }
+
+    /// Everything about the state of one node: the first of the addresses given to [`new`](Self::new) that answers,
+    /// whoever leads. To look at a certain node, make a client with its address alone.
+    ///
+    /// # Errors
+    /// No address answered, each asked once. Nothing happened; asking again is always safe.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    pub async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
+        self.cluster.inspect().await
+    }
+}

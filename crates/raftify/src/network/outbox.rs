@@ -1,0 +1,471 @@
+//! The connections to the other nodes: everything that leaves this node leaves here.
+//!
+//! For each peer there is one bounded queue and one task, so that a dead or slow peer costs the others nothing, and two
+//! streams: of entries, which keep their order, and of everything else. Entries, snapshots and requests for the leader
+//! travel over a second connection, so that no heartbeat and no vote waits behind them, however large they are. The raft loop and the log writer hand messages over and never wait; what happens
+//! to the connections is told to the loop as [`PeerEvent`]s. `peer_queue.rs` has the queues, `peer_connection.rs` the tasks,
+//! `forwarding.rs` the requests for the leader, `snapshot_sender.rs` the snapshots.
+//!
+//! It keeps no message for later: what is queued when a connection breaks is dropped, and consensus sends again.
+
+mod forwarding;
+mod peer_connection;
+pub(crate) mod peer_queue;
+mod snapshot_sender;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use raftify_core::error::ReadError;
+use raftify_core::members::MEMBERS_MAX;
+use raftify_core::{
+    CheckedConfig, Forward, Identity, LogIndex, Members, NodeId, RaftMessage, ReadRound, Sender,
+    SnapshotStore, SnapshotToSend, Started,
+};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tracing::{debug, error, info, warn};
+
+use crate::channels::events::{PeerEvent, PeerEvents, send_event};
+use crate::channels::in_flight::InFlight;
+use crate::channels::reply::RemoteReply;
+use crate::network::calls::Places;
+use crate::network::endpoint;
+use crate::network::outbox::forwarding::Unsent;
+use crate::network::outbox::peer_connection::{PeerConnection, Reach, Target};
+use crate::network::outbox::peer_queue::lock;
+use crate::network::outbox::peer_queue::{Introduction, PeerQueue};
+use crate::network::outbox::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
+use crate::network::remote_node::{AskedCluster, CallError, RemoteNode};
+use crate::runtime::log_throttle::LogThrottle;
+use crate::runtime::transport;
+use crate::runtime::worker::Blocking;
+use crate::wire::{self, VerbError};
+
+/// How often the raft loop is told of the same new address of the same member: only a leader can make use of it, and this
+/// node may become one.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The handle to all connections to peers. A clone is a second handle to the same.
+#[derive(Clone)]
+pub(crate) struct Outbox {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    own_address: String,
+    config: CheckedConfig,
+    snapshots: Arc<SnapshotSender>,
+    events: PeerEvents,
+    runtime: Handle,
+    /// Requests on the way to the leader: no more than this node would take if it led itself.
+    forwarded: Arc<InFlight>,
+    /// Taken for moments only and never across an `.await`: `send` is called from two threads for every turn, and a
+    /// task in between would cost each message a change of threads.
+    state: Mutex<State>,
+}
+
+struct State {
+    /// `None` until this node knows to which cluster it belongs: nobody is spoken to before.
+    own: Option<(Identity, Arc<Members>, Started)>,
+    contacts: BTreeMap<NodeId, Contact>,
+    /// Where members are that are not, or not only, where the membership has them.
+    moved: BTreeMap<NodeId, Moved>,
+    /// The warning that there are as many as may be: each message of one more is a reason.
+    too_many_contacts: LogThrottle,
+    peers: BTreeMap<NodeId, Peer>,
+    tasks: JoinSet<()>,
+    closed: bool,
+}
+
+/// A node that introduced itself and that this node does not know as a member: it may have been added by a change
+/// that has not arrived here, and may even be the leader that will bring it. It must be answered somewhere.
+#[derive(PartialEq)]
+struct Contact {
+    address: String,
+    members_as_of: LogIndex,
+}
+
+/// A member that is at another address than the membership has, until the membership has a new one.
+struct Moved {
+    address: String,
+    recorded: String,
+    /// When the raft loop was last told that the member itself says so.
+    announced: Option<Instant>,
+}
+
+struct Peer {
+    target: watch::Sender<Target>,
+    queue: Arc<PeerQueue>,
+    reach: Arc<Reach>,
+    /// For everything but signals. Connects by itself when it is used.
+    channel: Arc<Mutex<Channel>>,
+    calls: Places,
+    stream_task: AbortHandle,
+    /// The last snapshot that was to be sent.
+    snapshot_task: Option<AbortHandle>,
+    snapshot_failures: Failures,
+}
+
+impl Peer {
+    /// Also reports the snapshot that is on its way as not sent: its task drops the [`SnapshotReport`].
+    fn end(self) {
+        self.reach.end();
+        self.queue.close();
+        self.stream_task.abort();
+        if let Some(task) = self.snapshot_task {
+            task.abort();
+        }
+    }
+
+    /// Whether it is looked for at this address.
+    fn is_at(&self, address: &str) -> bool {
+        let target = self.target.borrow();
+        target.recorded == address || target.other.as_deref() == Some(address)
+    }
+
+    fn channel(&self) -> Channel {
+        lock(&self.channel).clone()
+    }
+}
+
+impl Outbox {
+    /// Starts without peers. Must be called on a tokio runtime, on which all of its tasks run. `own_address` is where
+    /// peers that do not know this node yet can answer.
+    pub(crate) fn start<S: SnapshotStore>(
+        own_address: String,
+        config: CheckedConfig,
+        snapshots: S,
+        blocking: Blocking,
+        events: PeerEvents,
+    ) -> Outbox {
+        let shared = Shared {
+            own_address,
+            snapshots: Arc::new(SnapshotSender::new(&config, snapshots, blocking, events.clone())),
+            events,
+            runtime: Handle::current(),
+            forwarded: InFlight::new(&config),
+            config,
+            state: Mutex::new(State {
+                own: None,
+                contacts: BTreeMap::new(),
+                moved: BTreeMap::new(),
+                too_many_contacts: LogThrottle::default(),
+                peers: BTreeMap::new(),
+                tasks: JoinSet::new(),
+                closed: false,
+            }),
+        };
+        Outbox { shared: Arc::new(shared) }
+    }
+
+    /// Connects to the members that are new, ends the connections to those that are gone or have moved, and
+    /// introduces this node from now on with this membership.
+    pub(crate) fn set_members(&self, identity: Identity, members: &Arc<Members>, started: Started) {
+        let mut state = lock(&self.shared.state);
+        state.contacts.retain(|id, contact| {
+            members.get(*id).is_none() && (members.is_empty() || contact.members_as_of > members.as_of())
+        });
+        state
+            .moved
+            .retain(|id, moved| members.get(*id).is_some_and(|member| member.address == moved.recorded));
+        state.own = Some((identity, Arc::clone(members), started));
+        self.shared.refresh(&mut state);
+    }
+
+    /// A node introduced itself, and was believed. One that is no member, as far as this node knows, is answered at this
+    /// address until the membership says better. A member that the membership has at another address is looked for at this
+    /// one first. Returns whether the raft loop is to be told that a member has moved.
+    pub(crate) fn hear_of(&self, sender: &Sender, address: &str) -> bool {
+        let mut state = lock(&self.shared.state);
+        let Some((identity, members, _)) = &state.own else {
+            return false;
+        };
+        if sender.id == identity.node_id {
+            return false;
+        }
+        if let Some(member) = members.get(sender.id) {
+            let has_moved = member.incarnation == Some(sender.incarnation) && member.address != address;
+            return has_moved && self.has_moved(&mut state, sender.id, address, true);
+        }
+        if state.contacts.len() >= MEMBERS_MAX && !state.contacts.contains_key(&sender.id) {
+            if state.too_many_contacts.is_due() {
+                warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
+            }
+            return false;
+        }
+        let contact = Contact { address: address.to_owned(), members_as_of: sender.members_as_of };
+        if state.contacts.get(&sender.id) != Some(&contact) {
+            state.contacts.insert(sender.id, contact);
+            self.shared.refresh(&mut state);
+        }
+        false
+    }
+
+    /// A member, the incarnation that the membership has, was found at an address. If it does not answer elsewhere, it is
+    /// looked for there first.
+    pub(crate) fn found_at(&self, id: NodeId, address: &str) {
+        let mut state = lock(&self.shared.state);
+        let answers = state.peers.get(&id).is_some_and(|peer| peer.reach.answers());
+        if !answers {
+            self.has_moved(&mut state, id, address, false);
+        }
+    }
+
+    /// Returns whether the raft loop is to be told of it, if the member itself has said so.
+    fn has_moved(&self, state: &mut State, id: NodeId, address: &str, says_so_itself: bool) -> bool {
+        let Some(recorded) = state.own.as_ref().and_then(|(_, members, _)| members.get(id)) else {
+            return false;
+        };
+        if recorded.address == address {
+            return false;
+        }
+        let recorded = recorded.address.clone();
+        let is_known = state.moved.get(&id).is_some_and(|moved| moved.address == address);
+        if !is_known {
+            info!(peer = %id, recorded, address, "the peer is also looked for at another address than the membership has");
+            state.moved.insert(id, Moved { address: address.to_owned(), recorded, announced: None });
+            self.shared.refresh(state);
+        }
+        let Some(moved) = state.moved.get_mut(&id).filter(|_| says_so_itself) else {
+            return false;
+        };
+        let is_due = moved.announced.is_none_or(|last| last.elapsed() >= ANNOUNCE_INTERVAL);
+        if is_due {
+            moved.announced = Some(Instant::now());
+        }
+        is_due
+    }
+
+    /// Hands messages to the connections, each peer's in order. Never blocks, on any thread. Messages to nodes that
+    /// are no peers, or that no queue has room for, are dropped.
+    pub(crate) fn send(&self, mut messages: Vec<RaftMessage>) {
+        if messages.is_empty() {
+            return;
+        }
+        // The sort is stable: each peer's messages keep their order, and go into its queue in one step, so that they
+        // also leave in one batch.
+        messages.sort_by_key(|message| message.to);
+        let state = lock(&self.shared.state);
+        let mut messages = messages.into_iter().peekable();
+        while let Some(to) = messages.peek().map(|message| message.to) {
+            let of_this_peer = std::iter::from_fn(|| messages.next_if(|message| message.to == to));
+            match state.peers.get(&to) {
+                Some(peer) => peer.queue.push(of_this_peer),
+                None => {
+                    // Counted outside of the macro, which evaluates nothing while its level is off: messages that
+                    // stay in the iterator would come up again for ever.
+                    let dropped = of_this_peer.count();
+                    debug!(peer = %to, dropped, "no such peer, its messages are dropped");
+                }
+            }
+        }
+    }
+
+    /// Sends a snapshot, in place of one that is still on its way there. Exactly one [`PeerEvent::SnapshotSent`]
+    /// follows for each, whatever happens.
+    pub(crate) fn send_snapshot(&self, snapshot: SnapshotToSend) {
+        let report = SnapshotReport::new(snapshot, self.shared.events.clone());
+        let mut state = lock(&self.shared.state);
+        let state = &mut *state;
+        if state.closed {
+            return report.failed("this node is stopping".to_owned());
+        }
+        let Some(peer) = state.peers.get_mut(&snapshot.to) else {
+            return report.failed(format!("node {} is not known here", snapshot.to));
+        };
+        if let Some(earlier) = peer.snapshot_task.take() {
+            earlier.abort();
+        }
+        let transfer = SnapshotTransfer {
+            snapshot,
+            sender: Arc::clone(&self.shared.snapshots),
+            queue: Arc::clone(&peer.queue),
+            channel: peer.channel(),
+            failures: Arc::clone(&peer.snapshot_failures),
+        };
+        peer.snapshot_task = Some(self.shared.spawn(&mut state.tasks, transfer.run(report)));
+    }
+
+    /// Passes a request on to the leader, and the answer back. At most once: it is never sent again.
+    pub(crate) fn forward<R: RemoteReply>(&self, forward: Forward<R>) {
+        let node = self.node(forward.to);
+        let place = self.shared.forwarded.enter().and_then(|mut place| {
+            place.holds(forward.request.payload_bytes())?;
+            Ok(Some(place))
+        });
+        let place = if raftify_core::mutated!(ForwardsWithoutLimit) { Ok(None) } else { place };
+        let (node, place) = match (node, place) {
+            (Some(node), Ok(place)) => (node, place),
+            (None, _) => return forwarding::refuse_request(forward.request, Unsent::UnknownPeer(forward.to)),
+            (_, Err(waiting)) => return forwarding::refuse_request(forward.request, Unsent::Busy(waiting)),
+        };
+        let config = self.shared.config.clone();
+        let mut state = lock(&self.shared.state);
+        if state.closed {
+            return; // The dropped request answers that the node has stopped.
+        }
+        self.shared.spawn(&mut state.tasks, async move {
+            forwarding::pass_on(node, forward, &config).await;
+            drop(place);
+        });
+    }
+
+    /// Whether requests that were passed on are not answered yet.
+    pub(crate) fn is_forwarding(&self) -> bool {
+        !self.shared.forwarded.is_empty()
+    }
+
+    /// Asks the leader for its confirmed commit index. Exactly one [`PeerEvent::ReadRoundAnswered`] follows, unless
+    /// the outbox is shut down.
+    pub(crate) fn read_round(&self, ReadRound { leader, round }: ReadRound) {
+        let events = self.shared.events.clone();
+        let answer = move |answer| send_event(&events, PeerEvent::ReadRoundAnswered { round, answer });
+        let Some(node) = self.node(leader) else {
+            return answer(Err(ReadError::not_sent(format!("node {leader} is not known here"))));
+        };
+        let read_timeout = self.shared.config.read_timeout;
+        let mut state = lock(&self.shared.state);
+        if state.closed {
+            return;
+        }
+        self.shared.spawn(&mut state.tasks, async move {
+            answer(node.read_index(read_timeout).await.map_err(CallError::into_verb_error));
+        });
+    }
+
+    /// Ends all connections and waits for their tasks. Later calls of the other methods only report that.
+    pub(crate) async fn shutdown(&self) {
+        let mut tasks = {
+            let mut state = lock(&self.shared.state);
+            state.closed = true;
+            for peer in std::mem::take(&mut state.peers).into_values() {
+                peer.end();
+            }
+            std::mem::take(&mut state.tasks)
+        };
+        tasks.shutdown().await;
+    }
+
+    fn node(&self, id: NodeId) -> Option<RemoteNode> {
+        let state = lock(&self.shared.state);
+        let (identity, ..) = state.own.as_ref()?;
+        let peer = state.peers.get(&id)?;
+        let cluster = Arc::new(AskedCluster::of(identity.cluster_id));
+        Some(RemoteNode::new(peer.channel(), peer.calls.clone(), cluster))
+    }
+}
+
+impl Shared {
+    fn spawn(&self, tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        while let Some(ended) = tasks.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                error!(%error, "a task of a connection panicked");
+            }
+        }
+        tasks.spawn_on(task, &self.runtime)
+    }
+
+    /// Makes the connections follow from the membership and the contacts.
+    fn refresh(&self, state: &mut State) {
+        let Some((identity, members, started)) = &state.own else {
+            return;
+        };
+        if state.closed {
+            return;
+        }
+        let target = |address: &str| Target {
+            cluster_id: identity.cluster_id,
+            recorded: address.to_owned(),
+            other: None,
+            is_member: false,
+            incarnation: None,
+        };
+        let mut wanted: BTreeMap<NodeId, Target> =
+            state.contacts.iter().map(|(id, contact)| (*id, target(&contact.address))).collect();
+        wanted.extend(members.iter().map(|member| {
+            let other = state.moved.get(&member.id).map(|moved| moved.address.clone());
+            let (is_member, incarnation) = (true, member.incarnation);
+            (member.id, Target { other, is_member, incarnation, ..target(&member.address) })
+        }));
+        wanted.remove(&identity.node_id);
+
+        let ended: Vec<NodeId> = state
+            .peers
+            .iter()
+            .filter(|(id, peer)| wanted.get(id).is_none_or(|wanted| !peer.is_at(&wanted.recorded)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ended {
+            info!(peer = %id, "the peer is gone or has moved: its connection ends");
+            if let Some(peer) = state.peers.remove(&id) {
+                peer.end();
+            }
+        }
+        for (id, target) in wanted {
+            let introduction = Introduction {
+                header: wire::header(Some(identity.cluster_id)),
+                sender: wire::sender_to_wire(
+                    &Sender {
+                        id: identity.node_id,
+                        incarnation: identity.incarnation,
+                        members_as_of: members.as_of(),
+                        started: *started,
+                    },
+                    &self.own_address,
+                ),
+                receiver: wire::receiver_to_wire(id, target.incarnation),
+            };
+            if let Some(peer) = state.peers.get(&id) {
+                peer.queue.introduce(introduction);
+                peer.target.send_if_modified(|known| {
+                    let is_news = *known != target;
+                    *known = target;
+                    is_news
+                });
+                continue;
+            }
+            let address = &target.recorded;
+            let endpoint = match endpoint::endpoint(address, self.config.connect_timeout) {
+                Ok(endpoint) => endpoint,
+                Err(error) => {
+                    warn!(peer = %id, address, %error, "the peer's address cannot be used");
+                    continue;
+                }
+            };
+            let channel = {
+                let _on_runtime = self.runtime.enter(); // The channel starts a task.
+                Arc::new(Mutex::new(transport::connect_lazily(&endpoint)))
+            };
+            let queue = Arc::new(PeerQueue::new(id, introduction, &self.config));
+            let reach = Arc::new(Reach::new(id, self.events.clone()));
+            let target = watch::Sender::new(target);
+            let connection = PeerConnection {
+                id,
+                target: target.subscribe(),
+                queue: Arc::clone(&queue),
+                channel: Arc::clone(&channel),
+                reach: Arc::clone(&reach),
+                events: self.events.clone(),
+                config: self.config.clone(),
+            };
+            let peer = Peer {
+                target,
+                queue,
+                reach,
+                channel,
+                calls: Places::new(self.config.proposals_in_flight_max, self.config.uncommitted_bytes_max),
+                stream_task: self.spawn(&mut state.tasks, connection.keep()),
+                snapshot_task: None,
+                snapshot_failures: Failures::default(),
+            };
+            state.peers.insert(id, peer);
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! The messages that wait for one peer: bounded by number and by bytes, and taken out batch by batch by the peer's
+//! streams.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use raftify_core::{CheckedConfig, LogPosition, NodeId, RaftMessage, RaftMessageBody, Term};
+use tokio_stream::Stream;
+use tracing::{info, warn};
+
+use crate::wire::{self, proto};
+
+/// What a batch says besides its messages.
+#[derive(Clone)]
+pub(crate) struct Introduction {
+    pub(crate) header: proto::Header,
+    pub(crate) sender: proto::Sender,
+    pub(crate) receiver: proto::Receiver,
+}
+
+/// The two streams to a peer, each over a connection of its own: no heartbeat and no vote waits behind entries. Consensus
+/// allows messages of the two to overtake each other; entries keep their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Everything but entries.
+    Signals,
+    /// Entries.
+    Entries,
+}
+
+impl Lane {
+    fn of(message: &RaftMessage) -> Lane {
+        match message.body {
+            RaftMessageBody::Append { .. } => Lane::Entries,
+            _ if raftify_core::mutated!(SignalsWaitBehindEntries) => Lane::Entries,
+            _ => Lane::Signals,
+        }
+    }
+}
+
+/// The messages that wait for one peer's streams, which take them out themselves: no task stands between.
+pub(crate) struct PeerQueue {
+    peer: NodeId,
+    messages_max: usize,
+    bytes_max: u64,
+    inner: Mutex<QueueInner>,
+}
+
+struct QueueInner {
+    introduction: Introduction,
+    signals: LaneInner,
+    entries: LaneInner,
+    /// Whether streams take messages out, or will as soon as their connections are made. If not, they are dropped.
+    open: bool,
+    /// Which streams: a broken one must not take what the next one should send.
+    generation: u64,
+}
+
+impl QueueInner {
+    fn lane(&mut self, lane: Lane) -> &mut LaneInner {
+        match lane {
+            Lane::Signals => &mut self.signals,
+            Lane::Entries => &mut self.entries,
+        }
+    }
+}
+
+#[derive(Default)]
+struct LaneInner {
+    waiting: Waiting,
+    /// How many were dropped since the lane was last emptied, because it was full.
+    dropped: u64,
+    waker: Option<Waker>,
+}
+
+impl LaneInner {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl PeerQueue {
+    pub(crate) fn new(peer: NodeId, introduction: Introduction, config: &CheckedConfig) -> PeerQueue {
+        let inner = QueueInner {
+            introduction,
+            signals: LaneInner::default(),
+            entries: LaneInner::default(),
+            open: true,
+            generation: 0,
+        };
+        let (messages_max, bytes_max) = (config.peer_queue_max, config.peer_queue_bytes_max);
+        PeerQueue { peer, messages_max, bytes_max, inner: Mutex::new(inner) }
+    }
+
+    pub(crate) fn introduction(&self) -> Introduction {
+        lock(&self.inner).introduction.clone()
+    }
+
+    pub(crate) fn introduce(&self, introduction: Introduction) {
+        lock(&self.inner).introduction = introduction;
+    }
+
+    pub(crate) fn push(&self, messages: impl Iterator<Item = RaftMessage>) {
+        let mut inner = lock(&self.inner);
+        if !inner.open {
+            messages.for_each(drop);
+            return;
+        }
+        for message in messages {
+            let lane = inner.lane(Lane::of(&message));
+            if lane.waiting.is_on_its_way(&message) {
+                continue;
+            }
+            if lane.waiting.has_room(&message, self.messages_max, self.bytes_max) {
+                lane.waiting.push_back(message);
+                continue;
+            }
+            if lane.dropped == 0 {
+                warn!(
+                    peer = %self.peer,
+                    waiting = lane.waiting.messages.len(),
+                    bytes = lane.waiting.bytes,
+                    "the peer takes messages too slowly: its queue is full, and further messages are dropped"
+                );
+            }
+            lane.dropped += 1;
+        }
+        for lane in [Lane::Signals, Lane::Entries] {
+            let lane = inner.lane(lane);
+            if !lane.waiting.messages.is_empty() {
+                lane.wake();
+            }
+        }
+    }
+
+    /// For the next streams: that of signals, and that of entries.
+    pub(crate) fn open(self: &Arc<Self>) -> (Batches, Batches) {
+        let mut inner = lock(&self.inner);
+        inner.open = true;
+        inner.generation += 1;
+        let batches = |lane| Batches { queue: Arc::clone(self), lane, generation: inner.generation };
+        (batches(Lane::Signals), batches(Lane::Entries))
+    }
+
+    pub(crate) fn close(&self) {
+        let mut inner = lock(&self.inner);
+        inner.open = false;
+        inner.generation += 1;
+        for lane in [Lane::Signals, Lane::Entries] {
+            std::mem::take(inner.lane(lane)).wake();
+        }
+    }
+}
+
+/// Everything that has queued up in a lane, batch by batch.
+pub(crate) struct Batches {
+    queue: Arc<PeerQueue>,
+    lane: Lane,
+    generation: u64,
+}
+
+impl Stream for Batches {
+    type Item = proto::MessageBatch;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<proto::MessageBatch>> {
+        let mut inner = lock(&self.queue.inner);
+        if inner.generation != self.generation {
+            return Poll::Ready(None);
+        }
+        let lane = inner.lane(self.lane);
+        // The stream has room for more: what it was given before has left.
+        lane.waiting.leaving = None;
+        if lane.waiting.messages.is_empty() {
+            lane.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let batch = lane.waiting.gather();
+        if lane.waiting.messages.is_empty() && lane.dropped > 0 {
+            info!(peer = %self.queue.peer, dropped = lane.dropped, "the peer takes messages again");
+            lane.dropped = 0;
+        }
+        let Introduction { header, sender, receiver } = inner.introduction.clone();
+        drop(inner);
+        let messages = batch.into_iter().map(wire::message_to_wire).collect();
+        let batch = proto::MessageBatch {
+            header: Some(header),
+            sender: Some(sender),
+            receiver: Some(receiver),
+            messages,
+        };
+        Poll::Ready(Some(batch))
+    }
+}
+
+/// Messages in order, and how many bytes they have at most.
+#[derive(Default)]
+struct Waiting {
+    messages: VecDeque<RaftMessage>,
+    bytes: u64,
+    /// The message that is leaving, if it is one that is too large for any batch.
+    leaving: Option<Large>,
+}
+
+/// By what a message with entries that are too large for any batch is known.
+#[derive(PartialEq, Eq)]
+struct Large {
+    term: Term,
+    previous: LogPosition,
+    last: LogPosition,
+}
+
+impl Large {
+    fn of(message: &RaftMessage) -> Option<Large> {
+        match &message.body {
+            RaftMessageBody::Append { previous, entries, .. }
+                if wire::message_bytes_max(message) > wire::BATCH_BYTES =>
+            {
+                let last = entries.last()?.position;
+                Some(Large { term: message.term, previous: *previous, last })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Waiting {
+    fn has_room(&self, message: &RaftMessage, messages_max: usize, bytes_max: u64) -> bool {
+        let bytes = self.bytes + wire::message_bytes_max(message);
+        self.messages.is_empty() || (self.messages.len() < messages_max && bytes <= bytes_max)
+    }
+
+    /// A leader that does not know whether a follower has an entry sends it again with every heartbeat. What takes longer than
+    /// that to send is sent once.
+    fn is_on_its_way(&self, message: &RaftMessage) -> bool {
+        let large = Large::of(message);
+        large.is_some()
+            && (self.leaving == large || self.messages.iter().any(|waiting| Large::of(waiting) == large))
+    }
+
+    fn push_back(&mut self, message: RaftMessage) {
+        self.bytes += wire::message_bytes_max(&message);
+        self.messages.push_back(message);
+    }
+
+    /// Takes as many messages as one batch may hold; at least one. A message that is too large for any batch is split.
+    fn gather(&mut self) -> Vec<RaftMessage> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(message) = self.messages.pop_front() {
+            let message_bytes = wire::message_bytes_max(&message);
+            if bytes + message_bytes <= wire::BATCH_BYTES || raftify_core::mutated!(BatchHasNoLimit) {
+                bytes += message_bytes;
+                self.bytes -= message_bytes;
+                batch.push(message);
+                continue;
+            }
+            if !batch.is_empty() {
+                self.messages.push_front(message);
+                break;
+            }
+            self.leaving = Large::of(&message);
+            let (first, rest) = wire::split_large(message);
+            batch.push(first);
+            self.bytes -= message_bytes;
+            if let Some(rest) = rest {
+                self.bytes += wire::message_bytes_max(&rest);
+                self.messages.push_front(rest);
+            }
+            break;
+        }
+        batch
+    }
+}
+
+/// A panic while the lock is held can only come from an allocation; every state in between is a possible one.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use raftify_core::{ClusterId, Config, Entry, EntryKind, Incarnation, LogIndex, Sender};
+    use tokio::time::timeout;
+    use tokio_stream::StreamExt;
+
+    use super::*;
+
+    fn queue() -> Arc<PeerQueue> {
+        let peer = NodeId::new(2).unwrap();
+        let sender = Sender {
+            id: NodeId::FIRST,
+            incarnation: Incarnation(1),
+            members_as_of: LogIndex::ZERO,
+            started: raftify_core::Started::default(),
+        };
+        let introduction = Introduction {
+            header: wire::header(Some(ClusterId(1))),
+            sender: wire::sender_to_wire(&sender, "127.0.0.1:1"),
+            receiver: wire::receiver_to_wire(peer, None),
+        };
+        Arc::new(PeerQueue::new(peer, introduction, &Config::default().check().unwrap()))
+    }
+
+    fn message(body: RaftMessageBody) -> RaftMessage {
+        RaftMessage { from: NodeId::FIRST, to: NodeId::new(2).unwrap(), term: Term(1), body }
+    }
+
+    fn append(index: u64, bytes: usize) -> RaftMessage {
+        let (previous, position) = (LogPosition::new(1, index - 1), LogPosition::new(1, index));
+        let entry = Entry { position, kind: EntryKind::User, payload: Bytes::from(vec![7; bytes]) };
+        message(RaftMessageBody::Append { previous, commit: LogIndex::ZERO, entries: vec![entry] })
+    }
+
+    async fn next(batches: &mut Batches) -> Vec<proto::message::Body> {
+        let batch = timeout(Duration::from_secs(1), batches.next()).await.expect("nothing waits").unwrap();
+        batch.messages.into_iter().filter_map(|message| message.body).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heartbeats_and_votes_do_not_wait_behind_entries() {
+        let queue = queue();
+        let (mut signals, mut entries) = queue.open();
+        let heartbeat = message(RaftMessageBody::Heartbeat { commit: LogIndex::ZERO, read_round: None });
+        let vote = RaftMessageBody::RequestPreVote { last: LogPosition::ZERO, commit: LogPosition::ZERO };
+        queue.push([append(2, 60 << 20), heartbeat, append(3, 1), message(vote)].into_iter());
+        use proto::message::Body;
+        assert!(matches!(next(&mut signals).await[..], [Body::Heartbeat(_), Body::RequestPreVote(_)]));
+        assert!(
+            matches!(&next(&mut entries).await[..], [Body::Append(first)] if first.entries[0].index == 2)
+        );
+        assert!(matches!(&next(&mut entries).await[..], [Body::Append(next)] if next.entries[0].index == 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_entry_that_is_on_its_way_is_not_sent_a_second_time() {
+        let queue = queue();
+        let (_signals, mut entries) = queue.open();
+        let large = || append(2, 8 << 20);
+        queue.push([large(), large()].into_iter());
+        assert_eq!(next(&mut entries).await.len(), 1);
+        // It is leaving now.
+        queue.push([large(), append(3, 1)].into_iter());
+        assert!(
+            matches!(&next(&mut entries).await[..], [proto::message::Body::Append(next)] if next.entries[0].index == 3)
+        );
+        // It has left, and may have been lost.
+        queue.push([large()].into_iter());
+        assert_eq!(next(&mut entries).await.len(), 1);
+    }
+}

@@ -1,0 +1,114 @@
+//! The gRPC service: requests of other nodes and of remote clients come in here.
+//!
+//! It translates and validates (version, group, cluster, receiver, sender, form) and decides nothing: a valid request
+//! goes into the raft loop's bounded queue, and the answer back to the caller. Streams of messages wait for room
+//! in the queue, so that a busy node slows its peers down; single requests are answered `Busy` instead. Incoming
+//! snapshots go chunk by chunk into the snapshot store and reach the loop when they are whole and durable.
+
+mod abortable;
+mod connections;
+mod context;
+mod install;
+mod methods;
+mod service;
+mod snapshot_receiver;
+
+use std::future::ready;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::StreamExt;
+use raftify_core::{ProposalReply, SnapshotStore};
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+use tonic::transport::Server;
+use tracing::debug;
+
+use crate::channels::in_flight::InFlight;
+use crate::network::endpoint::{
+    CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
+};
+use crate::runtime::transport::Listener;
+use crate::wire;
+use crate::wire::proto::raft_service_server::RaftServiceServer;
+use abortable::Abortable;
+use connections::Connections;
+pub(crate) use context::ServerContext;
+use service::Service;
+use snapshot_receiver::SnapshotReceiver;
+
+/// How long open connections may take to end when the server stops.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// How many requests may be under way on one connection; a client keeps further ones back.
+const STREAMS_MAX: u32 = 1024;
+
+/// Of those that their client has reset, so many may wait to be looked at: no more than there may be requests. A client
+/// that opens and resets without an end loses its connection, which nodes and clients of this crate never do: they let
+/// calls that were given up run to their end.
+const RESET_STREAMS_MAX: usize = STREAMS_MAX as usize;
+
+/// A client that sends so often what makes no sense on its stream loses its connection.
+const LOCAL_ERROR_RESETS_MAX: usize = 1024;
+
+/// Serves until `shutdown` resolves; then takes no more connections, ends open streams, lets single requests be
+/// answered. A connection that has not ended after [`SHUTDOWN_GRACE`], because its other end hangs, is aborted. When this
+/// returns, or is dropped, no connection keeps anything of the node.
+///
+/// # Errors
+/// If the listener cannot be used any more.
+pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
+    listener: Listener,
+    context: ServerContext<R, S>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let connections = Arc::new(Connections::new(listener.connections_max()));
+    let accepting = Arc::clone(&connections);
+    let incoming = listener.incoming()?.filter_map(move |stream| {
+        ready(stream.map(|stream| Some(Abortable::new(stream, accepting.accept()?))).transpose())
+    });
+    let (close, closing) = watch::channel(false);
+    let (stopped, mut stopping) = oneshot::channel();
+    let snapshots = SnapshotReceiver::new(
+        context.snapshots.clone(),
+        context.blocking.clone(),
+        context.config.snapshot_chunk_timeout,
+        Arc::clone(&context.snapshot_bytes_received),
+    );
+    let snapshots = Arc::new(snapshots);
+    let proposals = InFlight::new(&context.config);
+    let service =
+        Service { context: Arc::new(context), closing, snapshots: Arc::clone(&snapshots), proposals };
+    let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
+    let serving = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
+        .http2_max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS_MAX))
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, async move {
+            shutdown.await;
+            close.send_replace(true);
+            // The receiver is only gone when serving has ended anyway.
+            let _ = stopped.send(());
+        });
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        biased;
+        ended = &mut serving => ended,
+        never = snapshots.close_unused() => match never {},
+        _ = &mut stopping => match timeout(SHUTDOWN_GRACE, &mut serving).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                debug!("aborting connections that their other ends do not close");
+                connections.abort();
+                timeout(SHUTDOWN_GRACE, &mut serving).await.unwrap_or(Ok(()))
+            }
+        },
+    };
+    ended.map_err(|error| io::Error::other(with_sources(&error)))
+}

@@ -1,0 +1,182 @@
+//! Connections that their server can end, also if the other end hangs.
+//!
+//! A connection's task holds what it serves, and so the data directory. The server lets go of one, or of all of them, by
+//! dropping one end of a channel: reading and writing then fail. They also fail on a connection that does not begin to speak
+//! HTTP/2: when it has, it is asked for signs of life.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+use tonic::transport::server::Connected;
+
+use crate::network::server::connections::{ConnectionId, Place};
+use crate::runtime::stall_guard::{SILENCE_MAX, StallGuard};
+use crate::runtime::transport::Connection;
+
+/// With so many bytes a client begins to speak HTTP/2 (RFC 9113, section 3.4), and sends them at once.
+const PREFACE_BYTES: usize = 24;
+
+/// So long they may take: as long as a connection that was begun may be without a sign of life.
+const PREFACE_TIMEOUT: Duration = SILENCE_MAX;
+
+/// An accepted connection.
+pub(crate) struct Abortable {
+    stream: StallGuard<Connection>,
+    place: Place,
+    /// Resolves when it is cut.
+    aborted: BoxFuture<'static, ()>,
+    /// `None` as soon as it has begun.
+    beginning: Option<Beginning>,
+}
+
+/// A connection that has not sent its preface yet.
+struct Beginning {
+    missing_bytes: usize,
+    too_late: Pin<Box<Sleep>>,
+}
+
+impl Abortable {
+    /// Ends when it has to give up its place.
+    pub(crate) fn new(stream: Connection, place: Place) -> Abortable {
+        let mut aborted = place.uncut().clone();
+        let aborted = Box::pin(async move { while aborted.changed().await.is_ok() {} });
+        let too_late = Box::pin(sleep(PREFACE_TIMEOUT));
+        let beginning = Some(Beginning { missing_bytes: PREFACE_BYTES, too_late });
+        Abortable { stream: StallGuard::new(stream), place, aborted, beginning }
+    }
+
+    /// Does `work`, unless the connection is aborted: not even what is ready is done then, for it may never end.
+    fn unless_aborted<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        work: impl FnOnce(Pin<&mut StallGuard<Connection>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.place.uncut().has_changed().is_ok() {
+            let outcome = work(Pin::new(&mut self.stream), context);
+            if outcome.is_ready() {
+                return outcome;
+            }
+            if let Some(beginning) = &mut self.beginning
+                && beginning.too_late.as_mut().poll(context).is_ready()
+            {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            if self.aborted.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+    }
+}
+
+impl AsyncRead for Abortable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = self.unless_aborted(context, |stream, context| stream.poll_read(context, buffer));
+        if let Some(beginning) = &mut self.beginning {
+            let bytes = buffer.filled().len() - before;
+            beginning.missing_bytes = beginning.missing_bytes.saturating_sub(bytes);
+            if beginning.missing_bytes == 0 {
+                self.beginning = None;
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Abortable {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.unless_aborted(context, |stream, context| stream.poll_write(context, data))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.unless_aborted(context, |stream, context| stream.poll_write_vectored(context, data))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl Connected for Abortable {
+    type ConnectInfo = ConnectionId;
+
+    fn connect_info(&self) -> ConnectionId {
+        self.place.id()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::network::server::connections::Connections;
+
+    /// Both ends of a connection; the server's is aborted by dropping the last.
+    async fn connect() -> (TcpStream, Abortable, Connections) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let other_end = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let connections = Connections::new(1);
+        let place = connections.accept().unwrap();
+        (other_end, Abortable::new(Connection::Tcp(stream), place), connections)
+    }
+
+    #[tokio::test]
+    async fn an_aborted_connection_ends_also_if_its_other_end_never_pauses() {
+        let (mut other_end, mut connection, uncut) = connect().await;
+        other_end.write_all(&[7; 2]).await.unwrap();
+        assert_eq!(connection.read_u8().await.unwrap(), 7);
+        drop(uncut);
+        // There is something to read, and room to write.
+        let read = connection.read_u8().await;
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        let written = connection.write_u8(7).await;
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
+
+    /// Time passes when nothing else is left to happen.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_does_not_begin_to_speak_ends_and_one_that_has_begun_may_pause() {
+        let mut preface = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let (mut other_end, mut slow, _uncut) = connect().await;
+        other_end.write_all(&preface[1..]).await.unwrap();
+        let read = slow.read_exact(&mut preface).await;
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+
+        let (mut other_end, mut late, _uncut) = connect().await;
+        let almost = PREFACE_TIMEOUT - Duration::from_secs(1);
+        sleep(almost).await;
+        other_end.write_all(&preface).await.unwrap();
+        late.read_exact(&mut preface).await.unwrap();
+        assert!(timeout(almost, late.read_u8()).await.is_err(), "it was ended");
+    }
+}

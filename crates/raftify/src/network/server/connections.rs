@@ -1,0 +1,183 @@
+//! The connections that a server has accepted: no more than the process has descriptors for.
+//!
+//! When there are as many as may be, and another comes, the newest gives way that is not a member's: so neither clients that
+//! hold connections nor those that come and go keep the other nodes out, and who was there before is not disturbed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tonic::Request;
+use tracing::warn;
+
+use crate::runtime::log_throttle::LogThrottle;
+
+/// All of them. They are aborted when it is dropped.
+pub(crate) struct Connections {
+    shared: Arc<Shared>,
+    max: usize,
+}
+
+#[derive(Default)]
+struct Shared(Mutex<Accepted>);
+
+#[derive(Default)]
+struct Accepted {
+    /// How many there ever were.
+    count: u64,
+    open: BTreeMap<u64, Open>,
+    warning: LogThrottle,
+}
+
+struct Open {
+    /// Dropped, it aborts the connection.
+    _uncut: watch::Sender<()>,
+    is_members: bool,
+}
+
+/// One connection. Dropped together with it.
+pub(crate) struct Place {
+    id: ConnectionId,
+    uncut: watch::Receiver<()>,
+}
+
+/// Comes with each request of a connection.
+#[derive(Clone)]
+pub(crate) struct ConnectionId {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Shared {
+    /// Nothing that is done under the lock can panic half way.
+    fn lock(&self) -> MutexGuard<'_, Accepted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connections {
+    /// At most `max`.
+    pub(crate) fn new(max: usize) -> Connections {
+        Connections { shared: Arc::default(), max }
+    }
+
+    /// Takes one up; if there are too many, in place of the newest that is not a member's. `None` if all are members'.
+    pub(crate) fn accept(&self) -> Option<Place> {
+        let mut accepted = self.shared.lock();
+        if accepted.open.len() >= self.max {
+            let newest = accepted.open.iter().rev().find(|(_, open)| !open.is_members);
+            let newest = newest.map(|(number, _)| *number);
+            if accepted.warning.is_due() {
+                warn!(
+                    "{} connections are open, as many as may be: for each further one, the newest is closed that is not a \
+                     member's. Allow more file descriptors (ulimit -n), or see which clients hold connections",
+                    accepted.open.len()
+                );
+            }
+            accepted.open.remove(&newest?);
+        }
+        let number = accepted.count;
+        accepted.count += 1;
+        let (cut, uncut) = watch::channel(());
+        accepted.open.insert(number, Open { _uncut: cut, is_members: false });
+        Some(Place { id: ConnectionId { shared: Arc::clone(&self.shared), number }, uncut })
+    }
+
+    /// Ends all of them.
+    pub(crate) fn abort(&self) {
+        self.shared.lock().open.clear();
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+impl Place {
+    /// Ends when the connection is to be aborted.
+    pub(crate) fn uncut(&self) -> &watch::Receiver<()> {
+        &self.uncut
+    }
+
+    pub(crate) fn id(&self) -> ConnectionId {
+        self.id.clone()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.id.shared.lock().open.remove(&self.id.number);
+    }
+}
+
+impl ConnectionId {
+    /// On which a request came.
+    pub(crate) fn of<T>(request: &Request<T>) -> Option<ConnectionId> {
+        request.extensions().get().cloned()
+    }
+
+    /// A member was found to be at its other end.
+    pub(crate) fn is_members(&self) {
+        if let Some(open) = self.shared.lock().open.get_mut(&self.number) {
+            open.is_members = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_open(place: &Place) -> bool {
+        place.uncut().has_changed().is_ok()
+    }
+
+    fn of_member(place: &Place) {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(place.id());
+        ConnectionId::of(&request).unwrap().is_members();
+    }
+
+    #[test]
+    fn when_there_are_too_many_the_newest_gives_way_that_is_no_members() {
+        let connections = Connections::new(3);
+        let [client, member, newest] = [0; 3].map(|_| connections.accept().unwrap());
+        of_member(&member);
+        let another = connections.accept().unwrap();
+        assert!(is_open(&client) && is_open(&member) && is_open(&another) && !is_open(&newest));
+        drop(newest);
+        of_member(&another);
+        let last = connections.accept().unwrap();
+        assert!(is_open(&last) && is_open(&member) && is_open(&another) && !is_open(&client));
+    }
+
+    #[test]
+    fn connections_that_have_ended_make_room() {
+        let connections = Connections::new(2);
+        let first = connections.accept().unwrap();
+        for _ in 0..100 {
+            let next = connections.accept().unwrap();
+            assert!(is_open(&next));
+        }
+        assert!(is_open(&first));
+    }
+
+    #[test]
+    fn where_all_are_members_none_gives_way() {
+        let connections = Connections::new(2);
+        let members = [0; 2].map(|_| connections.accept().unwrap());
+        members.iter().for_each(of_member);
+        assert!(connections.accept().is_none());
+        assert!(members.iter().all(is_open));
+    }
+
+    #[test]
+    fn all_end_with_their_server() {
+        let connections = Connections::new(2);
+        let open = [0; 2].map(|_| connections.accept().unwrap());
+        drop(connections);
+        assert!(!open.iter().any(is_open));
+    }
+}

@@ -1,0 +1,189 @@
+//! What the server works with, and the validation of requests: version, group, cluster, receiver, sender, form.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use raftify_core::error::ProposeError;
+use raftify_core::members::SenderRefusal;
+use raftify_core::{
+    CheckedConfig, ClusterId, Incarnation, Members, ProposalReply, Remembered, Sender, ServerRequestMsg,
+    Status as NodeStatus,
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::channels::events::EarlierLife;
+use crate::channels::request_queue::RequestSender;
+use crate::network::outbox::Outbox;
+use crate::runtime::worker::Blocking;
+use crate::wire::identification::Plan;
+use crate::wire::{self, RequestRejected, proto};
+
+/// What the server works with.
+pub(crate) struct ServerContext<R, S> {
+    /// The raft loop's queue.
+    pub(crate) requests: RequestSender<ServerRequestMsg<R>>,
+    /// Who this node is and whom it believes.
+    pub(crate) status: watch::Receiver<NodeStatus>,
+    /// What is known of the starts of other nodes.
+    pub(crate) remembered: watch::Receiver<Arc<Remembered>>,
+    /// Where incoming snapshots are put.
+    pub(crate) snapshots: S,
+    /// How many bytes are there of the snapshot that was begun last.
+    pub(crate) snapshot_bytes_received: Arc<AtomicU64>,
+    /// Limits and times.
+    pub(crate) config: CheckedConfig,
+    /// Where the others reach this node.
+    pub(crate) address: Arc<str>,
+    /// What this node waits to begin a cluster with.
+    pub(crate) plan: watch::Receiver<Option<Plan>>,
+    /// Takes what a member says of this node while it waits for that.
+    pub(crate) earlier_life: watch::Sender<Option<EarlierLife>>,
+    /// Told of senders that are not members yet.
+    pub(crate) outbox: Outbox,
+    /// Where incoming snapshots are written.
+    pub(crate) blocking: Blocking,
+    /// Makes the way back for a proposal that came over the network: the reply in its encoding.
+    pub(crate) remote_reply: fn(oneshot::Sender<Result<Bytes, ProposeError>>) -> R,
+    /// Why an entry that came over the network must not get into the log: see
+    /// [`check_encoded`](crate::application::log_entry::check_encoded).
+    pub(crate) check_entry: fn(&[u8]) -> Result<(), String>,
+}
+
+/// The sender of a request that passed validation.
+pub(super) struct Admitted {
+    pub(super) cluster_id: ClusterId,
+    pub(super) sender: Sender,
+    pub(super) receiver: Option<Incarnation>,
+}
+
+impl<R: ProposalReply, S> ServerContext<R, S> {
+    /// May this sender speak to this node? For messages of consensus and snapshots.
+    pub(super) fn admit(
+        &self,
+        header: Option<&proto::Header>,
+        sender: Option<proto::Sender>,
+        receiver: Option<proto::Receiver>,
+    ) -> Result<Admitted, RequestRejected> {
+        let found = wire::check_header(header)?.ok_or(wire::WireError::Missing { what: "the cluster id" })?;
+        let (sender, address) = wire::sender_from_wire(sender)?;
+        let (receiver, receiver_incarnation) = wire::receiver_from_wire(receiver)?;
+
+        let status = self.status.borrow();
+        let node = status.node_id;
+        let Some(identity) = status.identity else {
+            if receiver == node
+                && let Some(incarnation) = receiver_incarnation
+            {
+                self.hear_of_earlier_life(found, incarnation, address);
+            }
+            return Err(RequestRejected::NoCluster { node });
+        };
+        if found != identity.cluster_id {
+            if receiver == node
+                && let Some(incarnation) = receiver_incarnation
+                && incarnation != identity.incarnation
+            {
+                // As below, if there is no room.
+                let _ = self.requests.try_send(ServerRequestMsg::KnownElsewhere { incarnation });
+            }
+            return Err(RequestRejected::OtherCluster { node, found, own: identity.cluster_id });
+        }
+        if receiver != node {
+            return Err(RequestRejected::OtherNode { meant: receiver, own: node });
+        }
+        if let Err(refusal) = status.members.check_sender(&sender, receiver_incarnation, &identity) {
+            if let SenderRefusal::OtherReceiver { .. } = refusal {
+                // The core has to know that this node is not the one that the cluster knows.
+                self.tell_core(&sender, receiver_incarnation);
+            }
+            return Err(refusal.into());
+        }
+        self.check_started(&status.members, &sender, receiver_incarnation)?;
+        let is_at_its_place = status.members.get(sender.id).is_some_and(|member| member.address == address);
+        drop(status);
+        if !is_at_its_place && self.outbox.hear_of(&sender, &address) {
+            // If there is no room in the queue now, there is when it is told again.
+            let _ = self.requests.try_send(ServerRequestMsg::Announced { sender, address });
+        }
+        Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
+    }
+
+    /// Of who is no member, nothing is remembered. Of who has forgotten something, the core has to know as well: a copy of a
+    /// directory may run beside the original.
+    fn check_started(
+        &self,
+        members: &Members,
+        sender: &Sender,
+        receiver: Option<Incarnation>,
+    ) -> Result<(), SenderRefusal> {
+        if members.get(sender.id).is_none() {
+            return Ok(());
+        }
+        let checked = self.remembered.borrow().check(sender);
+        if checked.is_err() {
+            self.tell_core(sender, receiver);
+        }
+        checked
+    }
+
+    /// Lets the core refuse a sender as well. If there is no room in the queue now, there is when the sender tries again.
+    fn tell_core(&self, sender: &Sender, receiver: Option<Incarnation>) {
+        let news = ServerRequestMsg::RaftMessages { sender: *sender, receiver, messages: Vec::new() };
+        let _ = self.requests.try_send(news);
+    }
+
+    /// Whether this node knows nothing that speaks against who asks. A member that has forgotten what it told is refused; to
+    /// all others, their messages will be answered.
+    pub(super) fn agrees_with(&self, request: proto::IdentifyRequest) -> Result<bool, RequestRejected> {
+        let found = wire::check_header(request.header.as_ref())?;
+        let (Some(sender), Some(receiver)) = (request.sender, request.receiver) else {
+            return Ok(false);
+        };
+        let (sender, _) = wire::sender_from_wire(Some(sender))?;
+        let (receiver, incarnation) = wire::receiver_from_wire(Some(receiver))?;
+        let status = self.status.borrow();
+        let Some(identity) = status.identity.filter(|identity| found == Some(identity.cluster_id)) else {
+            return Ok(false);
+        };
+        if sender.id == identity.node_id && sender.incarnation == identity.incarnation {
+            // A copy of this node's directory asks for its original.
+            self.tell_core(&sender, incarnation);
+        }
+        if receiver != status.node_id || status.members.check_sender(&sender, incarnation, &identity).is_err()
+        {
+            return Ok(false);
+        }
+        self.check_started(&status.members, &sender, incarnation)?;
+        Ok(true)
+    }
+
+    /// A member of a cluster knows this node, which waits to begin one. If that is the cluster of its list, it began long ago.
+    fn hear_of_earlier_life(&self, cluster: ClusterId, incarnation: Incarnation, teller: String) {
+        let plan = self.plan.borrow();
+        if plan.as_ref().is_some_and(|plan| plan.members.derive_cluster_id() == cluster) {
+            self.earlier_life.send_replace(Some(EarlierLife { incarnation, teller }));
+        }
+    }
+
+    /// Is this request meant for this cluster? For single requests, which anybody may make who knows the address, and
+    /// who may not know the cluster's id.
+    pub(super) fn admit_request(&self, header: Option<&proto::Header>) -> Result<(), RequestRejected> {
+        let named = wire::check_header(header)?;
+        let status = self.status.borrow();
+        match (named, status.identity) {
+            (Some(found), Some(identity)) if found != identity.cluster_id => {
+                Err(RequestRejected::OtherCluster { node: status.node_id, found, own: identity.cluster_id })
+            }
+            (Some(_), None) => Err(RequestRejected::NoCluster { node: status.node_id }),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn header(&self) -> Option<proto::Header> {
+        let status = self.status.borrow();
+        let cluster_id = status.identity.map(|identity| identity.cluster_id);
+        let members_as_of = Some(status.members.as_of().0);
+        Some(proto::Header { members_as_of, ..wire::header(cluster_id) })
+    }
+}

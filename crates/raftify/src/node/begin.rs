@@ -1,0 +1,296 @@
+//! Beginning a new cluster, alone or with a list of first members.
+//!
+//! A node that is given a list begins only when the other listed nodes were given the same one: lists that differ make
+//! clusters that differ, and each of them could have a majority. The node runs meanwhile, so that the others can ask it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use raftify_core::error::{JoinError, StopReason};
+use raftify_core::members::MembershipRefusal;
+use raftify_core::{ClusterId, Identity, Incarnation, Member, Members, NodeId};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tracing::{error, info};
+
+use crate::channels::events::EarlierLife;
+use crate::error::BeginError;
+use crate::network::probe::probe_all;
+use crate::runtime::random::random;
+use crate::wire::identification::{Identification, Plan};
+
+/// So long a node waits for all listed nodes before it begins with a majority of them: long enough for nodes that are
+/// started together, short enough for a cluster of which one machine is down.
+const ALL_AGREE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// So long lists may differ before the node gives up: time to correct the other list and start that node again.
+const CONFLICT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The pause between two rounds of asking doubles from the first up to the second.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How often a node that waits for others says so.
+pub(crate) const SAID_EVERY: Duration = Duration::from_secs(10);
+
+/// How long one listed node may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a node begins its cluster with.
+#[derive(Clone, Debug)]
+pub(crate) enum First {
+    /// This node alone, in a cluster that no other can have.
+    Alone,
+    /// These members, in the cluster that their list makes.
+    Listed(Members),
+    /// These members, which have found each other: as many as were expected.
+    Expected(Members),
+}
+
+impl First {
+    /// The identity of this node, and the first members.
+    pub(crate) fn cluster(
+        self,
+        id: NodeId,
+        address: &str,
+        incarnation: Incarnation,
+    ) -> Result<(Identity, Members), MembershipRefusal> {
+        let (cluster_id, members) = match self {
+            First::Listed(members) | First::Expected(members) => (members.derive_cluster_id(), members),
+            First::Alone => {
+                let this = Member { incarnation: Some(incarnation), ..Member::voter(id, address) };
+                (ClusterId(random()), Members::initial([this])?)
+            }
+        };
+        Ok((Identity { cluster_id, node_id: id, incarnation }, members))
+    }
+}
+
+/// What the handle has said about beginning, and what became of it.
+#[derive(Clone)]
+pub(crate) struct Beginning(Arc<Inner>);
+
+struct Inner {
+    first: Mutex<Option<First>>,
+    outcome: watch::Sender<Option<Result<(), BeginError>>>,
+}
+
+impl Beginning {
+    pub(crate) fn new() -> Beginning {
+        Beginning(Arc::new(Inner { first: Mutex::new(None), outcome: watch::Sender::new(None) }))
+    }
+
+    /// Lays down what to begin with, if `first` says so. `run` cannot take it meanwhile.
+    pub(crate) fn lay_down<E>(&self, first: impl FnOnce() -> Result<Option<First>, E>) -> Result<bool, E> {
+        let mut place = self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = first()?;
+        let is_laid_down = first.is_some();
+        *place = first.or_else(|| place.take());
+        Ok(is_laid_down)
+    }
+
+    /// What to begin with, for the node that runs now.
+    pub(crate) fn take(&self) -> Option<First> {
+        self.0.first.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The cluster has begun here, durably, or it cannot. The first outcome stays.
+    pub(crate) fn end(&self, outcome: Result<(), BeginError>) {
+        self.0.outcome.send_if_modified(|known| {
+            let is_first = known.is_none();
+            if is_first {
+                *known = Some(outcome);
+            }
+            is_first
+        });
+    }
+
+    /// Why the cluster could not begin.
+    pub(crate) fn failure(&self) -> Option<BeginError> {
+        self.0.outcome.borrow().clone()?.err()
+    }
+
+    /// Resolves once the cluster has begun here, durably, or cannot.
+    pub(crate) async fn ended(&self) -> Result<(), BeginError> {
+        let mut outcome = self.0.outcome.subscribe();
+        let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+        // An error would mean that the sender is gone, which `self` holds.
+        outcome.ok().flatten().unwrap_or(Err(BeginError::Start(JoinError::Stopped(StopReason::Stopped))))
+    }
+}
+
+/// What the answer of one listed node means.
+enum Verdict {
+    Agrees,
+    /// It does not answer, or does not know yet, for this reason.
+    Silent(String),
+    /// It was given another list, or belongs to another cluster.
+    Differs(String),
+    /// This node can never begin.
+    Never(BeginError),
+}
+
+/// Other nodes were given other lists.
+struct Conflict {
+    since: Instant,
+    said: Option<(Instant, BeginError)>,
+}
+
+impl Conflict {
+    fn new() -> Conflict {
+        Conflict { since: Instant::now(), said: None }
+    }
+
+    /// Whether to say it now: when it is another one, and now and then.
+    fn is_news(&mut self, error: &BeginError) -> bool {
+        let is_news = self.said.as_ref().is_none_or(|(at, said)| said != error || at.elapsed() >= SAID_EVERY);
+        if is_news {
+            self.said = Some((Instant::now(), error.clone()));
+        }
+        is_news
+    }
+}
+
+/// Asks all other nodes of a list until they agree with it, or enough of them do.
+pub(crate) struct Confirmation {
+    pub(crate) own: Identity,
+    pub(crate) address: Arc<str>,
+    /// With an expected number, all of its members must have pledged themselves to the cluster.
+    pub(crate) plan: Plan,
+    pub(crate) earlier_life: watch::Receiver<Option<EarlierLife>>,
+}
+
+impl Confirmation {
+    /// Resolves when the cluster may begin, or this node never can.
+    pub(crate) async fn confirmed(&self) -> Result<(), BeginError> {
+        let Identity { node_id: id, cluster_id, incarnation } = self.own;
+        let mut earlier_life = self.earlier_life.clone();
+        let is_other = |known: &EarlierLife| known.incarnation != incarnation;
+        tokio::select! {
+            biased;
+            Ok(known) = earlier_life.wait_for(|known| known.as_ref().is_some_and(is_other)) => {
+                let address = known.as_ref().map(|known| known.teller.clone()).unwrap_or_default();
+                Err(BeginError::Wiped { id, cluster_id, address })
+            }
+            confirmed = self.agreed() => confirmed,
+        }
+    }
+
+    async fn agreed(&self) -> Result<(), BeginError> {
+        let members = &self.plan.members;
+        let others: Vec<&Member> = members.iter().filter(|member| member.id != self.own.node_id).collect();
+        let began = Instant::now();
+        let mut pause = PAUSE_MIN;
+        let mut conflict: Option<Conflict> = None;
+        // A node that differs and then falls silent still differs: it may have given up, and come back as it was.
+        let mut differing: BTreeMap<&str, String> = BTreeMap::new();
+        let mut said: Option<Instant> = None;
+        loop {
+            let asked = others.iter().map(|member| member.address.as_str());
+            let answers = probe_all(asked, ANSWER_TIMEOUT).await;
+            let (mut agreeing, mut silent) = (1, Vec::new());
+            for (member, (address, answer)) in others.iter().zip(answers) {
+                match answer.map_or_else(Verdict::Silent, |answer| self.judge(member, &answer)) {
+                    Verdict::Agrees => {
+                        agreeing += 1;
+                        differing.remove(address);
+                    }
+                    Verdict::Silent(reason) => silent.push(reason),
+                    Verdict::Differs(differences) => drop(differing.insert(address, differences)),
+                    Verdict::Never(error) => return Err(error),
+                }
+            }
+            let waited = began.elapsed();
+            if let Some((address, differences)) = differing.first_key_value() {
+                let (address, differences) = ((*address).to_owned(), differences.clone());
+                let error = BeginError::ConflictingMembers { address, differences };
+                let conflict = conflict.get_or_insert_with(Conflict::new);
+                if conflict.is_news(&error) {
+                    error!(node = %self.own.node_id, "{error}");
+                }
+                if conflict.since.elapsed() >= CONFLICT_PATIENCE {
+                    return Err(error);
+                }
+            } else {
+                conflict = None;
+                let is_majority = agreeing > members.len() / 2;
+                let is_enough = is_majority && waited >= ALL_AGREE_PATIENCE && !self.must_pledge();
+                if agreeing == members.len() || is_enough {
+                    return Ok(());
+                }
+                if waited >= ALL_AGREE_PATIENCE && said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
+                    said = Some(Instant::now());
+                    let needed = if self.must_pledge() { "all" } else { "a majority" };
+                    info!(
+                        node = %self.own.node_id,
+                        "waiting to begin the cluster: {agreeing} of {} listed nodes agree, {needed} must: {}",
+                        members.len(), silent.join("; ")
+                    );
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    fn must_pledge(&self) -> bool {
+        self.plan.expect > 0
+    }
+
+    fn judge(&self, listed: &Member, answer: &Identification) -> Verdict {
+        let own = &self.own;
+        let is_this = answer.plan.as_ref().is_some_and(|plan| plan.nonce == self.plan.nonce)
+            || answer.identity.is_some_and(|identity| identity == *own);
+        if is_this {
+            let (first, second) = (self.address.to_string(), listed.address.clone());
+            return Verdict::Never(BeginError::SameAddress { first, second, id: own.node_id });
+        }
+        let theirs = match (&answer.identity, &answer.plan) {
+            (Some(identity), plan) if identity.cluster_id != own.cluster_id => {
+                plan.as_ref().map_or(&answer.members, |plan| &plan.members)
+            }
+            (Some(_), _) => return self.judge_member(listed, answer),
+            (None, Some(_)) if self.must_pledge() => {
+                return Verdict::Silent(format!("the node at {} has not pledged itself yet", listed.address));
+            }
+            (None, Some(plan)) if plan.members.derive_cluster_id() != own.cluster_id => &plan.members,
+            (None, Some(_)) => return self.judge_place(listed, answer),
+            (None, None) => {
+                return Verdict::Silent(format!(
+                    "the node at {} was given no list of members",
+                    listed.address
+                ));
+            }
+        };
+        let differences = match self.plan.members.differences(theirs) {
+            same if same.is_empty() => "its members are the same, its cluster is another one".to_owned(),
+            differences => differences,
+        };
+        Verdict::Differs(differences)
+    }
+
+    /// The cluster of this list has begun already.
+    fn judge_member(&self, listed: &Member, answer: &Identification) -> Verdict {
+        let Identity { node_id: id, cluster_id, incarnation } = self.own;
+        let address = listed.address.clone();
+        let known = answer.members.get(id);
+        let is_other = |member: &Member| member.incarnation.is_some_and(|known| known != incarnation);
+        if known.is_some_and(is_other) || answer.members.is_removed(id) {
+            return Verdict::Never(BeginError::Wiped { id, cluster_id, address });
+        }
+        self.judge_place(listed, answer)
+    }
+
+    /// The list is the same; the node that answers must be the one that the list has at this address.
+    fn judge_place(&self, listed: &Member, answer: &Identification) -> Verdict {
+        if answer.node_id == listed.id {
+            return Verdict::Agrees;
+        }
+        let (first, second, id) = (answer.address.clone(), listed.address.clone(), answer.node_id);
+        if first == second || answer.node_id == self.own.node_id {
+            return Verdict::Differs(format!("node {id} answers there, not node {}", listed.id));
+        }
+        Verdict::Never(BeginError::SameAddress { first, second, id })
+    }
+}

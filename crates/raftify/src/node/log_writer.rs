@@ -1,0 +1,259 @@
+//! The only writer of the log: makes turns durable, and lets their messages leave only then.
+//!
+//! Owns the [`StableStorage`]. The raft loop hands over turns in order; whatever has queued up while one write was under
+//! way becomes one durable write, on a thread of its own. A small write that nobody queues behind is done at once, in
+//! the raft loop: two changes of threads would take longer than many a disk. Not on a runtime that has no other thread:
+//! a disk that hangs must hold up nobody's answer and nobody's deadline. A write that fails is never tried again: the
+//! node stops.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use raftify_core::error::StopReason;
+use raftify_core::storage::Write;
+use raftify_core::{Entry, LogIndex, NodeId, RaftMessage, StableStorage, TurnNumber};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::channels::events::Event;
+use crate::network::outbox::Outbox;
+use crate::runtime::log_throttle::LogThrottle;
+use crate::runtime::timing::{Step, mark};
+use crate::runtime::worker::{Worker, caught, may_block};
+
+/// Turns are merged into one write until they have this many bytes. More would only delay the first of them.
+const MERGED_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Larger writes are left to the thread: while it works on them, the loop takes in what comes next.
+const INLINE_BYTES_MAX: u64 = 32 * 1024;
+
+/// A disk that was slower than this is not waited for in the raft loop ...
+const INLINE_TIME_MAX: Duration = Duration::from_millis(5);
+
+/// ... for this long.
+const SLOW_DISK_PAUSE: Duration = Duration::from_secs(1);
+
+/// A turn, as far as it concerns the disk.
+pub(crate) struct ToWrite {
+    pub(crate) number: TurnNumber,
+    pub(crate) write: Option<Write>,
+    /// Must not leave before this turn and all before it are durable.
+    pub(crate) send_after: Vec<RaftMessage>,
+}
+
+impl ToWrite {
+    /// Of entries.
+    fn bytes(&self) -> u64 {
+        self.write.iter().flat_map(|write| &write.append).map(Entry::size_bytes).sum()
+    }
+}
+
+/// The raft loop's end of the log writer. When it is dropped, the thread writes what is queued, closes the storage and
+/// ends.
+pub(crate) struct LogWriter<S> {
+    disk: Arc<Disk<S>>,
+    /// Unbounded because the core bounds what it hands out.
+    queue: mpsc::UnboundedSender<ToWrite>,
+    /// Turns that were handed to the thread and are not durable yet.
+    queued: Arc<AtomicUsize>,
+    outbox: Outbox,
+    /// Whether the runtime goes on while the raft loop waits for the disk.
+    others_go_on: bool,
+    /// Until when the disk counts as slow.
+    slow_until: Option<Instant>,
+}
+
+impl<S: StableStorage> LogWriter<S> {
+    /// Starts the thread, on a tokio runtime. It ends early when a write fails.
+    pub(crate) fn start(
+        node_id: NodeId,
+        storage: S,
+        slow_write_time: Duration,
+        events: mpsc::UnboundedSender<Event>,
+        outbox: Outbox,
+    ) -> Result<(LogWriter<S>, Worker), StopReason> {
+        let (sender, queue) = mpsc::unbounded_channel();
+        let writing = Mutex::new(Writing { storage, slow_writes: SlowWrites::new(slow_write_time) });
+        let disk = Arc::new(Disk { node_id, writing });
+        let queued = Arc::new(AtomicUsize::new(0));
+        let thread = write_all(Arc::clone(&disk), queue, Arc::clone(&queued), events, outbox.clone());
+        let worker = Worker::start("raftify-log", thread)?;
+        let others_go_on = Handle::current().metrics().num_workers() > 1;
+        let log_writer = LogWriter { disk, queue: sender, queued, outbox, others_go_on, slow_until: None };
+        Ok((log_writer, worker))
+    }
+
+    /// Makes the turn durable, and then sends its messages. `Some` is the outcome if that is done already; otherwise
+    /// it comes as an [`Event`]. `may_wait`: whether nothing else needs the raft loop meanwhile.
+    pub(crate) fn write(&mut self, mut turn: ToWrite, may_wait: bool) -> Option<Event> {
+        if !may_wait || !self.is_quick(&turn) {
+            self.queued.fetch_add(1, Ordering::Relaxed);
+            // If the thread has failed, its failure is on the way and stops the node.
+            let _ = self.queue.send(turn);
+            return None;
+        }
+        if raftify_core::mutated!(MessagesLeaveBeforeTheWrite) {
+            self.outbox.send(std::mem::take(&mut turn.send_after));
+        }
+        let begin = Instant::now();
+        let outcome = self.disk.write(turn.number, turn.write.as_slice());
+        if begin.elapsed() > INLINE_TIME_MAX {
+            self.slow_until = Some(begin + SLOW_DISK_PAUSE);
+        }
+        if matches!(outcome, Event::Written(_)) {
+            self.outbox.send(turn.send_after);
+        }
+        Some(outcome)
+    }
+
+    /// Whether the turn is best written at once.
+    fn is_quick(&mut self, turn: &ToWrite) -> bool {
+        if self.slow_until.is_some_and(|until| until <= Instant::now()) {
+            self.slow_until = None;
+        }
+        (self.others_go_on || raftify_core::mutated!(OnlyThreadWaitsForTheDisk))
+            && self.slow_until.is_none()
+            && self.queued.load(Ordering::Acquire) == 0
+            && turn.bytes() <= INLINE_BYTES_MAX
+            // Their place is the database, which is slower than the log.
+            && turn.write.as_ref().is_none_or(|write| write.remembered.is_none())
+    }
+}
+
+async fn write_all<S: StableStorage>(
+    disk: Arc<Disk<S>>,
+    mut queue: mpsc::UnboundedReceiver<ToWrite>,
+    queued: Arc<AtomicUsize>,
+    events: mpsc::UnboundedSender<Event>,
+    outbox: Outbox,
+) {
+    while let Some(first) = queue.recv().await {
+        let mut newest = first.number;
+        let mut bytes = first.bytes();
+        let mut count = 1;
+        let mut writes = Vec::from_iter(first.write);
+        let mut messages = first.send_after;
+        while bytes < MERGED_BYTES_MAX
+            && let Ok(turn) = queue.try_recv()
+        {
+            newest = turn.number;
+            bytes += turn.bytes();
+            count += 1;
+            writes.extend(turn.write);
+            messages.extend(turn.send_after);
+        }
+        if raftify_core::mutated!(MessagesLeaveBeforeTheWrite) {
+            outbox.send(std::mem::take(&mut messages));
+        }
+        let outcome = may_block(|| disk.write(newest, &writes)).await;
+        let failed = matches!(outcome, Event::Failed(_));
+        // The loop hears of it before any peer does, so that an answer never overtakes the news. If the loop is gone,
+        // the node has stopped, and the messages go nowhere.
+        let _ = events.send(outcome);
+        if failed {
+            return;
+        }
+        outbox.send(messages);
+        queued.fetch_sub(count, Ordering::Release);
+    }
+}
+
+/// The storage, which the loop and the thread write to in turns.
+struct Disk<S> {
+    node_id: NodeId,
+    writing: Mutex<Writing<S>>,
+}
+
+struct Writing<S> {
+    storage: S,
+    slow_writes: SlowWrites,
+}
+
+impl<S: StableStorage> Disk<S> {
+    /// Up to the turn `newest`, in one durable write.
+    fn write(&self, newest: TurnNumber, writes: &[Write]) -> Event {
+        let last = writes.iter().rev().find_map(|write| write.append.last());
+        let last = last.map_or(LogIndex::ZERO, |entry| entry.position.index);
+        // A panic of the storage is caught below, and ends the node before the next write.
+        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        mark(self.node_id, Step::Write, last);
+        let begin = Instant::now();
+        let outcome = caught(|| writing.storage.write(writes));
+        let took = begin.elapsed();
+        match outcome {
+            Ok(Ok(())) => {
+                mark(self.node_id, Step::Durable, last);
+                if let Some(slow) = writing.slow_writes.took(took) {
+                    warn!(node = %self.node_id, "{slow}");
+                }
+                Event::Written(newest)
+            }
+            Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
+            Err(panic) => Event::Failed(StopReason::Storage(format!("it {panic}"))),
+        }
+    }
+}
+
+/// Counts the writes that take too long, and says now and then how long.
+struct SlowWrites {
+    /// More is too long.
+    most: Duration,
+    /// Since it was told last: how many there were, and how many of them were slow.
+    writes: u64,
+    slow: u64,
+    told: LogThrottle,
+}
+
+impl SlowWrites {
+    fn new(most: Duration) -> SlowWrites {
+        SlowWrites { most, writes: 0, slow: 0, told: LogThrottle::default() }
+    }
+
+    /// One more write took so long. What is to be told of it.
+    fn took(&mut self, took: Duration) -> Option<String> {
+        self.writes += 1;
+        if took <= self.most {
+            return None;
+        }
+        self.slow += 1;
+        if !self.told.is_due() {
+            return None;
+        }
+        let (writes, slow) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.slow));
+        let millis = took.as_millis();
+        Some(format!(
+            "the disk of the data directory is slow: a write to the log took {millis} ms, and {slow} of the last {writes} \
+             more than slow_write_time ({:?})",
+            self.most
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_writes_are_told_with_their_time_and_not_each_of_them() {
+        let millis = Duration::from_millis;
+        let mut slow_writes = SlowWrites::new(millis(100));
+        assert_eq!(slow_writes.took(millis(100)), None);
+        let told = slow_writes.took(millis(312)).expect("it is too long");
+        assert!(
+            told.contains("took 312 ms, and 1 of the last 2 more than slow_write_time (100ms)"),
+            "{told}"
+        );
+        for _ in 0..10 {
+            assert_eq!(slow_writes.took(millis(400)), None, "it was just told");
+        }
+        advance(Duration::from_secs(60)).await;
+        assert_eq!(slow_writes.took(millis(2)), None);
+        let told = slow_writes.took(millis(500)).expect("it goes on");
+        assert!(told.contains("took 500 ms, and 11 of the last 12"), "{told}");
+    }
+}

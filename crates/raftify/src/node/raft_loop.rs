@@ -1,0 +1,445 @@
+//! The one task that owns the core: waits, steps, carries out.
+//!
+//! [`select`](Inputs::select) only waits; [`apply`](RaftLoop::apply) tells the core, synchronously;
+//! [`run_turn`](RaftLoop::run_turn) passes the core's decisions to those who carry them out. Nothing here decides.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftify_core::error::StopReason;
+use raftify_core::{
+    CheckedConfig, Committed, Identity, LocalRequestMsg, LogFetch, LogIndex, LogPosition, LogReader, Members,
+    NodeId, RaftNodeCore, Remembered, ServerRequestMsg, StableStorage, Status, StorageError, Turn,
+    TurnNumber,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+use tracing::{info, warn};
+
+use crate::application::state_machine::AbstractStateMachine;
+use crate::apply::applier_thread::ApplierHandle;
+use crate::apply::snapshots::TrackedSnapshots;
+use crate::channels::events::{Event, PeerEvent};
+use crate::channels::lifecycle::Lifecycle;
+use crate::channels::reply::Reply;
+use crate::channels::request_queue::{RequestReceiver, Weight};
+use crate::network::outbox::Outbox;
+use crate::node::log_writer::{LogWriter, ToWrite};
+use crate::runtime::timing::{Step, mark};
+use crate::runtime::worker::{Blocking, caught};
+
+/// What the loop waits for.
+pub(crate) struct Inputs<R> {
+    pub(crate) events: mpsc::UnboundedReceiver<Event>,
+    pub(crate) peers: mpsc::UnboundedReceiver<PeerEvent>,
+    pub(crate) server: RequestReceiver<ServerRequestMsg<R>>,
+    pub(crate) local: RequestReceiver<LocalRequestMsg<R>>,
+    pub(crate) quit: watch::Receiver<bool>,
+    pub(crate) quit_at_once: watch::Receiver<bool>,
+}
+
+impl<R: Send> Inputs<R> {
+    /// What comes first when several wait: a request to stop; the clock, which must not stand still while there is always
+    /// news; then news of what the core had asked for; then the others. `None`: the node, which stops, waits no longer.
+    async fn select(&mut self, ticks: &mut Interval, stops_by: Option<Instant>) -> Option<Input<R>> {
+        let quit_at_once = &mut self.quit_at_once;
+        let waited = async {
+            match stops_by {
+                Some(stops_by) => tokio::select! {
+                    _ = quit_at_once.wait_for(|at_once| *at_once) => {}
+                    () = sleep_until(stops_by) => {}
+                },
+                None => pending().await,
+            }
+        };
+        Some(tokio::select! {
+            biased;
+            () = waited => return None,
+            _ = self.quit.wait_for(|quit| *quit), if stops_by.is_none() => Input::Quit,
+            _ = ticks.tick() => Input::Tick,
+            Some(event) = self.events.recv() => Input::Event(event),
+            Some(event) = self.peers.recv() => Input::Peer(event),
+            Some(request) = self.server.recv() => Input::Server(request),
+            Some(request) = self.local.recv() => Input::Local(request),
+        })
+    }
+
+    fn are_empty(&self) -> bool {
+        self.events.is_empty() && self.peers.is_empty() && self.server.is_empty() && self.local.is_empty()
+    }
+}
+
+/// With more bytes of proposals than this, a turn is carried out before more are taken.
+const TAKEN_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+type Snapshots<S> = TrackedSnapshots<<S as StableStorage>::Snapshots>;
+
+/// Who carries turns out.
+pub(crate) struct Outputs<FSM: AbstractStateMachine, S: StableStorage> {
+    pub(crate) log_writer: LogWriter<S>,
+    pub(crate) applier: ApplierHandle<FSM, Snapshots<S>>,
+    pub(crate) outbox: Outbox,
+    pub(crate) log_reader: S::LogReader,
+    pub(crate) snapshots: Snapshots<S>,
+    /// For log reads and deletions of snapshots.
+    pub(crate) blocking: Blocking,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) remembered: watch::Sender<Arc<Remembered>>,
+    pub(crate) lifecycle: Lifecycle,
+}
+
+/// See the module.
+pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
+    node_id: NodeId,
+    core: RaftNodeCore<Reply<FSM::Reply>>,
+    inputs: Inputs<Reply<FSM::Reply>>,
+    outputs: Outputs<FSM, S>,
+    ticks: Interval,
+    failure: Option<StopReason>,
+    stop_timeout: Duration,
+    /// Set when the node is told to stop: until then it may answer what it has taken.
+    stops_by: Option<Instant>,
+    /// What the outbox was last told.
+    introduced: Option<(Identity, Arc<Members>)>,
+    /// The newest snapshot when snapshots were last deleted.
+    retained_for: Option<LogPosition>,
+    /// Whether somebody was answered, or something sent, by what was done at once since the loop last let others go on.
+    /// Whom that woke may be next on this very thread, and on no other.
+    has_woken: bool,
+}
+
+enum Input<R> {
+    Quit,
+    Tick,
+    Event(Event),
+    Peer(PeerEvent),
+    Server(ServerRequestMsg<R>),
+    Local(LocalRequestMsg<R>),
+}
+
+impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
+    pub(crate) fn new(
+        core: RaftNodeCore<Reply<FSM::Reply>>,
+        inputs: Inputs<Reply<FSM::Reply>>,
+        outputs: Outputs<FSM, S>,
+        config: &CheckedConfig,
+    ) -> RaftLoop<FSM, S> {
+        let mut ticks = interval(config.tick_interval);
+        // After a pause of the process, ticks that were missed stay missed: told of all at once, a node would take its
+        // leader for dead without having had a chance to hear it.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        RaftLoop {
+            node_id: core.status().node_id,
+            core,
+            inputs,
+            outputs,
+            ticks,
+            failure: None,
+            stop_timeout: config.stop_timeout,
+            stops_by: None,
+            introduced: None,
+            retained_for: None,
+            has_woken: false,
+        }
+    }
+
+    /// Runs until the node is told to stop and has answered what it had taken, or until it cannot go on. Whatever still
+    /// waits is answered then.
+    pub(crate) async fn run(mut self) -> StopReason {
+        let reason = loop {
+            self.take_turns();
+            if let Some(reason) = self.stop_reason() {
+                break reason;
+            }
+            if self.has_nothing_left_to_do() {
+                break StopReason::Stopped;
+            }
+            if std::mem::take(&mut self.has_woken) && !self.inputs.are_empty() {
+                tokio::task::yield_now().await;
+            }
+            let Some(input) = self.inputs.select(&mut self.ticks, self.stops_by).await else {
+                warn!(
+                    node = %self.node_id,
+                    "stops before it has handed over leadership, or answered all that it has taken: the outcome of some \
+                     requests is not known"
+                );
+                self.apply_events();
+                break self.stop_reason().unwrap_or(StopReason::Stopped);
+            };
+            mark(self.node_id, Step::Woken, LogIndex::ZERO);
+            self.apply(input);
+            self.apply_queued();
+        };
+        self.outputs.lifecycle.stop(&reason);
+        if reason == StopReason::Stopped
+            && let Some(write) = self.core.last_write()
+        {
+            let last = ToWrite { number: TurnNumber(u64::MAX), write: Some(write), send_after: Vec::new() };
+            // It is queued, and nothing waits for its outcome.
+            let _ = self.outputs.log_writer.write(last, false);
+        }
+        // What is still queued was never begun, and is told so.
+        let core = &mut self.core;
+        core.take_nothing_new();
+        self.inputs.local.close(|request| core.handle_local_request_msg(request));
+        self.inputs.server.close(|request| match request {
+            ServerRequestMsg::RaftMessages { .. } => {}
+            request => core.handle_server_request_msg(request),
+        });
+        core.stop(&reason);
+        drop(self.inputs);
+        // With it, perhaps, the state machine, which is the user's own and may panic: that is no reason any more.
+        let _ = caught(|| drop(self.outputs));
+        reason
+    }
+
+    fn apply(&mut self, input: Input<Reply<FSM::Reply>>) {
+        if matches!(input, Input::Tick | Input::Quit) {
+            // The core never decides by the clock on less than is known; and a failure that is known already is the reason
+            // to stop, not the wish that came after it.
+            self.apply_events();
+        }
+        let core = &mut self.core;
+        match input {
+            Input::Quit => {
+                self.stops_by = Some(Instant::now() + self.stop_timeout);
+                if !self.stop_timeout.is_zero() {
+                    core.prepare_to_stop();
+                }
+            }
+            Input::Tick => {
+                core.tick();
+                self.publish_remembered();
+            }
+            Input::Event(Event::Written(turn)) => core.written(turn),
+            Input::Event(Event::Applied(index)) => core.applied(index),
+            Input::Event(Event::SnapshotTaken(outcome)) => core.snapshot_taken(outcome),
+            Input::Event(Event::Fetched(fetch, entries)) => core.fetched(fetch, entries),
+            Input::Event(Event::Failed(reason)) => self.failure = Some(reason),
+            Input::Peer(PeerEvent::Unreachable(peer)) => {
+                core.report_unreachable(peer);
+                core.peer_is_silent(peer);
+            }
+            Input::Peer(PeerEvent::Agrees(peer)) => core.peer_agrees(peer),
+            Input::Peer(PeerEvent::Silent(peer)) => core.peer_is_silent(peer),
+            Input::Peer(PeerEvent::Reached { peer, incarnation, address }) => {
+                core.peer_reached(peer, incarnation, address);
+            }
+            Input::Peer(PeerEvent::Unreached(peer)) => core.peer_unreached(peer),
+            Input::Peer(PeerEvent::SnapshotSent { sent, outcome }) => core.snapshot_sent(sent, outcome),
+            Input::Peer(PeerEvent::ReadRoundAnswered { round, answer }) => {
+                core.read_round_answered(round, answer)
+            }
+            Input::Peer(PeerEvent::RefusedBy { by, refusal }) => core.refused_by(by, refusal),
+            Input::Server(request) => core.handle_server_request_msg(request),
+            Input::Local(request) => core.handle_local_request_msg(request),
+        }
+    }
+
+    /// Takes what has queued up meanwhile, so that many proposals become one turn. No more than that: a queue that is
+    /// filled as fast as it is emptied must not keep the turn from being carried out; nor does one turn become larger
+    /// than disk and network take well.
+    fn apply_queued(&mut self) {
+        self.apply_events();
+        for _ in 0..self.inputs.peers.len() {
+            let Ok(event) = self.inputs.peers.try_recv() else {
+                break;
+            };
+            self.apply(Input::Peer(event));
+        }
+        for _ in 0..self.inputs.server.len() {
+            let Ok(request) = self.inputs.server.try_recv() else {
+                break;
+            };
+            self.apply(Input::Server(request));
+        }
+        let mut bytes = 0;
+        for _ in 0..self.inputs.local.len() {
+            let Ok(request) = self.inputs.local.try_recv() else {
+                break;
+            };
+            bytes += request.weight();
+            self.apply(Input::Local(request));
+            if bytes > TAKEN_BYTES_MAX {
+                break;
+            }
+        }
+    }
+
+    /// Whether the node was told to stop, and owes nothing any more.
+    fn has_nothing_left_to_do(&self) -> bool {
+        self.stops_by.is_some()
+            && (self.stop_timeout.is_zero()
+                || (self.core.is_ready_to_stop() && !self.outputs.outbox.is_forwarding()))
+    }
+
+    fn apply_events(&mut self) {
+        while let Ok(event) = self.inputs.events.try_recv() {
+            self.apply(Input::Event(event));
+        }
+    }
+
+    fn take_turns(&mut self) {
+        while self.stop_reason().is_none()
+            && let Some(turn) = self.core.ready()
+        {
+            // First, so that the outbox knows of new members before there are messages for them.
+            self.publish();
+            self.run_turn(turn);
+        }
+        self.publish();
+    }
+
+    /// What can be done beside the loop is handed out first; then what is best done here, if it is.
+    fn run_turn(&mut self, turn: Turn<Reply<FSM::Reply>>) {
+        let sends = !turn.send_now.is_empty()
+            || !turn.send_snapshots.is_empty()
+            || !turn.forward.is_empty()
+            || turn.read_round.is_some();
+        if let Some(last) = turn.write.as_ref().and_then(|write| write.append.last()) {
+            mark(self.node_id, Step::Append, last.position.index);
+        }
+        let outputs = &mut self.outputs;
+        outputs.outbox.send(turn.send_now);
+        for snapshot in turn.send_snapshots {
+            outputs.outbox.send_snapshot(snapshot);
+        }
+        for forward in turn.forward {
+            outputs.outbox.forward(forward);
+        }
+        if let Some(round) = turn.read_round {
+            outputs.outbox.read_round(round);
+        }
+        let mut done = Vec::new();
+        if let Some(last) = turn.committed.last() {
+            mark(self.node_id, Step::Commit, last.position().index);
+            let answers =
+                turn.committed.iter().any(|item| matches!(item, Committed::User { reply: Some(_), .. }));
+            done.extend(outputs.applier.apply(turn.committed));
+            self.has_woken |= answers && !done.is_empty();
+        }
+        if let Some(reason) = turn.take_snapshot
+            && let Some(identity) = self.core.status().identity
+        {
+            outputs.applier.take_snapshot(identity.cluster_id, reason);
+        }
+        if turn.hurry_snapshot {
+            outputs.applier.hurry_snapshot();
+        }
+        if turn.write.is_some() || !turn.send_after.is_empty() {
+            let Turn { number, write, send_after, .. } = turn;
+            // What is to be sent leaves by tasks that may run on this very thread. So do those who were just answered.
+            let may_wait = !sends && !self.has_woken && self.inputs.are_empty();
+            let sends_after = !send_after.is_empty();
+            let written = outputs.log_writer.write(ToWrite { number, write, send_after }, may_wait);
+            self.has_woken |= sends_after && written.is_some();
+            done.extend(written);
+        }
+        for fetch in turn.fetch {
+            self.fetch(fetch);
+        }
+        for event in done {
+            self.apply(Input::Event(event));
+        }
+    }
+
+    /// Shows what has changed to the handles and to the connections.
+    fn publish(&mut self) {
+        let status = self.core.status();
+        if let Some(identity) = status.identity
+            && self.introduced.as_ref() != Some(&(identity, Arc::clone(&status.members)))
+            && let Some(sender) = self.core.sender()
+        {
+            self.outputs.outbox.set_members(identity, &status.members, sender.started);
+            self.introduced = Some((identity, Arc::clone(&status.members)));
+        }
+        if status.snapshot != self.retained_for {
+            self.retained_for = status.snapshot;
+            self.retain_snapshots();
+        }
+        self.outputs.status.send_if_modified(|shown| {
+            if *shown == status {
+                return false;
+            }
+            if (status.leader_id, status.term) != (shown.leader_id, shown.term)
+                && let Some(leader) = status.leader_id
+            {
+                info!(node = %status.node_id, "node {leader} leads in term {}", status.term);
+            }
+            *shown = status;
+            true
+        });
+    }
+
+    /// Shows to the server what the core remembers of other nodes.
+    fn publish_remembered(&self) {
+        let remembered = self.core.remembered();
+        self.outputs.remembered.send_if_modified(|shown| {
+            let is_news = !Arc::ptr_eq(shown, remembered);
+            *shown = Arc::clone(remembered);
+            is_news
+        });
+    }
+
+    /// Reads entries for a follower that lags behind. An error of the storage stops the node: it must never turn into
+    /// entries that are missing or wrong.
+    fn fetch(&mut self, fetch: LogFetch) {
+        let (reader, events) = (self.outputs.log_reader.clone(), self.outputs.events.clone());
+        drop(self.outputs.blocking.start(move || {
+            let event = match caught(|| reader.read(fetch.from, fetch.until, fetch.bytes_max)) {
+                Ok(Ok(entries)) => Event::Fetched(fetch, Ok(entries)),
+                // Compacted or cut off since the core asked: it asks again, by what the log is then.
+                Ok(Err(error @ (StorageError::Compacted { .. } | StorageError::BeyondEnd { .. }))) => {
+                    Event::Fetched(fetch, Err(error))
+                }
+                Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
+                Err(panic) => Event::Failed(StopReason::Storage(format!("reading the log {panic}"))),
+            };
+            // If the loop is gone, nobody waits for it.
+            let _ = events.send(event);
+        }));
+    }
+
+    /// Deletes the snapshots that nobody needs. A failure costs space only, and the next deletion makes up for it.
+    fn retain_snapshots(&mut self) {
+        let in_use = self.outputs.snapshots.in_use(self.core.snapshots_in_use());
+        drop(self.outputs.blocking.start(move || {
+            if let Err(error) = in_use.delete_others() {
+                warn!("old snapshots could not be deleted: {error}");
+            }
+        }));
+    }
+
+    fn stop_reason(&self) -> Option<StopReason> {
+        self.failure.clone().or_else(|| self.core.stop_reason().cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::channels::request_queue::request_queue;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_of_a_node_that_always_has_news_does_not_stand_still() {
+        let (news, events) = mpsc::unbounded_channel();
+        let (_peers, peers) = mpsc::unbounded_channel();
+        let (_server, server) = request_queue(1, 1);
+        let (_local, local) = request_queue(1, 1);
+        let (_quit, quit) = watch::channel(false);
+        let quit_at_once = quit.clone();
+        let mut inputs = Inputs::<Reply<()>> { events, peers, server, local, quit, quit_at_once };
+        news.send(Event::Applied(LogIndex(1))).unwrap();
+        let mut ticks = interval(Duration::from_millis(1));
+        // Until it has to be waited for.
+        while ticks.tick().now_or_never().is_some() {}
+        advance(Duration::from_millis(1)).await;
+        let first = inputs.select(&mut ticks, None).await;
+        assert!(matches!(first, Some(Input::Tick)), "it is due, and so is news");
+    }
+}

@@ -1,0 +1,12 @@
+//! The seams to threads, network, clock and randomness, and limits on what passes.
+
+pub(crate) mod descriptors;
+pub(crate) mod log_throttle;
+pub(crate) mod random;
+pub(crate) mod rate_limiter;
+#[cfg(feature = "simulation")]
+pub mod simulation;
+pub(crate) mod stall_guard;
+pub(crate) mod timing;
+pub(crate) mod transport;
+pub(crate) mod worker;

@@ -1,0 +1,202 @@
+//! The seam to threads: what blocks is done here, beside the tasks.
+//!
+//! The log writer and the applier have a thread each ([`Worker`]); what is done now and then goes to a pool
+//! ([`Blocking`]). In a [simulation](crate::runtime::simulation) all of it runs as tasks on the one thread that there is; this
+//! room alone knows.
+
+#[cfg(test)]
+use std::cell::Cell;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use futures_util::TryFutureExt;
+use raftify_core::error::StopReason;
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinError;
+use tokio::time::Instant;
+
+#[cfg(feature = "simulation")]
+use crate::runtime::simulation;
+
+/// A thread that is owned, and joined with [`ended`](Self::ended).
+pub(crate) struct Worker(oneshot::Receiver<()>);
+
+impl Worker {
+    /// Runs `work` on a thread of its own. It waits for nothing but channels, does what may block in [`may_block`], and
+    /// must end when the channels that feed it are closed.
+    pub(crate) fn start(
+        name: &str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Worker, StopReason> {
+        let (alive, ended) = oneshot::channel();
+        let work = async move {
+            work.await;
+            drop(alive);
+        };
+        #[cfg(feature = "simulation")]
+        if simulation::is_on() {
+            tokio::spawn(work);
+            return Ok(Worker(ended));
+        }
+        let runtime = Handle::current();
+        match spawn(name, move || runtime.block_on(work)) {
+            Ok(()) => Ok(Worker(ended)),
+            Err(error) => {
+                Err(StopReason::Internal(format!("the thread {name} could not be started: {error}")))
+            }
+        }
+    }
+
+    /// Resolves when the work is done and everything that it owned is dropped.
+    pub(crate) async fn ended(self) {
+        // Never sent, only dropped with the thread, also when it panics.
+        let _ = self.0.await;
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    #[cfg(test)]
+    if NOT_STARTED.get() == Some(name) {
+        return Err(io::ErrorKind::WouldBlock.into()); // As the system says when there are too many.
+    }
+    thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The thread of this name cannot be started from this one.
+    pub(crate) static NOT_STARTED: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// Code that may block, in a [`Worker`].
+pub(crate) async fn may_block<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "simulation")]
+    if simulation::is_on() {
+        return simulation::on_a_thread(work).await;
+    }
+    work()
+}
+
+/// Blocks a thread for so long.
+pub(crate) fn block_for(duration: Duration) {
+    #[cfg(feature = "simulation")]
+    if simulation::is_on() {
+        return simulation::block_for(duration);
+    }
+    thread::sleep(duration);
+}
+
+/// The time on a thread that may have been blocked.
+pub(crate) fn now() -> Instant {
+    #[cfg(feature = "simulation")]
+    if simulation::is_on() {
+        return Instant::now() + simulation::blocked_so_far();
+    }
+    Instant::now()
+}
+
+/// Where one node's blocking work is done that has no thread of its own: on threads that may wait for the disk. It is
+/// counted, because dropping what waits for it does not end it, and it holds what belongs to the storage.
+#[derive(Clone)]
+pub(crate) struct Blocking {
+    under_way: Arc<watch::Sender<usize>>,
+}
+
+impl Blocking {
+    pub(crate) fn new() -> Blocking {
+        Blocking { under_way: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Starts `work`; what is returned resolves to its outcome, and may be dropped, which does not end it. Must be called
+    /// on a tokio runtime.
+    pub(crate) fn start<T: Send + 'static, Work: FnOnce() -> T + Send + 'static>(
+        &self,
+        work: Work,
+    ) -> impl Future<Output = Result<T, JoinError>> + Send + use<T, Work> {
+        self.under_way.send_modify(|count| *count += 1);
+        // Counted until its outcome, too, is taken or dropped.
+        let counted = Counted(Arc::clone(&self.under_way));
+        let work = move || (work(), counted);
+        #[cfg(feature = "simulation")]
+        let started = match simulation::is_on() {
+            true => tokio::spawn(simulation::on_a_thread(work)),
+            false => tokio::task::spawn_blocking(work),
+        };
+        #[cfg(not(feature = "simulation"))]
+        let started = tokio::task::spawn_blocking(work);
+        started.map_ok(|(outcome, _counted)| outcome)
+    }
+
+    /// Resolves when nothing is under way.
+    pub(crate) async fn ended(&self) {
+        // An error would mean that the sender is gone, which `self` holds.
+        let _ = self.under_way.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+struct Counted(Arc<watch::Sender<usize>>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Runs code that may panic; the text of the panic is the error.
+///
+/// What the code was working on must not be used any more after a panic.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        // It may be anything, and what dropping it may panic with as well: that is not dropped at all.
+        if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            std::mem::forget(another);
+        }
+        format!("panicked: {}", text.unwrap_or_else(|| "without a message".to_owned()))
+    })
+}
+
+/// A user's error for which nothing outside of [`caught`] is prepared.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct PanicsWhenShown;
+
+#[cfg(test)]
+impl std::fmt::Display for PanicsWhenShown {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("told to")
+    }
+}
+
+#[cfg(test)]
+impl std::error::Error for PanicsWhenShown {}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::panic_any;
+
+    use super::*;
+
+    struct PanicsWhenDropped(u8);
+
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            if self.0 > 0 {
+                panic_any(PanicsWhenDropped(self.0 - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_with_something_that_panics_when_it_is_dropped_is_caught() {
+        assert_eq!(
+            caught(|| panic_any(PanicsWhenDropped(2))),
+            Err::<(), _>("panicked: without a message".to_owned())
+        );
+    }
+}

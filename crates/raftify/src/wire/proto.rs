@@ -1,0 +1,4 @@
+//! The messages of `raft_service.proto`, as they are generated.
+#![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+
+tonic::include_proto!("raftify.v1");

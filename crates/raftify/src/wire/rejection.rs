@@ -1,0 +1,140 @@
+//! What a node says that did not even look at a request, and how refusals travel back.
+
+use std::fmt::Display;
+
+use bytes::Bytes;
+use raftify_core::error::StopReason;
+use raftify_core::members::SenderRefusal;
+use raftify_core::{ClusterId, NodeId, Term};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tonic::{Code, Status};
+
+use crate::wire::proto;
+use crate::wire::values::WireError;
+
+/// The only group for now.
+pub(crate) const GROUP_ID: u64 = 0;
+
+/// The version of the typed details of a refusal. It comes first, because a refusal must be understood even by a
+/// sender of another wire version.
+const DETAIL_VERSION: u8 = 1;
+
+/// Why a node did not even look at a request: nothing happened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RequestRejected {
+    /// The two programs are of versions that do not understand each other.
+    #[error(
+        "wire version {found} is not spoken here, only version {known}: run versions of raftify that fit together"
+    )]
+    Version {
+        /// Of the request.
+        found: u32,
+        /// Of the refusing node.
+        known: u32,
+    },
+    /// The request is for a group that does not exist.
+    #[error("group {found} is not served here, only group {GROUP_ID} is")]
+    Group {
+        /// Of the request.
+        found: u64,
+    },
+    /// The request is of another cluster: an address is wrong on one of the two sides.
+    #[error(
+        "this message is of cluster {found}, node {node} belongs to cluster {own}: one of the two was given an \
+         address of the wrong cluster"
+    )]
+    OtherCluster {
+        /// The refusing node.
+        node: NodeId,
+        /// Of the request.
+        found: ClusterId,
+        /// Of the refusing node.
+        own: ClusterId,
+    },
+    /// The node waits to be told its cluster.
+    #[error("node {node} belongs to no cluster yet: it must begin one or join one first")]
+    NoCluster {
+        /// The refusing node.
+        node: NodeId,
+    },
+    /// Another node listens at the address that the sender has for the one it means.
+    #[error(
+        "this message is for node {meant}, but at this address listens node {own}: check the addresses of both"
+    )]
+    OtherNode {
+        /// Whom the sender meant.
+        meant: NodeId,
+        /// The refusing node.
+        own: NodeId,
+    },
+    /// The sender is not believed.
+    #[error(transparent)]
+    Sender(#[from] SenderRefusal),
+    /// The request is of no possible form.
+    #[error("the message makes no sense: {0}")]
+    Malformed(String),
+    /// A snapshot of a newer leader is being received.
+    #[error("a snapshot of term {newer} is being received, this one is of term {term}")]
+    StaleSnapshot {
+        /// Of the refused one.
+        term: Term,
+        /// Of the one that is being received.
+        newer: Term,
+    },
+    /// The node has stopped, or is stopping.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+impl From<WireError> for RequestRejected {
+    fn from(error: WireError) -> RequestRejected {
+        RequestRejected::Malformed(error.to_string())
+    }
+}
+
+impl From<RequestRejected> for Status {
+    fn from(refusal: RequestRejected) -> Status {
+        let code = match refusal {
+            RequestRejected::Malformed(_) => Code::InvalidArgument,
+            RequestRejected::Sender(_) => Code::PermissionDenied,
+            RequestRejected::NoCluster { .. } | RequestRejected::Stopped(_) => Code::Unavailable,
+            _ => Code::FailedPrecondition,
+        };
+        Status::with_details(code, refusal.to_string(), encode_detail(&refusal))
+    }
+}
+
+impl RequestRejected {
+    /// The typed reason in a status, if it came from a door.
+    pub(crate) fn from_status(status: &Status) -> Option<RequestRejected> {
+        decode_detail(status.details())
+    }
+}
+
+/// A refusal, for the reply of its verb.
+pub(crate) fn refusal_to_wire<E: Display + Serialize>(error: &E) -> proto::Refusal {
+    proto::Refusal { message: error.to_string(), detail: encode_detail(error) }
+}
+
+/// The inverse of [`refusal_to_wire`]; `None` for a reason that this version does not know.
+pub(crate) fn refusal_from_wire<E: DeserializeOwned>(refusal: &proto::Refusal) -> Option<E> {
+    decode_detail(&refusal.detail)
+}
+
+pub(crate) fn encode_detail<T: Serialize>(value: &T) -> Bytes {
+    let bytes = postcard::to_extend(value, vec![DETAIL_VERSION]);
+    bytes.expect("plain data with known lengths, written to memory, always encodes").into()
+}
+
+pub(crate) fn decode_detail<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (version, rest) = bytes.split_first()?;
+    if *version != DETAIL_VERSION {
+        return None;
+    }
+    match postcard::take_from_bytes(rest) {
+        Ok((value, [])) => Some(value),
+        _ => None,
+    }
+}
