@@ -6,7 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use raftify::{Config, Expect, Member, NodeId, RaftClient, Status, simulation};
+use raftify::start::Expect;
+use raftify::status::Status;
+use raftify::{Config, Member, NodeId, RaftClient, simulation};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
