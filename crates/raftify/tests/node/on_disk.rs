@@ -347,7 +347,13 @@ async fn a_set_of_files_is_installed_on_a_follower_that_was_away_and_kept_over_i
 #[tokio::test]
 async fn a_state_machine_on_disk_that_has_nothing_yet_gets_nothing_that_its_own_log_may_lose() {
     let mut nodes = cluster().await;
-    let leader = nodes.iter().position(|node| node.raft().is_leader()).unwrap_or(0);
+    let mut leader = 0;
+    until("one leads", async || {
+        let found = nodes.iter().position(|node| node.raft().is_leader());
+        leader = found.unwrap_or(leader);
+        found.is_some()
+    })
+    .await;
     let hung = Gate::default();
     let disk = hung.clone();
     nodes[leader].disk.judge(move |writes| {
