@@ -477,6 +477,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.membership_work.reached.insert(peer, reached);
             // To be told at once.
             self.membership_work.told_ticks = 0;
+            // The peer may have been started just now: requests wait there until it knows the leader.
+            self.consensus.send_heartbeats();
         }
     }
 
