@@ -33,18 +33,16 @@ pub mod error;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod inner;
+mod machines;
 pub mod members;
 pub mod message;
 #[cfg(raftify_mutants)]
 #[doc(hidden)]
 pub mod mutants;
-mod proposals;
 mod raft_node_core;
 mod raft_rs;
-mod reads;
 mod remembered;
 mod request;
-mod snapshot_policy;
 mod standing;
 mod status;
 pub mod storage;
