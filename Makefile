@@ -9,7 +9,7 @@ SEEDS ?= 10000
 PUBLISHED = $(notdir $(patsubst %/,%,$(dir $(shell grep -L 'publish = false' crates/*/Cargo.toml))))
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify package audit sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
+.PHONY: help build run test public-api verify package audit sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
 
 help: ## List the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ run: build ## Run three nodes of the key-value store in this terminal, until Ctr
 
 test: ## Run all tests
 	$(CARGO) test --workspace
+
+public-api: ## Write docs/public-api.txt again: the public API of the crate raftify, which `verify` compares with the code
+	UPDATE_EXPECT=1 $(CARGO) test --quiet -p raftify --test public_api
 
 verify: package ## Check everything that CI checks: format, lints, docs, tests, packages, each feature alone
 	$(CARGO) fmt --all --check

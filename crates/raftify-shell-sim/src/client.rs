@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use raftify::client::ClientError;
 use raftify::error::{ProposeError, ReadError};
-use raftify::{ClientError, Raft, RaftClient};
+use raftify::{Raft, RaftClient};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use tokio::time::{sleep, timeout};

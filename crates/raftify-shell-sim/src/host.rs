@@ -10,9 +10,10 @@ use raftify::error::{
     BootstrapError, JoinClusterError, MembershipError, MembershipRefusal, NodeStartError, RunError,
     StopReason,
 };
-use raftify::{
-    BootstrapOptions, ClusterJoinTicket, Config, Expect, Member, NodeId, Raft, Start, Status, StorageError,
-};
+use raftify::start::{BootstrapOptions, Expect, Start};
+use raftify::status::Status;
+use raftify::storage::StorageError;
+use raftify::{ClusterJoinTicket, Config, Member, NodeId, Raft};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::{mpsc, watch};
@@ -275,7 +276,7 @@ impl Host {
             };
             match started {
                 Ok(node) => {
-                    self.record.event(&self.name, format_args!("started as node {}", node.get_id()));
+                    self.record.event(&self.name, format_args!("started as node {}", node.id()));
                     self.record.count("expected");
                     return Ok(node);
                 }
@@ -395,7 +396,10 @@ impl Host {
             status.identity.is_some() && !status.is_member() && status.members.knows(status.node_id)
         };
         match ended {
-            Ok(()) if was_removed && node.status().borrow().members.as_of() > raftify::LogIndex::ZERO => {
+            Ok(())
+                if was_removed
+                    && node.status().borrow().members.as_of() > raftify::status::LogIndex::ZERO =>
+            {
                 End::Gone
             }
             Ok(()) => End::Again,

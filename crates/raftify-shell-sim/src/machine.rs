@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::Duration;
 
-use raftify::{AbstractStateMachine, BoxError, LogPosition, SnapshotCapture, restore_value, simulation};
+use raftify::{BoxError, LogPosition, Snapshot, StateMachine, simulation};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -51,7 +51,7 @@ impl Registers {
     }
 }
 
-impl AbstractStateMachine for Registers {
+impl StateMachine for Registers {
     type LogEntry = Command;
     type Reply = Outcome;
 
@@ -85,15 +85,15 @@ impl AbstractStateMachine for Registers {
         self.profile.quick
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         self.record.event(&self.who, format_args!("captures its state at {}", self.applied));
         let mut padding = vec![0u8; self.profile.padding_bytes];
         self.chance.fill(&mut padding[..]);
-        Ok(SnapshotCapture::of((self.values.clone(), padding)))
+        Ok(Snapshot::from_value((self.values.clone(), padding)))
     }
 
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
-        let (values, _padding): (BTreeMap<u8, u64>, Vec<u8>) = restore_value(reader)?;
+        let (values, _padding): (BTreeMap<u8, u64>, Vec<u8>) = Snapshot::read_value(reader)?;
         self.record.event(&self.who, "restores a snapshot");
         self.record.count("snapshot restored");
         self.values = values;

@@ -8,7 +8,8 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use raftify::{ClusterId, LogPosition};
+use raftify::LogPosition;
+use raftify::status::ClusterId;
 use raftify_history::register::{self, Register};
 use raftify_history::{Verdict, check_each_key};
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use raftify::{Config, Expect, Member};
+use raftify::start::Expect;
+use raftify::{Config, Member};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use raftify::{Config, Member, NodeId, RaftClient, Status, simulation};
+use raftify::status::Status;
+use raftify::{Config, Member, NodeId, RaftClient, simulation};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

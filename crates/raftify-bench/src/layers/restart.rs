@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use raftify::{BoxError, Config, HeedStorage, NodeId, StableStorage, StorageError, WalStorage};
+use raftify::storage::{HeedStorage, StableStorage, StorageError};
+use raftify::{BoxError, Config, NodeId, WalStorage};
 use raftify_core::{CoreStart, RaftNodeCore, RunId, StateKept};
 
 use super::core::NoReply;

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use raftify::{LeaveJoint, MemberChange, MembershipChange, NodeId};
+use raftify::NodeId;
+use raftify::membership::{LeaveJoint, MemberChange, MembershipChange};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::watch;
 use tokio::time::sleep;

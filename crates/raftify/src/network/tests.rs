@@ -110,7 +110,8 @@ impl TestNode {
             members: Arc::new(Members::none()),
         };
         let (status, seen) = watch::channel(status);
-        let door = ServerContext {
+        let context = ServerContext {
+            counters: Arc::default(),
             requests,
             status: seen,
             remembered: watch::Sender::new(Arc::default()).subscribe(),
@@ -126,7 +127,7 @@ impl TestNode {
             check_entry: |_| Ok(()),
         };
         let (stop, stopped) = oneshot::channel();
-        let serving = tokio::spawn(serve(Listener::Tcp(listener), door, async { drop(stopped.await) }));
+        let serving = tokio::spawn(serve(Listener::Tcp(listener), context, async { drop(stopped.await) }));
         let stop = Some(stop);
         let node = id(node);
         TestNode {

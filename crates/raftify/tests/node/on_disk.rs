@@ -7,10 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use raftify::error::{BootstrapError, RunError, SnapshotError};
-use raftify::{
-    AbstractStateMachine, BoxError, EntryKind, LogPosition, Member, NodeId, Raft, SnapshotCapture,
-    StableStorage, restore_directory,
-};
+use raftify::storage::{EntryKind, StableStorage};
+use raftify::{BoxError, LogPosition, Member, NodeId, Raft, Snapshot, StateMachine};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -83,7 +81,7 @@ impl Journal {
     }
 }
 
-impl AbstractStateMachine for Journal {
+impl StateMachine for Journal {
     type LogEntry = u64;
     type Reply = usize;
 
@@ -106,7 +104,7 @@ impl AbstractStateMachine for Journal {
         self.at
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         let checkpoint = self.root.join(format!("checkpoint-{}", self.at.index));
         fs::create_dir(&checkpoint)?;
         // From here on, the file that grew so far does not change any more either.
@@ -121,13 +119,13 @@ impl AbstractStateMachine for Journal {
         }
         // Nothing is to be missing in the sequence.
         File::options().append(true).create(true).open(self.state().join(self.last_file.to_string()))?;
-        Ok(SnapshotCapture::of_directory(checkpoint))
+        Ok(Snapshot::from_directory(checkpoint))
     }
 
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
         self.calls.restored.fetch_add(1, Ordering::SeqCst);
         let unpacked = self.root.join("unpacked");
-        restore_directory(reader, &unpacked)?;
+        Snapshot::read_directory(reader, &unpacked)?;
         let old = self.state();
         self.generation += 1;
         fs::rename(unpacked, self.state())?;
