@@ -45,7 +45,7 @@ pub struct Config {
     /// minute. Default 100 ms, range 1 ms to 24 h.
     #[serde(with = "humantime_serde")]
     pub slow_write_time: Duration,
-    /// A leader hands over to the most caught-up voter when for so long all that it wrote was durable on a majority by at
+    /// A leader transfers leadership to the most caught-up voter when for so long all that it wrote was durable on a majority by at
     /// least `slow_write_time` before it was so on its own disk. It does so once in twelve times this at most, so that
     /// leadership does not go back and forth between slow disks. Default 5 s, at most 24 h; zero: never.
     #[serde(with = "humantime_serde")]
@@ -63,9 +63,9 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub membership_timeout: Duration,
 
-    /// How long a node that is told to stop may take to hand over leadership and to answer what it has taken. Requests
+    /// How long a node that is told to stop may take to transfer leadership and to answer what it has taken. Requests
     /// whose outcome it does not see until then are reported as unknown. Default 2 s; zero: it stops at once, without
-    /// handing over.
+    /// the transfer.
     #[serde(with = "humantime_serde")]
     pub stop_timeout: Duration,
 
@@ -89,7 +89,7 @@ pub struct Config {
     /// further ones are answered `Busy`.
     pub proposals_in_flight_max: usize,
     /// How many bytes of proposals a leader holds that are not yet committed. Default 64 MiB, at least
-    /// `entry_bytes_max` and `message_bytes_max`. When as many are held, further ones are answered `Busy`.
+    /// `entry_bytes_max` and `message_bytes_max`. When as many wait, further ones are answered `Busy`.
     pub uncommitted_bytes_max: u64,
     /// How many linearizable reads may wait on one node. Default 65 536, at least 1. When as many wait, further ones
     /// are answered `Busy`.

@@ -17,7 +17,7 @@ pub struct Entry {
 
 impl Entry {
     /// What [`size_bytes`](Self::size_bytes) counts for each entry besides its payload: about what one takes in memory
-    /// at the places where it is held.
+    /// in the places that keep it.
     pub const OVERHEAD_BYTES: u64 = 128;
 
     /// What this entry costs in memory and in a message, in bytes: its payload and a fixed share for the rest.

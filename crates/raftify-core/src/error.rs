@@ -286,8 +286,8 @@ pub enum MembershipError {
     #[error(transparent)]
     Refused(#[from] MembershipRefusal),
     /// Nothing was changed: a leader cannot take its own vote away before another voter has taken over, and none did.
-    #[error("this node leads and could not hand over leadership first: {0}")]
-    HandoverFailed(TransferError),
+    #[error("this node leads and could not transfer leadership first: {0}")]
+    TransferFailed(TransferError),
     /// Another entry took the change's place: it was not made. Safe to try again.
     #[error("the change was not made: a new leader put another entry at index {index}")]
     NotApplied {
@@ -310,7 +310,7 @@ fn missing_are(missing: &[NodeId]) -> String {
     }
 }
 
-/// Why leadership was not handed over. The cluster is unharmed in every case.
+/// Why leadership was not transferred. The cluster is unharmed in every case.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum TransferError {
@@ -336,7 +336,7 @@ pub enum TransferError {
     #[error("no other voter is alive that could take over")]
     NoSuccessor,
     /// Another transfer is under way.
-    #[error("leadership is being handed to node {to} already")]
+    #[error("leadership is being transferred to node {to} already")]
     TransferPending {
         /// Its target.
         to: NodeId,

@@ -1,7 +1,6 @@
 //! The deciding half of raftify.
 //!
-//! [`RaftNodeCore`] owns consensus (raft-rs' `RawNode`), the membership, the answers that are owed and the reads that
-//! wait. It is synchronous: it is given messages, ticks and a seed, and says with a [`Turn`] what must be written,
+//! [`RaftNodeCore`] owns consensus (raft-rs' `RawNode`), the membership, the pending replies and the reads that wait. It is synchronous: it is given messages, ticks and a seed, and says with a [`Turn`] what must be written,
 //! sent and applied, in which order. It does no I/O and reads no clock, so that whole clusters of cores run in one
 //! test thread, the same every time.
 //!

@@ -112,6 +112,6 @@ pub enum RaftMessageBody {
 pub enum CampaignReason {
     /// It heard of no leader for an election timeout.
     Timeout,
-    /// The leader handed over to it.
+    /// The leader transfers its leadership to it.
     Transfer,
 }

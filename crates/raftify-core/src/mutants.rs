@@ -193,13 +193,13 @@ mutants! {
     /// -: the checksum of a snapshot's block is not verified
     SnapshotChecksumIsNotChecked,
     /// -: entries that no majority has yet are applied to a state machine in memory
-    HandsOutBeforeMajority,
+    DeliversBeforeMajority,
     /// -: entries that this node's own log may lose are applied to a state machine on disk
     OnDiskMachineGetsUnsynced,
     /// -: entries that were delivered before they were durable are delivered again
-    HandsOutTwice,
+    DeliversTwice,
     /// -: a membership change is in force before it is durable on this node
-    HandsOutChangesBeforeDurable,
+    DeliversChangesBeforeDurable,
     /// -: a leader whose disk is slower than those of the others does not step down
     SlowDiskKeepsTheLeader,
     /// -: an entry that cannot be applied is skipped

@@ -183,7 +183,7 @@ impl Consensus {
         self.raw.raft.uncommitted_size() as u64
     }
 
-    /// To whom leadership is being handed.
+    /// The node that leadership is being transferred to.
     pub(crate) fn transferee(&self) -> Option<NodeId> {
         self.raw.raft.lead_transferee.and_then(NodeId::new)
     }
@@ -357,7 +357,7 @@ impl Consensus {
     /// it gives them out; not all at once, if they are many.
     pub(crate) fn committed_beyond_durable(&self, after: LogIndex) -> Vec<Entry> {
         let log = &self.raw.raft.raft_log;
-        let committed = match mutated!(HandsOutBeforeMajority) {
+        let committed = match mutated!(DeliversBeforeMajority) {
             true => log.last_index(),
             false => log.committed,
         };

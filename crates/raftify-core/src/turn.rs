@@ -1,4 +1,4 @@
-//! What must be done now, and in which order: raft-rs' `Ready`, in our words.
+//! One batch of work for the shell, and in which order it is done (cf. raft-rs' `Ready`).
 
 use std::sync::Arc;
 
@@ -58,10 +58,10 @@ pub struct Turn<R> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateKept {
     /// In memory: it ends with the process, and begins again with a snapshot that this node has recorded. Entries are
-    /// handed out as soon as they are committed: that a majority of the voters has them durably is enough, this node's own
+    /// delivered as soon as they are committed: that a majority of the voters has them durably is enough, this node's own
     /// disk need not be among them.
     InMemory,
-    /// Where it may outlive the process. What is in it must not be missing in this node's log: entries are handed out once
+    /// Where it may outlive the process. What is in it must not be missing in this node's log: entries are delivered once
     /// they are durable there too.
     OnDisk,
 }
@@ -84,7 +84,7 @@ pub enum Committed<R> {
         position: LogPosition,
         /// In the user's encoding.
         payload: Bytes,
-        /// Who waits for the reply, if anybody on this node.
+        /// Waits for the reply of the state machine, if the entry was proposed on this node.
         reply: Option<R>,
     },
     /// The membership changed.

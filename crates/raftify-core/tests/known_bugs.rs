@@ -540,7 +540,7 @@ fn bug_19_a_follower_whose_disk_hangs_holds_nobody_up() {
 }
 
 #[test]
-fn bug_20_a_hand_over_to_a_dead_node_is_refused_and_nobody_waits() {
+fn bug_20_a_transfer_to_a_dead_node_is_refused_and_nobody_waits() {
     let (mut cluster, leader) = cluster_of_three();
     let dead = others(&cluster, leader)[0];
     cluster.crash(dead);
@@ -553,7 +553,7 @@ fn bug_20_a_hand_over_to_a_dead_node_is_refused_and_nobody_waits() {
 }
 
 #[test]
-fn bug_20_proposals_during_a_hand_over_wait_for_its_outcome() {
+fn bug_20_proposals_during_a_transfer_wait_for_its_outcome() {
     let (mut cluster, leader) = cluster_of_three();
     let target = others(&cluster, leader)[0];
     let transfer = outcome();
@@ -640,7 +640,7 @@ fn bug_22_a_joint_configuration_stays_until_it_is_left_on_request() {
 }
 
 #[test]
-fn bug_23_a_leader_that_is_removed_hands_over_first_and_then_stops() {
+fn bug_23_a_leader_that_is_removed_transfers_leadership_first_and_then_stops() {
     let (mut cluster, leader) = cluster_of_three();
     let result = cluster.change(leader, remove(leader));
     cluster.until("it is removed", |cluster| {
@@ -655,7 +655,7 @@ fn bug_23_a_leader_that_is_removed_hands_over_first_and_then_stops() {
 }
 
 #[test]
-fn bug_23_a_leader_that_takes_the_vote_from_others_too_hands_over_to_one_that_keeps_it() {
+fn bug_23_a_leader_that_takes_the_vote_from_others_too_transfers_leadership_to_one_that_keeps_it() {
     let mut cluster = Cluster::new(7, 4, test_config());
     let leader = cluster.until_leader();
     cluster.until_proposed(leader);
@@ -696,7 +696,7 @@ fn bug_23_a_leader_that_loses_its_vote_by_an_earlier_leaders_change_steps_down()
 }
 
 #[test]
-fn bug_23_a_leader_that_is_replaced_hands_over_to_who_can_take_over() {
+fn bug_23_a_leader_that_is_replaced_transfers_leadership_to_a_node_that_can_take_over() {
     let (mut cluster, leader) = cluster_of_three();
     for _ in 0..60 {
         cluster.until_proposed(leader);

@@ -258,7 +258,7 @@ fn what_a_slow_disk_has_yet_to_write_is_bounded() {
     cluster.check_recovery();
 }
 
-// --- Handing over ---
+// --- Transfer of leadership ---
 
 /// Ticks are 10 ms. An election timeout is longer than what is written slowly, or followers would seem to be gone.
 fn config_of_slow_disks() -> Config {
@@ -282,7 +282,7 @@ fn write_slowly(cluster: &mut Cluster, slow: &[NodeId]) {
 }
 
 #[test]
-fn a_leader_whose_disk_is_slow_for_long_hands_over_to_one_that_is_faster() {
+fn a_leader_whose_disk_is_slow_for_long_transfers_leadership_to_one_that_is_faster() {
     let (mut cluster, slow) = cluster_of_three(config_of_slow_disks());
     write_slowly(&mut cluster, &[slow]);
     write_slowly(&mut cluster, &[slow]);
@@ -318,7 +318,7 @@ fn a_state_machine_on_disk_is_served_by_a_faster_leader_as_well() {
 }
 
 #[test]
-fn a_slow_disk_that_is_as_fast_as_a_majority_is_no_reason_to_hand_over() {
+fn a_slow_disk_that_is_as_fast_as_a_majority_is_no_reason_to_transfer_leadership() {
     for slow_ones in [2, 3] {
         let (mut cluster, leader) = cluster_of_three(config_of_slow_disks());
         let mut slow = vec![leader];
@@ -333,7 +333,7 @@ fn a_slow_disk_that_is_as_fast_as_a_majority_is_no_reason_to_hand_over() {
 }
 
 #[test]
-fn a_disk_that_is_slow_now_and_then_is_no_reason_to_hand_over() {
+fn a_disk_that_is_slow_now_and_then_is_no_reason_to_transfer_leadership() {
     let (mut cluster, leader) = cluster_of_three(config_of_slow_disks());
     for _ in 0..10 {
         write_slowly(&mut cluster, &[leader]);
@@ -355,13 +355,13 @@ fn leadership_does_not_go_back_and_forth_between_disks_that_become_slow() {
             leaders.push(now);
         }
     }
-    // Each of the three hands over once in that time, and not twice.
+    // Each of the three transfers leadership once in that time, and not twice.
     assert!((2..=7).contains(&leaders.len()), "{leaders:?}");
     cluster.check_recovery();
 }
 
 #[test]
-fn a_leader_that_shall_not_hand_over_because_of_its_disk_does_not() {
+fn a_leader_that_shall_not_transfer_leadership_because_of_its_disk_does_not() {
     let config = Config { slow_disk_patience: Duration::ZERO, ..config_of_slow_disks() };
     let (mut cluster, leader) = cluster_of_three(config);
     for _ in 0..12 {

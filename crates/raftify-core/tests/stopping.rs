@@ -30,13 +30,13 @@ fn is_ready_to_stop(cluster: &mut Cluster, node: NodeId) -> bool {
 }
 
 #[test]
-fn a_leader_that_is_told_to_stop_hands_over_at_once_and_what_it_had_taken_is_answered() {
+fn a_leader_that_is_told_to_stop_transfers_leadership_at_once_and_what_it_had_taken_is_answered() {
     let (mut cluster, leader) = cluster_of(3);
     let term = cluster.status(leader).unwrap().term;
     let taken: Vec<_> = (0..10).map(|_| cluster.propose(leader)).collect();
     let read = cluster.read(leader);
     prepare_to_stop(&mut cluster, leader);
-    assert!(!is_ready_to_stop(&mut cluster, leader), "its answers are owed");
+    assert!(!is_ready_to_stop(&mut cluster, leader), "its replies are pending");
     let late = cluster.propose(leader);
     assert_eq!(take(&late), Some(Err(StopReason::Stopping.into())), "nothing happened");
     let late = cluster.read(leader);

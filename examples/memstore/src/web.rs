@@ -358,7 +358,7 @@ impl From<MembershipError> for ApiError {
             | MembershipError::WouldLoseMajority { .. }
             | MembershipError::NotCaughtUp { .. }
             | MembershipError::NotReached { .. }
-            | MembershipError::HandoverFailed(_) => StatusCode::CONFLICT,
+            | MembershipError::TransferFailed(_) => StatusCode::CONFLICT,
             MembershipError::Stopped(reason) => of_stopped(reason),
             MembershipError::Unknown(_) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::SERVICE_UNAVAILABLE,

@@ -53,7 +53,7 @@ impl Delivery {
     pub(crate) fn add(&mut self, committed: Vec<Entry>, turn: TurnNumber) {
         let delivered = self.delivered.index;
         let new =
-            committed.into_iter().filter(|entry| entry.position.index > delivered || mutated!(HandsOutTwice));
+            committed.into_iter().filter(|entry| entry.position.index > delivered || mutated!(DeliversTwice));
         self.undelivered.extend(new.map(|entry| (entry, turn)));
     }
 

@@ -226,7 +226,7 @@ impl<R: ProposalReply> Requests<R> {
         for deferred in self.take_deferred() {
             match (deferred.until, deferred.request) {
                 (Until::Transferred, LeaderRequest::ChangeMembership { reply, .. }) => {
-                    reply.answer(Err(MembershipError::HandoverFailed(error.clone())));
+                    reply.answer(Err(MembershipError::TransferFailed(error.clone())));
                 }
                 (_, request) => self.deferred.push(DeferredRequest { request, ..deferred }),
             }
@@ -361,7 +361,7 @@ mod tests {
         requests.defer(other, &config);
         requests.defer(deferred(1, &answers), &config);
         requests.transfer_failed(&TransferError::NoSuccessor);
-        assert!(matches!(failed.try_recv(), Ok(MembershipError::HandoverFailed(_))));
+        assert!(matches!(failed.try_recv(), Ok(MembershipError::TransferFailed(_))));
         assert!(pending.try_recv().is_err() && answer.try_recv().is_err());
         requests.expire(5, &config);
         assert!(matches!(pending.try_recv(), Ok(MembershipError::ChangePending)));

@@ -51,7 +51,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let mut bytes = 0;
         for entry in self.consensus.committed_beyond_durable(self.delivery.delivered().index) {
             let is_plain = matches!(entry.kind, EntryKind::User | EntryKind::Empty);
-            let is_plain = is_plain || mutated!(HandsOutChangesBeforeDurable);
+            let is_plain = is_plain || mutated!(DeliversChangesBeforeDurable);
             if !is_plain || self.lifecycle.must_stop() {
                 break;
             }

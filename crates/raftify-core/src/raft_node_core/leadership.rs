@@ -169,13 +169,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         match self.transfer_before(&Arc::clone(self.membership.members())) {
             Ok(()) => warn!(
                 node = %self.node.id(),
-                "hands over leadership: for {patience:?}, this node's disk has been later than those of a majority, by \
+                "transfers leadership: for {patience:?}, this node's disk has been later than those of a majority, by \
                  about {late_by:?}"
             ),
             Err(error) => warn!(
                 node = %self.node.id(),
-                "this node leads, and its disk is later than those of a majority by about {late_by:?}; it cannot hand \
-                 over: {error}"
+                "this node leads, and its disk is later than those of a majority by about {late_by:?}; it cannot \
+                 transfer leadership: {error}"
             ),
         }
     }

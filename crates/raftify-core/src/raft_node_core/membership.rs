@@ -53,7 +53,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if !after.is_voter(self.node.id()) && !mutated!(RemovedLeaderLeads) {
             return match self.transfer_before(&after) {
                 Ok(()) => self.defer_change(asked, Until::Transferred),
-                Err(error) => asked.reply.answer(Err(MembershipError::HandoverFailed(error))),
+                Err(error) => asked.reply.answer(Err(MembershipError::TransferFailed(error))),
             };
         }
         self.propose_change(&change, MembershipWaiter::Change(asked.reply));

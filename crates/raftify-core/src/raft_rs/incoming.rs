@@ -39,7 +39,7 @@ impl Consensus {
             return Err(Implausible("a vote for a candidacy whose log is not durable yet"));
         }
         if message.body == RaftMessageBody::TimeoutNow && !self.may_campaign() {
-            return Err(Implausible("a hand-over to a node whose log is not durable yet"));
+            return Err(Implausible("a leadership transfer to a node whose log is not durable yet"));
         }
         if let Some(message) = convert::message_to_raft(message) {
             // What raft-rs refuses here (a response of a node that is no member) needs no answer.

@@ -45,7 +45,7 @@ impl Content {
     }
 }
 
-/// A thread that panicked while it held the lock left whole values behind: a write is checked before it begins.
+/// A thread that panicked while it had the lock left whole values behind: a write is checked before it begins.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

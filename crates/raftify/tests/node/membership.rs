@@ -20,11 +20,11 @@ async fn change(
     raft: &TestRaft,
     change: MembershipChange,
 ) -> Result<raftify::membership::Members, MembershipError> {
-    use MembershipError::{ChangePending, HandoverFailed, NoLeader, WouldLoseMajority};
+    use MembershipError::{ChangePending, TransferFailed, NoLeader, WouldLoseMajority};
     let mut outcome = None;
     until("it is this change's turn", async || {
         outcome = Some(raft.change_config(change.clone()).await);
-        !matches!(outcome, Some(Err(ChangePending | NoLeader | HandoverFailed(_) | WouldLoseMajority { .. })))
+        !matches!(outcome, Some(Err(ChangePending | NoLeader | TransferFailed(_) | WouldLoseMajority { .. })))
     })
     .await;
     outcome.unwrap()
@@ -460,9 +460,9 @@ async fn leave(node: &mut TestNode) {
 }
 
 async fn ask_to_leave(raft: &TestRaft) {
-    use MembershipError::{ChangePending, HandoverFailed, NoLeader, WouldLoseMajority};
+    use MembershipError::{ChangePending, NoLeader, TransferFailed, WouldLoseMajority};
     while let Err(error) = raft.leave().await {
-        let passes = matches!(error, ChangePending | NoLeader | HandoverFailed(_) | WouldLoseMajority { .. });
+        let passes = matches!(error, ChangePending | NoLeader | TransferFailed(_) | WouldLoseMajority { .. });
         assert!(passes, "{error}");
         tokio::task::yield_now().await;
     }

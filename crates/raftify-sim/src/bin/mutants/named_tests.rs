@@ -183,23 +183,23 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         Mutant::HungDiskKeepsTheLeader => {
             (BUGS, "bug_19_a_leader_whose_disk_hangs_makes_room_for_one_that_can_write")
         }
-        Mutant::HandsOutBeforeMajority => (SLOW_DISK, "a_proposal_that_no_majority_has_is_not_answered"),
+        Mutant::DeliversBeforeMajority => (SLOW_DISK, "a_proposal_that_no_majority_has_is_not_answered"),
         Mutant::OnDiskMachineGetsUnsynced => {
             (SLOW_DISK, "a_state_machine_on_disk_is_given_nothing_that_its_own_node_may_lose")
         }
-        Mutant::HandsOutTwice => {
+        Mutant::DeliversTwice => {
             (SLOW_DISK, "a_leader_that_loses_office_while_it_is_ahead_of_its_disk_follows")
         }
-        Mutant::HandsOutChangesBeforeDurable => {
+        Mutant::DeliversChangesBeforeDurable => {
             (SLOW_DISK, "a_change_of_members_and_what_follows_it_wait_for_the_leaders_own_disk")
         }
         Mutant::SlowDiskKeepsTheLeader => {
-            (SLOW_DISK, "a_leader_whose_disk_is_slow_for_long_hands_over_to_one_that_is_faster")
+            (SLOW_DISK, "a_leader_whose_disk_is_slow_for_long_transfers_leadership_to_one_that_is_faster")
         }
         Mutant::OnlyThreadWaitsForTheDisk => {
             (NODE, "durability::a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread")
         }
-        Mutant::TransfersToTheDead => (BUGS, "bug_20_a_hand_over_to_a_dead_node_is_refused_and_nobody_waits"),
+        Mutant::TransfersToTheDead => (BUGS, "bug_20_a_transfer_to_a_dead_node_is_refused_and_nobody_waits"),
         Mutant::RefusedPreVoteTeachesNothing => (BUGS, "bug_21_a_refused_pre_vote_teaches_the_higher_term"),
         Mutant::SeveralVotersAtOnce => {
             (BUGS, "bug_22_a_joint_configuration_stays_until_it_is_left_on_request")
@@ -212,9 +212,10 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_24_the_outcome_of_an_earlier_attempt_to_send_a_snapshot_is_not_that_of_the_last_one")
         }
         Mutant::SnapshotOutcomeIsLost => (BUGS, "bug_24_snapshots_in_quick_succession_and_one_that_is_lost"),
-        Mutant::StopsWithoutTransfer => {
-            (STOPPING, "a_leader_that_is_told_to_stop_hands_over_at_once_and_what_it_had_taken_is_answered")
-        }
+        Mutant::StopsWithoutTransfer => (
+            STOPPING,
+            "a_leader_that_is_told_to_stop_transfers_leadership_at_once_and_what_it_had_taken_is_answered",
+        ),
         Mutant::NoLeaderIsAnAnswer => {
             (STOPPING, "requests_that_come_while_no_leader_is_known_are_served_by_the_next_one")
         }
