@@ -20,7 +20,7 @@ async fn change(
     raft: &TestRaft,
     change: MembershipChange,
 ) -> Result<raftify::membership::Members, MembershipError> {
-    use MembershipError::{ChangePending, TransferFailed, NoLeader, WouldLoseMajority};
+    use MembershipError::{ChangePending, NoLeader, TransferFailed, WouldLoseMajority};
     let mut outcome = None;
     until("it is this change's turn", async || {
         outcome = Some(raft.change_config(change.clone()).await);
