@@ -88,7 +88,7 @@ pub(crate) enum Action {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Delay {
     Exactly(Time),
-    /// So long on average, and this time before.
+    /// The mean, and a time before it begins.
     About {
         mean: Time,
         after: Time,
