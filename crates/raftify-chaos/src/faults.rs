@@ -46,6 +46,8 @@ pub(crate) enum Fault {
     FlippedBit,
     /// A node that comes back under its id without what it knew
     WipedDirectory,
+    /// A node that comes back with an older copy of its directory
+    RolledBackDirectory,
     /// A member is removed, another one added
     ReplacedMember,
     /// Leadership is handed to another node

@@ -12,6 +12,7 @@ macro_rules! say {
 mod burdens;
 mod clients;
 mod cluster;
+mod directories;
 mod faults;
 mod history;
 mod http;

@@ -360,6 +360,27 @@ impl Node {
         }
     }
 
+    /// Keeps a copy of the directory of a node that is down.
+    pub(crate) fn copy_aside(&self) -> Result<(), BoxError> {
+        let copy = self.copy();
+        if copy.exists() {
+            fs::remove_dir_all(&copy)?;
+        }
+        run(Command::new("cp").args(["-a", "--sparse=always"]).arg(self.data()).arg(copy))
+    }
+
+    /// Puts the copy in the place of the directory of a node that is down.
+    pub(crate) fn put_back(&mut self) -> Result<(), BoxError> {
+        self.wipe()?;
+        run(Command::new("cp").args(["-a", "--sparse=always"]).arg(self.copy()).arg(self.data()))?;
+        Ok(fs::remove_dir_all(self.copy())?)
+    }
+
+    /// Not on the disk of the node, which may be small.
+    fn copy(&self) -> PathBuf {
+        self.disk.with_extension("copy")
+    }
+
     /// Leaves no room on the disk.
     pub(crate) fn fill(&self) -> io::Result<()> {
         let mut filler = OpenOptions::new().create(true).append(true).open(self.disk.join(FILLER))?;

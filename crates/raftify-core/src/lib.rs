@@ -33,17 +33,16 @@ pub mod error;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod inner;
+mod machines;
 pub mod members;
 pub mod message;
 #[cfg(raftify_mutants)]
 #[doc(hidden)]
 pub mod mutants;
-mod proposals;
 mod raft_node_core;
 mod raft_rs;
-mod reads;
+mod remembered;
 mod request;
-mod snapshot_policy;
 mod standing;
 mod status;
 pub mod storage;
@@ -57,10 +56,11 @@ pub use members::{
 };
 pub use message::{RaftMessage, RaftMessageBody};
 pub use raft_node_core::{CoreStart, RaftNodeCore};
+pub use remembered::Remembered;
 pub use request::{
     Forwarding, LeaderRequest, LocalRequestMsg, ProposalReply, Reservation, Responder, ServerRequestMsg,
 };
-pub use standing::{PeerStanding, Remembered, Standing, Started};
+pub use standing::{PeerStanding, Standing, Started};
 pub use status::{Inspection, PeerProgress, ReplicationState, Role, Status};
 pub use storage::{
     HardState, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,

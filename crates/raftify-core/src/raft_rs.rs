@@ -2,79 +2,53 @@
 //!
 //! [`Consensus`] wraps raft-rs' `RawNode` and speaks our own types. It exists for two reasons. The first: another
 //! implementation of Raft could take its place. The second: raft-rs panics where outside input contradicts what it
-//! takes for granted, and so everything that comes in is checked here before raft-rs sees it. `log_view` is the log
-//! as raft-rs reads it, `convert` turns messages and entries into ours and back, `logging` carries raft-rs' own logs.
+//! takes for granted, and so everything that comes in is checked before raft-rs sees it (`incoming`). `log_view` is the
+//! log as raft-rs reads it, `convert` turns messages and entries into ours and back, `ready` is what raft-rs wants done,
+//! `logging` carries raft-rs' own logs.
 
 mod convert;
+mod election_timeout;
+mod incoming;
 mod log_view;
 mod logging;
+mod ready;
 
 use bytes::Bytes;
-use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry,
-    EntryType, Message, MessageType, Snapshot,
-};
+use raft::eraftpb::{ConfState, Entry as RaftEntry, Message, MessageType};
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
-use self::convert::{configuration, entry_from_raft, entry_to_raft, message_from_raft, message_to_raft};
+use self::convert::{conf_change, configuration, entry_from_raft, entry_of, entry_to_raft};
+use self::election_timeout::ElectionTimeout;
 pub(crate) use self::log_view::LogStart;
 use self::log_view::LogView;
+pub(crate) use self::ready::ConsensusReady;
+use self::ready::Depends;
 use crate::config::CheckedConfig;
 use crate::entry::{Entry, EntryKind};
-use crate::members::{Configuration, MemberChange, MemberRole, Members, MembershipChange};
-use crate::message::{RaftMessage, RaftMessageBody};
+use crate::members::{Configuration, Members, MembershipChange};
 use crate::status::{PeerProgress, ReplicationState, Role};
-use crate::storage::{HardState, SnapshotMeta, StorageError};
+use crate::storage::{HardState, StorageError};
 use crate::turn::LogFetch;
 use crate::types::{LogIndex, LogPosition, NodeId, Term};
-
-/// Terms and indexes above this are refused: raft-rs adds to them without a look at the end of the number range.
-const NUMBER_MAX: u64 = u64::MAX / 4;
 
 /// Raft, as the core sees it.
 pub(crate) struct Consensus {
     raw: RawNode<LogView>,
     node_id: NodeId,
-    seed: u64,
-    /// How often this node has become a candidate; varies the election timeouts of one term.
-    candidacies: u64,
+    election_timeout: ElectionTimeout,
     /// The last entry that raft-rs has given out as committed. It reads those after it from the log that is in memory,
     /// also if they were [given out before](Self::committed_beyond_durable).
     given_out: LogIndex,
     /// Most bytes of committed entries in one turn.
     committed_bytes_max: u64,
-    min_election_ticks: usize,
-    max_election_ticks: usize,
     /// Whether raft-rs takes this node for a learner, which the membership does not have yet: see
     /// [`step_snapshot`](Self::step_snapshot).
     stands_in: bool,
 }
 
-/// What raft-rs wants done: its `Ready`, translated.
-#[derive(Default)]
-pub(crate) struct ConsensusReady {
-    pub(crate) number: u64,
-    /// Whether term, vote or log changed, so that there is something to write.
-    pub(crate) must_sync: bool,
-    pub(crate) append: Vec<Entry>,
-    /// The snapshot that the log now begins after.
-    pub(crate) installed: Option<LogPosition>,
-    pub(crate) committed: Vec<Entry>,
-    pub(crate) send_now: Vec<RaftMessage>,
-    pub(crate) send_after: Vec<RaftMessage>,
-    pub(crate) send_snapshots: Vec<(NodeId, Term, LogPosition)>,
-    /// Rounds of reads that a quorum confirmed, each with the index to wait for.
-    pub(crate) confirmed_reads: Vec<(u64, LogIndex)>,
-}
-
 /// raft-rs would have dropped the proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProposalDropped;
-
-/// A message contradicts itself or what this node knows, and was not taken in.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Implausible(&'static str);
 
 impl Consensus {
     /// Starts raft-rs on `log`.
@@ -116,16 +90,26 @@ impl Consensus {
         let mut consensus = Consensus {
             raw,
             node_id,
-            seed,
-            candidacies: 0,
+            election_timeout: ElectionTimeout::new(node_id, seed, election_tick, election_tick * 2),
             given_out,
             committed_bytes_max: raft_config.max_committed_size_per_ready,
-            min_election_ticks: election_tick,
-            max_election_ticks: election_tick * 2,
             stands_in: false,
         };
         consensus.pin_election_timeout();
         Ok(consensus)
+    }
+
+    /// Starts anew on another `log`: this node begins a cluster.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn restart(&mut self, config: &CheckedConfig, log: LogStart) -> Result<(), String> {
+        *self = Consensus::new(self.node_id, config, self.election_timeout.seed(), log)?;
+        Ok(())
+    }
+
+    fn pin_election_timeout(&mut self) {
+        self.election_timeout.pin(&mut self.raw.raft);
     }
 
     // --- What it knows ---
@@ -276,6 +260,11 @@ impl Consensus {
         self.pin_election_timeout();
     }
 
+    /// A leader sends a heartbeat to each peer now (`RawNode::ping`).
+    pub(crate) fn send_heartbeats(&mut self) {
+        self.raw.ping();
+    }
+
     pub(crate) fn transfer_leader(&mut self, to: NodeId) {
         self.raw.transfer_leader(to.get());
     }
@@ -416,177 +405,6 @@ impl Consensus {
         self.raw.mut_store().forget_fetched();
     }
 
-    /// Takes in a message of another node.
-    pub(crate) fn step(&mut self, mut message: RaftMessage) -> Result<(), Implausible> {
-        if mutated!(StaleAcknowledgementCounts)
-            && matches!(message.body, RaftMessageBody::AppendResponse { rejection: None, .. })
-        {
-            message.term = message.term.max(self.term());
-        }
-        if mutated!(RefusedPreVoteTeachesNothing)
-            && matches!(message.body, RaftMessageBody::PreVoteResponse { granted: false, .. })
-        {
-            return Ok(());
-        }
-        self.check(&message)?;
-        // Log and snapshot must be durable before a majority can make this node a leader; raft-rs asserts it.
-        let is_vote = matches!(
-            message.body,
-            RaftMessageBody::VoteResponse { .. } | RaftMessageBody::PreVoteResponse { .. }
-        );
-        if is_vote && !self.is_log_durable() {
-            return Err(Implausible("a vote for a candidacy whose log is not durable yet"));
-        }
-        if message.body == RaftMessageBody::TimeoutNow && !self.may_campaign() {
-            return Err(Implausible("a hand-over to a node whose log is not durable yet"));
-        }
-        if let Some(message) = message_to_raft(message) {
-            // What raft-rs refuses here (a response of a node that is no member) needs no answer.
-            let _ = self.raw.step(message);
-        }
-        if mutated!(CommitsEarlierTermsByCounting) && self.is_leader() {
-            let (copied, _) = self.raw.raft.mut_prs().maximal_committed_index();
-            self.raw.raft.raft_log.commit_to(copied);
-        }
-        self.pin_election_timeout();
-        Ok(())
-    }
-
-    /// Takes in a snapshot whose data is durable already. Whether it is now the beginning of this node's log;
-    /// `false` if the log reaches that far by itself.
-    ///
-    /// The snapshot may be from before this node became a member: the change that adds it follows in the log. raft-rs takes
-    /// no snapshot that does not name its node, and so this node stands in as a learner until that change.
-    pub(crate) fn step_snapshot(
-        &mut self,
-        from: NodeId,
-        term: Term,
-        snapshot: &SnapshotMeta,
-    ) -> Result<bool, Implausible> {
-        let position = snapshot.position;
-        if position.index.0 == 0 || position.index.0 > NUMBER_MAX || term.0 > NUMBER_MAX {
-            return Err(Implausible("its index or term is out of range"));
-        }
-        if position.term > term || position.term.0 == 0 {
-            return Err(Implausible("its term is zero or above the leader's"));
-        }
-        let members = &snapshot.members;
-        if members.is_empty() || members.is_removed(self.node_id) {
-            return Err(Implausible("it names no members, or this node was removed from them"));
-        }
-        let is_member = members.get(self.node_id).is_some();
-        if !is_member && mutated!(EarlierSnapshotIsRefused) {
-            return Err(Implausible("this node is not among its members"));
-        }
-        let mut configuration = members.configuration();
-        if !is_member {
-            configuration.learners.insert(self.node_id);
-        }
-        let mut message = Message::default();
-        message.set_msg_type(MessageType::MsgSnapshot);
-        message.from = from.get();
-        message.to = self.node_id.get();
-        message.term = term.0;
-        let mut data = Snapshot::default();
-        let metadata = data.mut_metadata();
-        metadata.index = position.index.0;
-        metadata.term = position.term.0;
-        metadata.set_conf_state(convert::conf_state(&configuration));
-        message.set_snapshot(data);
-        let _ = self.raw.step(message);
-        self.pin_election_timeout();
-        let is_taken =
-            self.raw.snap().is_some_and(|pending| pending.get_metadata().index == position.index.0);
-        if is_taken {
-            self.stands_in = !is_member;
-        }
-        Ok(is_taken)
-    }
-
-    /// Whether this message can only come after this node lost entries that it had acknowledged: a leader tells each
-    /// follower to commit no more than what that follower holds.
-    pub(crate) fn shows_a_loss(&self, message: &RaftMessage) -> bool {
-        if mutated!(LossIsNotNoticed) {
-            return false;
-        }
-        let last = LogIndex(self.raw.raft.raft_log.last_index());
-        matches!(message.body, RaftMessageBody::Heartbeat { commit, .. } if commit > last)
-            && message.term >= self.term()
-    }
-
-    /// The first index at which the leader that sent this message provably has another entry than the one that this node
-    /// knows to be committed there. Every leader of this term or a later one has what was committed before, unless a
-    /// majority has forgotten it. What a leader of an earlier term says, or said, proves nothing.
-    pub(crate) fn shows_lost_writes(&self, message: &RaftMessage) -> Option<LogIndex> {
-        let RaftMessageBody::Append { previous, entries, .. } = &message.body else {
-            return None;
-        };
-        let beyond_commit = self.commit().next();
-        let told = entries.iter().map(|entry| entry.position);
-        let told = told.take_while(|position| position.index <= beyond_commit);
-        let missing =
-            std::iter::once(*previous).chain(told).find_map(|position| self.contradicted_by(position))?;
-        (message.term >= self.term() && self.check(message).is_ok()).then_some(missing)
-    }
-
-    /// As [`shows_lost_writes`](Self::shows_lost_writes), for the snapshot of a leader.
-    pub(crate) fn snapshot_shows_lost_writes(&self, term: Term, position: LogPosition) -> Option<LogIndex> {
-        self.contradicted_by(position).filter(|_| term >= self.term() && position.term <= term)
-    }
-
-    /// The index of a committed entry that is in no log with an entry at `position`.
-    fn contradicted_by(&self, position: LogPosition) -> Option<LogIndex> {
-        if mutated!(ProofOfLossIsIgnored) {
-            return None;
-        }
-        let (commit, truncated) = (self.commit(), self.truncated());
-        let contradicts = match self.term_at(position.index) {
-            Some(term) if position.index <= commit => term != position.term,
-            // Terms never fall along a log: what is further ahead is of this term at least, what was compacted away of
-            // that one at most.
-            _ if position.index > commit => self.term_at(commit).is_some_and(|term| position.term < term),
-            _ => position.term > truncated.term,
-        };
-        contradicts.then(|| position.index.min(commit))
-    }
-
-    /// Everything that raft-rs asserts about a message.
-    fn check(&self, message: &RaftMessage) -> Result<(), Implausible> {
-        let last = LogIndex(self.raw.raft.raft_log.last_index());
-        if message.to != self.node_id {
-            return Err(Implausible("it is for another node"));
-        }
-        if message.from == self.node_id {
-            return Err(Implausible("it claims to come from this node"));
-        }
-        if message.term.0 == 0 || message.term.0 > NUMBER_MAX {
-            return Err(Implausible("its term is out of range"));
-        }
-        match &message.body {
-            RaftMessageBody::Append { previous, entries, .. } => {
-                check_append(message.term, *previous, entries)
-            }
-            RaftMessageBody::Heartbeat { .. } if self.shows_a_loss(message) => {
-                Err(Implausible("its commit index is beyond the end of this node's log"))
-            }
-            RaftMessageBody::AppendResponse { index, rejection, .. } => {
-                // A rejection names what this leader once sent; its log may have grown shorter since, in another term.
-                let hinted = rejection.map_or(LogIndex::ZERO, |hint| hint.index);
-                if (self.is_leader() && message.term == self.term() && *index > last) || hinted.0 > NUMBER_MAX
-                {
-                    return Err(Implausible("it acknowledges entries that this leader does not have"));
-                }
-                Ok(())
-            }
-            RaftMessageBody::RequestVote { last, .. } | RaftMessageBody::RequestPreVote { last, .. }
-                if last.index.0 > NUMBER_MAX || last.term > message.term =>
-            {
-                Err(Implausible("the candidate's log is out of range"))
-            }
-            _ => Ok(()),
-        }
-    }
-
     // --- What it wants done ---
 
     pub(crate) fn ready(&mut self) -> Option<ConsensusReady> {
@@ -628,120 +446,5 @@ impl Consensus {
             self.raw.on_persist_ready(ready.number);
         }
         Some(ready)
-    }
-
-    /// raft-rs draws election timeouts from the thread's random numbers. To let a seed decide alone, the timeout is
-    /// set again after each step, to a value that depends on nothing but seed, node, term, role and candidacies.
-    fn pin_election_timeout(&mut self) {
-        let raft = &mut self.raw.raft;
-        if matches!(raft.state, StateRole::PreCandidate | StateRole::Candidate) && raft.election_elapsed == 0
-        {
-            self.candidacies = self.candidacies.wrapping_add(1);
-        }
-        let mut hash = self.seed;
-        for word in [self.node_id.get(), raft.term, raft.state as u64, self.candidacies] {
-            hash = scramble(hash ^ word);
-        }
-        let span = (self.max_election_ticks - self.min_election_ticks) as u64;
-        let offset = usize::try_from(hash % span).unwrap_or(0);
-        raft.set_randomized_election_timeout(self.min_election_ticks + offset);
-    }
-}
-
-/// Whether a message may leave before the write of its ready is durable.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Depends {
-    OnNothing,
-    OnTheWrite,
-}
-
-impl ConsensusReady {
-    fn take_message(&mut self, message: Message, depends: Depends) {
-        if message.get_msg_type() == MessageType::MsgSnapshot {
-            if let Some(to) = NodeId::new(message.to) {
-                let position = convert::snapshot_position(message.get_snapshot());
-                self.send_snapshots.push((to, Term(message.term), position));
-            }
-            return;
-        }
-        // `None`: a message that raft-rs forwards to the leader. We forward in our own words, so there are none.
-        let Some(message) = message_from_raft(message) else {
-            return;
-        };
-        match depends {
-            Depends::OnNothing => self.send_now.push(message),
-            Depends::OnTheWrite => self.send_after.push(message),
-        }
-    }
-}
-
-fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<(), Implausible> {
-    if previous.index.0 > NUMBER_MAX || previous.term > term {
-        return Err(Implausible("the previous entry is out of range"));
-    }
-    // raft-rs takes term zero to match wherever its own log has no entry.
-    if (previous.term.0 == 0) != (previous.index.0 == 0) {
-        return Err(Implausible("the previous entry has an index and no term, or a term and no index"));
-    }
-    let mut before = previous;
-    for entry in entries {
-        if entry.position.index != before.index.next() {
-            return Err(Implausible("its entries are not in order"));
-        }
-        if entry.position.term < before.term || entry.position.term > term || entry.position.term.0 == 0 {
-            return Err(Implausible("the terms of its entries are not in order"));
-        }
-        before = entry.position;
-    }
-    // That the entries contradict none that is committed here is no matter of form: see `shows_lost_writes`. raft-rs takes
-    // none at or below its commit index.
-    Ok(())
-}
-
-fn entry_of(kind: EntryKind, payload: Bytes) -> RaftEntry {
-    entry_to_raft(Entry { position: LogPosition::ZERO, kind, payload })
-}
-
-fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
-    let mut result = ConfChangeV2::default();
-    let MembershipChange::Steps { steps, .. } = change else {
-        // An empty change leaves the joint configuration.
-        return result;
-    };
-    if change.enters_joint() {
-        // Explicit: when to leave is decided by the core, the same way whoever leads by then.
-        result.set_transition(ConfChangeTransition::Explicit);
-    }
-    for step in steps {
-        let mut single = ConfChangeSingle::default();
-        let (id, kind) = match step {
-            MemberChange::Add(member) if member.role == MemberRole::Voter => {
-                (member.id, ConfChangeType::AddNode)
-            }
-            MemberChange::Add(member) => (member.id, ConfChangeType::AddLearnerNode),
-            MemberChange::SetRole { id, role: MemberRole::Voter } => (*id, ConfChangeType::AddNode),
-            MemberChange::SetRole { id, .. } => (*id, ConfChangeType::AddLearnerNode),
-            MemberChange::Remove(id) | MemberChange::ClearJoiner(id) => (*id, ConfChangeType::RemoveNode),
-        };
-        single.node_id = id.get();
-        single.set_change_type(kind);
-        result.changes.push(single);
-    }
-    result
-}
-
-/// splitmix64: scatters neighbouring numbers.
-fn scramble(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// Which raft-rs type an entry has.
-fn entry_type(kind: EntryKind) -> EntryType {
-    match kind {
-        EntryKind::MembershipChange => EntryType::EntryConfChangeV2,
-        EntryKind::Empty | EntryKind::User | EntryKind::MemberRecord => EntryType::EntryNormal,
     }
 }

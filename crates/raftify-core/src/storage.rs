@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::entry::Entry;
 use crate::members::Members;
-use crate::standing::Remembered;
+use crate::remembered::Remembered;
 use crate::types::{ClusterId, Identity, LogIndex, LogPosition, NodeId, Term};
 
 #[cfg(any(test, feature = "testing"))]

@@ -11,7 +11,8 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use tokio::time::{sleep, timeout};
 
-use crate::machine::{Command, Operation, Outcome, Registers};
+use crate::command::{Command, Operation, Outcome};
+use crate::machine::Registers;
 use crate::record::Record;
 
 /// How many registers there are.

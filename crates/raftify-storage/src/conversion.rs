@@ -1,32 +1,25 @@
 //! Makes a directory of one storage into a directory of the other.
 //!
-//! The other one is written beside the first, into [`BESIDE`], read back and compared. Then its parts get their places,
-//! LMDB's file last: who keeps a directory stands in it, so that one rename decides. Snapshots stay where they are.
+//! The other one is written beside the first, into [`CONVERSION`], read back and compared. Then its parts get their places,
+//! LMDB's file last: it says which storage keeps the directory, so that one rename decides. Snapshots stay where they are.
 //! Until then the directory is as it was; afterwards, what is left of the first is removed.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{HardState, LogReader, StableStorage, StorageError};
 
-use crate::directory::{self, DirectoryLock};
-use crate::environment::{DATA_FILE, LOCK_FILE};
-use crate::files::{NameOperations, OperatingSystem};
-use crate::format::StorageKind;
-use crate::io_error;
+use crate::files::{NameOperations, OperatingSystem, create_durably, io_error};
+use crate::heed_storage::HeedStorage;
+use crate::layout::{self, CONVERSION, DATA_FILE, DirectoryLock, READERS_FILE, StorageKind, segments};
+use crate::lmdb::Tables;
 use crate::snapshot_files::SnapshotFiles;
-use crate::storage::{HeedStorage, Log};
-use crate::wal::{self, WalSettings, WalStorage};
+use crate::wal::{WalSettings, WalStorage};
 
 #[cfg(test)]
 mod tests;
-
-/// The directory in which the other one is written. It is there from the first step of a conversion to the last: what
-/// is found without it was not left behind by one.
-const BESIDE: &str = "conversion.partial";
 
 /// How much of the log is copied by one write.
 const SLICE_BYTES: u64 = 4 << 20;
@@ -44,7 +37,7 @@ pub struct Conversion {
 
 /// Makes the node's directory one of the storage `to`, with the same identity, members, votes, entries and snapshots.
 ///
-/// Nobody else may have it open. There must be room for a second copy of the log meanwhile. Everything is read back and
+/// No other process may have it open. There must be room for a second copy of the log meanwhile. Everything is read back and
 /// compared before the directory changes hands, by one rename. Whenever it is interrupted, the directory is a valid one
 /// of the former or of the new storage; started again, it first removes what was left behind.
 ///
@@ -89,22 +82,22 @@ fn convert_with(
     settings: WalSettings,
     operations: &dyn NameOperations,
 ) -> Result<Conversion, StorageError> {
-    let kind = || Log::open_read_only(directory)?.kind();
+    let kind = || Tables::open_read_only(directory)?.kind();
     // Before anything is made in a directory that may be of something else.
     kind()?;
     let lock = DirectoryLock::take(directory)?;
-    // Only now nobody else can change it.
+    // From here on no other process can change it.
     let from = kind()?;
-    remove_left(directory, from)?;
+    layout::remove_left_by_conversion(directory, from)?;
 
-    let beside = directory.join(BESIDE);
+    let beside = directory.join(CONVERSION);
     let snapshots = SnapshotFiles::open(directory, lock.clone())?;
     let heed = |place: &Path| {
-        let log = Log::open(place, lock.clone(), StorageKind::Heed)?;
-        Ok(HeedStorage::new(log, snapshots.clone()))
+        let tables = Tables::open(place, lock.clone(), StorageKind::Heed)?;
+        Ok(HeedStorage::new(tables, snapshots.clone()))
     };
     let wal = |place: &Path| {
-        let metadata = Log::open(place, lock.clone(), StorageKind::Wal)?;
+        let metadata = Tables::open(place, lock.clone(), StorageKind::Wal)?;
         WalStorage::new(place, lock.clone(), metadata, snapshots.clone(), settings.segment_bytes)
     };
     let copied = match (from, to) {
@@ -115,10 +108,10 @@ fn convert_with(
     };
     let state = copied.inspect_err(|_| {
         // It may be that the disk is full. If it cannot be removed now, the next conversion does it.
-        let _ = remove_left(directory, from);
+        let _ = layout::remove_left_by_conversion(directory, from);
     })?;
     switch(directory, &beside, to, operations)?;
-    remove_left(directory, to)?;
+    layout::remove_left_by_conversion(directory, to)?;
     done(from, to, Ok(state))
 }
 
@@ -138,7 +131,7 @@ fn copy<Target: StableStorage>(
 ) -> Result<StoredState, StorageError> {
     let state = source.load()?;
     let entries = source.log_reader();
-    directory::create_durably(beside)?;
+    create_durably(beside)?;
     let mut target = open(beside)?;
     target.load()?;
     write_all(&state, &entries, &mut target)?;
@@ -207,11 +200,11 @@ fn switch(
     };
     let sync = || operations.sync_directory(directory).map_err(io_error("sync the directory", directory));
     if to == StorageKind::Wal {
-        rename(wal::DIRECTORY)?;
+        rename(segments::DIRECTORY)?;
         sync()?;
     }
-    // LMDB believes what it says of the newest transaction, if somebody still reads the former database.
-    let readers = directory.join(LOCK_FILE);
+    // LMDB believes what it says of the newest transaction, if another process still reads the former database.
+    let readers = directory.join(READERS_FILE);
     match operations.remove(&readers) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(io_error("remove", &readers)(error));
@@ -220,39 +213,4 @@ fn switch(
     }
     rename(DATA_FILE)?;
     sync()
-}
-
-/// Removes what a conversion has left behind in a directory of `kind`, whether it was finished or not.
-fn remove_left(directory: &Path, kind: StorageKind) -> Result<(), StorageError> {
-    let beside = directory.join(BESIDE);
-    if !beside.exists() {
-        return Ok(());
-    }
-    if kind == StorageKind::Heed {
-        for path in wal::segments_in(directory)? {
-            fs::remove_file(&path).map_err(io_error("remove", &path))?;
-        }
-        let log = directory.join(wal::DIRECTORY);
-        // It may stand on another disk. What is there besides is not ours.
-        let is_link = fs::symlink_metadata(&log).is_ok_and(|metadata| metadata.is_symlink());
-        match if is_link { fs::remove_file(&log) } else { fs::remove_dir(&log) } {
-            // Somebody has other things in it.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error("remove", &log)(error));
-            }
-            _ => directory::sync(directory).map_err(io_error("sync the directory", directory))?,
-        }
-    }
-    fs::remove_dir_all(&beside).map_err(io_error("remove", &beside))?;
-    directory::sync(directory).map_err(io_error("sync the directory", directory))
-}
-
-/// Says that there is something that takes room and is of no use.
-pub(crate) fn warn_of_left(directory: &Path) {
-    let beside: PathBuf = directory.join(BESIDE);
-    if beside.exists() {
-        let path = beside.display();
-        tracing::warn!(%path, "an interrupted conversion has left this: convert again, to either storage, to remove it");
-    }
 }

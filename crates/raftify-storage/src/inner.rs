@@ -4,7 +4,9 @@ use std::hint::black_box;
 
 use raftify_core::{HardState, LogIndex, LogPosition, Members, SnapshotMeta};
 
-use crate::format::{self, Fields, MetaKey, StorageKind, Table};
+use crate::fields::{Fields, put_position};
+use crate::layout::StorageKind;
+use crate::lmdb::values::{self, MetaKey, Table};
 use crate::{snapshot_files, wal};
 
 pub use crate::wal::encode_record;
@@ -19,33 +21,33 @@ pub fn read_record(bytes: &[u8]) {
 pub fn read_metadata(bytes: &[u8]) {
     let Some((which, content)) = bytes.split_first() else { return };
     let index = LogIndex(u64::from(*which));
-    black_box(format::decode_entry(index, content).is_ok());
-    let value = format::frame(Table::Entries, format::entry_key(index), |out| out.extend_from_slice(content));
-    if let Ok(view) = format::decode_entry(index, &value) {
-        assert_eq!(format::encode_entry(&view.to_entry()), value, "an entry is read as it was written");
+    black_box(values::decode_entry(index, content).is_ok());
+    let value = values::frame(Table::Entries, values::entry_key(index), |out| out.extend_from_slice(content));
+    if let Ok(view) = values::decode_entry(index, &value) {
+        assert_eq!(values::encode_entry(&view.to_entry()), value, "an entry is read as it was written");
     }
     let mut again = Vec::new();
-    let read = match MetaKey::from_number(u64::from(*which % 8)) {
-        Some(MetaKey::Layout) => {
-            StorageKind::decode(content).map(|kind| again.extend_from_slice(kind.content()))
-        }
-        Some(MetaKey::Identity) => {
-            format::decode_identity(content).map(|identity| format::encode_identity(&identity, &mut again))
-        }
-        Some(MetaKey::HardState) => format::decode_hard_state(content)
-            .map(|state: HardState| format::encode_hard_state(&state, &mut again)),
-        Some(MetaKey::Snapshot) => format::decode_snapshot_meta(content).map(|meta: SnapshotMeta| {
-            let mut written = Vec::new();
-            format::encode_snapshot_meta(&meta, &mut written);
-            assert_eq!(format::decode_snapshot_meta(&written).ok(), Some(meta));
-            again.extend_from_slice(content);
-        }),
-        Some(MetaKey::Truncated) => format::decode_position(content)
-            .map(|position: LogPosition| format::put_position(&mut again, position)),
-        Some(MetaKey::Members | MetaKey::Log | MetaKey::Remembered) | None => {
-            return wal::read_metadata(content);
-        }
-    };
+    let read =
+        match MetaKey::from_number(u64::from(*which % 8)) {
+            Some(MetaKey::Layout) => {
+                StorageKind::decode(content).map(|kind| again.extend_from_slice(kind.content()))
+            }
+            Some(MetaKey::Identity) => values::decode_identity(content)
+                .map(|identity| values::encode_identity(&identity, &mut again)),
+            Some(MetaKey::HardState) => values::decode_hard_state(content)
+                .map(|state: HardState| values::encode_hard_state(&state, &mut again)),
+            Some(MetaKey::Snapshot) => values::decode_snapshot_meta(content).map(|meta: SnapshotMeta| {
+                let mut written = Vec::new();
+                values::encode_snapshot_meta(&meta, &mut written);
+                assert_eq!(values::decode_snapshot_meta(&written).ok(), Some(meta));
+                again.extend_from_slice(content);
+            }),
+            Some(MetaKey::Truncated) => values::decode_position(content)
+                .map(|position: LogPosition| put_position(&mut again, position)),
+            Some(MetaKey::Members | MetaKey::Log | MetaKey::Remembered) | None => {
+                return wal::read_metadata(content);
+            }
+        };
     if read.is_ok() {
         assert_eq!(again, content, "a value is read as it was written");
     }

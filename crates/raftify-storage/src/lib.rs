@@ -9,39 +9,27 @@
 //! ignored.
 
 mod conversion;
-mod descriptors;
-mod directory;
-mod environment;
-mod file_size;
+mod fields;
 mod files;
-mod format;
+mod heed_storage;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod inner;
+mod layout;
+mod lmdb;
+#[cfg(test)]
+mod random_writes;
 mod read_only;
 mod snapshot_files;
-mod storage;
 mod wal;
 
 pub use conversion::{Conversion, convert_storage, convert_storage_with};
-pub use format::StorageKind;
+pub use heed_storage::{HeedLogReader, HeedStorage};
+pub use layout::StorageKind;
+pub use layout::snapshots::SnapshotFile;
 pub use read_only::{ReadOnlyLogReader, ReadOnlyStorage};
-pub use snapshot_files::{SnapshotFile, SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
-pub use storage::{HeedLogReader, HeedStorage};
+pub use snapshot_files::{SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub use wal::simulation;
 pub use wal::{WalLogReader, WalSettings, WalStorage};
-
-use std::io;
-use std::path::Path;
-
-use raftify_core::StorageError;
-
-/// Turns what the operating system, or what stands before it, said about `path` into the error of this crate.
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
-    move |source| match source.downcast::<StorageError>() {
-        Ok(error) => error,
-        Err(source) => StorageError::Io { action, path: path.to_owned(), source },
-    }
-}

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use raftify_core::storage::StoredState;
 use raftify_core::{Entry, LogIndex, LogPosition, LogReader, SnapshotMeta, StorageError};
 
-use crate::format::StorageKind;
-use crate::snapshot_files::{self, SnapshotFile, SnapshotFileReader};
-use crate::storage::Log;
+use crate::heed_storage::HeedLog;
+use crate::layout::StorageKind;
+use crate::layout::snapshots::{self, SnapshotFile};
+use crate::lmdb::Tables;
+use crate::snapshot_files::{self, SnapshotFileReader};
 use crate::wal::SegmentView;
 
 /// A data directory that is only looked at, whichever storage keeps it. Nothing of the node's is ever written.
@@ -38,7 +40,7 @@ pub struct ReadOnlyStorage {
 
 #[derive(Clone)]
 enum Entries {
-    Heed(Arc<Log>),
+    Heed(Arc<HeedLog>),
     Wal(Arc<SegmentView>),
 }
 
@@ -52,10 +54,10 @@ impl ReadOnlyStorage {
     ///   wrote, or not of this version.
     pub fn open(directory: impl AsRef<Path>) -> Result<ReadOnlyStorage, StorageError> {
         let directory = directory.as_ref().to_owned();
-        let log = Log::open_read_only(&directory)?;
-        let entries = match log.kind()? {
-            StorageKind::Heed => Entries::Heed(Arc::new(log)),
-            StorageKind::Wal => Entries::Wal(Arc::new(SegmentView::new(&directory, log))),
+        let tables = Tables::open_read_only(&directory)?;
+        let entries = match tables.kind()? {
+            StorageKind::Heed => Entries::Heed(Arc::new(HeedLog::of(tables))),
+            StorageKind::Wal => Entries::Wal(Arc::new(SegmentView::new(&directory, tables))),
         };
         Ok(ReadOnlyStorage { entries, directory })
     }
@@ -109,7 +111,7 @@ impl ReadOnlyStorage {
     /// # Errors
     /// If the directory cannot be read.
     pub fn snapshots(&self) -> Result<Vec<SnapshotFile>, StorageError> {
-        snapshot_files::list(&self.directory)
+        snapshots::list(&self.directory)
     }
 
     /// Opens one snapshot; also how many bytes of data it holds.
@@ -125,7 +127,7 @@ impl ReadOnlyStorage {
     }
 
     fn snapshot_directory(&self) -> PathBuf {
-        snapshot_files::directory_in(&self.directory)
+        snapshots::directory_in(&self.directory)
     }
 }
 

@@ -169,6 +169,11 @@ async fn propose(client: &RaftClient<String, Nothing>, count: u64) {
     }
 }
 
+/// How many entries are proposed: `MEMORY_ENTRIES`, or as many as show it in a few seconds.
+fn entries() -> u64 {
+    std::env::var("MEMORY_ENTRIES").map_or(2_000, |count| count.parse().unwrap())
+}
+
 /// Proposes so many entries through a remote client to a cluster of so many nodes.
 async fn small_entries_cost_at_most_half_more_than_is_counted(nodes: u64, entries: u64) {
     let _alone = MEASURING.lock().await;
@@ -209,12 +214,12 @@ async fn small_entries_cost_at_most_half_more_than_is_counted(nodes: u64, entrie
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_remote_proposals_in_the_log_cache_cost_at_most_half_more_than_is_counted() {
-    small_entries_cost_at_most_half_more_than_is_counted(1, 2_000).await;
+    small_entries_cost_at_most_half_more_than_is_counted(1, entries()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_appended_entries_in_the_log_cache_cost_at_most_half_more_than_is_counted() {
-    small_entries_cost_at_most_half_more_than_is_counted(3, 2_000).await;
+    small_entries_cost_at_most_half_more_than_is_counted(3, entries()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,12 +8,12 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use raft::eraftpb::{
-    ConfState, Entry as RaftEntry, EntryType, HardState as RaftHardState, Message, MessageType, Snapshot,
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry,
+    EntryType, HardState as RaftHardState, Message, MessageType, Snapshot,
 };
 
-use super::entry_type;
 use crate::entry::{Entry, EntryKind};
-use crate::members::Configuration;
+use crate::members::{Configuration, MemberChange, MemberRole, MembershipChange};
 use crate::message::{CampaignReason, RaftMessage, RaftMessageBody};
 use crate::storage::HardState;
 use crate::types::{LogIndex, LogPosition, NodeId, Term};
@@ -38,6 +38,18 @@ pub(super) fn entry_to_raft(entry: Entry) -> RaftEntry {
         EntryKind::MembershipChange => result.context = entry.payload,
     }
     result
+}
+
+pub(super) fn entry_of(kind: EntryKind, payload: Bytes) -> RaftEntry {
+    entry_to_raft(Entry { position: LogPosition::ZERO, kind, payload })
+}
+
+/// Which raft-rs type an entry has.
+fn entry_type(kind: EntryKind) -> EntryType {
+    match kind {
+        EntryKind::MembershipChange => EntryType::EntryConfChangeV2,
+        EntryKind::Empty | EntryKind::User | EntryKind::MemberRecord => EntryType::EntryNormal,
+    }
 }
 
 pub(super) fn entry_from_raft(entry: RaftEntry) -> Entry {
@@ -218,4 +230,32 @@ pub(super) fn message_from_raft(mut message: Message) -> Option<RaftMessage> {
         term: Term(message.term),
         body,
     })
+}
+
+pub(super) fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
+    let mut result = ConfChangeV2::default();
+    let MembershipChange::Steps { steps, .. } = change else {
+        // An empty change leaves the joint configuration.
+        return result;
+    };
+    if change.enters_joint() {
+        // Explicit: when to leave is decided by the core, the same way whoever leads by then.
+        result.set_transition(ConfChangeTransition::Explicit);
+    }
+    for step in steps {
+        let mut single = ConfChangeSingle::default();
+        let (id, kind) = match step {
+            MemberChange::Add(member) if member.role == MemberRole::Voter => {
+                (member.id, ConfChangeType::AddNode)
+            }
+            MemberChange::Add(member) => (member.id, ConfChangeType::AddLearnerNode),
+            MemberChange::SetRole { id, role: MemberRole::Voter } => (*id, ConfChangeType::AddNode),
+            MemberChange::SetRole { id, .. } => (*id, ConfChangeType::AddLearnerNode),
+            MemberChange::Remove(id) | MemberChange::ClearJoiner(id) => (*id, ConfChangeType::RemoveNode),
+        };
+        single.node_id = id.get();
+        single.set_change_type(kind);
+        result.changes.push(single);
+    }
+    result
 }

@@ -1,7 +1,9 @@
 //! Conversions to and fro, and what is there when one is interrupted after any step, also if the power goes with it.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use bytes::Bytes;
@@ -229,7 +231,7 @@ fn directory_of_something_else_is_refused_and_nothing_is_made_there() {
 #[test]
 fn damaged_directory_is_refused_and_left_as_it_was() {
     let directory = filled(StorageKind::Wal);
-    let path = wal::segments_in(directory.path()).unwrap().into_iter().min().unwrap();
+    let path = segments::list(directory.path()).unwrap().into_iter().min().unwrap();
     let mut bytes = fs::read(&path).unwrap();
     bytes[1000] ^= 1;
     fs::write(&path, bytes).unwrap();
@@ -405,7 +407,7 @@ fn what_an_interrupted_copy_has_left_is_removed() {
     for kind in KINDS {
         let directory = filled(kind);
         let (_, before) = content(directory.path());
-        let beside = directory.path().join(BESIDE);
+        let beside = directory.path().join(CONVERSION);
         fs::create_dir_all(beside.join("log")).unwrap();
         fs::write(beside.join("data.mdb"), "half").unwrap();
         fs::write(beside.join("log/0000000000000001.segment"), "half").unwrap();

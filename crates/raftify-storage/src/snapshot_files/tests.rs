@@ -1,13 +1,22 @@
 //! Damage of snapshot files, and the failure of each file operation on the way to a finished one.
 
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use raftify_core::{Member, NodeId};
+use raftify_core::{
+    ClusterId, LogPosition, Member, Members, NodeId, SnapshotDigest, SnapshotMeta, SnapshotStore,
+    SnapshotWriter, StorageError,
+};
 use tempfile::TempDir;
 
+use super::encoding::*;
 use super::*;
-use crate::files::NameOperations;
-use crate::files::OperatingSystem;
+use crate::files::{FileOperations, NameOperations, NewFile, OperatingSystem, io_error};
+use crate::layout::DirectoryLock;
+use crate::layout::snapshots::{DIRECTORY, Incoming, Name, files_in, name_of};
 
 fn meta(index: u64) -> SnapshotMeta {
     let members = Members::initial([Member::voter(NodeId::FIRST, "node.example:60061")]).unwrap();
@@ -340,7 +349,7 @@ fn killed(directory: &TempDir) -> TempDir {
 /// The one file that is being received.
 fn incoming_path(directory: &TempDir) -> PathBuf {
     let files = files_in(&directory.path().join(DIRECTORY)).unwrap();
-    let mut incoming = files.into_iter().filter(|path| matches!(name_of(path), Some(Named::Incoming(_))));
+    let mut incoming = files.into_iter().filter(|path| matches!(name_of(path), Some(Name::Incoming(_))));
     let path = incoming.next().expect("nothing is being received");
     assert!(incoming.next().is_none());
     path

@@ -1,16 +1,20 @@
 //! The power is cut after every operation of a workload, and what was not flushed is lost in all ways; every operation
 //! fails once; the disk fills up. What was acknowledged is there afterwards, and nothing that was never written.
 
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use raftify_core::storage::{StoredState, Write};
-use raftify_core::{Entry, StorageError};
+use raftify_core::{Entry, LogIndex, LogReader, StableStorage, StorageError};
 
 use super::log::SegmentLog;
-use super::simulated_disk::{Chance, Loss, SimulatedDisk};
-use super::*;
-use crate::storage::tests::{Step, step, write_of};
+use super::simulated_disk::{Loss, Rng, SimulatedDisk};
+use super::storage::WalStorage;
+use crate::random_writes::{Step, step, write_of};
 
 pub(super) const SEGMENT_BYTES: u64 = 1024;
 
@@ -30,26 +34,26 @@ pub(super) struct Workload {
 impl Workload {
     /// Different for each seed, and always the same for one.
     pub(super) fn new(seed: u64, batches: usize) -> Workload {
-        let mut chance = Chance(seed);
+        let mut rng = Rng(seed);
         let mut runner = TestRunner::deterministic();
         let mut content = Content::default();
         let mut workload = Workload { batches: Vec::new(), contents: vec![content.clone()] };
-        for _ in 0..chance.below(50) {
+        for _ in 0..rng.below(50) {
             step().new_tree(&mut runner).unwrap();
         }
         while workload.batches.len() < batches {
             let mut batch = Vec::new();
-            for _ in 0..=chance.below(3) {
+            for _ in 0..=rng.below(3) {
                 let step = step().new_tree(&mut runner).unwrap().current();
                 let mut write = write_of(&step, &content.0);
                 for entry in &mut write.append {
-                    let length = match chance.below(40) {
+                    let length = match rng.below(40) {
                         0 => 2 * SEGMENT_BYTES,
                         1..6 => 200,
                         _ => 40,
                     };
                     entry.payload =
-                        (0..chance.below(length)).map(|at| (at + seed) as u8).collect::<Vec<_>>().into();
+                        (0..rng.below(length)).map(|at| (at + seed) as u8).collect::<Vec<_>>().into();
                 }
                 if matches!(step, Step::Reopen) {
                     continue;
@@ -107,7 +111,7 @@ fn losses(disk: &SimulatedDisk, length: usize, seeds: u64) -> Vec<Loss> {
     let step = (bytes / 6).max(1);
     losses.extend((0..=bytes).step_by(step as usize).map(Loss::AfterBytes));
     losses.extend([1, 63, 64, 65, bytes.saturating_sub(1)].map(Loss::AfterBytes));
-    losses.extend((0..seeds).map(|seed| Loss::Random(Chance(seed.wrapping_mul(7919) + length as u64))));
+    losses.extend((0..seeds).map(|seed| Loss::Random(Rng(seed.wrapping_mul(7919) + length as u64))));
     losses
 }
 
@@ -152,7 +156,7 @@ fn cut_everywhere(seed: u64, lazy: bool) {
             // Recovery can be cut as well, and what it found must stay there.
             let seldom = if length % 4 == 0 { cut.journal_length() + 1 } else { 0 };
             for again in 0..seldom {
-                for loss in [Loss::All, Loss::Random(Chance(again as u64))] {
+                for loss in [Loss::All, Loss::Random(Rng(again as u64))] {
                     let twice = cut.after_power_loss(again, &loss);
                     let case = (&case, again, &loss);
                     assert_recovers(&twice, &workload, acknowledged, begun, &case);
@@ -229,7 +233,7 @@ fn failure_of_any_operation_stops_the_log_and_loses_nothing() {
             assert!(error.is_none(), "{seed}, {at}: {error:?}");
             assert_eq!(done, workload.batches.len());
             let length = disk.journal_length();
-            for loss in [Loss::All, Loss::Nothing, Loss::Random(Chance(at)), Loss::Random(Chance(at + 1))] {
+            for loss in [Loss::All, Loss::Nothing, Loss::Random(Rng(at)), Loss::Random(Rng(at + 1))] {
                 let cut = disk.after_power_loss(length, &loss);
                 assert_recovers(&cut, &workload, done, done, &(seed, at, &loss));
             }

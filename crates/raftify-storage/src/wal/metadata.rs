@@ -6,8 +6,9 @@ use std::sync::Arc;
 use raftify_core::storage::StoredState;
 use raftify_core::{Identity, LogPosition, Members, Remembered, SnapshotMeta, StorageError};
 
-use crate::format::{self, Damage, Fields, MetaKey, put_number, put_position};
-use crate::storage::Log;
+use crate::fields::{Damage, Fields, put_number, put_position};
+use crate::lmdb::Tables;
+use crate::lmdb::values::{self, MetaKey};
 
 /// Everything that [`StoredState`] has besides log and hard state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl Metadata {
         };
         if let Some(identity) = &self.identity {
             let mut content = Vec::new();
-            format::encode_identity(identity, &mut content);
+            values::encode_identity(identity, &mut content);
             put(IDENTITY, content);
         }
         if let Some(members) = &self.members {
@@ -63,7 +64,7 @@ impl Metadata {
         }
         if let Some(snapshot) = &self.snapshot {
             let mut content = Vec::new();
-            format::encode_snapshot_meta(snapshot, &mut content);
+            values::encode_snapshot_meta(snapshot, &mut content);
             put(SNAPSHOT, content);
         }
         if *self.remembered != Remembered::default() {
@@ -91,9 +92,9 @@ impl Metadata {
             Ok(Some(content))
         };
         let metadata = Metadata {
-            identity: take(IDENTITY)?.map(format::decode_identity).transpose()?,
+            identity: take(IDENTITY)?.map(values::decode_identity).transpose()?,
             members: take(MEMBERS)?.map(Members::decode).transpose()?,
-            snapshot: take(SNAPSHOT)?.map(format::decode_snapshot_meta).transpose()?,
+            snapshot: take(SNAPSHOT)?.map(values::decode_snapshot_meta).transpose()?,
             truncated,
             remembered: take(REMEMBERED)?.map(Remembered::decode).transpose()?.unwrap_or_default().into(),
         };
@@ -127,14 +128,14 @@ pub(crate) trait MetadataStore: Send + 'static {
 }
 
 /// In LMDB, under the same keys as `HeedStorage` has them.
-impl MetadataStore for Log {
+impl MetadataStore for Tables {
     fn load(&self) -> Result<(Metadata, Option<LogStart>), StorageError> {
         self.environment().read(|txn| {
             self.check_meta_keys(txn)?;
             let metadata = Metadata {
-                identity: self.meta(txn, MetaKey::Identity, format::decode_identity)?,
+                identity: self.meta(txn, MetaKey::Identity, values::decode_identity)?,
                 members: self.meta(txn, MetaKey::Members, |content| Ok(Members::decode(content)?))?,
-                snapshot: self.meta(txn, MetaKey::Snapshot, format::decode_snapshot_meta)?,
+                snapshot: self.meta(txn, MetaKey::Snapshot, values::decode_snapshot_meta)?,
                 truncated: self.truncated(txn)?,
                 remembered: self.remembered(txn)?,
             };
@@ -150,13 +151,13 @@ impl MetadataStore for Log {
     fn store(&self, metadata: &Metadata, start: LogStart) -> Result<(), StorageError> {
         self.environment().write(|txn| {
             if let Some(identity) = &metadata.identity {
-                self.put_meta(txn, MetaKey::Identity, |out| format::encode_identity(identity, out))?;
+                self.put_meta(txn, MetaKey::Identity, |out| values::encode_identity(identity, out))?;
             }
             if let Some(members) = &metadata.members {
                 self.put_meta(txn, MetaKey::Members, |out| out.extend_from_slice(&members.encode()))?;
             }
             if let Some(snapshot) = &metadata.snapshot {
-                self.put_meta(txn, MetaKey::Snapshot, |out| format::encode_snapshot_meta(snapshot, out))?;
+                self.put_meta(txn, MetaKey::Snapshot, |out| values::encode_snapshot_meta(snapshot, out))?;
             }
             if *metadata.remembered != Remembered::default() {
                 let encoded = metadata.remembered.encode();

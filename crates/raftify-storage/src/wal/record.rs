@@ -5,8 +5,8 @@ use bytes::Bytes;
 use raftify_core::{Entry, EntryKind, HardState, LogIndex, LogPosition, NodeId, Term};
 
 use super::metadata::Metadata;
-use super::segment::Life;
-use crate::format::{Damage, Fields, put_number};
+use super::segment::Generation;
+use crate::fields::{Damage, Fields, put_number};
 
 /// Everything of a record but metadata and entries.
 pub(super) const HEADER_BYTES: usize = 64;
@@ -42,7 +42,7 @@ impl Change<'_> {
     }
 
     /// Its record, into the empty `out`. The caller has made sure that its length fits into 32 bits.
-    pub(super) fn encode(&self, life: Life, sequence: u64, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, generation: Generation, sequence: u64, out: &mut Vec<u8>) {
         out.resize(HEADER_BYTES, 0);
         out.extend_from_slice(self.metadata.as_deref().unwrap_or_default());
         for entry in &self.entries {
@@ -52,10 +52,10 @@ impl Change<'_> {
             out.push(entry.kind.number());
             put_number(out, entry.position.term.0);
             out.extend_from_slice(&entry.payload);
-            let checksum = entry_checksum(life, entry.position.index, &out[begin + 4..]);
+            let checksum = entry_checksum(generation, entry.position.index, &out[begin + 4..]);
             out[begin..begin + 4].copy_from_slice(&checksum.to_be_bytes());
         }
-        let body = life.checksum(&[&out[HEADER_BYTES..]]);
+        let body = generation.checksum(&[&out[HEADER_BYTES..]]);
         let mut header = Vec::with_capacity(HEADER_BYTES);
         header.extend_from_slice(&[0; 4]);
         header.extend_from_slice(&body.to_be_bytes());
@@ -69,7 +69,7 @@ impl Change<'_> {
         let metadata = self.metadata.as_ref().map_or(0, Vec::len) as u32;
         header.extend_from_slice(&metadata.to_be_bytes());
         header.extend_from_slice(&(if self.reset { RESET } else { 0 }).to_be_bytes());
-        let checksum = life.checksum(&[&header[4..]]);
+        let checksum = generation.checksum(&[&header[4..]]);
         header[..4].copy_from_slice(&checksum.to_be_bytes());
         out[..HEADER_BYTES].copy_from_slice(&header);
     }
@@ -79,11 +79,11 @@ pub(super) fn entry_bytes(entry: &Entry) -> usize {
     ENTRY_FRAME_BYTES + entry.payload.len()
 }
 
-fn entry_checksum(life: Life, index: LogIndex, rest: &[u8]) -> u32 {
-    life.checksum(&[&index.0.to_be_bytes(), rest])
+fn entry_checksum(generation: Generation, index: LogIndex, rest: &[u8]) -> u32 {
+    generation.checksum(&[&index.0.to_be_bytes(), rest])
 }
 
-/// A record's header whose checksum fits to the segment's life.
+/// A record's header whose checksum fits to the segment's generation.
 #[derive(Debug)]
 pub(super) struct Header {
     body_checksum: u32,
@@ -98,12 +98,12 @@ pub(super) struct Header {
 
 impl Header {
     /// The header at the beginning of `bytes`, or in what way it is none.
-    pub(super) fn decode(life: Life, bytes: &[u8]) -> Result<Header, Damage> {
+    pub(super) fn decode(generation: Generation, bytes: &[u8]) -> Result<Header, Damage> {
         let header =
             bytes.get(..HEADER_BYTES).ok_or_else(|| Damage::Content("no record fits there".into()))?;
         let mut fields = Fields(header);
         let stored = u32::from_be_bytes(fields.array()?);
-        let computed = life.checksum(&[fields.0]);
+        let computed = generation.checksum(&[fields.0]);
         if stored != computed {
             let reason = format!("its header's checksum is {computed:08x}, recorded is {stored:08x}");
             return Err(Damage::Content(reason));
@@ -135,10 +135,10 @@ impl Header {
     }
 
     /// The body, where `bytes` begin with the record.
-    pub(super) fn body<'a>(&self, life: Life, bytes: &'a [u8]) -> Result<&'a [u8], Damage> {
+    pub(super) fn body<'a>(&self, generation: Generation, bytes: &'a [u8]) -> Result<&'a [u8], Damage> {
         let body = bytes[HEADER_BYTES..].get(..self.body_bytes as usize);
         let body = body.ok_or_else(|| Damage::Content("it is longer than the segment".into()))?;
-        let computed = life.checksum(&[body]);
+        let computed = generation.checksum(&[body]);
         let stored = self.body_checksum;
         if stored != computed && !raftify_core::mutated!(TornRecordIsAccepted) {
             let reason = format!("its content's checksum is {computed:08x}, recorded is {stored:08x}");
@@ -165,7 +165,7 @@ impl Header {
             let offset = HEADER_BYTES + (body.len() - rest.len());
             let (frame, after) = EntryFrame::split(rest)?;
             frame.kind()?;
-            entries.push(EntryPlace {
+            entries.push(EntryInRecord {
                 position: LogPosition { term: frame.term, index: LogIndex(index) },
                 offset,
                 payload_bytes: frame.payload_bytes,
@@ -184,12 +184,12 @@ impl Header {
 pub(super) struct Content {
     pub(super) reset: bool,
     pub(super) metadata: Option<Metadata>,
-    pub(super) entries: Vec<EntryPlace>,
+    pub(super) entries: Vec<EntryInRecord>,
 }
 
 /// An entry, and where its frame begins.
 #[derive(Debug)]
-pub(super) struct EntryPlace {
+pub(super) struct EntryInRecord {
     pub(super) position: LogPosition,
     pub(super) offset: usize,
     pub(super) payload_bytes: u32,
@@ -233,9 +233,9 @@ impl EntryFrame<'_> {
 }
 
 /// The entry with `index`, whose frame is all of `bytes`. Its payload shares them.
-pub(super) fn decode_entry(life: Life, index: LogIndex, bytes: &Bytes) -> Result<Entry, Damage> {
+pub(super) fn decode_entry(generation: Generation, index: LogIndex, bytes: &Bytes) -> Result<Entry, Damage> {
     let (frame, rest) = EntryFrame::split(bytes)?;
-    let computed = entry_checksum(life, index, frame.checked);
+    let computed = entry_checksum(generation, index, frame.checked);
     let is_damaged = frame.checksum != computed && !raftify_core::mutated!(EntryChecksumIsNotChecked);
     if is_damaged || !rest.is_empty() {
         return Err(Damage::Content(format!(
@@ -252,28 +252,28 @@ pub(super) fn decode_entry(life: Life, index: LogIndex, bytes: &Bytes) -> Result
 
 /// Reads all of a record: what recovery believes of it can be read as entries.
 #[cfg(feature = "testing")]
-pub(super) fn read(life: Life, bytes: &[u8]) {
-    let Ok(header) = Header::decode(life, bytes) else { return };
-    let Ok(body) = header.body(life, bytes) else { return };
+pub(super) fn read(generation: Generation, bytes: &[u8]) {
+    let Ok(header) = Header::decode(generation, bytes) else { return };
+    let Ok(body) = header.body(generation, bytes) else { return };
     let Ok(content) = header.content(body) else { return };
     let record = Bytes::copy_from_slice(&bytes[..HEADER_BYTES + body.len()]);
-    for place in content.entries {
-        let end = place.offset + ENTRY_FRAME_BYTES + place.payload_bytes as usize;
-        // Its own checksum may not fit; its place does.
-        let _ = decode_entry(life, place.position.index, &record.slice(place.offset..end));
+    for entry in content.entries {
+        let end = entry.offset + ENTRY_FRAME_BYTES + entry.payload_bytes as usize;
+        // Its own checksum may not fit; its offset does.
+        let _ = decode_entry(generation, entry.position.index, &record.slice(entry.offset..end));
     }
 }
 
 /// The same bytes as a record to which header and checksums fit, as far as there are enough of them.
 #[cfg(feature = "testing")]
-pub(super) fn with_checksums(life: Life, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn with_checksums(generation: Generation, bytes: &[u8]) -> Vec<u8> {
     let mut record = bytes.to_vec();
     if record.len() >= HEADER_BYTES {
         let body_bytes = (record.len() - HEADER_BYTES) as u32;
         record[8..12].copy_from_slice(&body_bytes.to_be_bytes());
-        let body = life.checksum(&[&record[HEADER_BYTES..]]);
+        let body = generation.checksum(&[&record[HEADER_BYTES..]]);
         record[4..8].copy_from_slice(&body.to_be_bytes());
-        let header = life.checksum(&[&record[4..HEADER_BYTES]]);
+        let header = generation.checksum(&[&record[4..HEADER_BYTES]]);
         record[..4].copy_from_slice(&header.to_be_bytes());
     }
     record

@@ -13,17 +13,19 @@ use std::sync::Arc;
 use raftify_core::storage::StoredState;
 use raftify_core::{HardState, LogIndex, LogPosition, StorageError};
 
-use super::log::{Held, Place, Places, Shared};
 use super::metadata::{LogStart, Metadata};
+use super::offsets::{EntryOffset, EntryOffsets};
+use super::reader::{Held, Shared};
 use super::record::{self, Content, Header};
-use super::segment::{self, Life, Named, Segment};
-use crate::format::Damage;
-use crate::io_error;
+use super::segment::{self, Generation, Segment};
+use crate::fields::Damage;
+use crate::files::io_error;
+use crate::layout::segments::{self, Name};
 
 /// A log that was found right.
 pub(super) struct Recovered {
     pub(super) state: StoredState,
-    pub(super) places: Places,
+    pub(super) offsets: EntryOffsets,
     /// The segments with records, or the one for the first record.
     pub(super) held: BTreeMap<u64, Held>,
     /// The segments after them.
@@ -53,8 +55,8 @@ pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Ve
     let paths = shared.operations.list(directory).map_err(io_error("list", directory))?;
     let mut left = Vec::new();
     for path in paths {
-        match segment::name_of(&path) {
-            Some(Named::Segment(number)) if has_records(shared, number)? => {
+        match segments::name_of(&path) {
+            Some(Name::Segment(number)) if has_records(shared, number)? => {
                 let what = path.display().to_string();
                 let reason = "there are records in it, but the metadata know of no log".to_owned();
                 return Err(StorageError::Corrupt { what, reason });
@@ -75,7 +77,7 @@ pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Ve
 fn has_records(shared: &Shared, number: u64) -> Result<bool, StorageError> {
     let (segment, content) = Segment::read(&*shared.operations, &shared.directory, number, LogIndex(1))?;
     let records = content.get(segment::HEADER_BYTES as usize..).unwrap_or_default();
-    Ok(Header::decode(segment.life, records).is_ok())
+    Ok(Header::decode(segment.generation, records).is_ok())
 }
 
 /// Reads and checks the whole log, and changes nothing.
@@ -89,8 +91,8 @@ pub(super) fn recover(
     let mut leftovers = Vec::new();
     let paths = shared.operations.list(directory).map_err(io_error("list", directory))?;
     for path in paths {
-        match segment::name_of(&path) {
-            Some(Named::Segment(number)) if number >= start.segment => drop(numbers.insert(number)),
+        match segments::name_of(&path) {
+            Some(Name::Segment(number)) if number >= start.segment => drop(numbers.insert(number)),
             Some(_) => leftovers.push(path),
             None => {}
         }
@@ -100,13 +102,13 @@ pub(super) fn recover(
         metadata,
         metadata_from: None,
         hard_state: HardState::default(),
-        places: Places::default(),
+        offsets: EntryOffsets::default(),
         term_starts: Vec::new(),
         held: BTreeMap::new(),
         ahead: VecDeque::new(),
         last_record: None,
         end: End {
-            path: segment::path_of(directory, start.segment),
+            path: segments::path_of(directory, start.segment),
             offset: segment::HEADER_BYTES,
             reason: "it is not there".to_owned(),
         },
@@ -159,7 +161,7 @@ struct Replay {
     metadata: Metadata,
     metadata_from: Option<u64>,
     hard_state: HardState,
-    places: Places,
+    offsets: EntryOffsets,
     term_starts: Vec<LogPosition>,
     held: BTreeMap<u64, Held>,
     ahead: VecDeque<Arc<Segment>>,
@@ -178,7 +180,7 @@ impl Replay {
         let mut last_record = None;
         let reason = loop {
             let bytes = content.get(offset as usize..).unwrap_or_default();
-            let (header, body) = match record_at(segment.life, bytes, self.expected) {
+            let (header, body) = match record_at(segment.generation, bytes, self.expected) {
                 Ok(found) => found,
                 Err(reason) => break reason,
             };
@@ -190,7 +192,7 @@ impl Replay {
             self.expected += 1;
             offset = (offset + header.record_bytes()).next_multiple_of(record::ALIGNMENT);
         };
-        let later = later_record(segment.life, content, offset, self.expected);
+        let later = later_record(segment.generation, content, offset, self.expected);
         let begun = content.get(offset as usize..).and_then(Header::sequence_at) == Some(self.expected);
         let end = End { path: segment.path.clone(), offset, reason };
         if begun {
@@ -218,7 +220,7 @@ impl Replay {
 
     fn record(&mut self, header: &Header, content: Content, segment: u64, offset: u64) -> Result<(), Damage> {
         if content.reset {
-            self.places.places.clear();
+            self.offsets.offsets.clear();
             self.term_starts.clear();
         }
         if let Some(metadata) = content.metadata {
@@ -227,9 +229,9 @@ impl Replay {
         }
         if !content.entries.is_empty() {
             let first = header.first;
-            if !self.places.places.is_empty() && first > self.places.end() {
+            if !self.offsets.offsets.is_empty() && first > self.offsets.end() {
                 let reason =
-                    format!("it begins with entry {first}, but the log ends before {}", self.places.end());
+                    format!("it begins with entry {first}, but the log ends before {}", self.offsets.end());
                 return Err(Damage::Content(reason));
             }
             self.term_starts.retain(|start| start.index < first);
@@ -246,12 +248,12 @@ impl Replay {
                     _ => self.term_starts.push(entry.position),
                 }
             }
-            let places = content.entries.iter().map(|entry| Place {
+            let offsets = content.entries.iter().map(|entry| EntryOffset {
                 segment,
                 offset: (offset + entry.offset as u64) as u32,
                 payload_bytes: entry.payload_bytes,
             });
-            self.places.replace(first, places);
+            self.offsets.replace(first, offsets);
         }
         self.hard_state = header.hard_state;
         Ok(())
@@ -266,11 +268,11 @@ impl Replay {
         let truncated = self.metadata.truncated;
         let first = truncated.index.next();
         let corrupt = |what: String, reason: String| Err(StorageError::Corrupt { what, reason });
-        if self.places.first > first && !self.places.places.is_empty() {
+        if self.offsets.first > first && !self.offsets.offsets.is_empty() {
             let what = format!("{}: entry {first}", shared.directory.display());
-            return corrupt(what, format!("it is missing, {} follows instead", self.places.first));
+            return corrupt(what, format!("it is missing, {} follows instead", self.offsets.first));
         }
-        self.places.forget(truncated.index);
+        self.offsets.forget(truncated.index);
         let mut state = StoredState {
             identity: self.metadata.identity,
             hard_state: self.hard_state,
@@ -281,7 +283,7 @@ impl Replay {
             last: truncated,
             term_starts: Vec::new(),
         };
-        if !self.places.places.is_empty() {
+        if !self.offsets.offsets.is_empty() {
             // The term of the first entry began at it or before.
             let before = self.term_starts.partition_point(|start| start.index <= first);
             let first_term = before.checked_sub(1).map_or(truncated.term, |at| self.term_starts[at].term);
@@ -298,7 +300,7 @@ impl Replay {
             state.term_starts.extend(&self.term_starts[before..]);
             state.last = LogPosition {
                 term: self.term_starts.last().map_or(first_term, |start| start.term),
-                index: self.places.end().previous(),
+                index: self.offsets.end().previous(),
             };
         }
         if let Err(reason) = state.check() {
@@ -315,12 +317,12 @@ impl Replay {
                 segment
             }
         };
-        let next = self.places.end();
+        let next = self.offsets.end();
         let torn = self.torn.map(|end| Torn { next, end });
         Ok(Recovered {
             torn,
             state,
-            places: self.places,
+            offsets: self.offsets,
             held: self.held,
             ahead: self.ahead,
             leftovers,
@@ -336,7 +338,7 @@ impl Replay {
 
     /// The index that would come next.
     fn next_index(&self) -> LogIndex {
-        self.places.end().max(self.metadata.truncated.index.next())
+        self.offsets.end().max(self.metadata.truncated.index.next())
     }
 
     fn what(&self, path: &Path, offset: u64) -> String {
@@ -352,21 +354,21 @@ impl Replay {
 
     fn missing(&self, shared: &Shared, number: u64) -> StorageError {
         StorageError::Corrupt {
-            what: self.what(&segment::path_of(&shared.directory, number), 0),
+            what: self.what(&segments::path_of(&shared.directory, number), 0),
             reason: "the segment is missing".to_owned(),
         }
     }
 }
 
 /// The record at the beginning of `bytes`, or why the log ends there.
-fn record_at(life: Life, bytes: &[u8], expected: u64) -> Result<(Header, &[u8]), String> {
+fn record_at(generation: Generation, bytes: &[u8], expected: u64) -> Result<(Header, &[u8]), String> {
     let read = || -> Result<(Header, &[u8]), Damage> {
-        let header = Header::decode(life, bytes)?;
+        let header = Header::decode(generation, bytes)?;
         if header.sequence != expected {
             let reason = format!("record {} is there, where {expected} is expected", header.sequence);
             return Err(Damage::Content(reason));
         }
-        let body = header.body(life, bytes)?;
+        let body = header.body(generation, bytes)?;
         Ok((header, body))
     };
     read().map_err(|damage| match damage {
@@ -376,7 +378,7 @@ fn record_at(life: Life, bytes: &[u8], expected: u64) -> Result<(Header, &[u8]),
 }
 
 /// The offset and the sequence number of a record from `offset` on that comes after `expected`, if there is one.
-fn later_record(life: Life, content: &[u8], offset: u64, expected: u64) -> Option<(u64, u64)> {
+fn later_record(generation: Generation, content: &[u8], offset: u64, expected: u64) -> Option<(u64, u64)> {
     let offsets = (offset as usize..content.len()).step_by(record::ALIGNMENT as usize);
     offsets
         .map(|at| (at, &content[at..]))
@@ -385,5 +387,5 @@ fn later_record(life: Life, content: &[u8], offset: u64, expected: u64) -> Optio
             Header::sequence_at(bytes)
                 .is_some_and(|sequence| sequence.wrapping_sub(expected + 1) < content.len() as u64)
         })
-        .find_map(|(at, bytes)| Some((at as u64, Header::decode(life, bytes).ok()?.sequence)))
+        .find_map(|(at, bytes)| Some((at as u64, Header::decode(generation, bytes).ok()?.sequence)))
 }

@@ -1,14 +1,14 @@
 //! One file of the log: its header, and how it comes to be. A file that has a segment's name is whole: its header, its
-//! zeros or its earlier life's bytes are durable before it gets the name, and it never grows.
+//! zeros or its earlier generation's bytes are durable before it gets the name, and it never grows.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raftify_core::{LogIndex, StorageError};
 
-use crate::files::{SegmentFile, SegmentOperations};
-use crate::format::{Damage, Fields, GROUP_ID, put_number};
-use crate::io_error;
+use crate::fields::{Damage, Fields, GROUP_ID, put_number};
+use crate::files::{SegmentFile, SegmentOperations, io_error};
+use crate::layout::segments;
 
 const MAGIC: [u8; 8] = *b"raftwlog";
 
@@ -18,19 +18,16 @@ const VERSION: u32 = 1;
 /// The header ends with zeros up to here; the first record follows.
 pub(super) const HEADER_BYTES: u64 = 64;
 
-const FINISHED: &str = "segment";
-const UNFINISHED: &str = "partial";
-
 /// How much is zeroed by one write. Linux keeps what is written at once in pages as large as that, and syncing a few
 /// bytes takes longer the larger the page is in which they lie.
 const ZEROS_BYTES: usize = 16 << 10;
 
-/// What is under every checksum of a segment, drawn anew for each life of its file. So a record of an earlier life, or
-/// one that a user has put into a payload, never passes for one of this life.
+/// What is under every checksum of a segment, drawn anew for each generation of its file. So a record of an earlier generation, or
+/// one that a user has put into a payload, never passes for one of this generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Life(pub(super) u64);
+pub(super) struct Generation(pub(super) u64);
 
-impl Life {
+impl Generation {
     /// The checksum over `parts`, one after the other.
     pub(super) fn checksum(self, parts: &[&[u8]]) -> u32 {
         let salt = crc32c::crc32c(&self.0.to_be_bytes());
@@ -43,7 +40,7 @@ impl Life {
 pub(super) struct Segment {
     /// Counts all segments that a directory ever had.
     pub(super) number: u64,
-    pub(super) life: Life,
+    pub(super) generation: Generation,
     pub(super) size_bytes: u64,
     pub(super) path: PathBuf,
 }
@@ -54,28 +51,6 @@ pub(super) struct OpenSegment {
     pub(super) file: Box<dyn SegmentFile>,
 }
 
-/// What the name of a file in the directory says. Other files are left alone.
-pub(super) enum Named {
-    Segment(u64),
-    Unfinished,
-}
-
-pub(super) fn name_of(path: &Path) -> Option<Named> {
-    match path.extension()?.to_str()? {
-        UNFINISHED => Some(Named::Unfinished),
-        FINISHED => {
-            let stem = path.file_stem()?.to_str()?;
-            let number = u64::from_str_radix(stem, 16).ok()?;
-            (stem.len() == 16).then_some(Named::Segment(number))
-        }
-        _ => None,
-    }
-}
-
-pub(super) fn path_of(directory: &Path, number: u64) -> PathBuf {
-    directory.join(format!("{number:016x}.{FINISHED}"))
-}
-
 impl Segment {
     /// Makes a new one, zeroed, in place of any that has the number.
     pub(super) fn create(
@@ -84,10 +59,10 @@ impl Segment {
         number: u64,
         size_bytes: u64,
     ) -> Result<OpenSegment, StorageError> {
-        let path = path_of(directory, number);
-        let partial = path.with_extension(UNFINISHED);
+        let path = segments::path_of(directory, number);
+        let partial = segments::unfinished_path_of(directory, number);
         let file = operations.create_segment(&partial).map_err(io_error("create", &partial))?;
-        let life = Life(operations.unforeseen());
+        let generation = Generation(operations.random());
         let write = || {
             let zeros = vec![0; ZEROS_BYTES.min(usize::try_from(size_bytes).unwrap_or(ZEROS_BYTES))];
             let mut offset = 0;
@@ -96,17 +71,17 @@ impl Segment {
                 file.write_all_at(&zeros[..length as usize], offset)?;
                 offset += length;
             }
-            file.write_all_at(&encode_header(number, life, size_bytes), 0)
+            file.write_all_at(&encode_header(number, generation, size_bytes), 0)
         };
         write().map_err(io_error("write to", &partial))?;
         file.sync().map_err(io_error("sync", &partial))?;
-        let segment = Segment { number, life, size_bytes, path: partial };
+        let segment = Segment { number, generation, size_bytes, path: partial };
         let segment = Arc::new(segment.named(operations, directory, path)?);
         Ok(OpenSegment { segment, file })
     }
 
     /// Makes a new one of one that is not needed any more, with its `file`. What is in it stays; its checksums do not fit
-    /// to the new life.
+    /// to the new generation.
     pub(super) fn recycle(
         self,
         file: Box<dyn SegmentFile>,
@@ -114,12 +89,12 @@ impl Segment {
         directory: &Path,
         number: u64,
     ) -> Result<OpenSegment, StorageError> {
-        let life = Life(operations.unforeseen());
-        let header = encode_header(number, life, self.size_bytes);
+        let generation = Generation(operations.random());
+        let header = encode_header(number, generation, self.size_bytes);
         file.write_all_at(&header, 0).map_err(io_error("write to", &self.path))?;
         file.sync().map_err(io_error("sync", &self.path))?;
-        let segment = Segment { number, life, ..self };
-        let segment = Arc::new(segment.named(operations, directory, path_of(directory, number))?);
+        let segment = Segment { number, generation, ..self };
+        let segment = Arc::new(segment.named(operations, directory, segments::path_of(directory, number))?);
         Ok(OpenSegment { segment, file })
     }
 
@@ -151,7 +126,7 @@ impl Segment {
         number: u64,
         next: LogIndex,
     ) -> Result<(Segment, Vec<u8>), StorageError> {
-        let path = path_of(directory, number);
+        let path = segments::path_of(directory, number);
         let file = operations.read_segment(&path).map_err(io_error("open", &path))?;
         let length = file.length_bytes().map_err(io_error("read", &path))?;
         let mut content = vec![0; usize::try_from(length).map_err(|_| too_large(&path, length))?];
@@ -162,8 +137,8 @@ impl Segment {
                 path.display()
             )
         };
-        let life = decode_header(&content, number).map_err(|damage| damage.of(what()))?;
-        let segment = Segment { number, life, size_bytes: length, path };
+        let generation = decode_header(&content, number).map_err(|damage| damage.of(what()))?;
+        let segment = Segment { number, generation, size_bytes: length, path };
         Ok((segment, content))
     }
 }
@@ -175,13 +150,13 @@ fn too_large(path: &Path, length: u64) -> StorageError {
     }
 }
 
-fn encode_header(number: u64, life: Life, size_bytes: u64) -> Vec<u8> {
+fn encode_header(number: u64, generation: Generation, size_bytes: u64) -> Vec<u8> {
     let mut header = Vec::with_capacity(HEADER_BYTES as usize);
     header.extend_from_slice(&MAGIC);
     header.extend_from_slice(&VERSION.to_be_bytes());
     put_number(&mut header, GROUP_ID);
     put_number(&mut header, number);
-    put_number(&mut header, life.0);
+    put_number(&mut header, generation.0);
     put_number(&mut header, size_bytes);
     let checksum = crc32c::crc32c(&header);
     header.extend_from_slice(&checksum.to_be_bytes());
@@ -189,7 +164,7 @@ fn encode_header(number: u64, life: Life, size_bytes: u64) -> Vec<u8> {
     header
 }
 
-fn decode_header(content: &[u8], expected_number: u64) -> Result<Life, Damage> {
+fn decode_header(content: &[u8], expected_number: u64) -> Result<Generation, Damage> {
     let mut fields = Fields(content);
     if fields.array()? != MAGIC {
         return Err(Damage::Content("it does not begin as a segment does".into()));
@@ -198,7 +173,7 @@ fn decode_header(content: &[u8], expected_number: u64) -> Result<Life, Damage> {
     if version != VERSION {
         return Err(Damage::Version { found: version, known: VERSION });
     }
-    let [group_id, number, life, size_bytes] =
+    let [group_id, number, generation, size_bytes] =
         [fields.number()?, fields.number()?, fields.number()?, fields.number()?];
     let computed = crc32c::crc32c(&content[..content.len() - fields.0.len()]);
     let stored = u32::from_be_bytes(fields.array()?);
@@ -212,7 +187,7 @@ fn decode_header(content: &[u8], expected_number: u64) -> Result<Life, Damage> {
     } else if found != size_bytes {
         format!("the file has {found} bytes, but was made with {size_bytes}")
     } else {
-        return Ok(Life(life));
+        return Ok(Generation(generation));
     };
     Err(Damage::Content(reason))
 }

@@ -12,17 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use raftify_core::StorageError;
 
 use super::metadata::{LogStart, Metadata, MetadataStore};
-use crate::files::{NameOperations, SegmentFile, SegmentOperations, Work};
-use crate::io_error;
+use crate::files::{NameOperations, SegmentFile, SegmentOperations, Work, io_error};
 
 /// Smaller than a real one, so that there are more of them in a small file.
 const SECTOR_BYTES: u64 = 64;
 
 /// The same numbers from the same seed.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Chance(pub(super) u64);
+pub(super) struct Rng(pub(super) u64);
 
-impl Chance {
+impl Rng {
     /// A number below `bound` (splitmix64).
     pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -43,7 +42,7 @@ pub(super) enum Loss {
     /// This many bytes are there, in the order of writing, and the names.
     AfterBytes(u64),
     /// Anything.
-    Random(Chance),
+    Random(Rng),
 }
 
 pub(super) type FileId = usize;
@@ -116,8 +115,8 @@ struct State {
     full: bool,
     /// What is to be done beside the caller is done when it is waited for; otherwise at once.
     lazy: bool,
-    /// What nobody foresees.
-    unforeseen: Chance,
+    /// The random numbers that the log asks for.
+    random: Rng,
 }
 
 #[derive(Clone, Default)]
@@ -211,12 +210,12 @@ impl SimulatedDisk {
             Loss::AfterBytes(bytes) => *bytes,
             _ => u64::MAX,
         };
-        let mut chance = match loss {
-            Loss::Random(chance) => chance.clone(),
-            _ => Chance(0),
+        let mut rng = match loss {
+            Loss::Random(rng) => rng.clone(),
+            _ => Rng(0),
         };
         // How likely something is to survive is different each time, so that there are all mixtures.
-        let survive = chance.below(5);
+        let survive = rng.below(5);
         for Pending { file, offset, data, .. } in pending {
             let mut torn_at = u64::MAX;
             let mut sector = u64::MAX;
@@ -232,9 +231,9 @@ impl SimulatedDisk {
                     Loss::Random(_) => {
                         if at / SECTOR_BYTES != sector {
                             sector = at / SECTOR_BYTES;
-                            keep = chance.below(4) < survive;
-                            torn_at = match chance.below(4) {
-                                0 => at + chance.below(SECTOR_BYTES),
+                            keep = rng.below(4) < survive;
+                            torn_at = match rng.below(4) {
+                                0 => at + rng.below(SECTOR_BYTES),
                                 _ => u64::MAX,
                             };
                         }
@@ -252,7 +251,7 @@ impl SimulatedDisk {
             let keep = match loss {
                 Loss::All => false,
                 Loss::Nothing | Loss::AfterBytes(_) => true,
-                Loss::Random(_) => chance.below(4) < survive,
+                Loss::Random(_) => rng.below(4) < survive,
             };
             if keep {
                 image.change_names(&name);
@@ -263,7 +262,7 @@ impl SimulatedDisk {
             live: image.clone(),
             begin: image,
             lazy: state.lazy,
-            unforeseen: state.unforeseen.clone(),
+            random: state.random.clone(),
             ..State::default()
         })))
     }
@@ -279,7 +278,7 @@ impl SimulatedDisk {
             begin: state.begin.clone(),
             journal: state.journal[..length].to_vec(),
             lazy: state.lazy,
-            unforeseen: state.unforeseen.clone(),
+            random: state.random.clone(),
             ..State::default()
         })))
     }
@@ -331,10 +330,10 @@ impl SimulatedDisk {
         written.collect()
     }
 
-    /// The numbers that nobody foresees follow from this one.
+    /// The random numbers that the log asks for follow from this seed.
     #[cfg(feature = "simulation")]
-    pub(super) fn seed_unforeseen(&self, seed: u64) {
-        self.state().unforeseen = Chance(seed);
+    pub(super) fn seed_random(&self, seed: u64) {
+        self.state().random = Rng(seed);
     }
 }
 
@@ -474,11 +473,11 @@ impl SegmentOperations for SimulatedDisk {
         Ok(names.filter(|path| path.parent() == Some(directory)).cloned().collect())
     }
 
-    fn unforeseen(&self) -> u64 {
-        self.state().unforeseen.below(u64::MAX)
+    fn random(&self) -> u64 {
+        self.state().random.below(u64::MAX)
     }
 
-    fn beside(&self, work: Work) -> io::Result<Work> {
+    fn spawn(&self, work: Work) -> io::Result<Work> {
         let lazy = self.state().lazy;
         if lazy {
             return Ok(work);
@@ -570,7 +569,7 @@ mod tests {
         file.write_all_at(b"new", 0).unwrap();
         file.sync().unwrap();
         disk.rename(partial, finished).unwrap();
-        let losses = (0..1000).map(|seed| Loss::Random(Chance(seed)));
+        let losses = (0..1000).map(|seed| Loss::Random(Rng(seed)));
         let survivors: Vec<_> = losses
             .map(|loss| disk.after_power_loss(disk.journal_length(), &loss))
             .filter(|after| after.names().contains(&finished.to_owned()))

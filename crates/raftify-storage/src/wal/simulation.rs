@@ -10,9 +10,10 @@ use std::sync::Arc;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{Entry, LogIndex, LogReader, StorageError};
 
-use super::log::{SegmentLog, SegmentReader};
+use super::log::SegmentLog;
+use super::reader::SegmentReader;
 use super::segment;
-use super::simulated_disk::{Chance, FileId, Loss, SimulatedDisk};
+use super::simulated_disk::{FileId, Loss, Rng, SimulatedDisk};
 
 /// So small that every node goes through several.
 const SEGMENT_BYTES: u64 = 8 << 10;
@@ -35,7 +36,7 @@ pub enum Cut {
 pub struct SimulatedLog {
     disk: SimulatedDisk,
     log: SegmentLog<SimulatedDisk>,
-    chance: Chance,
+    rng: Rng,
     is_full: bool,
     /// Where records are that were acknowledged, in the order in which they were written.
     records: Vec<(FileId, u64, u64)>,
@@ -47,13 +48,13 @@ pub struct SimulatedLog {
 impl SimulatedLog {
     /// On an empty disk.
     pub fn new(seed: u64) -> SimulatedLog {
-        let mut chance = Chance(seed);
-        let disk = SimulatedDisk::new(chance.below(2) == 0);
-        disk.seed_unforeseen(chance.below(u64::MAX));
+        let mut rng = Rng(seed);
+        let disk = SimulatedDisk::new(rng.below(2) == 0);
+        disk.seed_random(rng.below(u64::MAX));
         SimulatedLog {
             log: open(&disk),
             disk,
-            chance,
+            rng,
             is_full: false,
             records: Vec::new(),
             seen: 0,
@@ -93,7 +94,7 @@ impl SimulatedLog {
     /// # Errors
     /// What comes of it.
     pub fn write_and_fail(&mut self, writes: &[Write]) -> Result<(), StorageError> {
-        self.disk.fail_at(Some(self.disk.asked() + self.chance.below(5)));
+        self.disk.fail_at(Some(self.disk.asked() + self.rng.below(5)));
         let written = self.write(writes);
         self.disk.fail_at(None);
         written
@@ -108,11 +109,11 @@ impl SimulatedLog {
     /// The power goes, while `under_way` is written, if it is not empty. What was not flushed may be lost, in any part.
     pub fn lose_power(&mut self, under_way: &[Write]) -> Cut {
         let (length, cut) = self.cut(under_way);
-        let loss = match self.chance.below(5) {
+        let loss = match self.rng.below(5) {
             0 => Loss::All,
             1 => Loss::Nothing,
-            2 => Loss::AfterBytes(self.chance.below(4000)),
-            _ => Loss::Random(Chance(self.chance.below(u64::MAX))),
+            2 => Loss::AfterBytes(self.rng.below(4000)),
+            _ => Loss::Random(Rng(self.rng.below(u64::MAX))),
         };
         self.go_on_with(self.disk.after_power_loss(length, &loss));
         self.seen = 0;
@@ -136,7 +137,7 @@ impl SimulatedLog {
             let _ = self.log.write(under_way);
         }
         let operations = self.disk.journal_length() - before;
-        let done = self.chance.below(operations as u64 + 1) as usize;
+        let done = self.rng.below(operations as u64 + 1) as usize;
         self.find_records(Found::Uncertain);
         let cut = match done {
             _ if done == operations => Cut::After,
@@ -158,9 +159,9 @@ impl SimulatedLog {
         let Some(count) = self.records.len().checked_sub(1).filter(|count| *count > 0) else {
             return false;
         };
-        let (file, offset, bytes) = self.records[self.chance.below(count as u64) as usize];
-        let at = offset + self.chance.below(bytes);
-        self.disk.turn_bit(file, at, 1 << self.chance.below(8));
+        let (file, offset, bytes) = self.records[self.rng.below(count as u64) as usize];
+        let at = offset + self.rng.below(bytes);
+        self.disk.turn_bit(file, at, 1 << self.rng.below(8));
         true
     }
 
@@ -170,7 +171,7 @@ impl SimulatedLog {
         SimulatedLog {
             log: open(&disk),
             disk,
-            chance: Chance(self.chance.below(u64::MAX)),
+            rng: Rng(self.rng.below(u64::MAX)),
             is_full: false,
             records: self.records.clone(),
             seen: 0,
@@ -186,7 +187,7 @@ impl SimulatedLog {
     /// Learns from the journal where records are.
     fn find_records(&mut self, found: Found) {
         for (file, offset, bytes) in self.disk.written_since(self.seen) {
-            // Who begins a file anew writes its header: what was in it is of no use any more.
+            // A new header begins a new generation of the file: its earlier records are of no use any more.
             let is_header = offset < segment::HEADER_BYTES;
             self.records.retain(|record| record.0 != file || (!is_header && record.1 != offset));
             if !is_header && found == Found::Acknowledged {

@@ -2,16 +2,21 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 
 use proptest::prelude::*;
-use raftify_core::storage::MemoryStorage;
 use raftify_core::storage::conformance::{self, TestDisk};
-use raftify_core::{HardState, LogPosition, SnapshotMeta, SnapshotStore, SnapshotWriter};
+use raftify_core::storage::{MemoryStorage, StoredState, Write};
+use raftify_core::{
+    HardState, LogIndex, LogPosition, LogReader, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
+    StorageError,
+};
 use tempfile::TempDir;
 
-use super::*;
+use super::{WalSettings, WalStorage};
 use crate::HeedStorage;
-use crate::storage::tests::{Step, step, write_of};
+use crate::layout::segments;
+use crate::random_writes::{Step, step, write_of};
 
 struct Directory {
     directory: TempDir,
@@ -230,7 +235,7 @@ fn size_of_segments_is_chosen_within_limits_each_time_a_directory_is_opened() {
         }
         // The next segment, which is made beside the writes, has its final name once the storage is dropped.
         drop(storage);
-        let newest = segments_in(directory.path()).unwrap().into_iter().max().unwrap();
+        let newest = segments::list(directory.path()).unwrap().into_iter().max().unwrap();
         assert_eq!(fs::metadata(newest).unwrap().len(), segment_bytes);
     }
     assert_eq!(open(1 << 20).unwrap().load().unwrap(), state);
@@ -255,7 +260,7 @@ fn compaction_hands_over_a_few_segments_at_a_time() {
     for _ in 0..100 {
         now = carry_out(&mut storage, append(&now, 1));
     }
-    let segments = || segments_in(directory.path()).unwrap().len();
+    let segments = || segments::list(directory.path()).unwrap().len();
     assert!(segments() > 40, "{}", segments());
     let commit = Some(HardState { commit: now.last.index, ..now.hard_state });
     now = carry_out(&mut storage, Write { hard_state: commit, ..Write::default() });

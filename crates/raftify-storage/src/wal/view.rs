@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use raftify_core::storage::StoredState;
 use raftify_core::{Entry, LogIndex, StorageError};
 
-use super::DIRECTORY;
-use super::log::{Places, SegmentReader, Shared};
 use super::metadata::MetadataStore;
+use super::offsets::EntryOffsets;
+use super::reader::{SegmentReader, Shared};
 use super::recovery::{self, Recovered};
 use crate::files::ReadOnlySystem;
-use crate::storage::Log;
+use crate::layout::segments;
+use crate::lmdb::Tables;
 
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,7 @@ mod tests;
 const LOOKS_MAX: usize = 32;
 
 /// What was last seen of a segment log.
-pub(crate) struct SegmentView<M = Log> {
+pub(crate) struct SegmentView<M = Tables> {
     reader: SegmentReader,
     metadata: M,
     /// The first segment that was needed then; `None` before the first look.
@@ -38,8 +39,8 @@ type FirstSegment = Option<u64>;
 
 impl SegmentView {
     /// Of the log in `data_directory`.
-    pub(crate) fn new(data_directory: &Path, metadata: Log) -> SegmentView {
-        let shared = Shared::new(data_directory.join(DIRECTORY), Arc::new(ReadOnlySystem), 0);
+    pub(crate) fn new(data_directory: &Path, metadata: Tables) -> SegmentView {
+        let shared = Shared::new(data_directory.join(segments::DIRECTORY), Arc::new(ReadOnlySystem), 0);
         SegmentView::of(shared, metadata)
     }
 }
@@ -64,16 +65,16 @@ impl<M: MetadataStore> SegmentView<M> {
             let first = start.map(|start| start.segment);
             let found = match start {
                 Some(start) => recovery::recover(shared, metadata, start)
-                    .map(|Recovered { state, places, held, .. }| (state, places, held)),
+                    .map(|Recovered { state, offsets, held, .. }| (state, offsets, held)),
                 None => recovery::check_not_begun(shared, &metadata)
-                    .map(|_| (StoredState::default(), Places::default(), BTreeMap::new())),
+                    .map(|_| (StoredState::default(), EntryOffsets::default(), BTreeMap::new())),
             };
             if self.first_segment()? != first {
                 continue;
             }
             match found {
-                Ok((state, places, held)) => {
-                    shared.show(&state, places, held);
+                Ok((state, offsets, held)) => {
+                    shared.show(&state, offsets, held);
                     *seen_from = Some(first);
                     return Ok(state);
                 }

@@ -343,7 +343,8 @@ async fn a_set_of_files_is_installed_on_a_follower_that_was_away_and_kept_over_i
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+// On one thread: the raft loop never waits for the disk itself.
+#[tokio::test]
 async fn a_state_machine_on_disk_that_has_nothing_yet_gets_nothing_that_its_own_log_may_lose() {
     let mut nodes = cluster().await;
     let leader = nodes.iter().position(|node| node.raft().is_leader()).unwrap_or(0);

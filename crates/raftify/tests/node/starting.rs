@@ -138,8 +138,8 @@ async fn a_joiner_that_died_continues_under_its_identity() {
     let mut node = died_while_joining(&member).await;
     let own = node.id;
     within("the node to join", node.start_as(join_through(&member))).await.unwrap();
-    assert_eq!((node.id, role(&member, &node)), (own, Some(MemberRole::Voter)));
-    assert_eq!(member.raft().members().next_node_id(), id(own.get() + 1), "it has asked for another id");
+    assert_eq!((node.id, role(&node, &node)), (own, Some(MemberRole::Voter)));
+    assert_eq!(node.raft().members().next_node_id(), id(own.get() + 1), "it has asked for another id");
 }
 
 #[tokio::test]
@@ -242,11 +242,11 @@ async fn a_learner_stays_one_over_its_own_join_cluster_and_restarts() {
     within("the learner to join", raft.join_cluster(vec![as_learner])).await.unwrap();
     // A ticket for a voter does not make it one.
     within("the answer", raft.join_cluster(vec![ticket])).await.unwrap();
-    assert_eq!(role(&member, &node), Some(MemberRole::Learner));
+    assert_eq!(role(&node, &node), Some(MemberRole::Learner));
     node.kill().await;
     within("the learner to continue", node.start_as(join_through(&member))).await.unwrap();
     assert_eq!(node.get("key").await.as_deref(), Some("value"));
-    assert_eq!(role(&member, &node), Some(MemberRole::Learner));
+    assert_eq!(role(&node, &node), Some(MemberRole::Learner));
 }
 
 #[tokio::test]
@@ -255,7 +255,7 @@ async fn a_learner_joins_with_one_call() {
     let mut node = TestNode::new(1);
     let joining = JoinOptions::new([&member.address]).as_learner();
     within("the learner to join", node.start_as(Start::Join(joining))).await.unwrap();
-    assert_eq!(role(&member, &node), Some(MemberRole::Learner));
+    assert_eq!(role(&node, &node), Some(MemberRole::Learner));
 }
 
 /// All are started at once, as each waits for the others.

@@ -116,7 +116,7 @@ impl SegmentOperations for Node {
         self.disk().list(directory)
     }
 
-    fn beside(&self, _: Work) -> io::Result<Work> {
+    fn spawn(&self, _: Work) -> io::Result<Work> {
         unreachable!("a view changes nothing")
     }
 }

@@ -158,6 +158,9 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
             return Ok(false);
         }
         self.check_started(&status.members, &sender, incarnation)?;
+        drop(status);
+        // It may have been down until now.
+        self.outbox.is_up(sender.id);
         Ok(true)
     }
 

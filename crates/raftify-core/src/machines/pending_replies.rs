@@ -1,16 +1,16 @@
-//! Answers that are owed for entries of the log, by position.
+//! Replies that wait for entries of the log, by position.
 //!
-//! A waiter is resolved by the entry that is applied at its index: the same term there means success, another one that
-//! its entry lost its place for good. Nothing else decides; losing leadership alone decides nothing, because the next
-//! leader may still commit the entry.
+//! A reply is resolved by the entry that is applied at its index: the same term there means success, another one that its
+//! entry has lost its place for good. Nothing else decides: when leadership is lost, the next leader may still commit the
+//! entry.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::types::{LogIndex, LogPosition, Term};
 
-/// Who waits, for which position, and until when.
+/// Each with its position and its deadline.
 #[derive(Debug)]
-pub(crate) struct AnswersOwed<W> {
+pub(crate) struct PendingReplies<W> {
     /// For each term in order of the index. Nearly always, only one term is waited for; one index may be waited for in
     /// several.
     waiting: BTreeMap<Term, VecDeque<Waiter<W>>>,
@@ -19,22 +19,22 @@ pub(crate) struct AnswersOwed<W> {
 #[derive(Debug)]
 struct Waiter<W> {
     index: LogIndex,
-    who: W,
+    reply: W,
     deadline_ticks: u64,
 }
 
-/// Who is resolved by an applied entry.
+/// Replies that an applied entry resolves.
 #[derive(Debug)]
 pub(crate) struct Resolved<W> {
-    /// Waits for exactly this entry.
+    /// It waits for exactly this entry.
     pub(crate) applied: Option<W>,
-    /// Waited for an entry whose place it took.
+    /// They wait for an entry whose place this one took.
     pub(crate) superseded: Vec<W>,
 }
 
-impl<W> AnswersOwed<W> {
+impl<W> PendingReplies<W> {
     pub(crate) fn new() -> Self {
-        AnswersOwed { waiting: BTreeMap::new() }
+        PendingReplies { waiting: BTreeMap::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -42,10 +42,10 @@ impl<W> AnswersOwed<W> {
     }
 
     /// Of one term, positions and deadlines must come in order.
-    pub(crate) fn insert(&mut self, position: LogPosition, who: W, deadline_ticks: u64) {
+    pub(crate) fn insert(&mut self, position: LogPosition, reply: W, deadline_ticks: u64) {
         let of_the_term = self.waiting.entry(position.term).or_default();
         debug_assert!(of_the_term.back().is_none_or(|last| last.index < position.index), "{position} again");
-        of_the_term.push_back(Waiter { index: position.index, who, deadline_ticks });
+        of_the_term.push_back(Waiter { index: position.index, reply, deadline_ticks });
     }
 
     /// The entry at `position` is being applied; entries are applied in order.
@@ -55,9 +55,9 @@ impl<W> AnswersOwed<W> {
             while let Some(waiter) = pop_front_if(waiting, |waiter| waiter.index <= position.index) {
                 let by_index = mutated!(AnswersByIndexAlone) && waiter.index == position.index;
                 if by_index || (term, waiter.index) == (position.term, position.index) {
-                    resolved.applied = Some(waiter.who);
+                    resolved.applied = Some(waiter.reply);
                 } else {
-                    resolved.superseded.push(waiter.who);
+                    resolved.superseded.push(waiter.reply);
                 }
             }
         }
@@ -72,7 +72,7 @@ impl<W> AnswersOwed<W> {
         self.take_while(|waiter| waiter.index <= index)
     }
 
-    /// Whose deadline has passed.
+    /// Those whose deadline has passed.
     pub(crate) fn take_expired(&mut self, now_ticks: u64) -> Vec<W> {
         self.take_while(|waiter| waiter.deadline_ticks <= now_ticks)
     }
@@ -82,14 +82,14 @@ impl<W> AnswersOwed<W> {
         let mut taken = Vec::new();
         for waiting in self.waiting.values_mut() {
             while let Some(waiter) = pop_front_if(waiting, &is_taken) {
-                taken.push(waiter.who);
+                taken.push(waiter.reply);
             }
         }
         taken
     }
 
     pub(crate) fn take_all(&mut self) -> Vec<W> {
-        std::mem::take(&mut self.waiting).into_values().flatten().map(|waiter| waiter.who).collect()
+        std::mem::take(&mut self.waiting).into_values().flatten().map(|waiter| waiter.reply).collect()
     }
 }
 
@@ -103,32 +103,32 @@ mod tests {
 
     #[test]
     fn another_term_at_the_index_is_no_success() {
-        let mut owed = AnswersOwed::new();
-        owed.insert(LogPosition::new(2, 7), "lost", 10);
-        owed.insert(LogPosition::new(3, 7), "won", 10);
-        owed.insert(LogPosition::new(3, 8), "later", 10);
-        let resolved = owed.resolve(LogPosition::new(3, 7));
+        let mut pending = PendingReplies::new();
+        pending.insert(LogPosition::new(2, 7), "lost", 10);
+        pending.insert(LogPosition::new(3, 7), "won", 10);
+        pending.insert(LogPosition::new(3, 8), "later", 10);
+        let resolved = pending.resolve(LogPosition::new(3, 7));
         assert_eq!(resolved.applied, Some("won"));
         assert_eq!(resolved.superseded, ["lost"]);
-        assert_eq!(owed.len(), 1);
+        assert_eq!(pending.len(), 1);
     }
 
     #[test]
     fn a_snapshot_covers_what_lies_at_or_before_it() {
-        let mut owed = AnswersOwed::new();
-        owed.insert(LogPosition::new(1, 4), "before", 10);
-        owed.insert(LogPosition::new(9, 5), "at", 10);
-        owed.insert(LogPosition::new(1, 6), "after", 10);
-        assert_eq!(owed.take_covered(LogIndex(5)), ["before", "at"]);
-        assert_eq!(owed.take_all(), ["after"]);
+        let mut pending = PendingReplies::new();
+        pending.insert(LogPosition::new(1, 4), "before", 10);
+        pending.insert(LogPosition::new(9, 5), "at", 10);
+        pending.insert(LogPosition::new(1, 6), "after", 10);
+        assert_eq!(pending.take_covered(LogIndex(5)), ["before", "at"]);
+        assert_eq!(pending.take_all(), ["after"]);
     }
 
     #[test]
     fn a_deadline_ends_the_wait() {
-        let mut owed = AnswersOwed::new();
-        owed.insert(LogPosition::new(1, 1), "soon", 10);
-        owed.insert(LogPosition::new(1, 2), "late", 11);
-        assert_eq!(owed.take_expired(10), ["soon"]);
-        assert_eq!(owed.len(), 1);
+        let mut pending = PendingReplies::new();
+        pending.insert(LogPosition::new(1, 1), "soon", 10);
+        pending.insert(LogPosition::new(1, 2), "late", 11);
+        assert_eq!(pending.take_expired(10), ["soon"]);
+        assert_eq!(pending.len(), 1);
     }
 }

@@ -1,8 +1,8 @@
 //! The limit that a system sets to the size of files (`ulimit -f`).
 //!
-//! Who writes beyond it gets a signal that ends the process without a word, unless the process ignores it: then the write
-//! fails, and is told like that of a full disk. It is ignored by whoever takes a directory, so that this holds for each
-//! program that writes one, before its first write.
+//! A write beyond it raises a signal that ends the process without a message, unless the process ignores the signal: then the
+//! write fails, and is reported like that of a full disk. Locking a directory ignores the signal, so each program that writes
+//! one does so before its first write.
 
 /// Lets writes beyond the limit fail. A program that handles the signal by itself keeps its way.
 #[cfg(unix)]

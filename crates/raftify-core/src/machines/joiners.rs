@@ -12,7 +12,7 @@ const REACHED_TIMEOUTS: u32 = 3;
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Joiners {
+pub(crate) struct Joiners {
     progress: BTreeMap<NodeId, CatchUp>,
     /// For each node, which voters have reached it, as which incarnation, and when they said so.
     reached: BTreeMap<NodeId, BTreeMap<NodeId, (Incarnation, u64)>>,
@@ -30,16 +30,16 @@ struct CatchUp {
 
 /// How far a node is from being caught up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lag {
+pub(crate) struct Lag {
     /// Up to here its log agrees with the leader's.
-    pub(super) matched: LogIndex,
+    pub(crate) matched: LogIndex,
     /// Whether it is close enough in entries and in time.
-    pub(super) is_close: bool,
+    pub(crate) is_close: bool,
 }
 
 impl Joiners {
     /// The log of `id` agrees up to `matched`, the leader's ends at `last`.
-    pub(super) fn observe(&mut self, id: NodeId, matched: LogIndex, last: LogIndex, now_ticks: u64) {
+    pub(crate) fn observe(&mut self, id: NodeId, matched: LogIndex, last: LogIndex, now_ticks: u64) {
         let catch_up = self.progress.entry(id).or_insert(CatchUp {
             first_seen_ticks: now_ticks,
             matched,
@@ -56,17 +56,17 @@ impl Joiners {
     }
 
     /// Forgets every node but these.
-    pub(super) fn retain(&mut self, is_observed: impl Fn(NodeId) -> bool) {
+    pub(crate) fn retain(&mut self, is_observed: impl Fn(NodeId) -> bool) {
         self.progress.retain(|id, _| is_observed(*id));
         self.reached.retain(|id, _| is_observed(*id));
     }
 
     /// What was said of this node was said of another address.
-    pub(super) fn forget_reached(&mut self, id: NodeId) {
+    pub(crate) fn forget_reached(&mut self, id: NodeId) {
         self.reached.remove(&id);
     }
 
-    pub(super) fn lag(&self, id: NodeId, last: LogIndex, now_ticks: u64, config: &CheckedConfig) -> Lag {
+    pub(crate) fn lag(&self, id: NodeId, last: LogIndex, now_ticks: u64, config: &CheckedConfig) -> Lag {
         let Some(catch_up) = self.progress.get(&id) else {
             return Lag { matched: LogIndex::ZERO, is_close: mutated!(PromotesBeforeCaughtUp) };
         };
@@ -79,12 +79,12 @@ impl Joiners {
     }
 
     /// Since when the node is known to this leader.
-    pub(super) fn first_seen_ticks(&self, id: NodeId) -> Option<u64> {
+    pub(crate) fn first_seen_ticks(&self, id: NodeId) -> Option<u64> {
         self.progress.get(&id).map(|catch_up| catch_up.first_seen_ticks)
     }
 
     /// `voter` says that it has reached the node at its advertised address.
-    pub(super) fn was_reached(
+    pub(crate) fn was_reached(
         &mut self,
         id: NodeId,
         incarnation: Incarnation,
@@ -95,7 +95,7 @@ impl Joiners {
     }
 
     /// The voters that have reached this incarnation of the node lately.
-    pub(super) fn reached_by(
+    pub(crate) fn reached_by(
         &self,
         id: NodeId,
         incarnation: Incarnation,

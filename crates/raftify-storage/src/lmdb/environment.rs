@@ -12,20 +12,15 @@ use heed::types::{Bytes, U128};
 use heed::{Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 use raftify_core::StorageError;
 
-use crate::directory::{self, LockedFile};
-use crate::format::Table;
-use crate::io_error;
+use super::values::Table;
+use crate::files::{LockedFile, io_error, sync_names};
+use crate::layout::{DATA_FILE, READERS_FILE};
 
 /// Size of the map of a new database. It doubles whenever it is full, so this is only where growth begins.
 const MAP_BYTES_INITIAL: usize = 512 << 10;
 
-pub(crate) const DATA_FILE: &str = "data.mdb";
-
 /// The directory in which a new data file is made.
 const NEW: &str = "new.partial";
-
-/// LMDB's table of readers.
-pub(crate) const LOCK_FILE: &str = "lock.mdb";
 
 /// Keys sort as numbers: group id, then number within the group.
 pub(crate) type Database = heed::Database<U128<BigEndian>, Bytes>;
@@ -89,7 +84,7 @@ impl Environment {
             drop(Environment::open_here(&new, Some(&prepare))?);
             let made = new.join(DATA_FILE);
             fs::rename(&made, &data_file).map_err(io_error("rename", &made))?;
-            directory::sync(directory).map_err(io_error("sync the directory", directory))?;
+            sync_names(directory).map_err(io_error("sync the directory", directory))?;
             fs::remove_dir_all(&new).map_err(io_error("remove", &new))?;
         }
         Environment::open_here(directory, None)
@@ -285,8 +280,8 @@ fn open_environment(
     }
     // SAFETY: the only flag ever given is `READ_ONLY`, which is none of the unsafe ones. The file is changed through
     // LMDB alone, whose lock file keeps readers and the writer apart; a second writer is kept out by `DirectoryLock`,
-    // and a second environment of one process by heed. That no other program writes into the file is up to whoever
-    // runs the machine, as for any database.
+    // and a second environment of one process by heed. Keeping other programs from writing into the file is up to the
+    // operator, as for any database.
     let opened = unsafe { options.flags(flags).open(directory) };
     opened.map_err(|error| database_error(directory, "open", error))
 }
@@ -328,7 +323,8 @@ fn lock_data_file(directory: &Path) -> Result<LockedFile, StorageError> {
     })
 }
 
-/// LMDB's file of who reads which pages. Without it, what others read may be written over; what is written stays right.
+/// LMDB's table of readers and the pages that they read. Without it, pages may be overwritten while they are read; what is
+/// written stays right.
 struct ReadersTable {
     path: PathBuf,
     /// LMDB has it open, so that no other file gets this number meanwhile.
@@ -339,7 +335,7 @@ struct ReadersTable {
 
 impl ReadersTable {
     fn of(directory: &Path) -> ReadersTable {
-        let path = directory.join(LOCK_FILE);
+        let path = directory.join(READERS_FILE);
         ReadersTable {
             #[cfg(unix)]
             file: device_and_number(&path),
@@ -432,7 +428,7 @@ fn database_error(directory: &Path, action: &'static str, error: heed::Error) ->
             StorageError::Corrupt { what, reason: error.to_string() }
         }
         heed::Error::Mdb(error) => StorageError::Database { action, path, reason: error.to_string() },
-        // A key that is no number of this width: nobody but a damaged page makes one.
+        // A key that is no number of this width: only a damaged page has one.
         heed::Error::Encoding(error) | heed::Error::Decoding(error) => {
             let what = directory.join(DATA_FILE).display().to_string();
             StorageError::Corrupt { what, reason: io::Error::other(error).to_string() }
@@ -455,7 +451,7 @@ mod tests {
     /// Runs `test` in a process of its own, which is to call [`die_reading`].
     fn let_readers_die(test: &str, directory: &Path) {
         let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", &format!("environment::tests::{test}"), "--nocapture"]);
+        child.args(["--exact", &format!("lmdb::environment::tests::{test}"), "--nocapture"]);
         let output = child.env(DIRECTORY, directory).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

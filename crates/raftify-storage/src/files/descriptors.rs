@@ -16,7 +16,7 @@ const RESERVED: usize = 8;
 const ATTEMPTS: usize = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Descriptors of one process, kept by handles that nobody uses.
+/// Descriptors of one process, held by handles that are not used.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     spare: Mutex<Vec<File>>,
@@ -25,7 +25,7 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
-    /// Takes the descriptors, by duplicating that of `file`. If there are not as many, it goes on without.
+    /// Takes the descriptors, by duplicating that of `file`. If there are not as many, it continues without.
     pub(crate) fn of(file: &File) -> Reserve {
         let reserve = Reserve { spare: Mutex::default(), original: file.try_clone() };
         reserve.refill();

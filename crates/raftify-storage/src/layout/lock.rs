@@ -1,10 +1,10 @@
-//! The data directory: made durably, and owned by one process at a time.
+//! The lock of a data directory: one process at a time owns it.
 //!
-//! On Unix the directory itself is locked, which nobody can remove from under its owner: a process that opens another
+//! On Unix the directory itself is locked, which cannot be removed from under its owner: a process that opens another
 //! directory at the same path has another directory. The file `lock` is locked besides, for systems whose directories
 //! cannot be locked, and so that a second directory made of hard links to the files of the first is no other one.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use raftify_core::StorageError;
 
-use crate::descriptors::Reserve;
-use crate::{file_size, io_error};
+use crate::files::{
+    self, FileOperations, LockedFile, NameOperations, NewFile, OperatingSystem, Reserve, SegmentFile,
+    SegmentOperations, Work, io_error,
+};
 
 const LOCK_FILE: &str = "lock";
 
@@ -35,7 +37,7 @@ struct Held {
 impl DirectoryLock {
     /// Takes the directory for this handle alone.
     pub(crate) fn take(directory: &Path) -> Result<DirectoryLock, StorageError> {
-        file_size::let_writes_fail();
+        files::let_writes_fail();
         let path = directory.join(LOCK_FILE);
         let opened = open_lock_file(&path).map_err(io_error("open the lock file", &path))?;
         let reserve = Reserve::of(&opened);
@@ -66,7 +68,7 @@ impl DirectoryLock {
         };
         directory.check()?;
         if lock_file.check().is_err() && !lock_file_is_missed.swap(true, Ordering::Relaxed) {
-            let path = lock_file.path.display();
+            let path = lock_file.path().display();
             tracing::warn!(%path, "the lock file was removed: the directory is locked without it, leave the file alone");
         }
         Ok(())
@@ -78,7 +80,7 @@ impl DirectoryLock {
     }
 }
 
-/// On Windows nobody can remove a file that others may not open for that.
+/// On Windows a file cannot be removed unless it was opened with permission for that.
 #[cfg(windows)]
 fn open_lock_file(path: &Path) -> io::Result<File> {
     use std::os::windows::fs::OpenOptionsExt;
@@ -105,114 +107,72 @@ fn lock_directory(_directory: &Path) -> Option<Result<LockedFile, TryLockError>>
     None
 }
 
-/// An open file that no other process can lock, and the path that is to lead to it.
-#[derive(Debug)]
-pub(crate) struct LockedFile {
-    file: File,
-    path: PathBuf,
-}
+/// The operations of the operating system, in a locked directory: nothing is changed by a path that leads elsewhere by now,
+/// and there is a descriptor for each file.
+pub(crate) struct LockedDirectory(pub(crate) DirectoryLock);
 
-impl LockedFile {
-    pub(crate) fn take(file: File, path: PathBuf) -> Result<LockedFile, TryLockError> {
-        file.try_lock()?;
-        Ok(LockedFile { file, path })
-    }
-
-    pub(crate) fn file(&self) -> &File {
-        &self.file
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// That the path still leads to it.
-    ///
-    /// # Errors
-    /// [`StorageError::Replaced`] if it does not.
-    pub(crate) fn check(&self) -> Result<(), StorageError> {
-        match leads_to(&self.path, &self.file) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(StorageError::Replaced { path: self.path.clone() }),
-            Err(source) => Err(io_error("look for", &self.path)(source)),
-        }
+impl LockedDirectory {
+    fn check(&self) -> io::Result<()> {
+        self.0.check().map_err(io::Error::other)
     }
 }
 
-impl Drop for LockedFile {
-    /// A child process that was forked, and has not yet begun its own program, holds a copy of the file, and closing
-    /// this one alone would leave it locked for that moment.
-    fn drop(&mut self) {
-        // If it fails, closing the file unlocks it.
-        let _ = self.file.unlock();
+impl NameOperations for LockedDirectory {
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check()?;
+        OperatingSystem.rename(from, to)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.0.reserve().open(|| OperatingSystem.sync_directory(path))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.check()?;
+        OperatingSystem.remove(path)
     }
 }
 
-/// Whether what is at `path` is this file.
-#[cfg(unix)]
-pub(crate) fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    match fs::metadata(path) {
-        Ok(found) => {
-            let held = file.metadata()?;
-            Ok((found.dev(), found.ino()) == (held.dev(), held.ino()))
-        }
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(false)
-        }
-        Err(error) => Err(error),
+impl FileOperations for LockedDirectory {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>> {
+        self.check()?;
+        self.0.reserve().open(|| OperatingSystem.create(path))
+    }
+
+    fn append(&self, path: &Path, length_bytes: u64) -> io::Result<Box<dyn NewFile>> {
+        self.check()?;
+        self.0.reserve().open(|| OperatingSystem.append(path, length_bytes))
     }
 }
 
-/// Elsewhere the system says no more of a file than whether it is there.
-#[cfg(not(unix))]
-pub(crate) fn leads_to(path: &Path, _file: &File) -> io::Result<bool> {
-    path.try_exists()
-}
-
-/// Makes `directory` and those above it where they are missing. Each one's name is durable before the next is made, and
-/// that of `directory` also if it is there: who made it may have been killed before its name was durable.
-pub(crate) fn create_durably(directory: &Path) -> Result<(), StorageError> {
-    let parent = match directory.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        None if directory.has_root() => return Ok(()),
-        _ => Path::new("."),
-    };
-    let is_there = directory.is_dir();
-    if !is_there {
-        create_durably(parent)?;
-        match fs::create_dir(directory) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
-            result => result.map_err(io_error("create the directory", directory))?,
-        }
+impl SegmentOperations for LockedDirectory {
+    fn create_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        self.check()?;
+        self.0.reserve().open(|| OperatingSystem.create_segment(path))
     }
-    match sync(parent) {
-        // Somebody else made it for this process, in a place that this one may not look at.
-        Err(error) if is_there && is_not_for_us(&error) => Ok(()),
-        result => result.map_err(io_error("sync the directory", parent)),
+
+    fn open_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        self.check()?;
+        self.0.reserve().open(|| OperatingSystem.open_segment(path))
     }
-}
 
-/// Whether this process may not open the directory, or a file system of this kind cannot sync it.
-fn is_not_for_us(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
-    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | Unsupported | InvalidInput)
-}
+    fn read_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        self.0.reserve().open(|| OperatingSystem.read_segment(path))
+    }
 
-/// Makes the names in `directory` durable. A file whose content was synced is lost in a power cut if its name was not.
-#[cfg(unix)]
-pub(crate) fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
+    fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
+        self.0.reserve().open(|| OperatingSystem.list(directory))
+    }
 
-/// Elsewhere a directory cannot be opened as a file; NTFS journals its names by itself.
-#[cfg(not(unix))]
-pub(crate) fn sync(_directory: &Path) -> io::Result<()> {
-    Ok(())
+    fn spawn(&self, work: Work) -> io::Result<Work> {
+        OperatingSystem.spawn(work)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -220,9 +180,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let lock = DirectoryLock::take(directory.path()).unwrap();
         // What a child has between fork and exec: another descriptor of the same open file.
-        let _of_the_child = lock.held.lock_file.file.try_clone().unwrap();
+        let _of_the_child = lock.held.lock_file.file().try_clone().unwrap();
         #[cfg(unix)]
-        let _directory_of_the_child = lock.held.directory.as_ref().unwrap().file.try_clone().unwrap();
+        let _directory_of_the_child = lock.held.directory.as_ref().unwrap().file().try_clone().unwrap();
         assert!(matches!(DirectoryLock::take(directory.path()), Err(StorageError::InUse { .. })));
         drop(lock);
         DirectoryLock::take(directory.path()).unwrap();

@@ -3,24 +3,21 @@
 //! Every value begins with its format version and a checksum over database, key and content, so that a value under
 //! the wrong key is noticed as well as one with a flipped bit. All numbers are big-endian.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
-use raftify_core::members::MembersDecodeError;
 use raftify_core::{
     ClusterId, Entry, EntryKind, HardState, Identity, Incarnation, LogIndex, LogPosition, Members, NodeId,
-    SnapshotMeta, StorageError, Term,
+    SnapshotMeta, Term,
 };
+
+use crate::fields::{Damage, Fields, GROUP_ID, put_number, put_position};
 
 /// Version of every value, and of the set of keys.
 const VERSION: u8 = 1;
 
 /// Version byte and checksum.
 const FRAME_BYTES: usize = 5;
-
-/// The only group so far. It stands in every key, so that many groups can share one database later.
-pub(crate) const GROUP_ID: u64 = 0;
 
 /// One of the two databases, as it stands under every checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,55 +32,6 @@ impl Table {
             Table::Entries => "entries",
             Table::Meta => "meta",
         }
-    }
-}
-
-/// Which storage keeps a directory. The directory says it of itself.
-// The numbers stand on disk, as the content of the layout, and never change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StorageKind {
-    /// [`HeedStorage`](crate::HeedStorage): entries and hard state in LMDB.
-    Heed = 0,
-    /// [`WalStorage`](crate::WalStorage): entries and hard state in a segment log.
-    Wal = 1,
-}
-
-impl StorageKind {
-    /// The name of the type.
-    pub const fn name(self) -> &'static str {
-        match self {
-            StorageKind::Heed => "HeedStorage",
-            StorageKind::Wal => "WalStorage",
-        }
-    }
-
-    /// As the command line tool names it.
-    pub const fn short_name(self) -> &'static str {
-        match self {
-            StorageKind::Heed => "heed",
-            StorageKind::Wal => "wal",
-        }
-    }
-
-    /// The content of the layout. That of the first kind is empty.
-    pub(crate) const fn content(self) -> &'static [u8] {
-        match self {
-            StorageKind::Heed => &[],
-            StorageKind::Wal => &[StorageKind::Wal as u8],
-        }
-    }
-
-    pub(crate) fn decode(content: &[u8]) -> Result<StorageKind, Damage> {
-        [StorageKind::Heed, StorageKind::Wal]
-            .into_iter()
-            .find(|kind| kind.content() == content)
-            .ok_or_else(|| Damage::Content(format!("this program knows no storage of kind {content:02x?}")))
-    }
-}
-
-impl fmt::Display for StorageKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
@@ -136,34 +84,6 @@ pub(crate) const fn split_key(key: u128) -> (u64, u64) {
     ((key >> 64) as u64, key as u64)
 }
 
-/// Why a value is not what was written.
-#[derive(Debug)]
-pub(crate) enum Damage {
-    Version { found: u32, known: u32 },
-    Content(String),
-}
-
-impl Damage {
-    /// Says what is damaged.
-    pub(crate) fn of(self, what: String) -> StorageError {
-        match self {
-            Damage::Version { found, known } => StorageError::Version { what, found, known },
-            Damage::Content(reason) => StorageError::Corrupt { what, reason },
-        }
-    }
-}
-
-impl From<MembersDecodeError> for Damage {
-    fn from(error: MembersDecodeError) -> Damage {
-        match error {
-            MembersDecodeError::Version { found, known, .. } => {
-                Damage::Version { found: found.into(), known: known.into() }
-            }
-            other => Damage::Content(other.to_string()),
-        }
-    }
-}
-
 fn checksum(table: Table, key: u128, content: &[u8]) -> u32 {
     let place = crc32c::crc32c_append(crc32c::crc32c(table.name().as_bytes()), &key.to_be_bytes());
     crc32c::crc32c_append(crc32c::crc32c_append(place, &[VERSION]), content)
@@ -191,43 +111,6 @@ pub(crate) fn unframe(table: Table, key: u128, value: &[u8]) -> Result<&[u8], Da
         return Err(Damage::Content(format!("its checksum is {computed:08x}, recorded is {stored:08x}")));
     }
     Ok(reader.0)
-}
-
-/// Takes fields of fixed length off the front.
-pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Fields<'a> {
-    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Damage> {
-        let (field, rest) =
-            self.0.split_first_chunk().ok_or_else(|| Damage::Content("it is too short".into()))?;
-        self.0 = rest;
-        Ok(*field)
-    }
-
-    pub(crate) fn number(&mut self) -> Result<u64, Damage> {
-        self.array().map(u64::from_be_bytes)
-    }
-
-    pub(crate) fn position(&mut self) -> Result<LogPosition, Damage> {
-        Ok(LogPosition { term: Term(self.number()?), index: LogIndex(self.number()?) })
-    }
-
-    /// `value`, if nothing is left.
-    pub(crate) fn whole<T>(&self, value: T) -> Result<T, Damage> {
-        match self.0.len() {
-            0 => Ok(value),
-            left => Err(Damage::Content(format!("{left} bytes follow it"))),
-        }
-    }
-}
-
-pub(crate) fn put_number(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(&number.to_be_bytes());
-}
-
-pub(crate) fn put_position(out: &mut Vec<u8>, position: LogPosition) {
-    put_number(out, position.term.0);
-    put_number(out, position.index.0);
 }
 
 /// The value of `entry`, under [`entry_key`].

@@ -1,0 +1,34 @@
+//! What a core consists of: machines, each of which owns a part of the state and knows how it changes. None of them sees
+//! consensus or the core, and a machine uses another one only if that is a part of it, or is handed to it to be read.
+
+mod delivery;
+mod joiners;
+mod leadership;
+mod lifecycle;
+mod liveness;
+mod local_node;
+mod membership;
+mod own_disk;
+mod pending_replies;
+mod pipeline;
+mod reached_peers;
+mod reads;
+mod requests;
+mod retirement;
+mod snapshot_policy;
+mod snapshots;
+mod standings;
+
+pub(crate) use self::delivery::Delivery;
+pub(crate) use self::leadership::{Leadership, TransferWaiter};
+pub(crate) use self::lifecycle::Lifecycle;
+pub(crate) use self::liveness::Liveness;
+pub(crate) use self::local_node::LocalNode;
+pub(crate) use self::membership::{Membership, MembershipWaiter};
+#[cfg(feature = "testing")]
+pub(crate) use self::pending_replies::PendingReplies;
+pub(crate) use self::pipeline::Pipeline;
+pub(crate) use self::reads::{Read, Reads, RoundKind, Serve};
+pub(crate) use self::requests::{ChangeRequest, DeferredRequest, NotServed, Proposal, Requests, Until};
+pub(crate) use self::snapshots::Snapshots;
+pub(crate) use self::standings::Standings;

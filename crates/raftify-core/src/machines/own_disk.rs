@@ -1,0 +1,158 @@
+//! Whether the disk of this leader is slower than those of a majority: then another node should lead.
+//!
+//! Judged by how much later entries become durable here than on a majority, which the leader sees when its commit index is
+//! ahead of its own log. Counted in ticks.
+
+use crate::config::CheckedConfig;
+use crate::types::LogIndex;
+
+/// Fewer slow writes than this are no slow disk.
+const SLOW_WRITES_MIN: u64 = 3;
+
+/// For so many times [`slow_disk_patience`](crate::Config::slow_disk_patience), a node does not transfer leadership once
+/// more because of its disk.
+const PAUSE: u32 = 12;
+
+/// What a leader has seen of its own disk.
+#[derive(Debug, Default)]
+pub(crate) struct OwnDisk {
+    /// An entry that a majority has and this node's disk does not, and since which tick at least.
+    awaited: Option<(LogIndex, u64)>,
+    slow: Option<SlowWrites>,
+    /// Fewer ticks than this are not slow; it is known after the first tick.
+    slow_ticks: u64,
+    /// No further transfer before.
+    pause_until_ticks: u64,
+}
+
+/// Writes that were later here than on a majority, one after the other.
+#[derive(Clone, Copy, Debug)]
+struct SlowWrites {
+    count: u64,
+    since_ticks: u64,
+    last_ticks: u64,
+    /// By how much the last one was later.
+    late_by_ticks: u64,
+}
+
+impl OwnDisk {
+    /// Entries are durable here so many ticks after they were handed to the disk.
+    pub(crate) fn wrote(&mut self, took_ticks: u64) {
+        if took_ticks <= self.slow_ticks {
+            self.slow = None;
+        }
+    }
+
+    /// Everything up to `durable` is durable here, and up to `commit` on a majority.
+    pub(crate) fn is_durable(
+        &mut self,
+        durable: LogIndex,
+        commit: LogIndex,
+        now_ticks: u64,
+        patience_ticks: u64,
+    ) {
+        if durable > commit {
+            // The others are no faster.
+            self.slow = None;
+        }
+        let Some((_, since_ticks)) = self.awaited.take_if(|(index, _)| *index <= durable) else { return };
+        let late_by_ticks = now_ticks - since_ticks;
+        if late_by_ticks <= self.slow_ticks {
+            self.slow = None;
+            return;
+        }
+        let before = self.slow.filter(|slow| now_ticks - slow.last_ticks <= patience_ticks);
+        self.slow = Some(SlowWrites {
+            count: before.map_or(1, |slow| slow.count + 1),
+            since_ticks: before.map_or(since_ticks, |slow| slow.since_ticks),
+            last_ticks: now_ticks,
+            late_by_ticks,
+        });
+    }
+
+    /// With every tick of a node that does not lead, or does not mind a slow disk.
+    pub(crate) fn reset(&mut self) {
+        self.awaited = None;
+        self.slow = None;
+    }
+
+    /// With every tick of a leader. How many ticks this disk is behind those of a majority, if it has been so for long
+    /// enough: then the leader should try once to transfer its leadership.
+    pub(crate) fn tick(
+        &mut self,
+        commit: LogIndex,
+        durable: LogIndex,
+        now_ticks: u64,
+        config: &CheckedConfig,
+    ) -> Option<u64> {
+        let patience = config.slow_disk_patience;
+        self.slow_ticks = config.ticks(config.slow_write_time);
+        if commit > durable {
+            self.awaited.get_or_insert((commit, now_ticks));
+        }
+        let slow = self.slow?;
+        let is_sustained =
+            slow.count >= SLOW_WRITES_MIN && now_ticks - slow.since_ticks >= config.ticks(patience);
+        if !is_sustained || now_ticks < self.pause_until_ticks || mutated!(SlowDiskKeepsTheLeader) {
+            return None;
+        }
+        self.pause_until_ticks = now_ticks + config.ticks(patience * PAUSE);
+        self.slow = None;
+        Some(slow.late_by_ticks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// One slow write after the other, each late by 4 ticks, from `from` on; at which tick the disk is found to be slow.
+    fn found_slow(disk: &mut OwnDisk, from: u64, until: u64, config: &CheckedConfig) -> Option<u64> {
+        let patience_ticks = config.ticks(config.slow_disk_patience);
+        let mut since = (from, LogIndex(from));
+        (from..until).find(|&now| {
+            let late_by = disk.tick(since.1.next(), since.1, now, config);
+            if now - since.0 == 4 {
+                disk.is_durable(since.1.next(), since.1.next(), now, patience_ticks);
+                since = (now, since.1.next());
+            }
+            late_by.is_some()
+        })
+    }
+
+    #[test]
+    fn a_disk_is_slow_when_it_was_late_for_long_and_is_tried_again_after_a_pause() {
+        let config = Config {
+            tick_interval: Duration::from_millis(10),
+            slow_disk_patience: Duration::from_millis(200),
+            slow_write_time: Duration::from_millis(20),
+            ..Config::default()
+        };
+        let config = config.check().unwrap();
+        let mut disk = OwnDisk::default();
+        let found = found_slow(&mut disk, 0, 1000, &config).unwrap();
+        assert!((20..=30).contains(&found), "{found}: after 200 ms");
+        assert_eq!(
+            found_slow(&mut disk, found + 1, found + 240, &config),
+            None,
+            "not again for 12 times as long"
+        );
+        assert!(found_slow(&mut disk, found + 240, 1000, &config).is_some());
+    }
+
+    #[test]
+    fn one_write_in_time_ends_the_doubt() {
+        let config =
+            Config { tick_interval: Duration::from_millis(10), ..Config::default() }.check().unwrap();
+        let mut disk = OwnDisk::default();
+        let patience_ticks = config.ticks(config.slow_disk_patience);
+        disk.tick(LogIndex(2), LogIndex(1), 0, &config);
+        disk.is_durable(LogIndex(2), LogIndex(2), 500, patience_ticks);
+        assert!(disk.slow.is_some());
+        disk.wrote(0);
+        assert!(disk.slow.is_none());
+    }
+}

@@ -1,0 +1,349 @@
+//! This node's own start, and what it remembers of the other members: by this a node whose directory was restored from an
+//! older copy is noticed. After a start, this node first hears what the members know of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::CheckedConfig;
+use crate::members::{Sender, SenderRefusal};
+use crate::message::{RaftMessage, RaftMessageBody};
+use crate::remembered::Remembered;
+use crate::standing::{PeerStanding, Standing, Started};
+use crate::storage::{HardState, StoredState};
+use crate::turn::TurnNumber;
+use crate::types::{LogIndex, NodeId, RunId, Term};
+
+/// What members tell of their logs while entries flow is made durable this often.
+const REMEMBER_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Before any turn makes something durable.
+const NEVER: TurnNumber = TurnNumber(u64::MAX);
+
+/// Of so many refused runs it is remembered that they were told of.
+const REFUSED_MAX: usize = 1024;
+
+/// What is not durable yet of what this node remembers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Unwritten {
+    Nothing,
+    /// How far logs reach.
+    Indexes,
+    /// A start, a term, a vote, which change seldom.
+    Seldom,
+}
+
+/// See the module.
+pub(crate) struct Standings {
+    own: Started,
+    /// The turn that makes this start durable: before, this node says nothing.
+    counted_with: TurnNumber,
+    remembered: Arc<Remembered>,
+    unwritten: Unwritten,
+    written_ticks: u64,
+    /// The members that have yet to say what they know of this node, before it votes or acknowledges anything.
+    unheard: BTreeSet<NodeId>,
+    /// Up to where this node has acknowledged the log of the leader of a term.
+    acknowledged: (Term, LogIndex),
+    /// The last that the other members were told of term, vote and log.
+    told: (Term, Option<NodeId>, LogIndex),
+    told_ticks: u64,
+    /// Runs that were refused, so that each is logged once.
+    refused: BTreeSet<RunId>,
+}
+
+impl Standings {
+    pub(crate) fn new(stored: &StoredState, run: RunId) -> Standings {
+        let found = Standing {
+            starts: stored.remembered.starts,
+            term: stored.hard_state.term,
+            vote: stored.hard_state.vote,
+            index: stored.last.index,
+        };
+        Standings {
+            own: Started { run, found },
+            counted_with: NEVER,
+            remembered: Arc::clone(&stored.remembered),
+            unwritten: Unwritten::Nothing,
+            written_ticks: 0,
+            unheard: BTreeSet::new(),
+            acknowledged: (Term::ZERO, LogIndex::ZERO),
+            told: (Term::ZERO, None, LogIndex::ZERO),
+            told_ticks: 0,
+            refused: BTreeSet::new(),
+        }
+    }
+
+    // --- This node's own start ---
+
+    /// How this node was started.
+    pub(crate) fn own(&self) -> Started {
+        self.own
+    }
+
+    /// Counts this start, once, with `turn`: what that turn must write.
+    pub(crate) fn count_start(&mut self, turn: TurnNumber) -> Arc<Remembered> {
+        if self.counted_with == NEVER {
+            let remembered = Arc::make_mut(&mut self.remembered);
+            if !mutated!(StartsAreNotCounted) {
+                remembered.starts += 1;
+            }
+            self.own.found.starts = remembered.starts;
+            self.counted_with = turn;
+        }
+        Arc::clone(&self.remembered)
+    }
+
+    /// Whether this start is counted durably, if all turns up to `written` are durable.
+    pub(crate) fn is_start_counted(&self, written: TurnNumber) -> bool {
+        written >= self.counted_with
+    }
+
+    // --- Hearing ---
+
+    /// This node has yet to hear from these members.
+    pub(crate) fn begin_to_hear(&mut self, others: impl Iterator<Item = NodeId>) {
+        self.unheard = others.collect();
+    }
+
+    pub(crate) fn is_hearing(&self) -> bool {
+        !self.unheard.is_empty()
+    }
+
+    /// The members that this node has yet to hear from.
+    pub(crate) fn unheard(&self) -> &BTreeSet<NodeId> {
+        &self.unheard
+    }
+
+    /// The member has answered, or cannot be asked. Whether it was the last one.
+    pub(crate) fn hear_from(&mut self, peer: NodeId) -> bool {
+        self.unheard.remove(&peer) && !self.is_hearing()
+    }
+
+    pub(crate) fn stop_hearing(&mut self) {
+        self.unheard.clear();
+    }
+
+    // --- What the others are told ---
+
+    /// Takes note of what this node acknowledges.
+    pub(crate) fn acknowledges(&mut self, messages: &[RaftMessage]) {
+        for message in messages {
+            if let RaftMessageBody::AppendResponse { index, rejection: None, .. } = message.body {
+                self.acknowledged = match message.term == self.acknowledged.0 {
+                    true => (message.term, self.acknowledged.1.max(index)),
+                    false => (message.term, index),
+                };
+            }
+        }
+    }
+
+    /// Up to where the log of this node is that of the leader of `term`, if it has acknowledged that.
+    pub(crate) fn acknowledged_in(&self, term: Term) -> LogIndex {
+        if self.acknowledged.0 == term { self.acknowledged.1 } else { LogIndex::ZERO }
+    }
+
+    /// Whether the others may be told again, `interval_ticks` after the last time.
+    pub(crate) fn is_telling_due(&self, now_ticks: u64, interval_ticks: u64) -> bool {
+        now_ticks - self.told_ticks >= interval_ticks && !self.is_hearing()
+    }
+
+    /// What the others are to be told now, unless it is nothing new.
+    pub(crate) fn tell(
+        &mut self,
+        state: &HardState,
+        index: LogIndex,
+        now_ticks: u64,
+    ) -> Option<RaftMessageBody> {
+        let standing = (state.term, state.vote, index);
+        if standing == self.told || state.term == Term::ZERO {
+            return None;
+        }
+        self.told = standing;
+        self.told_ticks = now_ticks;
+        Some(RaftMessageBody::Standing { vote: state.vote, index })
+    }
+
+    // --- What is remembered ---
+
+    /// What this node remembers of starts.
+    pub(crate) fn remembered(&self) -> &Arc<Remembered> {
+        &self.remembered
+    }
+
+    /// Remembers what a member tells in messages that are believed.
+    pub(crate) fn hear(&mut self, sender: &Sender, messages: &[RaftMessage]) {
+        let Sender { id, incarnation, started, .. } = *sender;
+        let known = self.remembered.peers.get(&id).filter(|known| known.incarnation == incarnation);
+        let before = known.copied();
+        let mut now = before.unwrap_or(PeerStanding {
+            incarnation,
+            run: started.run,
+            told: Standing { starts: started.found.starts, ..Standing::default() },
+        });
+        if now.run != started.run || now.told.starts != started.found.starts {
+            now.run = started.run;
+            now.told.starts = started.found.starts;
+        }
+        now.told.tells(started.found.term, started.found.vote, LogIndex::ZERO);
+        for (term, vote, index) in messages.iter().filter(|message| message.from == id).filter_map(told_by) {
+            now.told.tells(term, vote, index);
+        }
+        if before == Some(now) {
+            return;
+        }
+        let only_index = before.is_some_and(|before| {
+            let told = Standing { index: now.told.index, ..before.told };
+            PeerStanding { told, ..before } == now
+        });
+        let unwritten = if only_index { Unwritten::Indexes } else { Unwritten::Seldom };
+        self.unwritten = self.unwritten.max(unwritten);
+        Arc::make_mut(&mut self.remembered).peers.insert(id, now);
+    }
+
+    /// Whether something is to be written now: what changes seldom at once, how far logs reach now and then.
+    pub(crate) fn is_writing_due(&self, now_ticks: u64, config: &CheckedConfig) -> bool {
+        match self.unwritten {
+            Unwritten::Nothing => false,
+            Unwritten::Indexes => now_ticks - self.written_ticks >= config.ticks(REMEMBER_INTERVAL),
+            Unwritten::Seldom => true,
+        }
+    }
+
+    /// All that this node remembers, to be written now. Nodes that are no members any more are forgotten.
+    pub(crate) fn take_to_write(
+        &mut self,
+        is_member: impl Fn(NodeId) -> bool,
+        now_ticks: u64,
+    ) -> Arc<Remembered> {
+        if self.remembered.peers.keys().any(|id| !is_member(*id)) {
+            Arc::make_mut(&mut self.remembered).peers.retain(|id, _| is_member(*id));
+        }
+        self.unwritten = Unwritten::Nothing;
+        self.written_ticks = now_ticks;
+        Arc::clone(&self.remembered)
+    }
+
+    /// What is left to write when this node stops in order.
+    pub(crate) fn take_last_write(&mut self) -> Option<Arc<Remembered>> {
+        if self.unwritten == Unwritten::Nothing {
+            return None;
+        }
+        self.unwritten = Unwritten::Nothing;
+        Some(Arc::clone(&self.remembered))
+    }
+
+    // --- Checks of senders ---
+
+    /// Whether the start that a member tells of fits to what it told before.
+    pub(crate) fn check(&self, sender: &Sender) -> Result<(), SenderRefusal> {
+        self.remembered.check(sender)
+    }
+
+    /// A run of a member was refused. Whether the member's other run, which is alive, is to be told: once, and not for the
+    /// last messages of a run that is over, which may come late.
+    pub(crate) fn note_refused(&mut self, sender: &Sender, is_alive: bool) -> bool {
+        let Started { run, found } = sender.started;
+        let known = self.remembered.peers.get(&sender.id);
+        let is_earlier = known.is_some_and(|known| found.starts < known.told.starts);
+        self.refused.len() < REFUSED_MAX && self.refused.insert(run) && is_alive && !is_earlier
+    }
+}
+
+/// Term, vote and log that are durable on the sender when it sends this. Messages that say nothing of that: a pre-vote is of
+/// a term that no node is in yet, and the report of which nodes were reached may be of one that is not durable.
+fn told_by(message: &RaftMessage) -> Option<(Term, Option<NodeId>, LogIndex)> {
+    let (from, to, term) = (message.from, message.to, message.term);
+    Some(match message.body {
+        RaftMessageBody::Standing { vote, index } => (term, vote, index),
+        // A leader or candidate has its own vote.
+        RaftMessageBody::Append { .. }
+        | RaftMessageBody::Heartbeat { .. }
+        | RaftMessageBody::RequestVote { .. } => (term, Some(from), LogIndex::ZERO),
+        RaftMessageBody::VoteResponse { granted: true, .. } => (term, Some(to), LogIndex::ZERO),
+        RaftMessageBody::AppendResponse { index, rejection: None, .. } => (term, None, index),
+        RaftMessageBody::AppendResponse { .. } | RaftMessageBody::HeartbeatResponse { .. } => {
+            (term, None, LogIndex::ZERO)
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::types::Incarnation;
+
+    fn node(id: u64) -> NodeId {
+        NodeId::new(id).unwrap()
+    }
+
+    fn standings() -> Standings {
+        Standings::new(&StoredState::default(), RunId(1))
+    }
+
+    fn sender(run: u64, starts: u64) -> Sender {
+        let found = Standing { starts, term: Term(3), ..Standing::default() };
+        let started = Started { run: RunId(run), found };
+        Sender { id: node(2), incarnation: Incarnation(1), members_as_of: LogIndex(1), started }
+    }
+
+    fn message(body: RaftMessageBody) -> RaftMessage {
+        RaftMessage { from: node(2), to: node(1), term: Term(3), body }
+    }
+
+    #[test]
+    fn a_start_is_counted_once_and_durable_with_its_turn() {
+        let mut standings = standings();
+        assert!(!standings.is_start_counted(TurnNumber(99)));
+        assert_eq!(standings.count_start(TurnNumber(2)).starts, 1);
+        assert_eq!(standings.count_start(TurnNumber(5)).starts, 1);
+        assert!(!standings.is_start_counted(TurnNumber(1)) && standings.is_start_counted(TurnNumber(2)));
+    }
+
+    #[test]
+    fn a_start_is_written_at_once_and_how_far_a_log_reaches_now_and_then() {
+        let config = Config::default().check().unwrap();
+        let interval = config.ticks(REMEMBER_INTERVAL);
+        let mut standings = standings();
+        assert!(!standings.is_writing_due(interval, &config));
+        standings.hear(&sender(9, 1), &[]);
+        assert!(standings.is_writing_due(0, &config));
+        standings.take_to_write(|_| true, 1);
+
+        let index = LogIndex(7);
+        let response = RaftMessageBody::AppendResponse { index, commit: LogIndex::ZERO, rejection: None };
+        standings.hear(&sender(9, 1), &[message(response)]);
+        assert!(
+            !standings.is_writing_due(interval, &config) && standings.is_writing_due(interval + 1, &config)
+        );
+        assert_eq!(standings.take_last_write().unwrap().peers[&node(2)].told.index, index);
+        assert!(standings.take_last_write().is_none());
+        assert!(standings.take_to_write(|_| false, 1).peers.is_empty(), "it is no member any more");
+    }
+
+    #[test]
+    fn a_refused_run_is_told_of_once_unless_it_is_over_already() {
+        let mut standings = standings();
+        standings.hear(&sender(9, 5), &[]);
+        assert!(standings.check(&sender(9, 5)).is_ok() && standings.check(&sender(8, 5)).is_err());
+        assert!(standings.note_refused(&sender(8, 5), true));
+        assert!(!standings.note_refused(&sender(8, 5), true), "once");
+        assert!(!standings.note_refused(&sender(7, 4), true), "an earlier run");
+        assert!(!standings.note_refused(&sender(6, 5), false), "the other run is not there");
+    }
+
+    #[test]
+    fn the_others_are_told_only_what_is_new() {
+        let mut standings = standings();
+        let state = HardState { term: Term(3), vote: Some(node(2)), commit: LogIndex::ZERO };
+        let body = RaftMessageBody::Standing { vote: Some(node(2)), index: LogIndex(4) };
+        assert_eq!(standings.tell(&HardState::default(), LogIndex(4), 1), None, "there was no term yet");
+        assert_eq!(standings.tell(&state, LogIndex(4), 1), Some(body));
+        assert_eq!(standings.tell(&state, LogIndex(4), 2), None);
+        assert!(standings.is_telling_due(11, 10) && !standings.is_telling_due(10, 10));
+        standings.begin_to_hear(std::iter::once(node(2)));
+        assert!(!standings.is_telling_due(11, 10) && standings.hear_from(node(2)));
+    }
+}

@@ -1,0 +1,77 @@
+//! What a node remembers of starts: by this a directory that was restored from an older copy is noticed before its node votes
+//! or acknowledges anything.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::members::{MembersDecodeError, Sender, SenderRefusal, decode_versioned, encode_versioned};
+use crate::standing::{PeerStanding, Started};
+use crate::types::NodeId;
+
+const REMEMBERED_VERSION: u8 = 1;
+
+/// What a node must not forget about starts: its own, and those of the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// How many times this node was started on its directory since that belongs to it.
+    pub starts: u64,
+    /// Of each other member, what it told this node.
+    pub peers: BTreeMap<NodeId, PeerStanding>,
+}
+
+impl Remembered {
+    /// Whether the start that a member tells of fits to what it told before.
+    ///
+    /// # Errors
+    /// If it has forgotten something of that.
+    pub fn check(&self, sender: &Sender) -> Result<(), SenderRefusal> {
+        let Sender { id, incarnation, started: Started { run, found }, .. } = *sender;
+        let known = self.peers.get(&id).filter(|known| known.incarnation == incarnation);
+        let Some(PeerStanding { run: known, told, .. }) = known else {
+            return Ok(());
+        };
+        if (*known, told.starts) == (run, found.starts)
+            || !found.is_behind(told)
+            || mutated!(RolledBackMayVote)
+        {
+            return Ok(());
+        }
+        Err(match found.starts == told.starts {
+            true => SenderRefusal::StartedTwice { id, run, starts: told.starts },
+            false => SenderRefusal::RolledBack { id, run, found, told: *told },
+        })
+    }
+
+    /// For storage: a version, then the value.
+    pub fn encode(&self) -> Bytes {
+        encode_versioned(REMEMBERED_VERSION, self)
+    }
+
+    /// The inverse of [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// If the version is not known, or the bytes are something else.
+    pub fn decode(bytes: &[u8]) -> Result<Remembered, MembersDecodeError> {
+        decode_versioned("memory of the other nodes", REMEMBERED_VERSION, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::standing::Standing;
+    use crate::types::{Incarnation, LogIndex, RunId, Term};
+
+    #[test]
+    fn memory_of_starts_survives_its_encoding() {
+        let told = Standing { starts: 1, term: Term(8), vote: None, index: LogIndex(5) };
+        let remembered = Remembered {
+            starts: 3,
+            peers: [(NodeId::FIRST, PeerStanding { incarnation: Incarnation(1), run: RunId(2), told })]
+                .into(),
+        };
+        assert_eq!(Remembered::decode(&remembered.encode()), Ok(remembered));
+    }
+}
