@@ -1,4 +1,4 @@
-# One command each for building, trying, checking and tidying. `verify` is what CI runs; it never edits a file.
+# One command each for building, running, checking and cleaning. `verify` is what CI runs; it never edits a file.
 
 CARGO ?= cargo
 PROGRAMS := target/debug
@@ -9,9 +9,9 @@ SEEDS ?= 10000
 PUBLISHED = $(notdir $(patsubst %/,%,$(dir $(shell grep -L 'publish = false' crates/*/Cargo.toml))))
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test verify package audit sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
+.PHONY: help build run test public-api verify package audit sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
 
-help: ## Say what can be done (the default)
+help: ## List the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build all programs, unoptimised, into ./target/debug
@@ -22,6 +22,9 @@ run: build ## Run three nodes of the key-value store in this terminal, until Ctr
 
 test: ## Run all tests
 	$(CARGO) test --workspace
+
+public-api: ## Write docs/public-api.txt again: the public API of the crate raftify, which `verify` compares with the code
+	UPDATE_EXPECT=1 $(CARGO) test --quiet -p raftify --test public_api
 
 verify: package ## Check everything that CI checks: format, lints, docs, tests, packages, each feature alone
 	$(CARGO) fmt --all --check
@@ -50,21 +53,21 @@ package: ## Make the packages of the published crates, into target/package (BUIL
 audit: ## Check licenses, bans and sources of all dependencies (needs cargo-deny; offline once `cargo fetch` has run)
 	$(CARGO) deny --locked check licenses bans sources
 
-crash-points: ## Cut the power after every operation of both storages, LMDB in them, and conversions (some minutes)
+crash-points: ## Cut power after every file-system operation of both storages, including LMDB, and of conversions (some minutes)
 	CRASH_POINTS=all $(CARGO) test --release -p raftify-storage --test crash_points
 
 fuzz: SECONDS = 60
-fuzz: ## SECONDS=60 for each target: feed any bytes to whatever reads from outside (needs nightly and cargo-fuzz)
+fuzz: ## SECONDS=60 for each target: fuzz every decoder of untrusted input (needs nightly and cargo-fuzz)
 	@fuzz/run.sh $(SECONDS)
 
-mutants: ## Put known bugs back, one at a time, and require that the simulator or a named test finds each (ARGUMENTS=--list)
+mutants: ## Reintroduce known bugs one at a time; the simulator or a named test must detect each (ARGUMENTS=--list)
 	@# All tests, and the simulator at full speed, are built once with all of the bugs in them.
 	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) build --release -p raftify-sim --bin mutants --target-dir target/mutants
 	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) test --no-run --message-format=json \
 		-p raftify-core -p raftify-storage -p raftify --target-dir target/mutants > target/mutants/tests.json
 	@target/mutants/release/mutants $(ARGUMENTS)
 
-fix: ## Repair what can be repaired by machine: format and simple lints
+fix: ## Repair formatting and simple lints
 	$(CARGO) clippy --fix --allow-dirty --allow-staged --workspace --all-targets --all-features
 	$(CARGO) fmt --all
 
@@ -77,16 +80,16 @@ bench-quick: ## The most important figures, in less than a minute
 	@$(BENCH) bench --quick --also-to target/bench.jsonl
 
 bench-join: MEGABYTES = 1000
-bench-join: ## MEGABYTES=1000 of state: what a node that joins costs clients at half of the maximum (some minutes)
+bench-join: ## MEGABYTES=1000 of state: the cost of a joining node for clients at half of the maximum (some minutes)
 	$(CARGO) build --release -p raftify-bench
 	@$(BENCH) join --megabytes $(MEGABYTES) --clients 64
 
-soak: ## HOURS=1 at 80 % of what the cluster can do: no election, neither memory nor disk grows
+soak: ## HOURS=1 at 80 % of the cluster's maximum: no election, and no growth of memory or disk use
 	$(CARGO) build --release -p raftify-bench
 	@$(BENCH) soak --hours $(HOURS)
 
 sim: SECONDS = 600
-sim: ## SEEDS=10000 simulated worlds, for SECONDS=600 at most; SEED=n runs one again, and writes its trace
+sim: ## SEEDS=10000 simulated worlds, for SECONDS=600 at most; SEED=n runs one seed again and writes its trace
 	$(CARGO) build --release -p raftify-sim
 	@target/release/sim $(if $(SEED),--seed $(SEED) --trace target/$(SEED).trace,--seeds $(SEEDS) --seconds $(SECONDS))
 
@@ -97,12 +100,12 @@ sim-shell: ## SEEDS=1000 worlds of whole nodes on simulated hosts, for SECONDS=6
 	@target/release/sim-shell $(if $(SEED),--seed $(SEED) --trace target/$(SEED).trace,--seeds $(SEEDS) --seconds $(SECONDS))
 
 chaos: MINUTES = 10
-chaos: ## MINUTES=10 of real processes that are killed, cut off and damaged, checked for linearizability; needs root
+chaos: ## MINUTES=10 of real processes that are killed, partitioned and corrupted, checked for linearizability; needs root
 	$(CARGO) build --release -p raftify-chaos -p memstore-static-members -p memstore-dynamic-members
 	@target/release/chaos --minutes $(MINUTES)
 
-performance: ## Put the figures of the last `make bench` into docs/performance.md, with plots and goals
+performance: ## Write the figures of the last `make bench` into docs/performance.md, with plots and goals
 	@$(BENCH) report docs/performance.md < target/bench.jsonl
 
-clean: ## Delete everything built, and the data of `make run`
+clean: ## Delete all build output, and the data of `make run`
 	$(CARGO) clean

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use raftify::{AbstractLogEntry, Entry, EntryKind, LogIndex, LogPosition, NodeId, Term};
+use raftify::status::{LogIndex, Term};
+use raftify::storage::{Entry, EntryKind};
+use raftify::{LogEntry, LogPosition, NodeId};
 use raftify_core::{RaftMessage, RaftMessageBody};
 use serde::{Deserialize, Serialize};
 
@@ -69,16 +71,16 @@ fn user_entry_decoded(bencher: Bencher, bytes: usize) {
 #[divan::bench(args = BATCHES)]
 fn append_to_wire(bencher: Bencher, count: u64) {
     let bencher = bencher.counter(ItemsCount::new(count)).with_inputs(|| append(count));
-    bencher.bench_values(raftify::inner::encode_message);
+    bencher.bench_values(raftify::testing::encode_message);
 }
 
 /// From bytes to a checked message for the core.
 #[divan::bench(args = BATCHES)]
 fn append_from_wire(bencher: Bencher, count: u64) {
-    let bytes = Bytes::from(raftify::inner::encode_message(append(count)));
+    let bytes = Bytes::from(raftify::testing::encode_message(append(count)));
     bencher
         .counter(ItemsCount::new(count))
-        .bench(|| raftify::inner::decode_message(black_box(&bytes).clone(), node(1), node(2)).is_ok());
+        .bench(|| raftify::testing::decode_message(black_box(&bytes).clone(), node(1), node(2)).is_ok());
 }
 
 /// Who waits for which answer.

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raftify::error::{ProposeError, ReadError, RunError};
+use raftify::status::LogIndex;
+use raftify::storage::{HeedStorage, MemoryStorage, StableStorage};
 use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BoxError, Config, HeedStorage, LogIndex, LogPosition, Member,
-    MemoryStorage, NodeId, Raft, SnapshotCapture, StableStorage, WalStorage,
+    BoxError, Config, LogEntry, LogPosition, Member, NodeId, Raft, Snapshot, StateMachine, WalStorage,
 };
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
@@ -47,7 +48,7 @@ impl Storage {
 #[derive(Clone)]
 pub(crate) struct Payload(pub(crate) Bytes);
 
-impl AbstractLogEntry for Payload {
+impl LogEntry for Payload {
     fn encode(&self) -> Result<Bytes, BoxError> {
         Ok(self.0.clone())
     }
@@ -64,7 +65,7 @@ pub(crate) struct Meter {
     snapshot_bytes: u64,
 }
 
-impl AbstractStateMachine for Meter {
+impl StateMachine for Meter {
     type LogEntry = Payload;
     type Reply = u64;
 
@@ -77,9 +78,9 @@ impl AbstractStateMachine for Meter {
         true
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         let (applied_bytes, bytes) = (self.applied_bytes, self.snapshot_bytes);
-        Ok(SnapshotCapture::new(move |writer: &mut dyn Write| {
+        Ok(Snapshot::new(move |writer: &mut dyn Write| {
             writer.write_all(&applied_bytes.to_be_bytes())?;
             io::copy(&mut io::repeat(0x5a).take(bytes), writer)?;
             Ok(())

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use memstore::LogEntry;
-use raftify::Term;
+use raftify::status::Term;
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 use tokio::net::TcpStream;

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use memstore::{HashStore, LogEntry, Reply};
+use raftify::RaftClient;
+use raftify::client::ClientError;
 use raftify::error::ProposeError;
-use raftify::{ClientError, RaftClient};
 use raftify_history::register::{Operation, Outcome};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use raftify::{BoxError, Inspection, Member, MemberChange, MemberRole, MembershipChange, NodeId};
+use raftify::membership::{MemberChange, MemberRole, MembershipChange};
+use raftify::status::Inspection;
+use raftify::{BoxError, Member, NodeId};
 use rustix::process::Signal;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};

@@ -3,12 +3,13 @@
 use rand::RngExt;
 use tokio::time::Instant;
 
+use crate::bits::Aim;
 use crate::cluster::Trouble;
 use crate::faults::Fault;
 use crate::http::Connection;
 use crate::links::Party;
 use crate::nemesis::{Nemesis, REFUSAL_PATIENCE, SERVICE_PATIENCE};
-use crate::node::{Aim, Program};
+use crate::node::Program;
 use crate::recovery::Flip;
 
 impl Nemesis<'_> {

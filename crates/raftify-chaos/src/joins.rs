@@ -6,7 +6,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join};
-use raftify::{MemberRole, NodeId};
+use raftify::NodeId;
+use raftify::membership::MemberRole;
 use rand::RngExt;
 use tokio::time::{Instant, sleep};
 

@@ -9,6 +9,7 @@ macro_rules! say {
     ($($what:tt)*) => { $crate::say_line(format_args!($($what)*)) };
 }
 
+mod bits;
 mod burdens;
 mod clients;
 mod cluster;

@@ -9,11 +9,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use raftify::BoxError;
-use rand::seq::IndexedMutRandom;
-use rand::{Rng, RngExt};
+use rand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
+use crate::bits::{Aim, flip};
 use crate::clients::{self, Client, Doors};
 use crate::links::Party;
 use crate::network::{Addresses, Network};
@@ -94,15 +94,6 @@ impl Setting {
             Program::Dynamic => "memstore-dynamic-members",
         }
     }
-}
-
-/// Which bits may be turned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Aim {
-    /// Any that were written.
-    Anything,
-    /// Those that a node must notice when it starts.
-    Noticed,
 }
 
 /// How a process ended.
@@ -471,123 +462,9 @@ fn run(command: &mut Command) -> Result<(), BoxError> {
     }
 }
 
-/// Turns one bit of one byte, and says where.
-fn flip(directory: &Path, aim: Aim, random: &mut impl Rng) -> io::Result<String> {
-    let found = match aim {
-        Aim::Anything => any_byte(directory, random)?,
-        Aim::Noticed => telling_byte(directory, random)?,
-    };
-    let (path, offset) =
-        found.ok_or_else(|| io::Error::other("there is nothing written whose bits could be turned"))?;
-    let bit = random.random_range(0..8);
-    // Only that byte is written: the file may have holes.
-    let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
-    let mut byte = [0];
-    file.seek(SeekFrom::Start(offset))?;
-    file.read_exact(&mut byte)?;
-    file.seek(SeekFrom::Start(offset))?;
-    file.write_all(&[byte[0] ^ 1 << bit])?;
-    let name = path.strip_prefix(directory).unwrap_or(&path);
-    Ok(format!("bit {bit} of byte {offset} of {}", name.display()))
-}
-
-/// A byte that was written. Log, LMDB and snapshots are hit equally often, whatever their sizes.
-fn any_byte(directory: &Path, random: &mut impl Rng) -> io::Result<Option<(PathBuf, u64)>> {
-    let mut kinds = vec![
-        files(&directory.join("log"), "segment"),
-        vec![directory.join("data.mdb")],
-        files(&directory.join("snapshots"), "snapshot"),
-    ];
-    loop {
-        kinds.retain(|files| !files.is_empty());
-        let Some(kind) = kinds.choose_mut(random) else { return Ok(None) };
-        let path = kind.swap_remove(random.random_range(0..kind.len()));
-        let bytes = fs::read(&path)?;
-        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
-            return Ok(Some((path, random.random_range(0..=last as u64))));
-        }
-    }
-}
-
-/// A byte of the newest snapshot, which is read and checked at every start. Of the log nobody else can say where it
-/// begins and ends.
-fn telling_byte(directory: &Path, random: &mut impl Rng) -> io::Result<Option<(PathBuf, u64)>> {
-    let Some(path) = files(&directory.join("snapshots"), "snapshot").pop() else { return Ok(None) };
-    let bytes = fs::metadata(&path)?.len();
-    Ok(Some((path, random.random_range(0..bytes))))
-}
-
-/// The finished ones of this kind, the oldest first.
-fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).into_iter().flatten();
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut paths: Vec<PathBuf> =
-        paths.filter(|path| path.extension().is_some_and(|it| it == extension)).collect();
-    paths.sort_unstable();
-    paths
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha8Rng;
-
     use super::*;
-
-    /// Which files are hit by sixty seeds, one bit each, and at which bytes.
-    fn hit(aim: Aim) -> BTreeSet<(&'static str, usize)> {
-        let directory = tempfile::tempdir().unwrap();
-        let written = |name: &str| directory.path().join(name);
-        for kind in ["log", "snapshots"] {
-            fs::create_dir_all(written(kind)).unwrap();
-        }
-        let mut segment = vec![7; 200];
-        segment.extend([0; 100_000]);
-        let files = [
-            ("log/1.segment", segment.clone()),
-            ("log/2.segment", segment),
-            ("data.mdb", vec![8; 500]),
-            ("snapshots/1.snapshot", vec![9; 50]),
-            ("snapshots/2.snapshot", vec![9; 50]),
-            ("lock.mdb", vec![1; 1000]),
-        ];
-        let mut hit = BTreeSet::new();
-        for seed in 0..60 {
-            for (name, bytes) in &files {
-                fs::write(written(name), bytes).unwrap();
-            }
-            flip(directory.path(), aim, &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
-            let mut turned = 0;
-            for (name, bytes) in &files {
-                let now = fs::read(written(name)).unwrap();
-                assert_eq!(now.len(), bytes.len());
-                for (place, (now, before)) in now.iter().zip(bytes).enumerate().filter(|(_, (a, b))| a != b) {
-                    turned += (now ^ before).count_ones();
-                    hit.insert((*name, place));
-                }
-            }
-            assert_eq!(turned, 1);
-        }
-        hit
-    }
-
-    #[test]
-    fn exactly_one_bit_of_what_was_written_is_turned_in_all_kinds_of_files() {
-        let hit = hit(Aim::Anything);
-        let names: BTreeSet<&str> = hit.iter().map(|(name, _)| *name).collect();
-        let all =
-            ["data.mdb", "log/1.segment", "log/2.segment", "snapshots/1.snapshot", "snapshots/2.snapshot"];
-        assert_eq!(names, all.into());
-        assert!(hit.iter().all(|(name, place)| !name.starts_with("log") || *place < 200), "{hit:?}");
-    }
-
-    #[test]
-    fn what_must_be_noticed_is_in_the_newest_snapshot() {
-        let hit = hit(Aim::Noticed);
-        assert!(hit.iter().all(|(name, _)| *name == "snapshots/2.snapshot"), "{hit:?}");
-    }
 
     #[test]
     fn the_disk_of_a_run_that_goes_on_is_not_taken_away() {

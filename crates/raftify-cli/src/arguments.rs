@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use raftify::{NodeId, StorageKind};
+use raftify::NodeId;
+use raftify::storage::StorageKind;
 
 #[derive(Parser)]
 #[command(

@@ -2,30 +2,29 @@
 
 use std::io::Write;
 
-use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BoxError, LogIndex, MemberChange, MemberRole, Members,
-    MembershipChange, MembershipRequest, RaftClient,
-};
+use raftify::membership::{MemberChange, MemberRole, Members, MembershipChange, MembershipRequest};
+use raftify::status::LogIndex;
+use raftify::{BoxError, LogEntry, RaftClient, StateMachine};
 use serde_json::json;
 
 use crate::arguments::{Addresses, Cluster, Conditions};
 use crate::output::{print_json, print_members};
 
-pub(crate) fn run<LogEntry, FSM>(what: Cluster, output: &mut dyn Write) -> Result<(), BoxError>
+pub(crate) fn run<Entry, FSM>(what: Cluster, output: &mut dyn Write) -> Result<(), BoxError>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(carry_out::<LogEntry, FSM>(what, output))
+    runtime.block_on(carry_out::<Entry, FSM>(what, output))
 }
 
-async fn carry_out<LogEntry, FSM>(what: Cluster, output: &mut dyn Write) -> Result<(), BoxError>
+async fn carry_out<Entry, FSM>(what: Cluster, output: &mut dyn Write) -> Result<(), BoxError>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
-    let client = |at: &Addresses| RaftClient::<LogEntry, FSM>::new(at.addresses.clone());
+    let client = |at: &Addresses| RaftClient::<Entry, FSM>::new(at.addresses.clone());
     match what {
         Cluster::Members { at } => {
             let status = client(&at)?.inspect().await?.status;

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
-use raftify::{BoxError, Conversion, StorageKind, convert_storage};
+use raftify::BoxError;
+use raftify::storage::{Conversion, StorageKind, convert_storage};
 
 use crate::output::with_advice;
 

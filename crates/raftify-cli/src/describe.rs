@@ -6,12 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
+use raftify::client::ClientError;
 use raftify::error::ReadError;
-use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BoxError, ClientError, CustomFormatter, Entry, EntryKind,
-    Inspection, LogIndex, LogReader, Member, MemberRecord, Members, MembershipChange, RaftClient,
-    ReadOnlyStorage, hex_and_text,
-};
+use raftify::formatter::{CustomFormatter, hex_and_text};
+use raftify::membership::{MemberRecord, Members, MembershipChange};
+use raftify::status::{Inspection, LogIndex};
+use raftify::storage::{Entry, EntryKind, LogReader, ReadOnlyStorage};
+use raftify::{BoxError, LogEntry, Member, RaftClient, StateMachine};
 use serde_json::{Value, json};
 
 use crate::arguments::{Describe, Form};
@@ -24,14 +25,14 @@ const READ_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// How long a live node may take to describe itself.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-pub(crate) fn run<LogEntry, FSM>(
+pub(crate) fn run<E, FSM>(
     what: Describe,
-    formatter: &impl CustomFormatter<LogEntry, FSM>,
+    formatter: &impl CustomFormatter<E, FSM>,
     output: &mut dyn Write,
 ) -> Result<(), BoxError>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    E: LogEntry,
+    FSM: StateMachine<LogEntry = E>,
 {
     match what {
         Describe::Logs { path, from, limit, form } => {
@@ -39,7 +40,7 @@ where
         }
         Describe::Metadata { path, form } => metadata(&path, form.form(), output),
         Describe::Snapshot { path, form } => snapshot(&path, form.form(), formatter, output),
-        Describe::Node { address, form } => node::<LogEntry, FSM>(&address, form.form(), output),
+        Describe::Node { address, form } => node::<E, FSM>(&address, form.form(), output),
     }
 }
 
@@ -47,17 +48,17 @@ fn open(path: &Path) -> Result<ReadOnlyStorage, BoxError> {
     ReadOnlyStorage::open(path).map_err(|error| with_advice(path, error))
 }
 
-fn logs<LogEntry, FSM>(
+fn logs<E, FSM>(
     path: &Path,
     from: Option<u64>,
     limit: Option<u64>,
     form: Form,
-    formatter: &impl CustomFormatter<LogEntry, FSM>,
+    formatter: &impl CustomFormatter<E, FSM>,
     output: &mut dyn Write,
 ) -> Result<(), BoxError>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    E: LogEntry,
+    FSM: StateMachine<LogEntry = E>,
 {
     let storage = open(path)?;
     let stored = storage.load()?;
@@ -124,17 +125,17 @@ fn kind(kind: EntryKind) -> &'static str {
     }
 }
 
-fn describe_entry<LogEntry, FSM>(entry: &Entry, formatter: &impl CustomFormatter<LogEntry, FSM>) -> String
+fn describe_entry<E, FSM>(entry: &Entry, formatter: &impl CustomFormatter<E, FSM>) -> String
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    E: LogEntry,
+    FSM: StateMachine<LogEntry = E>,
 {
     let bytes = &entry.payload;
     let undecodable = |error: &dyn Error| format!("cannot be decoded, {error}: {}", hex_and_text(bytes));
     match entry.kind {
         EntryKind::Empty => String::new(),
         EntryKind::User => unless_it_panics(|| {
-            LogEntry::decode(bytes).map_or_else(
+            E::decode(bytes).map_or_else(
                 |error| undecodable(&*error),
                 |user_entry| formatter.format_entry(&user_entry, bytes),
             )
@@ -208,15 +209,15 @@ fn metadata(path: &Path, form: Form, output: &mut dyn Write) -> Result<(), BoxEr
     Ok(())
 }
 
-fn snapshot<LogEntry, FSM>(
+fn snapshot<E, FSM>(
     path: &Path,
     form: Form,
-    formatter: &impl CustomFormatter<LogEntry, FSM>,
+    formatter: &impl CustomFormatter<E, FSM>,
     output: &mut dyn Write,
 ) -> Result<(), BoxError>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    E: LogEntry,
+    FSM: StateMachine<LogEntry = E>,
 {
     let storage = open(path)?;
     let Some(newest) = storage.load()?.snapshot else {
@@ -253,25 +254,25 @@ where
     Ok(())
 }
 
-fn describe_snapshot<LogEntry, FSM>(
+fn describe_snapshot<E, FSM>(
     data: &mut dyn Read,
-    formatter: &impl CustomFormatter<LogEntry, FSM>,
+    formatter: &impl CustomFormatter<E, FSM>,
 ) -> Result<String, BoxError>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    E: LogEntry,
+    FSM: StateMachine<LogEntry = E>,
 {
     let text = unless_it_panics(|| formatter.format_snapshot(data));
     Ok(text.ok_or("the formatter panicked on the snapshot: show its bytes with --raw")??)
 }
 
-fn node<LogEntry, FSM>(address: &str, form: Form, output: &mut dyn Write) -> Result<(), BoxError>
+fn node<E, FSM>(address: &str, form: Form, output: &mut dyn Write) -> Result<(), BoxError>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    E: LogEntry,
+    FSM: StateMachine<LogEntry = E>,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let client = RaftClient::<LogEntry, FSM>::new([address])?.with_deadline(DEADLINE);
+    let client = RaftClient::<E, FSM>::new([address])?.with_deadline(DEADLINE);
     let inspection = runtime.block_on(client.inspect()).map_err(|error| {
         let reason = match error {
             ClientError::Answer(ReadError::ConnectionLost(reason)) => reason,
@@ -330,13 +331,13 @@ fn members_json(members: &Members) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use raftify::{LogPosition, SnapshotCapture};
+    use raftify::{LogPosition, Snapshot};
 
     use super::*;
 
     struct Nothing;
 
-    impl AbstractStateMachine for Nothing {
+    impl StateMachine for Nothing {
         type LogEntry = u8;
         type Reply = ();
 
@@ -344,8 +345,8 @@ mod tests {
             Ok(())
         }
 
-        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-            Ok(SnapshotCapture::of(()))
+        fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+            Ok(Snapshot::from_value(()))
         }
 
         fn restore(&mut self, _: &mut dyn Read) -> Result<(), BoxError> {

@@ -5,19 +5,19 @@
 //! gives them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has the same commands:
 //!
 //! ```no_run
-//! # use raftify::{AbstractStateMachine, BoxError, LogPosition, SnapshotCapture, restore_value};
+//! # use raftify::{BoxError, LogPosition, Snapshot, StateMachine};
 //! # struct Counter(u64);
-//! # impl AbstractStateMachine for Counter {
+//! # impl StateMachine for Counter {
 //! #     type LogEntry = u64;
 //! #     type Reply = u64;
 //! #     fn apply(&mut self, _: LogPosition, add: u64) -> Result<u64, BoxError> { self.0 += add; Ok(self.0) }
-//! #     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> { Ok(SnapshotCapture::of(self.0)) }
+//! #     fn snapshot(&mut self) -> Result<Snapshot, BoxError> { Ok(Snapshot::from_value(self.0)) }
 //! #     fn restore(&mut self, reader: &mut dyn std::io::Read) -> Result<(), BoxError> {
-//! #         self.0 = restore_value(reader)?;
+//! #         self.0 = Snapshot::read_value(reader)?;
 //! #         Ok(())
 //! #     }
 //! # }
-//! use raftify::CustomFormatter;
+//! use raftify::formatter::CustomFormatter;
 //!
 //! struct InWords;
 //!
@@ -43,7 +43,8 @@ use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use raftify::{AbstractLogEntry, AbstractStateMachine, CustomFormatter, DefaultFormatter};
+use raftify::formatter::{CustomFormatter, DefaultFormatter};
+use raftify::{LogEntry, StateMachine};
 
 use crate::arguments::{Arguments, Command, Storage};
 
@@ -51,25 +52,25 @@ use crate::arguments::{Arguments, Command, Storage};
 ///
 /// The exit code is 0 if it was carried out, 1 with one line on standard error if it could not be, and 2 if the
 /// command line makes no sense. A reader of the output that goes away early, as `head` does, is no error.
-pub fn cli_handler<LogEntry, FSM>() -> ExitCode
+pub fn cli_handler<Entry, FSM>() -> ExitCode
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
-    cli_handler_with::<LogEntry, FSM>(DefaultFormatter)
+    cli_handler_with::<Entry, FSM>(DefaultFormatter)
 }
 
 /// The same, with entries and snapshots shown by `formatter`.
-pub fn cli_handler_with<LogEntry, FSM>(formatter: impl CustomFormatter<LogEntry, FSM>) -> ExitCode
+pub fn cli_handler_with<Entry, FSM>(formatter: impl CustomFormatter<Entry, FSM>) -> ExitCode
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     let arguments = Arguments::parse();
     let mut output = BufWriter::new(io::stdout().lock());
     let outcome = match arguments.command {
         Command::Describe(what) => describe::run(what, &formatter, &mut output),
-        Command::Cluster(what) => cluster::run::<LogEntry, FSM>(what, &mut output),
+        Command::Cluster(what) => cluster::run::<Entry, FSM>(what, &mut output),
         Command::Storage(Storage::Convert { path, to }) => convert::run(&path, to.into(), &mut output),
     };
     match outcome.and_then(|()| Ok(output.flush()?)) {

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::process::ExitCode;
 
 use bytes::Bytes;
-use raftify::{AbstractLogEntry, AbstractStateMachine, BoxError, LogPosition, SnapshotCapture};
+use raftify::{BoxError, LogEntry, LogPosition, Snapshot, StateMachine};
 use raftify_cli::cli_handler;
 
 fn main() -> ExitCode {
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
 /// An entry of some program, as bytes.
 struct UnknownEntry(Bytes);
 
-impl AbstractLogEntry for UnknownEntry {
+impl LogEntry for UnknownEntry {
     fn encode(&self) -> Result<Bytes, BoxError> {
         Ok(self.0.clone())
     }
@@ -29,7 +29,7 @@ struct UnknownStateMachine;
 
 const UNKNOWN: &str = "the state machine of the directory's program is not known here";
 
-impl AbstractStateMachine for UnknownStateMachine {
+impl StateMachine for UnknownStateMachine {
     type LogEntry = UnknownEntry;
     type Reply = ();
 
@@ -37,7 +37,7 @@ impl AbstractStateMachine for UnknownStateMachine {
         Err(UNKNOWN.into())
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         Err(UNKNOWN.into())
     }
 

@@ -6,7 +6,10 @@ use std::path::Path;
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{ContentArrangement, Table};
-use raftify::{BoxError, Members, PeerProgress, StorageError};
+use raftify::BoxError;
+use raftify::membership::Members;
+use raftify::status::PeerProgress;
+use raftify::storage::StorageError;
 use serde_json::Value;
 
 /// A table with these headings, as wide as the terminal at most.

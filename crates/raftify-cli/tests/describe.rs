@@ -9,11 +9,13 @@ use std::process::{Command, Output};
 use std::thread;
 
 use expect_test::{Expect, expect};
-use raftify::{
-    AbstractLogEntry, ClusterId, Entry, EntryKind, HardState, HeedStorage, Identity, Incarnation, LogIndex,
-    LogPosition, Member, MemberChange, MemberRecord, Members, MembershipChange, NodeId, SnapshotMeta,
-    SnapshotStore, SnapshotWriter, StableStorage, Term, WalSettings, WalStorage,
+use raftify::membership::{MemberChange, MemberRecord, Members, MembershipChange};
+use raftify::status::{ClusterId, Identity, Incarnation, LogIndex, Term};
+use raftify::storage::{
+    Entry, EntryKind, HardState, HeedStorage, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
+    WalSettings,
 };
+use raftify::{LogEntry, LogPosition, Member, NodeId, WalStorage};
 use raftify_core::storage::Write;
 use tempfile::TempDir;
 

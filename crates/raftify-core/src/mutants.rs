@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 /// Names the mutation that is on.
 pub const VARIABLE: &str = "RAFTIFY_MUTANT";
 
-/// Each with its number in the catalogue of `docs/testing.md`, or a dash, and the bug.
+/// Each with its number in the catalogue of `docs/testing/guarantees.md`, or a dash, and the bug.
 macro_rules! mutants {
     ($($(#[doc = $bug:literal])+ $name:ident,)+) => {
         /// A bug that can be put back.
@@ -42,9 +42,9 @@ macro_rules! mutants {
 mutants! {
     /// 1: a waiter is matched by its index alone: another leader's entry answers a lost proposal with success
     AnswersByIndexAlone,
-    /// 2: an append does not cut what follows it, the last index is kept as a maximum
+    /// 2: an append does not truncate the entries after it; the last index is kept as a maximum
     SuffixIsKept,
-    /// 3: the commit index is handed to the storage and not written
+    /// 3: the commit index is passed to the storage but not written
     CommitIndexIsNotWritten,
     /// 4: every node leads when it starts, without votes
     LeadsByConfiguration,
@@ -54,15 +54,15 @@ mutants! {
     PendingChangeIsNotAnswered,
     /// 8: a snapshot is sent in one message, beyond the transport's limit
     SnapshotInOneMessage,
-    /// 9: entries that cannot be decoded are left out of what is read
+    /// 9: reads skip entries that cannot be decoded
     DamagedEntriesAreSkipped,
-    /// 9: the members are lost over a restart, unless a snapshot has them
+    /// 9: a restart loses the members, unless a snapshot has them
     MembersAreLostOverRestart,
     /// 9: a snapshot is taken without the members
     SnapshotWithoutMembers,
-    /// 10: two nodes that join get one id
+    /// 10: two joining nodes get the same id
     ReservationsRepeat,
-    /// 10: the id of a node that was removed is taken by another one
+    /// 10: the id of a removed node is given to another node
     RemovedIdsComeBack,
     /// 11: a follower acknowledges before its write is durable
     AcknowledgesBeforeDurable,
@@ -74,75 +74,75 @@ mutants! {
     TermAndVoteAreNotWritten,
     /// 12: a vote leaves before it is durable
     VotesBeforeDurable,
-    /// 12: a single voter speaks to its learners before its term is durable
+    /// 12: a single voter sends messages to its learners before its term is durable
     SpeaksBeforeItsTermIsDurable,
-    /// 14: a snapshot that is installed leaves the entries after it in the log
+    /// 14: an installed snapshot leaves the entries after it in the log
     SnapshotKeepsSuffix,
-    /// 15: a snapshot that is installed leaves the old membership in force
+    /// 15: an installed snapshot leaves the old membership in force
     SnapshotKeepsOldMembers,
     /// 16: a rejection counts as an acknowledgement
     RejectionAcknowledges,
-    /// 17: a leader commits what is durable on itself alone
+    /// 17: a leader commits entries that are durable only on itself
     CommitsWithoutQuorum,
     /// 17: a leader commits entries of earlier terms by counting copies
     CommitsEarlierTermsByCounting,
     /// 18: entries that were fetched for a follower are not compared with the log that may have changed since
     FetchedEntriesAreNotCompared,
-    /// 19: a leader whose disk hangs stays in office
+    /// 19: a leader whose disk hangs does not step down
     HungDiskKeepsTheLeader,
     /// 19: the only thread of a runtime waits for the disk
     OnlyThreadWaitsForTheDisk,
-    /// 20: leadership is handed to a node that is dead
+    /// 20: leadership is transferred to a dead node
     TransfersToTheDead,
-    /// 21: a refused pre-vote does not teach the higher term
+    /// 21: a node does not adopt the higher term of a refused pre-vote
     RefusedPreVoteTeachesNothing,
     /// 22: several voters change in one step, without a joint configuration
     SeveralVotersAtOnce,
-    /// 22: a joint configuration is never left by itself
+    /// 22: a joint configuration is not left automatically
     JointIsNeverLeft,
     /// 23: a leader that removes itself neither transfers leadership nor steps down
     RemovedLeaderLeads,
     /// 24: the outcome of an earlier attempt to send a snapshot counts for a later one
     EarlierOutcomeCounts,
-    /// 24: consensus never hears of the outcome of a snapshot
+    /// 24: the outcome of a snapshot is not reported to consensus
     SnapshotOutcomeIsLost,
     /// 25: a joining node is promoted before it is caught up
     PromotesBeforeCaughtUp,
-    /// 25: a joining node that nobody reaches at its advertised address is promoted
+    /// 25: a joining node that no voter reaches at its advertised address is promoted
     PromotesTheUnreached,
-    /// -: a change is accepted that leaves no majority of live voters
+    /// -: a change that leaves no majority of live voters is accepted
     AcceptsStrandingChange,
-    /// -: the roles of the first members are no part of the cluster id
+    /// -: the roles of the first members are not part of the cluster id
     RoleLeftOutOfClusterId,
-    /// 26: a leader answers reads without asking whether it still leads
+    /// 26: a leader answers reads without confirming that it still leads
     ReadsWithoutQuorum,
     /// 26: a read is answered before its index is applied
     ReadsBeforeApplied,
-    /// 27: nobody looks at incarnations: a node with an empty disk goes on under its old id
+    /// 27: incarnations are not checked: a node with an empty disk continues under its old id
     IncarnationIsNotChecked,
-    /// 27: a node goes on although entries are gone that it had acknowledged
+    /// 27: a node continues although entries that it acknowledged are missing
     LossIsNotNoticed,
-    /// 27: a node goes on under a leader that does not have what is committed
+    /// 27: a node continues under a leader that lacks committed entries
     ProofOfLossIsIgnored,
-    /// 27: a node that has started on an older copy of its directory is believed
+    /// 27: messages of a node that has started on an older copy of its directory are accepted
     RolledBackMayVote,
-    /// 27: a node votes after a start before it has heard what others know of it
+    /// 27: after a start, a node votes before the other members have reported what they know of it
     VotesBeforeHearing,
     /// 27: starts are not counted
     StartsAreNotCounted,
-    /// 28: a restore that fails is passed over: half a state is in service
+    /// 28: a failed restore is ignored: the node serves half a state
     FailedRestoreIsIgnored,
-    /// 28: a snapshot of which the end is missing is installed
+    /// 28: a snapshot without its end is installed
     UnfinishedSnapshotIsInstalled,
-    /// 29: the directory is not synced after a snapshot got its name
+    /// 29: the directory is not synced after a snapshot is renamed
     DirectoryIsNotSynced,
-    /// 29: a snapshot gets its name before its data is synced
+    /// 29: a snapshot is renamed before its data is synced
     SnapshotIsNotSynced,
     /// 30: a removed node stops at once, although others may still need its vote
     RemovedNodeStopsAtOnce,
-    /// 31: a log goes on after a write that failed
+    /// 31: a log accepts writes after a failed write
     WritesAfterAFailure,
-    /// 34: the log is not cut before the slowest member has it
+    /// 34: the log is not truncated until the slowest member has it
     LogWaitsForTheSlowest,
     /// 35: a leader counts its own log before it is flushed
     UnflushedLogCounts,
@@ -152,57 +152,57 @@ mutants! {
     CompactsBeyondTheSnapshot,
     /// 37: a batch of messages has no limit
     BatchHasNoLimit,
-    /// 38: who waits and is dropped hears nothing
+    /// 38: a dropped request gets no answer
     DroppedMeansSilence,
     /// -: a proposal without an outcome has no deadline
     ProposalsHaveNoDeadline,
     /// -: a read without an outcome has no deadline
     ReadsHaveNoDeadline,
-    /// -: a leader that is told to stop does not transfer leadership
+    /// -: a leader that gets a stop request does not transfer leadership
     StopsWithoutTransfer,
     /// -: a request that comes while no leader is known is refused at once
     NoLeaderIsAnAnswer,
-    /// -: a call that is given up resets its stream
+    /// -: an abandoned call resets its stream
     GivenUpCallsAreReset,
     /// -: a request that was forwarded is forwarded again
     ForwardsForEver,
-    /// -: a node forwards more than it would take itself
+    /// -: a node forwards more requests than it would accept itself
     ForwardsWithoutLimit,
     /// -: a membership change is in force before the commit index that covers it is durable
     ChangeInForceBeforeDurable,
-    /// -: a membership change is made again when it comes from the log after a restart
+    /// -: a membership change is applied again when it is replayed from the log after a restart
     ChangesApplyTwice,
     /// -: heartbeats and votes wait behind entries
     SignalsWaitBehindEntries,
-    /// -: a connection is given up although what is sent over it makes progress
+    /// -: a connection is closed although the data sent over it makes progress
     PayloadIsNoSignOfLife,
-    /// -: a snapshot that is being taken at leisure is not taken faster when a follower waits for it
+    /// -: a snapshot that is being written slowly is not sped up when a follower waits for it
     DueSnapshotIsNotHurried,
     /// -: a joining node refuses a snapshot from before it became a member
     EarlierSnapshotIsRefused,
     /// -: after such a snapshot, a node counts as a member before the log says so
     StandInIsTakenForAMember,
-    /// -: a joining node that is started again after such a snapshot takes itself for removed
+    /// -: a joining node that restarts after such a snapshot considers itself removed
     NotYetMemberMeansRemoved,
-    /// -: the checksum of a record's content is not looked at: a torn one is accepted
+    /// -: the checksum of a record's content is not verified: a torn record is accepted
     TornRecordIsAccepted,
-    /// -: the checksum of an entry is not looked at
+    /// -: the checksum of an entry is not verified
     EntryChecksumIsNotChecked,
-    /// -: the last record that was found is not written and flushed again, though it may be in no more than a cache
+    /// -: the last record found at a start is not written and flushed again, although it may exist only in a cache
     LastRecordIsNotFlushedAgain,
-    /// -: the checksum of a snapshot's block is not looked at
+    /// -: the checksum of a snapshot's block is not verified
     SnapshotChecksumIsNotChecked,
-    /// -: a state machine in memory is given what no majority has yet
+    /// -: entries that no majority has yet are applied to a state machine in memory
     DeliversBeforeMajority,
-    /// -: a state machine on disk is given what this node's own log may lose
+    /// -: entries that this node's own log may lose are applied to a state machine on disk
     OnDiskMachineGetsUnsynced,
-    /// -: what was delivered before it was durable is delivered once more
+    /// -: entries that were delivered before they were durable are delivered again
     DeliversTwice,
-    /// -: a membership change is in force before this node has it durably
+    /// -: a membership change is in force before it is durable on this node
     DeliversChangesBeforeDurable,
-    /// -: a leader whose disk is slower than those of the others stays in office
+    /// -: a leader whose disk is slower than those of the others does not step down
     SlowDiskKeepsTheLeader,
-    /// -: an entry that cannot be applied is passed over
+    /// -: an entry that cannot be applied is skipped
     FailedApplyIsSkipped,
 }
 

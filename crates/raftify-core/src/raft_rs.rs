@@ -260,6 +260,11 @@ impl Consensus {
         self.pin_election_timeout();
     }
 
+    /// A leader sends a heartbeat to each peer now (`RawNode::ping`).
+    pub(crate) fn send_heartbeats(&mut self) {
+        self.raw.ping();
+    }
+
     pub(crate) fn transfer_leader(&mut self, to: NodeId) {
         self.raw.transfer_leader(to.get());
     }

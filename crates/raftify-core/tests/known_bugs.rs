@@ -1,5 +1,5 @@
 //! Bugs that other Raft systems shipped, each tried on whole clusters of cores. The numbers are those of the table in
-//! `docs/testing.md`.
+//! `docs/testing/guarantees.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

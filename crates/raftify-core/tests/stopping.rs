@@ -173,3 +173,24 @@ fn requests_that_wait_for_a_leader_until_their_deadline_had_no_effect() {
     assert_eq!(take(&proposal), Some(Err(ProposeError::NoLeader)));
     assert_eq!(take(&read), Some(Err(ReadError::NoLeader)));
 }
+
+#[test]
+fn a_node_that_was_started_again_is_told_of_the_leader_as_soon_as_that_reaches_it() {
+    let (mut cluster, leader) = cluster_of(3);
+    let follower = others(&cluster, leader)[0];
+    // Not only when a regular heartbeat is due: that is with every second tick.
+    for ticks in [1, 1, 2, 2, 1] {
+        cluster.crash(follower);
+        for _ in 0..ticks {
+            cluster.tick(leader);
+        }
+        cluster.settle();
+        cluster.start(follower);
+        cluster.tick(follower);
+        cluster.settle();
+        assert_eq!(cluster.status(follower).unwrap().leader_id, None, "it was not told yet");
+        cluster.tick(leader);
+        cluster.settle();
+        assert_eq!(cluster.status(follower).unwrap().leader_id, Some(leader));
+    }
+}

@@ -35,7 +35,7 @@ pub const TARGETS: [Target; 10] = [
 
 /// Every message of the wire, on through the checks at the door. The first byte says which.
 pub fn wire(bytes: &[u8]) {
-    raftify::inner::read_wire(bytes);
+    raftify::testing::read_wire(bytes);
 }
 
 /// Records of the segment log, with checksums that fit, and what is in them.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
-use raftify::restore_directory;
+use raftify::Snapshot;
 use raftify_storage::SnapshotFileReader;
 
 /// Calls `act` with a path in an empty directory, which is removed afterwards.
@@ -45,7 +45,7 @@ pub fn snapshot_file(bytes: &[u8]) {
 /// of what is refused.
 pub fn snapshot_directory(bytes: &[u8]) {
     at_place("unpacked", |path| {
-        let unpacked = restore_directory(&mut &*bytes, path);
+        let unpacked = Snapshot::read_directory(&mut &*bytes, path);
         assert_eq!(unpacked.is_ok(), path.exists());
         if unpacked.is_ok() {
             fs::remove_dir_all(path).expect("it was just made");

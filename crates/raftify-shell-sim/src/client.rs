@@ -4,13 +4,15 @@
 
 use std::time::Duration;
 
+use raftify::client::ClientError;
 use raftify::error::{ProposeError, ReadError};
-use raftify::{ClientError, Raft, RaftClient};
+use raftify::{Raft, RaftClient};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use tokio::time::{sleep, timeout};
 
-use crate::machine::{Command, Operation, Outcome, Registers};
+use crate::command::{Command, Operation, Outcome};
+use crate::machine::Registers;
 use crate::record::Record;
 
 /// How many registers there are.

@@ -7,13 +7,15 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use raftify::status::LogIndex;
+use raftify::storage::{
+    Entry, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
+    StorageError, StoredState,
+};
 use raftify::storage::{
     MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage, Write,
 };
-use raftify::{
-    ClusterJoinTicket, Entry, LogIndex, LogPosition, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore,
-    SnapshotWriter, StableStorage, StorageError, StoredState, simulation,
-};
+use raftify::{ClusterJoinTicket, LogPosition, simulation};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 

@@ -10,10 +10,10 @@ use raftify::error::{
     BootstrapError, JoinClusterError, MembershipError, MembershipRefusal, NodeStartError, RunError,
     StopReason,
 };
-use raftify::{
-    BootstrapOptions, ClusterJoinTicket, Config, Expect, LeaveJoint, Member, MemberChange, MembershipChange,
-    NodeId, Raft, Start, Status, StorageError,
-};
+use raftify::start::{BootstrapOptions, Expect, Start};
+use raftify::status::Status;
+use raftify::storage::StorageError;
+use raftify::{ClusterJoinTicket, Config, Member, NodeId, Raft};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::{mpsc, watch};
@@ -22,8 +22,12 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{Client, Node, in_time};
 use crate::disk::Disk;
-use crate::machine::{Manner, Registers};
+use crate::machine::{Profile, Registers};
 use crate::record::Record;
+
+mod orders;
+
+pub(crate) use orders::Order;
 
 /// How a node gets into its cluster.
 #[derive(Clone, Debug)]
@@ -36,33 +40,6 @@ pub(crate) enum Beginning {
     Joins(Duration, Vec<String>),
     /// After a while, it begins one with as many others as are expected, or joins the one that has begun.
     Expects(Duration, Expect),
-}
-
-/// What a node's user does to it.
-#[derive(Clone, Debug)]
-pub(crate) enum Order {
-    /// Stops it, in order.
-    Quit,
-    /// Begins to stop it, lets go of `quit` after so many polls and of `run` after so long.
-    QuitHalf(usize, Option<Duration>),
-    /// Lets go of `run`.
-    Drop,
-    /// Takes it out of the cluster.
-    Leave,
-    /// Takes another one out.
-    Remove(NodeId),
-    /// Hands leadership over.
-    Transfer(NodeId),
-    /// Steps down.
-    Demote,
-    /// Stands for election.
-    Campaign,
-    /// Takes a snapshot.
-    Snapshot,
-    /// Looks.
-    Inspect,
-    /// Calls a few times, which must succeed.
-    Probe,
 }
 
 /// What the world sees of a host.
@@ -89,7 +66,7 @@ pub(crate) struct Host {
     pub(crate) seed: u64,
     pub(crate) beginning: Beginning,
     pub(crate) config: Config,
-    pub(crate) manner: Manner,
+    pub(crate) profile: Profile,
     pub(crate) disk: Disk,
     pub(crate) record: Record,
     pub(crate) seen: Seen,
@@ -119,9 +96,6 @@ const LAST_OPERATIONS_MAX: u64 = 8;
 /// Nothing takes longer at the end of a node, but for what the disk is doing: connections that hang are severed after
 /// 2 s, twice, and before that the node may hand over and answer for 2 s.
 const QUIT_MAX: Duration = Duration::from_secs(10);
-
-/// A probe is so many calls in a row.
-const PROBES: u64 = 4;
 
 /// A call gives up on the core so much after its deadline; some more for what a step of the simulation takes.
 const GRACE: Duration = Duration::from_millis(1200);
@@ -271,7 +245,7 @@ impl Host {
         let began = Instant::now();
         loop {
             let machine =
-                Registers::new(&self.name, self.manner, self.record.clone(), ChaCha8Rng::from_rng(chance));
+                Registers::new(&self.name, self.profile, self.record.clone(), ChaCha8Rng::from_rng(chance));
             self.record.event(&self.name, format_args!("expects {} nodes", expect.count));
             let starting = async {
                 let disk = self.disk.open().map_err(BootstrapError::from)?;
@@ -302,7 +276,7 @@ impl Host {
             };
             match started {
                 Ok(node) => {
-                    self.record.event(&self.name, format_args!("started as node {}", node.get_id()));
+                    self.record.event(&self.name, format_args!("started as node {}", node.id()));
                     self.record.count("expected");
                     return Ok(node);
                 }
@@ -338,7 +312,7 @@ impl Host {
         let began = Instant::now();
         let node = loop {
             let machine =
-                Registers::new(&self.name, self.manner, self.record.clone(), ChaCha8Rng::from_rng(chance));
+                Registers::new(&self.name, self.profile, self.record.clone(), ChaCha8Rng::from_rng(chance));
             let bootstrapped = self
                 .disk
                 .open()
@@ -422,7 +396,10 @@ impl Host {
             status.identity.is_some() && !status.is_member() && status.members.knows(status.node_id)
         };
         match ended {
-            Ok(()) if was_removed && node.status().borrow().members.as_of() > raftify::LogIndex::ZERO => {
+            Ok(())
+                if was_removed
+                    && node.status().borrow().members.as_of() > raftify::status::LogIndex::ZERO =>
+            {
                 End::Gone
             }
             Ok(()) => End::Again,
@@ -440,110 +417,6 @@ impl Host {
             }
         }
     }
-
-    /// Carries an order out, in time.
-    fn order(
-        &self,
-        order: Order,
-        node: &Node,
-        drop_run: &watch::Sender<bool>,
-        chance: &mut ChaCha8Rng,
-    ) -> impl Future<Output = ()> + 'static {
-        let (record, name, node, drop_run) =
-            (self.record.clone(), self.name.clone(), node.clone(), drop_run.clone());
-        let (config, disk) = (self.config.clone(), self.disk.clone());
-        let mut client = self.client(90, chance);
-        let probed = Rc::clone(&self.seen.probed);
-        async move {
-            let membership = config.membership_timeout + GRACE;
-            record.event(&name, format_args!("is told: {order:?}"));
-            let told = match order {
-                Order::Quit => {
-                    record.count("quit");
-                    in_time(&record, &name, disk.busy_for() + QUIT_MAX, "quit", node.quit()).await;
-                    // If `run` was let go meanwhile, the disk is closed a little later, which is checked then.
-                    if !disk.is_closed() && !*drop_run.borrow() {
-                        record.violation(&name, "quit has returned and something still uses the disk");
-                    }
-                    "done".to_owned()
-                }
-                Order::QuitHalf(polls, then) => {
-                    record.count("quit half");
-                    let_go_after(polls, node.quit()).await;
-                    if let Some(then) = then {
-                        tokio::task::spawn_local(async move {
-                            sleep(then).await;
-                            drop_run.send_replace(true);
-                        });
-                    }
-                    "done".to_owned()
-                }
-                Order::Drop => {
-                    drop_run.send_replace(true);
-                    "done".to_owned()
-                }
-                Order::Leave => {
-                    record.count("leave");
-                    // It waits for the change, and then until a majority of the others knows of it.
-                    let limit = membership + config.membership_timeout + QUIT_MAX;
-                    told(in_time(&record, &name, limit, "leave", node.leave()).await)
-                }
-                Order::Remove(id) => {
-                    record.count("remove");
-                    let change = MembershipChange::Steps {
-                        steps: vec![MemberChange::Remove(id)],
-                        leave: LeaveJoint::Automatically,
-                    };
-                    told(
-                        in_time(&record, &name, membership, "change_config", node.change_config(change))
-                            .await,
-                    )
-                }
-                Order::Transfer(id) => {
-                    record.count("transfer");
-                    told(
-                        in_time(&record, &name, membership, "transfer_leader", node.transfer_leader(id))
-                            .await,
-                    )
-                }
-                Order::Demote => {
-                    let term = node.status().borrow().term;
-                    told(in_time(&record, &name, membership, "demote", node.demote(term, None)).await)
-                }
-                Order::Campaign => {
-                    let limit = config.propose_timeout + GRACE;
-                    told(in_time(&record, &name, limit, "campaign", node.campaign()).await)
-                }
-                Order::Snapshot => {
-                    record.count("snapshot asked for");
-                    let limit = Duration::from_secs(60);
-                    told(in_time(&record, &name, limit, "make_snapshot", node.make_snapshot()).await)
-                }
-                Order::Inspect => {
-                    let limit = config.read_timeout + GRACE;
-                    let outcome = in_time(&record, &name, limit, "inspect", node.inspect()).await;
-                    format!("{:?}", outcome.map(|inspected| inspected.is_ok()))
-                }
-                Order::Probe => {
-                    let (propose, read) = (config.propose_timeout + GRACE, 2 * (config.read_timeout + GRACE));
-                    for _ in 0..PROBES {
-                        client.call_node(&node, propose, read).await;
-                    }
-                    probed.set(probed.get() || client.successes == PROBES);
-                    format!("{} of {PROBES}", client.successes)
-                }
-            };
-            record.event(&name, told);
-        }
-    }
-}
-
-fn told<T, E: std::fmt::Display>(outcome: Option<Result<T, E>>) -> String {
-    match outcome {
-        Some(Ok(_)) => "done".to_owned(),
-        Some(Err(error)) => format!("not done: {error}"),
-        None => "no answer".to_owned(),
-    }
 }
 
 /// Resolves to `None` if `future` was let go before it ended.
@@ -553,24 +426,6 @@ async fn let_go<F: Future>(future: F, mut dropped: watch::Receiver<bool>) -> Opt
         _ = dropped.wait_for(|dropped| *dropped) => None,
         output = future => Some(output),
     }
-}
-
-/// Polls `future` so often, and drops it.
-async fn let_go_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
-    let mut future = Box::pin(future);
-    let mut polled = 0;
-    std::future::poll_fn(move |context| {
-        if polled == polls {
-            return std::task::Poll::Ready(None);
-        }
-        polled += 1;
-        let polled_now = future.as_mut().poll(context).map(Some);
-        if polled == polls && polled_now.is_pending() {
-            return std::task::Poll::Ready(None);
-        }
-        polled_now
-    })
-    .await
 }
 
 async fn watch_status(record: Record, name: String, mut status: watch::Receiver<Status>) {

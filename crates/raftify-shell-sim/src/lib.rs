@@ -6,12 +6,15 @@
 //! history is linearizable.
 
 mod client;
+mod command;
 mod disk;
 mod host;
 mod machine;
 mod panics;
 mod record;
+mod scenario;
 mod world;
 
 pub use record::HAPPENINGS;
-pub use world::{Report, Scenario, run};
+pub use scenario::Scenario;
+pub use world::{Report, run};

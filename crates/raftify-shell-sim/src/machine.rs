@@ -4,52 +4,12 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::Duration;
 
-use raftify::{AbstractStateMachine, BoxError, LogPosition, SnapshotCapture, restore_value, simulation};
+use raftify::{BoxError, LogPosition, Snapshot, StateMachine, simulation};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 
+use crate::command::{Command, Operation, Outcome};
 use crate::record::Record;
-
-/// What a client asks for, on one register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Operation {
-    /// Its value.
-    Read,
-    /// A new value.
-    Write(u64),
-    /// A new value, if the old one is this.
-    CompareAndSet {
-        /// The old value.
-        expected: Option<u64>,
-        /// The new one.
-        new: u64,
-    },
-}
-
-/// What a client gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Outcome {
-    /// Of a read.
-    Value(Option<u64>),
-    /// Of a write.
-    Done,
-    /// Of a compare-and-set: whether the old value was as expected.
-    Swapped(bool),
-}
-
-/// A log entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Command {
-    /// The register.
-    pub(crate) key: u8,
-    /// What is done to it.
-    pub(crate) operation: Operation,
-    /// The number of the client's call, by which entries are told apart.
-    pub(crate) call: u64,
-    /// Makes it larger.
-    pub(crate) padding: String,
-}
 
 /// The registers of one node.
 pub(crate) struct Registers {
@@ -57,13 +17,13 @@ pub(crate) struct Registers {
     values: BTreeMap<u8, u64>,
     applied: LogPosition,
     record: Record,
-    manner: Manner,
+    profile: Profile,
     chance: ChaCha8Rng,
 }
 
 /// How a node's state machine behaves.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manner {
+pub(crate) struct Profile {
     /// Whether it calls itself quick to apply, and is.
     pub(crate) quick: bool,
     /// If not, the most that applying an entry takes.
@@ -74,12 +34,12 @@ pub(crate) struct Manner {
 
 impl Registers {
     /// Without content. `who` names the node in the record.
-    pub(crate) fn new(who: &str, manner: Manner, record: Record, chance: ChaCha8Rng) -> Registers {
+    pub(crate) fn new(who: &str, profile: Profile, record: Record, chance: ChaCha8Rng) -> Registers {
         Registers {
             who: who.to_owned(),
             values: BTreeMap::new(),
             applied: LogPosition::ZERO,
-            manner,
+            profile,
             record,
             chance,
         }
@@ -91,7 +51,7 @@ impl Registers {
     }
 }
 
-impl AbstractStateMachine for Registers {
+impl StateMachine for Registers {
     type LogEntry = Command;
     type Reply = Outcome;
 
@@ -102,8 +62,8 @@ impl AbstractStateMachine for Registers {
         }
         self.applied = position;
         self.record.applied(&self.who, position, &command);
-        if !self.manner.quick && !self.manner.slowness.is_zero() {
-            simulation::block_for(self.chance.random_range(Duration::ZERO..=self.manner.slowness));
+        if !self.profile.quick && !self.profile.slowness.is_zero() {
+            simulation::block_for(self.chance.random_range(Duration::ZERO..=self.profile.slowness));
         }
         let value = self.get(command.key);
         Ok(match command.operation {
@@ -122,18 +82,18 @@ impl AbstractStateMachine for Registers {
     }
 
     fn is_quick_to_apply(&self) -> bool {
-        self.manner.quick
+        self.profile.quick
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         self.record.event(&self.who, format_args!("captures its state at {}", self.applied));
-        let mut padding = vec![0u8; self.manner.padding_bytes];
+        let mut padding = vec![0u8; self.profile.padding_bytes];
         self.chance.fill(&mut padding[..]);
-        Ok(SnapshotCapture::of((self.values.clone(), padding)))
+        Ok(Snapshot::from_value((self.values.clone(), padding)))
     }
 
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
-        let (values, _padding): (BTreeMap<u8, u64>, Vec<u8>) = restore_value(reader)?;
+        let (values, _padding): (BTreeMap<u8, u64>, Vec<u8>) = Snapshot::read_value(reader)?;
         self.record.event(&self.who, "restores a snapshot");
         self.record.count("snapshot restored");
         self.values = values;

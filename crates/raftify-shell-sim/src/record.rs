@@ -8,11 +8,12 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use raftify::{ClusterId, LogPosition};
+use raftify::LogPosition;
+use raftify::status::ClusterId;
 use raftify_history::register::{self, Register};
 use raftify_history::{Verdict, check_each_key};
 
-use crate::machine::{Command, Operation, Outcome};
+use crate::command::{Command, Operation, Outcome};
 
 /// The checker gives up on a register after so many.
 const CONFIGURATIONS_MAX: u64 = 1_000_000;

@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use raftify::{Config, Expect, Member, NodeId, RaftClient, Status, simulation};
+use raftify::status::Status;
+use raftify::{Config, Member, NodeId, RaftClient, simulation};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -14,45 +15,14 @@ use rand_chacha::ChaCha8Rng;
 use crate::client::Client;
 use crate::disk::{Disk, Health};
 use crate::host::{Beginning, Host, Order, Seen};
-use crate::machine::Manner;
+use crate::machine::Profile;
 use crate::panics;
 use crate::record::Record;
+use crate::scenario::{Expecting, Scenario, SlowLinks, draw_config};
 
-/// What a run is mostly about. All of them have clients all the time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scenario {
-    /// Nodes join by ticket, leave, are removed.
-    Join,
-    /// Leaders crash, and hand over.
-    Failover,
-    /// Snapshots are taken, and sent to nodes that lag or are new, over links that break.
-    Snapshots,
-    /// Links break, in one direction or both, and stall.
-    Partitions,
-    /// Nodes are stopped, in order and half way.
-    Quit,
-    /// All of it.
-    Everything,
-    /// Of four nodes, three expect each other, each of which is ended once while it waits; the fourth comes late. In no
-    /// seed: others have nodes that expect each other, too, and everything that can happen to these.
-    Expect,
-}
+mod faults;
 
-impl Scenario {
-    const DRAWN: [Scenario; 6] = [
-        Scenario::Join,
-        Scenario::Failover,
-        Scenario::Snapshots,
-        Scenario::Partitions,
-        Scenario::Quit,
-        Scenario::Everything,
-    ];
-
-    /// That of a seed, when none is asked for.
-    pub fn of(seed: u64) -> Scenario {
-        Self::DRAWN[(seed % Self::DRAWN.len() as u64) as usize]
-    }
-}
+use faults::Link;
 
 /// What happened in a run.
 pub struct Report {
@@ -114,155 +84,6 @@ struct World {
     disk_slowness: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
-    Cut,
-    /// From the first to the second.
-    CutThere,
-    CutBack,
-    Held,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    Crash,
-    CrashLeader,
-    CrashAll,
-    Cut,
-    CutOneWay,
-    Hold,
-    Isolate,
-    SlowDisk,
-    FailingDisk,
-    Quit,
-    QuitHalf,
-    Drop,
-    Leave,
-    Remove,
-    Transfer,
-    Demote,
-    Campaign,
-    Snapshot,
-    Inspect,
-}
-
-impl Scenario {
-    fn faults(self) -> &'static [Fault] {
-        use Fault::*;
-        match self {
-            Scenario::Join => {
-                &[Crash, CrashLeader, Leave, Remove, Transfer, Quit, QuitHalf, Drop, Cut, Inspect]
-            }
-            Scenario::Failover => &[
-                Crash,
-                CrashLeader,
-                CrashLeader,
-                CrashAll,
-                SlowDisk,
-                FailingDisk,
-                Transfer,
-                Demote,
-                Campaign,
-            ],
-            Scenario::Snapshots => {
-                &[Snapshot, Snapshot, Isolate, Isolate, Crash, Cut, Hold, Quit, FailingDisk, Drop]
-            }
-            Scenario::Partitions => &[Cut, Cut, CutOneWay, CutOneWay, Hold, Hold, Isolate, Isolate, Crash],
-            Scenario::Quit => &[Quit, QuitHalf, QuitHalf, Drop, Drop, Snapshot, Isolate, Hold, SlowDisk],
-            Scenario::Expect => &[],
-            Scenario::Everything => &[
-                Crash,
-                CrashLeader,
-                CrashAll,
-                Cut,
-                CutOneWay,
-                Hold,
-                Isolate,
-                SlowDisk,
-                FailingDisk,
-                Quit,
-                QuitHalf,
-                Drop,
-                Leave,
-                Remove,
-                Transfer,
-                Demote,
-                Campaign,
-                Snapshot,
-                Inspect,
-            ],
-        }
-    }
-}
-
-/// A world whose first nodes find each other.
-#[derive(Clone, Debug)]
-struct Expecting {
-    expect: Expect,
-    /// When each of them is started.
-    starts: Vec<Duration>,
-    /// Which of them crash before long, and when.
-    crashes: Vec<(Duration, usize)>,
-}
-
-impl Expecting {
-    /// In a fifth of the worlds, from chance that nothing else of the world is drawn from.
-    fn draw(seed: u64, scenario: Scenario, first: &[Member]) -> Option<Expecting> {
-        if scenario == Scenario::Expect {
-            let peers = first.iter().map(|member| member.address.clone()).collect();
-            let expect = Expect { count: 3, peers, wait_for_peers: None };
-            let starts = [0, 100, 2500, 9000].map(Duration::from_millis).to_vec();
-            // The third is there for a moment only: too short to begin with those that have waited for it.
-            let crashes = [(600, 0), (900, 1), (2510, 2)];
-            let crashes = crashes.map(|(at, number)| (Duration::from_millis(at), number)).to_vec();
-            return Some(Expecting { expect, starts, crashes });
-        }
-        let mut chance = ChaCha8Rng::seed_from_u64(seed);
-        chance.set_stream(1);
-        if !chance.random_bool(0.2) {
-            return None;
-        }
-        let count = first.len();
-        let peers = first.iter().map(|member| member.address.clone()).collect();
-        let latest = *[10, 500, 4000].choose(&mut chance).unwrap_or(&500);
-        let starts: Vec<Duration> =
-            first.iter().map(|_| Duration::from_millis(chance.random_range(0..latest))).collect();
-        let together = starts.iter().max().copied().unwrap_or_default();
-        let mut crashes = Vec::new();
-        for (number, start) in starts.iter().enumerate() {
-            for _ in 0..chance.random_range(0..=2) {
-                // While it waits, or when all are there and the cluster begins.
-                let from = if chance.random_bool(0.5) { *start } else { together };
-                crashes.push((from + Duration::from_millis(chance.random_range(0..400)), number));
-            }
-        }
-        let expect = Expect { count, peers, wait_for_peers: None };
-        Some(Expecting { expect, starts, crashes })
-    }
-}
-
-/// A world whose links are slow, and some of whose entries take long to get over them.
-#[derive(Clone, Copy, Debug)]
-struct SlowLinks {
-    bytes_per_second: u64,
-    padding_bytes_max: usize,
-}
-
-impl SlowLinks {
-    /// In an eighth of the worlds, from chance that nothing else of the world is drawn from.
-    fn draw(seed: u64, scenario: Scenario) -> Option<SlowLinks> {
-        let mut chance = ChaCha8Rng::seed_from_u64(seed);
-        chance.set_stream(2);
-        if scenario == Scenario::Expect || !chance.random_bool(0.125) {
-            return None;
-        }
-        let bytes_per_second = *[512 << 10, 1 << 20, 4 << 20].choose(&mut chance).unwrap_or(&(1 << 20));
-        // An entry passes up to three links within its deadline of 2 s, most of the time.
-        let padding_bytes_max = (bytes_per_second / *[2, 4, 16].choose(&mut chance).unwrap_or(&4)) as usize;
-        Some(SlowLinks { bytes_per_second, padding_bytes_max })
-    }
-}
-
 fn host_ip(number: usize) -> IpAddr {
     IpAddr::from([192, 168, 7, number as u8 + 1])
 }
@@ -283,7 +104,7 @@ impl World {
         let clients = chance.random_range(1..=2);
         let disk_slowness = Duration::from_millis(*[0, 2, 20].choose(&mut chance).unwrap_or(&0));
         let mut config = draw_config(scenario, &mut chance);
-        let manner = Manner {
+        let profile = Profile {
             quick: chance.random_bool(0.3),
             slowness: Duration::from_millis(*[0, 0, 3].choose(&mut chance).unwrap_or(&0)),
             padding_bytes: match scenario {
@@ -334,7 +155,7 @@ impl World {
                 seed: chance.random(),
                 beginning,
                 config: config.clone(),
-                manner,
+                profile,
                 disk: Disk::new(ChaCha8Rng::from_rng(&mut chance)),
                 record: record.clone(),
                 seen: Seen::default(),
@@ -373,7 +194,7 @@ impl World {
         record.event_at(
             Duration::ZERO,
             "world",
-            format_args!("{scenario:?}, {first} nodes and {joining} that join, {clients} clients, {manner:?}, {config:?}"),
+            format_args!("{scenario:?}, {first} nodes and {joining} that join, {clients} clients, {profile:?}, {config:?}"),
         );
         if let Some(slow_links) = &slow_links {
             record.event_at(Duration::ZERO, "world", format_args!("{slow_links:?}"));
@@ -402,10 +223,10 @@ impl World {
         while self.sim.elapsed() < unrest {
             self.step()?;
             if self.sim.elapsed() >= next {
-                self.fault();
+                self.inject_fault();
                 next += Duration::from_millis(self.chance.random_range(10..1500));
             }
-            self.mend();
+            self.end_faults();
             self.crash_early();
         }
         self.heal();
@@ -556,196 +377,6 @@ impl World {
             host.disk.set_health(Health::Slow(self.disk_slowness));
         }
     }
-
-    /// Ends faults whose time is over.
-    fn mend(&mut self) {
-        let now = self.sim.elapsed();
-        let over: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, (_, until))| *until <= now)
-            .map(|(link, (fault, _))| (*link, *fault))
-            .collect();
-        for (link, fault) in over {
-            self.links.remove(&link);
-            self.repair(link, fault);
-        }
-        let over: Vec<usize> =
-            self.crashed.iter().filter(|(_, until)| **until <= now).map(|(number, _)| *number).collect();
-        for number in over {
-            self.crashed.remove(&number);
-            self.note(format_args!("host {number} starts"));
-            self.sim.bounce(self.addresses[number]);
-        }
-        let over: Vec<usize> = self
-            .disks_sick_until
-            .iter()
-            .filter(|(_, until)| **until <= now)
-            .map(|(number, _)| *number)
-            .collect();
-        for number in over {
-            self.disks_sick_until.remove(&number);
-            self.hosts[number].disk.set_health(Health::Slow(self.disk_slowness));
-        }
-    }
-
-    fn repair(&mut self, (a, b): (usize, usize), fault: Link) {
-        self.note(format_args!("link {a}-{b} is no more {fault:?}"));
-        let (a, b) = (self.addresses[a], self.addresses[b]);
-        match fault {
-            Link::Cut => self.sim.repair(a, b),
-            Link::CutThere => self.sim.repair_oneway(a, b),
-            Link::CutBack => self.sim.repair_oneway(b, a),
-            Link::Held => self.sim.release(a, b),
-        }
-    }
-
-    fn break_link(&mut self, a: usize, b: usize, fault: Link, until: Duration) {
-        let (a, b) = (a.min(b), a.max(b));
-        if a == b || self.links.contains_key(&(a, b)) {
-            return;
-        }
-        self.note(format_args!("link {a}-{b} is {fault:?} until {until:?}"));
-        self.links.insert((a, b), (fault, until));
-        let (a, b) = (self.addresses[a], self.addresses[b]);
-        match fault {
-            Link::Cut => self.sim.partition(a, b),
-            Link::CutThere => self.sim.partition_oneway(a, b),
-            Link::CutBack => self.sim.partition_oneway(b, a),
-            Link::Held => self.sim.hold(a, b),
-        }
-    }
-
-    fn crash(&mut self, number: usize) {
-        if self.crashed.contains_key(&number) || self.hosts[number].seen.is_gone.get() {
-            return;
-        }
-        let until = self.soon(3000);
-        let host = Rc::clone(&self.hosts[number]);
-        if host.seen.orders.borrow().is_some() && host.seen.status.borrow().is_none() {
-            self.record.count("ended while it expects");
-        }
-        if self.chance.random_bool(0.5) {
-            // Without a word to those it was connected to.
-            self.note(format_args!("host {number} loses its power until {until:?}"));
-            self.record.count("power loss");
-            for other in 0..self.addresses.len() {
-                self.break_link(number, other, Link::Cut, until);
-            }
-        } else {
-            self.note(format_args!("host {number} crashes until {until:?}"));
-            self.record.count("crash");
-        }
-        self.sim.crash(self.addresses[number]);
-        host.disk.crash(self.sim.elapsed());
-        host.seen.status.take();
-        host.seen.orders.take();
-        self.crashed.insert(number, until);
-    }
-
-    fn crash_early(&mut self) {
-        let now = self.sim.elapsed();
-        for (_, number) in self.crash_early.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>() {
-            self.crash(number);
-        }
-    }
-
-    fn soon(&mut self, milliseconds: u64) -> Duration {
-        self.sim.elapsed() + Duration::from_millis(self.chance.random_range(1..milliseconds))
-    }
-
-    fn fault(&mut self) {
-        let Some(fault) = self.scenario.faults().choose(&mut self.chance).copied() else {
-            return;
-        };
-        let number = self.chance.random_range(0..self.hosts.len());
-        let other = self.chance.random_range(0..self.addresses.len());
-        let until = self.soon(4000);
-        let leader = self
-            .hosts
-            .iter()
-            .position(|host| status(host).is_some_and(|status| status.is_leader()))
-            .unwrap_or(number);
-        // A node that expects others must find one of the first: none of these goes before all are members.
-        let mut expecting = self.hosts.iter().filter(|host| matches!(host.beginning, Beginning::Expects(..)));
-        let all_are_members = expecting
-            .all(|host| host.seen.is_gone.get() || status(host).is_some_and(|status| status.is_member()));
-        let there = match all_are_members {
-            true => self.hosts.iter().filter(|host| !host.seen.is_gone.get()).count(),
-            false => 0,
-        };
-        match fault {
-            Fault::Crash => self.crash(number),
-            Fault::CrashLeader => self.crash(leader),
-            Fault::CrashAll => {
-                if self.chance.random_bool(0.3) {
-                    (0..self.hosts.len()).for_each(|number| self.crash(number));
-                }
-            }
-            Fault::Cut => self.break_link(number, other, Link::Cut, until),
-            Fault::CutOneWay => {
-                let way = if self.chance.random_bool(0.5) { Link::CutThere } else { Link::CutBack };
-                self.break_link(number, other, way, until);
-                self.record.count("one-way cut");
-            }
-            Fault::Hold => {
-                self.break_link(number, other, Link::Held, until);
-                self.record.count("hold");
-            }
-            Fault::Isolate => {
-                let some = if self.chance.random_bool(0.5) { leader } else { number };
-                let fault = *[Link::Cut, Link::CutThere, Link::CutBack, Link::Held]
-                    .choose(&mut self.chance)
-                    .unwrap_or(&Link::Cut);
-                for other in 0..self.addresses.len() {
-                    self.break_link(some, other, fault, until);
-                }
-                self.record.count("isolation");
-            }
-            Fault::SlowDisk => {
-                self.note(format_args!("host {number} has a slow disk until {until:?}"));
-                let slowness = Duration::from_millis(self.chance.random_range(50..1500));
-                self.hosts[number].disk.set_health(Health::Slow(slowness));
-                self.disks_sick_until.insert(number, until);
-                self.record.count("slow disk");
-            }
-            Fault::FailingDisk => {
-                self.note(format_args!("host {number} has a failing disk until {until:?}"));
-                self.hosts[number].disk.set_health(Health::Failing(0.2, self.disk_slowness));
-                self.disks_sick_until.insert(number, until);
-            }
-            Fault::Quit => self.order(number, Order::Quit),
-            Fault::QuitHalf => {
-                let polls = self.chance.random_range(0..6);
-                let milliseconds = *[0, 1, 20, 300, 3000].choose(&mut self.chance).unwrap_or(&0);
-                let then = Duration::from_millis(self.chance.random_range(0..=milliseconds));
-                let then = self.chance.random_bool(0.7).then_some(then);
-                self.order(number, Order::QuitHalf(polls, then));
-            }
-            Fault::Drop => self.order(number, Order::Drop),
-            Fault::Leave if there > 3 => self.order(number, Order::Leave),
-            Fault::Remove if there > 3 => {
-                let of = self.chance.random_range(0..self.hosts.len());
-                if let Some(status) = status(&self.hosts[of]) {
-                    self.order(number, Order::Remove(status.node_id));
-                }
-            }
-            Fault::Leave | Fault::Remove => {}
-            Fault::Transfer => {
-                if let Some(status) = status(&self.hosts[number]) {
-                    self.order(leader, Order::Transfer(status.node_id));
-                }
-            }
-            Fault::Demote => self.order(leader, Order::Demote),
-            Fault::Campaign => self.order(number, Order::Campaign),
-            Fault::Snapshot => self.order(number, Order::Snapshot),
-            Fault::Inspect => self.order(number, Order::Inspect),
-        }
-    }
-
-    fn order(&self, number: usize, what: Order) {
-        order(&self.hosts[number], what);
-    }
 }
 
 fn order(host: &Host, order: Order) {
@@ -757,25 +388,4 @@ fn order(host: &Host, order: Order) {
 
 fn status(host: &Host) -> Option<Status> {
     host.seen.status.borrow().as_ref().map(|status| status.borrow().clone())
-}
-
-fn draw_config(scenario: Scenario, chance: &mut ChaCha8Rng) -> Config {
-    let snapshots = scenario == Scenario::Snapshots || chance.random_bool(0.3);
-    Config {
-        propose_timeout: Duration::from_secs(2),
-        read_timeout: Duration::from_secs(2),
-        membership_timeout: Duration::from_secs(5),
-        disk_stall_timeout: Duration::from_secs(1),
-        connect_timeout: Duration::from_millis(500),
-        reconnect_delay_max: Duration::from_secs(1),
-        snapshot_entries: if snapshots { chance.random_range(10..100) } else { 10_000 },
-        log_entries_kept: chance.random_range(0..20),
-        snapshot_bytes_per_second_max: if snapshots { 65_536 << chance.random_range(0..6) } else { 0 },
-        snapshot_chunk_timeout: Duration::from_secs(chance.random_range(1..=3)),
-        messages_in_flight_max: chance.random_range(1..=16),
-        message_bytes_max: 1024 << chance.random_range(0..6),
-        pre_vote: chance.random_bool(0.9),
-        stop_timeout: Duration::from_millis([0, 300, 2000][chance.random_range(0..3)]),
-        ..Config::default()
-    }
 }

@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use raftify::start::{BootstrapOptions, Start};
+use raftify::status::Term;
+use raftify::storage::MemoryStorage;
 use raftify::{
-    AbstractStateMachine, BootstrapOptions, BoxError, Config, LogPosition, Member, MemoryStorage, NodeId,
-    Raft, RaftClient, SnapshotCapture, Start, Term, simulation,
+    BoxError, Config, LogPosition, Member, NodeId, Raft, RaftClient, Snapshot, StateMachine, simulation,
 };
 use tokio::time::sleep;
 
@@ -21,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Knows how large what was applied last is.
 struct Length(usize);
 
-impl AbstractStateMachine for Length {
+impl StateMachine for Length {
     type LogEntry = String;
     type Reply = usize;
 
@@ -30,12 +32,12 @@ impl AbstractStateMachine for Length {
         Ok(self.0)
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(self.0))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(self.0))
     }
 
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
-        self.0 = raftify::restore_value(reader)?;
+        self.0 = Snapshot::read_value(reader)?;
         Ok(())
     }
 }
@@ -101,7 +103,7 @@ fn an_entry_of_60_mib_replicates_over_a_slow_link_and_no_new_term_begins() {
         let before = terms(&nodes);
         let follower = nodes.iter().find(|node| !node.status().borrow().is_leader()).expect("two follow");
         // From the client to the follower, from there to the leader, and from there to both.
-        let known = address(follower.get_id().get());
+        let known = address(follower.id().get());
         let client = RaftClient::<String, Length>::new([known])?.with_deadline(PATIENCE);
         let replied = client.propose(&"a".repeat(ENTRY_BYTES)).await?;
         assert_eq!(replied, ENTRY_BYTES);

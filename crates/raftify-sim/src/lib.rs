@@ -5,15 +5,20 @@
 //!
 //! The binary `sim` runs many seeds, or one again. `docs/testing.md` says what is simulated and what is not.
 
+mod answers;
 mod clients;
 mod coverage;
 mod disk;
+mod draw;
+mod event;
+mod fault;
 mod invariants;
 mod log_picture;
 mod nemesis;
 mod network;
 mod node;
 mod panics;
+mod reply;
 mod schedule;
 mod simulation;
 mod store;
@@ -81,7 +86,7 @@ fn carry_out(seed: u64, trace: Trace) -> (Result<Report, Violation>, String) {
     let mut simulation = Simulation::new(seed, trace);
     let outcome = panics::caught(|| simulation.run()).unwrap_or_else(Err);
     let at = Duration::from_micros(simulation.schedule.now());
-    let election = simulation.election_timeout() as f64;
+    let election = simulation.world.election_timeout() as f64;
     let outcome = match outcome {
         Ok(()) => Ok(Report {
             simulated: at,

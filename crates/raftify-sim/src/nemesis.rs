@@ -1,505 +1,324 @@
-//! What goes wrong, and how it is repaired; `operator` is one who changes members and leaders, `recovery` the end of it all.
+//! Decides what goes wrong and what the operator asks for: looks at a [`Scene`], draws, and returns [`Action`]s. It
+//! changes nothing of the world: the simulation carries the actions out. `operator` changes members, `joins` lets nodes in
+//! and moves them.
 //!
 //! What Raft itself does not survive happens only as the guarantees of the project allow: one member at a time loses its
-//! disk, when all others know which life of that disk to believe, and while it is lost, no other member is removed.
+//! disk, when all others know which incarnation of that disk to believe, and while it is lost, no other member is removed.
 
 mod joins;
 mod operator;
-mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use raftify_core::{LocalRequestMsg, LogIndex, NodeId, Role};
+use raftify_core::{Members, MembershipRequest, NodeId, Role, Status};
 use rand::RngExt;
 use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
 use crate::coverage::Happened;
 use crate::disk::DiskFault;
-use crate::invariants::Checked;
-use crate::node::{Durable, Lost, Node};
+use crate::draw::Draw;
+use crate::fault::{Fault, Repair};
+use crate::invariants::answers::Answers;
+use crate::invariants::membership::Membership;
+use crate::node::{Lost, Node};
 use crate::schedule::{MILLISECOND, SECOND, Time};
-use crate::simulation::{Event, Simulation};
-use crate::world::Chance;
+use crate::world::World;
 
-/// A kind of fault, or of intervention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    Crash,
-    CrashOfMajority,
-    CrashOfAll,
-    Pause,
-    PartitionTwoWay,
-    PartitionOneWay,
-    Isolate,
-    LinksOneByOne,
-    SlowDisk,
-    HungDisk,
-    DiskError,
-    DiskFull,
-    BitFlip,
-    Wipe,
-    RollBack,
-    SlowStateMachine,
-    ApplyFails,
-    SnapshotFails,
-    RestoreFails,
-    Transfer,
-    Demote,
-    Campaign,
-    Stop,
-    ChangeMembers,
-    Snapshot,
-    // Only in worlds in which nodes join.
-    LetNodesIn,
-    JoinerDies,
-    NodeMoves,
-    ChangeAmidFailure,
-    // Only in worlds in which who leads may hand over because of its disk.
-    SlowDiskOfLeader,
-}
-
-impl Fault {
-    /// Of all worlds.
-    pub(crate) const ALL: [Fault; 25] = [
-        Fault::Crash,
-        Fault::CrashOfMajority,
-        Fault::CrashOfAll,
-        Fault::Pause,
-        Fault::PartitionTwoWay,
-        Fault::PartitionOneWay,
-        Fault::Isolate,
-        Fault::LinksOneByOne,
-        Fault::SlowDisk,
-        Fault::HungDisk,
-        Fault::DiskError,
-        Fault::DiskFull,
-        Fault::BitFlip,
-        Fault::Wipe,
-        Fault::RollBack,
-        Fault::SlowStateMachine,
-        Fault::ApplyFails,
-        Fault::SnapshotFails,
-        Fault::RestoreFails,
-        Fault::Transfer,
-        Fault::Demote,
-        Fault::Campaign,
-        Fault::Stop,
-        Fault::ChangeMembers,
-        Fault::Snapshot,
-    ];
-}
-
-/// The end of a fault, or its next part.
+/// What is to be decided.
 #[derive(Clone, Debug)]
-pub(crate) enum Repair {
-    Cut(NodeId, NodeId),
-    Restore(Vec<(NodeId, NodeId)>),
-    Disk(NodeId),
-    StateMachine(NodeId),
+pub(crate) enum Decision {
+    /// A fault, drawn among those of the world.
+    Fault,
     /// A leader is to get many proposals at once.
     Burst,
-    /// Who was rolled back, and did not notice, is taken away.
-    TakeAway(NodeId),
-    /// A node is started again, and says where it really is.
-    Correct(NodeId),
-    /// The operator changes members, as some of them are down.
+    /// The operator changes members while some of them are down.
     ChangeAmidFailure,
-    /// A node that was told to stop, in this life, is waited for no longer.
-    CutShort(NodeId, u64),
+    /// A node that is new may not be where it says.
+    Hide(NodeId),
+    /// A node that was not where it said has said where it is.
+    Corrected(NodeId),
+    /// A joining node has crashed.
+    JoinerCrashed(NodeId),
+    /// The operator removes this lost member, and asks the leader for it.
+    RemoveLost { leader: NodeId, lost: NodeId },
 }
 
-/// What the nemesis and the operator keep in mind.
+/// What the simulation is to do, in the order in which it was decided.
+#[derive(Clone, Debug)]
+pub(crate) enum Action {
+    Tell(String),
+    Saw(Happened),
+    Later(Delay, Repair),
+    Crash(NodeId),
+    Start(NodeId, Delay),
+    Pause(NodeId, Time),
+    /// It is never started again.
+    Abandon(NodeId),
+    Cut(Vec<(NodeId, NodeId)>),
+    SlowDisk(NodeId, u64),
+    HangDisk(NodeId),
+    SetDiskFault(NodeId, DiskFault),
+    BackUpDisk(NodeId),
+    LoseDisk(NodeId, DiskLoss),
+    SlowStateMachine(NodeId, u64),
+    /// Its state machine fails once, in what the fault says.
+    FailOnce(NodeId, Fault),
+    /// From its next start on, it is at this address.
+    Move(NodeId, Arc<str>),
+    /// It is not at the address that it gives.
+    MoveSecretly(NodeId),
+    /// No message reaches it.
+    Hide(NodeId),
+    Burst(NodeId, u64),
+    TakeSnapshot(NodeId),
+    /// It is told to stop, and cut short after this time.
+    Stop(NodeId, Time),
+    /// Leadership is to change: the fault says how, and who is meant to lead.
+    DisturbLeadership(NodeId, Fault, Option<NodeId>),
+    ReserveNodeId(NodeId),
+    /// This node is asked for a change of members.
+    ChangeMembers(NodeId, MembershipRequest),
+    /// When all before was carried out, this is decided.
+    Decide(Decision),
+}
+
+/// A time that is drawn when the action is carried out: what it waits for may draw before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Delay {
+    Exactly(Time),
+    /// The mean, and a time before it begins.
+    About {
+        mean: Time,
+        after: Time,
+    },
+    Within(Time, Time),
+}
+
+impl Delay {
+    pub(crate) const fn about(mean: Time) -> Delay {
+        Delay::About { mean, after: 0 }
+    }
+
+    pub(crate) fn draw(self, rng: &mut ChaCha8Rng) -> Time {
+        match self {
+            Delay::Exactly(time) => time,
+            Delay::About { mean, after } => after + rng.about(mean),
+            Delay::Within(least, most) => rng.within((least, most)),
+        }
+    }
+}
+
+/// How a disk is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DiskLoss {
+    BitFlip,
+    /// While the node goes on.
+    BitFlipAlive,
+    Wipe,
+    RollBack,
+}
+
+/// What the nemesis and the operator see of the world.
+pub(crate) struct Scene<'a> {
+    pub(crate) now: Time,
+    /// Nothing goes wrong any more.
+    pub(crate) is_healed: bool,
+    pub(crate) world: &'a World,
+    pub(crate) nodes: &'a BTreeMap<NodeId, Node>,
+    pub(crate) membership: &'a Membership,
+    pub(crate) answers: &'a Answers,
+}
+
+impl Scene<'_> {
+    fn members(&self) -> Option<&Members> {
+        self.membership.newest_members()
+    }
+
+    fn running(&self) -> Vec<NodeId> {
+        self.nodes.values().filter(|node| node.is_running()).map(|node| node.id).collect()
+    }
+
+    fn living(&self) -> usize {
+        self.nodes.values().filter(|node| !node.is_gone).count()
+    }
+
+    fn status(&self, node: NodeId) -> Option<Status> {
+        Some(self.nodes.get(&node)?.running.as_ref()?.core.status())
+    }
+
+    /// The leader of the highest term.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        let judged = self.nodes.values().filter(|node| node.lost != Some(Lost::OtherList));
+        let statuses = judged.filter_map(|node| self.status(node.id));
+        let leaders = statuses.filter(|status| status.role == Role::Leader);
+        leaders.max_by_key(|status| status.term).map(|status| status.node_id)
+    }
+
+    /// A member whose disk is lost.
+    pub(crate) fn lost_member(&self) -> Option<NodeId> {
+        let members = self.members()?;
+        let mut lost = self.nodes.values().filter(|node| node.lost.is_some() || node.disk.has_flipped());
+        lost.find(|node| members.get(node.id).is_some()).map(|node| node.id)
+    }
+}
+
+/// What the nemesis and the operator remember.
 #[derive(Default)]
 pub(crate) struct Nemesis {
     /// Nodes that wait to be added.
-    pub(crate) spares: Vec<NodeId>,
+    spares: Vec<NodeId>,
     /// Joining nodes that died for ever.
-    pub(crate) dead: BTreeSet<NodeId>,
-    /// Joining nodes that were cleared.
-    pub(crate) cleared: BTreeSet<NodeId>,
+    dead: BTreeSet<NodeId>,
     addresses: u64,
     /// The operator's requests about members that may still be under way.
     membership_requests: Vec<u64>,
-    /// When it last asked for the removal of a lost member.
-    asked_removal_at: Time,
-    /// Who stays down when the others are healed.
-    kept_down: BTreeSet<NodeId>,
-    /// The last index committed when all was healed.
-    commit_at_heal: LogIndex,
-    has_read_all: bool,
-    /// Too much was lost to ever go on.
-    pub(crate) is_hopeless: bool,
 }
 
-impl Simulation {
-    /// Something is drawn, and happens if it can.
-    pub(crate) fn something_goes_wrong(&mut self) -> Checked {
-        if self.healed_at.is_some() {
-            return Ok(());
+impl Nemesis {
+    /// A node waits to be added.
+    pub(crate) fn waits(&mut self, node: NodeId) {
+        if !self.spares.contains(&node) {
+            self.spares.push(node);
         }
-        let delay = self.rng.about(self.world.fault_interval);
-        self.schedule.after(delay, Event::Fault);
-        let fault = self.rng.one_of(&self.world.faults);
-        let running: Vec<NodeId> =
-            self.nodes.values().filter(|node| node.is_running()).map(|node| node.id).collect();
+    }
+
+    /// Whether this joining node died for ever.
+    pub(crate) fn is_dead(&self, node: NodeId) -> bool {
+        self.dead.contains(&node)
+    }
+
+    /// The operator has asked for a change of members, under this number.
+    pub(crate) fn has_asked(&mut self, number: u64) {
+        self.membership_requests.push(number);
+    }
+
+    pub(crate) fn decide(
+        &mut self,
+        decision: Decision,
+        scene: &Scene<'_>,
+        rng: &mut ChaCha8Rng,
+    ) -> Vec<Action> {
+        match decision {
+            Decision::Fault => self.inject_fault(scene, rng),
+            Decision::Burst => burst_on_leader(scene, rng),
+            Decision::ChangeAmidFailure => self.ask_amid_failure(scene, rng),
+            Decision::Hide(id) => hide_some(scene, rng, id),
+            Decision::Corrected(id) => self.ask_again_to_join(scene, rng, id),
+            Decision::JoinerCrashed(id) => self.joiner_crashed(rng, id),
+            Decision::RemoveLost { leader, lost } => vec![operator::remove_lost(scene, leader, lost)],
+        }
+    }
+
+    /// Draws a fault, which happens if it can.
+    fn inject_fault(&mut self, scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
+        let fault = rng.one_of(&scene.world.faults);
+        let running = scene.running();
         if running.is_empty() {
-            return Ok(());
+            return Vec::new();
         }
-        let node = self.rng.one_of(&running);
+        let node = rng.one_of(&running);
         match fault {
-            Fault::Crash => {
-                self.coverage.saw(Happened::CrashOfOne);
-                self.crash_for_a_while(&[node])
-            }
+            Fault::Crash => crash_for_a_while(Happened::CrashOfOne, &[node]),
             Fault::CrashOfMajority => {
                 let voters: Vec<NodeId> = running
                     .iter()
                     .copied()
-                    .filter(|node| self.status(*node).is_some_and(|status| status.members.is_voter(*node)))
+                    .filter(|node| scene.status(*node).is_some_and(|status| status.members.is_voter(*node)))
                     .collect();
-                self.coverage.saw(Happened::CrashOfMajority);
-                self.crash_for_a_while(&voters[..voters.len() / 2 + voters.len() % 2])
+                let count = voters.len() / 2 + voters.len() % 2;
+                crash_for_a_while(Happened::CrashOfMajority, &voters[..count])
             }
-            Fault::CrashOfAll => {
-                self.coverage.saw(Happened::CrashOfAll);
-                self.crash_for_a_while(&running)
-            }
+            Fault::CrashOfAll => crash_for_a_while(Happened::CrashOfAll, &running),
             Fault::Pause => {
-                let election = self.election_timeout();
-                let until = self.schedule.now() + election + self.rng.within((0, 3 * election));
-                self.coverage.saw(Happened::Pause);
-                self.tell(format_args!("{node} pauses"));
-                if let Some(node) = self.nodes.get_mut(&node) {
-                    node.paused_until = until;
-                }
-                Ok(())
+                let election = scene.world.election_timeout();
+                let until = scene.now + election + rng.within((0, 3 * election));
+                vec![Action::Saw(Happened::Pause), Action::Pause(node, until)]
             }
-            Fault::PartitionTwoWay | Fault::PartitionOneWay | Fault::Isolate => self.partition(fault, node),
-            Fault::LinksOneByOne => {
-                self.stop_links();
-                Ok(())
+            Fault::PartitionTwoWay | Fault::PartitionOneWay | Fault::Isolate => {
+                partition(scene, rng, fault, node)
             }
+            Fault::LinksOneByOne => stop_links(scene, rng),
             Fault::SlowDisk | Fault::HungDisk | Fault::DiskError | Fault::DiskFull => {
-                self.spoil_disk(fault, node);
-                Ok(())
+                spoil_disk(rng, fault, node)
             }
-            Fault::SlowDiskOfLeader => {
-                self.slow_down_leader();
-                Ok(())
-            }
-            Fault::BitFlip | Fault::Wipe | Fault::RollBack => self.lose_disk(fault, node),
+            Fault::SlowDiskOfLeader => slow_down_leader(scene, rng),
+            Fault::BitFlip | Fault::Wipe | Fault::RollBack => self.lose_disk(scene, rng, fault, node),
             Fault::SlowStateMachine => {
-                let slowness = self.rng.random_range(2..30);
-                self.coverage.saw(Happened::SlowStateMachine);
-                self.tell(format_args!("the state machine of {node} is slow"));
-                if let Some(node) = self.nodes.get_mut(&node) {
-                    node.apply_slowness = slowness;
-                }
-                let delay = self.rng.about(3 * SECOND);
-                self.schedule.after(delay, Event::Repair(Repair::StateMachine(node)));
-                Ok(())
+                let slowness = rng.random_range(2..30);
+                let delay = Delay::Exactly(rng.about(3 * SECOND));
+                vec![
+                    Action::Saw(Happened::SlowStateMachine),
+                    Action::Tell(format!("the state machine of {node} is slow")),
+                    Action::SlowStateMachine(node, slowness),
+                    Action::Later(delay, Repair::StateMachine(node)),
+                ]
             }
             Fault::ApplyFails | Fault::SnapshotFails | Fault::RestoreFails => {
-                if let Some(node) = self.nodes.get_mut(&node) {
-                    match fault {
-                        Fault::ApplyFails => node.fails_to.apply = true,
-                        Fault::SnapshotFails => node.fails_to.snapshot = true,
-                        _ => node.fails_to.restore = true,
-                    }
-                }
-                Ok(())
+                vec![Action::FailOnce(node, fault)]
             }
-            Fault::Transfer | Fault::Demote | Fault::Campaign => self.disturb_leadership(fault, node),
-            Fault::Stop => self.tell_to_stop(node),
-            Fault::ChangeMembers => self.change_members(node),
-            Fault::LetNodesIn => self.let_nodes_in(node),
-            Fault::JoinerDies => self.joiner_dies(),
-            Fault::NodeMoves => self.nodes_move(node),
-            Fault::ChangeAmidFailure => self.change_amid_failure(),
-            Fault::Snapshot => {
-                let count = if self.rng.percent(50) { 2 } else { 1 };
-                if count == 2 {
-                    self.coverage.saw(Happened::SnapshotsInARow);
-                }
-                for _ in 0..count {
-                    self.tell(format_args!("{node} is asked for a snapshot"));
-                    let number = self.invariants.answers.asked(format!("snapshot of {node}"));
-                    let reply = self.done(number, None);
-                    self.ask(node, LocalRequestMsg::MakeSnapshot { reply })?;
-                }
-                Ok(())
+            Fault::Transfer | Fault::Demote | Fault::Campaign => {
+                let ids: Vec<NodeId> = scene.nodes.keys().copied().collect();
+                let other = rng.percent(70).then(|| rng.one_of(&ids));
+                vec![Action::DisturbLeadership(node, fault, other)]
             }
-        }
-    }
-
-    pub(crate) fn election_timeout(&self) -> Time {
-        u64::try_from(self.world.config.election_timeout.as_micros()).unwrap_or(Time::MAX)
-    }
-
-    pub(crate) fn repair(&mut self, repair: Repair) -> Checked {
-        match repair {
-            Repair::Cut(from, to) => {
-                if self.healed_at.is_none() {
-                    self.network.cut.insert((from, to));
-                }
-            }
-            Repair::Restore(links) => {
-                for link in links {
-                    self.network.cut.remove(&link);
-                }
-            }
-            Repair::Disk(id) => {
-                let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-                node.disk_slowness = 1;
-                node.disk.set_fault(None);
-                let hung = std::mem::take(&mut node.disk_hangs);
-                let life = node.life;
-                self.tell(format_args!("the disk of {id} is well again"));
-                if hung {
-                    self.schedule.after(MILLISECOND, Event::Durable { node: id, life });
-                }
-            }
-            Repair::StateMachine(id) => {
-                if let Some(node) = self.nodes.get_mut(&id) {
-                    node.apply_slowness = 1;
-                }
-            }
-            Repair::Burst => self.burst_on_leader()?,
-            Repair::Correct(id) => self.correct(id)?,
-            Repair::ChangeAmidFailure => self.ask_amid_failure()?,
-            Repair::CutShort(id, life) => self.cut_short(id, life)?,
-            Repair::TakeAway(id) => {
-                self.crash(id)?;
-                if let Some(node) = self.nodes.get_mut(&id) {
-                    node.is_gone = true;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn crash_for_a_while(&mut self, nodes: &[NodeId]) -> Checked {
-        for &node in nodes {
-            self.crash(node)?;
-            let delay = self.rng.about(2 * SECOND);
-            self.schedule.after(delay, Event::Start(node));
-        }
-        Ok(())
-    }
-
-    /// A leader gets many proposals at once; mostly, they reach nobody else.
-    pub(crate) fn burst_on_leader(&mut self) -> Checked {
-        if self.healed_at.is_some() {
-            return Ok(());
-        }
-        let delay = self.rng.about(4 * SECOND);
-        self.schedule.after(delay, Event::Repair(Repair::Burst));
-        let Some(leader) = self.leader() else { return Ok(()) };
-        self.coverage.saw(Happened::Burst);
-        if self.rng.percent(70) {
-            self.partition(Fault::Isolate, leader)?;
-        }
-        let count = self.rng.random_range(5..60);
-        self.burst(leader, count)
-    }
-
-    // --- Links ---
-
-    fn partition(&mut self, fault: Fault, node: NodeId) -> Checked {
-        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
-        let side: BTreeSet<NodeId> = match fault {
-            Fault::Isolate => BTreeSet::from([node]),
-            _ => ids.iter().copied().filter(|_| self.rng.percent(50)).collect(),
-        };
-        let both_ways = fault == Fault::PartitionTwoWay || (fault == Fault::Isolate && self.rng.percent(50));
-        let mut links = Vec::new();
-        for &from in &ids {
-            for &to in &ids {
-                let leaves = side.contains(&from) && !side.contains(&to);
-                let enters = !side.contains(&from) && side.contains(&to);
-                if leaves || (both_ways && enters) {
-                    links.push((from, to));
-                }
-            }
-        }
-        if links.is_empty() {
-            return Ok(());
-        }
-        self.coverage.saw(match both_ways {
-            true => Happened::PartitionTwoWay,
-            false => Happened::PartitionOneWay,
-        });
-        self.tell(format_args!("the links {links:?} are cut"));
-        self.network.cut.extend(&links);
-        let delay = self.rng.about(4 * SECOND);
-        self.schedule.after(delay, Event::Repair(Repair::Restore(links)));
-        Ok(())
-    }
-
-    /// One after the other; and back in another order.
-    fn stop_links(&mut self) {
-        let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
-        let mut links: Vec<(NodeId, NodeId)> = ids
-            .iter()
-            .flat_map(|from| ids.iter().map(|to| (*from, *to)))
-            .filter(|(from, to)| from != to)
-            .collect();
-        if links.is_empty() {
-            return;
-        }
-        links.shuffle(&mut self.rng);
-        links.truncate(self.rng.random_range(1..=links.len()));
-        self.coverage.saw(Happened::LinksOneByOne);
-        self.tell(format_args!("the links {links:?} stop one by one"));
-        let pause = self.rng.within((10 * MILLISECOND, 300 * MILLISECOND));
-        let mut delay = 0;
-        for (from, to) in &links {
-            self.schedule.after(delay, Event::Repair(Repair::Cut(*from, *to)));
-            delay += pause;
-        }
-        links.shuffle(&mut self.rng);
-        delay += self.rng.about(SECOND);
-        for link in links {
-            self.schedule.after(delay, Event::Repair(Repair::Restore(vec![link])));
-            delay += pause;
-        }
-    }
-
-    // --- Disks ---
-
-    fn spoil_disk(&mut self, fault: Fault, id: NodeId) {
-        self.tell(format_args!("the disk of {id}: {fault:?}"));
-        let slowness = self.rng.random_range(10..100);
-        let Some(node) = self.nodes.get_mut(&id) else { return };
-        match fault {
-            Fault::SlowDisk => {
-                node.disk_slowness = slowness;
-                self.coverage.saw(Happened::DiskSlow);
-            }
-            Fault::HungDisk => {
-                node.disk_hangs = true;
-                self.coverage.saw(Happened::DiskHung);
-            }
-            Fault::DiskError => {
-                // Counted when a write meets it.
-                return node.disk.set_fault(Some(DiskFault::Error));
-            }
-            _ => node.disk.set_fault(Some(DiskFault::Full)),
-        }
-        let delay = self.rng.about(4 * SECOND);
-        self.schedule.after(delay, Event::Repair(Repair::Disk(id)));
-    }
-
-    /// The disk of a node that leads takes for each write a multiple of what counts as slow, for long.
-    fn slow_down_leader(&mut self) {
-        let leads = |node: &&Node| {
-            node.running.as_ref().is_some_and(|running| running.core.status().role == Role::Leader)
-        };
-        let Some(id) = self.nodes.values().find(leads).map(|node| node.id) else { return };
-        let slow = u64::try_from(self.world.config.slow_write_time.as_micros()).unwrap_or(Time::MAX);
-        let slowness = slow * self.rng.random_range(3..8) / self.world.write_delay.1.max(1);
-        self.tell(format_args!("the disk of {id}, which leads, is {slowness} times as slow"));
-        self.coverage.saw(Happened::DiskOfLeaderSlow);
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.disk_slowness = slowness.max(2);
-        }
-        let delay = 2 * SECOND + self.rng.about(8 * SECOND);
-        self.schedule.after(delay, Event::Repair(Repair::Disk(id)));
-    }
-
-    fn lose_disk(&mut self, fault: Fault, id: NodeId) -> Checked {
-        if fault == Fault::RollBack && self.nodes.values().all(|node| node.backup.is_none()) {
-            return self.back_up(id);
-        }
-        let id = match fault {
-            Fault::RollBack => match self.nodes.values().find(|node| node.backup.is_some()) {
-                Some(node) => node.id,
-                None => return Ok(()),
+            Fault::Stop => vec![Action::Stop(node, rng.about(scene.world.election_timeout()))],
+            Fault::ChangeMembers => self.change_members(scene, rng, node),
+            Fault::LetNodesIn => self.let_nodes_in(scene, rng, node),
+            Fault::JoinerDies => self.joiner_dies(scene, rng),
+            Fault::NodeMoves => self.nodes_move(scene, rng, node),
+            Fault::ChangeAmidFailure => self.change_amid_failure(scene, rng),
+            Fault::Snapshot => match rng.percent(50) {
+                true => vec![
+                    Action::Saw(Happened::SnapshotsInARow),
+                    Action::TakeSnapshot(node),
+                    Action::TakeSnapshot(node),
+                ],
+                false => vec![Action::TakeSnapshot(node)],
             },
-            _ => id,
-        };
-        if !self.may_lose(id, fault == Fault::Wipe) {
-            return Ok(());
         }
-        let backup = self.nodes.get_mut(&id).and_then(|node| node.backup.take());
-        if fault == Fault::BitFlip && self.world.peculiar.segments && self.rng.percent(50) {
-            self.tell(format_args!("{id}: {fault:?}, while it runs"));
-            if let Some(node) = self.nodes.get_mut(&id) {
-                node.disk.flip_a_bit();
-            }
-            return self.read_all(id);
-        }
-        self.crash(id)?;
-        let known_by = match (&backup, self.nodes.get(&id)) {
-            (Some((_, durable)), Some(node)) => node.is_rolled_back_to(&durable.state, &self.nodes),
-            _ => BTreeMap::new(),
-        };
-        let incarnation = self.next_incarnation();
-        let empty = self.new_disk();
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        match (fault, backup) {
-            (Fault::BitFlip, _) => {
-                node.disk.flip_a_bit();
-            }
-            (Fault::Wipe, _) => {
-                node.lost = Some(Lost::Wiped);
-                node.disk = empty;
-                node.held_before = Some(std::mem::take(&mut node.durable).log);
-                node.maybe_durable.clear();
-                node.incarnation = incarnation;
-                self.coverage.saw(Happened::DiskWiped);
-            }
-            (_, Some((disk, durable))) => {
-                node.lost = Some(Lost::RolledBack);
-                node.known_by = known_by;
-                node.disk = disk;
-                node.held_before = Some(std::mem::replace(&mut node.durable, durable).log);
-                node.maybe_durable.clear();
-                self.invariants.durable.forget(id, node.incarnation);
-                self.coverage.saw(Happened::DiskRolledBack);
-                self.schedule.after(10 * SECOND, Event::Repair(Repair::TakeAway(id)));
-            }
-            _ => return Ok(()),
-        }
-        self.tell(format_args!("{id}: {fault:?}"));
-        let delay = self.rng.about(SECOND);
-        self.schedule.after(delay, Event::Start(id));
-        Ok(())
     }
 
-    fn back_up(&mut self, id: NodeId) -> Checked {
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        if node.lost.is_none() && !node.disk.has_flipped() && node.durable.state.identity.is_some() {
-            let copy =
-                node.disk.copy(node.durable.state.clone()).map_err(|error| format!("{id}: {error}"))?;
-            node.backup = Some((copy, Durable::clone(&node.durable)));
+    fn lose_disk(&self, scene: &Scene<'_>, rng: &mut ChaCha8Rng, fault: Fault, node: NodeId) -> Vec<Action> {
+        let backed_up = scene.nodes.values().find(|node| node.backup.is_some()).map(|node| node.id);
+        let (id, loss) = match (fault, backed_up) {
+            (Fault::RollBack, None) => return vec![Action::BackUpDisk(node)],
+            (Fault::RollBack, Some(backed_up)) => (backed_up, DiskLoss::RollBack),
+            (Fault::Wipe, _) => (node, DiskLoss::Wipe),
+            _ => (node, DiskLoss::BitFlip),
+        };
+        if !self.may_lose(scene, id, loss == DiskLoss::Wipe) {
+            return Vec::new();
         }
-        Ok(())
+        if loss == DiskLoss::BitFlip && scene.world.quirks.segments && rng.percent(50) {
+            return vec![Action::LoseDisk(id, DiskLoss::BitFlipAlive)];
+        }
+        vec![Action::Crash(id), Action::LoseDisk(id, loss), Action::Start(id, Delay::about(SECOND))]
     }
 
     /// Whether the cluster can do without the disk of `id`, and will know what became of it.
-    fn may_lose(&self, id: NodeId, is_wiped: bool) -> bool {
-        let Some(members) = self.invariants.membership.newest_members() else { return false };
+    fn may_lose(&self, scene: &Scene<'_>, id: NodeId, is_wiped: bool) -> bool {
+        let Some(members) = scene.members() else { return false };
         let is_member = |id| members.get(id).is_some();
-        if members.is_joint() || !is_member(id) || self.lost_member().is_some() {
+        if members.is_joint() || !is_member(id) || scene.lost_member().is_some() {
             return false;
         }
-        if is_wiped && self.world.voters == 1 && id == NodeId::FIRST {
+        if is_wiped && scene.world.voters == 1 && id == NodeId::FIRST {
             // It would begin a new cluster of its own: see `docs/operations.md`.
             return false;
         }
-        let is_asked =
-            self.nemesis.membership_requests.iter().any(|number| self.invariants.answers.is_open(*number));
+        let is_asked = self.membership_requests.iter().any(|number| scene.answers.is_open(*number));
         let voters = members.configuration().voters;
         if is_asked || (members.is_voter(id) && voters.len() - 1 <= voters.len() / 2) {
             return false;
         }
-        self.nodes.values().filter(|node| !node.is_gone).all(|node| {
+        scene.nodes.values().filter(|node| !node.is_gone).all(|node| {
             let durable = &node.durable;
             let own = durable.state.members.as_ref();
             let log = node.running.as_ref().map_or(&durable.log, |running| &running.log);
             let knows = own.and_then(|own| own.get(id)).is_some_and(|member| member.incarnation.is_some());
-            // Until a removal is in force there as well, who was removed is missed in elections.
+            // Until a removal is in force there as well, the removed node is missed in elections.
             let is_settled = !voters.contains(&node.id)
                 || own.is_some_and(|own| !own.is_joint() && own.configuration().voters == voters);
             is_settled
@@ -508,11 +327,147 @@ impl Simulation {
                 && (node.id == id || !is_wiped || knows)
         })
     }
+}
 
-    /// A member whose disk is lost.
-    fn lost_member(&self) -> Option<NodeId> {
-        let members = self.invariants.membership.newest_members()?;
-        let mut lost = self.nodes.values().filter(|node| node.lost.is_some() || node.disk.has_flipped());
-        lost.find(|node| members.get(node.id).is_some()).map(|node| node.id)
+fn crash_for_a_while(what: Happened, nodes: &[NodeId]) -> Vec<Action> {
+    let mut actions = vec![Action::Saw(what)];
+    for &node in nodes {
+        actions.extend([Action::Crash(node), Action::Start(node, Delay::about(2 * SECOND))]);
     }
+    actions
+}
+
+/// A leader gets many proposals at once; mostly, they reach no other node.
+fn burst_on_leader(scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
+    if scene.is_healed {
+        return Vec::new();
+    }
+    let mut actions = vec![Action::Later(Delay::Exactly(rng.about(4 * SECOND)), Repair::Burst)];
+    let Some(leader) = scene.leader() else { return actions };
+    actions.push(Action::Saw(Happened::Burst));
+    if rng.percent(70) {
+        actions.extend(partition(scene, rng, Fault::Isolate, leader));
+    }
+    actions.push(Action::Burst(leader, rng.random_range(5..60)));
+    actions
+}
+
+// --- Links ---
+
+fn partition(scene: &Scene<'_>, rng: &mut ChaCha8Rng, fault: Fault, node: NodeId) -> Vec<Action> {
+    let ids: Vec<NodeId> = scene.nodes.keys().copied().collect();
+    let side: BTreeSet<NodeId> = match fault {
+        Fault::Isolate => BTreeSet::from([node]),
+        _ => ids.iter().copied().filter(|_| rng.percent(50)).collect(),
+    };
+    let both_ways = fault == Fault::PartitionTwoWay || (fault == Fault::Isolate && rng.percent(50));
+    let mut links = Vec::new();
+    for &from in &ids {
+        for &to in &ids {
+            let leaves = side.contains(&from) && !side.contains(&to);
+            let enters = !side.contains(&from) && side.contains(&to);
+            if leaves || (both_ways && enters) {
+                links.push((from, to));
+            }
+        }
+    }
+    if links.is_empty() {
+        return Vec::new();
+    }
+    let what = if both_ways { Happened::PartitionTwoWay } else { Happened::PartitionOneWay };
+    let delay = Delay::Exactly(rng.about(4 * SECOND));
+    vec![
+        Action::Saw(what),
+        Action::Tell(format!("the links {links:?} are cut")),
+        Action::Cut(links.clone()),
+        Action::Later(delay, Repair::Restore(links)),
+    ]
+}
+
+/// One after the other; and back in another order.
+fn stop_links(scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
+    let ids: Vec<NodeId> = scene.nodes.keys().copied().collect();
+    let mut links: Vec<(NodeId, NodeId)> = ids
+        .iter()
+        .flat_map(|from| ids.iter().map(|to| (*from, *to)))
+        .filter(|(from, to)| from != to)
+        .collect();
+    if links.is_empty() {
+        return Vec::new();
+    }
+    links.shuffle(rng);
+    links.truncate(rng.random_range(1..=links.len()));
+    let mut actions = vec![
+        Action::Saw(Happened::LinksOneByOne),
+        Action::Tell(format!("the links {links:?} stop one by one")),
+    ];
+    let pause = rng.within((10 * MILLISECOND, 300 * MILLISECOND));
+    let mut delay = 0;
+    for (from, to) in &links {
+        actions.push(Action::Later(Delay::Exactly(delay), Repair::Cut(*from, *to)));
+        delay += pause;
+    }
+    links.shuffle(rng);
+    delay += rng.about(SECOND);
+    for link in links {
+        actions.push(Action::Later(Delay::Exactly(delay), Repair::Restore(vec![link])));
+        delay += pause;
+    }
+    actions
+}
+
+// --- Disks ---
+
+fn spoil_disk(rng: &mut ChaCha8Rng, fault: Fault, id: NodeId) -> Vec<Action> {
+    let mut actions = vec![Action::Tell(format!("the disk of {id}: {fault:?}"))];
+    let slowness = rng.random_range(10..100);
+    match fault {
+        Fault::SlowDisk => {
+            actions.extend([Action::SlowDisk(id, slowness), Action::Saw(Happened::DiskSlow)]);
+        }
+        Fault::HungDisk => actions.extend([Action::HangDisk(id), Action::Saw(Happened::DiskHung)]),
+        Fault::DiskError => {
+            // Counted when a write meets it.
+            actions.push(Action::SetDiskFault(id, DiskFault::Error));
+            return actions;
+        }
+        _ => actions.push(Action::SetDiskFault(id, DiskFault::Full)),
+    }
+    actions.push(Action::Later(Delay::Exactly(rng.about(4 * SECOND)), Repair::Disk(id)));
+    actions
+}
+
+/// The disk of a leader takes for each write a multiple of what counts as slow, for long.
+fn slow_down_leader(scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
+    let leads = |node: &&Node| {
+        node.running.as_ref().is_some_and(|running| running.core.status().role == Role::Leader)
+    };
+    let Some(id) = scene.nodes.values().find(leads).map(|node| node.id) else { return Vec::new() };
+    let slow = u64::try_from(scene.world.config.slow_write_time.as_micros()).unwrap_or(Time::MAX);
+    let slowness = slow * rng.random_range(3..8) / scene.world.write_delay.1.max(1);
+    let delay = Delay::Exactly(2 * SECOND + rng.about(8 * SECOND));
+    vec![
+        Action::Tell(format!("the disk of {id}, which leads, is {slowness} times as slow")),
+        Action::Saw(Happened::DiskOfLeaderSlow),
+        Action::SlowDisk(id, slowness.max(2)),
+        Action::Later(delay, Repair::Disk(id)),
+    ]
+}
+
+/// Some nodes that are to join are not where they say, and some of these get no messages either.
+fn hide_some(scene: &Scene<'_>, rng: &mut ChaCha8Rng, id: NodeId) -> Vec<Action> {
+    if !scene.world.joins.hidden || scene.is_healed || !rng.percent(40) {
+        return Vec::new();
+    }
+    let mut actions = vec![Action::MoveSecretly(id)];
+    if rng.percent(50) {
+        actions.push(Action::Hide(id));
+    }
+    let delay = Delay::Exactly(rng.about(8 * SECOND));
+    actions.extend([
+        Action::Saw(Happened::NodeHidden),
+        Action::Tell(format!("{id} is not where it says")),
+        Action::Later(delay, Repair::Correct(id)),
+    ]);
+    actions
 }

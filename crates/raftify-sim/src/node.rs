@@ -14,7 +14,7 @@ use crate::disk::Disk;
 use crate::invariants::deadlines::Deadlines;
 use crate::invariants::transfers::Transfers;
 use crate::log_picture::LogPicture;
-use crate::network::Reply;
+use crate::reply::Reply;
 use crate::schedule::Time;
 use crate::store::Store;
 

@@ -2,173 +2,46 @@
 //! its time, and has all invariants checked after every step.
 //!
 //! Here is the order of events, and what follows from a turn of a core; `lives`, `messages`, `work` and `observation` have
-//! the rest.
+//! the rest; `faults` carries out what the nemesis decides, `recovery` judges the end.
 //!
 //! Two phases: for a while, things go wrong, and everything must be safe; then enough is healed, and the cluster must
 //! become live within a bound: a leader, a new commit, all members equal, nobody without an answer.
 
+mod client_calls;
+mod faults;
 mod lives;
 mod members;
 mod messages;
 mod observation;
+mod recovery;
 mod work;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use raftify_core::error::{MembershipError, ReadError};
-use raftify_core::members::SenderRefusal;
 use raftify_core::{
-    Committed, Entry, LeaderRequest, LogFetch, LogIndex, LogPosition, Member, Members, MembershipRequest,
-    NodeId, RaftMessage, Reservation, Role, SnapshotStore, StorageError, Turn,
+    Committed, Entry, LeaderRequest, LogIndex, Member, Members, NodeId, RaftMessage, Role, SnapshotStore,
+    Turn,
 };
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use crate::answers::{AnswerQueue, Answered, forwarded};
 use crate::clients::Clients;
 use crate::coverage::{Coverage, Happened};
+use crate::draw::Draw;
+use crate::event::Event;
+use crate::fault::Repair;
 use crate::invariants::{Checked, Invariants, bounded_log, deadlines, durable_state, leader_append_only};
-use crate::nemesis::{Nemesis, Repair};
-use crate::network::{Network, Packet, Proposed, Reply, forwarded};
+use crate::nemesis::Nemesis;
+use crate::network::{Network, Packet};
 use crate::node::{Lost, Node, ToApply, ToWrite};
+use crate::reply::Reply;
 use crate::schedule::{SECOND, Schedule, Time};
 use crate::trace::Trace;
-use crate::world::{Chance, World};
+use crate::world::World;
 
-/// What will happen.
-pub(crate) enum Event {
-    Tick {
-        node: NodeId,
-        life: u64,
-    },
-    Arrive {
-        from: NodeId,
-        to: NodeId,
-        packet: Packet,
-    },
-    /// The write that is under way is on the disk.
-    Durable {
-        node: NodeId,
-        life: u64,
-    },
-    /// The node hears of it.
-    Written {
-        node: NodeId,
-        life: u64,
-    },
-    Apply {
-        node: NodeId,
-        life: u64,
-    },
-    SnapshotWritten {
-        node: NodeId,
-        life: u64,
-        position: LogPosition,
-    },
-    /// `read`: what was read when it was asked for; otherwise it is read now.
-    Fetched {
-        node: NodeId,
-        life: u64,
-        fetch: LogFetch,
-        read: Option<Result<Vec<Entry>, StorageError>>,
-    },
-    /// A connection broke: its sender hears of it, or of what it carried.
-    Broke {
-        from: NodeId,
-        to: NodeId,
-    },
-    Lost(Packet, NodeId),
-    Refused {
-        node: NodeId,
-        by: NodeId,
-        refusal: SenderRefusal,
-    },
-    Client(usize),
-    /// Something goes wrong.
-    Fault,
-    /// Something is repaired.
-    Repair(Repair),
-    Start(NodeId),
-    /// The end of the trouble.
-    Heal,
-    /// A look at whether the cluster is well again.
-    Look,
-}
-
-impl Event {
-    /// In whom it happens: if that one is paused, it happens later.
-    fn node(&self) -> Option<NodeId> {
-        match self {
-            Event::Tick { node, .. }
-            | Event::Durable { node, .. }
-            | Event::Written { node, .. }
-            | Event::Apply { node, .. }
-            | Event::SnapshotWritten { node, .. }
-            | Event::Fetched { node, .. }
-            | Event::Refused { node, .. }
-            | Event::Arrive { to: node, .. }
-            | Event::Broke { from: node, .. }
-            | Event::Lost(_, node) => Some(*node),
-            _ => None,
-        }
-    }
-}
-
-/// Something that a core, or a node that stopped, has answered.
-pub(crate) enum Answered {
-    Proposed {
-        number: u64,
-        answer: Proposed,
-    },
-    Read {
-        number: u64,
-        node: NodeId,
-        answer: Result<LogIndex, ReadError>,
-    },
-    Changed {
-        number: u64,
-        request: MembershipRequest,
-        answer: Result<Members, MembershipError>,
-    },
-    Reserved {
-        number: u64,
-        answer: Result<Reservation, MembershipError>,
-    },
-    /// Something of which it only matters whether it succeeded.
-    Done {
-        number: u64,
-        what: Option<Happened>,
-        succeeded: bool,
-    },
-    /// It is for another node.
-    Travels {
-        from: NodeId,
-        to: NodeId,
-        packet: Packet,
-    },
-}
-
-/// Where answers are put until the step that gave them is over.
-#[derive(Clone, Default)]
-pub(crate) struct AnswerQueue(Arc<Mutex<Vec<Answered>>>);
-
-impl AnswerQueue {
-    pub(crate) fn push(&self, answered: Answered) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(answered);
-    }
-
-    /// Whether request `number` was answered in this step.
-    pub(crate) fn has(&self, number: u64) -> bool {
-        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        answers
-            .iter()
-            .any(|answered| matches!(answered, Answered::Done { number: done, .. } if *done == number))
-    }
-
-    fn take(&self) -> Vec<Answered> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
+use recovery::AfterHeal;
 
 /// See the module.
 pub(crate) struct Simulation {
@@ -181,7 +54,10 @@ pub(crate) struct Simulation {
     pub(crate) coverage: Coverage,
     pub(crate) trace: Trace,
     pub(crate) clients: Clients,
-    pub(crate) nemesis: Nemesis,
+    nemesis: Nemesis,
+    after_heal: AfterHeal,
+    /// Joining nodes that were cleared.
+    cleared: BTreeSet<NodeId>,
     pub(crate) answers: AnswerQueue,
     pub(crate) steps: u64,
     /// Since when nothing goes wrong any more.
@@ -207,8 +83,10 @@ impl Simulation {
         let initial = Members::initial((1..=world.voters + world.learners).map(member))
             .expect("there is at least one voter, and no id twice");
         let mut simulation = Simulation {
-            clients: Clients::new(&world),
+            clients: Clients::new(world.clients, world.keys),
             nemesis: Nemesis::default(),
+            after_heal: AfterHeal::default(),
+            cleared: BTreeSet::new(),
             rng,
             schedule: Schedule::new(),
             nodes: BTreeMap::new(),
@@ -255,7 +133,7 @@ impl Simulation {
             let delay = self.rng.about(self.world.fault_interval);
             self.schedule.after(delay, Event::Fault);
         }
-        if self.world.peculiar.bursts {
+        if self.world.quirks.bursts {
             let delay = self.rng.about(4 * SECOND);
             self.schedule.after(delay, Event::Repair(Repair::Burst));
         }
@@ -273,7 +151,7 @@ impl Simulation {
             self.happen(event)?;
             self.hand_out_answers()?;
         }
-        if !self.nemesis.is_hopeless {
+        if !self.after_heal.is_hopeless {
             self.invariants.answers.end(&self.invariants.committed)?;
         }
         self.undecided = self.clients.check_histories()?;
@@ -310,7 +188,7 @@ impl Simulation {
                 self.settle(node)
             }
             Event::Client(client) => self.client_acts(client),
-            Event::Fault => self.something_goes_wrong(),
+            Event::Fault => self.inject_fault(),
             Event::Repair(repair) => self.repair(repair),
             Event::Start(node) => self.start(node),
             Event::Heal => self.heal(),
@@ -377,8 +255,8 @@ impl Simulation {
         let crashes = self.healed_at.is_none()
             && turn.write.as_ref().is_some_and(|write| {
                 let is_leader = status.role == Role::Leader && !write.append.is_empty();
-                self.rng.percent(self.world.peculiar.crashes_percent)
-                    || (is_leader && self.rng.percent(self.world.peculiar.leader_crashes_percent))
+                self.rng.percent(self.world.quirks.crashes_percent)
+                    || (is_leader && self.rng.percent(self.world.quirks.leader_crashes_percent))
             });
         for item in &mut turn.committed {
             if let Committed::User { reply: Some(reply), .. } = item {
@@ -420,7 +298,7 @@ impl Simulation {
             let mut delay = self.rng.within(self.world.write_delay);
             let mut read = None;
             // A repaired disk is a fast one: a second for each message would keep a slow follower behind for minutes.
-            if self.world.peculiar.late_reads
+            if self.world.quirks.late_reads
                 && self.healed_at.is_none()
                 && let Some(node) = self.nodes.get(&id)
             {

@@ -8,7 +8,8 @@ use raftify_core::{CheckedConfig, Config, NodeId, StateKept};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::nemesis::Fault;
+use crate::draw::Draw;
+use crate::fault::Fault;
 use crate::schedule::{MILLISECOND, SECOND, Time};
 
 /// A world.
@@ -42,7 +43,7 @@ pub(crate) struct World {
     /// What goes wrong, and the mean time between two of it.
     pub(crate) faults: Vec<Fault>,
     pub(crate) fault_interval: Time,
-    pub(crate) peculiar: Peculiar,
+    pub(crate) quirks: Quirks,
     pub(crate) joins: Joins,
     pub(crate) state_machines: StateMachines,
 }
@@ -72,7 +73,7 @@ impl StateMachines {
 /// What only some worlds have. It is drawn apart from all else, so that a world without any of it is what it was before
 /// there was any of it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Peculiar {
+pub(crate) struct Quirks {
     /// Of 100 turns with something to write, so many end in a crash when their messages, or some of them, have left,
     /// and before the write has begun.
     pub(crate) crashes_percent: u32,
@@ -129,52 +130,25 @@ pub(crate) enum OtherList {
     OneVotesLess,
 }
 
-/// Choices that are made again and again.
-pub(crate) trait Chance {
-    /// Of 100 times, so many.
-    fn percent(&mut self, percent: u32) -> bool;
-    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T;
-    /// A time in this range.
-    fn within(&mut self, range: (Time, Time)) -> Time;
-    /// A time that is `mean` on average, mostly shorter, and at most eight times as long.
-    fn about(&mut self, mean: Time) -> Time;
-}
-
-impl Chance for ChaCha8Rng {
-    fn percent(&mut self, percent: u32) -> bool {
-        percent > 0 && self.random_range(0..100) < percent
-    }
-
-    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.random_range(0..choices.len())]
-    }
-
-    fn within(&mut self, (least, most): (Time, Time)) -> Time {
-        self.random_range(least..=most)
-    }
-
-    fn about(&mut self, mean: Time) -> Time {
-        // The number of leading zeros of a random word is 1 on average, and halves in likelihood with each more.
-        let halvings = u64::from(self.random::<u8>().leading_zeros().min(4));
-        self.random_range(0..=(mean * (halvings + 1)).max(1))
-    }
-}
-
-/// Chosen so that the seeds that were kept before there was anything peculiar still draw their worlds.
-const PECULIAR_STREAM: u64 = 3;
+/// Chosen so that the seeds that were kept before there were any quirks still draw their worlds.
+const QUIRKS_STREAM: u64 = 3;
 /// Worlds in which nodes join and move came later.
 const JOINS_STREAM: u64 = 4;
 /// And so did those in which entries are applied before they are on the disk of their node.
 const STATE_MACHINES_STREAM: u64 = 7;
 
 impl World {
+    pub(crate) fn election_timeout(&self) -> Time {
+        u64::try_from(self.config.election_timeout.as_micros()).unwrap_or(Time::MAX)
+    }
+
     /// The one of `seed`, and the random numbers that decide about all that happens in it.
     pub(crate) fn of(seed: u64) -> (World, ChaCha8Rng) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut world = World::draw(&mut rng);
         let mut apart = ChaCha8Rng::seed_from_u64(seed);
-        apart.set_stream(PECULIAR_STREAM);
-        world.become_peculiar(&mut apart);
+        apart.set_stream(QUIRKS_STREAM);
+        world.draw_quirks(&mut apart);
         let mut apart = ChaCha8Rng::seed_from_u64(seed);
         apart.set_stream(JOINS_STREAM);
         world.let_nodes_join(&mut apart);
@@ -203,11 +177,11 @@ impl World {
     }
 
     /// Half of all worlds stay as they are.
-    fn become_peculiar(&mut self, rng: &mut ChaCha8Rng) {
+    fn draw_quirks(&mut self, rng: &mut ChaCha8Rng) {
         if rng.percent(50) {
             return;
         }
-        self.peculiar = Peculiar {
+        self.quirks = Quirks {
             crashes_percent: rng.one_of(&[0, 0, 1, 3]),
             leader_crashes_percent: rng.one_of(&[0, 0, 0, 20]),
             lingering_percent: rng.one_of(&[0, 0, 2, 10]),
@@ -216,7 +190,7 @@ impl World {
             late_reads: rng.percent(40),
             segments: rng.percent(40),
         };
-        if self.peculiar.many_changes {
+        if self.quirks.many_changes {
             self.faults.extend([Fault::ChangeMembers; 3]);
         }
         match rng.random_range(0..10) {
@@ -225,7 +199,7 @@ impl World {
                 (self.voters, self.learners) = (1, 2);
                 self.think = 100 * MILLISECOND;
                 self.write_delay = (10 * MILLISECOND, 150 * MILLISECOND);
-                self.peculiar.crashes_percent = 3;
+                self.quirks.crashes_percent = 3;
             }
             1 => (self.voters, self.learners) = (5, 0),
             _ => {}
@@ -302,7 +276,7 @@ impl World {
             padding_bytes_max: rng.one_of(&[0, 0, 50, 400]),
             faults,
             fault_interval: if quiet { SECOND } else { rng.one_of(&[300, 1000, 3000]) * MILLISECOND },
-            peculiar: Peculiar::default(),
+            quirks: Quirks::default(),
             joins: Joins::default(),
             state_machines: StateMachines::default(),
         }
@@ -355,12 +329,5 @@ mod tests {
         let worlds: std::collections::BTreeSet<String> = (0..500).map(world).collect();
         assert_eq!(worlds.len(), 500);
         assert_eq!(world(7), world(7));
-    }
-
-    #[test]
-    fn times_are_about_their_mean() {
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let sum: Time = (0..10_000).map(|_| rng.about(1000)).sum();
-        assert!((8_000_000..12_000_000).contains(&sum), "{sum}");
     }
 }

@@ -5,3 +5,4 @@ pub(crate) mod in_flight;
 pub(crate) mod lifecycle;
 pub(crate) mod reply;
 pub(crate) mod request_queue;
+pub(crate) mod server_counters;

@@ -267,7 +267,7 @@ pub enum NodeStartError {
         /// Its cluster.
         other: ClusterId,
     },
-    /// `Join`: no peer belonged to a cluster with a leader in time. Try again, or wait longer (`Joining::wait_for_peers`).
+    /// `Join`: no peer belonged to a cluster with a leader in time. Try again, or wait longer (`JoinOptions::wait_for_peers`).
     #[error("no peer let this node in within {} s: {reason}", .waited.as_secs())]
     NoCluster {
         /// For so long.

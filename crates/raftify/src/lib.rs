@@ -1,6 +1,6 @@
 //! raftify turns a program's state into a replicated state machine: it survives machines.
 //!
-//! Write a [log entry](AbstractLogEntry) type and a [state machine](AbstractStateMachine), [`begin`](Raft::begin) a cluster,
+//! Write a [log entry](LogEntry) type and a [state machine](StateMachine), [`begin`](Raft::begin) a cluster,
 //! and let other nodes [`join`](Raft::join) it. What [`propose`] has acknowledged
 //! was made durable by a majority of the nodes; a [`query`] on any node sees all of it.
 //!
@@ -10,12 +10,12 @@
 //! change by it.
 //!
 //! ```
-//! use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, Raft, SnapshotCapture, WalStorage};
+//! use raftify::{BoxError, Config, LogPosition, Raft, Snapshot, StateMachine, WalStorage};
 //!
 //! /// The state: a sum. Its log entries are what is added.
 //! struct Sum(i64);
 //!
-//! impl AbstractStateMachine for Sum {
+//! impl StateMachine for Sum {
 //!     type LogEntry = i64;
 //!     type Reply = i64;
 //!
@@ -24,12 +24,12 @@
 //!         Ok(self.0)
 //!     }
 //!
-//!     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-//!         Ok(SnapshotCapture::of(self.0))
+//!     fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+//!         Ok(Snapshot::from_value(self.0))
 //!     }
 //!
 //!     fn restore(&mut self, reader: &mut dyn std::io::Read) -> Result<(), BoxError> {
-//!         self.0 = raftify::restore_value(reader)?;
+//!         self.0 = Snapshot::read_value(reader)?;
 //!         Ok(())
 //!     }
 //! }
@@ -51,13 +51,15 @@
 //! ```
 //!
 //! # What is where
-//! - [`Raft`] starts a node: it begins a cluster, joins one, or restarts; it dereferences to [`RaftNode`], the handle with all verbs.
-//! - [`RaftClient`] talks to a cluster from outside.
-//! - [`Config`] holds all settings; the defaults work unchanged on a LAN.
+//! - [`Raft`] starts a node: it begins a cluster, joins one, or restarts. It bundles the two parts of a node:
+//!   [`RaftNode`], the handle with all verbs, to which it dereferences, and [`RaftServer`], its gRPC server.
+//! - [`StateMachine`] and [`LogEntry`] are the traits that an application implements; [`Snapshot`] is a captured state.
+//! - [`Config`] holds all settings; the defaults work unchanged on a LAN. [`start`] has the options of a start.
+//! - [`WalStorage`] keeps a node's log and snapshots in a directory, and makes a write durable by one flush. [`storage`] has
+//!   the other storages, the conversion between them, and the contract for storages of your own.
+//! - [`RaftClient`] talks to a cluster from outside: [`client`].
+//! - [`membership`] has the members and their changes, [`status`] what a node says of itself.
 //! - [`error`] says for every verb why it can fail, and what that means for the data.
-//! - [`WalStorage`] keeps a node's log and snapshots in a directory, and makes a write durable by one flush;
-//!   [`HeedStorage`] does it all in LMDB, which is simplest; [`convert_storage`] goes from one to the other, and
-//!   [`ReadOnlyStorage`] looks into both. [`storage`] is the contract for other ways.
 //!
 //! [`propose`]: RaftNode::propose
 //! [`query`]: RaftNode::query
@@ -68,40 +70,80 @@ mod apply;
 mod channels;
 pub mod client;
 pub mod error;
-#[cfg(feature = "testing")]
-#[doc(hidden)]
-pub mod inner;
 mod network;
 mod node;
 mod runtime;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod wire;
 
-pub use api::raft::{BootstrapOptions, ClusterJoinTicket, Raft};
+#[doc(no_inline)]
+pub use LogEntry as AbstractLogEntry;
+#[doc(no_inline)]
+pub use StateMachine as AbstractStateMachine;
+pub use api::raft::{ClusterJoinTicket, Raft};
 pub use api::raft_node::RaftNode;
+pub use api::raft_server::RaftServer;
 #[cfg(any(feature = "slog", test))]
 pub use api::slog_layer::{SlogGuard, slog_layer};
-pub use api::start::{Joining, Start};
-pub use application::formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
-pub use application::log_entry::AbstractLogEntry;
-pub use application::snapshot::{SnapshotCapture, restore_value};
-pub use application::snapshot_directory::restore_directory;
-pub use application::state_machine::{AbstractStateMachine, IN_MEMORY};
-pub use client::{ClientError, InvalidAddress, RaftClient, RequestRejected, UnreachableNode};
+pub use application::log_entry::LogEntry;
+pub use application::snapshot::Snapshot;
+pub use application::state_machine::{IN_MEMORY, StateMachine};
+#[doc(no_inline)]
+pub use client::RaftClient;
+#[doc(no_inline)]
 pub use error::BoxError;
-pub use node::expect::Expect;
-pub use raftify_core::members::{
-    LeaveJoint, MemberRecord, MembershipCommand, MembershipRequest, check_address, check_listen_address,
-};
-pub use raftify_core::storage::{self, MemoryStorage, StoredState};
-pub use raftify_core::{
-    ClusterId, Config, Entry, EntryKind, HardState, Identity, Incarnation, Inspection, LogIndex, LogPosition,
-    LogReader, Member, MemberChange, MemberRole, Members, MembershipChange, NodeId, PeerProgress,
-    PeerStanding, Remembered, ReplicationState, Role, RunId, SnapshotDigest, SnapshotMeta, SnapshotStore,
-    SnapshotWriter, StableStorage, Standing, Started, Status, StorageError, Term,
-};
-pub use raftify_storage::{
-    Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,
-};
-pub use runtime::descriptors::server_connections_max;
+#[doc(no_inline)]
+pub use membership::Member;
+pub use raftify_core::{Config, LogPosition, NodeId};
+pub use raftify_storage::WalStorage;
 #[cfg(feature = "simulation")]
 pub use runtime::simulation;
+
+/// How entries and snapshots of an application are printed in logs and by the command line tool.
+pub mod formatter {
+    pub use crate::application::formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
+}
+
+/// The members of a cluster, and how they change.
+pub mod membership {
+    pub use raftify_core::members::{LeaveJoint, MemberRecord, check_address, check_listen_address};
+    pub use raftify_core::{
+        Member, MemberChange, MemberRole, Members, MembershipChange, MembershipCommand, MembershipRequest,
+    };
+}
+
+/// The ways to start a node, and their options.
+pub mod start {
+    pub use crate::api::raft::BootstrapOptions;
+    pub use crate::api::start::{JoinOptions, Start};
+    pub use crate::node::expect::Expect;
+}
+
+/// What a node says of itself, and the numbers and ids in it.
+pub mod status {
+    pub use crate::channels::server_counters::RequestCounts;
+    pub use raftify_core::{
+        ClusterId, Identity, Incarnation, Inspection, LogIndex, PeerProgress, ReplicationState, Role, Status,
+        Term,
+    };
+}
+
+/// Storages: those that come with this crate, the conversion between them, and the contract for others.
+///
+/// [`WalStorage`] is the default: a segment log, one write and one flush for each durable write. [`HeedStorage`] does it all
+/// in LMDB, which is simplest; [`convert_storage`] goes from one to the other, and [`ReadOnlyStorage`] looks into both.
+/// [`MemoryStorage`] is for tests. [`StableStorage`] and the traits beside it are the contract; the conformance suite in
+/// `testing` (feature `testing`) checks an implementation of it.
+pub mod storage {
+    pub use raftify_core::storage::{
+        HardState, LogReader, MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore,
+        MemorySnapshotWriter, MemoryStorage, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter,
+        StableStorage, StorageError, StoredState, Write,
+    };
+    pub use raftify_core::{Entry, EntryKind, PeerStanding, Remembered, RunId, Standing, Started};
+    pub use raftify_storage::{
+        Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,
+        convert_storage_with,
+    };
+}

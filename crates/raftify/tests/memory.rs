@@ -9,10 +9,11 @@ use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use raftify::client::ClientError;
 use raftify::error::{ProposeError, RunError};
+use raftify::storage::WalSettings;
 use raftify::{
-    AbstractStateMachine, BoxError, ClientError, Config, LogPosition, Member, NodeId, Raft, RaftClient,
-    SnapshotCapture, WalSettings, WalStorage,
+    BoxError, Config, LogPosition, Member, NodeId, Raft, RaftClient, Snapshot, StateMachine, WalStorage,
 };
 use raftify_free_address::free_address;
 use tempfile::TempDir;
@@ -63,7 +64,7 @@ const SNAPSHOT_BYTES: usize = 64 << 20;
 /// Keeps nothing, and has much in its snapshots.
 struct Nothing;
 
-impl AbstractStateMachine for Nothing {
+impl StateMachine for Nothing {
     type LogEntry = String;
     type Reply = String;
 
@@ -71,8 +72,8 @@ impl AbstractStateMachine for Nothing {
         Ok(entry)
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::new(|writer| {
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::new(|writer| {
             let part = [7; 1 << 12];
             for _ in 0..SNAPSHOT_BYTES / part.len() {
                 writer.write_all(&part)?;

@@ -7,13 +7,14 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use raftify::error::{StopReason, TransferError};
-use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, MemoryStorage, Raft, SnapshotCapture};
+use raftify::storage::MemoryStorage;
+use raftify::{BoxError, Config, LogPosition, Raft, Snapshot, StateMachine};
 use raftify_free_address::free_address;
 
 /// Applies `true` when it may.
 struct Nothing(Arc<Barrier>);
 
-impl AbstractStateMachine for Nothing {
+impl StateMachine for Nothing {
     type LogEntry = bool;
     type Reply = ();
 
@@ -25,8 +26,8 @@ impl AbstractStateMachine for Nothing {
         Ok(())
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(()))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(()))
     }
 
     fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
@@ -44,7 +45,7 @@ fn send_sigterm() -> Result<(), BoxError> {
 /// Asks a leader for what it does at once.
 async fn until_requests_fail_with(raft: &Raft<bool, Nothing>, reason: StopReason) {
     let fail = async {
-        while raft.transfer_leader(raft.get_id()).await != Err(TransferError::Stopped(reason.clone())) {
+        while raft.transfer_leader(raft.id()).await != Err(TransferError::Stopped(reason.clone())) {
             tokio::task::yield_now().await;
         }
     };

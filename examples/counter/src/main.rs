@@ -1,12 +1,11 @@
 //! The quick start of the README: a replicated counter on one node, in a temporary directory.
 
-use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, Raft};
-use raftify::{SnapshotCapture, WalStorage, restore_value};
+use raftify::{BoxError, Config, LogPosition, Raft, Snapshot, StateMachine, WalStorage};
 
 #[derive(Default)]
 struct Counter(u64);
 
-impl AbstractStateMachine for Counter {
+impl StateMachine for Counter {
     type LogEntry = u64; // what is replicated: anything serde can serialize
     type Reply = u64; // what the proposer gets back
 
@@ -15,12 +14,12 @@ impl AbstractStateMachine for Counter {
         Ok(self.0)
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(self.0))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(self.0))
     }
 
     fn restore(&mut self, reader: &mut dyn std::io::Read) -> Result<(), BoxError> {
-        self.0 = restore_value(reader)?;
+        self.0 = Snapshot::read_value(reader)?;
         Ok(())
     }
 }

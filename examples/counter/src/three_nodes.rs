@@ -1,13 +1,12 @@
 //! The quick start as a cluster: three nodes in one process, each with a directory and an address of its own. As
 //! three programs on three machines, each would do what the loop does once.
 
-use raftify::{AbstractStateMachine, BoxError, Config, LogPosition, Member, NodeId, Raft};
-use raftify::{SnapshotCapture, WalStorage, restore_value};
+use raftify::{BoxError, Config, LogPosition, Member, NodeId, Raft, Snapshot, StateMachine, WalStorage};
 
 #[derive(Default)]
 struct Counter(u64);
 
-impl AbstractStateMachine for Counter {
+impl StateMachine for Counter {
     type LogEntry = u64;
     type Reply = u64;
 
@@ -16,12 +15,12 @@ impl AbstractStateMachine for Counter {
         Ok(self.0)
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(self.0))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(self.0))
     }
 
     fn restore(&mut self, reader: &mut dyn std::io::Read) -> Result<(), BoxError> {
-        self.0 = restore_value(reader)?;
+        self.0 = Snapshot::read_value(reader)?;
         Ok(())
     }
 }
@@ -54,10 +53,10 @@ async fn main() -> Result<(), BoxError> {
     // Any node takes a proposal, and every node that is asked knows of all that were acknowledged before.
     for raft in &nodes {
         raft.wait_for_leader().await?;
-        println!("node {}: the counter is {}", raft.get_id(), raft.propose(5).await?);
+        println!("node {}: the counter is {}", raft.id(), raft.propose(5).await?);
     }
     for raft in &nodes {
-        println!("node {} reads {}", raft.get_id(), raft.query(|counter| counter.0).await?);
+        println!("node {} reads {}", raft.id(), raft.query(|counter| counter.0).await?);
     }
 
     for raft in &nodes {

@@ -9,7 +9,9 @@ use std::thread;
 use actix_web::{App, HttpServer, web};
 use clap::Args;
 use raftify::error::NodeStartError;
-use raftify::{BootstrapOptions, BoxError, Config, StorageError, WalSettings, WalStorage};
+use raftify::start::BootstrapOptions;
+use raftify::storage::{StorageError, WalSettings};
+use raftify::{BoxError, Config, WalStorage};
 use tokio::sync::watch;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
@@ -187,7 +189,7 @@ pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
     let entry_bytes_max = options.config().entry_bytes_max;
     let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max, bodies: Bodies::default() });
     // Beyond these, clients wait to be let in: the log has to have file descriptors left. Each worker needs some as well.
-    let connections_max = raftify::server_connections_max();
+    let connections_max = raftify::RaftServer::connections_max();
     let workers = thread::available_parallelism()
         .map_or(1, usize::from)
         .min(connections_max / CONNECTIONS_PER_WORKER_MIN);

@@ -12,7 +12,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use raftify::{Member, MemberRole, NodeId, check_address};
+use raftify::membership::{MemberRole, check_address};
+use raftify::{Member, NodeId};
 use serde::Deserialize;
 use toml::Spanned;
 

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use raftify::{AbstractStateMachine, BoxError, CustomFormatter, LogPosition, SnapshotCapture, restore_value};
+use raftify::formatter::CustomFormatter;
+use raftify::{BoxError, LogPosition, Snapshot, StateMachine};
 use serde::{Deserialize, Serialize};
 
 /// What is replicated.
@@ -99,7 +100,7 @@ impl HashStore {
     }
 }
 
-impl AbstractStateMachine for HashStore {
+impl StateMachine for HashStore {
     type LogEntry = LogEntry;
     type Reply = Reply;
 
@@ -121,12 +122,12 @@ impl AbstractStateMachine for HashStore {
         })
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(Arc::clone(&self.entries)))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(Arc::clone(&self.entries)))
     }
 
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
-        self.entries = restore_value(reader)?;
+        self.entries = Snapshot::read_value(reader)?;
         Ok(())
     }
 }

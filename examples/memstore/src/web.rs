@@ -31,7 +31,8 @@ use raftify::error::{
     CampaignError, DemoteError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason,
     TransferError,
 };
-use raftify::{LogPosition, NodeId, Term};
+use raftify::status::Term;
+use raftify::{LogPosition, NodeId};
 use serde_json::{Value, json};
 
 use crate::{Bodies, BodyError, LogEntry, Raft, Reply};
@@ -211,7 +212,7 @@ async fn leave(node: web::Data<Node>, request: HttpRequest) -> Answer {
             return Err(ApiError::bad_request(message));
         }
     }
-    answer(json!({ "left": node.raft.get_id() }))
+    answer(json!({ "left": node.raft.id() }))
 }
 
 async fn leave_joint(node: web::Data<Node>) -> Answer {
@@ -226,14 +227,14 @@ async fn transfer_leader(node: web::Data<Node>, request: HttpRequest) -> Answer 
 
 async fn campaign(node: web::Data<Node>) -> Answer {
     node.raft.campaign().await?;
-    Ok(HttpResponse::Accepted().json(json!({ "campaigning": node.raft.get_id() })))
+    Ok(HttpResponse::Accepted().json(json!({ "campaigning": node.raft.id() })))
 }
 
 async fn demote(node: web::Data<Node>, request: HttpRequest) -> Answer {
     let term = Term(number("term", segment(&request, 2))?);
     let successor = NodeId::new(number("leader id", segment(&request, 3))?);
     node.raft.demote(term, successor).await?;
-    answer(json!({ "demoted": node.raft.get_id() }))
+    answer(json!({ "demoted": node.raft.id() }))
 }
 
 /// A part of the path as it was sent. What actix-web hands out has lost what is not UTF-8.

@@ -11,7 +11,8 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{App, HttpServer, test, web};
 use memstore::web::{Node, routes};
 use memstore::{Bodies, BodyLimits, HashStore, LogEntry, Raft, Reply};
-use raftify::{Config, Member, NodeId, WalSettings, WalStorage};
+use raftify::storage::WalSettings;
+use raftify::{Config, Member, NodeId, WalStorage};
 use raftify_free_address::free_address;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -60,11 +61,15 @@ impl TestNode {
 
     /// A voter of a cluster whose `absent` other voters do not exist.
     async fn start(absent: u64) -> TestNode {
+        TestNode::with(absent, Config::default()).await
+    }
+
+    async fn with(absent: u64, config: Config) -> TestNode {
         let directory = tempfile::tempdir().unwrap();
         // With small files, which are quickly made, and not too many for a small disk.
         let storage =
             WalStorage::open_with(directory.path(), WalSettings { segment_bytes: 1 << 20 }).unwrap();
-        let config = Config { entry_bytes_max: ENTRY_BYTES_MAX, ..Config::default() };
+        let config = Config { entry_bytes_max: ENTRY_BYTES_MAX, ..config };
         let addresses: Vec<String> = (0..=absent).map(|_| free_address()).collect();
         let raft =
             Raft::bootstrap(NodeId::FIRST, &addresses[0], storage, HashStore::default(), config).unwrap();
@@ -401,7 +406,15 @@ async fn what_the_cluster_is_in_no_state_for_is_409() {
 
 #[actix_web::test]
 async fn without_a_leader_everything_is_503_with_the_reason_and_when_to_retry() {
-    let node = TestNode::start(2).await;
+    // Each request waits for a leader for so long.
+    let short = Duration::from_millis(100);
+    let config = Config {
+        propose_timeout: short,
+        read_timeout: short,
+        membership_timeout: short,
+        ..Config::default()
+    };
+    let node = TestNode::with(2, config).await;
     for answer in [
         node.put("/store/a/1", "").await,
         node.put("/store/a", "1").await,

@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use raftify::{
-    BoxError, ClusterId, Config, Identity, Incarnation, LogIndex, Member, Members, MemoryStorage, NodeId,
-    StableStorage,
-};
+use raftify::membership::Members;
+use raftify::status::{ClusterId, Identity, Incarnation, LogIndex};
+use raftify::storage::{MemoryStorage, StableStorage};
+use raftify::{BoxError, Config, Member, NodeId};
 use raftify_core::error::ProposeError;
 use raftify_core::{
     CoreStart, LeaderRequest, LocalRequestMsg, ProposalReply, RaftMessage, RaftNodeCore, Responder, RunId,

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use raftify::storage::Write;
-use raftify::{
-    BoxError, ClusterId, Entry, EntryKind, HardState, HeedStorage, Identity, Incarnation, LogPosition,
-    Member, Members, MemoryStorage, NodeId, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
-    WalStorage,
+use raftify::membership::Members;
+use raftify::status::{ClusterId, Identity, Incarnation};
+use raftify::storage::{
+    Entry, EntryKind, HardState, HeedStorage, MemoryStorage, SnapshotMeta, SnapshotStore, SnapshotWriter,
+    StableStorage, Write,
 };
+use raftify::{BoxError, LogPosition, Member, NodeId, WalStorage};
 
 use super::disk;
 use crate::Work;

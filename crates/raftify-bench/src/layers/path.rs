@@ -18,8 +18,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::disk;
 use crate::Work;
 use crate::cluster::{NODES, PATIENCE, PAUSE};
-use crate::line::{Line, rounded};
-use crate::measure::Recorder;
+use crate::line::Line;
+use crate::measure::{Recorder, rounded};
 use crate::node::{NodeOptions, Payload, Running, Storage};
 
 #[derive(Clone, Debug, clap::Args)]
@@ -129,9 +129,9 @@ impl Path {
         let nodes = (1..=NODES).map(start).collect::<Result<Vec<_>, _>>()?;
         let first = nodes.first().ok_or("there are no nodes")?;
         let leader: NodeId = first.runtime.block_on(first.raft.wait_for_leader())?;
-        let node = nodes.iter().find(|node| node.raft.get_id() == leader).ok_or("the leader is unknown")?;
+        let node = nodes.iter().find(|node| node.raft.id() == leader).ok_or("the leader is unknown")?;
         let followers_ready = Instant::now();
-        while nodes.iter().any(|node| node.raft.get_leader_id() != Some(leader)) {
+        while nodes.iter().any(|node| node.raft.leader_id() != Some(leader)) {
             if followers_ready.elapsed() > PATIENCE {
                 return Err("the nodes did not agree on a leader".into());
             }

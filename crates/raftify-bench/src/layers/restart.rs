@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use raftify::{BoxError, Config, HeedStorage, NodeId, StableStorage, StorageError, WalStorage};
+use raftify::storage::{HeedStorage, StableStorage, StorageError};
+use raftify::{BoxError, Config, NodeId, WalStorage};
 use raftify_core::{CoreStart, RaftNodeCore, RunId, StateKept};
 
 use super::core::NoReply;
@@ -12,9 +13,9 @@ use super::disk;
 use super::log::NewLog;
 use crate::Work;
 use crate::cluster::{Cluster, NODES, PATIENCE, Place};
-use crate::line::{Line, rounded};
+use crate::line::Line;
 use crate::machine::Usage;
-use crate::measure::Measured;
+use crate::measure::{Measured, rounded};
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
 
 /// Entries of one write when a log is made.

@@ -23,13 +23,15 @@ impl ReachedPeers {
         ReachedPeers { reached, addresses_as_of, begun_as_of, told_ticks: 0 }
     }
 
-    /// This incarnation of the peer answers at `address`.
-    pub(crate) fn reach(&mut self, peer: NodeId, incarnation: Incarnation, address: String) {
+    /// This incarnation of the peer answers at `address`. Returns whether that is news.
+    pub(crate) fn reach(&mut self, peer: NodeId, incarnation: Incarnation, address: String) -> bool {
         let reached = (incarnation, address);
-        if self.reached.get(&peer) != Some(&reached) {
+        let is_news = self.reached.get(&peer) != Some(&reached);
+        if is_news {
             self.reached.insert(peer, reached);
             self.told_ticks = 0;
         }
+        is_news
     }
 
     pub(crate) fn lose(&mut self, peer: NodeId) {

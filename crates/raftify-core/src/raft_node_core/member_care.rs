@@ -161,7 +161,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// The shell has connected to a peer at `address`, and that incarnation of it answers there. It counts if this is the
     /// address that the membership has, now or later.
     pub fn peer_reached(&mut self, peer: NodeId, incarnation: Incarnation, address: String) {
-        self.membership.reached.reach(peer, incarnation, address);
+        if self.membership.reached.reach(peer, incarnation, address) {
+            // The peer may have been started just now: requests wait there until it knows the leader.
+            self.consensus.send_heartbeats();
+        }
     }
 
     /// The connection to a peer broke, or another node answers at its address.

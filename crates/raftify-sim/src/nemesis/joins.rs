@@ -7,243 +7,221 @@ use raftify_core::{
 };
 use rand::RngExt;
 use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
-use super::Repair;
+use super::operator::remove_lost;
+use super::{Action, Decision, Delay, Nemesis, Scene};
 use crate::coverage::Happened;
-use crate::invariants::Checked;
+use crate::draw::Draw;
+use crate::fault::Repair;
 use crate::schedule::SECOND;
-use crate::simulation::{Event, Simulation};
-use crate::world::Chance;
 
 /// Nodes that are not gone, at most.
 const NODES_MAX: usize = 10;
 
-impl Simulation {
+impl Nemesis {
     /// Nodes ask to be let in: one or several at once, some of them as learners for ever.
-    pub(super) fn let_nodes_in(&mut self, node: NodeId) -> Checked {
-        if let Some(lost) = self.lost_member() {
-            return self.remove_lost(node, lost);
+    pub(super) fn let_nodes_in(
+        &mut self,
+        scene: &Scene<'_>,
+        rng: &mut ChaCha8Rng,
+        node: NodeId,
+    ) -> Vec<Action> {
+        if let Some(lost) = scene.lost_member() {
+            return vec![remove_lost(scene, node, lost)];
         }
-        let Some(members) = self.invariants.membership.newest_members().cloned() else { return Ok(()) };
-        let nodes = &self.nodes;
-        self.nemesis.spares.retain(|id| {
+        let Some(members) = scene.members() else { return Vec::new() };
+        self.spares.retain(|id| {
             members.get(*id).is_none()
                 && !members.is_removed(*id)
-                && nodes.get(id).is_some_and(|node| !node.is_gone)
+                && scene.nodes.get(id).is_some_and(|node| !node.is_gone)
         });
-        self.nemesis.spares.sort();
-        self.nemesis.spares.dedup();
-        let living = self.nodes.values().filter(|node| !node.is_gone).count();
-        let mut ids = self.nemesis.spares.clone();
-        if ids.is_empty() || (living < NODES_MAX && self.rng.percent(40)) {
-            for _ in living..NODES_MAX.min(living + self.rng.random_range(1..=3)) {
-                self.reserve(node)?;
-            }
-            return Ok(());
+        self.spares.sort();
+        self.spares.dedup();
+        let living = scene.living();
+        let mut ids = self.spares.clone();
+        if ids.is_empty() || (living < NODES_MAX && rng.percent(40)) {
+            let more = NODES_MAX.min(living + rng.random_range(1..=3)).saturating_sub(living);
+            return vec![Action::ReserveNodeId(node); more];
         }
-        ids.shuffle(&mut self.rng);
-        ids.truncate(self.rng.random_range(1..=ids.len()));
-        if self.rng.percent(20) {
+        ids.shuffle(rng);
+        ids.truncate(rng.random_range(1..=ids.len()));
+        if rng.percent(20) {
             // A member asks as well, as it does when it is started with the same words again.
             let all: Vec<NodeId> = members.iter().map(|member| member.id).collect();
-            ids.push(self.rng.one_of(&all));
+            ids.push(rng.one_of(&all));
         }
-        self.ask_to_join(node, &ids)
+        ask_to_join(scene, rng, node, &ids)
     }
 
-    fn ask_to_join(&mut self, node: NodeId, ids: &[NodeId]) -> Checked {
-        let mut joiners = Vec::new();
-        for &id in ids {
-            let role = if self.rng.percent(25) { MemberRole::Learner } else { MemberRole::Voter };
-            if let Some(node) = self.nodes.get(&id) {
-                let (address, incarnation) = (node.advertised.to_string(), Some(node.incarnation));
-                joiners.push(Member { id, address, role, incarnation });
+    /// A node that has said where it really is asks to be let in there.
+    pub(super) fn ask_again_to_join(
+        &self,
+        scene: &Scene<'_>,
+        rng: &mut ChaCha8Rng,
+        id: NodeId,
+    ) -> Vec<Action> {
+        match scene.leader() {
+            Some(leader) if !scene.is_healed && self.is_joining(scene, id) => {
+                ask_to_join(scene, rng, leader, &[id])
             }
-        }
-        self.coverage.saw(Happened::JoinAsked);
-        let request = self.on_condition(MembershipRequest::join(joiners));
-        self.ask_for_change(node, request)
-    }
-
-    /// Some nodes that are to join are not where they say, and some of these get no messages either.
-    pub(super) fn hide_some(&mut self, id: NodeId) {
-        if !self.world.joins.hidden || self.healed_at.is_some() || !self.rng.percent(40) {
-            return;
-        }
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.address = format!("elsewhere-{id}:1").into();
-        }
-        if self.rng.percent(50) {
-            self.network.hidden.insert(id);
-        }
-        self.coverage.saw(Happened::NodeHidden);
-        self.tell(format_args!("{id} is not where it says"));
-        let delay = self.rng.about(8 * SECOND);
-        self.schedule.after(delay, Event::Repair(Repair::Correct(id)));
-    }
-
-    /// A node that is not where it says is started again, and says where it is; it asks to be let in there.
-    pub(super) fn correct(&mut self, id: NodeId) -> Checked {
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        if node.address == node.advertised && !self.network.hidden.contains(&id) {
-            return Ok(());
-        }
-        node.advertised = node.address.clone();
-        self.network.hidden.remove(&id);
-        self.crash(id)?;
-        self.tell(format_args!("{id} says where it is"));
-        let delay = self.rng.within((0, SECOND));
-        self.schedule.after(delay, Event::Start(id));
-        match self.leader() {
-            Some(leader) if self.healed_at.is_none() && self.is_joining(id) => {
-                self.ask_to_join(leader, &[id])
-            }
-            _ => Ok(()),
+            _ => Vec::new(),
         }
     }
 
-    fn is_joining(&self, id: NodeId) -> bool {
-        let members = self.invariants.membership.newest_members();
-        let member = members.and_then(|members| members.get(id));
-        member.map_or(self.nemesis.spares.contains(&id), |member| member.role == MemberRole::Joining)
+    fn is_joining(&self, scene: &Scene<'_>, id: NodeId) -> bool {
+        let member = scene.members().and_then(|members| members.get(id));
+        member.map_or(self.spares.contains(&id), |member| member.role == MemberRole::Joining)
     }
 
     /// A node that is joining, or about to, dies: for ever, for a while, or to come back elsewhere.
-    pub(super) fn joiner_dies(&mut self) -> Checked {
-        let joining: Vec<NodeId> = self
-            .nodes
-            .values()
-            .filter(|node| node.lost.is_none() && node.is_running())
-            .map(|node| node.id)
-            .collect();
-        let joining: Vec<NodeId> = joining.into_iter().filter(|id| self.is_joining(*id)).collect();
+    pub(super) fn joiner_dies(&self, scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
+        let running = scene.nodes.values().filter(|node| node.lost.is_none() && node.is_running());
+        let joining: Vec<NodeId> =
+            running.map(|node| node.id).filter(|id| self.is_joining(scene, *id)).collect();
         if joining.is_empty() {
-            return Ok(());
+            return Vec::new();
         }
         // Those that are let in already first: a dead one of these is to be cleared.
-        let known = self.invariants.membership.newest_members();
-        let is_let_in = |id: &&NodeId| known.is_some_and(|members| members.get(**id).is_some());
+        let is_let_in = |id: &&NodeId| scene.members().is_some_and(|members| members.get(**id).is_some());
         let let_in: Vec<NodeId> = joining.iter().filter(is_let_in).copied().collect();
-        let id = self.rng.one_of(if let_in.is_empty() { &joining } else { &let_in });
-        self.crash(id)?;
-        if self.rng.percent(35) {
-            self.tell(format_args!("{id} dies for ever"));
-            self.coverage.saw(Happened::JoinerDied);
-            self.nemesis.dead.insert(id);
-            if let Some(node) = self.nodes.get_mut(&id) {
-                node.is_gone = true;
-            }
-            return Ok(());
+        let id = rng.one_of(if let_in.is_empty() { &joining } else { &let_in });
+        vec![Action::Crash(id), Action::Decide(Decision::JoinerCrashed(id))]
+    }
+
+    pub(super) fn joiner_crashed(&mut self, rng: &mut ChaCha8Rng, id: NodeId) -> Vec<Action> {
+        if rng.percent(35) {
+            self.dead.insert(id);
+            return vec![
+                Action::Tell(format!("{id} dies for ever")),
+                Action::Saw(Happened::JoinerDied),
+                Action::Abandon(id),
+            ];
         }
-        if self.rng.percent(40) {
-            self.move_node(id);
-            self.coverage.saw(Happened::NodeMoved);
+        let mut actions = Vec::new();
+        if rng.percent(40) {
+            actions.extend([Action::Move(id, self.fresh_address(id)), Action::Saw(Happened::NodeMoved)]);
         }
-        let away = self.rng.one_of(&[SECOND, 5 * SECOND, 10 * SECOND]);
-        let delay = self.rng.about(away);
-        self.schedule.after(delay, Event::Start(id));
-        Ok(())
+        let away = rng.one_of(&[SECOND, 5 * SECOND, 10 * SECOND]);
+        actions.push(Action::Start(id, Delay::Exactly(rng.about(away))));
+        actions
     }
 
     /// Nodes are started again at other addresses: one, or all of them.
-    pub(super) fn nodes_move(&mut self, node: NodeId) -> Checked {
-        let ids: Vec<NodeId> = match self.rng.percent(20) {
-            true => self.nodes.values().filter(|node| !node.is_gone).map(|node| node.id).collect(),
+    pub(super) fn nodes_move(
+        &mut self,
+        scene: &Scene<'_>,
+        rng: &mut ChaCha8Rng,
+        node: NodeId,
+    ) -> Vec<Action> {
+        let ids: Vec<NodeId> = match rng.percent(20) {
+            true => scene.nodes.values().filter(|node| !node.is_gone).map(|node| node.id).collect(),
             false => vec![node],
         };
-        for &id in &ids {
-            self.move_node(id);
-        }
-        self.tell(format_args!("{ids:?} move"));
-        self.coverage.saw(Happened::NodeMoved);
-        self.crash_for_a_while(&ids)
+        let mut actions: Vec<Action> =
+            ids.iter().map(|id| Action::Move(*id, self.fresh_address(*id))).collect();
+        actions.push(Action::Tell(format!("{ids:?} move")));
+        actions.extend(super::crash_for_a_while(Happened::NodeMoved, &ids));
+        actions
     }
 
     // --- Changes while others are down ---
 
     /// The operator changes members while some voters are down; if none is, some crash first.
-    pub(super) fn change_amid_failure(&mut self) -> Checked {
-        if let (Some(lost), Some(leader)) = (self.lost_member(), self.leader()) {
-            return self.remove_lost(leader, lost);
+    pub(super) fn change_amid_failure(&mut self, scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
+        if let (Some(lost), Some(leader)) = (scene.lost_member(), scene.leader()) {
+            return vec![remove_lost(scene, leader, lost)];
         }
-        let Some(members) = self.invariants.membership.newest_members() else { return Ok(()) };
+        let Some(members) = scene.members() else { return Vec::new() };
         let (mut up, down): (Vec<NodeId>, Vec<NodeId>) =
-            members.configuration().voters.iter().partition(|id| self.status(**id).is_some());
+            members.configuration().voters.iter().partition(|id| scene.status(**id).is_some());
         if !down.is_empty() || up.len() < 2 {
-            return self.ask_amid_failure();
+            return self.ask_amid_failure(scene, rng);
         }
-        up.shuffle(&mut self.rng);
-        up.truncate(self.rng.random_range(1..=up.len() / 2));
+        up.shuffle(rng);
+        up.truncate(rng.random_range(1..=up.len() / 2));
+        let election = scene.world.election_timeout();
+        let mut actions = Vec::new();
         for &id in &up {
-            self.crash(id)?;
-            let delay = 2 * self.election_timeout() + self.rng.about(4 * SECOND);
-            self.schedule.after(delay, Event::Start(id));
+            let delay = Delay::About { mean: 4 * SECOND, after: 2 * election };
+            actions.extend([Action::Crash(id), Action::Start(id, delay)]);
         }
         // By then, a leader may know.
-        let election = self.election_timeout();
         for _ in 0..3 {
-            let delay = self.rng.within((election / 2, 3 * election));
-            self.schedule.after(delay, Event::Repair(Repair::ChangeAmidFailure));
+            let delay = Delay::Within(election / 2, 3 * election);
+            actions.push(Action::Later(delay, Repair::ChangeAmidFailure));
         }
-        Ok(())
+        actions
     }
 
-    pub(super) fn ask_amid_failure(&mut self) -> Checked {
-        let Some(leader) = self.leader().filter(|_| self.healed_at.is_none() && self.lost_member().is_none())
+    pub(super) fn ask_amid_failure(&self, scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
+        let Some(leader) = scene.leader().filter(|_| !scene.is_healed && scene.lost_member().is_none())
         else {
-            return Ok(());
+            return Vec::new();
         };
-        let Some(members) = self.invariants.membership.newest_members().cloned() else { return Ok(()) };
-        if members.is_joint() && self.rng.percent(70) {
-            return self.ask_for_change(leader, MembershipChange::LeaveJoint);
+        let Some(members) = scene.members() else { return Vec::new() };
+        if members.is_joint() && rng.percent(70) {
+            return vec![Action::ChangeMembers(leader, MembershipChange::LeaveJoint.into())];
         }
         let voters: Vec<NodeId> = members.configuration().voters.into_iter().collect();
         let others: Vec<NodeId> =
             members.iter().filter(|member| !members.is_voter(member.id)).map(|member| member.id).collect();
-        let voter = self.rng.one_of(&voters);
-        let other = (!others.is_empty()).then(|| self.rng.one_of(&others));
+        let voter = rng.one_of(&voters);
+        let other = (!others.is_empty()).then(|| rng.one_of(&others));
         let promoted = other.map(|id| MemberChange::SetRole { id, role: MemberRole::Voter });
-        let mut steps = match self.rng.random_range(0..5) {
+        let mut steps = match rng.random_range(0..5) {
             0 => vec![MemberChange::Remove(voter)],
             1 => vec![MemberChange::SetRole { id: voter, role: MemberRole::Learner }],
             2 => promoted.into_iter().collect(),
             3 => {
                 // Replaced by a learner, or by a node that is new.
-                let new = promoted.or_else(|| self.new_voter());
+                let new = promoted.or_else(|| self.new_voter(scene));
                 std::iter::once(MemberChange::Remove(voter)).chain(new).collect()
             }
             _ => voters.iter().map(|id| MemberChange::Remove(*id)).collect(),
         };
         if steps.len() > 2 {
-            steps.shuffle(&mut self.rng);
+            steps.shuffle(rng);
             steps.truncate(2);
         }
         if steps.is_empty() {
-            return Ok(());
+            return Vec::new();
         }
-        let leave = if self.rng.percent(80) { LeaveJoint::Automatically } else { LeaveJoint::OnRequest };
+        let leave = if rng.percent(80) { LeaveJoint::Automatically } else { LeaveJoint::OnRequest };
         let mut request = MembershipRequest::from(MembershipChange::Steps { steps, leave });
-        if self.world.joins.forced && self.rng.percent(15) {
+        if scene.world.joins.forced && rng.percent(15) {
             request = request.forced();
         }
-        let request = self.on_condition(request);
-        self.ask_for_change(leader, request)
+        vec![Action::ChangeMembers(leader, on_condition(scene, rng, request))]
     }
 
-    fn new_voter(&self) -> Option<MemberChange> {
-        let id = *self.nemesis.spares.last()?;
-        let node = self.nodes.get(&id)?;
+    fn new_voter(&self, scene: &Scene<'_>) -> Option<MemberChange> {
+        let id = *self.spares.last()?;
+        let node = scene.nodes.get(&id)?;
         let voter = Member::voter(id, &*node.advertised);
         Some(MemberChange::Add(Member { incarnation: Some(node.incarnation), ..voter }))
     }
+}
 
-    /// In some worlds, many requests hold only for the membership that the operator knows, which may be an older one.
-    fn on_condition(&mut self, request: MembershipRequest) -> MembershipRequest {
-        if !self.world.joins.conditional || self.rng.percent(40) {
-            return request;
+fn ask_to_join(scene: &Scene<'_>, rng: &mut ChaCha8Rng, node: NodeId, ids: &[NodeId]) -> Vec<Action> {
+    let mut joiners = Vec::new();
+    for &id in ids {
+        let role = if rng.percent(25) { MemberRole::Learner } else { MemberRole::Voter };
+        if let Some(node) = scene.nodes.get(&id) {
+            let (address, incarnation) = (node.advertised.to_string(), Some(node.incarnation));
+            joiners.push(Member { id, address, role, incarnation });
         }
-        let newest = self.invariants.membership.newest_members().map_or(LogIndex::ZERO, Members::as_of);
-        let age = self.rng.one_of(&[0, 0, 0, 1, 2]);
-        request.expecting(LogIndex(newest.0.saturating_sub(age)))
     }
+    let request = on_condition(scene, rng, MembershipRequest::join(joiners));
+    vec![Action::Saw(Happened::JoinAsked), Action::ChangeMembers(node, request)]
+}
+
+/// In some worlds, many requests hold only for the membership that the operator knows, which may be an older one.
+fn on_condition(scene: &Scene<'_>, rng: &mut ChaCha8Rng, request: MembershipRequest) -> MembershipRequest {
+    if !scene.world.joins.conditional || rng.percent(40) {
+        return request;
+    }
+    let newest = scene.members().map_or(LogIndex::ZERO, Members::as_of);
+    let age = rng.one_of(&[0, 0, 0, 1, 2]);
+    request.expecting(LogIndex(newest.0.saturating_sub(age)))
 }

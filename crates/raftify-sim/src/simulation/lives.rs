@@ -12,9 +12,11 @@ use raftify_core::{
 };
 use rand::RngExt;
 
-use super::{Event, Simulation, node_lost};
+use super::{Simulation, node_lost};
 use crate::coverage::Happened;
 use crate::disk::{Disk, Torn};
+use crate::draw::Draw;
+use crate::event::Event;
 use crate::invariants::deadlines::Deadlines;
 use crate::invariants::transfers::Transfers;
 use crate::invariants::{Checked, durable_state};
@@ -22,7 +24,6 @@ use crate::log_picture::{Digest, LogPicture};
 use crate::node::{Durable, FailsTo, Lost, Node, Running, Seen};
 use crate::schedule::{SECOND, Time};
 use crate::store::Store;
-use crate::world::Chance;
 
 impl Simulation {
     pub(crate) fn running(&mut self, node: NodeId) -> Option<&mut Running> {
@@ -83,7 +84,7 @@ impl Simulation {
     }
 
     pub(crate) fn new_disk(&mut self) -> Disk {
-        match self.world.peculiar.segments {
+        match self.world.quirks.segments {
             true => Disk::with_segments(self.rng.random()),
             false => Disk::with_model(),
         }

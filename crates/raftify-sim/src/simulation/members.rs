@@ -9,13 +9,15 @@ use raftify_core::{
     NodeId, Role, Sender, ServerRequestMsg, Status,
 };
 
-use super::{Event, Simulation};
+use super::Simulation;
 use crate::coverage::Happened;
+use crate::draw::Draw;
+use crate::event::Event;
 use crate::invariants::live_majority::Proposed;
 use crate::invariants::{Checked, membership};
 use crate::node::Lost;
 use crate::schedule::SECOND;
-use crate::world::{Chance, OtherList};
+use crate::world::OtherList;
 
 impl Simulation {
     // --- Lists that differ ---
@@ -130,26 +132,15 @@ impl Simulation {
         }
     }
 
-    /// From its next start on, `id` is at another address.
-    pub(crate) fn move_node(&mut self, id: NodeId) {
-        let address = self.fresh_address(id);
-        self.network.hidden.remove(&id);
-        if let Some(node) = self.nodes.get_mut(&id) {
-            (node.address, node.advertised) = (Arc::clone(&address), address);
-        }
-    }
-
     /// A joining node was cleared, and has stopped: it is started again, and asks to be let in.
     pub(super) fn join_again(&mut self, id: NodeId) {
         let was_removed = self.invariants.membership.was_removed(id);
-        if was_removed || self.nemesis.dead.contains(&id) {
+        if was_removed || self.nemesis.is_dead(id) {
             return;
         }
         let Some(node) = self.nodes.get_mut(&id).filter(|node| node.lost.is_none()) else { return };
         node.is_gone = false;
-        if !self.nemesis.spares.contains(&id) {
-            self.nemesis.spares.push(id);
-        }
+        self.nemesis.waits(id);
         let delay = self.rng.about(SECOND);
         self.schedule.after(delay, Event::Start(id));
     }
@@ -228,16 +219,13 @@ impl Simulation {
                 }
                 Some(now) if member.address != now.address && is_there(now) => recorded += 1,
                 None if member.role == MemberRole::Joining && !after.is_removed(member.id) => {
-                    self.nemesis.cleared.insert(member.id);
+                    self.cleared.insert(member.id);
                     self.coverage.saw(Happened::JoinerCleared);
                 }
                 _ => {}
             }
         }
-        if after
-            .iter()
-            .any(|member| before.get(member.id).is_none() && self.nemesis.cleared.contains(&member.id))
-        {
+        if after.iter().any(|member| before.get(member.id).is_none() && self.cleared.contains(&member.id)) {
             self.coverage.saw(Happened::JoinerCameBack);
         }
         if recorded > 0 {

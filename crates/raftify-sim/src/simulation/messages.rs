@@ -9,13 +9,16 @@ use raftify_core::{
     ServerRequestMsg,
 };
 
-use super::{Answered, Event, Simulation, node_lost};
+use super::{Simulation, node_lost};
+use crate::answers::{Answered, BROKEN, break_off};
 use crate::coverage::Happened;
+use crate::draw::Draw;
+use crate::event::Event;
 use crate::invariants::{Checked, deadlines, leadership, membership, terms};
-use crate::network::{BROKEN, Packet, Reply, break_off};
+use crate::network::Packet;
 use crate::node::Lost;
+use crate::reply::Reply;
 use crate::schedule::{MILLISECOND, SECOND};
-use crate::world::Chance;
 
 impl Simulation {
     // --- The core's inputs ---
@@ -263,7 +266,7 @@ impl Simulation {
                 let delay = self.rng.about(100 * MILLISECOND);
                 self.schedule.at(at + delay, Event::Arrive { from, to, packet });
             }
-            if self.rng.percent(self.world.peculiar.lingering_percent)
+            if self.rng.percent(self.world.quirks.lingering_percent)
                 && let Some(packet) = packet.duplicate()
             {
                 self.coverage.saw(Happened::MessageLingered);
@@ -271,7 +274,7 @@ impl Simulation {
                 self.schedule.at(at + delay, Event::Arrive { from, to, packet });
             }
             if let Packet::Snapshot { .. } | Packet::SnapshotSent { .. } = packet
-                && self.world.peculiar.lingering_percent > 0
+                && self.world.quirks.lingering_percent > 0
             {
                 // They have a connection of their own, and hold up no messages.
                 let delay = self.rng.about(SECOND);

@@ -6,14 +6,15 @@ use raftify_core::{
     StorageError, TurnNumber,
 };
 
-use super::{Event, Simulation};
+use super::Simulation;
 use crate::coverage::Happened;
+use crate::draw::Draw;
+use crate::event::Event;
 use crate::invariants::Checked;
-use crate::network::Reply;
 use crate::node::{Captured, Lost, ToApply, ToWrite, Writing};
+use crate::reply::Reply;
 use crate::schedule::MILLISECOND;
 use crate::store::Store;
-use crate::world::Chance;
 
 impl Simulation {
     // --- The disk ---

@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::info;
 
 use crate::api::raft::{ClusterJoinTicket, Raft};
-use crate::application::log_entry::AbstractLogEntry;
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::log_entry::LogEntry;
+use crate::application::state_machine::StateMachine;
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::ClientError;
 use crate::client::membership_changes::promotion;
@@ -43,10 +43,10 @@ struct Progress {
     snapshot_bytes_received: u64,
 }
 
-impl<LogEntry, FSM> Raft<LogEntry, FSM>
+impl<Entry, FSM> Raft<Entry, FSM>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     /// Lets this node into the cluster of its ticket, and resolves once it takes part: it votes, or, with a ticket
     /// [for a learner](ClusterJoinTicket::as_learner), it is caught up. The node must be [running](Self::run) meanwhile. On a
@@ -64,7 +64,7 @@ where
     /// # Cancel safety
     /// Dropping the future may leave the node a member already; calling again is safe.
     pub async fn join_cluster(&self, tickets: Vec<ClusterJoinTicket>) -> Result<(), JoinClusterError> {
-        let id = self.get_id();
+        let id = self.id();
         let own = tickets
             .iter()
             .find(|ticket| ticket.reserved_id == id)
@@ -118,7 +118,7 @@ where
     pub(crate) async fn take_on_identity(&self, cluster_id: ClusterId) -> Result<Identity, JoinClusterError> {
         let known = self.status().borrow().identity;
         let incarnation = known.map_or(self.incarnation, |identity| identity.incarnation);
-        let identity = Identity { cluster_id, node_id: self.get_id(), incarnation };
+        let identity = Identity { cluster_id, node_id: self.id(), incarnation };
         let request = |reply| LocalRequestMsg::AwaitCluster { identity, reply };
         match self.request(self.config().membership_timeout, request).await {
             Ok(()) => Ok(identity),
@@ -149,7 +149,7 @@ where
             }
             if said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
                 said = Some(Instant::now());
-                info!(node = %self.get_id(), "waiting to be let into cluster {}: {error}", admission.cluster_id);
+                info!(node = %self.id(), "waiting to be let into cluster {}: {error}", admission.cluster_id);
             }
             tokio::select! {
                 biased;
@@ -212,7 +212,7 @@ where
                 if !is_learner {
                     reason = self.why_not_a_voter(admission).await?;
                 }
-                info!(node = %self.get_id(), "joining cluster {}: {reason}", admission.cluster_id);
+                info!(node = %self.id(), "joining cluster {}: {reason}", admission.cluster_id);
                 say_at = Instant::now() + SAID_EVERY;
             }
             if progressed.elapsed() >= patience {
@@ -240,7 +240,7 @@ where
         if role(&status).is_some() {
             // The leader promotes a joining node by itself, for the same reasons as on request. It has not lately become a
             // learner by another's request, since the membership is still the same.
-            let request = MembershipRequest::from(promotion(self.get_id())).expecting(status.members.as_of());
+            let request = MembershipRequest::from(promotion(self.id())).expecting(status.members.as_of());
             return Ok(match self.change_config(request).await {
                 Ok(_) => "it was promoted".to_owned(),
                 Err(error) => format!("added as a joining node at {own}, and not a voter yet: {error}"),

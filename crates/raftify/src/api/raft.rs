@@ -19,11 +19,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::api::raft_node::RaftNode;
+use crate::api::raft_server::RaftServer;
 use crate::application::formatter::{CustomFormatter, DefaultFormatter};
-use crate::application::log_entry::AbstractLogEntry;
-use crate::application::state_machine::{AbstractStateMachine, IN_MEMORY};
+use crate::application::log_entry::LogEntry;
+use crate::application::state_machine::{IN_MEMORY, StateMachine};
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::request_queue::request_queue;
+use crate::channels::server_counters::ServerCounters;
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::ClientError;
 use crate::error::{AddPeersError, BootstrapError, RequestIdError, RunError};
@@ -50,8 +52,9 @@ const TICKET_DEADLINE: Duration = Duration::from_secs(30);
 ///   started with the same list.
 /// - On a fresh one, with the id of a ticket ([`request_id`](Self::request_id)): it waits until
 ///   [`join_cluster`](Self::join_cluster) lets it into the cluster of the ticket.
-pub struct Raft<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
-    node: RaftNode<LogEntry, FSM>,
+pub struct Raft<Entry, FSM: StateMachine<LogEntry = Entry>> {
+    node: RaftNode<Entry, FSM>,
+    server: RaftServer,
     pub(crate) raft_addr: Arc<str>,
     pub(crate) beginning: Beginning,
     /// Where else to look for the cluster.
@@ -60,10 +63,11 @@ pub struct Raft<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
     pub(crate) incarnation: Incarnation,
 }
 
-impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for Raft<LogEntry, FSM> {
+impl<Entry, FSM: StateMachine<LogEntry = Entry>> Clone for Raft<Entry, FSM> {
     fn clone(&self) -> Self {
         Raft {
             node: self.node.clone(),
+            server: self.server.clone(),
             raft_addr: Arc::clone(&self.raft_addr),
             beginning: self.beginning.clone(),
             known_addresses: Arc::clone(&self.known_addresses),
@@ -72,7 +76,7 @@ impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for Raft<Lo
     }
 }
 
-impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> std::fmt::Debug for Raft<LogEntry, FSM> {
+impl<Entry, FSM: StateMachine<LogEntry = Entry>> std::fmt::Debug for Raft<Entry, FSM> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Raft")
             .field("raft_addr", &self.raft_addr)
@@ -81,18 +85,18 @@ impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> std::fmt::Debug f
     }
 }
 
-impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Deref for Raft<LogEntry, FSM> {
-    type Target = RaftNode<LogEntry, FSM>;
+impl<Entry, FSM: StateMachine<LogEntry = Entry>> Deref for Raft<Entry, FSM> {
+    type Target = RaftNode<Entry, FSM>;
 
-    fn deref(&self) -> &RaftNode<LogEntry, FSM> {
+    fn deref(&self) -> &RaftNode<Entry, FSM> {
         &self.node
     }
 }
 
 /// What can be set besides the [`Config`]: [`Raft::bootstrap_with`].
-pub struct BootstrapOptions<LogEntry, FSM> {
+pub struct BootstrapOptions<Entry, FSM> {
     /// Prints entries in this node's logs at trace level.
-    pub formatter: Arc<dyn CustomFormatter<LogEntry, FSM>>,
+    pub formatter: Arc<dyn CustomFormatter<Entry, FSM>>,
     /// Where to listen (`host:port`) when that is not where the others reach this node: behind a proxy or an address
     /// translation, or on all interfaces. By default the node listens on its `raft_addr`.
     pub listen_addr: Option<String>,
@@ -104,7 +108,7 @@ pub struct BootstrapOptions<LogEntry, FSM> {
     pub discover: Vec<String>,
 }
 
-impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Default for BootstrapOptions<LogEntry, FSM> {
+impl<Entry, FSM: StateMachine<LogEntry = Entry>> Default for BootstrapOptions<Entry, FSM> {
     fn default() -> Self {
         BootstrapOptions { formatter: Arc::new(DefaultFormatter), listen_addr: None, discover: Vec::new() }
     }
@@ -145,10 +149,10 @@ impl ClusterJoinTicket {
     }
 }
 
-impl<LogEntry, FSM> Raft<LogEntry, FSM>
+impl<Entry, FSM> Raft<Entry, FSM>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     /// Sets a node up: checks the settings, loads the storage, and listens on `raft_addr` (`host:port`, as the other
     /// nodes reach it). Nothing is written and nobody is talked to before [`run`](Self::run).
@@ -181,7 +185,7 @@ where
         mut storage: S,
         fsm: FSM,
         config: Config,
-        options: BootstrapOptions<LogEntry, FSM>,
+        options: BootstrapOptions<Entry, FSM>,
     ) -> Result<Self, BootstrapError> {
         let config = config.check()?;
         let raft_addr: Arc<str> = raft_addr.into().into();
@@ -198,7 +202,7 @@ where
         stored: StoredState,
         fsm: FSM,
         config: CheckedConfig,
-        options: BootstrapOptions<LogEntry, FSM>,
+        options: BootstrapOptions<Entry, FSM>,
     ) -> Result<Self, BootstrapError> {
         let (state_kept, recovered) = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
@@ -216,6 +220,11 @@ where
             error => BootstrapError::Start(error),
         })?;
         let listener = Listener::bind(options.listen_addr.as_deref().unwrap_or(&raft_addr))?;
+        let listen_address = listener
+            .local_addr()
+            .map_err(|source| BootstrapError::Listen { address: raft_addr.to_string(), source })?;
+        let server_counters = Arc::new(ServerCounters::default());
+        let server = RaftServer::new(Arc::clone(&raft_addr), listen_address, Arc::clone(&server_counters));
 
         let (requests, local_requests) =
             request_queue(config.request_queue_max, config.request_queue_bytes_max);
@@ -234,6 +243,7 @@ where
             snapshot,
             recovered,
             listener,
+            server_counters,
             requests,
             local_requests,
             queries: waiting_queries,
@@ -245,7 +255,17 @@ where
             discover: options.discover,
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
-        Ok(Raft { node, raft_addr, beginning, known_addresses: Arc::default(), incarnation })
+        Ok(Raft { node, server, raft_addr, beginning, known_addresses: Arc::default(), incarnation })
+    }
+
+    /// The handle of this node, to which `Raft` also dereferences: one method for each verb.
+    pub fn raft_node(&self) -> &RaftNode<Entry, FSM> {
+        &self.node
+    }
+
+    /// The gRPC server of this node: where it listens, and what it has received.
+    pub fn raft_server(&self) -> &RaftServer {
+        &self.server
     }
 
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
@@ -346,7 +366,7 @@ where
 
     /// What to begin with, if the node does not run yet.
     fn first_members(&self, peers: &[Member]) -> Result<Option<First>, AddPeersError> {
-        let (id, lifecycle) = (self.get_id(), self.lifecycle());
+        let (id, lifecycle) = (self.id(), self.lifecycle());
         let is_listed = peers.iter().any(|peer| peer.id == id);
         if !lifecycle.is_waiting() || (lifecycle.was_run_called() && !is_listed) {
             return Ok(None);
@@ -362,9 +382,9 @@ where
 }
 
 /// Checks where a node listens, where it is reached, and where it looks for others.
-pub(crate) fn check_addresses<LogEntry, FSM>(
+pub(crate) fn check_addresses<Entry, FSM>(
     raft_addr: &str,
-    options: &BootstrapOptions<LogEntry, FSM>,
+    options: &BootstrapOptions<Entry, FSM>,
 ) -> Result<(), BootstrapError> {
     check_address(raft_addr)?;
     options.listen_addr.as_deref().map(check_listen_address).transpose()?;
@@ -373,7 +393,7 @@ pub(crate) fn check_addresses<LogEntry, FSM>(
 }
 
 /// Where the state machine keeps its state, and what it has applied, if that is what this node's log holds.
-fn applied_by<FSM: AbstractStateMachine>(
+fn applied_by<FSM: StateMachine>(
     state_machine: &FSM,
     stored: &StoredState,
 ) -> Result<(StateKept, LogPosition), BootstrapError> {

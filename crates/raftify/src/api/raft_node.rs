@@ -23,8 +23,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use crate::application::log_entry::{AbstractLogEntry, check_entry};
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::log_entry::{LogEntry, check_entry};
+use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::{Lifecycle, RunTask};
@@ -50,13 +50,13 @@ const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 /// While the node does not run yet, each call waits for [`Raft::run`](crate::Raft::run) up to its deadline and then
 /// fails with [`StopReason::NotRunning`]; nothing has happened then. Once the node has stopped, each call fails with
 /// the reason. The getters always tell the last known status.
-pub struct RaftNode<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> {
+pub struct RaftNode<Entry, FSM: StateMachine<LogEntry = Entry>> {
     shared: Arc<Shared<FSM>>,
     waits_for_leader: bool,
-    log_entry: PhantomData<fn(LogEntry)>,
+    log_entry: PhantomData<fn(Entry)>,
 }
 
-impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNode<LogEntry, FSM> {
+impl<Entry, FSM: StateMachine<LogEntry = Entry>> Clone for RaftNode<Entry, FSM> {
     fn clone(&self) -> Self {
         RaftNode {
             shared: Arc::clone(&self.shared),
@@ -66,16 +66,16 @@ impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> Clone for RaftNod
     }
 }
 
-impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> std::fmt::Debug for RaftNode<LogEntry, FSM> {
+impl<Entry, FSM: StateMachine<LogEntry = Entry>> std::fmt::Debug for RaftNode<Entry, FSM> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RaftNode").field("status", &*self.shared.status.borrow()).finish_non_exhaustive()
     }
 }
 
-impl<LogEntry, FSM> RaftNode<LogEntry, FSM>
+impl<Entry, FSM> RaftNode<Entry, FSM>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     pub(crate) fn new(
         config: CheckedConfig,
@@ -113,7 +113,7 @@ where
     /// - [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge), [`Encode`](ProposeError::Encode): nothing was
     ///   written. Send it again later, or smaller.
     /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type decodes what it has encoded
-    ///   not at all, or as another entry (see [`AbstractLogEntry`]), or the leader's program is of another version.
+    ///   not at all, or as another entry (see [`LogEntry`]), or the leader's program is of another version.
     /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the deadline.
     /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
     /// - [`Unknown`](ProposeError::Unknown): the deadline passed, this node stopped, or a snapshot covered the entry, before
@@ -128,7 +128,7 @@ where
     ///
     /// # Examples
     /// See the [quick start](crate#quick-start).
-    pub async fn propose(&self, entry: LogEntry) -> Result<FSM::Reply, ProposeError> {
+    pub async fn propose(&self, entry: Entry) -> Result<FSM::Reply, ProposeError> {
         let busy = |waiting| ProposeError::Busy { waiting };
         let mut place = self.shared.proposals.enter().map_err(busy)?;
         let payload = entry.encode().map_err(|error| ProposeError::Encode(error.to_string()))?;
@@ -219,23 +219,43 @@ where
     }
 
     /// The id of this node.
-    pub fn get_id(&self) -> NodeId {
+    pub fn id(&self) -> NodeId {
         self.shared.node_id
     }
 
     /// The id of the leader, as far as this node knows.
-    pub fn get_leader_id(&self) -> Option<NodeId> {
+    pub fn leader_id(&self) -> Option<NodeId> {
         self.shared.status.borrow().leader_id
     }
 
-    /// Who belongs to the cluster, this node included, as far as applied here.
-    pub fn get_peers(&self) -> Arc<Members> {
+    /// The members of the cluster, this node included, as far as applied here.
+    pub fn members(&self) -> Arc<Members> {
         Arc::clone(&self.shared.status.borrow().members)
     }
 
     /// How many nodes belong to the cluster, learners included, as far as applied here.
-    pub fn get_cluster_size(&self) -> usize {
+    pub fn cluster_size(&self) -> usize {
         self.shared.status.borrow().members.len()
+    }
+
+    /// The same as [`id`](Self::id).
+    pub fn get_id(&self) -> NodeId {
+        self.id()
+    }
+
+    /// The same as [`leader_id`](Self::leader_id).
+    pub fn get_leader_id(&self) -> Option<NodeId> {
+        self.leader_id()
+    }
+
+    /// The same as [`members`](Self::members).
+    pub fn get_peers(&self) -> Arc<Members> {
+        self.members()
+    }
+
+    /// The same as [`cluster_size`](Self::cluster_size).
+    pub fn get_cluster_size(&self) -> usize {
+        self.cluster_size()
     }
 
     /// Where this node stands, and every change of it. The receiver sees the newest status; those in between may be
@@ -457,7 +477,7 @@ where
     /// when the future was dropped, [`Raft::run`](crate::Raft::run) returns [`StopReason::Removed`] then, as it does after
     /// a removal by others.
     pub async fn leave(&self) -> Result<(), MembershipError> {
-        self.leave_by(removal(self.get_id()).into()).await
+        self.leave_by(removal(self.id()).into()).await
     }
 
     /// As [`leave`](Self::leave), also if the voters that remain and are alive would be no majority: the cluster then stops
@@ -469,7 +489,7 @@ where
     /// # Cancel safety
     /// As for `leave`.
     pub async fn leave_forced(&self) -> Result<(), MembershipError> {
-        self.leave_by(MembershipRequest::from(removal(self.get_id())).forced()).await
+        self.leave_by(MembershipRequest::from(removal(self.id())).forced()).await
     }
 
     async fn leave_by(&self, request: MembershipRequest) -> Result<(), MembershipError> {

@@ -233,7 +233,7 @@ mod tests {
             tracing::error!(target: "other", "not of raftify");
         });
         let expected = [
-            "WARN raftify::slog_layer::tests a peer is gone node=3 peer=a:1 voter=true program=test",
+            "WARN raftify::api::slog_layer::tests a peer is gone node=3 peer=a:1 voter=true program=test",
             "INFO raft::raft became leader raft_id=1 program=test",
         ];
         let mut lines = recording.lines();
@@ -252,7 +252,7 @@ mod tests {
     fn lines_pass_through_slog_async_as_well() {
         let recording = Recording::default();
         logging(Async::new(recording.clone()).build().ignore_res(), || tracing::info!("one"));
-        assert_eq!(recording.lines(), ["INFO raftify::slog_layer::tests one program=test"]);
+        assert_eq!(recording.lines(), ["INFO raftify::api::slog_layer::tests one program=test"]);
     }
 
     struct Panicking(Recording);
@@ -274,7 +274,7 @@ mod tests {
             tracing::error!("lost");
             tracing::info!("kept");
         });
-        assert_eq!(recording.lines(), ["INFO raftify::slog_layer::tests kept program=test"]);
+        assert_eq!(recording.lines(), ["INFO raftify::api::slog_layer::tests kept program=test"]);
     }
 
     /// Passes nothing on before it may.

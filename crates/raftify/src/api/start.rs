@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::api::raft::{BootstrapOptions, ClusterJoinTicket, Raft, check_addresses};
-use crate::application::log_entry::AbstractLogEntry;
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::log_entry::LogEntry;
+use crate::application::state_machine::StateMachine;
 use crate::error::{BeginError, BootstrapError, JoinClusterError, NodeStartError, RunError};
 use crate::network::probe::probe_all;
 use crate::node::begin::First;
@@ -35,7 +35,7 @@ pub enum Start {
     /// that has its address.
     BeginWith(Vec<Member>),
     /// Joins a running cluster.
-    Join(Joining),
+    Join(JoinOptions),
     /// Begins a new cluster with as many fresh nodes as are expected, once they have found each other, whatever the order of
     /// their starts; a node that finds a cluster, or comes later, joins.
     Expect(Expect),
@@ -45,7 +45,7 @@ pub enum Start {
 
 /// How a node joins a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Joining {
+pub struct JoinOptions {
     /// Any members of the cluster, each `host:port`. One is enough; with several, some may be down.
     pub peers: Vec<String>,
     /// [`Learner`](MemberRole::Learner): never votes, until it is promoted on request. Otherwise a voter; the default.
@@ -54,35 +54,35 @@ pub struct Joining {
     pub wait_for_peers: Option<Duration>,
 }
 
-impl Joining {
-    /// As a voter, through any of these members.
-    pub fn through<A: Into<String>>(peers: impl IntoIterator<Item = A>) -> Joining {
+impl JoinOptions {
+    /// As a voter, through any of these members of the cluster.
+    pub fn new<A: Into<String>>(peers: impl IntoIterator<Item = A>) -> JoinOptions {
         let peers = peers.into_iter().map(Into::into).collect();
-        Joining { peers, role: MemberRole::Voter, wait_for_peers: None }
+        JoinOptions { peers, role: MemberRole::Voter, wait_for_peers: None }
     }
 
     /// As a permanent learner.
     #[must_use]
-    pub fn as_learner(self) -> Joining {
-        Joining { role: MemberRole::Learner, ..self }
+    pub fn as_learner(self) -> JoinOptions {
+        JoinOptions { role: MemberRole::Learner, ..self }
     }
 }
 
-impl<A: Into<String>, const N: usize> From<[A; N]> for Joining {
-    fn from(peers: [A; N]) -> Joining {
-        Joining::through(peers)
+impl<A: Into<String>, const N: usize> From<[A; N]> for JoinOptions {
+    fn from(peers: [A; N]) -> JoinOptions {
+        JoinOptions::new(peers)
     }
 }
 
-impl<A: Into<String>> From<Vec<A>> for Joining {
-    fn from(peers: Vec<A>) -> Joining {
-        Joining::through(peers)
+impl<A: Into<String>> From<Vec<A>> for JoinOptions {
+    fn from(peers: Vec<A>) -> JoinOptions {
+        JoinOptions::new(peers)
     }
 }
 
-impl From<&str> for Joining {
-    fn from(peer: &str) -> Joining {
-        Joining::through([peer])
+impl From<&str> for JoinOptions {
+    fn from(peer: &str) -> JoinOptions {
+        JoinOptions::new([peer])
     }
 }
 
@@ -109,19 +109,19 @@ impl Directory {
 }
 
 /// Everything that a node is started with.
-struct Setup<S, LogEntry, FSM> {
+struct Setup<S, Entry, FSM> {
     raft_addr: Arc<str>,
     storage: S,
     stored: StoredState,
     fsm: FSM,
     config: CheckedConfig,
-    options: BootstrapOptions<LogEntry, FSM>,
+    options: BootstrapOptions<Entry, FSM>,
 }
 
-impl<LogEntry, FSM> Raft<LogEntry, FSM>
+impl<Entry, FSM> Raft<Entry, FSM>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     /// Starts a node, and returns it running: in a task of the current tokio runtime, until [`quit`](crate::RaftNode::quit)
     /// or [`leave`](crate::RaftNode::leave) is called, the process gets Ctrl+C or SIGTERM, the node cannot continue, or the
@@ -136,7 +136,7 @@ where
     /// | `Restart` | error | continues it | error |
     ///
     /// Returns when the cluster has begun, when a node that joins takes part (a voter votes, a learner is caught up), or,
-    /// on the directory of a member, at once. `Join` waits for its peers as [`Joining::wait_for_peers`] says, and then as
+    /// on the directory of a member, at once. `Join` waits for its peers as [`JoinOptions::wait_for_peers`] says, and then as
     /// long as there is progress; without any, for [`joiner_timeout`](Config::joiner_timeout). The log says what is waited
     /// for. Blocks while the storage is read.
     ///
@@ -151,7 +151,7 @@ where
         mut storage: S,
         fsm: FSM,
         config: Config,
-        options: BootstrapOptions<LogEntry, FSM>,
+        options: BootstrapOptions<Entry, FSM>,
     ) -> Result<Self, NodeStartError> {
         let raft_addr: Arc<str> = raft_addr.into().into();
         let config = config.check().map_err(BootstrapError::from)?;
@@ -219,7 +219,7 @@ where
     /// # Cancel safety
     /// As for `start`.
     pub async fn join<S: StableStorage>(
-        peers: impl Into<Joining>,
+        peers: impl Into<JoinOptions>,
         raft_addr: impl Into<String>,
         storage: S,
         fsm: FSM,
@@ -276,14 +276,14 @@ where
     }
 }
 
-impl<S, LogEntry, FSM> Setup<S, LogEntry, FSM>
+impl<S, Entry, FSM> Setup<S, Entry, FSM>
 where
     S: StableStorage,
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     /// Runs the node.
-    fn run(self, id: NodeId, first: Option<First>) -> Result<Raft<LogEntry, FSM>, NodeStartError> {
+    fn run(self, id: NodeId, first: Option<First>) -> Result<Raft<Entry, FSM>, NodeStartError> {
         let Setup { raft_addr, storage, stored, fsm, config, options } = self;
         let raft = Raft::bootstrap_stored(id, raft_addr, storage, stored, fsm, config, options)?;
         let laid_down: Result<bool, NodeStartError> = raft.beginning.lay_down(|| Ok(first));
@@ -292,7 +292,7 @@ where
         Ok(raft)
     }
 
-    fn restart(self, directory: &Directory) -> Result<Raft<LogEntry, FSM>, NodeStartError> {
+    fn restart(self, directory: &Directory) -> Result<Raft<Entry, FSM>, NodeStartError> {
         match directory {
             Directory::Empty => Err(NodeStartError::NothingToRestart),
             Directory::StillJoining(identity) => Err(still_joining(identity)),
@@ -300,7 +300,7 @@ where
         }
     }
 
-    async fn begin(self, id: NodeId, first: First) -> Result<Raft<LogEntry, FSM>, NodeStartError> {
+    async fn begin(self, id: NodeId, first: First) -> Result<Raft<Entry, FSM>, NodeStartError> {
         let raft = self.run(id, Some(first))?;
         let begun = tokio::select! {
             biased;
@@ -317,7 +317,7 @@ where
         mut self,
         directory: &Directory,
         listed: Vec<Member>,
-    ) -> Result<Raft<LogEntry, FSM>, NodeStartError> {
+    ) -> Result<Raft<Entry, FSM>, NodeStartError> {
         let members = Members::initial(listed).map_err(BeginError::from)?;
         let own = members.iter().find(|member| *member.address == *self.raft_addr);
         let own = own.map(|own| own.id).ok_or_else(|| NodeStartError::NotListed {
@@ -347,10 +347,10 @@ where
     async fn join(
         mut self,
         directory: Directory,
-        joining: Joining,
-    ) -> Result<Raft<LogEntry, FSM>, NodeStartError> {
+        joining: JoinOptions,
+    ) -> Result<Raft<Entry, FSM>, NodeStartError> {
         let mut seen = BTreeSet::from([self.raft_addr.to_string()]);
-        let Joining { peers, role, wait_for_peers } = joining;
+        let JoinOptions { peers, role, wait_for_peers } = joining;
         let peers: Vec<String> = peers.into_iter().filter(|peer| seen.insert(peer.clone())).collect();
         for peer in &peers {
             check_address(peer).map_err(BootstrapError::from)?;
@@ -365,8 +365,7 @@ where
             Directory::StillJoining(identity) => (identity, Members::none()),
             Directory::Empty => {
                 let ticket =
-                    ask_for_ticket::<LogEntry, FSM>(&address, &peers, wait_for_peers, connect_timeout)
-                        .await?;
+                    ask_for_ticket::<Entry, FSM>(&address, &peers, wait_for_peers, connect_timeout).await?;
                 let raft = self.run(ticket.reserved_id, None)?;
                 let patience = wait_for_peers.unwrap_or(Duration::MAX);
                 return raft.joined(async |raft| enter(raft, ticket, role, peers, patience).await).await;
@@ -387,13 +386,9 @@ where
         raft.joined(async |raft| raft.be_let_in(&admission, patience).await).await
     }
 
-    async fn expect(
-        self,
-        directory: Directory,
-        expect: Expect,
-    ) -> Result<Raft<LogEntry, FSM>, NodeStartError> {
+    async fn expect(self, directory: Directory, expect: Expect) -> Result<Raft<Entry, FSM>, NodeStartError> {
         expect.check(&self.raft_addr)?;
-        let joining = |peers: Vec<String>| Joining {
+        let joining = |peers: Vec<String>| JoinOptions {
             peers,
             role: MemberRole::Voter,
             wait_for_peers: expect.wait_for_peers,
@@ -451,15 +446,15 @@ async fn check_peers(
 }
 
 /// Waits until a peer belongs to a cluster that gives out a ticket.
-async fn ask_for_ticket<LogEntry, FSM>(
+async fn ask_for_ticket<Entry, FSM>(
     raft_addr: &str,
     peers: &[String],
     wait: Option<Duration>,
     connect_timeout: Duration,
 ) -> Result<ClusterJoinTicket, NodeStartError>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     let began = Instant::now();
     let mut pause = PAUSE_MIN;
@@ -472,7 +467,7 @@ where
                 warn!("joins cluster {cluster_id}; not all peers are of use: {}", problems.join("; "));
             }
             for peer in members {
-                match Raft::<LogEntry, FSM>::request_id(raft_addr, peer).await {
+                match Raft::<Entry, FSM>::request_id(raft_addr, peer).await {
                     Ok(ticket) => return Ok(ticket),
                     Err(error) => problems.push(error.to_string()),
                 }
@@ -529,16 +524,16 @@ async fn find_cluster(
 }
 
 /// Takes on the identity that a ticket gives, and enters the cluster.
-async fn enter<LogEntry, FSM>(
-    raft: &Raft<LogEntry, FSM>,
+async fn enter<Entry, FSM>(
+    raft: &Raft<Entry, FSM>,
     ticket: ClusterJoinTicket,
     role: MemberRole,
     peers: Vec<String>,
     patience: Duration,
 ) -> Result<(), JoinClusterError>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     let identity = raft.take_on_identity(ticket.cluster_id).await?;
     let (id, address) = (ticket.reserved_id, ticket.raft_addr);

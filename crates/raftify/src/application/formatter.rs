@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::io::{self, Read};
 
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::state_machine::StateMachine;
 
 /// How many bytes [`hex_and_text`] shows.
 const SHOWN_BYTES_MAX: usize = 64;
@@ -13,21 +13,20 @@ const SHOWN_BYTES_MAX: usize = 64;
 /// Every method has a default that knows nothing of the types and prints bytes: [`DefaultFormatter`].
 ///
 /// ```
-/// use raftify::{AbstractStateMachine, CustomFormatter};
+/// use raftify::formatter::CustomFormatter;
+/// use raftify::StateMachine;
 ///
 /// struct Pretty;
 ///
-/// impl<FSM: AbstractStateMachine<LogEntry = String>> CustomFormatter<String, FSM> for Pretty {
+/// impl<FSM: StateMachine<LogEntry = String>> CustomFormatter<String, FSM> for Pretty {
 ///     fn format_entry(&self, entry: &String, _encoded: &[u8]) -> String {
 ///         format!("say {entry}")
 ///     }
 /// }
 /// ```
-pub trait CustomFormatter<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>>:
-    Send + Sync + 'static
-{
+pub trait CustomFormatter<Entry, FSM: StateMachine<LogEntry = Entry>>: Send + Sync + 'static {
     /// One line about an entry.
-    fn format_entry(&self, entry: &LogEntry, encoded: &[u8]) -> String {
+    fn format_entry(&self, entry: &Entry, encoded: &[u8]) -> String {
         let _ = entry;
         hex_and_text(encoded)
     }
@@ -48,15 +47,12 @@ pub trait CustomFormatter<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntr
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultFormatter;
 
-impl<LogEntry, FSM: AbstractStateMachine<LogEntry = LogEntry>> CustomFormatter<LogEntry, FSM>
-    for DefaultFormatter
-{
-}
+impl<Entry, FSM: StateMachine<LogEntry = Entry>> CustomFormatter<Entry, FSM> for DefaultFormatter {}
 
 /// The first bytes as hex, and as text where they are printable ASCII.
 ///
 /// ```
-/// assert_eq!(raftify::hex_and_text(b"\x01key"), "01 6b 65 79  |.key|");
+/// assert_eq!(raftify::formatter::hex_and_text(b"\x01key"), "01 6b 65 79  |.key|");
 /// ```
 pub fn hex_and_text(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(SHOWN_BYTES_MAX)];

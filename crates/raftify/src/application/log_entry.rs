@@ -22,7 +22,7 @@ use crate::runtime::worker::caught;
 /// new one.
 ///
 /// ```
-/// use raftify::AbstractLogEntry;
+/// use raftify::LogEntry;
 /// use serde::{Deserialize, Serialize};
 ///
 /// #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ use crate::runtime::worker::caught;
 ///
 /// ```
 /// use bytes::Bytes;
-/// use raftify::{AbstractLogEntry, BoxError};
+/// use raftify::{BoxError, LogEntry};
 /// use serde::{Deserialize, Serialize};
 ///
 /// #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,7 +74,7 @@ use crate::runtime::worker::caught;
 /// #[derive(Debug, PartialEq)]
 /// struct AsJson(Document);
 ///
-/// impl AbstractLogEntry for AsJson {
+/// impl LogEntry for AsJson {
 ///     fn encode(&self) -> Result<Bytes, BoxError> {
 ///         Ok(serde_json::to_vec(&self.0)?.into())
 ///     }
@@ -88,7 +88,7 @@ use crate::runtime::worker::caught;
 /// assert_eq!(AsJson::decode(&entry.encode()?)?, entry);
 /// # Ok::<(), BoxError>(())
 /// ```
-pub trait AbstractLogEntry: Sized + Send + 'static {
+pub trait LogEntry: Sized + Send + 'static {
     /// The bytes that are replicated. Called once for each proposal, on the task of the proposer, and once more by each
     /// node to which the proposal comes over the network.
     ///
@@ -133,10 +133,7 @@ pub trait AbstractLogEntry: Sized + Send + 'static {
 /// It is always checked, also a large entry: a type may fail at some entries only. That is done where the entry is encoded,
 /// by the caller, who waits for it anyway. Measured for two strings, beyond decoding them: 51 ns for 64 bytes, 213 ns for
 /// 1 KiB, 12 µs for 64 KiB.
-pub(crate) fn check_entry<LogEntry: AbstractLogEntry>(
-    entry: &LogEntry,
-    encoded: &[u8],
-) -> Result<(), String> {
+pub(crate) fn check_entry<Entry: LogEntry>(entry: &Entry, encoded: &[u8]) -> Result<(), String> {
     // What was decoded is dropped, or the error shown and dropped, in there, too.
     explained(|| entry.check_round_trip(encoded))
 }
@@ -144,9 +141,9 @@ pub(crate) fn check_entry<LogEntry: AbstractLogEntry>(
 /// Why an entry that came over the network must not get into the log. Whether it is what the proposer meant can be seen
 /// only there; but what is decoded from it must be an entry that survives. Measured
 /// as for [`check_entry`]: 11 ns for 64 bytes, 58 ns for 1 KiB, 1.4 µs for 64 KiB.
-pub(crate) fn check_encoded<LogEntry: AbstractLogEntry>(encoded: &[u8]) -> Result<(), String> {
+pub(crate) fn check_encoded<Entry: LogEntry>(encoded: &[u8]) -> Result<(), String> {
     explained(|| {
-        let entry = LogEntry::decode(encoded)?;
+        let entry = Entry::decode(encoded)?;
         if entry.encodes_to(encoded) {
             return Ok(());
         }
@@ -168,7 +165,7 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl<T: Serialize + DeserializeOwned + Send + 'static> AbstractLogEntry for T {
+impl<T: Serialize + DeserializeOwned + Send + 'static> LogEntry for T {
     fn encode(&self) -> Result<Bytes, BoxError> {
         SCRATCH.with(|scratch| {
             // Taken out: the user's own `serialize` may encode an entry as well.
@@ -225,7 +222,7 @@ mod tests {
         Insert { key: u64, value: Option<u64> },
     }
 
-    /// As the documentation of [`AbstractLogEntry`] tells who updates a program.
+    /// As the documentation of [`LogEntry`] tells who updates a program.
     #[test]
     fn entries_of_an_older_program_are_decoded_if_there_are_more_variants_and_not_if_there_are_more_fields() {
         let old = Old::Insert { key: 7 }.encode().unwrap();
@@ -235,7 +232,7 @@ mod tests {
 
     struct Unreadable;
 
-    impl AbstractLogEntry for Unreadable {
+    impl LogEntry for Unreadable {
         fn encode(&self) -> Result<Bytes, BoxError> {
             Ok(Bytes::new())
         }
@@ -260,7 +257,7 @@ mod tests {
     }
     use Fate::{Accepted, NotEncoded, Refused};
 
-    fn fate<T: AbstractLogEntry>(entry: T) -> Fate {
+    fn fate<T: LogEntry>(entry: T) -> Fate {
         match entry.encode() {
             Err(_) => NotEncoded,
             Ok(encoded) => match check_entry(&entry, &encoded) {
@@ -512,7 +509,7 @@ mod tests {
     fn an_entry_in_another_format_is_accepted_if_it_can_be_decoded() {
         struct Json(serde_json::Value);
 
-        impl AbstractLogEntry for Json {
+        impl LogEntry for Json {
             fn encode(&self) -> Result<Bytes, BoxError> {
                 Ok(serde_json::to_vec_pretty(&self.0)?.into())
             }

@@ -10,22 +10,20 @@ use crate::error::BoxError;
 
 type WriteOut = Box<dyn FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send>;
 
-/// A state as it was at one moment, ready to be written out by another thread.
-pub struct SnapshotCapture(WriteOut);
+/// The state of a state machine at one moment, ready to be written out by another thread.
+pub struct Snapshot(WriteOut);
 
-impl SnapshotCapture {
-    /// A capture in the user's own format. `write_out` is called at most once, on a thread of its own, and may take
+impl Snapshot {
+    /// A snapshot in the application's own format. `write_out` is called at most once, on a thread of its own, and may take
     /// its time; the writer is buffered.
-    pub fn new(
-        write_out: impl FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send + 'static,
-    ) -> SnapshotCapture {
-        SnapshotCapture(Box::new(write_out))
+    pub fn new(write_out: impl FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send + 'static) -> Snapshot {
+        Snapshot(Box::new(write_out))
     }
 
-    /// A value that is written out in the format of `postcard`; [`restore_value`] reads it back, at once: for states
+    /// A value that is written out in the format of `postcard`; [`read_value`](Self::read_value) reads it back, at once: for states
     /// that fit into memory twice.
-    pub fn of(value: impl Serialize + Send + 'static) -> SnapshotCapture {
-        SnapshotCapture::new(move |writer| {
+    pub fn from_value(value: impl Serialize + Send + 'static) -> Snapshot {
+        Snapshot::new(move |writer| {
             let mut writer = KeepsError { writer, error: None };
             match postcard::to_io(&value, &mut writer).map(drop) {
                 Ok(()) => Ok(()),
@@ -35,7 +33,29 @@ impl SnapshotCapture {
         })
     }
 
-    /// Writes the capture out.
+    /// Reads back what [`from_value`](Self::from_value) wrote.
+    ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    /// use raftify::Snapshot;
+    ///
+    /// let state = BTreeMap::from([(1, "one".to_owned())]);
+    /// let mut bytes = Vec::new();
+    /// Snapshot::from_value(state.clone()).write_to(&mut bytes)?;
+    /// let restored: BTreeMap<i32, String> = Snapshot::read_value(&mut bytes.as_slice())?;
+    /// assert_eq!(restored, state);
+    /// # Ok::<(), raftify::BoxError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of the reader; and if the bytes are not one whole `T`.
+    pub fn read_value<T: DeserializeOwned>(reader: &mut dyn Read) -> Result<T, BoxError> {
+        let mut data = Vec::new();
+        reader.read_to_end(&mut data)?;
+        encoding::decode(&data)
+    }
+
+    /// Writes the state out.
     ///
     /// # Errors
     /// Those of the user's closure and of the writer.
@@ -44,9 +64,9 @@ impl SnapshotCapture {
     }
 }
 
-impl std::fmt::Debug for SnapshotCapture {
+impl std::fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SnapshotCapture")
+        f.write_str("Snapshot")
     }
 }
 
@@ -81,28 +101,6 @@ impl Write for KeepsError<'_> {
     }
 }
 
-/// Reads back what [`SnapshotCapture::of`] wrote.
-///
-/// ```
-/// use std::collections::BTreeMap;
-/// use raftify::{SnapshotCapture, restore_value};
-///
-/// let state = BTreeMap::from([(1, "one".to_owned())]);
-/// let mut bytes = Vec::new();
-/// SnapshotCapture::of(state.clone()).write_to(&mut bytes)?;
-/// let restored: BTreeMap<i32, String> = restore_value(&mut bytes.as_slice())?;
-/// assert_eq!(restored, state);
-/// # Ok::<(), raftify::BoxError>(())
-/// ```
-///
-/// # Errors
-/// Those of the reader; and if the bytes are not one whole `T`.
-pub fn restore_value<T: DeserializeOwned>(reader: &mut dyn Read) -> Result<T, BoxError> {
-    let mut data = Vec::new();
-    reader.read_to_end(&mut data)?;
-    encoding::decode(&data)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +127,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_as_such_by_who_writes_a_snapshot_of_a_value() {
         for room in [0, 10] {
-            let error = SnapshotCapture::of(vec![7_u8; 100]).write_to(&mut Full(room)).unwrap_err();
+            let error = Snapshot::from_value(vec![7_u8; 100]).write_to(&mut Full(room)).unwrap_err();
             let system = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
             assert_eq!(system, Some(28), "{error}");
         }

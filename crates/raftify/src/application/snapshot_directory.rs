@@ -10,24 +10,24 @@ use std::path::{Component, Path, PathBuf};
 use tar::{Archive, Builder, EntryType, HeaderMode};
 use tracing::warn;
 
-use crate::application::snapshot::SnapshotCapture;
+use crate::application::snapshot::Snapshot;
 use crate::error::BoxError;
 
 /// So much is written at most before it is synced: a log on the same disk would have to wait for all that is unsynced
 /// with each of its own syncs.
 const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 
-impl SnapshotCapture {
+impl Snapshot {
     /// A directory whose files do not change any more, such as a checkpoint of a database or hard links to files that
     /// are only ever replaced. It is written out as one stream and then removed, also if that fails, or if the node
     /// stops meanwhile. Directories in it are included; anything but files and directories is an error, and the
     /// snapshot is not taken then. Names must be UTF-8.
     ///
     /// A process that is killed leaves the directory behind: make it where the state machine clears away what it does
-    /// not know when it starts. [`restore_directory`] is the way back.
-    pub fn of_directory(path: impl Into<PathBuf>) -> SnapshotCapture {
+    /// not know when it starts. [`read_directory`](Self::read_directory) is the way back.
+    pub fn from_directory(path: impl Into<PathBuf>) -> Snapshot {
         let directory = Removed(path.into());
-        SnapshotCapture::new(move |writer| {
+        Snapshot::new(move |writer| {
             let mut archive = Builder::new(writer);
             archive.mode(HeaderMode::Deterministic);
             archive.sparse(false);
@@ -35,6 +35,41 @@ impl SnapshotCapture {
             archive.finish()?;
             Ok(())
         })
+    }
+
+    /// Unpacks what [`from_directory`](Self::from_directory) wrote into a new directory at `path`. When it returns, everything in
+    /// it is durable, and so is its name: the state machine can switch to it by a rename.
+    ///
+    /// ```
+    /// use std::fs;
+    /// use raftify::Snapshot;
+    ///
+    /// let place = tempfile::tempdir()?;
+    /// let checkpoint = place.path().join("checkpoint");
+    /// fs::create_dir_all(checkpoint.join("tables"))?;
+    /// fs::write(checkpoint.join("tables/1"), "one")?;
+    ///
+    /// let mut bytes = Vec::new();
+    /// Snapshot::from_directory(&checkpoint).write_to(&mut bytes)?;
+    /// assert!(!checkpoint.exists());
+    ///
+    /// let restored = place.path().join("restored");
+    /// Snapshot::read_directory(&mut bytes.as_slice(), &restored)?;
+    /// assert_eq!(fs::read_to_string(restored.join("tables/1"))?, "one");
+    /// # Ok::<(), raftify::BoxError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If there is something at `path`; those of the reader and of the file system; and if the stream holds anything but
+    /// files and directories with plain names below `path`. Nothing is left at `path` then.
+    pub fn read_directory(reader: &mut dyn Read, path: impl AsRef<Path>) -> Result<(), BoxError> {
+        let path = path.as_ref();
+        fs::create_dir(path).map_err(|error| format!("cannot create {}: {error}", path.display()))?;
+        let unpacked = unpack(reader, path);
+        if unpacked.is_err() {
+            drop(Removed(path.to_owned()));
+        }
+        unpacked
     }
 }
 
@@ -71,41 +106,6 @@ fn append(archive: &mut Builder<&mut dyn Write>, directory: &Path, name: &Path) 
         }
     }
     Ok(())
-}
-
-/// Unpacks what [`SnapshotCapture::of_directory`] wrote into a new directory at `path`. When it returns, everything in
-/// it is durable, and so is its name: the state machine can switch to it by a rename.
-///
-/// ```
-/// use std::fs;
-/// use raftify::{SnapshotCapture, restore_directory};
-///
-/// let place = tempfile::tempdir()?;
-/// let checkpoint = place.path().join("checkpoint");
-/// fs::create_dir_all(checkpoint.join("tables"))?;
-/// fs::write(checkpoint.join("tables/1"), "one")?;
-///
-/// let mut bytes = Vec::new();
-/// SnapshotCapture::of_directory(&checkpoint).write_to(&mut bytes)?;
-/// assert!(!checkpoint.exists());
-///
-/// let restored = place.path().join("restored");
-/// restore_directory(&mut bytes.as_slice(), &restored)?;
-/// assert_eq!(fs::read_to_string(restored.join("tables/1"))?, "one");
-/// # Ok::<(), raftify::BoxError>(())
-/// ```
-///
-/// # Errors
-/// If there is something at `path`; those of the reader and of the file system; and if the stream holds anything but
-/// files and directories with plain names below `path`. Nothing is left at `path` then.
-pub fn restore_directory(reader: &mut dyn Read, path: impl AsRef<Path>) -> Result<(), BoxError> {
-    let path = path.as_ref();
-    fs::create_dir(path).map_err(|error| format!("cannot create {}: {error}", path.display()))?;
-    let unpacked = unpack(reader, path);
-    if unpacked.is_err() {
-        drop(Removed(path.to_owned()));
-    }
-    unpacked
 }
 
 fn unpack(reader: &mut dyn Read, path: &Path) -> Result<(), BoxError> {
@@ -165,7 +165,7 @@ mod tests {
 
     fn archive(directory: &Path) -> Result<Vec<u8>, BoxError> {
         let mut bytes = Vec::new();
-        SnapshotCapture::of_directory(directory).write_to(&mut bytes)?;
+        Snapshot::from_directory(directory).write_to(&mut bytes)?;
         Ok(bytes)
     }
 
@@ -190,7 +190,7 @@ mod tests {
         }
         let bytes = archive(&from).unwrap();
         assert!(!from.exists());
-        restore_directory(&mut bytes.as_slice(), &to).unwrap();
+        Snapshot::read_directory(&mut bytes.as_slice(), &to).unwrap();
         for (name, bytes) in files {
             assert!(fs::read(to.join(name)).unwrap() == data(bytes), "{name}");
         }
@@ -201,7 +201,7 @@ mod tests {
     fn a_directory_that_is_not_written_out_is_removed_all_the_same() {
         let (_place, from, _) = place();
         fs::write(from.join("file"), "content").unwrap();
-        drop(SnapshotCapture::of_directory(&from));
+        drop(Snapshot::from_directory(&from));
         assert!(!from.exists());
     }
 
@@ -220,7 +220,7 @@ mod tests {
         let bytes = archive(&from).unwrap();
         fs::create_dir(&to).unwrap();
         fs::write(to.join("precious"), "content").unwrap();
-        restore_directory(&mut bytes.as_slice(), &to).unwrap_err();
+        Snapshot::read_directory(&mut bytes.as_slice(), &to).unwrap_err();
         assert!(to.join("precious").exists());
     }
 
@@ -256,7 +256,7 @@ mod tests {
         ];
         for (name, kind) in cases {
             let (place, _, to) = place();
-            let error = restore_directory(&mut hostile(name, kind).as_slice(), &to).unwrap_err();
+            let error = Snapshot::read_directory(&mut hostile(name, kind).as_slice(), &to).unwrap_err();
             assert!(error.to_string().contains("the snapshot holds"), "{name:?}, {kind:?}: {error}");
             assert!(!to.exists() && !place.path().join("out").exists(), "{name:?}, {kind:?}");
         }
@@ -268,10 +268,10 @@ mod tests {
         fs::write(from.join("file"), vec![7; 100_000]).unwrap();
         let whole = archive(&from).unwrap();
         for length in [1, 511, 600, 50_000] {
-            restore_directory(&mut &whole[..length], &to).unwrap_err();
+            Snapshot::read_directory(&mut &whole[..length], &to).unwrap_err();
             assert!(!to.exists(), "cut after {length} bytes");
         }
-        restore_directory(&mut [0x5a_u8; 4096].as_slice(), &to).unwrap_err();
+        Snapshot::read_directory(&mut [0x5a_u8; 4096].as_slice(), &to).unwrap_err();
         assert!(!to.exists());
     }
 }

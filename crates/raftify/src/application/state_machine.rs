@@ -9,11 +9,11 @@ use raftify_core::LogPosition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::application::log_entry::AbstractLogEntry;
-use crate::application::snapshot::SnapshotCapture;
+use crate::application::log_entry::LogEntry;
+use crate::application::snapshot::Snapshot;
 use crate::error::BoxError;
 
-/// What [`AbstractStateMachine::applied`] says if it is not written: nothing of the state outlives the process.
+/// What [`StateMachine::applied`] says if it is not written: nothing of the state outlives the process.
 pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 
 /// The state that is replicated.
@@ -45,9 +45,8 @@ pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 /// - They may lag behind what was applied, by as much as is cheap, since the log brings the rest again. They must never
 ///   run ahead of it, or be those of different moments.
 /// - Snapshots are needed all the same: for followers that lag too far behind, and to cut the log. Capture a
-///   checkpoint, such as hard links to files that do not change any more, with [`SnapshotCapture::of_directory`], and
-///   read it back with [`restore_directory`](crate::restore_directory). The snapshot is a copy of the state on the same
-///   disk; where that is much, raise [`snapshot_entries`](crate::Config::snapshot_entries) and
+///   checkpoint, such as hard links to files that do not change any more, with [`Snapshot::from_directory`], and
+///   read it back with [`Snapshot::read_directory`]. The snapshot is a copy of the state on the same disk; where that is much, raise [`snapshot_entries`](crate::Config::snapshot_entries) and
 ///   [`snapshot_log_bytes`](crate::Config::snapshot_log_bytes).
 /// - A snapshot holds the position of its state like the state itself, and restoring replaces both in one step.
 ///
@@ -56,7 +55,7 @@ pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 /// use std::io::Read;
 /// use std::path::PathBuf;
 ///
-/// use raftify::{AbstractStateMachine, BoxError, LogPosition, SnapshotCapture, restore_value};
+/// use raftify::{BoxError, LogPosition, Snapshot, StateMachine};
 ///
 /// /// A sum, in a file together with the position up to which it is the sum.
 /// struct SumOnDisk {
@@ -67,7 +66,7 @@ pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 /// impl SumOnDisk {
 ///     fn open(path: PathBuf) -> Result<SumOnDisk, BoxError> {
 ///         let state = match File::open(&path) {
-///             Ok(mut file) => restore_value(&mut file)?,
+///             Ok(mut file) => Snapshot::read_value(&mut file)?,
 ///             Err(error) if error.kind() == io::ErrorKind::NotFound => (0, LogPosition::ZERO),
 ///             Err(error) => return Err(error.into()),
 ///         };
@@ -78,13 +77,13 @@ pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 ///     fn save(&self) -> Result<(), BoxError> {
 ///         let new = self.path.with_extension("new");
 ///         let mut file = File::create(&new)?;
-///         SnapshotCapture::of(self.state).write_to(&mut file)?;
+///         Snapshot::from_value(self.state).write_to(&mut file)?;
 ///         file.sync_all()?;
 ///         Ok(fs::rename(new, &self.path)?)
 ///     }
 /// }
 ///
-/// impl AbstractStateMachine for SumOnDisk {
+/// impl StateMachine for SumOnDisk {
 ///     type LogEntry = u64;
 ///     type Reply = u64;
 ///
@@ -98,12 +97,12 @@ pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 ///         self.state.1
 ///     }
 ///
-///     fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-///         Ok(SnapshotCapture::of(self.state))
+///     fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+///         Ok(Snapshot::from_value(self.state))
 ///     }
 ///
 ///     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
-///         self.state = restore_value(reader)?;
+///         self.state = Snapshot::read_value(reader)?;
 ///         self.save()
 ///     }
 /// }
@@ -116,9 +115,9 @@ pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 /// # assert_eq!(again.apply(LogPosition::new(1, 3), 2)?, 42);
 /// # Ok::<(), BoxError>(())
 /// ```
-pub trait AbstractStateMachine: Send + 'static {
+pub trait StateMachine: Send + 'static {
     /// What is applied.
-    type LogEntry: AbstractLogEntry;
+    type LogEntry: LogEntry;
     /// What the proposer gets back. Errors that are the business of the proposer ("no such key", "too little money")
     /// are replies: make this a `Result`.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
@@ -173,7 +172,7 @@ pub trait AbstractStateMachine: Send + 'static {
     ///
     /// # Errors
     /// The snapshot is not taken, the old one stays in use, and the node goes on.
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError>;
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError>;
 
     /// Replaces the state by that of a snapshot, written by this or another node. Called when the node starts, before
     /// any entry, if the state machine does not have that much [by itself](Self::applied), and whenever the leader sends

@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use tracing::{info, trace};
 
 use crate::application::formatter::CustomFormatter;
-use crate::application::log_entry::AbstractLogEntry;
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::log_entry::LogEntry;
+use crate::application::state_machine::StateMachine;
 use crate::apply::snapshot_taker::SnapshotTaker;
 use crate::channels::events::Event;
 use crate::channels::reply::Reply;
@@ -36,7 +36,7 @@ pub(crate) enum ToApply<R> {
     HurrySnapshot,
 }
 
-pub(super) struct Applier<FSM: AbstractStateMachine, S> {
+pub(super) struct Applier<FSM: StateMachine, S> {
     pub(super) node_id: NodeId,
     pub(super) state_machine: FSM,
     pub(super) snapshots: S,
@@ -57,7 +57,7 @@ pub(super) struct Applier<FSM: AbstractStateMachine, S> {
 
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
 
-impl<FSM: AbstractStateMachine, S: SnapshotStore> Applier<FSM, S> {
+impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
     /// Does `work`, unless something has failed before: what is half done must not be seen, and nothing may follow it. Here
     /// end also the panics of what is the user's besides the state machine: replies that are dropped, errors that are shown.
     fn unless_failed<T>(

@@ -14,7 +14,7 @@ use raftify_core::{
 use tokio::sync::mpsc;
 
 use crate::application::formatter::CustomFormatter;
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::state_machine::StateMachine;
 use crate::apply::applier::{Applier, Query, ToApply, forget};
 use crate::apply::snapshot_taker::SnapshotTaker;
 use crate::channels::events::Event;
@@ -26,7 +26,7 @@ use crate::runtime::worker::{Worker, may_block};
 const INLINE_ENTRIES_MAX: usize = 32;
 
 /// What an applier starts with.
-pub(crate) struct ApplierStart<FSM: AbstractStateMachine, S> {
+pub(crate) struct ApplierStart<FSM: StateMachine, S> {
     pub(crate) node_id: NodeId,
     pub(crate) state_machine: FSM,
     pub(crate) snapshots: S,
@@ -43,7 +43,7 @@ pub(crate) struct ApplierStart<FSM: AbstractStateMachine, S> {
 
 /// The raft loop's end of the applier. When it is dropped, the thread ends; what is still queued then is dropped, which
 /// answers who waits for it.
-pub(crate) struct ApplierHandle<FSM: AbstractStateMachine, S> {
+pub(crate) struct ApplierHandle<FSM: StateMachine, S> {
     applier: Arc<Mutex<Applier<FSM, S>>>,
     /// Unbounded because the core bounds what it hands out.
     queue: mpsc::UnboundedSender<ToApply<Reply<FSM::Reply>>>,
@@ -51,7 +51,7 @@ pub(crate) struct ApplierHandle<FSM: AbstractStateMachine, S> {
     queued: Arc<AtomicUsize>,
 }
 
-impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
+impl<FSM: StateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
     /// Starts the thread.
     pub(crate) fn start(self) -> Result<(ApplierHandle<FSM, S>, Worker), StopReason> {
         let (sender, queue) = mpsc::unbounded_channel();
@@ -88,7 +88,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
     }
 }
 
-impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
+impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
     /// Applies what is committed. `Some` is the outcome if that is done already; otherwise it comes as an [`Event`].
     pub(crate) fn apply(&self, committed: Vec<Committed<Reply<FSM::Reply>>>) -> Option<Event> {
         let quick = committed.len() <= INLINE_ENTRIES_MAX
@@ -127,7 +127,7 @@ impl<FSM: AbstractStateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
 }
 
 /// A panic of the state machine is caught while the lock is held: it never poisons it.
-fn lock<FSM: AbstractStateMachine, S>(applier: &Mutex<Applier<FSM, S>>) -> MutexGuard<'_, Applier<FSM, S>> {
+fn lock<FSM: StateMachine, S>(applier: &Mutex<Applier<FSM, S>>) -> MutexGuard<'_, Applier<FSM, S>> {
     applier.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -135,7 +135,7 @@ fn lock<FSM: AbstractStateMachine, S>(applier: &Mutex<Applier<FSM, S>>) -> Mutex
 const TAKEN_IN_MAX: usize = 256;
 
 /// The thread.
-async fn run<FSM: AbstractStateMachine, S: SnapshotStore>(
+async fn run<FSM: StateMachine, S: SnapshotStore>(
     applier: Arc<Mutex<Applier<FSM, S>>>,
     snapshot: Option<SnapshotMeta>,
     mut queue: mpsc::UnboundedReceiver<ToApply<Reply<FSM::Reply>>>,
@@ -202,8 +202,8 @@ mod tests {
 
     use super::*;
     use crate::application::formatter::DefaultFormatter;
-    use crate::application::log_entry::AbstractLogEntry;
-    use crate::application::snapshot::SnapshotCapture;
+    use crate::application::log_entry::LogEntry;
+    use crate::application::snapshot::Snapshot;
     use crate::apply::snapshots::TrackedSnapshots;
     use crate::error::BoxError;
 
@@ -215,7 +215,7 @@ mod tests {
         stops: Option<Lifecycle>,
     }
 
-    impl AbstractStateMachine for Sum {
+    impl StateMachine for Sum {
         type LogEntry = u64;
         type Reply = u64;
 
@@ -229,8 +229,8 @@ mod tests {
             true
         }
 
-        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-            Ok(SnapshotCapture::of(self.sum))
+        fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+            Ok(Snapshot::from_value(self.sum))
         }
 
         fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    struct Started<FSM: AbstractStateMachine, S = MemorySnapshotStore> {
+    struct Started<FSM: StateMachine, S = MemorySnapshotStore> {
         handle: ApplierHandle<FSM, TrackedSnapshots<S>>,
         worker: Worker,
         queries: mpsc::Sender<Query<FSM>>,
@@ -255,7 +255,7 @@ mod tests {
         start_with(Sum::default()).await
     }
 
-    async fn start_with<FSM: AbstractStateMachine>(state_machine: FSM) -> Started<FSM> {
+    async fn start_with<FSM: StateMachine>(state_machine: FSM) -> Started<FSM> {
         let started = start_at(None, MemorySnapshotStore::default(), state_machine, Lifecycle::new());
         while started.handle.queued.load(Ordering::Acquire) > 0 {
             tokio::task::yield_now().await;
@@ -263,7 +263,7 @@ mod tests {
         started
     }
 
-    fn start_at<FSM: AbstractStateMachine, S: SnapshotStore>(
+    fn start_at<FSM: StateMachine, S: SnapshotStore>(
         snapshot: Option<SnapshotMeta>,
         store: S,
         state_machine: FSM,
@@ -294,7 +294,7 @@ mod tests {
     }
 
     fn committed(index: u64, number: u64) -> Vec<Committed<Reply<u64>>> {
-        let payload = AbstractLogEntry::encode(&number).unwrap();
+        let payload = LogEntry::encode(&number).unwrap();
         vec![Committed::User { position: LogPosition::new(1, index), payload, reply: None }]
     }
 
@@ -336,7 +336,7 @@ mod tests {
 
     struct Handing;
 
-    impl AbstractStateMachine for Handing {
+    impl StateMachine for Handing {
         type LogEntry = u64;
         type Reply = PanicsWhenDropped;
 
@@ -344,8 +344,8 @@ mod tests {
             Ok(PanicsWhenDropped)
         }
 
-        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-            Ok(SnapshotCapture::of(()))
+        fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+            Ok(Snapshot::from_value(()))
         }
 
         fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
@@ -356,7 +356,7 @@ mod tests {
     #[tokio::test]
     async fn a_reply_that_panics_when_nobody_wants_it_is_a_failure_of_the_state_machine() {
         let Started { handle, mut events, .. } = start_with(Handing).await;
-        let payload = AbstractLogEntry::encode(&1_u64).unwrap();
+        let payload = LogEntry::encode(&1_u64).unwrap();
         let item = Committed::User { position: LogPosition::new(1, 1), payload, reply: None };
         handle.hand_over(ToApply::Committed(vec![item]));
         let event = within(events.recv()).await;
@@ -401,7 +401,7 @@ mod tests {
     #[derive(Default)]
     struct Careless(Vec<u8>);
 
-    impl AbstractStateMachine for Careless {
+    impl StateMachine for Careless {
         type LogEntry = u64;
         type Reply = ();
 
@@ -409,8 +409,8 @@ mod tests {
             Ok(())
         }
 
-        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-            Ok(SnapshotCapture::of(()))
+        fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+            Ok(Snapshot::from_value(()))
         }
 
         fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use raftify_core::{SnapshotMeta, SnapshotReason, SnapshotStore, SnapshotWriter};
 use tokio::sync::mpsc;
 
-use crate::application::snapshot::SnapshotCapture;
+use crate::application::snapshot::Snapshot;
 use crate::channels::events::Event;
 use crate::channels::lifecycle::Lifecycle;
 use crate::error::BoxError;
@@ -66,7 +66,7 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
     }
 
     /// Begins to write a capture out. The outcome comes as an [`Event`].
-    pub(crate) fn start(&mut self, capture: SnapshotCapture, meta: SnapshotMeta, reason: SnapshotReason) {
+    pub(crate) fn start(&mut self, capture: Snapshot, meta: SnapshotMeta, reason: SnapshotReason) {
         match reason {
             SnapshotReason::Due => self.pace.set(self.bytes_per_second_max),
             SnapshotReason::Awaited => self.hurry(),
@@ -105,7 +105,7 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
 }
 
 fn write_out<S: SnapshotStore>(
-    capture: SnapshotCapture,
+    capture: Snapshot,
     store: &S,
     meta: &SnapshotMeta,
     lifecycle: Lifecycle,
@@ -155,7 +155,7 @@ mod tests {
     async fn an_error_of_the_user_that_panics_when_it_is_shown_is_reported() {
         let (events, mut received) = mpsc::unbounded_channel();
         let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), 0, events, Lifecycle::new());
-        let capture = SnapshotCapture::new(|_| Err(PanicsWhenShown.into()));
+        let capture = Snapshot::new(|_| Err(PanicsWhenShown.into()));
         let position = LogPosition::new(1, 1);
         let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };
         taker.start(capture, meta, SnapshotReason::Due);
@@ -174,7 +174,7 @@ mod tests {
         for index in 1..2000 {
             let position = LogPosition::new(1, index);
             let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };
-            let fails = SnapshotCapture::new(|_| Err("told to fail".into()));
+            let fails = Snapshot::new(|_| Err("told to fail".into()));
             taker.start(fails, meta, SnapshotReason::Due);
             while received.try_recv().is_err() {
                 std::hint::spin_loop();

@@ -12,9 +12,9 @@ use raftify_core::error::{MembershipError, ProposeError, ReadError, TransferErro
 use raftify_core::{Inspection, LogIndex, Members, MembershipRequest, NodeId};
 
 use crate::application::encoding;
-use crate::application::log_entry::AbstractLogEntry;
+use crate::application::log_entry::LogEntry;
 use crate::application::log_entry::check_entry;
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::state_machine::StateMachine;
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::{ClientError, InvalidAddress};
 use crate::client::membership_changes::{
@@ -33,27 +33,27 @@ const DEADLINE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 /// A remote client of a cluster with this log entry and this state machine.
 ///
 /// Cheap to clone; clones share their connections. Any number of requests may be under way at once.
-pub struct RaftClient<LogEntry, FSM> {
+pub struct RaftClient<Entry, FSM> {
     cluster: ClusterConnection,
-    types: PhantomData<fn() -> (LogEntry, FSM)>,
+    types: PhantomData<fn() -> (Entry, FSM)>,
 }
 
-impl<LogEntry, FSM> Clone for RaftClient<LogEntry, FSM> {
+impl<Entry, FSM> Clone for RaftClient<Entry, FSM> {
     fn clone(&self) -> Self {
         RaftClient { cluster: self.cluster.clone(), types: PhantomData }
     }
 }
 
-impl<LogEntry, FSM> fmt::Debug for RaftClient<LogEntry, FSM> {
+impl<Entry, FSM> fmt::Debug for RaftClient<Entry, FSM> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RaftClient").field("cluster", &self.cluster).finish()
     }
 }
 
-impl<LogEntry, FSM> RaftClient<LogEntry, FSM>
+impl<Entry, FSM> RaftClient<Entry, FSM>
 where
-    LogEntry: AbstractLogEntry,
-    FSM: AbstractStateMachine<LogEntry = LogEntry>,
+    Entry: LogEntry,
+    FSM: StateMachine<LogEntry = Entry>,
 {
     /// A client of the cluster whose members listen at `addresses`, each `host:port`: one is enough, several let it
     /// find the cluster while one is down. Connects with the first request. From the first result on, it learns the members
@@ -94,7 +94,7 @@ where
     /// Dropping the future does not withdraw the proposal; treat the outcome as unknown. A call that is given up disturbs
     /// no other: it goes on in the background until the node answers. Up to 4096 calls, with up to 64 MiB of entries, are
     /// under way to a node at once; further ones wait for their turn.
-    pub async fn propose(&self, entry: &LogEntry) -> Result<FSM::Reply, ClientError<ProposeError>> {
+    pub async fn propose(&self, entry: &Entry) -> Result<FSM::Reply, ClientError<ProposeError>> {
         let encoded = entry.encode();
         let payload =
             encoded.map_err(|error| ClientError::Answer(ProposeError::Encode(error.to_string())))?;

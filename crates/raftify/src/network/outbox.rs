@@ -24,7 +24,7 @@ use raftify_core::{
     SnapshotStore, SnapshotToSend, Started,
 };
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -100,6 +100,7 @@ struct Moved {
 
 struct Peer {
     target: watch::Sender<Target>,
+    is_up: Arc<Notify>,
     queue: Arc<PeerQueue>,
     reach: Arc<Reach>,
     /// For everything but signals. Connects by itself when it is used.
@@ -204,6 +205,14 @@ impl Outbox {
             self.shared.refresh(&mut state);
         }
         false
+    }
+
+    /// The peer has connected to this node, and was believed. If it was not reached so far, it is tried again at once.
+    pub(crate) fn is_up(&self, id: NodeId) {
+        let state = lock(&self.shared.state);
+        if let Some(peer) = state.peers.get(&id).filter(|peer| !peer.reach.answers()) {
+            peer.is_up.notify_one();
+        }
     }
 
     /// A member, the incarnation that the membership has, was found at an address. If it does not answer elsewhere, it is
@@ -446,9 +455,11 @@ impl Shared {
             let queue = Arc::new(PeerQueue::new(id, introduction, &self.config));
             let reach = Arc::new(Reach::new(id, self.events.clone()));
             let target = watch::Sender::new(target);
+            let is_up = Arc::new(Notify::new());
             let connection = PeerConnection {
                 id,
                 target: target.subscribe(),
+                is_up: Arc::clone(&is_up),
                 queue: Arc::clone(&queue),
                 channel: Arc::clone(&channel),
                 reach: Arc::clone(&reach),
@@ -457,6 +468,7 @@ impl Shared {
             };
             let peer = Peer {
                 target,
+                is_up,
                 queue,
                 reach,
                 channel,

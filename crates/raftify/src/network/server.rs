@@ -63,7 +63,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     context: ServerContext<R, S>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let connections = Arc::new(Connections::new(listener.connections_max()));
+    let connections = Arc::new(Connections::new(listener.connections_max(), Arc::clone(&context.counters)));
     let accepting = Arc::clone(&connections);
     let incoming = listener.incoming()?.filter_map(move |stream| {
         ready(stream.map(|stream| Some(Abortable::new(stream, accepting.accept()?))).transpose())

@@ -34,10 +34,10 @@ use crate::channels::reply::{Reply, local_reply};
 use crate::channels::request_queue::{RequestReceiver, request_queue};
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::{ClientError, UnreachableNode};
-use crate::network::endpoint::endpoint;
+use crate::network::endpoint::{endpoint, service};
 use crate::network::outbox::Outbox;
 use crate::network::server::{ServerContext, serve};
-use crate::runtime::transport::Listener;
+use crate::runtime::transport::{Listener, connect_lazily};
 use crate::runtime::worker::Blocking;
 use crate::wire::{self, RequestRejected, proto};
 use snapshots::TestSnapshots;
@@ -110,7 +110,8 @@ impl TestNode {
             members: Arc::new(Members::none()),
         };
         let (status, seen) = watch::channel(status);
-        let door = ServerContext {
+        let context = ServerContext {
+            counters: Arc::default(),
             requests,
             status: seen,
             remembered: watch::Sender::new(Arc::default()).subscribe(),
@@ -126,7 +127,7 @@ impl TestNode {
             check_entry: |_| Ok(()),
         };
         let (stop, stopped) = oneshot::channel();
-        let serving = tokio::spawn(serve(Listener::Tcp(listener), door, async { drop(stopped.await) }));
+        let serving = tokio::spawn(serve(Listener::Tcp(listener), context, async { drop(stopped.await) }));
         let stop = Some(stop);
         let node = id(node);
         TestNode {
@@ -298,6 +299,40 @@ async fn a_peer_that_comes_back_is_found_again_and_its_absence_reported_once() {
     assert_eq!(commit_of(&again.next_messages().await[0]), 2);
     while let Ok(event) = a.events.try_recv() {
         assert!(!matches!(event, PeerEvent::Unreachable(_)), "reported once only");
+    }
+}
+
+/// By the pauses alone, which double each time, the last attempt would come after several minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_connects_to_this_node_is_connected_to_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = listener.local_addr().unwrap().to_string();
+    let node = TestNode::with(
+        1,
+        Config { reconnect_delay_max: Duration::from_secs(3600), ..config() },
+        Some(identity(1)),
+    );
+    node.knows(&members([(1, &*node.address), (2, &*peer)]));
+    let introduction = || proto::IdentifyRequest {
+        header: Some(wire::header(Some(CLUSTER))),
+        sender: Some(wire::sender_to_wire(
+            &Sender {
+                id: id(2),
+                incarnation: Incarnation(200),
+                members_as_of: LogIndex(1),
+                started: Started::default(),
+            },
+            &peer,
+        )),
+        receiver: Some(wire::receiver_to_wire(id(1), None)),
+    };
+    let channel = connect_lazily(&endpoint(&node.address, Duration::from_secs(5)).unwrap());
+    let mut asks = service(channel);
+    for _ in 0..16 {
+        // The peer hangs up: the attempt fails.
+        drop(within("an attempt to connect", listener.accept()).await.unwrap());
+        let answer = within("an answer", asks.identify(introduction())).await.unwrap().into_inner();
+        assert!(wire::identification_from_wire(answer).unwrap().agrees);
     }
 }
 

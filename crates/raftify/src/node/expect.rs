@@ -164,7 +164,8 @@ impl Lobby {
         // Nothing takes requests from the queue: each is refused.
         let (requests, _) = request_queue(1, 1);
         let remembered = watch::Sender::new(Arc::default()).subscribe();
-        let door = ServerContext {
+        let context = ServerContext {
+            counters: Arc::default(),
             remembered,
             requests,
             status: watch::Sender::new(no_status()).subscribe(),
@@ -181,7 +182,7 @@ impl Lobby {
         };
         let (close, closed) = oneshot::channel::<()>();
         let serving = async move {
-            if let Err(error) = serve(listener, door, async { drop(closed.await) }).await {
+            if let Err(error) = serve(listener, context, async { drop(closed.await) }).await {
                 error!("the node cannot be found any more: {error}");
             }
         };

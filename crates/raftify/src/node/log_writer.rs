@@ -30,11 +30,11 @@ const MERGED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Larger writes are left to the thread: while it works on them, the loop takes in what comes next.
 const INLINE_BYTES_MAX: u64 = 32 * 1024;
 
-/// A disk that was slower than this is not waited for in the raft loop ...
+/// After a write that took longer than this, writes are left to the thread ...
 const INLINE_TIME_MAX: Duration = Duration::from_millis(5);
 
-/// ... for this long.
-const SLOW_DISK_PAUSE: Duration = Duration::from_secs(1);
+/// ... until so many in a row were quicker.
+const QUICK_WRITES: usize = 8;
 
 /// A turn, as far as it concerns the disk.
 pub(crate) struct ToWrite {
@@ -62,8 +62,6 @@ pub(crate) struct LogWriter<S> {
     outbox: Outbox,
     /// Whether the runtime goes on while the raft loop waits for the disk.
     others_go_on: bool,
-    /// Until when the disk counts as slow.
-    slow_until: Option<Instant>,
 }
 
 impl<S: StableStorage> LogWriter<S> {
@@ -77,12 +75,12 @@ impl<S: StableStorage> LogWriter<S> {
     ) -> Result<(LogWriter<S>, Worker), StopReason> {
         let (sender, queue) = mpsc::unbounded_channel();
         let writing = Mutex::new(Writing { storage, slow_writes: SlowWrites::new(slow_write_time) });
-        let disk = Arc::new(Disk { node_id, writing });
+        let disk = Arc::new(Disk { node_id, writing, quick_writes: AtomicUsize::new(QUICK_WRITES) });
         let queued = Arc::new(AtomicUsize::new(0));
         let thread = write_all(Arc::clone(&disk), queue, Arc::clone(&queued), events, outbox.clone());
         let worker = Worker::start("raftify-log", thread)?;
         let others_go_on = Handle::current().metrics().num_workers() > 1;
-        let log_writer = LogWriter { disk, queue: sender, queued, outbox, others_go_on, slow_until: None };
+        let log_writer = LogWriter { disk, queue: sender, queued, outbox, others_go_on };
         Ok((log_writer, worker))
     }
 
@@ -98,11 +96,7 @@ impl<S: StableStorage> LogWriter<S> {
         if raftify_core::mutated!(MessagesLeaveBeforeTheWrite) {
             self.outbox.send(std::mem::take(&mut turn.send_after));
         }
-        let begin = Instant::now();
         let outcome = self.disk.write(turn.number, turn.write.as_slice());
-        if begin.elapsed() > INLINE_TIME_MAX {
-            self.slow_until = Some(begin + SLOW_DISK_PAUSE);
-        }
         if matches!(outcome, Event::Written(_)) {
             self.outbox.send(turn.send_after);
         }
@@ -110,12 +104,9 @@ impl<S: StableStorage> LogWriter<S> {
     }
 
     /// Whether the turn is best written at once.
-    fn is_quick(&mut self, turn: &ToWrite) -> bool {
-        if self.slow_until.is_some_and(|until| until <= Instant::now()) {
-            self.slow_until = None;
-        }
+    fn is_quick(&self, turn: &ToWrite) -> bool {
         (self.others_go_on || raftify_core::mutated!(OnlyThreadWaitsForTheDisk))
-            && self.slow_until.is_none()
+            && self.disk.is_quick()
             && self.queued.load(Ordering::Acquire) == 0
             && turn.bytes() <= INLINE_BYTES_MAX
             // Their place is the database, which is slower than the log.
@@ -165,11 +156,26 @@ async fn write_all<S: StableStorage>(
 struct Disk<S> {
     node_id: NodeId,
     writing: Mutex<Writing<S>>,
+    /// How many of the last writes took no longer than [`INLINE_TIME_MAX`], up to the last that did.
+    quick_writes: AtomicUsize,
 }
 
 struct Writing<S> {
     storage: S,
     slow_writes: SlowWrites,
+}
+
+impl<S> Disk<S> {
+    fn is_quick(&self) -> bool {
+        self.quick_writes.load(Ordering::Relaxed) >= QUICK_WRITES
+    }
+
+    fn took(&self, took: Duration) {
+        // Written to by one thread at a time: the one that has the storage.
+        let before = self.quick_writes.load(Ordering::Relaxed);
+        let now = if took > INLINE_TIME_MAX { 0 } else { before.saturating_add(1) };
+        self.quick_writes.store(now, Ordering::Relaxed);
+    }
 }
 
 impl<S: StableStorage> Disk<S> {
@@ -183,6 +189,7 @@ impl<S: StableStorage> Disk<S> {
         let begin = Instant::now();
         let outcome = caught(|| writing.storage.write(writes));
         let took = begin.elapsed();
+        self.took(took);
         match outcome {
             Ok(Ok(())) => {
                 mark(self.node_id, Step::Durable, last);
@@ -237,6 +244,19 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+
+    #[test]
+    fn a_disk_that_was_slow_counts_as_quick_after_some_quick_writes() {
+        let writing = Mutex::new(Writing { storage: (), slow_writes: SlowWrites::new(INLINE_TIME_MAX) });
+        let disk = Disk { node_id: NodeId::FIRST, writing, quick_writes: AtomicUsize::new(QUICK_WRITES) };
+        assert!(disk.is_quick());
+        disk.took(INLINE_TIME_MAX * 2);
+        for _ in 0..QUICK_WRITES {
+            assert!(!disk.is_quick());
+            disk.took(INLINE_TIME_MAX);
+        }
+        assert!(disk.is_quick());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn slow_writes_are_told_with_their_time_and_not_each_of_them() {

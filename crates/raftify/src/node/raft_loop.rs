@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::state_machine::StateMachine;
 use crate::apply::applier_thread::ApplierHandle;
 use crate::apply::snapshots::TrackedSnapshots;
 use crate::channels::events::{Event, PeerEvent};
@@ -76,7 +76,7 @@ const TAKEN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 type Snapshots<S> = TrackedSnapshots<<S as StableStorage>::Snapshots>;
 
 /// Who carries turns out.
-pub(crate) struct Outputs<FSM: AbstractStateMachine, S: StableStorage> {
+pub(crate) struct Outputs<FSM: StateMachine, S: StableStorage> {
     pub(crate) log_writer: LogWriter<S>,
     pub(crate) applier: ApplierHandle<FSM, Snapshots<S>>,
     pub(crate) outbox: Outbox,
@@ -91,7 +91,7 @@ pub(crate) struct Outputs<FSM: AbstractStateMachine, S: StableStorage> {
 }
 
 /// See the module.
-pub(crate) struct RaftLoop<FSM: AbstractStateMachine, S: StableStorage> {
+pub(crate) struct RaftLoop<FSM: StateMachine, S: StableStorage> {
     node_id: NodeId,
     core: RaftNodeCore<Reply<FSM::Reply>>,
     inputs: Inputs<Reply<FSM::Reply>>,
@@ -119,7 +119,7 @@ enum Input<R> {
     Local(LocalRequestMsg<R>),
 }
 
-impl<FSM: AbstractStateMachine, S: StableStorage> RaftLoop<FSM, S> {
+impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
     pub(crate) fn new(
         core: RaftNodeCore<Reply<FSM::Reply>>,
         inputs: Inputs<Reply<FSM::Reply>>,

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::application::formatter::CustomFormatter;
 use crate::application::log_entry::check_encoded;
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
 use crate::apply::applier_thread::ApplierStart;
 use crate::apply::snapshot_taker::SnapshotTaker;
@@ -26,6 +26,7 @@ use crate::channels::events::EarlierLife;
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::reply::Reply;
 use crate::channels::request_queue::{RequestReceiver, RequestSender, request_queue};
+use crate::channels::server_counters::ServerCounters;
 use crate::error::{BeginError, RunError};
 use crate::network::outbox::Outbox;
 use crate::network::probe::original_at;
@@ -46,7 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOG_WRITER: &str = "the log writer, in a write of the log";
 
 /// Everything that a node consists of, before it runs.
-pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
+pub(crate) struct NodeParts<S, FSM: StateMachine> {
     pub(crate) core: RaftNodeCore<Reply<FSM::Reply>>,
     pub(crate) config: CheckedConfig,
     pub(crate) raft_addr: Arc<str>,
@@ -55,6 +56,7 @@ pub(crate) struct NodeParts<S, FSM: AbstractStateMachine> {
     pub(crate) snapshot: Option<SnapshotMeta>,
     pub(crate) recovered: LogPosition,
     pub(crate) listener: Listener,
+    pub(crate) server_counters: Arc<ServerCounters>,
     pub(crate) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) local_requests: RequestReceiver<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
@@ -75,7 +77,7 @@ enum Ended {
     Server(io::Result<()>),
 }
 
-impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
+impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
     /// Runs the node to its end.
     pub(crate) async fn run(mut self, lifecycle: Lifecycle) -> Result<(), RunError> {
         let node_id = self.status.borrow().node_id;
@@ -143,7 +145,8 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
             }
         };
         let remembered = watch::Sender::new(Arc::clone(self.core.remembered()));
-        let door = ServerContext {
+        let context = ServerContext {
+            counters: self.server_counters,
             requests: server_requests,
             status: self.status.subscribe(),
             remembered: remembered.subscribe(),
@@ -188,7 +191,7 @@ impl<S: StableStorage, FSM: AbstractStateMachine> NodeParts<S, FSM> {
         let (serving, end_serving) = oneshot::channel::<()>();
         tasks.spawn(async move { Ended::Loop(raft_loop.run().await) });
         tasks.spawn(async move {
-            Ended::Server(serve(self.listener, door, async { drop(end_serving.await) }).await)
+            Ended::Server(serve(self.listener, context, async { drop(end_serving.await) }).await)
         });
         let mut helpers = JoinSet::new();
         if let Some(confirmation) = confirmation {
@@ -468,13 +471,13 @@ mod tests {
 
     use super::*;
     use crate::Raft;
-    use crate::application::snapshot::SnapshotCapture;
+    use crate::application::snapshot::Snapshot;
     use crate::error::BoxError;
     use crate::runtime::worker::NOT_STARTED;
 
     struct Nothing;
 
-    impl AbstractStateMachine for Nothing {
+    impl StateMachine for Nothing {
         type LogEntry = u64;
         type Reply = ();
 
@@ -482,8 +485,8 @@ mod tests {
             Ok(())
         }
 
-        fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-            Ok(SnapshotCapture::of(()))
+        fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+            Ok(Snapshot::from_value(()))
         }
 
         fn restore(&mut self, _: &mut dyn Read) -> Result<(), BoxError> {

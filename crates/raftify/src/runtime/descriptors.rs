@@ -24,12 +24,8 @@ const CONNECTIONS_MAX: u64 = 4096;
 ///
 /// A node's own server keeps to it. Give it to the other servers of the program, a web API for instance. The first call raises
 /// the soft limit of the process to its hard limit; a node does that when it is set up.
-///
-/// # Examples
-/// ```
-/// assert!((8..=4096).contains(&raftify::server_connections_max()));
-/// ```
-pub fn server_connections_max() -> usize {
+/// Public as [`RaftServer::connections_max`](crate::RaftServer::connections_max).
+pub(crate) fn server_connections_max() -> usize {
     for_limit(limit())
 }
 

@@ -72,6 +72,15 @@ impl Listener {
         std::net::TcpListener::bind(&*resolved).map(Listener::Tcp).map_err(refused)
     }
 
+    /// Where it listens.
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr(),
+            #[cfg(feature = "simulation")]
+            Listener::Simulated(listener) => listener.local_addr(),
+        }
+    }
+
     /// The connections that come in. It stops listening when this is dropped.
     pub(crate) fn incoming(self) -> io::Result<BoxStream<'static, io::Result<Connection>>> {
         match self {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use raftify::{BootstrapOptions, Config, MemberRole, Raft};
+use raftify::membership::MemberRole;
+use raftify::start::BootstrapOptions;
+use raftify::{Config, Raft};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 

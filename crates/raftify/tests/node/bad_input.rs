@@ -3,11 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use raftify::client::ClientError;
 use raftify::error::{BootstrapError, ProposeError, RunError, StartError, StopReason};
-use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BoxError, ClientError, Config, LogPosition, MemoryStorage,
-    NodeId, Raft, RaftClient, SnapshotCapture, StorageError,
-};
+use raftify::storage::{MemoryStorage, StorageError};
+use raftify::{BoxError, Config, LogEntry, LogPosition, NodeId, Raft, RaftClient, Snapshot, StateMachine};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -119,7 +118,7 @@ enum NewerChange {
 
 struct NewerStore;
 
-impl AbstractStateMachine for NewerStore {
+impl StateMachine for NewerStore {
     type LogEntry = NewerChange;
     type Reply = Option<String>;
 
@@ -127,7 +126,7 @@ impl AbstractStateMachine for NewerStore {
         Err("only its types are used".into())
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         Err("only its types are used".into())
     }
 
@@ -163,7 +162,7 @@ enum Untagged {
 
 struct UntaggedStore;
 
-impl AbstractStateMachine for UntaggedStore {
+impl StateMachine for UntaggedStore {
     type LogEntry = Untagged;
     type Reply = ();
 
@@ -171,8 +170,8 @@ impl AbstractStateMachine for UntaggedStore {
         Ok(())
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(()))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(()))
     }
 
     fn restore(&mut self, _: &mut dyn std::io::Read) -> Result<(), BoxError> {
@@ -214,7 +213,7 @@ enum Treacherous {
 /// Has applied nothing, or else it stops.
 struct TreacherousStore;
 
-impl AbstractStateMachine for TreacherousStore {
+impl StateMachine for TreacherousStore {
     type LogEntry = Treacherous;
     type Reply = ();
 
@@ -222,8 +221,8 @@ impl AbstractStateMachine for TreacherousStore {
         Err("it must not come to this".into())
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(()))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(()))
     }
 
     fn restore(&mut self, _: &mut dyn std::io::Read) -> Result<(), BoxError> {
@@ -260,7 +259,7 @@ static DECODED: AtomicUsize = AtomicUsize::new(0);
 
 struct CountsItself;
 
-impl AbstractLogEntry for CountsItself {
+impl LogEntry for CountsItself {
     fn encode(&self) -> Result<Bytes, BoxError> {
         ENCODED.fetch_add(1, Ordering::SeqCst);
         Ok(Bytes::from_static(b"an entry"))
@@ -275,7 +274,7 @@ impl AbstractLogEntry for CountsItself {
 /// Applies an entry once the gate is open.
 struct Waits(Gate);
 
-impl AbstractStateMachine for Waits {
+impl StateMachine for Waits {
     type LogEntry = CountsItself;
     type Reply = ();
 
@@ -284,8 +283,8 @@ impl AbstractStateMachine for Waits {
         Ok(())
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(()))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(()))
     }
 
     fn restore(&mut self, _: &mut dyn std::io::Read) -> Result<(), BoxError> {

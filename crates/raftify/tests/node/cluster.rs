@@ -3,8 +3,11 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use raftify::Config;
+use raftify::client::ClientError;
 use raftify::error::{BeginError, DemoteError, ProposeError, ReadError, RunError, TransferError};
-use raftify::{ClientError, Config, MemberChange, MembershipChange, Term};
+use raftify::membership::{MemberChange, MembershipChange};
+use raftify::status::Term;
 
 use crate::harness::*;
 
@@ -22,11 +25,38 @@ async fn three_static_nodes_apply_what_any_of_them_proposes() {
         for key in ["0", "1", "2"] {
             assert_eq!(node.get(key).await, Some("value".to_owned()));
         }
-        assert_eq!(node.raft().get_cluster_size(), 3);
+        assert_eq!(node.raft().cluster_size(), 3);
     }
     for node in &mut nodes {
         node.stop().await;
     }
+}
+
+#[tokio::test]
+async fn the_server_tells_where_it_listens_and_what_it_has_received() {
+    let mut nodes = static_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    let server = nodes[leader].raft().raft_server().clone();
+    assert_eq!(server.address(), nodes[leader].address);
+    assert_eq!(server.listen_address().to_string(), nodes[leader].address);
+    // A node's own proposals do not pass through its server.
+    put(nodes[leader].raft(), "key", "own").await;
+    assert_eq!(server.requests().proposals, 0);
+    until("a proposal is forwarded", async || {
+        for node in &nodes {
+            put(node.raft(), "key", "forwarded").await;
+        }
+        nodes.iter().any(|node| node.raft().raft_server().requests().proposals > 0)
+    })
+    .await;
+    assert!(server.requests().message_batches > 0 && server.requests().identifications > 0);
+    let max = raftify::RaftServer::connections_max();
+    assert!((1..=max).contains(&server.open_connections()), "{}", server.open_connections());
+    assert_eq!(nodes[leader].raft().raft_node().id(), nodes[leader].id);
+    for node in &mut nodes {
+        node.stop().await;
+    }
+    until("all connections are closed", async || server.open_connections() == 0).await;
 }
 
 #[tokio::test]
@@ -186,7 +216,7 @@ async fn a_leader_steps_down_in_its_own_term_only() {
         let later = raft.demote(Term(term.get() + 1000), None).await;
         assert!(matches!(later, Err(DemoteError::NotLeaderInTerm { .. })), "{later:?}");
         let to = nodes[(leader + 1) % 3].id;
-        raft.demote(term, Some(to)).await.is_ok() && raft.get_leader_id() == Some(to)
+        raft.demote(term, Some(to)).await.is_ok() && raft.leader_id() == Some(to)
     })
     .await;
 }
@@ -206,7 +236,8 @@ async fn a_node_whose_directory_was_wiped_is_refused_and_told_the_way_out() {
     }
     let leader = agreed_leader(&nodes).await;
     put(nodes[leader].raft(), "key", "value").await;
-    let known = |status: &raftify::Status| status.members.iter().all(|member| member.incarnation.is_some());
+    let known =
+        |status: &raftify::status::Status| status.members.iter().all(|member| member.incarnation.is_some());
     for node in &nodes {
         within("all to be known", node.raft().status().wait_for(known)).await.unwrap();
     }
@@ -228,7 +259,8 @@ async fn of_two_nodes_with_one_id_the_second_is_refused() {
         start_static(node, &members).await;
     }
     let leader = agreed_leader(&nodes).await;
-    let known = |status: &raftify::Status| status.members.iter().all(|member| member.incarnation.is_some());
+    let known =
+        |status: &raftify::status::Status| status.members.iter().all(|member| member.incarnation.is_some());
     within("all to be known", nodes[leader].raft().status().wait_for(known)).await.unwrap();
     // The same id, elsewhere.
     let mut impostor = TestNode::new(nodes[(leader + 1) % 3].id.get());

@@ -7,9 +7,10 @@ use std::sync::mpsc;
 use std::task::Poll;
 use std::time::Duration;
 
+use raftify::Config;
 use raftify::error::{ProposeError, RunError, StopReason, UnknownOutcome};
-use raftify::storage::Write;
-use raftify::{Config, EntryKind, Role, StableStorage};
+use raftify::status::Role;
+use raftify::storage::{EntryKind, StableStorage, Write};
 use tokio::runtime::Builder;
 
 use crate::harness::*;

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use raftify::Member;
 use raftify::error::NodeStartError;
-use raftify::storage::Write;
-use raftify::{
-    ClusterId, Expect, Identity, Incarnation, Joining, Member, MemberRole, Members, StableStorage, Start,
-};
+use raftify::membership::{MemberRole, Members};
+use raftify::start::{Expect, JoinOptions, Start};
+use raftify::status::{ClusterId, Identity, Incarnation};
+use raftify::storage::{StableStorage, Write};
 
 use crate::harness::*;
 
@@ -25,7 +26,7 @@ fn cluster_id(node: &TestNode) -> ClusterId {
 }
 
 fn voters(node: &TestNode) -> usize {
-    node.raft().get_peers().iter().filter(|member| member.role == MemberRole::Voter).count()
+    node.raft().members().iter().filter(|member| member.role == MemberRole::Voter).count()
 }
 
 /// Starts all of them at once, each with the same words.
@@ -158,7 +159,7 @@ async fn a_node_that_finds_too_few_others_gives_up_when_it_was_told_to() {
     let refused = within("an answer", nodes[0].start_as(start)).await.unwrap_err();
     assert!(matches!(refused, NodeStartError::NoCluster { .. }), "{refused}");
     // The port is free again.
-    let joining = Joining { wait_for_peers, ..[nodes[1].address.clone()].into() };
+    let joining = JoinOptions { wait_for_peers, ..[nodes[1].address.clone()].into() };
     let refused = within("an answer", nodes[0].start_as(Start::Join(joining))).await.unwrap_err();
     assert!(matches!(refused, NodeStartError::NoCluster { .. }), "{refused}");
 }

@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use raftify::error::{BootstrapError, NodeStartError, RunError};
-use raftify::storage::Write;
+use raftify::start::{BootstrapOptions, Start};
+use raftify::storage::{
+    HeedStorage, MemoryStorage, SnapshotStore, StableStorage, StorageError, StoredState, WalSettings, Write,
+};
 use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BootstrapOptions, BoxError, ClusterJoinTicket, Config,
-    HeedStorage, LogPosition, Member, MemoryStorage, NodeId, Raft, SnapshotCapture, SnapshotStore,
-    StableStorage, Start, StorageError, StoredState, WalSettings, WalStorage, restore_value,
+    BoxError, ClusterJoinTicket, Config, LogEntry, LogPosition, Member, NodeId, Raft, Snapshot, StateMachine,
+    WalStorage,
 };
 pub(crate) use raftify_free_address::free_address;
 use serde::{Deserialize, Serialize};
@@ -148,7 +150,7 @@ pub(crate) struct Faults {
     pub(crate) restore: Arc<AtomicBool>,
 }
 
-impl AbstractStateMachine for Store {
+impl StateMachine for Store {
     type LogEntry = Change;
     type Reply = Option<String>;
 
@@ -169,16 +171,16 @@ impl AbstractStateMachine for Store {
         self.is_quick
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         if self.faults.snapshot.load(Ordering::SeqCst) {
             return Err("told to take no snapshot".into());
         }
-        let capture = SnapshotCapture::of(self.map.clone());
+        let capture = Snapshot::from_value(self.map.clone());
         if !self.faults.slow_snapshot.load(Ordering::SeqCst) {
             return Ok(capture);
         }
         let gate = self.gate.clone();
-        Ok(SnapshotCapture::new(move |writer| {
+        Ok(Snapshot::new(move |writer| {
             gate.pass();
             capture.write_to(writer)
         }))
@@ -188,7 +190,7 @@ impl AbstractStateMachine for Store {
         if self.faults.restore.load(Ordering::SeqCst) {
             return Err("told not to restore".into());
         }
-        self.map = restore_value(reader)?;
+        self.map = Snapshot::read_value(reader)?;
         Ok(())
     }
 }
@@ -479,7 +481,7 @@ impl TestNode {
         let (storage, options) = (self.disk.held(self.disk.memory()), BootstrapOptions::default());
         let (start, address) = (start.into(), self.address.clone());
         let raft = Raft::start(start, address, storage, self.store(), self.config.clone(), options).await?;
-        self.id = raft.get_id();
+        self.id = raft.id();
         Ok(self.run(raft))
     }
 
@@ -528,10 +530,10 @@ impl TestNode {
 /// Tells a node that was bootstrapped to begin a cluster alone. On a used disk, this changes nothing.
 pub(crate) fn begins_alone<E, S>(raft: &Raft<E, S>, address: &str)
 where
-    E: AbstractLogEntry,
-    S: AbstractStateMachine<LogEntry = E>,
+    E: LogEntry,
+    S: StateMachine<LogEntry = E>,
 {
-    let first = raft.add_peers([Member::voter(raft.get_id(), address)]);
+    let first = raft.add_peers([Member::voter(raft.id(), address)]);
     first.now_or_never().expect("nothing is waited for").unwrap();
 }
 
@@ -595,7 +597,7 @@ pub(crate) async fn agreed_leader(nodes: &[TestNode]) -> usize {
     until("there is a leader", async || {
         let up = || nodes.iter().filter(|node| node.is_up());
         place = nodes.iter().position(|node| node.is_up() && node.raft().is_leader());
-        place.is_some_and(|place| up().all(|node| node.raft().get_leader_id() == Some(nodes[place].id)))
+        place.is_some_and(|place| up().all(|node| node.raft().leader_id() == Some(nodes[place].id)))
     })
     .await;
     place.unwrap()

@@ -7,9 +7,11 @@ use raftify::error::{
     BootstrapError, CampaignError, DemoteError, MembershipError, ProposeError, ReadError, RunError,
     SnapshotError, StopReason, TransferError, UnknownOutcome, WaitError,
 };
-use raftify::{
-    BootstrapOptions, Config, Member, MemberChange, MembershipChange, MemoryStorage, RaftClient, Term,
-};
+use raftify::membership::{MemberChange, MembershipChange};
+use raftify::start::BootstrapOptions;
+use raftify::status::Term;
+use raftify::storage::MemoryStorage;
+use raftify::{Config, Member, RaftClient};
 
 use crate::harness::*;
 
@@ -129,8 +131,8 @@ async fn calls_before_run_fail_within_their_deadlines() {
     let raft = node.bootstrap().unwrap();
     every_call_fails_with(&raft, StopReason::NotRunning).await;
     assert_eq!(raft.make_snapshot().await, Err(SnapshotError::Stopped(StopReason::NotRunning)));
-    assert_eq!((raft.get_id(), raft.get_leader_id(), raft.is_leader()), (id(1), None, false));
-    assert_eq!(raft.get_cluster_size(), 0);
+    assert_eq!((raft.id(), raft.leader_id(), raft.is_leader()), (id(1), None, false));
+    assert_eq!(raft.cluster_size(), 0);
 }
 
 #[tokio::test]

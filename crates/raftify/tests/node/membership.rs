@@ -6,16 +6,20 @@ use raftify::error::{
     AddPeersError, BeginError, JoinClusterError, JoinError, MembershipError, MembershipRefusal,
     NodeStartError, RequestIdError, RunError, StopReason,
 };
-use raftify::{
-    ClusterId, ClusterJoinTicket, Config, Entry, EntryKind, LeaveJoint, Member, MemberChange, MemberRole,
-    MembershipChange, NodeId, Start,
-};
+use raftify::membership::{LeaveJoint, MemberChange, MemberRole, MembershipChange};
+use raftify::start::Start;
+use raftify::status::ClusterId;
+use raftify::storage::{Entry, EntryKind};
+use raftify::{ClusterJoinTicket, Config, Member, NodeId};
 
 use crate::harness::*;
 
 /// Asks until the change is made or refused. On a busy machine, a leader that is to be removed may not find a successor
 /// in time, and a new leader may not have heard from all voters yet: nothing has happened then.
-async fn change(raft: &TestRaft, change: MembershipChange) -> Result<raftify::Members, MembershipError> {
+async fn change(
+    raft: &TestRaft,
+    change: MembershipChange,
+) -> Result<raftify::membership::Members, MembershipError> {
     use MembershipError::{ChangePending, NoLeader, TransferFailed, WouldLoseMajority};
     let mut outcome = None;
     until("it is this change's turn", async || {
@@ -28,7 +32,7 @@ async fn change(raft: &TestRaft, change: MembershipChange) -> Result<raftify::Me
 
 async fn members_seen(node: &TestNode, count: usize) {
     let what = format!("node {} sees {count} members", node.id);
-    until(&what, async || node.raft().get_cluster_size() == count).await;
+    until(&what, async || node.raft().cluster_size() == count).await;
 }
 
 #[tokio::test]
@@ -53,7 +57,7 @@ async fn three_nodes_join_one_after_the_other_and_all_take_part() {
     }
     for node in &nodes {
         assert_eq!(node.get("2").await, Some("value".to_owned()));
-        assert_eq!(node.raft().get_cluster_size(), 3);
+        assert_eq!(node.raft().cluster_size(), 3);
     }
 }
 
@@ -113,7 +117,7 @@ async fn joining_again_changes_nothing() {
     node.kill().await;
     let raft = node.start();
     raft.join_cluster(vec![ticket]).await.unwrap();
-    assert_eq!(raft.get_cluster_size(), 2);
+    assert_eq!(raft.cluster_size(), 2);
 }
 
 #[tokio::test]
@@ -126,7 +130,7 @@ async fn joining_twice_at_once_is_joining_once() {
         tokio::join!(raft.join_cluster(vec![ticket.clone()]), raft.join_cluster(vec![ticket.clone()]));
     first.unwrap();
     second.unwrap();
-    assert_eq!(raft.get_cluster_size(), 2);
+    assert_eq!(raft.cluster_size(), 2);
 }
 
 #[tokio::test]
@@ -170,7 +174,7 @@ async fn a_ticket_from_a_node_that_moved_opens_the_door_at_the_address_that_was_
     let mut node = TestNode::of(&ticket);
     let raft = node.start();
     within("the join", raft.join_cluster(vec![ticket])).await.unwrap();
-    assert_eq!(raft.get_cluster_size(), 2);
+    assert_eq!(raft.cluster_size(), 2);
 }
 
 #[tokio::test]
@@ -183,7 +187,7 @@ async fn a_ticket_whose_leader_has_died_still_opens_the_door() {
     let mut node = TestNode::of(&ticket);
     let raft = node.start();
     join_with(&raft, ticket).await;
-    assert_eq!(raft.get_cluster_size(), 4);
+    assert_eq!(raft.cluster_size(), 4);
 }
 
 #[tokio::test]
@@ -261,7 +265,8 @@ async fn a_wiped_node_that_knows_none_of_the_members_of_today_is_told_by_one() {
     }
     agreed_leader(&nodes).await;
     let newcomer = join(&nodes[0]).await;
-    let known = |status: &raftify::Status| status.members.iter().all(|member| member.incarnation.is_some());
+    let known =
+        |status: &raftify::status::Status| status.members.iter().all(|member| member.incarnation.is_some());
     within("all to be known", newcomer.raft().status().wait_for(known)).await.unwrap();
     change(newcomer.raft(), MembershipChange::one(MemberChange::Remove(nodes[0].id))).await.unwrap();
     nodes[0].ended().await.unwrap_err();
@@ -319,7 +324,7 @@ async fn a_ticket_adds_its_holder_to_no_other_cluster() {
     node.config = Config { membership_timeout: Duration::from_secs(2), ..Config::default() };
     let raft = node.start();
     let error = raft.join_cluster(vec![ticket]).await.unwrap_err();
-    assert_eq!(other[0].raft().get_cluster_size(), 1, "{error}");
+    assert_eq!(other[0].raft().cluster_size(), 1, "{error}");
     assert!(matches!(error, JoinClusterError::Unreachable(_)), "{error}");
     put(other[0].raft(), "key", "still in service").await;
 }
@@ -358,7 +363,7 @@ async fn any_node_can_leave_and_its_run_ends_well() {
     leave(&mut nodes[leader]).await;
     let last = agreed_leader(&nodes).await;
     put(nodes[last].raft(), "key", "value").await;
-    assert_eq!(nodes[last].raft().get_cluster_size(), 1);
+    assert_eq!(nodes[last].raft().cluster_size(), 1);
 }
 
 /// The order of the original system: `run`, `add_peers` with the peers of the ticket, `join_cluster`.
@@ -373,7 +378,7 @@ async fn peers_that_are_added_between_run_and_join_cluster_are_where_to_ask() {
     let knows_no_address =
         ClusterJoinTicket { leader_addr: nowhere.clone(), peer_addr: nowhere, peers: Vec::new(), ..ticket };
     within("the node to join", raft.join_cluster(vec![knows_no_address])).await.unwrap();
-    assert_eq!(raft.get_cluster_size(), 2);
+    assert_eq!(raft.cluster_size(), 2);
 }
 
 #[tokio::test]
@@ -402,8 +407,8 @@ async fn another_name_of_a_members_address_is_refused_as_that_of_a_new_node() {
     assert_eq!(local, Err(MembershipError::Refused(refused.clone())));
     let client = raftify::RaftClient::<Change, Store>::new([&nodes[0].address]).unwrap();
     let remote = client.change_config(again).await;
-    assert_eq!(remote, Err(raftify::ClientError::Answer(MembershipError::Refused(refused))));
-    assert_eq!(nodes[0].raft().get_cluster_size(), 1);
+    assert_eq!(remote, Err(raftify::client::ClientError::Answer(MembershipError::Refused(refused))));
+    assert_eq!(nodes[0].raft().cluster_size(), 1);
 }
 
 /// What is in force where the leader is may not be known to the others: without its vote, they could not go on if the
@@ -428,7 +433,7 @@ async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
     let mut left = tokio::spawn(async move { ask_to_leave(&raft).await });
     members_seen(&nodes[leader], 2).await;
     let early = tokio::time::timeout(Duration::from_secs(1), &mut left).await;
-    assert_eq!(nodes[unknowing].raft().get_cluster_size(), 3);
+    assert_eq!(nodes[unknowing].raft().cluster_size(), 3);
     hung.open();
     assert!(early.is_err(), "one of two does not know yet: {early:?}");
     within("the node to leave", left).await.unwrap();

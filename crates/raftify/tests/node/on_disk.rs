@@ -7,10 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use raftify::error::{BootstrapError, RunError, SnapshotError};
-use raftify::{
-    AbstractStateMachine, BoxError, EntryKind, LogPosition, Member, NodeId, Raft, SnapshotCapture,
-    StableStorage, restore_directory,
-};
+use raftify::storage::{EntryKind, StableStorage};
+use raftify::{BoxError, LogPosition, Member, NodeId, Raft, Snapshot, StateMachine};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -83,7 +81,7 @@ impl Journal {
     }
 }
 
-impl AbstractStateMachine for Journal {
+impl StateMachine for Journal {
     type LogEntry = u64;
     type Reply = usize;
 
@@ -106,7 +104,7 @@ impl AbstractStateMachine for Journal {
         self.at
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         let checkpoint = self.root.join(format!("checkpoint-{}", self.at.index));
         fs::create_dir(&checkpoint)?;
         // From here on, the file that grew so far does not change any more either.
@@ -121,13 +119,13 @@ impl AbstractStateMachine for Journal {
         }
         // Nothing is to be missing in the sequence.
         File::options().append(true).create(true).open(self.state().join(self.last_file.to_string()))?;
-        Ok(SnapshotCapture::of_directory(checkpoint))
+        Ok(Snapshot::from_directory(checkpoint))
     }
 
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
         self.calls.restored.fetch_add(1, Ordering::SeqCst);
         let unpacked = self.root.join("unpacked");
-        restore_directory(reader, &unpacked)?;
+        Snapshot::read_directory(reader, &unpacked)?;
         let old = self.state();
         self.generation += 1;
         fs::rename(unpacked, self.state())?;
@@ -349,7 +347,13 @@ async fn a_set_of_files_is_installed_on_a_follower_that_was_away_and_kept_over_i
 #[tokio::test]
 async fn a_state_machine_on_disk_that_has_nothing_yet_gets_nothing_that_its_own_log_may_lose() {
     let mut nodes = cluster().await;
-    let leader = nodes.iter().position(|node| node.raft().is_leader()).unwrap_or(0);
+    let mut leader = 0;
+    until("one leads", async || {
+        let found = nodes.iter().position(|node| node.raft().is_leader());
+        leader = found.unwrap_or(leader);
+        found.is_some()
+    })
+    .await;
     let hung = Gate::default();
     let disk = hung.clone();
     nodes[leader].disk.judge(move |writes| {

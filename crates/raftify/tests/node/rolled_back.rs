@@ -1,7 +1,7 @@
 //! Directories that are set back to an older copy, or copied and started beside their original.
 
-use raftify::LogIndex;
 use raftify::error::{RunError, SenderRefusal, StopReason};
+use raftify::status::LogIndex;
 use tokio::sync::watch;
 
 use crate::harness::*;

@@ -10,10 +10,10 @@ use raftify::error::{ProposeError, RunError, SnapshotError, StopReason};
 use raftify::storage::{
     MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage, Write,
 };
-use raftify::{
-    Config, LogPosition, Member, Raft, SnapshotDigest, SnapshotMeta, SnapshotStore, StableStorage,
-    StorageError, StoredState,
+use raftify::storage::{
+    SnapshotDigest, SnapshotMeta, SnapshotStore, StableStorage, StorageError, StoredState,
 };
+use raftify::{Config, LogPosition, Member, Raft};
 
 use crate::harness::*;
 
@@ -268,7 +268,7 @@ async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
     until("it leads", async || nodes[0].raft().transfer_leader(new).await == Ok(new)).await;
     put(nodes[0].raft(), "key", "new").await;
     assert_eq!(nodes[1].get("key").await, Some("new".to_owned()));
-    let peers = nodes[1].raft().get_peers();
+    let peers = nodes[1].raft().members();
     let addresses: Vec<&Member> = peers.iter().collect();
     assert_eq!(addresses.len(), 2);
 }

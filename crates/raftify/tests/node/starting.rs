@@ -5,7 +5,9 @@ use std::time::Duration;
 use raftify::error::{
     BeginError, BootstrapError, JoinClusterError, MembershipRefusal, NodeStartError, RunError,
 };
-use raftify::{ClusterJoinTicket, Joining, Member, MemberChange, MemberRole, MembershipChange, Start};
+use raftify::membership::{MemberChange, MemberRole, MembershipChange};
+use raftify::start::{JoinOptions, Start};
+use raftify::{ClusterJoinTicket, Member};
 use tokio::task::JoinHandle;
 
 use crate::harness::*;
@@ -22,12 +24,12 @@ async fn begun() -> TestNode {
     node
 }
 
-fn cluster_id(node: &TestNode) -> raftify::ClusterId {
+fn cluster_id(node: &TestNode) -> raftify::status::ClusterId {
     node.raft().status().borrow().identity.unwrap().cluster_id
 }
 
 fn role(node: &TestNode, of: &TestNode) -> Option<MemberRole> {
-    node.raft().get_peers().get(of.id).map(|member| member.role)
+    node.raft().members().get(of.id).map(|member| member.role)
 }
 
 /// A node that died when its identity was durable, and before it was let in.
@@ -58,7 +60,7 @@ async fn nothing_begins_by_itself() {
 async fn begin_on_an_empty_directory_begins_a_cluster_and_says_so() {
     let (logged, _log) = Logged::from_now_on();
     let node = begun().await;
-    assert_eq!((node.id, node.raft().get_cluster_size()), (id(1), 1));
+    assert_eq!((node.id, node.raft().cluster_size()), (id(1), 1));
     let lines = logged.text().lines().filter(|line| line.contains("begins a new cluster")).count();
     assert_eq!(lines, 1, "{}", logged.text());
     // No other node can begin the same one.
@@ -127,7 +129,7 @@ async fn join_on_an_empty_directory_votes_when_it_returns_and_continues_with_the
     assert_eq!(node.get("key").await.as_deref(), Some("value"));
     node.kill().await;
     within("the node to continue", node.start_as(join_through(&member))).await.unwrap();
-    assert_eq!((node.id, node.raft().get_cluster_size()), (id(2), 2));
+    assert_eq!((node.id, node.raft().cluster_size()), (id(2), 2));
 }
 
 #[tokio::test]
@@ -137,7 +139,7 @@ async fn a_joiner_that_died_continues_under_its_identity() {
     let own = node.id;
     within("the node to join", node.start_as(join_through(&member))).await.unwrap();
     assert_eq!((node.id, role(&node, &node)), (own, Some(MemberRole::Voter)));
-    assert_eq!(node.raft().get_peers().next_node_id(), id(own.get() + 1), "it has asked for another id");
+    assert_eq!(node.raft().members().next_node_id(), id(own.get() + 1), "it has asked for another id");
 }
 
 #[tokio::test]
@@ -216,7 +218,7 @@ async fn a_joiner_that_starts_before_its_seed_waits_with_one_line() {
     until("it says that it waits", async || logged.text().contains(&line)).await;
     seed.start_as(Start::Begin).await.unwrap();
     let node = within("the node to join", joining).await.unwrap();
-    assert_eq!(node.raft().get_cluster_size(), 2);
+    assert_eq!(node.raft().cluster_size(), 2);
     assert_eq!(logged.text().matches(&line).count(), 1);
 }
 
@@ -224,7 +226,7 @@ async fn a_joiner_that_starts_before_its_seed_waits_with_one_line() {
 async fn a_joiner_whose_seed_does_not_come_gives_up_when_it_was_told_to() {
     let nowhere = free_address();
     let wait_for_peers = Some(Duration::from_millis(300));
-    let joining = Joining { wait_for_peers, ..Joining::through([&nowhere]) };
+    let joining = JoinOptions { wait_for_peers, ..JoinOptions::new([&nowhere]) };
     let error = TestNode::new(1).start_as(Start::Join(joining)).await.unwrap_err();
     let names_it = |error: &NodeStartError| matches!(error, NodeStartError::NoCluster { reason, .. } if reason.contains(&nowhere));
     assert!(names_it(&error), "{error}");
@@ -251,7 +253,7 @@ async fn a_learner_stays_one_over_its_own_join_cluster_and_restarts() {
 async fn a_learner_joins_with_one_call() {
     let member = begun().await;
     let mut node = TestNode::new(1);
-    let joining = Joining::through([&member.address]).as_learner();
+    let joining = JoinOptions::new([&member.address]).as_learner();
     within("the learner to join", node.start_as(Start::Join(joining))).await.unwrap();
     assert_eq!(role(&node, &node), Some(MemberRole::Learner));
 }
@@ -364,7 +366,7 @@ async fn a_joiner_that_makes_no_progress_gives_up_after_its_time_and_says_what_i
     node.config.joiner_timeout = Duration::from_secs(1);
     // The node listens elsewhere than it says.
     let listening = free_address();
-    let options = raftify::BootstrapOptions { listen_addr: Some(listening), ..Default::default() };
+    let options = raftify::start::BootstrapOptions { listen_addr: Some(listening), ..Default::default() };
     let storage = node.disk.held(node.disk.memory());
     let (address, config) = (node.address.clone(), node.config.clone());
     let start = TestRaft::start(join_through(&member), address, storage, node.store(), config, options);

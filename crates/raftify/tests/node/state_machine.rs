@@ -6,11 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use raftify::error::{ProposeError, ReadError, RunError, StopReason, UnknownOutcome};
-use raftify::storage::Write;
-use raftify::{
-    AbstractLogEntry, AbstractStateMachine, BoxError, Config, Entry, EntryKind, HardState, LogPosition,
-    MemoryStorage, NodeId, Raft, SnapshotCapture, StableStorage, StoredState,
-};
+use raftify::storage::{Entry, EntryKind, HardState, MemoryStorage, StableStorage, StoredState, Write};
+use raftify::{BoxError, Config, LogEntry, LogPosition, NodeId, Raft, Snapshot, StateMachine};
 
 use crate::harness::*;
 
@@ -97,7 +94,7 @@ async fn queries_between_batches_see_the_callers_own_writes() {
 #[derive(Clone)]
 struct Text(&'static [u8]);
 
-impl AbstractLogEntry for Text {
+impl LogEntry for Text {
     fn encode(&self) -> Result<Bytes, BoxError> {
         if self.0.is_empty() { Err("there is no text".into()) } else { Ok(Bytes::from_static(self.0)) }
     }
@@ -113,7 +110,7 @@ struct Texts {
     short: bool,
 }
 
-impl AbstractStateMachine for Texts {
+impl StateMachine for Texts {
     type LogEntry = Text;
     type Reply = u64;
 
@@ -126,8 +123,8 @@ impl AbstractStateMachine for Texts {
         entries.into_iter().skip(short).map(|(position, entry)| self.apply(position, entry)).collect()
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(BTreeMap::<u64, u64>::new()))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(BTreeMap::<u64, u64>::new()))
     }
 
     fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
@@ -194,7 +191,7 @@ impl Drop for Fragile {
     }
 }
 
-impl AbstractStateMachine for Fragile {
+impl StateMachine for Fragile {
     type LogEntry = u8;
     type Reply = ();
 
@@ -202,8 +199,8 @@ impl AbstractStateMachine for Fragile {
         Err("told to fail".into())
     }
 
-    fn snapshot(&mut self) -> Result<SnapshotCapture, BoxError> {
-        Ok(SnapshotCapture::of(()))
+    fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+        Ok(Snapshot::from_value(()))
     }
 
     fn restore(&mut self, _reader: &mut dyn Read) -> Result<(), BoxError> {
@@ -225,4 +222,58 @@ async fn a_state_machine_that_panics_when_it_is_dropped_does_not_hide_why_the_no
         let error = within("the end", running).await.unwrap().unwrap_err();
         assert!(error.to_string().contains("told to fail"), "{error}");
     }
+}
+
+/// A program that was written with the names that the traits had before.
+mod earlier_names {
+    use std::io::Read;
+
+    use raftify::{AbstractLogEntry, AbstractStateMachine, BoxError, LogPosition, Snapshot};
+
+    pub(super) struct Word(pub(super) String);
+
+    impl AbstractLogEntry for Word {
+        fn encode(&self) -> Result<bytes::Bytes, BoxError> {
+            Ok(self.0.clone().into())
+        }
+
+        fn decode(bytes: &[u8]) -> Result<Word, BoxError> {
+            Ok(Word(String::from_utf8(bytes.to_vec())?))
+        }
+    }
+
+    #[derive(Default)]
+    pub(super) struct Words(String);
+
+    impl AbstractStateMachine for Words {
+        type LogEntry = Word;
+        type Reply = String;
+
+        fn apply(&mut self, _: LogPosition, Word(word): Word) -> Result<String, BoxError> {
+            self.0.push_str(&word);
+            Ok(self.0.clone())
+        }
+
+        fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+            Ok(Snapshot::from_value(self.0.clone()))
+        }
+
+        fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError> {
+            self.0 = Snapshot::read_value(reader)?;
+            Ok(())
+        }
+    }
+}
+
+#[tokio::test]
+async fn earlier_names_of_the_traits_and_getters_compile_and_mean_the_same() {
+    use earlier_names::{Word, Words};
+
+    let storage = MemoryStorage::default();
+    let raft = Raft::begin(free_address(), storage, Words::default(), Config::default()).await.unwrap();
+    assert_eq!(raft.propose(Word("one ".to_owned())).await.unwrap(), "one ");
+    assert_eq!(raft.propose(Word("two".to_owned())).await.unwrap(), "one two");
+    assert_eq!((raft.get_id(), raft.get_leader_id()), (raft.id(), raft.leader_id()));
+    assert_eq!((raft.get_peers(), raft.get_cluster_size()), (raft.members(), raft.cluster_size()));
+    raft.quit().await;
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use raftify::error::{ProposeError, StopReason, UnknownOutcome};
-use raftify::{Config, RaftClient, Term};
+use raftify::status::Term;
+use raftify::{Config, RaftClient};
 use tokio::sync::watch;
 
 use crate::harness::*;

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memstore::{HashStore, LogEntry, Reply, report, say};
-use raftify::{BoxError, MemberChange, MembershipChange, MembershipRequest, NodeId, RaftClient};
+use raftify::membership::{MemberChange, MembershipChange, MembershipRequest};
+use raftify::{BoxError, NodeId, RaftClient};
 
 #[derive(Parser)]
 #[command(version, about = "Writes a few keys into a running memstore cluster over gRPC")]

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use memstore::{HashStore, NodeOptions, Raft, report, serve, start_logging};
-use raftify::{BoxError, Expect, Joining, Start, check_address};
+use raftify::BoxError;
+use raftify::membership::check_address;
+use raftify::start::{Expect, JoinOptions, Start};
 use tracing::info;
 
 #[derive(Parser)]
@@ -56,7 +58,7 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let storage = options.open_storage(default_dir)?;
 
     let wait_for_peers = wait_for_peers.map(Duration::from_secs);
-    let joining = Joining { wait_for_peers, ..Joining::through(peer_addr) };
+    let joining = JoinOptions { wait_for_peers, ..JoinOptions::new(peer_addr) };
     let start = match bootstrap_expect {
         Some(count) => Start::Expect(Expect { count, peers: joining.peers, wait_for_peers }),
         None if joining.peers.is_empty() => Start::Begin,
@@ -66,6 +68,6 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let (config, with) = (options.config(), options.bootstrap_options());
     let start = Raft::start(start, raft_addr, storage, HashStore::default(), config, with);
     let Some(raft) = stop.started(start).await? else { return Ok(()) };
-    info!("node {} is up", raft.get_id());
+    info!("node {} is up", raft.id());
     serve(raft, &options).await
 }

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use memstore::{HashStore, LogEntry, report, say};
-use raftify::{BoxError, NodeId, RaftClient, ReadOnlyStorage, Status};
+use raftify::status::Status;
+use raftify::storage::ReadOnlyStorage;
+use raftify::{BoxError, NodeId, RaftClient};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 

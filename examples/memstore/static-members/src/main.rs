@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use memstore::{HashStore, NodeOptions, Raft, load_peers, report, serve, start_logging};
-use raftify::{BoxError, Start};
+use raftify::BoxError;
+use raftify::start::Start;
 
 #[derive(Parser)]
 #[command(version, about = "A node of the replicated key-value store, with members from a file")]

@@ -1,5 +1,5 @@
-//! Puts the bugs of `docs/testing.md` back, one at a time, and looks whether the tests notice: first the simulator, and
-//! where it does not, tests by their names.
+//! Reintroduces the bugs of `docs/testing/guarantees.md` one at a time, and checks that each is detected: by the
+//! simulator, or else by a test that is named for it.
 //!
 //! Called by `make mutants`, which builds this program, and all tests, with `--cfg raftify_mutants`. A mutation that
 //! nothing catches is a failure, and so is a test that fails without one.

@@ -1,4 +1,4 @@
-//! What was found, in lines for people and as the table in `docs/testing.md`.
+//! The results, as lines for the terminal and as the table in `docs/testing/guarantees.md`.
 
 use std::fmt::{self, Write as _};
 use std::path::Path;
@@ -63,13 +63,13 @@ pub(crate) fn sum(outcomes: &[Outcome]) -> String {
     seeds.sort_unstable();
     let (all, found) = (outcomes.len(), seeds.len());
     let half = seeds.get(all.saturating_sub(1) / 2);
-    let median = half.map_or("less than half of all".to_owned(), |seeds| {
-        format!("the median of all {all}, those that it does not find counted as never, is {seeds} seeds")
+    let median = half.map_or("that is less than half of them".to_owned(), |seeds| {
+        format!("the median over all {all}, counting the others as never found, is {seeds} seeds")
     });
-    format!("{found} of {all} are found by the simulator; {median}.")
+    format!("The simulator finds {found} of {all}; {median}.")
 }
 
-const BEGIN: &str = "<!-- mutations: written by `make mutants` with `--write docs/testing.md` -->";
+const BEGIN: &str = "<!-- mutations: written by `make mutants` with `--write docs/testing/guarantees.md` -->";
 const END: &str = "<!-- end of mutations -->";
 
 /// Puts the table between its marks.

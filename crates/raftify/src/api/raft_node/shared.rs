@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::unanswered::Unanswered;
-use crate::application::state_machine::AbstractStateMachine;
+use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::{Lifecycle, RunTask};
@@ -19,7 +19,7 @@ use crate::channels::request_queue::{Refused, RequestSender};
 /// The core answers by its own deadlines; this much later, a call gives up on the core.
 const BACKSTOP: Duration = Duration::from_secs(1);
 
-pub(super) struct Shared<FSM: AbstractStateMachine> {
+pub(super) struct Shared<FSM: StateMachine> {
     pub(super) node_id: NodeId,
     pub(super) config: CheckedConfig,
     pub(super) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
@@ -32,7 +32,7 @@ pub(super) struct Shared<FSM: AbstractStateMachine> {
     pub(super) proposals: Arc<InFlight>,
 }
 
-impl<FSM: AbstractStateMachine> Shared<FSM> {
+impl<FSM: StateMachine> Shared<FSM> {
     /// Asks again as long as the answer is that another node leads than the one that was asked, or none: nothing was done
     /// then, and this node is about to hear of a leader.
     pub(super) async fn while_leadership_moves<T, E: Unanswered, Answer: Future<Output = Result<T, E>>>(

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raftify_core::{CheckedConfig, ClusterId, Identity, Incarnation, NodeId};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
@@ -167,6 +167,8 @@ fn judge(answer: Answer, peer: NodeId, target: &Target) -> Verdict {
 pub(crate) struct PeerConnection {
     pub(crate) id: NodeId,
     pub(crate) target: watch::Receiver<Target>,
+    /// The peer has just been heard from: it may be up again.
+    pub(crate) is_up: Arc<Notify>,
     pub(crate) queue: Arc<PeerQueue>,
     /// For everything but signals: follows them to where the peer answers.
     pub(crate) channel: Arc<Mutex<Channel>>,
@@ -235,8 +237,16 @@ impl PeerConnection {
             delay = (delay * 2).min(delay_max);
             tokio::select! {
                 () = sleep(pause) => {}
-                () = is_elsewhere(&mut self.target, &other) => delay = delay_min,
+                () = self.has_news(&other) => delay = delay_min,
             }
+        }
+    }
+
+    /// Resolves when there is a reason to connect at once: the peer is up, or at another address.
+    async fn has_news(&mut self, other: &Option<String>) {
+        tokio::select! {
+            () = self.is_up.notified() => {}
+            () = is_elsewhere(&mut self.target, other) => {}
         }
     }
 

@@ -145,7 +145,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let other_end = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let connections = Connections::new(1);
+        let connections = Connections::new(1, std::sync::Arc::default());
         let place = connections.accept().unwrap();
         (other_end, Abortable::new(Connection::Tcp(stream), place), connections)
     }

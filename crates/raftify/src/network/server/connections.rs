@@ -10,12 +10,14 @@ use tokio::sync::watch;
 use tonic::Request;
 use tracing::warn;
 
+use crate::channels::server_counters::{OpenConnection, ServerCounters};
 use crate::runtime::log_throttle::LogThrottle;
 
 /// All of them. They are aborted when it is dropped.
 pub(crate) struct Connections {
     shared: Arc<Shared>,
     max: usize,
+    counters: Arc<ServerCounters>,
 }
 
 #[derive(Default)]
@@ -39,6 +41,7 @@ struct Open {
 pub(crate) struct Place {
     id: ConnectionId,
     uncut: watch::Receiver<()>,
+    _counted: OpenConnection,
 }
 
 /// Comes with each request of a connection.
@@ -57,8 +60,8 @@ impl Shared {
 
 impl Connections {
     /// At most `max`.
-    pub(crate) fn new(max: usize) -> Connections {
-        Connections { shared: Arc::default(), max }
+    pub(crate) fn new(max: usize, counters: Arc<ServerCounters>) -> Connections {
+        Connections { shared: Arc::default(), max, counters }
     }
 
     /// Takes one up; if there are too many, in place of the newest that is not a member's. `None` if all are members'.
@@ -80,7 +83,8 @@ impl Connections {
         accepted.count += 1;
         let (cut, uncut) = watch::channel(());
         accepted.open.insert(number, Open { _uncut: cut, is_members: false });
-        Some(Place { id: ConnectionId { shared: Arc::clone(&self.shared), number }, uncut })
+        let id = ConnectionId { shared: Arc::clone(&self.shared), number };
+        Some(Place { id, uncut, _counted: self.counters.connection_opened() })
     }
 
     /// Ends all of them.
@@ -142,7 +146,7 @@ mod tests {
 
     #[test]
     fn when_there_are_too_many_the_newest_gives_way_that_is_no_members() {
-        let connections = Connections::new(3);
+        let connections = Connections::new(3, Arc::default());
         let [client, member, newest] = [0; 3].map(|_| connections.accept().unwrap());
         of_member(&member);
         let another = connections.accept().unwrap();
@@ -155,7 +159,7 @@ mod tests {
 
     #[test]
     fn connections_that_have_ended_make_room() {
-        let connections = Connections::new(2);
+        let connections = Connections::new(2, Arc::default());
         let first = connections.accept().unwrap();
         for _ in 0..100 {
             let next = connections.accept().unwrap();
@@ -166,7 +170,7 @@ mod tests {
 
     #[test]
     fn where_all_are_members_none_gives_way() {
-        let connections = Connections::new(2);
+        let connections = Connections::new(2, Arc::default());
         let members = [0; 2].map(|_| connections.accept().unwrap());
         members.iter().for_each(of_member);
         assert!(connections.accept().is_none());
@@ -175,7 +179,7 @@ mod tests {
 
     #[test]
     fn all_end_with_their_server() {
-        let connections = Connections::new(2);
+        let connections = Connections::new(2, Arc::default());
         let open = [0; 2].map(|_| connections.accept().unwrap());
         drop(connections);
         assert!(!open.iter().any(is_open));

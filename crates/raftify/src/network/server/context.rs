@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::channels::events::EarlierLife;
 use crate::channels::request_queue::RequestSender;
+use crate::channels::server_counters::ServerCounters;
 use crate::network::outbox::Outbox;
 use crate::runtime::worker::Blocking;
 use crate::wire::identification::Plan;
@@ -39,6 +40,8 @@ pub(crate) struct ServerContext<R, S> {
     pub(crate) plan: watch::Receiver<Option<Plan>>,
     /// Takes what a member says of this node while it waits for that.
     pub(crate) earlier_life: watch::Sender<Option<EarlierLife>>,
+    /// What is counted.
+    pub(crate) counters: Arc<ServerCounters>,
     /// Told of senders that are not members yet.
     pub(crate) outbox: Outbox,
     /// Where incoming snapshots are written.
@@ -155,6 +158,9 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
             return Ok(false);
         }
         self.check_started(&status.members, &sender, incarnation)?;
+        drop(status);
+        // It may have been down until now.
+        self.outbox.is_up(sender.id);
         Ok(true)
     }
 

@@ -10,6 +10,7 @@ use raftify_core::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::channels::server_counters::count;
 use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::Admitted;
 use crate::network::server::install::{IncomingSnapshot, installed};
@@ -35,6 +36,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         let mut connection = ConnectionId::of(&request);
         let mut stream = request.into_inner();
         while let Some(batch) = self.next(&mut stream).await? {
+            count(&self.context.counters.message_batches);
             let Admitted { sender, receiver, .. } =
                 self.context.admit(batch.header.as_ref(), batch.sender, batch.receiver)?;
             if let Some(connection) = connection.take() {
@@ -63,6 +65,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<Streaming<proto::SnapshotChunk>>,
     ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
+        count(&self.context.counters.snapshots);
         use proto::install_snapshot_reply::Answer;
         let connection = ConnectionId::of(&request);
         let mut chunks = request.into_inner();
@@ -90,6 +93,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<proto::ProposeRequest>,
     ) -> Result<Response<proto::ProposeReply>, Status> {
+        count(&self.context.counters.proposals);
         use proto::propose_reply::Outcome;
         let connection = ConnectionId::of(&request);
         let request = request.into_inner();
@@ -109,6 +113,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<proto::ChangeMembershipRequest>,
     ) -> Result<Response<proto::ChangeMembershipReply>, Status> {
+        count(&self.context.counters.membership_changes);
         use proto::change_membership_reply::Outcome;
         let request = request.into_inner();
         self.context.admit_request(request.header.as_ref())?;
@@ -145,6 +150,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<proto::ReserveNodeIdRequest>,
     ) -> Result<Response<proto::ReserveNodeIdReply>, Status> {
+        count(&self.context.counters.id_reservations);
         use proto::reserve_node_id_reply::Outcome;
         let request = request.into_inner();
         self.context.admit_request(request.header.as_ref())?;
@@ -167,6 +173,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<proto::TransferLeaderRequest>,
     ) -> Result<Response<proto::TransferLeaderReply>, Status> {
+        count(&self.context.counters.leadership_transfers);
         use proto::transfer_leader_reply::Outcome;
         let request = request.into_inner();
         self.context.admit_request(request.header.as_ref())?;
@@ -192,6 +199,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<proto::ReadIndexRequest>,
     ) -> Result<Response<proto::ReadIndexReply>, Status> {
+        count(&self.context.counters.reads);
         use proto::read_index_reply::Outcome;
         self.context.admit_request(request.into_inner().header.as_ref())?;
         let confirmed = self.ask::<_, ReadError, ReadError>(self.context.config.read_timeout, |reply| {
@@ -208,6 +216,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<proto::InspectRequest>,
     ) -> Result<Response<proto::InspectReply>, Status> {
+        count(&self.context.counters.inspections);
         use proto::inspect_reply::Outcome;
         self.context.admit_request(request.into_inner().header.as_ref())?;
         let inspected = self
@@ -225,6 +234,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<proto::IdentifyRequest>,
     ) -> Result<Response<proto::IdentifyReply>, Status> {
+        count(&self.context.counters.identifications);
         let agrees = self.context.agrees_with(request.into_inner())?;
         let header = self.context.header();
         let status = self.context.status.borrow().clone();

@@ -1,25 +1,43 @@
 //! The end of the trouble: enough is repaired, and the cluster must be well again within a bound.
 
-use raftify_core::{MemberRole, Members, NodeId, Role};
+use std::collections::BTreeSet;
+
+use raftify_core::{LogIndex, MemberRole, Members, NodeId};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
-use super::Repair;
+use super::Simulation;
 use crate::clients::Asked;
 use crate::coverage::Happened;
+use crate::draw::Draw;
+use crate::event::Event;
+use crate::fault::Repair;
 use crate::invariants::{Checked, commit};
-use crate::node::{Lost, Node};
-use crate::schedule::{MILLISECOND, SECOND};
-use crate::simulation::{Event, Simulation};
-use crate::world::Chance;
+use crate::nemesis::Decision;
+use crate::node::Node;
+use crate::schedule::{MILLISECOND, SECOND, Time};
+
+/// What is remembered of the time after the trouble.
+#[derive(Default)]
+pub(super) struct AfterHeal {
+    /// When the removal of a lost member was last asked for.
+    asked_removal_at: Time,
+    /// Nodes that stay down when the others are healed.
+    kept_down: BTreeSet<NodeId>,
+    /// The last index committed when all was healed.
+    commit_at_heal: LogIndex,
+    has_read_all: bool,
+    /// Too much was lost to ever go on.
+    pub(super) is_hopeless: bool,
+}
 
 impl Simulation {
     /// Enough is repaired for the cluster to go on.
-    pub(crate) fn heal(&mut self) -> Checked {
+    pub(super) fn heal(&mut self) -> Checked {
         self.healed_at = Some(self.schedule.now());
         self.tell(format_args!("the trouble is over"));
         self.network.cut.clear();
-        self.nemesis.commit_at_heal = self.invariants.committed.last();
+        self.after_heal.commit_at_heal = self.invariants.committed.last();
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         let tick = self.tick_interval();
         for &id in &ids {
@@ -33,11 +51,11 @@ impl Simulation {
             }
             self.repair(Repair::Disk(id))?;
         }
-        if self.rng.percent(30) && self.lost_member().is_none() {
+        if self.rng.percent(30) && self.scene().lost_member().is_none() {
             self.keep_some_down()?;
         }
         for id in ids {
-            if !self.nemesis.kept_down.contains(&id) {
+            if !self.after_heal.kept_down.contains(&id) {
                 let delay = self.rng.within((0, SECOND));
                 self.schedule.after(delay, Event::Start(id));
             }
@@ -70,33 +88,33 @@ impl Simulation {
         voters.truncate(self.rng.random_range(0..=most));
         for id in voters {
             self.crash(id)?;
-            self.nemesis.kept_down.insert(id);
+            self.after_heal.kept_down.insert(id);
             self.coverage.saw(Happened::HealedInPart);
         }
         Ok(())
     }
 
     /// Whether the cluster is well again; if it is not in time, that is a violation.
-    pub(crate) fn look(&mut self) -> Checked {
+    pub(super) fn look(&mut self) -> Checked {
         let Some(healed_at) = self.healed_at else { return Ok(()) };
         let since = self.schedule.now() - healed_at;
-        let election = self.election_timeout();
+        let election = self.world.election_timeout();
         self.schedule.after(200 * MILLISECOND, Event::Look);
         if !self.can_go_on() {
-            self.nemesis.is_hopeless = true;
+            self.after_heal.is_hopeless = true;
             self.is_well = true;
             self.tell(format_args!("too much is lost to go on"));
             return Ok(());
         }
-        let leader = self.leader();
-        if let (Some(lost), Some(leader)) = (self.lost_member(), leader)
-            && self.schedule.now() >= self.nemesis.asked_removal_at + 2 * SECOND
+        let leader = self.scene().leader();
+        if let (Some(lost), Some(leader)) = (self.scene().lost_member(), leader)
+            && self.schedule.now() >= self.after_heal.asked_removal_at + 2 * SECOND
         {
-            self.nemesis.asked_removal_at = self.schedule.now();
-            self.remove_lost(leader, lost)?;
+            self.after_heal.asked_removal_at = self.schedule.now();
+            self.decide(Decision::RemoveLost { leader, lost })?;
         }
         if self.recovery.is_none() {
-            if leader.is_some() && self.invariants.committed.last() > self.nemesis.commit_at_heal {
+            if leader.is_some() && self.invariants.committed.last() > self.after_heal.commit_at_heal {
                 self.recovery = Some(since);
             } else if since > 40 * election {
                 return Err(format!("liveness: no leader and no commit for {since} µs\n{}", self.summary()));
@@ -116,11 +134,11 @@ impl Simulation {
             return Ok(());
         }
         let Some(leader) = leader else { return Ok(()) };
-        if self.invariants.answers.open().next().is_some() || self.lost_member().is_some() {
+        if self.invariants.answers.open().next().is_some() || self.scene().lost_member().is_some() {
             return Ok(());
         }
-        if !self.nemesis.has_read_all {
-            self.nemesis.has_read_all = true;
+        if !self.after_heal.has_read_all {
+            self.after_heal.has_read_all = true;
             for key in 0..self.clients.keys() {
                 self.call(0, leader, key, Asked::Read)?;
             }
@@ -131,14 +149,6 @@ impl Simulation {
             self.invariants.membership.must_leave_joint(|index| committed.at(index).map(|entry| entry.term));
         self.is_well = self.all_are_equal(leader) && !is_joint_for_ever && self.all_are_let_in(leader);
         Ok(())
-    }
-
-    /// The leader of the highest term.
-    pub(super) fn leader(&self) -> Option<NodeId> {
-        let judged = self.nodes.values().filter(|node| node.lost != Some(Lost::OtherList));
-        let statuses = judged.filter_map(|node| self.status(node.id));
-        let leaders = statuses.filter(|status| status.role == Role::Leader);
-        leaders.max_by_key(|status| status.term).map(|status| status.node_id)
     }
 
     fn all_are_equal(&self, leader: NodeId) -> bool {
@@ -165,8 +175,8 @@ impl Simulation {
                         && running.core.status().leader_id == Some(leader)
                 }
                 None => {
-                    let stays_down = self.nemesis.kept_down.contains(&node.id);
-                    !is_member || stays_down || self.nemesis.dead.contains(&node.id)
+                    let stays_down = self.after_heal.kept_down.contains(&node.id);
+                    !is_member || stays_down || self.nemesis.is_dead(node.id)
                 }
             }
         })

@@ -1,4 +1,8 @@
-//! What benches time, and fuzzing feeds, of this crate's inner parts. Not for users: it changes without notice.
+//! For tests (feature `testing`): the suite that checks an implementation of the [storage contract](crate::storage).
+//!
+//! The functions that do not appear here are for the benches and the fuzz targets of this project.
+
+pub use raftify_core::storage::conformance;
 
 use prost::Message;
 use raftify_core::error::{
@@ -10,11 +14,13 @@ use raftify_core::{ClusterId, Identity, Incarnation, Inspection, Members, NodeId
 use crate::error::BoxError;
 use crate::wire::{self, RequestRejected, message_from_wire, message_to_wire, proto};
 
+#[doc(hidden)]
 /// A message as it travels.
 pub fn encode_message(message: RaftMessage) -> Vec<u8> {
     message_to_wire(message).encode_to_vec()
 }
 
+#[doc(hidden)]
 /// The inverse of [`encode_message`].
 ///
 /// # Errors
@@ -23,6 +29,7 @@ pub fn decode_message(bytes: bytes::Bytes, from: NodeId, to: NodeId) -> Result<R
     Ok(message_from_wire(proto::Message::decode(bytes)?, from, to)?)
 }
 
+#[doc(hidden)]
 /// Reads any bytes as the message that the first byte names, and what is in it, as server and client do. What can be
 /// read is written again, and must be the same.
 pub fn read_wire(bytes: &[u8]) {

@@ -1,0 +1,214 @@
+//! Faults: what each does to the world, and how it ends.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+
+use super::{World, order, status};
+use crate::disk::Health;
+use crate::host::{Beginning, Order};
+use crate::scenario::Fault;
+
+/// What is wrong with a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    Cut,
+    /// From the first to the second.
+    CutThere,
+    CutBack,
+    Held,
+}
+
+impl World {
+    /// Ends faults whose time is over.
+    pub(super) fn end_faults(&mut self) {
+        let now = self.sim.elapsed();
+        let over: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, (_, until))| *until <= now)
+            .map(|(link, (fault, _))| (*link, *fault))
+            .collect();
+        for (link, fault) in over {
+            self.links.remove(&link);
+            self.repair(link, fault);
+        }
+        let over: Vec<usize> =
+            self.crashed.iter().filter(|(_, until)| **until <= now).map(|(number, _)| *number).collect();
+        for number in over {
+            self.crashed.remove(&number);
+            self.note(format_args!("host {number} starts"));
+            self.sim.bounce(self.addresses[number]);
+        }
+        let over: Vec<usize> = self
+            .disks_sick_until
+            .iter()
+            .filter(|(_, until)| **until <= now)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in over {
+            self.disks_sick_until.remove(&number);
+            self.hosts[number].disk.set_health(Health::Slow(self.disk_slowness));
+        }
+    }
+
+    pub(super) fn repair(&mut self, (a, b): (usize, usize), fault: Link) {
+        self.note(format_args!("link {a}-{b} is no more {fault:?}"));
+        let (a, b) = (self.addresses[a], self.addresses[b]);
+        match fault {
+            Link::Cut => self.sim.repair(a, b),
+            Link::CutThere => self.sim.repair_oneway(a, b),
+            Link::CutBack => self.sim.repair_oneway(b, a),
+            Link::Held => self.sim.release(a, b),
+        }
+    }
+
+    fn break_link(&mut self, a: usize, b: usize, fault: Link, until: Duration) {
+        let (a, b) = (a.min(b), a.max(b));
+        if a == b || self.links.contains_key(&(a, b)) {
+            return;
+        }
+        self.note(format_args!("link {a}-{b} is {fault:?} until {until:?}"));
+        self.links.insert((a, b), (fault, until));
+        let (a, b) = (self.addresses[a], self.addresses[b]);
+        match fault {
+            Link::Cut => self.sim.partition(a, b),
+            Link::CutThere => self.sim.partition_oneway(a, b),
+            Link::CutBack => self.sim.partition_oneway(b, a),
+            Link::Held => self.sim.hold(a, b),
+        }
+    }
+
+    fn crash(&mut self, number: usize) {
+        if self.crashed.contains_key(&number) || self.hosts[number].seen.is_gone.get() {
+            return;
+        }
+        let until = self.soon(3000);
+        let host = Rc::clone(&self.hosts[number]);
+        if host.seen.orders.borrow().is_some() && host.seen.status.borrow().is_none() {
+            self.record.count("ended while it expects");
+        }
+        if self.chance.random_bool(0.5) {
+            // Without a word to those it was connected to.
+            self.note(format_args!("host {number} loses its power until {until:?}"));
+            self.record.count("power loss");
+            for other in 0..self.addresses.len() {
+                self.break_link(number, other, Link::Cut, until);
+            }
+        } else {
+            self.note(format_args!("host {number} crashes until {until:?}"));
+            self.record.count("crash");
+        }
+        self.sim.crash(self.addresses[number]);
+        host.disk.crash(self.sim.elapsed());
+        host.seen.status.take();
+        host.seen.orders.take();
+        self.crashed.insert(number, until);
+    }
+
+    pub(super) fn crash_early(&mut self) {
+        let now = self.sim.elapsed();
+        for (_, number) in self.crash_early.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>() {
+            self.crash(number);
+        }
+    }
+
+    fn soon(&mut self, milliseconds: u64) -> Duration {
+        self.sim.elapsed() + Duration::from_millis(self.chance.random_range(1..milliseconds))
+    }
+
+    pub(super) fn inject_fault(&mut self) {
+        let Some(fault) = self.scenario.faults().choose(&mut self.chance).copied() else {
+            return;
+        };
+        let number = self.chance.random_range(0..self.hosts.len());
+        let other = self.chance.random_range(0..self.addresses.len());
+        let until = self.soon(4000);
+        let leader = self
+            .hosts
+            .iter()
+            .position(|host| status(host).is_some_and(|status| status.is_leader()))
+            .unwrap_or(number);
+        // A node that expects others must find one of the first: none of these goes before all are members.
+        let mut expecting = self.hosts.iter().filter(|host| matches!(host.beginning, Beginning::Expects(..)));
+        let all_are_members = expecting
+            .all(|host| host.seen.is_gone.get() || status(host).is_some_and(|status| status.is_member()));
+        let there = match all_are_members {
+            true => self.hosts.iter().filter(|host| !host.seen.is_gone.get()).count(),
+            false => 0,
+        };
+        match fault {
+            Fault::Crash => self.crash(number),
+            Fault::CrashLeader => self.crash(leader),
+            Fault::CrashAll => {
+                if self.chance.random_bool(0.3) {
+                    (0..self.hosts.len()).for_each(|number| self.crash(number));
+                }
+            }
+            Fault::Cut => self.break_link(number, other, Link::Cut, until),
+            Fault::CutOneWay => {
+                let way = if self.chance.random_bool(0.5) { Link::CutThere } else { Link::CutBack };
+                self.break_link(number, other, way, until);
+                self.record.count("one-way cut");
+            }
+            Fault::Hold => {
+                self.break_link(number, other, Link::Held, until);
+                self.record.count("hold");
+            }
+            Fault::Isolate => {
+                let some = if self.chance.random_bool(0.5) { leader } else { number };
+                let fault = *[Link::Cut, Link::CutThere, Link::CutBack, Link::Held]
+                    .choose(&mut self.chance)
+                    .unwrap_or(&Link::Cut);
+                for other in 0..self.addresses.len() {
+                    self.break_link(some, other, fault, until);
+                }
+                self.record.count("isolation");
+            }
+            Fault::SlowDisk => {
+                self.note(format_args!("host {number} has a slow disk until {until:?}"));
+                let slowness = Duration::from_millis(self.chance.random_range(50..1500));
+                self.hosts[number].disk.set_health(Health::Slow(slowness));
+                self.disks_sick_until.insert(number, until);
+                self.record.count("slow disk");
+            }
+            Fault::FailingDisk => {
+                self.note(format_args!("host {number} has a failing disk until {until:?}"));
+                self.hosts[number].disk.set_health(Health::Failing(0.2, self.disk_slowness));
+                self.disks_sick_until.insert(number, until);
+            }
+            Fault::Quit => self.order(number, Order::Quit),
+            Fault::QuitHalf => {
+                let polls = self.chance.random_range(0..6);
+                let milliseconds = *[0, 1, 20, 300, 3000].choose(&mut self.chance).unwrap_or(&0);
+                let then = Duration::from_millis(self.chance.random_range(0..=milliseconds));
+                let then = self.chance.random_bool(0.7).then_some(then);
+                self.order(number, Order::QuitHalf(polls, then));
+            }
+            Fault::Drop => self.order(number, Order::Drop),
+            Fault::Leave if there > 3 => self.order(number, Order::Leave),
+            Fault::Remove if there > 3 => {
+                let of = self.chance.random_range(0..self.hosts.len());
+                if let Some(status) = status(&self.hosts[of]) {
+                    self.order(number, Order::Remove(status.node_id));
+                }
+            }
+            Fault::Leave | Fault::Remove => {}
+            Fault::Transfer => {
+                if let Some(status) = status(&self.hosts[number]) {
+                    self.order(leader, Order::Transfer(status.node_id));
+                }
+            }
+            Fault::Demote => self.order(leader, Order::Demote),
+            Fault::Campaign => self.order(number, Order::Campaign),
+            Fault::Snapshot => self.order(number, Order::Snapshot),
+            Fault::Inspect => self.order(number, Order::Inspect),
+        }
+    }
+
+    fn order(&self, number: usize, what: Order) {
+        order(&self.hosts[number], what);
+    }
+}

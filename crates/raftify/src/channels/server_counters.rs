@@ -1,0 +1,80 @@
+//! What the server counts, for the handle [`RaftServer`](crate::RaftServer).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// How many requests a server has received since its node was set up, by kind. Forwarded and rejected ones are included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RequestCounts {
+    /// Batches of Raft messages from other members.
+    pub message_batches: u64,
+    /// Snapshots that a leader wanted to install.
+    pub snapshots: u64,
+    /// Proposals.
+    pub proposals: u64,
+    /// Changes of the membership.
+    pub membership_changes: u64,
+    /// Requests for the id of a new node.
+    pub id_reservations: u64,
+    /// Leadership transfers.
+    pub leadership_transfers: u64,
+    /// Requests for a confirmed commit index.
+    pub reads: u64,
+    /// Requests for diagnostics.
+    pub inspections: u64,
+    /// Requests for the identity of this node: members send one when they connect.
+    pub identifications: u64,
+}
+
+/// Written by the server, without ordering: each number is right by itself.
+#[derive(Debug, Default)]
+pub(crate) struct ServerCounters {
+    pub(crate) open_connections: AtomicUsize,
+    pub(crate) message_batches: AtomicU64,
+    pub(crate) snapshots: AtomicU64,
+    pub(crate) proposals: AtomicU64,
+    pub(crate) membership_changes: AtomicU64,
+    pub(crate) id_reservations: AtomicU64,
+    pub(crate) leadership_transfers: AtomicU64,
+    pub(crate) reads: AtomicU64,
+    pub(crate) inspections: AtomicU64,
+    pub(crate) identifications: AtomicU64,
+}
+
+impl ServerCounters {
+    pub(crate) fn requests(&self) -> RequestCounts {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RequestCounts {
+            message_batches: count(&self.message_batches),
+            snapshots: count(&self.snapshots),
+            proposals: count(&self.proposals),
+            membership_changes: count(&self.membership_changes),
+            id_reservations: count(&self.id_reservations),
+            leadership_transfers: count(&self.leadership_transfers),
+            reads: count(&self.reads),
+            inspections: count(&self.inspections),
+            identifications: count(&self.identifications),
+        }
+    }
+
+    /// Counts one connection as open until the guard is dropped.
+    pub(crate) fn connection_opened(self: &Arc<Self>) -> OpenConnection {
+        self.open_connections.fetch_add(1, Ordering::Relaxed);
+        OpenConnection(Arc::clone(self))
+    }
+}
+
+/// Counts one more request.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// See [`ServerCounters::connection_opened`].
+pub(crate) struct OpenConnection(Arc<ServerCounters>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.open_connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
