@@ -407,7 +407,7 @@ async fn what_the_cluster_is_in_no_state_for_is_409() {
 #[actix_web::test]
 async fn without_a_leader_everything_is_503_with_the_reason_and_when_to_retry() {
     // Each request waits for a leader for so long.
-    let short = Duration::from_millis(100);
+    let short = Duration::from_millis(500); // As long as an election timeout: no less is allowed.
     let config = Config {
         propose_timeout: short,
         read_timeout: short,
