@@ -1,4 +1,4 @@
-//! What the figures are to be, as ratios within one run as far as possible, and whether they are.
+//! The goals, as ratios within one run as far as possible, and their check.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use crate::figures::{Figures, Pick};
 use crate::line::rounded;
 use crate::table::thousands;
 
-/// The storage that the goals are about.
+/// The storage of the goals.
 const DEFAULT: &str = "wal";
 
 /// One goal.
