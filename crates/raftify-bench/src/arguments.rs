@@ -16,8 +16,8 @@ use crate::node::NodeArguments;
     version,
     about = "Measures raftify on this machine, layer by layer",
     long_about = "Measures raftify on this machine, layer by layer. Each result is one JSON line on standard output; \
-                  a table for people and the progress go to standard error. Figures are worth something only on a \
-                  machine that does nothing else."
+                  a readable table and the progress go to standard error. Figures are meaningful only on an idle \
+                  machine."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]

@@ -111,7 +111,7 @@ fn memory(figures: &Figures, goals: &mut Vec<Goal>) {
     let last = points.last().copied();
     let before = last.and_then(|last| points.iter().rfind(|point| point.0 <= last.0 - MILLION));
     let growth = last.zip(before).map(|(last, before)| 100.0 * (last.1 / before.1 - 1.0));
-    goals.push(Goal::at_most("memory: what the last million proposals add", 5.0, growth, "%"));
+    goals.push(Goal::at_most("memory: growth by the last million proposals", 5.0, growth, "%"));
     let resident = last.map(|(_, bytes)| bytes / 1e6);
     goals.push(Goal::at_most("memory: a node after all of them", 200.0, resident, "MB"));
 }

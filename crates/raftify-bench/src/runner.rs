@@ -105,7 +105,7 @@ async fn run_layer(
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => {
                     end(child).await?;
-                    return Err(format!("it reported nothing for {} s and was ended", SILENCE_MAX.as_secs()).into());
+                    return Err(format!("no report for {} s: the layer was ended", SILENCE_MAX.as_secs()).into());
                 }
             },
             Ok(Some(words)) = errors.next_line() => {

@@ -73,8 +73,8 @@ impl Setting {
             let path = self.program(program);
             if !path.exists() {
                 return Err(format!(
-                    "{} is not there: build it with `cargo build -p {}`, with --release if this was, or say with \
-                     --programs where it is",
+                    "{} is not there: build it with `cargo build -p {}`, with --release if this program was, or give its \
+                     directory with --programs",
                     path.display(),
                     Setting::name(program),
                 )

@@ -90,8 +90,8 @@ impl Figures {
         };
         let all = || self.faults.values();
         format!(
-            "a write within three election timeouts ({} ms): after {} faults that left a majority, {} that came on top of \
-             another one, {} ends",
+            "a write within three election timeouts ({} ms): after {} faults that left a majority, {} second faults \
+             during another one, {} ends",
             bound.as_millis(),
             in_time(all().flat_map(|measured| &measured.after_fault).collect()),
             in_time(self.second.after_fault.iter().collect()),
@@ -212,8 +212,8 @@ mod tests {
         figures.second.after_fault = millis(&[3000]);
         assert_eq!(
             figures.recovery(),
-            "a write within three election timeouts (1500 ms): after 2 of 3 faults that left a majority, 0 of 1 that came \
-             on top of another one, 1 of 2 ends"
+            "a write within three election timeouts (1500 ms): after 2 of 3 faults that left a majority, 0 of 1 second \
+             faults during another one, 1 of 2 ends"
         );
     }
 

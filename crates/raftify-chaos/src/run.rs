@@ -187,7 +187,7 @@ fn new_directory(base: &Path, seed: u64) -> Result<PathBuf, BoxError> {
 fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError> {
     let mut impossible = Vec::new();
     if !cluster.nodes.iter().all(Node::can_be_filled) {
-        impossible.push((Fault::FullDisk, "needs root: each node gets a small disk of its own"));
+        impossible.push((Fault::FullDisk, "needs root: each node gets a separate small disk"));
     }
     if !can_delay_syncs() {
         impossible.push((Fault::SlowDisk, "needs root and the program strace"));

@@ -9,7 +9,7 @@ use raftify::storage::StorageKind;
 #[derive(Parser)]
 #[command(
     version,
-    about = "Shows what is in the directory of a raftify node, and how a live one is doing; changes the members of a live \
+    about = "Shows the data directory of a raftify node and the status of a live node; changes the members of a live \
              cluster; converts directories"
 )]
 pub(crate) struct Arguments {

@@ -358,11 +358,11 @@ mod tests {
 
     impl CustomFormatter<u8, Nothing> for Panics {
         fn format_entry(&self, _: &u8, _: &[u8]) -> String {
-            panic!("told to")
+            panic!("on purpose")
         }
 
         fn format_snapshot(&self, _: &mut dyn Read) -> io::Result<String> {
-            panic!("told to")
+            panic!("on purpose")
         }
     }
 

@@ -50,7 +50,7 @@ pub fn snapshot_directory(bytes: &[u8]) {
         if unpacked.is_ok() {
             fs::remove_dir_all(path).expect("it was just made");
         }
-        let parent = path.parent().expect("it lies in the place");
+        let parent = path.parent().expect("it is in the directory");
         let stray = fs::read_dir(parent).expect("it is there").filter_map(Result::ok).next();
         assert!(stray.is_none(), "written outside of its directory: {stray:?}");
     });

@@ -151,7 +151,7 @@ mod tests {
         append(&mut other, vec![entry(1, 1, b"a"), entry(1, 2, b"x"), entry(2, 3, b"c")]);
         assert_eq!(one.digest(LogIndex(1)), other.digest(LogIndex(1)));
         assert_ne!(one.digest(LogIndex(2)), other.digest(LogIndex(2)));
-        assert_ne!(one.digest(LogIndex(3)), other.digest(LogIndex(3)), "what came before differs");
+        assert_ne!(one.digest(LogIndex(3)), other.digest(LogIndex(3)), "earlier entries differ");
         append(&mut other, vec![entry(1, 2, b"b"), entry(1, 3, b"c")]);
         assert_eq!(one, other);
     }

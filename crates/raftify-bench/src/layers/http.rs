@@ -44,8 +44,8 @@ impl Http {
         let program = self.program.clone().unwrap_or(beside);
         if !program.exists() {
             return Err(format!(
-                "{PROGRAM} is not there: build it with `cargo build --release -p memstore-static-members`, or name \
-                 it with --program"
+                "{PROGRAM} is not there: build it with `cargo build --release -p memstore-static-members`, or give \
+                 its path with --program"
             )
             .into());
         }

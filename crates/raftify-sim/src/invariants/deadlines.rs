@@ -9,7 +9,7 @@ use raftify_core::NodeId;
 use super::Checked;
 
 /// Owned by a request for as long as the node has it.
-pub(crate) struct Waits(#[expect(dead_code, reason = "that it exists is what counts")] Arc<()>);
+pub(crate) struct Waits(#[expect(dead_code, reason = "only its existence matters")] Arc<()>);
 
 /// The deadlines of one run of a node.
 #[derive(Default)]

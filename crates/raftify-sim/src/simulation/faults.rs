@@ -159,7 +159,7 @@ impl Simulation {
                 node.disk.set_fault(None);
                 let hung = std::mem::take(&mut node.disk_hangs);
                 let life = node.life;
-                self.tell(format_args!("the disk of {id} is well again"));
+                self.tell(format_args!("the disk of {id} is healthy again"));
                 if hung {
                     self.schedule.after(MILLISECOND, Event::Durable { node: id, life });
                 }
@@ -321,7 +321,7 @@ impl Simulation {
         running.unsettled = Some(running.deadlines.now_ticks());
         running.core.prepare_to_stop();
         self.coverage.saw(Happened::StopAsked);
-        self.tell(format_args!("{node}, a {role}, is told to stop"));
+        self.tell(format_args!("{node}, a {role}, gets a stop request"));
         self.schedule.after(patience, Event::Repair(Repair::CutShort(node, life)));
         self.settle(node)
     }

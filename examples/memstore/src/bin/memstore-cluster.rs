@@ -133,9 +133,9 @@ fn hints(nodes: &[Node], data_dir: &Path) -> String {
   curl http://{}/leader
   {programs}/raftify-client-example --raft-addr {}
   {programs}/memstore-cli describe logs {}
-  kill -9 {}        (that is node {}; the others go on)
+  kill -9 {}        (that is node {}; the others continue)
 
-The data is in {}; the next start goes on with it. Ctrl+C stops all.
+The data is in {}; the next start continues with it. Ctrl+C stops all.
 ",
         up.len(),
         nodes.len(),
