@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::figures::{Figures, Pick};
-use crate::line::rounded;
+use crate::measure::rounded;
 use crate::table::thousands;
 
 /// The storage of the goals.

@@ -8,7 +8,7 @@ use raftify::BoxError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::measure::Measured;
+use crate::measure::{Measured, rounded};
 
 /// The result of one run of one layer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -71,12 +71,6 @@ impl Line {
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.more.get(name)?.as_str()
     }
-}
-
-/// `value` with this many decimal places.
-pub(crate) fn rounded(value: f64, digits: i32) -> f64 {
-    let scale = 10_f64.powi(digits);
-    (value * scale).round() / scale
 }
 
 /// A message from a process that measures a layer to the process that shows the results.

@@ -16,8 +16,6 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::line::rounded;
-
 /// Longer than any request may take.
 const LONGEST: Duration = Duration::from_secs(120);
 
@@ -52,6 +50,12 @@ impl Measured {
     pub(crate) fn ops_per_second(&self) -> f64 {
         self.count as f64 / self.seconds.max(f64::MIN_POSITIVE)
     }
+}
+
+/// `value` with this many decimal places.
+pub(crate) fn rounded(value: f64, digits: i32) -> f64 {
+    let scale = 10_f64.powi(digits);
+    (value * scale).round() / scale
 }
 
 /// Durations, in nanoseconds with three digits.

@@ -359,6 +359,26 @@ fn a_change_waits_for_one_that_is_under_way_and_is_refused_at_its_deadline() {
 }
 
 #[test]
+fn a_change_that_waits_for_another_one_is_answered_within_the_time_of_its_request() {
+    let (mut cluster, leader) = cluster_of(3);
+    let others: Vec<NodeId> = cluster.ids().into_iter().filter(|node| *node != leader).collect();
+    // What they remember of the election is durable.
+    cluster.pass_ticks(5);
+    // Nothing is committed any more.
+    for follower in &others {
+        cluster.hung_disks.insert(*follower);
+    }
+    let first = cluster.change(leader, remove(others[0]));
+    let within = test_config().tick_interval * 3;
+    let second = cluster.request_within(leader, set_role(others[1], MemberRole::Learner).into(), within);
+    cluster.pass_ticks(2);
+    assert_eq!(take(&second), None);
+    cluster.pass_ticks(1);
+    assert_eq!(take(&second), Some(Err(MembershipError::ChangePending)));
+    assert_eq!(take(&first), None);
+}
+
+#[test]
 fn several_joining_nodes_become_voters_through_one_joint_configuration() {
     let (mut cluster, leader) = cluster_of(1);
     let joiners = [2, 3].map(|number| joiner(&mut cluster, number, MemberRole::Voter));

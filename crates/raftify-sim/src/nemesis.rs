@@ -89,7 +89,7 @@ pub(crate) enum Action {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Delay {
     Exactly(Time),
-    /// This time on average, after this fixed time.
+    /// This mean, after a fixed time.
     About {
         mean: Time,
         after: Time,

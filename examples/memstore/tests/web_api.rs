@@ -61,11 +61,15 @@ impl TestNode {
 
     /// A voter of a cluster whose `absent` other voters do not exist.
     async fn start(absent: u64) -> TestNode {
+        TestNode::with(absent, Config::default()).await
+    }
+
+    async fn with(absent: u64, config: Config) -> TestNode {
         let directory = tempfile::tempdir().unwrap();
         // Small files, because they are created quickly, and not too many for a small disk.
         let storage =
             WalStorage::open_with(directory.path(), WalSettings { segment_bytes: 1 << 20 }).unwrap();
-        let config = Config { entry_bytes_max: ENTRY_BYTES_MAX, ..Config::default() };
+        let config = Config { entry_bytes_max: ENTRY_BYTES_MAX, ..config };
         let addresses: Vec<String> = (0..=absent).map(|_| free_address()).collect();
         let raft =
             Raft::bootstrap(NodeId::FIRST, &addresses[0], storage, HashStore::default(), config).unwrap();
@@ -403,7 +407,15 @@ async fn a_request_in_the_wrong_state_of_the_cluster_is_409() {
 
 #[actix_web::test]
 async fn without_a_leader_every_request_is_503_with_reason_and_retry_after() {
-    let node = TestNode::start(2).await;
+    // The time for which each request waits for a leader.
+    let short = Duration::from_millis(100);
+    let config = Config {
+        propose_timeout: short,
+        read_timeout: short,
+        membership_timeout: short,
+        ..Config::default()
+    };
+    let node = TestNode::with(2, config).await;
     for answer in [
         node.put("/store/a/1", "").await,
         node.put("/store/a", "1").await,

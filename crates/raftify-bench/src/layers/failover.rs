@@ -11,8 +11,8 @@ use tokio::time::sleep;
 use super::disk;
 use crate::Work;
 use crate::cluster::{Cluster, PATIENCE, Place};
-use crate::line::{Line, rounded};
-use crate::measure::Recorder;
+use crate::line::Line;
+use crate::measure::{Recorder, rounded};
 use crate::node::{Meter, NodeOptions, Payload, Storage};
 
 type Client = RaftClient<Payload, Meter>;

@@ -8,8 +8,8 @@ use raftify::{BoxError, Config};
 use super::disk;
 use crate::Work;
 use crate::cluster::{Cluster, PATIENCE, PAUSE, Place};
-use crate::line::{Line, rounded};
-use crate::measure::Measured;
+use crate::line::Line;
+use crate::measure::{Measured, rounded};
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
 
 /// More than the log keeps before a snapshot, so that the joiner needs the snapshot.

@@ -6,7 +6,8 @@ use raftify::BoxError;
 use super::{cluster, disk};
 use crate::Work;
 use crate::cluster::{Cluster, Place};
-use crate::line::{Line, rounded};
+use crate::line::Line;
+use crate::measure::rounded;
 use crate::node::{Load, NodeOptions, Operation, Storage};
 
 #[derive(Clone, Debug, clap::Args)]

@@ -19,8 +19,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::disk;
 use crate::Work;
 use crate::cluster::{NODES, PATIENCE, PAUSE};
-use crate::line::{Line, rounded};
-use crate::measure::Recorder;
+use crate::line::Line;
+use crate::measure::{Recorder, rounded};
 use crate::node::{NodeOptions, Payload, Running, Storage};
 
 #[derive(Clone, Debug, clap::Args)]

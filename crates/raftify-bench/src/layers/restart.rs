@@ -13,9 +13,9 @@ use super::disk;
 use super::log::NewLog;
 use crate::Work;
 use crate::cluster::{Cluster, NODES, PATIENCE, Place};
-use crate::line::{Line, rounded};
+use crate::line::Line;
 use crate::machine::Usage;
-use crate::measure::Measured;
+use crate::measure::{Measured, rounded};
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
 
 /// Entries of one write while a log is filled.

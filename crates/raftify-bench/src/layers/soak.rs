@@ -9,7 +9,8 @@ use raftify::BoxError;
 use super::{cluster, disk};
 use crate::Work;
 use crate::cluster::{Cluster, NODES, Place};
-use crate::line::{Line, rounded};
+use crate::line::Line;
+use crate::measure::rounded;
 use crate::node::{Load, NodeOptions, Operation, Storage};
 
 #[derive(Clone, Debug, clap::Args)]

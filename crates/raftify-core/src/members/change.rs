@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::encoding::{MembersDecodeError, decode_versioned, encode_versioned};
-use super::{Member, MemberRole};
+use super::member::{Member, MemberRole};
 use crate::types::{Incarnation, LogIndex, NodeId};
 
 const CHANGE_VERSION: u8 = 2;

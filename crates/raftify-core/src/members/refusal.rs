@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AddressProblem, MEMBERS_MAX, MemberRole};
+use super::address::AddressProblem;
+use super::member::{MEMBERS_MAX, MemberRole};
 use crate::types::{Incarnation, NodeId};
 
 /// Why a membership change is refused. Nothing was written.

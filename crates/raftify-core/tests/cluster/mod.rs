@@ -614,6 +614,19 @@ impl Cluster {
         result
     }
 
+    /// Asks for a change that is to be answered within this time.
+    pub(crate) fn request_within(
+        &mut self,
+        node: NodeId,
+        request: MembershipRequest,
+        within: std::time::Duration,
+    ) -> Outcome<Result<Members, MembershipError>> {
+        let result = outcome();
+        let request = LeaderRequest::ChangeMembership { request, reply: responder(&result) };
+        self.local(node, LocalRequestMsg::ForLeaderWithin { request, within, waits: true });
+        result
+    }
+
     pub(crate) fn make_snapshot(&mut self, node: NodeId) -> Outcome<Result<LogPosition, SnapshotError>> {
         let result = outcome();
         self.local(node, LocalRequestMsg::MakeSnapshot { reply: responder(&result) });

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use raftify_core::StorageError;
 
-/// So many are kept: the next segment, its directory, a snapshot, and some that are read, all at once.
+/// How many are kept: for the next segment, its directory, a snapshot, and some that are read, all at once.
 const RESERVED: usize = 8;
 
 /// When none is left, it is tried again so often, after a pause, before that is an error.

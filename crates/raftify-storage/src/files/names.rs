@@ -29,7 +29,7 @@ impl LockedFile {
         &self.path
     }
 
-    /// That the path still leads to it.
+    /// Checks that the path still leads to it.
     ///
     /// # Errors
     /// [`StorageError::Replaced`] if it does not.

@@ -57,7 +57,7 @@ impl DirectoryLock {
         Ok(DirectoryLock { held: Arc::new(held) })
     }
 
-    /// That the path still leads to what is locked. Before anything is done in the directory by its path.
+    /// Checks that the path still leads to what is locked: before each operation by its path.
     ///
     /// # Errors
     /// [`StorageError::Replaced`] if it does not.

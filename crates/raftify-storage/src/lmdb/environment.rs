@@ -165,7 +165,7 @@ impl Environment {
         }
     }
 
-    /// That the data file is still found by its name: what is written to it otherwise is lost at the next start.
+    /// Checks that the data file is still found by its name: what is written to it otherwise is lost at the next start.
     ///
     /// # Errors
     /// [`StorageError::Replaced`] if it is not.

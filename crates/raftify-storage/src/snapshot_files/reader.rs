@@ -159,7 +159,7 @@ impl Read for SnapshotFileReader {
     }
 }
 
-/// That the snapshot which the metadata record is in `directory`, and is what they say.
+/// Checks that the snapshot which the metadata record is in `directory`, and is what they say.
 pub(crate) fn check_recorded(directory: &Path, recorded: &SnapshotMeta) -> Result<(), StorageError> {
     let corrupt = |reason: &str| {
         let what = snapshots::path_of(directory, recorded.position).display().to_string();

@@ -53,12 +53,12 @@ impl SnapshotFiles {
         snapshots::path_of(&self.directory.path, position)
     }
 
-    /// That the snapshot which the metadata record is there, and is what they say.
+    /// Checks that the snapshot which the metadata record is there, and is what they say.
     pub(crate) fn check_recorded(&self, recorded: &SnapshotMeta) -> Result<(), StorageError> {
         self.directory.lock.reserve().open(|| reader::check_recorded(&self.directory.path, recorded))
     }
 
-    /// That the snapshots which `writes` record are there: without their data, the log before them must not be cut off.
+    /// Checks that the snapshots which `writes` record are there: without their data, the log before them must not be cut off.
     pub(crate) fn check_to_be_recorded(&self, writes: &[storage::Write]) -> Result<(), StorageError> {
         for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
             let checked = self.check_recorded(snapshot);

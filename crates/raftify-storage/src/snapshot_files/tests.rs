@@ -479,7 +479,7 @@ fn snapshot_that_is_being_received_has_one_writer() {
 }
 
 #[test]
-fn who_is_no_longer_wanted_does_not_read_on_and_changes_nothing() {
+fn a_receiver_that_is_not_wanted_any_more_stops_reading_and_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let files = open(&directory);
     let data = data(4 * BLOCK_BYTES_MAX);

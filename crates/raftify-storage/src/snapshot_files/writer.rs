@@ -12,7 +12,7 @@ use super::encoding::{BLOCK_BYTES_MAX, FRAME_BYTES, encode_end, encode_header, r
 use crate::files::{NewFile, io_error};
 use crate::layout::snapshots::{self, Incoming};
 
-/// So much is written at most before it is synced: a log on the same disk would have to wait for all that is unsynced
+/// How many bytes are written at most before they are synced: a log on the same disk would have to wait for all that is unsynced
 /// with each of its own syncs.
 const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 

@@ -375,7 +375,7 @@ fn segments_are_recycled_and_none_is_left_behind() {
 }
 
 #[test]
-fn reader_that_holds_a_place_is_not_disturbed_by_recycling() {
+fn reader_that_holds_an_offset_is_not_disturbed_by_recycling() {
     let directory = tempfile::tempdir().unwrap();
     let mut storage = WalStorage::with_segment_bytes(directory.path(), SEGMENT_BYTES).unwrap();
     let mut state = storage.load().unwrap();

@@ -121,7 +121,7 @@ pub(crate) trait MetadataStore: Send + 'static {
     /// Durable when it returns.
     fn store(&self, metadata: &Metadata, start: LogStart) -> Result<(), StorageError>;
 
-    /// That they can still be found where they were stored.
+    /// Checks that they can still be found where they were stored.
     fn check(&self) -> Result<(), StorageError> {
         Ok(())
     }

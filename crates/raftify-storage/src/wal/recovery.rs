@@ -48,8 +48,8 @@ pub(super) struct Tail {
     pub(super) last_record: Option<(u64, Vec<u8>)>,
 }
 
-/// That no log was ever begun here, where LMDB knows of none; the files that were left by a crash between making the
-/// first segments and saying so.
+/// Checks that no log was ever begun here, where LMDB knows of none. Returns the files that were left by a
+/// crash between making the first segments and saying so.
 pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Vec<PathBuf>, StorageError> {
     let directory = &shared.directory;
     let paths = shared.operations.list(directory).map_err(io_error("list", directory))?;

@@ -15,7 +15,7 @@ use super::reader::SegmentReader;
 use super::segment;
 use super::simulated_disk::{FileId, Loss, Rng, SimulatedDisk};
 
-/// So small that every node goes through several.
+/// Small enough that every node goes through several.
 const SEGMENT_BYTES: u64 = 8 << 10;
 
 /// A journal longer than that is begun anew as soon as all in it is durable.

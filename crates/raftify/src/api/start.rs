@@ -19,7 +19,7 @@ use crate::application::state_machine::StateMachine;
 use crate::error::{BeginError, BootstrapError, JoinClusterError, NodeStartError, RunError};
 use crate::network::probe::probe_all;
 use crate::node::begin::First;
-use crate::node::expect::{Expect, Found, Lobby};
+use crate::node::expect::{ClusterFormation, Expect, Found};
 use crate::wire::identification::Identification;
 
 /// The pause between two rounds of asking peers doubles from the first up to the second.
@@ -403,9 +403,15 @@ where
         };
         let listen = self.options.listen_addr.clone().unwrap_or_else(|| self.raft_addr.to_string());
         let (address, config) = (Arc::clone(&self.raft_addr), self.config.clone());
-        let (lobby, listening) =
-            Lobby::open(expect.clone(), address, &listen, config, self.storage.snapshots(), bound_to)?;
-        match lobby.wait(listening).await? {
+        let (formation, listening) = ClusterFormation::open(
+            expect.clone(),
+            address,
+            &listen,
+            config,
+            self.storage.snapshots(),
+            bound_to,
+        )?;
+        match formation.wait(listening).await? {
             Found::Begin(id, members) => self.begin(id, First::Expected(members)).await,
             Found::Cluster(peers) => self.join(directory, joining(peers)).await,
         }

@@ -105,22 +105,22 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
                 Err(reason) => return Some(Event::Failed(reason)),
             }
         }
-        self.hand_over(ToApply::Committed(committed));
+        self.enqueue(ToApply::Committed(committed));
         None
     }
 
     /// Takes a snapshot of the state once everything before has been applied.
     pub(crate) fn take_snapshot(&self, cluster_id: ClusterId, reason: SnapshotReason) {
-        self.hand_over(ToApply::TakeSnapshot(cluster_id, reason));
+        self.enqueue(ToApply::TakeSnapshot(cluster_id, reason));
     }
 
     /// Has the snapshot written faster that is being written, or will be when everything before has been applied.
     pub(crate) fn hurry_snapshot(&self) {
-        self.hand_over(ToApply::HurrySnapshot);
+        self.enqueue(ToApply::HurrySnapshot);
     }
 
     /// If the thread has failed, its failure is on the way and stops the node.
-    fn hand_over(&self, work: ToApply<Reply<FSM::Reply>>) {
+    fn enqueue(&self, work: ToApply<Reply<FSM::Reply>>) {
         self.queued.fetch_add(1, Ordering::Relaxed);
         let _ = self.queue.send(work);
     }
@@ -305,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn after_a_failure_on_the_thread_nothing_is_applied_in_the_loop() {
         let Started { handle, worker, mut events, .. } = start().await;
-        handle.hand_over(ToApply::Committed(committed(1, 0)));
+        handle.enqueue(ToApply::Committed(committed(1, 0)));
         within(worker.ended()).await;
         assert!(matches!(events.recv().await, Some(Event::Failed(_))));
         let outcome = handle.apply(committed(2, 5));
@@ -358,7 +358,7 @@ mod tests {
         let Started { handle, mut events, .. } = start_with(Handing).await;
         let payload = LogEntry::encode(&1_u64).unwrap();
         let item = Committed::User { position: LogPosition::new(1, 1), payload, reply: None };
-        handle.hand_over(ToApply::Committed(vec![item]));
+        handle.enqueue(ToApply::Committed(vec![item]));
         let event = within(events.recv()).await;
         assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
     }

@@ -29,7 +29,7 @@ pub(crate) struct SnapshotTaker<S> {
     store: S,
     bytes_per_second_max: u64,
     /// Of the one that is being written.
-    pace: Arc<RateLimiter>,
+    limiter: Arc<RateLimiter>,
     events: mpsc::UnboundedSender<Event>,
     lifecycle: Lifecycle,
     thread: Option<Worker>,
@@ -44,14 +44,14 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         events: mpsc::UnboundedSender<Event>,
         lifecycle: Lifecycle,
     ) -> SnapshotTaker<S> {
-        let pace = Arc::new(RateLimiter::new(bytes_per_second_max));
+        let limiter = Arc::new(RateLimiter::new(bytes_per_second_max));
         let busy = Arc::default();
-        SnapshotTaker { store, bytes_per_second_max, pace, events, lifecycle, thread: None, busy }
+        SnapshotTaker { store, bytes_per_second_max, limiter, events, lifecycle, thread: None, busy }
     }
 
     /// The one that is being written is waited for.
     pub(crate) fn hurry(&self) {
-        self.pace.set(self.bytes_per_second_max.saturating_mul(AWAITED_FACTOR));
+        self.limiter.set(self.bytes_per_second_max.saturating_mul(AWAITED_FACTOR));
     }
 
     /// Whether one is still being written.
@@ -68,16 +68,16 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
     /// Begins to write a capture out. The outcome comes as an [`Event`].
     pub(crate) fn start(&mut self, capture: Snapshot, meta: SnapshotMeta, reason: SnapshotReason) {
         match reason {
-            SnapshotReason::Due => self.pace.set(self.bytes_per_second_max),
+            SnapshotReason::Due => self.limiter.set(self.bytes_per_second_max),
             SnapshotReason::Awaited => self.hurry(),
         }
-        let (store, pace) = (self.store.clone(), Arc::clone(&self.pace));
+        let (store, limiter) = (self.store.clone(), Arc::clone(&self.limiter));
         let (lifecycle, events) = (self.lifecycle.clone(), self.events.clone());
         let busy = Arc::clone(&self.busy);
         busy.store(true, Ordering::Relaxed);
         let work = async move {
             // The error may be the user's: it is shown and dropped in there, too. So is what belongs to the storage.
-            let write_out = move || match write_out(capture, &store, &meta, lifecycle, pace) {
+            let write_out = move || match write_out(capture, &store, &meta, lifecycle, limiter) {
                 Ok(()) => Ok(meta),
                 Err(error) => Err(error.to_string()),
             };
@@ -109,9 +109,9 @@ fn write_out<S: SnapshotStore>(
     store: &S,
     meta: &SnapshotMeta,
     lifecycle: Lifecycle,
-    pace: Arc<RateLimiter>,
+    limiter: Arc<RateLimiter>,
 ) -> Result<(), BoxError> {
-    let writer = Paced { writer: store.create(meta)?, lifecycle, pace };
+    let writer = RateLimited { writer: store.create(meta)?, lifecycle, limiter };
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
     capture.write_to(&mut writer)?;
     writer.into_inner().map_err(|error| error.into_error())?.writer.finish()?;
@@ -119,20 +119,20 @@ fn write_out<S: SnapshotStore>(
 }
 
 /// Writes no faster than it should, and fails once the node stops, so that a large snapshot does not hold up the end.
-struct Paced<W> {
+struct RateLimited<W> {
     writer: W,
     lifecycle: Lifecycle,
-    pace: Arc<RateLimiter>,
+    limiter: Arc<RateLimiter>,
 }
 
-impl<W: Write> Write for Paced<W> {
+impl<W: Write> Write for RateLimited<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if self.lifecycle.is_stopping() {
             return Err(io::Error::other("the node stops"));
         }
-        let piece = self.pace.piece_bytes(data.len());
+        let piece = self.limiter.piece_bytes(data.len());
         let written = self.writer.write(&data[..piece])?;
-        self.pace.pass_blocking(written);
+        self.limiter.pass_blocking(written);
         Ok(written)
     }
 

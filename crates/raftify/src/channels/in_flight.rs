@@ -37,10 +37,10 @@ impl InFlight {
     ///
     /// # Errors
     /// How many there are already, which is as many as may be.
-    pub(crate) fn enter(self: &Arc<Self>) -> Result<Place, u64> {
+    pub(crate) fn enter(self: &Arc<Self>) -> Result<Permit, u64> {
         let after = |count: usize| (count < self.count_max).then_some(count + 1);
         match self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, after) {
-            Ok(_) => Ok(Place { of: Arc::clone(self), bytes: 0 }),
+            Ok(_) => Ok(Permit { of: Arc::clone(self), bytes: 0 }),
             Err(count) => Err(count as u64),
         }
     }
@@ -48,12 +48,12 @@ impl InFlight {
 
 /// One of those that are under way, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Permit {
     of: Arc<InFlight>,
     bytes: u64,
 }
 
-impl Place {
+impl Permit {
     /// Counts its bytes, now that they are known.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.of.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
         self.of.count.fetch_sub(1, Ordering::AcqRel);

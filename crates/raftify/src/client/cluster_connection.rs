@@ -14,7 +14,7 @@ use raftify_core::{
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::error::{ClientError, InvalidAddress, UnreachableNode};
-use crate::network::calls::Places;
+use crate::network::calls::CallPermits;
 use crate::network::endpoint::endpoint;
 use crate::network::remote_node::{AskedCluster, CallError, RemoteNode};
 use crate::runtime::transport::{connect_lazily, resolve};
@@ -330,7 +330,7 @@ impl ClusterConnection {
     }
 
     /// Asks one node after the other, each once, and says who gave the result. If no node can be reached, or each
-    /// refuses at its door, waiting would not help.
+    /// rejects the request, waiting would not help.
     async fn round<T, E, Call>(
         &self,
         addresses: Vec<String>,
@@ -343,7 +343,7 @@ impl ClusterConnection {
     {
         let mut round = Round { waiting: addresses.into(), tried: BTreeSet::new() };
         let mut unreachable = Vec::new();
-        let mut door = None;
+        let mut rejected = None;
         let mut later = None;
         while let Some(address) = round.next() {
             let node = match self.node(&address, until).await {
@@ -362,7 +362,7 @@ impl ClusterConnection {
                 Err(CallError::NotSent(reason)) => {
                     unreachable.push(UnreachableNode::NotConnected { address, reason });
                 }
-                Err(CallError::Rejected(refusal)) => door = Some(refusal),
+                Err(CallError::Rejected(refusal)) => rejected = Some(refusal),
                 Err(CallError::Refused(error)) => match error.again() {
                     Again::Never => return Err(RoundFailure::Final(ClientError::Answer(error))),
                     Again::At(hint) => {
@@ -383,7 +383,11 @@ impl ClusterConnection {
             }
         }
         Err(later.map_or_else(
-            || RoundFailure::Final(door.map_or(ClientError::Unreachable(unreachable), ClientError::Rejected)),
+            || {
+                RoundFailure::Final(
+                    rejected.map_or(ClientError::Unreachable(unreachable), ClientError::Rejected),
+                )
+            },
             RoundFailure::Later,
         ))
     }
@@ -410,7 +414,7 @@ impl ClusterConnection {
             reason: error.to_string(),
         })?;
         let (channel, cluster) = (connect_lazily(&endpoint), Arc::clone(&self.cluster));
-        let node = RemoteNode::new(channel, Places::of_client(), cluster);
+        let node = RemoteNode::new(channel, CallPermits::of_client(), cluster);
         self.lock().nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }

@@ -14,7 +14,7 @@ pub enum ClientError<E> {
     /// Nothing was sent: no node could be reached.
     #[error("no node of the cluster could be reached: {}", list(.0))]
     Unreachable(Vec<UnreachableNode>),
-    /// Nothing happened: the node refused the request at its door.
+    /// Nothing happened: the node rejected the request without looking at it.
     #[error(transparent)]
     Rejected(RequestRejected),
     /// What a node answered, or, if the connection broke or the deadline passed after the request was sent, what that

@@ -34,7 +34,7 @@ const UNIT_BYTES: u64 = 1024;
 
 /// How many calls may be under way, and how much payload they may have.
 #[derive(Clone, Debug)]
-pub(crate) struct Places {
+pub(crate) struct CallPermits {
     count_max: usize,
     count: Arc<Semaphore>,
     units: Arc<Semaphore>,
@@ -42,13 +42,13 @@ pub(crate) struct Places {
 }
 
 /// One of them, until it is dropped.
-type Place = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+type Permit = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
-impl Places {
-    pub(crate) fn new(count: usize, bytes: u64) -> Places {
+impl CallPermits {
+    pub(crate) fn new(count: usize, bytes: u64) -> CallPermits {
         let units_max = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).max(1);
         let count_max = count.min(Semaphore::MAX_PERMITS);
-        Places {
+        CallPermits {
             count_max,
             count: Arc::new(Semaphore::new(count_max)),
             units: Arc::new(Semaphore::new(units_max as usize)),
@@ -57,8 +57,8 @@ impl Places {
     }
 
     /// For the calls of a client to one node.
-    pub(crate) fn of_client() -> Places {
-        Places::new(CLIENT_CALLS_MAX, CLIENT_BYTES_MAX)
+    pub(crate) fn of_client() -> CallPermits {
+        CallPermits::new(CLIENT_CALLS_MAX, CLIENT_BYTES_MAX)
     }
 
     /// How many there are.
@@ -67,7 +67,7 @@ impl Places {
     }
 
     /// Those that wait get theirs in the order in which they came. `None`: there was none in time.
-    async fn enter(&self, payload_bytes: u64, until: Instant) -> Option<Place> {
+    async fn enter(&self, payload_bytes: u64, until: Instant) -> Option<Permit> {
         let units = u32::try_from(payload_bytes / UNIT_BYTES).unwrap_or(u32::MAX).min(self.units_max);
         let enter = async {
             let count = Arc::clone(&self.count).acquire_owned().await.ok()?;
@@ -90,7 +90,7 @@ impl Places {
 #[derive(Debug)]
 pub(crate) enum NoResponse {
     /// As many calls are under way as may be, and none of them ended in time. Nothing was sent.
-    NoPlace,
+    NoPermit,
     /// It ended before its request was sent. Nothing was, and nothing will be.
     NotSent(Option<Status>),
     /// The request was sent, at least in part.
@@ -101,7 +101,7 @@ pub(crate) enum NoResponse {
 
 /// Makes one call, in a place of its own. If the future is dropped, a call that has begun goes on.
 pub(crate) async fn call<T, Call>(
-    places: &Places,
+    places: &CallPermits,
     payload_bytes: u64,
     timeout: Duration,
     call: impl FnOnce(Mark) -> Call,
@@ -113,7 +113,7 @@ where
     // The longest deadlines are for ever, as far as a clock can tell.
     let now = Instant::now();
     let until = now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(365 * 24 * 60 * 60));
-    let place = places.enter(payload_bytes, until).await.ok_or(NoResponse::NoPlace)?;
+    let place = places.enter(payload_bytes, until).await.ok_or(NoResponse::NoPermit)?;
     let mark = Mark::default();
     let call = call(mark.clone());
     let mut kept = Kept::new(Box::pin(async move {
@@ -266,7 +266,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_is_given_up_runs_to_its_end_in_its_place_and_further_ones_wait() {
-        let places = Places::new(1, UNIT_BYTES);
+        let places = CallPermits::new(1, UNIT_BYTES);
         let (answer, answered) = oneshot::channel::<()>();
         let (ended, end) = oneshot::channel::<()>();
         let given_up = call(&places, 0, HOUR, |_| async move {
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(places.free(), 0, "it is under way");
 
         let late = call(&places, 0, Duration::ZERO, |_| async { Ok(Response::new(())) }).await;
-        assert!(matches!(late, Err(NoResponse::NoPlace)), "{late:?}");
+        assert!(matches!(late, Err(NoResponse::NoPermit)), "{late:?}");
         let next = tokio::spawn({
             let places = places.clone();
             async move { call(&places, 0, HOUR, |_| async { Ok(Response::new(7)) }).await }
@@ -291,11 +291,11 @@ mod tests {
 
     #[tokio::test]
     async fn places_are_bounded_by_payload_as_well_and_one_call_may_have_more() {
-        let places = Places::new(10, 4 * UNIT_BYTES);
+        let places = CallPermits::new(10, 4 * UNIT_BYTES);
         let large = call(&places, 100 * UNIT_BYTES, HOUR, |_| std::future::pending::<Answered<()>>());
         assert!(large.now_or_never().is_none());
         let second = call(&places, UNIT_BYTES, Duration::ZERO, |_| async { Ok(Response::new(())) }).await;
-        assert!(matches!(second, Err(NoResponse::NoPlace)), "{second:?}");
+        assert!(matches!(second, Err(NoResponse::NoPermit)), "{second:?}");
         call(&places, 0, HOUR, |_| async { Ok(Response::new(())) }).await.unwrap();
     }
 

@@ -33,7 +33,7 @@ use tracing::{debug, error, info, warn};
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
 use crate::channels::in_flight::InFlight;
 use crate::channels::reply::RemoteReply;
-use crate::network::calls::Places;
+use crate::network::calls::CallPermits;
 use crate::network::endpoint;
 use crate::network::outbox::forwarding::Unsent;
 use crate::network::outbox::peer_connection::{PeerConnection, Reach, Target};
@@ -105,7 +105,7 @@ struct Peer {
     reach: Arc<Reach>,
     /// For everything but signals. Connects by itself when it is used.
     channel: Arc<Mutex<Channel>>,
-    calls: Places,
+    calls: CallPermits,
     stream_task: AbortHandle,
     /// The last snapshot that was to be sent.
     snapshot_task: Option<AbortHandle>,
@@ -472,7 +472,10 @@ impl Shared {
                 queue,
                 reach,
                 channel,
-                calls: Places::new(self.config.proposals_in_flight_max, self.config.uncommitted_bytes_max),
+                calls: CallPermits::new(
+                    self.config.proposals_in_flight_max,
+                    self.config.uncommitted_bytes_max,
+                ),
                 stream_task: self.spawn(&mut state.tasks, connection.keep()),
                 snapshot_task: None,
                 snapshot_failures: Failures::default(),

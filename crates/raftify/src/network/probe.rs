@@ -10,7 +10,7 @@ use raftify_core::{
     Sender, Started, Status,
 };
 
-use crate::network::calls::Places;
+use crate::network::calls::CallPermits;
 use crate::network::endpoint::endpoint;
 use crate::network::remote_node::{CallError, RemoteNode};
 use crate::runtime::transport::connect_lazily;
@@ -26,7 +26,7 @@ const ADDED_NODE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Why none did, in words that name the address.
 pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identification, String> {
     let endpoint = endpoint(address, within).map_err(|error| format!("{address}: {error}"))?;
-    let node = RemoteNode::new(connect_lazily(&endpoint), Places::of_client(), Arc::default());
+    let node = RemoteNode::new(connect_lazily(&endpoint), CallPermits::of_client(), Arc::default());
     node.identify(within).await.map_err(|error| match error {
         CallError::NotSent(reason) => format!("{address} cannot be connected to ({reason})"),
         CallError::TimedOut(after) => format!("{address} did not answer within {} ms", after.as_millis()),
@@ -60,7 +60,7 @@ pub(crate) async fn original_at(
     let within = config.connect_timeout.min(config.election_timeout);
     let node = RemoteNode::new(
         connect_lazily(&endpoint(recorded, within).ok()?),
-        Places::of_client(),
+        CallPermits::of_client(),
         Arc::default(),
     );
     let answer = node.identify_with(within, request).await.ok()?;

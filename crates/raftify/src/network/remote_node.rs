@@ -16,7 +16,7 @@ use raftify_core::{
 use tonic::transport::Channel;
 use tonic::{ConnectError, Response, Status};
 
-use crate::network::calls::{self, Mark, MarkedChannel, NoResponse, Places};
+use crate::network::calls::{self, CallPermits, Mark, MarkedChannel, NoResponse};
 use crate::network::endpoint::{describe, service};
 use crate::wire::identification::Identification;
 use crate::wire::proto::raft_service_client::RaftServiceClient;
@@ -73,9 +73,9 @@ impl<E: VerbError> CallError<E> {
         CallError::Lost(describe(status))
     }
 
-    fn from_no_response(places: &Places, after: Duration, why: NoResponse) -> CallError<E> {
+    fn from_no_response(places: &CallPermits, after: Duration, why: NoResponse) -> CallError<E> {
         match why {
-            NoResponse::NoPlace => CallError::Refused(E::busy(places.count_max())),
+            NoResponse::NoPermit => CallError::Refused(E::busy(places.count_max())),
             NoResponse::NotSent(Some(status)) => match CallError::from_status(&status) {
                 CallError::Lost(reason) => CallError::NotSent(reason),
                 error => error,
@@ -139,14 +139,14 @@ impl AskedCluster {
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteNode {
     service: RaftServiceClient<MarkedChannel>,
-    places: Places,
+    places: CallPermits,
     cluster: Arc<AskedCluster>,
     without_waiting: bool,
 }
 
 impl RemoteNode {
     /// The calls that are under way take `places`.
-    pub(crate) fn new(channel: Channel, places: Places, cluster: Arc<AskedCluster>) -> RemoteNode {
+    pub(crate) fn new(channel: Channel, places: CallPermits, cluster: Arc<AskedCluster>) -> RemoteNode {
         RemoteNode { service: service(MarkedChannel(channel)), places, cluster, without_waiting: false }
     }
 

@@ -1,6 +1,6 @@
 //! `bootstrap_expect`: fresh nodes that know nothing but where to look find each other, and begin exactly one cluster.
 //!
-//! Each node first waits in a lobby: it listens, and answers which address it has and how many nodes it expects. When as
+//! Each node first waits: it listens, and answers which address it has and how many nodes it expects. When as
 //! many are there as are expected, their addresses in order make the first members. A node then pledges itself: it writes the
 //! identity of that cluster to its disk, and is of no use to any other one from then on. The cluster begins only when all of
 //! its first members have pledged themselves, so that no two clusters can begin from lists that have a node in common.
@@ -58,7 +58,7 @@ pub struct Expect {
     pub wait_for_peers: Option<Duration>,
 }
 
-/// What a node in the lobby is to do next.
+/// What a node that waits is to do next.
 pub(crate) enum Found {
     /// Begin with these first members, of which this node is the one with that id.
     Begin(NodeId, Members),
@@ -100,7 +100,7 @@ impl Expect {
 }
 
 /// A node that has no id yet. It answers which address it has; everything else is refused.
-pub(crate) struct Lobby {
+pub(crate) struct ClusterFormation {
     expect: Expect,
     address: Arc<str>,
     config: CheckedConfig,
@@ -110,7 +110,7 @@ pub(crate) struct Lobby {
     outbox: Outbox,
 }
 
-/// The server of a lobby. It runs where it is waited for: dropped with that, it leaves the port at once.
+/// The server of a node that waits. It runs where it is waited for: dropped with that, it leaves the port at once.
 pub(crate) struct Listening {
     close: oneshot::Sender<()>,
     serving: BoxFuture<'static, ()>,
@@ -141,7 +141,7 @@ enum Conflict {
     BelongsTo { other: ClusterId, pledged: ClusterId },
 }
 
-impl Lobby {
+impl ClusterFormation {
     /// Listens on `listen_address`.
     ///
     /// # Errors
@@ -153,7 +153,7 @@ impl Lobby {
         config: CheckedConfig,
         snapshots: S,
         bound_to: Option<ClusterId>,
-    ) -> Result<(Lobby, Listening), BootstrapError> {
+    ) -> Result<(ClusterFormation, Listening), BootstrapError> {
         let listener = Listener::bind(listen_address)?;
         let count = u32::try_from(expect.count).unwrap_or(u32::MAX);
         let plan = Plan { members: Members::none(), expect: count, nonce: random() };
@@ -186,8 +186,8 @@ impl Lobby {
                 error!("the node cannot be found any more: {error}");
             }
         };
-        let lobby = Lobby { expect, address, config, plan, bound_to, outbox };
-        Ok((lobby, Listening { close, serving: serving.boxed() }))
+        let formation = ClusterFormation { expect, address, config, plan, bound_to, outbox };
+        Ok((formation, Listening { close, serving: serving.boxed() }))
     }
 
     /// Waits until enough nodes are there, or a cluster.

@@ -1,20 +1,20 @@
-//! Warnings of what may happen any number of times a second: told now and then.
+//! Limits how often a warning is logged whose cause may occur many times a second.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// As long as something goes on, it is told this often.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// While the cause lasts, the warning is logged this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// When something was told last.
+/// When the warning was logged last.
 #[derive(Default)]
 pub(crate) struct LogThrottle(Option<Instant>);
 
 impl LogThrottle {
-    /// Whether to tell it now: the first time, and then once in a while.
+    /// Whether to log it now: the first time, and then once per interval.
     pub(crate) fn is_due(&mut self) -> bool {
-        let is_due = self.0.is_none_or(|told| told.elapsed() >= TOLD_EVERY);
+        let is_due = self.0.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL);
         if is_due {
             self.0 = Some(Instant::now());
         }
@@ -29,13 +29,13 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_goes_on_is_told_at_once_and_then_now_and_then() {
-        let mut seldom = LogThrottle::default();
-        assert!(seldom.is_due());
-        advance(TOLD_EVERY - Duration::from_millis(1)).await;
-        assert!(!seldom.is_due());
+    async fn a_lasting_condition_is_logged_at_once_and_then_once_per_interval() {
+        let mut throttle = LogThrottle::default();
+        assert!(throttle.is_due());
+        advance(LOG_INTERVAL - Duration::from_millis(1)).await;
+        assert!(!throttle.is_due());
         advance(Duration::from_millis(1)).await;
-        assert!(seldom.is_due());
-        assert!(!seldom.is_due());
+        assert!(throttle.is_due());
+        assert!(!throttle.is_due());
     }
 }

@@ -1,7 +1,7 @@
-//! Keeps what passes under so many bytes in a second.
+//! Limits bytes per second.
 //!
-//! Used for what a node does beside its proper work: sending snapshots, and writing them out. It wakes nobody and
-//! keeps no thread: who wants to pass is told how long to wait.
+//! Used for sending snapshots and for writing them out. It has no thread and wakes no task: a caller gets the time that it
+//! has to wait.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,13 +11,13 @@ use tokio::time::{Instant, sleep};
 
 use crate::runtime::worker::{block_for, now};
 
-/// Who was held up, by a slow disk or a slow network, may make up for so much of it, and not more.
+/// A caller that was delayed by a slow disk or a slow network may catch up by this much.
 const CREDIT: Duration = Duration::from_millis(20);
 
 /// A shorter wait costs more than it gives. It is added to the next one.
 const SHORTEST_WAIT: Duration = Duration::from_millis(2);
 
-/// A rate that is shared by all who pass.
+/// A rate that is shared by all callers.
 pub(crate) struct RateLimiter {
     /// Zero: no limit.
     bytes_per_second: AtomicU64,
@@ -87,11 +87,11 @@ mod tests {
 
     #[test]
     fn what_passes_stays_under_the_rate_and_a_long_pause_is_no_credit() {
-        let pace = RateLimiter::new(1000 * KIB as u64);
+        let limiter = RateLimiter::new(1000 * KIB as u64);
         let begin = Instant::now();
         let mut now = begin;
         for _ in 0..1000 {
-            now += pace.reserve(now, 10 * KIB);
+            now += limiter.reserve(now, 10 * KIB);
         }
         let bound = Duration::from_secs(10) - CREDIT - SHORTEST_WAIT - Duration::from_millis(10);
         assert!(now - begin >= bound, "10 000 KiB passed in {:?}", now - begin);
@@ -100,7 +100,7 @@ mod tests {
         now += Duration::from_secs(3600);
         let begin = now;
         for _ in 0..100 {
-            now += pace.reserve(now, 10 * KIB);
+            now += limiter.reserve(now, 10 * KIB);
         }
         let bound = Duration::from_secs(1) - CREDIT - SHORTEST_WAIT - Duration::from_millis(10);
         assert!(now - begin >= bound, "1000 KiB passed in {:?}", now - begin);
@@ -108,9 +108,9 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit() {
-        let pace = RateLimiter::new(0);
-        assert_eq!(pace.reserve(Instant::now(), usize::MAX), Duration::ZERO);
-        assert_eq!(pace.piece_bytes(512 * KIB), 512 * KIB);
+        let limiter = RateLimiter::new(0);
+        assert_eq!(limiter.reserve(Instant::now(), usize::MAX), Duration::ZERO);
+        assert_eq!(limiter.piece_bytes(512 * KIB), 512 * KIB);
         assert_eq!(RateLimiter::new(64 * KIB as u64).piece_bytes(512 * KIB), 4 * KIB);
         assert_eq!(RateLimiter::new(64 * (KIB * KIB) as u64).piece_bytes(512 * KIB), 512 * KIB);
     }

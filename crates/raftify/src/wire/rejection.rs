@@ -1,4 +1,4 @@
-//! What a node says that did not even look at a request, and how refusals travel back.
+//! Requests that are rejected by validation, and how refusals travel back.
 
 use std::fmt::Display;
 
@@ -20,7 +20,7 @@ pub(crate) const GROUP_ID: u64 = 0;
 /// sender of another wire version.
 const DETAIL_VERSION: u8 = 1;
 
-/// Why a node did not even look at a request: nothing happened.
+/// Why a node rejected a request without looking at it: nothing happened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RequestRejected {
@@ -107,7 +107,7 @@ impl From<RequestRejected> for Status {
 }
 
 impl RequestRejected {
-    /// The typed reason in a status, if it came from a door.
+    /// The typed reason in a status, if it is that of a rejected request.
     pub(crate) fn from_status(status: &Status) -> Option<RequestRejected> {
         decode_detail(status.details())
     }

@@ -54,7 +54,7 @@ pub(crate) struct SnapshotSender {
     open: Box<Open>,
     /// Where snapshots are read.
     blocking: Blocking,
-    pace: RateLimiter,
+    limiter: RateLimiter,
     /// One for each transfer that may be under way.
     places: Semaphore,
     chunk_timeout: Duration,
@@ -76,7 +76,7 @@ impl SnapshotSender {
         SnapshotSender {
             open: Box::new(open),
             blocking,
-            pace: RateLimiter::new(config.snapshot_bytes_per_second_max),
+            limiter: RateLimiter::new(config.snapshot_bytes_per_second_max),
             places: Semaphore::new(config.snapshots_in_flight_max.min(Semaphore::MAX_PERMITS)),
             chunk_timeout: config.snapshot_chunk_timeout,
             reconnect_delay_max: config.reconnect_delay_max,
@@ -116,9 +116,9 @@ impl SnapshotSender {
                 })
                 .await?;
             skipped += length;
-            self.hand_over(&chunks, begin_at, Vec::new()).await?;
+            self.send_chunk(&chunks, begin_at, Vec::new()).await?;
         }
-        let mut chunk_bytes = self.pace.piece_bytes(wire::SNAPSHOT_CHUNK_BYTES);
+        let mut chunk_bytes = self.limiter.piece_bytes(wire::SNAPSHOT_CHUNK_BYTES);
         if raftify_core::mutated!(SnapshotInOneMessage) {
             chunk_bytes = data_bytes as usize;
         }
@@ -134,9 +134,9 @@ impl SnapshotSender {
             if data.is_empty() {
                 break;
             }
-            self.pace.pass(data.len()).await;
+            self.limiter.pass(data.len()).await;
             let length = data.len() as u64;
-            self.hand_over(&chunks, offset, data).await?;
+            self.send_chunk(&chunks, offset, data).await?;
             offset += length;
         }
         if offset == data_bytes {
@@ -147,7 +147,7 @@ impl SnapshotSender {
     }
 
     /// Hands a chunk to the stream. Never resolves if the call has ended: its answer says why.
-    async fn hand_over(
+    async fn send_chunk(
         &self,
         chunks: &mpsc::Sender<proto::SnapshotChunk>,
         offset: u64,

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
-use crate::network::server::connections::{ConnectionId, Place};
+use crate::network::server::connections::{ConnectionGuard, ConnectionId};
 use crate::runtime::stall_guard::{SILENCE_MAX, StallGuard};
 use crate::runtime::transport::Connection;
 
@@ -27,7 +27,7 @@ const PREFACE_TIMEOUT: Duration = SILENCE_MAX;
 /// An accepted connection.
 pub(crate) struct Abortable {
     stream: StallGuard<Connection>,
-    place: Place,
+    place: ConnectionGuard,
     /// Resolves when it is cut.
     aborted: BoxFuture<'static, ()>,
     /// `None` as soon as it has begun.
@@ -42,7 +42,7 @@ struct Beginning {
 
 impl Abortable {
     /// Ends when it has to give up its place.
-    pub(crate) fn new(stream: Connection, place: Place) -> Abortable {
+    pub(crate) fn new(stream: Connection, place: ConnectionGuard) -> Abortable {
         let mut aborted = place.uncut().clone();
         let aborted = Box::pin(async move { while aborted.changed().await.is_ok() {} });
         let too_late = Box::pin(sleep(PREFACE_TIMEOUT));

@@ -38,7 +38,7 @@ struct Open {
 }
 
 /// One connection. Dropped together with it.
-pub(crate) struct Place {
+pub(crate) struct ConnectionGuard {
     id: ConnectionId,
     uncut: watch::Receiver<()>,
     _counted: OpenConnection,
@@ -65,7 +65,7 @@ impl Connections {
     }
 
     /// Takes one up; if there are too many, in place of the newest that is not a member's. `None` if all are members'.
-    pub(crate) fn accept(&self) -> Option<Place> {
+    pub(crate) fn accept(&self) -> Option<ConnectionGuard> {
         let mut accepted = self.shared.lock();
         if accepted.open.len() >= self.max {
             let newest = accepted.open.iter().rev().find(|(_, open)| !open.is_members);
@@ -84,7 +84,7 @@ impl Connections {
         let (cut, uncut) = watch::channel(());
         accepted.open.insert(number, Open { _uncut: cut, is_members: false });
         let id = ConnectionId { shared: Arc::clone(&self.shared), number };
-        Some(Place { id, uncut, _counted: self.counters.connection_opened() })
+        Some(ConnectionGuard { id, uncut, _counted: self.counters.connection_opened() })
     }
 
     /// Ends all of them.
@@ -99,7 +99,7 @@ impl Drop for Connections {
     }
 }
 
-impl Place {
+impl ConnectionGuard {
     /// Ends when the connection is to be aborted.
     pub(crate) fn uncut(&self) -> &watch::Receiver<()> {
         &self.uncut
@@ -110,7 +110,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.id.shared.lock().open.remove(&self.id.number);
     }
@@ -134,11 +134,11 @@ impl ConnectionId {
 mod tests {
     use super::*;
 
-    fn is_open(place: &Place) -> bool {
+    fn is_open(place: &ConnectionGuard) -> bool {
         place.uncut().has_changed().is_ok()
     }
 
-    fn of_member(place: &Place) {
+    fn of_member(place: &ConnectionGuard) {
         let mut request = Request::new(());
         request.extensions_mut().insert(place.id());
         ConnectionId::of(&request).unwrap().is_members();

@@ -4,7 +4,7 @@ use raftify_core::ProposalReply;
 use tokio::io::AsyncWriteExt as _;
 
 use super::*;
-use crate::network::calls::Places;
+use crate::network::calls::CallPermits;
 use crate::network::remote_node::{CallError, RemoteNode};
 use crate::runtime::transport::connect_lazily;
 
@@ -85,7 +85,7 @@ async fn proposed_to_one_that_says(last: &[u8]) -> CallError<ProposeError> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let channel = connect_lazily(&endpoint(&address, HOUR).unwrap());
-    let node = RemoteNode::new(channel, Places::of_client(), Arc::default());
+    let node = RemoteNode::new(channel, CallPermits::of_client(), Arc::default());
     let call = tokio::spawn(async move {
         node.propose(Bytes::from_static(ENTRY), Forwarding::Allowed, HOUR).await.unwrap_err()
     });
@@ -129,7 +129,7 @@ async fn a_call_without_a_connection_until_its_deadline_was_not_sent() {
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
     let channel = connect_lazily(&endpoint(&address, HOUR).unwrap());
-    let node = RemoteNode::new(channel, Places::of_client(), Arc::default());
+    let node = RemoteNode::new(channel, CallPermits::of_client(), Arc::default());
     let outcome = node.propose(Bytes::from_static(b"entry"), Forwarding::Allowed, Duration::ZERO).await;
     assert!(matches!(outcome, Err(CallError::NotSent(_))), "{outcome:?}");
 }

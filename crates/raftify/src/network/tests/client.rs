@@ -80,7 +80,7 @@ async fn the_client_takes_no_node_of_another_cluster_for_one_of_its_own() {
     reply.applied(5);
     assert_eq!(proposing.await.unwrap(), Ok(Bytes::from_static(&[5])));
 
-    // It stops, and refuses at its door.
+    // It stops, and rejects requests.
     drop(own.requests);
     tokio::select! {
         proposed = cluster.propose(Bytes::new()) => {
