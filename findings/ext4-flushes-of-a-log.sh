@@ -1,10 +1,10 @@
 #!/bin/sh
 # Linux 6.18 with ext4 (defaults of mke2fs 1.47.0): what space a log writes into decides how much its `fdatasync` costs.
 #
-# Appending 4 KiB and calling `fdatasync` changes metadata as well: the journal is committed, with a second flush of the disk
-# and twice as many sectors. `posix_fallocate` before does not help: its blocks are marked as never written, and each first
-# write changes that mark, again in the journal. Only space that was really written before (zeros will do) takes one flush.
-# Measured on a file system in an image, so that no other program writes there. Needs root, for a loop device.
+# Appending 4 KiB and calling `fdatasync` also changes metadata: the journal is committed, with a second flush of the
+# disk and twice as many sectors. A preceding `posix_fallocate` does not help: its blocks are marked as unwritten, and
+# each first write clears that mark, again in the journal. Only previously written space (zeros will do) takes one
+# flush. Measured on a file system in an image, so that no other program writes there. Needs root, for a loop device.
 #
 # Seen, for each write of 4 KiB with fdatasync: written before 1 flush, 8 sectors; growing 2 flushes, 18 sectors;
 #       fallocated 2 flushes, 14 sectors

@@ -1,10 +1,10 @@
 #!/bin/sh
 # LMDB 0.9.36 (by lmdb 3.0.0, PyPI): after a commit, the file can end before the last page that the database counts.
 #
-# A transaction that puts large values and deletes them again gives page numbers to what it no longer needs. The commit
+# A transaction that puts large values and deletes them again assigns page numbers that it no longer needs. The commit
 # records the highest number, but writes no such page: until a later transaction uses them, the file ends before
-# (last_pgno + 1) * page size. So a healthy file cannot be told from one that was cut off by its length, and a copy tool
-# or a check that expects that length is wrong about it.
+# (last_pgno + 1) * page size. So the length does not distinguish a healthy file from a truncated one, and a copy tool
+# or a check that expects that length is wrong.
 #
 # Seen: in 8 of 60 rounds the file is shorter than its own count, first by 24576 bytes (77824 of 102400). It opens again,
 #       and all that it holds can be read.

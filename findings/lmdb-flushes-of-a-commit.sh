@@ -1,10 +1,11 @@
 #!/bin/sh
 # LMDB 0.9.36 (by lmdb 3.0.0, PyPI) on Linux 6.18 with ext4: a commit flushes the disk two times, and three if it grows.
 #
-# LMDB syncs the data pages and then writes the page that makes them valid, synced as well. While its file takes up new
-# space, each commit costs a third flush, of the file system's journal. To make the file as long as the map before
-# (`truncate`) changes nothing, because its blocks are still not there; pages that earlier transactions have freed do help.
-# Measured on a file system in an image, so that no other program writes there. Needs root, for a loop device.
+# LMDB syncs the data pages and then writes the meta page that makes them valid, synced as well. While its file grows,
+# each commit costs a third flush, of the file system's journal. Extending the file to the size of the map before
+# (`truncate`) does not help, because its blocks are still not allocated; pages that earlier transactions have freed
+# do help. Measured on a file system in an image, so that no other program writes there. Needs root, for a loop
+# device.
 #
 # Seen, for each commit of one value of 3000 bytes: new pages 3.00 flushes, new pages in a file as long as the map 3.00,
 #       freed pages 2.02

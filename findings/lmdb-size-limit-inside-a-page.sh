@@ -1,9 +1,9 @@
 #!/bin/sh
-# LMDB 0.9.36 (by lmdb 3.0.0, PyPI): a write that the system cuts short is reported as EIO, whatever the cause is.
+# LMDB 0.9.36 (by lmdb 3.0.0, PyPI): a short write is reported as EIO, whatever its cause is.
 #
-# With a limit on the size of files (RLIMIT_FSIZE), the system writes what still fits, and reports the cause only to the
-# next call. LMDB does not call again: a short write is "Input/output error", the message of a broken disk. Only if the
-# limit falls between two of its writes does the real reason come through.
+# With a limit on the size of files (RLIMIT_FSIZE), the system writes the part that fits, and reports the cause only
+# to the next call. LMDB makes no next call: a short write is "Input/output error", the message of a broken disk. Only
+# if the limit falls between two of its writes is the real cause reported.
 #
 # Seen: values of 3000 bytes, limit 1048576 (a multiple of the page size): File too large
 #       values of 3000 bytes, limit 1049576: Input/output error

@@ -1,10 +1,10 @@
 #!/bin/sh
 # postcard 1.1.3 with serde_derive 1.0.229 (crates.io): after a skipped variant, an enum is decoded as another variant.
 #
-# `#[serde(skip)]` on a variant that is not the last one: the derived `Serialize` numbers variants as they are declared,
-# the derived `Deserialize` numbers only those that are not skipped. Formats that write names do not mind; postcard writes
-# the number. So each variant behind the skipped one is read back as its successor if that has fields of the same form,
-# without an error, and the last one cannot be read at all.
+# `#[serde(skip)]` on a variant that is not the last one: the derived `Serialize` numbers variants as they are
+# declared, the derived `Deserialize` numbers only those that are not skipped. Formats that write names are not
+# affected; postcard writes the number. So each variant after the skipped one is decoded as its successor if that has
+# fields of the same form, without an error, and the last one cannot be decoded at all.
 #
 # Seen: Opened(5) -> Ok(Opened(5)), Raised(5) -> Ok(Lowered(5)), Lowered(5) -> Err(SerdeDeCustom)
 set -eu

@@ -1,10 +1,10 @@
 #!/bin/sh
 # raft 0.7.0 (crates.io): a follower accepts a proposal that its leader then drops, and leadership transfer has no result.
 #
-# A leader that transfers its leadership drops proposals. A follower forwards what it is asked to propose and returns `Ok`,
-# whatever becomes of it: during a transfer, the proposal is gone, and only the leader's `step` returns an error, to the
-# program that delivered the message. If the receiver of the transfer is down, the leader gives up after an election
-# timeout and takes proposals again; neither `transfer_leader` nor anything later tells which of the two happened.
+# A leader that transfers its leadership drops proposals. A follower forwards a proposal and returns `Ok`, whatever
+# its outcome: during a transfer, the proposal is lost, and only the leader's `step` returns an error, to the program
+# that delivered the message. If the target of the transfer is down, the leader aborts it after an election timeout
+# and accepts proposals again; neither `transfer_leader` nor a later call reports which of the two happened.
 #
 # Seen: propose on node 3: Ok(()), step on node 1: Err(ProposalDropped); after the election timeout node 1 still leads,
 #       a second proposal is in all logs that are up, the first in none

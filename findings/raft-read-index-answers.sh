@@ -1,10 +1,10 @@
 #!/bin/sh
-# raft 0.7.0 (crates.io): `read_index` returns nothing, and two kinds of reads are dropped without a word.
+# raft 0.7.0 (crates.io): `read_index` returns nothing, and two kinds of reads are dropped silently.
 #
-# `RawNode::read_index` takes a context, and the answer comes as a `ReadState` with that context. Two reads with the same
-# context get one answer. A read that a new leader takes before it has committed an entry of its term gets none, also not
-# after that commit. `read_index` returns no error that would say so: a program needs unique contexts, deadlines, and
-# must ask again.
+# `RawNode::read_index` takes a context, and the answer comes as a `ReadState` with that context. Two reads with the
+# same context get one answer. A read that a new leader receives before it has committed an entry of its term gets
+# none, not even after that commit. `read_index` returns no error in these cases: a program needs unique contexts and
+# deadlines, and must repeat the read.
 #
 # Seen: before the first commit of the term: 0 answers of 1; contexts "a", "a", "b" afterwards: answers a, b
 set -eu

@@ -3,7 +3,7 @@
 #
 # Three voters elect node 1, which proposes its own removal; all three nodes apply it. Node 1 stays leader, its
 # heartbeats keep nodes 2 and 3 from electing one of them, and each proposal to it fails with `ProposalDropped`.
-# Nothing in the crate ends this: the program must notice the removal and step down, or transfer leadership first.
+# No part of the crate ends this: the program must detect the removal and step down, or transfer leadership first.
 #
 # Seen: after 200 ticks node 1 Leader, node 2 Follower, node 3 Follower; a proposal: Err(ProposalDropped)
 set -eu

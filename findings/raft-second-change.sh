@@ -2,8 +2,8 @@
 # raft 0.7.0 (crates.io): a membership change that is proposed while another one is pending is accepted and lost.
 #
 # A leader with one voter is asked to add voter 2 and, before that is applied, to add voter 3. Both calls of
-# `propose_conf_change` return `Ok`. The log then holds the first change and, where the second belongs, a normal
-# entry without data and without context. Its proposer cannot tell it from a leader's first entry of a term.
+# `propose_conf_change` return `Ok`. The log then has the first change and, in place of the second one, a normal entry
+# without data and without context. The program cannot distinguish it from a leader's first entry of a term.
 #
 # Seen: first Ok, second Ok
 #       index 1 EntryNormal 0 bytes / index 2 EntryConfChangeV2 with data / index 3 EntryNormal 0 bytes

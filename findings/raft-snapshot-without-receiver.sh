@@ -1,10 +1,11 @@
 #!/bin/sh
-# raft 0.7.0 (crates.io): a snapshot from before its receiver was a member is taken and thrown away, without an error.
+# raft 0.7.0 (crates.io): a snapshot from before its receiver was a member is accepted and discarded, without an
+# error.
 #
-# A node that was added a moment ago needs a snapshot. If the leader's newest one was taken before, its `ConfState` does not
-# name that node: `step` returns `Ok`, no snapshot becomes ready, and the answer is that of a node that takes what it is
-# sent, but has nothing yet. A program must see to it that the snapshot is from after the addition of its receiver.
-#
+# A node that was just added needs a snapshot. If the leader's newest one was taken before, its `ConfState` does not
+# contain that node: `step` returns `Ok`, no snapshot becomes ready, and the answer is that of a node that accepts
+# messages, but has no entries yet. A program must make sure that the snapshot was taken after the addition of its
+# receiver.
 # Seen: ConfState of 1: step Ok, no snapshot, answer MsgAppendResponse index 0, not rejected
 #       ConfState of 1 and 2: step Ok, snapshot at index 10
 set -eu

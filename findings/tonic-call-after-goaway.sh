@@ -1,11 +1,12 @@
 #!/bin/sh
-# tonic 0.14.9 with hyper 1.12.0 and h2 0.4.20 (crates.io): a call that meets a GOAWAY is `Cancelled`, and was never sent.
+# tonic 0.14.9 with hyper 1.12.0 and h2 0.4.20 (crates.io): a call that races with a GOAWAY is `Cancelled`, and was
+# never sent.
 #
-# A server ends an idle connection with GOAWAY (no error). A call that is made after that frame has left the server and
-# before the client's connection has read it is given to the connection, which closes without sending it. The caller gets
-# `Cancelled`, the code of a call that its own side has cancelled, and not `Unavailable`, which retry policies look for; that
-# it was never sent can only be seen from the source of the error, a `hyper::Error` for which `is_canceled` is true. The
-# next call connects again and succeeds.
+# A server ends an idle connection with GOAWAY (no error). A call that is made after the server has sent that frame
+# and before the client's connection has read it goes to the connection, which closes without sending it. The caller
+# gets `Cancelled`, the code of a call that the caller has cancelled, and not `Unavailable`, which retry policies
+# expect; only the source of the error, a `hyper::Error` for which `is_canceled` is true, shows that the call was
+# never sent. The next call connects again and succeeds.
 #
 # Seen: 5 of 5 times: Cancelled, "operation was canceled", source "connection closed"; 0 calls reached the server
 set -eu

@@ -1,10 +1,11 @@
 #!/bin/sh
 # tonic 0.14.9 with hyper 1.12.0 and h2 0.4.20 (crates.io): calls that are made while a lazy channel connects are refused.
 #
-# A server says in its first SETTINGS frame how many streams it takes at once. h2 sends the first calls before that frame
-# has arrived, as HTTP/2 allows, up to 100 of them; a server that takes fewer resets the others with REFUSED_STREAM. That
-# reset promises that the call was not processed, but neither h2 nor hyper nor tonic sends it again: the caller gets
-# `Unavailable`. On a connection that has carried one call, the same calls wait for their turn and all succeed.
+# The first SETTINGS frame of a server has its limit of concurrent streams. h2 sends the first calls before that frame
+# has arrived, as HTTP/2 allows, up to 100 of them; a server with a lower limit resets the excess ones with
+# REFUSED_STREAM. That reset promises that the call was not processed, but neither h2 nor hyper nor tonic sends it
+# again: the caller gets `Unavailable`. On a connection that has carried one call, the same calls wait for a free
+# stream and all succeed.
 #
 # Seen: 50 calls at once on a server that takes 10: on a new lazy channel 10 succeed and 40 are Unavailable (h2 protocol
 #       error: REFUSED_STREAM); after one call, 50 of 50 succeed

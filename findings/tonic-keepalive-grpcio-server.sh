@@ -1,10 +1,11 @@
 #!/bin/sh
-# tonic 0.14.9 (crates.io) against grpcio 1.85.3 (PyPI): keep-alive pings of a client end the call that they guard.
+# tonic 0.14.9 (crates.io) against grpcio 1.85.3 (PyPI): a client's keep-alive pings end the call that they should
+# protect.
 #
-# A server of grpcio accepts pings without data in between only once in five minutes; it counts two that come sooner, and at
-# the next one ends the connection, and the calls on it, with "Too many pings". A client of tonic that pings each second
-# gets no warning before. So a call that is answered after 8 s on a healthy connection is lost half way, and succeeds if
-# the client does not ask whether the connection is alive.
+# A server of grpcio accepts pings without data in between only once in five minutes; it tolerates two earlier ones,
+# and at the next one ends the connection, and the calls on it, with "Too many pings". A client of tonic that pings
+# each second gets no warning before. So a call that is answered after 8 s on a healthy connection fails half way, and
+# succeeds if the client sends no keep-alive pings.
 #
 # Seen: with pings each second: Unavailable "Too many pings" after 4 to 5 s; without: Ok after 8 s
 set -eu

@@ -2,9 +2,9 @@
 # turmoil 0.7.2 (crates.io): a crashed host never answers a connect, and a cut link refuses it: the reverse of TCP.
 #
 # When a process is killed, its machine ends its streams and refuses new connections at once. When a network is cut,
-# streams and connects hear nothing until they time out. After `Sim::crash`, streams end at once, but a connect waits for
-# ever; after `Sim::partition`, streams are silent, but a connect is refused in no time. A client that is tested with both
-# has met neither a killed process nor a cut network.
+# streams and connects get no answer until they time out. After `Sim::crash`, streams end at once, but a connect waits
+# forever; after `Sim::partition`, streams are silent, but a connect is refused at once. A test of a client with both
+# covers neither a killed process nor a cut network.
 #
 # Seen: crash:     read Ok(0) at once; connect no answer in 60 simulated seconds
 #       partition: read no answer in 60 simulated seconds; connect ConnectionRefused within 1 ms

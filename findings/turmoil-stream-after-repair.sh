@@ -1,10 +1,11 @@
 #!/bin/sh
-# turmoil 0.7.2 (crates.io): a TCP stream that a partition has hit once stays silent for ever, and each write succeeds.
+# turmoil 0.7.2 (crates.io): a TCP stream that was hit by a partition once stays silent forever, and each write
+# succeeds.
 #
-# TCP sends again what was lost: a stream survives a short cut of the network. After `Sim::partition` and `Sim::repair`, a
-# stream over which bytes were written meanwhile never delivers anything any more, also not what is written after the
-# repair: the receiver waits for the bytes that were dropped. The writer gets no error. A stream over which nothing was
-# written meanwhile continues, and so does one that was cut with `hold` and `release`, which keeps the bytes.
+# TCP retransmits lost data: a stream survives a short cut of the network. After `Sim::partition` and `Sim::repair`, a
+# stream over which bytes were written meanwhile never delivers any more bytes, including those written after the
+# repair: the receiver waits for the bytes that were dropped. The writer gets no error. A stream without writes
+# meanwhile continues, and so does one that was cut with `hold` and `release`, which keeps the bytes.
 #
 # Seen, one byte written each second, cut from 0.5 s to 1.5 s: partition: 4 writes Ok, read [1]; hold: read [1, 2, 3, 4]
 set -eu

@@ -1,4 +1,4 @@
-//! The inner parts on the way of a proposal, each alone: `cargo bench -p raftify-bench`.
+//! The steps of a proposal, each alone: `cargo bench -p raftify-bench`.
 
 use bytes::Bytes;
 use divan::counter::ItemsCount;
@@ -42,7 +42,7 @@ struct Insert {
     value: String,
 }
 
-/// What a user's `propose` does first, and the applier last.
+/// The first step of `propose` in a user's program, and the last one of the applier.
 #[divan::bench]
 fn user_entry_encoded_and_decoded(bencher: Bencher) {
     let insert = Insert { key: "k".repeat(16), value: "v".repeat(ENTRY_BYTES - 16) };
@@ -51,7 +51,7 @@ fn user_entry_encoded_and_decoded(bencher: Bencher) {
     });
 }
 
-/// What a user's `propose` does besides: whether the entry survives its encoding.
+/// Another step of `propose`: the check that the entry round-trips.
 #[divan::bench(args = [ENTRY_BYTES, 1 << 10, 1 << 16, 1 << 20])]
 fn user_entry_checked(bencher: Bencher, bytes: usize) {
     let insert = Insert { key: "k".repeat(16), value: "v".repeat(bytes - 16) };
@@ -59,7 +59,7 @@ fn user_entry_checked(bencher: Bencher, bytes: usize) {
     bencher.bench(|| black_box(&insert).check_round_trip(black_box(&encoded)).is_ok());
 }
 
-/// The part of it that was done before: the entry is decoded.
+/// The part of it that was done before: decoding the entry.
 #[divan::bench(args = [ENTRY_BYTES, 1 << 10, 1 << 16, 1 << 20])]
 fn user_entry_decoded(bencher: Bencher, bytes: usize) {
     let insert = Insert { key: "k".repeat(16), value: "v".repeat(bytes - 16) };
@@ -67,7 +67,7 @@ fn user_entry_decoded(bencher: Bencher, bytes: usize) {
     bencher.bench(|| Insert::decode(black_box(&encoded)).map(|it| it.key));
 }
 
-/// From the core's message to bytes for the socket.
+/// From a message of the core to bytes for the socket.
 #[divan::bench(args = BATCHES)]
 fn append_to_wire(bencher: Bencher, count: u64) {
     let bencher = bencher.counter(ItemsCount::new(count)).with_inputs(|| append(count));
@@ -83,13 +83,13 @@ fn append_from_wire(bencher: Bencher, count: u64) {
         .bench(|| raftify::testing::decode_message(black_box(&bytes).clone(), node(1), node(2)).is_ok());
 }
 
-/// Who waits for which answer.
+/// The table of pending proposals.
 #[divan::bench(args = BATCHES)]
 fn proposals_table(bencher: Bencher, count: u64) {
     bencher.counter(ItemsCount::new(count)).bench(|| raftify_core::inner::answer_proposals(black_box(count)));
 }
 
-/// The bytes of one write, with all checksums, but for the file.
+/// The encoding of one write, with all checksums, without the file.
 #[divan::bench(args = BATCHES)]
 fn log_record(bencher: Bencher, count: u64) {
     let (entries, mut record) = (entries(count), Vec::new());

@@ -16,16 +16,16 @@ use crate::node::NodeArguments;
     version,
     about = "Measures raftify on this machine, layer by layer",
     long_about = "Measures raftify on this machine, layer by layer. Each result is one JSON line on standard output; \
-                  a table for people and the progress go to standard error. Figures are worth something only on a \
-                  machine that does nothing else."
+                  a readable table and the progress go to standard error. Figures are meaningful only on an idle \
+                  machine."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// Where the nodes keep their data meanwhile; it is the disk below it that is measured
+    /// The directory of the nodes' data; the disk below it is measured
     #[arg(long, global = true, default_value = "target/bench", overrides_with = "directory")]
     pub(crate) directory: PathBuf,
-    /// Measures itself, instead of starting a process that does
+    /// Measures in this process, instead of a child process
     #[arg(long, global = true, hide = true)]
     pub(crate) worker: bool,
 }
@@ -37,17 +37,17 @@ pub(crate) enum Command {
         /// The most important figures only, in less than a minute
         #[arg(long)]
         quick: bool,
-        /// Writes the JSON lines to this file, too
+        /// Also writes the JSON lines to this file
         #[arg(long)]
         also_to: Option<PathBuf>,
     },
     #[command(flatten)]
     Layer(Layer),
-    /// Whether the goals are met by the results on standard input
+    /// Checks the goals against the results on standard input
     Goals,
     /// Plots of the results on standard input, as SVG
     Plot {
-        /// The directory to put them into
+        /// The directory of the plots
         #[arg(long, default_value = "target/bench/plots")]
         into: PathBuf,
     },
@@ -56,7 +56,7 @@ pub(crate) enum Command {
         /// The document to put them into, with the plots beside it, instead of standard output
         document: Option<PathBuf>,
     },
-    /// One node that does what its standard input says
+    /// One node, controlled through its standard input
     #[command(hide = true)]
     Node(NodeArguments),
 }
@@ -64,7 +64,7 @@ pub(crate) enum Command {
 /// One layer.
 #[derive(Subcommand)]
 pub(crate) enum Layer {
-    /// The limit: syncing 4 KiB
+    /// The limit: fsync of 4 KiB
     Disk(disk::Disk),
     /// Durable batches of entries, for each storage
     Log(log::Log),
@@ -82,13 +82,13 @@ pub(crate) enum Layer {
     Restart(restart::Restart),
     /// Resident memory after many proposals
     Memory(memory::Memory),
-    /// Ten times as many proposals as the cluster can do
+    /// Ten times as many proposals as the capacity of the cluster
     Overload(overload::Overload),
-    /// Where the time of one proposal goes
+    /// The steps of one proposal and their times
     Path(path::Path),
     /// A node joins while clients write, and the state is large; not part of `bench`
     Join(join::Join),
-    /// A long time at a part of what the cluster can do; not part of `bench`
+    /// A long run at a part of the cluster's capacity; not part of `bench`
     Soak(soak::Soak),
 }
 

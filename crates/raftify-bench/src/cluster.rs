@@ -1,4 +1,4 @@
-//! The nodes that are measured, mostly three: in this process, each on a runtime of its own, or as three processes.
+//! The measured nodes, mostly three: in this process, each on its own runtime, or as three processes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -15,18 +15,18 @@ use crate::node::{Answer, Command, Load, NodeOptions, NodeStatus, Running};
 
 pub(crate) const NODES: u64 = 3;
 
-/// Longer than anything but a fault takes.
+/// Longer than any operation without a fault.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often something is asked that cannot be waited for.
+/// The polling interval.
 pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
-/// Where the nodes live.
+/// Where the nodes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Place {
     /// All in one process
     One,
-    /// Each in a process of its own
+    /// Each in its own process
     Three,
 }
 
@@ -39,7 +39,7 @@ impl Place {
     }
 }
 
-/// A cluster of nodes, some of which may not run.
+/// A cluster of nodes, of which some may be down.
 pub(crate) struct Cluster {
     directory: PathBuf,
     addresses: Vec<String>,
@@ -86,7 +86,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts one more node, as a process, which joins through the member `peer`. Its id.
+    /// Starts one more node, as a process, which joins through the member `peer`. Returns its id.
     pub(crate) fn join_node(&mut self, peer: u64) -> Result<u64, BoxError> {
         let id = self.nodes.len() as u64 + 1;
         let peer = self.addresses.get(usize::try_from(peer - 1)?).ok_or("there is no such peer")?.clone();
@@ -98,7 +98,7 @@ impl Cluster {
         Ok(id)
     }
 
-    /// Starts a node that does not run, on the data that it left.
+    /// Starts a node that is down, on its existing data.
     pub(crate) fn start_node(&mut self, id: u64) -> Result<(), BoxError> {
         let data = self.directory.join(id.to_string());
         let node = match self.place {
@@ -117,7 +117,7 @@ impl Cluster {
                 process.child.wait()?;
                 Ok(())
             }
-            _ => Err(format!("node {id} is no process that runs").into()),
+            _ => Err(format!("node {id} is not a running process").into()),
         }
     }
 
@@ -125,7 +125,7 @@ impl Cluster {
         &self.addresses
     }
 
-    /// A result of this cluster, as far as it is known before anything is measured.
+    /// The fields of a result of this cluster that are known before the measurement.
     pub(crate) fn line(&self, bench: &str) -> Line {
         let line = Line {
             storage: Some(self.options.storage.name().to_owned()),
@@ -136,16 +136,16 @@ impl Cluster {
         line.with("processes", self.place.processes(self.nodes.len() as u64))
     }
 
-    /// Where the nodes that run stand.
+    /// The status of a running node.
     pub(crate) fn status(&mut self, id: u64) -> Result<NodeStatus, BoxError> {
         match self.tell(id, &Command::Status)? {
             Answer::Status(status) => Ok(status),
-            other => Err(format!("node {id} answered {other:?} to a question for its status").into()),
+            other => Err(format!("node {id} answered {other:?} to a status request").into()),
         }
     }
 
-    /// The leader as soon as all nodes that run agree on one and have applied the same.
-    pub(crate) fn wait_until_whole(&mut self) -> Result<u64, BoxError> {
+    /// The leader as soon as all running nodes agree on one and have applied the same entries.
+    pub(crate) fn wait_until_agreed(&mut self) -> Result<u64, BoxError> {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
             let mut seen = Vec::new();
@@ -164,7 +164,7 @@ impl Cluster {
         Err(format!("the nodes did not agree on a leader within {} s", PATIENCE.as_secs()).into())
     }
 
-    /// Has node `id` do something.
+    /// Sends a command to node `id`.
     pub(crate) fn tell(&mut self, id: u64, command: &Command) -> Result<Answer, BoxError> {
         let answer = match self.slot(id)? {
             Some(ClusterNode::Here(node)) => node.carry_out(command)?,
@@ -182,7 +182,7 @@ impl Cluster {
         self.measured(id, &Command::Load(load))
     }
 
-    /// For commands that measure something.
+    /// For commands that return measurements.
     pub(crate) fn measured(&mut self, id: u64, command: &Command) -> Result<Measured, BoxError> {
         match self.tell(id, command)? {
             Answer::Measured(measured) => Ok(measured),
@@ -190,7 +190,7 @@ impl Cluster {
         }
     }
 
-    /// For commands that take some time; in seconds.
+    /// For commands that return their duration; in seconds.
     pub(crate) fn took(&mut self, id: u64, command: &Command) -> Result<f64, BoxError> {
         match self.tell(id, command)? {
             Answer::Took { seconds } => Ok(seconds),
@@ -240,7 +240,7 @@ impl Cluster {
     }
 }
 
-/// A node as a process. It ends when its standard input does, hence also when this process is killed.
+/// A node as a process. It ends when its standard input is closed, hence also when this process is killed.
 struct Process {
     child: Child,
     input: ChildStdin,

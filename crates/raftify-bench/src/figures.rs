@@ -1,5 +1,5 @@
-//! The results of one or several runs, and how to find one among them: the median of all runs that fit, without those
-//! that were disturbed as long as there are others.
+//! The results of one or several runs, and queries for them: the median of all runs that match. Disturbed runs count
+//! only if there are no others.
 
 use crate::line::Line;
 
@@ -8,7 +8,7 @@ pub(crate) struct Figures {
     pub(crate) lines: Vec<Line>,
 }
 
-/// Which results are meant.
+/// A query for results.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pick {
     bench: String,
@@ -61,7 +61,7 @@ impl Pick {
 }
 
 impl Figures {
-    /// All results that fit.
+    /// All results that match.
     pub(crate) fn all(&self, pick: &Pick) -> Vec<&Line> {
         let fitting: Vec<&Line> = self.lines.iter().filter(|line| pick.fits(line)).collect();
         let quiet: Vec<&Line> =
@@ -69,7 +69,7 @@ impl Figures {
         if quiet.is_empty() { fitting } else { quiet }
     }
 
-    /// The median of a figure of all results that fit.
+    /// The median of a figure of all results that match.
     pub(crate) fn median(&self, pick: &Pick, figure: impl Fn(&Line) -> Option<f64>) -> Option<f64> {
         let mut found: Vec<f64> = self.all(pick).into_iter().filter_map(figure).collect();
         found.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! What the figures are to be, as ratios within one run as far as possible, and whether they are.
+//! The goals, as ratios within one run as far as possible, and their check.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use crate::figures::{Figures, Pick};
 use crate::measure::rounded;
 use crate::table::thousands;
 
-/// The storage that the goals are about.
+/// The storage of the goals.
 const DEFAULT: &str = "wal";
 
 /// One goal.
@@ -111,7 +111,7 @@ fn memory(figures: &Figures, goals: &mut Vec<Goal>) {
     let last = points.last().copied();
     let before = last.and_then(|last| points.iter().rfind(|point| point.0 <= last.0 - MILLION));
     let growth = last.zip(before).map(|(last, before)| 100.0 * (last.1 / before.1 - 1.0));
-    goals.push(Goal::at_most("memory: what the last million proposals add", 5.0, growth, "%"));
+    goals.push(Goal::at_most("memory: growth by the last million proposals", 5.0, growth, "%"));
     let resident = last.map(|(_, bytes)| bytes / 1e6);
     goals.push(Goal::at_most("memory: a node after all of them", 200.0, resident, "MB"));
 }

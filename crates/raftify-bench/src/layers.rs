@@ -1,4 +1,4 @@
-//! What is measured, each layer apart. A layer runs in a process of its own, tells its results through
+//! The measured layers. Each layer runs in its own process, reports its results through
 //! [`Work::reporter`](crate::Work), and fails as a whole.
 
 pub(crate) mod cluster;

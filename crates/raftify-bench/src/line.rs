@@ -1,5 +1,5 @@
-//! One result: a JSON object on one line of standard output. All layers share the first fields, so that a program that
-//! reads the lines needs no case for each layer; what a layer does not have is `null`.
+//! One result: a JSON object on one line of standard output. All layers share the first fields, so that a program
+//! that reads the lines needs no case for each layer; a field that a layer does not have is `null`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::measure::{Measured, rounded};
 
-/// What one run of one layer has shown.
+/// The result of one run of one layer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Line {
@@ -18,7 +18,7 @@ pub(crate) struct Line {
     pub(crate) bench: String,
     pub(crate) storage: Option<String>,
     pub(crate) nodes: Option<u64>,
-    /// How many requests are under way at once; for `log` and `core`, entries in one batch.
+    /// The number of pending requests; for `log` and `core`, entries in one batch.
     pub(crate) clients: Option<u64>,
     pub(crate) entry_bytes: Option<u64>,
     /// Proposals, reads, entries or syncs.
@@ -32,7 +32,7 @@ pub(crate) struct Line {
     pub(crate) cpu_seconds_per_million: Option<f64>,
     /// The limit of the disk, measured just before.
     pub(crate) disk_fdatasync_p50_us: Option<f64>,
-    /// What only this layer has.
+    /// The fields of this layer only.
     #[serde(flatten)]
     pub(crate) more: BTreeMap<String, Value>,
 }
@@ -42,7 +42,7 @@ impl Line {
         Line { bench: bench.to_owned(), ..Line::default() }
     }
 
-    /// Takes over what a load has shown.
+    /// Adds the results of a load.
     pub(crate) fn measured(mut self, measured: &Measured) -> Line {
         self.ops_per_second = Some(measured.ops_per_second().round());
         self.p50_us = Some(measured.p50_us);
@@ -73,11 +73,11 @@ impl Line {
     }
 }
 
-/// What a process that measures a layer tells the one that shows it.
+/// A message from a process that measures a layer to the process that shows the results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Report {
-    /// How many steps there will be.
+    /// The number of steps.
     Steps(u64),
     /// The next step begins.
     Step(String),
@@ -85,7 +85,7 @@ pub(crate) enum Report {
     Result(Box<Line>),
 }
 
-/// Tells [`Report`]s on standard output.
+/// Sends [`Report`]s on standard output.
 pub(crate) struct Reporter;
 
 impl Reporter {
@@ -109,22 +109,23 @@ impl Reporter {
     }
 }
 
-/// Reads result lines; blank ones are passed over.
+/// Reads result lines; blank ones are skipped.
 ///
 /// # Errors
-/// Names the line that is none.
+/// Names the first line that is not a result.
 pub(crate) fn read(input: impl BufRead) -> Result<Vec<Line>, BoxError> {
     let mut lines = Vec::new();
     for (number, text) in (1..).zip(input.lines()) {
         let text = text?;
         if !text.trim().is_empty() {
             let line = serde_json::from_str(&text);
-            lines
-                .push(line.map_err(|error| format!("line {number} is no result of the benchmark: {error}"))?);
+            lines.push(
+                line.map_err(|error| format!("line {number} is not a result of the benchmark: {error}"))?,
+            );
         }
     }
     if lines.is_empty() {
-        return Err("there are no results: give it the lines that the benchmark has printed".into());
+        return Err("there are no results: pass the lines that the benchmark has printed".into());
     }
     Ok(lines)
 }

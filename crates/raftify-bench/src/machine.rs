@@ -1,4 +1,4 @@
-//! What the operating system says about this machine and about processes. Reads `/proc` and `/sys` of Linux.
+//! Information of the operating system about this machine and about processes. Reads `/proc` and `/sys` of Linux.
 
 use std::fs;
 use std::path::Path;
@@ -13,20 +13,20 @@ use crate::line::Line;
 pub(crate) struct Usage {
     pub(crate) cpu_seconds: f64,
     pub(crate) resident_bytes: u64,
-    /// The most that was ever resident.
+    /// The peak of resident memory.
     pub(crate) resident_bytes_peak: u64,
 }
 
 impl Usage {
-    /// So far, of the process with this number, or of this one.
+    /// The usage so far of the process with this id, or of this process.
     pub(crate) fn of(process: Option<u32>) -> Result<Usage, BoxError> {
-        const TICKS_PER_SECOND: f64 = 100.0; // USER_HZ, which Linux has fixed for what it shows here.
+        const TICKS_PER_SECOND: f64 = 100.0; // USER_HZ, which Linux has fixed for these files.
         let directory = format!("/proc/{}", process.map_or("self".to_owned(), |number| number.to_string()));
         let stat = fs::read_to_string(format!("{directory}/stat"))?;
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         let mut times = after_name.split_whitespace().skip(11).map(str::parse::<f64>);
         let (Some(Ok(user)), Some(Ok(system))) = (times.next(), times.next()) else {
-            return Err(format!("{directory}/stat tells no processor time").into());
+            return Err(format!("{directory}/stat has no processor time").into());
         };
         let status = fs::read_to_string(format!("{directory}/status"))?;
         let bytes = |name: &str| {
@@ -42,7 +42,7 @@ impl Usage {
     }
 }
 
-/// The machine that the figures are of; `directory` is where the nodes keep their data.
+/// The measured machine; `directory` is where the nodes keep their data.
 pub(crate) fn describe(directory: &Path) -> Line {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
@@ -71,7 +71,7 @@ pub(crate) fn describe(directory: &Path) -> Line {
         .with("profile", json!(if cfg!(debug_assertions) { "debug" } else { "release" }))
 }
 
-/// Type and device of the file system that `directory` is on.
+/// Type and device of the file system of `directory`.
 fn mount_of(directory: &Path) -> Option<(String, String)> {
     let directory = fs::canonicalize(directory).ok()?;
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;

@@ -1,6 +1,6 @@
-//! Measures raftify on this machine, layer by layer. Each result is one JSON line on standard output; a table for
-//! people and the progress go to standard error. A figure is worth something only on a machine that does nothing else,
-//! and beside the `disk_fdatasync_p50_us` of the same line. `docs/performance.md` explains each layer.
+//! Measures raftify on this machine, layer by layer. Each result is one JSON line on standard output; a readable
+//! table and the progress go to standard error. A figure is meaningful only on an idle machine, and beside the
+//! `disk_fdatasync_p50_us` of the same line. `docs/performance.md` explains each layer.
 
 mod arguments;
 mod cluster;
@@ -26,16 +26,16 @@ use arguments::{Arguments, Command, Layer};
 use figures::Figures;
 use line::Reporter;
 
-/// What a layer works with.
+/// The context of a layer.
 pub(crate) struct Work {
-    /// An empty directory on the disk that is measured.
+    /// An empty directory on the measured disk.
     pub(crate) directory: PathBuf,
     pub(crate) reporter: Reporter,
 }
 
 fn main() -> ExitCode {
     let arguments: Arguments = raftify_console::arguments();
-    // That layer listens to the nodes itself.
+    // That layer subscribes to the trace events itself.
     if !matches!(arguments.command, Command::Layer(Layer::Path(_))) {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())

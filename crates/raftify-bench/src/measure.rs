@@ -1,10 +1,10 @@
-//! Puts load on something and records how long each operation took.
+//! Applies load and records the duration of each operation.
 //!
-//! A closed loop is as many clients, each of which begins its next operation when it has the answer to the last: what
-//! is measured is the time of an operation as its client sees it. While the system stalls, such clients do not ask, so
-//! that a stall counts once for each of them. An open loop begins operations at a fixed rate, whatever the system does,
-//! and counts from the moment at which each was due: a stall counts for all that were due meanwhile (no coordinated
-//! omission).
+//! A closed loop has a fixed number of clients. Each client begins its next operation when the previous one has
+//! returned: the measured time is that seen by the client. While the system stalls, such clients send nothing, so
+//! that a stall counts once for each of them. An open loop begins operations at a fixed rate, independent of the
+//! system, and counts from the moment at which each was due: a stall counts for all operations that were due
+//! meanwhile (no coordinated omission).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,20 +19,21 @@ use tokio::task::JoinSet;
 /// Longer than any request may take.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// How often an open loop looks what is due. The operating system wakes a thread up to 60 µs late.
+/// The interval at which an open loop checks for due operations. The operating system wakes a thread up to 60 µs
+/// late.
 const SLICE: Duration = Duration::from_micros(200);
 
-/// How an operation ended, if it did not fail.
+/// The result of an operation that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
-    /// Refused at once because too much was waiting; not recorded as an operation.
+    /// Refused at once because a queue was full; not recorded as an operation.
     Busy,
-    /// Not done, or nobody knows; only counted.
+    /// Failed or of unknown outcome; only counted.
     Failed,
 }
 
-/// What a load has shown.
+/// The result of a load.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) count: u64,
@@ -51,7 +52,7 @@ impl Measured {
     }
 }
 
-/// `value` with this many digits after the point.
+/// `value` with this many decimal places.
 pub(crate) fn rounded(value: f64, digits: i32) -> f64 {
     let scale = 10_f64.powi(digits);
     (value * scale).round() / scale
@@ -90,7 +91,7 @@ impl Recorder {
     }
 }
 
-/// Calls `operation` for `duration`, one after the other.
+/// Calls `operation` for `duration`, one call after the other.
 pub(crate) fn repeat(
     duration: Duration,
     mut operation: impl FnMut() -> Result<(), BoxError>,
@@ -105,7 +106,7 @@ pub(crate) fn repeat(
     Ok(recorder.measured(begin.elapsed()))
 }
 
-/// Shared by the clients of one load, which run on one thread: the lock is free.
+/// Shared by the clients of one load, which run on one thread: the lock is never contended.
 struct Tally {
     recorder: Mutex<Recorder>,
     busy: AtomicU64,
@@ -146,7 +147,7 @@ impl Tally {
     }
 }
 
-/// `clients` clients, each with one operation under way, for `duration`. To be run on the runtime that is to carry
+/// Runs `clients` clients, each with one pending operation, for `duration`. Must be called on the runtime that runs
 /// them.
 pub(crate) async fn closed_loop<F: Future<Output = Result<Outcome, BoxError>> + Send + 'static>(
     clients: u64,
@@ -178,8 +179,8 @@ pub(crate) async fn closed_loop<F: Future<Output = Result<Outcome, BoxError>> + 
     Ok(tally.measured(begin.elapsed()))
 }
 
-/// `per_second` operations for `duration`, each a task on `runtime`, begun from a thread of its own. Operations that
-/// fail end the load with their error.
+/// Runs `per_second` operations for `duration`, each a task on `runtime`, started from a separate thread. An
+/// operation that fails ends the load with its error.
 pub(crate) fn open_loop<F: Future<Output = Result<Outcome, BoxError>> + Send + 'static>(
     runtime: &Handle,
     per_second: f64,
@@ -208,7 +209,7 @@ pub(crate) fn open_loop<F: Future<Output = Result<Outcome, BoxError>> + Send + '
         }
         std::thread::sleep(SLICE);
     }
-    // The tasks hold the other handles.
+    // The tasks have the other handles.
     while Arc::strong_count(&tally) > 1 {
         std::thread::sleep(SLICE);
     }

@@ -1,5 +1,4 @@
-//! The node that is measured, and what it can be told: directly in this process, or as a process of its own through
-//! its standard input.
+//! The measured node and its commands: directly in this process, or as a child process through its standard input.
 
 use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
@@ -19,14 +18,14 @@ use tokio::task::JoinHandle;
 
 use crate::measure::{Measured, Outcome, closed_loop, open_loop};
 
-/// Where the log is kept.
+/// The storage of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Storage {
-    /// Memory: what is measured then is everything but the disk
+    /// Memory: measures everything but the disk
     Memory,
-    /// The segment log, synced
+    /// The segment log, fsynced
     Wal,
-    /// LMDB, synced
+    /// LMDB, fsynced
     Heed,
 }
 
@@ -44,7 +43,7 @@ impl Storage {
     }
 }
 
-/// An entry of any bytes. Its own encoding, so that the measured system does all the work there is.
+/// An entry of arbitrary bytes. It has its own encoding, so that the whole cost is measured.
 #[derive(Clone)]
 pub(crate) struct Payload(pub(crate) Bytes);
 
@@ -58,10 +57,10 @@ impl LogEntry for Payload {
     }
 }
 
-/// Does as little as a state machine can: what is measured is the replication. Its reply is the entry's index.
+/// A state machine with minimal work: only the replication is measured. Its reply is the entry's index.
 pub(crate) struct Meter {
     applied_bytes: u64,
-    /// As large as its snapshots are; nothing of that is held in memory.
+    /// The size of its snapshots; the content is not in memory.
     snapshot_bytes: u64,
 }
 
@@ -98,15 +97,15 @@ impl StateMachine for Meter {
 
 pub(crate) type Node = Raft<Payload, Meter>;
 
-/// What a node is started with.
+/// The options of a node.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct NodeOptions {
     #[arg(long)]
     pub(crate) storage: Storage,
-    /// How large the state machine's snapshots are
+    /// The size of the state machine's snapshots
     #[arg(long, default_value_t = 0)]
     pub(crate) snapshot_bytes: u64,
-    /// Takes a snapshot after this many entries instead of the default; zero: never by itself
+    /// Takes a snapshot after this many entries instead of the default; zero: only on command
     #[arg(long)]
     pub(crate) snapshot_entries: Option<u64>,
     /// Joins the cluster of the member at this address, instead of being one of its first members
@@ -115,7 +114,7 @@ pub(crate) struct NodeOptions {
 }
 
 impl NodeOptions {
-    /// Everything as a user finds it.
+    /// The default settings of a user.
     pub(crate) fn of(storage: Storage) -> NodeOptions {
         NodeOptions { storage, snapshot_bytes: 0, snapshot_entries: None, join: None }
     }
@@ -130,12 +129,12 @@ impl NodeOptions {
     }
 }
 
-/// A running node on a runtime of its own.
+/// A running node on its own runtime.
 pub(crate) struct Running {
     pub(crate) raft: Node,
     pub(crate) runtime: Runtime,
     end: JoinHandle<Result<(), RunError>>,
-    /// When it was a voter, if it joined: seconds after its start.
+    /// When it became a voter, if it joined: seconds after its start.
     voter_after: Arc<OnceLock<f64>>,
 }
 
@@ -161,7 +160,7 @@ impl Running {
         addresses: &[String],
         options: &NodeOptions,
     ) -> Result<Running, BoxError> {
-        // As a program has it that begins with `#[tokio::main]`: as many threads for its tasks as there are cores.
+        // As in a program with `#[tokio::main]`: one worker thread for each core.
         let runtime = Builder::new_multi_thread().enable_all().build()?;
         let address = addresses.get(usize::try_from(id - 1)?).ok_or("the node has no address")?;
         let meter = Meter { applied_bytes: 0, snapshot_bytes: options.snapshot_bytes };
@@ -190,7 +189,7 @@ impl Running {
             }
             let is_voter = status.wait_for(|status| status.members.is_voter(node_id)).await.is_ok();
             if is_voter {
-                // Nothing else sets it.
+                // There is no other writer.
                 let _ = voter_since.set(begin.elapsed().as_secs_f64());
             }
         });
@@ -202,7 +201,7 @@ impl Running {
         Ok(self.runtime.block_on(self.end)??)
     }
 
-    /// Does what it is told.
+    /// Executes a command.
     pub(crate) fn carry_out(&self, command: &Command) -> Result<Answer, BoxError> {
         Ok(match command {
             Command::Status => {
@@ -248,7 +247,8 @@ impl Running {
                 let proposal = propose(raft.clone(), shared.clone());
                 async move { Ok(proposal.await.unwrap_or(Outcome::Failed)) }
             }),
-            // The entry is made when its turn comes, so that an operation that waits to be begun takes no memory.
+            // The entry is created when its turn comes, so that an operation that waits for its start takes no
+            // memory.
             Operation::ProposeNew => self.run(load, move || {
                 let raft = raft.clone();
                 async move { propose(raft, Payload(Bytes::from(vec![7; bytes]))).await }
@@ -264,7 +264,7 @@ impl Running {
         }
     }
 
-    /// The clients run on the node's runtime, as the tasks of a program that embeds it do.
+    /// The clients run on the node's runtime, like the tasks of a program that embeds it.
     fn run<F: Future<Output = Result<Outcome, BoxError>> + Send + 'static>(
         &self,
         load: &Load,
@@ -318,23 +318,23 @@ fn read<T>(answer: Result<T, ReadError>) -> Result<Outcome, BoxError> {
     }
 }
 
-/// What a node is told to do.
+/// A command to a node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Command {
-    /// Tell where it stands.
+    /// Return the status.
     Status,
-    /// Put load on itself.
+    /// Apply load.
     Load(Load),
     /// Propose this many entries.
     Fill { entries: u64, entry_bytes: usize, clients: u64 },
-    /// Take a snapshot, beside whatever comes next; the status shows when it is there.
+    /// Take a snapshot in the background; the status shows when it is complete.
     BeginSnapshot,
-    /// Answer when the state machine is this far.
+    /// Answer when the state machine has applied this index.
     WaitApplied { index: u64 },
 }
 
-/// What clients of a node do, and for how long.
+/// The load of the clients of a node, and its duration.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Load {
     pub(crate) operation: Operation,
@@ -345,15 +345,15 @@ pub(crate) struct Load {
     pub(crate) per_second: Option<f64>,
 }
 
-/// What one client asks for.
+/// The operation of one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Operation {
-    /// A proposal; the memory of all entries is one
+    /// A proposal; all entries share their memory
     Propose,
-    /// A proposal of an entry in memory of its own
+    /// A proposal of an entry with its own memory
     ProposeNew,
-    /// A proposal; one that fails is counted, and ends nothing
+    /// A proposal; a failure is only counted
     ProposeOrCount,
     /// A confirmed index to read at
     ReadIndex,
@@ -371,7 +371,7 @@ impl Operation {
     }
 }
 
-/// What it says to that.
+/// The answer to a command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
@@ -381,7 +381,7 @@ pub(crate) enum Answer {
     Failed(String),
 }
 
-/// Where a node stands.
+/// The status of a node.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct NodeStatus {
     pub(crate) leader: Option<u64>,
@@ -389,11 +389,11 @@ pub(crate) struct NodeStatus {
     pub(crate) applied: u64,
     pub(crate) last: u64,
     pub(crate) snapshot: u64,
-    /// How many seconds after its start a node that joined was a voter.
+    /// The seconds after its start at which a joining node became a voter.
     pub(crate) voter_after: Option<f64>,
 }
 
-/// How to start a node as a process.
+/// The arguments of a node as a process.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct NodeArguments {
     #[arg(long)]
@@ -407,8 +407,8 @@ pub(crate) struct NodeArguments {
     pub(crate) options: NodeOptions,
 }
 
-/// Runs a node that does what standard input says, a command on each line, and ends with it: whoever started it may
-/// die in any way.
+/// Runs a node that executes the commands on standard input, one on each line, and ends with it: its parent may die
+/// in any way.
 pub(crate) fn serve(arguments: &NodeArguments) -> Result<(), BoxError> {
     let NodeArguments { id, data, address, options } = arguments;
     let node = Running::start(*id, data, address, options)?;

@@ -1,5 +1,5 @@
-//! Which layers `bench` runs, and with what: chosen so that all of it takes less than ten minutes, and the quick one
-//! less than one.
+//! The layers of `bench` and their arguments: all of it takes less than ten minutes, and the quick version less than
+//! one.
 
 /// The arguments of each layer, in the order in which they run.
 pub(crate) fn all(quick: bool) -> Vec<Vec<String>> {
@@ -22,7 +22,7 @@ pub(crate) fn all(quick: bool) -> Vec<Vec<String>> {
             "disk",
             "log",
             "core",
-            // What the goals are about, three times in turn.
+            // The subject of the goals, three times in turn.
             "cluster --storage memory,wal --clients 1,64,256,1024 --runs 3",
             "cluster --storage memory,wal --clients 1,64,256,1024 --seconds 1.5 --open-loop 0.5",
             "cluster --storage heed --seconds 1.5",

@@ -25,7 +25,7 @@ struct Chart {
     series: Vec<(String, Vec<(f64, f64)>)>,
 }
 
-/// Draws everything that there are results for into `directory`, and tells what.
+/// Draws every plot for which there are results into `directory`, and returns the files.
 pub(crate) fn draw(figures: &Figures, directory: &Path) -> Result<Vec<PathBuf>, BoxError> {
     std::fs::create_dir_all(directory)?;
     let mut drawn = Vec::new();
@@ -111,7 +111,7 @@ impl Chart {
         let (x_least, x_most) = (least(|point| point.0), most(|point| point.0));
         let (y_least, y_most) = (least(|point| point.1), most(|point| point.1));
         if x_least > 0.0 && x_most / x_least <= 1e5 && y_least > 0.0 && x_most < 1e5 {
-            // A decade is left free at neither end; the outermost points stand a little inside.
+            // No empty decade at either end; the outermost points are a little inside.
             let (x, y) = (x_least * 0.8..x_most * 1.3, y_least * 0.6..y_most * 1.6);
             self.draw_in(&root, x.log_scale(), y.log_scale())?;
         } else {

@@ -1,4 +1,4 @@
-//! The results for people, as Markdown: what `docs/performance.md` shows.
+//! The results as Markdown: the figures of `docs/performance.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -12,15 +12,15 @@ use crate::line::Line;
 use crate::table::thousands;
 use crate::{goals, plot};
 
-/// What stands between these lines of a document is written by this program.
+/// This program writes the text between these lines of a document.
 const BEGIN: &str = "<!-- figures: written by `make performance` -->";
 const END: &str = "<!-- end of figures -->";
 
-/// Puts the figures into `document` between its two marks, and the plots into the directory beside it that has its
-/// name.
+/// Puts the figures into `document` between its two marks, and the plots into the directory of the same name beside
+/// it.
 ///
 /// # Errors
-/// If the document has no such marks; nothing was changed then.
+/// If the document has no such marks; it is then unchanged.
 pub(crate) fn write(figures: &Figures, document: &Path) -> Result<(), BoxError> {
     let text = std::fs::read_to_string(document)
         .map_err(|error| format!("cannot read {}: {error}", document.display()))?;
@@ -109,7 +109,7 @@ fn cluster(figures: &Figures) -> String {
     text
 }
 
-/// Where the time of one proposal goes: a column for each number of clients.
+/// The steps of one proposal: a column for each number of clients.
 fn path(figures: &Figures) -> String {
     let lines: Vec<&Line> = figures.lines.iter().filter(|line| line.bench == "path").collect();
     let parts = |line: &Line| -> Vec<(String, f64)> {
@@ -201,7 +201,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// In the unit that suits.
+/// In a suitable unit.
 fn time(microseconds: f64) -> String {
     match microseconds {
         us if us < 1000.0 => format!("{us:.0} µs"),

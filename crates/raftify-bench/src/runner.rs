@@ -1,5 +1,5 @@
-//! Runs layers, each in a process of its own, so that none leaves anything behind for the next one, and one that fails
-//! or hangs does not take the others with it. Shows what they tell.
+//! Runs each layer in its own process, so that no layer affects the next one, and a failure or hang of one does not
+//! stop the others. Shows their reports.
 
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -17,20 +17,20 @@ use tokio::time::timeout;
 use crate::line::{Line, Report};
 use crate::{machine, table};
 
-/// A layer that tells nothing for this long hangs.
+/// A layer without a report for this long hangs.
 const SILENCE_MAX: Duration = Duration::from_secs(180);
 
-/// What is left to a process that was told to end.
+/// How long a stopped process has to end.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The exit code of a program that was ended by Ctrl+C.
 const INTERRUPTED: u8 = 130;
 
-/// Runs the layers with these arguments, one after the other, below `directory`. The results go to standard output, and to
-/// a file.
+/// Runs the layers with these arguments, one after the other, below `directory`. The results go to standard output,
+/// and to a file.
 ///
 /// # Errors
-/// If not even the first one could be begun. What goes wrong in a layer is a line and part of the exit code.
+/// If the first one could not be started. An error in a layer is a line and part of the exit code.
 pub(crate) fn run(
     directory: &Path,
     layers: &[Vec<String>],
@@ -44,7 +44,7 @@ pub(crate) fn run(
         .map(|path| File::create(path).map_err(|error| format!("cannot write {}: {error}", path.display())));
     let mut shown = Shown::new(layers.len(), file.transpose()?);
     shown.result(machine::describe(directory.path()))?;
-    // One for all: what comes while nobody waits for it is not lost.
+    // One channel for all layers, so that no report is lost between two waits.
     let mut interruption = pin!(tokio::signal::ctrl_c());
     let mut code = ExitCode::SUCCESS;
     for layer in layers {
@@ -80,7 +80,7 @@ async fn run_layer(
     mut interruption: Pin<&mut impl Future<Output = std::io::Result<()>>>,
 ) -> Result<End, BoxError> {
     shown.layers.set_message(name.to_owned());
-    // A process group of its own: Ctrl+C is for this process alone, which then ends it in order.
+    // A separate process group: Ctrl+C reaches only this process, which then ends the layer in order.
     let mut child = Command::new(std::env::current_exe()?)
         .args(layer)
         .arg("--worker")
@@ -105,7 +105,7 @@ async fn run_layer(
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => {
                     end(child).await?;
-                    return Err(format!("it told nothing for {} s and was ended", SILENCE_MAX.as_secs()).into());
+                    return Err(format!("no report for {} s: the layer was ended", SILENCE_MAX.as_secs()).into());
                 }
             },
             Ok(Some(words)) = errors.next_line() => {
@@ -130,7 +130,7 @@ async fn run_layer(
     Err(words.trim_start_matches("error: ").to_owned().into())
 }
 
-/// Ends a layer with all that it has started: it ends when its standard input does.
+/// Ends a layer and all its processes: it ends when its standard input is closed.
 async fn end(mut child: Child) -> Result<(), BoxError> {
     drop(child.stdin.take());
     if timeout(GRACE, child.wait()).await.is_err() {
@@ -139,8 +139,8 @@ async fn end(mut child: Child) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// In the process of a layer: whoever started it is gone, or wants it to end. The processes of its nodes end with it,
-/// since it holds their standard input.
+/// In the process of a layer: its parent is gone, or stops it. The processes of its nodes end with it, because it
+/// holds their standard input.
 pub(crate) fn end_with_standard_input() {
     std::thread::spawn(|| {
         let mut input = std::io::stdin().lock();
@@ -149,7 +149,7 @@ pub(crate) fn end_with_standard_input() {
     });
 }
 
-/// What people see on standard error, beside the lines on standard output.
+/// The output on standard error, beside the lines on standard output.
 struct Shown {
     bars: indicatif::MultiProgress,
     layers: ProgressBar,
@@ -200,7 +200,7 @@ impl Shown {
         Ok(())
     }
 
-    /// Whether everything that was judged has passed.
+    /// Whether all verdicts are passes.
     fn finish(self) -> bool {
         self.steps.finish_and_clear();
         self.layers.finish_and_clear();
@@ -214,7 +214,7 @@ impl Shown {
     }
 }
 
-/// How many of the lines say that they passed, and how many that they did not, or tell of an error.
+/// The number of lines that have passed, and the number of those that have failed or have an error.
 fn verdicts(lines: &[Line]) -> (usize, usize) {
     let with = |name: &'static str| move |line: &Line| line.more.get(name).cloned();
     let judged = lines.iter().filter_map(with("passed")).filter_map(|passed| passed.as_bool());
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_counts_as_failed_and_a_line_without_verdict_not_at_all() {
+    fn an_error_counts_as_failed_and_a_line_without_verdict_is_not_counted() {
         let line = || Line::of("soak");
         let lines = [
             line(),

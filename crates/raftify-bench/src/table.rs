@@ -1,4 +1,4 @@
-//! The lines as a table for people.
+//! The lines as a readable table.
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
@@ -53,7 +53,7 @@ fn row(line: &Line) -> [String; HEADER.len()] {
     ]
 }
 
-/// What only this layer has, as far as it is for people.
+/// The fields of this layer only, without those for programs.
 fn rest(line: &Line) -> String {
     const LEFT_OUT: [&str; 3] = ["busy", "disk_fdatasync_p50_us_after", "max_us"];
     let fields = line.more.iter().filter(|(name, _)| !LEFT_OUT.contains(&name.as_str()));
@@ -66,7 +66,7 @@ fn rest(line: &Line) -> String {
     text.collect::<Vec<_>>().join(" ")
 }
 
-/// Without digits after the point, and with a space before each three.
+/// Without decimal places, and with a space between groups of three digits.
 pub(crate) fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The benchmark as a person uses it: what it prints, and what it says to wrong arguments. Nothing here is timed.
+//! The program: its output, and its errors for wrong arguments. No test here depends on times.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -58,12 +58,12 @@ fn check(arguments: &str, count: usize) -> Vec<Value> {
         assert!(line["disk_fdatasync_p50_us"].as_f64() > Some(0.0), "{line}");
         assert!(line["error"].is_null(), "{line}");
     }
-    assert!(errors(&output).contains("ops/s"), "a table for people is on standard error");
+    assert!(errors(&output).contains("ops/s"), "a table is on standard error");
     lines
 }
 
 #[test]
-fn disk_tells_the_limit() {
+fn disk_reports_the_limit() {
     let lines = check("disk --seconds 0.02", 2);
     let ways: Vec<_> = lines.iter().map(|line| line["way"].clone()).collect();
     assert_eq!(ways, ["overwrite", "append"]);
@@ -123,13 +123,13 @@ fn restart_measures_opening_and_both_ways_to_catch_up() {
 }
 
 #[test]
-fn overload_says_how_many_were_refused() {
+fn overload_reports_the_number_of_refused_proposals() {
     let lines = check("overload --seconds 0.2 --entry-bytes 1000 --clients 4", 1);
     assert!(lines[0]["busy"].is_u64() && lines[0]["part_of_best"].is_f64(), "{lines:?}");
 }
 
 #[test]
-fn a_layer_that_fails_is_a_line_and_a_failure() {
+fn a_failed_layer_is_a_line_and_an_exit_code() {
     let output = run("http --program no/such/program");
     assert!(!output.status.success());
     let lines = lines(&output);
@@ -138,7 +138,7 @@ fn a_layer_that_fails_is_a_line_and_a_failure() {
 }
 
 #[test]
-fn wrong_arguments_are_one_clear_line() {
+fn wrong_arguments_are_reported_in_one_line() {
     for (arguments, word) in [
         ("cluster --storage paper", "memory, wal, heed"),
         ("cluster --clients many", "--clients"),
@@ -154,7 +154,7 @@ fn wrong_arguments_are_one_clear_line() {
 }
 
 #[test]
-fn what_are_no_results_is_refused_with_its_line() {
+fn input_without_results_is_rejected_with_its_line() {
     for (input, word) in [("", "there are no results"), ("{\"bench\":\"disk\"}\nnonsense\n", "line 2")] {
         let output = fed("goals", input);
         assert!(!output.status.success());
@@ -165,7 +165,7 @@ fn what_are_no_results_is_refused_with_its_line() {
 #[test]
 fn an_interrupted_run_ends_with_the_table_so_far() {
     let directory = TempDir::new().expect("a temporary directory");
-    // Enough for minutes: it must not be through before it is interrupted.
+    // Enough for minutes: it must not be finished before it is interrupted.
     let numbers: Vec<String> = (1..=99).map(|number| number.to_string()).collect();
     let numbers = numbers.join(",");
     let mut child =
@@ -179,7 +179,7 @@ fn an_interrupted_run_ends_with_the_table_so_far() {
         // The machine, and the first result.
         output.read_line(&mut String::new()).expect("a line");
     }
-    // The one of the shell: not every system has a program `kill`.
+    // The command of the shell: not every system has a program `kill`.
     let interrupt = Command::new("sh").args(["-c", "kill -INT $0", &child.id().to_string()]).status();
     assert!(interrupt.expect("there is a shell").success());
     output.read_to_end(&mut Vec::new()).expect("the rest of the lines");
@@ -207,7 +207,7 @@ fn fed(arguments: &str, input: &str) -> Output {
     child.wait_with_output().expect("it ends")
 }
 
-/// Results as a full run has them, with round numbers.
+/// The results of a full run, with round numbers.
 fn results() -> String {
     let mut lines = vec![json!({ "bench": "machine", "cpu": "one & <only>", "cores": 2 })];
     for storage in ["memory", "wal", "heed"] {
@@ -233,14 +233,14 @@ fn results() -> String {
 }
 
 #[test]
-fn goals_are_checked_and_one_that_is_missed_is_a_failure() {
+fn goals_are_checked_and_a_missed_one_is_a_failure() {
     let output = fed("goals", &results());
     let text = String::from_utf8_lossy(&output.stdout);
     for line in [
         "| cluster, 256 clients: wal against memory | at least 0.75 | 1 | met |",
         "| cluster, 1024 clients | at least 280 000 proposals/s | 1 024 000 proposals/s | met |",
         "| log, 1 entry: p50 against the bare fdatasync | at most 1.2 | 1.33 | **not met** |",
-        "| memory: what the last million proposals add | at most 5 % | 0 % | met |",
+        "| memory: growth by the last million proposals | at most 5 % | 0 % | met |",
         "| failover: median | at most 1 000 ms | not measured |  |",
     ] {
         assert!(text.contains(line), "no {line:?} in\n{text}");

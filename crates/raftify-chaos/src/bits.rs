@@ -1,4 +1,4 @@
-//! Turns single bits of what a node has written: in its log, in LMDB, in a snapshot.
+//! Flips single bits in the files of a node: in its log, in LMDB, in a snapshot.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -7,25 +7,25 @@ use std::path::{Path, PathBuf};
 use rand::seq::IndexedMutRandom;
 use rand::{Rng, RngExt};
 
-/// Which bits may be turned.
+/// Which bits may be flipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aim {
-    /// Any that were written.
+    /// Any bit that was written.
     Anything,
-    /// Those that a node must notice when it starts.
+    /// Bits whose change a node must detect when it starts.
     Noticed,
 }
 
-/// Turns one bit of one byte, and says where.
+/// Flips one bit of one byte, and returns its location.
 pub(crate) fn flip(directory: &Path, aim: Aim, random: &mut impl Rng) -> io::Result<String> {
     let found = match aim {
         Aim::Anything => any_byte(directory, random)?,
         Aim::Noticed => telling_byte(directory, random)?,
     };
     let (path, offset) =
-        found.ok_or_else(|| io::Error::other("there is nothing written whose bits could be turned"))?;
+        found.ok_or_else(|| io::Error::other("no written data whose bits could be flipped"))?;
     let bit = random.random_range(0..8);
-    // Only that byte is written: the file may have holes.
+    // Writes only that byte: the file may have holes.
     let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
     let mut byte = [0];
     file.seek(SeekFrom::Start(offset))?;
@@ -36,7 +36,7 @@ pub(crate) fn flip(directory: &Path, aim: Aim, random: &mut impl Rng) -> io::Res
     Ok(format!("bit {bit} of byte {offset} of {}", name.display()))
 }
 
-/// A byte that was written. Log, LMDB and snapshots are hit equally often, whatever their sizes.
+/// The offset of a written byte. Log, LMDB and snapshots are chosen equally often, whatever their sizes.
 fn any_byte(directory: &Path, random: &mut impl Rng) -> io::Result<Option<(PathBuf, u64)>> {
     let mut kinds = vec![
         files(&directory.join("log"), "segment"),
@@ -54,15 +54,15 @@ fn any_byte(directory: &Path, random: &mut impl Rng) -> io::Result<Option<(PathB
     }
 }
 
-/// A byte of the newest snapshot, which is read and checked at every start. Of the log nobody else can say where it
-/// begins and ends.
+/// The offset of a byte of the newest snapshot, which every start reads and checks. Where the log begins and ends is
+/// known only to the node.
 fn telling_byte(directory: &Path, random: &mut impl Rng) -> io::Result<Option<(PathBuf, u64)>> {
     let Some(path) = files(&directory.join("snapshots"), "snapshot").pop() else { return Ok(None) };
     let bytes = fs::metadata(&path)?.len();
     Ok(Some((path, random.random_range(0..bytes))))
 }
 
-/// The finished ones of this kind, the oldest first.
+/// The finished files of this kind, the oldest first.
 fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
 
-    /// Which files are hit by sixty seeds, one bit each, and at which bytes.
+    /// The files that sixty seeds hit, one bit each, and the offsets of the bytes.
     fn hit(aim: Aim) -> BTreeSet<(&'static str, usize)> {
         let directory = tempfile::tempdir().unwrap();
         let written = |name: &str| directory.path().join(name);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_bit_of_what_was_written_is_turned_in_all_kinds_of_files() {
+    fn exactly_one_written_bit_is_flipped_in_every_kind_of_file() {
         let hit = hit(Aim::Anything);
         let names: BTreeSet<&str> = hit.iter().map(|(name, _)| *name).collect();
         let all =
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_be_noticed_is_in_the_newest_snapshot() {
+    fn a_bit_that_must_be_detected_is_in_the_newest_snapshot() {
         let hit = hit(Aim::Noticed);
         assert!(hit.iter().all(|(name, _)| *name == "snapshots/2.snapshot"), "{hit:?}");
     }

@@ -1,5 +1,5 @@
-//! What clients that mean no harm, and a careful administrator, put on a node: few descriptors beside many connections, and
-//! calls that are given up. No node may end of it, and who is patient must be served.
+//! Load that correct clients and operators put on a node: few descriptors beside many connections, and calls that are
+//! cancelled. No node may end because of it, and a caller that waits must be served.
 
 use std::time::Duration;
 
@@ -16,22 +16,22 @@ use crate::faults::Fault;
 use crate::links::Party;
 use crate::nemesis::{FAULT_LASTS, Nemesis, SERVICE_PATIENCE};
 
-/// How many descriptors a node may have open.
+/// The limit of open descriptors of a node.
 const DESCRIPTORS: [u32; 3] = [64, 128, 256];
 
-/// How many connections wait at each of its two doors and say nothing.
+/// The number of idle connections at each of its two endpoints.
 const IDLE_CONNECTIONS: usize = 300;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How many callers give up all the time, and after how long at the most, in microseconds.
+/// The number of callers that cancel their calls all the time, and their longest wait in microseconds.
 const IMPATIENT_CALLERS: usize = 32;
 const GIVEN_UP_AFTER: std::ops::Range<u64> = 0..3_000;
 
-/// Between two calls of the patient one.
+/// Between two calls of the caller that waits.
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Nemesis<'_> {
-    /// A node is started with few descriptors, and has more connections than these.
+    /// Starts a node with few descriptors, and opens more connections than the node has descriptors.
     pub(crate) async fn starve(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
         let fault = Fault::FewDescriptors;
         let descriptors = DESCRIPTORS.choose(&mut self.random).copied();
@@ -39,14 +39,15 @@ impl Nemesis<'_> {
         node.kill()?;
         node.descriptors = descriptors;
         self.cluster.start_node(place)?;
-        self.wait_until_well().await?;
+        self.wait_until_healthy().await?;
         let end = Instant::now() + Duration::from_millis(self.random.random_range(FAULT_LASTS));
         let node = self.cluster.node(place);
-        let doors = [node.addresses.raft.clone(), node.doors.web.clone()];
+        let endpoints = [node.addresses.raft.clone(), node.endpoints.web.clone()];
         let mut idle = Vec::new();
         for number in 0..2 * IDLE_CONNECTIONS {
-            // Those that are not accepted wait as well.
-            if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(&doors[number % 2])).await {
+            // Connections that the node does not accept wait as well.
+            if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(&endpoints[number % 2])).await
+            {
                 idle.push(stream);
             }
         }
@@ -63,23 +64,24 @@ impl Nemesis<'_> {
         self.heal_and_measure(fault, &format!("{what}, {allowed} descriptors"), &told).await
     }
 
-    /// Callers that share a connection give up one call after the other. Another one on the same connection is patient.
-    pub(crate) async fn give_up_calls(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
-        let fault = Fault::GivenUpCalls;
-        let client = self.cluster.node(place).doors.grpc.clone();
+    /// Callers that share a connection cancel one call after the other. Another caller on the same connection waits
+    /// for its answers.
+    pub(crate) async fn cancel_calls(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
+        let fault = Fault::CancelledCalls;
+        let client = self.cluster.node(place).endpoints.grpc.clone();
         let term = self.term_at(place).await;
         let end = Instant::now() + Duration::from_millis(self.random.random_range(FAULT_LASTS));
         let mut impatient = JoinSet::new();
         for caller in 0..IMPATIENT_CALLERS {
             let client = client.clone();
             impatient.spawn(async move {
-                let mut given_up = 0;
+                let mut cancelled = 0;
                 while Instant::now() < end {
                     let after = Duration::from_micros(rand::rng().random_range(GIVEN_UP_AFTER));
                     let entry = written("given-up", caller);
-                    given_up += u64::from(timeout(after, client.propose(&entry)).await.is_err());
+                    cancelled += u64::from(timeout(after, client.propose(&entry)).await.is_err());
                 }
-                given_up
+                cancelled
             });
         }
         let patient = client.with_deadline(SERVICE_PATIENCE);
@@ -91,16 +93,18 @@ impl Nemesis<'_> {
             }
             sleep(PAUSE).await;
         }
-        let given_up: u64 = impatient.join_all().await.into_iter().sum();
-        // Another leader would be a reason for a call to have no answer.
+        let cancelled: u64 = impatient.join_all().await.into_iter().sum();
+        // After a change of the leader, a call may have no answer.
         if let Some(error) = failed
             && term.is_some()
             && self.term_at(place).await == term
         {
-            return Err(Trouble::Unwell(format!("a patient call beside those given up failed: {error}")));
+            return Err(Trouble::Unhealthy(format!(
+                "a call that waited beside cancelled calls failed: {error}"
+            )));
         }
         let told = self.measure_service(fault).await;
-        let what = format!("{what}, {given_up} calls through one connection, {served} others answered");
+        let what = format!("{what}, {cancelled} calls through one connection, {served} others answered");
         self.heal_and_measure(fault, &what, &told).await
     }
 
@@ -109,7 +113,7 @@ impl Nemesis<'_> {
     }
 }
 
-/// To a key of which no history tells.
+/// For a key that is in no history.
 fn written(key: &str, number: usize) -> LogEntry {
     LogEntry::Insert { key: key.to_owned(), value: number.to_string() }
 }

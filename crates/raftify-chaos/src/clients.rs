@@ -1,5 +1,5 @@
-//! The clients: each asks one thing after the other, at full speed, through any node, over the web API or over gRPC, and
-//! records what it was told. After a failure it goes to another node.
+//! The clients: each sends one request after the other, at full speed, to any node, over the web API or over gRPC,
+//! and records the answers. After a failure it uses another node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ use crate::http::{Connection, NoAnswer};
 /// How long a client waits for an answer.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// A client that was refused does not ask again at once: the others need the processor.
+/// The pause of a client after a refusal: the other clients need the processor.
 const PAUSE_AFTER_REFUSAL: Duration = Duration::from_millis(20);
 
 /// Clients that share a key.
@@ -32,27 +32,27 @@ pub(crate) const CLIENTS_PER_KEY: usize = 4;
 
 pub(crate) type Client = RaftClient<LogEntry, HashStore>;
 
-/// One way to one node.
+/// The endpoints of one node.
 #[derive(Clone)]
-pub(crate) struct Doors {
-    /// Of the web API.
+pub(crate) struct Endpoints {
+    /// The address of the web API.
     pub web: String,
     pub grpc: Client,
 }
 
-/// What came of one call.
+/// The result of one call.
 #[derive(Debug, PartialEq)]
-enum Told {
+enum CallResult {
     Outcome(Outcome),
-    /// Nothing happened.
+    /// The call had no effect.
     Refused,
-    /// It may have taken effect.
+    /// The call may have taken effect.
     Unknown,
-    /// What no node may say.
-    Senseless(String),
+    /// An answer that is never valid.
+    Invalid(String),
 }
 
-/// How many calls ended how.
+/// The number of calls by result.
 #[derive(Default)]
 pub(crate) struct Counts {
     pub web: AtomicU64,
@@ -61,7 +61,7 @@ pub(crate) struct Counts {
     pub unknown: AtomicU64,
 }
 
-/// The clients at work, until they are told to stop.
+/// The running clients, until they are stopped.
 pub(crate) struct Load {
     pub recorder: Arc<Recorder>,
     pub counts: Arc<Counts>,
@@ -70,8 +70,8 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Every third client talks gRPC.
-    pub(crate) fn start(clients: usize, doors: &watch::Receiver<Vec<Doors>>, seed: u64) -> Load {
+    /// Every third client uses gRPC.
+    pub(crate) fn start(clients: usize, endpoints: &watch::Receiver<Vec<Endpoints>>, seed: u64) -> Load {
         let recorder = Arc::new(Recorder::new(clients.div_ceil(CLIENTS_PER_KEY)));
         let counts = Arc::<Counts>::default();
         let stop = watch::Sender::new(false);
@@ -80,7 +80,7 @@ impl Load {
             let client = ClientTask {
                 lane: number / CLIENTS_PER_KEY,
                 speaks_grpc: number % 3 == 2,
-                doors: doors.clone(),
+                endpoints: endpoints.clone(),
                 recorder: Arc::clone(&recorder),
                 counts: Arc::clone(&counts),
                 random: ChaCha8Rng::seed_from_u64(seed ^ (number as u64 + 1).rotate_left(32)),
@@ -90,7 +90,7 @@ impl Load {
         Load { recorder, counts, stop, tasks }
     }
 
-    /// Lets every call under way end. Returns what no node may say, if one said it.
+    /// Waits for all pending calls. Returns the invalid answers.
     pub(crate) async fn stop(&mut self) -> Vec<String> {
         self.stop.send_replace(true);
         let mut problems = Vec::new();
@@ -107,8 +107,8 @@ impl Load {
 struct ClientTask {
     lane: usize,
     speaks_grpc: bool,
-    /// Those of the members of the moment.
-    doors: watch::Receiver<Vec<Doors>>,
+    /// Those of the current members.
+    endpoints: watch::Receiver<Vec<Endpoints>>,
     recorder: Arc<Recorder>,
     counts: Arc<Counts>,
     random: ChaCha8Rng,
@@ -118,8 +118,8 @@ impl ClientTask {
     async fn run(mut self, stop: watch::Receiver<bool>) -> Option<String> {
         let mut client = self.recorder.new_client();
         while !*stop.borrow() {
-            let doors = self.doors.borrow().choose(&mut self.random).cloned()?;
-            let mut connection = Connection::new(doors.web);
+            let endpoints = self.endpoints.borrow().choose(&mut self.random).cloned()?;
+            let mut connection = Connection::new(endpoints.web);
             for _ in 0..self.random.random_range(50..500) {
                 if *stop.borrow() {
                     return None;
@@ -128,26 +128,26 @@ impl ClientTask {
                 let operation = self.draw(&key);
                 let called = self.recorder.now();
                 let told = match self.speaks_grpc {
-                    true => over_grpc(&doors.grpc, &key.name, operation).await,
+                    true => over_grpc(&endpoints.grpc, &key.name, operation).await,
                     false => over_web(&mut connection, &key.name, operation).await,
                 };
                 let counter = match told {
-                    Told::Outcome(outcome) => {
+                    CallResult::Outcome(outcome) => {
                         self.recorder.answered(&key, client, operation, called, outcome);
                         if self.speaks_grpc { &self.counts.grpc } else { &self.counts.web }
                     }
-                    Told::Refused => &self.counts.refused,
-                    // A read that nobody answered explains nothing and is in nobody's way.
-                    Told::Unknown if operation == Operation::Read => &self.counts.unknown,
-                    Told::Unknown => {
+                    CallResult::Refused => &self.counts.refused,
+                    // A read without an answer restricts no order.
+                    CallResult::Unknown if operation == Operation::Read => &self.counts.unknown,
+                    CallResult::Unknown => {
                         self.recorder.unknown(&key, client, operation, called);
                         client = self.recorder.new_client();
                         &self.counts.unknown
                     }
-                    Told::Senseless(what) => return Some(what),
+                    CallResult::Invalid(what) => return Some(what),
                 };
                 counter.fetch_add(1, Ordering::Relaxed);
-                if !matches!(told, Told::Outcome(_)) {
+                if !matches!(told, CallResult::Outcome(_)) {
                     sleep(PAUSE_AFTER_REFUSAL).await;
                     break;
                 }
@@ -165,12 +165,12 @@ impl ClientTask {
     }
 }
 
-async fn over_web(connection: &mut Connection, key: &str, operation: Operation) -> Told {
+async fn over_web(connection: &mut Connection, key: &str, operation: Operation) -> CallResult {
     let (method, path) = request(key, operation);
     match connection.ask(method, &path, b"", DEADLINE).await {
         Ok(answer) => understand(operation, answer.status, &answer.body),
-        Err(NoAnswer::NotSent(_)) => Told::Refused,
-        Err(NoAnswer::Lost(_)) => Told::Unknown,
+        Err(NoAnswer::NotSent(_)) => CallResult::Refused,
+        Err(NoAnswer::Lost(_)) => CallResult::Unknown,
     }
 }
 
@@ -185,27 +185,27 @@ fn request(key: &str, operation: Operation) -> (&'static str, String) {
     }
 }
 
-fn understand(operation: Operation, status: u16, body: &[u8]) -> Told {
+fn understand(operation: Operation, status: u16, body: &[u8]) -> CallResult {
     let senseless =
-        || Told::Senseless(format!("to {operation:?}: {status} {}", String::from_utf8_lossy(body)));
+        || CallResult::Invalid(format!("to {operation:?}: {status} {}", String::from_utf8_lossy(body)));
     match (operation, status) {
-        (_, 503) => Told::Refused,
-        // 408 is said by a web server that came to read the request late.
-        (_, 408 | 504) => Told::Unknown,
-        (Operation::Read, 404) => Told::Outcome(Outcome::Value(None)),
+        (_, 503) => CallResult::Refused,
+        // A web server answers 408 if it read the request too late.
+        (_, 408 | 504) => CallResult::Unknown,
+        (Operation::Read, 404) => CallResult::Outcome(Outcome::Value(None)),
         (Operation::Read, 200) => {
             let value = serde_json::from_slice::<Value>(body).ok();
             let value = value.as_ref().and_then(|answer| answer["value"].as_str()?.parse().ok());
-            value.map_or_else(senseless, |value| Told::Outcome(Outcome::Value(Some(value))))
+            value.map_or_else(senseless, |value| CallResult::Outcome(Outcome::Value(Some(value))))
         }
-        (Operation::Write(_), 200) => Told::Outcome(Outcome::Done),
-        (Operation::CompareAndSet { .. }, 200) => Told::Outcome(Outcome::Swapped(true)),
-        (Operation::CompareAndSet { .. }, 412) => Told::Outcome(Outcome::Swapped(false)),
+        (Operation::Write(_), 200) => CallResult::Outcome(Outcome::Done),
+        (Operation::CompareAndSet { .. }, 200) => CallResult::Outcome(Outcome::Swapped(true)),
+        (Operation::CompareAndSet { .. }, 412) => CallResult::Outcome(Outcome::Swapped(false)),
         _ => senseless(),
     }
 }
 
-async fn over_grpc(client: &Client, key: &str, operation: Operation) -> Told {
+async fn over_grpc(client: &Client, key: &str, operation: Operation) -> CallResult {
     let key = key.to_owned();
     let entry = match operation {
         Operation::Write(value) => LogEntry::Insert { key, value: value.to_string() },
@@ -216,26 +216,26 @@ async fn over_grpc(client: &Client, key: &str, operation: Operation) -> Told {
         Operation::Read | Operation::Delete => LogEntry::Read { key },
     };
     match client.propose(&entry).await {
-        Ok(Reply::Inserted { .. }) => Told::Outcome(Outcome::Done),
-        Ok(Reply::Swapped { .. }) => Told::Outcome(Outcome::Swapped(true)),
-        Ok(Reply::Differs { .. }) => Told::Outcome(Outcome::Swapped(false)),
-        Ok(Reply::Value(None)) => Told::Outcome(Outcome::Value(None)),
+        Ok(Reply::Inserted { .. }) => CallResult::Outcome(Outcome::Done),
+        Ok(Reply::Swapped { .. }) => CallResult::Outcome(Outcome::Swapped(true)),
+        Ok(Reply::Differs { .. }) => CallResult::Outcome(Outcome::Swapped(false)),
+        Ok(Reply::Value(None)) => CallResult::Outcome(Outcome::Value(None)),
         Ok(Reply::Value(Some(value))) => match value.parse() {
-            Ok(value) => Told::Outcome(Outcome::Value(Some(value))),
-            Err(_) => Told::Senseless(format!("to {operation:?}: {value:?}, which nobody wrote")),
+            Ok(value) => CallResult::Outcome(Outcome::Value(Some(value))),
+            Err(_) => CallResult::Invalid(format!("to {operation:?}: {value:?}, which no client wrote")),
         },
-        Err(ClientError::Answer(error)) if !error.nothing_happened() => Told::Unknown,
+        Err(ClientError::Answer(error)) if !error.nothing_happened() => CallResult::Unknown,
         Err(ClientError::Answer(error @ (ProposeError::TooLarge { .. } | ProposeError::Encode(_)))) => {
-            Told::Senseless(format!("to {operation:?}: {error}"))
+            CallResult::Invalid(format!("to {operation:?}: {error}"))
         }
-        Err(_) => Told::Refused,
+        Err(_) => CallResult::Refused,
     }
 }
 
 /// The client of one node over gRPC.
 ///
 /// # Errors
-/// If the address is none.
+/// If the address is invalid.
 pub(crate) fn grpc(raft_addr: &str) -> Result<Client, raftify::BoxError> {
     Ok(Client::new([raft_addr])?.with_deadline(DEADLINE))
 }
@@ -245,17 +245,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_of_the_web_api_are_understood_or_refused() {
+    fn answers_of_the_web_api_are_parsed_or_rejected() {
         let swap = Operation::CompareAndSet { expected: Some(1), new: 2 };
         for (operation, status, body, told) in [
-            (Operation::Read, 200, r#"{"value":"7"}"#, Told::Outcome(Outcome::Value(Some(7)))),
-            (Operation::Read, 404, "{}", Told::Outcome(Outcome::Value(None))),
-            (Operation::Write(1), 200, "{}", Told::Outcome(Outcome::Done)),
-            (swap, 200, "{}", Told::Outcome(Outcome::Swapped(true))),
-            (swap, 412, "{}", Told::Outcome(Outcome::Swapped(false))),
-            (swap, 503, "{}", Told::Refused),
-            (swap, 504, "{}", Told::Unknown),
-            (swap, 408, "", Told::Unknown),
+            (Operation::Read, 200, r#"{"value":"7"}"#, CallResult::Outcome(Outcome::Value(Some(7)))),
+            (Operation::Read, 404, "{}", CallResult::Outcome(Outcome::Value(None))),
+            (Operation::Write(1), 200, "{}", CallResult::Outcome(Outcome::Done)),
+            (swap, 200, "{}", CallResult::Outcome(Outcome::Swapped(true))),
+            (swap, 412, "{}", CallResult::Outcome(Outcome::Swapped(false))),
+            (swap, 503, "{}", CallResult::Refused),
+            (swap, 504, "{}", CallResult::Unknown),
+            (swap, 408, "", CallResult::Unknown),
         ] {
             assert_eq!(understand(operation, status, body.as_bytes()), told, "{operation:?} {status}");
         }
@@ -266,12 +266,12 @@ mod tests {
             (Operation::Write(1), 500, "{}"),
         ] {
             let told = understand(operation, status, body.as_bytes());
-            assert!(matches!(told, Told::Senseless(_)), "{operation:?} {status}: {told:?}");
+            assert!(matches!(told, CallResult::Invalid(_)), "{operation:?} {status}: {told:?}");
         }
     }
 
     #[test]
-    fn requests_name_what_they_expect() {
+    fn a_compare_and_set_request_names_the_expected_value() {
         let swap = |expected| Operation::CompareAndSet { expected, new: 2 };
         assert_eq!(request("k", swap(None)), ("PUT", "/store/k/2?absent".to_owned()));
         assert_eq!(request("k", swap(Some(1))), ("PUT", "/store/k/2?expected=1".to_owned()));

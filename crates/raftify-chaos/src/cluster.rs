@@ -1,4 +1,4 @@
-//! The nodes together: who leads, whether all are well, how one is removed and another one comes in.
+//! The nodes as a cluster: its leader, the health of all nodes, removing and adding nodes.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,32 +11,32 @@ use rustix::process::Signal;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::clients::{self, Client, Doors};
+use crate::clients::{self, Client, Endpoints};
 use crate::http::Connection;
 use crate::links::{Links, Party, SPARES};
 use crate::network::{Kind, Network};
 use crate::node::{End, Node, Program, Setting};
 
-/// How long a node may take to say how it is.
+/// How long a node may take to return its status.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two looks.
+/// The polling interval.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What must be well within this long after nothing disturbs it any more. Generous: joints of many seconds are no
-/// violation, standing still is. Where the state is large, it has to travel besides.
+/// How long recovery may take after the last disturbance. Generous: a pause of many seconds is no violation, a
+/// standstill is. A large state takes longer, because it is transferred as well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const PATIENCE_PER_MEGABYTE: Duration = Duration::from_millis(500);
 
-/// Why the cluster is not well.
+/// Why the cluster is not healthy.
 pub(crate) enum Trouble {
     /// A process ended by itself.
     Ended(Party, End),
-    /// Patience ran out; what was missing last.
-    Unwell(String),
-    /// A node goes on, though it must have noticed; what.
-    Unnoticed(Party, String),
-    /// This program cannot go on.
+    /// The deadline passed; the last unmet condition.
+    Unhealthy(String),
+    /// A node continues though it must detect a fault; which fault.
+    Undetected(Party, String),
+    /// This program cannot continue.
     Failed(BoxError),
 }
 
@@ -50,23 +50,23 @@ impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Trouble::Ended(place, end) => write!(f, "node {place} ended by itself, {end}"),
-            Trouble::Unwell(what) => write!(f, "the cluster is not well: {what}"),
-            Trouble::Unnoticed(place, what) => {
-                write!(f, "node {place} goes on as if nothing had happened: {what}")
+            Trouble::Unhealthy(what) => write!(f, "the cluster is not healthy: {what}"),
+            Trouble::Undetected(place, what) => {
+                write!(f, "node {place} continues without detecting a fault: {what}")
             }
-            Trouble::Failed(error) => write!(f, "the run cannot go on: {error}"),
+            Trouble::Failed(error) => write!(f, "the run cannot continue: {error}"),
         }
     }
 }
 
-/// All nodes and what is between them. Their processes end, and the network goes, with it.
+/// All nodes and the network between them. Dropping it ends their processes and removes the network.
 pub(crate) struct Cluster {
     pub nodes: Vec<Node>,
     pub network: Network,
     setting: Setting,
-    /// How many members there are while none comes or goes: those at the first places.
+    /// The number of members while none is added or removed: those in the first slots.
     size: usize,
-    doors: watch::Sender<Vec<Doors>>,
+    endpoints: watch::Sender<Vec<Endpoints>>,
 }
 
 impl Cluster {
@@ -90,8 +90,8 @@ impl Cluster {
             if is_member {
                 members += &format!("[[peers]]\nid = {place}\naddress = \"{}\"\n", addresses.raft);
             }
-            let doors = Doors { web: addresses.web.clone(), grpc: clients::grpc(&addresses.raft)? };
-            let mut node = Node::new(place, addresses, doors, directory, state_megabytes)?;
+            let endpoints = Endpoints { web: addresses.web.clone(), grpc: clients::grpc(&addresses.raft)? };
+            let mut node = Node::new(place, addresses, endpoints, directory, state_megabytes)?;
             node.is_member = is_member;
             if !is_member {
                 node.program = Program::Dynamic;
@@ -99,9 +99,9 @@ impl Cluster {
             nodes.push(node);
         }
         std::fs::write(&setting.members, members)?;
-        let doors = watch::Sender::default();
-        let mut cluster = Cluster { nodes, network, setting, size: count, doors };
-        cluster.publish_doors();
+        let endpoints = watch::Sender::default();
+        let mut cluster = Cluster { nodes, network, setting, size: count, endpoints };
+        cluster.publish_endpoints();
         for place in 1..=count {
             cluster.start_node(place)?;
         }
@@ -116,43 +116,43 @@ impl Cluster {
         self.nodes.iter().filter(|node| node.is_member)
     }
 
-    /// Where members are.
+    /// The slots of members.
     pub(crate) fn places(&self) -> Vec<Party> {
         self.members().map(|node| node.place).collect()
     }
 
-    /// Where nodes may join that leave again.
+    /// The slots of nodes that join and leave.
     pub(crate) fn spares(&self) -> [Party; SPARES] {
         std::array::from_fn(|number| self.size + 1 + number)
     }
 
     pub(crate) fn webs(&self) -> Vec<String> {
-        self.members().map(|node| node.doors.web.clone()).collect()
+        self.members().map(|node| node.endpoints.web.clone()).collect()
     }
 
-    /// The doors of the members, as they come and go.
-    pub(crate) fn doors(&self) -> watch::Receiver<Vec<Doors>> {
-        self.doors.subscribe()
+    /// The endpoints of the current members.
+    pub(crate) fn endpoints(&self) -> watch::Receiver<Vec<Endpoints>> {
+        self.endpoints.subscribe()
     }
 
-    fn publish_doors(&self) {
-        self.doors.send_replace(self.members().map(|node| node.doors.clone()).collect());
+    fn publish_endpoints(&self) {
+        self.endpoints.send_replace(self.members().map(|node| node.endpoints.clone()).collect());
     }
 
-    /// Says that a member is to be at this place from now on, or none.
+    /// Declares whether this slot is to have a member from now on.
     pub(crate) fn set_member(&mut self, place: Party, is_member: bool) {
         self.node(place).is_member = is_member;
-        self.publish_doors();
+        self.publish_endpoints();
     }
 
-    /// Where the others reach the node at this place, which is down, it is from now on at another address.
+    /// Moves the node in this slot, which is down, to another address for its peers.
     pub(crate) fn move_away(&mut self, place: Party) -> Result<(), BoxError> {
         self.node(place).move_away()?;
-        self.publish_doors();
+        self.publish_endpoints();
         Ok(())
     }
 
-    /// How long something may take that moves the whole state.
+    /// The deadline for an operation that moves the whole state.
     pub(crate) fn patience(&self) -> Duration {
         let megabytes = u32::try_from(self.setting.state_megabytes).unwrap_or(u32::MAX);
         PATIENCE + PATIENCE_PER_MEGABYTE.saturating_mul(megabytes)
@@ -166,22 +166,22 @@ impl Cluster {
         Links::open(self.size)
     }
 
-    /// Starts the process of a place that is down.
+    /// Starts the process of a slot that is down.
     pub(crate) fn start_node(&mut self, place: Party) -> Result<(), BoxError> {
-        // Who only goes on needs none, and may be given some that are down.
+        // A node that restarts needs no peers, and may be given some that are down.
         let mut peers: Vec<&Node> = self.members().filter(|node| node.place != place).collect();
         peers.sort_by_key(|node| !node.is_up());
         let peers: Vec<String> = peers.into_iter().map(|node| node.addresses.raft.clone()).collect();
         self.nodes[place - 1].start(&self.setting, &self.network, &peers)
     }
 
-    /// Opens all links, wakes and starts all processes, makes room on all disks.
+    /// Opens all links, resumes and starts all processes, frees space on all disks.
     pub(crate) fn heal(&mut self) -> Result<(), BoxError> {
         self.network.set(self.open_links());
         for place in self.places() {
             let node = self.node(place);
             node.empty()?;
-            node.hasten()?;
+            node.end_delay()?;
             node.signal(Signal::CONT)?;
             if !node.is_up() {
                 self.start_node(place)?;
@@ -190,7 +190,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What a node says about itself.
+    /// The status that a node reports.
     pub(crate) async fn inspect(&self, place: Party) -> Option<Inspection> {
         self.nodes[place - 1].inspector.clone().with_deadline(ANSWER_TIMEOUT).inspect().await.ok()
     }
@@ -200,7 +200,7 @@ impl Cluster {
         join_all(looks).await
     }
 
-    /// What the members know of the node at this place, if it is a member: those that know the newest membership.
+    /// The member record of the node in this slot, if it is a member, from the nodes with the newest membership.
     pub(crate) async fn member_at(&self, place: Party) -> Option<Member> {
         let all = self.inspect_all().await;
         let known = all.into_iter().filter_map(|(_, inspection)| Some(inspection?.status.members));
@@ -208,7 +208,7 @@ impl Cluster {
         newest.iter().find(|member| member.address == self.nodes[place - 1].addresses.raft).cloned()
     }
 
-    /// Who leads in the newest term that anybody tells.
+    /// The leader of the newest term that any node reports.
     pub(crate) async fn leader(&self) -> Option<Party> {
         let all = self.inspect_all().await;
         let leaders = all.iter().filter_map(|(place, it)| Some((*place, &it.as_ref()?.status)));
@@ -216,7 +216,7 @@ impl Cluster {
         newest.map(|(place, _)| place)
     }
 
-    /// The id of the node that is at this place, is up and can be reached.
+    /// The id of the node in this slot, which is up and reachable.
     pub(crate) async fn id_of(&self, place: Party) -> Result<NodeId, Trouble> {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
@@ -225,23 +225,23 @@ impl Cluster {
             }
             sleep(PAUSE).await;
         }
-        Err(Trouble::Unwell(format!("node {place} does not say how it is")))
+        Err(Trouble::Unhealthy(format!("node {place} does not return its status")))
     }
 
-    /// Waits until every place has a voter that answers a linearizable read, and all know of all.
-    pub(crate) async fn wait_until_well(&mut self) -> Result<(), Trouble> {
+    /// Waits until every slot has a voter that answers a linearizable read, and all nodes know all members.
+    pub(crate) async fn wait_until_healthy(&mut self) -> Result<(), Trouble> {
         let begin = Instant::now();
         loop {
-            self.look_for_ended()?;
-            let Some(missing) = self.what_is_missing().await else { return Ok(()) };
+            self.check_for_ended()?;
+            let Some(missing) = self.unmet_condition().await else { return Ok(()) };
             if begin.elapsed() > self.patience() {
-                return Err(Trouble::Unwell(missing));
+                return Err(Trouble::Unhealthy(missing));
             }
             sleep(PAUSE).await;
         }
     }
 
-    fn look_for_ended(&mut self) -> Result<(), Trouble> {
+    fn check_for_ended(&mut self) -> Result<(), Trouble> {
         for node in self.nodes.iter_mut().filter(|node| node.is_member) {
             if let Some(end) = node.ended()? {
                 return Err(Trouble::Ended(node.place, end));
@@ -250,14 +250,14 @@ impl Cluster {
         Ok(())
     }
 
-    async fn what_is_missing(&self) -> Option<String> {
-        let problems = join_all(self.places().into_iter().map(|place| self.what_is_missing_at(place))).await;
+    async fn unmet_condition(&self) -> Option<String> {
+        let problems = join_all(self.places().into_iter().map(|place| self.unmet_condition_at(place))).await;
         problems.into_iter().flatten().next()
     }
 
-    pub(crate) async fn what_is_missing_at(&self, place: Party) -> Option<String> {
+    pub(crate) async fn unmet_condition_at(&self, place: Party) -> Option<String> {
         let Some(inspection) = self.inspect(place).await else {
-            return Some(format!("node {place} does not say how it is"));
+            return Some(format!("node {place} does not return its status"));
         };
         let members = &inspection.status.members;
         let is_here = |member: &Member| self.members().any(|node| node.addresses.raft == member.address);
@@ -265,32 +265,33 @@ impl Cluster {
             && members.iter().all(|member| member.role == MemberRole::Voter && is_here(member));
         if !is_complete || !inspection.status.is_member() {
             return Some(format!(
-                "node {place} does not have all members as voters, where they are: {members:?}"
+                "node {place} does not have all members as voters at their addresses: {members:?}"
             ));
         }
-        let mut connection = Connection::new(self.nodes[place - 1].doors.web.clone());
+        let mut connection = Connection::new(self.nodes[place - 1].endpoints.web.clone());
         match connection.ask("GET", "/store/anything", b"", ANSWER_TIMEOUT).await {
             Ok(answer) if matches!(answer.status, 200 | 404) => None,
             outcome => Some(format!("node {place} answers no read: {outcome:?}")),
         }
     }
 
-    /// Waits until the process of this place has ended by itself, or is well; what ended or `None`.
-    pub(crate) async fn ends_or_is_well(&mut self, place: Party) -> Result<Option<End>, Trouble> {
+    /// Waits until the process of this slot has ended by itself, or is healthy. Returns the end of the process or
+    /// `None`.
+    pub(crate) async fn ends_or_is_healthy(&mut self, place: Party) -> Result<Option<End>, Trouble> {
         let begin = Instant::now();
         loop {
             if let Some(end) = self.node(place).ended()? {
                 return Ok(Some(end));
             }
-            let Some(missing) = self.what_is_missing_at(place).await else { return Ok(None) };
+            let Some(missing) = self.unmet_condition_at(place).await else { return Ok(None) };
             if begin.elapsed() > self.patience() {
-                return Err(Trouble::Unwell(missing));
+                return Err(Trouble::Unhealthy(missing));
             }
             sleep(PAUSE).await;
         }
     }
 
-    /// Waits until the process of this place has ended by itself, but no longer than patience lasts.
+    /// Waits until the process of this slot has ended by itself, or the deadline has passed.
     pub(crate) async fn ends(&mut self, place: Party, patience: Duration) -> Result<Option<End>, Trouble> {
         let begin = Instant::now();
         while begin.elapsed() < patience {
@@ -302,8 +303,8 @@ impl Cluster {
         Ok(None)
     }
 
-    /// Waits until everybody but the one at `place` has what the cluster has committed so far.
-    pub(crate) async fn wait_until_others_have_all(&mut self, place: Party) -> Result<(), Trouble> {
+    /// Waits until all nodes but the one in slot `place` have everything that the cluster has committed so far.
+    pub(crate) async fn wait_until_others_caught_up(&mut self, place: Party) -> Result<(), Trouble> {
         let begin = Instant::now();
         let mut wanted = None;
         loop {
@@ -311,31 +312,31 @@ impl Cluster {
             let others = all.into_iter().filter(|(other, _)| *other != place);
             let others: Vec<_> = others.map(|(_, it)| it).collect();
             let last = others.iter().flatten().map(|it| it.status.last.index).max();
-            // As much as any of them had at the first look, durable everywhere.
+            // The highest committed index at the first look must be durable on all of them.
             wanted = wanted.or(last);
             if others.iter().all(|it| it.as_ref().is_some_and(|it| Some(it.durable) >= wanted)) {
                 return Ok(());
             }
             if begin.elapsed() > PATIENCE {
-                return Err(Trouble::Unwell(format!("the others do not have entry {wanted:?}")));
+                return Err(Trouble::Unhealthy(format!("the others do not have entry {wanted:?}")));
             }
             sleep(PAUSE).await;
         }
     }
 
-    /// A client of all members but the one at this place.
+    /// A client of all members but the one in this slot.
     pub(crate) fn client_without(&self, place: Party) -> Result<Client, BoxError> {
         let others = self.members().filter(|node| node.place != place).map(|node| &*node.addresses.raft);
         Ok(Client::new(others)?.with_deadline(PATIENCE / 4))
     }
 
-    /// Takes an id out of the cluster, by the word of the nodes at other places.
+    /// Removes an id from the cluster, through the nodes in other slots.
     pub(crate) async fn remove(&mut self, place: Party, id: NodeId) -> Result<(), Trouble> {
         let client = self.client_without(place)?;
         let begin = Instant::now();
         loop {
             let outcome = client.change_config(MembershipChange::one(MemberChange::Remove(id))).await;
-            // What was unknown or refused may have happened all the same.
+            // A request that was refused or had no answer may have taken effect.
             let members = match outcome {
                 Ok(members) => Some(members),
                 Err(_) => client.inspect().await.ok().map(|it| (*it.status.members).clone()),
@@ -344,7 +345,7 @@ impl Cluster {
                 return Ok(());
             }
             if begin.elapsed() > PATIENCE {
-                return Err(Trouble::Unwell(format!(
+                return Err(Trouble::Unhealthy(format!(
                     "node {id} is not removed: {:?}",
                     outcome_of(&client, id).await
                 )));
@@ -353,7 +354,7 @@ impl Cluster {
         }
     }
 
-    /// Lets a new node into the cluster at a place that is down and empty.
+    /// Adds a new node to the cluster in a slot that is down and empty.
     pub(crate) async fn join(&mut self, place: Party) -> Result<(), Trouble> {
         let begin = Instant::now();
         self.node(place).program = Program::Dynamic;
@@ -361,9 +362,9 @@ impl Cluster {
             if !self.node(place).is_up() {
                 self.start_node(place)?;
             }
-            match self.ends_or_is_well(place).await? {
+            match self.ends_or_is_healthy(place).await? {
                 None => return Ok(()),
-                // It was given no id or not let in, in the time that it had: it asks again.
+                // The node had no id or was not admitted before its deadline: start it again.
                 Some(end) if begin.elapsed() > self.patience() => return Err(Trouble::Ended(place, end)),
                 Some(_) => sleep(PAUSE).await,
             }

@@ -1,4 +1,4 @@
-//! What the nemesis can do, and in which order it does it.
+//! The faults, and the order in which the nemesis injects them.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -10,77 +10,77 @@ use crate::links::Shape;
 pub(crate) enum Fault {
     /// SIGKILL to one node
     KillOne,
-    /// SIGKILL to as many as may be missing
+    /// SIGKILL to as many nodes as a minority has
     KillMinority,
-    /// SIGKILL to one more than may be missing
+    /// SIGKILL to one node more than a minority has
     KillMajority,
-    /// SIGKILL to all at once
+    /// SIGKILL to all nodes at once
     KillAll,
-    /// SIGTERM to one node, which must end in order
+    /// SIGTERM to one node, which must shut down cleanly
     StopOne,
-    /// SIGSTOP to one, SIGCONT later
+    /// SIGSTOP to one node, SIGCONT later
     PauseOne,
     /// SIGSTOP to a majority, SIGCONT later
     PauseMajority,
-    /// A partition into a majority and the rest
+    /// A partition into a majority and a minority
     Halves,
-    /// A partition of one from all others
+    /// A partition of one node from all others
     Isolated,
-    /// One that is heard and does not hear, or the other way round
+    /// One node can send but not receive, or receive but not send
     OneWay,
-    /// Two groups that only meet in one node
+    /// Two groups that share only one node
     Bridge,
-    /// Each node reaches two neighbours only
+    /// Each node reaches only two neighbours
     Ring,
-    /// Packets are lost, between all or around one
+    /// Packets are lost, between all nodes or around one
     Loss,
-    /// Packets take long, and overtake each other
+    /// Packets are delayed and reordered
     Delay,
-    /// Little passes in a second
+    /// Low bandwidth
     SlowLinks,
-    /// A disk without room
+    /// A full disk
     FullDisk,
-    /// Each sync of a disk takes long, mostly of the leader's
+    /// Each fsync of a disk is slow, mostly of the leader's
     SlowDisk,
-    /// One bit of the log, of LMDB or of a snapshot of a node that is down
+    /// One flipped bit in the log, in LMDB or in a snapshot of a node that is down
     FlippedBit,
-    /// A node that comes back under its id without what it knew
+    /// A node starts under its id without its data
     WipedDirectory,
-    /// A node that comes back with an older copy of its directory
+    /// A node starts with an older copy of its directory
     RolledBackDirectory,
-    /// A member is removed, another one added
+    /// A member is removed, and another one is added
     ReplacedMember,
-    /// Leadership is handed to another node
+    /// Leadership is transferred to another node
     TransferredLeader,
-    /// A node that may open few files, and has many connections
+    /// A node with few descriptors and many connections
     FewDescriptors,
-    /// Many callers that share a connection give up
-    GivenUpCalls,
+    /// Many callers that share a connection cancel their calls
+    CancelledCalls,
     /// A node joins, and leaves later
     Join,
     /// Two nodes join at once, and leave at once
     TwoJoiners,
-    /// SIGKILL to a node that catches up; it goes on from its directory
+    /// SIGKILL to a joining node that catches up; it continues from its directory
     KilledJoiner,
-    /// A node that wants to join, and that no other reaches at the address that it gives
+    /// A joining node whose address no other node reaches
     UnreachableJoiner,
     /// A member leaves while a node joins
     LeftMember,
-    /// A voter is replaced by a node that has just come, in one call
+    /// A voter is replaced by a new node, in one call
     ReplacedVoter,
-    /// SIGKILL to one node, which comes back at another address
+    /// SIGKILL to one node, which restarts at another address
     MovedMember,
-    /// SIGKILL to all at once, which come back at other addresses
+    /// SIGKILL to all nodes at once, which restart at other addresses
     MovedAll,
 }
 
 impl Fault {
-    /// All, in the order in which the summary shows them.
+    /// All faults, in the order of the summary.
     pub(crate) fn all() -> Vec<Fault> {
         clap::ValueEnum::value_variants().to_vec()
     }
 
-    /// The partition that it is.
+    /// The shape of the partition, if the fault is one.
     pub(crate) fn shape(self) -> Option<Shape> {
         match self {
             Fault::Halves => Some(Shape::Halves),
@@ -98,7 +98,7 @@ impl Fault {
     }
 }
 
-/// Deals faults like cards: each comes once before any comes again.
+/// Draws faults in rounds: each fault comes once in a round.
 pub(crate) struct Schedule {
     kinds: Vec<Fault>,
     left: Vec<Fault>,
@@ -110,7 +110,7 @@ impl Schedule {
         Schedule { kinds, left: Vec::new(), dealt: 0 }
     }
 
-    /// The next one; none if there are no kinds.
+    /// The next fault; `None` if there are no kinds.
     pub(crate) fn next(&mut self, random: &mut impl Rng) -> Option<Fault> {
         if self.left.is_empty() {
             self.left = self.kinds.clone();
@@ -121,12 +121,12 @@ impl Schedule {
         Some(next)
     }
 
-    /// Whether a kind is among those that are dealt.
+    /// Whether this kind is drawn.
     pub(crate) fn has(&self, kind: Fault) -> bool {
         self.kinds.contains(&kind)
     }
 
-    /// How often each kind was dealt, at least.
+    /// The number of complete rounds.
     pub(crate) fn rounds(&self) -> usize {
         self.dealt.checked_div(self.kinds.len()).unwrap_or(usize::MAX)
     }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_are_counted_when_they_are_over() {
+    fn only_complete_rounds_are_counted() {
         let mut random = ChaCha8Rng::seed_from_u64(1);
         let mut schedule = Schedule::new(vec![Fault::KillOne, Fault::KillAll]);
         let mut rounds = Vec::new();
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_the_command_line() {
+    fn fault_names_are_those_of_the_command_line() {
         assert_eq!(Fault::KillOne.name(), "kill-one");
         assert_eq!(Fault::FlippedBit.name(), "flipped-bit");
     }

@@ -1,7 +1,7 @@
-//! What the clients asked and were told, in memory, key by key; and what the checker says to it.
+//! The requests and answers of the clients, in memory, by key; and the verdict of the checker.
 //!
-//! Keys are changed after some hundred calls, or after a few whose outcome is unknown: that keeps the search for an order
-//! short. What a node refused is not recorded, for it had no effect.
+//! A lane changes its key after some hundred calls, or after a few whose outcome is unknown: that keeps the search
+//! for an order short. Refused calls are not recorded, because they had no effect.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -14,27 +14,27 @@ use raftify_history::register::{Operation, Outcome, Register};
 use raftify_history::{Call, Counterexample, Verdict, check};
 use serde_json::{Value, json};
 
-/// A key is left after so many calls.
+/// A lane changes its key after so many calls.
 const CALLS_MAX: usize = 400;
 
-/// And after so many calls whose outcome is unknown, for each may have taken effect at any time since.
+/// And after so many calls whose outcome is unknown, because each may take effect at any later time.
 const UNKNOWN_MAX: usize = 6;
 
-/// Configurations that the checker looks at for one key.
+/// The number of configurations that the checker visits for one key.
 const BUDGET: u64 = 5_000_000;
 
-/// Who reads at the end has a number from here on.
+/// The client numbers of the last reads begin here.
 pub(crate) const LAST_READS: u64 = 1 << 40;
 
 pub(crate) type RegisterCall = Call<Operation, Outcome>;
 
-/// One key, and all that was asked of it.
+/// One key, and all calls for it.
 pub(crate) struct Key {
     pub name: String,
     calls: Mutex<Vec<RegisterCall>>,
     begun: AtomicUsize,
     unknown: AtomicUsize,
-    /// A value that was there lately, for compare-and-set to be right at times; 0 before there is one.
+    /// A recent value, so that some compare-and-set calls succeed; 0 before there is one.
     last: AtomicU64,
 }
 
@@ -52,7 +52,7 @@ impl Key {
     }
 }
 
-/// Records what all clients do. Those of one lane share a key.
+/// Records the calls of all clients. The clients of one lane share a key.
 pub(crate) struct Recorder {
     begin: Instant,
     lanes: Vec<Mutex<Arc<Key>>>,
@@ -68,7 +68,7 @@ impl Recorder {
         Recorder { begin: Instant::now(), lanes, keys, values: AtomicU64::new(1), clients: AtomicU64::new(1) }
     }
 
-    /// The key that the lane works on now; it is to be asked one thing.
+    /// The current key of the lane, for one more call.
     pub(crate) fn key(&self, lane: usize) -> Arc<Key> {
         let mut key = self.lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
         if key.is_worn() {
@@ -78,12 +78,12 @@ impl Recorder {
         Arc::clone(&key)
     }
 
-    /// A value that nobody wrote before.
+    /// A value that no client has written before.
     pub(crate) fn new_value(&self) -> u64 {
         self.values.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A number for a client: a new one after each call without an answer, for that call may still be under way.
+    /// A number for a client: a new one after each call without an answer, because that call may still be pending.
     pub(crate) fn new_client(&self) -> u64 {
         self.clients.fetch_add(1, Ordering::Relaxed)
     }
@@ -92,7 +92,7 @@ impl Recorder {
         u64::try_from(self.begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A call that had an answer.
+    /// A call with an answer.
     pub(crate) fn answered(
         &self,
         key: &Key,
@@ -124,7 +124,7 @@ impl Recorder {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Looks at every key's history. Nobody may record meanwhile.
+    /// Checks the history of every key. No client may record meanwhile.
     pub(crate) fn judge(&self) -> Judgement {
         let keys = self.keys();
         let next = AtomicUsize::new(0);
@@ -153,7 +153,7 @@ impl Recorder {
         judgement.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the history of a key, or of all, as JSON lines.
+    /// Writes the history of a key, or of all keys, as JSON lines.
     pub(crate) fn write(&self, path: &Path, only: Option<&str>) -> io::Result<()> {
         let mut file = BufWriter::new(File::create(path)?);
         for key in self.keys().iter().filter(|key| only.is_none_or(|only| only == key.name)) {
@@ -196,20 +196,20 @@ fn line(key: &str, call: &RegisterCall) -> Value {
     })
 }
 
-/// What the checker said.
+/// The verdict of the checker.
 #[derive(Default)]
 pub(crate) struct Judgement {
     pub linearizable: usize,
-    /// Keys on which the budget ran out.
+    /// Keys whose check exceeded the budget.
     pub undecided: Vec<String>,
     pub violations: Vec<Violation>,
 }
 
-/// A key whose history nothing explains.
+/// A key whose history is not linearizable.
 pub(crate) struct Violation {
     pub key: String,
     pub counterexample: Counterexample,
-    /// Only what was read at the end does not fit: a write that was acknowledged is missing, or the nodes differ.
+    /// Only the last reads do not fit: an acknowledged write is missing, or the nodes differ.
     pub at_the_end_only: bool,
 }
 
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_left_when_it_is_worn() {
+    fn a_lane_changes_its_key_after_its_limit_of_calls() {
         let recorder = Recorder::new(2);
         let first = recorder.key(0);
         for _ in 1..CALLS_MAX {
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_read_and_a_lost_write_are_told_apart() {
+    fn a_stale_read_and_a_lost_write_are_distinguished() {
         let recorder = Recorder::new(3);
         let [fine, stale, lost] = [0, 1, 2].map(|lane| recorder.key(lane));
         for key in [&fine, &stale, &lost] {

@@ -1,5 +1,5 @@
-//! One connection to a web API that is used again and again: as little work as possible for each request, and an error
-//! that says whether the request can have taken effect.
+//! One reusable connection to a web API, with little work for each request, and with errors that say whether the
+//! request can have taken effect.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) enum NoAnswer {
     /// Nothing was sent.
     NotSent(String),
-    /// It was sent, and may have taken effect.
+    /// The request was sent, and may have taken effect.
     Lost(String),
 }
 
-/// What a web API answered.
+/// An answer of a web API.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub status: u16,
     pub body: Vec<u8>,
 }
 
-/// One connection, made when it is first used and again when it broke.
+/// One connection, opened at its first use and reopened after a failure.
 pub(crate) struct Connection {
     address: String,
     stream: Option<TcpStream>,
@@ -37,7 +37,7 @@ impl Connection {
         Connection { address, stream: None, received: Vec::with_capacity(1024) }
     }
 
-    /// Asks and waits for the answer, for as long as the deadline says.
+    /// Sends a request and waits for the answer, until the deadline.
     pub(crate) async fn ask(
         &mut self,
         method: &str,
@@ -64,7 +64,7 @@ impl Connection {
                 Ok(answer)
             }
             Ok(Err(reason)) => Err(NoAnswer::Lost(reason)),
-            Err(_) => Err(NoAnswer::Lost(format!("no answer came in {deadline:?}"))),
+            Err(_) => Err(NoAnswer::Lost(format!("no answer within {deadline:?}"))),
         }
     }
 
@@ -91,11 +91,11 @@ async fn read_answer(stream: &mut TcpStream, received: &mut Vec<u8>) -> Result<A
     }
 }
 
-/// Status, length of the head, length of the body; nothing while the head is not complete.
+/// Status, length of the head, length of the body; `None` while the head is incomplete.
 fn parse_head(received: &[u8]) -> Result<Option<(u16, usize, usize)>, String> {
     let Some(end) = received.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return Ok(None) };
     let head = String::from_utf8_lossy(&received[..end]).to_ascii_lowercase();
-    let senseless = || format!("the answer makes no sense: {head}");
+    let senseless = || format!("invalid answer: {head}");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(senseless)?;
     let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
     let length = length.and_then(|length| length.trim().parse().ok()).ok_or_else(senseless)?;
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_head_is_read_once_it_is_complete_and_nonsense_is_refused() {
+    fn a_complete_head_is_parsed_and_a_malformed_one_is_rejected() {
         let head = b"HTTP/1.1 404 Not Found\r\ncontent-type: x\r\nContent-Length: 12\r\n\r\n";
         assert_eq!(parse_head(head), Ok(Some((404, head.len(), 12))));
         assert_eq!(parse_head(&head[..head.len() - 1]), Ok(None));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_where_nobody_listens_was_sent_nothing() {
+    async fn a_refused_connection_means_that_nothing_was_sent() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);

@@ -1,6 +1,6 @@
-//! Members that come and go while the clients write: nodes join at spare places and leave again, die while they catch up,
-//! cannot be reached, take the place of others, come back elsewhere. All the while a write has to be acknowledged, and who
-//! can be reached has to become a voter.
+//! Membership changes while the clients write: nodes join in spare slots and leave again, die while they catch up,
+//! are unreachable, replace other nodes, restart at other addresses. Writes must be acknowledged throughout, and
+//! every reachable joiner must become a voter.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -20,39 +20,39 @@ use crate::nemesis::{Nemesis, REFUSAL_PATIENCE, SECOND_FAULTS, SERVICE_PATIENCE}
 use crate::node::Program;
 use crate::recovery::first_write;
 
-/// Between two looks.
+/// The polling interval.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Between two writes that tell whether the cluster still serves.
+/// Between two writes that check whether the cluster still serves.
 const WRITE_PAUSE: Duration = Duration::from_millis(100);
 
-/// A joiner that is to be killed needs at least this long for the whole state, even a small one: it is sent less in a
-/// second.
+/// The time in which a joiner that is to be killed receives the whole state, at least: the transfer of a small state
+/// is slowed down.
 const SLOWED_DOWN_TO: Duration = Duration::from_secs(8);
 const BYTES_PER_SECOND_MIN: u64 = 128 << 10;
 
-/// How long after it was let in a joiner is killed, in milliseconds.
+/// How long after its admission a joiner is killed, in milliseconds.
 const KILLED_AFTER: std::ops::Range<u64> = 0..1_500;
 
-/// How often it is tried to kill a joiner before it has caught up.
+/// The number of attempts to kill a joiner before it has caught up.
 const TRIES: usize = 5;
 
-/// How long a joiner that cannot be reached is left to itself, in milliseconds.
+/// How long a joiner is unreachable, in milliseconds.
 const HIDDEN: std::ops::Range<u64> = 4_000..8_000;
 
 impl Nemesis<'_> {
-    /// Nodes join at the spare places, and leave at once.
+    /// Nodes join in the spare slots, and leave at once.
     pub(crate) async fn join_and_leave(&mut self, fault: Fault) -> Result<(), Trouble> {
         let spares = self.cluster.spares();
         let joiners = if fault == Fault::TwoJoiners { &spares[..] } else { &spares[..1] };
         for joiner in joiners {
             self.cluster.start_node(*joiner)?;
         }
-        let told = self.let_in(fault, joiners).await?;
-        self.let_go(fault, joiners, &told).await
+        let told = self.wait_until_joined(fault, joiners).await?;
+        self.remove_joined(fault, joiners, &told).await
     }
 
-    /// A node dies while it catches up, and goes on from its directory under its id.
+    /// A node dies while it catches up, and continues from its directory under its id.
     pub(crate) async fn kill_joiner(&mut self) -> Result<(), Trouble> {
         let fault = Fault::KilledJoiner;
         let [joiner, _] = self.cluster.spares();
@@ -66,7 +66,7 @@ impl Nemesis<'_> {
             self.cluster.start_node(joiner)?;
             let begin = Instant::now();
             let webs = self.cluster.webs();
-            let (id, _) = serve_while(&webs, self.cluster.until_let_in(joiner)).await?;
+            let (id, _) = serve_while(&webs, self.cluster.until_admitted(joiner)).await?;
             sleep(Duration::from_millis(self.random.random_range(KILLED_AFTER))).await;
             let role = self.cluster.member_at(joiner).await.map(|member| member.role);
             self.cluster.node(joiner).kill()?;
@@ -79,21 +79,23 @@ impl Nemesis<'_> {
             bytes_per_second /= 2;
         }
         let Some((id, after)) = killed else {
-            return Err(Trouble::Unwell(format!("node {joiner} always catches up before it can be killed")));
+            return Err(Trouble::Unhealthy(format!(
+                "node {joiner} always catches up before it can be killed"
+            )));
         };
         let service = self.measure_service(fault).await;
         self.cluster.heal()?;
         self.cluster.start_node(joiner)?;
-        let told = self.let_in(fault, &[joiner]).await?;
+        let told = self.wait_until_joined(fault, &[joiner]).await?;
         let now = self.cluster.id_of(joiner).await?;
         if now != id {
-            return Err(Trouble::Unwell(format!("node {id}, killed while it joined, came back as {now}")));
+            return Err(Trouble::Unhealthy(format!("node {id}, killed while it joined, came back as {now}")));
         }
         let told = format!("killed after {} ms: {service}started again: {told}", after.as_millis());
-        self.let_go(fault, &[joiner], &told).await
+        self.remove_joined(fault, &[joiner], &told).await
     }
 
-    /// A node asks to join at an address that leads nowhere: it must not count as a voter, until it can be reached.
+    /// A node requests to join at an unreachable address: it must not count as a voter before it is reachable.
     pub(crate) async fn hide_joiner(&mut self) -> Result<(), Trouble> {
         let fault = Fault::UnreachableJoiner;
         let [joiner, _] = self.cluster.spares();
@@ -113,18 +115,18 @@ impl Nemesis<'_> {
         node.kill()?;
         node.addresses.listen = listen;
         self.cluster.start_node(joiner)?;
-        let told = self.let_in(fault, &[joiner]).await?;
-        self.let_go(fault, &[joiner], &format!("{was}; then it could be reached: {told}")).await
+        let told = self.wait_until_joined(fault, &[joiner]).await?;
+        self.remove_joined(fault, &[joiner], &format!("{was}; then reachable: {told}")).await
     }
 
-    /// A member goes and a new node comes, and the other way round, so that all places are as before.
+    /// A member leaves and a new node joins, and the reverse, so that all slots are as before.
     pub(crate) async fn exchange(&mut self, fault: Fault, place: Party, what: &str) -> Result<(), Trouble> {
         let [spare, _] = self.cluster.spares();
         let mut told = String::new();
         for (goes, comes) in [(place, spare), (spare, place)] {
             let begin = Instant::now();
             let id = self.cluster.id_of(goes).await?;
-            let door = self.cluster.nodes[goes - 1].doors.web.clone();
+            let web = self.cluster.nodes[goes - 1].endpoints.web.clone();
             let client = self.cluster.client_without(goes)?;
             self.cluster.set_member(goes, false);
             let webs = self.cluster.webs();
@@ -132,11 +134,11 @@ impl Nemesis<'_> {
             self.cluster.start_node(comes)?;
             let work = async {
                 if fault == Fault::ReplacedVoter {
-                    let new = self.cluster.until_let_in(comes).await?;
+                    let new = self.cluster.until_admitted(comes).await?;
                     replace(&client, id, new, self.cluster.patience()).await?;
                     self.cluster.until_voters(&[comes]).await
                 } else {
-                    let leave = leave(goes, id, door, client);
+                    let leave = leave(goes, id, web, client);
                     try_join(leave, self.cluster.until_voters(&[comes])).await.map(|((), took)| took)
                 }
             };
@@ -145,7 +147,7 @@ impl Nemesis<'_> {
             self.figures.of(fault).after_fault.push(longest);
             let end = self.end(goes).await?;
             self.cluster.set_member(comes, true);
-            self.wait_until_well().await?;
+            self.wait_until_healthy().await?;
             told += &format!(
                 "{goes} for {comes} within {} ms, {} ms without a write, {end}; ",
                 begin.elapsed().as_millis(),
@@ -155,7 +157,7 @@ impl Nemesis<'_> {
         self.heal_and_measure(fault, what, &told).await
     }
 
-    /// Members die, and come back at other addresses, with all that they knew.
+    /// Members die, and restart at other addresses, with their data.
     pub(crate) async fn move_away(
         &mut self,
         fault: Fault,
@@ -178,9 +180,9 @@ impl Nemesis<'_> {
         self.heal_and_measure(fault, what, &told).await
     }
 
-    /// Waits until joiners, which run, are voters, and lets the clients go to them, too. Every now and then a member is
-    /// killed or stopped meanwhile, or links are bad.
-    async fn let_in(&mut self, fault: Fault, joiners: &[Party]) -> Result<String, Trouble> {
+    /// Waits until joiners, which run, are voters, and sends the clients to them, too. At times a member is killed or
+    /// stopped meanwhile, or links are bad.
+    async fn wait_until_joined(&mut self, fault: Fault, joiners: &[Party]) -> Result<String, Trouble> {
         let mut told = String::new();
         if self.random.random_bool(SECOND_FAULTS) {
             let up = self.cluster.places();
@@ -194,7 +196,7 @@ impl Nemesis<'_> {
         for joiner in joiners {
             self.cluster.set_member(*joiner, true);
         }
-        self.wait_until_well().await?;
+        self.wait_until_healthy().await?;
         Ok(format!(
             "{told}a voter after {} ms, {} ms without a write; ",
             took.as_millis(),
@@ -202,21 +204,20 @@ impl Nemesis<'_> {
         ))
     }
 
-    /// Nodes leave, all at once, by their own word.
-    async fn let_go(&mut self, fault: Fault, places: &[Party], told: &str) -> Result<(), Trouble> {
+    /// Nodes leave, all at once, each by its own request.
+    async fn remove_joined(&mut self, fault: Fault, places: &[Party], told: &str) -> Result<(), Trouble> {
         let mut leaving = Vec::new();
         for place in places {
             let id = self.cluster.id_of(*place).await?;
-            let door = self.cluster.nodes[*place - 1].doors.web.clone();
-            leaving.push((*place, id, door));
+            let web = self.cluster.nodes[*place - 1].endpoints.web.clone();
+            leaving.push((*place, id, web));
         }
         for place in places {
             self.cluster.set_member(*place, false);
         }
         let client = self.cluster.client_without(places[0])?;
         let webs = self.cluster.webs();
-        let all =
-            join_all(leaving.into_iter().map(|(place, id, door)| leave(place, id, door, client.clone())));
+        let all = join_all(leaving.into_iter().map(|(place, id, web)| leave(place, id, web, client.clone())));
         let work = async { all.await.into_iter().collect::<Result<(), Trouble>>() };
         let ((), longest) = serve_while(&webs, work).await?;
         let mut told = format!("{told}left, {} ms without a write; ", longest.as_millis());
@@ -226,7 +227,7 @@ impl Nemesis<'_> {
         self.heal_and_measure(fault, &format!("{places:?}"), &told).await
     }
 
-    /// Waits until the process of a member that has left has ended, and empties the place.
+    /// Waits until the process of a removed member has ended, and empties the slot.
     async fn end(&mut self, place: Party) -> Result<String, Trouble> {
         let end = match self.cluster.ends(place, REFUSAL_PATIENCE).await? {
             Some(end) => format!("ended, {}", end.status),
@@ -241,8 +242,8 @@ impl Nemesis<'_> {
 }
 
 impl Cluster {
-    /// Waits until the node at this place, which is starting, belongs to the cluster in any role. Its id.
-    async fn until_let_in(&mut self, place: Party) -> Result<NodeId, Trouble> {
+    /// Waits until the node in this slot, which is starting, belongs to the cluster in any role. Returns its id.
+    async fn until_admitted(&mut self, place: Party) -> Result<NodeId, Trouble> {
         let begin = Instant::now();
         loop {
             if let Some(member) = self.member_at(place).await {
@@ -250,13 +251,13 @@ impl Cluster {
             }
             self.start_again(place, begin)?;
             if begin.elapsed() > self.patience() {
-                return Err(Trouble::Unwell(format!("node {place} is not let in")));
+                return Err(Trouble::Unhealthy(format!("node {place} is not admitted")));
             }
             sleep(PAUSE).await;
         }
     }
 
-    /// Waits until the nodes at these places, which are starting, are voters. How long it took.
+    /// Waits until the nodes in these slots, which are starting, are voters. Returns how long it took.
     async fn until_voters(&mut self, places: &[Party]) -> Result<Duration, Trouble> {
         let begin = Instant::now();
         loop {
@@ -270,25 +271,28 @@ impl Cluster {
             }
             let Some((place, member)) = missing else { return Ok(begin.elapsed()) };
             if begin.elapsed() > self.patience() {
-                return Err(Trouble::Unwell(format!("node {place} does not become a voter: {member:?}")));
+                return Err(Trouble::Unhealthy(format!("node {place} does not become a voter: {member:?}")));
             }
             sleep(PAUSE).await;
         }
     }
 
-    /// Looks on for this long: a node that no other reaches is no voter in any membership.
+    /// Checks for this long that a node which no other node reaches is no voter in any membership.
     async fn never_votes(&mut self, place: Party, time: Duration) -> Result<(), Trouble> {
         let end = Instant::now() + time;
         while Instant::now() < end {
             if self.member_at(place).await.is_some_and(|member| member.role == MemberRole::Voter) {
-                return Err(Trouble::Unnoticed(place, "it votes, and no other node reaches it".to_owned()));
+                return Err(Trouble::Undetected(
+                    place,
+                    "it is a voter, and no other node reaches it".to_owned(),
+                ));
             }
             sleep(PAUSE).await;
         }
         Ok(())
     }
 
-    /// A joiner whose process has ended asks again, with the same words: in the time that it had, it was not let in.
+    /// Restarts a joiner whose process has ended, with the same arguments: it was not admitted before its deadline.
     fn start_again(&mut self, place: Party, begin: Instant) -> Result<(), Trouble> {
         match self.node(place).ended()? {
             Some(end) if begin.elapsed() > PATIENCE => Err(Trouble::Ended(place, end)),
@@ -298,16 +302,16 @@ impl Cluster {
     }
 }
 
-/// Has a node leave by its own word, again and again until it is no member any more.
-async fn leave(place: Party, id: NodeId, door: String, client: Client) -> Result<(), Trouble> {
+/// Makes a node leave by its own request, repeatedly until it is no longer a member.
+async fn leave(place: Party, id: NodeId, web: String, client: Client) -> Result<(), Trouble> {
     let begin = Instant::now();
-    let mut connection = Connection::new(door);
+    let mut connection = Connection::new(web);
     loop {
         let outcome = connection.ask("POST", "/leave", b"", PATIENCE).await;
         if outcome.as_ref().is_ok_and(|answer| answer.status == 200) {
             return Ok(());
         }
-        // It may have left, and have ended before its answer was on the way.
+        // The node may have left and ended before it sent its answer.
         if let Ok(inspection) = client.inspect().await
             && inspection.status.members.get(id).is_none()
         {
@@ -318,34 +322,34 @@ async fn leave(place: Party, id: NodeId, door: String, client: Client) -> Result
                 Ok(answer) => format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body)),
                 Err(error) => format!("{error:?}"),
             };
-            return Err(Trouble::Unwell(format!("node {place} cannot leave: {told}")));
+            return Err(Trouble::Unhealthy(format!("node {place} cannot leave: {told}")));
         }
         sleep(PAUSE).await;
     }
 }
 
-/// Puts one node in the place of another, as an operator does.
+/// Replaces one node by another, as an operator does.
 async fn replace(client: &Client, old: NodeId, new: NodeId, patience: Duration) -> Result<(), Trouble> {
     let begin = Instant::now();
     loop {
         let Err(error) = client.replace(old, new).await else { return Ok(()) };
-        // What was of unknown outcome may have happened.
+        // A request without an answer may have taken effect.
         if let Ok(inspection) = client.inspect().await
             && inspection.status.members.get(old).is_none()
         {
             return Ok(());
         }
         if begin.elapsed() > patience {
-            return Err(Trouble::Unwell(format!("node {old} is not replaced by {new}: {error}")));
+            return Err(Trouble::Unhealthy(format!("node {old} is not replaced by {new}: {error}")));
         }
         sleep(PAUSE).await;
     }
 }
 
-/// Writes all the while that something is done. What came of it, and the longest time without an acknowledged write.
+/// Writes during an operation. Returns its result, and the longest time without an acknowledged write.
 ///
 /// # Errors
-/// If writes are not acknowledged any more: what is done here costs no cluster its majority.
+/// If no write is acknowledged any more: no operation here costs the cluster its majority.
 async fn serve_while<T>(
     webs: &[String],
     work: impl Future<Output = Result<T, Trouble>>,
@@ -363,8 +367,8 @@ async fn serve_while<T>(
             time = write => match time {
                 Some(time) => longest = longest.max(time),
                 None => {
-                    let what = format!("no write is acknowledged for {SERVICE_PATIENCE:?} while nodes come and go");
-                    return Err(Trouble::Unwell(what));
+                    let what = format!("no write is acknowledged for {SERVICE_PATIENCE:?} during a membership change");
+                    return Err(Trouble::Unhealthy(what));
                 }
             },
         }

@@ -1,5 +1,5 @@
-//! What the network does between any two parties, one way at a time. The nemesis writes it; the switch and the proxy
-//! read it, packet by packet. Nothing here touches a socket.
+//! The state of the network between any two parties, in each direction. The nemesis writes it; the switch and the
+//! proxy read it for each packet. Nothing here touches a socket.
 
 use std::time::Duration;
 
@@ -7,27 +7,27 @@ use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 use tokio::sync::watch;
 
-/// Who talks: the clients are 0, the nodes count from 1 by their slot. The last slots are those of the spare nodes.
+/// A party: 0 for the clients, the slot for a node, from 1. The last slots are those of the spare nodes.
 pub(crate) type Party = usize;
 
-/// How many spare nodes there are besides: they join and leave again. Partitions leave them alone.
+/// The number of spare nodes: they join and leave. Partitions do not affect them.
 pub(crate) const SPARES: usize = 2;
 
 /// The party of all clients.
 pub(crate) const CLIENTS: Party = 0;
 
-/// The way from one party to another.
+/// The link from one party to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Link {
-    /// Nothing passes.
+    /// Blocks all packets.
     pub blocked: bool,
-    /// How many of a hundred packets are lost.
+    /// The percentage of lost packets.
     pub loss_percent: u32,
-    /// How long each takes.
+    /// The delay of each packet.
     pub delay: Duration,
-    /// By how much more at most, drawn for each.
+    /// The largest additional delay, drawn for each packet.
     pub jitter: Duration,
-    /// How much passes in a second; any amount without.
+    /// The rate in bytes per second; `None` without a limit.
     pub bytes_per_second: Option<u64>,
 }
 
@@ -39,29 +39,29 @@ pub(crate) struct Links {
     table: Vec<Link>,
 }
 
-/// How a partition cuts the nodes apart.
+/// The shape of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Shape {
     /// Two groups, one of them a majority.
     Halves,
     /// One node alone.
     Isolated,
-    /// One node is heard and hears nothing, or hears and is not heard.
+    /// One node sends and does not receive, or receives and does not send.
     OneWay,
-    /// Two groups that only meet in one node.
+    /// Two groups that share only one node.
     Bridge,
-    /// Each node has two neighbours, and reaches nobody else.
+    /// Each node has two neighbours, and reaches no other node.
     Ring,
 }
 
 impl Links {
-    /// Everything passes.
+    /// All links are open.
     pub(crate) fn open(nodes: usize) -> Links {
         let parties = nodes + SPARES + 1;
         Links { nodes, parties, table: vec![Link::default(); parties * parties] }
     }
 
-    /// From one to the other; a party that is not known has an open link.
+    /// The link between two parties; an unknown party has an open link.
     pub(crate) fn get(&self, from: Party, to: Party) -> Link {
         if from >= self.parties || to >= self.parties {
             return Link::default();
@@ -77,7 +77,7 @@ impl Links {
         &mut self.table[from * self.parties + to]
     }
 
-    /// Changes every link between two nodes, without the spare ones.
+    /// Changes every link between two nodes, except the spare ones.
     pub(crate) fn between_nodes(&mut self, mut change: impl FnMut(Party, Party, &mut Link)) {
         for from in self.nodes() {
             for to in self.nodes().filter(|to| *to != from) {
@@ -86,20 +86,21 @@ impl Links {
         }
     }
 
-    /// Lets so little pass in a second to one node, from whomever it comes.
+    /// Limits the rate of all links to one node.
     pub(crate) fn slow_down(&mut self, to: Party, bytes_per_second: u64) {
         for from in 1..self.parties {
             self.get_mut(from, to).bytes_per_second = Some(bytes_per_second);
         }
     }
 
-    /// Everything passes but what the shape cuts. `first` is who is alone, whom only one way leads to, the bridge, or a
-    /// member of the smaller half. The clients reach everybody: what is cut off may be asked, and must not lie.
+    /// Opens all links but those that the shape cuts. `first` is the isolated node, the node with one direction, the
+    /// bridge, or a member of the smaller half. The clients reach all nodes: a node that is cut off may be asked, and
+    /// its answers must be correct.
     pub(crate) fn partitioned(nodes: usize, shape: Shape, first: Party, random: &mut impl Rng) -> Links {
         let mut links = Links::open(nodes);
         let mut others: Vec<Party> = links.nodes().filter(|node| *node != first).collect();
         others.shuffle(random);
-        // The order of all, in which `first` comes first.
+        // The order of all nodes, with `first` at the front.
         let order: Vec<Party> = std::iter::once(first).chain(others).collect();
         let place = |party: Party| order.iter().position(|other| *other == party).unwrap_or_default();
         let hears = random.random_bool(0.5);
@@ -117,14 +118,14 @@ impl Links {
         links
     }
 
-    /// Whether some of the nodes `up` can lead: it reaches a majority of all nodes, and they reach it.
+    /// Whether one of the nodes `up` can lead: it reaches a majority of all nodes, and that majority reaches it.
     pub(crate) fn some_majority_is_connected(&self, up: &[Party]) -> bool {
         up.iter().any(|leader| up.iter().filter(|node| self.talk(*leader, **node)).count() > self.nodes / 2)
     }
 
-    /// Whether a majority of all nodes is among the nodes `up`, each of which reaches each.
+    /// Whether a majority of all nodes is among the nodes `up` and all its members reach each other.
     pub(crate) fn some_majority_is_complete(&self, up: &[Party]) -> bool {
-        // There are few nodes, and so few groups.
+        // There are few nodes, hence few groups.
         (0..1_u32 << up.len()).any(|group| {
             let group: Vec<Party> =
                 (0..).zip(up).filter(|(bit, _)| group >> bit & 1 == 1).map(|(_, node)| *node).collect();
@@ -137,7 +138,7 @@ impl Links {
     }
 }
 
-/// The links as they are at the moment, for who carries the packets.
+/// The current links, for the switch or the proxy.
 pub(crate) type Watched = watch::Receiver<Links>;
 
 #[cfg(test)]
@@ -151,14 +152,14 @@ mod tests {
         Links::partitioned(5, shape, 2, &mut ChaCha8Rng::seed_from_u64(seed))
     }
 
-    /// Whom each node can talk with, both ways.
+    /// The nodes that each node reaches in both directions.
     fn partners(links: &Links) -> Vec<usize> {
         let talk = |a, b| a != b && !links.get(a, b).blocked && !links.get(b, a).blocked;
         links.nodes().map(|a| links.nodes().filter(|b| talk(a, *b)).count()).collect()
     }
 
     #[test]
-    fn each_shape_cuts_what_it_says_and_leaves_the_clients_alone() {
+    fn each_shape_cuts_its_links_and_no_link_of_the_clients() {
         for seed in 0..50 {
             for (shape, mut expected) in [
                 (Shape::Halves, vec![1, 1, 2, 2, 2]),
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn spare_nodes_are_reached_by_all_and_may_be_slowed_down() {
+    fn spare_nodes_are_always_reachable_and_can_be_slowed_down() {
         let mut links = partitioned(Shape::Isolated, 1);
         assert!([6, 7].iter().all(|spare| links.nodes().all(|node| links.talk(node, *spare))));
         links.slow_down(6, 1000);
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_majority_of_whom_each_reaches_each_is_told_from_one_around_a_single_node() {
+    fn a_complete_majority_is_distinguished_from_one_around_a_single_node() {
         let all = [1, 2, 3, 4, 5];
         for shape in [Shape::Halves, Shape::Isolated, Shape::OneWay, Shape::Bridge] {
             assert!(partitioned(shape, 1).some_majority_is_complete(&all), "{shape:?}");

@@ -1,10 +1,11 @@
-//! Tries raftify with real processes: nodes of the example `memstore`, each in a network namespace of its own or behind a
-//! proxy, clients at full speed, and a nemesis that kills, stops, cuts off, fills, damages, wipes and replaces, and lets
-//! nodes join, leave and move. At the end every history is checked for linearizability, with a last read of every key through every node.
+//! Tests raftify with real processes: nodes of the example `memstore`, each in a network namespace or behind a proxy,
+//! clients at full speed, and a nemesis that kills, stops, partitions, fills, corrupts, wipes and replaces nodes, and
+//! makes nodes join, leave and move. At the end it checks every history for linearizability, with a last read of
+//! every key through every node.
 //!
-//! Here is the command line; `run.rs` puts the parts together and decides what a run is worth.
+//! This file has the command line; `run.rs` connects the parts and decides the verdict.
 
-/// Says a line on standard output.
+/// Prints a line on standard output.
 macro_rules! say {
     ($($what:tt)*) => { $crate::say_line(format_args!($($what)*)) };
 }
@@ -43,44 +44,44 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::faults::Fault;
 use crate::network::Kind;
 
-/// Tries raftify with real processes under a nemesis, and checks what the clients saw
+/// Tests raftify with real processes under a nemesis, and checks the histories of the clients
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// How long faults are dealt, in minutes
+    /// How long faults are injected, in minutes
     #[arg(long, default_value = "10", value_parser = minutes)]
     minutes: Duration,
-    /// Instead of a time: how often each fault happens
+    /// Instead of a time: the number of rounds; each fault happens once in a round
     #[arg(long, conflicts_with = "minutes")]
     rounds: Option<usize>,
-    /// Decides which faults happen, to whom, and what the clients ask; any number if it is left out
+    /// Determines the faults, their nodes, and the requests of the clients; random by default
     #[arg(long)]
     seed: Option<u64>,
-    /// How many nodes
+    /// Number of nodes
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(3..=9))]
     nodes: u8,
-    /// How many clients ask at once
+    /// Number of concurrent clients
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
     clients: u16,
-    /// How much is in the cluster before the clients begin: every node that joins has to be sent it
+    /// Size of the state before the clients begin: every node that joins receives it
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     state_megabytes: u64,
     /// How the nodes reach each other
     #[arg(long, value_enum, default_value_t = Kind::Netns)]
     network: Kind,
-    /// Only these faults; each of them must happen. All that are possible here if it is left out
+    /// Only these faults; each of them must happen. The default is all faults that are possible here
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<Fault>,
-    /// Keep logs, histories and data directories of a run without a violation, too
+    /// Keep logs, histories and data directories also if there is no violation
     #[arg(long)]
     keep: bool,
-    /// Where logs and data are put
+    /// Directory of logs and data
     #[arg(long, default_value = "target/chaos")]
     directory: PathBuf,
-    /// Where the programs of the example are [default: beside this one]
+    /// Directory of the programs of the example [default: that of this program]
     #[arg(long)]
     programs: Option<PathBuf>,
-    /// Only take away what a run that was killed has left: processes, namespaces, disks
+    /// Only remove the remains of a killed run: processes, namespaces, disks
     #[arg(long)]
     clean: bool,
 }
@@ -105,18 +106,18 @@ async fn main() -> ExitCode {
 fn minutes(text: &str) -> Result<Duration, String> {
     let minutes =
         text.parse::<f64>().ok().and_then(|minutes| Duration::try_from_secs_f64(minutes * 60.0).ok());
-    minutes.ok_or_else(|| "it is no number of minutes".to_owned())
+    minutes.ok_or_else(|| "not a number of minutes".to_owned())
 }
 
 fn clean() -> Result<bool, BoxError> {
     network::check(Kind::Netns)?;
     let _only_one = run::only_one()?;
     let (namespaces, disks) = (network::remove_namespaces()?, node::unmount_all()?);
-    say!("{namespaces} namespaces and {disks} disks were taken away");
+    say!("{namespaces} namespaces and {disks} disks were removed");
     Ok(true)
 }
 
-/// What `say!` does. Where nobody listens any more, the run ends as by Ctrl+C, and takes everything away.
+/// See `say!`. If standard output is closed, the run ends as by Ctrl+C, and cleans up.
 fn say_line(line: fmt::Arguments<'_>) {
     static NOBODY_LISTENS: Once = Once::new();
     if writeln!(io::stdout(), "{line}").is_err() {

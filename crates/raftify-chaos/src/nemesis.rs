@@ -1,5 +1,6 @@
-//! The nemesis: deals one fault after the other, waits until the service is back, heals, waits until everybody is well,
-//! and measures both. What a node says when it refuses to start is checked here: refusing is right, lying is not.
+//! The nemesis: injects one fault after the other, waits until the service is back, heals, waits until all nodes are
+//! healthy, and measures both times. It also checks the errors of nodes that refuse to start: a refusal is correct, a
+//! wrong answer is not.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::http::Connection;
 use crate::links::{Links, Party};
 use crate::recovery::{Figures, first_write};
 
-/// A fault lasts so long, in milliseconds.
+/// The duration of a fault, in milliseconds.
 pub(crate) const FAULT_LASTS: std::ops::Range<u64> = 1_000..5_000;
 
 /// Between two faults.
@@ -24,21 +25,22 @@ const CALM: std::ops::Range<u64> = 300..1_500;
 /// How often a second fault is added to one that lasts and leaves enough nodes.
 pub(crate) const SECOND_FAULTS: f64 = 0.3;
 
-/// Faults that leave a majority connected are to be survived within this; longer is told, and only the end of the fault
-/// waited for.
+/// The service must return within this time after a fault that leaves a majority connected. A longer time is
+/// reported, and only the end of the fault is awaited.
 pub(crate) const SERVICE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A leader whose disk is slow hands over, which takes a while of looking and a vote.
+/// How long a leader with a slow disk may take to transfer its leadership, including the measurements and an
+/// election.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(30);
 
-/// What is written to use up what a log holds in reserve.
+/// The size of the writes that use up the preallocated space of a log.
 const BULK_VALUE_BYTES: usize = 1 << 20;
 const BULK_WRITES_MAX: usize = 40;
 
-/// How long a wiped node may take to learn that it is refused, and a full disk to be noticed.
+/// How long a wiped node may take to learn that it is refused, and a node to detect a full disk.
 pub(crate) const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Does the faults of a schedule to a cluster.
+/// Injects the faults of a schedule into a cluster.
 pub(crate) struct Nemesis<'c> {
     pub cluster: &'c mut Cluster,
     pub schedule: Schedule,
@@ -47,7 +49,7 @@ pub(crate) struct Nemesis<'c> {
     pub begin: Instant,
 }
 
-/// When it is enough.
+/// When the run is complete.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Until {
     Time(Instant),
@@ -55,10 +57,10 @@ pub(crate) enum Until {
 }
 
 impl Nemesis<'_> {
-    /// Deals faults until it is enough.
+    /// Injects faults until the run is complete.
     ///
     /// # Errors
-    /// What no cluster may do: end by itself, or not become well.
+    /// A process that ended by itself, or a cluster that did not become healthy.
     pub(crate) async fn run(mut self, until: Until) -> Result<(), Trouble> {
         loop {
             let is_enough = match until {
@@ -66,16 +68,16 @@ impl Nemesis<'_> {
                 Until::Rounds(rounds) => self.schedule.rounds() >= rounds,
             };
             let fault = if is_enough { None } else { self.schedule.next(&mut self.random) };
-            let Some(fault) = fault else { return self.wait_until_well().await };
+            let Some(fault) = fault else { return self.wait_until_healthy().await };
             self.calm().await?;
             self.do_fault(fault).await?;
         }
     }
 
-    /// Waits a while in which nothing is to happen, and nothing may.
+    /// Waits for a while without faults; no process may end meanwhile.
     async fn calm(&mut self) -> Result<(), Trouble> {
         sleep(Duration::from_millis(self.random.random_range(CALM))).await;
-        self.wait_until_well().await
+        self.wait_until_healthy().await
     }
 
     async fn do_fault(&mut self, fault: Fault) -> Result<(), Trouble> {
@@ -148,9 +150,9 @@ impl Nemesis<'_> {
                 let place = self.victim(leader);
                 self.starve(place, &shown(&[place])).await
             }
-            Fault::GivenUpCalls => {
+            Fault::CancelledCalls => {
                 let place = self.victim(leader);
-                self.give_up_calls(place, &shown(&[place])).await
+                self.cancel_calls(place, &shown(&[place])).await
             }
             Fault::Join | Fault::TwoJoiners => self.join_and_leave(fault).await,
             Fault::KilledJoiner => self.kill_joiner().await,
@@ -166,7 +168,7 @@ impl Nemesis<'_> {
         }
     }
 
-    /// The leader is among them half of the time and more.
+    /// The leader is one of them in at least half of the cases.
     pub(crate) fn victims(&mut self, leader: Option<Party>, count: usize) -> Vec<Party> {
         let mut places = self.cluster.places();
         places.shuffle(&mut self.random);
@@ -212,7 +214,7 @@ impl Nemesis<'_> {
         (links, what)
     }
 
-    /// Lets a fault last, while `down` do not answer; heals it, and waits until all are well.
+    /// Lets a fault last, while the nodes `down` do not answer; heals it, and waits until all nodes are healthy.
     async fn outlast(&mut self, fault: Fault, down: &[Party], what: &str) -> Result<(), Trouble> {
         let end = Instant::now() + Duration::from_millis(self.random.random_range(FAULT_LASTS));
         let up: Vec<Party> =
@@ -228,8 +230,9 @@ impl Nemesis<'_> {
         self.heal_and_measure(fault, what, &told).await
     }
 
-    /// Adds another fault to one that lasts, such that a majority is left of whom each reaches each; how it went, if there
-    /// was one. Less would not do: who alone reaches a majority may have missed what the others committed.
+    /// Adds another fault to one that lasts, such that a majority remains whose members all reach each other. Returns
+    /// its result, if one was added. A weaker condition would not do: the only node that reaches a majority may lack
+    /// entries that the others committed.
     pub(crate) async fn second_fault(&mut self, up: &[Party]) -> Result<String, Trouble> {
         let links = self.cluster.network.links();
         let can_miss = |place: &Party| {
@@ -265,10 +268,10 @@ impl Nemesis<'_> {
         let time = first_write(&self.cluster.webs(), SERVICE_PATIENCE).await;
         self.figures.second.count += 1;
         self.figures.second.after_fault.push(time.unwrap_or(SERVICE_PATIENCE));
-        Ok(format!("{} {what}, too: {}", fault.name(), told(time)))
+        Ok(format!("and {} {what}: {}", fault.name(), told(time)))
     }
 
-    /// How long after the fault somebody writes again.
+    /// How long after the fault a write is acknowledged again.
     pub(crate) async fn measure_service(&mut self, fault: Fault) -> String {
         let time = first_write(&self.cluster.webs(), SERVICE_PATIENCE).await;
         self.figures.of(fault).after_fault.push(time.unwrap_or(SERVICE_PATIENCE));
@@ -285,14 +288,17 @@ impl Nemesis<'_> {
         let healed = Instant::now();
         let time = first_write(&self.cluster.webs(), PATIENCE).await;
         let Some(time) = time else {
-            return Err(Trouble::Unwell(format!("no write is acknowledged after {} {what}", fault.name())));
+            return Err(Trouble::Unhealthy(format!(
+                "no write is acknowledged after {} {what}",
+                fault.name()
+            )));
         };
-        self.wait_until_well().await?;
+        self.wait_until_healthy().await?;
         let measured = self.figures.of(fault);
         measured.after_healing.push(time);
         measured.count += 1;
         self.say(&format!(
-            "{} {what}: {told}healed, a write after {} ms, all well after {} ms",
+            "{} {what}: {told}healed, a write after {} ms, all healthy after {} ms",
             fault.name(),
             time.as_millis(),
             healed.elapsed().as_millis()
@@ -304,15 +310,15 @@ impl Nemesis<'_> {
         say!("{:7.1} s  {what}", self.begin.elapsed().as_secs_f64());
     }
 
-    /// Like the cluster's, but a node whose directory was damaged may find out late, and is replaced then.
-    pub(crate) async fn wait_until_well(&mut self) -> Result<(), Trouble> {
+    /// Like that of the cluster, but a node with a damaged directory may detect it late, and is then replaced.
+    pub(crate) async fn wait_until_healthy(&mut self) -> Result<(), Trouble> {
         loop {
-            match self.cluster.wait_until_well().await {
+            match self.cluster.wait_until_healthy().await {
                 Err(Trouble::Ended(place, end))
                     if self.cluster.node(place).is_damaged && end.is_about_damage() =>
                 {
-                    self.say(&format!("node {place} noticed that it was damaged: {end}"));
-                    self.figures.noticed_later();
+                    self.say(&format!("node {place} detected its damage: {end}"));
+                    self.figures.detected_later();
                     self.replace_down(place, None).await?;
                 }
                 outcome => return outcome,
@@ -327,24 +333,24 @@ impl Nemesis<'_> {
         let to = others.choose(&mut self.random).copied().unwrap_or(1);
         let id = self.cluster.id_of(to).await?;
         let from = leader.unwrap_or(to);
-        let mut connection = Connection::new(self.cluster.node(from).doors.web.clone());
+        let mut connection = Connection::new(self.cluster.node(from).endpoints.web.clone());
         let outcome = connection.ask("POST", &format!("/transfer_leader/{id}"), b"", SERVICE_PATIENCE).await;
         let outcome = outcome.map_or_else(|error| format!("{error:?}"), |answer| answer.status.to_string());
         let told = self.measure_service(fault).await;
         self.heal_and_measure(fault, &format!("from {from} to {to} ({outcome})"), &told).await
     }
 
-    /// A disk without room: the node must say so and stop; with room it goes on.
+    /// A full disk: the node must report it and stop, and must continue once there is space.
     async fn fill_disk(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
         self.cluster.node(place).fill()?;
         let others = self.cluster.nodes.iter().filter(|node| node.is_member && node.place != place);
         let mut connections: Vec<Connection> =
-            others.map(|node| Connection::new(node.doors.web.clone())).collect();
+            others.map(|node| Connection::new(node.endpoints.web.clone())).collect();
         let value = vec![b'x'; BULK_VALUE_BYTES];
         let mut end = None;
         for number in 0..BULK_WRITES_MAX {
             let through = number % connections.len();
-            // It only has to reach the logs.
+            // The request only has to reach the logs.
             let _ = connections[through].ask("PUT", "/store/bulk", &value, SERVICE_PATIENCE).await;
             end = self.cluster.node(place).ended()?;
             if end.is_some() {
@@ -358,15 +364,15 @@ impl Nemesis<'_> {
             Some(end) if end.says("No space left on device") => {}
             Some(end) => return Err(Trouble::Ended(place, end)),
             None => {
-                return Err(Trouble::Unwell(format!("node {place} has not noticed that its disk is full")));
+                return Err(Trouble::Unhealthy(format!("node {place} has not detected its full disk")));
             }
         }
         let told = self.measure_service(Fault::FullDisk).await;
         self.heal_and_measure(Fault::FullDisk, what, &told).await
     }
 
-    /// Each sync of a disk takes long, and those of all others do not. If it is that of the leader, another one is to lead
-    /// before long.
+    /// Each fsync of one disk is slow, those of the others are not. If the leader's disk is slow, another node must
+    /// take over the leadership in time.
     async fn slow_disk(&mut self, place: Party, leader: Option<Party>, what: &str) -> Result<(), Trouble> {
         let fault = Fault::SlowDisk;
         let delay = Duration::from_millis(self.random.random_range(200..400));
@@ -378,10 +384,10 @@ impl Nemesis<'_> {
             while self.cluster.leader().await == Some(place) {
                 if begin.elapsed() > HANDED_OVER_WITHIN {
                     let trouble = format!(
-                        "node {place} still leads, and its disk has been slow for {:?}",
+                        "node {place} still leads, though its disk has been slow for {:?}",
                         begin.elapsed()
                     );
-                    return Err(Trouble::Unwell(trouble));
+                    return Err(Trouble::Unhealthy(trouble));
                 }
                 sleep(Duration::from_millis(100)).await;
             }
@@ -389,13 +395,13 @@ impl Nemesis<'_> {
         }
         sleep_until(end).await;
         if !self.cluster.node(place).is_slowed()? {
-            return Err(Trouble::Unwell(format!("the syncs of node {place} could not be delayed")));
+            return Err(Trouble::Unhealthy(format!("the syncs of node {place} could not be delayed")));
         }
         let what = format!("{what}, {} ms for each sync", delay.as_millis());
         self.heal_and_measure(fault, &what, &told).await
     }
 
-    /// A member leaves, and another one comes.
+    /// A member is removed, and another one is added.
     async fn replace_member(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
         let id = self.cluster.id_of(place).await?;
         self.cluster.remove(place, id).await?;
@@ -420,7 +426,7 @@ fn told(time: Option<Duration>) -> String {
     }
 }
 
-/// How many nodes a fault hits.
+/// The number of nodes that a fault hits.
 fn count_of(fault: Fault, all: usize) -> usize {
     let minority = all.div_ceil(2) - 1;
     match fault {
@@ -431,7 +437,7 @@ fn count_of(fault: Fault, all: usize) -> usize {
     }
 }
 
-/// A number to begin with, if none was given.
+/// A random seed, if none was given.
 pub(crate) fn any_seed() -> u64 {
     rand::rng().next_u64() >> 32
 }
@@ -441,7 +447,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_minority_may_be_missing_and_a_majority_may_not() {
+    fn the_faults_hit_a_minority_or_a_majority_as_named() {
         for (all, minority, majority) in [(3, 1, 2), (4, 1, 3), (5, 2, 3)] {
             assert_eq!(count_of(Fault::KillMinority, all), minority);
             assert_eq!(count_of(Fault::KillMajority, all), majority);

@@ -1,6 +1,5 @@
-//! Where the nodes run and how they reach each other: in network namespaces joined by our switch, or on loopback
-//! addresses behind our proxy. Owns the namespaces, and takes them away at the end, and before the beginning what a run
-//! that crashed has left.
+//! The network of the nodes: namespaces joined by our switch, or loopback addresses behind our proxy. Owns the
+//! namespaces, and removes them at the end, as well as the remains of a crashed run at the beginning.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -15,7 +14,7 @@ use crate::proxy::{Processes, Proxy};
 #[cfg(target_os = "linux")]
 use crate::switch::{self, Switch};
 
-/// All namespaces of this program begin with this; so do its devices, whose names may not be long.
+/// The prefix of all namespaces and devices of this program; names of devices are limited in length.
 const PREFIX: &str = "raftify-chaos-";
 #[cfg(target_os = "linux")]
 const DEVICE_PREFIX: &str = "rchaos";
@@ -23,7 +22,7 @@ const DEVICE_PREFIX: &str = "rchaos";
 #[cfg(target_os = "linux")]
 const TUN: &str = "/dev/net/tun";
 
-/// In a namespace every node has its own address, so that all have the same ports.
+/// Every node has its own address in a namespace, so that all have the same ports.
 #[cfg(target_os = "linux")]
 const RAFT_PORT: u16 = 6000;
 #[cfg(target_os = "linux")]
@@ -33,35 +32,35 @@ const PORT_ELSEWHERE: u16 = 6002;
 #[cfg(target_os = "linux")]
 const WEB_PORT: u16 = 8000;
 
-/// Where ports of the loopback interface are looked for: below those that the system gives to outgoing connections,
-/// which could take the port of a node that is down.
+/// The range of loopback ports: below the ephemeral ports, because an outgoing connection could take the port of a
+/// node that is down.
 const PORTS: std::ops::Range<u16> = 10_000..30_000;
 
 /// How nodes reach each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kind {
-    /// Each node in a network namespace of its own; packets are lost and delayed one by one. Needs root, and Linux
+    /// Each node in a network namespace; packets are lost and delayed one by one. Needs root and Linux
     Netns,
     /// On loopback addresses, through a proxy
     Proxy,
 }
 
-/// Where a node is found.
+/// The addresses of a node.
 #[derive(Clone, Debug)]
 pub(crate) struct Addresses {
-    /// By the others.
+    /// For its peers.
     pub raft: String,
-    /// By the others, too: it may come back at this address.
+    /// The second address for its peers: it may restart there.
     pub second_raft: String,
-    /// Where it listens for them, if that is elsewhere.
+    /// Its listen address for its peers, if that differs.
     pub listen: Option<String>,
-    /// Where it may listen in vain: nothing leads there.
+    /// A listen address that is unreachable for its peers.
     pub elsewhere: String,
     /// Its web API.
     pub web: String,
 }
 
-/// The network between the nodes and the spare ones; its links are open at first.
+/// The network between all nodes, including the spare ones; its links are open at first.
 pub(crate) struct Network {
     links: watch::Sender<Links>,
     addresses: Vec<Addresses>,
@@ -79,10 +78,10 @@ enum Carrier {
     },
 }
 
-/// Whether the nodes can reach each other in this way here.
+/// Whether this kind of network is possible here.
 ///
 /// # Errors
-/// In one line what is missing.
+/// The missing condition, in one line.
 pub(crate) fn check(kind: Kind) -> Result<(), BoxError> {
     match kind {
         Kind::Netns => check_namespaces(),
@@ -106,13 +105,13 @@ fn check_namespaces() -> Result<(), BoxError> {
 
 #[cfg(target_os = "linux")]
 fn no_tun(error: &std::io::Error) -> BoxError {
-    format!("no TUN device can be had from {TUN} ({error}): load the module tun, or choose --network proxy")
+    format!("cannot open a TUN device from {TUN} ({error}): load the module tun, or choose --network proxy")
         .into()
 }
 
 impl Network {
     /// # Errors
-    /// In one line what is missing.
+    /// The missing condition, in one line.
     pub(crate) fn start(kind: Kind, nodes: usize) -> Result<Network, BoxError> {
         let links = watch::Sender::new(Links::open(nodes));
         let processes: Processes = Arc::new(Mutex::new(vec![None; nodes + SPARES + 1]));
@@ -123,12 +122,12 @@ impl Network {
         Ok(Network { links, addresses, processes, carrier })
     }
 
-    /// Of a node.
+    /// The addresses of a node.
     pub(crate) fn addresses(&self, node: Party) -> &Addresses {
         &self.addresses[node - 1]
     }
 
-    /// A command that starts a program where this node lives.
+    /// A command that starts a program in the network of this node.
     pub(crate) fn command(&self, node: Party, program: &std::path::Path) -> Command {
         match &self.carrier {
             #[cfg(target_os = "linux")]
@@ -141,7 +140,7 @@ impl Network {
         }
     }
 
-    /// Tells which process a node is now.
+    /// Sets the current process of a node.
     pub(crate) fn set_process(&self, node: Party, pid: Option<u32>) {
         self.processes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[node] = pid;
     }
@@ -159,7 +158,7 @@ impl Drop for Network {
     fn drop(&mut self) {
         #[cfg(target_os = "linux")]
         if matches!(self.carrier, Carrier::Namespaces { .. }) {
-            // What cannot be taken away now is before the next run.
+            // The next run removes what cannot be removed now.
             let _ = remove_namespaces();
         }
     }
@@ -212,7 +211,7 @@ fn proxy(
     processes: &Processes,
 ) -> Result<(Vec<Addresses>, Carrier), BoxError> {
     let mut ports = free_ports()?;
-    let mut port = || ports.next().ok_or("too few ports of the loopback interface are free");
+    let mut port = || ports.next().ok_or("too few free ports on the loopback interface");
     let mut ways = Vec::new();
     let mut addresses = Vec::new();
     for node in 1..=nodes {
@@ -232,7 +231,7 @@ fn proxy(
     Ok((addresses, carrier))
 }
 
-/// Ports that were free when they were looked at.
+/// Ports that were free when they were checked.
 fn free_ports() -> Result<impl Iterator<Item = u16>, BoxError> {
     let first = rand::rng().random_range(PORTS.start..PORTS.end - 1000);
     Ok((first..PORTS.end).filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()))
@@ -246,7 +245,7 @@ fn namespace(node: Party) -> String {
 fn ip(arguments: &[&str]) -> Result<String, BoxError> {
     let output = Command::new("ip").args(arguments).output();
     let output = output.map_err(|error| {
-        format!("`ip` cannot be started ({error}): install iproute2, or choose --network proxy")
+        format!("cannot start `ip` ({error}): install iproute2, or choose --network proxy")
     })?;
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr);
@@ -255,14 +254,14 @@ fn ip(arguments: &[&str]) -> Result<String, BoxError> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Ends everything in the namespaces of this program, and takes them away.
+/// Ends all processes in the namespaces of this program, and removes the namespaces.
 pub(crate) fn remove_namespaces() -> Result<usize, BoxError> {
     let list = ip(&["netns", "list"])?;
     let names: Vec<&str> = names(&list).collect();
     for name in &names {
         for pid in ip(&["netns", "pids", name])?.split_whitespace() {
             if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
-                // It may have ended meanwhile.
+                // The process may have ended meanwhile.
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
@@ -271,7 +270,7 @@ pub(crate) fn remove_namespaces() -> Result<usize, BoxError> {
     Ok(names.len())
 }
 
-/// Ours among what `ip netns list` shows: a name and perhaps a number on each line.
+/// The namespaces of this program in the output of `ip netns list`: a name and perhaps a number on each line.
 fn names(list: &str) -> impl Iterator<Item = &str> {
     list.lines().filter_map(|line| line.split_whitespace().next()).filter(|name| name.starts_with(PREFIX))
 }
@@ -281,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_namespaces_of_this_program_are_taken_away() {
+    fn only_namespaces_of_this_program_are_removed() {
         let list = "raftify-chaos-2 (id: 1)\nvpn\nraftify-chaos-1\nraftify\n";
         assert_eq!(names(list).collect::<Vec<_>>(), ["raftify-chaos-2", "raftify-chaos-1"]);
     }

@@ -1,5 +1,5 @@
-//! One place of a node: its addresses, its directory with a small disk of its own where that can be had, its log, and the
-//! process that runs there now. Starts, stops and damages; decides nothing.
+//! One slot for a node: its addresses, its directory, on a small disk where possible, its log, and its current
+//! process. Starts, stops and damages; decides nothing.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -14,67 +14,67 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
 
 use crate::bits::{Aim, flip};
-use crate::clients::{self, Client, Doors};
+use crate::clients::{self, Client, Endpoints};
 use crate::links::Party;
 use crate::network::{Addresses, Network};
 
-/// Small files and frequent snapshots: more of what happens rarely happens in a run.
+/// Small segments and frequent snapshots make rare events frequent in a run.
 const SEGMENT_BYTES: u64 = 1 << 20;
 const SNAPSHOT_ENTRIES: u64 = 20_000;
 
-/// And so many more for each megabyte of state, for a large snapshot is work.
+/// Additional entries between snapshots for each megabyte of state, because a large snapshot is expensive.
 const SNAPSHOT_ENTRIES_PER_MEGABYTE: u64 = 500;
 
-/// How mounted disks are known when they are to be taken away.
+/// The source name of mounted disks, by which they are found again.
 const DISK: &str = "raftify-chaos";
-/// What a disk holds besides the state, and how many times it holds the state: the snapshot that there is, the next one,
-/// and what was received of another.
+/// The size of a disk besides the state, and how many copies of the state fit: the current snapshot, the next one,
+/// and a received one in part.
 const DISK_MEGABYTES: u64 = 256;
 const STATES_ON_DISK: u64 = 5;
 
-/// No process takes longer to end in order, also on a slow disk; how often it is looked at.
+/// No clean shutdown takes longer, also on a slow disk; and the polling interval.
 const TERMINATION_MAX: Duration = Duration::from_secs(30);
 const TERMINATION_PAUSE: Duration = Duration::from_millis(20);
 
-/// The file in the directory of a run that is locked while it goes on.
+/// The lock file in the directory of a run.
 pub(crate) const LOCK: &str = "lock";
 
-/// What can delay the system calls of a process that runs.
+/// The program that delays the system calls of a running process.
 const STRACE: &str = "strace";
 
-/// The file that makes a disk full.
+/// The file that fills a disk.
 const FILLER: &str = "filler";
 
-/// How a node comes into its cluster.
+/// How a node enters its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
-    /// As one of the first members, under the number of its place.
+    /// As one of the first members, with the number of its slot as its id.
     Static,
-    /// By joining, under an id that nobody had.
+    /// By joining, under a new id.
     Dynamic,
 }
 
-/// What all places have in common.
+/// The settings of all slots.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
-    /// Where the programs are.
+    /// The directory of the programs.
     pub programs: PathBuf,
     /// The file with the first members.
     pub members: PathBuf,
-    /// How much is put into the cluster before the clients come.
+    /// The size of the state before the clients begin.
     pub state_megabytes: u64,
 }
 
 impl Setting {
     /// # Errors
-    /// What is not there, and how to get it.
+    /// The missing program, and how to build it.
     pub(crate) fn check(&self) -> Result<(), BoxError> {
         for program in [Program::Static, Program::Dynamic] {
             let path = self.program(program);
             if !path.exists() {
                 return Err(format!(
-                    "{} is not there: build it with `cargo build -p {}`, with --release if this was, or say with \
-                     --programs where it is",
+                    "{} is not there: build it with `cargo build -p {}`, with --release if this program was, or give its \
+                     directory with --programs",
                     path.display(),
                     Setting::name(program),
                 )
@@ -99,14 +99,14 @@ impl Setting {
 /// How a process ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct End {
-    /// As the system says.
+    /// The exit status.
     pub status: String,
     /// The last line of its log that begins with `error:`.
     pub error: Option<String>,
 }
 
 impl End {
-    /// Whether the program says that it did not end as it was asked to.
+    /// Whether the program reports an unclean shutdown.
     pub(crate) fn is_failure(&self) -> bool {
         self.error.is_some()
     }
@@ -115,7 +115,7 @@ impl End {
         self.error.as_ref().is_some_and(|error| error.contains(words))
     }
 
-    /// Whether damage is given as the reason: by raftify, or by LMDB for a file that is no database any more.
+    /// Whether the error reports damage: by raftify, or by LMDB for a file that is no longer a database.
     pub(crate) fn is_about_damage(&self) -> bool {
         ["is damaged", "has format version", "cannot open the database in"]
             .iter()
@@ -125,41 +125,41 @@ impl End {
 
 impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.status, self.error.as_deref().unwrap_or("it said nothing"))
+        write!(f, "{}: {}", self.status, self.error.as_deref().unwrap_or("no error reported"))
     }
 }
 
-/// A place for a node.
+/// A slot for a node.
 pub(crate) struct Node {
     pub place: Party,
     pub addresses: Addresses,
-    pub doors: Doors,
-    /// Only looks: what proposes is led to the leader, and stays there.
+    pub endpoints: Endpoints,
+    /// For status only: the leader serves its proposals.
     pub inspector: Client,
-    /// Whether one is to be here, as a voter.
+    /// Whether this slot is to have a voter.
     pub is_member: bool,
-    /// How the one that is there came into the cluster.
+    /// How the node in this slot entered the cluster.
     pub program: Program,
-    /// A bit of its directory was changed, and nobody has noticed yet.
+    /// A bit of its directory was flipped and not detected yet.
     pub is_damaged: bool,
-    /// How many descriptors the process may have open, from its next start on. `None`: as many as this program.
+    /// The limit of descriptors of the process, from its next start on. `None`: that of this program.
     pub descriptors: Option<u32>,
     disk: PathBuf,
     is_mounted: bool,
     log: PathBuf,
-    /// Where in the log the present process begins.
+    /// Where the log of the current process begins.
     log_begin: u64,
     process: Option<Child>,
-    /// What makes its syncs take long.
+    /// The process that delays its fsyncs.
     slowing: Option<Child>,
 }
 
 impl Node {
-    /// With a disk of its own, if that can be had.
+    /// On a separate disk, if that is possible.
     pub(crate) fn new(
         place: Party,
         addresses: Addresses,
-        doors: Doors,
+        endpoints: Endpoints,
         directory: &Path,
         state_megabytes: u64,
     ) -> Result<Node, BoxError> {
@@ -171,7 +171,7 @@ impl Node {
             place,
             inspector: clients::grpc(&addresses.raft)?,
             addresses,
-            doors,
+            endpoints,
             is_member: true,
             program: Program::Static,
             is_damaged: false,
@@ -193,17 +193,17 @@ impl Node {
         self.disk.join("data")
     }
 
-    /// Whoever comes from now on, and the one that is there when it is started again, is reached at the other address.
+    /// From now on, the current node after its restart, and every later one, has the other address.
     pub(crate) fn move_away(&mut self) -> Result<(), BoxError> {
         let Addresses { raft, second_raft, .. } = &mut self.addresses;
         std::mem::swap(raft, second_raft);
-        self.doors.grpc = clients::grpc(raft)?;
+        self.endpoints.grpc = clients::grpc(raft)?;
         self.inspector = clients::grpc(raft)?;
         self.program = Program::Dynamic;
         Ok(())
     }
 
-    /// Starts the process; one of `peers` lets it in, if it joins.
+    /// Starts the process; if the node joins, it does so through one of `peers`.
     pub(crate) fn start(
         &mut self,
         setting: &Setting,
@@ -241,7 +241,7 @@ impl Node {
             Program::Static => command.arg("--config").arg(&setting.members),
             Program::Dynamic => command.args(peers.iter().flat_map(|peer| ["--peer-addr", peer])),
         };
-        // It must not get the Ctrl+C that is meant for this program.
+        // Ctrl+C for this program must not reach it.
         command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         let process = command.spawn()?;
@@ -255,7 +255,7 @@ impl Node {
         self.process.is_some()
     }
 
-    /// As `kill -9` does: no word to anybody.
+    /// Kills the process as `kill -9` does, without notice to its peers.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
         match self.process.take() {
             Some(mut process) => {
@@ -266,7 +266,7 @@ impl Node {
         }
     }
 
-    /// As an operator does (SIGTERM): the process ends in order, unless it hangs, which is an error.
+    /// Stops the process as an operator does (SIGTERM): it shuts down cleanly; if it hangs, that is an error.
     pub(crate) async fn terminate(&mut self) -> io::Result<Option<End>> {
         self.signal(Signal::TERM)?;
         let until = Instant::now() + TERMINATION_MAX;
@@ -283,7 +283,7 @@ impl Node {
         Ok(None)
     }
 
-    /// Stops the process without ending it (SIGSTOP), or lets it go on (SIGCONT).
+    /// Suspends the process (SIGSTOP), or resumes it (SIGCONT).
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         match self.process.as_ref().map(Pid::from_child) {
             Some(pid) => Ok(kill_process(pid, signal)?),
@@ -291,7 +291,7 @@ impl Node {
         }
     }
 
-    /// How the process ended, if it did by itself; it is then no longer up.
+    /// How the process ended, if it ended by itself; it is then no longer up.
     pub(crate) fn ended(&mut self) -> io::Result<Option<End>> {
         let Some(process) = &mut self.process else { return Ok(None) };
         let Some(status) = process.try_wait()? else { return Ok(None) };
@@ -308,7 +308,7 @@ impl Node {
         Ok(text.lines().rfind(|line| line.starts_with("error:")).map(str::to_owned))
     }
 
-    /// Each sync takes so much longer from now on, until [`hasten`](Self::hasten).
+    /// Delays each fsync by this time, until [`end_delay`](Self::end_delay).
     pub(crate) fn delay_syncs(&mut self, delay: Duration) -> io::Result<()> {
         let Some(process) = &self.process else { return Ok(()) };
         let slowing = Command::new(STRACE)
@@ -324,7 +324,7 @@ impl Node {
         Ok(())
     }
 
-    /// Whether its syncs still take longer.
+    /// Whether its fsyncs are still delayed.
     pub(crate) fn is_slowed(&mut self) -> io::Result<bool> {
         match &mut self.slowing {
             Some(slowing) => Ok(slowing.try_wait()?.is_none()),
@@ -332,10 +332,10 @@ impl Node {
         }
     }
 
-    /// Its syncs take as long as the disk does.
-    pub(crate) fn hasten(&mut self) -> io::Result<()> {
+    /// Ends the delay of its fsyncs.
+    pub(crate) fn end_delay(&mut self) -> io::Result<()> {
         let Some(mut slowing) = self.slowing.take() else { return Ok(()) };
-        // It lets go of the node by itself, or has ended with it.
+        // It detaches from the node, or has ended with it.
         if slowing.try_wait()?.is_none() {
             kill_process(Pid::from_child(&slowing), Signal::TERM)?;
         }
@@ -351,7 +351,7 @@ impl Node {
         }
     }
 
-    /// Keeps a copy of the directory of a node that is down.
+    /// Copies the directory of a node that is down.
     pub(crate) fn copy_aside(&self) -> Result<(), BoxError> {
         let copy = self.copy();
         if copy.exists() {
@@ -360,22 +360,22 @@ impl Node {
         run(Command::new("cp").args(["-a", "--sparse=always"]).arg(self.data()).arg(copy))
     }
 
-    /// Puts the copy in the place of the directory of a node that is down.
+    /// Replaces the directory of a node that is down by the copy.
     pub(crate) fn put_back(&mut self) -> Result<(), BoxError> {
         self.wipe()?;
         run(Command::new("cp").args(["-a", "--sparse=always"]).arg(self.copy()).arg(self.data()))?;
         Ok(fs::remove_dir_all(self.copy())?)
     }
 
-    /// Not on the disk of the node, which may be small.
+    /// Outside of the node's disk, which may be small.
     fn copy(&self) -> PathBuf {
         self.disk.with_extension("copy")
     }
 
-    /// Leaves no room on the disk.
+    /// Fills the disk.
     pub(crate) fn fill(&self) -> io::Result<()> {
         let mut filler = OpenOptions::new().create(true).append(true).open(self.disk.join(FILLER))?;
-        // Ever smaller pieces, to the last byte.
+        // Smaller and smaller pieces, to the last byte.
         for piece in [vec![0; 1 << 20], vec![0; 4096], vec![0; 64]] {
             loop {
                 match filler.write_all(&piece) {
@@ -388,7 +388,7 @@ impl Node {
         Ok(())
     }
 
-    /// Makes room again.
+    /// Frees the space again.
     pub(crate) fn empty(&self) -> io::Result<()> {
         match fs::remove_file(self.disk.join(FILLER)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -396,14 +396,14 @@ impl Node {
         }
     }
 
-    /// Turns one bit of one file of a node that is down, and says where.
+    /// Flips one bit of one file of a node that is down, and returns its location.
     pub(crate) fn flip(&mut self, aim: Aim, random: &mut impl Rng) -> io::Result<String> {
         let place = flip(&self.data(), aim, random)?;
         self.is_damaged = true;
         Ok(place)
     }
 
-    /// Copies the directory to where it stays when the disk is taken away.
+    /// Copies the directory to a place that remains when the disk is unmounted.
     pub(crate) fn keep(&self) -> Result<(), BoxError> {
         if self.is_mounted && self.data().exists() {
             let kept = self.disk.with_extension("data");
@@ -415,8 +415,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // What cannot be taken away now is before the next run.
-        let _ = self.hasten();
+        // The next run removes what cannot be removed now.
+        let _ = self.end_delay();
         let _ = self.kill();
         if self.is_mounted {
             let _ = run(Command::new("umount").arg("--lazy").arg(&self.disk));
@@ -429,14 +429,14 @@ fn mount(directory: &Path, state_megabytes: u64) -> Result<(), BoxError> {
     run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, DISK]).arg(directory))
 }
 
-/// Whether syncs can be delayed here.
+/// Whether fsyncs can be delayed here.
 pub(crate) fn can_delay_syncs() -> bool {
     let shows_version =
         |mut strace: Command| strace.arg("--version").output().is_ok_and(|it| it.status.success());
     rustix::process::geteuid().is_root() && shows_version(Command::new(STRACE))
 }
 
-/// Takes away the disks that runs have left which are over.
+/// Unmounts the disks of runs that are over.
 pub(crate) fn unmount_all() -> Result<usize, BoxError> {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     let ours = mounts.lines().filter_map(|line| line.strip_prefix(DISK)?.split(' ').nth(1));
@@ -447,7 +447,7 @@ pub(crate) fn unmount_all() -> Result<usize, BoxError> {
     Ok(left.len())
 }
 
-/// Whether the run goes on that this disk belongs to.
+/// Whether the run of this disk is still active.
 fn is_in_use(disk: &Path) -> bool {
     let lock = disk.parent().and_then(|run| File::open(run.join(LOCK)).ok());
     lock.is_some_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
@@ -455,7 +455,7 @@ fn is_in_use(disk: &Path) -> bool {
 
 fn run(command: &mut Command) -> Result<(), BoxError> {
     let shown = format!("{command:?}");
-    let output = command.output().map_err(|error| format!("{shown} cannot be started: {error}"))?;
+    let output = command.output().map_err(|error| format!("cannot start {shown}: {error}"))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(format!("{shown} failed: {}", String::from_utf8_lossy(&output.stderr).trim()).into()),
@@ -467,7 +467,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_disk_of_a_run_that_goes_on_is_not_taken_away() {
+    fn the_disk_of_an_active_run_is_not_unmounted() {
         let directory = tempfile::tempdir().unwrap();
         let disk = directory.path().join("node-1");
         assert!(!is_in_use(&disk));
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told_from_other_reasons() {
+    fn damage_is_distinguished_from_other_errors() {
         let end = |error: &str| End { status: String::new(), error: Some(error.to_owned()) };
         assert!(
             end("error: log/3.segment at offset 5: record 7 is damaged: its checksum is 1").is_about_damage()

@@ -1,9 +1,9 @@
-//! The network where namespaces are not to be had: every node is reached by the others through a port of this program,
-//! which holds back, delays and slows down what passes as the links say. It works on the byte streams of TCP, so that a
-//! blocked link is a connection on which nothing arrives, and a lost packet a pause in it.
+//! The network where namespaces are not available: peers reach every node through a port of this program, which
+//! blocks, delays and limits the traffic as the links say. It works on TCP byte streams: a blocked link is a
+//! connection without traffic, and a lost packet is a pause.
 //!
-//! Who connects is known by the socket: the kernel says which process holds it. Without `/proc` everybody counts as a
-//! client, whose links are always open.
+//! The proxy identifies the connecting process by its socket: the kernel reports the process of a socket. Without
+//! `/proc`, every connection counts as one of a client, whose links are always open.
 
 use std::io;
 use std::path::Path;
@@ -19,21 +19,21 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::links::{CLIENTS, Link, Party, Watched};
 
-/// How long a lost packet holds a stream up: the shortest pause before Linux sends again.
+/// How long a lost packet delays a stream: the shortest retransmission timeout of Linux.
 const REPETITION: Duration = Duration::from_millis(200);
 const CHUNK_BYTES: usize = 16 << 10;
 const CHUNKS_UNDER_WAY: usize = 64;
 
-/// The process of each party, where it runs.
+/// The process of each party that runs.
 pub(crate) type Processes = Arc<Mutex<Vec<Option<u32>>>>;
 
-/// Passes connections on until it is dropped.
+/// Forwards connections until it is dropped.
 pub(crate) struct Proxy {
     _tasks: JoinSet<()>,
 }
 
 impl Proxy {
-    /// Nodes, where the others reach each, and where it listens.
+    /// For each node, the address for its peers and its listen address.
     pub(crate) fn start(
         ways: Vec<(Party, TcpListener, String)>,
         links: &Watched,
@@ -66,11 +66,11 @@ struct Ends {
     to: Party,
 }
 
-/// Ends when either side does, or the other end cannot be reached.
+/// Ends when either side does, or when the other end is unreachable.
 async fn connection(stream: TcpStream, upstream: String, ends: Ends, mut links: Watched) {
     let there = ends;
     let back = Ends { from: ends.to, to: ends.from };
-    // A connection is made when both directions are open: its beginning takes a packet each way.
+    // A connection is made when both directions are open, because its handshake takes a packet each way.
     pass(&mut links, there).await;
     pass(&mut links, back).await;
     let Ok(other) = TcpStream::connect(upstream).await else { return };
@@ -134,7 +134,7 @@ fn pause(link: &Link) -> Duration {
     link.delay + link.jitter.mul_f64(random.random()) + repetition
 }
 
-/// Whose socket has this port on the loopback interface.
+/// The party whose socket has this port on the loopback interface.
 fn party_of(port: u16, processes: &Processes) -> Party {
     let processes = processes.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let Ok(sockets) = std::fs::read_to_string("/proc/net/tcp") else { return CLIENTS };
@@ -144,7 +144,7 @@ fn party_of(port: u16, processes: &Processes) -> Party {
     holder.unwrap_or(CLIENTS)
 }
 
-/// Finds the socket in what `/proc/net/tcp` says: the local address is the second word, the inode the tenth.
+/// Finds the socket in the text of `/proc/net/tcp`: the local address is the second word, the inode the tenth.
 fn inode_of(port: u16, sockets: &str) -> Option<String> {
     let address = format!("0100007F:{port:04X}");
     sockets.lines().find_map(|line| {
@@ -181,12 +181,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_sent_over_a_blocked_link_arrives_when_it_opens() {
+    async fn bytes_sent_over_a_blocked_link_arrive_when_it_opens() {
         let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let links = watch::Sender::new(Links::open(2));
-        // This process stands for node 2, which talks to node 1.
+        // This process acts as node 2, which talks to node 1.
         let processes: Processes = Arc::new(Mutex::new(vec![None, None, Some(std::process::id())]));
         let way = (1, listener, upstream.local_addr().unwrap().to_string());
         let _proxy = Proxy::start(vec![way], &links.subscribe(), &processes);
@@ -198,7 +198,7 @@ mod tests {
 
         links.send_modify(|links| links.between_nodes(|from, _, link| link.blocked = from == 2));
         stream.write_all(b"b").await.unwrap();
-        // The other direction is open, so that both have passed the proxy once this has arrived.
+        // The other direction is open: once this has arrived, the proxy has forwarded both.
         received.write_all(b"c").await.unwrap();
         assert_eq!(stream.read_u8().await.unwrap(), b'c');
         let mut byte = [0];

@@ -1,4 +1,4 @@
-//! How long it takes until a write is acknowledged again, and the figures of it.
+//! The time until a write is acknowledged again, and its statistics.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::faults::Fault;
 use crate::http::Connection;
 
-/// A node that is cut off or stopped is asked again after this long, on a new connection.
+/// A node that is cut off or stopped is asked again after this time, on a new connection.
 const DEADLINE: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// The key of these writes. It is in no history.
 const KEY: &str = "first-write";
 
-/// How long it takes until some node acknowledges a write; nothing if none does within `patience`.
+/// The time until some node acknowledges a write; `None` if none does within `patience`.
 pub(crate) async fn first_write(webs: &[String], patience: Duration) -> Option<Duration> {
     let begin = Instant::now();
     let mut tries = JoinSet::new();
@@ -38,36 +38,36 @@ pub(crate) async fn first_write(webs: &[String], patience: Duration) -> Option<D
     timeout(patience, tries.join_next()).await.ok().map(|_| begin.elapsed())
 }
 
-/// What was measured of one kind of fault.
+/// The measurements of one kind of fault.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Measured {
-    /// How often it happened.
+    /// The number of faults.
     pub count: usize,
-    /// From the fault on, where those that are left can go on.
+    /// The times after the fault, if the remaining nodes can continue.
     pub after_fault: Vec<Duration>,
-    /// From its end on.
+    /// The times after its end.
     pub after_healing: Vec<Duration>,
 }
 
-/// What came of a bit that was turned.
+/// The effect of a flipped bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Flip {
-    /// The node said so and did not start.
+    /// The node reported it and did not start.
     Refused,
-    /// It started, and said so later.
+    /// The node started, and reported it later.
     NoticedLater,
-    /// It started, was well, and has said nothing so far.
-    Unnoticed,
+    /// The node started, was healthy, and has not reported it so far.
+    Undetected,
 }
 
-/// All figures of a run.
+/// All measurements of a run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
     pub faults: BTreeMap<Fault, Measured>,
-    /// Where a second fault was added to the first; from the second on.
+    /// The times after a second fault that was added to the first.
     pub second: Measured,
     pub flips: BTreeMap<Flip, usize>,
-    /// How long nodes took that joined, from their start until they were voters.
+    /// The times from the start of a joining node until it was a voter.
     pub joined: Vec<Duration>,
 }
 
@@ -76,13 +76,13 @@ impl Figures {
         self.faults.entry(fault).or_default()
     }
 
-    /// Those of `required` that never happened.
+    /// The faults of `required` that did not happen.
     pub(crate) fn missing(&self, required: &[Fault]) -> Vec<Fault> {
         let happened = |fault: &Fault| self.faults.get(fault).is_some_and(|measured| measured.count > 0);
         required.iter().copied().filter(|fault| !happened(fault)).collect()
     }
 
-    /// After how many faults, and after how many ends of them, service was back in time.
+    /// After how many faults, and after how many ends of faults, service returned in time.
     pub(crate) fn recovery(&self) -> String {
         let bound = 3 * raftify::Config::default().election_timeout;
         let in_time = |times: Vec<&Duration>| {
@@ -90,8 +90,8 @@ impl Figures {
         };
         let all = || self.faults.values();
         format!(
-            "a write within three election timeouts ({} ms): after {} faults that left a majority, {} that came on top of \
-             another one, {} ends",
+            "a write within three election timeouts ({} ms): after {} faults that left a majority, {} second faults \
+             during another one, {} ends",
             bound.as_millis(),
             in_time(all().flat_map(|measured| &measured.after_fault).collect()),
             in_time(self.second.after_fault.iter().collect()),
@@ -99,28 +99,28 @@ impl Figures {
         )
     }
 
-    /// A bit that seemed to be without effect was noticed after all.
-    pub(crate) fn noticed_later(&mut self) {
-        if let Some(unnoticed) = self.flips.get_mut(&Flip::Unnoticed) {
+    /// A node has detected a flipped bit that was counted as without effect.
+    pub(crate) fn detected_later(&mut self) {
+        if let Some(unnoticed) = self.flips.get_mut(&Flip::Undetected) {
             *unnoticed = unnoticed.saturating_sub(1);
         }
         *self.flips.entry(Flip::NoticedLater).or_default() += 1;
     }
 
-    /// What came of the bits that were turned, if any were.
+    /// The effects of the flipped bits, if there were any.
     pub(crate) fn flips(&self) -> Option<String> {
         let count = |flip| self.flips.get(&flip).copied().unwrap_or_default();
         (!self.flips.is_empty()).then(|| {
             format!(
-                "turned bits: {} nodes refused to start, {} noticed it later, {} were as good as before",
+                "flipped bits: {} nodes refused to start, {} detected it later, {} had no effect",
                 count(Flip::Refused),
                 count(Flip::NoticedLater),
-                count(Flip::Unnoticed)
+                count(Flip::Undetected)
             )
         })
     }
 
-    /// How many nodes joined, and how long it took, if any did.
+    /// The number of joins and their times, if there were any.
     pub(crate) fn joins(&self) -> Option<String> {
         let (median, longest) = (median(&self.joined)?, self.joined.iter().max()?);
         Some(format!(
@@ -150,7 +150,7 @@ impl Figures {
         }
         if self.second.count > 0 {
             let Measured { count, after_fault: second, .. } = &self.second;
-            table.add_row(row("a second one, too", *count, second, &[]));
+            table.add_row(row("with a second fault", *count, second, &[]));
             after_fault.extend(second);
         }
         let count = self.faults.values().map(|measured| measured.count).sum();
@@ -171,7 +171,7 @@ fn row(name: &str, count: usize, after_fault: &[Duration], after_healing: &[Dura
     ]
 }
 
-/// The one in the middle; of an even number, the longer of the two.
+/// The median; the longer of the two middle values if the number is even.
 fn median(times: &[Duration]) -> Option<Duration> {
     let mut times = times.to_vec();
     times.sort_unstable();
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_tell_the_median_the_longest_and_what_is_missing() {
+    fn figures_show_the_median_the_longest_time_and_missing_faults() {
         let mut figures = Figures::default();
         let measured = figures.of(Fault::KillOne);
         measured.count = 3;
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_took_longer_than_three_election_timeouts_is_told() {
+    fn recoveries_within_three_election_timeouts_are_counted() {
         let mut figures = Figures::default();
         let millis = |times: &[u64]| times.iter().copied().map(Duration::from_millis).collect();
         figures.of(Fault::KillOne).after_fault = millis(&[900, 1500, 1501]);
@@ -212,25 +212,25 @@ mod tests {
         figures.second.after_fault = millis(&[3000]);
         assert_eq!(
             figures.recovery(),
-            "a write within three election timeouts (1500 ms): after 2 of 3 faults that left a majority, 0 of 1 that came \
-             on top of another one, 1 of 2 ends"
+            "a write within three election timeouts (1500 ms): after 2 of 3 faults that left a majority, 0 of 1 second \
+             faults during another one, 1 of 2 ends"
         );
     }
 
     #[test]
-    fn a_bit_that_is_noticed_late_is_not_counted_twice() {
+    fn a_bit_that_is_detected_late_is_not_counted_twice() {
         let mut figures = Figures::default();
         assert_eq!(figures.flips(), None);
-        figures.flips = [(Flip::Refused, 3), (Flip::Unnoticed, 2)].into();
-        figures.noticed_later();
+        figures.flips = [(Flip::Refused, 3), (Flip::Undetected, 2)].into();
+        figures.detected_later();
         assert_eq!(
             figures.flips().unwrap(),
-            "turned bits: 3 nodes refused to start, 1 noticed it later, 1 were as good as before"
+            "flipped bits: 3 nodes refused to start, 1 detected it later, 1 had no effect"
         );
     }
 
     #[test]
-    fn joins_are_told_with_the_median_and_the_longest() {
+    fn joins_are_reported_with_the_median_and_the_longest_time() {
         let mut figures = Figures::default();
         assert_eq!(figures.joins(), None);
         figures.joined = [3, 9, 5].map(Duration::from_millis).to_vec();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_who_acknowledges_is_told_when_patience_ends() {
+    async fn a_missing_acknowledgement_is_reported_after_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let web = listener.local_addr().unwrap().to_string();
         drop(listener);

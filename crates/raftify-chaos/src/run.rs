@@ -28,16 +28,16 @@ use crate::node::{LOCK, Node, can_delay_syncs, unmount_all};
 use crate::recovery::Figures;
 use crate::state::State;
 
-/// What a last read waits after a refusal.
+/// How long a last read waits after a refusal.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How many violations are shown in full.
+/// The number of violations that are shown in full.
 const SHOWN_MAX: usize = 3;
 
-/// Returns whether nothing was violated.
+/// Returns whether there was no violation.
 ///
 /// # Errors
-/// If there can be no run, in one line.
+/// If the run cannot start, in one line.
 pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     let mut interruptions = interruptions()?;
     network::check(arguments.network)?;
@@ -77,10 +77,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     let mut load = None;
     let mut is_interrupted = false;
     let work = async {
-        cluster.wait_until_well().await?;
-        state.fill(&cluster.webs(), cluster.patience()).await.map_err(Trouble::Unwell)?;
+        cluster.wait_until_healthy().await?;
+        state.fill(&cluster.webs(), cluster.patience()).await.map_err(Trouble::Unhealthy)?;
         begin = Instant::now();
-        load = Some(Load::start(usize::from(arguments.clients), &cluster.doors(), seed));
+        load = Some(Load::start(usize::from(arguments.clients), &cluster.endpoints(), seed));
         let nemesis = Nemesis {
             schedule: Schedule::new(faults.clone()),
             random: ChaCha8Rng::seed_from_u64(seed),
@@ -105,7 +105,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     if let Err(error) = cluster.heal() {
         problems.push(Trouble::Failed(error).to_string());
     }
-    // A cluster that is known not to be well, or of a run that was ended early, is asked for what it has to say.
+    // The patience is shorter for a cluster that is known to be unhealthy, and after an interruption.
     let patience = if problems.is_empty() && !is_interrupted { PATIENCE } else { PATIENCE / 12 };
     let webs = cluster.webs();
     tokio::select! {
@@ -120,7 +120,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
         problems.extend(state.missing(&webs, patience).await);
         let missing = figures.missing(&faults);
         problems.extend(missing.iter().map(|fault| {
-            format!("{} never happened: the run tells nothing about it, give it more minutes", fault.name())
+            format!("{} never happened: the run does not cover it; use more --minutes", fault.name())
         }));
     }
     let judgement = load.recorder.judge();
@@ -139,8 +139,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     Ok(is_good)
 }
 
-/// Changes with every Ctrl+C, every request to terminate, and the end of the terminal: the first one ends the faults, the
-/// next one the last reads. From now on none of them ends the program.
+/// Changes with every SIGINT, SIGTERM and SIGHUP: the first one ends the faults, the next one the last reads. From
+/// now on none of these signals ends the program.
 fn interruptions() -> Result<watch::Receiver<()>, BoxError> {
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let interrupted = watch::Sender::new(());
@@ -149,7 +149,7 @@ fn interruptions() -> Result<watch::Receiver<()>, BoxError> {
         let (mut signals, interrupted) = (signal(kind)?, interrupted.clone());
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                say!("interrupted: what was seen so far is judged");
+                say!("interrupted: the histories so far are checked");
                 interrupted.send_replace(());
             }
         });
@@ -157,18 +157,18 @@ fn interruptions() -> Result<watch::Receiver<()>, BoxError> {
     Ok(interruptions)
 }
 
-/// Namespaces and devices have fixed names, so that a run that was killed can be cleaned up.
+/// Namespaces and devices have fixed names, so that the remains of a killed run can be removed.
 pub(crate) fn only_one() -> Result<fs::File, BoxError> {
     lock(&std::env::temp_dir().join("raftify-chaos.lock"))
 }
 
 fn lock(path: &Path) -> Result<fs::File, BoxError> {
-    let cannot = |error: std::io::Error| format!("{} cannot be locked: {error}", path.display());
+    let cannot = |error: std::io::Error| format!("cannot lock {}: {error}", path.display());
     let file = fs::OpenOptions::new().create(true).append(true).open(path).map_err(cannot)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => {
-            Err(format!("another run goes on and has the lock of {}: wait for its end", path.display())
+            Err(format!("another run is active and holds the lock of {}: wait for its end", path.display())
                 .into())
         }
         Err(fs::TryLockError::Error(error)) => Err(cannot(error).into()),
@@ -179,15 +179,15 @@ fn new_directory(base: &Path, seed: u64) -> Result<PathBuf, BoxError> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let directory = base.join(format!("{seconds}-seed-{seed}"));
     fs::create_dir_all(&directory)
-        .map_err(|error| format!("{} cannot be created: {error}", directory.display()))?;
+        .map_err(|error| format!("cannot create {}: {error}", directory.display()))?;
     Ok(directory.canonicalize()?)
 }
 
-/// The faults that were asked for, or all that can be done here.
+/// The requested faults, or all that are possible here.
 fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError> {
     let mut impossible = Vec::new();
     if !cluster.nodes.iter().all(Node::can_be_filled) {
-        impossible.push((Fault::FullDisk, "needs root: each node gets a small disk of its own"));
+        impossible.push((Fault::FullDisk, "needs root: each node gets a separate small disk"));
     }
     if !can_delay_syncs() {
         impossible.push((Fault::SlowDisk, "needs root and the program strace"));
@@ -226,7 +226,7 @@ fn finish_without_load(
     Ok(is_interrupted && problems.is_empty())
 }
 
-/// Reads every key through every node. Returns how many reads had no answer.
+/// Reads every key through every node. Returns the number of reads without an answer.
 async fn read_everything(recorder: &Arc<Recorder>, webs: &[String], patience: Duration) -> usize {
     let end = Instant::now() + patience;
     let mut readers = JoinSet::new();
@@ -288,7 +288,7 @@ fn summary(load: &Load, figures: &Figures, judgement: &Judgement, seconds: f64, 
         (web + grpc) as f64 / seconds,
     );
     let verdict = if judgement.violations.is_empty() && judgement.undecided.is_empty() {
-        "every history is linearizable, and nothing acknowledged is missing"
+        "every history is linearizable, and no acknowledged write is missing"
     } else {
         "NOT every history is linearizable"
     };
@@ -300,11 +300,11 @@ fn report_problems(problems: &[String], judgement: &Judgement) {
         say!("FAILED: {problem}");
     }
     for key in &judgement.undecided {
-        say!("FAILED: the history of {key} is too long to be decided");
+        say!("FAILED: the history of {key} is too long to be checked");
     }
     for violation in judgement.violations.iter().take(SHOWN_MAX) {
         let what = match violation.at_the_end_only {
-            true => "what was read at the end misses an acknowledged write, or the nodes differ",
+            true => "the last reads miss an acknowledged write, or the nodes differ",
             false => "its history is not linearizable",
         };
         say!("FAILED: {}: {what}\n{}", violation.key, violation.counterexample);

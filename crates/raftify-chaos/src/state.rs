@@ -1,5 +1,5 @@
-//! What is in the cluster before the clients begin, so that a node that joins has much to catch up with. It is in no
-//! history: at the end every node must still have it.
+//! The state of the cluster before the clients begin, so that a node that joins has much to catch up with. It is in
+//! no history: at the end every node must still have it.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use tokio::time::{Instant, sleep};
 
 use crate::http::{Answer, Connection};
 
-/// So many keys, whatever the size: more than a log keeps before its snapshot, so that a joiner needs the snapshot.
+/// The number of keys for every size: more than a log keeps before its snapshot, so that a joiner needs the snapshot.
 const KEYS: u64 = 8_000;
 
-/// How many keys are written at once.
+/// The number of concurrent writes.
 const WRITERS: u64 = 64;
 
-/// At the end one of so many keys is read.
+/// At the end one of this many keys is read.
 const READ_EVERY: usize = 20;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Longer than it takes a node to write out what it has: until then it answers nothing.
+/// Longer than a node takes to flush its state: until then it does not answer.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(300);
 
 const PAUSE: Duration = Duration::from_millis(20);
@@ -48,7 +48,7 @@ impl State {
     /// Writes all keys through all nodes, and has every node take a snapshot.
     ///
     /// # Errors
-    /// What was not written or taken in time.
+    /// A write or a snapshot that was not complete in time.
     pub(crate) async fn fill(self, webs: &[String], patience: Duration) -> Result<(), String> {
         let end = Instant::now() + patience;
         let mut writers = JoinSet::new();
@@ -57,19 +57,19 @@ impl State {
             writers.spawn(async move {
                 for number in (writer..KEYS).step_by(WRITERS as usize) {
                     let (path, value) = (format!("/store/{}", State::key(number)), self.value(number));
-                    until_well(&mut connection, "PUT", &path, value.as_bytes(), DEADLINE, end).await?;
+                    until_ok(&mut connection, "PUT", &path, value.as_bytes(), DEADLINE, end).await?;
                 }
                 Ok(())
             });
         }
         for web in webs {
             let mut connection = Connection::new(web.clone());
-            // The last of the writers has to be done before.
+            // All writers must have finished.
             while let Some(written) = writers.join_next().await {
                 written.map_err(|error| error.to_string())??;
             }
             writers.spawn(async move {
-                until_well(&mut connection, "POST", "/snapshot", b"", SNAPSHOT_DEADLINE, end).await.map(drop)
+                until_ok(&mut connection, "POST", "/snapshot", b"", SNAPSHOT_DEADLINE, end).await.map(drop)
             });
         }
         while let Some(taken) = writers.join_next().await {
@@ -78,7 +78,7 @@ impl State {
         Ok(())
     }
 
-    /// Reads some of the keys through every node; what one of them does not have, if anything.
+    /// Reads some of the keys through every node. Returns the first key that is wrong on a node, if any.
     pub(crate) async fn missing(self, webs: &[String], patience: Duration) -> Option<String> {
         let end = Instant::now() + patience;
         let mut readers = JoinSet::new();
@@ -88,7 +88,7 @@ impl State {
                 for number in (0..KEYS).step_by(READ_EVERY) {
                     let key = State::key(number);
                     let path = format!("/store/{key}");
-                    let answer = until_well(&mut connection, "GET", &path, b"", DEADLINE, end).await?;
+                    let answer = until_ok(&mut connection, "GET", &path, b"", DEADLINE, end).await?;
                     let answer: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
                     if answer["value"].as_str() != Some(&self.value(number)) {
                         return Err(format!("{key}, which was written at the beginning, is wrong at {web}"));
@@ -102,8 +102,8 @@ impl State {
     }
 }
 
-/// Asks until the answer is that all is well.
-async fn until_well(
+/// Repeats a request until the answer has the status 200.
+async fn until_ok(
     connection: &mut Connection,
     method: &str,
     path: &str,
@@ -116,7 +116,7 @@ async fn until_well(
             Ok(answer) if answer.status == 200 => return Ok(answer),
             outcome if Instant::now() > end => {
                 let told = outcome.map(|answer| answer.status);
-                return Err(format!("{method} {path} is answered {told:?}"));
+                return Err(format!("{method} {path} has the answer {told:?}"));
             }
             _ => sleep(PAUSE).await,
         }
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_state_is_as_large_as_was_asked_and_every_value_is_another() {
+    fn the_state_has_the_requested_size_and_every_value_differs() {
         let state = State::of(2);
         let bytes: usize = (0..KEYS).map(|number| state.value(number).len()).sum();
         assert!((2 << 20..3 << 20).contains(&bytes), "{bytes}");

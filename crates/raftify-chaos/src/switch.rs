@@ -1,6 +1,7 @@
-//! The network of the namespaces: every node, and the clients, have a TUN device, and what is sent comes here, packet by
-//! packet, to be lost, delayed, held to a rate, or passed on as the links say. TCP above it is that of the kernel, with
-//! its repetitions and its growing pauses: a lost packet is a lost packet. It needs neither `netem` nor a firewall.
+//! The network of the namespaces: every node, and the clients, have a TUN device, and the switch receives each packet
+//! that is sent, and loses, delays, limits or forwards it as the links say. TCP above it is that of the kernel, with
+//! its retransmissions and its growing timeouts: a lost packet is a lost packet. It needs neither `netem` nor a
+//! firewall.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,16 +17,16 @@ use tun_rs::AsyncDevice;
 
 use crate::links::{Party, Watched};
 
-/// The first three numbers of all addresses. The fourth is the party's, and one.
+/// The first three bytes of all addresses. The fourth is the party plus one.
 const NETWORK: [u8; 3] = [10, 231, 77];
 
-/// The largest packet. Larger ones than on Ethernet: less work for the same bytes.
+/// The MTU. Larger than that of Ethernet: less work for the same bytes.
 pub(crate) const PACKET_BYTES_MAX: u16 = 9000;
 
-/// As much as a slow link holds back before it drops, as a router with a full queue does.
+/// The queue of a slow link before it drops packets, as a router with a full queue does.
 const QUEUE_TIME_MAX: Duration = Duration::from_millis(500);
 
-/// So many packets may be delayed at once; more are lost.
+/// The number of packets that may be delayed at once; more are lost.
 const DELAYED_MAX: usize = 20_000;
 
 /// The address of a party.
@@ -41,7 +42,7 @@ enum Fate {
     Delayed(Instant),
 }
 
-/// Carries packets between the devices, one for each party in their order, until it is dropped.
+/// Forwards packets between the devices, one for each party in their order, until it is dropped.
 pub(crate) struct Switch {
     _tasks: JoinSet<()>,
 }
@@ -66,7 +67,7 @@ impl Switch {
 struct Shared {
     devices: Vec<AsyncDevice>,
     links: Watched,
-    /// For each link when what was sent over it will have passed, if it has a rate.
+    /// For each link with a rate, the time when its queue is empty.
     busy_until: Mutex<Vec<Instant>>,
 }
 
@@ -78,13 +79,13 @@ struct Delayed {
 }
 
 impl Shared {
-    /// Takes what one party sends.
+    /// Receives the packets of one party.
     async fn carry(self: Arc<Self>, from: Party, delayed: mpsc::Sender<(Instant, Party, Vec<u8>)>) {
         let mut buffer = vec![0; usize::from(u16::MAX)];
         loop {
             let length = match self.devices[from].recv(&mut buffer).await {
                 Ok(length) => length,
-                // The device is down while its namespace is being set up or taken away.
+                // The device is down while its namespace is set up or removed.
                 Err(_) => {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
@@ -95,7 +96,7 @@ impl Shared {
             match self.fate(from, to, length) {
                 Fate::Lost => {}
                 Fate::PassedOn => self.deliver(to, packet),
-                // A full queue loses the packet, as every network does.
+                // A full queue loses the packet, as in every network.
                 Fate::Delayed(due) => drop(delayed.try_send((due, to, packet.to_vec()))),
             }
         }
@@ -126,7 +127,7 @@ impl Shared {
     }
 
     fn deliver(&self, to: Party, packet: &[u8]) {
-        // A device that takes no packet loses it: the node is gone, or its queue is full.
+        // A device that does not accept a packet loses it: the node is gone, or its queue is full.
         let _lost: io::Result<usize> = self.devices[to].try_send(packet);
     }
 
@@ -143,7 +144,7 @@ impl Shared {
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     if let Some(Reverse(first)) = queue.pop() {
-                        // What was cut meanwhile arrives all the same: it was on the way.
+                        // Packets that were already delayed arrive even if the link is now cut: they were in flight.
                         self.deliver(first.to, &first.packet);
                     }
                 }
@@ -152,7 +153,7 @@ impl Shared {
     }
 }
 
-/// To whom a packet goes, if it is IPv4 and within the network.
+/// The receiver of a packet, if it is IPv4 and within the network.
 fn receiver(packet: &[u8]) -> Option<Party> {
     let destination = packet.get(16..20)?;
     let is_ours = packet[0] >> 4 == 4 && destination.starts_with(&NETWORK);
@@ -184,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_receiver_of_a_packet_is_the_last_number_of_its_destination() {
+    fn the_receiver_of_a_packet_is_the_last_byte_of_its_destination() {
         let mut packet = [0; 20];
         packet[0] = 0x45;
         packet[16..].copy_from_slice(&[10, 231, 77, 4]);

@@ -1,5 +1,5 @@
-//! Short runs as a person starts them: three processes behind the proxy, killed and started again, and others that join
-//! them and leave, with a small state, in seconds and without root. The long runs are `make chaos`.
+//! Short runs of the program: three processes behind the proxy, killed and restarted, and nodes that join and leave,
+//! with a small state, in seconds and without root. The long runs are `make chaos`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -15,7 +15,7 @@ fn chaos(arguments: &[&str]) -> Output {
     command.args(arguments).arg("--directory").arg(directory.path()).output().unwrap()
 }
 
-/// `cargo test --workspace` has built them all; without it, they may be missing.
+/// `cargo test --workspace` has built the programs; without it, they may be missing.
 fn build_programs() {
     let beside = Path::new(env!("CARGO_BIN_EXE_chaos")).parent().unwrap();
     for program in ["memstore-static-members", "memstore-dynamic-members"] {
@@ -32,7 +32,7 @@ fn build_programs() {
 }
 
 #[test]
-fn three_processes_that_are_killed_and_started_again_lose_nothing_and_never_lie() {
+fn three_killed_and_restarted_processes_lose_no_write_and_stay_linearizable() {
     build_programs();
     let faults = ["--faults", "kill-one,kill-all,isolated", "--rounds", "1", "--state-megabytes", "1"];
     let size = ["--network", "proxy", "--nodes", "3", "--clients", "8", "--seed", "1"];
@@ -47,7 +47,7 @@ fn three_processes_that_are_killed_and_started_again_lose_nothing_and_never_lie(
 }
 
 #[test]
-fn nodes_that_join_die_hide_leave_and_move_cost_the_clients_nothing() {
+fn joining_dying_unreachable_leaving_and_moving_nodes_keep_the_cluster_available() {
     build_programs();
     let kinds = [
         "two-joiners",
@@ -62,15 +62,15 @@ fn nodes_that_join_die_hide_leave_and_move_cost_the_clients_nothing() {
     let output = chaos(&[&faults[..], &size[..]].concat());
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("every history is linearizable, and nothing acknowledged is missing"), "{said}");
-    // Two at once, one that was killed, one that was hidden, and two exchanges there and back.
+    assert!(said.contains("every history is linearizable, and no acknowledged write is missing"), "{said}");
+    // Two at once, one that was killed, one that was unreachable, and two exchanges there and back.
     assert!(said.contains("8 times a node became a voter"), "{said}");
 }
 
 #[test]
-fn a_node_with_few_descriptors_and_calls_that_are_given_up_leave_the_others_in_peace() {
+fn few_descriptors_and_cancelled_calls_do_not_affect_other_nodes() {
     build_programs();
-    let faults = ["--faults", "few-descriptors,given-up-calls", "--rounds", "1", "--state-megabytes", "1"];
+    let faults = ["--faults", "few-descriptors,cancelled-calls", "--rounds", "1", "--state-megabytes", "1"];
     let size = ["--network", "proxy", "--nodes", "3", "--clients", "4", "--seed", "1"];
     let output = chaos(&[&faults[..], &size[..]].concat());
     let said = String::from_utf8(output.stdout).unwrap();
@@ -80,7 +80,7 @@ fn a_node_with_few_descriptors_and_calls_that_are_given_up_leave_the_others_in_p
 }
 
 #[test]
-fn a_run_that_is_interrupted_ends_with_its_summary_and_leaves_nothing() {
+fn an_interrupted_run_ends_with_its_summary_and_cleans_up() {
     build_programs();
     let directory = tempfile::tempdir().unwrap();
     let mut run = Command::new(env!("CARGO_BIN_EXE_chaos"))
@@ -102,15 +102,15 @@ fn a_run_that_is_interrupted_ends_with_its_summary_and_leaves_nothing() {
 }
 
 #[test]
-fn who_stops_listening_ends_the_run_which_leaves_nothing() {
+fn closed_standard_output_ends_the_run_which_cleans_up() {
     build_programs();
     let directory = tempfile::tempdir().unwrap();
-    let (nobody, to_nobody) = std::io::pipe().unwrap();
-    drop(nobody);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
     let output = Command::new(env!("CARGO_BIN_EXE_chaos"))
         .args(["--network", "proxy", "--nodes", "3", "--clients", "4", "--directory"])
         .arg(directory.path())
-        .stdout(to_nobody)
+        .stdout(writer)
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
@@ -119,10 +119,10 @@ fn who_stops_listening_ends_the_run_which_leaves_nothing() {
 }
 
 #[test]
-fn what_makes_no_sense_is_one_clear_line() {
+fn an_invalid_argument_is_reported_in_one_line() {
     for (arguments, expected) in [
         (&["--seed", "seven"][..], "invalid value 'seven'"),
-        (&["--minutes", "NaN"], "it is no number of minutes"),
+        (&["--minutes", "NaN"], "not a number of minutes"),
         (&["--nodes", "2"], "2 is not in 3..=9"),
         (&["--state-megabytes", "0"], "0 is not in 1..=10000"),
         (&["--faults", "earthquake"], "invalid value 'earthquake'"),

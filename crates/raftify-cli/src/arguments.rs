@@ -9,7 +9,7 @@ use raftify::storage::StorageKind;
 #[derive(Parser)]
 #[command(
     version,
-    about = "Shows what is in the directory of a raftify node, and how a live one is doing; changes the members of a live \
+    about = "Shows the data directory of a raftify node and the status of a live node; changes the members of a live \
              cluster; converts directories"
 )]
 pub(crate) struct Arguments {
@@ -19,25 +19,25 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Describe a directory or a node; nothing is changed
+    /// Describe a directory or a node without changing it
     #[command(subcommand)]
     Describe(Describe),
     /// Show or change the members of a live cluster
     #[command(subcommand)]
     Cluster(Cluster),
-    /// Change how the directory of a stopped node is kept
+    /// Convert the directory of a stopped node to the other storage
     #[command(subcommand)]
     Storage(Storage),
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Cluster {
-    /// The members, and the index that the list is as of
+    /// Show the members, and the index of the membership
     Members {
         #[command(flatten)]
         at: Addresses,
     },
-    /// Take a node out of the cluster for good: one that is gone, or one that still runs, which then stops
+    /// Remove a node from the cluster permanently; if it still runs, it stops
     Remove {
         /// The node
         id: NodeId,
@@ -46,7 +46,7 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         conditions: Conditions,
     },
-    /// Make a learner a voter. It must be caught up, and reached by a majority of the voters
+    /// Make a learner a voter. It must be caught up, and reachable for a majority of the voters
     Promote {
         /// The node
         id: NodeId,
@@ -55,7 +55,7 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         conditions: Conditions,
     },
-    /// Take the vote from a voter, which stays a member as a learner
+    /// Make a voter a learner, which stays a member
     Demote {
         /// The node
         id: NodeId,
@@ -64,12 +64,12 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         conditions: Conditions,
     },
-    /// Put a learner in the place of a voter, in one step, as soon as the learner is caught up: it becomes a voter, and the
-    /// other node is removed for good
+    /// Replace a voter by a learner in one step, as soon as the learner is caught up: the learner becomes a voter,
+    /// and the other node is removed permanently
     Replace {
-        /// The voter that goes
+        /// The voter to remove
         old: NodeId,
-        /// The learner that takes its place
+        /// The learner that replaces it
         new: NodeId,
         #[command(flatten)]
         at: Addresses,
@@ -78,33 +78,33 @@ pub(crate) enum Cluster {
 
 #[derive(Args)]
 pub(crate) struct Addresses {
-    /// Members of the cluster, host:port; any of them will do, the leader is found from there
+    /// Members of the cluster, host:port; any of them will do, they lead to the leader
     #[arg(required = true)]
     pub(crate) addresses: Vec<String>,
-    /// For programs: JSON
+    /// JSON output
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Args)]
 pub(crate) struct Conditions {
-    /// Only if the members are still as of this index, as `cluster members` shows it
+    /// Only if this is still the index of the membership, as `cluster members` shows it
     #[arg(long, value_name = "INDEX")]
     pub(crate) expect: Option<u64>,
-    /// Also if the remaining voters that are alive are no majority, or the node is not caught up or not reached: the cluster
-    /// may stop for good
+    /// Even if the remaining live voters are no majority, or the node is not caught up or not reachable: the cluster
+    /// may stop permanently
     #[arg(long)]
     pub(crate) force: bool,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Storage {
-    /// Make a node's directory one of the other storage. The node must be stopped, and started again with a program
-    /// that opens that storage. Whatever interrupts it, the directory stays valid; just run it again
+    /// Convert a node's directory to the other storage. The node must be stopped, and started again with a program
+    /// that opens that storage. After an interruption the directory is still valid; run the command again
     Convert {
         /// The node's directory
         path: PathBuf,
-        /// The storage that is to keep it
+        /// The new storage
         #[arg(long)]
         to: Kind,
     },
@@ -112,7 +112,7 @@ pub(crate) enum Storage {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Kind {
-    /// WalStorage: the log in segments, one flush for each write
+    /// WalStorage: the log in segments, one fsync for each write
     Wal,
     /// HeedStorage: everything in LMDB
     Heed,
@@ -136,7 +136,7 @@ pub(crate) enum Describe {
         /// The first index to show [default: that of the first entry]
         #[arg(long)]
         from: Option<u64>,
-        /// How many entries to show at most [default: 100 in a table, else all]
+        /// The maximum number of entries [default: 100 in a table, else all]
         #[arg(long)]
         limit: Option<u64>,
         #[command(flatten)]
@@ -156,9 +156,9 @@ pub(crate) enum Describe {
         #[command(flatten)]
         form: FormArguments,
     },
-    /// A live node: role, leader, members, and on the leader how far the others are
+    /// A live node: role, leader, members, and on the leader the progress of the others
     Node {
-        /// Where it listens for the other nodes: host:port
+        /// Its address for other nodes: host:port
         address: String,
         #[command(flatten)]
         form: FormArguments,
@@ -167,15 +167,15 @@ pub(crate) enum Describe {
 
 #[derive(Args)]
 pub(crate) struct FormArguments {
-    /// For programs: JSON, for a log one line for each entry
+    /// JSON output; for a log, one line for each entry
     #[arg(long, conflicts_with = "raw")]
     json: bool,
-    /// What is stored, undecoded: entries as hex, the bytes of a snapshot, other things as the program holds them
+    /// The stored data, undecoded: entries as hex, the bytes of a snapshot, other data in debug format
     #[arg(long)]
     raw: bool,
 }
 
-/// How something is shown.
+/// The output format.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Form {
     Table,

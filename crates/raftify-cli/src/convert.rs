@@ -1,4 +1,4 @@
-//! Makes a directory one of the other storage, and says what has become of it.
+//! Converts a directory to the other storage, and prints the result.
 
 use std::io::Write;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub(crate) fn run(path: &Path, to: StorageKind, output: &mut dyn Write) -> Resul
         convert_storage(path, to).map_err(|error| with_advice(path, error))?;
     let path = path.display();
     if from == to {
-        writeln!(output, "{path} is kept by {to} already: nothing was changed")?;
+        writeln!(output, "{path} already uses {to}: nothing was changed")?;
         return Ok(());
     }
     let log = match state.last.index.get() - state.truncated.index.get() {
@@ -23,7 +23,7 @@ pub(crate) fn run(path: &Path, to: StorageKind, output: &mut dyn Write) -> Resul
     let snapshot = state
         .snapshot
         .map_or("no snapshot".to_owned(), |snapshot| format!("the snapshot at {}", snapshot.position));
-    writeln!(output, "{path} was kept by {from}; now {to} keeps it, with {log}, and {snapshot}")?;
+    writeln!(output, "{path} was converted from {from} to {to}, with {log}, and {snapshot}")?;
     writeln!(output, "start its node with a program that opens {to}")?;
     Ok(())
 }

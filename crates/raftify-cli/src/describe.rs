@@ -1,4 +1,4 @@
-//! What each command reads and says.
+//! The commands that describe a directory or a node.
 
 use std::error::Error;
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::arguments::{Describe, Form};
 use crate::output::{hex, print_facts, print_json, print_members, table, with_advice};
 
-/// How many entries a table shows if no limit is given.
+/// The number of entries in a table without a limit.
 const TABLE_ENTRIES: u64 = 100;
 /// How much of a log is read at once.
 const READ_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -67,7 +67,7 @@ where
     let end = stored.last.index.next();
     let from = from.map_or(first, LogIndex);
     if from < first {
-        return Err(format!("the log begins at {first}: begin with --from {first}").into());
+        return Err(format!("the log begins at {first}: use --from {first}").into());
     }
     let limit = limit.unwrap_or(if form == Form::Table { TABLE_ENTRIES } else { u64::MAX });
     let until = LogIndex(from.get().saturating_add(limit)).min(end);
@@ -108,7 +108,7 @@ where
         }
         let count = end.get() - first.get();
         match (count, until < end) {
-            (0, _) => writeln!(output, "the log is empty; it goes on at {first}")?,
+            (0, _) => writeln!(output, "the log is empty; the next index is {first}")?,
             (_, true) => writeln!(output, "{} more, show them with --from {until}", end.get() - until.get())?,
             (_, false) => writeln!(output, "the log ends at {}", stored.last)?,
         }
@@ -144,7 +144,7 @@ where
         EntryKind::MembershipChange => MembershipChange::decode(bytes)
             .map_or_else(|error| undecodable(&error), |change| change.to_string()),
         EntryKind::MemberRecord => match MemberRecord::decode(bytes) {
-            Ok(MemberRecord::ReserveNodeId) => "give out the next node id".to_owned(),
+            Ok(MemberRecord::ReserveNodeId) => "reserve the next node id".to_owned(),
             Ok(MemberRecord::Address { id, address, .. }) => format!("node {id} is at {address}"),
             Ok(MemberRecord::Incarnation { id, incarnation }) => {
                 format!("node {id} has incarnation {incarnation}")
@@ -154,9 +154,9 @@ where
     }
 }
 
-/// What the user's own code says. Its panic has been printed already, and is not the end of what can be shown.
+/// Calls the user's code. A panic of it has been printed already, and does not end the output.
 fn unless_it_panics<T>(work: impl FnOnce() -> T) -> Option<T> {
-    // What it panicked with is the user's as well, and may panic when it is dropped.
+    // Its panic payload is the user's as well, and may panic when it is dropped.
     catch_unwind(AssertUnwindSafe(work)).map_err(std::mem::forget).ok()
 }
 
@@ -182,14 +182,14 @@ fn metadata(path: &Path, form: Form, output: &mut dyn Write) -> Result<(), BoxEr
         )?,
         Form::Table => {
             let log = if stored.last.index < first {
-                format!("empty; it goes on at {first}")
+                format!("empty; the next index is {first}")
             } else {
                 format!("from {first} to {}", stored.last)
             };
             print_facts(
                 output,
                 &[
-                    ("kept by", kind.to_string()),
+                    ("storage", kind.to_string()),
                     (
                         "identity",
                         stored
@@ -229,7 +229,7 @@ where
         return Ok(());
     }
     let text = describe_snapshot(&mut data, formatter)?;
-    // What the formatter left is read as well, so that damage anywhere is found.
+    // Reads also the rest that the formatter left, so that damage anywhere is detected.
     io::copy(&mut data, &mut io::sink())?;
     if form == Form::Json {
         let json = json!({
@@ -277,7 +277,7 @@ where
         let reason = match error {
             ClientError::Answer(ReadError::ConnectionLost(reason)) => reason,
             ClientError::Answer(ReadError::TimedOut(after)) => {
-                format!("nothing within {} s", after.as_secs())
+                format!("no answer within {} s", after.as_secs())
             }
             error => return BoxError::from(error),
         };
@@ -358,11 +358,11 @@ mod tests {
 
     impl CustomFormatter<u8, Nothing> for Panics {
         fn format_entry(&self, _: &u8, _: &[u8]) -> String {
-            panic!("told to")
+            panic!("on purpose")
         }
 
         fn format_snapshot(&self, _: &mut dyn Read) -> io::Result<String> {
-            panic!("told to")
+            panic!("on purpose")
         }
     }
 

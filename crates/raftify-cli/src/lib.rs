@@ -1,8 +1,9 @@
-//! The command line of raftify: what a node's directory holds, and how a live node is doing; to change the members of a live
-//! cluster; and to make the directory of a stopped node one of the other storage.
+//! The command line of raftify: prints a node's directory and the status of a live node, changes the members of a
+//! live cluster, and converts the directory of a stopped node to the other storage.
 //!
-//! The program `raftify-cli` knows no types and shows entries and snapshots as bytes. A program that knows its own
-//! gives them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has the same commands:
+//! The program `raftify-cli` knows no user types and shows entries and snapshots as bytes. A program with its own
+//! types passes them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has the same
+//! commands:
 //!
 //! ```no_run
 //! # use raftify::{BoxError, LogPosition, Snapshot, StateMachine};
@@ -48,10 +49,10 @@ use raftify::{LogEntry, StateMachine};
 
 use crate::arguments::{Arguments, Command, Storage};
 
-/// Carries out the command line of this process, showing entries and snapshots as hex and text.
+/// Runs the command line of this process, and shows entries and snapshots as hex and text.
 ///
-/// The exit code is 0 if it was carried out, 1 with one line on standard error if it could not be, and 2 if the
-/// command line makes no sense. A reader of the output that goes away early, as `head` does, is no error.
+/// The exit code is 0 on success, 1 with one line on standard error after a failure, and 2 if the command line is
+/// invalid. A closed standard output, as with `head`, is no error.
 pub fn cli_handler<Entry, FSM>() -> ExitCode
 where
     Entry: LogEntry,
@@ -60,7 +61,7 @@ where
     cli_handler_with::<Entry, FSM>(DefaultFormatter)
 }
 
-/// The same, with entries and snapshots shown by `formatter`.
+/// Like [`cli_handler`], with entries and snapshots shown by `formatter`.
 pub fn cli_handler_with<Entry, FSM>(formatter: impl CustomFormatter<Entry, FSM>) -> ExitCode
 where
     Entry: LogEntry,

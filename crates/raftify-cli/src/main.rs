@@ -1,4 +1,4 @@
-//! The ready program. It knows no user's types and shows their entries and snapshots as hex and text.
+//! The ready-made program. It knows no user types and shows entries and snapshots as hex and text.
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     cli_handler::<UnknownEntry, UnknownStateMachine>()
 }
 
-/// An entry of some program, as bytes.
+/// An entry of an unknown program, as bytes.
 struct UnknownEntry(Bytes);
 
 impl LogEntry for UnknownEntry {
@@ -24,10 +24,10 @@ impl LogEntry for UnknownEntry {
     }
 }
 
-/// The state machine of some program. It is never run.
+/// The state machine of an unknown program. It never runs.
 struct UnknownStateMachine;
 
-const UNKNOWN: &str = "the state machine of the directory's program is not known here";
+const UNKNOWN: &str = "the state machine of the directory's program is unknown to this program";
 
 impl StateMachine for UnknownStateMachine {
     type LogEntry = UnknownEntry;

@@ -1,4 +1,4 @@
-//! Tables, JSON and advice, the same for all commands.
+//! Tables, JSON and hints, the same for all commands.
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
@@ -12,7 +12,7 @@ use raftify::status::PeerProgress;
 use raftify::storage::StorageError;
 use serde_json::Value;
 
-/// A table with these headings, as wide as the terminal at most.
+/// A table with these headings, at most as wide as the terminal.
 pub(crate) fn table<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Table {
     let mut table = Table::new();
     table
@@ -22,7 +22,7 @@ pub(crate) fn table<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Table {
     table
 }
 
-/// One line for each fact.
+/// One line for each property.
 pub(crate) fn print_facts(output: &mut dyn Write, facts: &[(&str, String)]) -> io::Result<()> {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
@@ -32,14 +32,14 @@ pub(crate) fn print_facts(output: &mut dyn Write, facts: &[(&str, String)]) -> i
     writeln!(output, "{table}")
 }
 
-/// One line for each member; with how far it is, as far as that is known.
+/// One line for each member; with its progress, if that is known.
 pub(crate) fn print_members(
     output: &mut dyn Write,
     members: Option<&Members>,
     progress: Option<&[PeerProgress]>,
 ) -> io::Result<()> {
     let Some(members) = members.filter(|members| !members.is_empty()) else {
-        return writeln!(output, "no members yet: this node waits to be let into a cluster");
+        return writeln!(output, "no members yet: this node waits for its admission to a cluster");
     };
     let mut table = table(["member", "address", "role", "incarnation", "log agrees up to"]);
     if progress.is_none_or(<[PeerProgress]>::is_empty) {
@@ -48,7 +48,7 @@ pub(crate) fn print_members(
     for member in members.iter() {
         let peer = progress.and_then(|progress| progress.iter().find(|peer| peer.id == member.id));
         let agrees = peer.map_or(String::new(), |peer| {
-            let silent = if peer.recently_active { "" } else { ", not heard of lately" };
+            let silent = if peer.recently_active { "" } else { ", not recently active" };
             format!("{} ({}{silent})", peer.matched, peer.state)
         });
         let incarnation = member.incarnation.map_or("not yet known".to_owned(), |known| known.to_string());
@@ -65,13 +65,13 @@ pub(crate) fn print_members(
     writeln!(output, "members as of index {}{joint}", members.as_of())
 }
 
-/// JSON for a program that may be a person.
+/// Prints indented JSON.
 pub(crate) fn print_json(output: &mut dyn Write, value: &Value) -> serde_json::Result<()> {
     serde_json::to_writer_pretty(&mut *output, value)?;
     output.write_all(b"\n").map_err(serde_json::Error::io)
 }
 
-/// All of the bytes, without blanks.
+/// All bytes, without spaces.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}"); // Writing to a String cannot fail.
@@ -79,7 +79,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Why `directory` could not be opened; where no node has ever written, with what was expected there.
+/// Why `directory` could not be opened; if no node has ever written there, with the expected file.
 pub(crate) fn with_advice(directory: &Path, error: StorageError) -> BoxError {
     match &error {
         StorageError::Io { path, source, .. }

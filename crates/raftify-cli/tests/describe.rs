@@ -1,4 +1,4 @@
-//! The program on a directory as a node leaves it.
+//! The program on the directory of a node.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -23,10 +23,10 @@ fn id(id: u64) -> NodeId {
     NodeId::new(id).unwrap()
 }
 
-/// One of each storage, with the same in it.
+/// One directory of each storage, with the same content.
 fn directories() -> [TempDir; 2] {
     let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    // With small files, which are quickly made, and not too many for a small disk.
+    // Small files, because they are created quickly, and not too many for a small disk.
     fill(WalStorage::open_with(directories[0].path(), WalSettings { segment_bytes: 64 << 10 }).unwrap());
     fill(HeedStorage::open(directories[1].path()).unwrap());
     directories
@@ -73,7 +73,8 @@ fn cli(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_raftify-cli")).args(arguments).output().unwrap()
 }
 
-/// What the program says about both directories: the same, but for the name of the storage. Their own are cut out.
+/// The output of the program for both directories: the same, but for the name of the storage. The names of the
+/// directories are replaced.
 fn check(directories: &[TempDir; 2], what: &str, options: &[&str], expect: Expect) {
     let [wal, heed] = directories.each_ref().map(|directory| {
         let path = directory.path();
@@ -85,7 +86,7 @@ fn check(directories: &[TempDir; 2], what: &str, options: &[&str], expect: Expec
     expect.assert_eq(&wal);
 }
 
-/// What the program says, and how it ends; the name of the directory is cut out.
+/// The output of the program, and its exit code; the name of the directory is replaced.
 fn said(arguments: &[&str], directory: &Path) -> String {
     let output = cli(arguments);
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
@@ -94,7 +95,7 @@ fn said(arguments: &[&str], directory: &Path) -> String {
 }
 
 #[test]
-fn logs_are_a_table_for_people() {
+fn logs_are_shown_as_a_table() {
     let directories = directories();
     check(
         &directories,
@@ -107,7 +108,7 @@ fn logs_are_a_table_for_people() {
         │ 3       2      empty               0                                        │
         │ 4       2      user                6       05 68 65 6c 6c 6f  |.hello|      │
         │ 5       2      membership change   24      add learner 2 at 127.0.0.1:60062 │
-        │ 6       2      member record       2       give out the next node id        │
+        │ 6       2      member record       2       reserve the next node id         │
         └─────────────────────────────────────────────────────────────────────────────┘
         the log ends at 6 of term 2
         exit code 0
@@ -156,14 +157,14 @@ fn logs_are_shown_in_pages() {
         "logs",
         &["--from", "1"],
         expect![[r#"
-        error: the log begins at 3: begin with --from 3
+        error: the log begins at 3: use --from 3
         exit code 1
     "#]],
     );
 }
 
 #[test]
-fn logs_are_lines_of_json_for_programs_and_hex_when_raw() {
+fn logs_are_shown_as_lines_of_json_or_as_hex() {
     let directories = directories();
     check(
         &directories,
@@ -173,7 +174,7 @@ fn logs_are_lines_of_json_for_programs_and_hex_when_raw() {
             {"index":3,"kind":"empty","payload":"","term":2,"text":""}
             {"index":4,"kind":"user","payload":"0568656c6c6f","term":2,"text":"05 68 65 6c 6c 6f  |.hello|"}
             {"index":5,"kind":"membership change","payload":"02000100020f3132372e302e302e313a3630303632010000","term":2,"text":"add learner 2 at 127.0.0.1:60062"}
-            {"index":6,"kind":"member record","payload":"0200","term":2,"text":"give out the next node id"}
+            {"index":6,"kind":"member record","payload":"0200","term":2,"text":"reserve the next node id"}
             exit code 0
         "#]],
     );
@@ -200,7 +201,7 @@ fn metadata_is_shown_in_three_forms() {
         &[],
         expect![[r#"
             ┌──────────────────────────────────────────────────────────────────────────────┐
-            │ kept by    WalStorage                                                        │
+            │ storage    WalStorage                                                        │
             │ identity   node 1 of cluster 00000000000000c1 (incarnation 000000000000001c) │
             │ term       2                                                                 │
             │ vote       node 1                                                            │
@@ -339,19 +340,19 @@ fn a_directory_in_use_can_be_described() {
 }
 
 #[test]
-fn a_directory_is_converted_to_and_fro() {
+fn a_directory_is_converted_in_both_directions() {
     let [directory, _] = directories();
     let path = directory.path().to_str().unwrap();
     let metadata = || said(&["describe", "metadata", path], directory.path());
     let before = metadata();
     let convert = |to| said(&["storage", "convert", path, "--to", to], directory.path());
     expect![[r#"
-        DIRECTORY is kept by WalStorage already: nothing was changed
+        DIRECTORY already uses WalStorage: nothing was changed
         exit code 0
     "#]]
     .assert_eq(&convert("wal"));
     expect![[r#"
-        DIRECTORY was kept by WalStorage; now HeedStorage keeps it, with 4 entries, the last at 6 of term 2, and the snapshot at 2 of term 1
+        DIRECTORY was converted from WalStorage to HeedStorage, with 4 entries, the last at 6 of term 2, and the snapshot at 2 of term 1
         start its node with a program that opens HeedStorage
         exit code 0
     "#]]
@@ -373,7 +374,7 @@ fn a_directory_is_converted_to_and_fro() {
 }
 
 #[test]
-fn what_cannot_be_described_gets_one_line_and_exit_code_1() {
+fn a_failed_description_has_one_line_and_exit_code_1() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing");
     let path = missing.to_str().unwrap();
@@ -424,7 +425,7 @@ fn a_damaged_snapshot_is_an_error_and_not_a_panic() {
 }
 
 #[test]
-fn a_command_line_that_makes_no_sense_has_exit_code_2() {
+fn an_invalid_command_line_has_exit_code_2() {
     for arguments in [
         &["describe"][..],
         &["storage", "convert", "."],
@@ -437,7 +438,7 @@ fn a_command_line_that_makes_no_sense_has_exit_code_2() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_closed_standard_output_is_no_error() {
     let [directory, _] = directories();
     let (reader, to_reader) = std::io::pipe().unwrap();
     drop(reader);

@@ -1,7 +1,7 @@
-//! What the programs that try and measure raftify do alike at a terminal: wrong arguments get one line, Ctrl+C ends a run
-//! with its summary, and where nobody listens any more, a program ends quietly.
+//! Shared behaviour of the test and benchmark programs at a terminal: wrong arguments are reported in one line,
+//! Ctrl+C ends a run with its summary, and a program ends quietly when its standard output is closed.
 //!
-//! It knows nothing of what they try, or measure.
+//! It does not depend on these programs.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -9,17 +9,17 @@ use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The exit code for arguments that make no sense.
+/// The exit code for invalid arguments.
 pub const WRONG_ARGUMENTS: u8 = 2;
 
-/// The arguments of this process. Where they make no sense, it ends with one line and [`WRONG_ARGUMENTS`]; where they ask
-/// for help, with the help.
+/// The arguments of this process. If they are invalid, the process ends with one line and [`WRONG_ARGUMENTS`]; if
+/// they ask for help, with the help.
 pub fn arguments<Arguments: clap::Parser>() -> Arguments {
     Arguments::try_parse().unwrap_or_else(|error| {
         if !error.use_stderr() {
             error.exit();
         }
-        // The first paragraph says what is wrong.
+        // The first paragraph names the error.
         let text = error.to_string();
         let what: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
         eprintln!("{}", what.join(" "));
@@ -27,7 +27,7 @@ pub fn arguments<Arguments: clap::Parser>() -> Arguments {
     })
 }
 
-/// Becomes true with Ctrl+C, which from now on does not end the process. To be called once.
+/// Becomes true on Ctrl+C, which from now on does not end the process. Must be called once.
 pub fn interruption() -> Arc<AtomicBool> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&interrupted);
@@ -37,13 +37,13 @@ pub fn interruption() -> Arc<AtomicBool> {
     interrupted
 }
 
-/// Says a line on standard output, as `println!` does. Where nobody listens any more, the process ends, without a word.
+/// Prints a line on standard output, as `println!` does. If standard output is closed, the process ends quietly.
 #[macro_export]
 macro_rules! say {
     ($($what:tt)*) => { $crate::say_line(format_args!($($what)*)) };
 }
 
-/// What [`say!`] does.
+/// The implementation of [`say!`].
 #[doc(hidden)]
 pub fn say_line(line: fmt::Arguments<'_>) {
     if let Err(error) = writeln!(io::stdout(), "{line}") {

@@ -1,23 +1,23 @@
-//! Addresses on which the nodes of tests and benches listen, now and after they were started again.
+//! Listen addresses for the nodes of tests and benches, which stay free while a node restarts.
 //!
-//! A port that the system chooses is from the range of which it also chooses those of outgoing connections: while a node
-//! is down, one of them may take its port, and be it that of a peer which tries to reach that very node.
+//! The system chooses free ports from the same range as the ports of outgoing connections: while a node is down, an
+//! outgoing connection may take its port, even one of a peer that tries to reach that node.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// Below what the usual systems choose from: Linux from 32768, others from 49152.
+/// Below the ephemeral ports of the usual systems: Linux from 32768, others from 49152.
 const FIRST_PORT: u16 = 12_000;
 const PORTS: u16 = 20_000;
 
-/// A loopback address that nobody listens on, and that this process gives out once in [`PORTS`] times.
+/// A free loopback address, which this process returns once in [`PORTS`] calls.
 ///
 /// # Panics
 /// If all ports are taken.
 #[must_use]
 pub fn free_address() -> String {
     static GIVEN_OUT: AtomicU16 = AtomicU16::new(0);
-    // Processes that run beside this one, with ids close to its own, begin far from it.
+    // Concurrent processes, with similar ids, begin at distant ports.
     let begin = std::process::id() % u32::from(PORTS) * 617 % u32::from(PORTS);
     (0..PORTS)
         .map(|_| {

@@ -1,8 +1,8 @@
-//! Everything of raftify that reads bytes from outside, as functions that take any bytes: none may panic, take memory
-//! without bound, or believe what it should not.
+//! Every decoder of untrusted input in raftify, as functions that accept arbitrary bytes: none may panic, use
+//! unbounded memory, or accept malformed data.
 //!
-//! `fuzz/` feeds them with libFuzzer (`make fuzz`); `tests/corpus.rs` feeds them with what was found worth keeping, in
-//! each `make test`. What can be read is also written again, and must be the same.
+//! `fuzz/` runs them with libFuzzer (`make fuzz`); `tests/corpus.rs` runs them with the saved corpus, in each `make
+//! test`. Decoded values are encoded again, and must be the same.
 
 mod messages;
 mod places;
@@ -19,7 +19,7 @@ pub use places::{peers, snapshot_directory, snapshot_file};
 /// A function, and the name of the folder of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 10] = [
     ("config", config),
     ("members", members),
@@ -33,39 +33,35 @@ pub const TARGETS: [Target; 10] = [
     ("wire", wire),
 ];
 
-/// Every message of the wire, on through the checks at the door. The first byte says which.
+/// Every message of the wire, including request validation. The first byte selects the message.
 pub fn wire(bytes: &[u8]) {
     raftify::testing::read_wire(bytes);
 }
 
-/// Records of the segment log, with checksums that fit, and what is in them.
+/// Records of the segment log, with correct checksums, and their content.
 pub fn record(bytes: &[u8]) {
     raftify_storage::inner::read_record(bytes);
 }
 
-/// Values in LMDB, with checksums that fit. The first byte says of which key.
+/// Values in LMDB, with correct checksums. The first byte selects the key.
 pub fn metadata(bytes: &[u8]) {
     raftify_storage::inner::read_metadata(bytes);
 }
 
-/// Members, their changes and records, as they stand in log, metadata, snapshots and messages.
+/// Members, their changes and records, as in log, metadata, snapshots and messages.
 pub fn members(bytes: &[u8]) {
     if let Ok(members) = Members::decode(bytes) {
         let again = Members::decode(&members.encode());
-        assert_eq!(again.as_ref(), Ok(&members), "members are read as they were written");
+        assert_eq!(again.as_ref(), Ok(&members), "members round-trip");
         if let Ok(change) = MembershipChange::decode(bytes) {
             black_box(members.changed(members.as_of().next(), &change).is_ok());
         }
     }
     if let Ok(change) = MembershipChange::decode(bytes) {
-        assert_eq!(
-            MembershipChange::decode(&change.encode()),
-            Ok(change),
-            "a change is read as it was written"
-        );
+        assert_eq!(MembershipChange::decode(&change.encode()), Ok(change), "a change round-trips");
     }
     if let Ok(record) = MemberRecord::decode(bytes) {
-        assert_eq!(MemberRecord::decode(&record.encode()), Ok(record), "a record is read as it was written");
+        assert_eq!(MemberRecord::decode(&record.encode()), Ok(record), "a record round-trips");
     }
 }
 

@@ -1,4 +1,4 @@
-//! A node's core that gets any messages, in any order, among its own work.
+//! A node's core that receives arbitrary messages, in any order, during its own work.
 
 use bytes::Bytes;
 use raftify_core::message::CampaignReason;
@@ -12,18 +12,18 @@ use raftify_core::{
 
 const CLUSTER: ClusterId = ClusterId(7);
 
-/// Nobody waits.
+/// No client waits.
 struct NoReply;
 
 impl ProposalReply for NoReply {
     fn refuse(self, _error: ProposeError) {}
 }
 
-fn nobody<T: 'static, E: From<raftify_core::error::StopReason> + 'static>() -> Responder<T, E> {
+fn no_reply<T: 'static, E: From<raftify_core::error::StopReason> + 'static>() -> Responder<T, E> {
     Responder::new(|_| {})
 }
 
-/// Takes fields off the front; nothing is left at some time.
+/// Decodes fields from the front, until no bytes are left.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -33,7 +33,7 @@ impl Fields<'_> {
         Some(*first)
     }
 
-    /// Mostly a small number, as there are in short logs.
+    /// Mostly a small number, as in short logs.
     fn number(&mut self) -> Option<u64> {
         match self.byte()? {
             small @ ..240 => Some(u64::from(small % 16)),
@@ -69,7 +69,7 @@ impl Fields<'_> {
         Some(Bytes::copy_from_slice(payload))
     }
 
-    /// Mostly entries that follow each other.
+    /// Mostly consecutive entries.
     fn entries(&mut self, previous: LogPosition) -> Option<Vec<Entry>> {
         let mut position = previous;
         (0..self.byte()? % 4)
@@ -167,7 +167,7 @@ impl Node {
         Some(Node { core, disk })
     }
 
-    /// One thing that happens to it; `None` when there is nothing more.
+    /// One event of the node; `None` when no bytes are left.
     fn happens(&mut self, fields: &mut Fields<'_>) -> Option<()> {
         let request = match fields.byte()? % 16 {
             0..8 => {
@@ -192,7 +192,7 @@ impl Node {
                     receiver: None,
                     term: Term(fields.number()?),
                     snapshot: SnapshotMeta { cluster_id: CLUSTER, position: fields.position()?, members },
-                    reply: nobody(),
+                    reply: no_reply(),
                 });
                 return Some(());
             }
@@ -203,13 +203,13 @@ impl Node {
                 return Some(());
             }
             12 => LeaderRequest::Propose { payload: fields.payload()?, reply: NoReply },
-            13 => LeaderRequest::TransferLeader { to: Some(fields.node()?), reply: nobody() },
+            13 => LeaderRequest::TransferLeader { to: Some(fields.node()?), reply: no_reply() },
             14 => {
-                self.core.handle_local_request_msg(LocalRequestMsg::ReadIndex { reply: nobody() });
+                self.core.handle_local_request_msg(LocalRequestMsg::ReadIndex { reply: no_reply() });
                 return Some(());
             }
             _ => {
-                self.core.handle_local_request_msg(LocalRequestMsg::Campaign { reply: nobody() });
+                self.core.handle_local_request_msg(LocalRequestMsg::Campaign { reply: no_reply() });
                 return Some(());
             }
         };
@@ -220,12 +220,12 @@ impl Node {
         Some(())
     }
 
-    /// Carries out what follows, with a disk and a state machine that keep up.
+    /// Carries out the core's work, with a disk and a state machine that keep up.
     fn carry_out(&mut self) {
         while let Some(turn) = self.core.ready() {
             if let Some(write) = turn.write {
-                // It must be possible, whatever others say.
-                self.disk.write(&[write]).expect("a core asks for no write that contradicts its log");
+                // Every write must be possible, whatever messages arrived.
+                self.disk.write(&[write]).expect("a core requests no write that contradicts its log");
             }
             let applied = turn.committed.last().map(|committed| committed.position().index);
             self.core.written(turn.number);
@@ -245,7 +245,7 @@ fn sender(id: NodeId) -> Sender {
     Sender { id, incarnation: Incarnation(id.get()), members_as_of: LogIndex(1_000_000), started }
 }
 
-/// Any messages, for a node in any role, among ticks and requests of its own.
+/// Arbitrary messages, for a node in any role, between ticks and its own requests.
 pub fn messages(bytes: &[u8]) {
     let mut node = Node::new().expect("it starts");
     let mut fields = Fields(bytes);

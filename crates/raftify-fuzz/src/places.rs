@@ -1,4 +1,4 @@
-//! What is read from files: each call works in a directory of its own, in memory where the machine has that.
+//! Decoders of files: each call works in its own directory, in memory if the machine has such a file system.
 
 use std::fs;
 use std::io::Read as _;
@@ -8,18 +8,18 @@ use raftify::Snapshot;
 use raftify_storage::SnapshotFileReader;
 
 /// Calls `act` with a path in an empty directory, which is removed afterwards.
-fn at_place<T>(name: &str, act: impl FnOnce(&Path) -> T) -> T {
+fn in_directory<T>(name: &str, act: impl FnOnce(&Path) -> T) -> T {
     let memory = Path::new("/dev/shm");
     let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
     let place = tempfile::Builder::new().prefix("raftify-fuzz-").tempdir_in(place);
-    let place = place.expect("a directory for what is tried can be made");
+    let place = place.expect("a directory can be created");
     act(&place.path().join(name))
 }
 
-/// Snapshot files: any bytes, and a file that is right but for one place.
+/// Snapshot files: arbitrary bytes, and a file that is correct but for one byte.
 pub fn snapshot_file(bytes: &[u8]) {
     let read = |content: &[u8]| {
-        at_place("file.snapshot", |path| {
+        in_directory("file.snapshot", |path| {
             fs::write(path, content).expect("there is room");
             let (meta, data_bytes, mut reader) = SnapshotFileReader::open(path).ok()?;
             let mut data = Vec::new();
@@ -30,27 +30,27 @@ pub fn snapshot_file(bytes: &[u8]) {
     };
     read(bytes);
     let Some((file, meta, data)) = raftify_storage::inner::snapshot_file(bytes) else { return };
-    assert_eq!(read(&file), Some((meta, data)), "what was written is read");
+    assert_eq!(read(&file), Some((meta, data)), "the file round-trips");
     if let [.., first, second, change] = bytes
         && *change != 0
     {
         let mut damaged = file;
         let at = usize::from(u16::from_be_bytes([*first, *second])) % damaged.len();
         damaged[at] ^= change;
-        assert_eq!(read(&damaged), None, "a change of byte {at} is noticed");
+        assert_eq!(read(&damaged), None, "a change of byte {at} is detected");
     }
 }
 
-/// Snapshots that are sets of files: nothing is written but below the place they are unpacked at, and nothing is left
-/// of what is refused.
+/// Snapshots that are sets of files: nothing is written outside of the target directory, and a rejected snapshot
+/// leaves no files.
 pub fn snapshot_directory(bytes: &[u8]) {
-    at_place("unpacked", |path| {
+    in_directory("unpacked", |path| {
         let unpacked = Snapshot::read_directory(&mut &*bytes, path);
         assert_eq!(unpacked.is_ok(), path.exists());
         if unpacked.is_ok() {
             fs::remove_dir_all(path).expect("it was just made");
         }
-        let parent = path.parent().expect("it lies in the place");
+        let parent = path.parent().expect("it is in the directory");
         let stray = fs::read_dir(parent).expect("it is there").filter_map(Result::ok).next();
         assert!(stray.is_none(), "written outside of its directory: {stray:?}");
     });
@@ -58,7 +58,7 @@ pub fn snapshot_directory(bytes: &[u8]) {
 
 /// The members of a static cluster, as the example reads them.
 pub fn peers(bytes: &[u8]) {
-    at_place("peers.toml", |path| {
+    in_directory("peers.toml", |path| {
         fs::write(path, bytes).expect("there is room");
         if let Err(error) = memstore::load_peers(path) {
             assert!(!error.to_string().is_empty());

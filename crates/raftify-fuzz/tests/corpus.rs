@@ -1,4 +1,4 @@
-//! All that fuzzing found worth keeping is read again.
+//! Every fuzz target runs on its saved corpus.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 use raftify_fuzz::TARGETS;
 
 #[test]
-fn everything_in_the_corpus_is_read_without_harm() {
+fn every_input_in_the_corpus_is_handled_without_a_panic() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
     for (name, target) in TARGETS {
         let files = fs::read_dir(corpus.join(name)).expect("each target has a corpus");
@@ -23,7 +23,7 @@ fn everything_in_the_corpus_is_read_without_harm() {
 }
 
 #[test]
-fn every_target_has_its_program() {
+fn every_target_has_a_fuzz_program() {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/fuzz_targets");
     let programs = fs::read_dir(programs).expect("there are programs");
     let names = programs.map(|entry| {

@@ -1,4 +1,4 @@
-//! No byte from the network or the disk reaches the parser of protobuf 2: the reason why `deny.toml` accepts
+//! No byte from the network or the disk reaches the parser of protobuf 2: this is why `deny.toml` accepts
 //! RUSTSEC-2024-0437.
 //!
 //! The argument has three steps, one test each. Only `raft` and its generated types depend on `protobuf`, and `raft` does
@@ -10,7 +10,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The versions of which the sources were read. Another one must be read again before it is written here.
+/// The versions whose sources were reviewed. Review another version before you write it here.
 const READ: [(&str, &str, &str); 2] = [
     ("raft", "0.7.0", "f12688b23a649902762d4c11d854d73c49c9b93138f2de16403ef9f571ad5bae"),
     ("raft-proto", "0.7.0", "fb6884896294f553e8d5cfbdb55080b9f5f2f43394afff59c9f077e0f4b46d6b"),
@@ -24,7 +24,7 @@ fn lock_file() -> String {
     fs::read_to_string(root().join("Cargo.lock")).expect("the workspace has a lock file")
 }
 
-/// Names of the packages that depend on `dependency`, of those in `lock`.
+/// The packages in `lock` that depend on `dependency`.
 fn dependents<'a>(lock: &'a str, dependency: &str) -> Vec<&'a str> {
     let quoted = format!(" \"{dependency}\",");
     let with_version = format!(" \"{dependency} ");
@@ -34,7 +34,7 @@ fn dependents<'a>(lock: &'a str, dependency: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// All Rust files of the repository that are not tests of their own, with their texts.
+/// All Rust files of the repository except tests in their own files, with their texts.
 fn sources() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join("crates"), root().join("examples"), root().join("fuzz/fuzz_targets")];
@@ -66,13 +66,14 @@ fn only_raft_depends_on_protobuf_and_only_the_core_on_raft() {
 }
 
 #[test]
-fn the_sources_of_raft_are_those_that_were_read() {
+fn the_sources_of_raft_are_the_reviewed_ones() {
     let lock = lock_file();
     for (name, version, checksum) in READ {
         let package = format!("name = \"{name}\"\nversion = \"{version}\"\n");
         let found = lock.split("[[package]]").find(|found| found.contains(&package));
-        let found = found
-            .unwrap_or_else(|| panic!("{name} {version} is not in Cargo.lock: read its calls of the parser"));
+        let found = found.unwrap_or_else(|| {
+            panic!("{name} {version} is not in Cargo.lock: review its calls of the parser")
+        });
         assert!(found.contains(checksum), "{name} {version} has another checksum");
     }
 }

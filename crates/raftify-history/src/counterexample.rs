@@ -1,4 +1,4 @@
-//! Makes a counterexample small enough to be read, and prints it.
+//! Reduces a counterexample to a readable size, and prints it.
 
 use std::fmt;
 
@@ -8,21 +8,22 @@ use crate::{CallRef, Model};
 /// The calls of a history that contradict each other.
 #[derive(Clone, Debug)]
 pub struct Counterexample {
-    /// How many calls had returned when the history stopped being linearizable, with the one that made it so.
+    /// The number of calls that had returned when the history stopped being linearizable, including the call that
+    /// caused it.
     pub returned: usize,
-    /// Calls of these that contradict each other, in the order in which they began. The others do not matter: without
-    /// reads among them, and with writes among them at any moment or none, the contradiction remains.
+    /// The contradicting calls, in the order of their beginnings. The other calls do not matter: the contradiction
+    /// remains without the reads among them, and with the writes among them at any moment or not at all.
     pub calls: Vec<CounterexampleCall>,
 }
 
 /// A call of a [`Counterexample`].
 #[derive(Clone, Debug)]
 pub struct CounterexampleCall {
-    /// Who called.
+    /// The client of the call.
     pub client: u64,
-    /// When.
+    /// The time of the call.
     pub called: u64,
-    /// When it returned; `None` if its outcome was unknown, or it came later than the contradiction.
+    /// When it returned; `None` if its outcome was unknown, or if it returned after the contradiction.
     pub returned: Option<u64>,
     /// Operation and outcome.
     pub text: String,
@@ -51,13 +52,13 @@ impl fmt::Display for Counterexample {
     }
 }
 
-/// The shortest beginning of `history` that is not linearizable, without what does not matter. `history` is not
+/// The shortest prefix of `history` that is not linearizable, without calls that do not matter. `history` is not
 /// linearizable.
 pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budget: u64) -> Counterexample {
     let contradicts =
         |history: &[CallRef<'_, M>], budget: &mut u64| search(model, history, budget) == Found::NoOrder;
 
-    // What contradicts early contradicts for ever: the shortest beginning is found by halving.
+    // A contradiction in a prefix remains in every longer one, so the shortest prefix is found by bisection.
     let mut ends: Vec<u64> = history.iter().filter_map(|call| call.returned).map(|(time, _)| time).collect();
     ends.sort_unstable();
     let until = |time: u64| -> Vec<_> {
@@ -75,8 +76,8 @@ pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budg
     }
     let returned = history.iter().filter(|call| call.returned.is_some()).count();
 
-    // A read says less when it is left out, any other call when its outcome is not known: what still contradicts then
-    // did so without. Large parts first, so that few searches are enough.
+    // Leaving out a read, or making the outcome of another call unknown, removes constraints: if the contradiction
+    // remains, it did not depend on them. Large parts first, so that few searches are enough.
     let mut weights = vec![Weight::Full; history.len()];
     let weighed = |weights: &[Weight]| -> Vec<_> {
         let weighed = history.iter().zip(weights).filter_map(|(call, weight)| match weight {
@@ -89,7 +90,7 @@ pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budg
     let hints = model.hints(&history);
     let lightest: Vec<_> =
         hints.iter().map(|hint| if hint.reads { Weight::None } else { Weight::Weak }).collect();
-    // What takes much longer than to find the contradiction is not worth it.
+    // Stop when reducing takes much longer than finding the contradiction.
     let mut left = budget;
     contradicts(&history, &mut left);
     let cost = budget - left + 1_000;
@@ -110,7 +111,7 @@ pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budg
         }
         part /= 2;
     }
-    // Calls that may as well never have happened, and that nobody saw, need not be shown.
+    // Calls that may never have taken effect, and whose values were not read, are not shown.
     loop {
         let mut hints = model.hints(&weighed(&weights)).into_iter();
         let mut changed = false;
@@ -148,7 +149,7 @@ pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budg
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Weight {
     Full,
-    /// That it was called.
+    /// Only that it was called.
     Weak,
     None,
 }

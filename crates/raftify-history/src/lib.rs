@@ -1,12 +1,12 @@
-//! Histories of concurrent calls, and a checker that says whether they are linearizable.
+//! Histories of concurrent calls, and a linearizability checker.
 //!
-//! Whoever tries a cluster records what its clients called and what they were told, and asks [`check`] (one object) or
-//! [`check_each_key`] (many independent ones: a history is linearizable if and only if it is for each object alone).
-//! Nothing here knows of Raft. The checker believes nothing but the history: neither a log nor a clock of a server.
+//! A test of a cluster records the calls of its clients and their outcomes, and calls [`check`] (one object) or
+//! [`check_each_key`] (many independent objects: a history is linearizable if and only if it is so for each object
+//! alone). Nothing here depends on Raft. The checker uses only the history: neither a log nor a clock of a server.
 //!
 //! A history is linearizable if each call can be given one moment between its beginning and its end such that all
-//! calls, one after the other at these moments, give the outcomes that were seen (M. Herlihy, J. Wing,
-//! *Linearizability: a correctness condition for concurrent objects*, 1990).
+//! calls, one after the other at these moments, give the recorded outcomes (M. Herlihy, J. Wing, *Linearizability: a
+//! correctness condition for concurrent objects*, 1990).
 
 mod counterexample;
 pub mod register;
@@ -18,13 +18,13 @@ use std::hash::Hash;
 
 pub use counterexample::{Counterexample, CounterexampleCall};
 
-/// What the calls of a history act on, said as a sequential specification.
+/// The object of the calls of a history, as a sequential specification.
 pub trait Model {
     /// The state between two calls.
     type State: Clone + Eq + Hash;
-    /// What a client asks.
+    /// The operation of a call.
     type Operation: Debug;
-    /// What it is told.
+    /// The outcome of a call.
     type Outcome: Debug;
 
     /// The state before the first call.
@@ -32,7 +32,8 @@ pub trait Model {
 
     /// The state after `operation`, if it can have had `outcome` in `state`.
     ///
-    /// Without an outcome it is not known whether and how the operation took effect; then: the state if it did.
+    /// Without an outcome it is unknown whether and how the operation took effect; the result is then the state if it
+    /// did.
     fn step(
         &self,
         state: &Self::State,
@@ -40,26 +41,26 @@ pub trait Model {
         outcome: Option<&Self::Outcome>,
     ) -> Option<Self::State>;
 
-    /// What the search may rely on, for each call of `history`. It changes how long a search takes, never its verdict.
+    /// Promises for the search, for each call of `history`. They change the duration of a search, never its verdict.
     /// The default promises nothing.
     fn hints(&self, history: &[CallRef<'_, Self>]) -> Vec<Hint<Self::State>> {
         history.iter().map(|_| Hint::default()).collect()
     }
 }
 
-/// What is known of one call beforehand; see [`Model::hints`]. Each field is a promise.
+/// Known properties of one call; see [`Model::hints`]. Each field is a promise.
 #[derive(Clone, Debug)]
 pub struct Hint<S> {
-    /// In no state does the call change the state.
+    /// The call never changes the state.
     pub reads: bool,
     /// The call is possible in every state, and leads to this one.
     pub overwrites_with: Option<S>,
-    /// The call is possible in this state only, and this state, once left, does not come back.
+    /// The call is possible in this state only, and this state, once left, does not recur.
     pub needs: Option<S>,
     /// Its outcome is unknown, but it must have taken effect before a call that returned at this time.
     pub took_effect_by: Option<u64>,
-    /// Of two calls of unknown outcome and equal number, either can stand wherever the other does, if it was called
-    /// by then.
+    /// Two calls of unknown outcome with equal numbers are interchangeable: either can take the position of the
+    /// other, if it was called by then.
     pub interchangeable: Option<u64>,
 }
 
@@ -69,38 +70,39 @@ impl<S> Default for Hint<S> {
     }
 }
 
-/// One call of a client. What definitely had no effect (it was refused) does not belong in a history.
+/// One call of a client. A call that had no effect for certain (it was refused) does not belong in a history.
 #[derive(Clone, Debug)]
 pub struct Call<O, R> {
-    /// Who called; only shown.
+    /// The client; only shown.
     pub client: u64,
-    /// What was asked.
+    /// The operation.
     pub operation: O,
-    /// When it was asked: any number that never falls while time goes on, the same clock for all clients.
+    /// The time of the call: any number that never decreases, from the same clock for all clients.
     pub called: u64,
-    /// When the answer came, and which. Without one the outcome is unknown: the call may take effect at any later
-    /// time, or never. A call that begins at the moment another one returns counts as concurrent with it.
+    /// The time of the answer, and the answer. Without one the outcome is unknown: the call may take effect at any
+    /// later time, or never. A call that begins at the moment another one returns counts as concurrent with it.
     pub returned: Option<(u64, R)>,
 }
 
 impl<O: Copy, R: Copy> Copy for Call<O, R> {}
 
-/// A call of somebody else's history.
+/// A call of a history of the model `M`.
 pub type CallRef<'h, M> = Call<&'h <M as Model>::Operation, &'h <M as Model>::Outcome>;
 
-/// What [`check`] found.
+/// The result of [`check`].
 #[derive(Debug)]
 pub enum Verdict {
     /// There is an order that explains the history.
     Linearizable,
-    /// There is none.
+    /// There is no such order.
     NotLinearizable(Counterexample),
-    /// The budget was used up before either was known.
+    /// The budget was exhausted before the result was known.
     Undecided,
 }
 
-/// Says whether `history`, in any order, is linearizable. `budget` bounds how many configurations (what has taken
-/// effect, and the state) are looked at: it bounds time and memory. 10⁶ is plenty for some thousand calls of 64 clients.
+/// Checks whether `history`, in any order, is linearizable. `budget` limits the number of visited configurations (the
+/// calls that took effect, and the state), and so time and memory. 10⁶ is plenty for some thousand calls of 64
+/// clients.
 pub fn check<M: Model>(model: &M, history: &[Call<M::Operation, M::Outcome>], budget: u64) -> Verdict {
     let history: Vec<CallRef<'_, M>> = history
         .iter()
@@ -118,7 +120,7 @@ pub fn check<M: Model>(model: &M, history: &[Call<M::Operation, M::Outcome>], bu
     }
 }
 
-/// [`check`]s the calls of each key for themselves, with a budget for each.
+/// [`check`]s the calls of each key separately, with a budget for each.
 pub fn check_each_key<K: Ord, M: Model>(
     model: &M,
     history: impl IntoIterator<Item = (K, Call<M::Operation, M::Outcome>)>,

@@ -1,43 +1,43 @@
-//! A register: what a key of a key-value store is. Owns its sequential specification and what follows for the search
-//! from written values being unique; where they are not, it promises less and searches longer.
+//! A register: the model of a key of a key-value store. Owns its sequential specification and the hints that follow
+//! from unique written values; for values that are not unique, it gives fewer hints, and the search takes longer.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::{CallRef, Hint, Model};
 
-/// A value. Who records a history writes each value once: it is then known which write a read saw.
+/// A value. Write each value only once in a history: then every read identifies its write.
 pub type Value = u64;
 
-/// What is asked of a register.
+/// An operation on a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Asks for the value.
+    /// Reads the value.
     Read,
-    /// Puts a value in the place of any.
+    /// Replaces any value by this one.
     Write(Value),
-    /// Puts a value in the place of exactly this one; `None`: of none.
+    /// Replaces exactly this value; `None`: only if there is no value.
     CompareAndSet {
-        /// What must be there.
+        /// The expected value.
         expected: Option<Value>,
-        /// What is there afterwards.
+        /// The new value.
         new: Value,
     },
-    /// Takes any value away.
+    /// Removes any value.
     Delete,
 }
 
-/// What a client of a register is told.
+/// The outcome of an operation on a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// To a read.
+    /// Of a read.
     Value(Option<Value>),
-    /// To a write or delete.
+    /// Of a write or delete.
     Done,
-    /// To a compare-and-set: whether the expected value was there, and the new one is now.
+    /// Of a compare-and-set: whether the expected value was there and was replaced.
     Swapped(bool),
 }
 
-/// A register that holds nothing at first.
+/// A register that is empty at first.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Register;
 
@@ -67,7 +67,7 @@ impl Model for Register {
             (Operation::CompareAndSet { expected, .. }, Some(Outcome::Swapped(false))) => {
                 (expected != state).then_some(*state)
             }
-            _ => None, // An answer that does not belong to the question explains nothing.
+            _ => None, // An outcome of another kind of operation is never possible.
         }
     }
 
@@ -75,9 +75,9 @@ impl Model for Register {
         let mut written = HashSet::new();
         let unique =
             history.iter().filter_map(|call| new_value(call.operation)).all(|value| written.insert(value));
-        // When a value was first seen to be there, for certain.
+        // When a value was first certainly observed.
         let mut seen: HashMap<Value, u64> = HashMap::new();
-        // Values that somebody saw to be, or not to be, there.
+        // Values that some call observed as present or absent.
         let mut mentioned: HashSet<Value> = HashSet::new();
         for call in history {
             if let Some(value) = sees(call)
@@ -89,7 +89,7 @@ impl Model for Register {
                 mentioned.insert(*value);
             }
         }
-        // A compare-and-set of unknown outcome whose value was seen did find the one that it expected.
+        // A compare-and-set of unknown outcome whose value was observed has found its expected value.
         let mut found = true;
         while std::mem::take(&mut found) {
             for call in history.iter().filter(|call| call.returned.is_none()) {
@@ -117,7 +117,8 @@ impl Model for Register {
                 },
                 ..Hint::default()
             };
-            // Every value is written once, so that it does not come back once it is gone; what saw it saw that write.
+            // Every value is written once, so that it does not recur once it is gone; an observation of it is one of
+            // that write.
             if unique {
                 hint.needs = sees(call).map(Some);
                 if call.returned.is_none() {
@@ -128,7 +129,7 @@ impl Model for Register {
                     {
                         hint.needs = expected.map(Some);
                     }
-                    // Values that nobody names elsewhere make no difference to anybody.
+                    // Unknown writes of values that no other call names are interchangeable.
                     hint.interchangeable = match call.operation {
                         Operation::Write(value) if !mentioned.contains(value) => Some(0),
                         Operation::CompareAndSet { expected: None, new } if !mentioned.contains(new) => {
@@ -148,7 +149,7 @@ impl Model for Register {
     }
 }
 
-/// The value that the operation puts there.
+/// The value that the operation writes.
 fn new_value(operation: &Operation) -> Option<Value> {
     match operation {
         Operation::Write(value) | Operation::CompareAndSet { new: value, .. } => Some(*value),
@@ -156,7 +157,7 @@ fn new_value(operation: &Operation) -> Option<Value> {
     }
 }
 
-/// The value that was there for certain when the call took effect.
+/// The value that was certainly present when the call took effect.
 fn sees(call: &CallRef<'_, Register>) -> Option<Value> {
     match (call.operation, call.returned?.1) {
         (Operation::Read, Outcome::Value(value)) => *value,

@@ -1,32 +1,33 @@
-//! The search for an order. Called by [`check`](crate::check) and by who makes counterexamples small.
+//! The search for an order. Called by [`check`](crate::check) and by the reduction of counterexamples.
 //!
-//! A depth-first search over *configurations*: what has taken effect so far, and the state (J. Wing, C. Gong, *Testing
-//! and verifying concurrent objects*, 1993), none looked at twice, and *just in time*: a call is put in the order when
-//! one that returns needs it, not before (G. Lowe, *Testing for linearizability*, 2017). Six things more
-//! keep it from exploding, each by an argument that what is passed over could not do better:
+//! A depth-first search over *configurations*: the calls that took effect so far, and the state (J. Wing, C. Gong,
+//! *Testing and verifying concurrent objects*, 1993). It visits none twice, and works *just in time*: it orders a
+//! call when a returning call needs it, not before (G. Lowe, *Testing for linearizability*, 2017). Six rules more
+//! keep it from exploding, each justified by an argument that a skipped configuration could do no better:
 //!
-//! - **Reads at once.** A call that changes no state, is pending and possible now, takes effect now: an order in which it
-//!   does so later stays one when it is moved here.
-//! - **A state that is needed is not left.** Where calls that have not taken effect are possible only in the present state,
-//!   and it does not come back, nothing leads out of it but one of them.
-//! - **Hidden calls.** Just before a call that overwrites any state, other overwriting ones may take effect and be seen
-//!   by nobody, or only by pending reads of theirs. Which of them do need not be decided: they are *excused* from then
-//!   on, free to return without having taken effect otherwise, free to do so later.
-//! - **Nothing worse.** A configuration is not looked at if another one at the same event and in the same state has been
-//!   to which all that can follow this one can happen too: it used fewer calls of unknown outcome, more reads are behind
-//!   it, more is excused, and it is equal otherwise.
-//! - **Nothing for nobody.** What nobody is owed (calls of unknown outcome, excused ones) is not overwritten before somebody
-//!   has profited, and neither is what overwrites, where it would be hidden: the order without it would do as well.
-//! - **Interchangeable unknown calls** take effect in the order in which they were called: wherever one stands, another
-//!   one that was called before could.
+//! - **Reads at once.** A call that changes no state, is pending and possible now, takes effect now: an order in
+//!   which it does so later remains valid when it is moved here.
+//! - **A state that is needed is not left.** If calls that have not taken effect are possible only in the present
+//!   state, and the state does not recur, only one of these calls may leave it.
+//! - **Hidden calls.** Just before a call that overwrites any state, other overwriting calls may take effect
+//!   unobserved, or observed only by pending reads. Which of them do is not decided: they are *excused* from then on.
+//!   An excused call may return without having taken effect otherwise, and may still take effect later.
+//! - **Dominated configurations.** A configuration is skipped if a visited one at the same event and in the same
+//!   state allows every continuation that this one allows: it used fewer calls of unknown outcome, has more completed
+//!   reads, more excused calls, and is equal otherwise.
+//! - **No unused effects.** A call that need not take effect (of unknown outcome, or excused) is not overwritten
+//!   before another call has used its effect, and neither is an overwriting call that would be hidden: the order
+//!   without it would do as well.
+//! - **Interchangeable unknown calls** take effect in the order in which they were called: each one can take the
+//!   position of another that was called later.
 //!
-//! A call of unknown outcome whose effect was seen is no different from one that returned when that was seen.
+//! A call of unknown outcome whose effect was observed is treated like one that returned at the time of that observation.
 
 use std::collections::HashMap;
 
 use crate::{CallRef, Hint, Model};
 
-/// What the search came to.
+/// The result of the search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Order,
@@ -34,7 +35,8 @@ pub(crate) enum Found {
     BudgetUsedUp,
 }
 
-/// Looks for an order that explains `history`, at `budget` configurations at most, and takes those off that it looked at.
+/// Searches for an order that explains `history`, visits at most `budget` configurations, and subtracts the visited
+/// ones from it.
 pub(crate) fn search<M: Model>(model: &M, history: &[CallRef<'_, M>], budget: &mut u64) -> Found {
     match Search::prepare(model, history) {
         Some(search) => search.run(budget),
@@ -42,7 +44,7 @@ pub(crate) fn search<M: Model>(model: &M, history: &[CallRef<'_, M>], budget: &m
     }
 }
 
-/// A call, by its place in the history.
+/// A call, by its index in the history.
 type CallIndex = usize;
 
 enum Event {
@@ -54,16 +56,16 @@ struct Return {
     call: CallIndex,
     /// The other calls that have begun and return later.
     pending: Box<[CallIndex]>,
-    /// Which places belong to reads at this moment.
+    /// The slots that belong to reads at this moment.
     reads: Bits,
 }
 
-/// Where the bit is that says whether a call has taken effect.
+/// The bit that says whether a call has taken effect.
 #[derive(Clone, Copy)]
 enum Place {
     /// Of calls that return: free again afterwards.
     Owed(usize),
-    /// Of calls that never do.
+    /// Of calls that never return.
     Unknown(usize),
 }
 
@@ -73,16 +75,16 @@ struct Search<'h, M: Model> {
     hints: Vec<Hint<M::State>>,
     events: Vec<Event>,
     places: Vec<Place>,
-    /// How many places there are for calls that return.
+    /// The number of slots for calls that return.
     owed: usize,
     /// The numbers of the events at which each call begins and returns.
     begins: Vec<usize>,
     ends: Vec<usize>,
-    /// Calls of unknown outcome, as they were called.
+    /// Calls of unknown outcome, in the order of their calls.
     unknown: Vec<CallIndex>,
     /// For a call of unknown outcome, the interchangeable one that was called just before it.
     goes_first: Vec<Option<CallIndex>>,
-    /// For each state that is possible once, the calls that are possible only in it.
+    /// For each state that occurs once, the calls that are possible only in it.
     needs: HashMap<M::State, Vec<CallIndex>>,
 }
 
@@ -91,30 +93,30 @@ struct Configuration<S> {
     /// The next event.
     event: usize,
     state: S,
-    /// Pending calls that took effect, by place.
+    /// Pending calls that took effect, by slot.
     done: Bits,
-    /// Pending calls that may return without.
+    /// Pending calls that may return without having taken effect.
     excused: Bits,
     /// Calls of unknown outcome that took effect.
     used: Bits,
-    /// The call that returns must have taken effect, though it is excused.
+    /// The returning call must have taken effect, though it is excused.
     insists: bool,
     idle: Idle,
 }
 
-/// Whether somebody profited from the last call that took effect.
+/// Whether some call has used the effect of the last call.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Idle {
-    /// Yes, or it needs no reason.
+    /// Yes, or no use is required.
     No,
     /// It must not be overwritten before this event is over.
     UntilReturn,
-    /// It must not be overwritten before somebody did.
+    /// It must not be overwritten before another call has used it.
     UntilProfit,
 }
 
 impl<'h, M: Model> Search<'h, M> {
-    /// `None` if a call was seen to have taken effect before it began.
+    /// `None` if an effect was observed before its call began.
     fn prepare(model: &'h M, history: &'h [CallRef<'h, M>]) -> Option<Self> {
         let hints = model.hints(history);
         // Calls come before returns of the same moment: they are concurrent.
@@ -125,7 +127,7 @@ impl<'h, M: Model> Search<'h, M> {
                 return None;
             }
             if returned.is_none() && hint.reads {
-                continue; // It says nothing.
+                continue; // It adds no constraint.
             }
             moments.push((call.called, false, index));
             moments.extend(returned.map(|time| (time, true, index)));
@@ -177,7 +179,7 @@ impl<'h, M: Model> Search<'h, M> {
                 search.needs.entry(state).or_default().push(index);
             }
         }
-        // Who returns first is served first.
+        // Earlier returns come first.
         for event in &mut search.events {
             let Event::Returned(at) = event else { continue };
             at.pending.sort_unstable_by_key(|index| search.ends[*index]);
@@ -213,13 +215,13 @@ impl<'h, M: Model> Search<'h, M> {
             }
             seen.retain(|other| !other.is_no_better_than(&configuration, &at.reads));
             seen.push(configuration.clone());
-            // Having many to compare with takes time as well.
+            // Comparing with many configurations takes time as well.
             let Some(left) = budget.checked_sub(1 + seen.len() as u64 / 64) else {
                 return Found::BudgetUsedUp;
             };
             *budget = left;
-            // The last one pushed is looked at first: those after which the returning call has taken effect, and of
-            // these the one that took the shortest way.
+            // The last one pushed is visited first: first those in which the returning call has taken effect, of
+            // these the one with the shortest path.
             let unknown = self.unknown.iter().filter(|index| self.begins[**index] < configuration.event);
             let candidates = unknown.chain(at.pending.iter().rev()).chain([&at.call]);
             let mut next: Vec<_> =
@@ -230,8 +232,8 @@ impl<'h, M: Model> Search<'h, M> {
         Found::NoOrder
     }
 
-    /// Goes on to the first return of a call that has not taken effect and must; `None` if there is none any more. An
-    /// excused one goes, and leaves a configuration on the stack that insists on its taking effect.
+    /// Advances to the first return of a call that has not taken effect and must; `None` if there is none any more.
+    /// An excused call returns, and a configuration that requires its effect stays on the stack.
     fn advance(
         &self,
         configuration: &mut Configuration<M::State>,
@@ -257,7 +259,7 @@ impl<'h, M: Model> Search<'h, M> {
                             return Some(at);
                         }
                         stack.push(Configuration { insists: true, ..configuration.clone() });
-                        // It was hidden, and with it who saw it, or whom it saw.
+                        // It was hidden, together with the calls that observed it or that it observed.
                         self.each_of_the_same(at, |place| {
                             configuration.done.set(place);
                             configuration.excused.clear(place);
@@ -323,8 +325,8 @@ impl<'h, M: Model> Search<'h, M> {
         Some(after)
     }
 
-    /// Excuses pending calls that overwrite, with the reads that saw them, if all these are pending: they can stand just
-    /// before the call that overwrites now.
+    /// Excuses pending overwriting calls, together with the reads that observed them, if all these are pending: their
+    /// position can be just before the call that overwrites now.
     fn excuse_hidden(&self, after: &mut Configuration<M::State>, at: &Return) {
         for index in at.pending.iter().chain([&at.call]) {
             let Some(state) = &self.hints[*index].overwrites_with else { continue };
@@ -341,7 +343,7 @@ impl<'h, M: Model> Search<'h, M> {
         }
     }
 
-    /// Calls `act` for the places of the returning call and of those pending that saw it, or that it saw.
+    /// Calls `act` for the slots of the returning call and of those pending that observed it, or that it observed.
     fn each_of_the_same(&self, at: &Return, mut act: impl FnMut(usize)) {
         let of = |index: CallIndex| {
             self.hints[index].needs.as_ref().or(self.hints[index].overwrites_with.as_ref())
@@ -364,15 +366,15 @@ impl<'h, M: Model> Search<'h, M> {
             })
     }
 
-    /// Whether a read took advantage of the present state in a way that it could not have if the call that led to it, and
-    /// its own, had been hidden.
+    /// Whether a read has used the present state in a way that would be impossible if the call that led to it, and
+    /// the read itself, had been hidden.
     fn profits(&self, configuration: &Configuration<M::State>, read: CallIndex) -> bool {
         self.hints[read].needs.as_ref() != Some(&configuration.state)
     }
 
     fn is_done(&self, configuration: &Configuration<M::State>, index: CallIndex) -> bool {
         if self.begins[index] >= configuration.event {
-            return false; // Its place may be somebody else's still.
+            return false; // Its slot may still belong to another call.
         }
         match self.places[index] {
             Place::Owed(place) => configuration.done.has(place),
@@ -397,10 +399,10 @@ impl<'h, M: Model> Search<'h, M> {
 }
 
 impl<S> Configuration<S> {
-    /// Whether what can follow this one can follow `other` too, of the same event and state, in which `reads` are the
-    /// places of reads.
+    /// Whether `other`, of the same event and state, allows every continuation that this one allows; `reads` are the
+    /// slots of reads.
     fn is_no_better_than(&self, other: &Configuration<S>, reads: &Bits) -> bool {
-        // Of each place: excused is better than done, and than neither; a read that is done is better than one that is
+        // In each slot: excused is better than done, and than neither; a read that is done is better than one that is
         // not.
         let words = self.done.0.iter().zip(&self.excused.0).zip(other.done.0.iter().zip(&other.excused.0));
         let mut words = words.zip(&reads.0);

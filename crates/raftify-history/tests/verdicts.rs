@@ -1,5 +1,5 @@
-//! Histories that must be accepted, and more that must be rejected; random ones against a checker that tries every
-//! order.
+//! Histories that must be accepted, and more that must be rejected; random ones are compared with a checker that
+//! tries every order.
 
 use proptest::prelude::*;
 use raftify_history::{
@@ -11,7 +11,7 @@ type RegisterCall = Call<Operation, Outcome>;
 
 const BUDGET: u64 = 1_000_000;
 
-/// A call of client 0 (who does not matter) from the first to the second time.
+/// A call of client 0, which does not matter, from the first to the second time.
 fn call(called: u64, returned: u64, operation: Operation, outcome: Outcome) -> RegisterCall {
     Call { client: 0, operation, called, returned: Some((returned, outcome)) }
 }
@@ -66,7 +66,7 @@ fn by_every_order(history: &[RegisterCall]) -> bool {
     fn from(state: Option<u64>, left: &[RegisterCall]) -> bool {
         let Some(first_return) = left.iter().filter_map(|call| call.returned).map(|(time, _)| time).min()
         else {
-            return true; // The rest may never have taken effect.
+            return true; // The other calls may never have taken effect.
         };
         left.iter().enumerate().any(|(index, next)| {
             let outcome = next.returned.as_ref().map(|(_, outcome)| outcome);
@@ -133,7 +133,7 @@ fn a_compare_and_set_that_succeeded_twice_is_rejected() {
 }
 
 #[test]
-fn a_compare_and_set_that_failed_or_succeeded_without_reason_is_rejected() {
+fn a_compare_and_set_with_an_impossible_outcome_is_rejected() {
     rejected(&[write(0, 1, 1), swap(2, 3, 1, 2, false)]);
     accepted(&[write(0, 1, 1), swap(2, 3, 1, 2, false), write(2, 3, 5)]);
     rejected(&[write(0, 1, 1), swap(2, 3, 7, 2, true)]);
@@ -148,14 +148,14 @@ fn reads_from_the_future_are_rejected() {
 }
 
 #[test]
-fn a_value_that_nobody_wrote_is_rejected() {
+fn a_value_that_no_call_wrote_is_rejected() {
     rejected(&[write(0, 1, 1), read(0, 3, 2)]);
     rejected(&[unknown(0, Operation::Write(1)), read(0, 3, 2)]);
     rejected(&[swap(0, 1, None, 2, true), swap(0, 3, None, 4, false), read(0, 3, 4)]);
 }
 
 #[test]
-fn readers_that_disagree_about_the_order_of_writes_are_rejected() {
+fn reads_that_disagree_about_the_order_of_writes_are_rejected() {
     rejected(&[write(0, 9, 1), write(0, 9, 2), read(0, 3, 1), read(4, 5, 2), read(6, 7, 1)]);
     rejected(&[write(0, 2, 1), write(0, 2, 2), read(3, 4, 1), read(3, 4, 2), read(5, 6, 1)]);
     accepted(&[write(0, 9, 1), write(0, 9, 2), read(0, 3, 1), read(4, 5, 1), read(6, 7, 2)]);
@@ -182,7 +182,7 @@ fn a_call_of_unknown_outcome_may_take_effect_late_or_never() {
 }
 
 #[test]
-fn a_write_that_nobody_read_may_still_be_why_a_compare_and_set_failed() {
+fn an_unread_write_may_explain_a_failed_compare_and_set() {
     accepted(&[unknown(0, Operation::Write(9)), write(1, 2, 1), swap(3, 4, 1, 2, false)]);
     rejected(&[
         unknown(0, Operation::Write(1)),
@@ -202,7 +202,7 @@ fn a_write_that_nobody_read_may_still_be_why_a_compare_and_set_failed() {
 }
 
 #[test]
-fn answers_that_do_not_belong_to_the_question_are_rejected() {
+fn outcomes_of_another_operation_are_rejected() {
     rejected(&[call(0, 1, Operation::Read, Outcome::Done)]);
     rejected(&[call(0, 1, Operation::Write(1), Outcome::Swapped(false)), write(0, 2, 3)]);
 }
@@ -214,7 +214,7 @@ fn a_history_too_hard_for_the_budget_is_undecided() {
 }
 
 #[test]
-fn hundreds_of_calls_of_unknown_outcome_are_no_burden() {
+fn hundreds_of_calls_of_unknown_outcome_are_checked_within_the_budget() {
     let mut history = Vec::new();
     for n in 0..60 {
         history.push(unknown(n * 10, Operation::Write(1_000 + n)));
@@ -232,7 +232,7 @@ fn hundreds_of_calls_of_unknown_outcome_are_no_burden() {
 }
 
 #[test]
-fn keys_are_checked_for_themselves() {
+fn keys_are_checked_separately() {
     let history = vec![
         ("good", write(0, 1, 1)),
         ("bad", write(0, 1, 2)),
@@ -245,7 +245,7 @@ fn keys_are_checked_for_themselves() {
 }
 
 #[test]
-fn a_counterexample_shows_what_contradicts_and_nothing_else() {
+fn a_counterexample_shows_only_the_contradicting_calls() {
     let mut history: Vec<_> = (0..300).map(|n| write(n * 10, n * 10 + 15, n)).collect();
     history.extend((0..300).map(|n| read(n * 10 + 12, n * 10 + 19, n)));
     accepted_quickly(&history);
@@ -265,11 +265,11 @@ fn accepted_quickly(history: &[RegisterCall]) {
     assert!(matches!(verdict, Verdict::Linearizable), "{verdict:?}");
 }
 
-/// A history of a real register: each call takes effect at one moment between its beginning and its end.
+/// A history of a correct register: each call takes effect at one moment between its beginning and its end.
 fn simulated(clients: u64, calls: usize, random: &mut impl FnMut(u64) -> u64) -> Vec<RegisterCall> {
     let mut state = None;
     let mut next_value = 0;
-    // For each client the call that it has open, its outcome if it took effect.
+    // For each client its pending call, with the outcome if it took effect.
     let mut open: Vec<Option<(u64, Operation, Option<Outcome>)>> = vec![None; clients as usize];
     let mut history = Vec::new();
     let mut values = vec![None];
@@ -295,7 +295,7 @@ fn simulated(clients: u64, calls: usize, random: &mut impl FnMut(u64) -> u64) ->
             }
             Some((called, operation, outcome @ None)) => {
                 if random(20) == 0 {
-                    // The client gives up; nothing happens.
+                    // The client abandons the call, which has no effect.
                     history.push(Call { client, operation: *operation, called: *called, returned: None });
                     *slot = None;
                     continue;
@@ -325,7 +325,7 @@ fn simulated(clients: u64, calls: usize, random: &mut impl FnMut(u64) -> u64) ->
     history
 }
 
-/// The same with one answer replaced, or two ends exchanged, or a call made earlier or later.
+/// The same history with one outcome replaced, two ends exchanged, or a call made earlier or later.
 fn damaged(mut history: Vec<RegisterCall>, random: &mut impl FnMut(u64) -> u64) -> Vec<RegisterCall> {
     if history.is_empty() {
         return history;
@@ -344,7 +344,7 @@ fn damaged(mut history: Vec<RegisterCall>, random: &mut impl FnMut(u64) -> u64) 
         Some((_, Outcome::Value(value))) => *value = other,
         Some((_, Outcome::Swapped(swapped))) => *swapped = !*swapped,
         Some((returned, Outcome::Done)) => {
-            // Claims to have been over, or to have begun, at another time.
+            // Moves the beginning or the end of a call to another time.
             if random(2) == 0 { *returned = call.called } else { call.called = *returned }
         }
         None => call.called += random(10),
@@ -419,7 +419,7 @@ fn verdicts_are_those_of_a_checker_that_tries_every_order() {
         let random = &mut random_from(seed);
         let (clients, calls) = (1 + random(5), 1 + random(7) as usize);
         let history = simulated(clients, calls, random);
-        assert!(agrees(&history), "the simulated register is none: {history:#?}");
+        assert!(agrees(&history), "the simulated register is not linearizable: {history:#?}");
         rejected += u64::from(!agrees(&damaged(history, random)));
     }
     assert!(rejected > cases / 5, "only {rejected} of {cases} damaged histories were to be rejected");

@@ -1,6 +1,7 @@
-//! Those who use the cluster: through a node's handle, on its host, or through the remote client, on a host of their own.
+//! The clients of the cluster: through a node's handle, on its host, or through the remote client, on a separate
+//! host.
 //!
-//! Each writes down what it asked and what it was told. A call that is not answered by its deadline is a violation.
+//! Each records its operations and their results. A call that is not answered by its deadline is a violation.
 
 use std::time::Duration;
 
@@ -15,45 +16,45 @@ use crate::command::{Command, Operation, Outcome};
 use crate::machine::Registers;
 use crate::record::Record;
 
-/// How many registers there are.
+/// The number of registers.
 const KEYS: u8 = 3;
 
-/// A node, as its user holds it.
+/// The handle of a node.
 pub(crate) type Node = Raft<Command, Registers>;
 
-/// What one client knows.
+/// The state of one client.
 pub(crate) struct Client {
-    /// In the record.
+    /// Its name in the record.
     name: String,
-    /// In the history.
+    /// Its number in the history.
     number: u64,
-    /// Its own.
+    /// Its random numbers.
     chance: ChaCha8Rng,
-    /// All clients'.
+    /// The number of calls of all clients.
     record: Record,
     /// The longest pause between two calls.
     pause_max: Duration,
-    /// By how much some of its entries are larger than they need be, at most.
+    /// The maximum number of additional bytes of some of its entries.
     padding_bytes_max: usize,
-    /// What it saw last, for compare-and-set.
+    /// The last value it has seen, for compare-and-set.
     seen: Option<u64>,
-    /// How many calls had an outcome.
+    /// The number of calls with an outcome.
     pub(crate) successes: u64,
 }
 
-/// What became of a call.
+/// The result of a call.
 enum Answer {
     Outcome(Outcome),
     /// It had no effect and never will.
     Refused(String),
-    /// It may have, or may yet.
+    /// It may have taken effect, or may take effect later.
     Unknown(String),
-    /// As `Unknown`, and the node answers no more.
+    /// As `Unknown`, and the node has stopped answering.
     Stopped(String),
 }
 
 impl Client {
-    /// One that has not called yet; each has another `number`.
+    /// A client without calls so far; `number` is unique.
     pub(crate) fn new(
         name: String,
         number: u64,
@@ -78,7 +79,7 @@ impl Client {
         Command { key, operation, call, padding }
     }
 
-    /// Whatever happens, `call` must end within `limit`.
+    /// `call` must end within `limit` in every case.
     async fn in_time<T>(&self, limit: Duration, what: &str, call: impl Future<Output = T>) -> Option<T> {
         in_time(&self.record, &self.name, limit, what, call).await
     }
@@ -93,7 +94,7 @@ impl Client {
         (key, operation)
     }
 
-    /// Writes down what came of a call. Returns whether the node still answers.
+    /// Records the result of a call. Returns whether the node still answers.
     fn answered(&mut self, call: u64, answer: Option<Answer>) -> bool {
         let (told, goes_on) = match answer {
             Some(Answer::Outcome(outcome)) => {
@@ -159,7 +160,7 @@ impl Client {
         self.answered(call, answer)
     }
 
-    /// Uses a node's handle until it answers no more.
+    /// Uses a node's handle until it no longer answers.
     pub(crate) async fn use_node(mut self, node: Node, propose: Duration, read: Duration) {
         while self.call_node(&node, propose, read).await {
             self.rest().await;
@@ -180,7 +181,7 @@ impl Client {
         self.answered(call, answer);
     }
 
-    /// Uses the remote client for ever.
+    /// Uses the remote client forever.
     pub(crate) async fn use_cluster(mut self, cluster: RaftClient<Command, Registers>, deadline: Duration) {
         loop {
             self.call_cluster(&cluster, deadline).await;
@@ -199,7 +200,7 @@ fn proposed(answer: Result<Outcome, ProposeError>) -> Answer {
     }
 }
 
-/// Whatever happens, `call` must end within `limit`.
+/// `call` must end within `limit` in every case.
 pub(crate) async fn in_time<T>(
     record: &Record,
     who: &str,
@@ -209,7 +210,7 @@ pub(crate) async fn in_time<T>(
 ) -> Option<T> {
     let outcome = timeout(limit, call).await.ok();
     if outcome.is_none() {
-        record.violation(who, format_args!("{what} hangs: it has not ended within {limit:?}"));
+        record.violation(who, format_args!("{what} hangs: no result within {limit:?}"));
     }
     outcome
 }

@@ -1,24 +1,24 @@
-//! What clients ask for, what they get, and the log entry that carries it.
+//! The operations of clients, their outcomes, and the log entry of an operation.
 
 use serde::{Deserialize, Serialize};
 
-/// What a client asks for, on one register.
+/// An operation of a client on one register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Operation {
-    /// Its value.
+    /// Reads its value.
     Read,
-    /// A new value.
+    /// Writes a new value.
     Write(u64),
-    /// A new value, if the old one is this.
+    /// Writes a new value, if the old one is this.
     CompareAndSet {
-        /// The old value.
+        /// The expected old value.
         expected: Option<u64>,
-        /// The new one.
+        /// The new value.
         new: u64,
     },
 }
 
-/// What a client gets.
+/// The outcome of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Outcome {
     /// Of a read.
@@ -34,10 +34,10 @@ pub(crate) enum Outcome {
 pub(crate) struct Command {
     /// The register.
     pub(crate) key: u8,
-    /// What is done to it.
+    /// The operation.
     pub(crate) operation: Operation,
-    /// The number of the client's call, by which entries are told apart.
+    /// The number of the client's call, which identifies the entry.
     pub(crate) call: u64,
-    /// Makes it larger.
+    /// Additional bytes.
     pub(crate) padding: String,
 }

@@ -1,7 +1,7 @@
-//! A host's disk: outlives the node, loses what was not synced when the host crashes, is slow, and fails.
+//! A host's disk: outlives the node, loses unsynced writes when the host crashes, is slow, and fails.
 //!
-//! Owned by the world; a node opens it as its storage, one node at a time. What is kept is the list of writes, so that
-//! going back to any earlier state is carrying out fewer of them.
+//! Owned by the world; a node opens it as its storage, one node at a time. It stores the list of writes, so that an
+//! earlier state is a prefix of them.
 
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,12 +19,12 @@ use raftify::{ClusterJoinTicket, LogPosition, simulation};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-/// How a disk behaves at the moment.
+/// The current behaviour of a disk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Health {
-    /// Each operation takes up to so long.
+    /// Each operation takes up to this time.
     Slow(Duration),
-    /// Each operation fails with this probability, and takes up to so long.
+    /// Each operation fails with this probability, and takes up to this time.
     Failing(f64, Duration),
 }
 
@@ -33,21 +33,21 @@ pub(crate) enum Health {
 pub(crate) struct Disk(Arc<Mutex<State>>);
 
 struct State {
-    /// All that were ever carried out.
+    /// All writes so far.
     writes: Vec<Write>,
-    /// How many of them are durable, and from when on all of them are.
+    /// How many of them are durable, and the time from which on all of them are.
     synced: usize,
     all_synced_at: Duration,
     snapshots: MemorySnapshotStore,
     health: Health,
-    /// How many operations there were, and when the last of them will be over.
+    /// The number of operations, and the time at which the last of them ends.
     operations: u64,
     busy_until: Duration,
-    /// Its failures were seen by the node.
+    /// The node has seen a failure.
     has_failed: bool,
-    /// Who has it open.
+    /// The node that has it open.
     lock: Weak<()>,
-    /// Kept in a file of its own by the program around the node.
+    /// A separate file of the program around the node.
     ticket: Option<ClusterJoinTicket>,
     chance: ChaCha8Rng,
 }
@@ -57,7 +57,7 @@ fn now() -> Duration {
 }
 
 impl Disk {
-    /// An empty one.
+    /// An empty disk.
     pub(crate) fn new(chance: ChaCha8Rng) -> Disk {
         Disk(Arc::new(Mutex::new(State {
             writes: Vec::new(),
@@ -78,42 +78,42 @@ impl Disk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on.
+    /// Sets the behaviour from now on.
     pub(crate) fn set_health(&self, health: Health) {
         self.state().health = health;
     }
 
-    /// Whether it has failed since it was last asked.
+    /// Whether it has failed since the last call.
     pub(crate) fn take_failure(&self) -> bool {
         std::mem::take(&mut self.state().has_failed)
     }
 
-    /// How many operations there were so far.
+    /// The number of operations so far.
     pub(crate) fn operations(&self) -> u64 {
         self.state().operations
     }
 
-    /// For how long it will have to do with what it was asked for already.
+    /// The time that it needs for the pending operations.
     pub(crate) fn busy_for(&self) -> Duration {
         self.state().busy_until.saturating_sub(now())
     }
 
-    /// Whether no node, nor anything that a node left behind, has it open.
+    /// Whether no node, and no remaining task of a node, has it open.
     pub(crate) fn is_closed(&self) -> bool {
         self.state().lock.strong_count() == 0
     }
 
-    /// The ticket that was put down here.
+    /// The stored ticket.
     pub(crate) fn ticket(&self) -> Option<ClusterJoinTicket> {
         self.state().ticket.clone()
     }
 
-    /// Puts a ticket down, durably.
+    /// Stores a ticket durably.
     pub(crate) fn keep_ticket(&self, ticket: ClusterJoinTicket) {
         self.state().ticket = Some(ticket);
     }
 
-    /// The host has stopped at `at`: of what was not durable then, any beginning is left.
+    /// The host has stopped at `at`: any prefix of the writes that were not durable then remains.
     pub(crate) fn crash(&self, at: Duration) {
         let mut state = self.state();
         if at < state.all_synced_at {
@@ -143,7 +143,7 @@ impl Disk {
         Ok(OpenDisk { disk: self.clone(), memory, snapshots })
     }
 
-    /// What an operation takes, and whether it fails.
+    /// The duration of an operation, and whether it fails.
     fn operate(&self, action: &'static str) -> Result<Duration, StorageError> {
         let mut state = self.state();
         let (failure, most) = match state.health {
@@ -183,7 +183,7 @@ impl StableStorage for OpenDisk {
         let mut state = self.disk.state();
         let done = match &operated {
             Ok(_) => writes.len(),
-            // Any beginning of them is there.
+            // Any prefix of them is there.
             Err(_) => state.chance.random_range(0..=writes.len()),
         };
         self.memory.write(&writes[..done])?;
@@ -221,7 +221,7 @@ impl LogReader for Log {
     }
 }
 
-/// The snapshots of an open disk. Each is durable when it is finished, and what was received of one at once.
+/// The snapshots of an open disk. Each is durable when it is finished, and the received part of one at once.
 #[derive(Clone)]
 pub(crate) struct Snapshots {
     disk: Disk,

@@ -1,6 +1,6 @@
-//! One host and the lives of its node: bootstrapped, run, ended in one of many ways, and bootstrapped again.
+//! One host and the runs of its node: bootstrapped, run, ended in one of many ways, and bootstrapped again.
 //!
-//! What a life leaves behind is checked at its end: everything closed, everybody answered.
+//! The end of each run is checked: everything is closed, and every request is answered.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -29,36 +29,36 @@ mod orders;
 
 pub(crate) use orders::Order;
 
-/// How a node gets into its cluster.
+/// How a node enters its cluster.
 #[derive(Clone, Debug)]
 pub(crate) enum Beginning {
     /// It begins a new one, alone.
     Alone,
-    /// It begins one with these, each of which is told the same.
+    /// It begins one with these nodes, which all get the same list.
     Together(NodeId, Vec<Member>),
-    /// It asks one of these addresses for a ticket, after a while.
+    /// It requests a ticket from one of these addresses, after a while.
     Joins(Duration, Vec<String>),
-    /// After a while, it begins one with as many others as are expected, or joins the one that has begun.
+    /// After a while, it begins one with the expected number of others, or joins the one that has begun.
     Expects(Duration, Expect),
 }
 
-/// What the world sees of a host.
+/// The world's view of a host.
 #[derive(Default)]
 pub(crate) struct Seen {
-    /// Of the life that goes on.
+    /// The node of the current run.
     pub(crate) status: RefCell<Option<watch::Receiver<Status>>>,
-    /// To the life that goes on.
+    /// Orders to the current run.
     pub(crate) orders: RefCell<Option<mpsc::UnboundedSender<Order>>>,
-    /// The node is a member no more, and its host has nothing to do.
+    /// The node is no longer a member, and its host has nothing to do.
     pub(crate) is_gone: Cell<bool>,
-    /// The node is not to be started again.
+    /// The node must not start again.
     pub(crate) rests: Cell<bool>,
     /// Whether a probe has succeeded.
     pub(crate) probed: Rc<Cell<bool>>,
     lives: Cell<u64>,
 }
 
-/// Everything about one host that outlives its node.
+/// The state of one host that outlives its node.
 pub(crate) struct Host {
     pub(crate) name: String,
     pub(crate) address: String,
@@ -70,38 +70,38 @@ pub(crate) struct Host {
     pub(crate) disk: Disk,
     pub(crate) record: Record,
     pub(crate) seen: Seen,
-    /// How many clients use its handle, and how long each rests between two calls.
+    /// The number of clients of its handle, and the pause of each between two calls.
     pub(crate) users: u64,
     pub(crate) pause_max: Duration,
-    /// By how much some of their entries are larger than they need be, at most.
+    /// The maximum number of additional bytes of some of their entries.
     pub(crate) padding_bytes_max: usize,
-    /// The longest pause between two lives.
+    /// The longest pause between two runs.
     pub(crate) down_max: Duration,
 }
 
-/// How one life ended.
+/// How one run ended.
 enum End {
     Again,
     Gone,
 }
 
-/// So long after `run` was let go, and the last operation of the disk is over, everything must be closed. Entries that are
-/// being applied are applied to their end.
+/// The time after which everything must be closed, once `run` was dropped and the last operation of the disk is over.
+/// Entries that are being applied are applied to their end.
 const CLOSING_MAX: Duration = Duration::from_secs(2);
 
-/// No more operations of the disk than these begin after `run` was let go: the write of what is queued, and one for each
-/// thing that another thread was just asked for.
+/// The maximum number of disk operations that begin after `run` was dropped: the write of the queue, and one for each
+/// task that another thread has just received.
 const LAST_OPERATIONS_MAX: u64 = 8;
 
-/// Nothing takes longer at the end of a node, but for what the disk is doing: connections that hang are severed after
-/// 2 s, twice, and before that the node may hand over and answer for 2 s.
+/// The maximum duration of a node's end, without the operations of the disk: connections that hang are aborted after
+/// 2 s, twice, and before that the node may transfer leadership and answer for 2 s.
 const QUIT_MAX: Duration = Duration::from_secs(10);
 
-/// A call gives up on the core so much after its deadline; some more for what a step of the simulation takes.
+/// The time after its deadline at which a call gives up on the core, with a margin for a step of the simulation.
 const GRACE: Duration = Duration::from_millis(1200);
 
 impl Host {
-    /// What runs on the host, until it crashes.
+    /// The tasks of the host, until it crashes.
     pub(crate) async fn live(self: Rc<Self>) -> turmoil::Result {
         loop {
             let life = self.seen.lives.get();
@@ -157,7 +157,7 @@ impl Host {
         let mut running = tokio::task::spawn_local(let_go(running, dropped));
         users.spawn_local(watch_status(self.record.clone(), self.name.clone(), node.status()));
         if let Some(ticket) = ticket {
-            // Joining lasts as long as there is progress, and so long without any.
+            // Joining lasts as long as there is progress, and this long without any.
             let limit = 3 * (self.config.membership_timeout + GRACE) + 2 * self.config.joiner_timeout;
             for _ in 0..chance.random_range(1..=2) {
                 users.spawn_local(join(
@@ -196,7 +196,7 @@ impl Host {
                 End::Again
             }
         };
-        // Everybody is answered.
+        // Every request is answered.
         while !users.is_empty() {
             match timeout(GRACE, users.join_next()).await {
                 Ok(Some(Err(error))) => self.violation(format_args!("a user panicked: {error}")),
@@ -235,7 +235,7 @@ impl Host {
         }
     }
 
-    /// Waits until the node has begun a cluster with the others, or has joined theirs, or is told to end.
+    /// Waits until the node has begun a cluster with the others, or has joined theirs, or has an order to end.
     async fn start(&self, after: Duration, expect: &Expect, chance: &mut ChaCha8Rng) -> Result<Node, End> {
         if self.seen.lives.get() == 1 {
             sleep(after).await;
@@ -264,8 +264,8 @@ impl Host {
             let started = tokio::select! {
                 biased;
                 () = told_to_end => {
-                    self.record.event(&self.name, "start was let go");
-                    self.record.count("start let go");
+                    self.record.event(&self.name, "start was dropped");
+                    self.record.count("start dropped");
                     None
                 }
                 started = starting => Some(started),
@@ -280,7 +280,7 @@ impl Host {
                     self.record.count("expected");
                     return Ok(node);
                 }
-                // What an earlier life left behind when it was let go half way.
+                // The remains of an earlier run that was dropped half way.
                 Err(NodeStartError::Bootstrap(
                     BootstrapError::Storage(StorageError::InUse { .. }) | BootstrapError::PortTaken { .. },
                 )) if began.elapsed() < CLOSING_MAX => sleep(Duration::from_millis(20)).await,
@@ -294,7 +294,7 @@ impl Host {
                 }
                 Err(error) => {
                     if !self.disk.take_failure() {
-                        self.violation(format_args!("cannot be started: {error}"));
+                        self.violation(format_args!("cannot start: {error}"));
                     }
                     self.record.event(&self.name, format_args!("not started: {error}"));
                     return Err(End::Again);
@@ -320,7 +320,7 @@ impl Host {
                 .and_then(|disk| Raft::bootstrap(id, &*self.address, disk, machine, self.config.clone()));
             match bootstrapped {
                 Ok(node) => break node,
-                // What an earlier life left behind when it was let go half way.
+                // The remains of an earlier run that was dropped half way.
                 Err(
                     BootstrapError::Storage(StorageError::InUse { .. }) | BootstrapError::PortTaken { .. },
                 ) if began.elapsed() < CLOSING_MAX => {
@@ -331,7 +331,7 @@ impl Host {
                     return None;
                 }
                 Err(error) => {
-                    self.violation(format_args!("cannot be bootstrapped: {error}"));
+                    self.violation(format_args!("cannot bootstrap: {error}"));
                     return None;
                 }
             }
@@ -351,7 +351,7 @@ impl Host {
         Some(node)
     }
 
-    /// What must hold when a future that holds the disk was let go.
+    /// What must hold after a future that owns the disk was dropped.
     async fn must_close(&self, what: &str) {
         let before = self.disk.operations();
         let mut idle_since = Instant::now();
@@ -359,7 +359,7 @@ impl Host {
             idle_since = idle_since.max(Instant::now() + self.disk.busy_for());
             if idle_since.elapsed() > CLOSING_MAX {
                 self.violation(format_args!(
-                    "{what} was let go, and the disk, idle for {CLOSING_MAX:?}, is still in use"
+                    "{what} was dropped, and the disk, idle for {CLOSING_MAX:?}, is still in use"
                 ));
                 break;
             }
@@ -367,20 +367,22 @@ impl Host {
         }
         let operations = self.disk.operations() - before;
         if operations > LAST_OPERATIONS_MAX {
-            self.violation(format_args!("{operations} operations of the disk began after {what} was let go"));
+            self.violation(format_args!(
+                "{operations} operations of the disk began after {what} was dropped"
+            ));
         }
     }
 
     /// What must hold when `run` has ended.
     async fn judge(&self, ended: Option<Result<(), RunError>>, node: &Node) -> End {
         let Some(ended) = ended else {
-            self.record.event(&self.name, "run was let go");
-            self.record.count("run let go");
+            self.record.event(&self.name, "run was dropped");
+            self.record.count("run dropped");
             self.must_close("run").await;
             return End::Again;
         };
         if !self.disk.is_closed() {
-            self.violation("run has returned and something still uses the disk");
+            self.violation("run has returned and the disk is still in use");
         }
         let told = in_time(&self.record, &self.name, GRACE, "quit after the end", node.quit()).await;
         if told.is_none() {
@@ -419,7 +421,7 @@ impl Host {
     }
 }
 
-/// Resolves to `None` if `future` was let go before it ended.
+/// Resolves to `None` if `future` was dropped before it ended.
 async fn let_go<F: Future>(future: F, mut dropped: watch::Receiver<bool>) -> Option<F::Output> {
     tokio::select! {
         biased;
@@ -456,8 +458,8 @@ async fn watch_status(record: Record, name: String, mut status: watch::Receiver<
     }
 }
 
-/// Until it is a member, or has stopped. A node that was removed before it heard that it was a member learns of it here,
-/// and only here: nobody who could tell it is known to it.
+/// Waits until it is a member, or has stopped. A node that was removed before it learned that it was a member learns
+/// of it only here: it knows no node that could report it.
 async fn join(
     record: Record,
     name: String,

@@ -1,4 +1,4 @@
-//! The state machine of the simulated nodes: a few registers, in snapshots that are large on purpose.
+//! The state machine of the simulated nodes: a few registers, with snapshots that are large on purpose.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -21,19 +21,19 @@ pub(crate) struct Registers {
     chance: ChaCha8Rng,
 }
 
-/// How a node's state machine behaves.
+/// The behaviour of a node's state machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Profile {
-    /// Whether it calls itself quick to apply, and is.
+    /// Whether it declares itself quick to apply, and is.
     pub(crate) quick: bool,
-    /// If not, the most that applying an entry takes.
+    /// Otherwise, the longest duration of applying an entry.
     pub(crate) slowness: Duration,
-    /// How much larger than its content a snapshot is.
+    /// The additional size of a snapshot.
     pub(crate) padding_bytes: usize,
 }
 
 impl Registers {
-    /// Without content. `who` names the node in the record.
+    /// An empty one. `who` names the node in the record.
     pub(crate) fn new(who: &str, profile: Profile, record: Record, chance: ChaCha8Rng) -> Registers {
         Registers {
             who: who.to_owned(),

@@ -1,5 +1,5 @@
-//! `sim-shell`: many worlds of whole nodes, or one again. The last line says how many passed and how many failed; Ctrl+C
-//! ends a run after the world that is under way.
+//! `sim-shell`: many worlds of whole nodes, or one again. The last line shows how many passed and how many failed;
+//! Ctrl+C ends a run after the current world.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,33 +12,33 @@ use raftify_console::{WRONG_ARGUMENTS, say};
 use raftify_shell_sim::{HAPPENINGS, Report, Scenario, run};
 use tracing_subscriber::EnvFilter;
 
-/// From so many seeds on, everything must have happened.
+/// The number of seeds from which on every event must have happened.
 const SEEDS_FOR_COVERAGE: u64 = 500;
 
-/// Tries whole raftify nodes in simulated worlds. Each seed is a world of its own, and always the same.
+/// Tests whole raftify nodes in simulated worlds. Each seed is a different world, and always the same.
 #[derive(Parser)]
 #[command(name = "sim-shell", version)]
 struct Arguments {
-    /// Run this seed alone.
+    /// Run only this seed.
     #[arg(long, conflicts_with_all = ["seeds", "first", "seconds"])]
     seed: Option<u64>,
-    /// Write what happens in it to this file.
+    /// Write its trace to this file.
     #[arg(long, requires = "seed", value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// How many seeds to run.
+    /// Number of seeds.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first of them; by default a random one.
     #[arg(long)]
     first: Option<u64>,
-    /// Begin no further seed after so many seconds.
+    /// Start no further seed after this many seconds.
     #[arg(long)]
     seconds: Option<u64>,
 }
 
 fn main() -> ExitCode {
     let arguments: Arguments = raftify_console::arguments();
-    // With RUST_LOG, what the nodes log.
+    // With RUST_LOG, the log of the nodes.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     let mut sum = Sum::default();
@@ -75,7 +75,7 @@ fn run_many(arguments: &Arguments, sum: &mut Sum) {
     }
 }
 
-/// What all seeds came to.
+/// The sum of all seeds.
 #[derive(Default)]
 struct Sum {
     passed: u64,
@@ -101,7 +101,7 @@ impl Sum {
     }
 
     fn print(&mut self, elapsed: Duration) {
-        say!("what happened, and how often:");
+        say!("events and their numbers:");
         for (what, count) in &self.happened {
             say!("{count:>9} {what}");
         }
@@ -112,7 +112,7 @@ impl Sum {
             HAPPENINGS.iter().filter(|what| !self.happened.contains_key(*what)).copied().collect();
         if self.passed >= SEEDS_FOR_COVERAGE && !missing.is_empty() {
             self.failed += 1;
-            say!("rejected: in no seed happened: {}", missing.join(", "));
+            say!("rejected: never happened in any seed: {}", missing.join(", "));
         }
         say!("{} passed, {} failed", self.passed, self.failed);
     }

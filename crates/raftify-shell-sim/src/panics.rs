@@ -1,17 +1,17 @@
-//! Panics of tasks, which a runtime catches: they must not go unnoticed.
+//! Panics of tasks, which a runtime catches: they must be reported.
 
 use std::cell::RefCell;
 use std::panic;
 use std::sync::Once;
 
-/// A panic may show all the data that it is about.
+/// A panic message may be as long as the data that it shows.
 const SHOWN_CHARS_MAX: usize = 4000;
 
 thread_local! {
     static FIRST: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// From now on, this thread's panics are remembered.
+/// From now on, this thread's panics are recorded.
 pub(crate) fn forget() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

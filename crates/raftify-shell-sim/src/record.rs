@@ -1,7 +1,7 @@
-//! What happens in a run: the trace, by which two runs are compared; the clients' history; what must never happen.
+//! The events of a run: the trace, by which two runs are compared; the clients' history; the violations.
 //!
-//! Shared by all hosts of a world. Events of one moment are ordered by who they are of: the runtimes of the hosts leave
-//! open in which order they wake those who waited for the same thing.
+//! Shared by all hosts of a world. Events of one moment are ordered by the names of their subjects: the runtimes of
+//! the hosts do not define in which order they wake tasks that waited for the same event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -15,10 +15,10 @@ use raftify_history::{Verdict, check_each_key};
 
 use crate::command::{Command, Operation, Outcome};
 
-/// The checker gives up on a register after so many.
+/// The budget of the checker for a register.
 const CONFIGURATIONS_MAX: u64 = 1_000_000;
 
-/// What must have happened in one of many worlds: otherwise hardly anything was tried.
+/// The events that must have happened in one of many worlds: without them, the run covers too little.
 pub const HAPPENINGS: &[&str] = &[
     "answered",
     "bootstrapped",
@@ -33,33 +33,33 @@ pub const HAPPENINGS: &[&str] = &[
     "one-way cut",
     "power loss",
     "quit",
-    "quit half",
+    "quit dropped",
     "refused",
     "remove",
     "removed",
-    "run let go",
+    "run dropped",
     "slow disk",
-    "snapshot asked for",
+    "snapshot requested",
     "snapshot restored",
-    "start let go",
+    "start dropped",
     "stopped",
     "ticket",
     "transfer",
     "unknown",
 ];
 
-/// An operation of a client, as it saw it. Times are places in the order of all events of the run.
+/// An operation of a client, as the client saw it. Times are positions in the order of all events of the run.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    /// Who called.
+    /// The client.
     pub(crate) client: u64,
-    /// On which key.
+    /// The key.
     pub(crate) key: u8,
-    /// What was asked for.
+    /// The operation.
     pub(crate) operation: Operation,
-    /// When.
+    /// The time of the call.
     pub(crate) called: u64,
-    /// When the outcome came; `None` if it is not known whether it took effect.
+    /// The time of the outcome; `None` if it is unknown whether it took effect.
     pub(crate) returned: Option<(u64, Outcome)>,
 }
 
@@ -73,7 +73,7 @@ struct Inner {
     violations: Vec<String>,
     clock: u64,
     calls: BTreeMap<u64, Call>,
-    /// By index.
+    /// Applied entries by index.
     applied: BTreeMap<u64, (LogPosition, Command)>,
     /// By call: the index.
     applied_at: BTreeMap<u64, u64>,
@@ -89,46 +89,46 @@ impl Record {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something happened, on a host, now.
+    /// An event on a host, now.
     pub(crate) fn event(&self, who: &str, what: impl Display) {
         self.event_at(turmoil::sim_elapsed().unwrap_or_default(), who, what);
     }
 
-    /// Something happened.
+    /// An event.
     pub(crate) fn event_at(&self, at: Duration, who: &str, what: impl Display) {
         self.inner().trace.push((at, who.to_owned(), what.to_string()));
     }
 
-    /// Something happened that is counted.
+    /// A counted event.
     pub(crate) fn count(&self, what: &'static str) {
         *self.inner().happened.entry(what).or_default() += 1;
     }
 
-    /// Something happened that must not.
+    /// A violation.
     pub(crate) fn violation(&self, who: &str, what: impl Display) {
         self.event(who, format_args!("VIOLATION: {what}"));
         let at = turmoil::sim_elapsed().unwrap_or_default();
         self.inner().violations.push(format!("at {at:?}, {who}: {what}"));
     }
 
-    /// The first thing that happened and must not.
+    /// The first violation.
     pub(crate) fn first_violation(&self) -> Option<String> {
         self.inner().violations.first().cloned()
     }
 
-    /// What happened how often.
+    /// The number of each counted event.
     pub(crate) fn happened(&self) -> BTreeMap<&'static str, u64> {
         self.inner().happened.clone()
     }
 
-    /// A value that no other write of this run writes.
+    /// A unique value in this run.
     pub(crate) fn fresh_value(&self) -> u64 {
         let mut inner = self.inner();
         inner.values += 1;
         inner.values
     }
 
-    /// A client calls. What is returned is the number of the call.
+    /// A client calls. Returns the number of the call.
     pub(crate) fn called(&self, client: u64, key: u8, operation: Operation) -> u64 {
         let mut inner = self.inner();
         inner.clock += 1;
@@ -154,7 +154,7 @@ impl Record {
         inner.refused.insert(call);
     }
 
-    /// What clients were told against what was applied, at the end.
+    /// Compares the answers of clients with the applied entries, at the end.
     pub(crate) fn check_answers(&self) {
         let inner = self.inner();
         let refused = inner.refused.iter().filter(|call| inner.applied_at.contains_key(call));
@@ -163,7 +163,7 @@ impl Record {
         for (number, call) in &inner.calls {
             let changes = matches!(call.returned, Some((_, Outcome::Done | Outcome::Swapped(_))));
             if changes && !inner.applied_at.contains_key(number) {
-                wrong.push(format!("{call:?} was acknowledged, and is nowhere"));
+                wrong.push(format!("{call:?} was acknowledged, and was not applied"));
             }
         }
         drop(inner);
@@ -172,7 +172,7 @@ impl Record {
         }
     }
 
-    /// Whether all that the clients saw could have been seen on one copy of each register.
+    /// Checks that the history of each register is linearizable.
     pub(crate) fn check_history(&self) {
         let calls: Vec<Call> = self.inner().calls.values().cloned().collect();
         let history = calls.into_iter().map(|call| {
@@ -207,7 +207,7 @@ impl Record {
         }
     }
 
-    /// A node is a member of this cluster: no other one may ever begin.
+    /// A node is a member of this cluster: no other cluster may ever begin.
     pub(crate) fn has_begun(&self, who: &str, cluster: ClusterId) {
         let first = *self.inner().cluster.get_or_insert(cluster);
         if first != cluster {
@@ -215,7 +215,7 @@ impl Record {
         }
     }
 
-    /// A node has applied an entry: all others must apply the same there.
+    /// A node has applied an entry: all other nodes must apply the same one there.
     pub(crate) fn applied(&self, who: &str, position: LogPosition, command: &Command) {
         let mut inner = self.inner();
         let there = inner.applied.entry(position.index.0).or_insert_with(|| (position, command.clone()));

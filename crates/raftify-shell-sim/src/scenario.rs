@@ -1,4 +1,4 @@
-//! What a seed draws: what a run is mostly about, which faults it has, how its nodes begin, and their settings.
+//! The properties of a seed: its main subject, its faults, how its nodes begin, and their settings.
 
 use std::time::Duration;
 
@@ -8,23 +8,23 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What a run is mostly about. All of them have clients all the time.
+/// The main subject of a run. All have clients all the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
     /// Nodes join by ticket, leave, are removed.
     Join,
-    /// Leaders crash, and hand over.
+    /// Leaders crash, and transfer leadership.
     Failover,
-    /// Snapshots are taken, and sent to nodes that lag or are new, over links that break.
+    /// Snapshots are taken, and sent to lagging or new nodes, over links that break.
     Snapshots,
     /// Links break, in one direction or both, and stall.
     Partitions,
-    /// Nodes are stopped, in order and half way.
+    /// Nodes are stopped, cleanly and half way.
     Quit,
     /// All of it.
     Everything,
-    /// Of four nodes, three expect each other, each of which is ended once while it waits; the fourth comes late. In no
-    /// seed: others have nodes that expect each other, too, and everything that can happen to these.
+    /// Of four nodes, three expect each other, each of which is ended once while it waits; the fourth comes late. Not
+    /// drawn by seeds: other scenarios have nodes that expect each other, too, with all their faults.
     Expect,
 }
 
@@ -38,13 +38,13 @@ impl Scenario {
         Scenario::Everything,
     ];
 
-    /// That of a seed, when none is asked for.
+    /// The scenario of a seed, if none was requested.
     pub fn of(seed: u64) -> Scenario {
         Self::DRAWN[(seed % Self::DRAWN.len() as u64) as usize]
     }
 }
 
-/// Something that happens to a world, drawn again and again.
+/// A kind of fault, drawn repeatedly.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
     Crash,
@@ -69,7 +69,7 @@ pub(crate) enum Fault {
 }
 
 impl Scenario {
-    /// What happens in it.
+    /// The faults of the scenario.
     pub(crate) fn faults(self) -> &'static [Fault] {
         use Fault::*;
         match self {
@@ -122,14 +122,14 @@ impl Scenario {
 #[derive(Clone, Debug)]
 pub(crate) struct Expecting {
     pub(crate) expect: Expect,
-    /// When each of them is started.
+    /// The start time of each of them.
     pub(crate) starts: Vec<Duration>,
-    /// Which of them crash before long, and when.
+    /// Which of them crash soon, and when.
     pub(crate) crashes: Vec<(Duration, usize)>,
 }
 
 impl Expecting {
-    /// In a fifth of the worlds, from chance that nothing else of the world is drawn from.
+    /// In a fifth of the worlds, from separate random numbers.
     pub(crate) fn draw(seed: u64, scenario: Scenario, first: &[Member]) -> Option<Expecting> {
         if scenario == Scenario::Expect {
             let peers = first.iter().map(|member| member.address.clone()).collect();
@@ -164,7 +164,7 @@ impl Expecting {
     }
 }
 
-/// A world whose links are slow, and some of whose entries take long to get over them.
+/// A world with slow links, over which some entries take long.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SlowLinks {
     pub(crate) bytes_per_second: u64,
@@ -172,7 +172,7 @@ pub(crate) struct SlowLinks {
 }
 
 impl SlowLinks {
-    /// In an eighth of the worlds, from chance that nothing else of the world is drawn from.
+    /// In an eighth of the worlds, from separate random numbers.
     pub(crate) fn draw(seed: u64, scenario: Scenario) -> Option<SlowLinks> {
         let mut chance = ChaCha8Rng::seed_from_u64(seed);
         chance.set_stream(2);
@@ -180,7 +180,7 @@ impl SlowLinks {
             return None;
         }
         let bytes_per_second = *[512 << 10, 1 << 20, 4 << 20].choose(&mut chance).unwrap_or(&(1 << 20));
-        // An entry passes up to three links within its deadline of 2 s, most of the time.
+        // In most cases, an entry passes up to three links within its deadline of 2 s.
         let padding_bytes_max = (bytes_per_second / *[2, 4, 16].choose(&mut chance).unwrap_or(&4)) as usize;
         Some(SlowLinks { bytes_per_second, padding_bytes_max })
     }

@@ -1,4 +1,4 @@
-//! One run: draws a world from its seed, lets faults happen in it, heals it, and requires that it recovers.
+//! One run: draws a world from its seed, injects faults, heals it, and requires that it recovers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,19 +24,19 @@ mod faults;
 
 use faults::Link;
 
-/// What happened in a run.
+/// The result of a run.
 pub struct Report {
-    /// As asked for.
+    /// The requested seed.
     pub seed: u64,
-    /// As asked for.
+    /// The requested scenario, or that of the seed.
     pub scenario: Scenario,
-    /// How long it took in there.
+    /// Its simulated duration.
     pub simulated: Duration,
-    /// What happened how often.
+    /// The number of each event.
     pub happened: BTreeMap<&'static str, u64>,
     /// One line for each event.
     pub trace: String,
-    /// What must not happen, and did.
+    /// The first violation, if any.
     pub violation: Option<String>,
 }
 
@@ -59,11 +59,11 @@ pub fn run(seed: u64, scenario: Scenario) -> Report {
     Report { seed, scenario, simulated, happened: record.happened(), trace: record.trace(), violation }
 }
 
-/// How long faults happen, at most.
+/// The maximum duration of the phase with faults.
 const UNREST_MAX: Duration = Duration::from_secs(15);
 
-/// A healed cluster must work again within this: connections that hang are found out after 10 s, a peer that refused is
-/// tried again after 5 s, a ticket is waited for 30 s.
+/// A healed cluster must work again within this time: connections that hang are detected after 10 s, a peer that
+/// refused is tried again after 5 s, a ticket is waited for 30 s.
 const RECOVERY_MAX: Duration = Duration::from_secs(90);
 
 struct World {
@@ -74,11 +74,11 @@ struct World {
     hosts: Vec<Rc<Host>>,
     /// Of the hosts, and then of the remote clients.
     addresses: Vec<IpAddr>,
-    /// When which hosts crash although nothing else happens yet: they wait for each other then, or begin.
+    /// Hosts that crash before the other faults begin, with times: they wait for each other then, or begin.
     crash_early: Vec<(Duration, usize)>,
-    /// When which hosts start again.
+    /// Hosts that start again, with times.
     crashed: BTreeMap<usize, Duration>,
-    /// Which links have which fault, and until when.
+    /// Links with a fault, and its end.
     links: BTreeMap<(usize, usize), (Link, Duration)>,
     disks_sick_until: BTreeMap<usize, Duration>,
     disk_slowness: Duration,
@@ -143,7 +143,7 @@ impl World {
                 (Some(member), None) => Beginning::Together(member.id, members.clone()),
                 (None, _) => {
                     let after = Duration::from_millis(chance.random_range(0..8000));
-                    // Whoever was there at first may have left by then.
+                    // The first nodes may have left by then.
                     let others = (0..first + joining).filter(|other| *other != number);
                     Beginning::Joins(after, others.map(address).collect())
                 }
@@ -233,13 +233,13 @@ impl World {
         let patience = self.sim.elapsed() + RECOVERY_MAX / 2;
         self.until(RECOVERY_MAX, "the cluster does not recover", |world| {
             if world.sim.elapsed() > patience {
-                world.stop_who_cannot_hear_of_its_removal();
+                world.stop_nodes_that_cannot_learn_of_their_removal();
             }
             world.has_recovered()
         })?;
         self.note("recovered");
-        // Again and again: a connection that was damaged before may break only now, and a node that was told to stop
-        // before may end only now, and begin another life.
+        // Repeated: a connection that was damaged before may break only now, and a stopping node may end only now,
+        // and begin another run.
         self.until_told(
             Duration::from_secs(30),
             "the healed cluster does not serve",
@@ -289,7 +289,7 @@ impl World {
         Ok(())
     }
 
-    /// Tells each host this every second, until it is done there.
+    /// Sends each host this order every second, until it is done there.
     fn until_told(
         &mut self,
         limit: Duration,
@@ -313,7 +313,7 @@ impl World {
         self.record.event_at(self.sim.elapsed(), "world", what);
     }
 
-    /// Everybody is a member, follows the same leader, and has applied the same.
+    /// Whether every node is a member, follows the same leader, and has applied the same.
     fn has_recovered(&mut self) -> bool {
         let statuses: Option<Vec<Status>> =
             self.hosts.iter().filter(|host| !host.seen.is_gone.get()).map(|host| status(host)).collect();
@@ -333,9 +333,9 @@ impl World {
             && first.members.len() == statuses.len()
     }
 
-    /// A removed node stops when a majority of the voters that it knows has told it so. When that many of them are gone
-    /// themselves, it waits until it is stopped.
-    fn stop_who_cannot_hear_of_its_removal(&self) {
+    /// A removed node stops when a majority of the voters that it knows has reported its removal. When that many of
+    /// them are gone themselves, it waits until it is stopped.
+    fn stop_nodes_that_cannot_learn_of_their_removal(&self) {
         let there: Vec<(&Rc<Host>, Status)> = self
             .hosts
             .iter()
@@ -358,7 +358,7 @@ impl World {
             let was_removed = leader.members.get(status.node_id).is_none()
                 && leader.members.as_of() > status.members.as_of();
             if was_removed && !known.is_empty() && 2 * left <= known.len() {
-                self.note(format_args!("{} is stopped: it cannot hear of its removal", host.name));
+                self.note(format_args!("{} is stopped: it cannot learn of its removal", host.name));
                 order(host, Order::Quit);
                 host.seen.is_gone.set(true);
             }
@@ -381,7 +381,7 @@ impl World {
 
 fn order(host: &Host, order: Order) {
     if let Some(orders) = &*host.seen.orders.borrow() {
-        // A node that has just ended takes none.
+        // A node that has just ended accepts none.
         let _ = orders.send(order);
     }
 }

@@ -17,10 +17,10 @@ use tokio::time::sleep;
 const ENTRY_BYTES: usize = 60 << 20;
 const LINK_BYTES_PER_SECOND: u64 = 1 << 20;
 
-/// What is done to one entry may take so long: it passes three links.
+/// The deadline for an operation on one entry: it passes three links.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Knows how large what was applied last is.
+/// The length of the last applied entry.
 struct Length(usize);
 
 impl StateMachine for Length {
@@ -52,7 +52,7 @@ fn terms(nodes: &[Node]) -> Vec<Term> {
     nodes.iter().map(|node| node.status().borrow().term).collect()
 }
 
-/// Waits until all nodes have applied the same, and it is something.
+/// Waits until all nodes have applied the same entry.
 async fn until_all_have_applied(nodes: &[Node], length: usize) {
     for node in nodes {
         while node.query(|state| state.0).await.ok() != Some(length) {

@@ -1,5 +1,5 @@
-//! A world of each scenario, those that once found something, and that a seed is always the same world.
-//! `make sim-shell` runs more.
+//! A world of each scenario, worlds with former violations, and the reproducibility of a seed. `make sim-shell` runs
+//! more.
 
 use raftify_shell_sim::{Report, Scenario, run};
 
@@ -11,11 +11,12 @@ fn passed(seed: u64, scenario: Scenario) -> Report {
     report
 }
 
-/// Runs a world of `scenario`, chosen because all of these happen in it: it takes a second or two, unoptimised.
+/// Runs a world of `scenario`, chosen because all of these events happen in it: it takes a second or two,
+/// unoptimised.
 fn check(scenario: Scenario, seed: u64, required: &[&str]) {
     let happened = passed(seed, scenario).happened;
     for required in required {
-        assert!(happened.contains_key(required), "{required}: it never happened, take another seed");
+        assert!(happened.contains_key(required), "{required} never happened, use another seed");
     }
 }
 
@@ -35,22 +36,22 @@ fn snapshots_reach_followers_that_lag_over_links_that_break() {
 }
 
 #[test]
-fn links_are_cut_in_one_way_and_in_both_and_stall() {
+fn links_are_cut_in_one_direction_and_in_both_and_stall() {
     check(Scenario::Partitions, 15, &["one-way cut", "hold", "isolation", "answered"]);
 }
 
 #[test]
-fn nodes_end_at_any_moment_and_everybody_is_answered() {
-    check(Scenario::Quit, 16, &["quit", "quit half", "run let go", "answered"]);
+fn nodes_end_at_any_moment_and_every_call_is_answered() {
+    check(Scenario::Quit, 16, &["quit", "quit dropped", "run dropped", "answered"]);
 }
 
 #[test]
-fn all_of_it_at_once() {
+fn all_faults_at_once() {
     check(Scenario::Everything, 11, &["quit", "crash", "answered"]);
 }
 
 #[test]
-fn fresh_nodes_that_expect_each_other_begin_one_cluster_although_each_was_ended_once_while_it_waited() {
+fn nodes_that_expect_each_other_begin_one_cluster_although_each_restarts_while_it_waits() {
     for seed in 0..3 {
         let report = passed(seed, Scenario::Expect);
         assert_eq!(report.happened["ended while it expects"], 3);
@@ -65,12 +66,12 @@ fn fresh_nodes_that_expect_each_other_begin_one_cluster_although_each_was_ended_
 }
 
 #[test]
-fn nodes_that_expect_each_other_are_crashed_while_they_wait_and_while_the_cluster_begins() {
+fn nodes_that_expect_each_other_crash_while_they_wait_and_while_the_cluster_begins() {
     check(Scenario::Join, 120, &["ended while it expects", "expected", "answered"]);
 }
 
 #[test]
-fn worlds_that_once_found_something_keep_all_promises() {
+fn worlds_with_former_violations_satisfy_all_invariants() {
     let lines = include_str!("seeds.txt").lines().filter(|line| !line.starts_with('#'));
     let seeds: Vec<u64> = lines.filter_map(|line| line.split(' ').next()?.parse().ok()).collect();
     assert!(!seeds.is_empty());
@@ -83,6 +84,6 @@ fn worlds_that_once_found_something_keep_all_promises() {
 fn the_same_seed_is_the_same_world_byte_for_byte() {
     let (first, second) = (run(11, Scenario::Everything), run(11, Scenario::Everything));
     assert_eq!(first.trace, second.trace);
-    assert!(first.trace.lines().count() > 100, "hardly anything happened");
+    assert!(first.trace.lines().count() > 100, "too few events happened");
     assert_ne!(first.trace, run(1, Scenario::Failover).trace);
 }

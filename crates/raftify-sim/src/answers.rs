@@ -1,4 +1,4 @@
-//! Answers of cores: where they are put until a step is over, and how those to requests of other nodes travel back.
+//! Answers of cores: stored until a step is over; answers to requests of other nodes are sent back over the network.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +11,7 @@ use crate::coverage::Happened;
 use crate::network::{Deferred, Packet};
 use crate::reply::{Proposed, Reply};
 
-/// Something that a core, or a node that stopped, has answered.
+/// An answer of a core, or of a node that stopped.
 pub(crate) enum Answered {
     Proposed {
         number: u64,
@@ -31,7 +31,7 @@ pub(crate) enum Answered {
         number: u64,
         answer: Result<Reservation, MembershipError>,
     },
-    /// Something of which it only matters whether it succeeded.
+    /// An answer of which only success or failure matters.
     Done {
         number: u64,
         what: Option<Happened>,
@@ -45,7 +45,7 @@ pub(crate) enum Answered {
     },
 }
 
-/// Where answers are put until the step that gave them is over.
+/// The answers of a step, until the step is over.
 #[derive(Clone, Default)]
 pub(crate) struct AnswerQueue(Arc<Mutex<Vec<Answered>>>);
 
@@ -73,7 +73,7 @@ fn unknown() -> UnknownOutcome {
     UnknownOutcome::ConnectionLost(BROKEN.to_owned())
 }
 
-/// `request`, forwarded from `origin` to `leader`: its answer travels back.
+/// `request`, forwarded from `origin` to `leader`: its answer is sent back.
 pub(crate) fn forwarded(
     request: LeaderRequest<Reply>,
     origin: NodeId,
@@ -124,7 +124,7 @@ fn travel(answers: &AnswerQueue, (from, to): (NodeId, NodeId), deliver: impl FnO
     answers.push(Answered::Travels { from, to, packet: Packet::Answer(Deferred::new(deliver)) });
 }
 
-/// A request that never reached the leader, as far as its sender can tell.
+/// A request that never reached the leader, as far as its sender knows.
 pub(crate) fn break_off(request: LeaderRequest<Reply>) {
     match request {
         LeaderRequest::Propose { reply, .. } => reply.answer(Err(ProposeError::Unknown(unknown()))),

@@ -1,5 +1,5 @@
-//! What the cluster is for: clients that write, read and compare-and-set, each one thing after the other, on any node.
-//! Every value is written once. What they asked and learnt is the history that must be linearizable for each key.
+//! The clients: they write, read and compare-and-set, each one operation after the other, on any node. Every value is
+//! written once. Their calls are the history, which must be linearizable for each key.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use raftify_history::register::{Operation, Outcome, Register};
 
 use crate::store::{Command, Effect};
 
-/// What was asked.
+/// The operation of a call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Asked {
     Read,
     Command(Command),
 }
 
-/// What was learnt.
+/// The outcome of a call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Learnt {
     Value(Option<u64>),
@@ -30,7 +30,7 @@ pub(crate) struct Call {
     pub(crate) key: u64,
     pub(crate) asked: Asked,
     pub(crate) called: u64,
-    /// `None`: the outcome is not known.
+    /// `None`: the outcome is unknown.
     pub(crate) returned: Option<(u64, Learnt)>,
 }
 
@@ -56,19 +56,19 @@ impl Call {
     }
 }
 
-/// How many configurations the checker looks at for each key.
+/// The number of configurations that the checker visits for each key.
 const BUDGET: u64 = 200_000;
 
-/// A call that is not answered.
+/// A pending call.
 pub(crate) struct Open {
     pub(crate) call: Call,
-    /// What a read must show at least.
+    /// The lowest index that a read must show.
     pub(crate) floor: LogIndex,
 }
 
 /// All clients.
 pub(crate) struct Clients {
-    /// What each has last seen under each key.
+    /// The last value that each client has seen under each key.
     pub(crate) known: Vec<BTreeMap<u64, u64>>,
     keys: u64,
     /// Keys that were written once, in bursts.
@@ -77,7 +77,7 @@ pub(crate) struct Clients {
     pub(crate) history: Vec<Call>,
     pub(crate) values: u64,
     moments: u64,
-    /// They ask for nothing more.
+    /// The clients send no more requests.
     pub(crate) are_done: bool,
 }
 
@@ -104,7 +104,7 @@ impl Clients {
         self.keys
     }
 
-    /// How many calls are in the history.
+    /// The number of calls in the history.
     pub(crate) fn calls(&self) -> usize {
         self.history.len()
     }
@@ -114,7 +114,7 @@ impl Clients {
         self.moments
     }
 
-    /// `None`: it definitely had no effect, and counts as not called.
+    /// `None`: it had no effect for certain, and counts as not called.
     pub(crate) fn close(&mut self, number: u64, learnt: Option<Learnt>) -> Option<Call> {
         let Open { mut call, .. } = self.open.remove(&number)?;
         let moment = self.moment();
@@ -122,7 +122,8 @@ impl Clients {
         Some(call)
     }
 
-    /// The history of every key is linearizable. How many are so large that it was not decided.
+    /// Checks that the history of every key is linearizable. Returns the number of histories that were too large for
+    /// the budget.
     pub(crate) fn check_histories(&self) -> Result<u64, String> {
         let history = self.history.iter().map(|call| (call.key, call.for_the_checker()));
         let mut undecided = 0;
@@ -131,7 +132,9 @@ impl Clients {
                 Verdict::Linearizable => {}
                 Verdict::Undecided => undecided += 1,
                 Verdict::NotLinearizable(example) => {
-                    return Err(format!("linearizability: the history of key {key} is not:\n{example}"));
+                    return Err(format!(
+                        "linearizability: the history of key {key} is not linearizable:\n{example}"
+                    ));
                 }
             }
         }

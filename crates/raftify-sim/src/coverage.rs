@@ -1,18 +1,18 @@
-//! What really happened, as opposed to what was wanted: counted where it happens. A run of many seeds in which
-//! something of it never did tells nothing about it, and is rejected.
+//! Events that happened, as opposed to planned ones: counted where they happen. A run of many seeds in which one of
+//! them never happened does not cover it, and is rejected.
 
 use std::fmt;
 
 macro_rules! happenings {
     ($($name:ident = $text:literal,)*) => {
-        /// Something that a run is to contain.
+        /// An event that a run must contain.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Happened {
             $(#[doc = $text] $name,)*
         }
 
         impl Happened {
-            /// All of it.
+            /// All events.
             pub(crate) const ALL: &[Happened] = &[$(Happened::$name),*];
         }
 
@@ -41,52 +41,52 @@ happenings! {
     CrashOfMajority = "crash of a majority",
     CrashOfAll = "crash of all",
     CrashBeforeWrite = "crash between messages of a turn and its write",
-    UnsyncedLost = "write under way lost in a crash",
-    UnsyncedKept = "write under way kept by a crash, and never reported",
-    TornWrite = "write under way torn by a crash",
+    UnsyncedLost = "pending write lost in a crash",
+    UnsyncedKept = "pending write kept by a crash, and never reported",
+    TornWrite = "pending write torn by a crash",
     LateCompletion = "write reported late",
     DiskSlow = "slow disk",
     DiskOfLeaderSlow = "slow disk of a leader, for long",
-    AheadOfDisk = "entry handed out before it was durable on its node",
-    SnapshotAheadOfDisk = "snapshot of what was not durable on its node",
-    CrashAheadOfDisk = "crash of a node that had applied more than was durable there",
+    AheadOfDisk = "entry delivered before it was durable on its node",
+    SnapshotAheadOfDisk = "snapshot of entries that were not durable on its node",
+    CrashAheadOfDisk = "crash of a node that had applied entries that were not durable there",
     DiskHung = "hung disk",
-    DiskError = "error of a disk, once",
+    DiskError = "single disk error",
     DiskFull = "full disk",
-    BitFlip = "flipped bit noticed",
+    BitFlip = "flipped bit detected",
     DiskWiped = "wiped disk",
     WipedRefused = "wiped node refused by the others",
     DiskRolledBack = "disk rolled back to an older copy",
-    RollBackRefused = "roll-back refused by who knew better",
-    RollBackUnknown = "roll-back of which nobody that was reached knew",
-    RollBackNoticed = "roll-back noticed",
+    RollBackRefused = "roll-back refused by a node with newer knowledge",
+    RollBackUnknown = "roll-back unknown to all reached nodes",
+    RollBackNoticed = "roll-back detected",
     LostMemberRemoved = "member that lost its disk removed",
     LeaderElected = "leader elected",
-    LeaderTransferred = "leadership handed over",
+    LeaderTransferred = "leadership transferred",
     Demoted = "leader demoted",
-    Campaigned = "election asked for",
-    StopAsked = "node told to stop",
-    StoppedInOrder = "node stopped that owed nothing",
-    LeaderStoppedInOrder = "leader told to stop that handed over",
-    StopCutShort = "node stopped before it owed nothing",
-    IdReserved = "node id given out",
+    Campaigned = "election requested",
+    StopAsked = "stop request",
+    StoppedInOrder = "node stopped without pending replies",
+    LeaderStoppedInOrder = "stopping leader transferred leadership",
+    StopCutShort = "node stopped with pending replies",
+    IdReserved = "node id reserved",
     MemberAdded = "member added",
     MemberRemoved = "member removed",
-    JoinAsked = "nodes asked to be let in",
+    JoinAsked = "join requested",
     JoinerPromoted = "joining node promoted",
     SeveralPromoted = "several joining nodes promoted at once",
-    JoinerDied = "joining node died for ever",
+    JoinerDied = "joining node died permanently",
     JoinerCleared = "joining node cleared",
-    JoinerCameBack = "cleared node let in again",
-    NodeHidden = "node that cannot be reached",
+    JoinerCameBack = "cleared node admitted again",
+    NodeHidden = "unreachable node",
     NodeMoved = "node started at another address",
     AddressAnnounced = "another address announced",
     AddressRecorded = "announced address recorded",
-    NotCaughtUp = "promotion of a node refused that is behind",
-    NotReached = "promotion of a node refused that is not reached",
-    StrandingChangeRefused = "change refused that would leave no live majority",
-    MembershipMoved = "change refused because the membership had moved",
-    ChangeForced = "change made by force",
+    NotCaughtUp = "promotion of a lagging node refused",
+    NotReached = "promotion of an unreachable node refused",
+    StrandingChangeRefused = "change without a live majority refused",
+    MembershipMoved = "change refused because the membership had changed",
+    ChangeForced = "forced change",
     OtherClusterRefused = "message of a node with another list refused",
     JointConfiguration = "joint configuration",
     RemovedNodeStopped = "removed node stopped by itself",
@@ -112,7 +112,7 @@ happenings! {
     HealedInPart = "healed with a minority still down",
 }
 
-/// How often.
+/// The number of occurrences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Coverage {
     counts: [u64; Happened::ALL.len()],
@@ -134,14 +134,14 @@ impl Coverage {
         self.counts[what as usize]
     }
 
-    /// Both together.
+    /// The sum of both.
     pub fn add(&mut self, other: &Coverage) {
         for (count, more) in self.counts.iter_mut().zip(other.counts) {
             *count += more;
         }
     }
 
-    /// What never happened.
+    /// The events that never happened.
     pub fn missing(&self) -> Vec<Happened> {
         Happened::ALL.iter().copied().filter(|what| self.count(*what) == 0).collect()
     }
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_never_happened_is_told() {
+    fn events_that_never_happened_are_reported() {
         let mut coverage = Coverage::default();
         assert_eq!(coverage.missing().len(), Happened::ALL.len());
         for what in Happened::ALL {

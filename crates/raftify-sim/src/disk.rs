@@ -1,6 +1,6 @@
-//! What keeps a node's log: a model of the contract that all storages are tried against, or the real segment log on a
-//! simulated disk; and all that disks do wrong: they lose what was not synced, tear the last write, fail once, fill up, flip
-//! bits, are wiped, or are rolled back to an older copy. How long they take is the simulation's.
+//! The storage of a node's log: a model of the contract of all storages, or the real segment log on a simulated disk;
+//! and the faults of disks: they lose unsynced data, tear the last write, fail once, fill up, flip bits, are wiped,
+//! or are rolled back to an older copy. The simulation decides the duration of their operations.
 
 use raftify_core::storage::{MemoryLogReader, MemorySnapshotStore, MemoryStorage, StoredState, Write};
 use raftify_core::{
@@ -12,16 +12,16 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::io::{Read, Write as _};
 
-/// What the next write will meet.
+/// The fault of the next write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DiskFault {
-    /// An error, once.
+    /// A single error.
     Error,
-    /// No room, until there is some again.
+    /// No space, until some is freed.
     Full,
 }
 
-/// What became of a write that was under way when the power went.
+/// The fate of a write that was pending at a power failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Torn {
     Lost,
@@ -35,7 +35,7 @@ enum Log {
     Segments(Box<SimulatedLog>),
 }
 
-/// Reads it beside its writer.
+/// Reads the log concurrently with its writer.
 #[derive(Clone)]
 pub(crate) enum DiskReader {
     Model(MemoryLogReader),
@@ -57,7 +57,7 @@ pub(crate) struct Disk {
     snapshots: MemorySnapshotStore,
     finished: Vec<LogPosition>,
     fault: Option<DiskFault>,
-    /// A bit has flipped in what only reading it shows. Real storages notice it by their checksums.
+    /// A bit has flipped in data that only a read checks. Real storages detect it by their checksums.
     damaged: bool,
 }
 
@@ -98,12 +98,12 @@ impl From<Cut> for Torn {
 }
 
 impl Disk {
-    /// An empty one, with the model of a log.
+    /// An empty disk, with the model of a log.
     pub(crate) fn with_model() -> Disk {
         Disk::with(Log::Model(MemoryStorage::default()))
     }
 
-    /// An empty one, with the segment log. What it does when it fails follows from `seed`.
+    /// An empty disk, with the segment log. `seed` determines its failures.
     pub(crate) fn with_segments(seed: u64) -> Disk {
         Disk::with(Log::Segments(Box::new(SimulatedLog::new(seed))))
     }
@@ -130,7 +130,7 @@ impl Disk {
         }
     }
 
-    /// Durable when it returns. After an error, a part of it may be.
+    /// Durable when it returns. After an error, a part of it may be durable.
     pub(crate) fn write(&mut self, writes: &[Write], rng: &mut ChaCha8Rng) -> Result<(), StorageError> {
         match (&mut self.log, self.fault) {
             (Log::Model(log), None) => log.write(writes),
@@ -142,14 +142,14 @@ impl Disk {
                 Err(simulated(if fault == DiskFault::Full { "no space left" } else { "input/output error" }))
             }
             (Log::Segments(log), Some(DiskFault::Error)) => {
-                // Some failures harm nobody; then the next write meets one.
+                // Some failures have no effect; then the next write fails.
                 log.write_and_fail(writes).inspect_err(|_| self.fault = None)
             }
             (Log::Segments(log), _) => log.write(writes),
         }
     }
 
-    /// The power goes while `writes` are under way.
+    /// A power failure while `writes` are pending.
     pub(crate) fn lose_power(
         &mut self,
         writes: &[Write],
@@ -161,7 +161,7 @@ impl Disk {
         }
     }
 
-    /// The process ends while `writes` are under way; what the system has of them, it keeps.
+    /// The process ends while `writes` are pending; the operating system keeps its part of them.
     pub(crate) fn end_process(
         &mut self,
         writes: &[Write],
@@ -175,7 +175,7 @@ impl Disk {
         }
     }
 
-    /// Entries, as a node reads them beside the writer.
+    /// The entries, as a node reads them concurrently with the writer.
     pub(crate) fn read(
         &self,
         from: LogIndex,
@@ -188,7 +188,7 @@ impl Disk {
         }
     }
 
-    /// The position before the first entry, and the last one, as a reader beside the writer finds them.
+    /// The position before the first entry, and the last one, as a concurrent reader sees them.
     pub(crate) fn ends(&self) -> Result<(LogPosition, LogPosition), StorageError> {
         let beyond = LogIndex(u64::MAX / 2);
         let truncated = match self.read(LogIndex::ZERO, LogIndex::ZERO, 0) {
@@ -203,7 +203,7 @@ impl Disk {
         }
     }
 
-    /// A second view on the log.
+    /// A second view of the log.
     pub(crate) fn log_reader(&self) -> DiskReader {
         match &self.log {
             Log::Model(log) => DiskReader::Model(log.log_reader()),
@@ -220,7 +220,7 @@ impl Disk {
         self.damaged
     }
 
-    /// What is wrong with it from now on.
+    /// Sets its fault.
     pub(crate) fn set_fault(&mut self, fault: Option<DiskFault>) {
         self.fault = fault;
         if let Log::Segments(log) = &mut self.log {
@@ -228,7 +228,7 @@ impl Disk {
         }
     }
 
-    /// Where nothing is stored yet, there is none.
+    /// Has no effect while nothing is stored.
     pub(crate) fn flip_a_bit(&mut self) {
         self.damaged |= match &mut self.log {
             Log::Model(_) => true,
@@ -292,7 +292,7 @@ impl Disk {
         &self.snapshots
     }
 
-    /// Deletes the snapshots that are not in use, but for those that were finished since the core was asked.
+    /// Deletes the snapshots that are not in use, except those that were finished after the core's request.
     pub(crate) fn retain_snapshots(&mut self, in_use: Vec<LogPosition>) -> Result<(), StorageError> {
         let newest = in_use.iter().map(|position| position.index).max().unwrap_or_default();
         self.finished.retain(|position| position.index >= newest);

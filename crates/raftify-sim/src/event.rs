@@ -1,4 +1,4 @@
-//! What will happen in a world.
+//! The scheduled events of a world.
 
 use raftify_core::members::SenderRefusal;
 use raftify_core::{Entry, LogFetch, LogPosition, NodeId, StorageError};
@@ -6,7 +6,7 @@ use raftify_core::{Entry, LogFetch, LogPosition, NodeId, StorageError};
 use crate::fault::Repair;
 use crate::network::Packet;
 
-/// What will happen.
+/// A scheduled event.
 pub(crate) enum Event {
     Tick {
         node: NodeId,
@@ -17,12 +17,12 @@ pub(crate) enum Event {
         to: NodeId,
         packet: Packet,
     },
-    /// The write that is under way is on the disk.
+    /// The pending write is durable.
     Durable {
         node: NodeId,
         life: u64,
     },
-    /// The node hears of it.
+    /// The completion of the write is reported to the node.
     Written {
         node: NodeId,
         life: u64,
@@ -36,14 +36,14 @@ pub(crate) enum Event {
         life: u64,
         position: LogPosition,
     },
-    /// `read`: what was read when it was asked for; otherwise it is read now.
+    /// `read`: the entries as of the request; otherwise they are read now.
     Fetched {
         node: NodeId,
         life: u64,
         fetch: LogFetch,
         read: Option<Result<Vec<Entry>, StorageError>>,
     },
-    /// A connection broke: its sender hears of it, or of what it carried.
+    /// A connection broke: reports the loss of it, or of its content, to the sender.
     Broke {
         from: NodeId,
         to: NodeId,
@@ -55,19 +55,19 @@ pub(crate) enum Event {
         refusal: SenderRefusal,
     },
     Client(usize),
-    /// Something goes wrong.
+    /// A fault is injected.
     Fault,
-    /// Something is repaired.
+    /// A fault ends.
     Repair(Repair),
     Start(NodeId),
-    /// The end of the trouble.
+    /// The end of the faults.
     Heal,
-    /// A look at whether the cluster is well again.
+    /// A check whether the cluster has recovered.
     Look,
 }
 
 impl Event {
-    /// The node in which it happens: if that is paused, it happens later.
+    /// The node of the event: if that is paused, the event is delayed.
     pub(crate) fn node(&self) -> Option<NodeId> {
         match self {
             Event::Tick { node, .. }

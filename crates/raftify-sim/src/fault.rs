@@ -1,4 +1,4 @@
-//! What can go wrong, and how it ends.
+//! The kinds of faults, and their ends.
 
 use raftify_core::NodeId;
 
@@ -30,17 +30,17 @@ pub(crate) enum Fault {
     Stop,
     ChangeMembers,
     Snapshot,
-    // Only in worlds in which nodes join.
-    LetNodesIn,
+    // Only in worlds with joining nodes.
+    AdmitNodes,
     JoinerDies,
     NodeMoves,
     ChangeAmidFailure,
-    // Only in worlds in which who leads may hand over because of its disk.
+    // Only in worlds in which a leader may transfer its leadership because of its disk.
     SlowDiskOfLeader,
 }
 
 impl Fault {
-    /// Of all worlds.
+    /// In all worlds.
     pub(crate) const ALL: [Fault; 25] = [
         Fault::Crash,
         Fault::CrashOfMajority,
@@ -77,14 +77,14 @@ pub(crate) enum Repair {
     Restore(Vec<(NodeId, NodeId)>),
     Disk(NodeId),
     StateMachine(NodeId),
-    /// A leader is to get many proposals at once.
+    /// Many proposals for one leader.
     Burst,
-    /// Who was rolled back, and did not notice, is taken away.
+    /// Removes a node whose roll-back was not detected.
     TakeAway(NodeId),
-    /// A node is started again, and says where it really is.
+    /// Restarts a node, which then reports its real address.
     Correct(NodeId),
-    /// The operator changes members, as some of them are down.
+    /// The operator changes members while some of them are down.
     ChangeAmidFailure,
-    /// A node that was told to stop, in this life, is waited for no longer.
+    /// Ends the wait for a stopping node, in this run of it.
     CutShort(NodeId, u64),
 }

@@ -1,7 +1,7 @@
-//! What must never be seen, checked after every step: one property in each file, with its source.
+//! The invariants, checked after every step: one property in each file, with its source.
 //!
-//! Each is told what it needs in plain numbers, remembers what it has seen, and says what contradicts it. None of them
-//! trusts another one, nor anything that a core says of itself where the simulator can see it with its own eyes.
+//! Each receives its data as plain numbers, remembers what it has observed, and reports contradictions. None relies
+//! on another one, or on a report of a core where the simulator can observe the fact itself.
 
 pub(crate) mod answers;
 pub(crate) mod bounded_log;
@@ -21,10 +21,10 @@ pub(crate) mod state_machine_safety;
 pub(crate) mod terms;
 pub(crate) mod transfers;
 
-/// `Err` says what was seen that must not be.
+/// `Err` describes the violation.
 pub(crate) type Checked = Result<(), String>;
 
-/// All of them.
+/// All invariants.
 #[derive(Default)]
 pub(crate) struct Invariants {
     pub(crate) answers: answers::Answers,

@@ -1,9 +1,9 @@
-//! A deterministic simulator for raftify: whole clusters of real cores in one thread, in a world that one seed decides
-//! about. Network, disks, clocks, restarts, clients and the user's state machine are simulated; the core is the real
-//! one. After every step, all of `invariants` are checked; at the end, that the clients' histories are linearizable and
-//! that the cluster became live again.
+//! A deterministic simulator for raftify: whole clusters of real cores in one thread, in a world that is determined
+//! by one seed. Network, disks, clocks, restarts, clients and the user's state machine are simulated; the core is the
+//! real one. After every step, all of `invariants` are checked; at the end, that the clients' histories are
+//! linearizable and that the cluster became live again.
 //!
-//! The binary `sim` runs many seeds, or one again. `docs/testing.md` says what is simulated and what is not.
+//! The binary `sim` runs many seeds, or repeats one. `docs/testing.md` lists what is simulated and what is not.
 
 mod answers;
 mod clients;
@@ -33,34 +33,34 @@ pub use coverage::{Coverage, Happened};
 use simulation::Simulation;
 use trace::Trace;
 
-/// A world that kept all promises.
+/// A world without a violation.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// How long it lasted, in its own time.
+    /// Its duration, in simulated time.
     pub simulated: Duration,
-    /// How many events there were.
+    /// The number of events.
     pub steps: u64,
-    /// How many terms had a leader.
+    /// The number of terms with a leader.
     pub elections: u64,
-    /// How many calls of clients were checked.
+    /// The number of checked client calls.
     pub calls: u64,
-    /// The histories of how many keys were too large to be decided.
+    /// The number of histories that were too large for the checker's budget.
     pub undecided: u64,
-    /// After how many election timeouts there was a leader and a commit again, once enough was healed; `None` if too
-    /// much was lost for that.
+    /// The election timeouts until there was a leader and a commit again, after the repair; `None` if too much was
+    /// lost for that.
     pub recovery: Option<f64>,
-    /// What really happened.
+    /// The events that happened.
     pub coverage: Coverage,
 }
 
-/// A promise that was broken.
+/// A violated invariant.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// In which world.
+    /// The seed of the world.
     pub seed: u64,
-    /// When, in its own time.
+    /// The simulated time.
     pub at: Duration,
-    /// What was seen.
+    /// The violation.
     pub what: String,
 }
 
@@ -77,7 +77,7 @@ pub fn run(seed: u64) -> Result<Report, Violation> {
     carry_out(seed, Trace::Off).0
 }
 
-/// Runs the world of `seed` to its end, and tells what happened there.
+/// Runs the world of `seed` to its end, and returns its trace as well.
 pub fn run_traced(seed: u64) -> (Result<Report, Violation>, String) {
     carry_out(seed, Trace::on(seed))
 }
@@ -100,7 +100,7 @@ fn carry_out(seed: u64, trace: Trace) -> (Result<Report, Violation>, String) {
         Err(what) => Err(Violation { seed, at, what }),
     };
     let trace = std::mem::replace(&mut simulation.trace, Trace::Off).text();
-    // Nothing of it may be dropped in the middle of a panic that was caught: closures answer when they are dropped.
+    // A caught panic must not drop parts of it in the middle: closures answer when they are dropped.
     let _ = panics::caught(|| drop(simulation));
     (outcome, trace)
 }

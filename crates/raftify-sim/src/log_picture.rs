@@ -1,22 +1,22 @@
-//! What a log holds, in short: for every index the term, and one number for everything up to there.
+//! A summary of a log: for every index the term, and a digest of everything up to there.
 //!
-//! Two logs that have the same number at an index are the same up to it. That makes it cheap to compare whole logs
-//! after every step.
+//! Two logs with the same digest at an index are the same up to it. That makes it cheap to compare whole logs after
+//! every step.
 
 use std::collections::VecDeque;
 
 use raftify_core::storage::Write;
 use raftify_core::{Entry, EntryKind, LogIndex, LogPosition, Term};
 
-/// Stands for a log up to an index.
+/// The digest of a log up to an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Digest(pub(crate) u64);
 
 impl Digest {
-    /// Of what was there before any cluster.
+    /// The digest of the empty log of every cluster.
     pub(crate) const BEGIN: Digest = Digest(0);
 
-    /// Of this log with `entry` after it.
+    /// The digest of this log with `entry` after it.
     #[must_use]
     pub(crate) fn followed_by(self, entry: &Entry) -> Digest {
         let LogPosition { term, index } = entry.position;
@@ -47,7 +47,7 @@ pub(crate) struct Place {
     pub(crate) is_change: bool,
 }
 
-/// A log, in short.
+/// The summary of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LogPicture {
     /// The position before the first entry.
@@ -82,7 +82,7 @@ impl LogPicture {
         self.places.get(usize::try_from(offset).ok()?)
     }
 
-    /// Of everything up to `index`; `None` outside of the log.
+    /// The digest of everything up to `index`; `None` outside of the log.
     pub(crate) fn digest(&self, index: LogIndex) -> Option<Digest> {
         if index == self.truncated.index {
             return Some(self.truncated_digest);
@@ -94,18 +94,18 @@ impl LogPicture {
         self.places.back().map_or(self.truncated_digest, |place| place.digest)
     }
 
-    /// Whether everything up to `index` is here, as `digest` says, or covered by a snapshot.
+    /// Whether everything up to `index` is here, with this digest, or covered by a snapshot.
     pub(crate) fn holds(&self, index: LogIndex, digest: Digest) -> bool {
         index < self.truncated.index || self.digest(index) == Some(digest)
     }
 
-    /// How many membership changes there are after `index`.
+    /// The number of membership changes after `index`.
     pub(crate) fn changes_after(&self, index: LogIndex) -> usize {
         let skipped = index.0.saturating_sub(self.truncated.index.0) as usize;
         self.places.iter().skip(skipped).filter(|place| place.is_change).count()
     }
 
-    /// Does what a storage does. `digest_of` knows the beginning of a log that a snapshot gives.
+    /// Applies a write as a storage does. `digest_of` returns the digest of a snapshot, with which a log begins.
     pub(crate) fn take(&mut self, write: &Write, digest_of: impl FnOnce(LogPosition) -> Digest) {
         if let Some(position) = write.reset_log {
             *self = LogPicture::beginning_after(position, digest_of(position));
@@ -145,19 +145,19 @@ mod tests {
     }
 
     #[test]
-    fn logs_are_the_same_up_to_where_their_digests_are() {
+    fn logs_are_equal_up_to_the_last_equal_digest() {
         let (mut one, mut other) = (LogPicture::default(), LogPicture::default());
         append(&mut one, vec![entry(1, 1, b"a"), entry(1, 2, b"b"), entry(1, 3, b"c")]);
         append(&mut other, vec![entry(1, 1, b"a"), entry(1, 2, b"x"), entry(2, 3, b"c")]);
         assert_eq!(one.digest(LogIndex(1)), other.digest(LogIndex(1)));
         assert_ne!(one.digest(LogIndex(2)), other.digest(LogIndex(2)));
-        assert_ne!(one.digest(LogIndex(3)), other.digest(LogIndex(3)), "what came before differs");
+        assert_ne!(one.digest(LogIndex(3)), other.digest(LogIndex(3)), "earlier entries differ");
         append(&mut other, vec![entry(1, 2, b"b"), entry(1, 3, b"c")]);
         assert_eq!(one, other);
     }
 
     #[test]
-    fn compaction_keeps_the_digest_of_what_it_takes_away() {
+    fn compaction_keeps_the_digest_of_the_removed_entries() {
         let mut whole = LogPicture::default();
         append(&mut whole, vec![entry(1, 1, b"a"), entry(1, 2, b"b"), entry(2, 3, b"c")]);
         let mut cut = whole.clone();

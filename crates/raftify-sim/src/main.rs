@@ -1,4 +1,4 @@
-//! Runs simulated worlds: many seeds, or one again. The last line says how many passed and how many failed.
+//! Runs simulated worlds: many seeds, or one again. The last line shows how many passed and how many failed.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,35 +10,35 @@ use clap::Parser;
 use raftify_console::{WRONG_ARGUMENTS, say};
 use raftify_sim::{Coverage, Report, Violation, trace};
 
-/// From so many seeds on, everything must have happened.
+/// The number of seeds from which on every event must have happened.
 const SEEDS_FOR_COVERAGE: u64 = 1000;
 
-/// Tries raftify in simulated worlds. Each seed is a world of its own, and always the same.
+/// Tests raftify in simulated worlds. Each seed is a different world, and always the same.
 #[derive(Parser)]
 #[command(name = "sim", version)]
 struct Arguments {
-    /// Run this seed alone.
+    /// Run only this seed.
     #[arg(long, conflicts_with_all = ["seeds", "first", "seconds", "jobs"])]
     seed: Option<u64>,
-    /// Write what happens in it to this file.
+    /// Write its trace to this file.
     #[arg(long, requires = "seed", value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Run the seed of this trace again, and say where they differ.
+    /// Run the seed of this trace again, and report the first difference.
     #[arg(long, conflicts_with_all = ["seed", "seeds", "first", "seconds", "jobs"], value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// How many seeds to run.
+    /// Number of seeds.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first of them; by default a random one.
     #[arg(long)]
     first: Option<u64>,
-    /// Begin no further seed after so many seconds.
+    /// Start no further seed after this many seconds.
     #[arg(long)]
     seconds: Option<u64>,
-    /// How many run at the same time.
+    /// Number of concurrent seeds.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     jobs: u64,
-    /// Go on after a violation.
+    /// Continue after a violation.
     #[arg(long)]
     keep_going: bool,
 }
@@ -97,7 +97,7 @@ fn compare(path: &std::path::Path) -> Result<bool, String> {
     }
 }
 
-/// Whether all passed.
+/// Whether all seeds passed.
 fn run_many(arguments: &Arguments) -> bool {
     let first = arguments.first.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     say!("seeds from {first} on: `sim --first {first} --seeds {}` runs them again", arguments.seeds);
@@ -143,13 +143,13 @@ fn run_many(arguments: &Arguments) -> bool {
     let mut notes = vec![speed];
     if is_rejected {
         let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
-        notes.push(format!("rejected: in no seed happened: {}", missing.join(", ")));
+        notes.push(format!("rejected: never happened in any seed: {}", missing.join(", ")));
     }
     sum.print(&notes);
     sum.failed == 0
 }
 
-/// What all seeds came to.
+/// The sum of all seeds.
 #[derive(Default)]
 struct Sum {
     passed: u64,
@@ -188,7 +188,7 @@ impl Sum {
     }
 
     fn print(&self, notes: &[String]) {
-        say!("what happened, and how often:\n{}", self.coverage);
+        say!("events and their numbers:\n{}", self.coverage);
         say!(
             "{:.0} simulated seconds, {} events, {} elections; {} calls of clients linearizable, {} histories undecided",
             self.simulated.as_secs_f64(),
@@ -198,7 +198,7 @@ impl Sum {
             self.undecided
         );
         say!(
-            "a leader and a commit within {:.1} election timeouts of the repair at most; {} worlds lost too much to go on",
+            "a leader and a commit within {:.1} election timeouts of the repair at most; {} worlds lost too much to continue",
             self.recovery_max,
             self.hopeless
         );

@@ -1,9 +1,10 @@
-//! Decides what goes wrong and what the operator asks for: looks at a [`Scene`], draws, and returns [`Action`]s. It
-//! changes nothing of the world: the simulation carries the actions out. `operator` changes members, `joins` lets nodes in
-//! and moves them.
+//! Decides the faults and the operator's requests: looks at a [`Scene`], draws, and returns [`Action`]s. It changes
+//! nothing of the world: the simulation carries the actions out. `operator` changes members, `joins` admits and moves
+//! nodes.
 //!
-//! What Raft itself does not survive happens only as the guarantees of the project allow: one member at a time loses its
-//! disk, when all others know which incarnation of that disk to believe, and while it is lost, no other member is removed.
+//! Faults that Raft itself does not survive happen only within the project's guarantees: one member at a time loses
+//! its disk, when all others know which incarnation of that disk to believe, and while it is lost, no other member is
+//! removed.
 
 mod joins;
 mod operator;
@@ -26,26 +27,26 @@ use crate::node::{Lost, Node};
 use crate::schedule::{MILLISECOND, SECOND, Time};
 use crate::world::World;
 
-/// What is to be decided.
+/// A decision of the nemesis.
 #[derive(Clone, Debug)]
 pub(crate) enum Decision {
-    /// A fault, drawn among those of the world.
+    /// A fault, drawn from those of the world.
     Fault,
-    /// A leader is to get many proposals at once.
+    /// Many proposals for one leader.
     Burst,
     /// The operator changes members while some of them are down.
     ChangeAmidFailure,
-    /// A node that is new may not be where it says.
+    /// A new node may be at another address than it reports.
     Hide(NodeId),
-    /// A node that was not where it said has said where it is.
+    /// A node with a wrong reported address has reported the correct one.
     Corrected(NodeId),
     /// A joining node has crashed.
     JoinerCrashed(NodeId),
-    /// The operator removes this lost member, and asks the leader for it.
+    /// The operator removes this lost member through the leader.
     RemoveLost { leader: NodeId, lost: NodeId },
 }
 
-/// What the simulation is to do, in the order in which it was decided.
+/// An action of the simulation, in the order of the decisions.
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
     Tell(String),
@@ -54,7 +55,7 @@ pub(crate) enum Action {
     Crash(NodeId),
     Start(NodeId, Delay),
     Pause(NodeId, Time),
-    /// It is never started again.
+    /// The node never starts again.
     Abandon(NodeId),
     Cut(Vec<(NodeId, NodeId)>),
     SlowDisk(NodeId, u64),
@@ -63,32 +64,32 @@ pub(crate) enum Action {
     BackUpDisk(NodeId),
     LoseDisk(NodeId, DiskLoss),
     SlowStateMachine(NodeId, u64),
-    /// Its state machine fails once, in what the fault says.
+    /// Its state machine fails once, in the operation of the fault.
     FailOnce(NodeId, Fault),
-    /// From its next start on, it is at this address.
+    /// The address from its next start on.
     Move(NodeId, Arc<str>),
-    /// It is not at the address that it gives.
+    /// The node is not at its reported address.
     MoveSecretly(NodeId),
     /// No message reaches it.
     Hide(NodeId),
     Burst(NodeId, u64),
     TakeSnapshot(NodeId),
-    /// It is told to stop, and cut short after this time.
+    /// A stop request, and the time until the node is killed.
     Stop(NodeId, Time),
-    /// Leadership is to change: the fault says how, and who is meant to lead.
+    /// Leadership changes: the fault says how, and which node is meant to lead.
     DisturbLeadership(NodeId, Fault, Option<NodeId>),
     ReserveNodeId(NodeId),
-    /// This node is asked for a change of members.
+    /// A change of members is requested from this node.
     ChangeMembers(NodeId, MembershipRequest),
-    /// When all before was carried out, this is decided.
+    /// A decision after all earlier actions.
     Decide(Decision),
 }
 
-/// A time that is drawn when the action is carried out: what it waits for may draw before.
+/// A time that is drawn when the action is carried out, because earlier actions may draw before.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Delay {
     Exactly(Time),
-    /// The mean, and a time before it begins.
+    /// This mean, after a fixed time.
     About {
         mean: Time,
         after: Time,
@@ -114,16 +115,16 @@ impl Delay {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DiskLoss {
     BitFlip,
-    /// While the node goes on.
+    /// While the node continues to run.
     BitFlipAlive,
     Wipe,
     RollBack,
 }
 
-/// What the nemesis and the operator see of the world.
+/// The part of the world that the nemesis and the operator see.
 pub(crate) struct Scene<'a> {
     pub(crate) now: Time,
-    /// Nothing goes wrong any more.
+    /// No more faults.
     pub(crate) is_healed: bool,
     pub(crate) world: &'a World,
     pub(crate) nodes: &'a BTreeMap<NodeId, Node>,
@@ -164,15 +165,15 @@ impl Scene<'_> {
     }
 }
 
-/// What the nemesis and the operator remember.
+/// The state of the nemesis and the operator.
 #[derive(Default)]
 pub(crate) struct Nemesis {
     /// Nodes that wait to be added.
     spares: Vec<NodeId>,
-    /// Joining nodes that died for ever.
+    /// Joining nodes that died permanently.
     dead: BTreeSet<NodeId>,
     addresses: u64,
-    /// The operator's requests about members that may still be under way.
+    /// The operator's requests about members that may still be pending.
     membership_requests: Vec<u64>,
 }
 
@@ -184,12 +185,12 @@ impl Nemesis {
         }
     }
 
-    /// Whether this joining node died for ever.
+    /// Whether this joining node died permanently.
     pub(crate) fn is_dead(&self, node: NodeId) -> bool {
         self.dead.contains(&node)
     }
 
-    /// The operator has asked for a change of members, under this number.
+    /// The operator has requested a change of members, under this number.
     pub(crate) fn has_asked(&mut self, number: u64) {
         self.membership_requests.push(number);
     }
@@ -211,7 +212,7 @@ impl Nemesis {
         }
     }
 
-    /// Draws a fault, which happens if it can.
+    /// Draws a fault, which happens if it is possible.
     fn inject_fault(&mut self, scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
         let fault = rng.one_of(&scene.world.faults);
         let running = scene.running();
@@ -265,7 +266,7 @@ impl Nemesis {
             }
             Fault::Stop => vec![Action::Stop(node, rng.about(scene.world.election_timeout()))],
             Fault::ChangeMembers => self.change_members(scene, rng, node),
-            Fault::LetNodesIn => self.let_nodes_in(scene, rng, node),
+            Fault::AdmitNodes => self.admit_nodes(scene, rng, node),
             Fault::JoinerDies => self.joiner_dies(scene, rng),
             Fault::NodeMoves => self.nodes_move(scene, rng, node),
             Fault::ChangeAmidFailure => self.change_amid_failure(scene, rng),
@@ -297,7 +298,7 @@ impl Nemesis {
         vec![Action::Crash(id), Action::LoseDisk(id, loss), Action::Start(id, Delay::about(SECOND))]
     }
 
-    /// Whether the cluster can do without the disk of `id`, and will know what became of it.
+    /// Whether the cluster can tolerate the loss of the disk of `id`, and will know its incarnation afterwards.
     fn may_lose(&self, scene: &Scene<'_>, id: NodeId, is_wiped: bool) -> bool {
         let Some(members) = scene.members() else { return false };
         let is_member = |id| members.get(id).is_some();
@@ -305,7 +306,7 @@ impl Nemesis {
             return false;
         }
         if is_wiped && scene.world.voters == 1 && id == NodeId::FIRST {
-            // It would begin a new cluster of its own: see `docs/operations.md`.
+            // It would begin a separate cluster: see `docs/operations.md`.
             return false;
         }
         let is_asked = self.membership_requests.iter().any(|number| scene.answers.is_open(*number));
@@ -318,7 +319,7 @@ impl Nemesis {
             let own = durable.state.members.as_ref();
             let log = node.running.as_ref().map_or(&durable.log, |running| &running.log);
             let knows = own.and_then(|own| own.get(id)).is_some_and(|member| member.incarnation.is_some());
-            // Until a removal is in force there as well, the removed node is missed in elections.
+            // Until a removal is in force there as well, the removed node is missing in elections.
             let is_settled = !voters.contains(&node.id)
                 || own.is_some_and(|own| !own.is_joint() && own.configuration().voters == voters);
             is_settled
@@ -337,7 +338,7 @@ fn crash_for_a_while(what: Happened, nodes: &[NodeId]) -> Vec<Action> {
     actions
 }
 
-/// A leader gets many proposals at once; mostly, they reach no other node.
+/// A leader receives many proposals at once; in most cases they reach no other node.
 fn burst_on_leader(scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
     if scene.is_healed {
         return Vec::new();
@@ -384,7 +385,7 @@ fn partition(scene: &Scene<'_>, rng: &mut ChaCha8Rng, fault: Fault, node: NodeId
     ]
 }
 
-/// One after the other; and back in another order.
+/// One after the other; and restored in another order.
 fn stop_links(scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
     let ids: Vec<NodeId> = scene.nodes.keys().copied().collect();
     let mut links: Vec<(NodeId, NodeId)> = ids
@@ -427,7 +428,7 @@ fn spoil_disk(rng: &mut ChaCha8Rng, fault: Fault, id: NodeId) -> Vec<Action> {
         }
         Fault::HungDisk => actions.extend([Action::HangDisk(id), Action::Saw(Happened::DiskHung)]),
         Fault::DiskError => {
-            // Counted when a write meets it.
+            // Counted when it affects a write.
             actions.push(Action::SetDiskFault(id, DiskFault::Error));
             return actions;
         }
@@ -437,7 +438,7 @@ fn spoil_disk(rng: &mut ChaCha8Rng, fault: Fault, id: NodeId) -> Vec<Action> {
     actions
 }
 
-/// The disk of a leader takes for each write a multiple of what counts as slow, for long.
+/// The disk of a leader is slow by a multiple of the limit of the settings, for long.
 fn slow_down_leader(scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
     let leads = |node: &&Node| {
         node.running.as_ref().is_some_and(|running| running.core.status().role == Role::Leader)
@@ -454,7 +455,7 @@ fn slow_down_leader(scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
     ]
 }
 
-/// Some nodes that are to join are not where they say, and some of these get no messages either.
+/// Some joining nodes are not at their reported addresses, and some of these receive no messages either.
 fn hide_some(scene: &Scene<'_>, rng: &mut ChaCha8Rng, id: NodeId) -> Vec<Action> {
     if !scene.world.joins.hidden || scene.is_healed || !rng.percent(40) {
         return Vec::new();

@@ -1,5 +1,5 @@
-//! Messages on their way: how long they take, which are lost, which arrive twice or overtake others, and which links
-//! are cut. Answers travel back over the same links.
+//! Messages in flight: their delays, losses, duplicates and reordering, and the links that are cut. Answers use the
+//! same links.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use raftify_core::{
 use crate::reply::Reply;
 use crate::schedule::Time;
 
-/// What travels from one node to another.
+/// A packet from one node to another.
 pub(crate) enum Packet {
     Raft {
         sender: Sender,
         receiver: Option<Incarnation>,
-        /// Where the sender says that it is.
+        /// The address that the sender reports.
         address: Arc<str>,
         messages: Vec<RaftMessage>,
     },
@@ -27,16 +27,16 @@ pub(crate) enum Packet {
         sent: SnapshotToSend,
         snapshot: SnapshotMeta,
         data: Vec<u8>,
-        /// Of the sender: its next one hears of no outcome.
+        /// The run of the sender: its next run learns no outcome.
         life: u64,
     },
     Request(LeaderRequest<Reply>),
     ReadRound {
         round: u64,
-        /// Of the sender: its next one counts its rounds anew.
+        /// The run of the sender: its next run restarts the count of its rounds.
         life: u64,
     },
-    /// To the life of a node that had asked.
+    /// For the run of the node that sent the request.
     SnapshotSent {
         sent: SnapshotToSend,
         outcome: Result<(), String>,
@@ -51,7 +51,7 @@ pub(crate) enum Packet {
 }
 
 impl Packet {
-    /// The same again, where that can happen: a stream of messages may be sent anew.
+    /// A duplicate, where that can happen: a stream of messages may be sent again.
     pub(crate) fn duplicate(&self) -> Option<Packet> {
         match self {
             Packet::Raft { sender, receiver, address, messages } => Some(Packet::Raft {
@@ -65,11 +65,11 @@ impl Packet {
     }
 }
 
-/// An answer on its way back.
+/// An answer that is sent back.
 pub(crate) struct Deferred(Box<dyn FnOnce(bool) + Send>);
 
 impl Deferred {
-    /// `deliver` is told whether it arrived.
+    /// `deliver` receives whether it arrived.
     pub(crate) fn new(deliver: impl FnOnce(bool) + Send + 'static) -> Deferred {
         Deferred(Box::new(deliver))
     }
@@ -88,11 +88,11 @@ impl Deferred {
 pub(crate) struct Network {
     /// Links that deliver nothing, from and to.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
-    /// Nodes that no message reaches, because none of the others can connect to them.
+    /// Nodes that no message reaches, because no other node can connect to them.
     pub(crate) hidden: BTreeSet<NodeId>,
-    /// When the last message on each link arrives.
+    /// The arrival time of the last message on each link.
     last_arrival: BTreeMap<(NodeId, NodeId), Time>,
-    /// Where the sender will hear that its connection broke.
+    /// The time at which the sender learns that its connection broke.
     pub(crate) breaking: BTreeSet<(NodeId, NodeId)>,
 }
 
@@ -101,14 +101,14 @@ impl Network {
         !self.cut.contains(&(from, to)) && !self.hidden.contains(&to)
     }
 
-    /// The time at which a message arrives behind those that are on their way.
+    /// The time at which a message arrives behind those in flight.
     pub(crate) fn in_order(&mut self, from: NodeId, to: NodeId, at: Time) -> Time {
         let last = self.last_arrival.entry((from, to)).or_default();
         *last = at.max(*last);
         *last
     }
 
-    /// Whether a message on its way arrives only after `at`.
+    /// Whether a message in flight arrives only after `at`.
     pub(crate) fn overtakes(&self, from: NodeId, to: NodeId, at: Time) -> bool {
         self.last_arrival.get(&(from, to)).is_some_and(|last| *last > at)
     }

@@ -1,5 +1,5 @@
-//! A node: a disk that stays, and while it runs, a core with a state machine. Beside it stands what the simulator knows
-//! of both, to compare.
+//! A node: a durable disk, and while it runs, a core with a state machine. Beside them is the simulator's own
+//! knowledge of both, for comparison.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::reply::Reply;
 use crate::schedule::Time;
 use crate::store::Store;
 
-/// What became of a disk, so that its node is of no use any more and is to be removed from the cluster.
+/// The reason why a disk is unusable, so that its node must be removed from the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
     Wiped,
@@ -29,8 +29,8 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    /// What such a node takes itself for, and what it writes, is not judged, and it is asked for nothing.
-    pub(crate) fn is_not_judged(self) -> bool {
+    /// Whether the state and the writes of such a node are not checked, and it receives no requests.
+    pub(crate) fn is_not_checked(self) -> bool {
         matches!(self, Lost::RolledBack | Lost::OtherList)
     }
 }
@@ -40,49 +40,49 @@ pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) incarnation: Incarnation,
     pub(crate) cluster_id: ClusterId,
-    /// Where it really is.
+    /// Its real address.
     pub(crate) address: Arc<str>,
-    /// Where it says that it is.
+    /// The address that it reports.
     pub(crate) advertised: Arc<str>,
-    /// The members that it begins a cluster with when its disk is empty; `None`: it waits to be let in.
+    /// The members with which it begins a cluster when its disk is empty; `None`: it waits for its admission.
     pub(crate) begins_with: Option<Arc<Members>>,
     pub(crate) disk: Disk,
     pub(crate) state_kept: StateKept,
-    /// Where a state machine that keeps its state was when its node ended.
+    /// The position of a durable state machine when its node ended.
     pub(crate) kept: Option<LogPosition>,
-    /// What is durable on it, as far as it was acknowledged.
+    /// The acknowledged durable state.
     pub(crate) durable: Durable,
-    /// What was under way when it stopped: any part of it may be durable as well.
+    /// The pending writes when it stopped: any part of them may be durable as well.
     pub(crate) maybe_durable: Vec<Write>,
-    /// What it held before its disk was lost. It did count towards quorums.
+    /// The state before its disk was lost. It did count towards quorums.
     pub(crate) held_before: Option<LogPicture>,
     pub(crate) lost: Option<Lost>,
     /// It was removed from the cluster, or refused, and stopped.
     pub(crate) is_gone: bool,
-    /// Counts its starts. What was meant for an earlier life comes to nothing.
+    /// The number of its runs. Events for an earlier run have no effect.
     pub(crate) life: u64,
     pub(crate) running: Option<Running>,
     /// Between two ticks.
     pub(crate) tick: Time,
-    /// Until when nothing in it moves.
+    /// The time until which it is paused.
     pub(crate) paused_until: Time,
     pub(crate) disk_hangs: bool,
-    /// So many times slower than a healthy one.
+    /// The factor by which it is slower than a healthy disk.
     pub(crate) disk_slowness: u64,
     pub(crate) apply_slowness: u64,
     pub(crate) fails_to: FailsTo,
     /// A copy of the disk to roll back to.
     pub(crate) backup: Option<(Disk, Durable)>,
-    /// Who knew, when this node was rolled back, of something that it has forgotten, each in the life that it was in.
+    /// The nodes that knew forgotten state when this node was rolled back, each with its run.
     pub(crate) known_by: BTreeMap<NodeId, u64>,
-    /// Whether it has asked one of those, in this life, what it knows.
+    /// Whether it has asked one of those in this run.
     pub(crate) asked_who_knows: bool,
-    /// It was rolled back, has asked all that it reached, and none of them knew better. Nothing that it says can be relied on
-    /// from then on, and nobody can tell.
+    /// It was rolled back, has asked all reachable nodes, and none of them knew newer state. Its messages are
+    /// unreliable from then on, and no node can detect that.
     pub(crate) is_mute: bool,
 }
 
-/// What its state machine will fail to do, once.
+/// The operation in which its state machine fails once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct FailsTo {
     pub(crate) apply: bool,
@@ -90,7 +90,7 @@ pub(crate) struct FailsTo {
     pub(crate) restore: bool,
 }
 
-/// What is durable.
+/// The durable state.
 #[derive(Clone, Default)]
 pub(crate) struct Durable {
     pub(crate) state: StoredState,
@@ -98,19 +98,19 @@ pub(crate) struct Durable {
 }
 
 impl Durable {
-    /// What is known for certain to be committed: a membership that was in force was.
+    /// The known commit index: a membership that was in force was committed.
     pub(crate) fn commit(&self) -> LogIndex {
         let members = self.state.members.as_ref().map_or(LogIndex::ZERO, Members::as_of);
         self.state.hard_state.commit.max(members)
     }
 }
 
-/// A life of a node.
+/// A run of a node.
 pub(crate) struct Running {
     pub(crate) core: RaftNodeCore<Reply>,
     pub(crate) store: Store,
     pub(crate) members: Members,
-    /// Where the state machine is.
+    /// The position of the state machine.
     pub(crate) at: LogPosition,
     /// The log, durable or not.
     pub(crate) log: LogPicture,
@@ -118,23 +118,23 @@ pub(crate) struct Running {
     pub(crate) writing: Option<Writing>,
     pub(crate) to_apply: VecDeque<ToApply>,
     pub(crate) is_applying: bool,
-    /// The snapshot that is being written out.
+    /// The snapshot that is being written.
     pub(crate) captured: Option<Captured>,
     pub(crate) seen: Seen,
     /// The newest snapshot when old ones were last deleted.
     pub(crate) retained_for: Option<LogPosition>,
     pub(crate) deadlines: Deadlines,
     pub(crate) transfers: Transfers,
-    /// The tick at which a message of each other node last arrived.
+    /// The tick of the last message of each other node.
     pub(crate) heard: BTreeMap<NodeId, u64>,
-    /// The tick at which it was last asked for something that may make it hand over leadership.
+    /// The tick of the last request that may make it transfer leadership.
     pub(crate) unsettled: Option<u64>,
-    /// It was told to stop: in which role it was then.
+    /// Its role when it received the stop request, if it did.
     pub(crate) stops_as: Option<Role>,
 }
 
 impl Running {
-    /// It is asked for something that only a leader can do; a proposal may wait for so many ticks.
+    /// A request that only a leader can serve; a proposal may wait for this many ticks.
     pub(crate) fn is_asked(&mut self, request: &mut LeaderRequest<Reply>, most_ticks: u64) {
         match request {
             LeaderRequest::Propose { reply, .. } => {
@@ -147,12 +147,12 @@ impl Running {
         }
     }
 
-    pub(crate) fn hears_of_snapshot(&mut self, sent: SnapshotToSend, outcome: Result<(), String>) {
+    pub(crate) fn snapshot_reported(&mut self, sent: SnapshotToSend, outcome: Result<(), String>) {
         self.transfers.ends(sent);
         self.core.snapshot_sent(sent, outcome);
     }
 
-    /// The tick at which the oldest write was asked for that is not known to be durable.
+    /// The tick of the oldest write that is not known to be durable.
     pub(crate) fn oldest_write(&self) -> Option<u64> {
         let under_way = self.writing.as_ref().and_then(|writing| writing.asked_ticks);
         let waiting = self.to_write.iter().filter(|turn| turn.write.is_some());
@@ -160,7 +160,7 @@ impl Running {
     }
 }
 
-/// A turn to be made durable.
+/// A turn that is to be made durable.
 pub(crate) struct ToWrite {
     pub(crate) number: TurnNumber,
     pub(crate) asked_ticks: u64,
@@ -171,38 +171,38 @@ pub(crate) struct ToWrite {
 /// Turns that are being made durable together.
 pub(crate) struct Writing {
     pub(crate) number: TurnNumber,
-    /// Of the first of them; `None` if there is nothing to write.
+    /// The start time of the first of them; `None` if there is nothing to write.
     pub(crate) asked_ticks: Option<u64>,
     pub(crate) writes: Vec<Write>,
     pub(crate) send_after: Vec<RaftMessage>,
     pub(crate) is_durable: bool,
 }
 
-/// What waits for the state machine.
+/// Work for the state machine.
 pub(crate) enum ToApply {
     Committed(Committed<Reply>),
     TakeSnapshot(SnapshotReason),
 }
 
-/// What the simulator last saw of a core.
+/// The last observed state of a core.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
     pub(crate) role: Role,
     pub(crate) term: Term,
     pub(crate) commit: LogIndex,
     pub(crate) members_as_of: LogIndex,
-    /// The members that were in force when the last step was over; zero before the first one.
+    /// The members that were in force at the end of the last step; zero before the first one.
     pub(crate) in_force: LogIndex,
 }
 
-/// A snapshot that is being written out.
+/// A snapshot that is being written.
 pub(crate) struct Captured {
     pub(crate) meta: SnapshotMeta,
     pub(crate) data: Vec<u8>,
 }
 
 impl Node {
-    /// Remembers who knows that this node, if it is started on this copy of its disk, has forgotten something.
+    /// Records the nodes that know what this node would forget if it started on this copy of its disk.
     pub(crate) fn is_rolled_back_to(
         &self,
         copy: &StoredState,
@@ -222,18 +222,18 @@ impl Node {
         others.values().filter(knows).map(|other| (other.id, other.life)).collect()
     }
 
-    /// Whether it takes part in what happens now.
+    /// Whether it takes part in the current events.
     pub(crate) fn is_running(&self) -> bool {
         self.running.is_some()
     }
 
-    /// It ends, and its state machine has come to `at`.
+    /// It ends, with its state machine at `at`.
     pub(crate) fn keeps_state_at(&mut self, at: LogPosition) {
         // The beginning of a cluster is no entry.
         self.kept = (self.state_kept == StateKept::OnDisk && at.index > LogIndex(1)).then_some(at);
     }
 
-    /// What counts towards a quorum.
+    /// Whether a log of it that counts towards a quorum has this entry.
     pub(crate) fn holds(&self, index: LogIndex, digest: crate::log_picture::Digest) -> bool {
         self.durable.log.holds(index, digest)
             || self.held_before.as_ref().is_some_and(|log| log.holds(index, digest))

@@ -1,15 +1,15 @@
-//! Panics in a simulated world are violations, with the place that they come from, and not lines on the terminal.
+//! Panics in a simulated world are violations with their location, and are not printed on the terminal.
 
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
 thread_local! {
-    /// While a world runs on this thread: what the last panic said.
+    /// While a world runs on this thread: the message of the last panic.
     static WATCHED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// What `work` gives back, or what it said when it panicked.
+/// The result of `work`, or the message of its panic.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_told_with_its_place() {
+    fn a_panic_is_reported_with_its_location() {
         assert_eq!(caught(|| 5), Ok(5));
         let said = caught(|| panic!("too {}", "bad")).unwrap_err();
         assert!(said.contains("too bad") && said.contains("panics.rs"), "{said}");

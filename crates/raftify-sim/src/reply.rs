@@ -1,4 +1,4 @@
-//! The way back to a client that proposed.
+//! The reply channel of a client that proposed.
 
 use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
 use raftify_core::{LogPosition, ProposalReply};
@@ -6,13 +6,13 @@ use raftify_core::{LogPosition, ProposalReply};
 use crate::invariants::deadlines::Waits;
 use crate::store::Effect;
 
-/// What a client learns of its proposal.
+/// The result of a client's proposal.
 pub(crate) type Proposed = Result<(LogPosition, Effect), ProposeError>;
 
-/// The way back to the client that proposed.
+/// The reply channel of the client that proposed.
 pub(crate) struct Reply {
     deliver: Option<Box<dyn FnOnce(Proposed) + Send>>,
-    /// Somebody waits for the node that has it.
+    /// The deadline of the node that has it.
     pub(crate) waits: Option<Waits>,
     /// It came from another node.
     pub(crate) was_forwarded: bool,

@@ -1,10 +1,10 @@
-//! What happens when: a queue of events in the order of simulated time. Events of one moment come in the order in which
-//! they were scheduled, so that there is never a choice.
+//! The schedule: a queue of events in the order of simulated time. Events of one moment come in the order in which
+//! they were scheduled, so that their order is always determined.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-/// Microseconds since the world began.
+/// Microseconds since the beginning of the world.
 pub(crate) type Time = u64;
 
 /// One second.
@@ -12,7 +12,7 @@ pub(crate) const SECOND: Time = 1_000_000;
 /// One millisecond.
 pub(crate) const MILLISECOND: Time = 1_000;
 
-/// Events to come.
+/// Future events.
 pub(crate) struct Schedule<E> {
     now: Time,
     scheduled: u64,
@@ -70,7 +70,7 @@ impl<E> Schedule<E> {
         self.at(self.now + delay, event);
     }
 
-    /// The next event; it is its time now.
+    /// The next event; advances the time.
     pub(crate) fn next(&mut self) -> Option<E> {
         let Reverse(Scheduled { at, event, .. }) = self.events.pop()?;
         self.now = at;
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_come_by_time_and_then_in_the_order_in_which_they_were_scheduled() {
+    fn events_are_ordered_by_time_and_then_by_their_scheduling() {
         let mut schedule = Schedule::new();
         for (at, event) in [(7, 'c'), (3, 'a'), (7, 'd'), (5, 'b')] {
             schedule.at(at, event);

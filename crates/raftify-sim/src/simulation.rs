@@ -1,11 +1,11 @@
-//! One world, from its beginning to its end: carries out what the cores want done, lets everything that takes time take
-//! its time, and has all invariants checked after every step.
+//! One world, from its beginning to its end: carries out the work of the cores with its durations, and checks all
+//! invariants after every step.
 //!
-//! Here is the order of events, and what follows from a turn of a core; `lives`, `messages`, `work` and `observation` have
-//! the rest; `faults` carries out what the nemesis decides, `recovery` judges the end.
+//! This file has the event loop and the effects of a core's turn; `lives`, `messages`, `work` and `observation` have
+//! the rest; `faults` carries out the decisions of the nemesis, `recovery` checks the end.
 //!
-//! Two phases: for a while, things go wrong, and everything must be safe; then enough is healed, and the cluster must
-//! become live within a bound: a leader, a new commit, all members equal, nobody without an answer.
+//! Two phases: at first faults are injected, and safety must hold; then enough is healed, and the cluster must become
+//! live within a bound: a leader, a new commit, equal members, no unanswered request.
 
 mod client_calls;
 mod faults;
@@ -60,13 +60,13 @@ pub(crate) struct Simulation {
     cleared: BTreeSet<NodeId>,
     pub(crate) answers: AnswerQueue,
     pub(crate) steps: u64,
-    /// Since when nothing goes wrong any more.
+    /// The time of the end of the faults.
     pub(crate) healed_at: Option<Time>,
-    /// How long it took until there was a leader and a commit again.
+    /// The time until there was a leader and a commit again.
     pub(crate) recovery: Option<Time>,
-    /// The cluster is well again.
-    pub(crate) is_well: bool,
-    /// Histories that are too large to be decided.
+    /// The cluster has recovered.
+    pub(crate) has_recovered: bool,
+    /// Histories that are too large for the checker's budget.
     pub(crate) undecided: u64,
     initial: Arc<Members>,
     incarnations: u64,
@@ -98,7 +98,7 @@ impl Simulation {
             steps: 0,
             healed_at: None,
             recovery: None,
-            is_well: false,
+            has_recovered: false,
             undecided: 0,
             initial: Arc::new(initial),
             incarnations: 0,
@@ -111,7 +111,7 @@ impl Simulation {
         simulation
     }
 
-    /// Runs it to its end.
+    /// Runs the world to its end.
     pub(crate) fn run(&mut self) -> Checked {
         let ids: Vec<NodeId> = self.initial.iter().map(|member| member.id).collect();
         let other_list = self.other_list();
@@ -138,7 +138,7 @@ impl Simulation {
             self.schedule.after(delay, Event::Repair(Repair::Burst));
         }
         self.schedule.after(self.world.trouble, Event::Heal);
-        while !self.is_well
+        while !self.has_recovered
             && let Some(event) = self.schedule.next()
         {
             if let Some(node) = event.node().and_then(|node| self.nodes.get(&node))
@@ -149,7 +149,7 @@ impl Simulation {
             }
             self.steps += 1;
             self.happen(event)?;
-            self.hand_out_answers()?;
+            self.deliver_answers()?;
         }
         if !self.after_heal.is_hopeless {
             self.invariants.answers.end(&self.invariants.committed)?;
@@ -167,7 +167,7 @@ impl Simulation {
             Event::Tick { node, life } => self.tick(node, life),
             Event::Arrive { from, to, packet } => self.arrive(from, to, packet),
             Event::Durable { node, life } => self.becomes_durable(node, life),
-            Event::Written { node, life } => self.hears_of_write(node, life),
+            Event::Written { node, life } => self.write_reported(node, life),
             Event::Apply { node, life } => self.apply(node, life),
             Event::SnapshotWritten { node, life, position } => self.snapshot_written(node, life, position),
             Event::Fetched { node, life, fetch, read } => self.fetched(node, life, fetch, read),
@@ -179,7 +179,7 @@ impl Simulation {
                 }
                 self.settle(from)
             }
-            Event::Lost(packet, node) => self.hears_of_loss(packet, node),
+            Event::Lost(packet, node) => self.loss_reported(packet, node),
             Event::Refused { node, by, refusal } => {
                 match self.running(node) {
                     Some(running) => running.core.refused_by(by, refusal),
@@ -198,7 +198,7 @@ impl Simulation {
 
     // --- Turns ---
 
-    /// Carries out everything that `id` wants done, up to what takes time, and checks what it shows.
+    /// Carries out the work of `id`, except what takes time, and checks its results.
     pub(crate) fn settle(&mut self, id: NodeId) -> Checked {
         if self.running(id).is_none() {
             return Ok(());
@@ -269,7 +269,7 @@ impl Simulation {
             self.coverage.saw(Happened::AheadOfDisk);
             let is_plain = matches!(item, Committed::User { .. } | Committed::Nothing { .. });
             let is_committed = node.lost.is_some() || self.invariants.committed.is_committed(position);
-            durable_state::hands_out_beyond_log(id, position, node.state_kept, is_plain && is_committed)?;
+            durable_state::delivers_beyond_log(id, position, node.state_kept, is_plain && is_committed)?;
         }
         let (number, write) = (turn.number, turn.write.take());
         let send_after = std::mem::take(&mut turn.send_after);
@@ -291,7 +291,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// What is to be sent, or read, without waiting for anything.
+    /// Packets and reads that do not wait for anything.
     fn send_out(&mut self, id: NodeId, life: u64, turn: Turn<Reply>) -> Checked {
         self.send_messages(id, turn.send_now);
         for fetch in turn.fetch {
@@ -335,7 +335,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// The power of `id` fails when some of `messages` have left, before or while what belongs to them is written.
+    /// A power failure of `id` after some of `messages` were sent, before or during the write of the same turn.
     fn crash_after_sending(&mut self, id: NodeId, mut messages: Vec<RaftMessage>) -> Checked {
         let most = messages.len();
         messages.truncate(self.rng.random_range(0..=most));
@@ -352,7 +352,7 @@ impl Simulation {
 
     // --- Answers ---
 
-    pub(crate) fn hand_out_answers(&mut self) -> Checked {
+    pub(crate) fn deliver_answers(&mut self) -> Checked {
         loop {
             let answered = self.answers.take();
             if answered.is_empty() {

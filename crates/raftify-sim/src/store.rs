@@ -1,6 +1,6 @@
-//! The user's state machine: a map from keys to values, with write, compare-and-set and delete. Reads do not go through
-//! the log. Beside the map it keeps one number for everything that was ever applied, so that an entry that was
-//! skipped or applied twice shows even if its value was overwritten since.
+//! The user's state machine: a map from keys to values, with write, compare-and-set and delete. Reads do not go
+//! through the log. Beside the map there is a digest of all applied entries, so that a skipped or duplicated entry
+//! shows even if its value was overwritten since.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::log_picture::Digest;
 
-/// What an entry asks for.
+/// The operation of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Write { key: u64, value: u64 },
@@ -16,18 +16,18 @@ pub(crate) enum Command {
     Delete { key: u64 },
 }
 
-/// What an entry did.
+/// The result of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     Done,
     Swapped(bool),
 }
 
-/// Zero stands for no value: values count from one.
+/// Zero means no value: values count from one.
 const NOTHING: u64 = 0;
 
 impl Command {
-    /// An entry, `padding` bytes longer than it need be.
+    /// An entry with `padding` additional bytes.
     pub(crate) fn encode(self, padding: usize) -> Bytes {
         let (tag, words) = match self {
             Command::Write { key, value } => (0, [key, value, 0]),
@@ -95,7 +95,7 @@ impl Store {
         })
     }
 
-    /// Of all that it holds.
+    /// The digest of its whole content.
     pub(crate) fn digest(&self) -> Digest {
         self.values
             .iter()
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_and_states_survive_their_encoding() {
+    fn commands_and_states_round_trip() {
         let commands = [
             Command::Write { key: 1, value: 7 },
             Command::CompareAndSet { key: 1, expected: Some(7), new: 8 },
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_remembers_what_was_overwritten() {
+    fn the_digest_covers_overwritten_values() {
         let write = |value| Command::Write { key: 1, value }.encode(0);
         let (mut one, mut other) = (Store::default(), Store::default());
         one.apply(&write(1)).unwrap();

@@ -1,21 +1,21 @@
-//! What happened, in words, one line for each event: the same for the same seed, byte for byte.
+//! The trace of a world, one line for each event: the same for the same seed, byte for byte.
 
 use std::fmt;
 
 use crate::schedule::{SECOND, Time};
 
-/// Changes whenever the words or what they stand for change.
-const VERSION: u32 = 1;
+/// Changes whenever the text or its meaning changes.
+const VERSION: u32 = 2;
 const TITLE: &str = "raftify-sim trace";
 
-/// The words, if anybody wants them.
+/// The text, if it is requested.
 pub(crate) enum Trace {
     Off,
     On(String),
 }
 
 impl Trace {
-    /// Of the run of `seed`.
+    /// The trace of the run of `seed`.
     pub(crate) fn on(seed: u64) -> Trace {
         Trace::On(format!("{TITLE} {VERSION} of seed {seed}\n"))
     }
@@ -37,21 +37,21 @@ impl Trace {
     }
 }
 
-/// The seed that `trace` is of.
+/// The seed of `trace`.
 ///
 /// # Errors
-/// If it is no trace, or one of another version.
+/// If it is not a trace, or one of another version.
 pub fn seed_of(trace: &str) -> Result<u64, String> {
     let head = trace.lines().next().unwrap_or_default();
-    let rest = head.strip_prefix(TITLE).ok_or("it is no trace of a simulation")?;
+    let rest = head.strip_prefix(TITLE).ok_or("it is not a trace of a simulation")?;
     let (version, seed) = rest.trim().split_once(" of seed ").ok_or("its first line is damaged")?;
     if version != VERSION.to_string() {
-        return Err(format!("it is a trace of version {version}, this program writes version {VERSION}"));
+        return Err(format!("the trace has version {version}, this program writes version {VERSION}"));
     }
-    seed.parse().map_err(|_| format!("its seed is no number: {seed}"))
+    seed.parse().map_err(|_| format!("its seed is not a number: {seed}"))
 }
 
-/// Where two traces part: the number of the line, and both lines.
+/// The first difference of two traces: the number of the line, and both lines.
 pub fn difference<'a>(one: &'a str, other: &'a str) -> Option<(usize, &'a str, &'a str)> {
     const END: &str = "(its end)";
     if one == other {
@@ -78,10 +78,10 @@ mod tests {
         let mut trace = Trace::on(17);
         trace.add(1_000_002, format_args!("1 leads"));
         let text = trace.text();
-        assert_eq!(text, "raftify-sim trace 1 of seed 17\n1.000002 1 leads\n");
+        assert_eq!(text, "raftify-sim trace 2 of seed 17\n1.000002 1 leads\n");
         assert_eq!(seed_of(&text), Ok(17));
         assert!(seed_of("raftify-sim trace 99 of seed 17").unwrap_err().contains("version 99"));
-        assert!(seed_of("raftify-sim trace 1 of seed x").unwrap_err().contains("no number"));
+        assert!(seed_of("raftify-sim trace 1 of seed x").unwrap_err().contains("not a number"));
         for other in ["", "raftify-sim trace", "anything"] {
             seed_of(other).unwrap_err();
         }

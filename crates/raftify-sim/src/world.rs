@@ -1,6 +1,6 @@
-//! The world that a seed draws: how many nodes, which settings, how fast disks and networks are, what clients do, and
-//! which faults exist. Each world leaves most faults out (swarm testing: Groce et al., ISSTA 2012): what all of them
-//! together would hide shows where few of them meet.
+//! The world of a seed: the number of nodes, the settings, the speed of disks and networks, the load of the clients,
+//! and the kinds of faults. Each world leaves most faults out (swarm testing: Groce et al., ISSTA 2012): a bug that
+//! many faults together would hide shows where few of them meet.
 
 use std::time::Duration;
 
@@ -18,29 +18,29 @@ pub(crate) struct World {
     pub(crate) voters: u64,
     pub(crate) learners: u64,
     pub(crate) config: CheckedConfig,
-    /// How long a write to a healthy disk takes at least and at most.
+    /// The shortest and longest duration of a write to a healthy disk.
     pub(crate) write_delay: (Time, Time),
-    /// Of 100 writes, so many are reported late.
+    /// The percentage of writes that are reported late.
     pub(crate) late_percent: u32,
-    /// How long a message takes at least and at most.
+    /// The shortest and longest delay of a message.
     pub(crate) message_delay: (Time, Time),
     pub(crate) loss_percent: u32,
     pub(crate) duplicates_percent: u32,
-    /// Of 100 messages, so many may be overtaken.
+    /// The percentage of messages that may be overtaken.
     pub(crate) disorder_percent: u32,
-    /// How long the state machine takes for a batch at least and at most.
+    /// The shortest and longest duration of a batch of the state machine.
     pub(crate) apply_delay: (Time, Time),
-    /// How far the rates of clocks are apart, in percent.
+    /// The difference of the clock rates, in percent.
     pub(crate) clocks_percent: u64,
-    /// How long things go wrong.
+    /// The duration of the phase with faults.
     pub(crate) trouble: Time,
     pub(crate) clients: u64,
     pub(crate) keys: u64,
-    /// How long a client waits between two operations on average.
+    /// The mean pause of a client between two operations.
     pub(crate) think: Time,
-    /// Entries are longer than they need be by up to so many bytes.
+    /// The maximum number of additional bytes of an entry.
     pub(crate) padding_bytes_max: usize,
-    /// What goes wrong, and the mean time between two of it.
+    /// The kinds of faults, and the mean time between two faults.
     pub(crate) faults: Vec<Fault>,
     pub(crate) fault_interval: Time,
     pub(crate) quirks: Quirks,
@@ -48,18 +48,18 @@ pub(crate) struct World {
     pub(crate) state_machines: StateMachines,
 }
 
-/// Where state machines keep their state.
+/// Where state machines store their state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum StateMachines {
     #[default]
     OnDisk,
     InMemory,
-    /// Those of nodes with an odd number in memory, the others on disk.
+    /// Nodes with an odd number in memory, the others on disk.
     Both,
 }
 
 impl StateMachines {
-    /// Where that of `node` does.
+    /// Where `node` stores it.
     pub(crate) fn of(self, node: NodeId) -> StateKept {
         match self {
             StateMachines::OnDisk => StateKept::OnDisk,
@@ -70,37 +70,38 @@ impl StateMachines {
     }
 }
 
-/// What only some worlds have. It is drawn apart from all else, so that a world without any of it is what it was before
-/// there was any of it.
+/// Quirks of some worlds. They are drawn separately, so that a world without quirks is the same as before quirks were
+/// introduced.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Quirks {
-    /// Of 100 turns with something to write, so many end in a crash when their messages, or some of them, have left,
-    /// and before the write has begun.
+    /// The percentage of turns with a write that end in a crash after their messages, or some of them, were sent, and
+    /// before the write has begun.
     pub(crate) crashes_percent: u32,
-    /// The same of turns in which a leader appends to its log: as in figure 8 of the paper.
+    /// The same for turns in which a leader appends to its log: as in figure 8 of the paper.
     pub(crate) leader_crashes_percent: u32,
-    /// Of 100 messages, so many arrive once more, up to some elections later. Unless zero, snapshots take long.
+    /// The percentage of messages that arrive once more, up to some elections later. Unless zero, snapshots take
+    /// long.
     pub(crate) lingering_percent: u32,
-    /// Now and then, a leader gets many proposals at once, mostly when it is about to be cut off.
+    /// At times, a leader receives many proposals at once, mostly shortly before it is cut off.
     pub(crate) bursts: bool,
-    /// The operator asks for more changes of members, also for what must be refused, and to remove the leader.
+    /// The operator requests more membership changes, including invalid ones, and the removal of the leader.
     pub(crate) many_changes: bool,
-    /// Entries are read from the disk when they are asked for, and given to the core much later.
+    /// Entries are read from the disk at the request, and delivered to the core much later.
     pub(crate) late_reads: bool,
     /// Nodes have the real segment log.
     pub(crate) segments: bool,
 }
 
-/// How nodes join, move and differ, in some worlds. Drawn apart as well.
+/// How nodes join, move and differ, in some worlds. Drawn separately as well.
 #[derive(Clone, Debug)]
 pub(crate) struct Joins {
-    /// Some of the nodes that join are not at the address that they give.
+    /// Some joining nodes are not at their reported addresses.
     pub(crate) hidden: bool,
-    /// The operator makes some changes by force.
+    /// The operator forces some changes.
     pub(crate) forced: bool,
-    /// The operator demands of some changes that the membership is still the one that it knows.
+    /// The operator requires for some changes that the membership is still the known one.
     pub(crate) conditional: bool,
-    /// So many times as long as usual it takes to take a snapshot that no follower waits for.
+    /// The factor by which a snapshot takes longer if no follower waits for it.
     pub(crate) leisure: u64,
     /// First members that are started with the other list.
     pub(crate) strays: Vec<u64>,
@@ -120,21 +121,21 @@ impl Default for Joins {
     }
 }
 
-/// How the list that some nodes are started with differs from that of the others.
+/// How the other list differs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum OtherList {
-    /// In it, all but one of those that have it are learners.
+    /// In it, all but one of the nodes that have it are learners.
     #[default]
     OnlyStrayVotes,
     /// In it, one of the voters is a learner.
     OneVotesLess,
 }
 
-/// Chosen so that the seeds that were kept before there were any quirks still draw their worlds.
+/// Chosen so that the seeds of `seeds.txt` from before quirks still draw the same worlds.
 const QUIRKS_STREAM: u64 = 3;
-/// Worlds in which nodes join and move came later.
+/// Worlds with joining and moving nodes came later.
 const JOINS_STREAM: u64 = 4;
-/// And so did those in which entries are applied before they are on the disk of their node.
+/// And so did those in which entries are applied before they are durable on their node.
 const STATE_MACHINES_STREAM: u64 = 7;
 
 impl World {
@@ -142,7 +143,7 @@ impl World {
         u64::try_from(self.config.election_timeout.as_micros()).unwrap_or(Time::MAX)
     }
 
-    /// The one of `seed`, and the random numbers that decide about all that happens in it.
+    /// The world of `seed`, and the random numbers of all its events.
     pub(crate) fn of(seed: u64) -> (World, ChaCha8Rng) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut world = World::draw(&mut rng);
@@ -158,8 +159,8 @@ impl World {
         (world, rng)
     }
 
-    /// In two thirds of all worlds, some state machines are in memory, and so ahead of the disks of their nodes; in some of
-    /// these, the disk of who leads becomes slow for long.
+    /// In two thirds of all worlds, some state machines are in memory, and so ahead of the disks of their nodes; in
+    /// some of these, the disk of a leader becomes slow for long.
     fn keep_state_in_memory(&mut self, rng: &mut ChaCha8Rng) {
         self.state_machines =
             rng.one_of(&[StateMachines::OnDisk, StateMachines::InMemory, StateMachines::Both]);
@@ -176,7 +177,7 @@ impl World {
         self.config = config.check().expect("every value of these settings is allowed");
     }
 
-    /// Half of all worlds stay as they are.
+    /// Half of all worlds stay unchanged.
     fn draw_quirks(&mut self, rng: &mut ChaCha8Rng) {
         if rng.percent(50) {
             return;
@@ -194,7 +195,7 @@ impl World {
             self.faults.extend([Fault::ChangeMembers; 3]);
         }
         match rng.random_range(0..10) {
-            // A single voter needs nobody's consent to lead, and its learners believe it.
+            // A single voter leads without the consent of others, and its learners believe it.
             0 => {
                 (self.voters, self.learners) = (1, 2);
                 self.think = 100 * MILLISECOND;
@@ -209,12 +210,12 @@ impl World {
         self.config = config.check().expect("every value of this setting is allowed");
     }
 
-    /// In half of all worlds, nodes join as the operator of a cluster lets them in, and what goes wrong with that.
+    /// In half of all worlds, nodes join through the operator of a cluster, with the faults of that.
     fn let_nodes_join(&mut self, rng: &mut ChaCha8Rng) {
         if rng.percent(50) {
             return;
         }
-        self.faults.extend([Fault::LetNodesIn; 2]);
+        self.faults.extend([Fault::AdmitNodes; 2]);
         for (fault, percent) in
             [(Fault::JoinerDies, 50), (Fault::NodeMoves, 40), (Fault::ChangeAmidFailure, 50)]
         {
@@ -229,7 +230,7 @@ impl World {
             ..Joins::default()
         };
         if rng.percent(15) && self.voters >= 3 {
-            // A majority of the voters has the list that all should have.
+            // A majority of the voters has the correct list.
             let count = rng.random_range(1..=(self.voters - 1) / 2);
             let first = rng.one_of(&[1, self.voters - count + 1]);
             self.joins.strays = (first..first + count).collect();
@@ -316,7 +317,7 @@ fn draw_config(rng: &mut ChaCha8Rng) -> CheckedConfig {
         check_quorum: !rng.percent(10),
         ..Config::default()
     };
-    config.check().expect("the ranges above keep what the settings demand of each other")
+    config.check().expect("the ranges above are valid in every combination")
 }
 
 #[cfg(test)]
@@ -324,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_seed_draws_a_world_of_its_own_and_always_the_same() {
+    fn every_seed_draws_a_different_world_and_always_the_same() {
         let world = |seed| format!("{:?}", World::of(seed).0);
         let worlds: std::collections::BTreeSet<String> = (0..500).map(world).collect();
         assert_eq!(worlds.len(), 500);

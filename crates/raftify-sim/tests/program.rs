@@ -1,4 +1,4 @@
-//! The program `sim`: one seed, a trace that is compared, and what bad input gets.
+//! The program `sim`: one seed, the comparison of traces, and errors for invalid input.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -13,7 +13,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_seed_is_run_and_the_last_line_counts() {
+fn seeds_are_run_and_the_last_line_counts_them() {
     let output = sim(&["--first", "7", "--seeds", "2"]);
     assert!(output.status.success());
     assert_eq!(text(&output.stdout).lines().last(), Some("2 passed, 0 failed"));
@@ -38,7 +38,7 @@ fn a_trace_is_written_and_compared() {
 }
 
 #[test]
-fn bad_input_gets_one_clear_line() {
+fn invalid_input_is_reported_in_one_line() {
     let directory = tempfile::tempdir().unwrap();
     let (other, old) = (directory.path().join("other"), directory.path().join("old"));
     std::fs::write(&other, "anything").unwrap();
@@ -47,7 +47,7 @@ fn bad_input_gets_one_clear_line() {
         (&["--seed", "many"], "invalid digit"),
         (&["--seeds", "0"], "0 is not in"),
         (&["--compare", "/no/such/file"], "cannot read"),
-        (&["--compare", other.to_str().unwrap()], "no trace"),
+        (&["--compare", other.to_str().unwrap()], "not a trace"),
         (&["--compare", old.to_str().unwrap()], "version 0"),
     ];
     for (arguments, expected) in cases {
@@ -60,12 +60,12 @@ fn bad_input_gets_one_clear_line() {
 }
 
 #[test]
-fn who_stops_listening_ends_the_run_quietly() {
-    let (nobody, to_nobody) = std::io::pipe().unwrap();
-    drop(nobody);
+fn closed_standard_output_ends_the_run_quietly() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
     let output = Command::new(env!("CARGO_BIN_EXE_sim"))
         .args(["--first", "7", "--seeds", "2"])
-        .stdout(to_nobody)
+        .stdout(writer)
         .output()
         .unwrap();
     assert_eq!(text(&output.stderr), "");

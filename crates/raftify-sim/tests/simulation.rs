@@ -1,4 +1,4 @@
-//! Worlds that once found something, fresh ones, and that a seed is always the same world.
+//! Worlds that once violated an invariant, fresh ones, and the reproducibility of a seed.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -10,7 +10,7 @@ use raftify_sim::{run, run_traced, trace};
 const FRESH_SEEDS: u64 = 200;
 
 #[test]
-fn worlds_that_once_found_something_keep_all_promises() {
+fn worlds_with_former_violations_satisfy_all_invariants() {
     let lines = include_str!("seeds.txt").lines().filter(|line| !line.starts_with('#'));
     let seeds: Vec<u64> = lines.filter_map(|line| line.split(' ').next()?.parse().ok()).collect();
     assert!(!seeds.is_empty());
@@ -20,7 +20,7 @@ fn worlds_that_once_found_something_keep_all_promises() {
 }
 
 #[test]
-fn fresh_worlds_keep_all_promises() {
+fn fresh_worlds_satisfy_all_invariants() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let first = u64::from(now.subsec_nanos()) << 20 | now.as_secs() & 0xfffff;
     for seed in first..first + FRESH_SEEDS {

@@ -6,8 +6,8 @@ use raftify::{BoxError, Config, LogPosition, Raft, Snapshot, StateMachine, WalSt
 struct Counter(u64);
 
 impl StateMachine for Counter {
-    type LogEntry = u64; // what is replicated: anything serde can serialize
-    type Reply = u64; // what the proposer gets back
+    type LogEntry = u64; // the replicated type: anything serde can serialize
+    type Reply = u64; // the result that the proposer gets
 
     fn apply(&mut self, _position: LogPosition, add: u64) -> Result<u64, BoxError> {
         self.0 += add;

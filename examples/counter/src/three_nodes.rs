@@ -1,5 +1,5 @@
-//! The quick start as a cluster: three nodes in one process, each with a directory and an address of its own. As
-//! three programs on three machines, each would do what the loop does once.
+//! The quick start as a cluster: three nodes in one process, each with its own directory and address. Three programs
+//! on three machines would each run the body of the loop once.
 
 use raftify::{BoxError, Config, LogPosition, Member, NodeId, Raft, Snapshot, StateMachine, WalStorage};
 
@@ -50,7 +50,7 @@ async fn main() -> Result<(), BoxError> {
         nodes.push(node.await??);
     }
 
-    // Any node takes a proposal, and every node that is asked knows of all that were acknowledged before.
+    // Any node accepts a proposal, and a read on any node sees all writes acknowledged before.
     for raft in &nodes {
         raft.wait_for_leader().await?;
         println!("node {}: the counter is {}", raft.id(), raft.propose(5).await?);

@@ -1,4 +1,4 @@
-//! The programs of this package run and say what the README says.
+//! The programs of this package run and print the output that the README shows.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -14,13 +14,13 @@ fn output(program: &str, addresses: &[String]) -> String {
 }
 
 #[test]
-fn one_node_counts() {
+fn one_node_prints_the_counter() {
     let said = output(env!("CARGO_BIN_EXE_counter"), &[free_address()]);
     assert_eq!(said, "the counter is 5\n");
 }
 
 #[test]
-fn three_nodes_count_together_and_all_read_the_sum() {
+fn three_nodes_count_together_and_each_reads_the_sum() {
     let said = output(env!("CARGO_BIN_EXE_counter-three-nodes"), &[(); 3].map(|()| free_address()));
     let expected = "node 1: the counter is 5\nnode 2: the counter is 10\nnode 3: the counter is 15\n\
                     node 1 reads 15\nnode 2 reads 15\nnode 3 reads 15\n";
@@ -28,7 +28,7 @@ fn three_nodes_count_together_and_all_read_the_sum() {
 }
 
 #[test]
-fn from_use_to_the_printed_reply_the_quick_start_has_at_most_forty_lines() {
+fn the_quick_start_has_at_most_forty_lines() {
     let program = include_str!("../src/main.rs");
     let program = &program[program.find("\nuse ").unwrap()..];
     let (to_the_reply, _) = program.split_once("println!").unwrap();
@@ -37,7 +37,7 @@ fn from_use_to_the_printed_reply_the_quick_start_has_at_most_forty_lines() {
 }
 
 #[test]
-fn the_quick_start_is_the_one_of_the_readme() {
+fn the_quick_start_matches_the_readme() {
     let program = include_str!("../src/main.rs");
     let program = &program[program.find("use raftify").unwrap()..];
     let readme = include_str!("../../../README.md");

@@ -1,5 +1,5 @@
-//! Reads the bodies of requests, with bounds on the time and the memory that they take: a client may send one slowly,
-//! or never to its end, and there may be many such clients.
+//! Reads the bodies of requests, with limits on time and memory: a client may send a body slowly, or never
+//! completely, and there may be many such clients.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,14 +9,14 @@ use actix_web::web::{Bytes, Payload};
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
-/// How much the bodies of requests may take.
+/// The limits of the bodies of requests.
 #[derive(Clone, Debug)]
 pub struct BodyLimits {
-    /// How long the client may take for a body. Default 10 s.
+    /// How long a body may take. Default 10 s.
     pub timeout: Duration,
-    /// How many bodies are read at once. Default 4096.
+    /// The number of bodies that are read at once. Default 4096.
     pub count_max: u64,
-    /// How much memory these have together, in bytes. Default 64 MiB.
+    /// Their total memory, in bytes. Default 64 MiB.
     pub held_bytes_max: u64,
 }
 
@@ -26,19 +26,19 @@ impl Default for BodyLimits {
     }
 }
 
-/// Why a body was not read to its end.
+/// Why a body was not read completely.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// It is longer than it may be; the rest is not read.
+    /// It exceeds the limit; the rest is not read.
     #[error("the body has more than {0} bytes")]
     TooLarge(usize),
     /// The client was too slow.
-    #[error("the body did not come within {} ms", .0.as_millis())]
+    #[error("the body was not complete within {} ms", .0.as_millis())]
     Late(Duration),
-    /// As many as may be are being read already, or hold as much memory as they may.
+    /// The number of bodies being read, or their memory, is at its limit.
     #[error("too many bodies are being read; try again later")]
     Busy,
-    /// The connection broke, or what came is not HTTP.
+    /// The connection broke, or the data is not HTTP.
     #[error("the body could not be read: {0}")]
     Broken(PayloadError),
 }
@@ -57,15 +57,15 @@ impl Bodies {
         Bodies { limits, ..Bodies::default() }
     }
 
-    /// How many bodies are being read, and how much memory they have, in bytes.
+    /// The number of bodies that are being read, and their memory, in bytes.
     pub fn held(&self) -> (u64, u64) {
         (self.count.load(Ordering::Acquire), self.held_bytes.load(Ordering::Acquire))
     }
 
-    /// Reads a body of at most so many bytes.
+    /// Reads a body of at most this many bytes.
     ///
     /// # Errors
-    /// See [`BodyError`]. The memory is given back in each case, also if the future is dropped.
+    /// See [`BodyError`]. The memory is released in each case, also if the future is dropped.
     pub async fn read(&self, body: Payload, bytes_max: usize) -> Result<Vec<u8>, BodyError> {
         let mut counted = Counted { in_all: &self.count, own: 0 };
         counted.add(1, self.limits.count_max)?;
@@ -102,7 +102,7 @@ impl Reading<'_> {
             return Err(BodyError::TooLarge(self.bytes_max));
         }
         if length > capacity {
-            // Doubled, so that it is seldom moved; counted before it is there.
+            // Doubled, so that it is rarely moved; counted before it is allocated.
             let larger = length.max((2 * capacity).min(self.bytes_max));
             self.counted.add((larger - capacity) as u64, self.held_bytes_max)?;
             self.bytes.reserve_exact(larger - self.bytes.len());
@@ -112,7 +112,7 @@ impl Reading<'_> {
     }
 }
 
-/// A share of a sum, given back when it is dropped.
+/// A share of a counter, released when it is dropped.
 struct Counted<'a> {
     in_all: &'a AtomicU64,
     own: u64,

@@ -1,4 +1,4 @@
-//! Runs a node and its web server together, and says in one line why a program ended.
+//! Runs a node and its web server together, and reports in one line why a program ended.
 
 use std::io::{self, IsTerminal, Write};
 use std::net::TcpListener;
@@ -19,46 +19,47 @@ use tracing_subscriber::EnvFilter;
 use crate::web::{Node, routes};
 use crate::{Bodies, HashStore, LogEntry, Raft};
 
-/// How long requests under way may take to finish when the node has stopped, in seconds: by then all that waited for
-/// the node have their answer.
+/// How long pending requests may take to finish when the node has stopped, in seconds: by then all requests to the
+/// node have their answers.
 const SHUTDOWN_TIMEOUT_SECONDS: u64 = 2;
 
-/// A worker thread for fewer connections is not worth the descriptors that it needs by itself.
+/// A worker thread for fewer connections is not worth its descriptors.
 const CONNECTIONS_PER_WORKER_MIN: usize = 4;
 
-/// What can be said to a node of either kind, besides who belongs to its cluster.
+/// The options of both kinds of nodes, without the members of the cluster.
 #[derive(Args)]
 pub struct NodeOptions {
-    /// Where to listen for the others, if what stands between them and this node has another address: host:port
+    /// The listen address for the other nodes, if it differs from the node's address, such as behind a proxy:
+    /// host:port
     #[arg(long)]
     listen_addr: Option<String>,
-    /// Where to look for the other members while there is no leader, such as after all have moved: host:port, or a name
+    /// Addresses of other members for the time without a leader, such as after all have moved: host:port, or a name
     /// of several hosts (repeatable)
     #[arg(long, value_name = "HOST:PORT")]
     discover: Vec<String>,
-    /// Where to serve the web API: host:port
+    /// Address of the web API: host:port
     #[arg(long)]
     web_server: Option<String>,
-    /// Where to keep this node's data [default: a directory of its own in ./target]
+    /// Directory of this node's data [default: one for this node in ./target]
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// The size of a file of the log in bytes [default: 16 MiB]
+    /// Size of a log file in bytes [default: 16 MiB]
     #[arg(long)]
     log_segment_bytes: Option<u64>,
-    /// Take a snapshot after so many entries, and keep no more than a quarter of them besides [default: 100000]
+    /// Take a snapshot after this many entries, and keep at most a quarter of them besides [default: 100000]
     #[arg(long)]
     snapshot_entries: Option<u64>,
-    /// Stop when standard input ends, that is, when the program that started this one is gone
+    /// Stop when standard input ends, which is when the parent program is gone
     #[arg(long)]
     stop_with_stdin: bool,
 }
 
 impl NodeOptions {
-    /// That the web API can be served where it shall be. To be asked first of all: a node that has come into a cluster,
-    /// and ends for this, is missing there.
+    /// Checks that the web API can be served at its address. Must be called first: a node that has joined a cluster,
+    /// and ends because of this, is missing there.
     ///
     /// # Errors
-    /// The address, and what is the matter with it.
+    /// The address, and its problem.
     pub fn check_web_address(&self) -> Result<(), String> {
         match &self.web_server {
             Some(address) => {
@@ -93,7 +94,7 @@ impl NodeOptions {
         }
     }
 
-    /// What is passed to [`Raft::start`].
+    /// The config for [`Raft::start`].
     pub fn bootstrap_options(&self) -> BootstrapOptions<LogEntry, HashStore> {
         BootstrapOptions {
             listen_addr: self.listen_addr.clone(),
@@ -102,11 +103,11 @@ impl NodeOptions {
         }
     }
 
-    /// Listens from now on to what asks the program to stop: Ctrl+C, SIGTERM, and, with `--stop-with-stdin`, the end of
-    /// standard input. To be called first of all: a process with id 1 has no other reaction to signals.
+    /// Listens from now on for stop requests: Ctrl+C, SIGTERM, and, with `--stop-with-stdin`, the end of standard
+    /// input. Must be called first: a process with id 1 has no other reaction to signals.
     ///
     /// # Errors
-    /// If signals cannot be listened to.
+    /// If the signal handlers cannot be installed.
     pub fn listen_for_stop(&self) -> io::Result<StopRequest> {
         let (asked, stop) = watch::channel(false);
         let signalled = asked.clone();
@@ -132,7 +133,7 @@ impl NodeOptions {
         if self.stop_with_stdin {
             // The program does not wait for this thread: it may read until the process ends.
             thread::spawn(move || {
-                let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An input that cannot be read has ended, too.
+                let _ = io::copy(&mut io::stdin(), &mut io::sink()); // An unreadable input counts as ended.
                 asked.send_replace(true);
             });
         }
@@ -146,12 +147,12 @@ pub struct StopRequest(watch::Receiver<bool>);
 impl StopRequest {
     async fn asked(&mut self) {
         if self.0.wait_for(|asked| *asked).await.is_err() {
-            std::future::pending::<()>().await; // Nothing is left that could ask.
+            std::future::pending::<()>().await; // There is no source of stop requests any more.
         }
     }
 
-    /// The node that `start` starts; nothing if the program is to stop before it has started. From then on, the request
-    /// stops the node.
+    /// Returns the node that `start` starts; `None` if a stop request arrives before it has started. From then on,
+    /// the request stops the node.
     ///
     /// # Errors
     /// Why it did not start.
@@ -162,7 +163,7 @@ impl StopRequest {
         let raft = tokio::select! {
             biased;
             () = self.asked() => {
-                info!("asked to stop while starting");
+                info!("stop request while starting");
                 return Ok(None);
             }
             started = start => started?,
@@ -188,7 +189,7 @@ pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
     };
     let entry_bytes_max = options.config().entry_bytes_max;
     let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max, bodies: Bodies::default() });
-    // Beyond these, clients wait to be let in: the log has to have file descriptors left. Each worker needs some as well.
+    // Further clients wait for a connection: the log must have file descriptors left. Each worker needs some as well.
     let connections_max = raftify::RaftServer::connections_max();
     let workers = thread::available_parallelism()
         .map_or(1, usize::from)
@@ -229,11 +230,11 @@ fn cannot_bind(address: &str, error: &io::Error) -> String {
     format!("cannot serve the web API at {address}: {error}; choose another address with --web-server")
 }
 
-/// Writes the log to standard error: as much as the environment variable `RUST_LOG` says, by default from `info` on, and
-/// of raft-rs and the web server warnings only.
+/// Writes the log to standard error: with the filter in the environment variable `RUST_LOG`, by default from `info`
+/// on, and of raft-rs and the web server warnings only.
 pub fn start_logging() {
     let filter = EnvFilter::try_from_default_env();
-    // With its colons, or else `raft` would be raftify, too.
+    // With its colons; without them, `raft` would match raftify, too.
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info,raft::=warn,actix_server=warn"));
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
@@ -250,7 +251,7 @@ pub fn report(outcome: Result<(), BoxError>) -> ExitCode {
     }
 }
 
-/// A line for the person at the terminal. If nobody reads it any more, the program goes on.
+/// Prints a line on the terminal. If standard output is closed, the program continues.
 pub fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }

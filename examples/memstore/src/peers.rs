@@ -1,4 +1,4 @@
-//! The members of a static cluster, read from a file and checked. Nobody else reads that file.
+//! The members of a static cluster, read from a file and checked. No other module reads that file.
 //!
 //! ```toml
 //! [[peers]]
@@ -41,11 +41,11 @@ enum PeerRole {
     Learner,
 }
 
-/// Reads the members of a static cluster from the TOML file at `path`. Every node must be given the same list.
+/// Reads the members of a static cluster from the TOML file at `path`. Every node must have the same list.
 ///
 /// # Errors
-/// The file, and the line and the field that are wrong: if it cannot be read, is no TOML, names no peers, names an
-/// unknown field, names two peers with one id or one address, or no voter.
+/// The file, and the line and the field that are wrong: if it cannot be read, is not TOML, has no peers, has an
+/// unknown field, has two peers with one id or one address, or no voter.
 pub fn load_peers(path: impl AsRef<Path>) -> Result<Vec<Member>, LoadPeersError> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path)
@@ -65,7 +65,7 @@ fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
     if file.peers.is_empty() {
         return Err((
             None,
-            "no peers are named: give each node a [[peers]] table with id, address and role".to_owned(),
+            "no peers: add a [[peers]] table for each node, with id, address and role".to_owned(),
         ));
     }
     let mut members: Vec<Member> = Vec::with_capacity(file.peers.len());
@@ -76,10 +76,10 @@ fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
             NodeId::try_from(peer.id.into_inner()).map_err(|zero| (id_place.clone(), zero.to_string()))?;
         check_address(&address).map_err(|problem| (address_place.clone(), problem.to_string()))?;
         if members.iter().any(|other| other.id == id) {
-            return Err((id_place, format!("another peer has id {id} already")));
+            return Err((id_place, format!("another peer already has id {id}")));
         }
         if let Some(other) = members.iter().find(|other| other.address == address) {
-            return Err((address_place, format!("peer {} has address {address} already", other.id)));
+            return Err((address_place, format!("peer {} already has address {address}", other.id)));
         }
         members.push(match peer.role {
             PeerRole::Voter => Member::voter(id, address),
@@ -92,7 +92,7 @@ fn parse_peers(text: &str) -> Result<Vec<Member>, Problem> {
     Ok(members)
 }
 
-/// Where in a file something stands.
+/// A location in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     line: usize,
@@ -122,17 +122,17 @@ pub enum LoadPeersError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// As the operating system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// What it says cannot be a list of peers.
+    /// Its content is not a valid list of peers.
     #[error("{}{}: {problem}", path.display(), place.as_ref().map(|place| format!(", {place}")).unwrap_or_default())]
     Wrong {
         /// The file.
         path: PathBuf,
-        /// Where in it, if the problem has a place.
+        /// The location of the problem, if it has one.
         place: Option<Place>,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
 }
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// What is said about a file with this text; the file's own name is cut off.
+    /// The error for a file with this text, without the name of its directory.
     fn check(text: &str, expect: Expect) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("cluster_config.toml");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_voters_and_learners_by_ip_address_and_host_name_is_read() {
+    fn a_list_with_ip_addresses_and_host_names_of_voters_and_learners_is_read() {
         check(
             r#"
                 [[peers]]
@@ -189,29 +189,29 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_named() {
+    fn the_error_for_a_missing_file_names_it() {
         let error = load_peers("no/such/cluster_config.toml").unwrap_err();
         expect!["cannot read the list of peers no/such/cluster_config.toml: No such file or directory (os error 2)"].assert_eq(&error.to_string());
     }
 
     #[test]
-    fn an_empty_file_says_what_to_write() {
+    fn the_error_for_an_empty_file_shows_the_form() {
         check(
             "",
             expect![[
-                r#"cluster_config.toml: no peers are named: give each node a [[peers]] table with id, address and role"#
+                r#"cluster_config.toml: no peers: add a [[peers]] table for each node, with id, address and role"#
             ]],
         );
         check(
-            "# nobody\n",
+            "# no peers\n",
             expect![[
-                r#"cluster_config.toml: no peers are named: give each node a [[peers]] table with id, address and role"#
+                r#"cluster_config.toml: no peers: add a [[peers]] table for each node, with id, address and role"#
             ]],
         );
     }
 
     #[test]
-    fn a_malformed_file_names_line_and_field() {
+    fn the_error_for_a_malformed_file_names_line_and_field() {
         check(
             "[[peers]]\nid = 1\naddress = ",
             expect![
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_cannot_be_are_refused_with_line_and_field() {
+    fn invalid_values_are_rejected_with_line_and_field() {
         check(
             "[[peers]]\nid = 0\naddress = \"a:1\"\n",
             expect!["cluster_config.toml, line 2 (`id = 0`): 0 is not a node id: ids start at 1"],
@@ -281,14 +281,14 @@ mod tests {
     }
 
     #[test]
-    fn peers_that_contradict_each_other_are_refused() {
+    fn contradicting_peers_are_rejected() {
         check(
             "[[peers]]\nid = 1\naddress = \"a:1\"\n\n[[peers]]\nid = 1\naddress = \"b:1\"\n",
-            expect!["cluster_config.toml, line 6 (`id = 1`): another peer has id 1 already"],
+            expect!["cluster_config.toml, line 6 (`id = 1`): another peer already has id 1"],
         );
         check(
             "[[peers]]\nid = 1\naddress = \"a:1\"\n\n[[peers]]\nid = 2\naddress = \"a:1\"\n",
-            expect![[r#"cluster_config.toml, line 7 (`address = "a:1"`): peer 1 has address a:1 already"#]],
+            expect![[r#"cluster_config.toml, line 7 (`address = "a:1"`): peer 1 already has address a:1"#]],
         );
         check(
             "[[peers]]\nid = 1\naddress = \"a:1\"\nrole = \"learner\"\n",

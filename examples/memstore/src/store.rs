@@ -8,7 +8,7 @@ use raftify::formatter::CustomFormatter;
 use raftify::{BoxError, LogPosition, Snapshot, StateMachine};
 use serde::{Deserialize, Serialize};
 
-/// What is replicated.
+/// The type of replicated entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogEntry {
     /// Sets a key to a value, whether or not it had one.
@@ -24,11 +24,11 @@ pub enum LogEntry {
         key: String,
         /// `None`: only if the key has no value.
         expected: Option<String>,
-        /// What the key is set to then.
+        /// The new value of the key.
         value: String,
     },
-    /// Changes nothing: the reply tells the value of the key at this place in the log. So a remote client, which has no
-    /// state machine of its own to ask, reads what is never stale; a node has the cheaper
+    /// Changes nothing: the reply has the value of the key at this position of the log. With it, a remote client,
+    /// which has no local state machine, makes linearizable reads; a node has the cheaper
     /// [`query`](raftify::RaftNode::query).
     Read {
         /// As for [`Insert`](LogEntry::Insert).
@@ -36,35 +36,35 @@ pub enum LogEntry {
     },
 }
 
-/// What came of a [`LogEntry`].
+/// The result of a [`LogEntry`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The key of an insertion has its value.
     Inserted {
-        /// Where in the log it stands.
+        /// The position of the entry in the log.
         position: LogPosition,
         /// Whether the key had a value before.
         replaced: bool,
     },
     /// The key of a [`CompareAndSet`](LogEntry::CompareAndSet) had the expected value, and has the new one now.
     Swapped {
-        /// Where in the log it stands.
+        /// The position of the entry in the log.
         position: LogPosition,
     },
-    /// The key of a [`CompareAndSet`](LogEntry::CompareAndSet) had another value than was expected. Nothing was changed.
+    /// The key of a [`CompareAndSet`](LogEntry::CompareAndSet) had another value than expected. Nothing was changed.
     Differs {
-        /// What it has.
+        /// Its value.
         actual: Option<Arc<str>>,
     },
     /// The value of the key of a [`Read`](LogEntry::Read), if it has one.
     Value(Option<Arc<str>>),
 }
 
-/// The map that every node holds.
+/// The replicated map.
 #[derive(Debug, Default)]
 pub struct HashStore {
-    // Shared with a snapshot while it is written out: taking one costs a pointer, and only an insertion that comes
-    // meanwhile copies the map. The values, which may be long, are never copied.
+    // Shared with a snapshot while it is written: taking one costs a pointer, and only an insertion during that time
+    // copies the map. The values, which may be long, are never copied.
     entries: Arc<HashMap<String, Arc<str>>>,
 }
 
@@ -78,17 +78,17 @@ impl HashStore {
         Arc::make_mut(&mut self.entries).insert(key, value.into())
     }
 
-    /// How many keys there are.
+    /// The number of keys.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The first keys in the order of the alphabet, at most `limit`.
+    /// The first keys in lexicographic order, at most `limit`.
     pub fn first_keys(&self, limit: usize) -> Vec<String> {
         let mut keys: Vec<&String> = self.entries.keys().collect();
         if keys.len() > limit {
@@ -166,7 +166,7 @@ impl CustomFormatter<LogEntry, HashStore> for StoreFormatter {
     }
 }
 
-/// The text in quotes, cut if it is long.
+/// The text in quotes, shortened if it is long.
 fn shortened(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARS_MAX) {
         Some((end, _)) => format!("{:?}... ({} bytes)", &text[..end], text.len()),
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_insertion_tells_whether_it_replaced_a_value() {
+    fn the_reply_to_an_insertion_shows_whether_it_replaced_a_value() {
         let mut store = HashStore::default();
         let inserted = |index, replaced| Reply::Inserted { position: position(index), replaced };
         assert_eq!(insert(&mut store, 2, "a", "1"), inserted(2, false));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_keys_come_in_order_and_no_more_than_asked_for() {
+    fn the_first_keys_are_in_order_and_at_most_the_limit() {
         let mut store = HashStore::default();
         for (index, key) in ["d", "a", "c", "b"].into_iter().enumerate() {
             insert(&mut store, index as u64, key, "");
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_brings_back_what_it_captured_and_nothing_later() {
+    fn a_snapshot_restores_the_captured_state_without_later_changes() {
         let mut store = HashStore::default();
         insert(&mut store, 2, "a", "1");
         let capture = store.snapshot().unwrap();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_shown_in_words_and_long_values_by_their_beginning() {
+    fn entries_are_shown_as_text_and_long_values_are_shortened() {
         let show = |entry| StoreFormatter.format_entry(&entry, &[]);
         let (key, value) = ("ä".to_owned(), "ö".repeat(70));
         let long = format!("{:?}... (140 bytes)", "ö".repeat(60));

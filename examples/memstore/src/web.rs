@@ -3,23 +3,24 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /` | the page for the browser |
-//! | `GET /store/{key}` | `{"key","value"}`: what every write acknowledged before left, on whichever node; 404 without a value |
-//! | `PUT /store/{key}/{value}`, `PUT /store/{key}` with the value as body | `{"index","term","replaced"}` once a majority has it on disk |
+//! | `GET /store/{key}` | `{"key","value"}`: a linearizable read on any node; 404 without a value |
+//! | `PUT /store/{key}/{value}`, `PUT /store/{key}` with the value as body | `{"index","term","replaced"}` once a majority has fsynced it |
 //! | `PUT …?expected={value}`, `PUT …?absent` | `{"index","term"}`, but only if the key has that value, or none; otherwise 412 with `{"error","value"}`, the value that it has |
 //! | `GET /store` | `{"count","keys"}`, the first 100 keys |
-//! | `GET /leader`, `/peers`, `/debug` | the leader, the members, everything about this node |
+//! | `GET /leader`, `/peers`, `/debug` | the leader, the members, full diagnostics of this node |
 //! | `POST /snapshot` | takes a snapshot here |
-//! | `POST /transfer_leader/{id}` | hands leadership to that node |
+//! | `POST /transfer_leader/{id}` | transfers leadership to that node |
 //! | `POST /campaign` | starts an election here |
 //! | `POST /demote/{term}/{leader_id}` | makes this leader of that term step down for `leader_id`; 0 leaves the choice to an election |
-//! | `POST /leave` | takes this node out of the cluster; it then stops. `?force`: even if the rest is no live majority |
+//! | `POST /leave` | removes this node from the cluster; it then stops. `?force`: even if the rest is no live majority |
 //! | `POST /leave_joint` | leaves a joint configuration that waits for it |
 //!
-//! Keys and values are UTF-8 text, percent-encoded in the path. What goes wrong is answered with
-//! `{"error": "what happened"}`: 400 if the request cannot be read, or has a body beside a value in the path, 404 if there is no such thing, 405 for a wrong
-//! method, 408 if a body did not come in time, 409 if the cluster is not in a state for it, 412 if the key has another value than expected, 413 for a value
-//! over the limit, 500 if a snapshot failed, or an entry makes no sense to a node, 503 if nothing happened and the same
-//! request may succeed in a moment (with `Retry-After`), 504 if the outcome is unknown.
+//! Keys and values are UTF-8 text, percent-encoded in the path. The answer to a failed request is
+//! `{"error": "the reason"}`: 400 if the request is malformed, or has a body beside a value in the path, 404 for an
+//! unknown path or a key without a value, 405 for a wrong method, 408 if a body was not complete in time, 409 if the
+//! state of the cluster does not allow it, 412 if the key has another value than expected, 413 for a value over the
+//! limit, 500 if a snapshot failed, or a node cannot decode an entry, 503 if the request had no effect and may succeed
+//! in a moment (with `Retry-After`), 504 if the outcome is unknown.
 
 use std::fmt;
 
@@ -39,15 +40,16 @@ use crate::{Bodies, BodyError, LogEntry, Raft, Reply};
 
 const KEYS_LISTED_MAX: usize = 100;
 
-/// For who asks for what there is not.
+/// For requests to unknown paths.
 const PATHS: &str = "/, /store, /store/KEY, /store/KEY/VALUE, /leader, /peers, /debug, /snapshot, /transfer_leader/ID, \
                      /campaign, /demote/TERM/LEADER_ID, /leave, /leave_joint";
 
-/// What the handlers work on.
+/// The data of the handlers.
 pub struct Node {
     /// This node.
     pub raft: Raft,
-    /// [`Config::entry_bytes_max`](raftify::Config::entry_bytes_max): longer bodies are not even read.
+    /// [`Config::entry_bytes_max`](raftify::Config::entry_bytes_max): longer bodies are rejected before they are
+    /// read.
     pub entry_bytes_max: u64,
     /// The bodies that are being read.
     pub bodies: Bodies,
@@ -157,14 +159,14 @@ async fn put(node: &Node, request: &HttpRequest, value: String) -> Answer {
     }
 }
 
-/// On what a write depends.
+/// The condition of a write.
 enum Condition {
     None,
     Absent,
     Value(String),
 }
 
-/// A condition that is not understood is refused: to write without it could destroy what it was to protect.
+/// An invalid condition is rejected: a write without it could destroy data that it was to protect.
 fn condition(query: &str) -> Result<Condition, ApiError> {
     match query.split_once('=') {
         None if query.is_empty() => Ok(Condition::None),
@@ -237,7 +239,7 @@ async fn demote(node: web::Data<Node>, request: HttpRequest) -> Answer {
     answer(json!({ "demoted": node.raft.id() }))
 }
 
-/// A part of the path as it was sent. What actix-web hands out has lost what is not UTF-8.
+/// A part of the path as it was sent. The decoded path of actix-web has lost bytes that are not UTF-8.
 fn segment(request: &HttpRequest, number: usize) -> &str {
     request.uri().path().split('/').nth(number).unwrap_or_default()
 }
@@ -255,7 +257,7 @@ fn number<T: std::str::FromStr<Err: fmt::Display>>(what: &str, text: &str) -> Re
     text.parse().map_err(|error| ApiError::bad_request(format!("{text:?} is not a {what}: {error}")))
 }
 
-/// What went wrong, as HTTP says it.
+/// An error in terms of HTTP.
 #[derive(Debug)]
 struct ApiError {
     status: StatusCode,
@@ -297,18 +299,18 @@ impl ResponseError for ApiError {
             response.insert_header((RETRY_AFTER, "1"));
         }
         if self.status == StatusCode::REQUEST_TIMEOUT {
-            response.force_close(); // The rest of the body may come at any time.
+            response.force_close(); // The rest of the body may arrive at any time.
         }
         response.json(json!({ "error": self.message }))
     }
 }
 
-// Which of the answers in the module's table an error is. 503 promises that nothing happened.
+// Maps an error to an answer of the module's table. 503 promises that the request had no effect.
 
 fn of_stopped(reason: &StopReason) -> StatusCode {
     match reason.nothing_happened() {
         true => StatusCode::SERVICE_UNAVAILABLE,
-        // What a stopping node had accepted may still be committed by the others.
+        // The other nodes may still commit requests that a stopping node had accepted.
         false => StatusCode::GATEWAY_TIMEOUT,
     }
 }
@@ -419,9 +421,9 @@ mod tests {
 
     use super::*;
 
-    /// The node may do what it was asked a moment later.
+    /// The node may execute the request a moment later.
     #[test]
-    fn a_request_that_was_not_answered_is_not_said_to_have_had_no_effect() {
+    fn an_unanswered_request_is_not_reported_as_without_effect() {
         let unanswered = || StopReason::NoAnswer(Duration::from_secs(1));
         let answers: [ApiError; 6] = [
             ProposeError::from(unanswered()).into(),
@@ -435,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stopping_node_did_not_take_may_be_asked_elsewhere_and_what_it_had_taken_is_unknown() {
+    fn a_stopping_node_answers_503_to_refused_requests_and_504_to_accepted_ones() {
         let not_taken: [ApiError; 4] = [
             ProposeError::from(StopReason::Stopping).into(),
             ProposeError::from(StopReason::Stopped).into(),

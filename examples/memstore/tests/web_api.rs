@@ -66,7 +66,7 @@ impl TestNode {
 
     async fn with(absent: u64, config: Config) -> TestNode {
         let directory = tempfile::tempdir().unwrap();
-        // With small files, which are quickly made, and not too many for a small disk.
+        // Small files, because they are created quickly, and not too many for a small disk.
         let storage =
             WalStorage::open_with(directory.path(), WalSettings { segment_bytes: 1 << 20 }).unwrap();
         let config = Config { entry_bytes_max: ENTRY_BYTES_MAX, ..config };
@@ -121,7 +121,7 @@ impl TestNode {
 }
 
 #[actix_web::test]
-async fn what_was_put_is_got_by_path_and_by_body() {
+async fn values_are_put_by_path_and_by_body_and_read() {
     let node = TestNode::alone().await;
     let put = node.put("/store/a/1", "").await;
     assert_eq!(put.status, StatusCode::OK);
@@ -154,7 +154,7 @@ async fn a_write_with_a_condition_happens_only_if_the_key_has_the_expected_value
     let swapped = node.put("/store/a?expected=x%20%26%3D", "").await;
     assert_eq!(swapped.status, StatusCode::OK);
     assert!(swapped.json()["index"].as_u64() > Some(0));
-    // The empty text is a value like any other.
+    // The empty text is a valid value.
     assert_eq!(node.put("/store/a/2?absent", "").await.status, StatusCode::PRECONDITION_FAILED);
     assert_eq!(node.put("/store/a/2?expected=", "").await.status, StatusCode::OK);
     assert_eq!(node.get("/store/a").await.json()["value"], json!("2"));
@@ -162,7 +162,7 @@ async fn a_write_with_a_condition_happens_only_if_the_key_has_the_expected_value
 }
 
 #[actix_web::test]
-async fn a_condition_that_is_not_understood_is_400_and_nothing_is_written() {
+async fn an_invalid_condition_is_400_and_writes_nothing() {
     let node = TestNode::alone().await;
     for query in ["expcted=1", "absent=1", "expected", "expected=1&absent", "expected=%FF"] {
         let answer = node.put(&format!("/store/a/1?{query}"), "").await;
@@ -220,7 +220,7 @@ async fn keys_and_values_are_percent_encoded_text() {
 }
 
 #[actix_web::test]
-async fn what_does_not_exist_is_404_and_a_wrong_method_405() {
+async fn an_unknown_path_is_404_and_a_wrong_method_405() {
     let node = TestNode::alone().await;
     let missing = node.get("/store/nothing").await;
     assert_eq!(
@@ -256,7 +256,8 @@ async fn a_value_up_to_the_limit_is_stored_and_one_over_it_is_413() {
     assert_eq!(node.put("/store/big", &fitting).await.status, StatusCode::OK);
     assert_eq!(node.get("/store/big").await.json()["value"], json!(fitting));
 
-    // The first fits as a body, but not with its key as an entry; the second is not even read to its end.
+    // The first fits as a body, but not with its key as an entry; the second is rejected before it is read
+    // completely.
     for bytes in [limit, 10 * limit] {
         let answer = node.put("/store/big", "y".repeat(bytes)).await;
         assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
@@ -267,7 +268,7 @@ async fn a_value_up_to_the_limit_is_stored_and_one_over_it_is_413() {
 }
 
 #[actix_web::test]
-async fn a_body_beside_a_value_in_the_path_is_400_and_nothing_is_written() {
+async fn a_body_beside_a_value_in_the_path_is_400_and_writes_nothing() {
     let node = TestNode::alone().await;
     let answer = node.put("/store/a/1", "2").await;
     assert_eq!(answer.status, StatusCode::BAD_REQUEST);
@@ -276,9 +277,9 @@ async fn a_body_beside_a_value_in_the_path_is_400_and_nothing_is_written() {
     node.stop().await;
 }
 
-/// All of them are answered, with bounded memory, and others are served again afterwards.
+/// All these requests are answered, with bounded memory, and other requests are served afterwards.
 #[actix_web::test]
-async fn bodies_that_never_end_are_given_up_and_hold_bounded_memory() {
+async fn bodies_that_never_end_time_out_and_use_bounded_memory() {
     const HELD_BYTES_MAX: u64 = 4 * ENTRY_BYTES_MAX;
     let node = TestNode::alone().await;
     let limits =
@@ -324,12 +325,12 @@ async fn bodies_that_never_end_are_given_up_and_hold_bounded_memory() {
         match answer.await.unwrap().as_deref() {
             Ok("HTTP/1.1 408") => late += 1,
             Ok("HTTP/1.1 503") => busy += 1,
-            // What the client still sent made the system drop the answer.
+            // Further data of the client made the system drop the answer.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => busy += 1,
             other => panic!("{other:?}"),
         }
     }
-    assert!(late > 0 && busy > 0, "{late} were late, {busy} found no room");
+    assert!(late > 0 && busy > 0, "{late} were late, {busy} were refused");
     assert_eq!(data.bodies.held(), (0, 0));
 
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -346,7 +347,7 @@ async fn bodies_that_never_end_are_given_up_and_hold_bounded_memory() {
 }
 
 #[actix_web::test]
-async fn what_cannot_be_parsed_is_400() {
+async fn an_unparsable_request_is_400() {
     let node = TestNode::alone().await;
     for path in [
         "/transfer_leader/two",
@@ -363,7 +364,7 @@ async fn what_cannot_be_parsed_is_400() {
 }
 
 #[actix_web::test]
-async fn the_node_tells_its_leader_its_peers_and_its_state() {
+async fn the_node_reports_its_leader_its_peers_and_its_state() {
     let node = TestNode::alone().await;
     let leader = node.get("/leader").await.json();
     assert_eq!(leader["id"], json!(1));
@@ -388,7 +389,7 @@ async fn a_snapshot_is_taken_on_request() {
 }
 
 #[actix_web::test]
-async fn what_the_cluster_is_in_no_state_for_is_409() {
+async fn a_request_in_the_wrong_state_of_the_cluster_is_409() {
     let node = TestNode::alone().await;
     let term = node.get("/leader").await.json()["term"].as_u64().unwrap();
     for path in [
@@ -405,9 +406,9 @@ async fn what_the_cluster_is_in_no_state_for_is_409() {
 }
 
 #[actix_web::test]
-async fn without_a_leader_everything_is_503_with_the_reason_and_when_to_retry() {
-    // Each request waits for a leader for so long.
-    let short = Duration::from_millis(500); // As long as an election timeout: no less is allowed.
+async fn without_a_leader_every_request_is_503_with_reason_and_retry_after() {
+    // The time for which each request waits for a leader: the shortest that is allowed, an election timeout.
+    let short = Duration::from_millis(500);
     let config = Config {
         propose_timeout: short,
         read_timeout: short,
@@ -428,7 +429,7 @@ async fn without_a_leader_everything_is_503_with_the_reason_and_when_to_retry() 
         assert_eq!(answer.retry_after.as_deref(), Some("1"));
         assert!(answer.error().contains("no leader is known"), "{}", answer.error());
     }
-    // What a node knows by itself, it says even then.
+    // The node answers from its local knowledge even then.
     assert_eq!(node.get("/peers").await.json().as_array().unwrap().len(), 0, "the cluster has not begun");
     assert_eq!(node.get("/debug").await.json()["status"]["leader_id"], Value::Null);
     node.stop().await;

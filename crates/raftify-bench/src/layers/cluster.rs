@@ -1,4 +1,4 @@
-//! Proposals on three nodes that talk gRPC over loopback: the whole system, as a program that embeds it sees it.
+//! Proposals on three nodes with gRPC over loopback: the whole system, as a program that embeds it uses it.
 
 use raftify::BoxError;
 
@@ -9,15 +9,15 @@ use crate::line::Line;
 use crate::measure::Measured;
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
 
-/// Before each run, so that connections, caches and the adaptive parts of the system are in the state to be measured.
+/// Before each run, so that connections, caches and the adaptive parts of the system are in the measured state.
 const WARM_UP_SECONDS: f64 = 0.4;
 
-/// Proposals on a new cluster before anything is measured: until its log has been compacted and is written to files that
-/// were used before, as it is for nearly all of a node's life.
+/// Proposals on a new cluster before the measurements: until its log has been compacted and reuses files, which is
+/// the usual state of a node.
 const FILL: u64 = 250_000;
 const FILLING: u64 = 1024;
 
-/// A run counts as disturbed if the disk was this many times slower after it than before, or the other way round.
+/// A run counts as disturbed if the latency of the disk before and after it differs by this factor.
 const DISTURBED: f64 = 2.0;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -28,22 +28,22 @@ pub(crate) struct ClusterRuns {
     /// Bytes of one entry
     #[arg(long, value_delimiter = ',', default_values_t = [64])]
     entry_bytes: Vec<usize>,
-    /// Where the log is kept
+    /// The storage of the log
     #[arg(long, value_delimiter = ',', default_values = ["memory", "wal"])]
     storage: Vec<Storage>,
-    /// In how many processes the nodes live
+    /// The number of processes of the nodes
     #[arg(long, value_delimiter = ',', default_values = ["one"])]
     processes: Vec<Place>,
     /// How long each run takes
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// How often all of it is done, on new clusters
+    /// Repetitions of all runs, on new clusters
     #[arg(long, default_value_t = 1)]
     runs: u32,
-    /// Proposals on each new cluster before anything is measured, so that its log has been compacted before
+    /// Proposals on each new cluster before the measurements, so that its log has been compacted
     #[arg(long, default_value_t = FILL)]
     fill: u64,
-    /// After each run, another one at this part of the rate it has reached, timed from when each proposal was due
+    /// After each run, another one at this part of its rate, timed from when each proposal was due
     #[arg(long)]
     open_loop: Option<f64>,
 }
@@ -60,7 +60,7 @@ impl ClusterRuns {
                 for storage in &self.storage {
                     let directory = tempfile::tempdir_in(&work.directory)?;
                     let mut cluster = Cluster::start(directory.path(), *place, NodeOptions::of(*storage))?;
-                    let leader = cluster.wait_until_whole()?;
+                    let leader = cluster.wait_until_agreed()?;
                     let fill = Command::Fill { entries: self.fill, entry_bytes: 64, clients: FILLING };
                     cluster.measured(leader, &fill)?;
                     for (bytes, clients) in &loads {
@@ -91,7 +91,7 @@ impl ClusterRuns {
             entry_bytes,
             per_second: None,
         };
-        let leader = cluster.wait_until_whole()?;
+        let leader = cluster.wait_until_agreed()?;
         let (line, measured) = measure(work, cluster, leader, load)?;
         work.reporter.result(line.with("run", run).with("loop", "closed"))?;
         if let Some(part) = self.open_loop {

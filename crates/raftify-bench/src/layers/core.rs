@@ -1,5 +1,5 @@
-//! Three cores in one thread that hand each other their messages: what deciding costs, without disk, network and
-//! threads.
+//! Three cores in one thread that exchange their messages: the cost of the core's decisions, without disk, network
+//! and threads.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::measure::{Measured, repeat};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Core {
-    /// How many proposals come at once
+    /// Proposals of one batch
     #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 256, 1024])]
     batch: Vec<u64>,
     /// Bytes of one entry
@@ -64,7 +64,7 @@ impl Core {
     }
 }
 
-/// Nobody waits for the state machine's reply here.
+/// No client waits for the reply of the state machine here.
 #[derive(Debug)]
 pub(crate) struct NoReply;
 
@@ -74,7 +74,7 @@ impl ProposalReply for NoReply {
 
 struct Cores {
     cores: Vec<RaftNodeCore<NoReply>>,
-    /// What is on the way, in the order in which it was sent.
+    /// The messages in flight, in their order.
     messages: VecDeque<RaftMessage>,
 }
 
@@ -84,7 +84,7 @@ impl Cores {
         let members =
             (1..=NODES).map(|id| Ok(Member::voter(NodeId::try_from(id)?, format!("127.0.0.1:{id}"))));
         let members = Members::initial(members.collect::<Result<Vec<_>, BoxError>>()?)?;
-        // Nothing reads the log and nothing takes snapshots: this is about deciding.
+        // No log and no snapshots: only the decisions of the core are measured.
         let config = Config { snapshot_entries: 0, snapshot_log_bytes: 0, ..Config::default() }.check()?;
         let mut cores = Vec::new();
         for id in 1..=NODES {
@@ -119,7 +119,7 @@ impl Cores {
         Ok(cores)
     }
 
-    /// Proposes `count` entries at once and goes on until all cores have applied them.
+    /// Proposes `count` entries at once and continues until all cores have applied them.
     fn propose(&mut self, count: u64, payload: &Bytes) -> Result<(), BoxError> {
         for _ in 0..count {
             let request = LeaderRequest::Propose { payload: payload.clone(), reply: NoReply };
@@ -147,7 +147,7 @@ impl Cores {
             let alike = self.messages.iter().take_while(|next| (next.from, next.to) == (from, to)).count();
             let messages = self.messages.drain(..alike).collect();
             let sender = self.cores[usize::try_from(from.get())? - 1].sender();
-            let sender = sender.ok_or("a core speaks before its start is durable")?;
+            let sender = sender.ok_or("a core sends a message before its start is durable")?;
             let receiver = &mut self.cores[usize::try_from(to.get())? - 1];
             receiver.handle_server_request_msg(ServerRequestMsg::RaftMessages {
                 sender,
@@ -160,7 +160,7 @@ impl Cores {
     /// Everything is durable and applied at once.
     fn carry_out(&mut self, place: usize, turn: Turn<NoReply>) -> Result<(), BoxError> {
         if !turn.fetch.is_empty() {
-            return Err("a core asked for entries that it no longer holds".into());
+            return Err("a core requested entries that it no longer has in memory".into());
         }
         self.cores[place].written(turn.number);
         self.messages.extend(turn.send_now);

@@ -1,4 +1,4 @@
-//! The limit: what the disk itself takes for one durable write.
+//! The limit: the time of the disk itself for one durable write.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,7 +16,7 @@ const PROBES: u32 = 200;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Disk {
-    /// How long each of the two ways is measured
+    /// The duration of each of the two measurements
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
 }

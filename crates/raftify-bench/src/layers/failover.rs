@@ -1,4 +1,5 @@
-//! How long nobody can write when the leader dies: from SIGKILL to the next accepted proposal, with default settings.
+//! The unavailability after the death of the leader: from SIGKILL to the next accepted proposal, with default
+//! settings.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,8 @@ use crate::node::{Meter, NodeOptions, Payload, Storage};
 
 type Client = RaftClient<Payload, Meter>;
 
-/// How long one attempt may take. Much shorter than an election, so that an attempt that was sent too early costs little.
+/// The deadline of one attempt. Much shorter than an election, so that an attempt that was sent too early costs
+/// little.
 const ATTEMPT: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, clap::Args)]
@@ -24,7 +26,7 @@ pub(crate) struct Failover {
     /// How often the leader is killed
     #[arg(long, default_value_t = 20)]
     times: u32,
-    /// Where the log is kept
+    /// The storage of the log
     #[arg(long, default_value = "wal")]
     storage: Storage,
 }
@@ -39,10 +41,10 @@ impl Failover {
         let (mut recorder, mut shortest, mut longest) = (Recorder::new(), Duration::MAX, Duration::ZERO);
         for round in 1..=self.times {
             work.reporter.step(format!("the leader dies, {round} of {}", self.times))?;
-            let leader = cluster.wait_until_whole()?;
+            let leader = cluster.wait_until_agreed()?;
             let addresses = (1..).zip(cluster.addresses()).filter(|(id, _)| *id != leader);
             let client = Client::new(addresses.map(|(_, address)| address))?.with_deadline(ATTEMPT);
-            // Its connections are made before.
+            // Opens the connections before the measurement.
             runtime.block_on(client.inspect())?;
             cluster.kill(leader)?;
             let took = runtime.block_on(first_accepted(&client))?;
@@ -75,7 +77,7 @@ async fn first_accepted(client: &Client) -> Result<Duration, BoxError> {
     let begin = Instant::now();
     while client.propose(&Payload(Bytes::from_static(&[2; 64]))).await.is_err() {
         if begin.elapsed() > PATIENCE {
-            return Err(format!("nobody took over within {} s", PATIENCE.as_secs()).into());
+            return Err(format!("no node became leader within {} s", PATIENCE.as_secs()).into());
         }
         sleep(Duration::from_millis(2)).await;
     }

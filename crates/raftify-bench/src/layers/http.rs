@@ -1,4 +1,4 @@
-//! The example `memstore` over its web API, as three processes: what somebody measures who has read the README.
+//! The example `memstore` over its web API, as three processes: the setup of the README.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ const PROGRAM: &str = "memstore-static-members";
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Http {
-    /// How many clients ask at once, each on a connection of its own
+    /// Concurrent clients, each with its own connection
     #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 256])]
     clients: Vec<u64>,
     /// Bytes of one value
@@ -32,7 +32,7 @@ pub(crate) struct Http {
     /// How long each run takes
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
-    /// The program of the example [default: the one beside this program]
+    /// The program of the example [default: that beside this program]
     #[arg(long)]
     program: Option<PathBuf>,
 }
@@ -44,8 +44,8 @@ impl Http {
         let program = self.program.clone().unwrap_or(beside);
         if !program.exists() {
             return Err(format!(
-                "{PROGRAM} is not there: build it with `cargo build --release -p memstore-static-members`, or name \
-                 it with --program"
+                "{PROGRAM} is not there: build it with `cargo build --release -p memstore-static-members`, or give \
+                 its path with --program"
             )
             .into());
         }
@@ -141,7 +141,7 @@ impl Memstore {
         Err("the example has no leader".into())
     }
 
-    /// The example says nowhere which storage it uses; its directory shows it.
+    /// The example does not report its storage; its directory shows it.
     fn storage(&self) -> &'static str {
         let is_wal = |entry: fs::DirEntry| entry.path().join("log").is_dir();
         let is_wal =
@@ -162,14 +162,14 @@ impl Memstore {
 impl Drop for Memstore {
     fn drop(&mut self) {
         for node in &mut self.nodes {
-            // It may have ended by itself; nothing is left to do then.
+            // It may have ended by itself.
             let _ = node.kill();
             let _ = node.wait();
         }
     }
 }
 
-/// Connections that stay open, one for each request that is under way, all with the same request.
+/// Open connections, one for each pending request; all requests are the same.
 #[derive(Clone)]
 struct Connections {
     address: String,

@@ -1,4 +1,5 @@
-//! What a join costs: a node joins a cluster with a large state while clients write at half of what the cluster can do.
+//! The cost of a join: a node joins a cluster with a large state while clients write at half of the cluster's
+//! capacity.
 
 use std::time::{Duration, Instant};
 
@@ -14,39 +15,39 @@ use crate::node::{Command, Load, NodeOptions, Operation, Storage};
 /// More than the log keeps before a snapshot, so that the joiner needs the snapshot.
 const ENTRIES_BEFORE_SNAPSHOT: u64 = 12_000;
 
-/// Proposals under way while the log is filled.
+/// Pending proposals while the log is filled.
 const FILLING: u64 = 1024;
 
-/// Which part of the maximum the clients write.
+/// The part of the maximum rate that the clients write.
 const PART: f64 = 0.5;
 
 /// Commits are counted for each second.
 const SLICE_SECONDS: f64 = 1.0;
 
-/// What is left of the commits while a node joins, at least.
+/// The lowest accepted part of the commits while a node joins.
 const PART_LEFT_MIN: f64 = 0.8;
 
-/// How often the time that copying the snapshot takes a joiner may need until it is a voter.
+/// The longest accepted time until the joiner is a voter, as a multiple of the time that copying the snapshot takes.
 const TIMES_MAX: f64 = 1.3;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Join {
-    /// How large the state is, in MiB
+    /// The size of the state, in MiB
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     megabytes: u64,
-    /// How many clients find out what the cluster can do
+    /// The number of clients that determine the capacity of the cluster
     #[arg(long, default_value_t = 64)]
     clients: u64,
     /// Bytes of one entry
     #[arg(long, default_value_t = 64)]
     entry_bytes: usize,
-    /// How many members the cluster has before
+    /// The number of members before the join
     #[arg(long, value_delimiter = ',', default_values_t = [1, 3], value_parser = clap::value_parser!(u64).range(1..=9))]
     nodes: Vec<u64>,
-    /// How many seconds are measured before the node joins
+    /// Seconds of measurement before the node joins
     #[arg(long, default_value_t = 8)]
     seconds_before: u64,
-    /// Takes a snapshot after this many entries; zero: only the one before the node joins
+    /// Takes a snapshot after this many entries; zero: only before the node joins
     #[arg(long, default_value_t = 0)]
     snapshot_entries: u64,
 }
@@ -70,19 +71,19 @@ impl Join {
             ..NodeOptions::of(Storage::Wal)
         };
         let mut cluster = Cluster::start_sized(directory.path(), Place::Three, options, nodes, nodes)?;
-        let leader = cluster.wait_until_whole()?;
+        let leader = cluster.wait_until_agreed()?;
         let fill = Command::Fill {
             entries: ENTRIES_BEFORE_SNAPSHOT,
             entry_bytes: self.entry_bytes,
             clients: FILLING,
         };
         cluster.measured(leader, &fill)?;
-        // As long as copying the state at the configured rate takes: so fast it is written, and so fast it is sent.
+        // The time of copying the state at the configured rate: this is the rate of writing and of sending it.
         let copying = state_bytes as f64 / Config::default().snapshot_bytes_per_second_max as f64;
         let patience = PATIENCE + Duration::from_secs_f64(5.0 * copying);
         take_snapshots(&mut cluster, nodes, patience)?;
 
-        work.reporter.step("what the cluster can do, and half of it without a join")?;
+        work.reporter.step("the capacity, and half of it without a join")?;
         let probe = disk::probe(&work.directory)?;
         let most = Load {
             operation: Operation::ProposeOrCount,
@@ -108,7 +109,7 @@ impl Join {
                 break voter_after;
             }
             if begin.elapsed() > patience {
-                return Err("the node that joins is no voter".into());
+                return Err("the node that joins is not a voter".into());
             }
         };
         let part_of_before = during.median() / before.median();
@@ -158,13 +159,13 @@ fn take_snapshots(cluster: &mut Cluster, nodes: u64, patience: Duration) -> Resu
     Ok(())
 }
 
-/// What was committed in each second.
+/// The commits of each second.
 #[derive(Default)]
 struct Seconds {
     per_second: Vec<f64>,
     refused: u64,
     failed: u64,
-    /// Of the worst second.
+    /// The latencies of the worst second.
     p99_us: f64,
 }
 
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_tell_the_median_what_was_refused_and_the_worst() {
+    fn seconds_show_the_median_the_refusals_and_the_worst_second() {
         let mut seconds = Seconds::default();
         for (count, busy, p99_us) in [(10, 0, 5.0), (30, 2, 9.0), (20, 1, 7.0)] {
             seconds.add(&Measured { count, busy, p99_us, seconds: 1.0, failed: 1, ..Measured::default() });

@@ -1,4 +1,4 @@
-//! Durable batches of entries, as the log writer makes them: what one storage costs, without anything around it.
+//! Durable batches of entries, as the log writer makes them: the cost of one storage alone.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::machine::Usage;
 use crate::measure::{Measured, Recorder};
 use crate::node::Storage;
 
-/// The log is compacted as often as a node does it with default settings, beside the clock that measures.
+/// The log is compacted as often as in a node with default settings; the time of that is not measured.
 const ENTRIES_KEPT: u64 = 100_000;
 const BYTES_KEPT: u64 = 64 << 20;
 
@@ -31,7 +31,7 @@ pub(crate) struct Log {
     /// Bytes of one entry
     #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 1024])]
     entry_bytes: Vec<usize>,
-    /// Where the log is kept
+    /// The storage of the log
     #[arg(long, value_delimiter = ',', default_values = ["wal", "heed"])]
     storage: Vec<Storage>,
     /// How long each run takes
@@ -108,7 +108,7 @@ pub(crate) fn appends<S: StableStorage>(
     Ok(recorder.measured(busy))
 }
 
-/// A log that begins empty, and the writes that make it longer.
+/// A log that is empty at first, and its writes.
 pub(crate) struct NewLog {
     cluster_id: ClusterId,
     members: Members,
@@ -116,10 +116,10 @@ pub(crate) struct NewLog {
 }
 
 impl NewLog {
-    /// Gives a new storage its identity.
+    /// Initializes a new storage with its identity.
     pub(crate) fn begin<S: StableStorage>(storage: &mut S, directory: &Path) -> Result<NewLog, BoxError> {
         if storage.load()?.identity.is_some() {
-            return Err(format!("{} was used before", directory.display()).into());
+            return Err(format!("{} is not empty", directory.display()).into());
         }
         let members = Members::initial([Member::voter(NodeId::FIRST, "127.0.0.1:1")])?;
         let (cluster_id, start) = (members.derive_cluster_id(), LogPosition::new(1, 1));
@@ -142,7 +142,7 @@ impl NewLog {
         Write { append: entries.collect(), ..Write::default() }
     }
 
-    /// Replaces all that is there by a snapshot.
+    /// Replaces all entries by a snapshot.
     fn compact<S: StableStorage>(&self, storage: &mut S) -> Result<(), BoxError> {
         let position = self.last;
         let meta = SnapshotMeta { cluster_id: self.cluster_id, position, members: self.members.clone() };

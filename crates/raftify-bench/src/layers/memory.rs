@@ -1,4 +1,4 @@
-//! What a node holds in memory after many proposals, with snapshots and compaction as by default.
+//! The memory of a node after many proposals, with default snapshots and compaction.
 
 use raftify::BoxError;
 
@@ -10,10 +10,10 @@ use crate::node::{Command, NodeOptions, Storage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Memory {
-    /// How many proposals
+    /// The number of proposals
     #[arg(long, default_value_t = 5_000_000)]
     proposals: u64,
-    /// After how many of them memory is looked at
+    /// The number of proposals between two measurements of memory
     #[arg(long, default_value_t = 500_000)]
     every: u64,
     /// How many clients propose at once
@@ -22,7 +22,7 @@ pub(crate) struct Memory {
     /// Bytes of one entry
     #[arg(long, default_value_t = 64)]
     entry_bytes: usize,
-    /// Where the log is kept
+    /// The storage of the log
     #[arg(long, default_value = "wal")]
     storage: Storage,
 }
@@ -37,7 +37,7 @@ impl Memory {
         while proposals < self.proposals {
             let entries = self.every.max(1).min(self.proposals - proposals);
             work.reporter.step(format!("{} of {} proposals", proposals + entries, self.proposals))?;
-            let leader = cluster.wait_until_whole()?;
+            let leader = cluster.wait_until_agreed()?;
             let probe = disk::probe(&work.directory)?;
             let fill = Command::Fill { entries, entry_bytes: self.entry_bytes, clients: self.clients };
             let cpu = cluster.usage()?.cpu_seconds;

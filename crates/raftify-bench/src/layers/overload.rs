@@ -1,5 +1,5 @@
-//! Ten times as many proposals as the cluster can do, whether or not it answers: throughput must hold, memory must stay
-//! flat, and what is too much must be refused at once.
+//! Ten times as many proposals as the capacity of the cluster, whether or not it answers: throughput must hold,
+//! memory must stay flat, and excess proposals must be refused at once.
 
 use raftify::BoxError;
 
@@ -12,19 +12,19 @@ use crate::node::{Load, NodeOptions, Operation, Storage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Overload {
-    /// Where the log is kept
+    /// The storage of the log
     #[arg(long, default_value = "wal")]
     storage: Storage,
-    /// How many clients find out what the cluster can do
+    /// The number of clients that determine the capacity of the cluster
     #[arg(long, default_value_t = 256)]
     clients: u64,
-    /// Bytes of one entry. Large, so that this machine can offer ten times as many as it can replicate
+    /// Bytes of one entry. Large, so that this machine can offer ten times as many entries as it can replicate
     #[arg(long, default_value_t = 16 << 10)]
     entry_bytes: usize,
-    /// How many times what it can do is asked of it
+    /// The offered load as a multiple of the capacity
     #[arg(long, default_value_t = 10.0)]
     times: f64,
-    /// How long each of the two runs takes
+    /// The duration of each of the two runs
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
 }
@@ -34,7 +34,7 @@ impl Overload {
         work.reporter.steps(2)?;
         let directory = tempfile::tempdir_in(&work.directory)?;
         let mut cluster = Cluster::start(directory.path(), Place::Three, NodeOptions::of(self.storage))?;
-        let leader = cluster.wait_until_whole()?;
+        let leader = cluster.wait_until_agreed()?;
         let load = Load {
             operation: Operation::ProposeNew,
             clients: self.clients,
@@ -42,7 +42,7 @@ impl Overload {
             entry_bytes: self.entry_bytes,
             per_second: None,
         };
-        work.reporter.step("what the cluster can do")?;
+        work.reporter.step("the capacity of the cluster")?;
         let (_, best) = cluster::measure(work, &mut cluster, leader, load)?;
         let (best, before) = (best.ops_per_second(), cluster.usage_of(leader)?);
 

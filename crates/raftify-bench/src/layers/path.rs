@@ -1,5 +1,6 @@
-//! Where the time of one proposal goes: the steps that the nodes mark with trace events of the target
-//! `raftify::timing`, put together for each proposal. All nodes are in this process, so that one clock is enough.
+//! The steps of one proposal and their times: the nodes mark each step with a trace event of the target
+//! `raftify::timing`, and this layer combines them for each proposal. All nodes are in this process, so that one
+//! clock is enough.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,7 +31,7 @@ pub(crate) struct Path {
     /// Bytes of one entry
     #[arg(long, default_value_t = 64)]
     entry_bytes: usize,
-    /// Where the log is kept
+    /// The storage of the log
     #[arg(long, default_value = "wal")]
     storage: Storage,
     /// How long each run takes
@@ -51,7 +52,7 @@ enum Step {
 
 const STEPS: usize = 7;
 
-/// What the parts of a proposal's time are called, in order. They add up to the whole.
+/// The names of the parts of a proposal's time, in order. Their sum is the whole time.
 const PARTS: [&str; 9] = [
     "to the leader's loop",
     "leader's core",
@@ -77,7 +78,7 @@ struct Mark {
     last: u64,
 }
 
-/// Notes when each mark comes.
+/// Records the time of each mark.
 struct Recording;
 
 impl<S: Subscriber> Layer<S> for Recording {
@@ -211,7 +212,7 @@ fn propose(
     Ok(all)
 }
 
-/// When a node came to a step, and with the log up to where; in order of time.
+/// The times at which a node reached a step, and the index of its log there; in order of time.
 type Times = Vec<(u64, Instant)>;
 
 /// The marks of all nodes.
@@ -223,7 +224,7 @@ struct Timeline {
 struct Way {
     /// The ends of [`PARTS`], and the beginning of the first.
     times: [Instant; PARTS.len() + 1],
-    /// From the turn until the leader itself had it on disk.
+    /// From the turn of the loop until the entry was durable on the leader itself.
     own_write: Duration,
     /// The call that writes and syncs, on the follower.
     follower_write: Duration,
@@ -243,7 +244,7 @@ impl Timeline {
         }
         for times in nodes.iter_mut().flatten() {
             times.sort_by_key(|(_, at)| *at);
-            // A write without entries, or of entries that were there before, is no step forward.
+            // A write without entries, or of existing entries, is no progress.
             let mut most = 0;
             times.retain(|(last, _)| {
                 let is_forward = *last >= most;
@@ -254,7 +255,7 @@ impl Timeline {
         Timeline { nodes }
     }
 
-    /// When `node` came to `step` with `index` for the first time.
+    /// The time at which `node` first reached `step` with `index`.
     fn first(&self, node: usize, step: Step, index: u64) -> Option<Instant> {
         let times = &self.nodes[node][step as usize];
         times.get(times.partition_point(|(last, _)| *last < index)).map(|(_, at)| *at)
@@ -271,7 +272,7 @@ impl Timeline {
         let index = proposal.index;
         let append = self.first(LEADER, Step::Append, index)?;
         let commit = self.first(LEADER, Step::Commit, index)?;
-        // The follower that had it on disk first made the majority.
+        // The majority includes the first follower with a durable entry.
         let durable_at = |follower: &usize| self.first(*follower, Step::Durable, index);
         let follower =
             (1..self.nodes.len()).filter(|follower| durable_at(follower).is_some()).min_by_key(durable_at)?;

@@ -1,4 +1,4 @@
-//! Linearizable reads: the round of heartbeats that confirms the leader, shared by all that wait.
+//! Linearizable reads: the round of heartbeats that confirms the leader, shared by all pending reads.
 
 use raftify::BoxError;
 
@@ -13,10 +13,10 @@ pub(crate) struct Read {
     /// How many clients read at once
     #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 256, 1024])]
     clients: Vec<u64>,
-    /// What they ask for
+    /// The operation
     #[arg(long, value_delimiter = ',', default_values = ["read-index", "query"])]
     operation: Vec<Operation>,
-    /// Where the log is kept
+    /// The storage of the log
     #[arg(long, default_value = "wal")]
     storage: Storage,
     /// How long each run takes
@@ -33,7 +33,7 @@ impl Read {
             for asked in ["leader", "follower"] {
                 for clients in &self.clients {
                     work.reporter.step(format!("{}, {clients} clients on a {asked}", operation.name()))?;
-                    let leader = cluster.wait_until_whole()?;
+                    let leader = cluster.wait_until_agreed()?;
                     let node = if asked == "leader" { leader } else { leader % NODES + 1 };
                     let load = Load {
                         operation: *operation,

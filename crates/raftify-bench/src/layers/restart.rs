@@ -1,5 +1,5 @@
-//! Coming back: opening a long log; a follower that catches up entry by entry; one that gets a large snapshot while
-//! clients go on.
+//! Recovery: opening a long log; a follower that catches up entry by entry; one that receives a large snapshot while
+//! clients continue.
 
 use std::time::{Duration, Instant};
 
@@ -18,19 +18,19 @@ use crate::machine::Usage;
 use crate::measure::{Measured, rounded};
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
 
-/// Entries of one write when a log is made.
+/// Entries of one write while a log is filled.
 const BATCH: u64 = 1024;
 
 /// More than the log keeps before a snapshot, so that a new follower needs the snapshot.
 const ENTRIES_BEFORE_SNAPSHOT: u64 = 12_000;
 
-/// Proposals under way while a log is filled.
+/// Pending proposals while a log is filled.
 const FILLING: u64 = 1024;
 
-/// The load goes on in slices of this length, between which is looked whether the snapshot has arrived.
+/// The load runs in slices of this length; after each slice it is checked whether the snapshot has arrived.
 const SLICE_SECONDS: f64 = 0.25;
 
-/// A snapshot takes longer than other things.
+/// A snapshot takes longer than other operations.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Debug, clap::Args)]
@@ -44,7 +44,7 @@ pub(crate) struct Restart {
     /// Bytes of the snapshot
     #[arg(long, default_value_t = 500 << 20)]
     snapshot_bytes: u64,
-    /// How many clients go on while the snapshot is taken, sent and installed
+    /// The number of clients that continue while the snapshot is taken, sent and installed
     #[arg(long, default_value_t = 64)]
     clients: u64,
     /// Only these parts
@@ -109,10 +109,10 @@ impl Restart {
             stored: state,
             state_kept: StateKept::InMemory,
         };
-        // It reads all entries: there is no snapshot.
+        // It reads all entries, because there is no snapshot.
         let core = RaftNodeCore::<NoReply>::new(start, &storage.log_reader())?;
         let (took, cpu) = (begin.elapsed(), Usage::of(None)?.cpu_seconds - cpu);
-        // The only voter of a log begins an election at once, and its core may be an entry ahead.
+        // A node that is the only voter begins an election at once, and its core may be an entry ahead.
         if last != log.last || core.status().last.index < log.last.index {
             return Err(format!("the log ends at {last} instead of {}", log.last).into());
         }
@@ -134,7 +134,7 @@ impl Restart {
         let directory = tempfile::tempdir_in(&work.directory)?;
         let options = NodeOptions { snapshot_entries: Some(0), ..NodeOptions::of(Storage::Wal) };
         let mut cluster = Cluster::start_some(directory.path(), Place::Three, options, NODES - 1)?;
-        let leader = cluster.wait_until_whole()?;
+        let leader = cluster.wait_until_agreed()?;
         let fill = Command::Fill { entries: self.entries, entry_bytes: self.entry_bytes, clients: FILLING };
         cluster.measured(leader, &fill)?;
         let last = cluster.status(leader)?.last;
@@ -163,7 +163,7 @@ impl Restart {
             ..NodeOptions::of(Storage::Wal)
         };
         let mut cluster = Cluster::start_some(directory.path(), Place::Three, options, NODES - 1)?;
-        let leader = cluster.wait_until_whole()?;
+        let leader = cluster.wait_until_agreed()?;
         let fill = Command::Fill {
             entries: ENTRIES_BEFORE_SNAPSHOT,
             entry_bytes: self.entry_bytes,
@@ -234,7 +234,7 @@ impl Restart {
     }
 }
 
-/// Several short loads together.
+/// The sum of several short loads.
 #[derive(Default)]
 struct Slices {
     count: u64,

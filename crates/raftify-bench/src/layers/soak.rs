@@ -1,4 +1,4 @@
-//! A long time at a part of what the cluster can do: nobody must be elected, neither memory nor disk must grow.
+//! A long run at a part of the cluster's capacity: no election may happen, neither memory nor disk usage may grow.
 
 use std::fs;
 use std::path::Path;
@@ -15,33 +15,33 @@ use crate::node::{Load, NodeOptions, Operation, Storage};
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Soak {
-    /// How long
+    /// The duration
     #[arg(long, default_value_t = 1.0)]
     hours: f64,
-    /// Which part of what the cluster can do is asked of it
+    /// The part of the capacity that is offered as load
     #[arg(long, default_value_t = 0.8)]
     part: f64,
-    /// How many clients find out what it can do
+    /// The number of clients that determine the capacity of the cluster
     #[arg(long, default_value_t = 256)]
     clients: u64,
     /// Bytes of one entry
     #[arg(long, default_value_t = 64)]
     entry_bytes: usize,
-    /// Where the log is kept
+    /// The storage of the log
     #[arg(long, default_value = "wal")]
     storage: Storage,
-    /// How often figures are told and compared with the first ones, in seconds
+    /// The interval of reports and of comparisons with the first values, in seconds
     #[arg(long, default_value_t = 60.0)]
     every: f64,
 }
 
-/// So many slices show how much memory and disk are needed: caches fill, and the log reaches its first compactions.
+/// The number of first slices, in which caches fill and the log reaches its first compactions.
 const WARM_UP_SLICES: usize = 5;
 
-/// What must not grow any more, once it is known how much is needed.
+/// A value that must not grow after the first slices.
 struct Flat {
     what: String,
-    /// A tenth more than the highest of the first values, and this, is still flat.
+    /// The slack: a value up to the highest of the first values, plus a tenth, plus this, is flat.
     slack_bytes: u64,
     slices: usize,
     highest: u64,
@@ -52,7 +52,7 @@ impl Flat {
         Flat { what: what.into(), slack_bytes, slices: 0, highest: 0 }
     }
 
-    /// What is wrong with the next value, if anything.
+    /// The error of the next value, if there is one.
     fn complaint(&mut self, bytes: u64) -> Option<String> {
         self.slices += 1;
         if self.slices <= WARM_UP_SLICES {
@@ -72,7 +72,7 @@ impl Soak {
         work.reporter.steps(1 + slices as usize)?;
         let directory = tempfile::tempdir_in(&work.directory)?;
         let mut cluster = Cluster::start(directory.path(), Place::Three, NodeOptions::of(self.storage))?;
-        let leader = cluster.wait_until_whole()?;
+        let leader = cluster.wait_until_agreed()?;
         let load = Load {
             operation: Operation::Propose,
             clients: self.clients,
@@ -80,27 +80,27 @@ impl Soak {
             entry_bytes: self.entry_bytes,
             per_second: None,
         };
-        work.reporter.step("what the cluster can do")?;
+        work.reporter.step("the capacity of the cluster")?;
         let (_, best) = cluster::measure(work, &mut cluster, leader, load)?;
         let per_second = best.ops_per_second() * self.part;
 
         let of_node = |id| Flat::new(format!("the memory of node {id}"), 32 << 20);
         let mut resident: Vec<Flat> = (1..=NODES).map(of_node).collect();
-        // A segment more or less for each node, and a snapshot that is just being written.
+        // A segment more or less for each node, and a snapshot that is being written.
         let mut disk_used = Flat::new("the data on disk", 256 << 20);
         let begin = Instant::now();
         let until = Duration::from_secs_f64(seconds);
         while begin.elapsed() < until {
             let left = (until - begin.elapsed()).as_secs_f64();
             work.reporter.step(format!("{:.0} min", begin.elapsed().as_secs_f64() / 60.0))?;
-            let leader = cluster.wait_until_whole()?;
+            let leader = cluster.wait_until_agreed()?;
             let term = cluster.status(leader)?.term;
             let probe = disk::probe(&work.directory)?;
             let cpu = cluster.usage()?.cpu_seconds;
             let slice = Load { seconds: self.every.min(left), per_second: Some(per_second), ..load };
             let measured = cluster.load(leader, slice)?;
             let cpu = cluster.usage()?.cpu_seconds - cpu;
-            let leader = cluster.wait_until_whole()?;
+            let leader = cluster.wait_until_agreed()?;
             let elections = cluster.status(leader)?.term - term;
 
             let mut complaints = Vec::new();
@@ -137,7 +137,7 @@ impl Soak {
     }
 }
 
-/// Of all files below `directory`. One that is removed meanwhile counts nothing.
+/// The size of all files below `directory`. A file that is removed meanwhile counts zero.
 fn bytes_below(directory: &Path) -> Result<u64, BoxError> {
     let mut sum = 0;
     for entry in fs::read_dir(directory)? {
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stays_below_the_first_values_and_a_tenth_is_flat() {
+    fn a_value_within_a_tenth_of_the_first_values_is_flat() {
         let mut flat = Flat::new("it", 10);
         for bytes in [100, 1000, 500, 20, 300, 1110, 1, 1110] {
             assert_eq!(flat.complaint(bytes), None);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_after_the_first_values_is_told_with_both() {
+    fn a_value_that_grows_is_reported_with_both_values() {
         let mut flat = Flat::new("it", 10);
         (0..WARM_UP_SLICES).for_each(|_| assert_eq!(flat.complaint(1000), None));
         assert_eq!(flat.complaint(1111).as_deref(), Some("it grew from 1000 to 1111 bytes"));

@@ -1,4 +1,4 @@
-//! What a node's user tells it to do, each carried out in time.
+//! The orders of a node's user, each carried out in time.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,34 +12,34 @@ use tokio::time::sleep;
 use super::{GRACE, Host, QUIT_MAX};
 use crate::client::{Node, in_time};
 
-/// What a node's user does to it.
+/// An order of a node's user.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
-    /// Stops it, in order.
+    /// Stops it cleanly.
     Quit,
-    /// Begins to stop it, lets go of `quit` after so many polls and of `run` after so long.
+    /// Begins to stop it, drops `quit` after this many polls and `run` after this time.
     QuitHalf(usize, Option<Duration>),
-    /// Lets go of `run`.
+    /// Drops `run`.
     Drop,
-    /// Takes it out of the cluster.
+    /// Removes it from the cluster.
     Leave,
-    /// Takes another one out.
+    /// Removes another node.
     Remove(NodeId),
-    /// Hands leadership over.
+    /// Transfers leadership.
     Transfer(NodeId),
     /// Steps down.
     Demote,
-    /// Stands for election.
+    /// Campaigns.
     Campaign,
     /// Takes a snapshot.
     Snapshot,
-    /// Looks.
+    /// Inspects it.
     Inspect,
-    /// Calls a few times, which must succeed.
+    /// Makes some calls, which must succeed.
     Probe,
 }
 
-/// A probe is so many calls in a row.
+/// The number of calls of a probe.
 const PROBES: u64 = 4;
 
 impl Host {
@@ -58,20 +58,20 @@ impl Host {
         let probed = Rc::clone(&self.seen.probed);
         async move {
             let membership = config.membership_timeout + GRACE;
-            record.event(&name, format_args!("is told: {order:?}"));
+            record.event(&name, format_args!("order: {order:?}"));
             let told = match order {
                 Order::Quit => {
                     record.count("quit");
                     in_time(&record, &name, disk.busy_for() + QUIT_MAX, "quit", node.quit()).await;
-                    // If `run` was let go meanwhile, the disk is closed a little later, which is checked then.
+                    // If `run` was dropped meanwhile, the disk is closed a little later; this is checked then.
                     if !disk.is_closed() && !*drop_run.borrow() {
-                        record.violation(&name, "quit has returned and something still uses the disk");
+                        record.violation(&name, "quit has returned and the disk is still in use");
                     }
                     "done".to_owned()
                 }
                 Order::QuitHalf(polls, then) => {
-                    record.count("quit half");
-                    let_go_after(polls, node.quit()).await;
+                    record.count("quit dropped");
+                    drop_after(polls, node.quit()).await;
                     if let Some(then) = then {
                         tokio::task::spawn_local(async move {
                             sleep(then).await;
@@ -86,7 +86,7 @@ impl Host {
                 }
                 Order::Leave => {
                     record.count("leave");
-                    // It waits for the change, and then until a majority of the others knows of it.
+                    // It waits for the change, and then until a majority of the others knows it.
                     let limit = membership + config.membership_timeout + QUIT_MAX;
                     told(in_time(&record, &name, limit, "leave", node.leave()).await)
                 }
@@ -117,7 +117,7 @@ impl Host {
                     told(in_time(&record, &name, limit, "campaign", node.campaign()).await)
                 }
                 Order::Snapshot => {
-                    record.count("snapshot asked for");
+                    record.count("snapshot requested");
                     let limit = Duration::from_secs(60);
                     told(in_time(&record, &name, limit, "make_snapshot", node.make_snapshot()).await)
                 }
@@ -148,8 +148,8 @@ fn told<T, E: std::fmt::Display>(outcome: Option<Result<T, E>>) -> String {
     }
 }
 
-/// Polls `future` so often, and drops it.
-async fn let_go_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+/// Polls `future` this many times, and drops it.
+async fn drop_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
     let mut future = Box::pin(future);
     let mut polled = 0;
     std::future::poll_fn(move |context| {

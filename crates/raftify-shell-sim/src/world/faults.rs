@@ -1,4 +1,4 @@
-//! Faults: what each does to the world, and how it ends.
+//! Faults: their effects on the world, and their ends.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::disk::Health;
 use crate::host::{Beginning, Order};
 use crate::scenario::Fault;
 
-/// What is wrong with a link.
+/// A fault of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Link {
     Cut,
@@ -91,7 +91,7 @@ impl World {
             self.record.count("ended while it expects");
         }
         if self.chance.random_bool(0.5) {
-            // Without a word to those it was connected to.
+            // Without closing its connections.
             self.note(format_args!("host {number} loses its power until {until:?}"));
             self.record.count("power loss");
             for other in 0..self.addresses.len() {
@@ -131,7 +131,7 @@ impl World {
             .iter()
             .position(|host| status(host).is_some_and(|status| status.is_leader()))
             .unwrap_or(number);
-        // A node that expects others must find one of the first: none of these goes before all are members.
+        // A node that expects others must find one of the first: none of these leaves before all are members.
         let mut expecting = self.hosts.iter().filter(|host| matches!(host.beginning, Beginning::Expects(..)));
         let all_are_members = expecting
             .all(|host| host.seen.is_gone.get() || status(host).is_some_and(|status| status.is_member()));

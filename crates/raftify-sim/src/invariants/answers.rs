@@ -1,5 +1,6 @@
-//! Answers: every request gets exactly one, and success only for what is durable on a quorum (thesis, section 3.6.2;
-//! the quorum itself is checked when the entry is committed). No acknowledged write is missing at the end.
+//! Answers: every request gets exactly one, and success only for an entry that is durable on a quorum (thesis,
+//! section 3.6.2; the quorum itself is checked when the entry is committed). No acknowledged write is missing at the
+//! end.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// Somebody asks. The number of the request.
+    /// A new request. Returns its number.
     pub(crate) fn asked(&mut self, what: String) -> u64 {
         self.asked += 1;
         self.open.insert(self.asked, what);
@@ -40,7 +41,7 @@ impl Answers {
         Err(format!("answers: the entry at {position} is acknowledged, and no quorum holds it durably"))
     }
 
-    /// Who waits.
+    /// The open requests.
     pub(crate) fn open(&self) -> impl Iterator<Item = &str> {
         self.open.values().map(String::as_str)
     }
@@ -49,7 +50,7 @@ impl Answers {
         self.open.contains_key(&number)
     }
 
-    /// At the end: all that was acknowledged is there, and everybody was answered.
+    /// At the end: no acknowledged entry is missing, and every request was answered.
     pub(crate) fn end(&self, committed: &CommittedEntries) -> Checked {
         if let Some(waiting) = self.open().next() {
             let count = self.open.len();

@@ -1,5 +1,5 @@
-//! The log is bounded: once a snapshot is recorded, the log begins no earlier than the settings say, whoever is dead or slow
-//! (thesis, chapter 5: each server compacts independently of the others).
+//! The log is bounded: once a snapshot is recorded, the log begins no earlier than the settings allow, even if other
+//! nodes are dead or slow (thesis, chapter 5: each server compacts independently of the others).
 
 use raftify_core::{LogIndex, NodeId};
 
@@ -20,7 +20,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_that_is_not_cut_is_rejected() {
+    fn a_log_that_is_not_compacted_is_rejected() {
         records(NodeId::FIRST, LogIndex(20), LogIndex(17), 3).unwrap();
         records(NodeId::FIRST, LogIndex(2), LogIndex(0), 3).unwrap();
         records(NodeId::FIRST, LogIndex(20), LogIndex(16), 3).unwrap_err();

@@ -1,6 +1,7 @@
-//! The commit index never falls while a node runs, and never goes beyond what a quorum holds *durably*; in a joint
-//! configuration, a quorum of both halves (thesis, sections 3.5, 3.8 and 4.3). A leader commits by counting copies only
-//! entries of its own term (section 3.6.2, figure 3.7), and counts only copies that are there (figure 3.1, `matchIndex`).
+//! The commit index never decreases while a node runs, and never exceeds the entries that a quorum holds *durably*;
+//! in a joint configuration, a quorum of both halves (thesis, sections 3.5, 3.8 and 4.3). A leader commits by
+//! counting copies only entries of its own term (section 3.6.2, figure 3.7), and counts only existing copies (figure
+//! 3.1, `matchIndex`).
 
 use std::collections::BTreeSet;
 
@@ -9,12 +10,12 @@ use raftify_core::{LogIndex, NodeId, Term};
 
 use super::Checked;
 
-/// The commit index of a running node goes from `before` to `now`.
+/// The commit index of a running node changes from `before` to `now`.
 pub(crate) fn moves(node: NodeId, before: LogIndex, now: LogIndex) -> Checked {
     if now >= before {
         return Ok(());
     }
-    Err(format!("commit index: that of {node} falls from {before} to {now}"))
+    Err(format!("commit index: that of {node} decreases from {before} to {now}"))
 }
 
 /// `leader` of `term` commits up to `index`, where an entry of `entry_term` is.
@@ -32,17 +33,18 @@ pub(crate) fn leader_commits_of_term(
     ))
 }
 
-/// `leader` counts on `follower` to have its log up to `index`; `holds` tells whether the disk there has it.
+/// `leader` assumes that `follower` has its log up to `index`; `holds` returns whether that is durable there.
 pub(crate) fn leader_counts(leader: NodeId, follower: NodeId, index: LogIndex, holds: bool) -> Checked {
     if holds {
         return Ok(());
     }
     Err(format!(
-        "commit index: leader {leader} counts on {follower} to hold its log up to {index} durably, which is not so"
+        "commit index: leader {leader} wrongly assumes that {follower} holds its log up to {index} durably"
     ))
 }
 
-/// `leader` commits `index`, while one of `configurations` is in force; `holds` tells whose disk has it.
+/// `leader` commits `index`, while one of `configurations` is in force; `holds` returns whether a node has it
+/// durably.
 pub(crate) fn leader_commits(
     leader: NodeId,
     index: LogIndex,
@@ -59,7 +61,7 @@ pub(crate) fn leader_commits(
     ))
 }
 
-/// Whether those of whom `counts` is true are a quorum of `configuration`, of both halves if it is a joint one.
+/// Whether the nodes for which `counts` is true are a quorum of `configuration`, of both halves if it is a joint one.
 pub(crate) fn has_quorum(configuration: &Configuration, counts: impl Fn(NodeId) -> bool) -> bool {
     let is_majority =
         |voters: &BTreeSet<NodeId>| voters.iter().filter(|voter| counts(**voter)).count() > voters.len() / 2;
@@ -76,13 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_index_that_falls_is_rejected() {
+    fn a_decreasing_commit_index_is_rejected() {
         moves(NodeId::FIRST, LogIndex(3), LogIndex(3)).unwrap();
         moves(NodeId::FIRST, LogIndex(3), LogIndex(2)).unwrap_err();
     }
 
     #[test]
-    fn entries_of_earlier_terms_and_copies_that_are_not_there_do_not_count() {
+    fn entries_of_earlier_terms_and_missing_copies_do_not_count() {
         leader_commits_of_term(NodeId::FIRST, Term(4), LogIndex(3), Term(4)).unwrap();
         leader_commits_of_term(NodeId::FIRST, Term(4), LogIndex(3), Term(2)).unwrap_err();
         leader_counts(NodeId::FIRST, NodeId::FIRST, LogIndex(3), true).unwrap();

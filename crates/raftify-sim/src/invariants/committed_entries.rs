@@ -1,5 +1,6 @@
-//! Committed entries never change: what one node knows to be committed, every node commits, and nobody gives up (thesis,
-//! section 3.6.3). Also the record of what is committed that other properties are checked against.
+//! Committed entries never change: if one node knows an entry as committed, every node commits it, and no node
+//! discards it (thesis, section 3.6.3). Also the record of committed entries that other properties are checked
+//! against.
 
 use raftify_core::storage::Write;
 use raftify_core::{LogIndex, LogPosition, NodeId, Term};
@@ -7,18 +8,18 @@ use raftify_core::{LogIndex, LogPosition, NodeId, Term};
 use super::Checked;
 use crate::log_picture::{Digest, LogPicture};
 
-/// What is committed at one index.
+/// The committed entry at one index.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommittedEntry {
     pub(crate) term: Term,
     pub(crate) digest: Digest,
-    /// In which a leader has committed it: that entry's own, or a later one.
+    /// The term in which a leader has committed it: that of the entry, or a later one.
     committed_in: Term,
 }
 
 #[derive(Default)]
 pub(crate) struct CommittedEntries {
-    /// From the second index on: every cluster begins as if one entry stood in its log.
+    /// From the second index on: every cluster begins as if its log had one entry.
     entries: Vec<CommittedEntry>,
 }
 
@@ -55,23 +56,24 @@ impl CommittedEntries {
         self.commits(leader, index, log)
     }
 
-    /// `node` takes everything up to `index` for committed.
+    /// `node` regards everything up to `index` as committed.
     pub(crate) fn commits(&self, node: NodeId, index: LogIndex, log: &LogPicture) -> Checked {
         if index > self.last() {
             return Err(format!(
-                "committed entries: {node} takes {index} for committed, no leader has done so"
+                "committed entries: {node} regards {index} as committed, no leader has committed it"
             ));
         }
         match self.at(index) {
             Some(CommittedEntry { digest, .. }) if !log.holds(index, digest) => Err(format!(
-                "committed entries: what {node} has committed up to {index} is not what others have"
+                "committed entries: the committed entries of {node} up to {index} differ from those of other nodes"
             )),
             _ => Ok(()),
         }
     }
 
-    /// `node`, whose log is `log`, is about to take in `write` in `term`. Who has not heard of the leader that committed
-    /// an entry may still give up a copy of it for what an earlier leader sends: no quorum counted on that copy.
+    /// `node`, whose log is `log`, is about to accept `write` in `term`. A node that does not know the leader that
+    /// committed an entry may still discard a copy of it in favour of entries of an earlier leader: no quorum counted
+    /// that copy.
     pub(crate) fn writes(&self, node: NodeId, term: Term, log: &LogPicture, write: &Write) -> Checked {
         let Some(first) = write.append.first().map(|entry| entry.position.index) else {
             return Ok(());
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_no_quorum_counted_on_may_be_given_up_for_an_earlier_leader() {
+    fn a_copy_that_no_quorum_counted_may_be_discarded_for_an_earlier_leader() {
         let mut committed = CommittedEntries::default();
         committed.leader_commits(NodeId::new(2).unwrap(), Term(4), LogIndex(4), &log(&[1, 1, 4])).unwrap();
         committed.writes(NodeId::FIRST, Term(3), &log(&[1, 1]), &write(3, &[3])).unwrap();

@@ -1,6 +1,6 @@
-//! Deadlines: who asks a node is answered, or handed on, before its deadline has passed by that node's clock, whatever goes
-//! wrong around it; and a request travels to a leader once, never on from there (thesis, section 6.2). A promise of the
-//! README; Raft itself knows no deadlines.
+//! Deadlines: a node answers or forwards each request before its deadline by that node's clock, whatever fails around
+//! it; and a request is forwarded to a leader only once (thesis, section 6.2). A promise of the README; Raft itself
+//! has no deadlines.
 
 use std::sync::{Arc, Weak};
 
@@ -8,10 +8,10 @@ use raftify_core::NodeId;
 
 use super::Checked;
 
-/// Held by a request for as long as the node has it.
-pub(crate) struct Waits(#[expect(dead_code, reason = "that it exists is what counts")] Arc<()>);
+/// Owned by a request for as long as the node has it.
+pub(crate) struct Waits(#[expect(dead_code, reason = "only its existence matters")] Arc<()>);
 
-/// Of one life of a node.
+/// The deadlines of one run of a node.
 #[derive(Default)]
 pub(crate) struct Deadlines {
     now_ticks: u64,
@@ -24,20 +24,20 @@ impl Deadlines {
         self.now_ticks
     }
 
-    /// The node is asked for `what`, and has `most_ticks` for it.
+    /// The node receives the request `what`, and has `most_ticks` for it.
     pub(crate) fn asked(&mut self, what: &'static str, most_ticks: u64) -> Waits {
         let waits = Arc::new(());
         self.waiting.push((self.now_ticks + most_ticks, Arc::downgrade(&waits), what));
         Waits(waits)
     }
 
-    /// The node has taken in one more tick.
+    /// The node has processed one more tick.
     pub(crate) fn tick(&mut self, node: NodeId) -> Checked {
         self.now_ticks += 1;
         self.waiting.retain(|(_, waits, _)| waits.strong_count() > 0);
         match self.waiting.iter().find(|(until, ..)| *until < self.now_ticks) {
             Some((until, _, what)) => Err(format!(
-                "deadlines: {node} holds {what} at tick {}, whose deadline was tick {until}",
+                "deadlines: {node} still has {what} at tick {}, whose deadline was tick {until}",
                 self.now_ticks
             )),
             None => Ok(()),
@@ -48,7 +48,7 @@ impl Deadlines {
 /// `node` forwards a request, which may have been forwarded to it.
 pub(crate) fn forwards(node: NodeId, was_forwarded: bool) -> Checked {
     match was_forwarded {
-        true => Err(format!("forwarding: {node} forwards what was forwarded to it")),
+        true => Err(format!("forwarding: {node} forwards a forwarded request")),
         false => Ok(()),
     }
 }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_that_is_held_beyond_its_deadline_is_rejected() {
+    fn a_request_that_is_pending_beyond_its_deadline_is_rejected() {
         let mut deadlines = Deadlines::default();
         let (read, write) = (deadlines.asked("a read", 1), deadlines.asked("a write", 2));
         deadlines.tick(NodeId::FIRST).unwrap();
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_travels_on_is_rejected() {
+    fn a_request_that_is_forwarded_twice_is_rejected() {
         forwards(NodeId::FIRST, false).unwrap();
         forwards(NodeId::FIRST, true).unwrap_err();
     }

@@ -1,9 +1,10 @@
-//! What a node must never forget, over all its restarts: its term never falls, it gives one vote in a term, its commit
-//! index and its newest snapshot never go back, and while it runs, nothing is applied twice or out of order (thesis,
-//! sections 3.4, 3.8 and 5.1). A node that lost its disk is another incarnation. What is written over is gone (figure
-//! 3.1, AppendEntries, and section 5.3: a snapshot in place of the log). And a membership that is in force must not be
-//! fallen back from: the commit index that covers it is durable first, here, and before a removed node stops, where others
-//! could still need its vote (section 4.2.2: the availability of the old configuration until the new one is committed).
+//! The durable state of a node, across all its restarts: its term never decreases, it gives one vote in a term, its
+//! commit index and its newest snapshot never go back, and while it runs, no entry is applied twice or out of order
+//! (thesis, sections 3.4, 3.8 and 5.1). A node that lost its disk is another incarnation. Overwritten entries are
+//! gone (figure 3.1, AppendEntries, and section 5.3: a snapshot in place of the log). And a node must not return to a
+//! membership before one that is in force: the commit index that covers the latter is durable first, here, and before
+//! a removed node stops, where others could still need its vote (section 4.2.2: the availability of the old
+//! configuration until the new one is committed).
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ struct Remembered {
 }
 
 impl DurableState {
-    /// `node` has `write` on its disk.
+    /// `write` is durable on `node`.
     pub(crate) fn written(&mut self, node: NodeId, incarnation: Incarnation, write: &Write) -> Checked {
         if let Some(hard_state) = write.hard_state {
             self.has(node, incarnation, hard_state)?;
@@ -43,11 +44,11 @@ impl DurableState {
         Ok(())
     }
 
-    /// `node` has this on its disk, as it is written or as it is found.
+    /// `node` has this durable state, as it was written or as it was read.
     pub(crate) fn has(&mut self, node: NodeId, incarnation: Incarnation, now: HardState) -> Checked {
         let before = &mut self.nodes.entry((node, incarnation)).or_default().hard_state;
         if now.term < before.term || now.commit < before.commit {
-            return Err(format!("durable state: that of {node} goes back from {before:?} to {now:?}"));
+            return Err(format!("durable state: the state of {node} goes back from {before:?} to {now:?}"));
         }
         if now.term == before.term && before.vote.is_some() && now.vote != before.vote {
             let (first, second) = (before.vote, now.vote);
@@ -60,7 +61,8 @@ impl DurableState {
         Ok(())
     }
 
-    /// After a write, the storage of `node` says that its log goes from after `truncated` to `last`; it should be `log`.
+    /// After a write, the storage of `node` reports that its log goes from after `truncated` to `last`; it should be
+    /// `log`.
     pub(crate) fn log_is(
         &self,
         node: NodeId,
@@ -72,42 +74,42 @@ impl DurableState {
         }
         let (after, until) = (log.truncated, log.last_position());
         Err(format!(
-            "durable state: the log of {node} goes from {truncated} to {last}, by what was written from {after} to {until}"
+            "durable state: the log of {node} goes from {truncated} to {last}, but the writes give {after} to {until}"
         ))
     }
 
-    /// `node` has `commit` on its disk as its commit index, and a log up to `last`.
+    /// `node` has `commit` durably as its commit index, and a log up to `last`.
     pub(crate) fn commits_within_log(&self, node: NodeId, commit: LogIndex, last: LogIndex) -> Checked {
         if commit <= last {
             return Ok(());
         }
-        Err(format!("durable state: {node} takes {commit} for committed, and its log ends at {last}"))
+        Err(format!("durable state: {node} regards {commit} as committed, and its log ends at {last}"))
     }
 
-    /// A change at `index` is in force on `node`, which has `commit` on its disk.
+    /// A change at `index` is in force on `node`, which has `commit` durably.
     pub(crate) fn in_force(&self, node: NodeId, index: LogIndex, commit: LogIndex) -> Checked {
         if commit >= index {
             return Ok(());
         }
         Err(format!(
-            "durable state: the change of members at {index} is in force on {node}, where only {commit} is known durably to be committed"
+            "durable state: the change of members at {index} is in force on {node}, where the durable commit index is only {commit}"
         ))
     }
 
-    /// `node` stops because it was removed at `index` or later; of the voters who are left, these have so much on their
-    /// disks as known to be committed.
+    /// `node` stops because it was removed at `index` or later; the remaining voters have these durable commit
+    /// indexes.
     pub(crate) fn leaves(&self, node: NodeId, index: LogIndex, commits: &[LogIndex]) -> Checked {
         let know = commits.iter().filter(|commit| **commit >= index).count();
         if know > commits.len() / 2 {
             return Ok(());
         }
         Err(format!(
-            "durable state: {node} stops, removed at {index}, which of {} voters only {know} know for certain",
+            "durable state: {node} stops, removed at {index}, of {} voters only {know} have that commit index durably",
             commits.len()
         ))
     }
 
-    /// `node` has lost its disk, or a part of what was on it.
+    /// `node` has lost its disk, or a part of its data.
     pub(crate) fn forget(&mut self, node: NodeId, incarnation: Incarnation) {
         self.nodes.remove(&(node, incarnation));
     }
@@ -121,9 +123,10 @@ impl DurableState {
     }
 }
 
-/// `node` hands out the entry at `position` to be applied, which is not durable there: only to a state machine in memory, and
-/// only what a majority has, and what changes no members (thesis, section 10.2.1).
-pub(crate) fn hands_out_beyond_log(
+/// `node` delivers the entry at `position`, which is not durable there, to its state machine: allowed only for a
+/// state machine in memory, and only for an entry that a majority has and that changes no members (thesis, section
+/// 10.2.1).
+pub(crate) fn delivers_beyond_log(
     node: NodeId,
     position: LogPosition,
     kept: StateKept,
@@ -133,12 +136,12 @@ pub(crate) fn hands_out_beyond_log(
         return Ok(());
     }
     Err(format!(
-        "durable state: {node} hands out {position}, which is not durable there, to a state machine {kept:?}"
+        "durable state: {node} delivers {position}, which is not durable there, to a state machine {kept:?}"
     ))
 }
 
-/// The state that `node` has kept is that at `kept`; its log goes up to `last`, and has an entry of term `there` at that
-/// place, if it reaches back so far.
+/// The durable state of `node` is that at `kept`; its log goes up to `last`, and has an entry of term `there` at that
+/// index, if it reaches back so far.
 pub(crate) fn keeps_what_is_in_the_state(
     node: NodeId,
     kept: LogPosition,
@@ -149,7 +152,7 @@ pub(crate) fn keeps_what_is_in_the_state(
         return Ok(());
     }
     Err(format!(
-        "durable state: the state machine of {node} has kept {kept}, its log ends at {last} and has {there:?} there"
+        "durable state: the state machine of {node} is durably at {kept}, its log ends at {last} and has {there:?} there"
     ))
 }
 
@@ -180,7 +183,7 @@ mod tests {
         durable.commits_within_log(NodeId::FIRST, LogIndex(5), LogIndex(5)).unwrap();
         durable.commits_within_log(NodeId::FIRST, LogIndex(6), LogIndex(5)).unwrap_err();
         let hands_out =
-            |kept, is_allowed| hands_out_beyond_log(NodeId::FIRST, LogPosition::new(2, 9), kept, is_allowed);
+            |kept, is_allowed| delivers_beyond_log(NodeId::FIRST, LogPosition::new(2, 9), kept, is_allowed);
         hands_out(StateKept::InMemory, true).unwrap();
         hands_out(StateKept::InMemory, false).unwrap_err();
         hands_out(StateKept::OnDisk, true).unwrap_err();
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_keeps_what_was_written_over_is_rejected() {
+    fn a_log_that_keeps_overwritten_entries_is_rejected() {
         let log = LogPicture::default();
         let durable = DurableState::default();
         durable.log_is(NodeId::FIRST, (LogPosition::ZERO, LogPosition::ZERO), &log).unwrap();
@@ -212,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_membership_that_could_be_fallen_back_from_is_rejected() {
+    fn a_membership_that_a_restart_could_lose_is_rejected() {
         let durable = DurableState::default();
         durable.in_force(NodeId::FIRST, LogIndex(5), LogIndex(5)).unwrap();
         durable.in_force(NodeId::FIRST, LogIndex(5), LogIndex(4)).unwrap_err();

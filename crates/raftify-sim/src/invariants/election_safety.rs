@@ -21,7 +21,7 @@ impl ElectionSafety {
         Err(format!("election safety: nodes {first} and {node} both lead in term {term}"))
     }
 
-    /// How many terms had a leader.
+    /// The number of terms with a leader.
     pub(crate) fn elections(&self) -> usize {
         self.leaders.len()
     }

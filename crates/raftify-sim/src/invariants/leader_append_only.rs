@@ -9,7 +9,7 @@ use super::Checked;
 pub(crate) fn writes(node: NodeId, term: Term, last: LogIndex, write: &Write) -> Checked {
     if let Some(position) = write.reset_log {
         return Err(format!(
-            "leader append-only: leader {node} of term {term} begins its log anew after {position}"
+            "leader append-only: leader {node} of term {term} restarts its log after {position}"
         ));
     }
     match write.append.first() {

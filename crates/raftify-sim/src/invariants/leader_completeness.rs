@@ -1,6 +1,6 @@
-//! Leader completeness: an entry that is committed in a term is in the log of the leaders of all higher terms (thesis,
-//! figure 3.2 and section 3.6.3). Checked both ways: of a new leader, for all that was committed before; and of each
-//! commit, for all that lead in higher terms already.
+//! Leader completeness: an entry that is committed in a term is in the log of the leaders of all higher terms
+//! (thesis, figure 3.2 and section 3.6.3). Checked both ways: for a new leader, against all earlier commits; and for
+//! each commit, against all leaders of higher terms.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::log_picture::LogPicture;
 
 #[derive(Default)]
 pub(crate) struct LeaderCompleteness {
-    /// How far the leader of each term has committed.
+    /// The commit index of the leader of each term.
     committed_in: BTreeMap<Term, LogIndex>,
 }
 
@@ -36,7 +36,7 @@ impl LeaderCompleteness {
         };
         match committed.at(last) {
             Some(entry) if !log.holds(last, entry.digest) => Err(format!(
-                "leader completeness: leader {node} of term {term} lacks what was committed before, up to {last}"
+                "leader completeness: leader {node} of term {term} lacks entries that were committed before, up to {last}"
             )),
             _ => Ok(()),
         }

@@ -1,6 +1,6 @@
-//! Who may lead: not who has no vote in the membership in force (thesis, section 4.2.2), nor who could not write for longer
-//! than the settings allow, so that another one can take over (a promise of the README). And leadership is not handed to
-//! who is not heard of: proposals would wait for nothing (section 3.10).
+//! Leadership: no node leads without a vote in the membership in force (thesis, section 4.2.2), or with a disk that
+//! has hung for longer than the settings allow, so that another node can take over (a promise of the README). And
+//! leadership is not transferred to an inactive node: proposals would wait in vain (section 3.10).
 
 use raftify_core::NodeId;
 
@@ -14,7 +14,7 @@ pub(crate) fn leads(node: NodeId, has_vote: bool) -> Checked {
     Err(format!("leadership: {node} leads, and has no vote"))
 }
 
-/// `node` leads, and its oldest write has been under way for `stalled_ticks`, where `most_ticks` are allowed.
+/// `node` leads, and its oldest write has been pending for `stalled_ticks`, where `most_ticks` are allowed.
 pub(crate) fn leads_with_disk(node: NodeId, stalled_ticks: u64, most_ticks: u64) -> Checked {
     if stalled_ticks <= most_ticks {
         return Ok(());
@@ -24,12 +24,13 @@ pub(crate) fn leads_with_disk(node: NodeId, stalled_ticks: u64, most_ticks: u64)
     ))
 }
 
-/// `leader` was asked to hand over to `to`, of whom it has heard nothing for an election timeout.
-pub(crate) fn hands_over_to_silent(leader: NodeId, to: NodeId, is_answered: bool) -> Checked {
+/// `leader` was asked to transfer its leadership to `to`, from which it has received no message for an election
+/// timeout.
+pub(crate) fn transfers_to_inactive(leader: NodeId, to: NodeId, is_answered: bool) -> Checked {
     if is_answered {
         return Ok(());
     }
-    Err(format!("leadership: {leader} begins to hand over to {to}, of whom it heard nothing for long"))
+    Err(format!("leadership: {leader} begins a transfer to {to}, which has been inactive for long"))
 }
 
 #[cfg(test)]
@@ -45,8 +46,8 @@ mod tests {
     }
 
     #[test]
-    fn a_hand_over_to_the_dead_is_rejected() {
-        hands_over_to_silent(NodeId::FIRST, NodeId::FIRST, true).unwrap();
-        hands_over_to_silent(NodeId::FIRST, NodeId::FIRST, false).unwrap_err();
+    fn a_transfer_to_an_inactive_node_is_rejected() {
+        transfers_to_inactive(NodeId::FIRST, NodeId::FIRST, true).unwrap();
+        transfers_to_inactive(NodeId::FIRST, NodeId::FIRST, false).unwrap_err();
     }
 }

@@ -1,8 +1,8 @@
-//! Changes never strand a cluster: a change that a leader accepts, unless it is forced, leaves a majority of voters, of each half
-//! of a joint configuration, that the leader has heard of lately (etcd's check of reconfigurations; thesis, section 4.2.1).
-//! Which messages arrived, the simulator knows by itself. And a node gets a vote only by a promotion: when it has the log,
-//! up to the bound of the settings, and a majority of the voters has reached it at the address that the membership has
-//! (section 4.2.1). A learner becomes a voter only if this was asked for.
+//! Changes never strand a cluster: a change that a leader accepts, unless it is forced, leaves a majority of voters,
+//! of each half of a joint configuration, that was recently active (etcd's check of reconfigurations; thesis, section
+//! 4.2.1). The simulator itself knows which messages arrived. And a node gets a vote only by a promotion: when it has
+//! the log, up to the bound of the settings, and a majority of the voters has reached it at its recorded address
+//! (section 4.2.1). A learner becomes a voter only on request.
 
 use std::collections::BTreeSet;
 
@@ -15,11 +15,11 @@ use super::Checked;
 
 #[derive(Default)]
 pub(crate) struct LiveMajority {
-    /// Which node has ever reached which other one, as which incarnation, and at which address.
+    /// Which node has reached which other one, as which incarnation, and at which address.
     reached: BTreeSet<(NodeId, NodeId, Incarnation, String)>,
-    /// Changes that the operator asked to be made by force.
+    /// Forced changes of the operator.
     forced: Vec<MembershipChange>,
-    /// Nodes that the operator asked to get a vote.
+    /// Nodes that the operator asked to promote.
     asked: BTreeSet<NodeId>,
 }
 
@@ -27,14 +27,14 @@ pub(crate) struct LiveMajority {
 pub(crate) struct Proposed<'a> {
     pub(crate) leader: NodeId,
     pub(crate) change: &'a MembershipChange,
-    /// The membership that it is made from.
+    /// The membership that it changes.
     pub(crate) before: &'a Members,
-    /// The newest that any node has: a voter may know of a new address before the leader does.
+    /// The newest of any node: a voter may know a new address before the leader does.
     pub(crate) newest: &'a Members,
 }
 
 impl LiveMajority {
-    /// The operator asks for this.
+    /// The operator has requested this.
     pub(crate) fn asked(&mut self, request: &MembershipRequest) {
         let MembershipCommand::Change(change) = &request.command else { return };
         if let MembershipChange::Steps { steps, .. } = change {
@@ -54,8 +54,8 @@ impl LiveMajority {
         self.reached.insert((node, peer, incarnation, address.to_owned()));
     }
 
-    /// A leader proposes a change. `hears`: whether a message of this node has arrived within an election timeout; `has_log`:
-    /// whether it has the leader's log up to the bound.
+    /// A leader proposes a change. `hears`: whether a message of this node has arrived within an election timeout;
+    /// `has_log`: whether the node has the leader's log up to the bound.
     pub(crate) fn proposes(
         &self,
         proposed: &Proposed<'_>,
@@ -64,7 +64,7 @@ impl LiveMajority {
     ) -> Checked {
         let Proposed { leader, change, before, newest } = proposed;
         if **change == MembershipChange::LeaveJoint {
-            // What is left has agreed to all that was committed since the joint configuration was entered.
+            // The remaining voters have agreed to everything committed since the joint configuration was entered.
             return Ok(());
         }
         let Ok(after) = before.changed(LogIndex::ZERO, change) else { return Ok(()) };
@@ -76,7 +76,10 @@ impl LiveMajority {
                 && may_vote(member.role)
                 && !self.asked.contains(&id)
             {
-                return Err(format!("live majority: {leader} makes learner {id} a {}, unasked", member.role));
+                return Err(format!(
+                    "live majority: {leader} makes learner {id} a {}, without a request",
+                    member.role
+                ));
             }
             if member.role != MemberRole::Voter || before.is_voter(id) || is_forced {
                 continue;
@@ -107,7 +110,7 @@ impl LiveMajority {
             let live = half.iter().filter(|voter| *voter == leader || hears(**voter)).count();
             if !half.is_empty() && live <= half.len() / 2 {
                 return Err(format!(
-                    "live majority: {leader} accepts {change}, and has heard of {live} of the voters {half:?}"
+                    "live majority: {leader} accepts {change}, and {live} of the voters {half:?} are active"
                 ));
             }
         }
@@ -121,7 +124,7 @@ impl LiveMajority {
     }
 }
 
-/// A node with this role votes, or will.
+/// Whether a node with this role votes, now or later.
 fn may_vote(role: MemberRole) -> bool {
     matches!(role, MemberRole::Voter | MemberRole::Joining)
 }
@@ -151,7 +154,7 @@ mod tests {
         one(MemberChange::SetRole { id: id(4), role: MemberRole::Voter })
     }
 
-    /// Node 1 leads, and hears of `heard`.
+    /// Node 1 leads, and the nodes `heard` are active.
     fn proposes(judge: &LiveMajority, change: &MembershipChange, before: &Members, heard: &[u64]) -> Checked {
         let proposed = Proposed { leader: id(1), change, before, newest: before };
         judge.proposes(&proposed, |peer| heard.contains(&peer.get()), |_| true)
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_is_forced_is_not_judged() {
+    fn a_forced_change_is_not_checked() {
         let (mut judge, before) = (LiveMajority::default(), members(MemberRole::Learner));
         let remove = one(MemberChange::Remove(id(2)));
         judge.asked(&MembershipRequest::from(remove.clone()));
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_promotion_of_a_node_that_was_not_reached_is_rejected() {
+    fn a_promotion_of_an_unreachable_node_is_rejected() {
         let (mut judge, before) = (LiveMajority::default(), members(MemberRole::Joining));
         let heard = [2, 3, 4];
         judge.reaches(id(1), id(4), Incarnation(4), "node-4:1");
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_promotion_of_a_node_that_is_behind_is_rejected() {
+    fn a_promotion_of_a_lagging_node_is_rejected() {
         let (mut judge, before) = (LiveMajority::default(), members(MemberRole::Joining));
         (1..=3).for_each(|voter| judge.reaches(id(voter), id(4), Incarnation(4), "node-4:1"));
         let change = promote();
@@ -213,11 +216,11 @@ mod tests {
         judge.proposes(&proposed, |_| true, |_| true).unwrap();
         judge.proposes(&proposed, |_| true, |_| false).unwrap_err();
         let add = one(MemberChange::Add(Member::voter(id(5), "node-5:1")));
-        proposes(&judge, &add, &before, &[2, 3, 5]).expect_err("it does not join first");
+        proposes(&judge, &add, &before, &[2, 3, 5]).expect_err("the node does not join first");
     }
 
     #[test]
-    fn a_learner_that_becomes_a_voter_unasked_is_rejected() {
+    fn a_learner_that_becomes_a_voter_without_a_request_is_rejected() {
         let (mut judge, before) = (LiveMajority::default(), members(MemberRole::Learner));
         (1..=3).for_each(|voter| judge.reaches(id(voter), id(4), Incarnation(4), "node-4:1"));
         let heard = [2, 3, 4];

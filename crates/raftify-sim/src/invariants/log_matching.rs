@@ -1,6 +1,6 @@
-//! Log matching: two logs that hold an entry of the same index and term are the same up to it (thesis, figure 3.2 and
-//! section 3.5). Logs are compared by their digests, as they are on disk: a single voter that forgets its term in a crash
-//! may lead in it again, with other entries, as long as nobody ever saw the first ones.
+//! Log matching: two logs with an entry of the same index and term are the same up to it (thesis, figure 3.2 and
+//! section 3.5). Logs are compared by their digests, in their durable form: a single voter that forgets its term in a
+//! crash may lead in it again, with other entries, as long as no other node saw the first ones.
 
 use std::collections::BTreeMap;
 
@@ -16,19 +16,19 @@ pub(crate) struct LogMatching {
 }
 
 impl LogMatching {
-    /// Of any log up to `position`; every cluster begins with the same.
+    /// The digest of any log up to `position`; it is the same at the beginning of every cluster.
     pub(crate) fn digest(&self, position: LogPosition) -> Digest {
         self.digests.get(&position).copied().unwrap_or(Digest::BEGIN)
     }
 
-    /// `node` has `write` on its disk, and its log there is `log` now.
+    /// `write` is durable on `node`, and its durable log is now `log`.
     pub(crate) fn writes(&mut self, node: NodeId, write: &Write, log: &LogPicture) -> Checked {
         for position in write.append.iter().map(|entry| entry.position) {
             let Some(digest) = log.digest(position.index) else { continue };
             let first = *self.digests.entry(position).or_insert(digest);
             if first != digest {
                 return Err(format!(
-                    "log matching: {node} has another entry {position} than others, or another one before it"
+                    "log matching: {node} has another entry {position} than other nodes, or another entry before it"
                 ));
             }
         }

@@ -1,8 +1,8 @@
-//! Membership: a leader has at most one change that is not committed (thesis, section 4.1); the membership as of one
-//! index is the same everywhere, and so is the one in force at one applied index; no node id is given out twice. Without a
-//! joint configuration, one voter changes at a time, and a joint one is of the voters before and after (sections 4.1, 4.3).
-//! Nobody believes another incarnation of a member than the one that is known, or lets in what a node of another cluster
-//! says. Of several changes that are made from one membership, one is made.
+//! Membership: a leader has at most one uncommitted change (thesis, section 4.1); the membership as of one index is
+//! the same everywhere, and so is the one in force at one applied index; no node id is reserved twice. Without a
+//! joint configuration, one voter changes at a time, and a joint one consists of the voters before and after
+//! (sections 4.1, 4.3). No node believes another incarnation of a member than the known one, or accepts messages of a
+//! node of another cluster. Of several changes that are made from one membership, one is made.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,9 +21,9 @@ pub(crate) struct Membership {
     removed: BTreeSet<NodeId>,
     in_force: BTreeMap<LogIndex, LogIndex>,
     reserved: BTreeSet<NodeId>,
-    /// Changes in some log that enter a joint configuration which is to be left by itself.
+    /// Changes in some log that enter a joint configuration which is left automatically.
     automatic: BTreeSet<LogPosition>,
-    /// From which memberships changes were made under the condition that they are still in force.
+    /// The memberships that conditional changes required to be in force.
     changed_from: BTreeSet<LogIndex>,
 }
 
@@ -44,11 +44,13 @@ impl Membership {
         {
             let mut gone = Vec::new();
             for member in newest.iter().filter(|member| members.get(member.id).is_none()) {
-                // Only a joining node is cleared without being removed for ever.
+                // Only a joining node is cleared without being removed permanently.
                 match members.is_removed(member.id) {
                     true => gone.push(member.id),
                     false if member.role == MemberRole::Joining => {}
-                    false => return Err(format!("membership: {} is gone, and was not removed", member.id)),
+                    false => {
+                        return Err(format!("membership: {} is missing, and was not removed", member.id));
+                    }
                 }
             }
             self.removed.extend(gone);
@@ -63,13 +65,13 @@ impl Membership {
         if first == members {
             return Ok(());
         }
-        Err(format!("membership: {node} has another one as of {} than others", members.as_of()))
+        Err(format!("membership: {node} has another one as of {} than other nodes", members.as_of()))
     }
 
-    /// The state machine of `node` is at `applied`, and there this membership counts.
+    /// The state machine of `node` is at `applied`, where this membership is in force.
     pub(crate) fn applied(&mut self, node: NodeId, applied: LogIndex, members: &Members) -> Checked {
         if members.as_of() > applied {
-            // While old entries are replayed after a start, the membership is ahead.
+            // During the replay after a start, the membership is ahead.
             return Ok(());
         }
         let first = *self.in_force.entry(applied).or_insert(members.as_of());
@@ -77,16 +79,14 @@ impl Membership {
             return Ok(());
         }
         let own = members.as_of();
-        Err(format!("membership: at {applied}, {node} has that as of {own}, others that as of {first}"))
+        Err(format!(
+            "membership: at {applied}, {node} has the one as of {own}, other nodes the one as of {first}"
+        ))
     }
 
-    /// Somebody was given this id.
+    /// This id was reserved.
     pub(crate) fn reserved(&mut self, id: NodeId) -> Checked {
-        if self.reserved.insert(id) {
-            Ok(())
-        } else {
-            Err(format!("membership: id {id} was given out twice"))
-        }
+        if self.reserved.insert(id) { Ok(()) } else { Err(format!("membership: id {id} was reserved twice")) }
     }
 
     /// Some log has `entry`.
@@ -100,8 +100,8 @@ impl Membership {
         }
     }
 
-    /// Whether the newest is a joint one that a leader must leave by itself (section 4.3). `term_at` is of committed
-    /// entries.
+    /// Whether the newest is a joint one that a leader must leave automatically (section 4.3). `term_at` returns
+    /// terms of committed entries.
     pub(crate) fn must_leave_joint(&self, term_at: impl Fn(LogIndex) -> Option<Term>) -> bool {
         let joint = self.as_of.values().rev().take_while(|members| members.is_joint());
         let entered = joint.last().map(Members::as_of);
@@ -109,35 +109,35 @@ impl Membership {
         position.is_some_and(|position| self.automatic.contains(&position))
     }
 
-    /// A request that demanded the membership as of `expected` is answered with success.
+    /// A request that required the membership as of `expected` succeeds.
     pub(crate) fn changed_from(&mut self, request: &MembershipRequest, expected: LogIndex) -> Checked {
         match request.command {
-            // There may have been nothing to change.
+            // The request may have been without effect.
             MembershipCommand::Join(_) => Ok(()),
             MembershipCommand::Change(_) if self.changed_from.insert(expected) => Ok(()),
             MembershipCommand::Change(_) => {
-                Err(format!("membership: two changes are made from that as of {expected}, each on condition"))
+                Err(format!("membership: two conditional changes are made from the one as of {expected}"))
             }
         }
     }
 
-    /// Whether `id` was removed for ever.
+    /// Whether `id` was removed permanently.
     pub(crate) fn was_removed(&self, id: NodeId) -> bool {
         self.removed.contains(&id)
     }
 
-    /// Who was removed.
+    /// The removed nodes.
     pub(crate) fn removed(&self) -> impl Iterator<Item = NodeId> {
         self.removed.iter().copied()
     }
 
-    /// After which index `id` was removed at the latest.
+    /// The index of the newest membership that still has `id`.
     pub(crate) fn removed_after(&self, id: NodeId) -> Option<LogIndex> {
         let with = self.as_of.values().rev().find(|members| members.get(id).is_some());
         with.map(Members::as_of)
     }
 
-    /// The newest that anybody has.
+    /// The newest that any node has.
     pub(crate) fn newest_members(&self) -> Option<&Members> {
         self.as_of.last_key_value().map(|(_, members)| members)
     }
@@ -166,25 +166,25 @@ fn follows(before: &Members, after: &Members) -> Checked {
     Err(format!("membership: {before:?} cannot be followed by {after:?}"))
 }
 
-/// `node` knows a member as the incarnation `known`, and believes what it says as `presented`.
+/// `node` knows a member as the incarnation `known`, and accepts a message of `presented` from it.
 pub(crate) fn believes(node: NodeId, known: Option<Incarnation>, presented: Incarnation) -> Checked {
     match known {
         Some(known) if known != presented => {
-            Err(format!("membership: {node} believes {presented}, though it knows that member as {known}"))
+            Err(format!("membership: {node} accepts {presented}, though it knows that member as {known}"))
         }
         _ => Ok(()),
     }
 }
 
-/// `node` lets in what `from` sends; `began_alike`: the lists with which both began their clusters are the same.
-pub(crate) fn lets_in(node: NodeId, from: NodeId, began_alike: bool) -> Checked {
+/// `node` accepts a message of `from`; `began_alike`: both began their clusters with the same list.
+pub(crate) fn accepts_message(node: NodeId, from: NodeId, began_alike: bool) -> Checked {
     if began_alike {
         return Ok(());
     }
-    Err(format!("membership: {node} lets in what {from} says, which began another cluster"))
+    Err(format!("membership: {node} accepts a message of {from}, which began another cluster"))
 }
 
-/// `request` is answered with success, and with these members.
+/// `request` succeeds, and these are the members.
 pub(crate) fn changed(request: &MembershipRequest, members: &Members) -> Checked {
     let role = |id: NodeId| members.get(id).map(|member| member.role);
     let is_shown = match &request.command {
@@ -193,7 +193,7 @@ pub(crate) fn changed(request: &MembershipRequest, members: &Members) -> Checked
         MembershipCommand::Change(MembershipChange::Steps { steps, .. }) => {
             steps.iter().all(|step| match step {
                 MemberChange::Add(added) => match role(added.id) {
-                    // Who is to vote joins first.
+                    // A new voter joins first.
                     Some(MemberRole::Joining) => may_join_first(added.role, request.force),
                     other => other == Some(added.role),
                 },
@@ -206,7 +206,7 @@ pub(crate) fn changed(request: &MembershipRequest, members: &Members) -> Checked
     if is_shown {
         return Ok(());
     }
-    Err(format!("membership: {request:?} is said to be in force, and the members are {members:?}"))
+    Err(format!("membership: {request:?} is reported to be in force, and the members are {members:?}"))
 }
 
 fn may_join_first(asked: MemberRole, is_forced: bool) -> bool {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_is_answered_and_not_made_is_rejected() {
+    fn an_acknowledged_change_that_is_not_made_is_rejected() {
         let remove = |id| MembershipChange::one(MemberChange::Remove(NodeId::new(id).unwrap()));
         changed(&remove(4).into(), &members(3)).unwrap();
         changed(&remove(3).into(), &members(3)).unwrap_err();
@@ -270,7 +270,7 @@ mod tests {
         changed(&set(3, MemberRole::Learner).into(), &members(3)).unwrap_err();
         let joiner = MemberChange::Add(Member { role: MemberRole::Joining, ..voter(4) });
         let joining = members(3).changed(LogIndex(2), &MembershipChange::one(joiner)).unwrap();
-        changed(&add(4), &joining).expect("it joins first");
+        changed(&add(4), &joining).expect("the node joins first");
         changed(&add(4).forced(), &joining).unwrap_err();
         let clear = MembershipChange::one(MemberChange::ClearJoiner(NodeId::new(4).unwrap()));
         changed(&clear.clone().into(), &joining).unwrap_err();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn two_changes_on_condition_of_one_membership_are_rejected() {
+    fn two_conditional_changes_of_one_membership_are_rejected() {
         let mut membership = Membership::default();
         let leave = MembershipRequest::from(MembershipChange::LeaveJoint);
         membership.changed_from(&leave, LogIndex(3)).unwrap();
@@ -288,9 +288,9 @@ mod tests {
     }
 
     #[test]
-    fn a_node_of_another_cluster_that_is_let_in_is_rejected() {
-        lets_in(NodeId::FIRST, NodeId::FIRST, true).unwrap();
-        lets_in(NodeId::FIRST, NodeId::FIRST, false).unwrap_err();
+    fn an_accepted_message_of_another_cluster_is_rejected() {
+        accepts_message(NodeId::FIRST, NodeId::FIRST, true).unwrap();
+        accepts_message(NodeId::FIRST, NodeId::FIRST, false).unwrap_err();
     }
 
     #[test]
@@ -340,14 +340,14 @@ mod tests {
     }
 
     #[test]
-    fn another_incarnation_that_is_believed_is_rejected() {
+    fn an_accepted_message_of_another_incarnation_is_rejected() {
         believes(NodeId::FIRST, None, Incarnation(1)).unwrap();
         believes(NodeId::FIRST, Some(Incarnation(1)), Incarnation(1)).unwrap();
         believes(NodeId::FIRST, Some(Incarnation(1)), Incarnation(2)).unwrap_err();
     }
 
     #[test]
-    fn a_removed_member_that_comes_back_is_rejected() {
+    fn a_removed_member_that_returns_is_rejected() {
         let record = MemberRecord::ReserveNodeId;
         let mut membership = Membership::default();
         membership.has(NodeId::FIRST, &members(3)).unwrap();
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_given_out_twice_is_rejected() {
+    fn an_id_that_is_reserved_twice_is_rejected() {
         let mut membership = Membership::default();
         membership.reserved(NodeId::FIRST).unwrap();
         membership.reserved(NodeId::FIRST).unwrap_err();

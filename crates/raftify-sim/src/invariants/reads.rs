@@ -1,5 +1,5 @@
-//! Linearizable reads: who is answered finds everything that was acknowledged before it asked, and finds it applied
-//! (thesis, section 6.4). The clients' histories are checked as a whole at the end; this one finds it at once.
+//! Linearizable reads: a read observes everything that was acknowledged before it began, in an applied state (thesis,
+//! section 6.4). The clients' histories are checked as a whole at the end; this check reports a violation at once.
 
 use raftify_core::LogIndex;
 
@@ -11,12 +11,12 @@ pub(crate) struct Reads {
 }
 
 impl Reads {
-    /// Somebody learnt that the entry at `index` was applied, or read a state that has it.
+    /// A client learned that the entry at `index` was applied, or read a state that has it.
     pub(crate) fn acknowledged(&mut self, index: LogIndex) {
         self.acknowledged = self.acknowledged.max(index);
     }
 
-    /// What a read that begins now must show.
+    /// The lowest index that a read which begins now must show.
     pub(crate) fn floor(&self) -> LogIndex {
         self.acknowledged
     }
@@ -25,11 +25,11 @@ impl Reads {
     pub(crate) fn answered(&self, floor: LogIndex, index: LogIndex, applied: LogIndex) -> Checked {
         if index < floor {
             return Err(format!(
-                "reads: one at {index} misses what was acknowledged at {floor} before it began"
+                "reads: a read at {index} misses the entry at {floor}, which was acknowledged before it began"
             ));
         }
         if applied < index {
-            return Err(format!("reads: one at {index} is answered where only {applied} is applied"));
+            return Err(format!("reads: a read at {index} is answered where only {applied} is applied"));
         }
         Ok(())
     }
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_read_that_misses_what_was_acknowledged_is_rejected() {
+    fn a_read_that_misses_an_acknowledged_write_is_rejected() {
         let mut reads = Reads::default();
         reads.acknowledged(LogIndex(7));
         reads.acknowledged(LogIndex(5));

@@ -1,6 +1,6 @@
-//! State-machine safety: no two nodes apply different entries at one index (thesis, figure 3.2 and section 3.6.3). So the
-//! states of all nodes are equal wherever the applied index is equal, also where a snapshot stands for a part of the
-//! log (section 5.1).
+//! State-machine safety: no two nodes apply different entries at one index (thesis, figure 3.2 and section 3.6.3). So
+//! the states of all nodes are equal at equal applied indexes, also where a snapshot replaces a part of the log
+//! (section 5.1).
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ impl StateMachineSafety {
         let first = *self.applied.entry(index).or_insert(term);
         if first != term {
             return Err(format!(
-                "state-machine safety: {node} applies {position}, another node applied that of term {first}"
+                "state-machine safety: {node} applies {position}, another node applied an entry of term {first}"
             ));
         }
         self.is_at(node, index, state)
@@ -33,15 +33,15 @@ impl StateMachineSafety {
         if *self.states.entry(index).or_insert(state) == state {
             return Ok(());
         }
-        Err(format!("state-machine safety: the state of {node} at {index} is not that of the others"))
+        Err(format!("state-machine safety: the state of {node} at {index} differs from that of other nodes"))
     }
 
-    /// A snapshot of `state` is to stand for the log up to `index`.
+    /// A snapshot of `state` is to replace the log up to `index`.
     pub(crate) fn snapshot(&self, node: NodeId, index: LogIndex, state: Digest) -> Checked {
         match self.states.get(&index) {
-            Some(known) if *known != state => Err(format!(
-                "snapshots: the one of {node} at {index} is not equal to the log that it is to replace"
-            )),
+            Some(known) if *known != state => {
+                Err(format!("snapshots: that of {node} at {index} differs from the log that it replaces"))
+            }
             _ => Ok(()),
         }
     }
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_that_is_not_the_log_it_replaces_is_rejected() {
+    fn a_snapshot_that_differs_from_the_log_it_replaces_is_rejected() {
         let mut states = StateMachineSafety::default();
         states.applied(NodeId::FIRST, LogPosition::new(2, 5), Digest(1)).unwrap();
         states.snapshot(NodeId::FIRST, LogIndex(5), Digest(1)).unwrap();

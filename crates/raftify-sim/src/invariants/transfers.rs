@@ -1,11 +1,12 @@
-//! A leader sends a follower one snapshot at a time: before it has heard what became of one, it sends a further one only if
-//! the follower has got that far meanwhile. (The thesis leaves it open; many bytes are sent for nothing otherwise.)
+//! A leader sends a follower one snapshot at a time: before it knows the outcome of one, it sends another one only if
+//! the follower has reached the first one's index meanwhile. (The thesis leaves this open; otherwise many bytes are
+//! sent in vain.)
 
 use raftify_core::{LogIndex, NodeId, SnapshotToSend};
 
 use super::Checked;
 
-/// What one life of a node has sent, and not heard the outcome of.
+/// The snapshots that one run of a node has sent, without a known outcome.
 #[derive(Default)]
 pub(crate) struct Transfers(Vec<SnapshotToSend>);
 
@@ -16,7 +17,7 @@ impl Transfers {
         for earlier in self.0.iter().filter(of_this_follower) {
             if earlier.position.index > matched {
                 return Err(format!(
-                    "transfers: {leader} sends {sent:?}, and does not know yet what became of {earlier:?}"
+                    "transfers: {leader} sends {sent:?}, and does not know yet the outcome of {earlier:?}"
                 ));
             }
         }
@@ -24,7 +25,7 @@ impl Transfers {
         Ok(())
     }
 
-    /// The leader hears of the outcome.
+    /// The leader learns the outcome.
     pub(crate) fn ends(&mut self, sent: SnapshotToSend) {
         self.0.retain(|other| *other != sent);
     }
@@ -37,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_snapshot_while_the_first_is_under_way_is_rejected() {
+    fn a_second_snapshot_during_the_first_transfer_is_rejected() {
         let sent = |attempt, index| SnapshotToSend {
             attempt,
             to: NodeId::FIRST,

@@ -1,5 +1,5 @@
-//! Nodes that are let in, and what goes wrong with that: some die while they catch up, some cannot be reached or come back
-//! elsewhere; and the operator changes members while others are down.
+//! Admission of nodes and its faults: some die while they catch up, some are unreachable or restart at another
+//! address; and the operator changes members while others are down.
 
 use raftify_core::members::LeaveJoint;
 use raftify_core::{
@@ -16,12 +16,12 @@ use crate::draw::Draw;
 use crate::fault::Repair;
 use crate::schedule::SECOND;
 
-/// Nodes that are not gone, at most.
+/// The maximum number of nodes that are not gone.
 const NODES_MAX: usize = 10;
 
 impl Nemesis {
-    /// Nodes ask to be let in: one or several at once, some of them as learners for ever.
-    pub(super) fn let_nodes_in(
+    /// Nodes request to join: one or several at once, some of them as permanent learners.
+    pub(super) fn admit_nodes(
         &mut self,
         scene: &Scene<'_>,
         rng: &mut ChaCha8Rng,
@@ -47,14 +47,14 @@ impl Nemesis {
         ids.shuffle(rng);
         ids.truncate(rng.random_range(1..=ids.len()));
         if rng.percent(20) {
-            // A member asks as well, as it does when it is started with the same words again.
+            // A member requests it as well, as it does when it is restarted with the same arguments.
             let all: Vec<NodeId> = members.iter().map(|member| member.id).collect();
             ids.push(rng.one_of(&all));
         }
         ask_to_join(scene, rng, node, &ids)
     }
 
-    /// A node that has said where it really is asks to be let in there.
+    /// A node that has reported its real address requests to join there.
     pub(super) fn ask_again_to_join(
         &self,
         scene: &Scene<'_>,
@@ -74,7 +74,7 @@ impl Nemesis {
         member.map_or(self.spares.contains(&id), |member| member.role == MemberRole::Joining)
     }
 
-    /// A node that is joining, or about to, dies: for ever, for a while, or to come back elsewhere.
+    /// A node that is joining, or about to, dies: permanently, for a while, or to restart at another address.
     pub(super) fn joiner_dies(&self, scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Vec<Action> {
         let running = scene.nodes.values().filter(|node| node.lost.is_none() && node.is_running());
         let joining: Vec<NodeId> =
@@ -82,7 +82,7 @@ impl Nemesis {
         if joining.is_empty() {
             return Vec::new();
         }
-        // Those that are let in already first: a dead one of these is to be cleared.
+        // Admitted nodes first: a dead one of these is to be cleared.
         let is_let_in = |id: &&NodeId| scene.members().is_some_and(|members| members.get(**id).is_some());
         let let_in: Vec<NodeId> = joining.iter().filter(is_let_in).copied().collect();
         let id = rng.one_of(if let_in.is_empty() { &joining } else { &let_in });
@@ -93,7 +93,7 @@ impl Nemesis {
         if rng.percent(35) {
             self.dead.insert(id);
             return vec![
-                Action::Tell(format!("{id} dies for ever")),
+                Action::Tell(format!("{id} dies permanently")),
                 Action::Saw(Happened::JoinerDied),
                 Action::Abandon(id),
             ];
@@ -107,7 +107,7 @@ impl Nemesis {
         actions
     }
 
-    /// Nodes are started again at other addresses: one, or all of them.
+    /// Nodes restart at other addresses: one, or all of them.
     pub(super) fn nodes_move(
         &mut self,
         scene: &Scene<'_>,
@@ -146,7 +146,7 @@ impl Nemesis {
             let delay = Delay::About { mean: 4 * SECOND, after: 2 * election };
             actions.extend([Action::Crash(id), Action::Start(id, delay)]);
         }
-        // By then, a leader may know.
+        // By then, the leader may know.
         for _ in 0..3 {
             let delay = Delay::Within(election / 2, 3 * election);
             actions.push(Action::Later(delay, Repair::ChangeAmidFailure));
@@ -174,7 +174,7 @@ impl Nemesis {
             1 => vec![MemberChange::SetRole { id: voter, role: MemberRole::Learner }],
             2 => promoted.into_iter().collect(),
             3 => {
-                // Replaced by a learner, or by a node that is new.
+                // Replaced by a learner, or by a new node.
                 let new = promoted.or_else(|| self.new_voter(scene));
                 std::iter::once(MemberChange::Remove(voter)).chain(new).collect()
             }
@@ -216,7 +216,7 @@ fn ask_to_join(scene: &Scene<'_>, rng: &mut ChaCha8Rng, node: NodeId, ids: &[Nod
     vec![Action::Saw(Happened::JoinAsked), Action::ChangeMembers(node, request)]
 }
 
-/// In some worlds, many requests hold only for the membership that the operator knows, which may be an older one.
+/// In some worlds, many requests require the membership that the operator knows, which may be outdated.
 fn on_condition(scene: &Scene<'_>, rng: &mut ChaCha8Rng, request: MembershipRequest) -> MembershipRequest {
     if !scene.world.joins.conditional || rng.percent(40) {
         return request;

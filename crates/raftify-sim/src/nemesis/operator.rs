@@ -1,4 +1,4 @@
-//! The operator: asks for other members at any moment, and removes a member that has lost its disk.
+//! The operator: requests membership changes at any moment, and removes a member that has lost its disk.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Nemesis {
         vec![Action::ChangeMembers(node, change.into())]
     }
 
-    /// Adds a node that waits, removes a member, or changes one's role or address.
+    /// Adds a waiting node, removes a member, or changes one's role or address.
     fn some_step(&mut self, scene: &Scene<'_>, rng: &mut ChaCha8Rng) -> Option<MemberChange> {
         let members = scene.members()?;
         if rng.percent(40)
@@ -57,7 +57,7 @@ impl Nemesis {
         {
             return Some(odd);
         }
-        // Some changes make no sense, such as to add a node that was removed, or to remove one that is no member.
+        // Some changes are invalid, such as adding a removed node, or removing a node that is not a member.
         let ids: Vec<NodeId> = match rng.percent(10) {
             true => scene.nodes.keys().copied().collect(),
             false => members.iter().map(|member| member.id).collect(),
@@ -82,7 +82,7 @@ impl Nemesis {
     fn added(&mut self, scene: &Scene<'_>, rng: &mut ChaCha8Rng, id: NodeId) -> Option<MemberChange> {
         let role = if rng.percent(60) { MemberRole::Voter } else { MemberRole::Learner };
         let is_known = scene.membership.removed_after(id).is_some();
-        // It does no harm to record a member at an address where it is not: the member says where it is.
+        // A wrong recorded address does no harm: the member reports its own.
         let elsewhere = self.fresh_address(id);
         let node = scene.nodes.get(&id)?;
         let address = if is_known { elsewhere } else { Arc::clone(&node.advertised) }.to_string();
@@ -96,7 +96,7 @@ impl Nemesis {
     }
 }
 
-/// `node` is asked to remove the member whose disk is lost.
+/// Requests from `node` the removal of the member whose disk is lost.
 pub(super) fn remove_lost(scene: &Scene<'_>, node: NodeId, lost: NodeId) -> Action {
     let change = match scene.members().is_some_and(Members::is_joint) {
         true => MembershipChange::LeaveJoint,

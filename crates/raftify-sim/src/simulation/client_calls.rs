@@ -1,4 +1,4 @@
-//! The calls of clients: asked of nodes, and what is learnt from the answers.
+//! The calls of clients: requests to nodes, and their results.
 
 use raftify_core::error::ReadError;
 use raftify_core::{LeaderRequest, LocalRequestMsg, LogIndex, NodeId, Responder};
@@ -16,7 +16,7 @@ use crate::schedule::{MILLISECOND, Time};
 use crate::store::{Command, Effect};
 
 impl Simulation {
-    /// It is the turn of a client.
+    /// A client begins its next call.
     pub(super) fn client_acts(&mut self, client: usize) -> Checked {
         if self.clients.are_done {
             return Ok(());
@@ -49,7 +49,7 @@ impl Simulation {
         self.clients.values
     }
 
-    /// Many writes at once to `node`, each to a key of its own, which nobody waits for before asking the next.
+    /// Many concurrent writes to `node`, each to a separate key.
     pub(super) fn burst(&mut self, node: NodeId, count: u64) -> Checked {
         for _ in 0..count {
             self.clients.lonely_keys += 1;
@@ -111,7 +111,7 @@ impl Simulation {
                 self.coverage.saw(Happened::OutcomeUnknown);
                 None
             }
-            // It was refused: nothing happened.
+            // It was refused and had no effect.
             Err(_) => {
                 if let Some(call) = self.clients.close(number, None) {
                     self.tell(format_args!("client {} is refused: {answer:?}", call.client));
@@ -130,13 +130,13 @@ impl Simulation {
         Ok(())
     }
 
-    /// A read is confirmed: the state of `node` may be looked at.
+    /// A read is confirmed: it may read the state of `node`.
     pub(super) fn read(&mut self, number: u64, node: NodeId, answer: Result<LogIndex, ReadError>) -> Checked {
         let Some(Open { call, floor }) = self.clients.open.get(&number) else { return Ok(()) };
         let (call, floor) = (*call, *floor);
         let running = self.nodes.get(&node).and_then(|node| node.running.as_ref());
         let (Ok(index), Some(running)) = (answer, running) else {
-            // A read without an answer has no effect, and tells nothing.
+            // A read without an answer has no effect and restricts nothing.
             self.clients.close(number, None);
             self.tell(format_args!("client {} gets nothing to read", call.client));
             self.client_waits(call.client);
@@ -159,7 +159,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// How long a client waits at most between two operations.
+    /// The longest pause of a client between two operations.
     pub(super) fn think_most(&self) -> Time {
         self.world.think * 8
     }

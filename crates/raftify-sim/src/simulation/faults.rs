@@ -1,4 +1,4 @@
-//! Carries out what the nemesis and the operator decide, and ends faults whose time is over.
+//! Carries out the decisions of the nemesis and the operator, and ends faults whose time is over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::node::{Durable, Lost};
 use crate::schedule::{MILLISECOND, SECOND, Time};
 
 impl Simulation {
-    /// What the nemesis sees now.
+    /// The current scene for the nemesis.
     pub(super) fn scene(&self) -> Scene<'_> {
         Scene {
             now: self.schedule.now(),
@@ -30,7 +30,7 @@ impl Simulation {
         }
     }
 
-    /// It is time for a fault, unless all is healed.
+    /// The time of a fault, unless all is healed.
     pub(super) fn inject_fault(&mut self) -> Checked {
         if self.healed_at.is_some() {
             return Ok(());
@@ -40,7 +40,7 @@ impl Simulation {
         self.decide(Decision::Fault)
     }
 
-    /// Lets the nemesis decide, and carries out what it wants.
+    /// Lets the nemesis decide, and carries out its actions.
     pub(super) fn decide(&mut self, decision: Decision) -> Checked {
         let Simulation { nemesis, rng, schedule, healed_at, world, nodes, invariants, .. } = self;
         let scene = Scene {
@@ -132,7 +132,7 @@ impl Simulation {
                 let reply = self.done(number, None);
                 return self.ask(id, LocalRequestMsg::MakeSnapshot { reply });
             }
-            Action::Stop(id, patience) => return self.tell_to_stop(id, patience),
+            Action::Stop(id, patience) => return self.request_stop(id, patience),
             Action::DisturbLeadership(id, fault, other) => return self.disturb_leadership(fault, id, other),
             Action::ReserveNodeId(id) => return self.reserve(id),
             Action::ChangeMembers(id, request) => return self.ask_for_change(id, request),
@@ -159,7 +159,7 @@ impl Simulation {
                 node.disk.set_fault(None);
                 let hung = std::mem::take(&mut node.disk_hangs);
                 let life = node.life;
-                self.tell(format_args!("the disk of {id} is well again"));
+                self.tell(format_args!("the disk of {id} is healthy again"));
                 if hung {
                     self.schedule.after(MILLISECOND, Event::Durable { node: id, life });
                 }
@@ -238,7 +238,7 @@ impl Simulation {
 
     // --- Addresses ---
 
-    /// A node that is not where it says is started again, and says where it is; it asks to be let in there.
+    /// A node with a wrong reported address restarts, and reports the correct one; it requests to join there.
     pub(super) fn correct(&mut self, id: NodeId) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         if node.address == node.advertised && !self.network.hidden.contains(&id) {
@@ -253,7 +253,7 @@ impl Simulation {
         self.decide(Decision::Corrected(id))
     }
 
-    // --- What the operator asks for ---
+    // --- Requests of the operator ---
 
     fn disturb_leadership(&mut self, fault: Fault, node: NodeId, other: Option<NodeId>) -> Checked {
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
@@ -286,7 +286,7 @@ impl Simulation {
         self.observe_transfer_request(node, silent, number)
     }
 
-    /// Whether `leader` leads, has long heard nothing of `other`, and hands over to nobody now.
+    /// Whether `leader` leads, has received nothing from `other` for long, and has no transfer in progress.
     fn is_silent_for(&self, leader: NodeId, other: NodeId) -> bool {
         let config = &self.world.config;
         let election_ticks = config.ticks(config.election_timeout);
@@ -305,13 +305,13 @@ impl Simulation {
 
     fn observe_transfer_request(&self, leader: NodeId, silent: Option<NodeId>, number: u64) -> Checked {
         match silent {
-            Some(silent) => leadership::hands_over_to_silent(leader, silent, self.answers.has(number)),
+            Some(silent) => leadership::transfers_to_inactive(leader, silent, self.answers.has(number)),
             None => Ok(()),
         }
     }
 
-    /// The node is stopped for a while. It may hand over leadership, and answer what it has taken, before.
-    fn tell_to_stop(&mut self, node: NodeId, patience: Time) -> Checked {
+    /// Stops the node for a while. Before, it may transfer leadership, and answer pending requests.
+    fn request_stop(&mut self, node: NodeId, patience: Time) -> Checked {
         let life = self.nodes.get(&node).map_or(0, |node| node.life);
         let Some(running) = self.running(node).filter(|running| running.stops_as.is_none()) else {
             return Ok(());
@@ -321,7 +321,7 @@ impl Simulation {
         running.unsettled = Some(running.deadlines.now_ticks());
         running.core.prepare_to_stop();
         self.coverage.saw(Happened::StopAsked);
-        self.tell(format_args!("{node}, a {role}, is told to stop"));
+        self.tell(format_args!("{node}, a {role}, gets a stop request"));
         self.schedule.after(patience, Event::Repair(Repair::CutShort(node, life)));
         self.settle(node)
     }
@@ -334,7 +334,7 @@ impl Simulation {
         self.stop(node, &StopReason::Stopped)
     }
 
-    /// A node id is asked for.
+    /// A request for a node id.
     fn reserve(&mut self, node: NodeId) -> Checked {
         let number = self.invariants.answers.asked(format!("node id on {node}"));
         let answers = self.answers.clone();
@@ -354,7 +354,7 @@ impl Simulation {
         self.ask(node, LocalRequestMsg::ForLeader(LeaderRequest::ChangeMembership { request, reply }))
     }
 
-    /// A node id was given out: there is a node that waits to be added.
+    /// A node id was reserved: a node waits to be added.
     pub(super) fn reserved(&mut self, answer: Result<Reservation, MembershipError>) -> Checked {
         let Ok(reservation) = answer else { return Ok(()) };
         let id = reservation.node_id;

@@ -1,4 +1,4 @@
-//! The lives of nodes: how they start on what their disks hold, crash and stop.
+//! The runs of nodes: how they start on their disks, crash and stop.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ impl Simulation {
         self.nodes.get_mut(&node)?.running.as_mut()
     }
 
-    /// Only if it is still in this life.
+    /// Only if this is still the same run.
     pub(super) fn alive(&mut self, node: NodeId, life: u64) -> Option<&mut Node> {
         self.nodes.get_mut(&node).filter(|node| node.life == life && node.is_running())
     }
@@ -39,7 +39,7 @@ impl Simulation {
         Some(self.nodes.get(&node)?.running.as_ref()?.core.status())
     }
 
-    /// By a clock that is right.
+    /// By an exact clock.
     pub(crate) fn tick_interval(&self) -> Time {
         u64::try_from(self.world.config.tick_interval.as_micros()).unwrap_or(Time::MAX)
     }
@@ -95,7 +95,7 @@ impl Simulation {
         Incarnation(self.incarnations)
     }
 
-    /// Starts a stopped node on what its disk holds.
+    /// Starts a stopped node on its disk.
     pub(crate) fn start(&mut self, id: NodeId) -> Checked {
         let (seed, run) = (self.rng.random(), RunId(self.rng.random()));
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
@@ -206,10 +206,10 @@ impl Simulation {
             self.schedule.after(delay, Event::Start(id));
             return Ok(());
         }
-        Err(format!("storage: {id} cannot load what it wrote: {error}"))
+        Err(format!("storage: {id} cannot load its own data: {error}"))
     }
 
-    /// What a disk holds is what was acknowledged, and then some of what was under way: nothing else.
+    /// Checks that a disk has exactly the acknowledged writes, and a prefix of the pending ones.
     fn compare_with_disk(&mut self, id: NodeId, found: &StoredState) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let mut durable = node.durable.clone();
@@ -217,18 +217,18 @@ impl Simulation {
         while durable.state != *found {
             let Some(write) = maybe.next() else {
                 return Err(format!(
-                    "storage: {id} finds {found:?}, which is neither what was acknowledged nor what was under way: {:?}",
+                    "storage: {id} finds {found:?}, which matches neither the acknowledged nor the pending writes: {:?}",
                     node.durable.state
                 ));
             };
             durable.state = durable.state.after(&write).map_err(|error| format!("{id}: {error}"))?;
             durable.log.take(&write, |position| self.invariants.logs.digest(position));
-            if !node.lost.is_some_and(Lost::is_not_judged) {
+            if !node.lost.is_some_and(Lost::is_not_checked) {
                 self.invariants.logs.writes(id, &write, &durable.log)?;
             }
             self.invariants.durable.written(id, node.incarnation, &write)?;
         }
-        // Nobody else has the log of a node that began another cluster.
+        // The log of a node that began another cluster is unique.
         let is_alone = node.lost == Some(Lost::OtherList);
         let own = |position: LogPosition| durable.log.digest(position.index).filter(|_| is_alone);
         let digest_of = |position| own(position).unwrap_or_else(|| self.invariants.logs.digest(position));
@@ -241,7 +241,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// Reads the log of `id` beside its writer: what can be read is what was written.
+    /// Reads the log of `id` concurrently with its writer: the result must match the writes.
     pub(crate) fn read_all(&self, id: NodeId) -> Checked {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let is_alone = node.lost == Some(Lost::OtherList);
@@ -255,7 +255,7 @@ impl Simulation {
         }
     }
 
-    /// The power of `id` fails: what is under way may be durable, in part or not at all; all else is gone.
+    /// A power failure of `id`: pending writes may be durable, in part or not at all; the rest is lost.
     pub(crate) fn crash(&mut self, id: NodeId) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(running) = node.running.take() else { return Ok(()) };
@@ -273,14 +273,14 @@ impl Simulation {
                 Torn::Kept => Happened::UnsyncedKept,
                 Torn::InPart => Happened::TornWrite,
             });
-            // What was uncertain before is so still, if nothing was written since.
+            // Earlier uncertain writes remain uncertain if there was no write since.
             node.maybe_durable.extend(writes);
         }
         self.tell(format_args!("{id} crashes"));
         Ok(())
     }
 
-    /// A node that was told to stop does, as soon as it owes nothing.
+    /// A node with a stop request stops as soon as it has no pending replies.
     pub(super) fn stop_if_ready(&mut self, id: NodeId) -> Checked {
         let Some(running) = self.running(id) else { return Ok(()) };
         let Some(role) = running.stops_as.filter(|_| running.core.is_ready_to_stop()) else { return Ok(()) };
@@ -292,7 +292,7 @@ impl Simulation {
         self.stop(id, &StopReason::Stopped)
     }
 
-    /// It stops by itself, or because what it stands on has failed.
+    /// It stops by itself, or because its storage or state machine has failed.
     pub(crate) fn stop(&mut self, id: NodeId, reason: &StopReason) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(mut running) = node.running.take() else { return Ok(()) };
@@ -310,13 +310,15 @@ impl Simulation {
             StopReason::Removed { as_of } => {
                 let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
                 node.is_gone = true;
-                if node.lost.is_some_and(Lost::is_not_judged) {
+                if node.lost.is_some_and(Lost::is_not_checked) {
                     return Ok(());
                 }
                 self.coverage.saw(Happened::RemovedNodeStopped);
                 let members = self.invariants.membership.between(*as_of, *as_of).next();
                 if members.is_none_or(|members| members.get(id).is_some()) {
-                    return Err(format!("{id} stops because it was removed as of {as_of}, which is not so"));
+                    return Err(format!(
+                        "{id} stops because it was removed as of {as_of}, though it was not"
+                    ));
                 }
                 self.observe_leaving(id, &own_members)?;
                 self.join_again(id);
@@ -334,7 +336,7 @@ impl Simulation {
                 }
                 _ => return Err(format!("{id} stops because it is refused: {refusal}")),
             },
-            // Those who forget are noticed before they do harm.
+            // Nodes that have forgotten data are detected before they do harm.
             StopReason::WritesLost { .. } if node_lost(&self.nodes, id).is_none() => {
                 return Err(format!("loss: {id} stops: {reason}"));
             }
@@ -365,7 +367,8 @@ impl Simulation {
         Ok(())
     }
 
-    /// `id` stops because it was removed. If it knows by itself, it has waited for those who may still need its vote.
+    /// `id` stops because it was removed. If it found that out by itself, it has waited for nodes that may still need
+    /// its vote.
     fn observe_leaving(&self, id: NodeId, own: &Members) -> Checked {
         if own.is_empty() || own.get(id).is_some() {
             return Ok(());
@@ -383,7 +386,7 @@ impl Simulation {
     }
 }
 
-/// What the log of `disk` holds.
+/// The log of `disk`.
 fn picture_of(
     disk: &Disk,
     state: &StoredState,

@@ -1,4 +1,4 @@
-//! Where nodes are, and which of them reach each other; and what is seen of changes of the membership.
+//! The addresses of nodes and the connections between them; and observations of membership changes.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ use crate::schedule::SECOND;
 use crate::world::OtherList;
 
 impl Simulation {
-    // --- Lists that differ ---
+    // --- Different lists ---
 
-    /// The list that some nodes are started with in place of the one that all should have: it differs in roles only.
+    /// The list that some nodes are started with instead of the correct one: it differs only in roles.
     pub(super) fn other_list(&self) -> Option<Arc<Members>> {
         let strays = &self.world.joins.strays;
         let stray = strays.first()?;
@@ -38,7 +38,7 @@ impl Simulation {
         Members::initial(other).ok().map(Arc::new)
     }
 
-    /// Whether `to` lets in what `from` sends. Nodes that began with different lists are of different clusters.
+    /// Whether `to` accepts messages of `from`. Nodes that began with different lists are of different clusters.
     pub(super) fn is_of_one_cluster(&mut self, from: NodeId, to: NodeId) -> Result<bool, String> {
         let (Some(one), Some(other)) = (self.nodes.get(&from), self.nodes.get(&to)) else { return Ok(true) };
         if one.cluster_id != other.cluster_id {
@@ -46,14 +46,13 @@ impl Simulation {
             return Ok(false);
         }
         let (one, other) = (one.lost == Some(Lost::OtherList), other.lost == Some(Lost::OtherList));
-        membership::lets_in(to, from, one == other)?;
+        membership::accepts_message(to, from, one == other)?;
         Ok(true)
     }
 
     // --- Addresses ---
 
-    /// Now and then, a node connects to every member of its cluster where the membership says that it is, and asks which
-    /// node answers there.
+    /// At intervals, a node connects to every member at its recorded address, and asks which node answers there.
     pub(super) fn probe_if_due(&mut self, id: NodeId) {
         let interval = self.world.config.ticks(self.world.config.heartbeat_interval).max(1);
         let is_due = self.running(id).is_some_and(|running| running.deadlines.now_ticks() % interval == 0);
@@ -83,7 +82,7 @@ impl Simulation {
         }
     }
 
-    /// Each node that can be connected to is asked whether it believes the one that asks. The others are not waited for.
+    /// Asks each reachable node whether it believes this one. Other nodes are not waited for.
     fn ask_whether_believed(&mut self, id: NodeId, member: &Member) {
         let is_there = self.answers_at(id, member).is_some();
         let asks = self.introduction(id, member.id);
@@ -105,7 +104,7 @@ impl Simulation {
         }
     }
 
-    /// Which life of `member` answers `from` at the address that the membership has.
+    /// The run of `member` that answers `from` at the recorded address.
     fn answers_at(&self, from: NodeId, member: &Member) -> Option<Incarnation> {
         let own = self.nodes.get(&from)?;
         let is_there = |node: &&crate::node::Node| node.is_running() && *node.address == *member.address;
@@ -121,7 +120,7 @@ impl Simulation {
         (is_meant && is_heard).then_some(there.incarnation)
     }
 
-    /// A member introduces itself: `id` is told if its membership has another address.
+    /// A member introduces itself: `id` is notified if its membership has another address.
     pub(super) fn announce(&mut self, id: NodeId, members: &Members, sender: Sender, address: &str) {
         if members.get(sender.id).is_some_and(|member| member.address != address)
             && let Some(running) = self.running(id)
@@ -132,7 +131,7 @@ impl Simulation {
         }
     }
 
-    /// A joining node was cleared, and has stopped: it is started again, and asks to be let in.
+    /// A joining node was cleared, and has stopped: it restarts, and requests to join.
     pub(super) fn join_again(&mut self, id: NodeId) {
         let was_removed = self.invariants.membership.was_removed(id);
         if was_removed || self.nemesis.is_dead(id) {
@@ -145,9 +144,9 @@ impl Simulation {
         self.schedule.after(delay, Event::Start(id));
     }
 
-    // --- What is seen ---
+    // --- Observations ---
 
-    /// A leader appends a change that it has accepted, or decided on by itself.
+    /// A leader appends a change that it has accepted, or decided by itself.
     pub(super) fn observe_proposed_changes(&self, id: NodeId, status: &Status, write: &Write) -> Checked {
         let Some(node) = self.nodes.get(&id).filter(|node| node.lost.is_none()) else { return Ok(()) };
         let Some(running) = node.running.as_ref().filter(|_| status.role == Role::Leader) else {
@@ -160,13 +159,13 @@ impl Simulation {
         let (config, now) = (&self.world.config, running.deadlines.now_ticks());
         let patience = config.ticks(config.election_timeout) + 1;
         let hears = |peer: NodeId| running.heard.get(&peer).is_some_and(|heard| now - heard <= patience);
-        // What was appended in the same turn may have been so after the change was decided on.
+        // Other changes of the same turn may have been appended after this decision.
         let needed = LogIndex(running.log.last().0.saturating_sub(config.promotion_entries_max));
         let has_log = |joiner: NodeId| {
             let Some(node) = self.nodes.get(&joiner) else { return false };
-            let is_not_judged = node.lost.is_some() || node.durable.state.hard_state.term > status.term;
+            let is_not_checked = node.lost.is_some() || node.durable.state.hard_state.term > status.term;
             let digest = running.log.digest(needed);
-            is_not_judged
+            is_not_checked
                 || (node.durable.log.last() >= needed
                     && digest.is_none_or(|digest| node.holds(needed, digest)))
         };
@@ -239,7 +238,7 @@ impl Simulation {
         }
     }
 
-    /// Remembers what the operator asks for, for the invariants.
+    /// Records the operator's requests, for the invariants.
     pub(crate) fn observe_asked(&mut self, request: &MembershipRequest) {
         self.invariants.live_majority.asked(request);
     }

@@ -1,4 +1,4 @@
-//! What nodes are asked and told, and what becomes of what they send.
+//! Requests and notifications to nodes, and the fate of their packets.
 
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ use crate::schedule::{MILLISECOND, SECOND};
 impl Simulation {
     // --- The core's inputs ---
 
-    /// Asks a running node something.
+    /// Sends a request to a running node.
     pub(crate) fn ask(&mut self, node: NodeId, message: LocalRequestMsg<Reply>) -> Checked {
-        if node_lost(&self.nodes, node).is_some_and(Lost::is_not_judged) {
-            // As with what it sends: when the copy was made it may have been the only voter, and it takes itself for that.
+        if node_lost(&self.nodes, node).is_some_and(Lost::is_not_checked) {
+            // As with its packets: at the time of the copy it may have been the only voter, and still assumes that.
             drop(message);
             return self.settle(node);
         }
@@ -48,18 +48,18 @@ impl Simulation {
         Ok(())
     }
 
-    /// A proposal may wait until leadership is settled, and then for its entry.
+    /// A proposal may wait for a leader, and then for its entry.
     fn most_ticks_for_proposals(&self) -> u64 {
         2 * self.world.config.ticks(self.world.config.propose_timeout) + 1
     }
 
-    /// A question to a node that is to be answered within the time for reads.
+    /// A request that must be answered within the time for reads.
     pub(crate) fn awaited_read(&mut self, node: NodeId) -> Option<deadlines::Waits> {
         let most_ticks = self.world.config.ticks(self.world.config.read_timeout);
         Some(self.running(node)?.deadlines.asked("a read", most_ticks))
     }
 
-    /// A reply of which it only matters whether it is success.
+    /// A reply of which only success or failure matters.
     pub(crate) fn done<T, E>(&self, number: u64, what: Option<Happened>) -> Responder<T, E>
     where
         E: From<StopReason>,
@@ -161,7 +161,7 @@ impl Simulation {
                 running.heard.insert(from, running.deadlines.now_ticks());
                 let is_durable = running.writing.is_none() && running.to_write.is_empty();
                 taught = messages.iter().filter_map(|message| terms::taught_by(message, is_durable)).max();
-                // Answers of who is no member are not heard.
+                // Answers of nodes that are not members are ignored.
                 taught = taught.filter(|term| {
                     *term > running.seen.term
                         && !is_from_lost
@@ -195,7 +195,7 @@ impl Simulation {
             }
             Packet::SnapshotSent { sent, outcome, life: asked } => {
                 if asked == life {
-                    running.hears_of_snapshot(sent, outcome);
+                    running.snapshot_reported(sent, outcome);
                 }
                 return Ok(());
             }
@@ -276,7 +276,7 @@ impl Simulation {
             if let Packet::Snapshot { .. } | Packet::SnapshotSent { .. } = packet
                 && self.world.quirks.lingering_percent > 0
             {
-                // They have a connection of their own, and hold up no messages.
+                // They have a separate connection, and do not delay messages.
                 let delay = self.rng.about(SECOND);
                 return self.schedule.at(at + delay, Event::Arrive { from, to, packet });
             }
@@ -293,7 +293,7 @@ impl Simulation {
         self.schedule.at(at, Event::Arrive { from, to, packet });
     }
 
-    /// A packet does not arrive. Whoever waits for what comes of it learns what a broken connection tells.
+    /// A packet is lost. Its sender, if it waits for an outcome, learns the error of a broken connection.
     pub(crate) fn lose(&mut self, from: NodeId, to: NodeId, packet: Packet) {
         let delay = self.rng.within(self.world.message_delay);
         match packet {
@@ -311,7 +311,7 @@ impl Simulation {
         }
     }
 
-    pub(super) fn hears_of_loss(&mut self, packet: Packet, id: NodeId) -> Checked {
+    pub(super) fn loss_reported(&mut self, packet: Packet, id: NodeId) -> Checked {
         self.coverage.saw(Happened::ConnectionBroke);
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let life = node.life;
@@ -321,7 +321,7 @@ impl Simulation {
             (
                 Packet::Snapshot { sent, life: asked, .. } | Packet::SnapshotSent { sent, life: asked, .. },
                 Some(running),
-            ) if asked == life => running.hears_of_snapshot(sent, Err(BROKEN.to_owned())),
+            ) if asked == life => running.snapshot_reported(sent, Err(BROKEN.to_owned())),
             (
                 Packet::ReadRound { round, life: asked }
                 | Packet::ReadRoundAnswered { round, life: asked, .. },

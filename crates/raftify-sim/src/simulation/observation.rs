@@ -1,4 +1,4 @@
-//! What the simulator sees of nodes, for the invariants.
+//! Observations of nodes, for the invariants.
 
 use std::cmp::Ordering;
 use std::sync::mpsc;
@@ -13,7 +13,8 @@ use crate::invariants::{Checked, commit, leadership};
 use crate::node::Node;
 
 impl Simulation {
-    /// A leader's commit index has moved: before its next turn, while the membership is that by which it decided.
+    /// A leader's commit index has changed: checked before its next turn, while the membership is that of its
+    /// decision.
     pub(super) fn observe_commit(&mut self, id: NodeId) -> Checked {
         let Some(status) = self.status(id) else { return Ok(()) };
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
@@ -114,7 +115,7 @@ impl Simulation {
             self.invariants.committed.commits(id, status.commit, &running.log)?;
         }
         let is_news = (seen.role, seen.term) != (status.role, status.term);
-        // What a node that lost its disk takes itself for is not judged: nobody hears of it.
+        // The own view of a node that lost its disk is not checked: no other node depends on it.
         if status.role == Role::Leader && node.lost.is_none() {
             if is_news {
                 self.invariants.elections.leads(id, status.term)?;
@@ -132,7 +133,7 @@ impl Simulation {
             }
         }
         let in_force = status.members.as_of();
-        // A record about members changes no quorum; what comes from a snapshot may.
+        // A record about members changes no quorum; a snapshot may.
         let is_change =
             running.log.at(in_force).map_or(in_force <= running.log.truncated.index, |place| place.is_change);
         if in_force > seen.in_force && seen.in_force > LogIndex::ZERO && is_change {
@@ -159,7 +160,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// What a leader knows of the others.
+    /// The leader's view of its followers.
     fn progress(&mut self, id: NodeId) -> Vec<PeerProgress> {
         let (sender, inspected) = mpsc::channel();
         let reply = Responder::new(move |inspection| drop(sender.send(inspection)));
@@ -177,7 +178,8 @@ impl Simulation {
         }
     }
 
-    /// A leader has heard an acknowledgement: what it counts on is there. Who is in a later term may have given it up since.
+    /// A leader has received an acknowledgement: the assumed entries must be there. A node in a later term may have
+    /// discarded them since.
     pub(super) fn observe_progress(&mut self, id: NodeId) -> Checked {
         let Some(status) = self.status(id).filter(|status| status.role == Role::Leader) else {
             return Ok(());

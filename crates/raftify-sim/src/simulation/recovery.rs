@@ -1,4 +1,4 @@
-//! The end of the trouble: enough is repaired, and the cluster must be well again within a bound.
+//! The end of the faults: enough is repaired, and the cluster must recover within a bound.
 
 use std::collections::BTreeSet;
 
@@ -17,25 +17,25 @@ use crate::nemesis::Decision;
 use crate::node::Node;
 use crate::schedule::{MILLISECOND, SECOND, Time};
 
-/// What is remembered of the time after the trouble.
+/// The state of the time after the faults.
 #[derive(Default)]
 pub(super) struct AfterHeal {
-    /// When the removal of a lost member was last asked for.
+    /// The time of the last request to remove a lost member.
     asked_removal_at: Time,
     /// Nodes that stay down when the others are healed.
     kept_down: BTreeSet<NodeId>,
-    /// The last index committed when all was healed.
+    /// The last committed index at the time of the repair.
     commit_at_heal: LogIndex,
     has_read_all: bool,
-    /// Too much was lost to ever go on.
+    /// Too much was lost to continue.
     pub(super) is_hopeless: bool,
 }
 
 impl Simulation {
-    /// Enough is repaired for the cluster to go on.
+    /// Repairs enough for the cluster to continue.
     pub(super) fn heal(&mut self) -> Checked {
         self.healed_at = Some(self.schedule.now());
-        self.tell(format_args!("the trouble is over"));
+        self.tell(format_args!("the faults are over"));
         self.network.cut.clear();
         self.after_heal.commit_at_heal = self.invariants.committed.last();
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
@@ -45,7 +45,7 @@ impl Simulation {
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.fails_to = Default::default();
                 node.apply_slowness = 1;
-                // Elections end when time-outs differ more than clocks do: safety needs no clock, liveness does (thesis,
+                // Elections end if timeouts differ more than clocks do: safety needs no clock, liveness does (thesis,
                 // section 3.9).
                 node.tick = tick;
             }
@@ -64,7 +64,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// A minority stays down, where it is clear what a minority is.
+    /// Keeps a minority down, if the minority is unambiguous.
     fn keep_some_down(&mut self) -> Checked {
         let Some(members) = self.invariants.membership.newest_members() else { return Ok(()) };
         let members = members.clone();
@@ -94,16 +94,16 @@ impl Simulation {
         Ok(())
     }
 
-    /// Whether the cluster is well again; if it is not in time, that is a violation.
+    /// Checks whether the cluster has recovered; a late recovery is a violation.
     pub(super) fn look(&mut self) -> Checked {
         let Some(healed_at) = self.healed_at else { return Ok(()) };
         let since = self.schedule.now() - healed_at;
         let election = self.world.election_timeout();
         self.schedule.after(200 * MILLISECOND, Event::Look);
-        if !self.can_go_on() {
+        if !self.can_continue() {
             self.after_heal.is_hopeless = true;
-            self.is_well = true;
-            self.tell(format_args!("too much is lost to go on"));
+            self.has_recovered = true;
+            self.tell(format_args!("too much is lost to continue"));
             return Ok(());
         }
         let leader = self.scene().leader();
@@ -121,13 +121,13 @@ impl Simulation {
             } else if let Some(leader) = leader
                 && since > 20 * election
             {
-                // Where few nodes are members, it may be that no client asks one of them for a write.
+                // With few members, it may be that no client writes through one of them.
                 return self.burst(leader, 1);
             }
             return Ok(());
         }
         if since > 100 * election {
-            return Err(format!("liveness: not well after {since} µs\n{}", self.summary()));
+            return Err(format!("liveness: not recovered after {since} µs\n{}", self.summary()));
         }
         if !self.clients.are_done {
             self.clients.are_done = since > 4 * SECOND.max(self.think_most() / 8);
@@ -145,9 +145,10 @@ impl Simulation {
             return Ok(());
         }
         let committed = &self.invariants.committed;
-        let is_joint_for_ever =
+        let is_joint_permanently =
             self.invariants.membership.must_leave_joint(|index| committed.at(index).map(|entry| entry.term));
-        self.is_well = self.all_are_equal(leader) && !is_joint_for_ever && self.all_are_let_in(leader);
+        self.has_recovered =
+            self.all_are_equal(leader) && !is_joint_permanently && self.all_are_admitted(leader);
         Ok(())
     }
 
@@ -157,8 +158,8 @@ impl Simulation {
         self.nodes.values().all(|node| {
             let is_member = status.members.get(node.id).is_some();
             match &node.running {
-                // Who was removed asks the voters that it knows, is refused by a majority of them, and stops. If too few of
-                // these are left where it knows them, it may wait, like a node that was never added.
+                // A removed node asks the voters that it knows, is refused by a majority of them, and stops. If too
+                // few of these are at their known addresses, it may wait, like a node that was never added.
                 Some(running) if !is_member => {
                     let own = running.core.status().members;
                     let mut others = own.configuration().voters;
@@ -182,12 +183,12 @@ impl Simulation {
         })
     }
 
-    /// Whether every node that is there has the vote that it joins for, and is recorded where it is.
-    fn all_are_let_in(&self, leader: NodeId) -> bool {
+    /// Whether every present node has the vote that it joins for, and is recorded at its address.
+    fn all_are_admitted(&self, leader: NodeId) -> bool {
         let Some(status) = self.status(leader) else { return false };
         let members = &status.members;
         self.nodes.values().filter(|node| node.is_running()).all(|node| match members.get(node.id) {
-            // Nobody is promoted while a joint configuration waits for an operator.
+            // No node is promoted while a joint configuration waits for an operator.
             Some(member) => {
                 let is_let_in = member.role != MemberRole::Joining || members.is_joint();
                 is_let_in && *member.address == *node.advertised
@@ -196,8 +197,8 @@ impl Simulation {
         })
     }
 
-    /// Whether every configuration that may be in force has a quorum of nodes that are of use.
-    fn can_go_on(&self) -> bool {
+    /// Whether every configuration that may be in force has a quorum of usable nodes.
+    fn can_continue(&self) -> bool {
         let is_of_use =
             |id: NodeId| self.nodes.get(&id).is_some_and(|node| node.lost.is_none() && !node.is_gone);
         let members = self.invariants.membership.newest_members();

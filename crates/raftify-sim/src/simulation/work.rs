@@ -1,4 +1,4 @@
-//! What takes nodes time: their disks, and their state machines.
+//! Operations of nodes that take time: those of their disks and their state machines.
 
 use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
 use raftify_core::{
@@ -19,7 +19,7 @@ use crate::store::Store;
 impl Simulation {
     // --- The disk ---
 
-    /// Writes what has queued up, if nothing is under way.
+    /// Writes the queue, if no write is pending.
     pub(crate) fn begin_write(&mut self, id: NodeId) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let life = node.life;
@@ -71,7 +71,7 @@ impl Simulation {
                 return Err(format!("storage: {id}: {error}"));
             }
             if node.disk.has_segments() && node.disk.write(&writes, &mut self.rng).is_ok() {
-                return Err(format!("storage: {id} takes another write after one that failed: {error}"));
+                return Err(format!("storage: {id} accepts another write after one that failed: {error}"));
             }
             self.coverage.saw(match node.disk.fault() {
                 Some(_) => Happened::DiskFull,
@@ -86,8 +86,8 @@ impl Simulation {
             self.invariants.durable.commits_within_log(id, after.hard_state.commit, after.last.index)?;
             node.durable.state = after;
             node.durable.log.take(write, |position| self.invariants.logs.digest(position));
-            // It may lead once more in a term that it has forgotten, by votes that come late: nobody hears of it.
-            if !node.lost.is_some_and(Lost::is_not_judged) {
+            // It may lead again in a term that it has forgotten, by late votes: no other node depends on it.
+            if !node.lost.is_some_and(Lost::is_not_checked) {
                 self.invariants.logs.writes(id, write, &node.durable.log)?;
             }
         }
@@ -101,10 +101,10 @@ impl Simulation {
             self.schedule.after(delay, Event::Written { node: id, life });
             return Ok(());
         }
-        self.hears_of_write(id, life)
+        self.write_reported(id, life)
     }
 
-    pub(super) fn hears_of_write(&mut self, id: NodeId, life: u64) -> Checked {
+    pub(super) fn write_reported(&mut self, id: NodeId, life: u64) -> Checked {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let Some(running) = &mut node.running else { return Ok(()) };
         let Some(Writing { number, send_after, .. }) = running.writing.take_if(|writing| writing.is_durable)
@@ -112,7 +112,7 @@ impl Simulation {
             return Ok(());
         };
         running.core.written(number);
-        // News that come twice, or of an older write after a newer one, change nothing.
+        // Duplicate reports, or reports of an older write after a newer one, have no effect.
         running.core.written(number);
         running.core.written(TurnNumber(number.0.saturating_sub(1)));
         self.send_messages(id, send_after);
@@ -159,7 +159,7 @@ impl Simulation {
         self.schedule.after(delay, Event::Apply { node: id, life });
     }
 
-    /// Takes in what waits, up to a snapshot.
+    /// Processes the waiting work, up to a snapshot.
     pub(super) fn apply(&mut self, id: NodeId, life: u64) -> Checked {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let most = if node.apply_slowness > 1 { 1 } else { 64 };
@@ -192,7 +192,7 @@ impl Simulation {
             Committed::User { payload, reply, .. } => {
                 if std::mem::take(&mut node.fails_to.apply) {
                     self.coverage.saw(Happened::ApplyFailed);
-                    let reason = StopReason::StateMachine("it was told to fail".to_owned());
+                    let reason = StopReason::StateMachine("injected failure".to_owned());
                     if let Some(reply) = reply {
                         let unknown = UnknownOutcome::NodeStopped(reason.clone());
                         reply.answer(Err(ProposeError::Unknown(unknown)));
@@ -223,7 +223,7 @@ impl Simulation {
             Committed::Install { snapshot } => {
                 if std::mem::take(&mut node.fails_to.restore) {
                     self.coverage.saw(Happened::RestoreFailed);
-                    let reason = StopReason::StateMachine("it was told to fail".to_owned());
+                    let reason = StopReason::StateMachine("injected failure".to_owned());
                     return self.stop(id, &reason);
                 }
                 let data = node.disk.read_snapshot(position).map_err(|error| format!("{id}: {error}"))?;
@@ -251,7 +251,7 @@ impl Simulation {
         let Some(running) = &mut node.running else { return Ok(()) };
         if std::mem::take(&mut node.fails_to.snapshot) {
             self.coverage.saw(Happened::SnapshotFailed);
-            running.core.snapshot_taken(Err("it was told to fail".to_owned()));
+            running.core.snapshot_taken(Err("injected failure".to_owned()));
             return Ok(());
         }
         if running.at.index > node.durable.state.last.index {
@@ -294,7 +294,7 @@ impl Simulation {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let Some(running) = &mut node.running else { return Ok(()) };
         let Some(captured) = running.captured.take_if(|captured| captured.meta.position == position) else {
-            // It was hurried.
+            // The snapshot was sped up.
             return Ok(());
         };
         node.disk.write_snapshot(&captured.meta, &captured.data).map_err(|error| format!("{id}: {error}"))?;

@@ -1,4 +1,4 @@
-//! A program outside of the cluster: it writes over gRPC, and asks a node how it is doing.
+//! A client outside of the cluster: it writes over gRPC, and prints the status of a node.
 
 use std::process::ExitCode;
 
@@ -10,16 +10,16 @@ use raftify::{BoxError, NodeId, RaftClient};
 #[derive(Parser)]
 #[command(version, about = "Writes a few keys into a running memstore cluster over gRPC")]
 struct Arguments {
-    /// Members of the cluster, host:port; any one of them will do, the leader is found from there
+    /// Members of the cluster, host:port; any one of them will do, it leads to the leader
     #[arg(long, default_values = ["127.0.0.1:7061", "127.0.0.1:7062", "127.0.0.1:7063"])]
     raft_addr: Vec<String>,
-    /// Instead of writing, take this node out of the cluster: one that is gone for good and cannot leave by itself
+    /// Instead of writing, remove this node from the cluster: one that is gone permanently and cannot leave by itself
     #[arg(long)]
     remove: Option<NodeId>,
-    /// With --remove: also if the remaining nodes that are alive are no majority; the cluster may stop for good
+    /// With --remove: even if the remaining live nodes are no majority; the cluster may stop permanently
     #[arg(long, requires = "remove")]
     force: bool,
-    /// How many keys to write
+    /// Number of keys to write
     #[arg(long, default_value_t = 5)]
     keys: u64,
 }
@@ -35,7 +35,7 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
         let request = MembershipRequest::from(MembershipChange::one(MemberChange::Remove(id)));
         let request = if arguments.force { request.forced() } else { request };
         let members = client.change_config(request).await?;
-        say(&format!("node {id} is removed, {} members are left", members.len()));
+        say(&format!("node {id} is removed, {} members remain", members.len()));
         return Ok(());
     }
     for number in 1..=arguments.keys {

@@ -1,6 +1,5 @@
-//! A node of the replicated key-value store whose members come and go while it runs. The first one begins a cluster;
-//! each other one is given the addresses of members and joins. Started again with the same words, a node continues with its
-//! data.
+//! A node of the replicated key-value store with dynamic membership. The first node begins a cluster; each other node
+//! gets the addresses of members and joins. A node that restarts with the same arguments continues with its data.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,21 +18,21 @@ use tracing::info;
     about = "A node of the replicated key-value store that can join and leave a running cluster"
 )]
 struct Arguments {
-    /// Where the others reach this node, and where it listens for them: host:port
+    /// The address of this node for its peers, and its listen address: host:port
     #[arg(long)]
     raft_addr: String,
-    /// A member of the cluster to join, may be given several times; without it, an empty directory begins a new cluster. A
-    /// directory that belongs to the cluster already continues, and needs no peer
+    /// A member of the cluster to join (repeatable); without it, an empty directory begins a new cluster. A directory
+    /// that already belongs to a cluster continues, and needs no peer
     #[arg(long)]
     peer_addr: Vec<String>,
-    /// Join as a learner: it receives all data and never votes, until it is promoted
+    /// Join as a learner: it receives all data and does not vote until it is promoted
     #[arg(long, requires = "peer_addr")]
     learner: bool,
-    /// Begin a new cluster as soon as so many nodes, all started with these words, have found each other at the peers'
-    /// addresses; a node that finds a cluster joins it. More than half of all nodes that are started
+    /// Begin a new cluster as soon as this many nodes, all started with these arguments, have found each other at the
+    /// peers' addresses; a node that finds a cluster joins it. Must be more than half of all nodes that are started
     #[arg(long, value_name = "NODES", requires = "peer_addr", conflicts_with = "learner")]
     bootstrap_expect: Option<usize>,
-    /// Wait so many seconds for a peer that is up and belongs to a cluster [default: for ever]
+    /// Wait this many seconds for a peer that is up and belongs to a cluster [default: forever]
     #[arg(long, value_name = "SECONDS", requires = "peer_addr")]
     wait_for_peers: Option<u64>,
     #[command(flatten)]
@@ -50,7 +49,7 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let Arguments { raft_addr, peer_addr, learner, bootstrap_expect, wait_for_peers, options } = arguments;
     let stop = options.listen_for_stop()?;
-    // Before there is a directory of that name.
+    // Before a directory of that name is created.
     check_address(&raft_addr)?;
     peer_addr.iter().try_for_each(|peer| check_address(peer))?;
     options.check_web_address()?;

@@ -1,4 +1,4 @@
-//! Three nodes as three processes: what was acknowledged survives the death of any of them, and of all.
+//! Three nodes as three processes: acknowledged writes survive the death of any node, and of all.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -37,14 +37,14 @@ impl Node {
         self.process = Some(self.command().spawn().unwrap());
     }
 
-    /// As SIGKILL does: no word to anybody.
+    /// Kills the process without notice to its peers, as SIGKILL does.
     fn kill(&mut self) {
         let mut process = self.process.take().expect("it runs");
         process.kill().unwrap();
         process.wait().unwrap();
     }
 
-    /// The status code and the body of the answer; nothing if the node does not answer.
+    /// The status code and the body of the answer; `None` if the node does not answer.
     fn ask(&self, method: &str, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(&self.web).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -68,7 +68,7 @@ impl Drop for Node {
     }
 }
 
-/// A cluster, and what it has acknowledged.
+/// A cluster, and its acknowledged writes.
 struct Cluster {
     nodes: [Node; 3],
     acknowledged: BTreeMap<String, String>,
@@ -76,7 +76,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// The second and the third join at once.
+    /// The second and the third node join at once.
     fn start() -> Cluster {
         let directory = tempfile::tempdir().unwrap();
         let [a, b, c, web_a, web_b, web_c] = [(); 6].map(|()| free_address());
@@ -102,14 +102,14 @@ impl Cluster {
         cluster
     }
 
-    /// Where in the array the leader is, as the nodes that answer say.
+    /// The index of the leader in the array, as the nodes that answer report it.
     fn leader(&self) -> Option<usize> {
         let answers = self.nodes.iter().filter_map(|node| node.ask("GET", "/leader"));
         let (_, newest) = answers.filter(|(status, _)| *status == 200).max_by_key(|(_, body)| term(body))?;
         self.nodes.iter().position(|node| newest.contains(&format!("{:?}", node.raft)))
     }
 
-    /// Writes through any node that takes it.
+    /// Writes through any node that accepts the write.
     fn put(&mut self, key: &str, value: &str) {
         let path = format!("/store/{key}/{value}");
         eventually("a node takes a write", || {
@@ -119,7 +119,7 @@ impl Cluster {
         self.acknowledged.insert(key.to_owned(), value.to_owned());
     }
 
-    /// All that run know all that was acknowledged.
+    /// Every running node must return all acknowledged writes.
     fn check(&self) {
         for node in self.nodes.iter().filter(|node| node.process.is_some()) {
             for (key, value) in &self.acknowledged {
@@ -138,7 +138,7 @@ fn term(leader: &str) -> u64 {
     digits.trim_end_matches('}').parse().unwrap()
 }
 
-/// Tries until `attempt` gives something.
+/// Repeats `attempt` until it returns a value.
 fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -146,12 +146,12 @@ fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
             return result;
         }
         assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20)); // The pause between two looks, not the condition.
+        std::thread::sleep(Duration::from_millis(20)); // The polling interval, not the condition.
     }
 }
 
 #[test]
-fn killing_any_node_or_all_loses_nothing_that_was_acknowledged() {
+fn killing_any_node_or_all_loses_no_acknowledged_write() {
     let mut cluster = Cluster::start();
     cluster.put("first", "1");
     cluster.check();
@@ -178,7 +178,7 @@ fn killing_any_node_or_all_loses_nothing_that_was_acknowledged() {
 }
 
 #[test]
-fn what_cannot_start_says_why_in_one_line() {
+fn a_failed_start_is_explained_in_one_line() {
     let directory = tempfile::tempdir().unwrap();
     let [raft, web, dead] = [(); 3].map(|()| free_address());
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -216,7 +216,7 @@ fn what_cannot_start_says_why_in_one_line() {
 }
 
 #[test]
-fn a_node_whose_address_is_none_says_so_and_leaves_no_directory() {
+fn an_invalid_address_is_reported_and_leaves_no_directory() {
     let parent = TempDir::new().unwrap();
     let directory = parent.path().join("data");
     for addresses in
@@ -234,7 +234,7 @@ fn a_node_whose_address_is_none_says_so_and_leaves_no_directory() {
 /// Also while it waits for its peers.
 #[cfg(unix)]
 #[test]
-fn a_node_that_waits_for_its_peers_stops_at_once_when_it_is_asked_to() {
+fn a_stop_request_ends_a_node_that_waits_for_its_peers_at_once() {
     let directory = TempDir::new().unwrap();
     let [raft, peer] = [(); 2].map(|()| free_address());
     let mut command = Command::new(env!("CARGO_BIN_EXE_memstore-dynamic-members"));
@@ -250,7 +250,7 @@ fn a_node_that_waits_for_its_peers_stops_at_once_when_it_is_asked_to() {
 }
 
 #[test]
-fn a_node_whose_web_address_is_taken_does_not_come_into_the_cluster() {
+fn a_node_whose_web_address_is_taken_does_not_join_the_cluster() {
     let cluster = Cluster::start();
     let [first, ..] = &cluster.nodes;
     let web = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,8 +1,8 @@
-//! `make run`: three nodes of the store on this machine, each a process of its own, until Ctrl+C.
+//! `make run`: three nodes of the store on this machine, each a separate process, until Ctrl+C.
 //!
-//! It owns the processes and tells, one line each, when the leadership changes and when a node comes or goes. What the
-//! nodes log goes into a file beside their data. It does not start a killed node again: that is for the person who
-//! killed it, and the command is printed.
+//! It owns the processes and prints a line when the leadership changes, and when a node goes down or comes back. The
+//! logs of the nodes go into files beside their data. It does not restart a killed node, but prints the command for
+//! that.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// Long enough for a busy machine. A dead node is known at once.
+/// Long enough for a busy machine. A dead node is detected at once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -27,13 +27,13 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Parser)]
 #[command(version, about = "Three nodes of the replicated key-value store on this machine, until Ctrl+C")]
 struct Arguments {
-    /// The port at which the first node listens for the others; the second and third take the next ones
+    /// The port of the first node for its peers; the second and third node use the next ones
     #[arg(long, default_value_t = 7061, value_parser = clap::value_parser!(u16).range(1..=65533))]
     raft_port: u16,
-    /// The port of the first node's web server; the second and third take the next ones
+    /// The port of the first node's web server; the second and third node use the next ones
     #[arg(long, default_value_t = 8001, value_parser = clap::value_parser!(u16).range(1..=65533))]
     web_port: u16,
-    /// Where the nodes keep their data; started again on the same, they go on with it
+    /// The directory of the nodes' data; nodes that restart on it continue
     #[arg(long, default_value = "target/memstore")]
     data_dir: PathBuf,
 }
@@ -52,7 +52,7 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     };
     say("stopping");
     for node in &mut nodes {
-        node.tell_to_stop();
+        node.request_stop();
     }
     for node in &mut nodes {
         node.stopped().await;
@@ -60,7 +60,7 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     outcome
 }
 
-/// Starts the nodes one after the other: those with data first, whom those without join. If none has data, the first
+/// Starts the nodes one after the other: first those with data, which the others join. If none has data, the first
 /// one begins the cluster.
 async fn start(nodes: &mut [Node]) -> Result<(), BoxError> {
     let mut order: Vec<usize> = (0..nodes.len()).collect();
@@ -73,7 +73,7 @@ async fn start(nodes: &mut [Node]) -> Result<(), BoxError> {
         let node = &mut nodes[at];
         match node.start().await {
             Err(error) if at == first && !node.has_data => return Err(error),
-            // It may have left the cluster, and the others can do without it.
+            // The node may have left the cluster, and the others can continue without it.
             Err(error) => say(&error.to_string()),
             Ok(()) => {}
         }
@@ -83,7 +83,7 @@ async fn start(nodes: &mut [Node]) -> Result<(), BoxError> {
 
 async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxError> {
     start(nodes).await?;
-    say(&what_to_try(nodes, data_dir));
+    say(&hints(nodes, data_dir));
     let mut looks = interval(LOOK_INTERVAL);
     let mut leader = None;
     loop {
@@ -101,12 +101,12 @@ async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxE
         leader = now;
         match leader {
             Some((term, id)) => say(&format!("{} leads, in term {term}", name(nodes, id))),
-            None => say("nobody leads"),
+            None => say("no leader"),
         }
     }
 }
 
-/// A node by its id, with the page at which it is found.
+/// A node by its id, with the address of its page.
 fn name(nodes: &[Node], id: NodeId) -> String {
     let node = nodes.iter().find(|node| node.seen.as_ref().is_some_and(|seen| seen.node_id == id));
     match node {
@@ -115,7 +115,7 @@ fn name(nodes: &[Node], id: NodeId) -> String {
     }
 }
 
-fn what_to_try(nodes: &[Node], data_dir: &Path) -> String {
+fn hints(nodes: &[Node], data_dir: &Path) -> String {
     let up: Vec<&Node> = nodes.iter().filter(|node| node.child.is_some()).collect();
     let (Some(first), Some(last)) = (up.first(), up.last()) else {
         return String::new();
@@ -133,9 +133,9 @@ fn what_to_try(nodes: &[Node], data_dir: &Path) -> String {
   curl http://{}/leader
   {programs}/raftify-client-example --raft-addr {}
   {programs}/memstore-cli describe logs {}
-  kill -9 {}        (that is node {}; the others go on)
+  kill -9 {}        (that is node {}; the others continue)
 
-The data is in {}; the next start goes on with it. Ctrl+C stops all.
+The data is in {}; the next start continues with it. Ctrl+C stops all.
 ",
         up.len(),
         nodes.len(),
@@ -151,20 +151,20 @@ The data is in {}; the next start goes on with it. Ctrl+C stops all.
     )
 }
 
-/// One of the three.
+/// One of the three nodes.
 struct Node {
     number: u16,
     program: PathBuf,
     raft_address: String,
     web_address: String,
-    /// Whom it joins at its first start; nobody: it begins the cluster.
+    /// The node that it joins at its first start; none if it begins the cluster.
     peer_address: Option<String>,
     data_dir: PathBuf,
     /// Whether it ran before.
     has_data: bool,
     client: RaftClient<LogEntry, HashStore>,
     child: Option<Child>,
-    /// What it said when it was last asked; nothing if it did not answer.
+    /// Its last reported status; `None` if it did not answer.
     seen: Option<Status>,
 }
 
@@ -177,7 +177,7 @@ impl Node {
         let program = std::env::current_exe()?.with_file_name("memstore-dynamic-members");
         Ok(Node {
             number,
-            // As a person would type it, if that is possible.
+            // A relative path, as typed by hand, if that is possible.
             program: relative(&program.with_extension(std::env::consts::EXE_EXTENSION)),
             client: RaftClient::new([&raft_address])?,
             raft_address,
@@ -200,8 +200,8 @@ impl Node {
         arguments
     }
 
-    /// Starts the process, and waits until it is part of the cluster: the second node must not ask to join before the
-    /// first one leads, while nodes that go on with their data need each other.
+    /// Starts the process, and waits until it is part of the cluster: the second node must not request to join before
+    /// the first one leads, while nodes that continue with their data need each other.
     async fn start(&mut self) -> Result<(), BoxError> {
         std::fs::create_dir_all(&self.data_dir)
             .map_err(|error| format!("cannot create {}: {error}", self.data_dir.display()))?;
@@ -249,7 +249,7 @@ impl Node {
         }
     }
 
-    /// Notices whether the node came or went, and says so.
+    /// Detects whether the node went down or came back, and prints it.
     async fn look(&mut self) {
         let answered = self.seen.take().is_some();
         let ended = self.ended().ok().flatten();
@@ -257,7 +257,7 @@ impl Node {
         let number = self.number;
         match (ended, answered, self.seen.is_some()) {
             (Some(status), _, _) => say(&format!("node {number} ended ({status}); {}", self.how_to_start())),
-            // Started by the person at the other terminal, and gone again; or it hangs.
+            // Restarted by hand in another terminal, and gone again; or it hangs.
             (None, true, false) if self.child.is_none() => {
                 say(&format!("node {number} is gone; {}", self.how_to_start()));
             }
@@ -269,10 +269,7 @@ impl Node {
 
     fn how_to_start(&self) -> String {
         let command = [self.program.display().to_string()].into_iter().chain(self.arguments());
-        format!(
-            "in another terminal, this starts it again:\n  {}",
-            command.collect::<Vec<String>>().join(" ")
-        )
+        format!("to restart it, run in another terminal:\n  {}", command.collect::<Vec<String>>().join(" "))
     }
 
     async fn ask(&self) -> Option<Status> {
@@ -280,7 +277,7 @@ impl Node {
         Some(inspection.ok()?.status)
     }
 
-    /// How the process ended, once.
+    /// How the process ended; returned once.
     fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         let Some(child) = &mut self.child else {
             return Ok(None);
@@ -296,21 +293,21 @@ impl Node {
         self.data_dir.with_extension("log")
     }
 
-    /// The line in which the program said why it ended.
+    /// The line in which the program reported why it ended.
     fn last_words(&self) -> String {
         let log = std::fs::read_to_string(self.log_path()).unwrap_or_default();
         let last = log.lines().rfind(|line| line.starts_with("error: "));
         last.map_or_else(|| format!("see {}", self.log_path().display()), str::to_owned)
     }
 
-    /// Closes the process' standard input, at whose end it stops. If this program dies, the system does the same.
-    fn tell_to_stop(&mut self) {
+    /// Closes the process' standard input, which stops the node. If this program dies, the system does the same.
+    fn request_stop(&mut self) {
         if let Some(child) = &mut self.child {
             drop(child.stdin.take());
         }
     }
 
-    /// Waits for the end of the process; ends it by force if it takes too long.
+    /// Waits for the end of the process; kills it if that takes too long.
     async fn stopped(&mut self) {
         let Some(mut child) = self.child.take() else {
             return;
@@ -318,7 +315,7 @@ impl Node {
         let outcome = tokio::select! {
             outcome = child.wait() => outcome.map(drop),
             () = sleep_until(Instant::now() + STOP_TIMEOUT) => {
-                say(&format!("node {} did not stop in time and is killed, which loses nothing", self.number));
+                say(&format!("node {} did not stop in time and is killed; no acknowledged write is lost", self.number));
                 child.kill().await
             }
         };
@@ -328,7 +325,7 @@ impl Node {
     }
 }
 
-/// Whether a member lives in this directory. A node that was not let in has left a directory, but no members in it.
+/// Whether a member has this directory. A node that was not admitted has left a directory without members.
 fn has_data(directory: &Path) -> bool {
     let stored = ReadOnlyStorage::open(directory).and_then(|storage| storage.load());
     stored.is_ok_and(|stored| stored.members.is_some_and(|members| !members.is_empty()))
@@ -340,7 +337,7 @@ fn relative(path: &Path) -> PathBuf {
     inside.map_or_else(|| path.to_owned(), |inside| Path::new(".").join(inside))
 }
 
-/// Ctrl+C, or the polite signal to end.
+/// Ctrl+C or SIGTERM.
 async fn stop_signal() -> io::Result<()> {
     #[cfg(unix)]
     {

@@ -1,5 +1,5 @@
-//! A node of the replicated key-value store, with members from a file. Every node is given the same file; the node
-//! finds itself in it by its address.
+//! A node of the replicated key-value store, with members from a file. Every node has the same file; the node finds
+//! itself in it by its address.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use raftify::start::Start;
 #[derive(Parser)]
 #[command(version, about = "A node of the replicated key-value store, with members from a file")]
 struct Arguments {
-    /// Where the others reach this node, and where it listens for them: host:port, as it stands in the file
+    /// The address of this node for its peers, and its listen address: host:port, as in the file
     #[arg(long)]
     raft_addr: String,
     /// The file with all members, the same for every node
@@ -36,7 +36,7 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let own = peers.iter().find(|peer| peer.address == raft_addr);
     let node_id = own.map(|own| own.id).ok_or_else(|| {
         let known: Vec<&str> = peers.iter().map(|peer| peer.address.as_str()).collect();
-        format!("{}: no peer has address {raft_addr}, they have {}", file.display(), known.join(", "))
+        format!("{}: no peer has address {raft_addr}, the addresses are {}", file.display(), known.join(", "))
     })?;
 
     options.check_web_address()?;

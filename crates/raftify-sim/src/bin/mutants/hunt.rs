@@ -1,5 +1,5 @@
-//! Simulates seed after seed with a mutation until something is violated: in processes of their own, one for each core,
-//! because a process has one mutation for all its life.
+//! Simulates seed after seed with a mutation until a violation: in child processes, one for each core, because a
+//! process has one mutation from its start to its end.
 
 use std::io::{BufRead, BufReader};
 use std::panic;
@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 
 use raftify_core::mutants::{Mutant, VARIABLE};
 
-/// A seed that takes longer will never end.
+/// A seed that takes longer hangs.
 const SEED_AT_MOST: Duration = Duration::from_secs(120);
 
-/// How far to go.
+/// The limits of a hunt.
 pub(crate) struct Hunt<'a> {
-    /// From 1 on; none at all if it is 0.
+    /// From 1 on; none if it is 0.
     pub(crate) seeds: u64,
     pub(crate) at_most: Duration,
     pub(crate) interrupted: &'a AtomicBool,
 }
 
-/// What became of a hunt.
+/// The result of a hunt.
 pub(crate) struct Hunted {
-    /// Simulated to their end, without a violation, from 1 on.
+    /// The number of seeds, from 1 on, that were simulated to their end without a violation.
     pub(crate) seeds: u64,
     pub(crate) catch: Option<Catch>,
 }
@@ -36,16 +36,16 @@ pub(crate) struct Catch {
     pub(crate) violation: String,
 }
 
-/// What a process says.
+/// An output line of a process.
 enum News {
     Fine(u64),
     Violation(Catch),
     Ended,
 }
 
-/// The work of one process: says of each seed what became of it, and ends at the first violation.
+/// The work of one process: reports the result of each seed, and ends at the first violation.
 pub(crate) fn simulate(seeds: impl Iterator<Item = u64>) -> ExitCode {
-    // A violation may be a panic: its text is told with the seed.
+    // A violation may be a panic: its text is reported with the seed.
     panic::set_hook(Box::new(|_| {}));
     for seed in seeds {
         match raftify_sim::run(seed) {
@@ -60,7 +60,7 @@ pub(crate) fn simulate(seeds: impl Iterator<Item = u64>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Whether any of the code that has `mutant` is in the simulator. The shell, and the files of snapshots, are not.
+/// Whether the simulator runs any of the code with `mutant`. It does not run the shell and the snapshot files.
 fn is_simulated(mutant: Mutant) -> bool {
     !matches!(
         mutant,
@@ -79,12 +79,12 @@ fn is_simulated(mutant: Mutant) -> bool {
     )
 }
 
-/// A process, which never outlives this value.
+/// A process that is killed with this value.
 struct Simulator(Child);
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -110,7 +110,7 @@ impl Hunt<'_> {
     }
 }
 
-/// Has a process begin at each of `firsts`, and waits until it is known which is the lowest seed with a violation.
+/// Starts a process at each of `firsts`, and waits until the lowest seed with a violation is known.
 fn follow(
     firsts: &[u64],
     last: u64,
@@ -119,11 +119,11 @@ fn follow(
     at_most: Duration,
     interrupted: &AtomicBool,
 ) -> Result<Hunted, String> {
-    let program = std::env::current_exe().map_err(|error| format!("this program is not found: {error}"))?;
+    let program = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let deadline = Instant::now() + at_most;
     let (news, heard) = mpsc::channel();
     let mut running = Vec::new();
-    // For each process, the seed that it is at, and since when.
+    // For each process, its current seed and the time of its start.
     let mut at: Vec<(Option<u64>, Instant)> = Vec::new();
     for (place, first) in firsts.iter().enumerate() {
         let mut child = Command::new(&program)
@@ -134,8 +134,8 @@ fn follow(
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| format!("{} cannot be started: {error}", program.display()))?;
-        let output = child.stdout.take().expect("it was asked for");
+            .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let output = child.stdout.take().expect("standard output is a pipe");
         running.push(Simulator(child));
         at.push((Some(*first), Instant::now()));
         let news = news.clone();
@@ -149,13 +149,13 @@ fn follow(
     }
     let mut catch: Option<Catch> = None;
     loop {
-        // All below were simulated to their end.
+        // All lower seeds were simulated to their end.
         let below = at.iter().filter_map(|(seed, _)| *seed).min().unwrap_or(last + 1);
         if let Some(catch) = catch.as_ref().filter(|catch| catch.seed < below) {
             return Ok(Hunted { seeds: catch.seed - 1, catch: Some(catch.clone()) });
         }
         if below > last || Instant::now() > deadline || interrupted.load(Ordering::SeqCst) {
-            // What was found above a seed that is not at its end is found all the same.
+            // A violation counts even if a lower seed is unfinished.
             return Ok(Hunted { seeds: below - 1, catch });
         }
         match heard.recv_timeout(Duration::from_millis(100)) {
@@ -174,13 +174,15 @@ fn follow(
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Err("nobody simulates any more".to_owned()),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err("all simulator processes have ended".to_owned());
+            }
         }
         for (seed, since) in &mut at {
             if since.elapsed() > SEED_AT_MOST
                 && let Some(seed) = seed.take()
             {
-                let violation = format!("it does not end within {SEED_AT_MOST:?}");
+                let violation = format!("not finished within {SEED_AT_MOST:?}");
                 catch = lower(catch, Catch { seed, violation });
             }
         }

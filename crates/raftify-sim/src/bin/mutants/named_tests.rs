@@ -1,4 +1,5 @@
-//! Which tests are to notice which mutation, and how they are run: by their names, from programs that were built before.
+//! The tests that must detect each mutation, and how they are run: by their names, from programs that were built
+//! before.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +20,7 @@ const TEST_AT_MOST: Duration = Duration::from_secs(120);
 pub(crate) struct TestName {
     /// The target of cargo: a file in `tests`, or the crate itself.
     target: &'static str,
-    /// As the test's program lists it.
+    /// As the test program lists it.
     pub(crate) name: &'static str,
 }
 
@@ -39,7 +40,7 @@ struct Executable {
 }
 
 impl Executables {
-    /// From what cargo said when it built them.
+    /// From the output of cargo when it built them.
     pub(crate) fn read(path: &Path) -> Result<Executables, String> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| format!("{}: {error}: use `make mutants`", path.display()))?;
@@ -62,7 +63,7 @@ impl Executables {
         Ok(Executables(all))
     }
 
-    /// Whether `test` passes; `Err` says what it did instead.
+    /// Whether `test` passes; `Err` describes another result.
     pub(crate) fn passes(
         &self,
         test: &TestName,
@@ -81,8 +82,8 @@ impl Executables {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| format!("{} cannot be started: {error}", program.display()))?;
-        let output = child.stdout.take().expect("it was asked for");
+            .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
+        let output = child.stdout.take().expect("standard output is a pipe");
         let output = thread::spawn(move || std::io::read_to_string(output).unwrap_or_default());
         let deadline = Instant::now() + TEST_AT_MOST;
         let status = loop {
@@ -90,10 +91,10 @@ impl Executables {
                 break status;
             }
             if Instant::now() > deadline || interrupted.load(Ordering::SeqCst) {
-                // It may end by itself meanwhile.
+                // The test may end by itself meanwhile.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Ok(Err(format!("does not end within {TEST_AT_MOST:?}")));
+                return Ok(Err(format!("does not finish within {TEST_AT_MOST:?}")));
             }
             thread::sleep(Duration::from_millis(10));
         };
@@ -105,7 +106,7 @@ impl Executables {
     }
 }
 
-/// The test that is to notice `mutant`, if the simulator does not.
+/// The test that must detect `mutant`, if the simulator does not.
 pub(crate) fn of(mutant: Mutant) -> TestName {
     const CORE: &str = "raftify_core";
     const BUGS: &str = "known_bugs";

@@ -10,18 +10,18 @@ use raftify_core::mutants::Mutant;
 use crate::hunt::Catch;
 use crate::named_tests::TestName;
 
-/// Of one mutation.
+/// The result of one mutation.
 pub(crate) struct Outcome {
     pub(crate) mutant: Mutant,
     pub(crate) found_by: FoundBy,
     pub(crate) took: Duration,
 }
 
-/// Who noticed.
+/// The detector of a mutation.
 pub(crate) enum FoundBy {
     Simulator(Catch),
     Test(TestName),
-    /// And why not.
+    /// With the reason.
     Nothing(String),
 }
 
@@ -57,13 +57,13 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Says how much the simulator found, and after how many seeds half of all there is.
+/// Reports how many mutations the simulator finds, and the median number of seeds.
 pub(crate) fn sum(outcomes: &[Outcome]) -> String {
     let mut seeds: Vec<u64> = outcomes.iter().filter_map(Outcome::seeds).collect();
     seeds.sort_unstable();
     let (all, found) = (outcomes.len(), seeds.len());
     let half = seeds.get(all.saturating_sub(1) / 2);
-    let median = half.map_or("that is less than half of them".to_owned(), |seeds| {
+    let median = half.map_or("fewer than half of them".to_owned(), |seeds| {
         format!("the median over all {all}, counting the others as never found, is {seeds} seeds")
     });
     format!("The simulator finds {found} of {all}; {median}.")
@@ -72,11 +72,11 @@ pub(crate) fn sum(outcomes: &[Outcome]) -> String {
 const BEGIN: &str = "<!-- mutations: written by `make mutants` with `--write docs/testing/guarantees.md` -->";
 const END: &str = "<!-- end of mutations -->";
 
-/// Puts the table between its marks.
+/// Writes the table between its marks.
 pub(crate) fn write(path: &Path, outcomes: &[Outcome]) -> Result<(), String> {
     let failed = |error: io::Error| format!("{}: {error}", path.display());
     let text = fs::read_to_string(path).map_err(failed)?;
-    let missing = || format!("{} has no place for the table: {BEGIN} and {END}", path.display());
+    let missing = || format!("{} has no marks for the table: {BEGIN} and {END}", path.display());
     let (before, rest) = text.split_once(BEGIN).ok_or_else(missing)?;
     let (_, after) = rest.split_once(END).ok_or_else(missing)?;
     fs::write(path, format!("{before}{BEGIN}\n\n{}\n{END}{after}", table(outcomes))).map_err(failed)

@@ -14,29 +14,29 @@ use crate::hunt::{self, Hunt};
 use crate::named_tests::{self, Executables, TestName};
 use crate::report::{self, FoundBy, Outcome};
 
-/// Puts known bugs back, one at a time, and requires that the simulator or a named test finds each.
+/// Reintroduces known bugs, one at a time, and requires that the simulator or an assigned test detects each.
 #[derive(Parser)]
 #[command(name = "mutants", version)]
 struct Arguments {
-    /// Only these, by name.
+    /// Only these mutations, by name.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// As many seeds are simulated at most for each.
+    /// The maximum number of seeds for each mutation.
     #[arg(long, default_value_t = 5000)]
     seeds: u64,
-    /// So long is simulated at most for each, on all cores.
+    /// The maximum duration for each mutation, on all cores.
     #[arg(long, default_value_t = 120)]
     seconds: u64,
-    /// Says what there is, and does nothing.
+    /// Only lists the mutations.
     #[arg(long)]
     list: bool,
-    /// Tries each by its named tests alone, without the simulator.
+    /// Runs only the assigned tests, without the simulator.
     #[arg(long)]
     by_tests: bool,
-    /// Puts the table into this Markdown file, between its marks.
+    /// Writes the table into this Markdown file, between its marks.
     #[arg(long)]
     write: Option<PathBuf>,
-    /// What `cargo test --no-run --message-format=json` said.
+    /// The output of `cargo test --no-run --message-format=json`.
     #[arg(long, default_value = "target/mutants/tests.json")]
     tests: PathBuf,
     #[command(subcommand)]
@@ -45,7 +45,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Work {
-    /// Simulates every `step`th seed from `first` to `last`. How a hunt uses the cores.
+    /// Simulates every `step`th seed from `first` to `last`: one process of a hunt.
     #[command(hide = true)]
     Simulate { first: u64, last: u64, step: u64 },
 }
@@ -58,7 +58,7 @@ pub(crate) fn main() -> ExitCode {
     let chosen = match chosen(&arguments.only) {
         Ok(chosen) => chosen,
         Err(unknown) => {
-            eprintln!("there is no mutation {unknown}: --list says which there are");
+            eprintln!("there is no mutation {unknown}: --list shows all");
             return ExitCode::from(WRONG_ARGUMENTS);
         }
     };
@@ -90,7 +90,7 @@ fn chosen(only: &[String]) -> Result<Vec<Mutant>, String> {
     }
 }
 
-/// Whether everything was as it should be.
+/// Whether all results are as expected.
 fn try_all(arguments: &Arguments, chosen: &[Mutant]) -> Result<bool, String> {
     let interrupted = raftify_console::interruption();
     let executables = Executables::read(&arguments.tests)?;
@@ -116,7 +116,7 @@ fn try_all(arguments: &Arguments, chosen: &[Mutant]) -> Result<bool, String> {
         report::write(path, &outcomes)?;
     }
     if interrupted.load(Ordering::SeqCst) {
-        say!("interrupted: {} of {} were not tried", chosen.len() - outcomes.len(), chosen.len());
+        say!("interrupted: {} of {} were not run", chosen.len() - outcomes.len(), chosen.len());
     }
     let not_found = outcomes.iter().filter(|outcome| !outcome.is_found()).count();
     let failed = not_found + sound.seeds.values().flatten().count();
@@ -125,7 +125,7 @@ fn try_all(arguments: &Arguments, chosen: &[Mutant]) -> Result<bool, String> {
     Ok(failed == 0)
 }
 
-/// What is violated in the world of `seed` without any mutation.
+/// The violation in the world of `seed` without any mutation.
 fn without(seed: u64, hunt: &Hunt<'_>, sound: &mut Sound) -> Result<Option<String>, String> {
     if let Some(known) = sound.seeds.get(&seed) {
         return Ok(known.clone());
@@ -135,15 +135,15 @@ fn without(seed: u64, hunt: &Hunt<'_>, sound: &mut Sound) -> Result<Option<Strin
     Ok(violation)
 }
 
-/// What passes without any mutation.
+/// The tests and seeds that pass without any mutation.
 #[derive(Default)]
 struct Sound {
     tests: BTreeSet<TestName>,
-    /// With what is violated all the same.
+    /// With the violation without a mutation.
     seeds: BTreeMap<u64, Option<String>>,
 }
 
-/// Who notices `mutant`.
+/// The detector of `mutant`.
 fn find(
     mutant: Mutant,
     hunt: &Hunt<'_>,
@@ -167,6 +167,6 @@ fn find(
     }
     match executables.passes(&test, Some(mutant), hunt.interrupted)? {
         Err(_) => Ok(FoundBy::Test(test)),
-        Ok(()) => Ok(FoundBy::Nothing(format!("not by {} seeds, nor by {test}", hunted.seeds))),
+        Ok(()) => Ok(FoundBy::Nothing(format!("neither by {} seeds nor by {test}", hunted.seeds))),
     }
 }
