@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -37,6 +38,11 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Waits until the server of a node that has ended has let go of its port: its task is dropped when the runtime comes to it.
+pub(crate) async fn not_listening(address: &str) {
+    until("the port is free", async || TcpListener::bind(address).is_ok()).await;
 }
 
 /// Waits for something that must happen.
@@ -510,6 +516,7 @@ impl TestNode {
         let (_, task) = self.running.take().expect("the node was started");
         let outcome = within("the node to end", task).await.unwrap();
         self.disk.released().await;
+        not_listening(&self.address).await;
         outcome
     }
 
@@ -519,6 +526,7 @@ impl TestNode {
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
         self.disk.released().await;
+        not_listening(&self.address).await;
     }
 
     /// A node's value of a key, by a linearizable read.

@@ -183,6 +183,7 @@ impl JournalNode {
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
         self.disk.released().await;
+        not_listening(&self.address).await;
     }
 
     async fn put(&self, numbers: std::ops::Range<u64>) {
