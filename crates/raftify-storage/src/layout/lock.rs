@@ -1,8 +1,9 @@
 //! The lock of a data directory: one process at a time owns it.
 //!
-//! On Unix the directory itself is locked, and a process that creates another directory at the same path locks another
-//! directory. The file `lock` is locked as well, for systems whose directories cannot be locked, and so that a second
-//! directory made of hard links to the files of the first counts as the same.
+//! On Unix the directory itself is locked. Other processes cannot take this lock from its owner by replacing the
+//! directory: a process that opens another directory at the same path has another directory. The file `lock` is locked
+//! as well, for systems whose directories cannot be locked, and so that a second directory made of hard links to the
+//! files of the first counts as the same.
 
 use std::fs::{File, TryLockError};
 use std::io;
