@@ -16,8 +16,7 @@ const PAUSE: u32 = 12;
 /// The observations of a leader about its own disk.
 #[derive(Debug, Default)]
 pub(crate) struct OwnDisk {
-    /// An entry that is durable on a majority and not on this node, and a tick since which this has been so at the
-    /// latest.
+    /// An entry that is durable on a majority and not on this node, at least since this tick.
     awaited: Option<(LogIndex, u64)>,
     slow: Option<SlowWrites>,
     /// Fewer ticks than this are not slow; it is set at the first tick.

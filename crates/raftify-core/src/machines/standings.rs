@@ -20,7 +20,7 @@ const REMEMBER_INTERVAL: Duration = Duration::from_secs(3);
 /// Before any turn makes something durable.
 const NEVER: TurnNumber = TurnNumber(u64::MAX);
 
-/// For how many refused runs the node remembers that it has notified them.
+/// For how many refused runs the node remembers that it has reported them.
 const REFUSED_MAX: usize = 1024;
 
 /// The part of the record that is not durable yet.
