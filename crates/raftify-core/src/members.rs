@@ -149,7 +149,7 @@ impl Members {
         configuration
     }
 
-    /// The membership after `change`, which stands at `index`.
+    /// The membership after `change`, the entry at `index`.
     ///
     /// # Errors
     /// Why the change is invalid. The result is the same on every node, so that all nodes skip an invalid change.
@@ -164,7 +164,7 @@ impl Members {
         Ok(result)
     }
 
-    /// The membership after `record`, which stands at `index`.
+    /// The membership after `record`, the entry at `index`.
     pub fn recorded(&self, index: LogIndex, record: &MemberRecord) -> Members {
         let mut result = self.clone();
         result.as_of = index;
