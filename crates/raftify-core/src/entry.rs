@@ -1,4 +1,4 @@
-//! A log entry as the whole system sees it: on the wire, on disk, and on its way to the state machine.
+//! A log entry, in the form that is sent, stored and applied.
 
 use bytes::Bytes;
 
@@ -7,32 +7,33 @@ use crate::types::LogPosition;
 /// One entry of the replicated log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it stands.
+    /// The position of the entry in the log.
     pub position: LogPosition,
-    /// What the payload means.
+    /// The kind of the payload.
     pub kind: EntryKind,
-    /// Shared, never copied between the user's encoding and the socket or the disk.
+    /// Shared: not copied between the encoding of the user and the socket or the disk.
     pub payload: Bytes,
 }
 
 impl Entry {
-    /// What [`size_bytes`](Self::size_bytes) counts for each entry besides its payload: about what one takes in memory
-    /// in the places that keep it.
+    /// The bytes that [`size_bytes`](Self::size_bytes) counts for each entry in addition to its payload: about the
+    /// memory that an entry takes where it is kept.
     pub const OVERHEAD_BYTES: u64 = 128;
 
-    /// What this entry costs in memory and in a message, in bytes: its payload and a fixed share for the rest.
+    /// The size of this entry in memory and in a message, in bytes: its payload and a fixed overhead.
     pub fn size_bytes(&self) -> u64 {
         self.payload.len() as u64 + Entry::OVERHEAD_BYTES
     }
 }
 
-/// What the payload of an [`Entry`] means. The numbers stand on disk and on the wire and never change.
+/// The kind of the payload of an [`Entry`]. The numbers are stored and sent, and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum EntryKind {
-    /// Nothing: a new leader's first entry, which lets it commit what earlier leaders left (thesis, section 3.6.2).
+    /// No payload: the first entry of a new leader, with which it commits the entries of earlier leaders (thesis,
+    /// section 3.6.2).
     Empty = 0,
-    /// A user's own log entry, in the user's encoding.
+    /// A log entry of the user, in the user's encoding.
     User = 1,
     /// A [`MembershipChange`](crate::members::MembershipChange): voters or learners change.
     MembershipChange = 2,
@@ -41,7 +42,7 @@ pub enum EntryKind {
 }
 
 impl EntryKind {
-    /// The kind with this number, if this version knows it.
+    /// The kind with this number, if this version supports it.
     pub const fn from_number(number: u8) -> Option<EntryKind> {
         match number {
             0 => Some(EntryKind::Empty),
@@ -52,7 +53,7 @@ impl EntryKind {
         }
     }
 
-    /// The number that stands on disk and on the wire.
+    /// The number that is stored and sent.
     pub const fn number(self) -> u8 {
         self as u8
     }

@@ -1,5 +1,5 @@
 //! Why a request was not served: one enum per verb. A variant exists where the caller would act differently; its
-//! documentation says which of the three it is: nothing happened, refused for good, or unknown.
+//! documentation says whether the request had no effect, was refused permanently, or has an unknown outcome.
 
 use std::time::Duration;
 
@@ -12,44 +12,45 @@ use crate::types::{ClusterId, Identity, LogIndex, LogPosition, NodeId, Term};
 /// Why a node does not serve requests.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum StopReason {
-    /// It was set up but does not run yet. Nothing happened.
+    /// The node was set up but does not run yet. The request had no effect.
     #[error("the node does not run yet: its `run` must be under way")]
     NotRunning,
-    /// It was stopped, or is stopping.
+    /// The node was stopped, or is stopping.
     #[error("the node has stopped")]
     Stopped,
-    /// It could not persist or read what it must. What was acknowledged is safe; the node may start again once the
-    /// cause is gone.
+    /// The node could not persist or read its data. Acknowledged writes are safe; the node may start again once the
+    /// cause is removed.
     #[error("the node stopped because its storage failed: {0}")]
     Storage(String),
-    /// The state machine failed or panicked on a committed entry, which is not skipped: the node will meet it again
+    /// The state machine failed or panicked on a committed entry. The node does not skip the entry: it applies it again
     /// when it starts.
     #[error("the node stopped because its state machine failed: {0}")]
     StateMachine(String),
-    /// It was removed from the cluster.
+    /// The node was removed from the cluster.
     #[error(
         "the node was removed from the cluster as of index {as_of}: to take part again it must join with a new ticket \
          and an empty directory"
     )]
     Removed {
-        /// The membership in which it is missing.
+        /// The membership that no longer contains the node.
         as_of: LogIndex,
     },
-    /// The other nodes refuse it.
+    /// The other nodes refuse this node.
     #[error("the other nodes refuse this one: {0}")]
     Refused(SenderRefusal),
-    /// At the address that the cluster has for this node, another process runs as this node: this one was started on a copy
-    /// of its directory.
+    /// At the address that the cluster has for this node, another process runs as this node: this process was started
+    /// on a copy of its directory.
     #[error(
         "a process at {address} runs as this node already, on another copy of this directory: it goes on, and this one stops. \
          Remove the copy; to move the node, stop it at {address} first, and take its directory along"
     )]
     OriginalRuns {
-        /// Where it answers.
+        /// The address at which the other process answers.
         address: String,
     },
-    /// A leader does not have what this node knows to be committed, which no leader lacks unless members have forgotten
-    /// what they acknowledged. This node serves nothing any more: it would answer otherwise than the rest of the cluster.
+    /// A leader lacks an entry that this node knows to be committed. This happens only if members have lost
+    /// acknowledged writes. This node stops serving, because its answers would differ from those of the rest of the
+    /// cluster.
     #[error(
         "acknowledged writes were lost: node {leader} leads in term {term} without the entry that was committed at index \
          {missing}. This node, node {node}, stops: it still has all that was committed up to index {commit}. Keep a copy of \
@@ -60,36 +61,38 @@ pub enum StopReason {
         node: NodeId,
         /// The first index at which the leader has another entry, as far as it is known.
         missing: LogIndex,
-        /// Up to where this node has what was committed.
+        /// The commit index of this node.
         commit: LogIndex,
-        /// Who leads without it.
+        /// The leader that lacks the entry.
         leader: NodeId,
-        /// In which term.
+        /// The term of that leader.
         term: Term,
     },
-    /// A defect of this program, or damage that passed all checks. The node stopped rather than go on.
+    /// A bug in this program, or damage that passed all checks. The node stopped instead of continuing.
     #[error("the node stopped because of an internal error: {0}")]
     Internal(String),
-    /// It has not stopped, as far as is known, but did not answer for so long: its disk, its state machine or the machine
-    /// holds it up. What was asked for may have taken effect, or may yet: look at the status before asking again.
+    /// The node has not stopped, as far as is known, but did not answer for this long: its disk, its state machine or
+    /// the machine delays it. The request may have taken effect, or may still do so: look at the status before you send
+    /// it again.
     #[error(
         "the node did not answer within {} ms: something holds it up; whether the request took effect, or will, is not \
          known, look at the status before trying again", .0.as_millis()
     )]
     NoAnswer(Duration),
-    /// It is stopping, and did not take the request. Nothing happened: ask another node.
+    /// The node is stopping, and did not accept the request. The request had no effect: ask another node.
     #[error("the node is stopping and did not take the request: nothing happened, ask another node")]
     Stopping,
 }
 
 impl StopReason {
-    /// Whether it says by itself that a request had no effect, so that the same request may be made elsewhere.
+    /// Whether this reason alone says that a request had no effect, so that the caller may send the same request to
+    /// another node.
     pub fn nothing_happened(&self) -> bool {
         matches!(self, StopReason::NotRunning | StopReason::Stopping)
     }
 }
 
-/// Where to try instead, for a request that reached a node that does not lead.
+/// The node to try instead, for a request that reached a node that does not lead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaderHint {
     /// The leader as far as the refusing node knows.
@@ -98,58 +101,61 @@ pub struct LeaderHint {
     pub address: String,
 }
 
-/// Why a proposal got no reply of the state machine.
+/// Why a proposal got no reply from the state machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ProposeError {
-    /// Nothing was written: no leader was known until the deadline.
+    /// The proposal had no effect: no leader was known until the deadline.
     #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
     NoLeader,
-    /// Nothing was written: this node does not lead, and may not forward the request.
+    /// The proposal had no effect: this node does not lead, and may not forward the request.
     #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
     NotLeader(LeaderHint),
-    /// Nothing was written: as much waits as may wait, in number or in bytes, to be taken up, committed or applied
-    /// ([`Config`](crate::Config) has the limits). Try again a little later.
+    /// The proposal had no effect: the limit of proposals that wait to be accepted, committed or applied is reached, in
+    /// number or in bytes ([`Config`](crate::Config) has the limits). Try again a little later.
     #[error("as much waits as may, in number or in bytes ({waiting} proposals): try again a little later")]
     Busy {
-        /// How many proposals wait for their answer. That may be none: entries of those who have given up waiting count
-        /// until they are committed and applied.
+        /// How many proposals wait for their answer. It may be zero: entries whose callers no longer wait count until
+        /// they are committed and applied.
         waiting: u64,
     },
-    /// Nothing was written, nor ever will be: the entry is over the limit.
+    /// The proposal had no effect, and never will: the entry is over the size limit.
     #[error("the entry has {bytes} bytes, the limit is {limit} (entry_bytes_max)")]
     TooLarge {
-        /// Of the encoded entry.
+        /// The size of the encoded entry.
         bytes: u64,
-        /// As configured.
+        /// The configured limit.
         limit: u64,
     },
-    /// Nothing was written: the entry could not be encoded.
+    /// The proposal had no effect: the entry could not be encoded.
     #[error("the entry could not be encoded: {0}")]
     Encode(String),
-    /// Another entry took this one's place: it was not applied and never will be. Safe to propose again.
+    /// Another entry was committed at the index of this one: this entry was not applied and never will be. It is safe
+    /// to propose it again.
     #[error("the entry was not applied: a new leader put another one at index {index}")]
     NotApplied {
-        /// Where it had stood.
+        /// The index of the entry.
         index: LogIndex,
     },
-    /// The outcome is unknown: it may have been applied, or may yet be. Propose again only if twice does no harm.
+    /// The outcome is unknown: the entry may have been applied, or may still be. Propose it again only if applying it
+    /// twice does no harm.
     #[error("the outcome is unknown: {0}")]
     Unknown(UnknownOutcome),
-    /// Nothing was written: this node has stopped, or is stopping, and did not take the entry. Safe to propose to another
-    /// node. What it had taken already is [`Unknown`](Self::Unknown).
+    /// The proposal had no effect: this node has stopped, or is stopping, and did not accept the entry. It is safe to
+    /// propose it to another node. An entry that the node had already accepted is reported as
+    /// [`Unknown`](Self::Unknown).
     #[error(transparent)]
     Stopped(#[from] StopReason),
-    /// Nothing was written: a node on the way, or the one at which it was proposed, could not decode the entry. In the log
-    /// it would have stopped every node. It was proposed by a program of another, perhaps newer, version, or its type
-    /// encodes what it cannot decode.
+    /// The proposal had no effect: a node on the way, or the node at which it was proposed, could not decode the entry.
+    /// If it were in the log, it would stop every node. A program of another, perhaps newer, version proposed it, or
+    /// its type encodes values that it cannot decode.
     #[error("the entry cannot be decoded: {0}")]
     Undecodable(String),
 }
 
 impl ProposeError {
-    /// Whether the entry was certainly not applied, and never will be, so that proposing it again, here or elsewhere, does
-    /// not apply it twice.
+    /// Whether the entry was certainly not applied, and never will be, so that proposing it again, to this node or
+    /// another, does not apply it twice.
     pub fn nothing_happened(&self) -> bool {
         match self {
             ProposeError::Unknown(_) | ProposeError::Stopped(StopReason::NoAnswer(_)) => false,
@@ -165,22 +171,22 @@ impl ProposeError {
     }
 }
 
-/// Why the outcome of a request is not known.
+/// Why the outcome of a request is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum UnknownOutcome {
     /// The deadline passed first.
     #[error("no answer within {} ms; it may still take effect", .0.as_millis())]
     TimedOut(Duration),
-    /// A snapshot that covers the entry was installed, so that its reply was never computed here.
+    /// The node installed a snapshot that covers the entry, so that it never computed the reply.
     #[error("a snapshot covered the entry before its reply was computed")]
     CoveredBySnapshot,
-    /// The connection to the node that was asked, mostly the leader, broke after the request was sent.
+    /// The connection to the node that was asked, usually the leader, broke after the request was sent.
     #[error("the connection to the node that was asked broke: {0}")]
     ConnectionLost(String),
     /// The reply arrived, but could not be decoded: the entry was applied.
     #[error("the entry was applied, but its reply could not be decoded: {0}")]
     BadReply(String),
-    /// The node that had taken the request stopped before it saw the outcome.
+    /// The node that had accepted the request stopped before it learned the outcome.
     #[error("the node that had taken the request stopped before its outcome was known: {0}")]
     NodeStopped(StopReason),
 }
@@ -192,19 +198,19 @@ pub enum ReadError {
     /// No leader is known.
     #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
     NoLeader,
-    /// This node does not lead, and only the leader can confirm an index. Only other nodes and clients ever see this.
+    /// This node does not lead, and only the leader can confirm an index. Only other nodes and clients see this error.
     #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
     NotLeader(LeaderHint),
-    /// Too many reads wait.
+    /// The limit of waiting reads is reached.
     #[error("{waiting} reads are waiting, which is as many as may")]
     Busy {
-        /// How many wait.
+        /// How many reads wait.
         waiting: u64,
     },
-    /// Leadership could not be confirmed, or this node did not catch up, in time.
+    /// The leader could not confirm its leadership, or this node did not catch up, in time.
     #[error("the read was not confirmed within {} ms", .0.as_millis())]
     TimedOut(Duration),
-    /// The connection to the leader failed, or, for a client, that to the node it asked.
+    /// The connection to the leader failed, or, for a client, the connection to the node that it asked.
     #[error("the connection to the node that was asked failed: {0}")]
     ConnectionLost(String),
     /// This node has stopped.
@@ -216,31 +222,32 @@ pub enum ReadError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum MembershipError {
-    /// Nothing was written: no leader is known.
+    /// The request had no effect: no leader is known.
     #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
     NoLeader,
-    /// Nothing was written: this node does not lead, and may not forward the request.
+    /// The request had no effect: this node does not lead, and may not forward the request.
     #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
     NotLeader(LeaderHint),
-    /// Nothing was written: the change waited for its turn until its deadline, and another one is still not in force.
+    /// The request had no effect: the change waited for its turn until its deadline, and another change is still not in
+    /// force.
     #[error(
         "another membership change is not yet in force, and changes are made one at a time: try again when it is"
     )]
     ChangePending,
-    /// Nothing was changed: the membership is another one than the request was made from. Look at the members, and decide
-    /// again.
+    /// The request had no effect: the membership differs from the one that the request expects. Look at the members,
+    /// and decide again.
     #[error(
         "the membership has changed: the request was made from the one as of index {expected}, it is now as of {actual}"
     )]
     MembershipMoved {
-        /// As the request says.
+        /// The index that the request expects.
         expected: LogIndex,
-        /// As it is.
+        /// The index of the present membership.
         actual: LogIndex,
     },
-    /// Nothing was changed: after the change, the voters that the leader has heard from within an election timeout would be
-    /// no majority, and the cluster could not decide anything any more. Start the missing nodes, or remove them first; or
-    /// make the request with [`force`](crate::members::MembershipRequest::force).
+    /// The request had no effect: after the change, the voters from which the leader has received messages within an
+    /// election timeout would be no majority, and the cluster could not commit anything any more. Start the missing
+    /// nodes, or remove them first; or make the request with [`force`](crate::members::MembershipRequest::force).
     #[error(
         "the change would leave {voters} voters of which {} missing: the rest is no majority, and the cluster would stop for \
          good. Start the missing nodes or remove them first, or force the change", missing_are(.missing)
@@ -248,22 +255,23 @@ pub enum MembershipError {
     WouldLoseMajority {
         /// How many voters there would be.
         voters: usize,
-        /// Those of them that the leader has not heard from within an election timeout.
+        /// The voters from which the leader has received no message within an election timeout.
         missing: Vec<NodeId>,
     },
-    /// Nothing was changed: the node has not received enough of the log to vote. Try again when it has.
+    /// The request had no effect: the node has not received enough of the log to vote. Try again when it has.
     #[error(
         "node {id} is not caught up: its log agrees up to index {matched}, the leader's ends at {last}; try again later"
     )]
     NotCaughtUp {
         /// The node.
         id: NodeId,
-        /// Up to where its log agrees with the leader's.
+        /// The last index up to which its log agrees with the leader's.
         matched: LogIndex,
-        /// Where the leader's log ends.
+        /// The last index of the leader's log.
         last: LogIndex,
     },
-    /// Nothing was changed: too few voters have reached the node at its advertised address. Can they connect to it?
+    /// The request had no effect: too few voters have reached the node at its advertised address. Check whether they
+    /// can connect to it.
     #[error(
         "node {id} was reached at its advertised address by {} of {voters} voters, which is no majority: check its address, \
          and what stands between", .by.len()
@@ -276,22 +284,23 @@ pub enum MembershipError {
         /// How many voters there are.
         voters: usize,
     },
-    /// Nothing was written: too many requests wait.
+    /// The request had no effect: the limit of waiting requests is reached.
     #[error("{waiting} requests are waiting, which is as many as may")]
     Busy {
-        /// How many wait.
+        /// How many requests wait.
         waiting: u64,
     },
-    /// Nothing was changed: the change makes no sense in the present membership.
+    /// The request had no effect: the present membership does not allow the change.
     #[error(transparent)]
     Refused(#[from] MembershipRefusal),
-    /// Nothing was changed: a leader cannot take its own vote away before another voter has taken over, and none did.
+    /// The request had no effect: a leader cannot remove its own vote before another voter has taken over, and none
+    /// did.
     #[error("this node leads and could not transfer leadership first: {0}")]
     TransferFailed(TransferError),
-    /// Another entry took the change's place: it was not made. Safe to try again.
+    /// Another entry was committed at the index of the change: the change was not made. It is safe to try again.
     #[error("the change was not made: a new leader put another entry at index {index}")]
     NotApplied {
-        /// Where it had stood.
+        /// The index of the change.
         index: LogIndex,
     },
     /// The outcome is unknown: look at the members before trying again.
@@ -310,7 +319,7 @@ fn missing_are(missing: &[NodeId]) -> String {
     }
 }
 
-/// Why leadership was not transferred. The cluster is unharmed in every case.
+/// Why leadership was not transferred. The cluster works normally in every case.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum TransferError {
@@ -326,28 +335,29 @@ pub enum TransferError {
         /// The target.
         id: NodeId,
     },
-    /// The target was not heard of lately.
+    /// The leader received no message from the target within the last election timeout.
     #[error("node {id} was not heard of within the last election timeout")]
     Unreachable {
         /// The target.
         id: NodeId,
     },
-    /// There is no voter that could take over.
+    /// There is no other voter that is alive and could take over.
     #[error("no other voter is alive that could take over")]
     NoSuccessor,
-    /// Another transfer is under way.
+    /// Another transfer is in progress.
     #[error("leadership is being transferred to node {to} already")]
     TransferPending {
         /// Its target.
         to: NodeId,
     },
-    /// The target did not take over in time; the old leader leads on, or an election is under way.
+    /// The target did not take over in time; the old leader continues to lead, or an election is in progress.
     #[error("node {to} did not take over within an election timeout")]
     TimedOut {
         /// The target.
         to: NodeId,
     },
-    /// The connection to the leader failed, or, for a client, that to the node it asked; the transfer may be under way.
+    /// The connection to the leader failed, or, for a client, the connection to the node that it asked; the transfer
+    /// may be in progress.
     #[error("the connection to the node that was asked failed: {0}")]
     ConnectionLost(String),
     /// This node has stopped.
@@ -359,13 +369,13 @@ pub enum TransferError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum CampaignError {
-    /// It leads already.
+    /// This node leads already.
     #[error("this node leads already")]
     AlreadyLeader,
-    /// It is a learner, or no member.
+    /// This node is a learner, or no member.
     #[error("this node is not a voter, so it cannot lead")]
     NotAVoter,
-    /// It must first write or apply what it has received. Try again a moment later.
+    /// This node must first write or apply the entries that it has received. Try again a moment later.
     #[error("this node must first write or apply what it has received")]
     NotReady,
     /// This node has stopped.
@@ -377,17 +387,17 @@ pub enum CampaignError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum DemoteError {
-    /// It does not lead in that term: nothing to do.
+    /// This node does not lead in that term: there is nothing to do.
     #[error("this node does not lead in term {asked}; it is a {role} in term {term}")]
     NotLeaderInTerm {
-        /// As asked.
+        /// The term in the request.
         asked: Term,
-        /// As it is.
+        /// The term of this node.
         term: Term,
-        /// What it is, in words.
+        /// The role of this node, in words.
         role: String,
     },
-    /// The successor did not take over; this node leads on.
+    /// The successor did not take over; this node continues to lead.
     #[error(transparent)]
     Transfer(#[from] TransferError),
     /// This node has stopped.
@@ -395,11 +405,11 @@ pub enum DemoteError {
     Stopped(#[from] StopReason),
 }
 
-/// Why no snapshot was taken. The old one stays in use.
+/// Why the node took no snapshot. The old one stays in use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum SnapshotError {
-    /// Nothing has been applied yet.
+    /// The node has not applied any entry yet.
     #[error("nothing has been applied yet, so there is nothing to take a snapshot of")]
     NothingApplied,
     /// The state machine or the disk failed.
@@ -410,22 +420,22 @@ pub enum SnapshotError {
     Stopped(#[from] StopReason),
 }
 
-/// Why a node did not begin or enter a cluster.
+/// Why a node did not start or join a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum JoinError {
-    /// Its directory belongs to somebody else.
+    /// The directory belongs to another node or cluster.
     #[error("this directory belongs to {stored}, it cannot be used for {asked}")]
     OtherIdentity {
-        /// As stored.
+        /// The stored identity.
         stored: Identity,
-        /// As asked for.
+        /// The requested identity.
         asked: Identity,
     },
-    /// It has a membership already.
+    /// The node has a membership already.
     #[error("this node is a member of cluster {cluster_id} already")]
     AlreadyMember {
-        /// Of which.
+        /// The cluster that it belongs to.
         cluster_id: ClusterId,
     },
     /// This node has stopped.
@@ -433,27 +443,27 @@ pub enum JoinError {
     Stopped(#[from] StopReason),
 }
 
-/// Why a snapshot from another node was not installed. The old state stays in use.
+/// Why a node did not install a snapshot from another node. The old state stays in use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum InstallError {
-    /// Who sent it is not believed.
+    /// This node refuses the sender.
     #[error(transparent)]
     Sender(#[from] SenderRefusal),
     /// The sender no longer leads.
     #[error("the snapshot is of term {term}, this node has seen term {newer}")]
     StaleLeader {
-        /// Of the sender.
+        /// The term of the sender.
         term: Term,
-        /// Of this node.
+        /// The term of this node.
         newer: Term,
     },
-    /// It makes no sense here.
+    /// The snapshot does not fit the state of this node.
     #[error("the snapshot at {position} cannot be installed: {reason}")]
     Refused {
-        /// Which one.
+        /// The position of the snapshot.
         position: LogPosition,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// This node has stopped.
@@ -461,7 +471,7 @@ pub enum InstallError {
     Stopped(#[from] StopReason),
 }
 
-/// Why a core cannot start on what its storage holds.
+/// Why a core cannot start from the contents of its storage.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -471,18 +481,18 @@ pub enum StartError {
          or start it with id {}", stored.node_id
     )]
     OtherNode {
-        /// As stored.
+        /// The stored identity.
         stored: Identity,
-        /// As asked for.
+        /// The requested node id.
         asked: NodeId,
     },
-    /// What is stored contradicts itself.
+    /// The stored state contradicts itself.
     #[error("the stored state contradicts itself: {reason}")]
     Inconsistent {
-        /// How.
+        /// The contradiction.
         reason: String,
     },
-    /// It could not be read.
+    /// The stored state could not be read.
     #[error(transparent)]
     Storage(#[from] StorageError),
 }

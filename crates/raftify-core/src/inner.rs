@@ -1,9 +1,9 @@
-//! What benches time of this crate's inner parts. Not for users: it changes without notice.
+//! Internal functions that the benchmarks measure. Not for users: they change without notice.
 
 use crate::machines::PendingReplies;
 use crate::types::{LogIndex, LogPosition, Term};
 
-/// Has `count` proposals wait for their answers and resolves them in order; returns how many were answered.
+/// Registers `count` proposals as waiting for their answers and resolves them in order; returns how many were answered.
 pub fn answer_proposals(count: u64) -> usize {
     let mut pending = PendingReplies::new();
     let position = |index| LogPosition { term: Term(1), index: LogIndex(index) };

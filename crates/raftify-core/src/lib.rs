@@ -1,12 +1,13 @@
-//! The deciding half of raftify.
+//! The deterministic core of raftify.
 //!
-//! [`RaftNodeCore`] owns consensus (raft-rs' `RawNode`), the membership, the pending replies and the reads that wait. It is synchronous: it is given messages, ticks and a seed, and says with a [`Turn`] what must be written,
-//! sent and applied, in which order. It does no I/O and reads no clock, so that whole clusters of cores run in one
-//! test thread, the same every time.
+//! [`RaftNodeCore`] owns consensus (raft-rs' `RawNode`), the membership, the pending replies and the waiting reads. It
+//! is synchronous: its caller passes it messages, ticks and a seed, and it returns a [`Turn`] that says what to write,
+//! send and apply, in which order. It does no I/O and reads no clock, so that a whole cluster of cores runs
+//! deterministically in one test thread.
 //!
-//! Its users are the crate `raftify`, which carries turns out, and the simulator.
+//! Its users are the crate `raftify`, which carries out the turns, and the simulator.
 
-/// Whether a bug was put back, for `make mutants`: never, in a normal build.
+/// Whether a bug was reintroduced, for `make mutants`: never, in a normal build.
 #[cfg(not(raftify_mutants))]
 #[doc(hidden)]
 #[macro_export]
@@ -16,7 +17,7 @@ macro_rules! mutated {
     };
 }
 
-/// Whether this bug was put back: see `mutants.rs`.
+/// Whether this bug was reintroduced: see `mutants.rs`.
 #[cfg(raftify_mutants)]
 #[doc(hidden)]
 #[macro_export]

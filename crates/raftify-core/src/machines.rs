@@ -1,5 +1,6 @@
-//! What a core consists of: machines, each of which owns a part of the state and knows how it changes. None of them sees
-//! consensus or the core, and a machine uses another one only if that is a part of it, or is handed to it to be read.
+//! The state machines that a core consists of. Each owns a part of the state and the rules by which it changes. None of
+//! them accesses consensus or the core. A machine uses another one only if it contains it, or gets it as a parameter to
+//! read.
 
 mod delivery;
 mod joiners;

@@ -1,8 +1,8 @@
-//! Who belongs to the cluster: the one place that encodes, decodes, checks and applies a membership change.
+//! The members of a cluster: this module encodes, decodes, validates and applies membership changes.
 //!
-//! [`Members`] is a value: the state of the membership as of one place in the log. It changes only by applying a
-//! committed [`MembershipChange`] or [`MemberRecord`], in log order, on every node alike. It is stored together with
-//! the index it is as of, in one transaction, so that a replay after a restart never applies a change twice.
+//! [`Members`] is a value: the membership as of one log index. It changes only by applying a committed
+//! [`MembershipChange`] or [`MemberRecord`], in log order, on every node alike. A node stores it together with its
+//! index, in one transaction, so that a replay after a restart never applies a change twice.
 
 mod address;
 mod change;
@@ -29,7 +29,7 @@ use crate::types::{ClusterId, Identity, Incarnation, LogIndex, NodeId};
 
 const MEMBERS_VERSION: u8 = 2;
 
-/// The membership as of one place in the log.
+/// The membership as of one log index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     as_of: LogIndex,
@@ -38,12 +38,12 @@ pub struct Members {
     outgoing: BTreeSet<NodeId>,
     leave: LeaveJoint,
     next_node_id: NodeId,
-    /// Ids that were members once. They are never given out again, so that a late message of the old holder is
-    /// never taken for one of a new holder.
+    /// Ids of removed members. They are never reused, so that a late message of the old node is never taken for one of
+    /// a new node.
     removed: BTreeSet<NodeId>,
 }
 
-/// The voters and learners of a [`Members`], in the terms of consensus: what raft-rs calls a `ConfState`.
+/// The voters and learners of a [`Members`], in the terms of consensus: raft-rs' `ConfState`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configuration {
     /// Voters of the incoming configuration.
@@ -57,7 +57,7 @@ pub struct Configuration {
 }
 
 impl Members {
-    /// Nobody yet: the state of a node that waits to be let into a cluster.
+    /// No member: the state of a node that waits to join a cluster.
     pub fn none() -> Members {
         Members {
             as_of: LogIndex::ZERO,
@@ -86,12 +86,12 @@ impl Members {
         Ok(result)
     }
 
-    /// The place in the log up to which changes are included.
+    /// The log index up to which changes are included.
     pub fn as_of(&self) -> LogIndex {
         self.as_of
     }
 
-    /// Whether there is nobody: the node has not been let into a cluster.
+    /// Whether there is no member: the node has not joined a cluster yet.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
@@ -149,10 +149,10 @@ impl Members {
         configuration
     }
 
-    /// The membership after `change`, which stands at `index`.
+    /// The membership after `change`, the entry at `index`.
     ///
     /// # Errors
-    /// Why the change cannot be made. The same on every node, so that a refused change is skipped by all.
+    /// Why the change is invalid. The result is the same on every node, so that all nodes skip an invalid change.
     pub fn changed(&self, index: LogIndex, change: &MembershipChange) -> Result<Members, MembershipRefusal> {
         let mut result = self.clone();
         result.as_of = index;
@@ -164,7 +164,7 @@ impl Members {
         Ok(result)
     }
 
-    /// The membership after `record`, which stands at `index`.
+    /// The membership after `record`, the entry at `index`.
     pub fn recorded(&self, index: LogIndex, record: &MemberRecord) -> Members {
         let mut result = self.clone();
         result.as_of = index;
@@ -184,7 +184,7 @@ impl Members {
         result
     }
 
-    /// The member has announced a new address. What does not fit is passed over, by all nodes alike.
+    /// The member has announced a new address. All nodes alike ignore an announcement that does not fit.
     fn move_to(&mut self, id: NodeId, incarnation: Incarnation, address: &str) {
         let is_free = self.members.values().all(|member| member.id == id || member.address != address);
         if let Some(member) = self.members.get_mut(&id)
@@ -300,7 +300,7 @@ impl Members {
         Ok(())
     }
 
-    /// What must hold of every membership, however it came about.
+    /// The invariants of every membership.
     fn check_whole(&self) -> Result<(), MembershipRefusal> {
         if !self.members.values().any(|member| member.role == MemberRole::Voter) {
             return Err(MembershipRefusal::LastVoter);
@@ -311,11 +311,11 @@ impl Members {
         Ok(())
     }
 
-    /// May a message of `sender` be believed by the node that is `own`, which the sender takes for `receiver`, as far as
-    /// it knows? Asked for every message before it reaches consensus.
+    /// Whether the node `own` accepts messages of `sender`. `receiver` is the incarnation of the receiver as far as the
+    /// sender knows it. The node checks every message before it reaches consensus.
     ///
     /// # Errors
-    /// Why not. All of the reasons are final. [`SenderRefusal::OtherReceiver`] speaks against the receiver, not the sender.
+    /// Why not. All of the reasons are final. [`SenderRefusal::OtherReceiver`] concerns the receiver, not the sender.
     pub fn check_sender(
         &self,
         sender: &Sender,
@@ -339,8 +339,8 @@ impl Members {
                 }
                 _ => {}
             },
-            // The sender may have been added by a change that has not reached this node: it may even be the leader
-            // that will bring it. Only who claims no newer membership than ours is judged by ours.
+            // The sender may have been added by a change that has not reached this node: it may even be the leader that
+            // will send it. This node judges only a sender that claims no newer membership than its own.
             None if !self.is_empty() && sender.members_as_of <= self.as_of => {
                 return Err(SenderRefusal::NotAMember { id: sender.id, as_of: self.as_of });
             }
@@ -362,7 +362,7 @@ impl Members {
     /// The inverse of [`encode`](Self::encode).
     ///
     /// # Errors
-    /// If the version is not known, or the bytes do not describe a possible membership.
+    /// If the version is unknown, or the bytes do not describe a valid membership.
     pub fn decode(bytes: &[u8]) -> Result<Members, MembersDecodeError> {
         let members: Members = decode_versioned("membership", MEMBERS_VERSION, bytes)?;
         let consistent = members.members.iter().all(|(id, member)| *id == member.id)
@@ -394,7 +394,7 @@ impl Members {
         ClusterId(hash)
     }
 
-    /// In which ways the `other` membership differs from this one, in words for a person; empty if in none.
+    /// The differences of the `other` membership from this one, in words; empty if there is none.
     pub fn differences(&self, other: &Members) -> String {
         let ids: BTreeSet<NodeId> = self.members.keys().chain(other.members.keys()).copied().collect();
         let described = |member: Option<&Member>| match member {
@@ -409,13 +409,13 @@ impl Members {
         ids.iter().filter_map(differs).collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether `id` was a member, and was removed: it is never let in again.
+    /// Whether `id` was a member, and was removed: it can never join again.
     pub fn is_removed(&self, id: NodeId) -> bool {
         self.removed.contains(&id)
     }
 
-    /// Whether `id` is a member, or was removed. A node that its own membership does not know is about to be let in: what it
-    /// has is from before.
+    /// Whether `id` is a member, or was removed. A node that its own membership does not contain is about to be added:
+    /// its membership is from before that.
     pub fn knows(&self, id: NodeId) -> bool {
         self.members.contains_key(&id) || self.is_removed(id)
     }

@@ -1,4 +1,4 @@
-//! What nodes tell each other to agree: Raft's messages in our own words. Snapshots travel apart, with their data.
+//! The messages of the Raft protocol, in our own types. Snapshots are sent separately, with their data.
 
 use crate::entry::Entry;
 use crate::types::{Incarnation, LogIndex, LogPosition, NodeId, RunId, Term};
@@ -6,17 +6,17 @@ use crate::types::{Incarnation, LogIndex, LogPosition, NodeId, RunId, Term};
 /// One message of the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RaftMessage {
-    /// Who says it.
+    /// The sender.
     pub from: NodeId,
-    /// To whom.
+    /// The receiver.
     pub to: NodeId,
-    /// In which term. Never zero.
+    /// The term of the message. Never zero.
     pub term: Term,
-    /// What is said.
+    /// The content.
     pub body: RaftMessageBody,
 }
 
-/// What a [`RaftMessage`] says.
+/// The content of a [`RaftMessage`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RaftMessageBody {
     /// Leader: append these entries after `previous` (thesis, figure 3.1, AppendEntries).
@@ -28,50 +28,51 @@ pub enum RaftMessageBody {
         /// May be empty.
         entries: Vec<Entry>,
     },
-    /// Follower: the log agrees up to `index` and is durable up to there; or, with a rejection, it does not agree.
+    /// Follower: the log agrees up to `index` and is durable up to there; with a rejection, it does not agree.
     AppendResponse {
         /// The last index that agrees; with a rejection, the index of the refused `previous`.
         index: LogIndex,
         /// The follower's commit index.
         commit: LogIndex,
-        /// Where the leader should look for agreement next.
+        /// Where the leader should look for an agreeing entry next.
         rejection: Option<LogPosition>,
     },
     /// Candidate: vote for me (thesis, figure 3.1, RequestVote).
     RequestVote {
         /// The candidate's last entry.
         last: LogPosition,
-        /// What it knows to be committed.
+        /// The last entry that the candidate knows to be committed.
         commit: LogPosition,
-        /// Whether the leader asked for this election, so that nobody refuses because it still hears the leader.
+        /// Whether the leader asked for this election. If it did, no voter refuses because it still receives messages
+        /// from the leader.
         reason: CampaignReason,
     },
     /// Before a candidacy: would you vote for me? (thesis, section 9.6)
     RequestPreVote {
-        /// The last entry of who asks.
+        /// The last entry of the sender.
         last: LogPosition,
-        /// What it knows to be committed.
+        /// The last entry that the sender knows to be committed.
         commit: LogPosition,
     },
     /// The answer to `RequestVote`.
     VoteResponse {
         /// Whether the vote was given.
         granted: bool,
-        /// What the voter knows to be committed; zero with a granted vote.
+        /// The last entry that the voter knows to be committed; zero with a granted vote.
         commit: LogPosition,
     },
     /// The answer to `RequestPreVote`.
     PreVoteResponse {
         /// Whether the vote would be given.
         granted: bool,
-        /// What the voter knows to be committed; zero with a granted vote.
+        /// The last entry that the voter knows to be committed; zero with a granted vote.
         commit: LogPosition,
     },
-    /// Leader: I am still here.
+    /// Leader: it is still alive.
     Heartbeat {
-        /// As far as the leader knows the follower's log to agree.
+        /// The commit index, at most the index up to which the leader knows the follower's log to agree.
         commit: LogIndex,
-        /// The round of reads that waits for this heartbeat's answer (ReadIndex, thesis section 6.4).
+        /// The round of reads that waits for the response to this heartbeat (ReadIndex, thesis section 6.4).
         read_round: Option<u64>,
     },
     /// The answer to `Heartbeat`.
@@ -81,28 +82,28 @@ pub enum RaftMessageBody {
         /// As in the heartbeat.
         read_round: Option<u64>,
     },
-    /// Leader: start an election now, you shall lead (thesis, section 3.10).
+    /// Leader: start an election now, to become the leader (thesis, section 3.10).
     TimeoutNow,
-    /// Voter to leader: it has reached these nodes, which do not vote, at their advertised addresses, and they are these
-    /// incarnations. Not of raft-rs: by this the leader decides whether a joining node may vote.
+    /// Voter to leader: the voter has reached these non-voting nodes at their advertised addresses, and these are their
+    /// incarnations. Not a raft-rs message: the leader uses it to decide whether a joining node may vote.
     Reached {
         /// At most as many as there are members.
         peers: Vec<(NodeId, Incarnation)>,
     },
-    /// To every other member, now and then: what is durable here in this term, so that it is noticed if it is forgotten. Not
-    /// of raft-rs.
+    /// To every other member, periodically: the state that is durable on this node in this term, so that the receiver
+    /// can detect if this node loses it. Not a raft-rs message.
     Standing {
-        /// Whom the sender voted for.
+        /// The node that the sender voted for.
         vote: Option<NodeId>,
-        /// Up to where its log is that of the leader of this term.
+        /// Up to here its log agrees with that of the leader of this term.
         index: LogIndex,
     },
-    /// Another run of the receiver has spoken to the sender, and was refused: a copy of its directory was started. Not of
-    /// raft-rs.
+    /// Another run of the receiver has sent a message to the sender, and was refused: a node was started on a copy of
+    /// the receiver's directory. Not a raft-rs message.
     Twin {
-        /// How many starts it counts.
+        /// How many starts the other run counts.
         starts: u64,
-        /// Which one.
+        /// The id of the other run.
         run: RunId,
     },
 }
@@ -110,8 +111,8 @@ pub enum RaftMessageBody {
 /// Why a candidate asks for votes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CampaignReason {
-    /// It heard of no leader for an election timeout.
+    /// It received no message from a leader for an election timeout.
     Timeout,
-    /// The leader transfers its leadership to it.
+    /// The leader transfers its leadership to this node.
     Transfer,
 }

@@ -1,8 +1,8 @@
-//! The deciding half of a node: owns consensus, and the machines that hold all other state.
+//! The deterministic core of a node: owns consensus, and the machines that hold all other state.
 //!
-//! Called by the raft loop, and by the simulator in its place. It is told what happened (`handle_*`, `tick`, `written`,
-//! `applied`, …) and is then asked what to do ([`ready`](RaftNodeCore::ready)). It does no I/O, reads no clock and draws no
-//! random numbers. The rooms below it say what follows from an event where several machines are concerned: requests for the
+//! The raft loop calls it, or the simulator instead. The caller reports events (`handle_*`, `tick`, `written`,
+//! `applied`, …) and then asks for the resulting work ([`ready`](RaftNodeCore::ready)). The core does no I/O, reads no
+//! clock and draws no random numbers. The submodules handle events that concern several machines: requests for the
 //! leader in `requests`, messages of other nodes in `messages`, committed entries in `committed`, …
 
 mod cluster_start;
@@ -40,26 +40,26 @@ use crate::storage::{LogReader, StorageError, StoredState};
 use crate::turn::{LogFetch, StateKept, Turn, TurnNumber};
 use crate::types::{LogIndex, NodeId, RunId};
 
-/// What a core starts with.
+/// The initial state of a core.
 #[derive(Debug)]
 pub struct CoreStart {
     /// This node.
     pub node_id: NodeId,
-    /// Where the others reach it.
+    /// The address at which the other nodes reach it.
     pub address: String,
     /// Its settings.
     pub config: CheckedConfig,
-    /// Decides about election timeouts, and about nothing else.
+    /// Determines the election timeouts, and nothing else.
     pub seed: u64,
     /// Drawn at random for each start.
     pub run: RunId,
-    /// What the storage holds.
+    /// The contents of the storage.
     pub stored: StoredState,
     /// Where the state machine keeps its state.
     pub state_kept: StateKept,
 }
 
-/// The deciding half of a node. `R` is how a proposal is answered.
+/// The deterministic core of a node. `R` is the reply channel of a proposal.
 pub struct RaftNodeCore<R> {
     consensus: Consensus,
     pipeline: Pipeline<R>,
@@ -76,8 +76,8 @@ pub struct RaftNodeCore<R> {
 }
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// Starts on what the storage holds. Reads the entries after the newest snapshot, which stay in memory until they
-    /// are applied.
+    /// Starts from the contents of the storage. Reads the entries after the newest snapshot, which stay in memory until
+    /// they are applied.
     ///
     /// # Errors
     /// If the storage belongs to another node, contradicts itself, or cannot be read.
@@ -134,11 +134,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.tend_joiners();
         self.look_at_own_disk();
         self.ask_whether_still_needed();
-        // Without a successor now, there may be one with the next tick.
+        // If there is no successor now, there may be one at the next tick.
         let _ = self.transfer_to_stop();
     }
 
-    /// This node's user asks.
+    /// A request of the user of this node.
     pub fn handle_local_request_msg(&mut self, message: LocalRequestMsg<R>) {
         match message {
             LocalRequestMsg::ForLeader(request) => {
@@ -160,7 +160,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Another node, or a remote client, asks.
+    /// A request of another node or a remote client.
     pub fn handle_server_request_msg(&mut self, message: ServerRequestMsg<R>) {
         match message {
             ServerRequestMsg::RaftMessages { sender, receiver, messages } => {
@@ -188,7 +188,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if let Some(ready_number) = written.ready_number {
             let commit = self.consensus.commit();
             self.consensus.persisted(ready_number);
-            // What was delivered before it was durable.
+            // Entries that were delivered before they were durable.
             self.consensus.apply_to(self.delivery.applied());
             self.has_become_durable(commit);
         }
@@ -206,18 +206,18 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// The connection to a peer broke: messages may have been lost. To be called once for each broken connection.
+    /// The connection to a peer broke: messages may have been lost. The shell calls it once for each broken connection.
     pub fn report_unreachable(&mut self, peer: NodeId) {
         self.consensus.report_unreachable(peer);
     }
 
-    /// The entries asked for with [`Turn::fetch`], or that they were compacted away. Any other error of the storage
-    /// stops the node before this is called.
+    /// The entries requested with [`Turn::fetch`], or the error that they were compacted away. On any other storage
+    /// error, the node stops before this is called.
     pub fn fetched(&mut self, fetch: LogFetch, result: Result<Vec<Entry>, StorageError>) {
         self.consensus.fetched(fetch, result);
     }
 
-    /// Why this node must stop by itself, once it must.
+    /// Why this node must stop, once it must.
     pub fn stop_reason(&self) -> Option<&StopReason> {
         self.lifecycle.stop_reason()
     }
@@ -232,7 +232,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Answers every request that still waits. Nothing else may be called after it.
+    /// Answers every request that still waits. No other method may be called after it.
     pub fn stop(&mut self, reason: &StopReason) {
         self.refuse_all(reason);
         self.snapshots.stop(reason);
@@ -242,7 +242,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// The public picture.
+    /// The public status.
     pub fn status(&self) -> Status {
         Status {
             node_id: self.node.id(),
@@ -277,7 +277,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     // --- The next turn ---
 
-    /// What must be done now, if anything. To be called until it returns `None` after every event.
+    /// The work to do now, if any. The caller calls it after every event until it returns `None`.
     pub fn ready(&mut self) -> Option<Turn<R>> {
         self.look_at_leadership();
         self.leave_joint_if_due();
@@ -303,8 +303,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if is_term_written || mutated!(SpeaksBeforeItsTermIsDurable) {
             next.send_now.extend(ready.send_now);
         } else {
-            // A single voter leads at once. If it forgot the term in a crash, it would lead in it again, and other
-            // entries would follow those that its learners have.
+            // A single voter leads at once. If it lost the term in a crash, it would lead in the same term again, and
+            // other entries would follow those that its learners have.
             next.send_after.extend(ready.send_now);
         }
         next.send_after.extend(ready.send_after);
@@ -324,8 +324,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if ready.must_sync && !(mutated!(TermAndVoteAreNotWritten) && next.write.append.is_empty()) {
             next.write.hard_state = Some(self.consensus.hard_state());
         }
-        // A commit index that moved is no reason to write: it is found again by the next election, and until then goes
-        // with the next write that has a reason.
+        // A new commit index alone is no reason to write: the next election finds it again. Until then it is included
+        // in the next write that has another reason.
         if let Some(position) = ready.installed {
             self.write_installed(position);
         }
@@ -334,7 +334,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         if ready.committed.iter().any(|entry| entry.kind == EntryKind::MembershipChange) {
             // A change is put into force only when the commit index that covers it is durable: a node that has acted on
-            // a membership must not fall back to an older one when it restarts.
+            // a membership must not return to an older one when it restarts.
             self.pipeline.next().write.hard_state = Some(self.consensus.hard_state());
         }
         self.delivery.add(ready.committed, number);
@@ -344,9 +344,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let fetch = self.consensus.take_fetches();
         let turn = self.pipeline.issue(fetch, ready_number, self.node.now());
         match (&turn, ready_number) {
-            // It has nothing to write, and all turns before it are written.
+            // The turn has nothing to write, and all turns before it are written.
             (Some(turn), _) if self.pipeline.is_front_written() => self.written(turn.number),
-            // raft-rs had only news for itself: no turn comes of it, but it counts as written with the turns before it.
+            // The ready of raft-rs changed only its internal state: it results in no turn, but counts as written with
+            // the turns before it.
             (None, Some(ready_number)) if !self.pipeline.joins_last(ready_number) => {
                 self.consensus.persisted(ready_number);
             }

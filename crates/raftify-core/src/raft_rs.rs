@@ -1,10 +1,10 @@
-//! The seam to raft-rs: the only room that knows the crate `raft`.
+//! The boundary to raft-rs: the only module that uses the crate `raft`.
 //!
-//! [`Consensus`] wraps raft-rs' `RawNode` and speaks our own types. It exists for two reasons. The first: another
-//! implementation of Raft could take its place. The second: raft-rs panics where outside input contradicts what it
-//! takes for granted, and so everything that comes in is checked before raft-rs sees it (`incoming`). `log_view` is the
-//! log as raft-rs reads it, `convert` turns messages and entries into ours and back, `ready` is what raft-rs wants done,
-//! `logging` carries raft-rs' own logs.
+//! [`Consensus`] wraps raft-rs' `RawNode` and uses our own types. It exists for two reasons. First, another
+//! implementation of Raft can replace raft-rs. Second, raft-rs panics where external input violates its assumptions, so
+//! that all input is checked before it reaches raft-rs (`incoming`). `log_view` is the log as raft-rs reads it,
+//! `convert` translates messages and entries, `ready` is the translated `Ready` of raft-rs, `logging` carries the logs
+//! of raft-rs.
 
 mod convert;
 mod election_timeout;
@@ -36,12 +36,12 @@ pub(crate) struct Consensus {
     raw: RawNode<LogView>,
     node_id: NodeId,
     election_timeout: ElectionTimeout,
-    /// The last entry that raft-rs has given out as committed. It reads those after it from the log that is in memory,
-    /// also if they were [given out before](Self::committed_beyond_durable).
+    /// The last entry that raft-rs has returned as committed. It reads the entries after it from the log in memory,
+    /// also if they were [returned before](Self::committed_beyond_durable).
     given_out: LogIndex,
-    /// Most bytes of committed entries in one turn.
+    /// The maximum size of the committed entries of one turn, in bytes.
     committed_bytes_max: u64,
-    /// Whether raft-rs takes this node for a learner, which the membership does not have yet: see
+    /// Whether raft-rs considers this node a learner that the membership does not contain yet: see
     /// [`step_snapshot`](Self::step_snapshot).
     stands_in: bool,
 }
@@ -75,7 +75,7 @@ impl Consensus {
             pre_vote: config.pre_vote,
             min_election_tick: election_tick,
             max_election_tick: election_tick * 2,
-            // The lease of raft-rs lets an old leader answer below the new leader's commit index.
+            // With the lease reads of raft-rs, an old leader may answer below the commit index of the new leader.
             read_only_option: ReadOnlyOption::Safe,
             skip_bcast_commit: false,
             batch_append: true,
@@ -99,7 +99,7 @@ impl Consensus {
         Ok(consensus)
     }
 
-    /// Starts anew on another `log`: this node begins a cluster.
+    /// Starts again on another `log`: this node starts a cluster.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -112,7 +112,7 @@ impl Consensus {
         self.election_timeout.pin(&mut self.raw.raft);
     }
 
-    // --- What it knows ---
+    // --- State ---
 
     pub(crate) fn role(&self) -> Role {
         match self.raw.raft.state {
@@ -169,12 +169,13 @@ impl Consensus {
         self.raw.store().cache_bytes()
     }
 
-    /// Whether a membership change may stand in the log that is not applied yet. May say yes where there is none.
+    /// Whether the log may contain a membership change that is not applied yet. It may return true where there is none.
     pub(crate) fn has_pending_change(&self) -> bool {
         self.raw.raft.has_pending_conf()
     }
 
-    /// Whether this leader has committed an entry of its own term: before that it may not know what is committed.
+    /// Whether this leader has committed an entry of its own term: before that it may not know which entries are
+    /// committed.
     pub(crate) fn has_committed_in_term(&self) -> bool {
         self.raw.raft.commit_to_current_term()
     }
@@ -183,7 +184,7 @@ impl Consensus {
         self.raw.raft.uncommitted_size() as u64
     }
 
-    /// The node that leadership is being transferred to.
+    /// The target of the leadership transfer in progress.
     pub(crate) fn transferee(&self) -> Option<NodeId> {
         self.raw.raft.lead_transferee.and_then(NodeId::new)
     }
@@ -210,7 +211,7 @@ impl Consensus {
         all
     }
 
-    // --- What it is told ---
+    // --- Events ---
 
     pub(crate) fn tick(&mut self) {
         if self.is_leader() || self.may_campaign() {
@@ -221,13 +222,13 @@ impl Consensus {
         }
     }
 
-    /// Time passes for a node that cannot stand for election. Where it can vote, it must notice that it has not heard of a
-    /// leader for long.
+    /// Advances the clock of a node that cannot stand for election. If it can vote, it must notice that it has received
+    /// no message from a leader for a long time.
     pub(crate) fn wait(&mut self) {
         self.raw.raft.election_elapsed += 1;
     }
 
-    /// Starts an election, unless this node must first write what it holds. Whether it did.
+    /// Starts an election, unless this node must first write the entries that it holds. Returns whether it did.
     pub(crate) fn campaign(&mut self) -> bool {
         if !self.may_campaign() {
             return false;
@@ -242,9 +243,9 @@ impl Consensus {
         outcome.is_ok() && before != (self.raw.raft.term, self.raw.raft.state)
     }
 
-    /// Two things that raft-rs asserts when an election starts. It reads the entries that are not applied, to look for
-    /// membership changes: between the arrival of a snapshot and its being durable, there are none to read. And a new
-    /// leader's log is durable: who has the only vote wins in the call that starts the election.
+    /// Two conditions that raft-rs asserts when an election starts. It reads the entries that are not applied, to look
+    /// for membership changes: between the arrival of a snapshot and the moment when it is durable, there are none to
+    /// read. And the log of a new leader is durable: a single voter wins the election within the call that starts it.
     fn may_campaign(&self) -> bool {
         self.raw.raft.raft_log.applied >= self.truncated().index.0 && self.is_log_durable()
     }
@@ -269,7 +270,7 @@ impl Consensus {
         self.raw.transfer_leader(to.get());
     }
 
-    /// Appends user entries to the leader's log. The position of the first; the others follow it.
+    /// Appends user entries to the leader's log. Returns the position of the first; the others follow it.
     pub(crate) fn propose(&mut self, payloads: Vec<Bytes>) -> Result<LogPosition, ProposalDropped> {
         let entries = payloads.into_iter().map(|payload| entry_of(EntryKind::User, payload)).collect();
         self.propose_entries(entries)
@@ -318,7 +319,7 @@ impl Consensus {
         Ok(self.actual(&state))
     }
 
-    /// Without this node, if it only stands in for itself.
+    /// The configuration without this node, if raft-rs has it only as a stand-in.
     fn actual(&self, state: &ConfState) -> Configuration {
         let mut configuration = configuration(state);
         if self.stands_in && !mutated!(StandInIsTakenForAMember) {
@@ -341,8 +342,8 @@ impl Consensus {
         self.pin_election_timeout();
     }
 
-    /// The state machine has applied everything up to `index`. What is not durable here counts for raft-rs once it is: to
-    /// be called again then.
+    /// The state machine has applied everything up to `index`. raft-rs counts entries that are not durable on this node
+    /// only once they are: this must be called again then.
     pub(crate) fn apply_to(&mut self, index: LogIndex) {
         let log = &self.raw.raft.raft_log;
         debug_assert!(index.0 <= log.committed, "applied {index}, but only {} is committed", log.committed);
@@ -353,8 +354,8 @@ impl Consensus {
         self.raw.mut_store().trim_cache(index.min(self.given_out));
     }
 
-    /// The committed entries after `after` that are not durable on this node, if that is all that raft-rs waits for before
-    /// it gives them out; not all at once, if they are many.
+    /// The committed entries after `after` that are not durable on this node, if raft-rs waits only for that before it
+    /// returns them. Long lists are returned in parts.
     pub(crate) fn committed_beyond_durable(&self, after: LogIndex) -> Vec<Entry> {
         let log = &self.raw.raft.raft_log;
         let committed = match mutated!(DeliversBeforeMajority) {
@@ -376,17 +377,17 @@ impl Consensus {
         self.raw.report_snapshot(peer.get(), status);
     }
 
-    /// From now on, this snapshot can be sent to followers.
+    /// From now on, raft-rs can send this snapshot to followers.
     pub(crate) fn set_snapshot(&mut self, position: LogPosition, members: &Members) {
         self.raw.mut_store().set_snapshot(position, &members.configuration());
     }
 
-    /// Whether a follower needs a snapshot and there is none to send. Asking clears it.
+    /// Whether a follower needs a snapshot and there is none to send. The call clears the flag.
     pub(crate) fn take_wants_snapshot(&mut self) -> bool {
         self.raw.mut_store().take_wants_snapshot()
     }
 
-    /// Forgets the entries up to `position`, which are gone from storage.
+    /// Drops the entries up to `position`, which were deleted from storage.
     pub(crate) fn compact(&mut self, position: LogPosition) {
         self.raw.mut_store().compact(position);
     }
@@ -405,7 +406,7 @@ impl Consensus {
         self.raw.mut_store().forget_fetched();
     }
 
-    // --- What it wants done ---
+    // --- Output ---
 
     pub(crate) fn ready(&mut self) -> Option<ConsensusReady> {
         if !self.raw.has_ready() {

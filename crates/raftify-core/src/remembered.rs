@@ -1,5 +1,5 @@
-//! What a node remembers of starts: by this a directory that was restored from an older copy is noticed before its node votes
-//! or acknowledges anything.
+//! The record that a node keeps of starts: with it, the cluster detects a directory that was restored from an older
+//! copy before its node votes or acknowledges an entry.
 
 use std::collections::BTreeMap;
 
@@ -12,20 +12,20 @@ use crate::types::NodeId;
 
 const REMEMBERED_VERSION: u8 = 1;
 
-/// What a node must not forget about starts: its own, and those of the others.
+/// The record of starts that a node must not lose: its own starts, and those of the other nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
-    /// How many times this node was started on its directory since that belongs to it.
+    /// How many times this node was started on its directory since the directory belongs to it.
     pub starts: u64,
-    /// Of each other member, what it told this node.
+    /// For each other member, the state that it reported to this node.
     pub peers: BTreeMap<NodeId, PeerStanding>,
 }
 
 impl Remembered {
-    /// Whether the start that a member tells of fits to what it told before.
+    /// Whether the start that a member reports is consistent with its earlier reports.
     ///
     /// # Errors
-    /// If it has forgotten something of that.
+    /// If the member has lost some of the state that it reported.
     pub fn check(&self, sender: &Sender) -> Result<(), SenderRefusal> {
         let Sender { id, incarnation, started: Started { run, found }, .. } = *sender;
         let known = self.peers.get(&id).filter(|known| known.incarnation == incarnation);
@@ -52,7 +52,7 @@ impl Remembered {
     /// The inverse of [`encode`](Self::encode).
     ///
     /// # Errors
-    /// If the version is not known, or the bytes are something else.
+    /// If the version is unknown, or the bytes are not such a record.
     pub fn decode(bytes: &[u8]) -> Result<Remembered, MembersDecodeError> {
         decode_versioned("memory of the other nodes", REMEMBERED_VERSION, bytes)
     }

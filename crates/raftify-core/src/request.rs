@@ -1,5 +1,5 @@
-//! What a core can be asked, by this node's user and by other nodes. Each request carries its own reply channel and
-//! gets exactly one answer, also when the node stops.
+//! The requests to a core, from the user of this node and from other nodes. Each request carries its own reply channel
+//! and gets exactly one answer, also when the node stops.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::status::Inspection;
 use crate::storage::SnapshotMeta;
 use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
 
-/// The way back to who asked. Dropped without an answer, it answers that the node has stopped.
+/// The reply channel of a request. Dropped without an answer, it answers that the node has stopped.
 pub struct Responder<T, E: From<StopReason>> {
     deliver: Option<Deliver<T, E>>,
 }
@@ -24,12 +24,12 @@ pub struct Responder<T, E: From<StopReason>> {
 type Deliver<T, E> = Box<dyn FnOnce(Result<T, E>) + Send>;
 
 impl<T, E: From<StopReason>> Responder<T, E> {
-    /// `deliver` is called exactly once. It must not block.
+    /// Calls `deliver` exactly once. It must not block.
     pub fn new(deliver: impl FnOnce(Result<T, E>) + Send + 'static) -> Self {
         Responder { deliver: Some(Box::new(deliver)) }
     }
 
-    /// Gives the answer.
+    /// Sends the answer.
     pub fn answer(mut self, answer: Result<T, E>) {
         if let Some(deliver) = self.deliver.take() {
             deliver(answer);
@@ -54,40 +54,40 @@ impl<T, E: From<StopReason>> fmt::Debug for Responder<T, E> {
     }
 }
 
-/// The way back to who proposed. The core only ever refuses; success comes from the state machine's owner, which
-/// alone knows the type of the reply. Dropped without an answer, it must answer that the outcome is unknown
+/// The reply channel of a proposal. The core only ever refuses; success comes from the owner of the state machine,
+/// because only it knows the type of the reply. Dropped without an answer, it must answer that the outcome is unknown
 /// ([`UnknownOutcome::NodeStopped`](crate::error::UnknownOutcome::NodeStopped)).
 pub trait ProposalReply: Send + 'static {
     /// The proposal was refused, or its outcome is unknown.
     fn refuse(self, error: ProposeError);
 }
 
-/// A request that only the leader can serve. On any other node it is forwarded once, or refused with the leader's id.
+/// A request that only the leader can serve. Any other node forwards it once, or refuses it with the id of the leader.
 #[derive(Debug)]
 pub enum LeaderRequest<R> {
     /// Replicate an entry.
     Propose {
         /// In the user's encoding.
         payload: Bytes,
-        /// For the state machine's reply.
+        /// For the reply of the state machine.
         reply: R,
     },
     /// Change voters or learners. Answered with the membership once it is in force: for several steps with
     /// [`LeaveJoint::Automatically`](crate::members::LeaveJoint::Automatically), once the joint configuration is left.
     ChangeMembership {
-        /// What to change.
+        /// The change.
         request: MembershipRequest,
         /// For the outcome.
         reply: Responder<Members, MembershipError>,
     },
-    /// Give out a node id that nobody else will get.
+    /// Reserve a node id that no other caller will get.
     ReserveNodeId {
         /// For the id.
         reply: Responder<Reservation, MembershipError>,
     },
-    /// Hand leadership to another voter.
+    /// Transfer leadership to another voter.
     TransferLeader {
-        /// To whom; `None`: to the most caught-up voter that is alive.
+        /// The target; `None`: the most caught-up voter that is alive.
         to: Option<NodeId>,
         /// Answered with the new leader once one is known.
         reply: Responder<NodeId, TransferError>,
@@ -95,7 +95,7 @@ pub enum LeaderRequest<R> {
 }
 
 impl<R> LeaderRequest<R> {
-    /// How many bytes of an entry it holds.
+    /// How many bytes of an entry the request holds.
     pub fn payload_bytes(&self) -> u64 {
         match self {
             LeaderRequest::Propose { payload, .. } => payload.len() as u64,
@@ -104,33 +104,33 @@ impl<R> LeaderRequest<R> {
     }
 }
 
-/// A node id, given to exactly one caller.
+/// A node id, reserved for exactly one caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
     /// The id.
     pub node_id: NodeId,
-    /// Who gave it out.
+    /// The leader that reserved it.
     pub leader: NodeId,
-    /// The cluster at that moment.
+    /// The members at that moment.
     pub members: Members,
 }
 
-/// What this node's user asks.
+/// A request of the user of this node.
 #[derive(Debug)]
 pub enum LocalRequestMsg<R> {
-    /// For the leader, wherever it is.
+    /// For the leader, whether it is this node or another.
     ForLeader(LeaderRequest<R>),
-    /// The same, to be answered within this time, if that is less than what the settings say.
+    /// The same, to be answered within this time, if that is less than the timeout in the settings.
     ForLeaderWithin {
         /// With its reply channel.
         request: LeaderRequest<R>,
-        /// As long as it was not proposed, nothing happened.
+        /// If the time passes before the request was proposed, the request had no effect.
         within: Duration,
-        /// Whether it waits until a leader is known.
+        /// Whether the request waits until a leader is known.
         waits: bool,
     },
-    /// An index such that a state machine that has applied it shows everything that was acknowledged before this
-    /// call. Answered when this node has applied it.
+    /// Get an index such that a state machine that has applied it includes every write that was acknowledged before
+    /// this call. Answered when this node has applied it.
     ReadIndex {
         /// For the index.
         reply: Responder<LogIndex, ReadError>,
@@ -144,7 +144,7 @@ pub enum LocalRequestMsg<R> {
     Demote {
         /// The term in which this node leads; guards against a late command.
         term: Term,
-        /// Who shall lead next; `None` leaves it to an election.
+        /// The next leader; `None` leaves it to an election.
         successor: Option<NodeId>,
         /// Answered when this node no longer leads.
         reply: Responder<(), DemoteError>,
@@ -154,90 +154,91 @@ pub enum LocalRequestMsg<R> {
         /// Answered when it is durable and recorded.
         reply: Responder<LogPosition, SnapshotError>,
     },
-    /// Begin a new cluster with these members.
+    /// Start a new cluster with these members.
     StartCluster {
-        /// Of this node.
+        /// The identity of this node.
         identity: Identity,
         /// As from [`Members::initial`].
         members: Members,
         /// Answered when identity and members are durable.
         reply: Responder<(), JoinError>,
     },
-    /// Take on this identity and wait for the leader of the cluster.
+    /// Take this identity and wait for the leader of the cluster.
     AwaitCluster {
-        /// Of this node.
+        /// The identity of this node.
         identity: Identity,
         /// Answered when the identity is durable.
         reply: Responder<(), JoinError>,
     },
-    /// Tell everything about the node's state.
+    /// Return full diagnostics of the node.
     Inspect {
         /// For the report.
         reply: Responder<Inspection, StopReason>,
     },
 }
 
-/// Whether a request that came over the network may be passed on to the leader.
+/// Whether the node may forward a request from the network to the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarding {
-    /// Once. Until a leader is known, it waits.
+    /// Once. The request waits until a leader is known.
     Allowed,
     /// Once, if a leader is known now.
     IfLeaderIsKnown,
-    /// It was forwarded already; two nodes that take each other for the leader must not play ball.
+    /// The request was forwarded already. Two nodes that each consider the other the leader must not forward it to each
+    /// other forever.
     Never,
 }
 
-/// What other nodes and remote clients ask over gRPC.
+/// A request of another node or a remote client over gRPC.
 #[derive(Debug)]
 pub enum ServerRequestMsg<R> {
     /// Messages of the protocol, in the order in which they were sent.
     RaftMessages {
-        /// Who sent them.
+        /// The sender of the messages.
         sender: Sender,
-        /// Which life of this node they are for, as far as the sender knows.
+        /// The incarnation of this node that they are for, as far as the sender knows.
         receiver: Option<Incarnation>,
-        /// What was sent.
+        /// The messages.
         messages: Vec<RaftMessage>,
     },
     /// A snapshot from the leader. Its data is durable in the snapshot store.
     InstallSnapshot {
-        /// Who sent it.
+        /// The sender of the snapshot.
         sender: Sender,
-        /// Which life of this node it is for, as far as the sender knows.
+        /// The incarnation of this node that it is for, as far as the sender knows.
         receiver: Option<Incarnation>,
         /// The leader's term.
         term: Term,
-        /// Which snapshot.
+        /// The metadata of the snapshot.
         snapshot: SnapshotMeta,
-        /// Answered when it is recorded, or was not needed.
+        /// Answered when the snapshot is recorded, or was not needed.
         reply: Responder<(), InstallError>,
     },
-    /// For the leader.
+    /// A request for the leader.
     ForLeader {
         /// With its reply channel.
         request: LeaderRequest<R>,
-        /// Whether it may be passed on.
+        /// Whether this node may forward it.
         forwarding: Forwarding,
     },
-    /// A member introduced itself with another address than the membership has.
+    /// A member introduced itself with another address than the one in the membership.
     Announced {
-        /// Who it is.
+        /// The member.
         sender: Sender,
-        /// Where it is reached now.
+        /// Its new address.
         address: String,
     },
-    /// A member of another cluster has a message for this node, and means another life of it.
+    /// A member of another cluster has a message for this node, but for another incarnation of it.
     KnownElsewhere {
-        /// Of this node, as the other cluster knows it.
+        /// The incarnation of this node that the other cluster knows.
         incarnation: Incarnation,
     },
-    /// Confirm by a round of heartbeats that this node leads, and give its commit index.
+    /// Confirm by a round of heartbeats that this node leads, and return its commit index.
     ConfirmReadIndex {
         /// For the index.
         reply: Responder<LogIndex, ReadError>,
     },
-    /// Tell everything about the node's state.
+    /// Return full diagnostics of the node.
     Inspect {
         /// For the report.
         reply: Responder<Inspection, StopReason>,

@@ -1,7 +1,7 @@
-//! What a node says of itself when it starts, and how far it has come since.
+//! The state that a node reports when it starts, and its progress since.
 //!
-//! What a node *found* when it started is compared with the last that it told in an earlier run. Messages of one run may
-//! overtake each other, and say nothing about each other.
+//! The state that a node *found* when it started is compared with the last state that it reported in an earlier run.
+//! Messages of one run may overtake each other, so that they are not compared with each other.
 
 use std::fmt;
 
@@ -9,22 +9,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{Incarnation, LogIndex, NodeId, RunId, Term};
 
-/// How far a node has come, as far as it is durable.
+/// The durable progress of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Standing {
     /// How many times it was started on its directory.
     pub starts: u64,
     /// The newest term.
     pub term: Term,
-    /// Whom it voted for in that term.
+    /// The node that it voted for in that term.
     pub vote: Option<NodeId>,
-    /// As found at a start: the end of its log. As told: up to where its log is that of the leader of the term. Within a term
-    /// no log falls behind that: a leader takes nothing back, and a snapshot of it that is older is passed over.
+    /// In the state found at a start: the end of its log. In a reported state: the index up to which its log agrees
+    /// with that of the leader of the term. Within a term no log falls behind that index: a leader never removes its
+    /// entries, and a node ignores an older snapshot of it.
     pub index: LogIndex,
 }
 
 impl Standing {
-    /// Whether who found this at its start has forgotten something of what it had told before.
+    /// Whether a node that found this state at its start has lost some of the state that it had reported before.
     pub fn is_behind(&self, told: &Standing) -> bool {
         let lacks_vote = told.vote.is_some() && self.vote != told.vote;
         self.starts <= told.starts
@@ -32,7 +33,7 @@ impl Standing {
             || (self.term == told.term && (self.index < told.index || lacks_vote))
     }
 
-    /// Takes in more of the same run.
+    /// Adds a later report of the same run.
     pub(crate) fn tells(&mut self, term: Term, vote: Option<NodeId>, index: LogIndex) {
         if term > self.term {
             *self = Standing { term, vote, index, ..*self };
@@ -58,20 +59,20 @@ impl fmt::Display for Standing {
 /// One start of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Started {
-    /// Drawn at this start: two runs that count the same number of starts are not the same.
+    /// Random, generated at this start: two runs that count the same number of starts are not the same.
     pub run: RunId,
-    /// As it was found.
+    /// The state found at the start.
     pub found: Standing,
 }
 
-/// What is remembered of another node.
+/// The remembered state of another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PeerStanding {
-    /// The life of its directory.
+    /// The incarnation of its directory.
     pub incarnation: Incarnation,
     /// Its last run.
     pub run: RunId,
-    /// The most that it told in that run and in those before.
+    /// The maximum of the states that it reported in that run and in the runs before.
     pub told: Standing,
 }
 

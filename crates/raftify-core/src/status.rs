@@ -1,4 +1,4 @@
-//! The public picture of a node, as plain data.
+//! The public status of a node, as plain data.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,18 +9,18 @@ use crate::error::LeaderHint;
 use crate::members::Members;
 use crate::types::{Identity, LogIndex, LogPosition, NodeId, Term};
 
-/// What a node is in its term.
+/// The role of a node in its term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Follows a leader, or waits for one.
+    /// The node follows a leader, or waits for one.
     #[default]
     Follower,
-    /// Asks whether it would be elected (pre-vote).
+    /// The node asks whether it would be elected (pre-vote).
     PreCandidate,
-    /// Asks for votes.
+    /// The node asks for votes.
     Candidate,
-    /// Leads.
+    /// The node leads.
     Leader,
 }
 
@@ -35,16 +35,16 @@ impl fmt::Display for Role {
     }
 }
 
-/// Where a node stands. Cheap to clone.
+/// The status of a node. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// This node.
     pub node_id: NodeId,
-    /// Whose directory it runs on; `None` while it waits for a cluster.
+    /// The identity of its data directory; `None` while the node waits for a cluster.
     pub identity: Option<Identity>,
-    /// What it is.
+    /// The role of the node.
     pub role: Role,
-    /// Its term.
+    /// The term of the node.
     pub term: Term,
     /// The leader of that term, if known. Another node may have been elected since.
     pub leader_id: Option<NodeId>,
@@ -52,18 +52,18 @@ pub struct Status {
     pub commit: LogIndex,
     /// The last index that the state machine has applied.
     pub applied: LogIndex,
-    /// The log's last entry, durable or not.
+    /// The last entry of the log, durable or not.
     pub last: LogPosition,
-    /// The position before the log's first entry.
+    /// The position before the first entry of the log.
     pub truncated: LogPosition,
     /// The newest snapshot, if there is one.
     pub snapshot: Option<LogPosition>,
-    /// Who belongs to the cluster, as far as applied here.
+    /// The members of the cluster, as far as applied here.
     pub members: Arc<Members>,
 }
 
 impl Status {
-    /// Whether this node leads, as far as it knows: a newer leader may exist that it has not heard of.
+    /// Whether this node leads, as far as it knows: there may be a newer leader that it does not know of.
     pub fn is_leader(&self) -> bool {
         self.role == Role::Leader
     }
@@ -80,35 +80,35 @@ impl Status {
     }
 }
 
-/// Everything about a node's state, for people who look for a fault.
+/// Full diagnostics of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspection {
-    /// Where it stands.
+    /// The status of the node.
     pub status: Status,
-    /// On the leader, what it knows of the others.
+    /// On the leader, the replication progress of the other members.
     pub progress: Vec<PeerProgress>,
-    /// How many proposals wait here for their reply.
+    /// How many proposals wait on this node for their reply.
     pub proposals_waiting: u64,
-    /// How many reads wait here.
+    /// How many reads wait on this node.
     pub reads_waiting: u64,
     /// How many bytes of entries the core holds in memory.
     pub log_cache_bytes: u64,
-    /// The last index that is durable here.
+    /// The last index that is durable on this node.
     pub durable: LogIndex,
 }
 
-/// What a leader knows of another member (thesis, section 10.2.1; raft-rs `Progress`).
+/// The replication progress of another member, as the leader knows it (thesis, section 10.2.1; raft-rs `Progress`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerProgress {
     /// The member.
     pub id: NodeId,
-    /// Up to here its log agrees and is durable.
+    /// The last index up to which its log agrees with the leader's and is durable.
     pub matched: LogIndex,
     /// The next entry to send.
     pub next: LogIndex,
-    /// How it is sent to.
+    /// How the leader sends to it.
     pub state: ReplicationState,
-    /// Whether it was heard of within the last election timeout.
+    /// Whether the leader received a message from it within the last election timeout.
     pub recently_active: bool,
 }
 
@@ -116,7 +116,7 @@ pub struct PeerProgress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReplicationState {
-    /// Looking for the place where the logs agree.
+    /// Looking for the index at which the logs agree.
     Probe,
     /// Streaming entries.
     Replicate,

@@ -1,9 +1,9 @@
-//! What must survive a crash: the contract between the core's decisions and whoever keeps them.
+//! Durable state: the contract between the core and its storage.
 //!
 //! [`StableStorage`] keeps identity, hard state, log, membership and the catalogue of snapshots; [`SnapshotStore`]
-//! keeps the snapshots' data. Both are owned by the shell: the core only says what to write ([`Write`]) and is told
-//! when it is durable. [`MemoryStorage`] implements both for tests. The suite in `conformance` (feature `testing`)
-//! holds one case for every sentence of the contracts.
+//! keeps the data of snapshots. The shell owns both: the core only says what to write ([`Write`]) and learns when it is
+//! durable. [`MemoryStorage`] implements both for tests. The suite in `conformance` (feature `testing`) has one case
+//! for every sentence of the contracts.
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -23,31 +23,31 @@ pub use memory::{
     MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage,
 };
 
-/// What a voter must never forget (thesis, figure 3.1: `currentTerm` and `votedFor`), and how far the log is
+/// The state that a voter must never forget (thesis, figure 3.1: `currentTerm` and `votedFor`), and how far the log is
 /// known to be committed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
     /// The newest term seen.
     pub term: Term,
-    /// Whom this node voted for in that term.
+    /// The node that this node voted for in that term.
     pub vote: Option<NodeId>,
     /// The commit index, as far as it was known when this was written.
     pub commit: LogIndex,
 }
 
-/// What is recorded about a snapshot; its data lies in a [`SnapshotStore`] under its position.
+/// The metadata of a snapshot; a [`SnapshotStore`] keeps its data under its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotMeta {
-    /// The cluster it is of.
+    /// The cluster of the snapshot.
     pub cluster_id: ClusterId,
     /// The last entry that it includes.
     pub position: LogPosition,
-    /// The membership at that place.
+    /// The membership at that position.
     pub members: Members,
 }
 
-/// By what the data of a snapshot is recognized. Two snapshots at one position may differ in their bytes, when two nodes
-/// took one each: the position does not tell them apart.
+/// Identifies the data of a snapshot. Two snapshots at one position may differ in their bytes when two nodes took one
+/// each: the position does not distinguish them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SnapshotDigest {
     /// How many bytes there are.
@@ -57,7 +57,7 @@ pub struct SnapshotDigest {
 }
 
 impl SnapshotDigest {
-    /// Of the same data with `data` after it. [`SnapshotDigest::default`] is that of no data.
+    /// The digest of the same data followed by `data`. [`SnapshotDigest::default`] is the digest of no data.
     #[must_use]
     pub fn followed_by(self, data: &[u8]) -> SnapshotDigest {
         SnapshotDigest {
@@ -71,24 +71,24 @@ impl SnapshotDigest {
 /// the order of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Write {
-    /// Whose directory this is. Given once in its life.
+    /// The owner of this directory. Written only once.
     pub identity: Option<Identity>,
-    /// Forget all entries: the log begins after this position.
+    /// Drop all entries: the log begins after this position.
     pub reset_log: Option<LogPosition>,
-    /// Add these to the log. The first may stand at or before the log's end: everything from its index on is cut
-    /// off first, whatever its term. Never empty-handed over a gap, never at or before the truncated position or
-    /// the commit index.
+    /// Append these entries to the log. The first may be at or before the end of the log: all entries from its index on
+    /// are truncated first, whatever their terms. It never leaves a gap, and is never at or before the truncated
+    /// position or the commit index.
     pub append: Vec<Entry>,
-    /// Term, vote and commit index. None of them goes back, no vote changes within its term, the term is at least
-    /// the last entry's, and the commit index lies within the log.
+    /// Term, vote and commit index. None of them decreases, the vote does not change within a term, the term is at
+    /// least that of the last entry, and the commit index lies within the log.
     pub hard_state: Option<HardState>,
     /// The membership, with the index that it is as of.
     pub members: Option<Members>,
-    /// Starts of this node, and what it knows of those of the others.
+    /// The starts of this node, and the starts of the other nodes as far as it knows them.
     pub remembered: Option<Arc<Remembered>>,
-    /// The snapshot that is now the newest; its data is durable already.
+    /// The snapshot that becomes the newest; its data is durable already.
     pub snapshot: Option<SnapshotMeta>,
-    /// Forget all entries up to and including this position; always at or before the newest snapshot.
+    /// Drop all entries up to and including this position; it is always at or before the newest snapshot.
     pub compact: Option<LogPosition>,
 }
 
@@ -99,16 +99,16 @@ impl Write {
     }
 }
 
-/// Everything that a [`StableStorage`] knows when it is opened, but the entries.
+/// The state of a [`StableStorage`] when it is opened, except the entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredState {
     /// `None` for a directory that was never used.
     pub identity: Option<Identity>,
-    /// Zero, nobody, zero if it was never written.
+    /// Zero, no vote, zero if it was never written.
     pub hard_state: HardState,
     /// The membership as of its own index.
     pub members: Option<Members>,
-    /// Nothing if it was never written.
+    /// Empty if it was never written.
     pub remembered: Arc<Remembered>,
     /// The newest snapshot.
     pub snapshot: Option<SnapshotMeta>,
@@ -116,86 +116,88 @@ pub struct StoredState {
     pub truncated: LogPosition,
     /// The last entry, or `truncated` for an empty log.
     pub last: LogPosition,
-    /// Every position in the log at which the term differs from that of the entry before. With it, the core knows
+    /// Every position in the log at which the term differs from that of the entry before. With these, the core knows
     /// the term of every index without reading an entry.
     pub term_starts: Vec<LogPosition>,
 }
 
-/// Keeps what must survive a crash. Owned by one caller, the log writer.
+/// Keeps the durable state. Owned by one caller, the log writer.
 ///
-/// Every method may block. An error leaves the state on disk unknown between before and after the call; the caller
-/// never tries again, but stops the node, and what was reported as written before stays intact.
+/// Every method may block. After an error, the state on disk may be the one before or after the call; the caller never
+/// tries again, but stops the node. Data that was reported as written before stays intact.
 pub trait StableStorage: Send + 'static {
     /// A second view on the log, for other threads.
     type LogReader: LogReader;
     /// Where this storage keeps snapshot data.
     type Snapshots: SnapshotStore;
 
-    /// Reads what is there. Called once, before anything is written.
+    /// Reads the stored state. Called once, before any write.
     ///
     /// # Errors
-    /// If anything is damaged, of an unknown version, or contradicts itself. Nothing is repaired silently, nothing
-    /// that may have been acknowledged is dropped.
+    /// If the data is damaged, of an unknown version, or contradicts itself. The storage repairs nothing silently, and
+    /// drops no data that may have been acknowledged.
     fn load(&mut self) -> Result<StoredState, StorageError>;
 
-    /// Carries out all `writes` in order. When it returns `Ok`, all of them survive a loss of power; if it fails or
-    /// the machine stops meanwhile, some prefix of `writes` is there, never a part of one.
+    /// Carries out all `writes` in order. When it returns `Ok`, all of them survive a power failure; if it fails or the
+    /// machine stops meanwhile, some prefix of `writes` is stored, never a part of one.
     ///
     /// # Errors
-    /// If it could not be made durable, or if a write contradicts what is stored (a gap in the log, another
-    /// identity): nothing is guessed. [`StoredState::after`] decides which writes are refused.
+    /// If the writes could not be made durable, or if a write contradicts the stored state (a gap in the log, another
+    /// identity). [`StoredState::after`] decides which writes are refused.
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError>;
 
     /// A second view on the log. It sees a write no later than `write` returns.
     fn log_reader(&self) -> Self::LogReader;
 
-    /// The snapshot data beside this log.
+    /// The snapshot data that belongs to this log.
     fn snapshots(&self) -> Self::Snapshots;
 }
 
-/// Reads entries beside the writer, from any thread.
+/// Reads entries concurrently with the writer, from any thread.
 pub trait LogReader: Clone + Send + Sync + 'static {
-    /// The entries of `[from, until)` in order, as many as fit into `bytes_max` ([`Entry::size_bytes`]), but at
-    /// least one. None if `until` is not after `from`.
+    /// The entries of `[from, until)` in order, as many as fit into `bytes_max` ([`Entry::size_bytes`]), but at least
+    /// one. No entries if `until` is not after `from`.
     ///
     /// # Errors
     /// [`StorageError::Compacted`] if `from` was compacted away; [`StorageError::BeyondEnd`] if the log ends before
-    /// `until`, for instance because its end was cut off after the caller looked; [`StorageError::Corrupt`] if an
-    /// entry is damaged or missing. Never a shorter answer for any other reason than `bytes_max`.
+    /// `until`, for instance because its end was truncated after the caller looked; [`StorageError::Corrupt`] if an
+    /// entry is damaged or missing. The result is never shorter for any other reason than `bytes_max`.
     fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError>;
 }
 
 /// Keeps the data of snapshots, each under its position.
 ///
-/// Called from several threads at once, all of which may block. An error leaves the snapshots that were finished before
-/// as they were; the node goes on, but for one that it needs to restore its state from.
+/// Several threads call it at once, and all of them may block. An error leaves the finished snapshots as they were. The
+/// node continues, unless it needs the snapshot to restore its state.
 pub trait SnapshotStore: Clone + Send + Sync + 'static {
-    /// Takes the data of one snapshot.
+    /// Writes the data of one snapshot.
     type Writer: SnapshotWriter;
-    /// Gives it back. A damaged block is an error of kind `InvalidData`, never wrong bytes.
+    /// Reads the data back. A damaged block is an error of kind `InvalidData`, never wrong bytes.
     type Reader: Read + Send + 'static;
 
-    /// Begins a snapshot. Nothing is visible under its position before [`SnapshotWriter::finish`].
+    /// Begins a snapshot. It is not visible under its position before [`SnapshotWriter::finish`].
     ///
     /// # Errors
-    /// If there is no room or no permission for it: this snapshot is not taken or received, and tried again later.
+    /// If there is no space or no permission for it: the node does not take or receive this snapshot, and tries again
+    /// later.
     fn create(&self, meta: &SnapshotMeta) -> Result<Self::Writer, StorageError>;
 
-    /// Begins to receive the snapshot of another node, or goes on with what is left of exactly this one: of the same
-    /// cluster, position and members, with the same data. Nothing is visible under its position before
+    /// Begins to receive the snapshot of another node, or resumes an unfinished one if it is exactly this snapshot: of
+    /// the same cluster, position and members, with the same data. It is not visible under its position before
     /// [`SnapshotWriter::finish`].
     ///
-    /// Also what the data is recognized by that is there already: the next byte to write is the one after it. That data
-    /// is a beginning of what was written, whatever happened since; whether the whole is what was `announced`, only the
-    /// caller can tell, when all of it is there.
+    /// Also returns the digest of the data that is stored already: the next byte to write is the one after it. The
+    /// stored data is always a prefix of the written data, whatever happened since. Only the caller can tell whether
+    /// the complete data matches `announced`.
     ///
-    /// What the writer took in stays when it is dropped, and over a crash as far as it is durable by then; nothing need
-    /// be left after a write that failed. One unfinished snapshot is kept at most: what is left of others is deleted. What is there is
-    /// read to be checked, which may take long: `is_wanted` is asked again and again meanwhile.
+    /// If the writer is dropped, the data that it has written stays, and as far as it is durable by then, it survives a
+    /// crash. After a failed write, no data need be left. The store keeps at most one unfinished snapshot, and deletes
+    /// the remains of others. It reads and checks the stored data, which may take long: it calls `is_wanted` repeatedly
+    /// meanwhile.
     ///
     /// # Errors
     /// As for [`SnapshotStore::create`]; also if another writer is receiving this snapshot, and if it is not wanted any
-    /// more: what is there stays then.
+    /// more: the stored data stays then.
     fn receive(
         &self,
         meta: &SnapshotMeta,
@@ -203,7 +205,7 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
         is_wanted: &dyn Fn() -> bool,
     ) -> Result<(Self::Writer, SnapshotDigest), StorageError>;
 
-    /// Opens a finished snapshot; also what its data is recognized by.
+    /// Opens a finished snapshot; also returns its digest.
     ///
     /// # Errors
     /// [`StorageError::NoSnapshot`] if there is none at this position; `Corrupt` if its header is damaged.
@@ -212,96 +214,96 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
         position: LogPosition,
     ) -> Result<(SnapshotMeta, SnapshotDigest, Self::Reader), StorageError>;
 
-    /// Deletes every snapshot, finished or not, but those at `keep` and those being written. What was
-    /// [received](Self::receive) of one that is newer than all at `keep` stays, too.
+    /// Deletes every snapshot, finished or not, except those at `keep` and those being written. The
+    /// [received](Self::receive) data of a snapshot that is newer than all at `keep` stays, too.
     ///
     /// # Errors
-    /// If not all of them could be deleted. It costs space until the next call, and nothing else.
+    /// If not all of them could be deleted. The remaining files only cost space, until the next call.
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError>;
 }
 
-/// Takes the data of one snapshot. Dropped without [`finish`](Self::finish), it leaves nothing behind, unless it
+/// Writes the data of one snapshot. Dropped without [`finish`](Self::finish), it leaves no data behind, unless it
 /// [receives](SnapshotStore::receive) the snapshot.
 pub trait SnapshotWriter: io::Write + Send + 'static {
-    /// Makes the whole snapshot durable and visible, and tells how many bytes of data it holds. A snapshot that was
-    /// at this position is replaced at once, never half.
+    /// Makes the whole snapshot durable and visible, and returns how many bytes of data it holds. It replaces a
+    /// snapshot at this position atomically.
     ///
     /// # Errors
-    /// As for [`SnapshotStore::create`]. What was written of it is of no use any more.
+    /// As for [`SnapshotStore::create`]. The written data is of no use any more.
     fn finish(self) -> Result<u64, StorageError>;
 
-    /// Deletes what was written. What cannot be deleted costs space until the next start, and is gone on with by nothing
-    /// but the same snapshot.
+    /// Deletes the written data. Data that cannot be deleted costs space until the next start; only the same snapshot
+    /// can be resumed from it.
     fn discard(self);
 }
 
-/// Why storage could not do what it was asked.
+/// Why a storage operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StorageError {
-    /// The operating system refused. A full disk and a lack of permission show up here.
+    /// The operating system returned an error, for instance for a full disk or missing permission.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was being done.
+        /// The failed operation.
         action: &'static str,
-        /// To which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The database under the metadata refused.
+    /// The database that holds the metadata returned an error.
     #[error("cannot {action} the database in {}: {reason}", path.display())]
     Database {
-        /// What was being done.
+        /// The failed operation.
         action: &'static str,
         /// The directory.
         path: PathBuf,
-        /// What it said.
+        /// The error of the database.
         reason: String,
     },
-    /// What was read is not what was written.
+    /// The data that was read differs from the data that was written.
     #[error(
         "{what} is damaged: {reason}. Nothing was changed. Remove the node from the cluster and let it join again with \
          an empty directory; a copy of this directory is only good if the node has not run since"
     )]
     Corrupt {
-        /// File, key or index.
+        /// The file, key or index.
         what: String,
-        /// How it shows.
+        /// How the damage shows.
         reason: String,
     },
-    /// Written by another version of this program.
+    /// Another version of this program wrote the data.
     #[error(
         "{what} has format version {found}, this program knows {known}: open it with the version that wrote it"
     )]
     Version {
-        /// What was read.
+        /// The data that was read.
         what: String,
         /// The version found.
         found: u32,
-        /// The version known.
+        /// The known version.
         known: u32,
     },
     /// The entry was compacted away: it is part of the newest snapshot.
     #[error("entry {index} was compacted away, the log begins after {truncated}")]
     Compacted {
-        /// As asked for.
+        /// The requested index.
         index: LogIndex,
         /// The position before the first entry.
         truncated: LogPosition,
     },
-    /// The log ends before this entry: it was cut off, or never there. Nothing is damaged.
+    /// The log ends before this entry: the entry was truncated, or never existed. No data is damaged.
     #[error("there is no entry {index}, the log ends at {last}")]
     BeyondEnd {
-        /// The first that is not there.
+        /// The first missing index.
         index: LogIndex,
-        /// The last that is.
+        /// The last existing position.
         last: LogPosition,
     },
     /// There is no finished snapshot at this position.
     #[error("there is no snapshot at {position}")]
     NoSnapshot {
-        /// As asked for.
+        /// The requested position.
         position: LogPosition,
     },
     /// Another process, or another handle of this one, has the directory open.
@@ -310,19 +312,19 @@ pub enum StorageError {
         /// The directory.
         path: PathBuf,
     },
-    /// A file or directory that is in use was removed, moved, or replaced by another. Nothing is written any more: it
-    /// would not be found at the next start, or would damage what is there now. What was acknowledged before is in what was
-    /// moved away.
+    /// A file or directory that is in use was removed, moved, or replaced by another. The storage stops writing: the
+    /// data would not be found at the next start, or would damage the files that are there now. Data acknowledged
+    /// before is in the files that were moved away.
     #[error(
         "{} was removed or replaced while it was in use, and nothing more is written. If it was moved, move it back, and \
          start again; otherwise remove the node from the cluster and let it join again with an empty directory",
         path.display()
     )]
     Replaced {
-        /// What is gone, or another one.
+        /// The file or directory that is missing or was replaced.
         path: PathBuf,
     },
-    /// The directory is kept by another kind of storage. Nothing was changed.
+    /// The directory belongs to another kind of storage. It is unchanged.
     #[error(
         "{path} is kept by {found}, not by {asked}: open it with {found}, or convert it with `raftify-cli storage \
          convert {path} --to {convert_to}`",
@@ -331,35 +333,35 @@ pub enum StorageError {
     OtherKind {
         /// The directory.
         path: PathBuf,
-        /// What keeps it.
+        /// The kind of storage that it belongs to.
         found: &'static str,
-        /// What was to open it.
+        /// The kind of storage that was to open it.
         asked: &'static str,
-        /// What was to open it, as the command line tool names it.
+        /// The kind of storage that was to open it, as the command line tool names it.
         convert_to: &'static str,
     },
-    /// A setting of a storage is outside of its range. Nothing was changed.
+    /// A setting of a storage is outside of its range. The storage is unchanged.
     #[error("{setting} must be from {min} to {max}, it is {value}")]
     Setting {
-        /// Its name.
+        /// The name of the setting.
         setting: &'static str,
-        /// As given.
+        /// The given value.
         value: u64,
-        /// The least that is allowed.
+        /// The minimum.
         min: u64,
-        /// The most that is allowed.
+        /// The maximum.
         max: u64,
     },
-    /// A directory that is only looked at was changed by its node again and again while it was read.
+    /// A directory that is opened read-only was changed by its node repeatedly while it was read.
     #[error("{} is changed by its node faster than it can be read: try again, or stop the node first", path.display())]
     Changing {
         /// The directory.
         path: PathBuf,
     },
-    /// A write does not fit to what is stored. A defect of the caller; nothing was written.
+    /// A write contradicts the stored state. This is a bug of the caller; nothing was written.
     #[error("refused to write: {reason}")]
     Refused {
-        /// What does not fit.
+        /// The contradiction.
         reason: String,
     },
 }

@@ -1,4 +1,4 @@
-//! One batch of work for the shell, and in which order it is done (cf. raft-rs' `Ready`).
+//! One batch of work for the shell, and its order (cf. raft-rs' `Ready`).
 
 use std::sync::Arc;
 
@@ -14,100 +14,100 @@ use crate::types::{LogIndex, LogPosition, NodeId, Term};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TurnNumber(pub u64);
 
-/// One round of work for the shell.
+/// One batch of work for the shell.
 ///
-/// The order that matters: [`send_after`](Self::send_after) leaves only when this turn's [`write`](Self::write) and
-/// those of all turns before it are durable. All else may start at once. When the writes of a turn are durable, the
-/// shell says so with [`written`](crate::RaftNodeCore::written), in order; a turn without a write counts as written
-/// together with the turns before it.
+/// The order that matters: [`send_after`](Self::send_after) leaves only when the [`write`](Self::write) of this turn
+/// and those of all turns before it are durable. All other work may start at once. When the writes of a turn are
+/// durable, the shell calls [`written`](crate::RaftNodeCore::written), in order; a turn without a write counts as
+/// written together with the turns before it.
 #[derive(Debug)]
 #[must_use = "a turn that is not carried out loses messages and answers"]
 pub struct Turn<R> {
     /// For [`written`](crate::RaftNodeCore::written).
     pub number: TurnNumber,
-    /// Messages that depend on no write.
+    /// Messages that do not depend on a write.
     pub send_now: Vec<RaftMessage>,
-    /// To be made durable.
+    /// The write to make durable.
     pub write: Option<Write>,
-    /// Messages that must not leave before this turn and all before it are durable.
+    /// Messages that must not leave before this turn and all turns before it are durable.
     pub send_after: Vec<RaftMessage>,
-    /// Snapshots to send. Each one's outcome must be reported with
-    /// [`snapshot_sent`](crate::RaftNodeCore::snapshot_sent), exactly once. A later one to the same follower makes an
-    /// earlier one that is still on its way useless.
+    /// Snapshots to send. The shell reports the outcome of each with
+    /// [`snapshot_sent`](crate::RaftNodeCore::snapshot_sent), exactly once. A later snapshot to the same follower makes
+    /// an earlier one that is still in flight useless.
     pub send_snapshots: Vec<SnapshotToSend>,
-    /// For the state machine, in log order. Committed; and durable here, unless the state machine is
-    /// [in memory](StateKept::InMemory).
+    /// Work for the state machine, in log order. Committed; and durable on this node, unless the state machine is [in
+    /// memory](StateKept::InMemory).
     pub committed: Vec<Committed<R>>,
-    /// Requests for the leader, which is another node. The shell sends them and passes on the answers.
+    /// Requests for the leader, which is another node. The shell sends them and returns the answers.
     pub forward: Vec<Forward<R>>,
     /// Ask the leader for its confirmed commit index, and report it with
     /// [`read_round_answered`](crate::RaftNodeCore::read_round_answered).
     pub read_round: Option<ReadRound>,
-    /// Entries to be read from the log for a follower that lags behind; the answer goes to
+    /// Entries to read from the log for a follower that lags behind; the shell passes them to
     /// [`fetched`](crate::RaftNodeCore::fetched).
     pub fetch: Vec<LogFetch>,
-    /// Take a snapshot of the state machine as it is when this reaches it in the order of `committed`, and report it
-    /// with [`snapshot_taken`](crate::RaftNodeCore::snapshot_taken).
+    /// Take a snapshot of the state machine at this point in the order of `committed`, and report it with
+    /// [`snapshot_taken`](crate::RaftNodeCore::snapshot_taken).
     pub take_snapshot: Option<SnapshotReason>,
-    /// A follower waits by now for the snapshot that is being taken, which was only due: from now on, it is taken as fast as
-    /// one that is [awaited](SnapshotReason::Awaited).
+    /// A follower now waits for the snapshot that is being taken, which was only due: from now on, it is taken as fast
+    /// as one that is [awaited](SnapshotReason::Awaited).
     pub hurry_snapshot: bool,
 }
 
-/// Where a state machine keeps its state, which decides what may be handed to it.
+/// Where a state machine keeps its state. This decides which entries may be delivered to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateKept {
-    /// In memory: it ends with the process, and begins again with a snapshot that this node has recorded. Entries are
-    /// delivered as soon as they are committed: that a majority of the voters has them durably is enough, this node's own
-    /// disk need not be among them.
+    /// In memory: the state ends with the process, and the next process starts from a snapshot that this node has
+    /// recorded. Entries are delivered as soon as they are committed: they are durable on a majority of the voters,
+    /// which need not include this node.
     InMemory,
-    /// Where it may outlive the process. What is in it must not be missing in this node's log: entries are delivered once
-    /// they are durable there too.
+    /// In a place that may outlive the process. An entry in the state must not be missing in the log of this node:
+    /// entries are delivered once they are durable on this node, too.
     OnDisk,
 }
 
-/// Why a snapshot is taken.
+/// Why the node takes a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotReason {
-    /// It is due, or a user asked for it: nothing waits for it.
+    /// It is due, or a user asked for it: no follower waits for it.
     Due,
-    /// A follower needs one, and none that there is will do: it waits.
+    /// A follower waits for a snapshot, and no existing one suffices.
     Awaited,
 }
 
-/// Something for the state machine's owner, in log order.
+/// Work for the owner of the state machine, in log order.
 #[derive(Debug)]
 pub enum Committed<R> {
     /// A user's entry.
     User {
-        /// Where it stands.
+        /// The position of the entry.
         position: LogPosition,
         /// In the user's encoding.
         payload: Bytes,
-        /// Waits for the reply of the state machine, if the entry was proposed on this node.
+        /// The reply channel for the reply of the state machine, if the entry was proposed on this node.
         reply: Option<R>,
     },
     /// The membership changed.
     Members {
-        /// Where the change stands.
+        /// The position of the change.
         position: LogPosition,
-        /// From now on.
+        /// The new membership.
         members: Arc<Members>,
     },
-    /// Nothing for the state machine, but its place in the log counts as applied.
+    /// No work for the state machine, but the index counts as applied.
     Nothing {
-        /// Where it stands.
+        /// The position of the entry.
         position: LogPosition,
     },
     /// Replace the state by this snapshot, which is durable.
     Install {
-        /// Which one.
+        /// The metadata of the snapshot.
         snapshot: Box<SnapshotMeta>,
     },
 }
 
 impl<R> Committed<R> {
-    /// Where it stands.
+    /// The position of this item in the log.
     pub fn position(&self) -> LogPosition {
         match self {
             Committed::User { position, .. }
@@ -127,7 +127,7 @@ pub struct Forward<R> {
     pub request: LeaderRequest<R>,
 }
 
-/// Asks the leader to confirm its commit index for the reads that wait here.
+/// Asks the leader to confirm its commit index for the reads that wait on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadRound {
     /// The leader, as this node knows it.
@@ -139,18 +139,18 @@ pub struct ReadRound {
 /// A snapshot that a follower needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotToSend {
-    /// Counts what this core wants sent, from 1: the same snapshot may be sent to the same follower twice, and each
-    /// time has an outcome of its own.
+    /// Counts the transfers of this core, from 1: the same snapshot may be sent to the same follower twice, and each
+    /// attempt has its own outcome.
     pub attempt: u64,
     /// The follower.
     pub to: NodeId,
     /// The leader's term.
     pub term: Term,
-    /// Which snapshot.
+    /// The position of the snapshot.
     pub position: LogPosition,
 }
 
-/// Entries to be read from the log: `[from, until)`, up to `bytes_max`.
+/// Entries to read from the log: `[from, until)`, up to `bytes_max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogFetch {
     /// The first index.

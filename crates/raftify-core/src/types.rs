@@ -1,4 +1,4 @@
-//! The numbers of the protocol, each a type of its own, so that a term is never taken for an index.
+//! The numbers of the protocol, each with its own type, so that a term is never confused with an index.
 
 use std::fmt;
 use std::num::{NonZeroU64, ParseIntError};
@@ -6,16 +6,16 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The identity of a node within its cluster. Never zero, never given out twice, not even after a removal.
+/// The id of a node within its cluster. Never zero, and never reused, not even after a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(NonZeroU64);
 
 impl NodeId {
-    /// The node that starts a new cluster. All others get their id from a ticket or from a static list of members.
+    /// The node that starts a new cluster. All other nodes get their id from a ticket or from a static list of members.
     pub const FIRST: NodeId = NodeId(NonZeroU64::MIN);
 
-    /// `None` for zero, which means "nobody" in the protocol.
+    /// `None` for zero, which means "no node" in the protocol.
     pub const fn new(id: u64) -> Option<NodeId> {
         match NonZeroU64::new(id) {
             Some(id) => Some(NodeId(id)),
@@ -69,7 +69,7 @@ macro_rules! number {
         pub struct $name(pub u64);
 
         impl $name {
-            /// Zero: before everything.
+            /// Zero: before the first one.
             pub const ZERO: $name = $name(0);
 
             /// The plain number.
@@ -87,41 +87,41 @@ macro_rules! number {
 }
 
 number! {
-    /// A term: the period of at most one leader (Raft thesis, section 3.3). Starts at 1.
+    /// A term: a period with at most one leader (Raft thesis, section 3.3). Starts at 1.
     Term
 }
 
 number! {
-    /// The place of an entry in the replicated log. The first place is 1; zero is the empty log's end.
+    /// The index of an entry in the replicated log. The first index is 1; zero is the end of an empty log.
     LogIndex
 }
 
 impl LogIndex {
-    /// The place after this one.
+    /// The next index.
     #[must_use]
     pub const fn next(self) -> LogIndex {
         LogIndex(self.0 + 1)
     }
 
-    /// The place before this one; zero stays zero.
+    /// The previous index; zero stays zero.
     #[must_use]
     pub const fn previous(self) -> LogIndex {
         LogIndex(self.0.saturating_sub(1))
     }
 }
 
-/// Where an entry stands: two logs that agree on a position agree on everything before it (Log Matching, Raft
-/// thesis, figure 3.2). An answer is always tied to one of these, never to a counter.
+/// The position of an entry: two logs that agree on a position agree on everything before it (Log Matching, Raft
+/// thesis, figure 3.2). An answer is always tied to a position, never to a counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LogPosition {
     /// The term in which the entry was proposed.
     pub term: Term,
-    /// Its place in the log.
+    /// The index of the entry in the log.
     pub index: LogIndex,
 }
 
 impl LogPosition {
-    /// Before the first entry of an empty log.
+    /// The position before the first entry of an empty log.
     pub const ZERO: LogPosition = LogPosition { term: Term::ZERO, index: LogIndex::ZERO };
 
     /// A position from plain numbers.
@@ -140,8 +140,8 @@ macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         ///
-        /// In JSON and other text it is a string of 16 hexadecimal digits: many programs read numbers of that size as
-        /// floating point, and would change it.
+        /// In JSON and other text formats it is a string of 16 hexadecimal digits: many programs parse numbers of that
+        /// size as floating point, and would change the value.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(pub u64);
 
@@ -182,29 +182,30 @@ macro_rules! random_id {
 }
 
 random_id! {
-    /// Names one cluster. Messages of another cluster are refused at the door.
+    /// The id of a cluster. Messages of another cluster fail request validation.
     ClusterId
 }
 
 random_id! {
-    /// Drawn when a data directory is first used. A node that lost its disk has the same [`NodeId`] and another
-    /// incarnation; the others refuse it, because what it once acknowledged is gone.
+    /// Random, generated when a data directory is first used. A node that lost its disk keeps its [`NodeId`] but gets a
+    /// new incarnation; the other nodes refuse it, because writes that it acknowledged are lost.
     Incarnation
 }
 
 random_id! {
-    /// Drawn at each start of a node: two processes that were started on copies of one directory are not the same run.
+    /// Random, generated at each start of a node: two processes that were started on copies of one directory are
+    /// different runs.
     RunId
 }
 
-/// Who a data directory belongs to. Written once, checked at every opening.
+/// The owner of a data directory. Written once, checked whenever the directory is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The cluster.
     pub cluster_id: ClusterId,
     /// The node.
     pub node_id: NodeId,
-    /// This life of the directory.
+    /// The incarnation of the directory.
     pub incarnation: Incarnation,
 }
 

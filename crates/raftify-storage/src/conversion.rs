@@ -1,8 +1,9 @@
-//! Makes a directory of one storage into a directory of the other.
+//! Converts a directory from one storage to the other.
 //!
-//! The other one is written beside the first, into [`CONVERSION`], read back and compared. Then its parts get their places,
-//! LMDB's file last: it says which storage keeps the directory, so that one rename decides. Snapshots stay where they are.
-//! Until then the directory is as it was; afterwards, what is left of the first is removed.
+//! The conversion writes the other storage into [`CONVERSION`], inside the directory, reads it back and compares it.
+//! Then it renames the parts to their final names, LMDB's file last: that file says to which storage the directory
+//! belongs, so that one rename is the commit point. Snapshots stay where they are. Until then the directory is
+//! unchanged; afterwards, the remains of the first storage are removed.
 
 use std::io;
 use std::path::Path;
@@ -21,32 +22,33 @@ use crate::wal::{WalSettings, WalStorage};
 #[cfg(test)]
 mod tests;
 
-/// How much of the log is copied by one write.
+/// How many bytes of the log one write copies.
 const SLICE_BYTES: u64 = 4 << 20;
 
-/// What a conversion has done.
+/// The result of a conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversion {
-    /// What kept the directory before. If it is the same as `to`, there was nothing to do.
+    /// The storage of the directory before. If it is the same as `to`, there was nothing to do.
     pub from: StorageKind,
-    /// What keeps it now.
+    /// The storage of the directory now.
     pub to: StorageKind,
-    /// What is in it, before as well as now.
+    /// The content, which is the same before and after.
     pub state: StoredState,
 }
 
-/// Makes the node's directory one of the storage `to`, with the same identity, members, votes, entries and snapshots.
+/// Converts the directory of a node to the storage `to`, with the same identity, members, votes, entries and snapshots.
 ///
-/// No other process may have it open. There must be room for a second copy of the log meanwhile. Everything is read back and
-/// compared before the directory changes hands, by one rename. Whenever it is interrupted, the directory is a valid one
-/// of the former or of the new storage; started again, it first removes what was left behind.
+/// No other process may have it open. The disk needs space for a second copy of the log meanwhile. Everything is read
+/// back and compared before one rename switches the directory to the new storage. Whenever the conversion is
+/// interrupted, the directory is a valid one of the old or of the new storage; the next conversion first removes the
+/// remains of the interrupted one.
 ///
 /// # Errors
-/// - [`StorageError::Io`]: there is no such directory, nothing in it, no permission, or no room.
-/// - [`StorageError::InUse`]: a node works on it. Stop that first.
-/// - [`StorageError::Corrupt`], [`StorageError::Version`]: it is not what a node of this version wrote.
+/// - [`StorageError::Io`]: the directory is missing or empty, or there is no permission or no space.
+/// - [`StorageError::InUse`]: a node uses the directory. Stop the node first.
+/// - [`StorageError::Corrupt`], [`StorageError::Version`]: the content is not what a node of this version wrote.
 ///
-/// After any of them the directory is as valid as before.
+/// After any of these errors the directory is as valid as before.
 ///
 /// # Examples
 /// ```
@@ -63,7 +65,7 @@ pub fn convert_storage(directory: impl AsRef<Path>, to: StorageKind) -> Result<C
     convert_storage_with(directory, to, WalSettings::default())
 }
 
-/// [`convert_storage`] with the settings that a log in segments is made, or read, with.
+/// [`convert_storage`] with the settings for a log in segments, which is created or read.
 ///
 /// # Errors
 /// As [`convert_storage`], and [`StorageError::Setting`] if a setting is outside of its range.
@@ -83,10 +85,10 @@ fn convert_with(
     operations: &dyn NameOperations,
 ) -> Result<Conversion, StorageError> {
     let kind = || Tables::open_read_only(directory)?.kind();
-    // Before anything is made in a directory that may be of something else.
+    // Before creating files in a directory that may belong to another program.
     kind()?;
     let lock = DirectoryLock::take(directory)?;
-    // From here on no other process can change it.
+    // From here on no other process can change the directory.
     let from = kind()?;
     layout::remove_left_by_conversion(directory, from)?;
 
@@ -107,7 +109,7 @@ fn convert_with(
         (StorageKind::Wal, StorageKind::Heed) => copy(wal(directory)?, &beside, heed),
     };
     let state = copied.inspect_err(|_| {
-        // It may be that the disk is full. If it cannot be removed now, the next conversion does it.
+        // The disk may be full. If the remains cannot be removed now, the next conversion removes them.
         let _ = layout::remove_left_by_conversion(directory, from);
     })?;
     switch(directory, &beside, to, operations)?;
@@ -123,7 +125,7 @@ fn done(
     Ok(Conversion { from, to, state: state? })
 }
 
-/// Writes all that `source` has into a new storage at `beside`, and reads it back. Both are closed afterwards.
+/// Writes the whole content of `source` into a new storage at `beside`, and reads it back. Closes both afterwards.
 fn copy<Target: StableStorage>(
     mut source: impl StableStorage,
     beside: &Path,
@@ -158,14 +160,14 @@ fn copy<Target: StableStorage>(
     Ok(state)
 }
 
-/// Writes `state` with its `entries` into a storage that holds nothing.
+/// Writes `state` with its `entries` into an empty storage.
 fn write_all(
     state: &StoredState,
     entries: &impl LogReader,
     target: &mut impl StableStorage,
 ) -> Result<(), StorageError> {
     let (mut next, end) = (state.truncated.index.next(), state.last.index.next());
-    // The commit index must lie within the log, also while its end is not there yet.
+    // The commit index must lie within the log, also while the end of the log is missing.
     let begin = HardState { commit: state.truncated.index, ..state.hard_state };
     target.write(&[Write {
         identity: state.identity,
@@ -187,7 +189,7 @@ fn write_all(
     }])
 }
 
-/// Puts what was written beside into its places. The directory changes hands with the last rename.
+/// Renames the converted parts to their final names. The last rename switches the directory to the new storage.
 fn switch(
     directory: &Path,
     beside: &Path,
@@ -203,7 +205,7 @@ fn switch(
         rename(segments::DIRECTORY)?;
         sync()?;
     }
-    // LMDB believes what it says of the newest transaction, if another process still reads the former database.
+    // If another process still reads the old database, LMDB trusts the number of the newest transaction in this table.
     let readers = directory.join(READERS_FILE);
     match operations.remove(&readers) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -1,13 +1,13 @@
-//! The fields that all binary formats of this crate are made of, and what is wrong with bytes that are not what was
-//! written. All numbers are big-endian.
+//! The fields that all binary formats of this crate consist of, and the errors for damaged bytes. All numbers are
+//! big-endian.
 
 use raftify_core::members::MembersDecodeError;
 use raftify_core::{LogIndex, LogPosition, StorageError, Term};
 
-/// The only group so far. It stands in every key and header, so that many groups can share one log later.
+/// The only group so far. Every key and header contains it, so that many groups can share one log later.
 pub(crate) const GROUP_ID: u64 = 0;
 
-/// Why a value is not what was written.
+/// Why a value is damaged.
 #[derive(Debug)]
 pub(crate) enum Damage {
     Version { found: u32, known: u32 },
@@ -15,7 +15,7 @@ pub(crate) enum Damage {
 }
 
 impl Damage {
-    /// Says what is damaged.
+    /// The error for `what`, which is damaged.
     pub(crate) fn of(self, what: String) -> StorageError {
         match self {
             Damage::Version { found, known } => StorageError::Version { what, found, known },
@@ -35,7 +35,7 @@ impl From<MembersDecodeError> for Damage {
     }
 }
 
-/// Takes fields of fixed length off the front.
+/// Takes fields of fixed length from the front.
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -54,7 +54,7 @@ impl<'a> Fields<'a> {
         Ok(LogPosition { term: Term(self.number()?), index: LogIndex(self.number()?) })
     }
 
-    /// `value`, if nothing is left.
+    /// Returns `value`, if no bytes are left.
     pub(crate) fn whole<T>(&self, value: T) -> Result<T, Damage> {
         match self.0.len() {
             0 => Ok(value),

@@ -1,4 +1,4 @@
-//! What fuzzing feeds of this crate's inner parts. Not for users: it changes without notice.
+//! Internal functions for fuzzing. Not for users: they change without notice.
 
 use std::hint::black_box;
 
@@ -11,13 +11,13 @@ use crate::{snapshot_files, wal};
 
 pub use crate::wal::encode_record;
 
-/// Reads any bytes as a record of the segment log: as they are, and with checksums that fit.
+/// Decodes arbitrary bytes as a record of the segment log: unchanged, and with valid checksums.
 pub fn read_record(bytes: &[u8]) {
     wal::read_record(bytes);
 }
 
-/// Reads any bytes as a value in LMDB whose checksum fits. The first byte says under which key. What can be read is
-/// written again, and must be the same.
+/// Decodes arbitrary bytes as a value in LMDB with a valid checksum. The first byte selects the key. A value that can
+/// be decoded is encoded again, and must be the same.
 pub fn read_metadata(bytes: &[u8]) {
     let Some((which, content)) = bytes.split_first() else { return };
     let index = LogIndex(u64::from(*which));
@@ -53,7 +53,7 @@ pub fn read_metadata(bytes: &[u8]) {
     }
 }
 
-/// A whole snapshot file made of any bytes, with what it is of and its data; `None` if there are too few.
+/// A complete snapshot file made of arbitrary bytes, with its metadata and data; `None` if there are too few bytes.
 pub fn snapshot_file(bytes: &[u8]) -> Option<(Vec<u8>, SnapshotMeta, Vec<u8>)> {
     let mut fields = Fields(bytes);
     let meta = SnapshotMeta {

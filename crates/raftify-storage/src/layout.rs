@@ -1,8 +1,9 @@
-//! A data directory: which storage keeps it, which files it has, which process may write there, and what was left behind.
+//! The data directory: its storage, its files, the process that may write to it, and the remains of interrupted
+//! operations.
 //!
-//! This is the only room that knows what both storages put into a directory, because each must notice the other's files:
-//! a directory whose database is gone is not a new one. `lock.rs` keeps other processes out, `segments.rs` and
-//! `snapshots.rs` have the names of files. Nothing here reads what the files hold.
+//! Only this module knows the files of both storages in a directory, because each must detect the files of the other: a
+//! directory whose database is missing is not a new one. `lock.rs` excludes other processes, `segments.rs` and
+//! `snapshots.rs` have the names of files. This module does not read the content of the files.
 
 use std::fmt;
 use std::fs;
@@ -20,18 +21,18 @@ pub(crate) mod snapshots;
 
 pub(crate) use lock::{DirectoryLock, LockedDirectory};
 
-/// LMDB's file, in which also stands which storage keeps the directory.
+/// LMDB's file, which also says to which storage the directory belongs.
 pub(crate) const DATA_FILE: &str = "data.mdb";
 
 /// LMDB's table of readers.
 pub(crate) const READERS_FILE: &str = "lock.mdb";
 
-/// Where a conversion writes the other storage. It is there from the first step of a conversion to the last: what is
-/// found without it was not left behind by one.
+/// The directory into which a conversion writes the other storage. It exists from the first step of a conversion to the
+/// last: without it, no files are remains of a conversion.
 pub(crate) const CONVERSION: &str = "conversion.partial";
 
-/// Which storage keeps a directory. The directory says it of itself.
-// The numbers stand on disk, as the content of the layout, and never change.
+/// The storage of a directory, as recorded in the directory.
+// The numbers are stored, as the content of the layout, and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StorageKind {
     /// [`HeedStorage`](crate::HeedStorage): entries and hard state in LMDB.
@@ -49,7 +50,7 @@ impl StorageKind {
         }
     }
 
-    /// As the command line tool names it.
+    /// The name in the command line tool.
     pub const fn short_name(self) -> &'static str {
         match self {
             StorageKind::Heed => "heed",
@@ -57,7 +58,7 @@ impl StorageKind {
         }
     }
 
-    /// The content of the layout. That of the first kind is empty.
+    /// The content of the layout. It is empty for the first kind.
     pub(crate) const fn content(self) -> &'static [u8] {
         match self {
             StorageKind::Heed => &[],
@@ -79,7 +80,7 @@ impl fmt::Display for StorageKind {
     }
 }
 
-/// Whether there is a database, and so a storage, in `directory`. A file that cannot be looked for may be there.
+/// Whether there is a database, and so a storage, in `directory`. An I/O error does not mean that the file is missing.
 fn is_begun(directory: &Path) -> Result<bool, StorageError> {
     let data_file = directory.join(DATA_FILE);
     data_file.try_exists().map_err(io_error("look for", &data_file))
@@ -92,7 +93,7 @@ fn database_is_lost(directory: &Path, found: &Path) -> StorageError {
     }
 }
 
-/// Checks that a directory without a database has no segments either: there might be acknowledged entries in them.
+/// Checks that a directory without a database has no segments either: they might contain acknowledged entries.
 pub(crate) fn check_no_segments_without_database(directory: &Path) -> Result<(), StorageError> {
     if is_begun(directory)? {
         return Ok(());
@@ -114,7 +115,7 @@ pub(crate) fn check_no_snapshots_without_database(directory: &Path) -> Result<()
     }
 }
 
-/// Warns of what an interrupted conversion has left: it takes room and is of no use.
+/// Warns about the remains of an interrupted conversion: they take space and are of no use.
 pub(crate) fn warn_of_interrupted_conversion(directory: &Path) {
     let unfinished = directory.join(CONVERSION);
     if unfinished.exists() {
@@ -123,7 +124,7 @@ pub(crate) fn warn_of_interrupted_conversion(directory: &Path) {
     }
 }
 
-/// Removes what a conversion has left in a directory of `kind`, whether it was finished or not.
+/// Removes the remains of a conversion in a directory of `kind`, whether the conversion was finished or not.
 pub(crate) fn remove_left_by_conversion(directory: &Path, kind: StorageKind) -> Result<(), StorageError> {
     let unfinished = directory.join(CONVERSION);
     if !unfinished.exists() {
@@ -134,10 +135,10 @@ pub(crate) fn remove_left_by_conversion(directory: &Path, kind: StorageKind) -> 
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
         }
         let log = directory.join(segments::DIRECTORY);
-        // It may stand on another disk. What is there besides is not ours.
+        // The log may be on another disk. Other files there do not belong to the storage.
         let is_link = fs::symlink_metadata(&log).is_ok_and(|metadata| metadata.is_symlink());
         match if is_link { fs::remove_file(&log) } else { fs::remove_dir(&log) } {
-            // Another program has files in it.
+            // Another program has files in the directory.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(io_error("remove", &log)(error));

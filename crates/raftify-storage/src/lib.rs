@@ -1,12 +1,12 @@
-//! Stable storage for raftify: log and metadata in LMDB, or the log in segments beside it; snapshots in checksummed
+//! Stable storage for raftify: log and metadata in LMDB, or the log in segments next to it; snapshots in checksummed
 //! files.
 //!
 //! [`WalStorage`] and [`HeedStorage`] implement [`StableStorage`](raftify_core::StableStorage) in one directory. The
-//! first is the default: it makes a write durable by one flush. The second is the simplest: one LMDB transaction per
-//! write. [`convert_storage`] makes a directory of the one into one of the other, and [`ReadOnlyStorage`] looks into
-//! both without changing anything, also while a node works there. `docs/disk-format.md` describes every byte. This is
-//! the only crate of the workspace with `unsafe` code: where LMDB is opened and its map resized, and where a signal is
-//! ignored.
+//! first is the default: it makes a write durable with one flush. The second is the simplest: one LMDB transaction per
+//! write. [`convert_storage`] converts a directory from one to the other, and [`ReadOnlyStorage`] reads both without
+//! changing anything, also while a node uses the directory. `docs/disk-format.md` describes every byte. This is the
+//! only crate of the workspace with `unsafe` code: where it opens LMDB and resizes its map, and where it ignores a
+//! signal.
 
 mod conversion;
 mod fields;

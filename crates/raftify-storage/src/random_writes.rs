@@ -1,4 +1,4 @@
-//! Random writes to a storage, and what they are made of: for the tests of both storages.
+//! Random writes to a storage, and their elements: for the tests of both storages.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -8,7 +8,7 @@ use raftify_core::{
     Term,
 };
 
-/// What a test makes of the present state.
+/// A change that a test derives from the present state.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Append { back: u64, count: u64, term: u64 },

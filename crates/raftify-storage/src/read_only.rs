@@ -1,4 +1,4 @@
-//! A data directory, of either storage, that is only looked at: by tools, also beside a running node.
+//! A data directory, of either storage, opened read-only: by tools, also while its node is running.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use crate::lmdb::Tables;
 use crate::snapshot_files::{self, SnapshotFileReader};
 use crate::wal::SegmentView;
 
-/// A data directory that is only looked at, whichever storage keeps it. Nothing of the node's is ever written.
+/// A data directory opened read-only, whichever its storage. It never writes to the files of the node.
 ///
-/// A node may work on the directory meanwhile. [`load`](Self::load) shows it as it is at that moment. So do the reads
-/// of a directory of [`HeedStorage`](crate::HeedStorage); those of a [`WalStorage`](crate::WalStorage) show what the last
-/// `load` found, for as long as the node has not given it up, and look again then.
+/// A node may use the directory meanwhile. [`load`](Self::load) returns its state at that moment. Reads from a
+/// directory of [`HeedStorage`](crate::HeedStorage) also do; those from a [`WalStorage`](crate::WalStorage) return the
+/// data that the last `load` found, as long as the node has not released it, and otherwise load again.
 ///
 /// # Examples
 /// ```
@@ -48,10 +48,10 @@ impl ReadOnlyStorage {
     /// Opens `directory`.
     ///
     /// # Errors
-    /// - [`StorageError::Io`]: there is no such directory, nothing in it, or no permission.
-    /// - [`StorageError::InUse`]: this same process has it open.
-    /// - [`StorageError::Database`], [`StorageError::Corrupt`], [`StorageError::Version`]: this is not what a node
-    ///   wrote, or not of this version.
+    /// - [`StorageError::Io`]: the directory is missing or empty, or there is no permission.
+    /// - [`StorageError::InUse`]: the same process has it open.
+    /// - [`StorageError::Database`], [`StorageError::Corrupt`], [`StorageError::Version`]: the content is not what a
+    ///   node wrote, or a node of another version wrote it.
     pub fn open(directory: impl AsRef<Path>) -> Result<ReadOnlyStorage, StorageError> {
         let directory = directory.as_ref().to_owned();
         let tables = Tables::open_read_only(&directory)?;
@@ -62,7 +62,7 @@ impl ReadOnlyStorage {
         Ok(ReadOnlyStorage { entries, directory })
     }
 
-    /// Which storage keeps the directory.
+    /// The storage of the directory.
     pub fn kind(&self) -> StorageKind {
         match self.entries {
             Entries::Heed(_) => StorageKind::Heed,
@@ -70,11 +70,12 @@ impl ReadOnlyStorage {
         }
     }
 
-    /// Reads and checks everything, as `load` of the node itself does. Something that a node has just begun to write
-    /// is not there yet.
+    /// Reads and checks everything, as the node does in `load`. It does not return a write that the node has only
+    /// begun.
     ///
     /// # Errors
-    /// As there, and [`StorageError::Changing`] if the node changes it faster than it can be read.
+    /// As for the `load` of the node, and [`StorageError::Changing`] if the node changes the data faster than it can be
+    /// read.
     pub fn load(&self) -> Result<StoredState, StorageError> {
         let mut state = self.look()?;
         loop {
@@ -84,7 +85,7 @@ impl ReadOnlyStorage {
             let Err(error) = snapshot_files::check_recorded(&self.snapshot_directory(), snapshot) else {
                 return Ok(state);
             };
-            // The node may have replaced it by a newer one since the metadata were read.
+            // The node may have replaced it by a newer one since the metadata was read.
             let now = self.look()?;
             if now.snapshot == state.snapshot {
                 return Err(error);
@@ -100,13 +101,13 @@ impl ReadOnlyStorage {
         }
     }
 
-    /// For reading entries.
+    /// A reader for entries.
     pub fn log_reader(&self) -> ReadOnlyLogReader {
         ReadOnlyLogReader { entries: self.entries.clone() }
     }
 
-    /// The finished snapshot files, the newest last. A node keeps those that its metadata do not record only until
-    /// it records the next one.
+    /// The finished snapshot files, the newest last. A node keeps those that its metadata does not record only until it
+    /// records the next one.
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -114,7 +115,7 @@ impl ReadOnlyStorage {
         snapshots::list(&self.directory)
     }
 
-    /// Opens one snapshot; also how many bytes of data it holds.
+    /// Opens one snapshot; also returns how many bytes of data it holds.
     ///
     /// # Errors
     /// As [`SnapshotStore::open`](raftify_core::SnapshotStore::open).

@@ -9,18 +9,18 @@ use crate::types::{LogIndex, LogPosition};
 /// See the module.
 pub(crate) struct Delivery {
     state_kept: StateKept,
-    /// Committed, each with the turn that it came with, and not yet delivered.
+    /// Committed and not yet delivered, each with the turn in which it was committed.
     undelivered: VecDeque<(Entry, TurnNumber)>,
     /// The last entry that was delivered to the state machine.
     delivered: LogPosition,
-    /// The last entry that was delivered with a reply to be answered.
+    /// The last entry that was delivered with a reply channel.
     replies_until: LogIndex,
-    /// As consensus knows it: see [`in_state_machine`](Self::in_state_machine).
+    /// The last entry that consensus counts as applied: see [`in_state_machine`](Self::in_state_machine).
     applied: LogIndex,
-    /// Bytes that are delivered and not yet applied, a sum for each turn.
+    /// Bytes that are delivered and not yet applied, one sum for each turn.
     unapplied: VecDeque<(LogIndex, u64)>,
     unapplied_bytes: u64,
-    /// Snapshots that the state machine may not have restored yet; first the one of the start.
+    /// Snapshots that the state machine may not have restored yet; the one of the start is the first.
     restoring: Vec<LogPosition>,
 }
 
@@ -49,7 +49,7 @@ impl Delivery {
         self.applied = position.index;
     }
 
-    /// Entries that were committed in `turn`. Those that were delivered before are skipped.
+    /// Adds entries that were committed in `turn`. Skips those that were delivered before.
     pub(crate) fn add(&mut self, committed: Vec<Entry>, turn: TurnNumber) {
         let delivered = self.delivered.index;
         let new =
@@ -67,13 +67,13 @@ impl Delivery {
     }
 
     /// Whether entries may be delivered before they are durable on this node: the state machine is in memory, and has
-    /// been given everything that is durable.
+    /// received everything that is durable.
     pub(crate) fn may_go_beyond_durable(&self) -> bool {
         let waits = self.state_kept == StateKept::OnDisk && !mutated!(OnDiskMachineGetsUnsynced);
         !waits && self.undelivered.is_empty()
     }
 
-    /// The entry at `position` is delivered, with or without a reply to be answered.
+    /// The entry at `position` is delivered, with or without a reply channel.
     pub(crate) fn deliver(&mut self, position: LogPosition, has_reply: bool) {
         self.delivered = position;
         if has_reply {
@@ -86,7 +86,7 @@ impl Delivery {
         self.delivered
     }
 
-    /// Of what was delivered after `before`, so many bytes are yet to be applied.
+    /// This many bytes of the entries delivered after `before` are not yet applied.
     pub(crate) fn count_unapplied(&mut self, before: LogIndex, bytes: u64) {
         if self.delivered.index > before {
             self.unapplied.push_back((self.delivered.index, bytes));
@@ -98,14 +98,14 @@ impl Delivery {
         self.unapplied_bytes
     }
 
-    /// A snapshot of a leader takes the place of everything up to `position`.
+    /// A snapshot of a leader replaces everything up to `position`.
     pub(crate) fn install(&mut self, position: LogPosition) {
         self.undelivered.retain(|(entry, _)| entry.position.index > position.index);
         self.delivered = position;
         self.restoring.push(position);
     }
 
-    /// The state machine has applied everything up to `index`. Whether consensus did not know that yet.
+    /// The state machine has applied everything up to `index`. Returns whether that is new to consensus.
     pub(crate) fn note_applied(&mut self, index: LogIndex) -> bool {
         self.restoring.retain(|position| position.index > index);
         if index <= self.applied {
@@ -122,12 +122,13 @@ impl Delivery {
         true
     }
 
-    /// As consensus knows it.
+    /// The last entry that consensus counts as applied.
     pub(crate) fn applied(&self) -> LogIndex {
         self.applied
     }
 
-    /// How far the state machine is. Consensus counts the snapshot of the start as applied long before it is restored.
+    /// The last entry that the state machine has applied. Consensus counts the snapshot of the start as applied long
+    /// before it is restored.
     pub(crate) fn in_state_machine(&self) -> LogIndex {
         let is_restored = self.restoring.iter().all(|position| position.index > self.applied);
         if is_restored { self.applied } else { LogIndex::ZERO }
@@ -138,7 +139,7 @@ impl Delivery {
         &self.restoring
     }
 
-    /// Whether the state machine has answered every reply that was delivered with an entry.
+    /// Whether the state machine has answered every reply channel that was delivered with an entry.
     pub(crate) fn is_answered(&self) -> bool {
         self.in_state_machine() >= self.replies_until
     }

@@ -1,24 +1,25 @@
-//! What a leader knows of the nodes that do not vote: how far each is behind, and which voters have reached it. By this it
-//! decides when a joining node may vote (thesis, section 4.2.1). Forgotten when leadership is lost.
+//! The state that a leader keeps about non-voting nodes: how far each is behind, and which voters have reached it. With
+//! it, the leader decides when a joining node may vote (thesis, section 4.2.1). Dropped when leadership is lost.
 
 use std::collections::BTreeMap;
 
 use crate::config::CheckedConfig;
 use crate::types::{Incarnation, LogIndex, NodeId};
 
-/// How many election timeouts the word of a voter counts that it has reached a node. Each voter repeats it once in an
-/// election timeout.
+/// For how many election timeouts the report of a voter that it has reached a node is valid. Each voter repeats it once
+/// in an election timeout.
 const REACHED_TIMEOUTS: u32 = 3;
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Joiners {
     progress: BTreeMap<NodeId, CatchUp>,
-    /// For each node, which voters have reached it, as which incarnation, and when they said so.
+    /// For each node, the voters that have reached it, the incarnation that they have reached, and the time of the
+    /// report.
     reached: BTreeMap<NodeId, BTreeMap<NodeId, (Incarnation, u64)>>,
 }
 
-/// Catching up goes in rounds: in each, a node receives what the leader had when the round began.
+/// A node catches up in rounds: in each, it receives the entries that the leader had when the round began.
 struct CatchUp {
     first_seen_ticks: u64,
     matched: LogIndex,
@@ -28,17 +29,17 @@ struct CatchUp {
     took_ticks: Option<u64>,
 }
 
-/// How far a node is from being caught up.
+/// How far a node has caught up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lag {
-    /// Up to here its log agrees with the leader's.
+    /// Up to here its log agrees with that of the leader.
     pub(crate) matched: LogIndex,
     /// Whether it is close enough in entries and in time.
     pub(crate) is_close: bool,
 }
 
 impl Joiners {
-    /// The log of `id` agrees up to `matched`, the leader's ends at `last`.
+    /// The log of `id` agrees up to `matched`; the log of the leader ends at `last`.
     pub(crate) fn observe(&mut self, id: NodeId, matched: LogIndex, last: LogIndex, now_ticks: u64) {
         let catch_up = self.progress.entry(id).or_insert(CatchUp {
             first_seen_ticks: now_ticks,
@@ -55,13 +56,13 @@ impl Joiners {
         }
     }
 
-    /// Forgets every node but these.
+    /// Drops every other node.
     pub(crate) fn retain(&mut self, is_observed: impl Fn(NodeId) -> bool) {
         self.progress.retain(|id, _| is_observed(*id));
         self.reached.retain(|id, _| is_observed(*id));
     }
 
-    /// What was said of this node was said of another address.
+    /// Drops the reports about this node: they concern another address.
     pub(crate) fn forget_reached(&mut self, id: NodeId) {
         self.reached.remove(&id);
     }
@@ -78,12 +79,12 @@ impl Joiners {
         Lag { matched: catch_up.matched, is_close: is_close || mutated!(PromotesBeforeCaughtUp) }
     }
 
-    /// Since when the node is known to this leader.
+    /// The tick at which this leader first observed the node.
     pub(crate) fn first_seen_ticks(&self, id: NodeId) -> Option<u64> {
         self.progress.get(&id).map(|catch_up| catch_up.first_seen_ticks)
     }
 
-    /// `voter` says that it has reached the node at its advertised address.
+    /// `voter` reports that it has reached the node at its advertised address.
     pub(crate) fn was_reached(
         &mut self,
         id: NodeId,
@@ -94,7 +95,7 @@ impl Joiners {
         self.reached.entry(id).or_default().insert(voter, (incarnation, now_ticks));
     }
 
-    /// The voters that have reached this incarnation of the node lately.
+    /// The voters that have recently reached this incarnation of the node.
     pub(crate) fn reached_by(
         &self,
         id: NodeId,

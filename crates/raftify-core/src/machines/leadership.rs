@@ -1,4 +1,4 @@
-//! This node as a leader: the term in which it leads, the transfer of its leadership, and transfers that have failed.
+//! The leadership of this node: the term in which it leads, the transfer of its leadership, and failed transfers.
 
 use std::collections::BTreeSet;
 
@@ -11,12 +11,13 @@ use crate::types::{NodeId, Term};
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Leadership {
-    /// The term in which this node led when it last looked.
+    /// The term in which this node led at the last call.
     led: Option<Term>,
     transfer: Option<Transfer>,
-    /// Nodes that did not take over, for instance because their state machine restores a snapshot: others are tried first.
+    /// Nodes that did not take over, for instance because their state machine restores a snapshot: the leader tries
+    /// others first.
     unfit: BTreeSet<NodeId>,
-    /// No further transfer is begun before, unless one is asked for: requests wait during each.
+    /// The leader begins no further transfer before this tick, unless one is requested: requests wait during each.
     pause_until_ticks: u64,
     pub(crate) own_disk: OwnDisk,
 }
@@ -44,7 +45,7 @@ impl TransferWaiter {
     }
 }
 
-/// A transfer that has ended.
+/// A completed or failed transfer.
 pub(crate) struct EndedTransfer {
     pub(crate) to: NodeId,
     pub(crate) outcome: Result<NodeId, TransferError>,
@@ -60,7 +61,8 @@ impl EndedTransfer {
 }
 
 impl Leadership {
-    /// The term in which this node leads now, if it does. Whether it led before, and does not any more in that term.
+    /// Records the term in which this node leads now, if it does. Returns whether it led before, and no longer leads in
+    /// that term.
     pub(crate) fn observe(&mut self, leads: Option<Term>) -> bool {
         let is_lost = self.led.is_some() && self.led != leads;
         self.led = leads;
@@ -80,7 +82,7 @@ impl Leadership {
         self.transfer = Some(Transfer { to, deadline_ticks, waiters: Vec::new() });
     }
 
-    /// Waits for the transfer under way, if it is to this node or the request names none.
+    /// Waits for the transfer in progress, if its target is this node or the request names none.
     pub(crate) fn join_transfer(&mut self, to: Option<NodeId>, waiter: TransferWaiter) {
         match &mut self.transfer {
             Some(transfer) if to.is_none_or(|to| to == transfer.to) => transfer.waiters.push(waiter),
@@ -89,7 +91,8 @@ impl Leadership {
         }
     }
 
-    /// The transfer under way, if it has ended: another node leads, consensus has given up, or the deadline has passed.
+    /// The transfer in progress, if it has ended: another node leads, consensus has cancelled it, or the deadline has
+    /// passed.
     pub(crate) fn take_ended(
         &mut self,
         own_id: NodeId,
@@ -112,8 +115,8 @@ impl Leadership {
         Some(EndedTransfer { to, outcome, waiters })
     }
 
-    /// `to` did not take over. `others` are the voters that could: once all of them have failed, each may be tried again,
-    /// because what kept the first of them from it may be over.
+    /// `to` did not take over. `others` are the voters that could: once all of them have failed, the leader may try
+    /// each again, because the obstacle of the first may be gone.
     pub(crate) fn note_failed(
         &mut self,
         to: NodeId,
@@ -127,12 +130,12 @@ impl Leadership {
         self.unfit.insert(to);
     }
 
-    /// Whether a transfer that was not asked for must wait, because one has failed.
+    /// Whether a transfer that was not requested must wait, because one has failed.
     pub(crate) fn is_paused(&self, now_ticks: u64) -> bool {
         now_ticks < self.pause_until_ticks
     }
 
-    /// The most caught-up one; of those that have failed to take over, only if there is no other.
+    /// The most caught-up one; candidates that have failed to take over count only if there is no other.
     pub(crate) fn best_successor(&self, candidates: &[PeerProgress]) -> Result<NodeId, TransferError> {
         candidates
             .iter()

@@ -1,4 +1,4 @@
-//! How this node's time in the cluster ends: by its removal, because it is told to stop, or because it must.
+//! How the membership or the run of this node ends: by its removal, by a stop request, or by a failure.
 
 use crate::error::StopReason;
 use crate::machines::retirement::Retirement;
@@ -7,7 +7,7 @@ use crate::machines::retirement::Retirement;
 #[derive(Default)]
 pub(crate) struct Lifecycle {
     pub(crate) retirement: Retirement,
-    /// It takes nothing new.
+    /// The node accepts no new requests.
     is_stopping: bool,
     stop_reason: Option<StopReason>,
 }
@@ -21,7 +21,7 @@ impl Lifecycle {
         self.is_stopping = true;
     }
 
-    /// Why this node must stop by itself, once it must.
+    /// Why this node must stop, once it must.
     pub(crate) fn stop_reason(&self) -> Option<&StopReason> {
         self.stop_reason.as_ref()
     }

@@ -1,4 +1,4 @@
-//! When each peer was last heard from, and the first incarnation heard of each node.
+//! The time of the last message of each peer, and the first incarnation seen of each node.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use crate::types::{Incarnation, NodeId};
 
 /// See the module.
 pub(crate) struct Liveness {
-    /// For so many ticks after it was heard from, a peer counts as alive.
+    /// A peer counts as alive for this many ticks after its last message.
     alive_ticks: u64,
     last_heard: BTreeMap<NodeId, u64>,
-    /// Of each node, until its incarnation is replicated.
+    /// The first incarnation of each node, until its incarnation is replicated.
     first_incarnations: BTreeMap<NodeId, Incarnation>,
 }
 
@@ -30,7 +30,7 @@ impl Liveness {
         self.last_heard(peer).is_some_and(|heard| now_ticks - heard <= self.alive_ticks)
     }
 
-    /// Whether the peer was heard from after `since_ticks`.
+    /// Whether the peer has sent a message after `since_ticks`.
     pub(crate) fn was_heard_after(&self, peer: NodeId, since_ticks: u64) -> bool {
         self.last_heard(peer).is_some_and(|heard| heard > since_ticks)
     }
@@ -40,7 +40,7 @@ impl Liveness {
         self.first_incarnations.insert(own, incarnation);
     }
 
-    /// The first incarnation heard of a node whose incarnation is not replicated yet: `presented`, if it is the first.
+    /// The first incarnation seen of a node whose incarnation is not replicated yet: `presented`, if it is the first.
     pub(crate) fn note_incarnation(&mut self, id: NodeId, presented: Incarnation) -> Incarnation {
         *self.first_incarnations.entry(id).or_insert(presented)
     }

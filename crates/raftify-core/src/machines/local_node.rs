@@ -1,4 +1,4 @@
-//! This node itself: its settings, its clock, and the identity of its directory.
+//! The node itself: its settings, its clock, and the identity of its directory.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ impl LocalNode {
         self.id
     }
 
-    /// Where the other nodes reach it.
+    /// The address at which the other nodes reach it.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
@@ -57,7 +57,7 @@ impl LocalNode {
         self.config.ticks(span)
     }
 
-    /// The tick at which `timeout` has passed from now.
+    /// The tick at which `timeout` will have passed.
     pub(crate) fn deadline(&self, timeout: Duration) -> u64 {
         self.now_ticks.saturating_add(self.config.ticks(timeout))
     }
@@ -73,7 +73,7 @@ impl LocalNode {
         self.identity.map(|identity| identity.incarnation)
     }
 
-    /// This node takes on an identity, which `turn` writes. `reply` is answered when that turn is durable.
+    /// This node takes an identity, which `turn` writes. `reply` is answered when that turn is durable.
     pub(crate) fn take_identity(
         &mut self,
         identity: Identity,
@@ -84,7 +84,7 @@ impl LocalNode {
         self.identity_waiters.push((turn, reply));
     }
 
-    /// Answers when the identity that this node has is durable.
+    /// Answers when the present identity of this node is durable.
     pub(crate) fn confirm_identity(&mut self, reply: Responder<(), JoinError>) {
         match self.identity_waiters.last() {
             Some(&(turn, _)) => self.identity_waiters.push((turn, reply)),

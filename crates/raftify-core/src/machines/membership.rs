@@ -1,4 +1,4 @@
-//! The members in force, requests that change them, and what this node knows of the members beside what is replicated.
+//! The members in force, requests that change them, and the state of the members that is not replicated.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,8 +24,7 @@ pub(crate) struct Membership {
     recording: Recording,
     pub(crate) joiners: Joiners,
     pub(crate) reached: ReachedPeers,
-    /// Since when this leader waits for the voters that it needs after it has promoted joining nodes to say that they are
-    /// alive.
+    /// The tick since which this leader, before it promotes joining nodes, waits for the necessary voters to respond.
     promotes_since_ticks: Option<u64>,
 }
 
@@ -36,12 +35,12 @@ struct Recording {
     addresses: BTreeSet<(NodeId, String)>,
 }
 
-/// What waits for an entry about members.
+/// The waiter for an entry about members.
 #[derive(Debug)]
 pub(crate) enum MembershipWaiter {
     Change(Responder<Members, MembershipError>),
     Reservation(Responder<Reservation, MembershipError>),
-    /// The leader itself has proposed it.
+    /// The leader itself has proposed the entry.
     Leader,
 }
 
@@ -56,7 +55,7 @@ impl MembershipWaiter {
 }
 
 impl Membership {
-    /// As this node starts.
+    /// The membership when this node starts.
     pub(crate) fn new(members: Members) -> Membership {
         Membership {
             reached: ReachedPeers::new(members.as_of()),
@@ -96,7 +95,7 @@ impl Membership {
         !self.awaiting_leave.is_empty()
     }
 
-    /// Whether a change that this leader has proposed is not yet in force, or a joint configuration has yet to be left.
+    /// Whether a change that this leader has proposed is not yet in force, or a joint configuration must still be left.
     pub(crate) fn is_change_pending(&self) -> bool {
         self.pending_change.is_some() || self.members.must_leave_joint()
     }
@@ -127,8 +126,8 @@ impl Membership {
         self.pending.insert(position, waiter, deadline_ticks);
     }
 
-    /// The entry at `position` is delivered: the request that waits for exactly this entry. Those whose place it took are
-    /// refused.
+    /// The entry at `position` is delivered. Returns the request that waits for exactly this entry, and refuses those
+    /// that wait for another entry at this index.
     pub(crate) fn resolve(&mut self, position: LogPosition) -> MembershipWaiter {
         let resolved = self.pending.resolve(position);
         for waiter in resolved.superseded {
@@ -197,7 +196,7 @@ impl Membership {
         }
     }
 
-    // --- What a leader does by itself ---
+    // --- Automatic changes of a leader ---
 
     /// Whether this leader has proposed to record the incarnation of this node.
     pub(crate) fn records_incarnation(&self, id: NodeId) -> bool {
@@ -224,17 +223,17 @@ impl Membership {
         }
     }
 
-    /// Since when the promotion that is being considered waits for voters: from now on, if it is a new one.
+    /// The tick since which the considered promotion waits for voters: now, if it is new.
     pub(crate) fn promotes_since(&mut self, now_ticks: u64) -> u64 {
         *self.promotes_since_ticks.get_or_insert(now_ticks)
     }
 
-    /// No promotion is being considered any more.
+    /// No promotion is considered any more.
     pub(crate) fn promotion_ends(&mut self) {
         self.promotes_since_ticks = None;
     }
 
-    /// What a leader knows is of no use to a follower, or to the leader of another term.
+    /// The state of a leader is of no use to a follower, or to the leader of another term.
     pub(crate) fn leadership_lost(&mut self) {
         self.promotes_since_ticks = None;
         self.pending_change = None;

@@ -1,31 +1,31 @@
 //! Whether the disk of this leader is slower than those of a majority: then another node should lead.
 //!
-//! Judged by how much later entries become durable here than on a majority, which the leader sees when its commit index is
-//! ahead of its own log. Counted in ticks.
+//! The measure is how much later entries become durable on this node than on a majority. The leader sees it when its
+//! commit index is ahead of its own durable log. Counted in ticks.
 
 use crate::config::CheckedConfig;
 use crate::types::LogIndex;
 
-/// Fewer slow writes than this are no slow disk.
+/// Fewer slow writes than this do not make a slow disk.
 const SLOW_WRITES_MIN: u64 = 3;
 
-/// For so many times [`slow_disk_patience`](crate::Config::slow_disk_patience), a node does not transfer leadership once
-/// more because of its disk.
+/// For this many times [`slow_disk_patience`](crate::Config::slow_disk_patience), a node does not transfer leadership
+/// again because of its disk.
 const PAUSE: u32 = 12;
 
-/// What a leader has seen of its own disk.
+/// The observations of a leader about its own disk.
 #[derive(Debug, Default)]
 pub(crate) struct OwnDisk {
-    /// An entry that a majority has and this node's disk does not, and since which tick at least.
+    /// An entry that is durable on a majority and not on this node, at least since this tick.
     awaited: Option<(LogIndex, u64)>,
     slow: Option<SlowWrites>,
-    /// Fewer ticks than this are not slow; it is known after the first tick.
+    /// Fewer ticks than this are not slow; it is set at the first tick.
     slow_ticks: u64,
-    /// No further transfer before.
+    /// No further transfer before this tick.
     pause_until_ticks: u64,
 }
 
-/// Writes that were later here than on a majority, one after the other.
+/// Consecutive writes that were durable later on this node than on a majority.
 #[derive(Clone, Copy, Debug)]
 struct SlowWrites {
     count: u64,
@@ -36,14 +36,14 @@ struct SlowWrites {
 }
 
 impl OwnDisk {
-    /// Entries are durable here so many ticks after they were handed to the disk.
+    /// Entries became durable on this node this many ticks after the write began.
     pub(crate) fn wrote(&mut self, took_ticks: u64) {
         if took_ticks <= self.slow_ticks {
             self.slow = None;
         }
     }
 
-    /// Everything up to `durable` is durable here, and up to `commit` on a majority.
+    /// Everything up to `durable` is durable on this node, and everything up to `commit` on a majority.
     pub(crate) fn is_durable(
         &mut self,
         durable: LogIndex,
@@ -52,7 +52,7 @@ impl OwnDisk {
         patience_ticks: u64,
     ) {
         if durable > commit {
-            // The others are no faster.
+            // The disks of the other nodes are no faster.
             self.slow = None;
         }
         let Some((_, since_ticks)) = self.awaited.take_if(|(index, _)| *index <= durable) else { return };
@@ -70,14 +70,14 @@ impl OwnDisk {
         });
     }
 
-    /// With every tick of a node that does not lead, or does not mind a slow disk.
+    /// Called at every tick of a node that does not lead, or ignores a slow disk.
     pub(crate) fn reset(&mut self) {
         self.awaited = None;
         self.slow = None;
     }
 
-    /// With every tick of a leader. How many ticks this disk is behind those of a majority, if it has been so for long
-    /// enough: then the leader should try once to transfer its leadership.
+    /// Called at every tick of a leader. Returns how many ticks this disk is behind those of a majority, if it has been
+    /// so for long enough: then the leader should try once to transfer its leadership.
     pub(crate) fn tick(
         &mut self,
         commit: LogIndex,
@@ -109,7 +109,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// One slow write after the other, each late by 4 ticks, from `from` on; at which tick the disk is found to be slow.
+    /// Consecutive slow writes, each late by 4 ticks, from `from` on; returns the tick at which the disk is found to be
+    /// slow.
     fn found_slow(disk: &mut OwnDisk, from: u64, until: u64, config: &CheckedConfig) -> Option<u64> {
         let patience_ticks = config.ticks(config.slow_disk_patience);
         let mut since = (from, LogIndex(from));

@@ -1,18 +1,18 @@
-//! Replies that wait for entries of the log, by position.
+//! Replies that wait for log entries, by position.
 //!
-//! A reply is resolved by the entry that is applied at its index: the same term there means success, another one that its
-//! entry has lost its place for good. Nothing else decides: when leadership is lost, the next leader may still commit the
-//! entry.
+//! A reply is resolved by the entry that is applied at its index: the same term means success, another term means that
+//! its entry was superseded permanently. Nothing else resolves it: when leadership is lost, the next leader may still
+//! commit the entry.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::types::{LogIndex, LogPosition, Term};
 
-/// Each with its position and its deadline.
+/// The waiting replies, each with its position and its deadline.
 #[derive(Debug)]
 pub(crate) struct PendingReplies<W> {
-    /// For each term in order of the index. Nearly always, only one term is waited for; one index may be waited for in
-    /// several.
+    /// For each term in order of the index. Nearly always, replies wait for one term only; replies may wait for one
+    /// index in several terms.
     waiting: BTreeMap<Term, VecDeque<Waiter<W>>>,
 }
 
@@ -26,9 +26,9 @@ struct Waiter<W> {
 /// Replies that an applied entry resolves.
 #[derive(Debug)]
 pub(crate) struct Resolved<W> {
-    /// It waits for exactly this entry.
+    /// The reply that waits for exactly this entry.
     pub(crate) applied: Option<W>,
-    /// They wait for an entry whose place this one took.
+    /// The replies that wait for another entry at this index.
     pub(crate) superseded: Vec<W>,
 }
 
@@ -41,7 +41,7 @@ impl<W> PendingReplies<W> {
         self.waiting.values().map(VecDeque::len).sum()
     }
 
-    /// Of one term, positions and deadlines must come in order.
+    /// Within one term, positions and deadlines must come in order.
     pub(crate) fn insert(&mut self, position: LogPosition, reply: W, deadline_ticks: u64) {
         let of_the_term = self.waiting.entry(position.term).or_default();
         debug_assert!(of_the_term.back().is_none_or(|last| last.index < position.index), "{position} again");
@@ -67,17 +67,17 @@ impl<W> PendingReplies<W> {
         resolved
     }
 
-    /// A snapshot covers everything up to `index`: whether these entries are part of it is not known.
+    /// A snapshot covers everything up to `index`: it is unknown whether these entries are part of it.
     pub(crate) fn take_covered(&mut self, index: LogIndex) -> Vec<W> {
         self.take_while(|waiter| waiter.index <= index)
     }
 
-    /// Those whose deadline has passed.
+    /// The replies whose deadline has passed.
     pub(crate) fn take_expired(&mut self, now_ticks: u64) -> Vec<W> {
         self.take_while(|waiter| waiter.deadline_ticks <= now_ticks)
     }
 
-    /// The first of each term.
+    /// Takes the first replies of each term.
     fn take_while(&mut self, is_taken: impl Fn(&Waiter<W>) -> bool) -> Vec<W> {
         let mut taken = Vec::new();
         for waiting in self.waiting.values_mut() {

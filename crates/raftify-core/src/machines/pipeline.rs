@@ -1,5 +1,5 @@
-//! Turns on their way to the disk: the one that is being put together, and those that are issued and not yet known to be
-//! written, with the bytes of entries in them.
+//! Turns on their way to the disk: the turn that is being built, the turns that are issued and not yet known to be
+//! written, and the bytes of their entries.
 
 use std::collections::VecDeque;
 
@@ -24,7 +24,7 @@ pub(crate) struct Pipeline<R> {
     unwritten_bytes: u64,
 }
 
-/// What the next turn will hold, as far as it is known.
+/// The known content of the next turn.
 pub(crate) struct NextTurn<R> {
     pub(crate) write: Write,
     pub(crate) send_now: Vec<RaftMessage>,
@@ -40,7 +40,7 @@ pub(crate) struct NextTurn<R> {
 struct InFlight {
     number: TurnNumber,
     issued_ticks: u64,
-    /// Of consensus, which waits for the write.
+    /// The ready of consensus that waits for the write.
     ready_number: Option<u64>,
     has_write: bool,
     bytes: u64,
@@ -51,7 +51,7 @@ struct InFlight {
 pub(crate) struct Written {
     /// The last ready of consensus among them.
     pub(crate) ready_number: Option<u64>,
-    /// The shortest time that one of those with entries took.
+    /// The shortest time that a turn with entries took.
     pub(crate) took_ticks: Option<u64>,
 }
 
@@ -98,12 +98,12 @@ impl<R> Pipeline<R> {
         }
     }
 
-    /// The turn that is being put together.
+    /// The turn that is being built.
     pub(crate) fn next(&mut self) -> &mut NextTurn<R> {
         &mut self.next
     }
 
-    /// The number of the turn that is being put together.
+    /// The number of the turn that is being built.
     pub(crate) fn next_number(&self) -> TurnNumber {
         TurnNumber(self.issued.0 + 1)
     }
@@ -122,7 +122,7 @@ impl<R> Pipeline<R> {
         self.unwritten_bytes
     }
 
-    /// Whether the term that consensus has now is durable. A new one goes with the next turn.
+    /// Whether the present term of consensus is durable. A new term is written with the next turn.
     pub(crate) fn is_term_written(&mut self, term: Term) -> bool {
         if self.term_written_with.0 != term {
             self.term_written_with = (term, self.next_number());
@@ -130,7 +130,7 @@ impl<R> Pipeline<R> {
         self.is_written(self.term_written_with.1)
     }
 
-    /// Closes the turn that is being put together. `None` if nothing is to be done.
+    /// Closes the turn that is being built. `None` if there is no work.
     pub(crate) fn issue(
         &mut self,
         fetch: Vec<LogFetch>,
@@ -143,7 +143,7 @@ impl<R> Pipeline<R> {
         let mut next = std::mem::take(&mut self.next);
         let has_write = !next.write.is_empty();
         if !has_write && self.in_flight.is_empty() {
-            // Everything that these messages depend on is durable.
+            // All writes that these messages depend on are durable.
             next.send_now.append(&mut next.send_after);
         }
         self.issued = self.next_number();
@@ -177,7 +177,8 @@ impl<R> Pipeline<R> {
         self.in_flight.front().is_some_and(|turn| !turn.has_write)
     }
 
-    /// A ready of consensus that no turn comes of. Whether a turn in flight counts for it: otherwise, it is written.
+    /// A ready of consensus that results in no turn. Returns whether a turn in flight counts for it: otherwise, it is
+    /// written.
     pub(crate) fn joins_last(&mut self, ready_number: u64) -> bool {
         let Some(last) = self.in_flight.back_mut() else { return false };
         last.ready_number = Some(ready_number);
@@ -187,7 +188,7 @@ impl<R> Pipeline<R> {
     /// All writes up to and including those of this turn are durable.
     pub(crate) fn note_written(&mut self, number: TurnNumber, now_ticks: u64) -> Written {
         let mut result = Written { ready_number: None, took_ticks: None };
-        // A turn without a write is written as soon as those before it are.
+        // A turn without a write is written as soon as the turns before it are.
         while let Some(turn) = self.in_flight.front()
             && (turn.number <= number || !turn.has_write)
         {
@@ -203,14 +204,14 @@ impl<R> Pipeline<R> {
         result
     }
 
-    /// Consensus begins anew: it waits for none of the turns that are in flight.
+    /// Consensus starts again: it waits for none of the turns in flight.
     pub(crate) fn forget_readies(&mut self) {
         for turn in &mut self.in_flight {
             turn.ready_number = None;
         }
     }
 
-    /// Since when the oldest write is under way.
+    /// The tick since which the oldest write is in progress.
     pub(crate) fn oldest_write_ticks(&self) -> Option<u64> {
         self.in_flight.iter().find(|turn| turn.has_write).map(|turn| turn.issued_ticks)
     }

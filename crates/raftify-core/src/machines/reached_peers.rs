@@ -1,4 +1,4 @@
-//! Where this node has reached its peers, and what voters have said to have reached counts for which address.
+//! The addresses at which this node has reached its peers, and the address for which the report of a voter counts.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use crate::types::{Incarnation, LogIndex, NodeId};
 
 /// See the module.
 pub(crate) struct ReachedPeers {
-    /// The nodes that this one has reached, and where.
+    /// The nodes that this node has reached, and their addresses.
     reached: BTreeMap<NodeId, (Incarnation, String)>,
-    /// As of which index each member is at the address that it has, as far as this was seen to change.
+    /// The index as of which each member has its address, as far as this node has seen it change.
     addresses_as_of: BTreeMap<NodeId, LogIndex>,
-    /// The membership that this node has started with.
+    /// The membership with which this node has started.
     begun_as_of: LogIndex,
-    /// When the leader was last told of them; zero: to be told at once.
+    /// When the last report to the leader was sent; zero: send one at once.
     told_ticks: u64,
 }
 
@@ -23,7 +23,7 @@ impl ReachedPeers {
         ReachedPeers { reached, addresses_as_of, begun_as_of, told_ticks: 0 }
     }
 
-    /// This incarnation of the peer answers at `address`. Returns whether that is news.
+    /// This incarnation of the peer answers at `address`. Returns whether that is new.
     pub(crate) fn reach(&mut self, peer: NodeId, incarnation: Incarnation, address: String) -> bool {
         let reached = (incarnation, address);
         let is_news = self.reached.get(&peer) != Some(&reached);
@@ -38,15 +38,15 @@ impl ReachedPeers {
         self.reached.remove(&peer);
     }
 
-    /// Whether this node has reached the member at the address that the membership has.
+    /// Whether this node has reached the member at its address in the membership.
     pub(crate) fn has_reached(&self, member: &Member) -> bool {
         self.reached.get(&member.id).is_some_and(|(incarnation, address)| {
             member.incarnation == Some(*incarnation) && member.address == *address
         })
     }
 
-    /// The membership is about to change. The members that are new or have moved: what voters have said of one address
-    /// counts for no other.
+    /// The membership is about to change. Returns the members that are new or have moved: the report of a voter about
+    /// one address does not count for another.
     pub(crate) fn members_change(&mut self, before: &Members, after: &Members) -> Vec<NodeId> {
         self.addresses_as_of.retain(|id, _| after.get(*id).is_some());
         let has_moved =
@@ -56,14 +56,14 @@ impl ReachedPeers {
         moved
     }
 
-    /// Whether a voter that says to have reached this member means the address that it has now. A voter that does not know
-    /// the newest address has reached the node at an older one.
+    /// Whether a voter that reports that it has reached this member means the member's present address. A voter that
+    /// does not know the newest address has reached the node at an older one.
     pub(crate) fn knows_address(&self, voter: &Sender, member: NodeId) -> bool {
         let known_since = self.addresses_as_of.get(&member).copied().unwrap_or(self.begun_as_of);
         voter.members_as_of >= known_since
     }
 
-    /// Whether the leader is to be told again, `interval_ticks` after it was last told.
+    /// Whether the next report to the leader is due, `interval_ticks` after the last one.
     pub(crate) fn is_telling_due(&self, now_ticks: u64, interval_ticks: u64) -> bool {
         self.told_ticks == 0 || now_ticks - self.told_ticks >= interval_ticks
     }

@@ -1,8 +1,8 @@
-//! Linearizable reads that wait (ReadIndex, thesis section 6.4).
+//! Waiting linearizable reads (ReadIndex, thesis section 6.4).
 //!
-//! One round is under way at a time: on the leader a round of heartbeats, elsewhere a question to the leader. All reads
-//! that arrive meanwhile ride the next one, never one that began before them. A confirmed read waits here until this
-//! node has applied its index.
+//! One round is in progress at a time: on the leader a round of heartbeats, on other nodes a request to the leader. All
+//! reads that arrive meanwhile join the next round, never one that began before them. A confirmed read waits here until
+//! this node has applied its index.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::error::ReadError;
 use crate::request::Responder;
 use crate::types::{LogIndex, NodeId};
 
-/// A read that waits.
+/// A waiting read.
 #[derive(Debug)]
 pub(crate) struct Read {
     pub(crate) reply: Responder<LogIndex, ReadError>,
@@ -21,18 +21,18 @@ pub(crate) struct Read {
 /// When a read is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Serve {
-    /// For this node's user: once the index is applied here.
+    /// For the user of this node: once the index is applied on this node.
     WhenApplied,
-    /// For another node, which applies by itself: once the index is confirmed.
+    /// For another node, which waits itself until it has applied the index: once the index is confirmed.
     WhenConfirmed,
 }
 
-/// How a round asks.
+/// How a round is confirmed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RoundKind {
     /// By heartbeats of this leader.
     Heartbeats,
-    /// By a question to this leader.
+    /// By a request to this leader.
     AskLeader(NodeId),
 }
 
@@ -43,14 +43,14 @@ struct Round {
     reads: Vec<Read>,
 }
 
-/// All reads that wait.
+/// All waiting reads.
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
     for_next_round: Vec<Read>,
     under_way: Option<Round>,
     for_applied: BTreeMap<LogIndex, Vec<Read>>,
     last_round: u64,
-    /// A round has failed since the last tick: the next one waits for it, or for another leader.
+    /// A round has failed since the last tick: the next round waits for the next tick, or for another leader.
     paused: bool,
     leader: Option<NodeId>,
 }
@@ -65,7 +65,7 @@ impl Reads {
         self.for_next_round.push(read);
     }
 
-    /// Whether reads wait for a round and none is under way.
+    /// Whether reads wait for a round and none is in progress.
     pub(crate) fn wants_round(&self) -> bool {
         self.under_way.is_none() && !self.for_next_round.is_empty() && !self.paused
     }
@@ -77,7 +77,7 @@ impl Reads {
         self.last_round
     }
 
-    /// A quorum confirmed that everything acknowledged before the round began lies at or before `index`.
+    /// A quorum confirmed that every write acknowledged before the round began is at or before `index`.
     pub(crate) fn confirmed(&mut self, number: u64, index: LogIndex, applied: LogIndex) {
         let Some(round) = self.under_way.take_if(|round| round.number == number) else {
             return;
@@ -91,8 +91,8 @@ impl Reads {
         }
     }
 
-    /// The round brought no answer: its reads ride the next one, which begins after the next tick, so that a leader
-    /// that is gone is not asked without a pause.
+    /// The round failed: its reads join the next one, which begins after the next tick, so that the node does not send
+    /// requests to a stopped leader without a pause.
     pub(crate) fn failed(&mut self, number: u64) {
         self.paused = true;
         if let Some(mut round) = self.under_way.take_if(|round| round.number == number) {
@@ -100,7 +100,7 @@ impl Reads {
         }
     }
 
-    /// Leadership changed: a round of heartbeats will bring no answer any more. Another node's read goes back to that
+    /// Leadership changed: a round of heartbeats will get no response any more. A read of another node returns to that
     /// node, which will ask the new leader.
     pub(crate) fn leadership_lost(&mut self) {
         if let Some(round) = self.under_way.take_if(|round| round.kind == RoundKind::Heartbeats) {
@@ -111,8 +111,8 @@ impl Reads {
         }
     }
 
-    /// The leader that is known now. A round that asks another one, which may hang and never answer, is not waited for:
-    /// its reads ride the next round.
+    /// The present known leader. A round that asked another leader, which may hang and never answer, is dropped: its
+    /// reads join the next round.
     pub(crate) fn leader_is(&mut self, leader: NodeId) {
         if self.leader.replace(leader) != Some(leader) {
             self.paused = false;
@@ -135,7 +135,7 @@ impl Reads {
         }
     }
 
-    /// To be called with every tick: ends a pause, and the wait of those whose deadline has passed.
+    /// Called at every tick: ends a pause, and answers the reads whose deadline has passed.
     pub(crate) fn tick(&mut self, now_ticks: u64, late: &ReadError) {
         self.paused = false;
         let mut expired = Vec::new();
@@ -148,7 +148,7 @@ impl Reads {
             expired.extend(reads.extract_if(.., is_expired));
         }
         self.for_applied.retain(|_, reads| !reads.is_empty());
-        // A round of heartbeats whose reads are all gone is not waited for: its answer may never come.
+        // A round of heartbeats without remaining reads is dropped: its answer may never come.
         self.under_way.take_if(|round| round.reads.is_empty() && round.kind == RoundKind::Heartbeats);
         for read in expired {
             read.reply.answer(Err(late.clone()));

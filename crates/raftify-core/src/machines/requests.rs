@@ -1,5 +1,5 @@
-//! Requests for the leader that this node has taken and not yet answered: proposals that go into the log together, proposals
-//! that wait for their entry to be applied, and requests that wait until they can be served.
+//! Requests for the leader that this node has accepted and not yet answered: proposals that will be appended to the log
+//! together, proposals that wait for their entry to be applied, and requests that wait until they can be served.
 
 use std::collections::VecDeque;
 
@@ -20,7 +20,7 @@ pub(crate) struct Requests<R> {
     deferred: Deferred<R>,
 }
 
-/// Proposals that will go into the log together, with one call of raft-rs.
+/// Proposals that will be appended to the log together, with one call of raft-rs.
 struct Batch<R> {
     proposals: Vec<Proposal<R>>,
     bytes: u64,
@@ -34,14 +34,14 @@ pub(crate) struct Proposal<R> {
     pub(crate) deadline_ticks: u64,
 }
 
-/// Requests that cannot be served yet, in the order in which they came.
+/// Requests that cannot be served yet, in order of arrival.
 struct Deferred<R> {
     requests: VecDeque<DeferredRequest<R>>,
-    /// Of the entries to be proposed.
+    /// The bytes of the entries to be proposed.
     bytes: u64,
 }
 
-/// A request that this node has taken and cannot serve yet, or tries to serve again.
+/// A request that this node has accepted and cannot serve yet, or tries to serve again.
 pub(crate) struct DeferredRequest<R> {
     pub(crate) request: LeaderRequest<R>,
     pub(crate) forwarding: Forwarding,
@@ -49,7 +49,7 @@ pub(crate) struct DeferredRequest<R> {
     pub(crate) until: Until,
 }
 
-/// A request to change the membership, with what it needs to be deferred.
+/// A request to change the membership, with the data needed to defer it.
 pub(crate) struct ChangeRequest {
     pub(crate) request: MembershipRequest,
     pub(crate) reply: Responder<Members, MembershipError>,
@@ -67,23 +67,24 @@ impl ChangeRequest {
     }
 }
 
-/// What a deferred request waits for.
+/// The condition that a deferred request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// A leader is known, no transfer of leadership is under way, and a new leader has applied what it found.
+    /// A leader is known, no leadership transfer is in progress, and a new leader has applied the entries that it
+    /// found.
     LeadershipIsSettled,
-    /// Leadership is transferred: the change takes the vote from this leader.
+    /// Leadership is transferred: the change removes the vote of this leader.
     Transferred,
     /// No other change of the membership is pending.
     ChangeIsDone,
-    /// Enough of the voters after the change have said that they are alive.
+    /// Enough of the voters after the change have responded.
     VotersAreAlive {
-        /// When the change was first looked at.
+        /// When the change was first considered.
         since_ticks: u64,
     },
 }
 
-/// Why a request for the leader is not served here, whatever it asks for.
+/// Why a request for the leader is not served on this node, whatever its kind.
 #[derive(Clone, Debug)]
 pub(crate) enum NotServed {
     NoLeader,
@@ -155,7 +156,7 @@ impl<R: ProposalReply> Requests<R> {
 
     // --- Proposals ---
 
-    /// How many proposals are in the log, and wait to be applied.
+    /// How many proposals are in the log and wait to be applied.
     pub(crate) fn proposals_in_log(&self) -> usize {
         self.proposals.len()
     }
@@ -165,8 +166,8 @@ impl<R: ProposalReply> Requests<R> {
         self.proposals.len() + self.batch.proposals.len()
     }
 
-    /// Whether a proposal of so many bytes fits beside those that wait, of which `uncommitted_bytes` are in the log. One
-    /// always does.
+    /// Whether a proposal of this size fits in addition to those that wait, of which `uncommitted_bytes` are in the
+    /// log. One proposal always fits.
     pub(crate) fn has_room(&self, bytes: u64, uncommitted_bytes: u64, config: &Config) -> bool {
         let waiting_bytes = uncommitted_bytes + self.batch.bytes;
         self.proposals() < config.proposals_in_flight_max
@@ -187,8 +188,8 @@ impl<R: ProposalReply> Requests<R> {
         self.proposals.insert(position, reply, deadline_ticks);
     }
 
-    /// The entry at `position` is delivered: the proposal that waits for exactly this entry. Those whose place it took are
-    /// refused.
+    /// The entry at `position` is delivered. Returns the proposal that waits for exactly this entry, and refuses those
+    /// that wait for another entry at this index.
     pub(crate) fn resolve(&mut self, position: LogPosition) -> Option<R> {
         let resolved = self.proposals.resolve(position);
         for reply in resolved.superseded {
@@ -206,7 +207,8 @@ impl<R: ProposalReply> Requests<R> {
 
     // --- Deferred requests ---
 
-    /// Keeps a request until it can be served, or refuses it if too much is deferred already. One always has room.
+    /// Keeps a request until it can be served, or refuses it if the limit of deferred requests is reached. One request
+    /// always fits.
     pub(crate) fn defer(&mut self, deferred: DeferredRequest<R>, config: &Config) {
         let waiting = self.deferred.requests.len();
         let bytes = self.deferred.bytes + deferred.request.payload_bytes();
@@ -221,7 +223,7 @@ impl<R: ProposalReply> Requests<R> {
         std::mem::take(&mut self.deferred).requests
     }
 
-    /// A leadership transfer has failed. The changes that waited for it get the reason; all others wait on.
+    /// A leadership transfer has failed. The changes that waited for it get the reason; all others continue to wait.
     pub(crate) fn transfer_failed(&mut self, error: &TransferError) {
         for deferred in self.take_deferred() {
             match (deferred.until, deferred.request) {
@@ -245,9 +247,9 @@ impl<R: ProposalReply> Requests<R> {
         }
     }
 
-    // --- Deadlines and the end ---
+    // --- Deadlines and shutdown ---
 
-    /// Answers those whose deadline has passed.
+    /// Answers the requests whose deadline has passed.
     pub(crate) fn expire(&mut self, now_ticks: u64, config: &Config) {
         let of_proposals = if mutated!(ProposalsHaveNoDeadline) { 0 } else { now_ticks };
         for reply in self.proposals.take_expired(of_proposals) {
@@ -268,7 +270,7 @@ impl<R: ProposalReply> Requests<R> {
         }
     }
 
-    /// Answers all of them. What is in the log may still be applied.
+    /// Answers all requests. Entries in the log may still be applied.
     pub(crate) fn stop(&mut self, reason: &StopReason) {
         for proposal in self.take_batch() {
             proposal.reply.refuse(StopReason::Stopping.into());

@@ -1,4 +1,5 @@
-//! This node's removal: whether it has applied it, which members have told of it, and when it is not needed any more.
+//! The removal of this node: whether it has applied it, which members have reported it, and when the cluster no longer
+//! needs the node.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +11,14 @@ use crate::types::{LogIndex, NodeId};
 pub(crate) struct Retirement {
     /// Whether this node has applied its own removal.
     is_retired: bool,
-    /// Since members refuse this node because it was removed.
+    /// Set since members refuse this node because it was removed.
     removal: Option<Removal>,
 }
 
-/// What other nodes say of this node's removal.
+/// The reports of other nodes about the removal of this node.
 struct Removal {
     told_by: BTreeSet<NodeId>,
-    /// The newest membership in which this node is missing.
+    /// The newest membership that does not contain this node.
     as_of: LogIndex,
     since_ticks: u64,
 }
@@ -32,18 +33,18 @@ impl Retirement {
         self.is_retired = true;
     }
 
-    /// A membership is in force. A joining node that was cleared may have been let in again: then it stops asking whether it
-    /// is needed.
+    /// A membership is in force. A joining node that was cleared may have been added again: then it stops asking
+    /// whether the cluster needs it.
     pub(crate) fn members_changed(&mut self, is_member: bool) {
         self.is_retired &= !is_member;
     }
 
-    /// Whether a member has told this node of its removal.
+    /// Whether a member has reported the removal to this node.
     pub(crate) fn is_told(&self) -> bool {
         self.removal.is_some()
     }
 
-    /// A member refuses this node because it was removed. Others may not know that yet, and may still need it.
+    /// A member refuses this node because it was removed. Other members may not know that yet, and may still need it.
     pub(crate) fn told(&mut self, by: NodeId, as_of: LogIndex, now_ticks: u64) {
         let removal = self.removal.get_or_insert_with(|| Removal {
             told_by: BTreeSet::new(),
@@ -54,15 +55,16 @@ impl Retirement {
         removal.as_of = removal.as_of.max(as_of);
     }
 
-    /// A node that knows the membership `as_of` this index speaks to this one. A member that did not know this node yet, or
-    /// had forgotten it in a crash, refused it as well; but no node that knows of a removal speaks to the removed node.
+    /// A node that knows the membership `as_of` this index sends messages to this node. A member that did not know this
+    /// node yet, or had forgotten it in a crash, also refused it; but no node that knows of a removal sends messages to
+    /// the removed node.
     pub(crate) fn spoken_to(&mut self, as_of: LogIndex) {
         self.removal.take_if(|removal| removal.as_of < as_of);
     }
 
-    /// The membership in which this node is missing, if it is not needed any more: a majority of the other `voters` knows of
-    /// the removal. They may have changed since this node heard of a membership. A node that does not know its own removal
-    /// therefore waits only for so many ticks for voters that are silent.
+    /// The membership that does not contain this node, if the node is no longer needed: a majority of the other
+    /// `voters` knows of the removal. The voters may have changed since this node learned of a membership. A node that
+    /// does not know its own removal therefore waits for silent voters only for this many ticks.
     pub(crate) fn not_needed(
         &self,
         voters: &BTreeSet<NodeId>,
@@ -72,7 +74,7 @@ impl Retirement {
         patience_ticks: u64,
     ) -> Option<LogIndex> {
         let Removal { told_by, as_of, since_ticks } = self.removal.as_ref()?;
-        // A member that does not know of a node yet refuses it as well.
+        // A member that does not know of a node yet also refuses it.
         let is_majority = !is_yet_to_be_added && voters.intersection(told_by).count() > voters.len() / 2;
         let last_heard = voters.difference(told_by).filter_map(|voter| liveness.last_heard(*voter)).max();
         let waits_since = last_heard.map_or(*since_ticks, |heard| heard.max(*since_ticks));
@@ -80,7 +82,7 @@ impl Retirement {
         (is_majority || is_alone || mutated!(RemovedNodeStopsAtOnce)).then_some(*as_of)
     }
 
-    /// Whether this member has told of the removal.
+    /// Whether this member has reported the removal.
     pub(crate) fn was_told_by(&self, member: NodeId) -> bool {
         self.removal.as_ref().is_some_and(|removal| removal.told_by.contains(&member))
     }

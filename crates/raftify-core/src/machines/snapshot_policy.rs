@@ -1,4 +1,4 @@
-//! When to take a snapshot, and how much of the log to keep behind it.
+//! When to take a snapshot, and how much of the log before it to keep.
 
 use std::collections::VecDeque;
 
@@ -6,8 +6,8 @@ use crate::config::CheckedConfig;
 use crate::entry::Entry;
 use crate::types::LogIndex;
 
-/// Counts what the state machine was given since the last snapshot, and for how long, and knows the sizes of the last
-/// entries given.
+/// Counts the entries delivered to the state machine since the last snapshot, and the time since, and records the sizes
+/// of the last entries.
 #[derive(Debug)]
 pub(crate) struct SnapshotPolicy {
     entries_max: u64,
@@ -27,16 +27,16 @@ pub(crate) struct SnapshotPolicy {
     beyond: LogIndex,
     /// What `beyond` was when the newest snapshot began.
     cut: LogIndex,
-    /// How far back the log may reach for followers that need it.
+    /// How many bytes of the log may be kept for followers that need them.
     followers_bytes: u64,
-    /// What was counted since the start: the last entry, and the bytes of all.
+    /// The last entry, and the bytes of all entries, counted since the start.
     counted: (LogIndex, u64),
-    /// What `counted` was when snapshots began, oldest first, as far back as `followers_bytes` reach.
+    /// The values of `counted` when snapshots began, oldest first, as far back as `followers_bytes` reach.
     begun: VecDeque<(LogIndex, u64)>,
 }
 
 impl SnapshotPolicy {
-    /// Nothing was counted yet of what follows `snapshot`.
+    /// No entry after `snapshot` was counted yet.
     pub(crate) fn new(config: &CheckedConfig, snapshot: LogIndex) -> SnapshotPolicy {
         SnapshotPolicy {
             entries_max: config.snapshot_entries,
@@ -88,15 +88,16 @@ impl SnapshotPolicy {
         self.begun.drain(..self.begun.partition_point(|begun| !reaches_back(begun)));
     }
 
-    /// A snapshot of a leader begins the log anew.
+    /// After a snapshot of a leader, the log starts again.
     pub(crate) fn install(&mut self, snapshot: LogIndex, now_ticks: u64) {
         self.counted.0 = snapshot;
         self.begun.clear();
         self.begin(now_ticks);
     }
 
-    /// How far the log may be cut once a snapshot at `snapshot` is recorded. What followers need after `needed` stays, as
-    /// far as it is known to be within the bound: a member that is further behind is sent the snapshot.
+    /// How far the log may be compacted once a snapshot at `snapshot` is recorded. The entries after `needed`, which
+    /// followers need, stay, as far as they are known to be within the limit: a member that is further behind is sent
+    /// the snapshot.
     pub(crate) fn compact_to(&self, snapshot: LogIndex, needed: Option<LogIndex>) -> LogIndex {
         if mutated!(CompactsBeyondTheSnapshot) {
             return snapshot.next();

@@ -1,5 +1,5 @@
-//! Snapshots of one node: taken here, installed from a leader, sent to followers. Which is recorded, and which requests wait
-//! for which.
+//! The snapshots of one node: taken on this node, installed from a leader, sent to followers. It tracks which snapshot
+//! is recorded, and which requests wait for which snapshot.
 
 use crate::config::CheckedConfig;
 use crate::entry::Entry;
@@ -13,30 +13,31 @@ use crate::types::{LogIndex, LogPosition, NodeId, Term};
 /// See the module.
 pub(crate) struct Snapshots {
     policy: SnapshotPolicy,
-    /// The newest one that is recorded.
+    /// The newest recorded snapshot.
     recorded: Option<SnapshotMeta>,
-    /// The state machine's owner is taking one, and why.
+    /// The owner of the state machine is taking a snapshot, for this reason.
     taking: Option<SnapshotReason>,
-    /// A follower needs one and there is none.
+    /// A follower needs a snapshot and there is none.
     wanted: bool,
-    /// Requests for one that is yet to begin.
+    /// Requests for the next snapshot, which has not begun.
     replies: Vec<Responder<LogPosition, SnapshotError>>,
-    /// Requests for the one that is being taken or recorded. A later request may know of entries that are not in it.
+    /// Requests for the snapshot that is being taken or recorded. A later request may know of entries that are not in
+    /// it.
     replies_to_this: Vec<Responder<LogPosition, SnapshotError>>,
     /// Taken, and being recorded.
     recording: Option<Recording>,
     /// Received from a leader, and being recorded.
     installing: Option<Installing>,
-    /// On their way to followers.
+    /// In flight to followers.
     sending: Vec<SnapshotToSend>,
-    /// How many were ever to be sent.
+    /// How many transfers were requested in total.
     attempts: u64,
 }
 
 struct Recording {
     turn: TurnNumber,
     snapshot: SnapshotMeta,
-    /// Where the log is cut once it is recorded.
+    /// Where the log is compacted once the snapshot is recorded.
     compact: Option<LogPosition>,
 }
 
@@ -64,31 +65,32 @@ impl Snapshots {
         }
     }
 
-    /// The newest one that is recorded.
+    /// The newest recorded snapshot.
     pub(crate) fn newest(&self) -> Option<LogPosition> {
         self.recorded.as_ref().map(|snapshot| snapshot.position)
     }
 
-    /// Those that are recorded or being recorded.
+    /// The snapshots that are recorded or being recorded.
     pub(crate) fn kept(&self) -> impl Iterator<Item = LogPosition> {
         let recording = self.recording.as_ref().map(|recording| recording.snapshot.position);
         let installing = self.installing.as_ref().map(|installing| installing.snapshot.position);
         [self.newest(), recording, installing].into_iter().flatten()
     }
 
-    // --- Taking one ---
+    // --- Taking a snapshot ---
 
     /// The entry is delivered to the state machine.
     pub(crate) fn count(&mut self, entry: &Entry) {
         self.policy.count(entry);
     }
 
-    /// A user asks for one.
+    /// A user asks for a snapshot.
     pub(crate) fn request(&mut self, reply: Responder<LogPosition, SnapshotError>) {
         self.replies.push(reply);
     }
 
-    /// A follower needs one. Whether the one that is being taken must hurry from now on.
+    /// Whether a follower needs a snapshot. Returns whether the one that is being taken must be taken faster from now
+    /// on.
     pub(crate) fn want(&mut self, is_wanted: bool) -> bool {
         self.wanted |= is_wanted;
         let hurries = self.wanted && self.taking == Some(SnapshotReason::Due);
@@ -98,13 +100,14 @@ impl Snapshots {
         hurries
     }
 
-    /// Whether the policy, a user or a follower wants one, and none is being taken, recorded or installed.
+    /// Whether the policy, a user or a follower wants a snapshot, and none is being taken, recorded or installed.
     pub(crate) fn is_due(&self, now_ticks: u64) -> bool {
         let is_busy = self.taking.is_some() || self.recording.is_some() || self.installing.is_some();
         (self.wanted || self.policy.is_due(now_ticks) || !self.replies.is_empty()) && !is_busy
     }
 
-    /// Begins one of the state at `delivered`, for those that want one, unless the newest is of that state already.
+    /// Begins a snapshot of the state at `delivered` for the waiting requests, unless the newest one is of that state
+    /// already.
     pub(crate) fn begin(&mut self, delivered: LogPosition, now_ticks: u64) -> Option<SnapshotReason> {
         let reason = match std::mem::take(&mut self.wanted) {
             true => SnapshotReason::Awaited,
@@ -120,8 +123,8 @@ impl Snapshots {
         Some(reason)
     }
 
-    /// The one that was being taken is durable in the snapshot store, or could not be taken. `None` if it is not to be
-    /// recorded.
+    /// The snapshot that was being taken is durable in the snapshot store, or could not be taken. Returns `None` if it
+    /// is not to be recorded.
     pub(crate) fn taken(&mut self, outcome: Result<SnapshotMeta, String>) -> Option<SnapshotMeta> {
         self.taking = None;
         match outcome {
@@ -129,7 +132,7 @@ impl Snapshots {
                 let installing = self.installing.as_ref().map(|installing| installing.snapshot.position);
                 let newest = self.newest().max(installing);
                 if newest.is_some_and(|newest| newest.index >= snapshot.position.index) {
-                    // A newer one came from the leader meanwhile.
+                    // A newer snapshot arrived from the leader meanwhile.
                     self.supersede();
                     return None;
                 }
@@ -142,17 +145,17 @@ impl Snapshots {
         }
     }
 
-    /// How far the log may be cut once a snapshot at `snapshot` is recorded: see [`SnapshotPolicy::compact_to`].
+    /// How far the log may be compacted once a snapshot at `snapshot` is recorded: see [`SnapshotPolicy::compact_to`].
     pub(crate) fn compact_to(&self, snapshot: LogIndex, needed: Option<LogIndex>) -> LogIndex {
         self.policy.compact_to(snapshot, needed)
     }
 
-    /// `turn` records it, and cuts the log.
+    /// `turn` records the snapshot, and compacts the log.
     pub(crate) fn record(&mut self, turn: TurnNumber, snapshot: SnapshotMeta, compact: Option<LogPosition>) {
         self.recording = Some(Recording { turn, snapshot, compact });
     }
 
-    /// The one that is recorded once all turns up to `written` are durable, and where the log is cut then.
+    /// The snapshot that is recorded once all turns up to `written` are durable, and where the log is compacted then.
     pub(crate) fn take_recorded(
         &mut self,
         written: TurnNumber,
@@ -161,27 +164,27 @@ impl Snapshots {
         Some((recording.snapshot, recording.compact))
     }
 
-    /// It can be sent to followers. One that was wanted meanwhile was wanted because this one was not there: if it does not
-    /// do, raft-rs asks again.
+    /// The snapshot can be sent to followers. A request of a follower that arrived meanwhile was made because this
+    /// snapshot was missing: if it does not suffice, raft-rs asks again.
     pub(crate) fn recorded(&mut self, snapshot: SnapshotMeta) {
         self.wanted = false;
         self.answer(&Ok(snapshot.position));
         self.recorded = Some(snapshot);
     }
 
-    /// The outcome of the one that was being taken.
+    /// Answers with the outcome of the snapshot that was being taken.
     fn answer(&mut self, outcome: &Result<LogPosition, SnapshotError>) {
         for reply in self.replies_to_this.drain(..) {
             reply.answer(outcome.clone());
         }
     }
 
-    /// The one that was being taken is of no use any more: requests for it wait for the next.
+    /// The snapshot that was being taken is of no use any more: its requests wait for the next one.
     fn supersede(&mut self) {
         self.replies.append(&mut self.replies_to_this);
     }
 
-    // --- Installing one ---
+    // --- Installing a snapshot ---
 
     pub(crate) fn is_installing(&self) -> bool {
         self.installing.is_some()
@@ -192,13 +195,13 @@ impl Snapshots {
         self.installing.as_ref().is_some_and(|installing| installing.turn.is_some())
     }
 
-    /// A leader has sent this one, and consensus has taken it.
+    /// A leader has sent this snapshot, and consensus has accepted it.
     pub(crate) fn install(&mut self, snapshot: SnapshotMeta, reply: Responder<(), InstallError>) {
         self.installing = Some(Installing { turn: None, snapshot, reply });
     }
 
-    /// `turn` records the one that is being installed, and begins the log anew after it. That one, and a snapshot taken here
-    /// that it takes the place of.
+    /// `turn` records the snapshot that is being installed, and starts the log again after it. Returns that snapshot,
+    /// and a snapshot taken on this node that it replaces.
     pub(crate) fn write_installed(
         &mut self,
         position: LogPosition,
@@ -210,13 +213,13 @@ impl Snapshots {
         let snapshot = installing.snapshot.clone();
         let superseded = self.recording.take().map(|recording| recording.snapshot.position);
         if superseded.is_some() {
-            // Requests for it are answered once the new one is recorded.
+            // Its requests are answered once the new one is recorded.
             self.supersede();
         }
         Some((snapshot, superseded))
     }
 
-    /// The one that is installed once all turns up to `written` are durable.
+    /// The snapshot that is installed once all turns up to `written` are durable.
     pub(crate) fn take_installed(
         &mut self,
         written: TurnNumber,
@@ -226,13 +229,13 @@ impl Snapshots {
         Some((installing.snapshot, installing.reply))
     }
 
-    /// The installed one is recorded.
+    /// The installed snapshot is recorded.
     pub(crate) fn installed(&mut self, snapshot: SnapshotMeta, now_ticks: u64) {
         self.policy.install(snapshot.position.index, now_ticks);
         self.recorded = Some(snapshot);
     }
 
-    // --- Sending one ---
+    // --- Sending a snapshot ---
 
     pub(crate) fn send(&mut self, (to, term, position): (NodeId, Term, LogPosition)) -> SnapshotToSend {
         self.attempts += 1;
@@ -241,12 +244,12 @@ impl Snapshots {
         send
     }
 
-    /// Those on their way to followers.
+    /// The snapshots in flight to followers.
     pub(crate) fn sending(&self) -> &[SnapshotToSend] {
         &self.sending
     }
 
-    /// One has arrived, or has not. Whether no later one is on its way to that follower.
+    /// The transfer of a snapshot has succeeded or failed. Returns whether no later one is in flight to that follower.
     pub(crate) fn sent(&mut self, sent: SnapshotToSend) -> bool {
         self.sending.retain(|other| *other != sent);
         !self.sending.iter().any(|other| other.to == sent.to && other.attempt > sent.attempt)
@@ -281,7 +284,7 @@ mod tests {
 
     fn request(snapshots: &mut Snapshots) -> Receiver<Result<LogPosition, SnapshotError>> {
         let (answered, answer) = mpsc::channel();
-        // A request that is still waiting when the test ends is answered as well.
+        // A request that still waits when the test ends is answered as well.
         snapshots.request(Responder::new(move |outcome| drop(answered.send(outcome))));
         answer
     }

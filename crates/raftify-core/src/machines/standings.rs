@@ -1,5 +1,5 @@
-//! This node's own start, and what it remembers of the other members: by this a node whose directory was restored from an
-//! older copy is noticed. After a start, this node first hears what the members know of it.
+//! The start of this node, and its record of the other members: with it, the cluster detects a node whose directory was
+//! restored from an older copy. After a start, this node first asks the members for their record of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,38 +14,38 @@ use crate::storage::{HardState, StoredState};
 use crate::turn::TurnNumber;
 use crate::types::{LogIndex, NodeId, RunId, Term};
 
-/// What members tell of their logs while entries flow is made durable this often.
+/// The indexes that members report while entries are replicated are made durable at this interval.
 const REMEMBER_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Before any turn makes something durable.
 const NEVER: TurnNumber = TurnNumber(u64::MAX);
 
-/// Of so many refused runs it is remembered that they were told of.
+/// For how many refused runs the node remembers that it has reported them.
 const REFUSED_MAX: usize = 1024;
 
-/// What is not durable yet of what this node remembers.
+/// The part of the record that is not durable yet.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Unwritten {
     Nothing,
-    /// How far logs reach.
+    /// The ends of logs.
     Indexes,
-    /// A start, a term, a vote, which change seldom.
+    /// A start, a term, or a vote, which change rarely.
     Seldom,
 }
 
 /// See the module.
 pub(crate) struct Standings {
     own: Started,
-    /// The turn that makes this start durable: before, this node says nothing.
+    /// The turn that makes this start durable: before, this node sends no messages.
     counted_with: TurnNumber,
     remembered: Arc<Remembered>,
     unwritten: Unwritten,
     written_ticks: u64,
-    /// The members that have yet to say what they know of this node, before it votes or acknowledges anything.
+    /// The members that must still report their record of this node before it votes or acknowledges an entry.
     unheard: BTreeSet<NodeId>,
-    /// Up to where this node has acknowledged the log of the leader of a term.
+    /// Up to which index this node has acknowledged the log of the leader of a term.
     acknowledged: (Term, LogIndex),
-    /// The last that the other members were told of term, vote and log.
+    /// The term, vote and log index of the last report to the other members.
     told: (Term, Option<NodeId>, LogIndex),
     told_ticks: u64,
     /// Runs that were refused, so that each is logged once.
@@ -81,7 +81,7 @@ impl Standings {
         self.own
     }
 
-    /// Counts this start, once, with `turn`: what that turn must write.
+    /// Counts this start, once, with `turn`: returns the record that the turn must write.
     pub(crate) fn count_start(&mut self, turn: TurnNumber) -> Arc<Remembered> {
         if self.counted_with == NEVER {
             let remembered = Arc::make_mut(&mut self.remembered);
@@ -99,9 +99,9 @@ impl Standings {
         written >= self.counted_with
     }
 
-    // --- Hearing ---
+    // --- Asking the other members ---
 
-    /// This node has yet to hear from these members.
+    /// This node must ask these members first.
     pub(crate) fn begin_to_hear(&mut self, others: impl Iterator<Item = NodeId>) {
         self.unheard = others.collect();
     }
@@ -110,12 +110,12 @@ impl Standings {
         !self.unheard.is_empty()
     }
 
-    /// The members that this node has yet to hear from.
+    /// The members that this node still waits for.
     pub(crate) fn unheard(&self) -> &BTreeSet<NodeId> {
         &self.unheard
     }
 
-    /// The member has answered, or cannot be asked. Whether it was the last one.
+    /// The member has answered, or cannot be asked. Returns whether it was the last one.
     pub(crate) fn hear_from(&mut self, peer: NodeId) -> bool {
         self.unheard.remove(&peer) && !self.is_hearing()
     }
@@ -124,9 +124,9 @@ impl Standings {
         self.unheard.clear();
     }
 
-    // --- What the others are told ---
+    // --- Reports to the other members ---
 
-    /// Takes note of what this node acknowledges.
+    /// Records the entries that this node acknowledges.
     pub(crate) fn acknowledges(&mut self, messages: &[RaftMessage]) {
         for message in messages {
             if let RaftMessageBody::AppendResponse { index, rejection: None, .. } = message.body {
@@ -138,17 +138,17 @@ impl Standings {
         }
     }
 
-    /// Up to where the log of this node is that of the leader of `term`, if it has acknowledged that.
+    /// Up to which index the log of this node agrees with that of the leader of `term`, if it has acknowledged that.
     pub(crate) fn acknowledged_in(&self, term: Term) -> LogIndex {
         if self.acknowledged.0 == term { self.acknowledged.1 } else { LogIndex::ZERO }
     }
 
-    /// Whether the others may be told again, `interval_ticks` after the last time.
+    /// Whether the next report to the other members is due, `interval_ticks` after the last one.
     pub(crate) fn is_telling_due(&self, now_ticks: u64, interval_ticks: u64) -> bool {
         now_ticks - self.told_ticks >= interval_ticks && !self.is_hearing()
     }
 
-    /// What the others are to be told now, unless it is nothing new.
+    /// The report to send to the other members now, unless it is unchanged.
     pub(crate) fn tell(
         &mut self,
         state: &HardState,
@@ -164,14 +164,14 @@ impl Standings {
         Some(RaftMessageBody::Standing { vote: state.vote, index })
     }
 
-    // --- What is remembered ---
+    // --- The record of starts ---
 
-    /// What this node remembers of starts.
+    /// The record of starts of this node.
     pub(crate) fn remembered(&self) -> &Arc<Remembered> {
         &self.remembered
     }
 
-    /// Remembers what a member tells in messages that are believed.
+    /// Records the state that a member reports in accepted messages.
     pub(crate) fn hear(&mut self, sender: &Sender, messages: &[RaftMessage]) {
         let Sender { id, incarnation, started, .. } = *sender;
         let known = self.remembered.peers.get(&id).filter(|known| known.incarnation == incarnation);
@@ -201,7 +201,7 @@ impl Standings {
         Arc::make_mut(&mut self.remembered).peers.insert(id, now);
     }
 
-    /// Whether something is to be written now: what changes seldom at once, how far logs reach now and then.
+    /// Whether the record must be written now: values that change rarely at once, the ends of logs periodically.
     pub(crate) fn is_writing_due(&self, now_ticks: u64, config: &CheckedConfig) -> bool {
         match self.unwritten {
             Unwritten::Nothing => false,
@@ -210,7 +210,7 @@ impl Standings {
         }
     }
 
-    /// All that this node remembers, to be written now. Nodes that are no members any more are forgotten.
+    /// The whole record, to be written now. Drops nodes that are no longer members.
     pub(crate) fn take_to_write(
         &mut self,
         is_member: impl Fn(NodeId) -> bool,
@@ -224,7 +224,7 @@ impl Standings {
         Arc::clone(&self.remembered)
     }
 
-    /// What is left to write when this node stops in order.
+    /// The part of the record that must still be written when this node stops in order.
     pub(crate) fn take_last_write(&mut self) -> Option<Arc<Remembered>> {
         if self.unwritten == Unwritten::Nothing {
             return None;
@@ -235,13 +235,13 @@ impl Standings {
 
     // --- Checks of senders ---
 
-    /// Whether the start that a member tells of fits to what it told before.
+    /// Whether the start that a member reports is consistent with its earlier reports.
     pub(crate) fn check(&self, sender: &Sender) -> Result<(), SenderRefusal> {
         self.remembered.check(sender)
     }
 
-    /// A run of a member was refused. Whether the member's other run, which is alive, is to be told: once, and not for the
-    /// last messages of a run that is over, which may come late.
+    /// A run of a member was refused. Returns whether to notify the other run of the member, which is alive: once, and
+    /// not for the last messages of a finished run, which may arrive late.
     pub(crate) fn note_refused(&mut self, sender: &Sender, is_alive: bool) -> bool {
         let Started { run, found } = sender.started;
         let known = self.remembered.peers.get(&sender.id);
@@ -250,8 +250,9 @@ impl Standings {
     }
 }
 
-/// Term, vote and log that are durable on the sender when it sends this. Messages that say nothing of that: a pre-vote is of
-/// a term that no node is in yet, and the report of which nodes were reached may be of one that is not durable.
+/// The term, vote and log that are durable on the sender when it sends this message. Some messages say nothing about
+/// that: a pre-vote has a term that no node has entered yet, and the report of reached nodes may have a term that is
+/// not durable.
 fn told_by(message: &RaftMessage) -> Option<(Term, Option<NodeId>, LogIndex)> {
     let (from, to, term) = (message.from, message.to, message.term);
     Some(match message.body {

@@ -1,4 +1,4 @@
-//! The form of an address at which a node is reached, or listens.
+//! The form of the address at which a node is reached, or listens.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Longest address of a member, in bytes: a host name has at most 253, a port 5.
 pub const ADDRESS_BYTES_MAX: usize = 260;
 
-/// What is wrong with an address.
+/// Why an address is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("address {address:?} {reason}")]
 pub struct AddressProblem {
@@ -15,11 +15,11 @@ pub struct AddressProblem {
     reason: String,
 }
 
-/// Checks an address at which others shall reach a node: `host:port`, without resolving the host.
+/// Checks the advertised address of a node: `host:port`, without resolving the host.
 ///
 /// # Errors
-/// What is wrong with it. Addresses that no other node can connect to are refused: unspecified ones (`0.0.0.0`, `[::]`),
-/// which only mean something to a listener, multicast and broadcast addresses, and port 0.
+/// Why it is invalid. Addresses that no other node can connect to are refused: unspecified ones (`0.0.0.0`, `[::]`),
+/// which are valid for a listener only, multicast and broadcast addresses, and port 0.
 pub fn check_address(address: &str) -> Result<(), AddressProblem> {
     let problem = |reason: &str| AddressProblem { address: shown(address), reason: reason.to_owned() };
     match parse(address)? {
@@ -36,10 +36,10 @@ pub fn check_address(address: &str) -> Result<(), AddressProblem> {
     }
 }
 
-/// Checks an address to listen on: as [`check_address`], but all interfaces (`0.0.0.0`, `[::]`) may be meant.
+/// Checks an address to listen on: as [`check_address`], but all interfaces (`0.0.0.0`, `[::]`) are allowed.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Why it is invalid.
 pub fn check_listen_address(address: &str) -> Result<(), AddressProblem> {
     parse(address).map(drop)
 }
@@ -80,7 +80,7 @@ fn parse(address: &str) -> Result<Host, AddressProblem> {
     }
     match port.parse::<u16>() {
         Ok(0) => return problem("port 0 cannot be reached by others"),
-        // With a plus sign, it would be a number all the same.
+        // The integer parser also accepts a plus sign.
         Ok(_) if !port.starts_with('+') => {}
         _ => return problem("the port is no number from 1 to 65535"),
     }
@@ -93,7 +93,7 @@ fn parse(address: &str) -> Result<Host, AddressProblem> {
     if host.contains(':') {
         return problem("an IPv6 address needs brackets, as in [::1]:7061");
     }
-    // Others mean something else, or nothing, in the URL that is connected to.
+    // Other characters have another meaning, or are invalid, in the URL of the connection.
     let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if !host.chars().all(is_of_a_name) {
         return problem("the host holds something else than letters a to z, digits, `-`, `.` and `_`");

@@ -1,4 +1,4 @@
-//! Changes of the membership: as they stand in the log, and as they are asked for.
+//! Membership changes: as they are in the log, and as callers request them.
 
 use std::fmt;
 
@@ -13,37 +13,37 @@ const CHANGE_VERSION: u8 = 2;
 const RECORD_VERSION: u8 = 2;
 const REQUEST_VERSION: u8 = 1;
 
-/// What to do with the joint configuration that a change of several members goes through.
+/// When to leave the joint configuration that a change of several members goes through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LeaveJoint {
     /// The leader leaves it as soon as it is committed, whichever node leads then.
     #[default]
     Automatically,
-    /// It stays until `leave_joint` is called.
+    /// The joint configuration stays until `leave_joint` is called.
     OnRequest,
 }
 
 /// One step of a [`MembershipChange`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MemberChange {
-    /// Adds the member; for a node that is one already, changes its role or its address.
+    /// Adds the member; for an existing member, changes its role or its address.
     Add(Member),
-    /// Removes the node. Its id is never given out again.
+    /// Removes the node. Its id is never reused.
     Remove(NodeId),
-    /// Gives the member another role, and leaves the rest of it as it is: promotes a learner, demotes a voter.
+    /// Gives the member another role and changes nothing else: promotes a learner, demotes a voter.
     SetRole {
         /// The member.
         id: NodeId,
-        /// From now on.
+        /// The new role.
         role: MemberRole,
     },
-    /// Drops a node that is still [joining](MemberRole::Joining) and was silent for too long. It never voted: it may ask
-    /// to be let in again under the same id.
+    /// Drops a node that is still [joining](MemberRole::Joining) and was silent for too long. It never voted: it may
+    /// join again under the same id.
     ClearJoiner(NodeId),
 }
 
 impl MemberChange {
-    /// The node that the step is about.
+    /// The node that the step concerns.
     pub fn node_id(&self) -> NodeId {
         match self {
             MemberChange::Add(member) => member.id,
@@ -54,7 +54,7 @@ impl MemberChange {
     }
 }
 
-/// A change of voters or learners, as it stands in the log.
+/// A change of voters or learners, as it is in the log.
 ///
 /// One step changes the configuration at once; several go through a joint configuration, in which both the old and
 /// the new majority must agree (thesis, section 4.3).
@@ -64,7 +64,7 @@ pub enum MembershipChange {
     Steps {
         /// At least one, each for another node.
         steps: Vec<MemberChange>,
-        /// Matters for more than one step only.
+        /// Matters only for more than one step.
         leave: LeaveJoint,
     },
     /// Leaves the joint configuration.
@@ -114,25 +114,26 @@ impl fmt::Display for MembershipChange {
     }
 }
 
-/// A replicated fact about members that changes no quorum, as it stands in the log.
+/// A replicated fact about members that changes no quorum, as it is in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MemberRecord {
-    /// Gives out the next node id. Which one is decided when the entry is applied, so that no two callers get one.
+    /// Reserves the next node id. The id is determined when the entry is applied, so that no two callers get the same
+    /// one.
     ReserveNodeId,
-    /// From now on, node `id` is believed only with this incarnation.
+    /// From now on, only this incarnation of node `id` is accepted.
     Incarnation {
         /// The node.
         id: NodeId,
-        /// As first heard of.
+        /// The first incarnation that was seen.
         incarnation: Incarnation,
     },
-    /// The member announced that it is now reached at another address.
+    /// The member announced that its address has changed.
     Address {
         /// The member.
         id: NodeId,
-        /// As the cluster knows it: the address of another life of the node is not believed.
+        /// The incarnation that the cluster knows: the address of another incarnation of the node is ignored.
         incarnation: Incarnation,
-        /// From now on.
+        /// The new address.
         address: String,
     },
 }
@@ -149,26 +150,26 @@ impl MemberRecord {
     }
 }
 
-/// What is asked of the leader, and under which conditions.
+/// A request to the leader to change the membership, and its conditions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembershipRequest {
-    /// What to do.
+    /// The change.
     pub command: MembershipCommand,
     /// Only if the membership is still the one as of this index ([`Members::as_of`](super::Members::as_of)):
-    /// compare-and-set. `None`: whatever the membership is.
+    /// compare-and-set. `None`: any membership.
     pub expected: Option<LogIndex>,
-    /// Make the change although it may cost the cluster its majority, or the node to be promoted is not caught up or not
-    /// reached.
+    /// Make the change even if it may cost the cluster its majority, or if the node to be promoted has not caught up or
+    /// was not reached.
     pub force: bool,
 }
 
-/// What to do with the membership.
+/// A change of the membership.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MembershipCommand {
     /// Make this change. A node that is added as a voter [joins](MemberRole::Joining) first, unless the request is forced.
     Change(MembershipChange),
-    /// Let these nodes in: as [`Joining`](MemberRole::Joining) nodes, or as permanent learners where the role says so. A node
-    /// that is a member already stays what it is.
+    /// Add these nodes: as [`Joining`](MemberRole::Joining) nodes, or as permanent learners where the role says so. An
+    /// existing member keeps its role.
     Join(Vec<Member>),
 }
 
@@ -179,7 +180,7 @@ impl From<MembershipChange> for MembershipRequest {
 }
 
 impl MembershipRequest {
-    /// A request that lets these nodes in.
+    /// A request that adds these nodes.
     pub fn join(joiners: Vec<Member>) -> MembershipRequest {
         MembershipRequest { command: MembershipCommand::Join(joiners), expected: None, force: false }
     }
@@ -190,7 +191,7 @@ impl MembershipRequest {
         MembershipRequest { expected: Some(as_of), ..self }
     }
 
-    /// Without regard to majorities, to how far a node is behind, and to whether it is reached.
+    /// Without regard to majorities, to how far a node is behind, and to whether voters can reach it.
     #[must_use]
     pub fn forced(self) -> MembershipRequest {
         MembershipRequest { force: true, ..self }
@@ -204,7 +205,7 @@ impl MembershipRequest {
     /// The inverse of [`encode`](Self::encode).
     ///
     /// # Errors
-    /// If the bytes are no request of this version.
+    /// If the bytes are not a request of this version.
     pub fn decode(bytes: &[u8]) -> Result<MembershipRequest, MembersDecodeError> {
         decode_versioned("membership request", REQUEST_VERSION, bytes)
     }

@@ -1,38 +1,38 @@
-//! Versioned bytes of memberships, changes and records.
+//! The versioned encoding of memberships, changes and records.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Bytes that are no membership, change or record of this version.
+/// The bytes are not a membership, change or record of this version.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MembersDecodeError {
-    /// Nothing at all.
+    /// The input is empty.
     #[error("the {what} is empty")]
     Empty {
-        /// What was to be decoded.
+        /// The type to decode.
         what: &'static str,
     },
-    /// Written by another version.
+    /// Another version wrote the bytes.
     #[error(
         "the {what} has format version {found}, this program knows {known}: it was written by a newer version"
     )]
     Version {
-        /// What was to be decoded.
+        /// The type to decode.
         what: &'static str,
-        /// The version found.
+        /// The version in the input.
         found: u8,
-        /// The version known.
+        /// The known version.
         known: u8,
     },
-    /// Damaged.
+    /// The bytes are damaged.
     #[error("the {what} cannot be decoded: {reason}")]
     Malformed {
-        /// What was to be decoded.
+        /// The type to decode.
         what: &'static str,
-        /// As the decoder says.
+        /// The error of the decoder.
         reason: String,
     },
-    /// Decoded, but impossible.
+    /// The decoded value is not valid.
     #[error("the membership contradicts itself")]
     Inconsistent,
 }

@@ -1,4 +1,4 @@
-//! One member, and what it may do.
+//! One member and its role.
 
 use std::fmt;
 
@@ -6,21 +6,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{Incarnation, NodeId};
 
-/// Most members a cluster may have. A quorum of more would only be slower; the limit keeps every table small.
+/// The maximum number of members of a cluster. A larger quorum would only be slower; the limit keeps every table small.
 pub const MEMBERS_MAX: usize = 64;
 
-/// What a member may do.
+/// The role of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemberRole {
     /// Votes and counts towards the quorum.
     Voter,
-    /// Receives the log, but neither votes nor counts (thesis, section 4.2.1). Stays one until it is promoted on request.
+    /// Receives the log, but neither votes nor counts towards the quorum (thesis, section 4.2.1). It stays a learner
+    /// until it is promoted on request.
     Learner,
-    /// A learner on its way to become a voter: the leader promotes it as soon as it is caught up and a majority of the
+    /// A learner that is to become a voter: the leader promotes it as soon as it has caught up and a majority of the
     /// voters has reached it.
     Joining,
-    /// A voter of the outgoing half of a joint configuration only: gone as soon as the joint configuration is left.
+    /// A voter of the outgoing half of a joint configuration only: it is removed as soon as the joint configuration is
+    /// left.
     Leaving,
 }
 
@@ -38,13 +40,13 @@ impl fmt::Display for MemberRole {
 /// A replicated fact: this node belongs to the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Member {
-    /// Which node.
+    /// The id of the node.
     pub id: NodeId,
-    /// Where its raft server listens: `host:port`, the host a name or an IP address.
+    /// The address of its raft server: `host:port`, the host a name or an IP address.
     pub address: String,
-    /// What it may do.
+    /// Its role.
     pub role: MemberRole,
-    /// The life of its data directory; `None` until the node has first been heard of.
+    /// The incarnation of its data directory; `None` until the cluster has recorded the first one.
     pub incarnation: Option<Incarnation>,
 }
 

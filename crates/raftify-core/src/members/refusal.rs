@@ -6,7 +6,7 @@ use super::address::AddressProblem;
 use super::member::{MEMBERS_MAX, MemberRole};
 use crate::types::{Incarnation, NodeId};
 
-/// Why a membership change is refused. Nothing was written.
+/// Why a membership change is refused. The request had no effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum MembershipRefusal {
     /// A cluster needs a voter.
@@ -18,7 +18,7 @@ pub enum MembershipRefusal {
         /// The node.
         id: NodeId,
     },
-    /// One node occurs in two steps.
+    /// Two steps concern the same node.
     #[error("node {id} is named twice")]
     NamedTwice {
         /// The node.
@@ -36,15 +36,15 @@ pub enum MembershipRefusal {
         id: NodeId,
         /// Its address.
         address: String,
-        /// Who has it.
+        /// The member that has it.
         holder: NodeId,
     },
-    /// The address is no address.
+    /// The address is invalid.
     #[error("node {id}: {problem}")]
     BadAddress {
         /// The node to be added.
         id: NodeId,
-        /// What is wrong with it.
+        /// Why it is invalid.
         problem: AddressProblem,
     },
     /// The id was used before.
@@ -53,20 +53,20 @@ pub enum MembershipRefusal {
         /// The node to be added.
         id: NodeId,
     },
-    /// The member is known with another data directory.
+    /// The cluster knows the member with another data directory.
     #[error(
         "node {id} is a member with incarnation {known}, not {new}: its data directory was replaced. Remove it first"
     )]
     OtherIncarnation {
         /// The node.
         id: NodeId,
-        /// As the cluster knows it.
+        /// The incarnation that the cluster knows.
         known: Incarnation,
-        /// As it asks to be added.
+        /// The incarnation in the request.
         new: Incarnation,
     },
-    /// The member is known at another address, and its incarnation is not known yet: the ticket may be in use by another
-    /// node.
+    /// The cluster knows the member at another address, and does not know its incarnation yet: another node may have
+    /// used the ticket.
     #[error(
         "node {id} is a member at {known}, not at {new}: another node may use its ticket. Ask for a new ticket, or remove \
          node {id} first if it is gone"
@@ -74,12 +74,12 @@ pub enum MembershipRefusal {
     OtherAddress {
         /// The node.
         id: NodeId,
-        /// As the cluster knows it.
+        /// The address that the cluster knows.
         known: String,
-        /// As it asks to be added.
+        /// The address in the request.
         new: String,
     },
-    /// Another node answers at the address of the node that shall be added.
+    /// Another node answers at the address of the node to be added.
     #[error(
         "node {id} cannot have address {address}: node {answers} answers there. Two names of one address count as one \
          address: give the address at which node {id} itself is reached"
@@ -112,7 +112,7 @@ pub enum MembershipRefusal {
         /// The node.
         id: NodeId,
     },
-    /// `Leaving` is a state, not a role to be added with.
+    /// `Leaving` is a state, not a role that a member can be added with.
     #[error("node {id} cannot be added as leaving: remove it instead")]
     CannotAddLeaving {
         /// The node.
@@ -127,7 +127,7 @@ pub enum MembershipRefusal {
     /// More than [`MEMBERS_MAX`].
     #[error("{count} members are more than the {MEMBERS_MAX} that a cluster may have")]
     TooManyMembers {
-        /// As asked for.
+        /// The requested number.
         count: usize,
     },
     /// All 2⁶⁴ − 1 ids are used.

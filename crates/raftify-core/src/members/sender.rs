@@ -1,24 +1,24 @@
-//! How the sender of a message introduces itself, and why it may be refused.
+//! How the sender of a message identifies itself, and why it may be refused.
 
 use serde::{Deserialize, Serialize};
 
 use crate::standing::{Standing, Started};
 use crate::types::{Incarnation, LogIndex, NodeId, RunId};
 
-/// Who sent a message, as it introduces itself.
+/// The sender of a message, as it identifies itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sender {
     /// Its id.
     pub id: NodeId,
-    /// The life of its data directory.
+    /// The incarnation of its data directory.
     pub incarnation: Incarnation,
-    /// The place in the log up to which the sender knows the membership, in which it believes to be a member.
+    /// The log index of the membership that the sender knows, and in which it considers itself a member.
     pub members_as_of: LogIndex,
-    /// How it was started.
+    /// How the sender was started.
     pub started: Started,
 }
 
-/// Why a message was refused before it reached consensus. All of these are final: sending again does not help.
+/// Why a message was refused before it reached consensus. All of these reasons are final: sending again does not help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum SenderRefusal {
     /// The sender has this node's own id.
@@ -39,9 +39,9 @@ pub enum SenderRefusal {
     Fenced {
         /// The sender.
         id: NodeId,
-        /// As the cluster knows it.
+        /// The incarnation that the cluster knows.
         known: Incarnation,
-        /// As it introduced itself.
+        /// The incarnation that the sender presented.
         presented: Incarnation,
     },
     /// The sender was removed, or never was a member.
@@ -52,11 +52,11 @@ pub enum SenderRefusal {
     NotAMember {
         /// The sender.
         id: NodeId,
-        /// The membership that was asked.
+        /// The membership that was checked.
         as_of: LogIndex,
     },
-    /// The sender has started with less than it told before: its directory was set back to an older copy, or its disk has
-    /// lost what it had synced.
+    /// The sender has started with less than it reported before: its directory was restored from an older copy, or its
+    /// disk has lost fsynced data.
     #[error(
         "node {id} has started with an older copy of its data directory: it has {found}, and had told others of {told}. What \
          it acknowledged in between is gone, and acknowledged writes may be lost if it goes on. Remove node {id} from the \
@@ -66,14 +66,14 @@ pub enum SenderRefusal {
     RolledBack {
         /// The sender.
         id: NodeId,
-        /// Which run of it was refused.
+        /// The refused run of the sender.
         run: RunId,
-        /// As it found its directory.
+        /// The state of its directory at the start.
         found: Standing,
-        /// What it had told before.
+        /// The state that it reported before.
         told: Standing,
     },
-    /// Two runs count the same number of starts: one directory was copied, and both were started.
+    /// Two runs count the same number of starts: a directory was copied, and a node was started on each copy.
     #[error(
         "two directories of node {id} have been started for the {starts}. time, and one is a copy of the other: this one was \
          started later, or is the older one of the two. Stop it, and do not start a copy beside or after its original; if \
@@ -82,12 +82,12 @@ pub enum SenderRefusal {
     StartedTwice {
         /// The sender.
         id: NodeId,
-        /// Which run of it was refused.
+        /// The refused run of the sender.
         run: RunId,
         /// How many starts both count.
         starts: u64,
     },
-    /// The sender believes the receiver to be another life of this node.
+    /// The sender expects another incarnation of this node.
     #[error(
         "this message is for incarnation {expected} of node {id}, and this is incarnation {actual}: the data directory \
          was wiped or replaced. Remove node {id} from the cluster and let it join again with a new ticket"
@@ -95,9 +95,9 @@ pub enum SenderRefusal {
     OtherReceiver {
         /// The receiver.
         id: NodeId,
-        /// As the sender knows it.
+        /// The incarnation that the sender expects.
         expected: Incarnation,
-        /// As it is.
+        /// The actual incarnation.
         actual: Incarnation,
     },
 }

@@ -1,4 +1,4 @@
-//! How a node comes to its cluster: it begins one, or waits for the leader of one.
+//! How a node enters its cluster: it starts one, or waits for the leader of one.
 
 use std::sync::Arc;
 
@@ -11,11 +11,12 @@ use crate::storage::{HardState, Write};
 use crate::turn::Committed;
 use crate::types::{Identity, LogPosition};
 
-/// The term and the position at which every new cluster begins: as if the entry that made the first members stood there.
+/// The term and the position at which every new cluster begins, as if the entry that created the first members were
+/// there.
 pub(super) const CLUSTER_START: LogPosition = LogPosition::new(1, 1);
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// What follows from an identity and a membership, at the start and when a cluster is begun.
+    /// Applies an identity and a membership, at the start of the node and when a cluster is started.
     pub(super) fn begin(&mut self) {
         let Some(identity) = self.node.identity() else { return };
         self.liveness.set_own_incarnation(self.node.id(), identity.incarnation);
@@ -24,7 +25,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         let (is_member, is_known) = (self.is_member(), members.knows(self.node.id()));
-        // That this is applied tells that the snapshot of the start is restored, also if nothing comes after it.
+        // When this is applied, the snapshot of the start is restored, even if no entry follows it.
         let position = self.delivery.delivered();
         self.pipeline.next().committed.push(Committed::Members { position, members });
         if !is_member && (is_known || mutated!(NotYetMemberMeansRemoved)) {
@@ -35,7 +36,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// An election like any other; a single voter has no node to wait for.
+    /// A regular election; a single voter has no node to wait for.
     pub(super) fn campaign_if_alone(&mut self) {
         let members = self.membership.members();
         let voters = members.configuration().voters;
@@ -52,7 +53,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         reply: Responder<(), JoinError>,
     ) {
         match self.node.identity() {
-            // With a log, the membership that belongs to it is on its way to the disk.
+            // With a log, the write of the membership that belongs to it is in progress.
             Some(stored)
                 if !self.membership.members().is_empty() || self.consensus.last() != LogPosition::ZERO =>
             {
@@ -63,7 +64,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
             _ => {}
         }
-        // A node that was pledged to the cluster may have voted for another one that began before it.
+        // A node that awaited the cluster may have voted for another node that started it earlier.
         let HardState { term, vote, .. } = self.consensus.hard_state();
         let start = LogStart {
             hard_state: HardState { term: term.max(CLUSTER_START.term), vote, commit: CLUSTER_START.index },
@@ -94,7 +95,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     pub(super) fn await_cluster(&mut self, identity: Identity, reply: Responder<(), JoinError>) {
         match self.node.identity() {
-            // It may be on its way to the disk.
+            // The write of the identity may be in progress.
             Some(stored) if stored == identity => self.node.confirm_identity(reply),
             Some(stored) => reply.answer(Err(JoinError::OtherIdentity { stored, asked: identity })),
             None => {

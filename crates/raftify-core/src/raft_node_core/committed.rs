@@ -1,4 +1,5 @@
-//! What follows from committed entries: the membership changes here, the rest goes to the state machine's owner.
+//! Processes committed entries: membership changes are applied here, all others are delivered to the owner of the state
+//! machine.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// Delivers committed entries in order, up to a membership change whose turn is not yet durable.
     pub(super) fn deliver_committed(&mut self) {
         if self.snapshots.is_recording_installed() {
-            // Its members are about to be in force: what comes before it is of no use any more.
+            // Its members are about to be in force: the entries before it are of no use any more.
             return;
         }
         let before = self.delivery.delivered().index;
@@ -40,10 +41,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         })
     }
 
-    /// Delivers what a majority has durably and this node's own disk does not have yet, if the state machine is in memory
-    /// (thesis, section 10.2.1; `docs/decisions/0008`). Only entries of users: what changes the members waits until raft-rs
-    /// gives it out, and so does all that follows it. What raft-rs gives out later, and was delivered here, is skipped. The
-    /// bytes of what was delivered.
+    /// Delivers entries that are durable on a majority and not yet on the disk of this node, if the state machine is in
+    /// memory (thesis, section 10.2.1; `docs/decisions/0008`). Only entries of users: a membership change, and every
+    /// entry that follows it, waits until raft-rs returns it as committed. Entries that raft-rs returns later, and that
+    /// were delivered here, are skipped. Returns the bytes of the delivered entries.
     fn deliver_beyond_durable(&mut self) -> u64 {
         if !self.delivery.may_go_beyond_durable() {
             return 0;
@@ -78,7 +79,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             EntryKind::MembershipChange => self.take_change(&entry, waiter),
         };
         if let Err(reason) = outcome {
-            // Skipping the entry would let this node go on with another membership than the others.
+            // If this node skipped the entry, it would continue with another membership than the other nodes.
             self.must_stop(StopReason::Internal(format!("entry {position}: {reason}")));
             return;
         }
@@ -91,7 +92,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.pipeline.next().committed.push(committed);
     }
 
-    /// Whether the membership includes the entry already: it was applied before the restart.
+    /// Whether the membership includes the entry already, because it was applied before the restart.
     fn is_included(&self, index: LogIndex) -> bool {
         index <= self.membership.members().as_of() && !mutated!(ChangesApplyTwice)
     }
@@ -146,7 +147,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if was_member && !self.is_member() {
             self.retire();
         } else if self.consensus.is_leader() && !self.membership.members().is_voter(self.node.id()) {
-            // raft-rs would stay a leader that has no vote, and take a single voter's consent to reads for granted.
+            // raft-rs would remain a leader without a vote, and would take the consent of a single voter to reads for
+            // granted.
             self.consensus.step_down();
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Leadership: won by election only, given up, transferred to another voter, and lost.
+//! Leadership: won by election only, resigned, transferred to another voter, and lost.
 
 use std::sync::Arc;
 
@@ -62,8 +62,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Begins to transfer leadership to the best successor that is still a voter `after` the change, unless a transfer is
-    /// under way. A node that loses its vote by the change as well would only transfer it in turn.
+    /// Begins to transfer leadership to the best successor that is still a voter `after` the change, unless a transfer
+    /// is in progress. A node that also loses its vote by the change would only have to transfer leadership again.
     pub(super) fn transfer_before(&mut self, after: &Members) -> Result<(), TransferError> {
         if self.leadership.is_transferring() {
             return Ok(());
@@ -72,7 +72,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.begin_transfer(to)
     }
 
-    /// The most caught-up voter that is alive, and a voter `after` a change as well.
+    /// The most caught-up voter that is alive and is still a voter `after` a change.
     pub(super) fn successor(&self, after: &Members) -> Result<NodeId, TransferError> {
         let mut candidates = self.consensus.progress();
         let is_voter =
@@ -99,7 +99,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return Err(TransferError::NotAVoter { id: to });
         }
         info!(node = %self.node.id(), %to, "transferring leadership");
-        // raft-rs gives up after one election timeout; then a leader must be found.
+        // raft-rs cancels the transfer after one election timeout; then a leader must be found.
         let deadline_ticks = self.node.deadline(self.node.config().election_timeout * 4);
         self.leadership.begin_transfer(to, deadline_ticks);
         Ok(())
@@ -107,7 +107,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     // --- Changes of leadership ---
 
-    /// Notices what has become of leadership since the last look.
+    /// Detects changes of leadership since the last call.
     pub(super) fn look_at_leadership(&mut self) {
         let leads = self.consensus.is_leader().then(|| self.consensus.term());
         if self.leadership.observe(leads) {
@@ -133,8 +133,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.leadership.note_failed(to, others.into_iter(), pause_until_ticks);
     }
 
-    /// Steps down as a leader whose disk hangs: its heartbeats would keep it in office, while nothing that it applies can
-    /// make progress.
+    /// Steps down as a leader whose disk hangs: its heartbeats would keep it the leader, although it cannot make
+    /// progress.
     pub(super) fn step_down_from_hung_disk(&mut self) {
         let limit = self.node.config().disk_stall_timeout;
         warn!(node = %self.node.id(), "stepped down: the disk has not finished a write for {limit:?}");
@@ -142,7 +142,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.consensus.step_down();
     }
 
-    /// Whether the oldest write that is under way has been so for too long.
+    /// Whether the oldest write in progress has taken too long.
     pub(super) fn disk_hangs(&self) -> bool {
         if mutated!(HungDiskKeepsTheLeader) {
             return false;
@@ -151,9 +151,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.pipeline.oldest_write_ticks().is_some_and(|issued| self.node.now() - issued > limit)
     }
 
-    // --- A disk that is slower than those of the others ---
+    // --- A disk that is slower than those of the other nodes ---
 
-    /// With every tick.
+    /// Called at every tick.
     pub(super) fn look_at_own_disk(&mut self) {
         let config = self.node.config();
         let (tick_interval, patience) = (config.tick_interval, config.slow_disk_patience);
@@ -180,7 +180,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Some of the log has become durable; before that counted, everything up to `commit` was so on a majority.
+    /// A part of the log has become durable on this node; before, everything up to `commit` was durable on a majority.
     pub(super) fn has_become_durable(&mut self, commit: LogIndex) {
         if self.consensus.is_leader() {
             let patience_ticks = self.node.ticks(self.node.config().slow_disk_patience);

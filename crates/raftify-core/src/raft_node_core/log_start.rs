@@ -1,4 +1,4 @@
-//! What a core starts with, read from the storage and checked for contradictions.
+//! The initial state of a core, read from the storage and checked for contradictions.
 
 use crate::error::StartError;
 use crate::members::Members;
@@ -6,10 +6,10 @@ use crate::raft_rs::LogStart;
 use crate::storage::{LogReader, StoredState};
 use crate::types::LogPosition;
 
-/// How many bytes of entries are read at once when a node starts.
+/// How many bytes of entries a starting node reads at once.
 const START_READ_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The log as consensus finds it, the newest membership, and the position of the state machine.
+/// The initial log of consensus, the newest membership, and the position of the state machine.
 pub(super) fn log_start(
     stored: &StoredState,
     log: &impl LogReader,
@@ -42,7 +42,7 @@ pub(super) fn log_start(
         return inconsistent("there is a log or a membership, but no identity".to_owned());
     }
     let mut hard_state = stored.hard_state;
-    // What is applied was committed, whether or not the commit index was written again since.
+    // Applied entries were committed, even if the commit index was not written again since.
     hard_state.commit = hard_state.commit.max(members.as_of()).max(applied);
     if hard_state.commit > stored.last.index {
         return inconsistent(format!(

@@ -1,5 +1,6 @@
-//! What a leader does with the members by itself: it promotes joining nodes, clears those that are gone, leaves joint
-//! configurations, and replicates what members say of themselves. The voters tell it which nodes they have reached.
+//! Automatic membership management of a leader: it promotes joining nodes, removes joining nodes that are silent,
+//! leaves joint configurations, and replicates the incarnations and addresses that members announce. The voters tell it
+//! which nodes they have reached.
 
 use std::sync::Arc;
 
@@ -13,20 +14,20 @@ use crate::request::ProposalReply;
 use crate::types::{Incarnation, LogIndex, NodeId};
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// Whether this leader may propose something of its own accord.
+    /// Whether this leader may propose an entry without a request.
     fn may_propose(&self) -> bool {
         self.consensus.is_leader()
             && !self.leadership.is_transferring()
             && self.consensus.has_committed_in_term()
     }
 
-    /// Whether this leader may propose a change of the membership of its own accord.
+    /// Whether this leader may propose a membership change without a request.
     fn may_change(&self) -> bool {
         self.may_propose() && !self.membership.has_proposed_change() && !self.consensus.has_pending_change()
     }
 
-    /// Replicates the incarnation of every member that was heard of and is not yet known by one, and this node's own new
-    /// address.
+    /// Replicates the incarnation of every member that has sent a message and whose incarnation is not recorded yet,
+    /// and the new address of this node.
     pub(super) fn record_members(&mut self) {
         if !self.may_propose() {
             return;
@@ -53,7 +54,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// A member has introduced itself with another address than the membership has.
+    /// A member has identified itself with another address than the one in the membership.
     pub(super) fn announced(&mut self, sender: &Sender, address: String) {
         if self.may_propose() {
             self.record_address(sender.id, sender.incarnation, address);
@@ -78,7 +79,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Leaves a joint configuration that is to be left by itself.
+    /// Leaves a joint configuration that must be left automatically.
     pub(super) fn leave_joint_if_due(&mut self) {
         if !self.membership.members().must_leave_joint() || !self.may_change() {
             return;
@@ -92,8 +93,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Watches the nodes that do not vote: promotes those that are joining and ready for it, all of them in one change, and
-    /// clears those that are gone.
+    /// Watches the non-voting nodes: promotes the joining nodes that are ready, all of them in one change, and removes
+    /// those that are silent.
     pub(super) fn tend_joiners(&mut self) {
         let is_watched = |member: &&Member| matches!(member.role, MemberRole::Learner | MemberRole::Joining);
         if !self.membership.members().iter().any(|member| is_watched(&member)) {
@@ -149,20 +150,20 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Whether a joining node was silent for so long that it is cleared.
+    /// Whether a joining node was silent for so long that it is removed.
     fn is_gone(&self, id: NodeId) -> bool {
         let first_seen = self.membership.joiners.first_seen_ticks(id).unwrap_or(self.node.now());
         let heard = self.liveness.last_heard(id).unwrap_or(0).max(first_seen);
         self.node.now() - heard > self.node.ticks(self.node.config().joiner_timeout)
     }
 
-    // --- Which nodes were reached ---
+    // --- Reached nodes ---
 
-    /// The shell has connected to a peer at `address`, and that incarnation of it answers there. It counts if this is the
-    /// address that the membership has, now or later.
+    /// The shell has connected to a peer at `address`, and that incarnation of the peer answers there. It counts if
+    /// this is the address in the membership, now or later.
     pub fn peer_reached(&mut self, peer: NodeId, incarnation: Incarnation, address: String) {
         if self.membership.reached.reach(peer, incarnation, address) {
-            // The peer may have been started just now: requests wait there until it knows the leader.
+            // The peer may have been started just now: requests wait on it until it knows the leader.
             self.consensus.send_heartbeats();
         }
     }
@@ -172,7 +173,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.membership.reached.lose(peer);
     }
 
-    /// A voter has told this leader which nodes it has reached.
+    /// A voter reports to this leader which nodes it has reached.
     pub(super) fn told_of_reached(&mut self, voter: &Sender, peers: Vec<(NodeId, Incarnation)>) {
         if !self.consensus.is_leader() || !self.membership.members().is_voter(voter.id) {
             return;
@@ -185,8 +186,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// A voter tells the leader which of the nodes that do not vote it has reached: now and then, as the message may be
-    /// lost, and leaders change.
+    /// A voter reports to the leader which non-voting nodes it has reached. It repeats the report, because the message
+    /// may be lost, and leaders change.
     fn tell_leader_if_due(&mut self) {
         let Some(leader) = self.consensus.leader() else { return };
         let (now, interval_ticks) = (self.node.now(), self.node.ticks(self.node.config().election_timeout));

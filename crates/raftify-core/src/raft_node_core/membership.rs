@@ -1,4 +1,4 @@
-//! Changing the membership, as leader: which change is accepted, and which must wait.
+//! Changes the membership, as leader: decides which change is accepted, and which must wait.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::types::{LogIndex, NodeId};
 
 impl<R: ProposalReply> RaftNodeCore<R> {
     pub(super) fn change_membership(&mut self, asked: ChangeRequest) {
-        // A joint configuration that is left by itself is a change that is still under way.
+        // A joint configuration that is left automatically is a change that is still in progress.
         if self.membership.is_change_pending() {
             if mutated!(PendingChangeIsNotAnswered) {
                 return std::mem::forget(asked.reply);
@@ -25,7 +25,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         let (change, after) = match self.plan_change(&asked.request) {
             Ok(Some(planned)) => planned,
-            // Everything is already as it is asked for.
+            // The membership is already as requested.
             Ok(None) => return asked.reply.answer(Ok(Members::clone(self.membership.members()))),
             Err(MembershipError::Refused(_)) if mutated!(RefusedChangeSucceeds) => {
                 return asked.reply.answer(Ok(Members::clone(self.membership.members())));
@@ -33,7 +33,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             Err(error) => return asked.reply.answer(Err(error)),
         };
         if self.consensus.has_pending_change() || !self.consensus.has_committed_in_term() {
-            // A new leader: an earlier one's change may stand in the part of the log that is not yet applied.
+            // A new leader: the unapplied part of the log may contain a change of an earlier leader.
             return self.defer_change(asked, Until::LeadershipIsSettled);
         }
         if !asked.request.force {
@@ -42,7 +42,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             }
             let since_ticks = asked.since_ticks;
             if let Err(error) = self.check_majority(&after, since_ticks) {
-                // A voter that was alive a moment ago may be gone: those that are alive say so with the next heartbeat.
+                // A voter that was alive a moment ago may be down: live voters respond to the next heartbeat.
                 let patience_ticks = self.node.ticks(self.node.config().election_timeout);
                 return match self.node.now() - since_ticks <= patience_ticks {
                     true => self.defer_change(asked, Until::VotersAreAlive { since_ticks }),
@@ -63,7 +63,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.requests.defer(asked.deferred(until), self.node.config());
     }
 
-    /// The change that the request amounts to, with the membership after it; `None` if there is nothing to change.
+    /// The change that the request results in, with the membership after it; `None` if there is nothing to change.
     fn plan_change(
         &self,
         request: &MembershipRequest,
@@ -88,7 +88,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok(Some((change, after)))
     }
 
-    /// A node becomes a voter only when it has the log: one that is added as a voter joins first.
+    /// A node becomes a voter only when it has the log: a node that is added as a voter joins first.
     fn learners_first(&self, change: &MembershipChange) -> MembershipChange {
         let mut change = change.clone();
         if let MembershipChange::Steps { steps, .. } = &mut change {
@@ -104,8 +104,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         change
     }
 
-    /// The steps that let these nodes in. One that is a member already stays what it is, but may have moved; a node that
-    /// began to join at the same address, and is gone, makes room.
+    /// The steps that add these nodes. An existing member keeps its role, but its address may have changed; a joining
+    /// node at the same address that is silent is removed.
     fn let_in(&self, joiners: &[Member]) -> Result<Option<MembershipChange>, MembershipRefusal> {
         let mut steps = Vec::new();
         for joiner in joiners {
@@ -140,7 +140,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok((!steps.is_empty()).then_some(MembershipChange::Steps { steps, leave }))
     }
 
-    /// Whether each new voter is caught up and reached.
+    /// Whether each new voter has caught up and was reached.
     fn check_new_voters(&self, change: &MembershipChange, after: &Members) -> Result<(), MembershipError> {
         let MembershipChange::Steps { steps, .. } = change else { return Ok(()) };
         for member in steps.iter().filter_map(|step| after.get(step.node_id())) {
@@ -151,7 +151,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok(())
     }
 
-    /// Whether the node may become the voter that the membership would have it be.
+    /// Whether the node may become a voter, as the membership would have it.
     pub(super) fn check_may_vote(&self, joiner: &Member) -> Result<(), MembershipError> {
         let id = joiner.id;
         let (last, now) = (self.consensus.last().index, self.node.now());
@@ -179,8 +179,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok(())
     }
 
-    /// A change may not leave fewer live voters than a majority, in either half of a joint configuration. Alive is a voter
-    /// that was heard from after `since_ticks`, when the change was first looked at.
+    /// A change may not leave fewer live voters than a majority, in either half of a joint configuration. A voter is
+    /// alive if it has sent a message after `since_ticks`, when the change was first considered.
     pub(super) fn check_majority(&self, after: &Members, since_ticks: u64) -> Result<(), MembershipError> {
         let (now, then) = (self.membership.members().configuration(), after.configuration());
         if now.voters == then.voters || mutated!(AcceptsStrandingChange) {
@@ -198,7 +198,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok(())
     }
 
-    // --- What is proposed ---
+    // --- Proposals ---
 
     pub(super) fn propose_change(&mut self, change: &MembershipChange, waiter: MembershipWaiter) {
         self.flush_batch();
@@ -211,7 +211,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Whether it could be proposed.
+    /// Returns whether it could be proposed.
     pub(super) fn propose_record(&mut self, record: &MemberRecord, waiter: MembershipWaiter) -> bool {
         self.flush_batch();
         match self.consensus.propose_record(record.encode()) {

@@ -1,4 +1,4 @@
-//! Messages of other nodes: whether they are believed, and what this node does with them before consensus takes them in.
+//! Messages of other nodes: whether this node accepts them, and how it handles them before they reach consensus.
 
 use tracing::{debug, warn};
 
@@ -27,10 +27,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Whether messages of this sender are believed, which takes this node for `receiver`, as far as it knows.
+    /// Whether this node accepts messages of this sender. `receiver` is the incarnation of this node as far as the
+    /// sender knows it.
     ///
     /// # Errors
-    /// Why not: sending again does not help. The sender passes it to [`refused_by`](Self::refused_by).
+    /// Why not: sending again does not help. The sender passes the reason to [`refused_by`](Self::refused_by).
     pub fn check_sender(
         &mut self,
         sender: &Sender,
@@ -46,17 +47,17 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 self.told_of_twin(sender.started.found.starts, sender.started.run);
             }
             if let SenderRefusal::OtherReceiver { id, expected: known, actual: presented } = refusal {
-                // The members that would refuse this node with this error may all be unknown to it.
+                // This node may know none of the members that would refuse it with this error.
                 self.must_stop(StopReason::Refused(SenderRefusal::Fenced { id, known, presented }));
             }
             return Err(refusal);
         }
         self.check_started(sender)?;
-        // Nothing is remembered of a node that is not known as a member, or any sender could fill this node's memory.
+        // The node remembers only known members; otherwise any sender could fill its memory.
         if self.membership.members().get(sender.id).is_none_or(|member| member.incarnation.is_some()) {
             return Ok(());
         }
-        // Until a member's incarnation is replicated, the first one heard of counts.
+        // Until the incarnation of a member is replicated, the first one seen counts.
         let known = self.liveness.note_incarnation(sender.id, sender.incarnation);
         if known != sender.incarnation {
             return Err(SenderRefusal::Fenced { id: sender.id, known, presented: sender.incarnation });
@@ -64,8 +65,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok(())
     }
 
-    /// The first node of a cluster has lost its disk and begun another cluster, in which it is alone. It must not answer for
-    /// the one that it has forgotten.
+    /// The first node of a cluster has lost its disk and started another cluster, in which it is alone. It must not
+    /// answer requests for the cluster that it has lost.
     pub(super) fn known_elsewhere(&mut self, known: Incarnation) {
         let is_alone =
             self.membership.members().len() == 1 && self.membership.members().get(self.node.id()).is_some();
@@ -83,10 +84,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         match message.body {
-            // What it says is remembered already.
+            // Its content is remembered already.
             RaftMessageBody::Standing { .. } => return,
             RaftMessageBody::Twin { starts, run } => return self.told_of_twin(starts, run),
-            // What others know of this node comes first.
+            // This node first asks the other nodes for their record of it.
             _ if self.is_hearing() => return,
             _ => {}
         }
@@ -95,11 +96,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             && (self.delivery.unapplied_bytes() > self.node.config().unapplied_bytes_max
                 || self.pipeline.unwritten_bytes() > self.node.config().uncommitted_bytes_max)
         {
-            // State machine or disk is too far behind. The leader sends it again.
+            // The state machine or the disk is too far behind. The leader sends the message again.
             return;
         }
         if self.consensus.shows_a_loss(&message) {
-            // Its votes may be lost as well: it must not go on as the node that it was.
+            // Its votes may be lost as well: it must not continue as the same node.
             return self.must_stop(StopReason::Storage(
                 "entries that this node had acknowledged are missing. An older copy of its directory was restored, or \
                  the disk lost what it had synced. Remove the node from the cluster and let it join again with an \
@@ -120,21 +121,21 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         );
         match self.consensus.step(message) {
             Ok(()) => {}
-            // The answer to a candidacy that is over, or whose log is still being written, comes with every election.
+            // The response to a candidacy that is over, or whose log is still being written, occurs in every election.
             Err(reason) if is_vote => debug!(node = %self.node.id(), %from, "dropped a message: {reason}"),
             Err(reason) => warn!(node = %self.node.id(), %from, "dropped a message: {reason}"),
         }
     }
 
-    /// A leader lacks what was committed: what this node would serve from now on is not what the others serve.
+    /// A leader lacks committed entries: from now on, this node would serve other data than the other nodes.
     pub(super) fn writes_lost(&mut self, leader: NodeId, term: Term, missing: LogIndex) {
         let (node, commit) = (self.node.id(), self.consensus.commit());
         self.must_stop(StopReason::WritesLost { node, missing, commit, leader, term });
     }
 
-    /// A candidate of an earlier term is told the term (figure 3.1 of the thesis). raft-rs says nothing to it, and a node that
-    /// does not know of its membership never asks for its vote: without pre-vote, it could lose every election. As the answer
-    /// to a pre-vote, it is no vote against a later candidacy.
+    /// Tells the term to a candidate of an earlier term (figure 3.1 of the thesis). raft-rs does not answer it, and a
+    /// node that does not know of its membership never asks for its vote: without pre-vote, it could lose every
+    /// election. Sent as the response to a pre-vote, it is no vote against a later candidacy.
     fn teach_term(&mut self, message: &RaftMessage) {
         let term = self.consensus.term();
         if matches!(message.body, RaftMessageBody::RequestVote { .. }) && message.term < term {
@@ -159,8 +160,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.liveness.is_alive(peer, self.node.now())
     }
 
-    /// Another node refuses this one's messages. If that can only mean that this node is no longer part of the cluster,
-    /// it must stop: see [`stop_reason`](Self::stop_reason).
+    /// Another node refuses the messages of this node. If the only possible reason is that this node is no longer part
+    /// of the cluster, it must stop: see [`stop_reason`](Self::stop_reason).
     pub fn refused_by(&mut self, by: NodeId, refusal: SenderRefusal) {
         let own_incarnation = self.node.incarnation();
         let reason = match &refusal {
@@ -174,7 +175,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             {
                 StopReason::Refused(refusal)
             }
-            // Of an earlier run, or of a copy.
+            // The refusal concerns an earlier run, or a copy.
             SenderRefusal::RolledBack { .. } | SenderRefusal::StartedTwice { .. } => return,
             SenderRefusal::NotAMember { id, as_of }
                 if *id == self.node.id() && *as_of >= self.membership.members().as_of() =>

@@ -1,4 +1,4 @@
-//! Linearizable reads: which are taken, and how their rounds ask.
+//! Linearizable reads: which reads are accepted, and how their rounds are confirmed.
 
 use super::RaftNodeCore;
 use crate::error::{ReadError, StopReason};
@@ -35,7 +35,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         match self.consensus.leader() {
-            // Before it has committed an entry of its own term, a leader may not know what is committed.
+            // Before it has committed an entry of its own term, a leader may not know which entries are committed.
             Some(leader) if leader == self.node.id() && self.consensus.has_committed_in_term() => {
                 let round = self.reads.begin_round(RoundKind::Heartbeats);
                 self.consensus.read_index(round);

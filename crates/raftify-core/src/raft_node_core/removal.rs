@@ -1,4 +1,4 @@
-//! After this node's removal: whether it is still needed.
+//! After the removal of this node: whether the cluster still needs it.
 
 use std::collections::BTreeSet;
 
@@ -11,24 +11,25 @@ use crate::message::{RaftMessage, RaftMessageBody};
 use crate::request::ProposalReply;
 use crate::types::{LogIndex, NodeId};
 
-/// For so many election timeouts, a node that is refused as removed, and knows nothing more than that, waits for voters that
-/// may need its vote. Those speak to it: they campaign.
+/// For this many election timeouts, a node that is refused as removed, and has no other information, waits for voters
+/// that may need its vote. Such voters send it messages, because they campaign.
 const REMOVAL_PATIENCE: u32 = 10;
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// This node is no longer a member. It neither leads nor campaigns, but answers until a majority of the members has the
-    /// removal in force, and so the commit index that covers it on disk. Before that, members that restart may have fallen
-    /// back to the old membership, and need this node's vote to find out what is committed.
+    /// This node is no longer a member. It neither leads nor campaigns, but answers until a majority of the members has
+    /// the removal in force, and so the commit index that covers it is durable on them. Before that, members that
+    /// restart may have returned to the old membership, and need the vote of this node to find out which entries are
+    /// committed.
     pub(super) fn retire(&mut self) {
         info!(node = %self.node.id(), as_of = %self.membership.members().as_of(), "removed from the cluster");
         if self.consensus.is_leader() {
-            // raft-rs would stay a leader that drops every proposal.
+            // raft-rs would remain a leader that drops every proposal.
             self.consensus.step_down();
         }
         self.lifecycle.retirement.retire();
     }
 
-    /// Whether the change that adds this node is yet to come, in the log after the snapshot that it has.
+    /// Whether the change that adds this node is still to come, in the log after its snapshot.
     fn is_yet_to_be_added(&self) -> bool {
         !self.lifecycle.retirement.is_retired() && !self.membership.members().knows(self.node.id())
     }
@@ -62,9 +63,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         voters
     }
 
-    /// Nodes that know of a removal do not speak to the removed node, and a learner that was removed while it was away does
-    /// not campaign. Such a node sends something that changes nothing, to be refused. Its term is one that no node leaves
-    /// another for.
+    /// Nodes that know of a removal send no messages to the removed node, and a learner that was removed while it was
+    /// down does not campaign. Such a node sends a message that changes nothing, in order to be refused. The message
+    /// has a term for which no node leaves its own.
     pub(super) fn ask_whether_still_needed(&mut self) {
         let members = self.membership.members();
         let is_forgotten = !members.is_voter(self.node.id())

@@ -1,4 +1,4 @@
-//! Requests that only a leader can serve: served, forwarded, deferred or refused.
+//! Requests that only a leader can serve: they are served, forwarded, deferred or refused.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.route(DeferredRequest { request, forwarding, deadline_ticks, until });
     }
 
-    /// Where a request goes that this node has taken.
+    /// Routes a request that this node has accepted.
     fn route(&mut self, taken: DeferredRequest<R>) {
         let is_settled = !self.leadership.is_transferring();
         if self.consensus.is_leader() {
@@ -52,7 +52,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         } else if !is_settled || (taken.forwarding == Forwarding::Allowed && !mutated!(NoLeaderIsAnAnswer)) {
             self.defer(taken, Until::LeadershipIsSettled);
         } else {
-            // The node that has forwarded it waits by itself.
+            // The node that forwarded it waits itself.
             NotServed::NoLeader.refuse(taken.request);
         }
     }
@@ -65,14 +65,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.requests.defer(DeferredRequest { until, ..taken }, self.node.config());
     }
 
-    /// Gives every deferred request another try, once leadership is settled.
+    /// Retries every deferred request, once leadership is settled.
     pub(super) fn retry_deferred(&mut self) {
         if self.leadership.is_transferring() || self.consensus.leader().is_none() {
             return;
         }
         for deferred in self.requests.take_deferred() {
             let forwarding = match deferred.until {
-                // The new leader may be asked although the request was forwarded to this node.
+                // The request may be forwarded to the new leader although it was forwarded to this node.
                 Until::Transferred => Forwarding::Allowed,
                 Until::LeadershipIsSettled | Until::ChangeIsDone | Until::VotersAreAlive { .. } => {
                     deferred.forwarding
@@ -123,14 +123,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.requests.add_to_batch(proposal);
     }
 
-    /// Puts all proposals that have come in since the last turn into the log.
+    /// Appends all proposals that have arrived since the last turn to the log.
     pub(super) fn flush_batch(&mut self) {
         let mut proposals = self.requests.take_batch();
         if proposals.is_empty() {
             return;
         }
         if !self.consensus.is_leader() {
-            // Leadership was lost between their arrival and now.
+            // Leadership was lost after their arrival.
             for Proposal { payload, reply, forwarding, deadline_ticks } in proposals {
                 let (request, until) =
                     (LeaderRequest::Propose { payload, reply }, Until::LeadershipIsSettled);
@@ -157,7 +157,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    // --- Deadlines and the end ---
+    // --- Deadlines and shutdown ---
 
     pub(super) fn expire_requests(&mut self) {
         let (now, config) = (self.node.now(), self.node.config());

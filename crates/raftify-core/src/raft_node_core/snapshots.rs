@@ -1,5 +1,5 @@
-//! Snapshots: taken here, sent to followers, installed from a leader. The data is the shell's; what is recorded, and when the
-//! log may be cut, is decided here.
+//! Snapshots: taken on this node, sent to followers, installed from a leader. The shell handles their data. This module
+//! decides which snapshots are recorded, and when the log may be compacted.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.snapshots.request(reply);
     }
 
-    /// Asks for a snapshot where the policy, the user or a follower wants one.
+    /// Requests a snapshot if the policy, the user or a follower wants one.
     pub(super) fn decide_on_snapshot(&mut self) {
         if self.snapshots.want(self.consensus.take_wants_snapshot()) {
             self.pipeline.next().hurry_snapshot = !mutated!(DueSnapshotIsNotHurried);
@@ -36,8 +36,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// The snapshot asked for with [`Turn::take_snapshot`](crate::Turn::take_snapshot) is durable in the snapshot
-    /// store, or could not be taken, for the reason given.
+    /// The snapshot requested with [`Turn::take_snapshot`](crate::Turn::take_snapshot) is durable in the snapshot
+    /// store, or could not be taken, for the given reason.
     pub fn snapshot_taken(&mut self, outcome: Result<SnapshotMeta, String>) {
         if let Err(reason) = &outcome {
             warn!(node = %self.node.id(), "a snapshot could not be taken, the old one stays in use: {reason}");
@@ -55,18 +55,18 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let write = &mut self.pipeline.next().write;
         write.snapshot = Some(snapshot.clone());
         write.compact = compact;
-        // The stored commit index may lag behind. It must not fall out of the log when its beginning is cut off.
+        // The stored commit index may lag behind. It must stay within the log when the log is compacted.
         write.hard_state = Some(self.consensus.hard_state());
         self.snapshots.record(turn, snapshot, compact);
     }
 
-    /// After which index this leader's log must stay, so that no follower that can do without a snapshot needs one, and
-    /// none that has been sent one needs the next.
+    /// The index after which the log of this leader must stay, so that no follower that can do without a snapshot needs
+    /// one, and no follower that was sent a snapshot needs the next one.
     fn needed_by_followers(&self) -> Option<LogIndex> {
         let truncated = self.consensus.truncated().index;
         let has = |peer: &PeerProgress| match peer.matched >= truncated {
             true => peer.matched,
-            // It has confirmed nothing yet of what it was sent, or its snapshot has just arrived.
+            // The follower has confirmed no entry yet of those that it was sent, or its snapshot has just arrived.
             false => LogIndex(peer.next.0 - 1),
         };
         let progress = self.consensus.progress();
@@ -76,10 +76,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         alive.filter(|index| *index >= truncated).chain(sent).min()
     }
 
-    /// The outcome of a snapshot that a turn asked to send: installed, or why not. Exactly once for each.
+    /// The outcome of a snapshot that a turn requested to send: installed, or the reason why not. Called exactly once
+    /// for each.
     pub fn snapshot_sent(&mut self, sent: SnapshotToSend, outcome: Result<(), String>) {
         let to = sent.to;
-        // What raft-rs waits for is the outcome of the last one that it wanted sent.
+        // raft-rs waits for the outcome of the last snapshot that it requested.
         let is_last = self.snapshots.sent(sent);
         if let Err(reason) = &outcome {
             warn!(node = %self.node.id(), %to, "a snapshot did not arrive: {reason}");
@@ -93,8 +94,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Which snapshots must be kept: the newest, those that are being recorded, those that a slow state machine has yet
-    /// to restore, and those on their way to a follower.
+    /// The snapshots that must be kept: the newest, those that are being recorded, those that a slow state machine has
+    /// yet to restore, and those in flight to a follower.
     pub fn snapshots_in_use(&self) -> Vec<LogPosition> {
         let sending = self.snapshots.sending().iter().map(|sending| sending.position);
         self.snapshots.kept().chain(self.delivery.restoring().iter().copied()).chain(sending).collect()
@@ -140,13 +141,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         };
         match self.consensus.step_snapshot(sender.id, term, &snapshot) {
             Ok(true) => self.snapshots.install(snapshot, reply),
-            // The log reaches that far already: the leader learns it from the answer of raft.
+            // The log reaches that far already: the leader learns it from the Raft response.
             Ok(false) => reply.answer(Ok(())),
             Err(reason) => reply.answer(Err(refused(&reason.to_string()))),
         }
     }
 
-    /// The log begins anew after the snapshot that is being installed.
+    /// The log starts again after the snapshot that is being installed.
     pub(super) fn write_installed(&mut self, position: LogPosition) {
         let turn = self.pipeline.next_number();
         let Some((snapshot, superseded)) = self.snapshots.write_installed(position, turn) else { return };
@@ -179,8 +180,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// An installed snapshot is durable: its members are in force, and the state machine is to take it over. Before that, a
-    /// removed node must not be refused here: in a crash, this node would fall back to a membership that needs its vote.
+    /// An installed snapshot is durable: its members are in force, and the state machine must restore it. Before that,
+    /// this node must not refuse a removed node: after a crash, this node would return to a membership that needs the
+    /// vote of the removed node.
     fn installed(&mut self, snapshot: SnapshotMeta) {
         let position = snapshot.position;
         info!(node = %self.node.id(), at = %position, "snapshot received");

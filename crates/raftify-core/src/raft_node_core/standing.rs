@@ -1,4 +1,4 @@
-//! Which senders are believed after their start, and from which members this node has yet to hear after its own.
+//! Which senders this node accepts after their start, and which members it must ask after its own start.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::storage::Write;
 use crate::types::{Incarnation, NodeId, RunId, Term};
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// How this node introduces itself, once its start is durable. `None`: it must not speak yet.
+    /// The identification of this node as a sender, once its start is durable. `None`: it must not send messages yet.
     pub fn sender(&self) -> Option<Sender> {
         let identity = self.node.identity()?;
         self.standings.is_start_counted(self.pipeline.written()).then(|| Sender {
@@ -26,20 +26,21 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         })
     }
 
-    /// Counts this start, once, with the next turn. Starts are counted from when the directory belongs to the node.
+    /// Counts this start, once, with the next turn. Starts are counted from the moment when the directory belongs to
+    /// the node.
     pub(super) fn count_start(&mut self) {
         let remembered = self.standings.count_start(self.pipeline.next_number());
         self.pipeline.next().write.remembered = Some(remembered);
     }
 
-    /// How this node was started, as it says to others once that is durable.
+    /// How this node was started, as it reports to others once that is durable.
     pub fn started(&self) -> Started {
         self.standings.own()
     }
 
-    // --- Hearing ---
+    // --- Asking the other members ---
 
-    /// After a start as a member: what the others know of this node comes first.
+    /// After a start as a member: the node first asks the other members for their record of it.
     pub(super) fn begin_to_hear(&mut self) {
         if mutated!(VotesBeforeHearing) {
             return;
@@ -48,12 +49,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.standings.begin_to_hear(others.filter(|id| *id != self.node.id()));
     }
 
-    /// Whether this node has yet to hear what other members know of it. Until then it neither votes nor acknowledges.
+    /// Whether this node still waits for the records that other members have of it. Until then it neither votes nor
+    /// acknowledges entries.
     pub fn is_hearing(&self) -> bool {
         self.standings.is_hearing()
     }
 
-    /// The peer knows nothing that speaks against this run of this node: it was asked with its [`sender`](Self::sender).
+    /// The record of the peer does not contradict this run of this node: it was asked with its
+    /// [`sender`](Self::sender).
     pub fn peer_agrees(&mut self, peer: NodeId) {
         self.hear_from(peer);
     }
@@ -69,7 +72,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Members that do not answer are not waited for longer than for a leader.
+    /// The node waits for members that do not answer no longer than for a leader.
     pub(super) fn tick_standings(&mut self) {
         let patience_ticks = self.node.ticks(self.node.config().election_timeout);
         if self.is_hearing() && self.node.now() >= patience_ticks {
@@ -85,8 +88,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.remember_if_due();
     }
 
-    /// The leader knows by the answers how far a log reaches. All others are told now and then, and the log of the leader
-    /// itself matters as well.
+    /// The leader learns from the responses how far a log reaches. All other members get periodic reports, and the log
+    /// of the leader itself matters as well.
     fn tell_standing_if_due(&mut self) {
         let interval_ticks = self.node.ticks(self.node.config().heartbeat_interval);
         if !self.standings.is_telling_due(self.node.now(), interval_ticks) {
@@ -104,7 +107,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.pipeline.next().send_after.extend(messages);
     }
 
-    // --- What is remembered ---
+    // --- The record of starts ---
 
     fn remember_if_due(&mut self) {
         let now = self.node.now();
@@ -115,13 +118,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// What this node remembers and has not written yet, for one that stops in order: to be written after all turns.
+    /// The part of the record that is not written yet, for a node that stops in order: to be written after all turns.
     pub fn last_write(&mut self) -> Option<Write> {
         let remembered = self.standings.take_last_write()?;
         Some(Write { remembered: Some(remembered), ..Write::default() })
     }
 
-    /// Whether the start that a member tells of fits to what it told before. Of one that does not, both runs are told.
+    /// Whether the start that a member reports is consistent with its earlier reports. If it is not, both runs are
+    /// notified.
     pub(super) fn check_started(&mut self, sender: &Sender) -> Result<(), SenderRefusal> {
         let outcome = self.standings.check(sender);
         let is_alive = self.is_alive(sender.id);
@@ -134,7 +138,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         outcome
     }
 
-    /// Another process has presented itself as this node.
+    /// Another process has identified itself as this node.
     pub(super) fn told_of_twin(&self, starts: u64, run: RunId) {
         if run != self.standings.own().run {
             warn!(
@@ -145,24 +149,25 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Remembers what a member tells in messages that are believed.
+    /// Records the state that a member reports in accepted messages.
     pub(super) fn hear_standing(&mut self, sender: &Sender, messages: &[RaftMessage]) {
         if self.membership.members().get(sender.id).is_some() {
             self.standings.hear(sender, messages);
         }
     }
 
-    /// Whether a refusal for how `run` started is for this run of this node.
+    /// Whether a refusal because of how `run` was started concerns this run of this node.
     pub(super) fn is_own_run(&self, id: NodeId, run: RunId) -> bool {
         id == self.node.id() && run == self.standings.own().run
     }
 
-    /// What this node remembers of starts.
+    /// The record of starts of this node.
     pub fn remembered(&self) -> &Arc<Remembered> {
         self.standings.remembered()
     }
 
-    /// As [`check_sender`](Self::check_sender), and what the sender told at its start is remembered from now on.
+    /// As [`check_sender`](Self::check_sender); the state that the sender reported at its start is recorded from now
+    /// on.
     pub(super) fn admit(
         &mut self,
         sender: &Sender,

@@ -1,8 +1,8 @@
-//! Between raft-rs' types and ours.
+//! Conversion between the types of raft-rs and ours.
 //!
-//! raft-rs knows two types of entries; the kind of ours stands in the entry's context. Of a membership change, raft-rs
-//! needs its own encoding only on the leader that proposes it; ours stands in the context as well, and is all that is
-//! stored and sent.
+//! raft-rs has two types of entries; the kind of our entry is in the context of the raft-rs entry. raft-rs needs its
+//! own encoding of a membership change only on the leader that proposes it; our encoding is in the context as well, and
+//! only that is stored and sent.
 
 use std::collections::BTreeSet;
 
@@ -44,7 +44,7 @@ pub(super) fn entry_of(kind: EntryKind, payload: Bytes) -> RaftEntry {
     entry_to_raft(Entry { position: LogPosition::ZERO, kind, payload })
 }
 
-/// Which raft-rs type an entry has.
+/// The raft-rs type of an entry.
 fn entry_type(kind: EntryKind) -> EntryType {
     match kind {
         EntryKind::MembershipChange => EntryType::EntryConfChangeV2,
@@ -112,7 +112,7 @@ fn read_context(round: Option<u64>) -> Bytes {
     round.map_or_else(Bytes::new, |round| Bytes::copy_from_slice(&round.to_be_bytes()))
 }
 
-/// `None` for the kinds that are not of raft-rs.
+/// `None` for the kinds that raft-rs does not have.
 pub(super) fn message_to_raft(message: RaftMessage) -> Option<Message> {
     let (from, to, term) = (message.from.get(), message.to.get(), message.term.0);
     let mut result = Message { from, to, term, ..Message::default() };
@@ -187,7 +187,7 @@ fn put_vote_response(message: &mut Message, granted: bool, commit: LogPosition) 
     message.commit_term = commit.term.0;
 }
 
-/// `None` for the kinds that travel in another way or not at all.
+/// `None` for the kinds that are sent in another way or not at all.
 pub(super) fn message_from_raft(mut message: Message) -> Option<RaftMessage> {
     let last = LogPosition::new(message.log_term, message.index);
     let commit = LogPosition::new(message.commit_term, message.commit);
@@ -239,7 +239,7 @@ pub(super) fn conf_change(change: &MembershipChange) -> ConfChangeV2 {
         return result;
     };
     if change.enters_joint() {
-        // Explicit: when to leave is decided by the core, the same way whoever leads by then.
+        // Explicit: the core decides when to leave, and every later leader decides in the same way.
         result.set_transition(ConfChangeTransition::Explicit);
     }
     for step in steps {

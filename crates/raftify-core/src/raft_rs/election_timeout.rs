@@ -1,15 +1,15 @@
-//! Election timeouts that depend on the seed alone.
+//! Election timeouts that depend on the seed only.
 
 use raft::{Raft, StateRole, Storage};
 
 use crate::types::NodeId;
 
-/// raft-rs draws election timeouts from the thread's random numbers. To let a seed decide alone, the timeout is set again
-/// after each step, to a value that depends only on seed, node, term, role and candidacies.
+/// raft-rs draws election timeouts from the random numbers of the thread. To make them depend on the seed only, the
+/// timeout is set again after each step, to a value that is a function of seed, node, term, role and candidacies.
 pub(super) struct ElectionTimeout {
     node_id: NodeId,
     seed: u64,
-    /// How often this node has become a candidate; varies the timeouts of one term.
+    /// How often this node has become a candidate; varies the timeouts within one term.
     candidacies: u64,
     min_ticks: usize,
     max_ticks: usize,
@@ -24,7 +24,7 @@ impl ElectionTimeout {
         self.seed
     }
 
-    /// To be called after each step.
+    /// The caller calls it after each step.
     pub(super) fn pin<S: Storage>(&mut self, raft: &mut Raft<S>) {
         if matches!(raft.state, StateRole::PreCandidate | StateRole::Candidate) && raft.election_elapsed == 0
         {
@@ -40,7 +40,7 @@ impl ElectionTimeout {
     }
 }
 
-/// splitmix64: scatters neighbouring numbers.
+/// splitmix64: distributes neighbouring numbers.
 fn scramble(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,5 @@
-//! What other nodes send. raft-rs panics where a message contradicts what it takes for granted, so each is checked here first.
+//! Messages of other nodes. raft-rs panics where a message violates its assumptions, so that each message is checked
+//! here first.
 
 use raft::eraftpb::{Message, MessageType, Snapshot};
 
@@ -8,16 +9,16 @@ use crate::message::{RaftMessage, RaftMessageBody};
 use crate::storage::SnapshotMeta;
 use crate::types::{LogIndex, LogPosition, NodeId, Term};
 
-/// Terms and indexes above this are refused: raft-rs adds to them without a look at the end of the number range.
+/// Terms and indexes above this are refused: raft-rs adds to them without an overflow check.
 const NUMBER_MAX: u64 = u64::MAX / 4;
 
-/// A message contradicts itself or what this node knows, and was not taken in.
+/// A message contradicts itself or the state of this node, and was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Implausible(&'static str);
 
 impl Consensus {
-    /// Takes in a message of another node.
+    /// Processes a message of another node.
     pub(crate) fn step(&mut self, mut message: RaftMessage) -> Result<(), Implausible> {
         if mutated!(StaleAcknowledgementCounts)
             && matches!(message.body, RaftMessageBody::AppendResponse { rejection: None, .. })
@@ -30,7 +31,7 @@ impl Consensus {
             return Ok(());
         }
         self.check(&message)?;
-        // Log and snapshot must be durable before a majority can make this node a leader; raft-rs asserts it.
+        // Log and snapshot must be durable before a majority can elect this node; raft-rs asserts it.
         let is_vote = matches!(
             message.body,
             RaftMessageBody::VoteResponse { .. } | RaftMessageBody::PreVoteResponse { .. }
@@ -42,7 +43,7 @@ impl Consensus {
             return Err(Implausible("a leadership transfer to a node whose log is not durable yet"));
         }
         if let Some(message) = convert::message_to_raft(message) {
-            // What raft-rs refuses here (a response of a node that is no member) needs no answer.
+            // A message that raft-rs refuses here (a response of a node that is no member) needs no answer.
             let _ = self.raw.step(message);
         }
         if mutated!(CommitsEarlierTermsByCounting) && self.is_leader() {
@@ -53,11 +54,12 @@ impl Consensus {
         Ok(())
     }
 
-    /// Takes in a snapshot whose data is durable already. Whether it is now the beginning of this node's log;
-    /// `false` if the log reaches that far by itself.
+    /// Processes a snapshot whose data is durable already. Returns whether the log of this node now starts after it;
+    /// `false` if the log already contains that position.
     ///
-    /// The snapshot may be from before this node became a member: the change that adds it follows in the log. raft-rs takes
-    /// no snapshot that does not name its node, and so this node stands in as a learner until that change.
+    /// The snapshot may be from before this node became a member: the change that adds it follows in the log. raft-rs
+    /// accepts no snapshot whose configuration does not contain its node, so that this node is added to it as a learner
+    /// until that change.
     pub(crate) fn step_snapshot(
         &mut self,
         from: NodeId,
@@ -104,8 +106,8 @@ impl Consensus {
         Ok(is_taken)
     }
 
-    /// Whether this message can only come after this node lost entries that it had acknowledged: a leader tells each
-    /// follower to commit no more than what that follower holds.
+    /// Whether this message can only arrive after this node lost entries that it had acknowledged: a leader tells each
+    /// follower to commit no more than the entries that the follower holds.
     pub(crate) fn shows_a_loss(&self, message: &RaftMessage) -> bool {
         if mutated!(LossIsNotNoticed) {
             return false;
@@ -115,9 +117,9 @@ impl Consensus {
             && message.term >= self.term()
     }
 
-    /// The first index at which the leader that sent this message provably has another entry than the one that this node
-    /// knows to be committed there. Every leader of this term or a later one has what was committed before, unless a
-    /// majority has forgotten it. What a leader of an earlier term says, or said, proves nothing.
+    /// The first index at which the leader that sent this message provably has another entry than the one that this
+    /// node knows to be committed there. Every leader of this term or a later one has all entries that were committed
+    /// before, unless a majority has lost them. Messages of a leader of an earlier term prove nothing.
     pub(crate) fn shows_lost_writes(&self, message: &RaftMessage) -> Option<LogIndex> {
         let RaftMessageBody::Append { previous, entries, .. } = &message.body else {
             return None;
@@ -135,7 +137,7 @@ impl Consensus {
         self.contradicted_by(position).filter(|_| term >= self.term() && position.term <= term)
     }
 
-    /// The index of a committed entry that is in no log with an entry at `position`.
+    /// The index of a committed entry that is not in any log with an entry at `position`.
     fn contradicted_by(&self, position: LogPosition) -> Option<LogIndex> {
         if mutated!(ProofOfLossIsIgnored) {
             return None;
@@ -143,15 +145,15 @@ impl Consensus {
         let (commit, truncated) = (self.commit(), self.truncated());
         let contradicts = match self.term_at(position.index) {
             Some(term) if position.index <= commit => term != position.term,
-            // Terms never fall along a log: what is further ahead is of this term at least, what was compacted away of
-            // that one at most.
+            // Terms never decrease along a log: an entry after it has at least this term, a compacted one at most that
+            // term.
             _ if position.index > commit => self.term_at(commit).is_some_and(|term| position.term < term),
             _ => position.term > truncated.term,
         };
         contradicts.then(|| position.index.min(commit))
     }
 
-    /// Everything that raft-rs asserts about a message.
+    /// All conditions that raft-rs asserts about a message.
     fn check(&self, message: &RaftMessage) -> Result<(), Implausible> {
         let last = LogIndex(self.raw.raft.raft_log.last_index());
         if message.to != self.node_id {
@@ -171,7 +173,8 @@ impl Consensus {
                 Err(Implausible("its commit index is beyond the end of this node's log"))
             }
             RaftMessageBody::AppendResponse { index, rejection, .. } => {
-                // A rejection names what this leader once sent; its log may have grown shorter since, in another term.
+                // A rejection names an entry that this leader once sent; its log may have become shorter since, in
+                // another term.
                 let hinted = rejection.map_or(LogIndex::ZERO, |hint| hint.index);
                 if (self.is_leader() && message.term == self.term() && *index > last) || hinted.0 > NUMBER_MAX
                 {
@@ -193,7 +196,7 @@ fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<
     if previous.index.0 > NUMBER_MAX || previous.term > term {
         return Err(Implausible("the previous entry is out of range"));
     }
-    // raft-rs takes term zero to match wherever its own log has no entry.
+    // raft-rs considers term zero to match wherever its own log has no entry.
     if (previous.term.0 == 0) != (previous.index.0 == 0) {
         return Err(Implausible("the previous entry has an index and no term, or a term and no index"));
     }
@@ -207,7 +210,7 @@ fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<
         }
         before = entry.position;
     }
-    // That the entries contradict none that is committed here is no matter of form: see `shows_lost_writes`. raft-rs takes
-    // none at or below its commit index.
+    // Whether the entries contradict committed ones is not checked here: see `shows_lost_writes`. raft-rs accepts none
+    // at or below its commit index.
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! The log as raft-rs reads it: terms of all entries, and the newest entries themselves, in memory.
+//! The log as raft-rs reads it: the terms of all entries, and the newest entries themselves, in memory.
 //!
-//! Every entry that is not yet applied is here, so that committing never reads the disk; applied ones stay as long as
-//! they fit into the cache. What a slow follower needs beyond that is fetched by the shell: raft-rs is told to wait
-//! and asks again when the entries are here.
+//! Every entry that is not yet applied is here, so that committing never reads the disk; applied entries stay as long
+//! as they fit into the cache. The shell fetches older entries that a slow follower needs: raft-rs waits and asks again
+//! when the entries are here.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,13 +17,13 @@ use crate::storage::HardState;
 use crate::turn::LogFetch;
 use crate::types::{LogIndex, LogPosition, Term};
 
-/// Most answers that wait for one fetch; raft-rs asks again by itself for more.
+/// The maximum number of requests that wait for one fetch; raft-rs itself asks again for more.
 const CONTEXTS_MAX: usize = 64;
 
-/// How many entries that were compacted away are dropped in one go, besides two for each new one.
+/// How many compacted entries are dropped at once, in addition to two for each new one.
 const FORGOTTEN_AT_ONCE: usize = 256;
 
-/// What the log starts with.
+/// The initial log.
 pub(crate) struct LogStart {
     pub(crate) hard_state: HardState,
     pub(crate) configuration: Configuration,
@@ -31,7 +31,7 @@ pub(crate) struct LogStart {
     pub(crate) truncated: LogPosition,
     pub(crate) last: LogPosition,
     pub(crate) term_starts: Vec<LogPosition>,
-    /// The state machine's place: entries after it are in `tail`.
+    /// The last applied index: entries after it are in `tail`.
     pub(crate) applied: LogIndex,
     pub(crate) tail: Vec<Entry>,
     pub(crate) snapshot: Option<(LogPosition, Configuration)>,
@@ -44,24 +44,24 @@ pub(super) struct LogView {
     /// Every position at which the term differs from that of the entry before.
     term_starts: Vec<LogPosition>,
     /// Invariant: the entries up to `last`, without a gap, and at least those that are not applied. Some of the first
-    /// may have been compacted away; they are never given out.
+    /// may have been compacted away; these are never returned.
     ///
-    /// Not those of raft-rs, which are nearly twice as large (104 bytes each, against 56).
+    /// Not raft-rs' entries, which are nearly twice as large (104 bytes each, against 56).
     cache: VecDeque<Entry>,
     cache_bytes: u64,
     cache_bytes_max: u64,
     snapshot: Option<Snapshot>,
-    /// raft-rs reads through a shared reference.
+    /// A cell, because raft-rs reads through a shared reference.
     asked: RefCell<Asked>,
 }
 
-/// What raft-rs asked for and could not get at once.
+/// Entries that raft-rs asked for and that were not in memory.
 #[derive(Default)]
 struct Asked {
     wants_snapshot: bool,
     new_fetches: Vec<LogFetch>,
     waiting: Vec<(LogFetch, Vec<GetEntriesContext>)>,
-    /// Here only while raft-rs asks again, and given out once.
+    /// Set only while raft-rs asks again; returned once.
     arrived: Option<(LogFetch, Vec<RaftEntry>)>,
 }
 
@@ -102,7 +102,7 @@ impl LogView {
         after.checked_sub(1).map_or(self.truncated.term, |run| self.term_starts[run].term)
     }
 
-    /// The entries `[from, last]`, as far as they are in memory, and up to so many bytes, but for the first.
+    /// The entries `[from, last]` that are in memory, up to this size, but at least the first.
     pub(super) fn cached(&self, from: LogIndex, last: LogIndex, bytes_max: u64) -> Vec<Entry> {
         let last = last.min(self.last);
         if from <= self.truncated.index || from < self.first_cached() || from > last {
@@ -119,7 +119,7 @@ impl LogView {
         self.cache.range(skip..).take(wanted).take_while(fits).cloned().collect()
     }
 
-    /// Takes in what raft-rs is about to have written, so that it can be read from now on.
+    /// Adds the entries that raft-rs is about to write, so that it can read them from now on.
     pub(super) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first().map(|entry| entry.position.index) else {
             return;
@@ -140,7 +140,7 @@ impl LogView {
         }
     }
 
-    /// By a quarter, where `VecDeque` would double: what is not used is not counted.
+    /// Grows by a quarter, where `VecDeque` would double: unused capacity is not counted.
     fn make_room(&mut self, more: usize) {
         if self.cache.len() + more > self.cache.capacity() {
             self.cache.reserve_exact(more.max(self.cache.len() / 4));
@@ -156,7 +156,7 @@ impl LogView {
         self.last = first.previous();
     }
 
-    /// The log now begins after an installed snapshot.
+    /// The log now starts after an installed snapshot.
     pub(super) fn reset(&mut self, position: LogPosition, configuration: &Configuration) {
         if mutated!(SnapshotKeepsSuffix) && position.index < self.last {
             self.compact(position);
@@ -180,7 +180,7 @@ impl LogView {
         self.forget_compacted(FORGOTTEN_AT_ONCE);
     }
 
-    /// Drops entries that were compacted away, at most this many, so that nothing waits until all of them are gone.
+    /// Drops compacted entries, at most this many, so that no request waits until all of them are dropped.
     fn forget_compacted(&mut self, count_max: usize) {
         for _ in 0..count_max {
             match self.cache.front() {
@@ -220,8 +220,8 @@ impl LogView {
         std::mem::take(&mut self.asked.get_mut().new_fetches)
     }
 
-    /// Keeps what was fetched until raft-rs asks for it again, and returns with which contexts it will. What was cut off or
-    /// compacted away since is left out.
+    /// Keeps the fetched entries until raft-rs asks for them again, and returns the contexts with which it will ask.
+    /// Entries that were truncated or compacted away since are left out.
     pub(super) fn put_fetched(
         &mut self,
         fetch: LogFetch,
@@ -246,7 +246,7 @@ impl LogView {
         contexts
     }
 
-    /// Drops what was fetched and not asked for again: the follower has moved on.
+    /// Drops fetched entries that raft-rs did not ask for again: the follower has advanced.
     pub(super) fn forget_fetched(&mut self) {
         self.asked.get_mut().arrived = None;
     }
@@ -260,7 +260,7 @@ impl LogView {
             return Ok(entries);
         }
         if !context.can_async() {
-            // Everything that raft-rs reads without waiting lies after the applied index, and so in the cache.
+            // All entries that raft-rs reads without waiting are after the applied index, and so in the cache.
             debug_assert!(false, "entry {} was read without waiting, but is not in memory", fetch.from);
             return Err(Error::Store(StorageError::Unavailable));
         }
@@ -335,7 +335,7 @@ impl Storage for LogView {
     }
 
     fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // Also one from before its receiver became a member: the log reaches back to it.
+        // This includes a snapshot from before its receiver became a member: the log reaches back to it.
         let fits =
             |snapshot: &&Snapshot| snapshot.get_metadata().index >= request_index.max(self.truncated.index.0);
         self.snapshot.as_ref().filter(fits).cloned().ok_or_else(|| {
@@ -397,7 +397,7 @@ mod tests {
 
     #[test]
     fn small_entries_take_at_most_half_more_memory_than_is_counted() {
-        // What an allocator takes for a payload of 20 bytes, and for the count of what shares it.
+        // The size that an allocator uses for a payload of 20 bytes, and for its reference count.
         const PAYLOAD_BYTES: u64 = 32 + 32;
         let mut view = view(&[]);
         for batch in 0..1000 {

@@ -1,7 +1,7 @@
-//! Carries raft-rs' own logs, which are slog records, to `tracing`.
+//! Carries the logs of raft-rs, which are slog records, to `tracing`.
 //!
-//! All of them have the target `raft::raft`, and say of which node they are: there may be several in a process. Where in
-//! the source of raft-rs a record was made is left out, because that is a path on the machine that built the program.
+//! All records have the target `raft::raft`, and contain the id of the node: there may be several nodes in a process.
+//! The source location in raft-rs is left out, because it is a path on the machine that built the program.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ impl Drain for ToTracing {
     type Err = slog::Never;
 
     fn log(&self, record: &Record<'_>, logger: &OwnedKVList) -> Result<(), slog::Never> {
-        // Nothing is formatted for a level that is off: raft-rs logs every message at debug level.
+        // No text is formatted for a disabled level: raft-rs logs every message at debug level.
         macro_rules! line {
             ($level:ident) => {
                 event!(
@@ -62,7 +62,7 @@ impl fmt::Display for Line<'_> {
     }
 }
 
-/// Which node it is, as its logger says.
+/// The id of the node, from the logger.
 struct RaftId<'a>(&'a Record<'a>, &'a OwnedKVList);
 
 impl fmt::Display for RaftId<'_> {

@@ -1,4 +1,4 @@
-//! What raft-rs wants done, in our types.
+//! The work that raft-rs requests, in our types.
 
 use raft::eraftpb::{Message, MessageType};
 
@@ -7,14 +7,14 @@ use crate::entry::Entry;
 use crate::message::RaftMessage;
 use crate::types::{LogIndex, LogPosition, NodeId, Term};
 
-/// What raft-rs wants done: its `Ready`, translated.
+/// The `Ready` of raft-rs, translated.
 #[derive(Default)]
 pub(crate) struct ConsensusReady {
     pub(crate) number: u64,
     /// Whether term, vote or log changed, so that there is something to write.
     pub(crate) must_sync: bool,
     pub(crate) append: Vec<Entry>,
-    /// The snapshot that the log now begins after.
+    /// The snapshot after which the log now starts.
     pub(crate) installed: Option<LogPosition>,
     pub(crate) committed: Vec<Entry>,
     pub(crate) send_now: Vec<RaftMessage>,
@@ -40,7 +40,8 @@ impl ConsensusReady {
             }
             return;
         }
-        // `None`: a message that raft-rs forwards to the leader. We forward in our own words, so there are none.
+        // `None`: a message that raft-rs forwards to the leader. The core forwards requests itself, so that there are
+        // none.
         let Some(message) = message_from_raft(message) else {
             return;
         };

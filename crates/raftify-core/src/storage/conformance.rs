@@ -1,6 +1,6 @@
-//! One case for every sentence of the contracts of [`StableStorage`](super::StableStorage), [`LogReader`](super::LogReader) and
-//! [`SnapshotStore`](super::SnapshotStore). Each implementation calls [`check`] in a test. A violation panics and names the
-//! broken promise.
+//! One case for every sentence of the contracts of [`StableStorage`](super::StableStorage),
+//! [`LogReader`](super::LogReader) and [`SnapshotStore`](super::SnapshotStore). Each implementation calls [`check`] in
+//! a test. If it violates the contract, the test panics with the sentence that it violates.
 
 mod log;
 mod opened;
@@ -12,7 +12,7 @@ pub use self::opened::TestDisk;
 /// Runs all cases, each on a fresh disk.
 ///
 /// # Panics
-/// If a promise is broken.
+/// If a sentence of the contract is violated.
 pub fn check<D: TestDisk>(fresh_disk: impl Fn() -> D) {
     macro_rules! run {
         ($($room:ident::$case:ident)*) => { $(

@@ -1,4 +1,4 @@
-//! Storage that forgets with the process: for tests, simulations, and for measuring what a disk costs.
+//! Storage in memory, without durability: for tests, simulations, and for measuring the cost of a disk.
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor};
@@ -14,7 +14,7 @@ use crate::entry::Entry;
 use crate::types::{LogIndex, LogPosition};
 
 /// Implements [`StableStorage`] in memory. A clone is a second handle to the same content, so that a test can stop a
-/// node and start it again on what it left.
+/// node and start it again on the same content.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStorage {
     content: Arc<Mutex<Content>>,
@@ -45,7 +45,7 @@ impl Content {
     }
 }
 
-/// A thread that panicked while it had the lock left whole values behind: a write is checked before it begins.
+/// A thread that panicked while it held the lock left complete values behind: a write is checked before it begins.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -111,7 +111,7 @@ pub struct MemorySnapshotStore {
     unfinished: Arc<Mutex<Option<Unfinished>>>,
 }
 
-/// What was received of a snapshot. It is not in the store while it is being written to.
+/// The received part of a snapshot. It is not in the store while a writer uses it.
 #[derive(Debug)]
 struct Unfinished {
     meta: SnapshotMeta,
@@ -169,13 +169,13 @@ impl SnapshotStore for MemorySnapshotStore {
     }
 }
 
-/// Takes the data of one snapshot into memory.
+/// Writes the data of one snapshot into memory.
 #[derive(Debug)]
 pub struct MemorySnapshotWriter {
     store: MemorySnapshotStore,
     meta: SnapshotMeta,
     data: Vec<u8>,
-    /// What is being received: kept when the writer is dropped.
+    /// The digest of the snapshot that is being received: its data is kept when the writer is dropped.
     announced: Option<SnapshotDigest>,
 }
 
@@ -213,7 +213,7 @@ impl Drop for MemorySnapshotWriter {
     }
 }
 
-/// Gives back the data of one snapshot from memory.
+/// Reads the data of one snapshot from memory.
 pub type MemorySnapshotReader = Cursor<Bytes>;
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! What a write does to the stored state, as a pure function: the one place that says which writes are refused. Every
-//! implementation of [`StableStorage`](super::StableStorage) asks it before it writes, and
-//! [`check`](StoredState::check) after it has read, so that nothing is accepted that could not be loaded again.
+//! The effect of a write on the stored state, as a pure function: this module decides which writes are refused. Every
+//! implementation of [`StableStorage`](super::StableStorage) calls it before it writes, and
+//! [`check`](StoredState::check) after it has read, so that it accepts no state that it could not load again.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl StoredState {
     /// The state after `write`.
     ///
     /// # Errors
-    /// [`StorageError::Refused`] if the write contradicts what is stored. It must not be carried out then.
+    /// [`StorageError::Refused`] if the write contradicts the stored state. The storage must not carry it out then.
     pub fn after(&self, write: &Write) -> Result<StoredState, StorageError> {
         self.try_after(write).map_err(|reason| StorageError::Refused { reason })
     }
@@ -127,10 +127,10 @@ impl StoredState {
         Ok(())
     }
 
-    /// What must hold of every stored state, however it came about.
+    /// The invariants of every stored state.
     ///
     /// # Errors
-    /// What contradicts what.
+    /// The contradiction.
     pub fn check(&self) -> Result<(), String> {
         let StoredState { hard_state: HardState { term, commit, .. }, truncated, last, .. } = self;
         if *commit < truncated.index || *commit > last.index {
@@ -154,8 +154,8 @@ impl StoredState {
 }
 
 impl HardState {
-    /// Terms and commit index never go back, and a vote is never changed within its term: a node that forgets one of
-    /// them could elect two leaders in a term.
+    /// Terms and commit index never decrease, and a vote never changes within its term: a node that forgets one of them
+    /// could elect two leaders in a term.
     fn check_followed_by(&self, next: &HardState) -> Result<(), String> {
         if next.term < self.term {
             return Err(format!("the term cannot go back from {} to {}", self.term, next.term));

@@ -1,4 +1,5 @@
-//! Conversions to and fro, and what is there when one is interrupted after any step, also if the power goes with it.
+//! Conversions in both directions, and the state of the directory after an interruption at any step, also by a power
+//! failure.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,7 +38,7 @@ fn convert_small(
     convert_with(directory, to, settings(), operations)
 }
 
-/// Everything of a directory but where it stands.
+/// The whole content of a directory, without its path.
 #[derive(Debug, PartialEq, Eq)]
 struct Content {
     state: StoredState,
@@ -45,7 +46,7 @@ struct Content {
     snapshot: Option<String>,
 }
 
-/// What is in a directory, as its node finds it; and who keeps it.
+/// The content of a directory, as its node finds it, and its storage.
 #[track_caller]
 fn content(directory: &Path) -> (StorageKind, Content) {
     match WalStorage::open_with(directory, settings()) {
@@ -117,7 +118,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// Asserts that nothing is there but what `kind` needs.
+/// Asserts that the directory has only the files that `kind` needs.
 #[track_caller]
 fn assert_tidy(directory: &Path, kind: StorageKind) {
     let mut expected = BTreeSet::from(["data.mdb", "lock", "lock.mdb", "snapshots"].map(str::to_owned));
@@ -182,7 +183,7 @@ fn directory_that_was_never_used_and_an_empty_log_are_converted() {
         hard_state: Some(HardState { commit: LogIndex(50), ..state.hard_state }),
         ..Write::default()
     };
-    // Snapshots are recorded with their data, which is of no matter here.
+    // Snapshots are recorded with their data, which does not matter here.
     let position = LogPosition::new(3, 50);
     let snapshot = SnapshotMeta { position, ..state.snapshot.unwrap() };
     storage.snapshots().create(&snapshot).unwrap().finish().unwrap();
@@ -279,7 +280,7 @@ enum Operation {
     Sync,
 }
 
-/// Keeps a journal, and lets one operation fail; the process is taken for dead then.
+/// Keeps a journal, and lets one operation fail; the process counts as dead then.
 #[derive(Default)]
 struct Watched {
     journal: Mutex<Vec<Operation>>,
@@ -327,7 +328,7 @@ fn copy_directory(from: &Path, to: &Path) {
     }
 }
 
-/// Asserts that the directory is whole, whoever keeps it, and that both conversions go through from here.
+/// Asserts that the directory is valid for its storage, and that both conversions succeed from here.
 #[track_caller]
 fn assert_valid(directory: &Path, before: &Content, case: &dyn std::fmt::Debug) -> StorageKind {
     let (kind, found) = content(directory);
@@ -365,7 +366,7 @@ fn conversion_that_is_interrupted_at_any_step_leaves_a_valid_directory() {
 #[test]
 fn power_cut_at_any_step_of_a_conversion_leaves_a_valid_directory() {
     for kind in KINDS {
-        // As it is before the first step, and all steps.
+        // The directory before the first step, and all steps.
         let ready = filled(kind);
         let (_, before) = content(ready.path());
         let stopped = Watched { fail_at: Some(0), ..Watched::default() };
@@ -380,7 +381,7 @@ fn power_cut_at_any_step_of_a_conversion_leaves_a_valid_directory() {
         for length in 0..=journal.len() {
             let synced = journal[..length].iter().rposition(|operation| matches!(operation, Operation::Sync));
             let open = synced.map_or(0, |at| at + 1)..length;
-            // Of the names that were not synced, any may be there.
+            // Any of the names that were not fsynced may exist.
             for choice in 0..1_u32 << open.len() {
                 let cut = tempfile::tempdir().unwrap();
                 copy_directory(ready.path(), cut.path());
@@ -391,7 +392,7 @@ fn power_cut_at_any_step_of_a_conversion_leaves_a_valid_directory() {
                     let here = |path: &Path| cut.path().join(path.strip_prefix(whole.path()).unwrap());
                     match operation {
                         Operation::Rename(from, to) => fs::rename(here(from), here(to)).unwrap(),
-                        // The table of readers is not there when nobody has opened it yet.
+                        // The table of readers does not exist before a process has opened it.
                         Operation::Remove(path) => drop(fs::remove_file(here(path))),
                         Operation::Sync => {}
                     }

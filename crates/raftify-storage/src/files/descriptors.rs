@@ -1,5 +1,5 @@
-//! File descriptors that are kept for the files of a data directory: what else a process opens, the connections of clients
-//! above all, must not keep a node from writing its log.
+//! File descriptors that are reserved for the files of a data directory: other files and sockets of the process, above
+//! all the connections of clients, must not prevent a node from writing its log.
 
 use std::fs::File;
 use std::io;
@@ -9,30 +9,30 @@ use std::time::Duration;
 
 use raftify_core::StorageError;
 
-/// How many are kept: for the next segment, its directory, a snapshot, and some that are read, all at once.
+/// How many are reserved: for the next segment, its directory, a snapshot, and some files that are read, all at once.
 const RESERVED: usize = 8;
 
-/// When none is left, it is tried again so often, after a pause, before that is an error.
+/// How many attempts are made, with a pause before each, when none is left, before that is an error.
 const ATTEMPTS: usize = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Descriptors of one process, held by handles that are not used.
+/// Descriptors of one process, reserved by unused handles.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     spare: Mutex<Vec<File>>,
-    /// Whatever it is: it is duplicated.
+    /// Any file: it is only duplicated.
     original: io::Result<File>,
 }
 
 impl Reserve {
-    /// Takes the descriptors, by duplicating that of `file`. If there are not as many, it continues without.
+    /// Reserves the descriptors, by duplicating that of `file`. If there are not enough, it continues with fewer.
     pub(crate) fn of(file: &File) -> Reserve {
         let reserve = Reserve { spare: Mutex::default(), original: file.try_clone() };
         reserve.refill();
         reserve
     }
 
-    /// Opens something; with a descriptor of the reserve, if there is no other.
+    /// Opens a file; with a descriptor of the reserve, if there is no other.
     pub(crate) fn open<T, E: Refusal>(&self, open: impl Fn() -> Result<T, E>) -> Result<T, E> {
         let mut attempts = 0;
         loop {
@@ -65,15 +65,15 @@ impl Reserve {
         }
     }
 
-    /// Nothing that is done under the lock can panic half way.
+    /// No operation under the lock can panic half way.
     fn spare(&self) -> MutexGuard<'_, Vec<File>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Why something could not be opened.
+/// Why a file could not be opened.
 pub(crate) trait Refusal {
-    /// What the system said.
+    /// The error of the operating system.
     fn cause(&self) -> Option<&io::Error>;
 }
 
@@ -92,7 +92,7 @@ impl Refusal for StorageError {
     }
 }
 
-/// Whether the process, or the whole system, has no more of them.
+/// Whether the process, or the whole system, has no descriptors left.
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     #[cfg(unix)]
     const CODES: [i32; 2] = [libc::EMFILE, libc::ENFILE];

@@ -1,4 +1,4 @@
-//! Names of files and directories: made durable, and checked to lead where they led.
+//! Names of files and directories: makes them durable, and checks that they still lead to the same file.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -8,7 +8,7 @@ use raftify_core::StorageError;
 
 use super::error::io_error;
 
-/// An open file that no other process can lock, and the path that is to lead to it.
+/// An open file that no other process can lock, and the path that must lead to it.
 #[derive(Debug)]
 pub(crate) struct LockedFile {
     file: File,
@@ -43,15 +43,15 @@ impl LockedFile {
 }
 
 impl Drop for LockedFile {
-    /// A child process that was forked, and has not yet begun its own program, holds a copy of the file, and closing
-    /// this one alone would leave it locked for that moment.
+    /// A forked child process that has not yet executed its own program holds a copy of the descriptor; closing only
+    /// this one would leave the file locked for that moment.
     fn drop(&mut self) {
         // If it fails, closing the file unlocks it.
         let _ = self.file.unlock();
     }
 }
 
-/// Whether what is at `path` is this file.
+/// Whether `path` leads to this file.
 #[cfg(unix)]
 pub(crate) fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
@@ -67,14 +67,15 @@ pub(crate) fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
     }
 }
 
-/// Elsewhere the system says no more of a file than whether it is there.
+/// On other systems, only the existence of a file can be checked.
 #[cfg(not(unix))]
 pub(crate) fn leads_to(path: &Path, _file: &File) -> io::Result<bool> {
     path.try_exists()
 }
 
-/// Makes `directory` and those above it where they are missing. Each one's name is durable before the next is made, and
-/// that of `directory` also if it is there: the process that made it may have been killed before its name was durable.
+/// Creates `directory` and its missing parents. The name of each is durable before the next is created. The name of
+/// `directory` is made durable even if it exists: the process that created it may have been killed before its name was
+/// durable.
 pub(crate) fn create_durably(directory: &Path) -> Result<(), StorageError> {
     let parent = match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -90,25 +91,26 @@ pub(crate) fn create_durably(directory: &Path) -> Result<(), StorageError> {
         }
     }
     match sync_names(parent) {
-        // Another program made it for this process, in a place that this process may not read.
+        // Another program created it for this process, in a directory that this process may not read.
         Err(error) if is_there && is_not_for_us(&error) => Ok(()),
         result => result.map_err(io_error("sync the directory", parent)),
     }
 }
 
-/// Whether this process may not open the directory, or a file system of this kind cannot sync it.
+/// Whether this process may not open the directory, or its file system cannot fsync a directory.
 fn is_not_for_us(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
     matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | Unsupported | InvalidInput)
 }
 
-/// Makes the names in `directory` durable. A file whose content was synced is lost in a power cut if its name was not.
+/// Makes the names in `directory` durable. A file whose content was fsynced is lost in a power failure if its name was
+/// not.
 #[cfg(unix)]
 pub(crate) fn sync_names(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Elsewhere a directory cannot be opened as a file; NTFS journals its names by itself.
+/// On other systems, a directory cannot be opened as a file; NTFS journals its names by itself.
 #[cfg(not(unix))]
 pub(crate) fn sync_names(_directory: &Path) -> io::Result<()> {
     Ok(())

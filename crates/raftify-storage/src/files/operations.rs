@@ -1,5 +1,5 @@
-//! The file operations that snapshots and the segment log are made durable with, as a seam: tests record their order,
-//! cut after each one, and let each one fail.
+//! The file operations that make snapshots and the segment log durable, as an interface: tests record their order, cut
+//! power after each one, and let each one fail.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
@@ -10,7 +10,7 @@ use super::names;
 
 /// Operations on names.
 pub(crate) trait NameOperations: Send + Sync + 'static {
-    /// Gives a file another name, in place of what had it before, at once.
+    /// Renames a file atomically, and replaces a file that has the new name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Makes the names in a directory durable.
@@ -21,10 +21,10 @@ pub(crate) trait NameOperations: Send + Sync + 'static {
 
 /// Operations for snapshots.
 pub(crate) trait FileOperations: NameOperations {
-    /// Makes a new, empty file.
+    /// Creates a new, empty file.
     fn create(&self, path: &Path) -> io::Result<Box<dyn NewFile>>;
 
-    /// Opens a file to be written on after its first `length_bytes`. What follows them is cut off.
+    /// Opens a file to be continued after its first `length_bytes`. The bytes after them are truncated.
     fn append(&self, path: &Path, length_bytes: u64) -> io::Result<Box<dyn NewFile>>;
 }
 
@@ -34,12 +34,12 @@ pub(crate) trait NewFile: Write + Send {
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// Something to be done, once.
+/// Work to be done once.
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
 
 /// Operations for the segment log.
 pub(crate) trait SegmentOperations: NameOperations {
-    /// Makes a new, empty file.
+    /// Creates a new, empty file.
     fn create_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
 
     /// Opens a file for reading and writing.
@@ -48,7 +48,7 @@ pub(crate) trait SegmentOperations: NameOperations {
     /// Opens a file for reading.
     fn read_segment(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
 
-    /// The paths of what is in a directory, in any order.
+    /// The paths in a directory, in any order.
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>>;
 
     /// A random number.
@@ -60,7 +60,7 @@ pub(crate) trait SegmentOperations: NameOperations {
     fn spawn(&self, work: Work) -> io::Result<Work>;
 }
 
-/// A file that is written and read at any place, and from any thread.
+/// A file that is written and read at any offset, and from any thread.
 pub(crate) trait SegmentFile: Send + Sync {
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
 
@@ -130,15 +130,15 @@ impl SegmentOperations for OperatingSystem {
 
     fn spawn(&self, work: Work) -> io::Result<Work> {
         let thread = std::thread::Builder::new().name("raftify-segments".to_owned()).spawn(work)?;
-        // A panic shows in that there is no result.
+        // If the work panics, there is no result.
         Ok(Box::new(move || drop(thread.join())))
     }
 }
 
-/// The operations of the operating system that change nothing.
+/// The operations of the operating system that change no file.
 pub(crate) struct ReadOnlySystem;
 
-/// A directory that is open for reading only is not changed: a caller that asks for it has a defect.
+/// A directory that is open for reading only is not changed: a caller that tries to has a bug.
 fn refused<T>() -> io::Result<T> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, "the directory is open for reading only"))
 }
@@ -172,7 +172,7 @@ impl SegmentOperations for ReadOnlySystem {
 
     fn list(&self, directory: &Path) -> io::Result<Vec<PathBuf>> {
         match OperatingSystem.list(directory) {
-            // A node is about to make it.
+            // A node is about to create it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             result => result,
         }

@@ -1,7 +1,7 @@
 //! The log in LMDB: each entry is a row.
 //!
-//! What is compacted away is of no use from the moment on at which the truncated position is durable. Its rows are
-//! deleted later, some with each write, so that no write waits for a long one.
+//! Compacted entries are of no use from the moment when the truncated position is durable. Their rows are deleted
+//! later, some with each write, so that no write waits for a long deletion.
 
 use std::path::PathBuf;
 
@@ -13,12 +13,12 @@ use crate::fields::put_position;
 use crate::lmdb::values::{self, EntryView, MetaKey, Table};
 use crate::lmdb::{Failure, ReadTxn, Tables};
 
-/// How many rows of compacted entries a write deletes at most, besides twice as many as it adds: too few to delay
-/// the write, and more than come in.
-// Few in tests, so that all of them meet rows that are left.
+/// How many rows of compacted entries a write deletes at most, in addition to twice as many as it adds: too few to
+/// delay the write, and more than it adds.
+// Few in tests, so that all of them encounter remaining rows.
 pub(super) const LEFT_ROWS_PER_WRITE: u64 = if cfg!(test) { 2 } else { 512 };
 
-/// The same for loading, when no write is waiting.
+/// The same for loading, when no write waits.
 const LEFT_ROWS_PER_LOAD: u64 = if cfg!(test) { 3 } else { 1 << 16 };
 
 /// Everything that [`HeedStorage`](crate::HeedStorage) keeps in LMDB.
@@ -31,12 +31,12 @@ impl HeedLog {
         HeedLog { tables }
     }
 
-    /// The file with all of it, for messages.
+    /// The path of the file, for messages.
     pub(super) fn data_file(&self) -> PathBuf {
         self.tables.environment().data_file()
     }
 
-    /// Carries out `writes` on what is `before`, in one transaction; what is there afterwards.
+    /// Carries out `writes` on the state `before`, in one transaction; returns the state after it.
     pub(super) fn write(&self, before: &StoredState, writes: &[Write]) -> Result<StoredState, StorageError> {
         self.tables.environment().write(|txn| {
             let mut state = before.clone();
@@ -52,7 +52,7 @@ impl HeedLog {
         })
     }
 
-    /// Everything that is here, checked.
+    /// The whole content, checked.
     pub(crate) fn load(&self) -> Result<StoredState, StorageError> {
         self.tables.environment().read(|txn| {
             self.tables.check_meta_keys(txn)?;
@@ -70,7 +70,7 @@ impl HeedLog {
                 last: truncated,
                 term_starts: Vec::new(),
             };
-            // What is before was compacted away, and only its rows are left.
+            // Earlier entries were compacted away, and only their rows remain.
             let first = values::entry_key(truncated.index.next());
             for item in self.tables.environment().table(Table::Entries).range(txn, &(first..))? {
                 let (key, value) = item?;
@@ -94,7 +94,7 @@ impl HeedLog {
         })
     }
 
-    /// The entry that was found under `key`, where that of `expected` should be.
+    /// The entry that was found under `key`, where the entry at `expected` should be.
     fn entry<'a>(&self, key: u128, value: &'a [u8], expected: LogIndex) -> Result<EntryView<'a>, Failure> {
         if key != values::entry_key(expected) {
             let reason = format!("it is missing, {} follows instead", self.tables.what(Table::Entries, key));
@@ -104,7 +104,7 @@ impl HeedLog {
         Ok(entry.map_err(|damage| damage.of(self.tables.what(Table::Entries, key)))?)
     }
 
-    /// As [`LogReader::read`] has it.
+    /// As in the contract of [`LogReader::read`].
     pub(crate) fn read(
         &self,
         from: LogIndex,
@@ -182,7 +182,7 @@ impl HeedLog {
             self.delete(txn, begin.position.index, last)?;
             for entry in &write.append {
                 let key = values::entry_key(entry.position.index);
-                // In order at the end, LMDB fills its pages to the brim instead of splitting them.
+                // With appends in order, LMDB fills its pages completely instead of splitting them.
                 entries.put_with_flags(txn, PutFlags::APPEND, &key, &values::encode_entry(entry))?;
             }
         }
@@ -210,7 +210,7 @@ impl HeedLog {
         Ok(())
     }
 
-    /// Deletes the entries from `first` to `last`; nothing if `last` is before `first`.
+    /// Deletes the entries from `first` to `last`; none if `last` is before `first`.
     fn delete(&self, txn: &mut RwTxn<'_>, first: LogIndex, last: LogIndex) -> Result<(), Failure> {
         if last < first {
             return Ok(());
@@ -225,7 +225,7 @@ impl HeedLog {
         Ok(())
     }
 
-    /// Deletes rows of entries up to `truncated`, at most `rows_max`; whether there were any.
+    /// Deletes rows of entries up to `truncated`, at most `rows_max`; returns whether there were any.
     fn delete_left(&self, txn: &mut RwTxn<'_>, truncated: LogIndex, rows_max: u64) -> Result<bool, Failure> {
         let entries = self.tables.environment().table(Table::Entries);
         let (_, first) = values::split_key(entries.first(txn)?.map_or(u128::MAX, |(key, _)| key));
@@ -237,7 +237,7 @@ impl HeedLog {
         Ok(true)
     }
 
-    /// Deletes all of them, a part at a time.
+    /// Deletes all of them, in parts.
     pub(super) fn delete_all_left(&self, truncated: LogIndex) -> Result<(), StorageError> {
         let mut more = self.tables.environment().read(|txn| {
             let first = self.tables.environment().table(Table::Entries).first(txn)?;

@@ -13,14 +13,14 @@ use crate::layout::{self, DirectoryLock, StorageKind};
 use crate::lmdb::Tables;
 use crate::snapshot_files::SnapshotFiles;
 
-/// Keeps what must survive a crash in one directory: log and metadata in LMDB, snapshots in files beside it.
+/// Keeps the durable state in one directory: log and metadata in LMDB, snapshots in files next to it.
 ///
-/// Every [`write`](StableStorage::write) is one transaction, synced to the disk before it returns. The database grows
-/// by itself, up to what the disk holds. What is read is checked against checksums; damage is an error and never
-/// skipped.
+/// Every [`write`](StableStorage::write) is one transaction, fsynced before it returns. The database grows
+/// automatically, up to the size of the disk. Every value that is read is checked against its checksum; damage is an
+/// error and never skipped.
 ///
-/// The directory belongs to this handle, to what [`log_reader`](StableStorage::log_reader) and
-/// [`snapshots`](StableStorage::snapshots) gave out until all of them are dropped.
+/// The directory belongs to this handle and to the objects that [`log_reader`](StableStorage::log_reader) and
+/// [`snapshots`](StableStorage::snapshots) returned, until all of them are dropped.
 ///
 /// # Examples
 /// ```
@@ -36,20 +36,20 @@ use crate::snapshot_files::SnapshotFiles;
 pub struct HeedStorage {
     pub(super) log: Arc<HeedLog>,
     snapshots: SnapshotFiles,
-    /// As on disk. `None` before it was loaded, and after a write that failed: what is on disk is not known then.
+    /// The state on disk. `None` before it was loaded, and after a failed write: the state on disk is unknown then.
     state: Option<StoredState>,
 }
 
 impl HeedStorage {
-    /// Opens the storage in `directory`, and makes the directory if it is not there.
+    /// Opens the storage in `directory`, and creates the directory if it does not exist.
     ///
     /// # Errors
     /// - [`StorageError::InUse`]: another process, or another handle of this one, has it open.
-    /// - [`StorageError::OtherKind`]: a [`WalStorage`](crate::WalStorage) keeps this directory. Open it with that, or
-    ///   [convert](crate::convert_storage) it.
-    /// - [`StorageError::Io`]: the system refused, for instance for lack of permission.
-    /// - [`StorageError::Corrupt`], [`StorageError::Version`]: this is not what was written, or not by this version.
-    ///   Nothing was changed. All of the content is checked by [`load`](StableStorage::load) only.
+    /// - [`StorageError::OtherKind`]: the directory belongs to a [`WalStorage`](crate::WalStorage). Open it with that,
+    ///   or [convert](crate::convert_storage) it.
+    /// - [`StorageError::Io`]: the operating system returned an error, for instance for missing permission.
+    /// - [`StorageError::Corrupt`], [`StorageError::Version`]: the content is damaged, or another version wrote it.
+    ///   Nothing was changed. Only [`load`](StableStorage::load) checks all of the content.
     pub fn open(directory: impl AsRef<Path>) -> Result<HeedStorage, StorageError> {
         let directory = directory.as_ref();
         create_durably(directory)?;
@@ -69,8 +69,8 @@ impl StableStorage for HeedStorage {
     type LogReader = HeedLogReader;
     type Snapshots = SnapshotFiles;
 
-    /// Reads and checks everything: each entry's checksum and place, all metadata, and the recorded snapshot's file
-    /// but for its data, which is checked when it is read.
+    /// Reads and checks everything: the checksum and index of each entry, all metadata, and the file of the recorded
+    /// snapshot except its data, which is checked when it is read.
     fn load(&mut self) -> Result<StoredState, StorageError> {
         let state = self.log.load()?;
         if let Some(snapshot) = &state.snapshot {
@@ -108,7 +108,7 @@ impl fmt::Debug for HeedStorage {
     }
 }
 
-/// Reads the log of a [`HeedStorage`] beside its writer.
+/// Reads the log of a [`HeedStorage`] concurrently with its writer.
 #[derive(Clone)]
 pub struct HeedLogReader {
     log: Arc<HeedLog>,

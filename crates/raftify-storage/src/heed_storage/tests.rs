@@ -131,7 +131,7 @@ fn compacted_entries_are_gone_at_once_and_their_rows_a_few_at_a_time() {
     );
     let mut last = 50;
     loop {
-        // What is left is not to be seen.
+        // The remaining rows must not be visible.
         let reader = storage.log_reader();
         let read = reader.read(LogIndex(40), LogIndex(41), u64::MAX);
         assert!(matches!(read, Err(StorageError::Compacted { .. })), "{read:?}");

@@ -1,8 +1,9 @@
 //! The lock of a data directory: one process at a time owns it.
 //!
-//! On Unix the directory itself is locked, which cannot be removed from under its owner: a process that opens another
-//! directory at the same path has another directory. The file `lock` is locked besides, for systems whose directories
-//! cannot be locked, and so that a second directory made of hard links to the files of the first is no other one.
+//! On Unix the directory itself is locked. Other processes cannot take this lock from its owner by replacing the
+//! directory: a process that opens another directory at the same path has another directory. The file `lock` is locked
+//! as well, for systems whose directories cannot be locked, and so that a second directory made of hard links to the
+//! files of the first counts as the same.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -19,7 +20,7 @@ use crate::files::{
 
 const LOCK_FILE: &str = "lock";
 
-/// Held by everything that may write into the directory. Released when the last one is dropped, also by a crash.
+/// Held by every object that may write into the directory. Released when the last one is dropped, also by a crash.
 #[derive(Clone, Debug)]
 pub(crate) struct DirectoryLock {
     held: Arc<Held>,
@@ -35,7 +36,7 @@ struct Held {
 }
 
 impl DirectoryLock {
-    /// Takes the directory for this handle alone.
+    /// Locks the directory for this handle.
     pub(crate) fn take(directory: &Path) -> Result<DirectoryLock, StorageError> {
         files::let_writes_fail();
         let path = directory.join(LOCK_FILE);
@@ -49,7 +50,7 @@ impl DirectoryLock {
         };
         let directory = match lock_directory(directory) {
             Some(Err(TryLockError::WouldBlock)) => return Err(in_use()),
-            // It cannot be locked, on a network file system for instance: then the file decides.
+            // It cannot be locked, for instance on a network file system: then the file decides.
             Some(Err(TryLockError::Error(_))) | None => None,
             Some(Ok(locked)) => Some(locked),
         };
@@ -57,7 +58,7 @@ impl DirectoryLock {
         Ok(DirectoryLock { held: Arc::new(held) })
     }
 
-    /// Checks that the path still leads to what is locked: before each operation by its path.
+    /// Checks that the path still leads to the locked directory: before each operation that uses the path.
     ///
     /// # Errors
     /// [`StorageError::Replaced`] if it does not.
@@ -74,7 +75,7 @@ impl DirectoryLock {
         Ok(())
     }
 
-    /// Descriptors that are kept for the files in the directory.
+    /// Descriptors that are reserved for the files in the directory.
     pub(crate) fn reserve(&self) -> &Reserve {
         &self.held.reserve
     }
@@ -101,14 +102,14 @@ fn lock_directory(directory: &Path) -> Option<Result<LockedFile, TryLockError>> 
     Some(opened.and_then(|file| LockedFile::take(file, directory.to_owned())))
 }
 
-/// Elsewhere a directory cannot be opened as a file.
+/// On other systems, a directory cannot be opened as a file.
 #[cfg(not(unix))]
 fn lock_directory(_directory: &Path) -> Option<Result<LockedFile, TryLockError>> {
     None
 }
 
-/// The operations of the operating system, in a locked directory: nothing is changed by a path that leads elsewhere by now,
-/// and there is a descriptor for each file.
+/// The operations of the operating system, in a locked directory: no operation changes files if its path leads
+/// elsewhere by now, and there is a descriptor for each file.
 pub(crate) struct LockedDirectory(pub(crate) DirectoryLock);
 
 impl LockedDirectory {
@@ -179,7 +180,7 @@ mod tests {
     fn a_directory_that_was_given_back_is_free_although_a_forked_child_still_has_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let lock = DirectoryLock::take(directory.path()).unwrap();
-        // What a child has between fork and exec: another descriptor of the same open file.
+        // What a child process has between fork and exec: another descriptor of the same open file.
         let _of_the_child = lock.held.lock_file.file().try_clone().unwrap();
         #[cfg(unix)]
         let _directory_of_the_child = lock.held.directory.as_ref().unwrap().file().try_clone().unwrap();
@@ -241,7 +242,7 @@ mod tests {
         lock.check().unwrap();
         fs::remove_file(directory.path().join(LOCK_FILE)).unwrap();
         assert!(matches!(lock.check(), Err(StorageError::Replaced { .. })));
-        // Another process that makes it again has it.
+        // Another process that creates the directory again holds this lock.
         let _other = DirectoryLock::take(directory.path()).unwrap();
         assert!(matches!(lock.check(), Err(StorageError::Replaced { .. })));
     }

@@ -1,4 +1,4 @@
-//! Where the files of the segment log are, and what their names say.
+//! The paths and the names of the files of the segment log.
 
 use std::path::{Path, PathBuf};
 
@@ -6,13 +6,13 @@ use raftify_core::StorageError;
 
 use crate::files::{ReadOnlySystem, SegmentOperations, io_error};
 
-/// Of the segments, in the data directory.
+/// The directory of the segments, in the data directory.
 pub(crate) const DIRECTORY: &str = "log";
 
 const FINISHED: &str = "segment";
 const UNFINISHED: &str = "partial";
 
-/// What the name of a file in the directory says. Other files are left alone.
+/// The meaning of the name of a file in the directory. Other files are ignored.
 pub(crate) enum Name {
     Segment(u64),
     Unfinished,
@@ -35,7 +35,7 @@ pub(crate) fn path_of(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:016x}.{FINISHED}"))
 }
 
-/// The path of a segment that is being made.
+/// The path of a segment that is being created.
 pub(crate) fn unfinished_path_of(directory: &Path, number: u64) -> PathBuf {
     path_of(directory, number).with_extension(UNFINISHED)
 }

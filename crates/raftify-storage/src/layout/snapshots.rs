@@ -1,4 +1,4 @@
-//! Where snapshot files are, and what their names say.
+//! The paths and the names of snapshot files.
 
 use std::fs;
 use std::io;
@@ -8,20 +8,20 @@ use raftify_core::{LogPosition, SnapshotDigest, StorageError};
 
 use crate::files::io_error;
 
-/// Of the snapshots, in the data directory.
+/// The directory of the snapshots, in the data directory.
 pub(crate) const DIRECTORY: &str = "snapshots";
 const FINISHED: &str = "snapshot";
 const UNFINISHED: &str = "partial";
 const INCOMING: &str = "incoming";
 
-/// A finished snapshot file, as found in its directory; whether it is whole shows when it is opened.
+/// A finished snapshot file, as found in its directory; opening it checks whether it is complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotFile {
-    /// Of which position.
+    /// The position of the snapshot.
     pub position: LogPosition,
-    /// Where it lies.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Size of the whole file.
+    /// The size of the whole file.
     pub size_bytes: u64,
 }
 
@@ -61,18 +61,18 @@ pub(crate) fn unfinished_path_of(directory: &Path, position: LogPosition, writer
     path_of(directory, position).with_extension(format!("{writer}.{UNFINISHED}"))
 }
 
-/// What the name of a file in the directory says. Other files are left alone.
+/// The meaning of the name of a file in the directory. Other files are ignored.
 pub(crate) enum Name {
     Finished(LogPosition),
     Unfinished,
     Incoming(Incoming),
 }
 
-/// Which snapshot is being received.
+/// The snapshot that is being received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Incoming {
     pub(crate) position: LogPosition,
-    /// Of all of its data.
+    /// The digest of all of its data.
     pub(crate) announced: SnapshotDigest,
 }
 

@@ -1,5 +1,5 @@
-//! The LMDB environment: opened with full durability, shared with readers, its map growing by itself. Most of the
-//! `unsafe` code is here. It knows nothing of what the values mean.
+//! The LMDB environment: opened with full durability, shared with readers, with a map that grows automatically. Most of
+//! the `unsafe` code is here. It does not depend on the meaning of the values.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -16,13 +16,13 @@ use super::values::Table;
 use crate::files::{LockedFile, io_error, sync_names};
 use crate::layout::{DATA_FILE, READERS_FILE};
 
-/// Size of the map of a new database. It doubles whenever it is full, so this is only where growth begins.
+/// The initial size of the map of a new database. It doubles whenever it is full.
 const MAP_BYTES_INITIAL: usize = 512 << 10;
 
-/// The directory in which a new data file is made.
+/// The directory in which a new data file is created.
 const NEW: &str = "new.partial";
 
-/// Keys sort as numbers: group id, then number within the group.
+/// Keys are sorted as numbers: group id, then number within the group.
 pub(crate) type Database = heed::Database<U128<BigEndian>, Bytes>;
 
 /// `EIO`, on every Unix.
@@ -34,22 +34,22 @@ pub(crate) struct Environment {
     entries: Database,
     meta: Database,
     directory: PathBuf,
-    /// `None` if it is only read. A directory made of hard links to the files of another one has the same. Dropped after
-    /// the environment is closed.
+    /// `None` if it is opened read-only. A directory made of hard links to the files of another directory has the same
+    /// data file. Dropped after the environment is closed.
     data_file: Option<LockedFile>,
     readers: ReadersTable,
     /// Held shared by every transaction, exclusively while the map is resized.
     resizing: RwLock<()>,
 }
 
-/// Fills a new database of metadata.
+/// Initializes a new database of metadata.
 type Prepare<'a> = dyn Fn(&Database, &mut RwTxn<'_>) -> Result<(), Failure> + 'a;
 
-/// Why a transaction was given up.
+/// Why a transaction was aborted.
 pub(crate) enum Failure {
-    /// LMDB refused.
+    /// LMDB returned an error.
     Heed(heed::Error),
-    /// What was read or asked is wrong.
+    /// The data that was read is damaged, or the request was refused.
     Storage(StorageError),
 }
 
@@ -66,18 +66,20 @@ impl From<StorageError> for Failure {
 }
 
 impl Environment {
-    /// Opens the databases, and makes them if the directory is new; `prepare` fills new ones in the same transaction.
+    /// Opens the databases, and creates them if the directory is new; `prepare` initializes new ones in the same
+    /// transaction.
     pub(crate) fn open(
         directory: &Path,
         prepare: impl Fn(&Database, &mut RwTxn<'_>) -> Result<(), Failure>,
     ) -> Result<Environment, StorageError> {
-        // What cannot be looked for may be there.
+        // A file whose existence cannot be checked may exist.
         let is_there = |path: &Path| path.try_exists().map_err(io_error("look for", path));
         let new = directory.join(NEW);
         if is_there(&new)? {
             fs::remove_dir_all(&new).map_err(io_error("remove", &new))?;
         }
-        // LMDB begins its file by a write that a crash can tear. Under its own name, the file is whole or not there.
+        // LMDB creates its file with a write that a crash can tear. Under its final name, the file is complete or
+        // missing.
         let data_file = directory.join(DATA_FILE);
         if !is_there(&data_file)? {
             fs::create_dir(&new).map_err(io_error("create the directory", &new))?;
@@ -90,7 +92,7 @@ impl Environment {
         Environment::open_here(directory, None)
     }
 
-    /// Makes the databases with `new`, or demands that they are there.
+    /// Creates the databases with `new`, or requires that they exist.
     fn open_here(directory: &Path, new: Option<&Prepare<'_>>) -> Result<Environment, StorageError> {
         if new.is_none() {
             check_begun(directory)?;
@@ -100,7 +102,8 @@ impl Environment {
         check_length(directory, &env)?;
         lengthen(&data_file, env.info().map_size)?;
         env.clear_stale_readers().map_err(|error| database_error(directory, "open", error))?;
-        // What a killed process wrote last may be found in no more than the system's cache. It is acted upon from here on.
+        // The last writes of a killed process may be only in the cache of the system. From here on, the storage relies
+        // on them.
         env.force_sync().map_err(|error| database_error(directory, "sync", error))?;
         let create = || -> Result<(Database, Database), Failure> {
             let mut txn = env.write_txn()?;
@@ -132,8 +135,8 @@ impl Environment {
         })
     }
 
-    /// Opens the databases without ever writing to them, beside a writer in another process. Only LMDB's table of
-    /// readers, `lock.mdb`, is touched: it keeps the writer from reusing pages that are being read.
+    /// Opens the databases without ever writing to them, while another process may write. It changes only LMDB's table
+    /// of readers, `lock.mdb`, which keeps the writer from reusing pages that are being read.
     pub(crate) fn open_read_only(directory: &Path) -> Result<Environment, StorageError> {
         let data_file = directory.join(DATA_FILE);
         fs::metadata(&data_file).map_err(io_error("open", &data_file))?;
@@ -165,10 +168,10 @@ impl Environment {
         }
     }
 
-    /// Checks that the data file is still found by its name: what is written to it otherwise is lost at the next start.
+    /// Checks that the name still leads to the data file: otherwise writes to it are lost at the next start.
     ///
     /// # Errors
-    /// [`StorageError::Replaced`] if it is not.
+    /// [`StorageError::Replaced`] if it does not.
     pub(crate) fn check(&self) -> Result<(), StorageError> {
         self.readers.check();
         self.data_file.as_ref().map_or(Ok(()), LockedFile::check)
@@ -196,15 +199,15 @@ impl Environment {
             let result = read_txn(&self.env).map_err(Failure::Heed).and_then(|txn| read(&txn));
             drop(shared);
             match result {
-                // The writer, in another process, has let the map grow.
+                // The writer, in another process, has grown the map.
                 Err(Failure::Heed(heed::Error::Mdb(MdbError::MapResized))) => self.resize(Some(0))?,
                 result => return result.map_err(|failure| storage_error(&self.directory, "read", failure)),
             }
         }
     }
 
-    /// Carries out `write` in one transaction that is durable when this returns. It is called again from the start
-    /// when the map was full.
+    /// Carries out `write` in one transaction that is durable when this returns. Calls it again from the start if the
+    /// map was full.
     pub(crate) fn write<T>(
         &self,
         write: impl Fn(&mut RwTxn<'_>) -> Result<T, Failure>,
@@ -221,12 +224,12 @@ impl Environment {
             match attempt() {
                 Err(Failure::Heed(heed::Error::Mdb(MdbError::MapFull))) => {
                     let cleared = self.env.clear_stale_readers();
-                    // Pages that readers only seemed to need are free now.
+                    // Pages that readers only seemed to need are recyclable now.
                     if cleared.map_err(|error| database_error(&self.directory, "write to", error))? == 0 {
                         self.resize(None)?;
                     }
                 }
-                // When only a part of a page fitted, LMDB says no more than that there was an error.
+                // If only a part of a page fits, LMDB returns only an unspecific error.
                 Err(Failure::Heed(heed::Error::Io(source))) if source.raw_os_error() == Some(UNSPECIFIC) => {
                     let source = no_room(&self.directory).unwrap_or(source);
                     return Err(io_error("write to", &self.directory)(source));
@@ -238,7 +241,7 @@ impl Environment {
         }
     }
 
-    /// Sets the map to `bytes`, where zero means as large as the file says; `None` doubles it.
+    /// Resizes the map to `bytes`, where zero means the size in the file; `None` doubles it.
     #[allow(
         unsafe_code,
         reason = "LMDB cannot check by itself that no transaction is open while the map moves"
@@ -266,7 +269,7 @@ impl Environment {
     }
 }
 
-/// Opens LMDB with its default, full durability: none of the flags that trade it for speed.
+/// Opens LMDB with its default, full durability: with none of the flags that trade it for speed.
 #[allow(unsafe_code, reason = "a memory map is only sound while nobody else changes the file")]
 fn open_environment(
     directory: &Path,
@@ -286,8 +289,8 @@ fn open_environment(
     opened.map_err(|error| database_error(directory, "open", error))
 }
 
-/// Begins to read. A process that was killed while it read never gave up its place in the table of readers: when that is
-/// full, such places are taken back.
+/// Begins to read. A process that was killed while it read never released its slot in the table of readers: when the
+/// table is full, such slots are cleared.
 fn read_txn(env: &Env<WithoutTls>) -> heed::Result<RoTxn<'_, WithoutTls>> {
     match env.read_txn() {
         Err(heed::Error::Mdb(MdbError::ReadersFull)) => {
@@ -298,10 +301,10 @@ fn read_txn(env: &Env<WithoutTls>) -> heed::Result<RoTxn<'_, WithoutTls>> {
     }
 }
 
-/// Makes the file at least as long as the map; what is added takes no room before it is written.
+/// Makes the file at least as long as the map; the added part takes no space before it is written.
 ///
-/// LMDB gives numbers to pages that it gives up again in the same transaction and never writes, so that by itself its file
-/// may end before the last page that it counts, and a file that was cut off would look no different.
+/// LMDB allocates page numbers that it releases in the same transaction and never writes, so that its file may end
+/// before the last page that it counts. A truncated file would look the same.
 fn lengthen(data_file: &LockedFile, map_bytes: usize) -> Result<(), StorageError> {
     let (file, path) = (data_file.file(), data_file.path());
     if file.metadata().map_err(io_error("open", path))?.len() < map_bytes as u64 {
@@ -310,11 +313,11 @@ fn lengthen(data_file: &LockedFile, map_bytes: usize) -> Result<(), StorageError
     Ok(())
 }
 
-/// Keeps other processes out that have the same file under another name.
+/// Excludes other processes that have the same file under another name.
 fn lock_data_file(directory: &Path) -> Result<LockedFile, StorageError> {
     let path = directory.join(DATA_FILE);
     let mut options = File::options();
-    // A new one is made by LMDB, which finds that it is empty.
+    // LMDB initializes a new file, because it is empty.
     options.read(true).write(true).create(true).truncate(false);
     let file = options.open(&path).map_err(io_error("open", &path))?;
     LockedFile::take(file, path.clone()).map_err(|error| match error {
@@ -323,11 +326,11 @@ fn lock_data_file(directory: &Path) -> Result<LockedFile, StorageError> {
     })
 }
 
-/// LMDB's table of readers and the pages that they read. Without it, pages may be overwritten while they are read; what is
-/// written stays right.
+/// LMDB's table of readers and the pages that they read. Without it, pages may be overwritten while they are read;
+/// writes stay correct.
 struct ReadersTable {
     path: PathBuf,
-    /// LMDB has it open, so that no other file gets this number meanwhile.
+    /// LMDB has the file open, so that no other file gets this number meanwhile.
     #[cfg(unix)]
     file: Option<(u64, u64)>,
     is_missed: AtomicBool,
@@ -344,7 +347,7 @@ impl ReadersTable {
         }
     }
 
-    /// Says so, once, if it is gone.
+    /// Warns once if the file is missing.
     #[cfg(unix)]
     fn check(&self) {
         if device_and_number(&self.path) != self.file && !self.is_missed.swap(true, Ordering::Relaxed) {
@@ -367,8 +370,8 @@ fn device_and_number(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// LMDB maps the file and would die of a bus error on pages that are not there. [`lengthen`] was there before each page
-/// that is counted.
+/// LMDB maps the file, and the process would die of a bus error on missing pages. [`lengthen`] was called before each
+/// counted page.
 fn check_length(directory: &Path, env: &Env<WithoutTls>) -> Result<(), StorageError> {
     let path = directory.join(DATA_FILE);
     let expected = (env.info().last_page_number as u64 + 1) * u64::from(env.stat().page_size);
@@ -380,13 +383,13 @@ fn check_length(directory: &Path, env: &Env<WithoutTls>) -> Result<(), StorageEr
     Ok(())
 }
 
-/// The error of a full disk, or of an exhausted quota, if that is what the disk of `directory` has to say.
+/// The error of a full disk, or of an exhausted quota, if the disk of `directory` reports one.
 fn no_room(directory: &Path) -> Option<io::Error> {
-    // Less than this was left: it is what LMDB could not write, or it writes more at once.
+    // Less than this was left: LMDB could not write this much, or it writes more at once.
     let pages = vec![0; 64 << 10];
     let path = directory.join("room.partial");
     let error = fs::write(&path, pages).err();
-    // If it stays, it has no content and is written over the next time.
+    // If the file stays, it is empty and is overwritten the next time.
     let _ = fs::remove_file(&path);
     error.filter(|error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }
@@ -400,7 +403,7 @@ fn check_begun(directory: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// A data file gets its name with its databases in it.
+/// A data file gets its name only with its databases in it.
 fn empty(directory: &Path) -> StorageError {
     let what = directory.join(DATA_FILE).display().to_string();
     StorageError::Corrupt { what, reason: "its two databases are gone".to_owned() }
@@ -428,7 +431,7 @@ fn database_error(directory: &Path, action: &'static str, error: heed::Error) ->
             StorageError::Corrupt { what, reason: error.to_string() }
         }
         heed::Error::Mdb(error) => StorageError::Database { action, path, reason: error.to_string() },
-        // A key that is no number of this width: only a damaged page has one.
+        // A key that is not a number of this width: only a damaged page has one.
         heed::Error::Encoding(error) | heed::Error::Decoding(error) => {
             let what = directory.join(DATA_FILE).display().to_string();
             StorageError::Corrupt { what, reason: io::Error::other(error).to_string() }
@@ -448,7 +451,7 @@ mod tests {
         Environment::open(directory, |_, _| Ok(())).unwrap()
     }
 
-    /// Runs `test` in a process of its own, which is to call [`die_reading`].
+    /// Runs `test` in a separate process, which must call [`die_reading`].
     fn let_readers_die(test: &str, directory: &Path) {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", &format!("lmdb::environment::tests::{test}"), "--nocapture"]);
@@ -456,7 +459,7 @@ mod tests {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// In the child, takes all places in the table of readers, and never gives them up.
+    /// In the child, takes all slots in the table of readers, and never releases them.
     fn die_reading() {
         if let Some(directory) = std::env::var_os(DIRECTORY) {
             hold_all(&Environment::open_read_only(directory.as_ref()).unwrap(), 0);

@@ -1,4 +1,5 @@
-//! The tables of a directory, each value checked. `HeedStorage` keeps everything in them, `WalStorage` its metadata.
+//! The tables of a directory, with checks of each value. `HeedStorage` keeps everything in them, `WalStorage` its
+//! metadata.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Opens the databases of a directory that belongs to this process. New ones are for `kind`.
+    /// Opens the databases of a directory that belongs to this process. New ones are created for `kind`.
     pub(crate) fn open(
         directory: &Path,
         lock: DirectoryLock,
@@ -34,7 +35,7 @@ impl Tables {
             let value = values::frame(Table::Meta, layout, |out| out.extend_from_slice(kind.content()));
             Ok(meta.put(txn, &layout, &value)?)
         })?;
-        // The names of the database's files must survive as well as their content.
+        // The names of the database's files must be as durable as their content.
         files::sync_names(directory).map_err(io_error("sync the directory", directory))?;
         let tables = Tables { environment, _lock: Some(lock) };
         let found = tables.kind()?;
@@ -49,7 +50,7 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Opens the databases of a directory for looking at them only, also beside another process.
+    /// Opens the databases of a directory read-only, also while another process uses them.
     pub(crate) fn open_read_only(directory: &Path) -> Result<Tables, StorageError> {
         Ok(Tables { environment: Environment::open_read_only(directory)?, _lock: None })
     }
@@ -59,7 +60,7 @@ impl Tables {
         &self.environment
     }
 
-    /// What stands under `key`, for messages.
+    /// The value under `key`, for messages.
     pub(crate) fn what(&self, table: Table, key: u128) -> String {
         let file = self.environment.data_file();
         let file = file.display();
@@ -79,7 +80,7 @@ impl Tables {
         Damage::Content(reason.into()).of(self.what(table, key)).into()
     }
 
-    /// Which storage keeps the directory. Checks first that the directory is of this version.
+    /// The storage of the directory. First checks that the directory has this version.
     pub(crate) fn kind(&self) -> Result<StorageKind, StorageError> {
         self.environment.read(|txn| {
             let kind = self.meta(txn, MetaKey::Layout, StorageKind::decode)?;
@@ -87,7 +88,7 @@ impl Tables {
         })
     }
 
-    /// Checks that there are no metadata from another version of this program.
+    /// Checks that there is no metadata of another version of this program.
     pub(crate) fn check_meta_keys(&self, txn: &ReadTxn<'_>) -> Result<(), Failure> {
         for item in self.environment.table(Table::Meta).iter(txn)? {
             let (key, _) = item?;

@@ -1,7 +1,7 @@
-//! The values in LMDB, to the byte. Nothing but this file knows them; `docs/disk-format.md` tells them to people.
+//! The encoding of the values in LMDB. Only this file implements it; `docs/disk-format.md` describes it.
 //!
-//! Every value begins with its format version and a checksum over database, key and content, so that a value under
-//! the wrong key is noticed as well as one with a flipped bit. All numbers are big-endian.
+//! Every value begins with its format version and a checksum over database, key and content, which detects a value
+//! under the wrong key as well as a flipped bit. All numbers are big-endian.
 
 use std::ops::RangeInclusive;
 
@@ -19,7 +19,7 @@ const VERSION: u8 = 1;
 /// Version byte and checksum.
 const FRAME_BYTES: usize = 5;
 
-/// One of the two databases, as it stands under every checksum.
+/// One of the two databases, as it is included in every checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
     Entries,
@@ -35,11 +35,11 @@ impl Table {
     }
 }
 
-/// What is kept besides entries. The numbers stand on disk and never change.
+/// The values other than entries. The numbers are stored and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub(crate) enum MetaKey {
-    /// Shows that this is a raftify directory, and of which version.
+    /// Marks the directory as one of raftify, and its version.
     Layout = 0,
     Identity = 1,
     HardState = 2,
@@ -64,7 +64,7 @@ impl MetaKey {
     }
 }
 
-/// The key of number `number` in the only group.
+/// The key with this number in the only group.
 const fn key(number: u64) -> u128 {
     (GROUP_ID as u128) << 64 | number as u128
 }

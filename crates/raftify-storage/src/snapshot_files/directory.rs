@@ -1,4 +1,4 @@
-//! The directory of the snapshots, and which names in it are taken by writers of this process.
+//! The directory of the snapshots, and the names in it that writers of this process use.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,12 +10,12 @@ use raftify_core::StorageError;
 use crate::files::{FileOperations, io_error};
 use crate::layout::DirectoryLock;
 
-/// The directory of the snapshots, as the store and its writers share it.
+/// The directory of the snapshots, which the store and its writers share.
 pub(super) struct SnapshotDirectory {
     pub(super) path: PathBuf,
     pub(super) operations: Box<dyn FileOperations>,
     unfinished: Mutex<Unfinished>,
-    /// Keeps other processes out for as long as anybody could write here.
+    /// Excludes other processes as long as any object may write here.
     pub(super) lock: DirectoryLock,
 }
 
@@ -23,7 +23,7 @@ pub(super) struct SnapshotDirectory {
 #[derive(Default)]
 struct Unfinished {
     paths: BTreeSet<PathBuf>,
-    /// Counts writers, so that two at the same position have files of their own.
+    /// Counts writers, so that two at the same position use separate files.
     created: u64,
 }
 
@@ -36,19 +36,19 @@ impl SnapshotDirectory {
         SnapshotDirectory { path, operations, unfinished: Mutex::default(), lock }
     }
 
-    /// Whether a writer of this process works on the file.
+    /// Whether a writer of this process is writing the file.
     pub(super) fn is_being_written(&self, path: &Path) -> bool {
         self.unfinished().paths.contains(path)
     }
 
-    /// A number for a writer that has it alone.
+    /// A number that no other writer has.
     pub(super) fn next_writer(&self) -> u64 {
         let mut unfinished = self.unfinished();
         unfinished.created += 1;
         unfinished.created
     }
 
-    /// A writer that panicked left at most the name of a file that is not removed before the next start.
+    /// A writer that panicked leaves at most the name of a file, which is not removed before the next start.
     fn unfinished(&self) -> MutexGuard<'_, Unfinished> {
         self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Reads one snapshot file, and checks it on the way.
+//! Reads one snapshot file, and checks it while reading.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -10,14 +10,14 @@ use super::encoding::{END_BYTES, Unreadable, encode_end, read_block, read_end, r
 use crate::files::io_error;
 use crate::layout::snapshots;
 
-/// Reads the data of one snapshot file. Bytes are handed out only after their block was checked, and the end only
-/// after the end mark was.
+/// Reads the data of one snapshot file. It returns bytes only after it has checked their block, and the end of the data
+/// only after it has checked the end mark.
 #[derive(Debug)]
 pub struct SnapshotFileReader {
     path: PathBuf,
     file: BufReader<File>,
     block: Vec<u8>,
-    /// How much of `block` was handed out.
+    /// How much of `block` was returned.
     given: usize,
     read_bytes: u64,
     digest: SnapshotDigest,
@@ -30,7 +30,7 @@ pub struct SnapshotFileReader {
 enum ReadState {
     Reading,
     Ended,
-    /// Stays so: what follows damage is never handed out.
+    /// Permanent: data after damage is never returned.
     Failed,
 }
 
@@ -55,11 +55,13 @@ pub(crate) fn open_at(
 }
 
 impl SnapshotFileReader {
-    /// Opens a snapshot file anywhere, for instance a copy; also what it is of, and how many bytes of data it holds.
+    /// Opens a snapshot file at any path, for instance a copy; also returns its metadata, and how many bytes of data it
+    /// holds.
     ///
     /// # Errors
-    /// [`StorageError::Io`] if it cannot be read; [`StorageError::Corrupt`] if it is no snapshot, damaged at the
-    /// front, or cut off; [`StorageError::Version`] if it is of another version. Damage in between shows on reading.
+    /// [`StorageError::Io`] if it cannot be read; [`StorageError::Corrupt`] if it is not a snapshot, damaged at the
+    /// front, or truncated; [`StorageError::Version`] if another version wrote it. Damage in between is detected when
+    /// it is read.
     pub fn open(path: impl AsRef<Path>) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
         let path = path.as_ref().to_owned();
         let file = File::open(&path).map_err(io_error("open", &path))?;
@@ -159,7 +161,7 @@ impl Read for SnapshotFileReader {
     }
 }
 
-/// Checks that the snapshot which the metadata record is in `directory`, and is what they say.
+/// Checks that the snapshot which the metadata records is in `directory`, and matches the metadata.
 pub(crate) fn check_recorded(directory: &Path, recorded: &SnapshotMeta) -> Result<(), StorageError> {
     let corrupt = |reason: &str| {
         let what = snapshots::path_of(directory, recorded.position).display().to_string();

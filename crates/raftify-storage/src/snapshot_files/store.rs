@@ -22,8 +22,8 @@ pub struct SnapshotFiles {
 }
 
 impl SnapshotFiles {
-    /// Opens `snapshots/` in `data_directory`, and removes what a crash left unfinished, but for the newest that was being
-    /// received, if its header is there.
+    /// Opens `snapshots/` in `data_directory`, and removes files that a crash left unfinished, except the newest that
+    /// was being received, if its header is complete.
     pub(crate) fn open(data_directory: &Path, lock: DirectoryLock) -> Result<SnapshotFiles, StorageError> {
         let operations = Box::new(LockedDirectory(lock.clone()));
         let files = SnapshotFiles::with_operations(data_directory, lock, operations)?;
@@ -48,17 +48,18 @@ impl SnapshotFiles {
         Ok(SnapshotFiles { directory: Arc::new(directory) })
     }
 
-    /// Where the snapshot at `position` is kept.
+    /// The path of the snapshot at `position`.
     pub fn path(&self, position: LogPosition) -> PathBuf {
         snapshots::path_of(&self.directory.path, position)
     }
 
-    /// Checks that the snapshot which the metadata record is there, and is what they say.
+    /// Checks that the snapshot which the metadata records exists, and matches the metadata.
     pub(crate) fn check_recorded(&self, recorded: &SnapshotMeta) -> Result<(), StorageError> {
         self.directory.lock.reserve().open(|| reader::check_recorded(&self.directory.path, recorded))
     }
 
-    /// Checks that the snapshots which `writes` record are there: without their data, the log before them must not be cut off.
+    /// Checks that the snapshots which `writes` record exist: without their data, the log before them must not be
+    /// compacted.
     pub(crate) fn check_to_be_recorded(&self, writes: &[storage::Write]) -> Result<(), StorageError> {
         for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
             let checked = self.check_recorded(snapshot);
@@ -70,7 +71,7 @@ impl SnapshotFiles {
     fn remove_files(&self, unwanted: impl Fn(Name) -> bool) -> Result<(), StorageError> {
         let directory = &self.directory;
         for path in directory.lock.reserve().open(|| snapshots::files_in(&directory.path))? {
-            // A writer registers its file before it creates it: one of this process is never taken for a left-over.
+            // A writer registers its file before it creates it: a file of this process never counts as left over.
             if snapshots::name_of(&path).is_some_and(&unwanted) && !directory.is_being_written(&path) {
                 directory.operations.remove(&path).map_err(io_error("remove", &path))?;
             }
@@ -117,7 +118,7 @@ impl SnapshotStore for SnapshotFiles {
     }
 }
 
-/// The unfinished snapshots of other nodes whose header is there, and fits.
+/// The unfinished snapshots of other nodes whose header is complete and matches.
 fn incoming_in(directory: &Path) -> Result<Vec<Incoming>, StorageError> {
     let mut found = Vec::new();
     for path in snapshots::files_in(directory)? {

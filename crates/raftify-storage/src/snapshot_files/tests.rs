@@ -1,4 +1,4 @@
-//! Damage of snapshot files, and the failure of each file operation on the way to a finished one.
+//! Damage of snapshot files, and the failure of each file operation until a file is finished.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -217,7 +217,7 @@ impl NameOperations for Faulty {
         OperatingSystem.sync_directory(path)
     }
 
-    /// Cleans up after a failure, and is not made to fail itself.
+    /// Cleanup after a failure, which never fails itself.
     fn remove(&self, path: &Path) -> io::Result<()> {
         OperatingSystem.remove(path)
     }
@@ -231,7 +231,7 @@ struct FaultyFile {
 impl Write for FaultyFile {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if let Err(error) = self.faulty.enter("write") {
-            // A disk that fills up takes a part of the data.
+            // A disk that fills up stores a part of the data.
             self.file.write_all(&data[..data.len() / 2])?;
             return Err(error);
         }
@@ -318,7 +318,7 @@ fn digest(data: &[u8]) -> SnapshotDigest {
     SnapshotDigest::default().followed_by(data)
 }
 
-/// Begins to receive `data`, or goes on; how many bytes of it are there.
+/// Begins to receive `data`, or resumes; returns how many bytes of it are stored.
 fn receive(files: &SnapshotFiles, meta: &SnapshotMeta, data: &[u8]) -> (SnapshotFileWriter, usize) {
     let (writer, received) = files.receive(meta, digest(data), &|| true).unwrap();
     let length = received.data_bytes as usize;
@@ -326,7 +326,7 @@ fn receive(files: &SnapshotFiles, meta: &SnapshotMeta, data: &[u8]) -> (Snapshot
     (writer, length)
 }
 
-/// Receives the rest of `data`, of which `begin_at` bytes are there, and finishes it.
+/// Receives the rest of `data`, of which `begin_at` bytes are stored, and finishes it.
 fn receive_rest(files: &SnapshotFiles, meta: &SnapshotMeta, data: &[u8], begin_at: usize) {
     let (mut writer, found) = receive(files, meta, data);
     assert_eq!(found, begin_at);
@@ -335,7 +335,7 @@ fn receive_rest(files: &SnapshotFiles, meta: &SnapshotMeta, data: &[u8], begin_a
     assert_eq!(read(files, meta.position).unwrap(), data);
 }
 
-/// What a node that is killed leaves of the directory while a writer has it open.
+/// The state in which a killed node leaves the directory while a writer has it open.
 fn killed(directory: &TempDir) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
     let snapshots = copy.path().join(DIRECTORY);
@@ -455,7 +455,7 @@ fn newest_of_several_unfinished_files_is_kept_at_the_next_start() {
         let path = incoming_path(&other);
         fs::copy(&path, snapshots.join(path.file_name().unwrap())).unwrap();
     }
-    // Of a newer one, but the header is not there.
+    // A newer one, but its header is incomplete.
     let torn = Incoming { position: meta(20).position, announced: digest(&data) };
     fs::write(torn.path_in(&snapshots), &encode_header(&meta(20)).unwrap().0[..40]).unwrap();
     let foreign = "notes.incoming";

@@ -1,4 +1,4 @@
-//! Writes one snapshot file, taken here or received from another node.
+//! Writes one snapshot file, taken on this node or received from another.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -12,34 +12,34 @@ use super::encoding::{BLOCK_BYTES_MAX, FRAME_BYTES, encode_end, encode_header, r
 use crate::files::{NewFile, io_error};
 use crate::layout::snapshots::{self, Incoming};
 
-/// How many bytes are written at most before they are synced: a log on the same disk would have to wait for all that is unsynced
-/// with each of its own syncs.
+/// How many bytes are written at most before an fsync: each fsync of a log on the same disk would have to wait for all
+/// unsynced bytes.
 const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 
-/// Writes one snapshot file. Dropped without [`finish`](SnapshotWriter::finish), it removes what it wrote, unless it
+/// Writes one snapshot file. Dropped without [`finish`](SnapshotWriter::finish), it removes the written data, unless it
 /// [receives](SnapshotStore::receive) the snapshot.
 pub struct SnapshotFileWriter {
     position: LogPosition,
     pub(super) file: Box<dyn NewFile>,
     /// Dropped after the file is closed.
     name: ClaimedName,
-    /// The frame of the next block, still empty, and its data so far.
+    /// The frame of the next block, not filled in yet, and its data so far.
     block: Vec<u8>,
-    /// Of all blocks before.
+    /// The digest of all blocks before.
     pub(super) digest: SnapshotDigest,
     unsynced_bytes: u64,
     pub(super) header_checksum: u32,
-    /// Over everything before this block: no block fits into another place or file.
+    /// The checksum of everything before this block: no block is valid at another offset or in another file.
     pub(super) checksum: u32,
-    /// Something could not be written, and what is in the file now is not known.
+    /// A write failed, and the present content of the file is unknown.
     failed: bool,
-    /// For a snapshot that is received: what was written stays when the writer is dropped.
+    /// For a snapshot that is received: the written data stays when the writer is dropped.
     stays: bool,
-    /// Whether the name of what stays is durable.
+    /// Whether the name of the data that stays is durable.
     is_name_synced: bool,
 }
 
-/// The whole and valid part of an unfinished file.
+/// The complete and valid part of an unfinished file.
 struct Left {
     file_bytes: u64,
     digest: SnapshotDigest,
@@ -47,8 +47,8 @@ struct Left {
 }
 
 impl Left {
-    /// Reads the file, if there is one with this header. What follows the first block that cannot be read, or is
-    /// damaged, is left out.
+    /// Reads the file, if there is one with this header. The first block that is incomplete or damaged, and everything
+    /// after it, is left out.
     fn of(
         path: &Path,
         (header, header_checksum): (&[u8], u32),
@@ -199,7 +199,7 @@ impl SnapshotFileWriter {
         let SnapshotDirectory { path: directory, operations, .. } = &*self.name.directory;
         let finished = snapshots::path_of(directory, self.position);
         operations.rename(&self.name.path, &finished).map_err(io_error("rename", &self.name.path))?;
-        // Without this, the name may be gone after a loss of power, although the metadata already rely on it.
+        // Without this, the name may be missing after a power failure, although the metadata already relies on it.
         if !raftify_core::mutated!(DirectoryIsNotSynced) {
             operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
         }
@@ -244,7 +244,7 @@ impl Drop for SnapshotFileWriter {
         }
         match self.name.directory.operations.remove(&self.name.path) {
             Ok(()) => {}
-            // It is finished, and has its name.
+            // The file is finished, and has its final name.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 let path = self.name.path.display();

@@ -1,5 +1,5 @@
-//! The power is cut after every operation of a workload, and what was not flushed is lost in all ways; every operation
-//! fails once; the disk fills up. What was acknowledged is there afterwards, and nothing that was never written.
+//! Cuts power after every operation of a workload, with every kind of loss of the unflushed data; lets every operation
+//! fail once; fills the disk. Afterwards the log contains all acknowledged writes, and no data that was never written.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,10 +21,10 @@ pub(super) const SEGMENT_BYTES: u64 = 1024;
 /// Workloads that each test runs.
 const SEEDS: std::ops::Range<u64> = 0..2;
 
-/// What is stored at one time: everything.
+/// The whole stored content at one time.
 pub(super) type Content = (StoredState, Vec<Entry>);
 
-/// Calls of `write`, and what is there before the first and after each single `Write`.
+/// Calls of `write`, and the content before the first and after each single `Write`.
 pub(super) struct Workload {
     pub(super) batches: Vec<Vec<Write>>,
     /// One more than there are writes.
@@ -32,7 +32,7 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    /// Different for each seed, and always the same for one.
+    /// Different for each seed, and deterministic for one seed.
     pub(super) fn new(seed: u64, batches: usize) -> Workload {
         let mut rng = Rng(seed);
         let mut runner = TestRunner::deterministic();
@@ -104,7 +104,7 @@ fn load(disk: &SimulatedDisk) -> Result<(SegmentLog<SimulatedDisk>, Content), St
     Ok((log, (state, entries)))
 }
 
-/// What can become of the unflushed part of the first `length` operations.
+/// The possible losses of the unflushed part of the first `length` operations.
 fn losses(disk: &SimulatedDisk, length: usize, seeds: u64) -> Vec<Loss> {
     let bytes = disk.unflushed_bytes(length);
     let mut losses = vec![Loss::All, Loss::Nothing];
@@ -115,7 +115,8 @@ fn losses(disk: &SimulatedDisk, length: usize, seeds: u64) -> Vec<Loss> {
     losses
 }
 
-/// Asserts that a disk after a loss of power holds what it must, and nothing else; gives back which content.
+/// Asserts that a disk after a power failure contains the required content, and nothing else; returns the index of the
+/// content.
 #[track_caller]
 fn assert_recovers(
     disk: &SimulatedDisk,
@@ -146,14 +147,15 @@ fn cut_everywhere(seed: u64, lazy: bool) {
     }
     drop(log);
     for length in 0..=disk.journal_length() {
-        // A call that returned after exactly `length` operations may have returned or not; the strict one is meant.
+        // A call that returned after exactly `length` operations may have returned or not; the stricter case is
+        // assumed.
         let acknowledged = returned.iter().filter(|end| **end <= length).count().saturating_sub(1);
         let begun = (acknowledged + 1).min(workload.batches.len());
         for loss in losses(&disk, length, 6) {
             let cut = disk.after_power_loss(length, &loss);
             let case = (seed, lazy, length, &loss);
             let at = assert_recovers(&cut, &workload, acknowledged, begun, &case);
-            // Recovery can be cut as well, and what it found must stay there.
+            // Recovery can be cut as well, and the content that it found must stay.
             let seldom = if length % 4 == 0 { cut.journal_length() + 1 } else { 0 };
             for again in 0..seldom {
                 for loss in [Loss::All, Loss::Random(Rng(again as u64))] {
@@ -162,7 +164,7 @@ fn cut_everywhere(seed: u64, lazy: bool) {
                     assert_recovers(&twice, &workload, acknowledged, begun, &case);
                 }
             }
-            // And the log goes on from there.
+            // And the log continues from there.
             let go_on: Vec<Write> = workload.batches.iter().flatten().skip(at).take(3).cloned().collect();
             let (mut log, _) = load(&cut).unwrap();
             log.write(&go_on).unwrap();
@@ -187,7 +189,7 @@ fn power_cut_while_segments_are_prepared_loses_nothing_that_was_acknowledged() {
     }
 }
 
-/// Loads and writes what is left of the workload; returns how many batches are acknowledged, and the error.
+/// Loads, and writes the rest of the workload; returns how many batches are acknowledged, and the error.
 fn run(disk: &SimulatedDisk, workload: &Workload, acknowledged: usize) -> (usize, Option<StorageError>) {
     let (mut log, content) = match load(disk) {
         Ok(loaded) => loaded,
@@ -221,14 +223,14 @@ fn failure_of_any_operation_stops_the_log_and_loses_nothing() {
             disk.fail_at(Some(at));
             let (acknowledged, error) = run(&disk, &workload, 0);
             failures += u64::from(error.is_some());
-            // The power may go right after the failure,
+            // The power failure may happen right after the failure,
             let length = disk.journal_length();
             for loss in losses(&disk, length, 6) {
                 let cut = disk.after_power_loss(length, &loss);
                 let begun = (acknowledged + 1).min(workload.batches.len());
                 assert_recovers(&cut, &workload, acknowledged, begun, &(seed, at, &loss));
             }
-            // or only after the log was opened again, on what the system shows, and has gone on.
+            // or only after the log was opened again, on the content that the system shows, and has continued.
             let (done, error) = run(&disk, &workload, acknowledged);
             assert!(error.is_none(), "{seed}, {at}: {error:?}");
             assert_eq!(done, workload.batches.len());
@@ -238,7 +240,7 @@ fn failure_of_any_operation_stops_the_log_and_loses_nothing() {
                 assert_recovers(&cut, &workload, done, done, &(seed, at, &loss));
             }
         }
-        // All others are removals of what is of no use, and what is done beside the last writes.
+        // All others are deletions of recyclable data, and background work during the last writes.
         assert!(failures > disk.asked() * 3 / 4, "of {} failures, {failures} stopped the log", disk.asked());
     }
 }

@@ -1,4 +1,4 @@
-//! What benches and fuzzing reach of records and metadata.
+//! Functions for benchmarks and fuzzing of records and metadata.
 
 use raftify_core::Entry;
 
@@ -13,14 +13,15 @@ pub fn encode_record(entries: &[Entry], out: &mut Vec<u8>) {
     change.encode(Generation(1), 1, out);
 }
 
-/// Reads any bytes as a record: as they are, and with checksums that fit.
+/// Decodes arbitrary bytes as a record: unchanged, and with valid checksums.
 pub(crate) fn read_record(bytes: &[u8]) {
     let generation = Generation(1);
     record::read(generation, bytes);
     record::read(generation, &record::with_checksums(generation, bytes));
 }
 
-/// Reads any bytes as the metadata in a record. What can be read is written again, and must be the same.
+/// Decodes arbitrary bytes as the metadata in a record. Metadata that can be decoded is encoded again, and must be the
+/// same.
 pub(crate) fn read_metadata(bytes: &[u8]) {
     if let Ok(metadata) = Metadata::decode(bytes) {
         assert_eq!(Metadata::decode(&metadata.encode()).ok(), Some(metadata));

@@ -1,9 +1,10 @@
-//! The segment log: one writer, which appends, makes durable, and lets go what is not needed any more; any number of
-//! readers, which find an entry's offset in a table in memory and read it from its file.
+//! The segment log. It has one writer, which appends records, makes them durable, and releases segments that are no
+//! longer needed; and any number of readers, which find the offset of an entry in a table in memory and read the entry
+//! from its file.
 //!
-//! Every call of [`write`](SegmentLog::write) is one record. The record alone decides whether the call happened; what
-//! it says about the metadata is copied to LMDB afterwards, before the next record. Segments are prepared ahead,
-//! beside the writer, so that a write never waits for a file to grow.
+//! Every call of [`write`](SegmentLog::write) is one record. The record alone decides whether the call succeeded; its
+//! metadata is copied to LMDB afterwards, before the next record. Segments are prepared in advance, in the background,
+//! so that a write never waits for a file to grow.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -20,18 +21,18 @@ use super::segment::{OpenSegment, Segment};
 use super::writer::Writer;
 use crate::files::{SegmentOperations, io_error};
 
-/// The log of one directory, and the metadata beside it.
+/// The log of one directory, and its metadata.
 pub(super) struct SegmentLog<M> {
     shared: Arc<Shared>,
     metadata: M,
-    /// `None` before it was loaded, and after a write that failed: what is on disk is not known then.
+    /// `None` before it was loaded, and after a failed write: the state on disk is unknown then.
     writer: Option<Writer>,
-    /// Whether it was told that the last record is dropped. Loading again finds the same.
+    /// Whether the log has reported that the last record is dropped. Loading again finds the same.
     torn_told: bool,
 }
 
 impl<M: MetadataStore> SegmentLog<M> {
-    /// The log in `directory`, which is there. Nothing is read before [`load`](Self::load).
+    /// The log in `directory`, which exists. It reads nothing before [`load`](Self::load).
     pub(super) fn new(
         directory: PathBuf,
         operations: Arc<dyn SegmentOperations>,
@@ -42,9 +43,9 @@ impl<M: MetadataStore> SegmentLog<M> {
         SegmentLog { shared: Arc::new(shared), metadata, writer: None, torn_told: false }
     }
 
-    /// Reads and checks everything, and changes nothing before all of it was found right.
+    /// Reads and checks everything, and changes nothing before all of it was found valid.
     pub(super) fn load(&mut self) -> Result<StoredState, StorageError> {
-        // Waits for what it may still be doing.
+        // Waits for background work in progress.
         self.writer = None;
         let (metadata, start) = self.metadata.load()?;
         let start = match start {
@@ -60,14 +61,14 @@ impl<M: MetadataStore> SegmentLog<M> {
             );
         }
         let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
-        // A name may be from the system's cache as well: a flush of the directory that failed leaves it there.
+        // A name may be only in the cache of the system as well: a failed flush of the directory leaves it there.
         operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
         let current = tail.segment.open_to_write(&**operations)?;
         if let Some((offset, record)) = &tail.last_record
             && !raftify_core::mutated!(LastRecordIsNotFlushedAgain)
         {
-            // It may have been read from the system's cache, where a failed flush leaves what is not on the disk.
-            // Written and flushed once more, it is: before anything that relies on it.
+            // The record may have been read from the cache of the system, where a failed flush leaves data that is not
+            // on the disk. It is written and flushed again, before any operation relies on it.
             let OpenSegment { segment, file } = &current;
             let path = &segment.path;
             file.write_all_at(record, *offset).map_err(io_error("write to", path))?;
@@ -91,7 +92,7 @@ impl<M: MetadataStore> SegmentLog<M> {
         Ok(state)
     }
 
-    /// Makes the first two segments of a new directory, and then says in the metadata that there is a log.
+    /// Creates the first two segments of a new directory, and then records in the metadata that there is a log.
     fn begin(&self, metadata: &Metadata) -> Result<LogStart, StorageError> {
         let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
         for path in recovery::check_not_begun(&self.shared, metadata)? {
@@ -105,7 +106,7 @@ impl<M: MetadataStore> SegmentLog<M> {
         Ok(start)
     }
 
-    /// One record, one flush: all of `writes` or nothing. Metadata that changed go to LMDB as well, afterwards.
+    /// One record, one flush: all of `writes` or nothing. Changed metadata is copied to LMDB afterwards.
     pub(super) fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
         let Some(mut writer) = self.writer.take() else {
             let reason =
@@ -135,7 +136,7 @@ impl<M: MetadataStore> SegmentLog<M> {
         if has_metadata {
             let start = self.start_of_what_is_needed(&writer);
             self.metadata.store(&Metadata::of(&writer.state), start)?;
-            // Only now may anything of the log be destroyed.
+            // Only now may any part of the log be destroyed.
             writer.release(&self.shared, start.segment);
         }
         writer.prepare_ahead(&self.shared)?;
@@ -143,7 +144,7 @@ impl<M: MetadataStore> SegmentLog<M> {
         Ok(())
     }
 
-    /// Where replaying has to begin after the record that was just written.
+    /// Where replaying must begin after the record that was just written.
     fn start_of_what_is_needed(&self, writer: &Writer) -> LogStart {
         let table = self.shared.table();
         let first = table.as_ref().and_then(|table| {
@@ -161,7 +162,7 @@ impl<M: MetadataStore> SegmentLog<M> {
     }
 }
 
-/// What `writes` come to, all together, and the state after them.
+/// The combined effect of `writes`, and the state after them.
 fn merge<'a>(before: &StoredState, writes: &'a [Write]) -> Result<(StoredState, Change<'a>), StorageError> {
     let mut state = before.clone();
     let mut reset = false;

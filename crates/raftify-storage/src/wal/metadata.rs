@@ -1,5 +1,6 @@
-//! The rare part of what is stored: written into the log's record like everything else, and then copied to LMDB, so
-//! that the record can be recycled. Here: what it is, its bytes in a record, and its place in LMDB.
+//! The rarely written part of the stored state: written into the record of the log like everything else, and then
+//! copied to LMDB, so that the record can be recycled. This module has its type, its encoding in a record, and its keys
+//! in LMDB.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::fields::{Damage, Fields, put_number, put_position};
 use crate::lmdb::Tables;
 use crate::lmdb::values::{self, MetaKey};
 
-/// Everything that [`StoredState`] has besides log and hard state.
+/// All fields of [`StoredState`] except log and hard state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Metadata {
     pub(super) identity: Option<Identity>,
@@ -45,7 +46,8 @@ impl Metadata {
             && one.remembered == other.remembered
     }
 
-    /// The whole of it: flags, truncated position, then what the flags say is there, each with its length.
+    /// The whole encoding: flags, truncated position, then the fields that the flags say are present, each with its
+    /// length.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![0];
         put_position(&mut out, self.truncated);
@@ -102,32 +104,32 @@ impl Metadata {
     }
 }
 
-/// Where replaying the log begins, and how far it goes at least. Everything before is of no use any more.
+/// Where replaying the log begins, and its minimum end. Everything before it is of no use any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LogStart {
     /// The first segment that is needed.
     pub(super) segment: u64,
     /// The sequence number of its first record.
     pub(super) sequence: u64,
-    /// The record that the metadata are from, 0 for none. It must be in the log, and what comes before it as well.
+    /// The record that the metadata is from, 0 for none. The log must contain it and all records before it.
     pub(super) as_of: u64,
 }
 
-/// Keeps metadata and the start of the log together: both change at once or not at all.
+/// Keeps metadata and the start of the log together: both change atomically.
 pub(crate) trait MetadataStore: Send + 'static {
-    /// What is there. The start is `None` if the log was never begun.
+    /// The stored content. The start is `None` if the log was never created.
     fn load(&self) -> Result<(Metadata, Option<LogStart>), StorageError>;
 
     /// Durable when it returns.
     fn store(&self, metadata: &Metadata, start: LogStart) -> Result<(), StorageError>;
 
-    /// Checks that they can still be found where they were stored.
+    /// Checks that the path still leads to the store.
     fn check(&self) -> Result<(), StorageError> {
         Ok(())
     }
 }
 
-/// In LMDB, under the same keys as `HeedStorage` has them.
+/// In LMDB, under the same keys as in `HeedStorage`.
 impl MetadataStore for Tables {
     fn load(&self) -> Result<(Metadata, Option<LogStart>), StorageError> {
         self.environment().read(|txn| {

@@ -1,10 +1,10 @@
-//! Where entries are: kept in memory, 16 bytes for each.
+//! The offsets of entries: kept in memory, 16 bytes for each.
 
 use std::collections::VecDeque;
 
 use raftify_core::LogIndex;
 
-/// Where an entry's frame is.
+/// The offset of the frame of an entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EntryOffset {
     pub(super) segment: u64,
@@ -12,7 +12,7 @@ pub(super) struct EntryOffset {
     pub(super) payload_bytes: u32,
 }
 
-/// Where all entries are, one for each index from `first` on.
+/// The offsets of all entries, one for each index from `first` on.
 #[derive(Debug, Default)]
 pub(super) struct EntryOffsets {
     pub(super) first: LogIndex,
@@ -25,7 +25,7 @@ impl EntryOffsets {
         LogIndex(self.first.0 + self.offsets.len() as u64)
     }
 
-    /// Puts `offsets` from `first` on, in place of everything from there on.
+    /// Replaces everything from `first` on by `offsets`.
     pub(super) fn replace(&mut self, first: LogIndex, offsets: impl Iterator<Item = EntryOffset>) {
         let kept = first.0.saturating_sub(self.first.0);
         self.offsets.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
@@ -35,7 +35,7 @@ impl EntryOffsets {
         self.offsets.extend(offsets);
     }
 
-    /// Forgets everything up to `truncated`.
+    /// Drops everything up to `truncated`.
     pub(super) fn forget(&mut self, truncated: LogIndex) {
         let first = truncated.next();
         let gone = (first.0.saturating_sub(self.first.0)).min(self.offsets.len() as u64);

@@ -1,5 +1,5 @@
-//! What the writer and the readers of a log share, and how entries are read beside the writer: an entry's offset is found
-//! in a table in memory, and the entry in its file.
+//! The state that the writer and the readers of a log share, and the reading of entries concurrently with the writer:
+//! the reader finds the offset of an entry in a table in memory, and the entry in its file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,15 +17,15 @@ use crate::files::{SegmentFile, SegmentOperations, io_error};
 /// How many segments stay open for readers. A read from another segment opens it.
 const OPEN_FOR_READERS_MAX: usize = 4;
 
-/// What the writer and the readers have in common.
+/// The state that the writer and the readers share.
 pub(super) struct Shared {
     pub(super) directory: PathBuf,
     pub(super) operations: Arc<dyn SegmentOperations>,
-    /// The size of all segments but those for a record that is larger.
+    /// The size of all segments except those for a larger record.
     pub(super) segment_bytes: u64,
     /// `None` before it was loaded. The lock is never held while a file is read or written.
     table: RwLock<Option<Table>>,
-    /// Files for readers, by the number of the segment; the one that was used last is the last.
+    /// Files for readers, by the number of the segment; the most recently used is the last.
     open: Mutex<Vec<(u64, Arc<dyn SegmentFile>)>>,
 }
 
@@ -38,7 +38,7 @@ impl Shared {
         Shared { directory, operations, segment_bytes, table: RwLock::new(None), open: Mutex::default() }
     }
 
-    /// Lets the readers see a log that was found right.
+    /// Makes a valid log visible to the readers.
     pub(super) fn show(&self, state: &StoredState, offsets: EntryOffsets, segments: BTreeMap<u64, Held>) {
         let (truncated, last) = (state.truncated, state.last);
         *self.table_mut() = Some(Table { truncated, last, offsets, segments });
@@ -59,7 +59,7 @@ impl Shared {
                 Arc::from(self.operations.read_segment(path).map_err(io_error("open", path))?)
             }
         };
-        // One that is let go meanwhile would keep its room on the disk for as long as it is open.
+        // An open file of a segment that is released meanwhile would keep its disk space.
         let table = self.table();
         if table.as_ref().is_some_and(|table| table.segments.contains_key(&segment.number)) {
             let mut open = self.open();
@@ -76,7 +76,7 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing that is done under the lock can panic half way: it is as good as never poisoned.
+    /// No operation under the lock can panic half way, so that the lock is in effect never poisoned.
     pub(super) fn table(&self) -> RwLockReadGuard<'_, Option<Table>> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,7 +86,7 @@ impl Shared {
     }
 }
 
-/// Where everything is.
+/// The segments and the offsets of entries.
 pub(super) struct Table {
     pub(super) truncated: LogPosition,
     pub(super) last: LogPosition,
@@ -102,13 +102,13 @@ pub(super) struct Held {
     pub(super) segment: Arc<Segment>,
 }
 
-/// Reads entries beside the writer.
+/// Reads entries concurrently with the writer.
 #[derive(Clone)]
 pub(super) struct SegmentReader {
     pub(super) shared: Arc<Shared>,
 }
 
-/// Entries that stand one after the other in one segment.
+/// Consecutive entries in one segment.
 struct Run {
     segment: Arc<Segment>,
     offset: u64,
@@ -135,7 +135,7 @@ impl SegmentReader {
         Ok(entries)
     }
 
-    /// Where to read. None of the segments is recycled or removed until the plan is dropped.
+    /// The files and offsets to read. None of the segments is recycled or deleted until the plan is dropped.
     fn plan(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Run>, StorageError> {
         let table = self.shared.table();
         let Some(table) = &*table else {

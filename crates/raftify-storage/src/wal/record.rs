@@ -1,5 +1,5 @@
-//! The records of a segment, to the byte. One record is one call of `write`, and there as a whole or not at all.
-//! `docs/disk-format.md` tells it to people.
+//! The encoding of the records of a segment. One record is one call of `write`, and is stored completely or not at all.
+//! `docs/disk-format.md` describes it.
 
 use bytes::Bytes;
 use raftify_core::{Entry, EntryKind, HardState, LogIndex, LogPosition, NodeId, Term};
@@ -8,7 +8,7 @@ use super::metadata::Metadata;
 use super::segment::Generation;
 use crate::fields::{Damage, Fields, put_number};
 
-/// Everything of a record but metadata and entries.
+/// The size of a record without metadata and entries.
 pub(super) const HEADER_BYTES: usize = 64;
 
 /// Records begin at multiples of this many bytes.
@@ -20,28 +20,28 @@ pub(super) const ENTRY_FRAME_BYTES: usize = 4 + 4 + 1 + 8;
 /// The only flag.
 const RESET: u32 = 1;
 
-/// What one call of `write` changes.
+/// The changes of one call of `write`.
 #[derive(Debug)]
 pub(super) struct Change<'a> {
-    /// All entries from before are forgotten.
+    /// All earlier entries are dropped.
     pub(super) reset: bool,
-    /// Replace everything from the first one's index on. Without a gap.
+    /// The entries that replace everything from the index of the first one on. Without a gap.
     pub(super) entries: Vec<&'a Entry>,
-    /// As it is afterwards.
+    /// The hard state after the change.
     pub(super) hard_state: HardState,
-    /// As they are afterwards, if they changed.
+    /// The metadata after the change, if it changed.
     pub(super) metadata: Option<Vec<u8>>,
 }
 
 impl Change<'_> {
-    /// How long its record is, without what is left free after it.
+    /// The length of its record, without the padding after it.
     pub(super) fn record_bytes(&self) -> u64 {
         let metadata = self.metadata.as_ref().map_or(0, Vec::len);
         let entries: usize = self.entries.iter().map(|entry| entry_bytes(entry)).sum();
         (HEADER_BYTES + metadata + entries) as u64
     }
 
-    /// Its record, into the empty `out`. The caller has made sure that its length fits into 32 bits.
+    /// Encodes its record into the empty `out`. The caller ensures that its length fits into 32 bits.
     pub(super) fn encode(&self, generation: Generation, sequence: u64, out: &mut Vec<u8>) {
         out.resize(HEADER_BYTES, 0);
         out.extend_from_slice(self.metadata.as_deref().unwrap_or_default());
@@ -83,7 +83,7 @@ fn entry_checksum(generation: Generation, index: LogIndex, rest: &[u8]) -> u32 {
     generation.checksum(&[&index.0.to_be_bytes(), rest])
 }
 
-/// A record's header whose checksum fits to the segment's generation.
+/// The header of a record whose checksum matches the generation of the segment.
 #[derive(Debug)]
 pub(super) struct Header {
     body_checksum: u32,
@@ -97,7 +97,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// The header at the beginning of `bytes`, or in what way it is none.
+    /// The header at the beginning of `bytes`, or the reason why there is none.
     pub(super) fn decode(generation: Generation, bytes: &[u8]) -> Result<Header, Damage> {
         let header =
             bytes.get(..HEADER_BYTES).ok_or_else(|| Damage::Content("no record fits there".into()))?;
@@ -124,12 +124,12 @@ impl Header {
         })
     }
 
-    /// The sequence number that would stand in a header here, checked or not.
+    /// The sequence number at its offset in a header, checked or not.
     pub(super) fn sequence_at(bytes: &[u8]) -> Option<u64> {
         bytes.get(16..24).and_then(|field| Fields(field).number().ok())
     }
 
-    /// How long the record is, without what is left free after it.
+    /// The length of the record, without the padding after it.
     pub(super) fn record_bytes(&self) -> u64 {
         HEADER_BYTES as u64 + u64::from(self.body_bytes)
     }
@@ -147,7 +147,7 @@ impl Header {
         Ok(body)
     }
 
-    /// Reads a body whose checksum was right. Whatever is wrong with it now is no torn write.
+    /// Decodes a body whose checksum was valid. Any error in it now is not a torn write.
     pub(super) fn content(&self, body: &[u8]) -> Result<Content, Damage> {
         if self.flags & !RESET != 0 {
             return Err(Damage::Content(format!("it has unknown flags {:#x}", self.flags)));
@@ -179,7 +179,7 @@ impl Header {
     }
 }
 
-/// What is in a record, but for the payloads.
+/// The content of a record, without the payloads.
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) reset: bool,
@@ -187,7 +187,7 @@ pub(super) struct Content {
     pub(super) entries: Vec<EntryInRecord>,
 }
 
-/// An entry, and where its frame begins.
+/// An entry, and the offset of its frame.
 #[derive(Debug)]
 pub(super) struct EntryInRecord {
     pub(super) position: LogPosition,
@@ -200,7 +200,7 @@ struct EntryFrame<'a> {
     kind: u8,
     term: Term,
     payload_bytes: u32,
-    /// Everything under the checksum.
+    /// All bytes that the checksum covers.
     checked: &'a [u8],
 }
 
@@ -250,7 +250,7 @@ pub(super) fn decode_entry(generation: Generation, index: LogIndex, bytes: &Byte
     })
 }
 
-/// Reads all of a record: what recovery believes of it can be read as entries.
+/// Decodes the whole record: if recovery accepts a record, its entries can be read.
 #[cfg(feature = "testing")]
 pub(super) fn read(generation: Generation, bytes: &[u8]) {
     let Ok(header) = Header::decode(generation, bytes) else { return };
@@ -259,12 +259,12 @@ pub(super) fn read(generation: Generation, bytes: &[u8]) {
     let record = Bytes::copy_from_slice(&bytes[..HEADER_BYTES + body.len()]);
     for entry in content.entries {
         let end = entry.offset + ENTRY_FRAME_BYTES + entry.payload_bytes as usize;
-        // Its own checksum may not fit; its offset does.
+        // Its own checksum may be invalid; its offset is valid.
         let _ = decode_entry(generation, entry.position.index, &record.slice(entry.offset..end));
     }
 }
 
-/// The same bytes as a record to which header and checksums fit, as far as there are enough of them.
+/// The same bytes as a record with a valid header and valid checksums, if there are enough of them.
 #[cfg(feature = "testing")]
 pub(super) fn with_checksums(generation: Generation, bytes: &[u8]) -> Vec<u8> {
     let mut record = bytes.to_vec();

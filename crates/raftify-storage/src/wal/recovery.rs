@@ -1,9 +1,9 @@
-//! Reading a log from its beginning to its end, and telling an end from damage.
+//! Reads a log from its beginning to its end, and distinguishes the end from damage.
 //!
-//! The log ends at the first place without a valid record of the expected sequence number. Only the last record can
-//! have been torn by a crash, because the next one is written only after it was durable. So whatever proves that a
-//! later one was written proves that this place is damaged: a later record in this or a later segment, or metadata
-//! that are from a later one.
+//! The log ends at the first offset without a valid record of the expected sequence number. Only the last record can be
+//! torn by a crash, because the next one is written only after it was durable. So any proof that a later record was
+//! written proves that this offset is damaged: a later record in this or a later segment, or metadata from a later
+//! record.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -22,7 +22,7 @@ use crate::fields::Damage;
 use crate::files::io_error;
 use crate::layout::segments::{self, Name};
 
-/// A log that was found right.
+/// A log that was found valid.
 pub(super) struct Recovered {
     pub(super) state: StoredState,
     pub(super) offsets: EntryOffsets,
@@ -33,13 +33,13 @@ pub(super) struct Recovered {
     /// Files that are of no use.
     pub(super) leftovers: Vec<PathBuf>,
     pub(super) tail: Tail,
-    /// Where a record was begun after the last one.
+    /// Where a record was started after the last one.
     pub(super) torn: Option<Torn>,
-    /// The record whose metadata have not reached LMDB.
+    /// The record whose metadata has not reached LMDB.
     pub(super) metadata_from: Option<u64>,
 }
 
-/// Where the log goes on.
+/// Where the log continues.
 pub(super) struct Tail {
     pub(super) segment: Arc<Segment>,
     pub(super) offset: u64,
@@ -48,8 +48,8 @@ pub(super) struct Tail {
     pub(super) last_record: Option<(u64, Vec<u8>)>,
 }
 
-/// Checks that no log was ever begun here, where LMDB knows of none. Returns the files that were left by a
-/// crash between making the first segments and saying so.
+/// Checks that no log was ever created here, if LMDB knows of none. Returns the files that a crash left between the
+/// creation of the first segments and its record in LMDB.
 pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Vec<PathBuf>, StorageError> {
     let directory = &shared.directory;
     let paths = shared.operations.list(directory).map_err(io_error("list", directory))?;
@@ -73,7 +73,7 @@ pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Ve
     Ok(left)
 }
 
-/// Whether segment `number` begins with a record. There may be any in one that cannot be read.
+/// Whether segment `number` begins with a record. A segment that cannot be read may contain records.
 fn has_records(shared: &Shared, number: u64) -> Result<bool, StorageError> {
     let (segment, content) = Segment::read(&*shared.operations, &shared.directory, number, LogIndex(1))?;
     let records = content.get(segment::HEADER_BYTES as usize..).unwrap_or_default();
@@ -128,7 +128,7 @@ pub(super) fn recover(
         return Err(replay.damage(&reason));
     }
     if replay.last_record.is_some() && replay.ahead.is_empty() {
-        // Each was made before the one before it was used.
+        // Each segment was created before the one before it was used.
         return Err(replay.missing(shared, last + 1));
     }
     replay.finish(shared, start, leftovers)
@@ -142,7 +142,7 @@ struct End {
     reason: String,
 }
 
-/// Where a record was begun and not written to its end.
+/// Where a record was started and not completely written.
 pub(super) struct Torn {
     end: End,
     next: LogIndex,
@@ -168,12 +168,12 @@ struct Replay {
     last_record: Option<(u64, Vec<u8>)>,
     /// After the last record so far.
     end: End,
-    /// A record there that was begun.
+    /// A record that was started there.
     torn: Option<End>,
 }
 
 impl Replay {
-    /// Replays the records of one segment, which follows the one before.
+    /// Replays the records of one segment, which follows the previous one.
     fn segment(&mut self, segment: Segment, content: &[u8]) -> Result<(), StorageError> {
         let first_sequence = self.expected;
         let mut offset = segment::HEADER_BYTES;
@@ -206,7 +206,8 @@ impl Replay {
             let held = Held { first_sequence, segment: Arc::new(segment) };
             self.held.insert(held.segment.number, held);
         } else {
-            // If the later record is the first one here, the segment before ends too early; else this one.
+            // If the later record is the first one in this segment, the segment before ends too early; otherwise this
+            // one.
             if later.is_some_and(|(at, _)| at > offset) {
                 self.end = end;
             }
@@ -308,7 +309,7 @@ impl Replay {
         }
         let segment = match self.held.last_key_value() {
             Some((_, held)) => Arc::clone(&held.segment),
-            // No record was ever written: the first one goes to the beginning.
+            // No record was ever written: the first one is written at the beginning.
             None => {
                 let first = self.ahead.pop_front();
                 let segment = first.expect("the loop over the segments begins with one, or fails");
@@ -336,7 +337,7 @@ impl Replay {
         })
     }
 
-    /// The index that would come next.
+    /// The index of the next entry.
     fn next_index(&self) -> LogIndex {
         self.offsets.end().max(self.metadata.truncated.index.next())
     }
@@ -382,7 +383,7 @@ fn later_record(generation: Generation, content: &[u8], offset: u64, expected: u
     let offsets = (offset as usize..content.len()).step_by(record::ALIGNMENT as usize);
     offsets
         .map(|at| (at, &content[at..]))
-        // Few bytes that are no record look like a number from this range, so that few checksums are calculated.
+        // Few bytes that are not a record look like a number in this range, so that few checksums are calculated.
         .filter(|(_, bytes)| {
             Header::sequence_at(bytes)
                 .is_some_and(|sequence| sequence.wrapping_sub(expected + 1) < content.len() as u64)

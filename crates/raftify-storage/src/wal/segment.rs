@@ -1,5 +1,5 @@
-//! One file of the log: its header, and how it comes to be. A file that has a segment's name is whole: its header, its
-//! zeros or its earlier generation's bytes are durable before it gets the name, and it never grows.
+//! One file of the log: its header, and its creation. A file with the name of a segment is complete: its header, and
+//! its zeros or the bytes of its earlier generation, are durable before it gets the name, and it never grows.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,41 +18,42 @@ const VERSION: u32 = 1;
 /// The header ends with zeros up to here; the first record follows.
 pub(super) const HEADER_BYTES: u64 = 64;
 
-/// How much is zeroed by one write. Linux keeps what is written at once in pages as large as that, and syncing a few
-/// bytes takes longer the larger the page is in which they lie.
+/// How many bytes are zeroed by one write. Linux caches the bytes of one write in pages of up to that size, and syncing
+/// a few bytes takes longer if their page is larger.
 const ZEROS_BYTES: usize = 16 << 10;
 
-/// What is under every checksum of a segment, drawn anew for each generation of its file. So a record of an earlier generation, or
-/// one that a user has put into a payload, never passes for one of this generation.
+/// A number that is included in every checksum of a segment, generated at random for each generation of its file. A
+/// record of an earlier generation, or one that a user has put into a payload, is therefore never valid in this
+/// generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Generation(pub(super) u64);
 
 impl Generation {
-    /// The checksum over `parts`, one after the other.
+    /// The checksum over `parts`, in this order.
     pub(super) fn checksum(self, parts: &[&[u8]]) -> u32 {
         let salt = crc32c::crc32c(&self.0.to_be_bytes());
         parts.iter().fold(salt, |checksum, part| crc32c::crc32c_append(checksum, part))
     }
 }
 
-/// A segment with a valid header. Its file is opened when it is needed: there may be more segments than a process may have
-/// files open.
+/// A segment with a valid header. Its file is opened when needed: there may be more segments than files that a process
+/// may have open.
 pub(super) struct Segment {
-    /// Counts all segments that a directory ever had.
+    /// Counts all segments that a directory has ever had.
     pub(super) number: u64,
     pub(super) generation: Generation,
     pub(super) size_bytes: u64,
     pub(super) path: PathBuf,
 }
 
-/// A segment with its file, to be written to.
+/// A segment with its file, open for writing.
 pub(super) struct OpenSegment {
     pub(super) segment: Arc<Segment>,
     pub(super) file: Box<dyn SegmentFile>,
 }
 
 impl Segment {
-    /// Makes a new one, zeroed, in place of any that has the number.
+    /// Creates a new, zeroed segment, and replaces any that has the number.
     pub(super) fn create(
         operations: &dyn SegmentOperations,
         directory: &Path,
@@ -80,8 +81,8 @@ impl Segment {
         Ok(OpenSegment { segment, file })
     }
 
-    /// Makes a new one of one that is not needed any more, with its `file`. What is in it stays; its checksums do not fit
-    /// to the new generation.
+    /// Makes a new segment from a recyclable one, with its `file`. The old content stays; its checksums are invalid in
+    /// the new generation.
     pub(super) fn recycle(
         self,
         file: Box<dyn SegmentFile>,
@@ -98,7 +99,7 @@ impl Segment {
         Ok(OpenSegment { segment, file })
     }
 
-    /// Gives it its name, durably.
+    /// Gives the file its name, durably.
     fn named(
         self,
         operations: &dyn SegmentOperations,
@@ -119,7 +120,7 @@ impl Segment {
         Ok(OpenSegment { segment: self, file })
     }
 
-    /// Reads all of the one with `number`. What is wrong with it concerns the log from `next` on.
+    /// Reads the whole segment `number`. Damage in it concerns the log from `next` on.
     pub(super) fn read(
         operations: &dyn SegmentOperations,
         directory: &Path,

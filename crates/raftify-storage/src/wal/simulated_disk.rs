@@ -1,8 +1,8 @@
-//! A disk in memory that keeps a journal of what it was asked, can be cut off after any of it, and can fail.
+//! A disk in memory that keeps a journal of its operations, can be cut off after any of them, and can fail.
 //!
-//! What was not flushed when the power went is there afterwards, or not, or in part: sector by sector in any choice, and
-//! torn within a sector. Names that were not flushed are there or not, in any choice; a rename is never half done. The
-//! metadata stand for LMDB: a transaction happens as a whole or not at all.
+//! Data that was not flushed before a power failure may be there afterwards, or missing, or partly there: sector by
+//! sector in any combination, and torn within a sector. Names that were not flushed are there or not, in any
+//! combination; a rename is atomic. The metadata stands for LMDB: a transaction is atomic.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,10 +14,10 @@ use raftify_core::StorageError;
 use super::metadata::{LogStart, Metadata, MetadataStore};
 use crate::files::{NameOperations, SegmentFile, SegmentOperations, Work, io_error};
 
-/// Smaller than a real one, so that there are more of them in a small file.
+/// Smaller than on a real disk, so that a small file has more sectors.
 const SECTOR_BYTES: u64 = 64;
 
-/// The same numbers from the same seed.
+/// The same numbers for the same seed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rng(pub(super) u64);
 
@@ -32,16 +32,16 @@ impl Rng {
     }
 }
 
-/// What becomes of that which was not flushed.
+/// The fate of unflushed data.
 #[derive(Clone, Debug)]
 pub(super) enum Loss {
     /// All of it is lost.
     All,
-    /// None of it is.
+    /// None of it is lost.
     Nothing,
-    /// This many bytes are there, in the order of writing, and the names.
+    /// This many bytes survive, in the order of writing, and the names.
     AfterBytes(u64),
-    /// Anything.
+    /// Any part survives.
     Random(Rng),
 }
 
@@ -52,7 +52,7 @@ enum Operation {
     Create(PathBuf, FileId),
     Write(FileId, u64, Vec<u8>),
     Sync(FileId),
-    /// The system gave up what it had not written, but still shows it.
+    /// The system dropped unwritten data, but still shows it.
     FailedSync(FileId),
     Rename(PathBuf, PathBuf, FileId),
     Remove(PathBuf),
@@ -81,7 +81,7 @@ impl Image {
         match operation {
             Operation::Create(path, file) => drop(self.names.insert(path.clone(), *file)),
             Operation::Rename(from, to, file) => {
-                // If it is there and the creation is not, another file may still have the old name.
+                // If the rename survives and the creation does not, another file may still have the old name.
                 if self.names.get(from) == Some(file) {
                     self.names.remove(from);
                 }
@@ -93,7 +93,7 @@ impl Image {
     }
 }
 
-/// A write that is not certain to be on the disk; `None` for bytes that were written over since.
+/// A write that may not be on the disk; `None` for bytes that were overwritten since.
 #[derive(Clone)]
 struct Pending {
     file: FileId,
@@ -104,16 +104,16 @@ struct Pending {
 
 #[derive(Default)]
 struct State {
-    /// What the process sees.
+    /// The content that the process sees.
     live: Image,
-    /// What was there at the beginning of the journal.
+    /// The content at the beginning of the journal.
     begin: Image,
     journal: Vec<Operation>,
-    /// Counts all that can fail.
+    /// Counts all operations that can fail.
     asked: u64,
     fail_at: Option<u64>,
     full: bool,
-    /// What is to be done beside the caller is done when it is waited for; otherwise at once.
+    /// Whether background work is done only when it is waited for; otherwise it is done at once.
     lazy: bool,
     /// The random numbers that the log asks for.
     random: Rng,
@@ -138,7 +138,7 @@ impl SimulatedDisk {
         self.state().journal.len()
     }
 
-    /// How often it was asked for something that could fail.
+    /// How many operations that could fail were requested.
     pub(super) fn asked(&self) -> u64 {
         self.state().asked
     }
@@ -203,7 +203,7 @@ impl SimulatedDisk {
         (image, pending, names)
     }
 
-    /// The disk as it is found after the power went when the first `length` operations had been begun.
+    /// The disk after a power failure when the first `length` operations had started.
     pub(super) fn after_power_loss(&self, length: usize, loss: &Loss) -> SimulatedDisk {
         let (mut image, pending, names) = self.replay(length);
         let mut left = match loss {
@@ -214,7 +214,7 @@ impl SimulatedDisk {
             Loss::Random(rng) => rng.clone(),
             _ => Rng(0),
         };
-        // How likely something is to survive is different each time, so that there are all mixtures.
+        // The probability of survival is different each time, which gives all mixtures.
         let survive = rng.below(5);
         for Pending { file, offset, data, .. } in pending {
             let mut torn_at = u64::MAX;
@@ -267,8 +267,8 @@ impl SimulatedDisk {
         })))
     }
 
-    /// The disk as it is when the process ended after the first `length` operations: nothing is lost, and no more is
-    /// flushed than was.
+    /// The disk when the process ended after the first `length` operations: no data is lost, and no further data is
+    /// flushed.
     #[cfg(feature = "simulation")]
     pub(super) fn after_process_end(&self, length: usize) -> SimulatedDisk {
         let live = self.after_power_loss(length, &Loss::Nothing).state().live.clone();
@@ -283,7 +283,7 @@ impl SimulatedDisk {
         })))
     }
 
-    /// Begins the journal anew, if all in it is durable. Whether it is.
+    /// Starts a new journal, if everything in it is durable. Returns whether it is.
     #[cfg(feature = "simulation")]
     pub(super) fn forget_journal(&self) -> bool {
         let (image, pending, names) = self.replay(self.journal_length());
@@ -296,7 +296,7 @@ impl SimulatedDisk {
         is_durable
     }
 
-    /// Turns a bit wherever this byte of a file is, flushed or not.
+    /// Flips a bit of this byte of a file everywhere, flushed or not.
     #[cfg(feature = "simulation")]
     pub(super) fn turn_bit(&self, file: FileId, at: u64, mask: u8) {
         let mut state = self.state();
@@ -316,8 +316,7 @@ impl SimulatedDisk {
         }
     }
 
-    /// What was written after the first `from` operations: into which file, from where on, and how many bytes that are
-    /// not all zero.
+    /// The writes after the first `from` operations: the file, the offset, and how many bytes that are not all zero.
     #[cfg(feature = "simulation")]
     pub(super) fn written_since(&self, from: usize) -> Vec<(FileId, u64, u64)> {
         let state = self.state();
@@ -330,7 +329,7 @@ impl SimulatedDisk {
         written.collect()
     }
 
-    /// The random numbers that the log asks for follow from this seed.
+    /// The seed of the random numbers that the log asks for.
     #[cfg(feature = "simulation")]
     pub(super) fn seed_random(&self, seed: u64) {
         self.state().random = Rng(seed);
@@ -339,12 +338,12 @@ impl SimulatedDisk {
 
 #[cfg(test)]
 impl SimulatedDisk {
-    /// The files, as the process sees them.
+    /// The paths of the files, as the process sees them.
     pub(super) fn names(&self) -> Vec<PathBuf> {
         self.state().live.names.keys().cloned().collect()
     }
 
-    /// How many files were ever made.
+    /// How many files were ever created.
     pub(super) fn files(&self) -> usize {
         self.state().live.files.len()
     }
@@ -367,7 +366,7 @@ impl SimulatedDisk {
         pending.iter().map(|pending| pending.data.len() as u64).sum()
     }
 
-    /// Changes one byte of a file behind the log's back.
+    /// Changes one byte of a file without the log.
     pub(super) fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();
         let file = state.live.names[path];

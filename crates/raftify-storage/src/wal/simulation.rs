@@ -1,8 +1,8 @@
-//! The segment log on a disk in memory that loses power, fails, fills up and is damaged: for the simulator. Not for users:
-//! it changes without notice.
+//! The segment log on a disk in memory with power failures, errors, exhausted space and damage: for the simulator. Not
+//! for users: it changes without notice.
 //!
-//! The log is the one of [`WalStorage`](crate::WalStorage). What that keeps in LMDB is kept by the disk, where a transaction
-//! happens as a whole or not at all; snapshots are not here.
+//! The log is the one of [`WalStorage`](crate::WalStorage). The disk keeps the data that `WalStorage` keeps in LMDB,
+//! and its transactions are atomic; there are no snapshots.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,38 +15,38 @@ use super::reader::SegmentReader;
 use super::segment;
 use super::simulated_disk::{FileId, Loss, Rng, SimulatedDisk};
 
-/// Small enough that every node goes through several.
+/// Small enough that every node uses several segments.
 const SEGMENT_BYTES: u64 = 8 << 10;
 
-/// A journal longer than that is begun anew as soon as all in it is durable.
+/// A journal longer than this starts again as soon as everything in it is durable.
 const JOURNAL_MAX: usize = 256;
 
-/// What became of a write that was under way.
+/// The state of an interrupted write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// Before it had begun.
+    /// It had not started.
     Before,
-    /// In the midst of it.
+    /// It was in progress.
     Within,
-    /// When all was done, and had not been told yet.
+    /// It was complete, but not yet reported.
     After,
 }
 
-/// A log and its disk. One seed decides about all that is left open.
+/// A log and its disk. One seed determines all random choices.
 pub struct SimulatedLog {
     disk: SimulatedDisk,
     log: SegmentLog<SimulatedDisk>,
     rng: Rng,
     is_full: bool,
-    /// Where records are that were acknowledged, in the order in which they were written.
+    /// The offsets of acknowledged records, in the order in which they were written.
     records: Vec<(FileId, u64, u64)>,
-    /// Up to where the journal was looked through for them.
+    /// Up to where the journal was searched for them.
     seen: usize,
     journal_max: usize,
 }
 
 impl SimulatedLog {
-    /// On an empty disk.
+    /// A log on an empty disk.
     pub fn new(seed: u64) -> SimulatedLog {
         let mut rng = Rng(seed);
         let disk = SimulatedDisk::new(rng.below(2) == 0);
@@ -62,10 +62,10 @@ impl SimulatedLog {
         }
     }
 
-    /// A process begins to work with what it finds.
+    /// A process starts with the present content.
     ///
     /// # Errors
-    /// As of [`StableStorage::load`](raftify_core::StableStorage::load).
+    /// As for [`StableStorage::load`](raftify_core::StableStorage::load).
     pub fn load(&mut self) -> Result<StoredState, StorageError> {
         let state = self.log.load()?;
         self.find_records(Found::Acknowledged);
@@ -75,7 +75,7 @@ impl SimulatedLog {
     /// Durable when it returns.
     ///
     /// # Errors
-    /// As of [`StableStorage::write`](raftify_core::StableStorage::write).
+    /// As for [`StableStorage::write`](raftify_core::StableStorage::write).
     pub fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
         let written = self.log.write(writes);
         self.find_records(if written.is_ok() { Found::Acknowledged } else { Found::Uncertain });
@@ -89,10 +89,10 @@ impl SimulatedLog {
         written
     }
 
-    /// One of the next operations fails, once, if there are as many.
+    /// One of the next operations fails, once, if there are enough of them.
     ///
     /// # Errors
-    /// What comes of it.
+    /// The resulting error.
     pub fn write_and_fail(&mut self, writes: &[Write]) -> Result<(), StorageError> {
         self.disk.fail_at(Some(self.disk.asked() + self.rng.below(5)));
         let written = self.write(writes);
@@ -100,13 +100,13 @@ impl SimulatedLog {
         written
     }
 
-    /// Whether there is no more room.
+    /// Sets whether the disk is full.
     pub fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;
         self.disk.set_full(is_full);
     }
 
-    /// The power goes, while `under_way` is written, if it is not empty. What was not flushed may be lost, in any part.
+    /// Power fails while `under_way` is written, if it is not empty. Any part of the unflushed data may be lost.
     pub fn lose_power(&mut self, under_way: &[Write]) -> Cut {
         let (length, cut) = self.cut(under_way);
         let loss = match self.rng.below(5) {
@@ -120,8 +120,8 @@ impl SimulatedLog {
         cut
     }
 
-    /// The process ends, while `under_way` is written, if it is not empty. What it gave to the system stays there, but is
-    /// not flushed for that.
+    /// The process ends while `under_way` is written, if it is not empty. Data that it wrote to the system stays there,
+    /// but is not flushed.
     pub fn end_process(&mut self, under_way: &[Write]) -> Cut {
         let (length, cut) = self.cut(under_way);
         self.go_on_with(self.disk.after_process_end(length));
@@ -133,7 +133,7 @@ impl SimulatedLog {
     fn cut(&mut self, under_way: &[Write]) -> (usize, Cut) {
         let before = self.disk.journal_length();
         if !under_way.is_empty() {
-            // It may fail: then that is how far it came.
+            // It may fail: then the write stops at that point.
             let _ = self.log.write(under_way);
         }
         let operations = self.disk.journal_length() - before;
@@ -153,8 +153,8 @@ impl SimulatedLog {
         self.log = open(&self.disk);
     }
 
-    /// Turns a bit of a record that was acknowledged, but not of the last one: that could not be told from a torn one.
-    /// Whether there was any.
+    /// Flips a bit of an acknowledged record, but not of the last one: damage of that one looks like a torn write.
+    /// Returns whether there was such a record.
     pub fn turn_a_bit(&mut self) -> bool {
         let Some(count) = self.records.len().checked_sub(1).filter(|count| *count > 0) else {
             return false;
@@ -184,7 +184,7 @@ impl SimulatedLog {
         SimulatedLogReader(self.log.reader())
     }
 
-    /// Learns from the journal where records are.
+    /// Finds the offsets of records in the journal.
     fn find_records(&mut self, found: Found) {
         for (file, offset, bytes) in self.disk.written_since(self.seen) {
             // A new header begins a new generation of the file: its earlier records are of no use any more.
@@ -198,7 +198,7 @@ impl SimulatedLog {
     }
 }
 
-/// What is known of records in the journal.
+/// How much is known of records in the journal.
 #[derive(PartialEq, Eq)]
 enum Found {
     Acknowledged,
@@ -209,7 +209,7 @@ fn open(disk: &SimulatedDisk) -> SegmentLog<SimulatedDisk> {
     SegmentLog::new(PathBuf::from("log"), Arc::new(disk.clone()), disk.clone(), SEGMENT_BYTES)
 }
 
-/// Reads the log of a [`SimulatedLog`] beside its writer.
+/// Reads the log of a [`SimulatedLog`] concurrently with its writer.
 #[derive(Clone)]
 pub struct SimulatedLogReader(SegmentReader);
 

@@ -24,7 +24,7 @@ struct Directory {
 }
 
 impl Directory {
-    /// With segments so small that every test goes through several.
+    /// With segments so small that every test uses several.
     fn new() -> Directory {
         Directory::with_segment_bytes(4096)
     }
@@ -233,7 +233,7 @@ fn size_of_segments_is_chosen_within_limits_each_time_a_directory_is_opened() {
             state = state.after(&write).unwrap();
             storage.write(&[write]).unwrap();
         }
-        // The next segment, which is made beside the writes, has its final name once the storage is dropped.
+        // The next segment, which is created in the background, has its final name once the storage is dropped.
         drop(storage);
         let newest = segments::list(directory.path()).unwrap().into_iter().max().unwrap();
         assert_eq!(fs::metadata(newest).unwrap().len(), segment_bytes);

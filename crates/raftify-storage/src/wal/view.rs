@@ -1,9 +1,9 @@
-//! Looking at a segment log beside the process that writes it, without taking part.
+//! Reads a segment log while another process writes it, without changing it.
 //!
-//! Nothing that is needed is ever destroyed before LMDB says, durably, that the log begins later. So a look is right if
-//! the beginning is still where it was when the look is over. A look may find the writer half way: in a record, which
-//! is then the end, or between segments, which then seems like damage. Damage stays where it is, and the writer goes on:
-//! what two looks find alike is damage.
+//! Needed data is never destroyed before LMDB records durably that the log begins later. So a pass over the log is
+//! valid if the beginning is unchanged when the pass is over. A pass may find the writer half way: in a record, which
+//! is then the end, or between segments, which then looks like damage. Damage stays where it is, while the writer
+//! continues: if two passes find the same damage, it is real.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,22 +23,22 @@ use crate::lmdb::Tables;
 #[cfg(test)]
 mod tests;
 
-/// How often to look before giving up.
+/// The maximum number of passes.
 const LOOKS_MAX: usize = 32;
 
-/// What was last seen of a segment log.
+/// The last observed state of a segment log.
 pub(crate) struct SegmentView<M = Tables> {
     reader: SegmentReader,
     metadata: M,
-    /// The first segment that was needed then; `None` before the first look.
+    /// The first segment that was needed then; `None` before the first pass.
     seen_from: Mutex<Option<FirstSegment>>,
 }
 
-/// `None` if the log was not begun.
+/// `None` if the log was not created.
 type FirstSegment = Option<u64>;
 
 impl SegmentView {
-    /// Of the log in `data_directory`.
+    /// The view of the log in `data_directory`.
     pub(crate) fn new(data_directory: &Path, metadata: Tables) -> SegmentView {
         let shared = Shared::new(data_directory.join(segments::DIRECTORY), Arc::new(ReadOnlySystem), 0);
         SegmentView::of(shared, metadata)
@@ -56,7 +56,7 @@ impl<M: MetadataStore> SegmentView<M> {
 
     /// Reads and checks everything.
     pub(crate) fn load(&self) -> Result<StoredState, StorageError> {
-        // Two looks of two threads would show the readers something of both.
+        // Two passes in two threads would show the readers a mixture of both.
         let mut seen_from = self.seen_from.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &self.reader.shared;
         let mut before = None;
@@ -90,7 +90,7 @@ impl<M: MetadataStore> SegmentView<M> {
         Err(StorageError::Changing { path: shared.directory.clone() })
     }
 
-    /// Reads what `load` saw, or what is there now if that is gone.
+    /// Reads the log that `load` found, or the present log if that is gone.
     pub(crate) fn read(
         &self,
         from: LogIndex,
@@ -104,7 +104,7 @@ impl<M: MetadataStore> SegmentView<M> {
                 continue;
             };
             match self.reader.read(from, until, bytes_max) {
-                // What it was read from may be gone, or part of another segment by now.
+                // The segment may be deleted, or part of another generation by now.
                 Err(StorageError::Corrupt { .. } | StorageError::Io { .. })
                     if self.first_segment()? != first =>
                 {

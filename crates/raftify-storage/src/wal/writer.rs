@@ -1,5 +1,5 @@
-//! The one writer of a log: appends records, makes them durable, prepares segments ahead, and recycles or deletes those
-//! that are not needed any more.
+//! The only writer of a log: appends records, makes them durable, prepares segments in advance, and recycles or deletes
+//! segments that are no longer needed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,34 +15,34 @@ use super::record::{self, Change};
 use super::segment::{self, OpenSegment, Segment};
 use crate::files::{SegmentOperations, Work, io_error};
 
-/// How many segments are ready behind the one in use. One must always be: that is how a missing one is noticed. The
-/// second is there in time, so that going on to the first need not wait.
+/// How many segments are ready after the one in use. There must always be one: this is how a missing segment is
+/// detected. With the second, switching to the first need not wait.
 const AHEAD: usize = 2;
 
-/// How many segments that are not needed any more are kept to be recycled; others are removed.
+/// How many segments that are no longer needed are kept for recycling; others are deleted.
 const RECYCLABLE_MAX: usize = 8;
 
-/// How many are removed at most before it is checked whether a segment has to be prepared.
+/// How many are deleted at most before the writer checks whether it must prepare a segment.
 const REMOVED_MAX: usize = 4;
 
 /// Appends records to the newest segment.
 pub(super) struct Writer {
     pub(super) state: StoredState,
     pub(super) current: OpenSegment,
-    /// Where the next record begins.
+    /// The offset of the next record.
     offset: u64,
     pub(super) next_sequence: u64,
     /// Segments without records, by number. Invariant: never empty when a record is written.
     ahead: VecDeque<OpenSegment>,
     /// To be recycled.
     recyclable: Vec<Segment>,
-    /// To be removed, as soon as no reader has them.
+    /// To be deleted, as soon as no reader uses them.
     to_delete: Vec<Arc<Segment>>,
     helper: Option<Helper>,
     buffer: Vec<u8>,
 }
 
-/// Work on files beside the writer.
+/// Background work on files.
 struct Helper {
     wait: Option<Work>,
     made: Receiver<Result<Option<OpenSegment>, StorageError>>,
@@ -58,7 +58,7 @@ impl Drop for Helper {
 }
 
 impl Writer {
-    /// Goes on after the record before `offset`, with segments `ahead` that have none.
+    /// Continues after the record before `offset`, with segments `ahead` that have none.
     pub(super) fn new(
         state: StoredState,
         current: OpenSegment,
@@ -79,7 +79,7 @@ impl Writer {
         }
     }
 
-    /// Writes the record of `change` and makes it durable, then shows its entries to the readers.
+    /// Writes the record of `change` and makes it durable, then makes its entries visible to the readers.
     pub(super) fn append(
         &mut self,
         shared: &Shared,
@@ -101,7 +101,7 @@ impl Writer {
         if !raftify_core::mutated!(SyncIsLeftOut) {
             file.sync().map_err(io_error("sync", path))?;
         }
-        // In a file that has lost its name, nothing is found at the next start.
+        // A file that has lost its name is not found at the next start.
         if !file.is_at(path).map_err(io_error("look for", path))? {
             return Err(StorageError::Replaced { path: path.clone() });
         }
@@ -134,7 +134,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes on to the next segment if a record of `length` bytes does not fit into this one.
+    /// Switches to the next segment if a record of `length` bytes does not fit into this one.
     fn make_room(&mut self, shared: &Shared, length: u64) -> Result<(), StorageError> {
         if self.offset + length <= self.current.segment.size_bytes {
             return Ok(());
@@ -148,7 +148,7 @@ impl Writer {
         let mut next = self.ahead.pop_front().expect("there are as many as the loop above waited for");
         let needed = segment::HEADER_BYTES + length;
         if next.segment.size_bytes < needed {
-            // One of its own size takes its place, under its number.
+            // A segment of its own size replaces it, under its number.
             next = Segment::create(&*shared.operations, &shared.directory, next.segment.number, needed)?;
         }
         self.current = next;
@@ -156,8 +156,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Releases the segments before `first`: some are to be recycled, the others to be deleted. A segment that is being read
-    /// stays until the read is done.
+    /// Releases the segments before `first`: some are recycled, the others deleted. A segment that is being read stays
+    /// until the read is done.
     pub(super) fn release(&mut self, shared: &Shared, first: u64) {
         let released = {
             let mut table = shared.table_mut();
@@ -178,7 +178,8 @@ impl Writer {
         }
     }
 
-    /// Starts what is best done before it is needed: in the second half of a segment, the one after the next.
+    /// Starts work that should be done before its result is needed: in the second half of a segment, it creates the one
+    /// after the next.
     pub(super) fn prepare_ahead(&mut self, shared: &Shared) -> Result<(), StorageError> {
         let prepare = self.ahead.len() < AHEAD && self.offset > self.current.segment.size_bytes / 2;
         if self.helper.is_none() && (prepare || self.to_delete.iter().any(is_unread)) {
@@ -230,7 +231,7 @@ impl Writer {
         self.harvest(shared)
     }
 
-    /// Takes what was prepared, if it is ready.
+    /// Takes the prepared segment, if it is ready.
     pub(super) fn harvest(&mut self, shared: &Shared) -> Result<(), StorageError> {
         let Some(helper) = &self.helper else {
             return Ok(());
@@ -249,7 +250,7 @@ impl Writer {
     }
 }
 
-/// Whether no reader has this segment, which is not in the table any more.
+/// Whether no reader uses this segment, which is no longer in the table.
 fn is_unread(segment: &Arc<Segment>) -> bool {
     Arc::strong_count(segment) == 1
 }

@@ -1,4 +1,4 @@
-//! The log: appended, cut, compacted, begun again, and read.
+//! The log: append, truncate, compact, reset, and read.
 
 use bytes::Bytes;
 

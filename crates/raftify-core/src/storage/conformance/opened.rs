@@ -1,4 +1,4 @@
-//! A storage that is opened again and again on one disk, and the values that the cases write to it.
+//! A storage that is opened repeatedly on one disk, and the values that the cases write to it.
 
 use std::fmt::Debug;
 use std::io::{Read, Write as _};
@@ -13,15 +13,15 @@ use crate::storage::{
 };
 use crate::types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
 
-/// A place that can be opened again and again, as a directory is after each restart of its node.
+/// A disk that can be opened repeatedly, as a directory is after each restart of its node.
 pub trait TestDisk {
-    /// What is put to the test.
+    /// The storage under test.
     type Storage: StableStorage;
 
     /// Opens the storage on this disk. The one opened before has been dropped.
     ///
     /// # Errors
-    /// As the implementation has them; any error fails the case.
+    /// The errors of the implementation; any error fails the case.
     fn open(&self) -> Result<Self::Storage, StorageError>;
 }
 
@@ -55,13 +55,13 @@ impl<'a, D: TestDisk> Opened<'a, D> {
         succeeds("writing", self.storage.write(&[write]));
     }
 
-    /// Records a snapshot whose data is there, as the contract wants it.
+    /// Records a snapshot whose data is stored, as the contract requires.
     pub(super) fn write_snapshot(&mut self, meta: &SnapshotMeta) {
         take_snapshot(&self.storage.snapshots(), meta, b"state");
         self.write(Write { snapshot: Some(meta.clone()), ..Write::default() });
     }
 
-    /// Asserts that `write` is refused, and that nothing of it is there then.
+    /// Asserts that `write` is refused, and that no part of it is stored then.
     pub(super) fn refuses(self, promise: &str, write: Write) -> Opened<'a, D> {
         let mut before = self.reopen();
         match before.storage.write(&[write]) {

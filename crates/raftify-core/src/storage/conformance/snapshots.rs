@@ -1,4 +1,4 @@
-//! Snapshots: written, replaced, deleted, and received in parts.
+//! Snapshots: write, replace, delete, and receive in parts.
 
 use std::io::Write as _;
 
@@ -90,7 +90,7 @@ pub(super) fn retain_deletes_all_others_but_those_being_written<D: TestDisk>(dis
     no_snapshot(&snapshots, being_written.position, "retain deletes what it is not told to keep");
 }
 
-/// Begins to receive `data`, or goes on; how many bytes are there.
+/// Begins to receive `data`, or resumes; returns how many bytes are stored.
 fn receive<S: SnapshotStore>(snapshots: &S, meta: &SnapshotMeta, data: &[u8]) -> (S::Writer, usize) {
     let announced = SnapshotDigest::default().followed_by(data);
     let (writer, received) = succeeds("receiving", snapshots.receive(meta, announced, &|| true));
@@ -103,7 +103,7 @@ fn receive<S: SnapshotStore>(snapshots: &S, meta: &SnapshotMeta, data: &[u8]) ->
     (writer, length)
 }
 
-/// Receives a part of `data` in addition, and breaks off.
+/// Receives a further part of `data`, and stops.
 fn receive_part<S: SnapshotStore>(snapshots: &S, meta: &SnapshotMeta, data: &[u8], until: usize) -> usize {
     let (mut writer, begin_at) = receive(snapshots, meta, data);
     writer.write_all(&data[begin_at..until]).expect("receiving a snapshot");

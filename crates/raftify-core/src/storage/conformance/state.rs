@@ -1,4 +1,4 @@
-//! Everything but the log: identity, hard state, members, metadata; and how writes are carried out.
+//! All cases except those of the log: identity, hard state, members, metadata; and the order and atomicity of writes.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Damage of every kind, in the values and of the files.
+//! Damage of every kind, to the values and to the files.
 
 use super::*;
 
@@ -207,7 +207,7 @@ fn cut_off_data_file_is_damage_and_no_bus_error() {
 
 #[test]
 fn pages_that_were_never_written_at_the_end_of_the_data_file_are_no_damage() {
-    // LMDB gives numbers to pages that it gives up again in the same transaction, and never writes those.
+    // LMDB allocates page numbers that it releases in the same transaction, and never writes those pages.
     let directory = Directory::new();
     for round in 0..60 {
         let (mut storage, state) = directory.load().unwrap();

@@ -1,4 +1,4 @@
-//! A look at a log in memory, in the midst of which its writer goes on: at every place, and at all places at once.
+//! A view of a log in memory whose writer continues during the read: at every operation, and at all operations at once.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -11,10 +11,10 @@ use super::super::simulated_disk::SimulatedDisk;
 use super::*;
 use crate::files::{NameOperations, SegmentFile, SegmentOperations, Work};
 
-/// How much a read gets at once, before the writer may go on.
+/// How much a read gets at once, before the writer may continue.
 const PART_BYTES: usize = 400;
 
-/// A writer with its workload. Shared by all that a view asks.
+/// A writer with its workload. Shared by all operations of a view.
 #[derive(Clone)]
 struct Node(Arc<Mutex<Working>>);
 
@@ -24,7 +24,7 @@ struct Working {
     workload: Workload,
     /// Batches that were written.
     written: usize,
-    /// How many more to write at the next moments.
+    /// How many more to write at the next operations.
     plan: Vec<usize>,
     moments: usize,
 }
@@ -52,7 +52,7 @@ impl Node {
         SegmentView::of(shared, self.clone())
     }
 
-    /// The view asks for something: the writer does what is planned for this moment.
+    /// The view calls an operation: the writer does the work that is planned for this point.
     fn moment(&self) {
         self.with(|node| {
             let batches = node.plan.get(node.moments).copied().unwrap_or(0);
@@ -75,7 +75,7 @@ impl Working {
         self.written = end;
     }
 
-    /// What may be there while the batches `written` are being written.
+    /// The possible contents while the batches `written` are being written.
     fn contents(&self, written: RangeInclusive<usize>) -> &[Content] {
         let (from, until) = (self.workload.writes(*written.start()), self.workload.writes(*written.end()));
         &self.workload.contents[from..=until]
@@ -121,7 +121,7 @@ impl SegmentOperations for Node {
     }
 }
 
-/// A file that is read in parts, with time to write between them.
+/// A file that is read in parts, with pauses between them in which the writer may write.
 struct SlowFile(Node, Box<dyn SegmentFile>);
 
 impl SegmentFile for SlowFile {
@@ -161,7 +161,7 @@ impl MetadataStore for Node {
     }
 }
 
-/// Asserts that what a look says was there at some moment of it. Returns whether it said anything.
+/// Asserts that the result of a pass was the content at some point during it. Returns whether there was a result.
 #[track_caller]
 fn assert_was_there(
     node: &Node,
@@ -180,7 +180,7 @@ fn assert_was_there(
     })
 }
 
-/// Reads all of the log that `state` says to be there.
+/// Reads the whole log that `state` describes.
 #[track_caller]
 fn assert_read_was_there(
     node: &Node,
