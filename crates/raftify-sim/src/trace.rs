@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(text, "raftify-sim trace 2 of seed 17\n1.000002 1 leads\n");
         assert_eq!(seed_of(&text), Ok(17));
         assert!(seed_of("raftify-sim trace 99 of seed 17").unwrap_err().contains("version 99"));
-        assert!(seed_of("raftify-sim trace 1 of seed x").unwrap_err().contains("not a number"));
+        assert!(seed_of("raftify-sim trace 2 of seed x").unwrap_err().contains("not a number"));
         for other in ["", "raftify-sim trace", "anything"] {
             seed_of(other).unwrap_err();
         }
