@@ -288,7 +288,7 @@ impl<'a> Serializer for &'a mut Fingerprint {
         self.serialize_tuple_variant(of, index, name, count)
     }
 
-    /// As postcard's.
+    /// As in postcard.
     fn is_human_readable(&self) -> bool {
         false
     }
@@ -331,7 +331,7 @@ fields_in_order!(
 /// The elements of a sequence or a map.
 struct Elements<'a> {
     of: &'a mut Fingerprint,
-    /// The one that is being read, if their order does not count.
+    /// The current element, if the order does not count.
     element: Fingerprint,
     count: u64,
     sum: u64,
@@ -452,10 +452,10 @@ mod tests {
         let map = |salt: u64| -> HashMap<u64, HashSet<String>> {
             (0..100).map(|key| (key, (0..10).map(|n| format!("{}", n * key + salt)).collect())).collect()
         };
-        // Each has an order of its own.
+        // Each map has its own iteration order.
         assert!(is_same(&map(0), &map(0)).unwrap());
         assert!(!is_same(&map(0), &map(1)).unwrap());
-        // The values of two keys are exchanged.
+        // The values of two keys are swapped.
         let exchanged = BTreeMap::from([(1, 2), (2, 1)]);
         assert!(!is_same(&BTreeMap::from([(1, 1), (2, 2)]), &exchanged).unwrap());
     }

@@ -1,7 +1,8 @@
-//! The first of the two traits that a user implements: what is replicated.
+//! The first of the two traits that an application implements: the replicated entry.
 //!
-//! An entry is encoded once, by the node at which it is proposed, and from then on is bytes for everyone but the state
-//! machine. Whatever serde can serialize is a log entry already; who wants another format implements the trait.
+//! The node that proposes an entry encodes it once; from then on every component except the state machine sees only
+//! bytes. Every type that serde can serialize is a log entry already; an application that needs another format
+//! implements the trait.
 
 use std::cell::RefCell;
 
@@ -13,13 +14,12 @@ use crate::application::encoding;
 use crate::error::BoxError;
 use crate::runtime::worker::caught;
 
-/// A user's own log entry: one change of the state machine.
+/// An application's log entry: one change of the state machine.
 ///
-/// Implemented for everything that is `Serialize + DeserializeOwned`, in the format of [`postcard`], which is stable:
-/// what one version of the program wrote, a later one reads, as long as variants are only added at the end of an enum.
-/// Fields cannot be added, not even at the end: a variant that needs another one is a new variant. Entries stay in the
-/// log until a snapshot covers them, so that after an update of the program, entries of the old one are decoded by the
-/// new one.
+/// Implemented for every type that is `Serialize + DeserializeOwned`, in the format of [`postcard`], which is stable: a
+/// later version of the program reads the entries of an earlier one, as long as variants are only added at the end of
+/// an enum. Fields cannot be added, not even at the end: add a new variant instead. Entries stay in the log until a
+/// snapshot covers them, so that an updated program decodes entries that the old program wrote.
 ///
 /// ```
 /// use raftify::LogEntry;
@@ -36,8 +36,8 @@ use crate::runtime::worker::caught;
 /// ```
 ///
 /// # Attributes of serde
-/// postcard writes neither names nor types. Attributes that make serde write something else than it reads lead to bytes
-/// that cannot be decoded, or that are decoded as another entry without an error. `propose` refuses every such entry, of
+/// postcard writes neither names nor types. With attributes that make serde write another shape than it reads, the
+/// bytes cannot be decoded, or are decoded to another entry without an error. `propose` rejects every such entry, of
 /// any size, on the task of the proposer:
 ///
 /// | attribute | an entry of such a type |
