@@ -42,7 +42,7 @@ pub(crate) enum PeerEvent {
     },
     /// The peer has no objection to this node.
     Agrees(NodeId),
-    /// The peer answers, and does not know this node.
+    /// The peer answers, and has no record of this node.
     Silent(NodeId),
     /// The peer is no longer reached or no longer answers. Once after each [`Reached`](Self::Reached), unless another
     /// one follows.
