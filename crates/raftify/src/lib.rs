@@ -50,7 +50,7 @@
 //! }
 //! ```
 //!
-//! # What is where
+//! # Overview
 //! - [`Raft`] starts a node: it begins a cluster, joins one, or restarts. It bundles the two parts of a node:
 //!   [`RaftNode`], the handle with all verbs, to which it dereferences, and [`RaftServer`], its gRPC server.
 //! - [`StateMachine`] and [`LogEntry`] are the traits that an application implements; [`Snapshot`] is a captured state.

@@ -35,21 +35,21 @@ use crate::runtime::worker::caught;
 /// # Ok::<(), raftify::BoxError>(())
 /// ```
 ///
-/// # Attributes of serde
+/// # Serde attributes
 /// postcard writes neither names nor types. With attributes that make serde write another shape than it reads, the
 /// bytes cannot be decoded, or are decoded to another entry without an error. `propose` rejects every such entry, of
 /// any size, on the task of the proposer:
 ///
 /// | attribute | an entry of such a type |
 /// |---|---|
-/// | `skip`, `skip_deserializing` on a variant | each variant after it is decoded as its successor, and refused; the others are accepted |
+/// | `skip`, `skip_deserializing` on a variant | each variant after it is decoded as its successor, and rejected; the others are accepted |
 /// | `skip_serializing` on a variant | this variant cannot be encoded ([`Encode`](crate::error::ProposeError::Encode)) |
 /// | `skip` on a field | accepted; the field has its default when the entry is applied |
-/// | `skip_serializing`, `skip_deserializing` on a field | refused |
-/// | `skip_serializing_if` on a field | refused whenever the field is skipped |
-/// | `untagged`, `tag = "…"`, `content = "…"` on an enum; `serde_json::Value` | refused: only a format that describes itself can decode it |
+/// | `skip_serializing`, `skip_deserializing` on a field | rejected |
+/// | `skip_serializing_if` on a field | rejected whenever the field is skipped |
+/// | `untagged`, `tag = "…"`, `content = "…"` on an enum; `serde_json::Value` | rejected: only a self-describing format can decode it |
 /// | `flatten` | cannot be encoded |
-/// | `serialize_with`, `with`, `into` and their inverses | refused if what is decoded does not serialize to what was written |
+/// | `serialize_with`, `with`, `into` and their inverses | rejected if the decoded entry does not serialize to the encoded one |
 /// | `default`, `rename`, `alias`, `transparent`, `other`, `bound` | accepted |
 ///
 /// Implement the trait with another format for such types:

@@ -472,7 +472,7 @@ mod tests {
         assert!(matches!(handle.apply(committed(1, 0)), Some(Event::Failed(_))));
         let (answered, answer) = oneshot::channel();
         let query: Query<Sum> = Box::new(move |sum| {
-            let _ = answered.send(sum.sum); // Whoever asked is still there.
+            let _ = answered.send(sum.sum); // The caller still waits.
         });
         within(queries.send(query)).await.unwrap();
         assert!(within(answer).await.is_err(), "of a state that is half way between two entries");

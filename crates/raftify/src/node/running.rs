@@ -436,7 +436,7 @@ fn outcome(
 async fn termination() {
     #[cfg(feature = "simulation")]
     if crate::runtime::simulation::is_on() {
-        return std::future::pending().await; // Nobody sends signals there.
+        return std::future::pending().await; // No signals exist there.
     }
     let interrupt = async {
         if let Err(error) = tokio::signal::ctrl_c().await {

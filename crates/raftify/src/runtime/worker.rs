@@ -61,7 +61,7 @@ impl Worker {
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     #[cfg(test)]
     if NOT_STARTED.get() == Some(name) {
-        return Err(io::ErrorKind::WouldBlock.into()); // As the system says when there are too many.
+        return Err(io::ErrorKind::WouldBlock.into()); // The system's error for too many threads.
     }
     thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
 }
