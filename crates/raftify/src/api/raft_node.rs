@@ -153,7 +153,7 @@ where
             .await
     }
 
-    /// Runs `query` on the state machine and returns what it returns: a linearizable read.
+    /// Runs `query` on the state machine and returns its result: a linearizable read.
     ///
     /// The closure sees every write that any node acknowledged before this call. It runs on the thread that owns the
     /// state machine, between two batches of entries: it should be quick, since nothing is applied meanwhile. A panic

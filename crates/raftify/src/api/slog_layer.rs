@@ -23,8 +23,8 @@ pub struct SlogGuard {
     _guard: AsyncGuard,
 }
 
-/// A layer for a `tracing` subscriber that forwards the log lines of raftify and of raft-rs to a slog logger, with their level,
-/// target (as the tag), message and key-value pairs. Lines above `level` cost nothing.
+/// A layer for a `tracing` subscriber that forwards the log lines of raftify and of raft-rs to a slog logger, with their
+/// level, target (as the tag), message and key-value pairs. Lines above `level` cost nothing.
 ///
 /// A separate thread calls the logger. A drain that blocks or panics therefore never stops a node: at most 1 024 lines
 /// wait, further ones are dropped, and a line reports their number. (A `slog_async::Async` of the application drops

@@ -33,7 +33,7 @@ impl Snapshot {
         })
     }
 
-    /// Reads back what [`from_value`](Self::from_value) wrote.
+    /// Reads back a snapshot of [`from_value`](Self::from_value).
     ///
     /// ```
     /// use std::collections::BTreeMap;

@@ -210,7 +210,7 @@ mod tests {
     use crate::apply::snapshots::TrackedSnapshots;
     use crate::error::BoxError;
 
-    /// Adds up its input, and fails at zero, midway. It is quick up to 13, and then no longer.
+    /// Adds up its input, and fails at zero, midway. It is quick below 13, and panics from 13 on.
     #[derive(Default)]
     struct Sum {
         sum: u64,

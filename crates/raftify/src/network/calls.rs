@@ -152,7 +152,7 @@ impl<T: Send + 'static> Kept<T> {
                 }
                 response
             }
-            // It is polled once after its end.
+            // Not reached: the result is awaited once.
             None => Poll::Ready(Err(Status::cancelled("the call has ended"))),
         })
         .await

@@ -50,7 +50,7 @@ impl ToWrite {
     }
 }
 
-/// The raft loop's end of the log writer. When it is dropped, the thread writes what is queued, closes the storage and
+/// The raft loop's end of the log writer. When it is dropped, the thread writes the queued turns, closes the storage and
 /// ends.
 pub(crate) struct LogWriter<S> {
     disk: Arc<Disk<S>>,

@@ -243,7 +243,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         outcome
     }
 
-    /// Logs the content of the directory, or begins a cluster on a fresh one if this node has that task. With a list of
+    /// Logs the content of the directory, or begins a cluster on a fresh one if the handle requested it. With a list of
     /// several first members, the others must confirm the list first.
     fn begin_cluster(
         &mut self,

@@ -152,7 +152,7 @@ async fn an_entry_that_this_program_cannot_decode_is_refused_before_it_is_in_the
     }
 }
 
-/// postcard writes the value, but cannot decide which of the two variants to read.
+/// postcard writes the value, but its bytes do not identify the variant to read.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Untagged {
@@ -210,7 +210,7 @@ enum Treacherous {
     },
 }
 
-/// A store that requires that nothing was applied; otherwise it stops.
+/// A store that fails as soon as an entry is applied.
 struct TreacherousStore;
 
 impl StateMachine for TreacherousStore {

@@ -107,7 +107,7 @@ impl StateMachine for Journal {
     fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         let checkpoint = self.root.join(format!("checkpoint-{}", self.at.index));
         fs::create_dir(&checkpoint)?;
-        // From here on, the file that was growing is also unchanged.
+        // From here on, the file that grew so far no longer changes either.
         self.last_file += 1;
         for file in 0..self.last_file {
             let file = file.to_string();
@@ -117,7 +117,7 @@ impl StateMachine for Journal {
                 File::create(checkpoint.join(&file))?;
             }
         }
-        // No number may be missing in the sequence.
+        // No file may be missing in the sequence.
         File::options().append(true).create(true).open(self.state().join(self.last_file.to_string()))?;
         Ok(Snapshot::from_directory(checkpoint))
     }

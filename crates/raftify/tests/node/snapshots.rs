@@ -46,7 +46,7 @@ async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted(kind: DiskKi
     let raft = node.start();
     let mut taken = Vec::new();
     let mut count = 0;
-    // One slow snapshot may cover many entries.
+    // One slow snapshot may replace several others.
     while count < 100 || taken.len() < 4 {
         put(&raft, count, count).await;
         count += 1;
@@ -199,7 +199,7 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: Di
     until("it has the snapshot", async || raft.status().borrow().snapshot >= position).await;
     assert_eq!(nodes[away].get("39").await.map(|value| value.len()), Some(200_000));
     put(nodes[away].raft(), "key", "value").await;
-    // What was installed survives a restart.
+    // The installed snapshot survives a restart.
     nodes[away].kill().await;
     nodes[away].start();
     assert_eq!(nodes[away].get("0").await.map(|value| value.len()), Some(200_000));

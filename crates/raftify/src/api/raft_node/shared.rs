@@ -16,7 +16,7 @@ use crate::channels::lifecycle::{Lifecycle, RunTask};
 use crate::channels::reply::Reply;
 use crate::channels::request_queue::{Refused, RequestSender};
 
-/// The core answers by its own deadlines; this much later, a call gives up on the core.
+/// The core answers by its own deadlines; after this additional time, a call fails without the core's answer.
 const BACKSTOP: Duration = Duration::from_secs(1);
 
 pub(super) struct Shared<FSM: StateMachine> {

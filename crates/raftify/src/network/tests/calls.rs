@@ -96,7 +96,7 @@ async fn proposed_to_one_that_says(last: &[u8]) -> CallError<ProposeError> {
         connection.read_buf(&mut received).await.unwrap();
     }
     connection.write_all(last).await.unwrap();
-    // Until the other end has closed, so that it reads the written bytes.
+    // Closes only the sending side, so that the other end reads the written bytes.
     connection.shutdown().await.unwrap();
     let error = within("the end of the call", call).await.unwrap();
     drop(listener);

@@ -88,7 +88,7 @@ async fn the_client_takes_no_node_of_another_cluster_for_one_of_its_own() {
         }
         _ = other.next_request() => panic!("what it acknowledged would be lost to the client's cluster"),
     }
-    // An identification request still gets an answer there.
+    // An inspection is valid for any cluster, and still reaches the node.
     let inspecting = tokio::spawn(async move { cluster.inspect().await });
     let ServerRequestMsg::Inspect { reply } = other.next_request().await else { panic!("another question") };
     drop(reply);

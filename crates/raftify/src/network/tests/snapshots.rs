@@ -258,7 +258,7 @@ async fn a_transfer_goes_on_where_its_connection_broke() {
     assert_eq!(a.snapshot_outcome().await, (1, Ok(())), "consensus hears of the end only");
 }
 
-/// A call that the test makes by hand.
+/// A raw call of the test.
 struct RawCall {
     chunks: mpsc::Sender<proto::SnapshotChunk>,
     answers: Streaming<proto::InstallSnapshotReply>,
