@@ -1,4 +1,4 @@
-//! Compiles the service's description with protox, in this process: no protoc has to be installed.
+//! Compiles the service's description with protox, in this process: no installed protoc is needed.
 
 use std::error::Error;
 

@@ -1,4 +1,4 @@
-//! What an application holds: the node and its handle, and the ways to start, join and stop it.
+//! The public handles: the node and its handle, and the ways to start, join and stop it.
 
 pub(crate) mod join;
 pub(crate) mod raft;

@@ -1,4 +1,4 @@
-//! How the parts of a node reach each other: the queue of requests, replies, events, and the lifecycle.
+//! The communication between the parts of a node: the queue of requests, replies, events, and the lifecycle.
 
 pub(crate) mod events;
 pub(crate) mod in_flight;

@@ -1,4 +1,4 @@
-//! A client of a cluster that runs no node itself: [`RaftClient`], and the errors of its requests.
+//! A client of a cluster, without a node: [`RaftClient`], and the errors of its requests.
 
 pub(crate) mod cluster_connection;
 pub(crate) mod error;

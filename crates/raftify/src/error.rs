@@ -1,5 +1,5 @@
-//! Why something did not work: one enum per verb of this crate, beside those of the core, which are passed on here.
-//! Each variant says what it means for the data and what to do.
+//! The errors of this crate: one enum per verb, and the errors of the core, which are re-exported here. Each variant
+//! states the consequence for the data and the action to take.
 
 use std::io;
 use std::time::Duration;
@@ -17,112 +17,113 @@ pub use raftify_core::storage::StorageError;
 /// Any error of the user's code.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a node could not be set up. Nothing was written in any of these cases.
+/// Why a node could not be set up. Nothing is written in any of these cases.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BootstrapError {
-    /// The settings contradict themselves; all problems are named at once.
+    /// The settings contradict each other; the error lists all problems at once.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The address is not of the form `host:port`.
     #[error(transparent)]
     Address(#[from] AddressProblem),
-    /// The host of the address is not known. Check the name, or give an IP address of this machine.
+    /// The host name of the address is unknown. Check the name, or use an IP address of this machine.
     #[error("address {address} cannot be resolved: {source}")]
     Unresolved {
-        /// As given.
+        /// The address, as given.
         address: String,
-        /// What the resolver said.
+        /// The error of the resolver.
         source: io::Error,
     },
-    /// Another program, or another node, listens there. Stop it, or give this node another port.
+    /// Another program, or another node, listens on this address. Stop it, or give this node another port.
     #[error("address {address} is taken: another program listens there")]
     PortTaken {
-        /// As given.
+        /// The address, as given.
         address: String,
     },
-    /// The address cannot be listened on: it is none of this machine, or the port needs privileges.
+    /// This node cannot listen on the address: the address does not belong to this machine, or the port needs
+    /// privileges.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// As given.
+        /// The address, as given.
         address: String,
-        /// What the system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The directory belongs to another node, or what it holds contradicts itself.
+    /// The directory belongs to another node, or its content is inconsistent.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// What is stored could not be read.
+    /// The stored data cannot be read.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The state machine keeps its state itself, and has applied what this node's log does not hold: it is that of
-    /// another node, or the log has lost entries. In the first case start with an empty state machine: it is restored
-    /// from snapshot and log. In the second, what this node acknowledged is gone: remove it, and let it join again with
-    /// an empty directory and an empty state machine.
+    /// The state machine keeps its own state, and has applied entries that this node's log does not contain: the state
+    /// belongs to another node, or the log has lost entries. In the first case, start with an empty state machine: it
+    /// is restored from snapshot and log. In the second case, the writes that this node acknowledged are lost here:
+    /// remove the node, and let it join again with an empty directory and an empty state machine.
     #[error(
         "the state machine has applied {applied}, but {reason}: it belongs to another log, or the log has lost entries"
     )]
     StateMachine {
-        /// What it says.
+        /// The position that the state machine reports.
         applied: LogPosition,
-        /// What the log says.
+        /// The reason, from the log.
         reason: String,
     },
 }
 
 /// Why [`Raft::run`](crate::Raft::run) ended other than by [`quit`](crate::RaftNode::quit),
-/// [`leave`](crate::RaftNode::leave) or a signal. In every case all callers were answered and the storage is closed.
+/// [`leave`](crate::RaftNode::leave) or a signal. In every case all callers have an answer and the storage is closed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// `run` was called before on this node or on a clone of it. The one that runs is not disturbed. To run a node
-    /// again, bootstrap it again.
+    /// `run` was already called on this node or on a clone of it. The earlier call continues. To run a node again,
+    /// bootstrap it again.
     #[error("this node was run already: bootstrap it again to run it again")]
     AlreadyRunning,
-    /// The node could not go on. What was acknowledged is safe; the reason says what to do before the next start.
+    /// The node could not continue. Acknowledged writes are safe; the reason says what to do before the next start.
     #[error(transparent)]
     Stopped(#[from] StopReason),
-    /// The node could not begin its cluster. Nothing was written.
+    /// The node could not begin its cluster. Nothing is written.
     #[error("the cluster could not begin: {0}")]
     Begin(#[from] BeginError),
-    /// The server that other nodes talk to ended. What was acknowledged is safe; start the node again.
+    /// The gRPC server of this node ended. Acknowledged writes are safe; start the node again.
     #[error("the raft server ended: {0}")]
     Server(String),
 }
 
-/// Why a node did not begin a cluster with the members that it was given. Nothing was written.
+/// Why a node did not begin a cluster with the given members. Nothing is written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BeginError {
-    /// These cannot be the first members of a cluster.
+    /// These members cannot be the first members of a cluster.
     #[error(transparent)]
     Members(#[from] MembershipRefusal),
-    /// A listed node was given another list, or belongs to another cluster. Two clusters would begin. Give all nodes the
-    /// same list, and start those again whose list was wrong.
+    /// A listed node has another list, or belongs to another cluster. Two clusters would begin. Give all nodes the same
+    /// list, and restart the nodes whose list was wrong.
     #[error(
         "the node at {address} has other first members than this node, and all must be started with the same list: \
          {differences}"
     )]
     ConflictingMembers {
-        /// Of the listed node.
+        /// The address of the listed node.
         address: String,
-        /// In words: what is listed here, and what there.
+        /// The differences between the two lists, as text.
         differences: String,
     },
-    /// Two entries of the list lead to one node, under two names of one address. Each node has one entry.
+    /// Two entries of the list lead to one node, under two names of one address. List each node once.
     #[error(
         "{first} and {second} lead to the same node, node {id}: the list has one address twice, under two names"
     )]
     SameAddress {
         /// One entry.
         first: String,
-        /// The other one.
+        /// The other entry.
         second: String,
-        /// The node that answers at both.
+        /// The node that answers at both addresses.
         id: NodeId,
     },
-    /// The cluster of this list has begun before, with another data directory of this node: this one was wiped or
-    /// replaced. Remove the node from the cluster, and let it join with an empty directory.
+    /// The cluster of this list has already begun, with another data directory of this node: that directory was wiped
+    /// or replaced. Remove the node from the cluster, and let it join with an empty directory.
     #[error(
         "cluster {cluster_id} has begun already, as the node at {address} says, and knows node {id} with another data \
          directory: this one was wiped or replaced, and what it once acknowledged is gone. Remove node {id} from the \
@@ -133,38 +134,38 @@ pub enum BeginError {
         id: NodeId,
         /// The cluster.
         cluster_id: ClusterId,
-        /// The member that knows another directory.
+        /// The address of the member that knows another directory.
         address: String,
     },
-    /// The core did not begin it.
+    /// The core rejected the start.
     #[error(transparent)]
     Start(JoinError),
 }
 
-/// Why a node did not start. If a directory was in use, it is closed again, and unless the variant says otherwise nothing
-/// in it has changed.
+/// Why a node did not start. If a directory was in use, it is closed again; unless the variant says otherwise, it is
+/// unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NodeStartError {
     /// The node could not be set up.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
-    /// `Restart`: the directory holds no node. It is a new one, or it was wiped.
+    /// `Restart`: the directory contains no node. It is new, or it was wiped.
     #[error(
         "the data directory holds no node to restart: it is empty, or it was wiped. To begin a new cluster use \
          Raft::begin; to let this node into a running cluster use Raft::join"
     )]
     NothingToRestart,
-    /// The directory is that of a node that has not been let into its cluster yet. Start it with `Join`, or use an empty
+    /// The node of this directory has not been admitted to its cluster yet. Start it with `Join`, or use an empty
     /// directory.
     #[error(
         "the data directory belongs to node {node_id}, which was joining cluster {cluster_id} and is no member yet: \
          continue with Raft::join and a member of that cluster, or use an empty directory"
     )]
     StillJoining {
-        /// As stored.
+        /// The id, as stored.
         node_id: NodeId,
-        /// As stored.
+        /// The cluster, as stored.
         cluster_id: ClusterId,
     },
     /// `BeginWith`: no entry of the list has this node's address.
@@ -175,20 +176,20 @@ pub enum NodeStartError {
         /// All listed addresses.
         listed: String,
     },
-    /// `BeginWith`: the directory is that of another node, or of another cluster.
+    /// `BeginWith`: the directory belongs to another node, or to another cluster.
     #[error(
         "the data directory belongs to node {node_id} of cluster {cluster_id}, which does not fit the list: {differences}. \
          Use Raft::restart to continue it, or an empty directory to begin with the list"
     )]
     OtherList {
-        /// As stored.
+        /// The id, as stored.
         node_id: NodeId,
-        /// As stored.
+        /// The cluster, as stored.
         cluster_id: ClusterId,
-        /// In words: what is stored here, and what the list has there.
+        /// The differences between the directory and the list, as text.
         differences: String,
     },
-    /// `Join`: the directory belongs to a cluster already, and the peers to another one.
+    /// `Join`: the directory already belongs to a cluster, and the peers belong to another one.
     #[error(
         "this node belongs to cluster {own} already (node {node_id}; members {members}), and the peer {peer} to cluster \
          {other}. To continue in {own}, start it without that peer (memstore: remove --peer-addr); to join {other}, use \
@@ -197,13 +198,13 @@ pub enum NodeStartError {
     AlreadyInCluster {
         /// The cluster of the directory.
         own: ClusterId,
-        /// As stored.
+        /// The id, as stored.
         node_id: NodeId,
-        /// As stored: ids and addresses.
+        /// The members, as stored: ids and addresses.
         members: String,
         /// The address of a peer.
         peer: String,
-        /// Its cluster.
+        /// The cluster of the peer.
         other: ClusterId,
     },
     /// `Join`: no address of another node was given.
@@ -222,11 +223,11 @@ pub enum NodeStartError {
     TwoClusters {
         /// The address of one peer.
         first_peer: String,
-        /// Its cluster.
+        /// The cluster of that peer.
         first: ClusterId,
-        /// The address of the other.
+        /// The address of the other peer.
         second_peer: String,
-        /// Its cluster.
+        /// The cluster of the other peer.
         second: ClusterId,
     },
     /// `Expect`: the number does not fit the list. It must be at least 1, at most the number of listed nodes, and more than
@@ -236,54 +237,55 @@ pub enum NodeStartError {
          listed, and more than half of them, or two clusters could begin"
     )]
     BadExpect {
-        /// As given.
+        /// The number, as given.
         count: usize,
-        /// How many different addresses are listed, this node's among them.
+        /// How many different addresses are listed, including this node's.
         listed: usize,
     },
-    /// `Expect`: another node expects another number. Start all of them with the same.
+    /// `Expect`: another node expects another number. Start all nodes with the same number.
     #[error(
         "this node expects {own} nodes to begin a cluster, the one at {address} expects {other}: give all the same number"
     )]
     ExpectDiffers {
-        /// As given.
+        /// The number of this node.
         own: usize,
-        /// Of the other node.
+        /// The address of the other node.
         address: String,
-        /// As it was given.
+        /// The number of the other node.
         other: usize,
     },
-    /// `Expect`: this node was about to begin one cluster when it ended, and the other nodes belong to another one. To join
-    /// that, use an empty directory.
+    /// `Expect`: this node was about to begin one cluster when it ended, and the other nodes belong to another one. To
+    /// join the other cluster, use an empty directory.
     #[error(
         "this node was about to begin cluster {pledged}, and the node at {address} belongs to cluster {other}: use an empty \
          data directory to join that one"
     )]
     PledgedToOther {
-        /// As stored.
+        /// The cluster that this node was about to begin, as stored.
         pledged: ClusterId,
-        /// Of the other node.
+        /// The address of the other node.
         address: String,
-        /// Its cluster.
+        /// The cluster of the other node.
         other: ClusterId,
     },
-    /// `Join`: no peer belonged to a cluster with a leader in time. Try again, or wait longer (`JoinOptions::wait_for_peers`).
+    /// `Join`: no peer belonged to a cluster with a leader in time. Try again, or increase the wait
+    /// (`JoinOptions::wait_for_peers`).
     #[error("no peer let this node in within {} s: {reason}", .waited.as_secs())]
     NoCluster {
-        /// For so long.
+        /// How long the node waited.
         waited: Duration,
-        /// What each of the peers answered last.
+        /// The last answer of each peer.
         reason: String,
     },
-    /// `Join`: the cluster knows this node's id with another directory, or has removed it. This directory is of no use
-    /// any more: use an empty one.
+    /// `Join`: the cluster knows this node's id with another directory, or has removed it. This directory is no longer
+    /// usable: use an empty one.
     #[error("{0}. This data directory cannot be used for that cluster any more: join with an empty one")]
     DirectoryUnusable(MembershipRefusal),
-    /// `Join`: the cluster was found, and this node did not become a member that takes part. It may be one already:
-    /// starting again with the same directory continues.
+    /// `Join`: the cluster was found, but this node did not become an active member. It may be a member already: a
+    /// restart with the same directory continues.
     #[error(transparent)]
     Join(#[from] JoinClusterError),
-    /// `BeginWith`: this node and the others do not agree.
+    /// `BeginWith`: this node and the other nodes do not agree.
     #[error(transparent)]
     Begin(#[from] BeginError),
     /// The node ran, and ended.
@@ -291,7 +293,7 @@ pub enum NodeStartError {
     Run(#[from] RunError),
 }
 
-/// Why no ticket was given. Nothing happened but, at worst, that an id is reserved which nobody will use.
+/// Why no ticket was issued. Nothing happened, except that an id may be reserved and remain unused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestIdError {
@@ -301,12 +303,12 @@ pub enum RequestIdError {
     /// The peer cannot be reached. Try another member.
     #[error("no ticket from {address}: {reason}")]
     Unreachable {
-        /// Of the peer.
+        /// The address of the peer.
         address: String,
-        /// What went wrong.
+        /// The cause of the failure.
         reason: String,
     },
-    /// The cluster gave no id. The reason says whether it is worth trying again.
+    /// The cluster reserved no id. The reason says whether a retry can help.
     #[error("the cluster gave no id: {0}")]
     Refused(#[from] MembershipError),
 }
@@ -315,11 +317,10 @@ pub enum RequestIdError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddPeersError {
-    /// These cannot be the first members of a cluster. Nothing happened.
+    /// These members cannot be the first members of a cluster. Nothing happened.
     #[error(transparent)]
     Members(#[from] MembershipRefusal),
-    /// The list must name this node too, since every node of a static cluster is given the same list. Nothing
-    /// happened.
+    /// The list must include this node too, since every node of a static cluster gets the same list. Nothing happened.
     #[error(
         "node {id} is missing in the list of peers: every node is given the same list, with itself in it"
     )]
@@ -327,69 +328,69 @@ pub enum AddPeersError {
         /// This node.
         id: NodeId,
     },
-    /// This node listens elsewhere than the list tells the others. Nothing happened.
+    /// This node listens on another address than the list says. Nothing happened.
     #[error("the list of peers says that node {id} listens on {listed}, but it was bootstrapped with {own}")]
     OtherAddress {
         /// This node.
         id: NodeId,
-        /// In the list.
+        /// The address in the list.
         listed: String,
-        /// As bootstrapped.
+        /// The address with which the node was bootstrapped.
         own: String,
     },
-    /// The node runs already, and its cluster did not make the change. The reason says what became of it.
+    /// The node runs already, and its cluster did not make the change. The reason states the outcome.
     #[error(transparent)]
     Change(#[from] MembershipError),
 }
 
-/// Why this node is not in the cluster yet. Calling again with the same tickets is safe in every case.
+/// Why this node is not in the cluster yet. A second call with the same tickets is safe in every case.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinClusterError {
-    /// None of the tickets was made out for this node. Bootstrap the node under the id that the ticket reserves.
+    /// None of the tickets is for this node. Bootstrap the node under the id that the ticket reserves.
     #[error("no ticket is for node {id}: bootstrap the node under the id of its ticket")]
     NoTicket {
         /// This node.
         id: NodeId,
     },
-    /// The tickets are of different clusters.
+    /// The tickets belong to different clusters.
     #[error("the tickets are of different clusters, {first} and {second}")]
     DifferentClusters {
-        /// Of one ticket.
+        /// The cluster of one ticket.
         first: ClusterId,
-        /// Of another.
+        /// The cluster of another ticket.
         second: ClusterId,
     },
-    /// The others would look for this node where it does not listen. Ask for a ticket with the right address.
+    /// The ticket has another address than the one on which this node listens. Ask for a ticket with the right address.
     #[error("the ticket says that node {id} listens on {ticket}, but it was bootstrapped with {own}")]
     OtherAddress {
         /// This node.
         id: NodeId,
-        /// In the ticket.
+        /// The address in the ticket.
         ticket: String,
-        /// As bootstrapped.
+        /// The address with which the node was bootstrapped.
         own: String,
     },
-    /// The directory belongs to another node or cluster. Nothing was written: use an empty directory.
+    /// The directory belongs to another node or cluster. Nothing is written: use an empty directory.
     #[error(transparent)]
     Directory(#[from] JoinError),
-    /// Nobody that the ticket names could be asked.
+    /// None of the members in the ticket can be reached.
     #[error("no member of the cluster could be asked: {0}")]
     Unreachable(String),
-    /// The cluster did not let this node in; the reason says whether trying again can help.
+    /// The cluster did not admit this node; the reason says whether a retry can help.
     #[error("the cluster did not let this node in: {0}")]
     Refused(#[source] MembershipError),
-    /// The cluster agreed, but nothing has progressed for so long: neither the log, nor a snapshot, nor the membership.
-    /// The reason says what was waited for.
+    /// The cluster admitted this node, but then nothing progressed for too long: neither the log, nor a snapshot, nor
+    /// the membership. The reason says which step is missing.
     #[error(
         "the cluster agreed, but this node at {own} has made no progress for {} s: {reason}", .waited.as_secs()
     )]
     NoProgress {
-        /// How long nothing has progressed.
+        /// How long there was no progress.
         waited: Duration,
         /// The address of this node.
         own: String,
-        /// What is missing.
+        /// The step that is missing.
         reason: String,
     },
     /// This node has stopped, or does not run: [`Raft::run`](crate::Raft::run) must be under way.

@@ -1,13 +1,13 @@
-//! raftify turns a program's state into a replicated state machine: it survives machines.
+//! raftify turns a program's state into a replicated state machine that survives machine failures.
 //!
-//! Write a [log entry](LogEntry) type and a [state machine](StateMachine), [`begin`](Raft::begin) a cluster,
-//! and let other nodes [`join`](Raft::join) it. What [`propose`] has acknowledged
-//! was made durable by a majority of the nodes; a [`query`] on any node sees all of it.
+//! Write a [log entry](LogEntry) type and a [state machine](StateMachine), [`begin`](Raft::begin) a cluster, and let
+//! other nodes [`join`](Raft::join) it. A write acknowledged by [`propose`] is durable on a majority of the nodes; a
+//! [`query`] on any node sees every acknowledged write.
 //!
 //! # Quick start
 //!
-//! A single node. Other nodes start with [`Raft::join`] and the address of any member, and the state machine does not
-//! change by it.
+//! A single node. Other nodes start with [`Raft::join`] and the address of any member; the state machine stays the
+//! same.
 //!
 //! ```
 //! use raftify::{BoxError, Config, LogPosition, Raft, Snapshot, StateMachine, WalStorage};
@@ -50,16 +50,16 @@
 //! }
 //! ```
 //!
-//! # What is where
+//! # Overview
 //! - [`Raft`] starts a node: it begins a cluster, joins one, or restarts. It bundles the two parts of a node:
 //!   [`RaftNode`], the handle with all verbs, to which it dereferences, and [`RaftServer`], its gRPC server.
 //! - [`StateMachine`] and [`LogEntry`] are the traits that an application implements; [`Snapshot`] is a captured state.
 //! - [`Config`] holds all settings; the defaults work unchanged on a LAN. [`start`] has the options of a start.
-//! - [`WalStorage`] keeps a node's log and snapshots in a directory, and makes a write durable by one flush. [`storage`] has
-//!   the other storages, the conversion between them, and the contract for storages of your own.
-//! - [`RaftClient`] talks to a cluster from outside: [`client`].
-//! - [`membership`] has the members and their changes, [`status`] what a node says of itself.
-//! - [`error`] says for every verb why it can fail, and what that means for the data.
+//! - [`WalStorage`] keeps a node's log and snapshots in a directory, and makes a write durable by one flush.
+//!   [`storage`] has the other storages, the conversion between them, and the contract for custom storages.
+//! - [`RaftClient`] is the remote client of a cluster: see [`client`].
+//! - [`membership`] has the members and their changes, [`status`] the status that a node reports.
+//! - [`error`] lists for every verb the reasons of failure, and their consequences for the data.
 //!
 //! [`propose`]: RaftNode::propose
 //! [`query`]: RaftNode::query
@@ -100,7 +100,7 @@ pub use raftify_storage::WalStorage;
 #[cfg(feature = "simulation")]
 pub use runtime::simulation;
 
-/// How entries and snapshots of an application are printed in logs and by the command line tool.
+/// How the entries and snapshots of an application are printed in logs and by the command line tool.
 pub mod formatter {
     pub use crate::application::formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
 }
@@ -120,7 +120,7 @@ pub mod start {
     pub use crate::node::expect::Expect;
 }
 
-/// What a node says of itself, and the numbers and ids in it.
+/// The status that a node reports, and the numbers and ids in it.
 pub mod status {
     pub use crate::channels::server_counters::RequestCounts;
     pub use raftify_core::{
@@ -131,10 +131,10 @@ pub mod status {
 
 /// Storages: those that come with this crate, the conversion between them, and the contract for others.
 ///
-/// [`WalStorage`] is the default: a segment log, one write and one flush for each durable write. [`HeedStorage`] does it all
-/// in LMDB, which is simplest; [`convert_storage`] goes from one to the other, and [`ReadOnlyStorage`] looks into both.
-/// [`MemoryStorage`] is for tests. [`StableStorage`] and the traits beside it are the contract; the conformance suite in
-/// `testing` (feature `testing`) checks an implementation of it.
+/// [`WalStorage`] is the default: a segment log, one write and one flush for each durable write. [`HeedStorage`] is the
+/// simplest: it stores everything in LMDB. [`convert_storage`] converts from one to the other, and [`ReadOnlyStorage`]
+/// reads both. [`MemoryStorage`] is for tests. [`StableStorage`] and its companion traits are the contract; the
+/// conformance suite in `testing` (feature `testing`) checks an implementation of it.
 pub mod storage {
     pub use raftify_core::storage::{
         HardState, LogReader, MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore,

@@ -1,4 +1,4 @@
-//! The seams to threads, network, clock and randomness, and limits on what passes.
+//! The abstractions over threads, network, clock and randomness, and rate limits.
 
 pub(crate) mod descriptors;
 pub(crate) mod log_throttle;

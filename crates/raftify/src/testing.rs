@@ -1,6 +1,6 @@
 //! For tests (feature `testing`): the suite that checks an implementation of the [storage contract](crate::storage).
 //!
-//! The functions that do not appear here are for the benches and the fuzz targets of this project.
+//! The hidden functions are for the benches and the fuzz targets of this project.
 
 pub use raftify_core::storage::conformance;
 
@@ -15,7 +15,7 @@ use crate::error::BoxError;
 use crate::wire::{self, RequestRejected, message_from_wire, message_to_wire, proto};
 
 #[doc(hidden)]
-/// A message as it travels.
+/// A message in its wire encoding.
 pub fn encode_message(message: RaftMessage) -> Vec<u8> {
     message_to_wire(message).encode_to_vec()
 }
@@ -24,14 +24,14 @@ pub fn encode_message(message: RaftMessage) -> Vec<u8> {
 /// The inverse of [`encode_message`].
 ///
 /// # Errors
-/// If the bytes are no message.
+/// If the bytes are not a message.
 pub fn decode_message(bytes: bytes::Bytes, from: NodeId, to: NodeId) -> Result<RaftMessage, BoxError> {
     Ok(message_from_wire(proto::Message::decode(bytes)?, from, to)?)
 }
 
 #[doc(hidden)]
-/// Reads any bytes as the message that the first byte names, and what is in it, as server and client do. What can be
-/// read is written again, and must be the same.
+/// Decodes arbitrary bytes as the message type that the first byte names, with its content, as server and client do. A
+/// decoded message is encoded again, and the result must be the same.
 pub fn read_wire(bytes: &[u8]) {
     use proto::{
         change_membership_reply, inspect_reply, install_snapshot_reply, propose_reply, read_index_reply,

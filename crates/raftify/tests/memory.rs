@@ -1,6 +1,6 @@
-//! What stays in memory is what the limits count: nothing from the network keeps the buffer that it was received in.
+//! The limits cover the memory in use: no data from the network keeps its receive buffer alive.
 //!
-//! The tests measure all live allocations of the process, so that they run one after the other.
+//! The tests measure all live allocations of the process, so they run one after the other.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -21,11 +21,11 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-/// Counts what is allocated, as much as an allocator takes for it: 8 bytes more, in steps of 16.
+/// Counts allocations with the overhead of an allocator: 8 bytes more, in steps of 16.
 struct Counting;
 
 static LIVE_BYTES: AtomicU64 = AtomicU64::new(0);
-/// The most that was alive at once.
+/// The peak of live bytes.
 static PEAK_BYTES: AtomicU64 = AtomicU64::new(0);
 
 fn taken(bytes: usize) -> u64 {
@@ -33,7 +33,7 @@ fn taken(bytes: usize) -> u64 {
 }
 
 #[allow(unsafe_code, reason = "an allocator is unsafe to implement; this one passes everything on")]
-// SAFETY: all calls go to the system's allocator with the arguments that they came with.
+// SAFETY: all calls go to the system's allocator with unchanged arguments.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let before = LIVE_BYTES.fetch_add(taken(layout.size()), Ordering::Relaxed);
@@ -56,12 +56,12 @@ static ALLOCATOR: Counting = Counting;
 static MEASURING: Mutex<()> = Mutex::const_new(());
 
 const CLIENTS: u64 = 100;
-/// For the buffers of connections, which are as large as the machine was busy, and do not grow with the entries. A receive
-/// buffer that is kept for each entry takes 8 KiB: for 2000 entries eight times as much.
+/// For the buffers of connections, whose size depends on the load of the machine, and does not grow with the entries. A
+/// receive buffer that is kept for each entry takes 8 KiB: for 2000 entries eight times as much.
 const BUFFERS_BYTES: u64 = 2 << 20;
 const SNAPSHOT_BYTES: usize = 64 << 20;
 
-/// Keeps nothing, and has much in its snapshots.
+/// Keeps no state, and has large snapshots.
 struct Nothing;
 
 impl StateMachine for Nothing {
@@ -89,7 +89,7 @@ impl StateMachine for Nothing {
     }
 }
 
-/// No snapshot is taken by itself: everything stays in the log, and in its cache.
+/// No snapshot is taken automatically: all entries stay in the log, and in its cache.
 fn config() -> Config {
     Config {
         snapshot_entries: 0,
@@ -146,7 +146,7 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Proposes so many entries of 20 bytes; every reply says what was proposed.
+/// Proposes this many entries of 20 bytes; every reply is the proposed entry.
 async fn propose(client: &RaftClient<String, Nothing>, count: u64) {
     let proposing: Vec<_> = (0..CLIENTS)
         .map(|number| {
@@ -154,7 +154,7 @@ async fn propose(client: &RaftClient<String, Nothing>, count: u64) {
             tokio::spawn(async move {
                 for entry in 0..count / CLIENTS {
                     let entry = format!("{number:09} {entry:09}");
-                    // A machine that is very busy gives a connection up now and then. Twice does no harm.
+                    // A very busy machine occasionally drops a connection. A repeated entry is harmless.
                     let mut answer = client.propose(&entry).await;
                     while matches!(answer, Err(ClientError::Answer(ProposeError::Unknown(_)))) {
                         answer = client.propose(&entry).await;
@@ -169,12 +169,12 @@ async fn propose(client: &RaftClient<String, Nothing>, count: u64) {
     }
 }
 
-/// How many entries are proposed: `MEMORY_ENTRIES`, or as many as show it in a few seconds.
+/// How many entries are proposed: `MEMORY_ENTRIES`, or enough for a result in a few seconds.
 fn entries() -> u64 {
     std::env::var("MEMORY_ENTRIES").map_or(2_000, |count| count.parse().unwrap())
 }
 
-/// Proposes so many entries through a remote client to a cluster of so many nodes.
+/// Proposes this many entries through a remote client to a cluster of this many nodes.
 async fn small_entries_cost_at_most_half_more_than_is_counted(nodes: u64, entries: u64) {
     let _alone = MEASURING.lock().await;
     let members = members(nodes);
@@ -194,7 +194,7 @@ async fn small_entries_cost_at_most_half_more_than_is_counted(nodes: u64, entrie
         let applied: Vec<_> = nodes.iter().map(|node| node.raft.status().borrow().applied).collect();
         applied.iter().all(|index| *index == applied[0])
     };
-    // Everything that is made once is made then.
+    // All one-time allocations are made then.
     propose(&client, 5 * CLIENTS).await;
     until("all have applied all", all_applied).await;
     let (live_before, counted_before) = (LIVE_BYTES.load(Ordering::Relaxed), counted().await);

@@ -1,8 +1,8 @@
-//! The public API of this crate, one item a line, is what `docs/public-api.txt` says: a change of it shows in review.
-//! `make public-api` writes the file anew.
+//! The public API of this crate, one item a line, matches `docs/public-api.txt`: a change of it is visible in review.
+//! `make public-api` regenerates the file.
 //!
-//! The listing is read from the sources, so that it is the same with every compiler: it follows each `pub` from the root, also
-//! into the crates whose items are passed on, with all features on.
+//! The listing is read from the sources, so that it is the same with every compiler: it follows each `pub` from the
+//! root, also into the crates whose items are re-exported, with all features on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -31,7 +31,7 @@ fn public_api_is_the_listed_one() {
     expect_file!["../../../docs/public-api.txt"].assert_eq(&text);
 }
 
-/// A module, by the names from the root of its crate on.
+/// A module, as the names from the root of its crate on.
 type ModulePath = Vec<String>;
 
 /// All modules of the crates.
@@ -65,7 +65,7 @@ impl Sources {
         self.0.insert(path.to_vec(), items.into_iter().filter(|item| is_built(attributes(item))).collect());
     }
 
-    /// Where the name that `path` means in `module` is defined.
+    /// Where the name that `path` refers to in `module` is defined.
     fn resolve(&self, module: &[String], path: &[String]) -> Option<(ModulePath, String)> {
         let (first, rest) = path.split_first()?;
         let mut at = match first.as_str() {
@@ -107,7 +107,7 @@ impl Sources {
     }
 }
 
-/// Whether an item is there when all features are on, outside of tests.
+/// Whether an item exists when all features are on, outside of tests.
 fn is_built(attrs: &[Attribute]) -> bool {
     attrs
         .iter()
@@ -156,7 +156,7 @@ fn name_of(item: &Item) -> Option<String> {
     }
 }
 
-/// The names that a `use` brings in, each with its target.
+/// The names that a `use` imports, each with its target.
 fn uses(tree: &UseTree, before: &[String]) -> Vec<(String, Vec<String>)> {
     let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
     match tree {
@@ -184,20 +184,20 @@ fn is_hidden(attrs: &[Attribute]) -> bool {
 
 struct Listing<'a> {
     sources: &'a Sources,
-    /// Under which public name each definition is listed.
+    /// The public name under which each definition is listed.
     listed: BTreeMap<(ModulePath, String), String>,
-    /// Sorted by the path that each is about.
+    /// Sorted by the path of each item.
     lines: BTreeSet<(String, String)>,
 }
 
 impl Listing<'_> {
-    /// Everything that is public in a module; what stands in it directly comes before the modules in it.
+    /// All public items of a module; its own items come before its submodules.
     fn module(&mut self, public: &str, module: &[String]) {
         let items = &self.sources.0[module];
         for item in items.iter().filter(|item| name_of(item).is_some()) {
             self.item(public, module, item, None);
         }
-        // What has two names is listed under that of its definition.
+        // An item with two names is listed under the name of its definition.
         for renames in [false, true] {
             for item in items {
                 let Item::Use(item) = item else { continue };
@@ -223,7 +223,7 @@ impl Listing<'_> {
         }
     }
 
-    /// An item that is passed on under another path.
+    /// An item that is re-exported under another path.
     fn used(&mut self, public: &str, module: &[String], target: &[String]) {
         if let Some(path) = self.module_at(module, target) {
             self.add(format!("mod {public}"));
@@ -327,7 +327,7 @@ impl Listing<'_> {
         }
     }
 
-    /// Methods and traits of a type or trait, wherever in its crate they are written.
+    /// Methods and traits of a type or trait, anywhere in its crate.
     fn implementations(&mut self, public: &str, definition: &(ModulePath, String)) {
         for (module, items) in self.sources.0.iter().filter(|(module, _)| module[0] == definition.0[0]) {
             for item in items {
@@ -390,7 +390,7 @@ fn visibility(item: &Item) -> &Visibility {
     }
 }
 
-/// Derived traits, and whether more fields or variants may come.
+/// Derived traits, and whether more fields or variants may be added.
 fn marks(attrs: &[Attribute]) -> String {
     let mut derived = BTreeSet::new();
     let mut rest = String::new();
@@ -412,7 +412,7 @@ fn signature(path: &str, signature: &Signature) -> String {
     let mut shown = signature.clone();
     let name = shown.ident.to_string();
     for input in &mut shown.inputs {
-        // Whether an argument is `mut` is no business of the caller.
+        // Whether an argument is `mut` does not concern the caller.
         if let syn::FnArg::Typed(argument) = input
             && let syn::Pat::Ident(pattern) = &mut *argument.pat
         {

@@ -1,4 +1,4 @@
-//! A signal ends `run`. In a process of its own, since a signal reaches all nodes of a process.
+//! A signal ends `run`. In a separate process, since a signal reaches all nodes of a process.
 #![cfg(unix)]
 
 use std::io::Read;
@@ -11,7 +11,7 @@ use raftify::storage::MemoryStorage;
 use raftify::{BoxError, Config, LogPosition, Raft, Snapshot, StateMachine};
 use raftify_free_address::free_address;
 
-/// Applies `true` when it may.
+/// Applies `true` when permitted.
 struct Nothing(Arc<Barrier>);
 
 impl StateMachine for Nothing {
@@ -20,8 +20,8 @@ impl StateMachine for Nothing {
 
     fn apply(&mut self, _position: LogPosition, waits: bool) -> Result<(), BoxError> {
         if waits {
-            self.0.wait(); // Until the test knows that it is here,
-            self.0.wait(); // and until it lets it go on.
+            self.0.wait(); // Until the test knows that the entry is being applied,
+            self.0.wait(); // and until the test lets it continue.
         }
         Ok(())
     }
@@ -36,13 +36,13 @@ impl StateMachine for Nothing {
 }
 
 fn send_sigterm() -> Result<(), BoxError> {
-    // The one of the shell: not every system has a program `kill`.
+    // The shell's builtin: not every system has a program `kill`.
     let sent = Command::new("sh").args(["-c", "kill -TERM $0", &std::process::id().to_string()]).status()?;
     assert!(sent.success());
     Ok(())
 }
 
-/// Asks a leader for what it does at once.
+/// Sends a leader a request that it processes at once.
 async fn until_requests_fail_with(raft: &Raft<bool, Nothing>, reason: StopReason) {
     let fail = async {
         while raft.transfer_leader(raft.id()).await != Err(TransferError::Stopped(reason.clone())) {
@@ -52,7 +52,7 @@ async fn until_requests_fail_with(raft: &Raft<bool, Nothing>, reason: StopReason
     tokio::time::timeout(Duration::from_secs(60), fail).await.expect("they never fail so");
 }
 
-/// One after the other, for a signal reaches all nodes of the process.
+/// One after the other, since a signal reaches all nodes of the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_stops_the_node_in_order_and_another_one_at_once() -> Result<(), BoxError> {
     let barrier = Arc::new(Barrier::new(2));
@@ -78,7 +78,7 @@ async fn sigterm_stops_the_node_in_order_and_another_one_at_once() -> Result<(),
     });
     tokio::task::block_in_place(|| barrier.wait());
     send_sigterm()?;
-    // It goes on, for it owes an answer.
+    // It continues, since it has a pending reply.
     until_requests_fail_with(&raft, StopReason::Stopping).await;
     send_sigterm()?;
     until_requests_fail_with(&raft, StopReason::Stopped).await;

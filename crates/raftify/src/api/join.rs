@@ -1,4 +1,4 @@
-//! Being let into a cluster: asking for it, and waiting for as long as there is progress.
+//! Admission to a cluster: sends the request, and waits for as long as there is progress.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -22,18 +22,18 @@ use crate::client::membership_changes::promotion;
 use crate::error::JoinClusterError;
 use crate::node::begin::SAID_EVERY;
 
-/// The pause between two attempts to be let in, and between two looks at whether a learner is caught up.
+/// The pause between two attempts at admission, and between two checks of whether a learner is caught up.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// What to ask a cluster for, and where.
+/// The request for admission, and the addresses of the cluster.
 pub(crate) struct Admission {
     cluster_id: ClusterId,
     joiners: Vec<Member>,
-    /// In this order.
+    /// Tried in this order.
     addresses: Vec<String>,
 }
 
-/// What counts as progress of a node that joins.
+/// The values whose change counts as progress of a joining node.
 #[derive(Clone, Copy, PartialEq)]
 struct Progress {
     last: LogPosition,
@@ -48,21 +48,21 @@ where
     Entry: LogEntry,
     FSM: StateMachine<LogEntry = Entry>,
 {
-    /// Lets this node into the cluster of its ticket, and resolves once it takes part: it votes, or, with a ticket
-    /// [for a learner](ClusterJoinTicket::as_learner), it is caught up. The node must be [running](Self::run) meanwhile. On a
-    /// node that takes part already, nothing is done: this may be called at every start. A node that was added as a learner
-    /// stays one.
+    /// Adds this node to the cluster of its ticket, and resolves once it takes part: it votes, or, with a ticket [for a
+    /// learner](ClusterJoinTicket::as_learner), it is caught up. The node must be [running](Self::run) meanwhile. The
+    /// call has no effect on a node that takes part already: it may be made at every start. A node that was added as a
+    /// learner stays a learner.
     ///
-    /// Tickets of other nodes may be given as well: these are added in the same change, before they are started.
+    /// Tickets of other nodes may be given as well: these nodes are added in the same change, before they are started.
     ///
-    /// Waits as long as there is progress, and for [`joiner_timeout`](crate::Config::joiner_timeout) without any. Meanwhile,
-    /// the log says every ten seconds what is waited for.
+    /// Waits as long as there is progress, and for [`joiner_timeout`](crate::Config::joiner_timeout) without any.
+    /// Meanwhile, the log says every ten seconds which step is missing.
     ///
     /// # Errors
-    /// See [`JoinClusterError`]; calling again with the same tickets is safe.
+    /// See [`JoinClusterError`]; a second call with the same tickets is safe.
     ///
     /// # Cancel safety
-    /// Dropping the future may leave the node a member already; calling again is safe.
+    /// Dropping the future may leave the node a member already; a second call is safe.
     pub async fn join_cluster(&self, tickets: Vec<ClusterJoinTicket>) -> Result<(), JoinClusterError> {
         let id = self.id();
         let own = tickets
@@ -96,12 +96,12 @@ where
         self.wait_until_taking_part(&admission).await
     }
 
-    /// What this node is, as far as applied here.
+    /// The role of this node, as far as applied here.
     pub(crate) fn own_role(&self) -> Option<MemberRole> {
         role(&self.status().borrow())
     }
 
-    /// What to ask this cluster for, at these addresses and at those that the user has added.
+    /// The request for admission to this cluster, at these addresses and at those that the user has added.
     pub(crate) fn admission(
         &self,
         cluster_id: ClusterId,
@@ -114,7 +114,7 @@ where
         Admission { cluster_id, joiners, addresses }
     }
 
-    /// Makes this directory one of the cluster, durably, so that the cluster's messages are believed.
+    /// Records durably that this directory belongs to the cluster, so that the node accepts the cluster's messages.
     pub(crate) async fn take_on_identity(&self, cluster_id: ClusterId) -> Result<Identity, JoinClusterError> {
         let known = self.status().borrow().identity;
         let incarnation = known.map_or(self.incarnation, |identity| identity.incarnation);
@@ -130,8 +130,8 @@ where
         }
     }
 
-    /// Asks to be let in until the cluster does so, or refuses for good, or `patience` is over. Then waits until this node
-    /// takes part.
+    /// Requests admission until the cluster agrees, or permanently rejects it, or `patience` is over. Then waits until
+    /// this node takes part.
     pub(crate) async fn be_let_in(
         &self,
         admission: &Admission,
@@ -160,8 +160,8 @@ where
         self.wait_until_taking_part(admission).await
     }
 
-    /// The members when this node was added; `None` if the outcome is not known: it shows when this node hears from the
-    /// cluster.
+    /// The members when this node was added; `None` if the outcome is unknown: it becomes known when this node receives
+    /// messages of the cluster.
     async fn ask_to_be_added(&self, admission: &Admission) -> Result<Option<Members>, JoinClusterError> {
         let Admission { cluster_id, joiners, addresses } = admission;
         let within = self.config().membership_timeout;
@@ -229,17 +229,17 @@ where
         }
     }
 
-    /// What is missing until this node votes, in words, as the leader says. A node that the leader has cleared meanwhile is
-    /// added again.
+    /// The missing condition for this node's vote, as text, as the leader reports it. If the leader has removed the
+    /// node meanwhile, it is added again.
     ///
     /// # Errors
-    /// The cluster will never let this node in.
+    /// The cluster will never admit this node.
     async fn why_not_a_voter(&self, admission: &Admission) -> Result<String, JoinClusterError> {
         let status = self.status().borrow().clone();
         let own = &self.raft_addr;
         if role(&status).is_some() {
-            // The leader promotes a joining node by itself, for the same reasons as on request. It has not lately become a
-            // learner by another's request, since the membership is still the same.
+            // The leader promotes a joining node by itself, under the same conditions as on request. The node has not
+            // recently become a learner by another request, since the membership is still the same.
             let request = MembershipRequest::from(promotion(self.id())).expecting(status.members.as_of());
             return Ok(match self.change_config(request).await {
                 Ok(_) => "it was promoted".to_owned(),
@@ -275,7 +275,7 @@ fn role(status: &Status) -> Option<MemberRole> {
     status.members.get(status.node_id).map(|member| member.role)
 }
 
-/// Whether asking again may help.
+/// Whether a retry may help.
 fn may_pass(error: &JoinClusterError) -> bool {
     match error {
         JoinClusterError::Refused(MembershipError::Refused(_)) => false,

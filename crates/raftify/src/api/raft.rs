@@ -1,7 +1,7 @@
-//! What a user holds: setting a node up, letting it into a cluster, running it.
+//! The main handle: setting a node up, admitting it to a cluster, running it.
 //!
-//! [`Raft::bootstrap`] does everything that can fail before a node takes part: it checks the settings, loads the
-//! storage and takes the port. [`Raft::run`] then runs all parts of the node until its end.
+//! [`Raft::bootstrap`] performs every step that can fail before a node takes part: it checks the settings, loads the
+//! storage and binds the port. [`Raft::run`] then runs all parts of the node until its end.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -37,29 +37,31 @@ use crate::runtime::transport::Listener;
 /// How long [`Raft::request_id`] waits for a ticket.
 const TICKET_DEADLINE: Duration = Duration::from_secs(30);
 
-/// One node of a cluster: a [`RaftNode`], to which it dereferences, and the right to run it.
+/// One node of a cluster: a [`RaftNode`], to which it dereferences, with the permission to run it.
 ///
-/// Cheap to clone; all clones are the same node. One of them is [`run`](Self::run), the others are used meanwhile.
+/// Cheap to clone; all clones are the same node. [`run`](Self::run) consumes one of them, the others are used
+/// meanwhile.
 ///
 /// # How a node starts
-/// With one call, which returns a node that runs: [`begin`](Self::begin) a cluster, [`begin_with`](Self::begin_with) a list
-/// of first members, [`join`](Self::join) a cluster, or [`restart`](Self::restart). Each of the first three continues a data
-/// directory that fits, so that a program may always be started with the same call.
+/// Start it with one call, which returns a running node: [`begin`](Self::begin) a cluster,
+/// [`begin_with`](Self::begin_with) a list of first members, [`join`](Self::join) a cluster, or
+/// [`restart`](Self::restart). Each of the first three continues a matching data directory, so that a program may
+/// always use the same call.
 ///
-/// Or step by step, with [`bootstrap`](Self::bootstrap) and [`run`](Self::run). Nothing begins by itself:
-/// - On a data directory that was used before, the node continues. Nothing else needs to be called.
+/// Or start it step by step, with [`bootstrap`](Self::bootstrap) and [`run`](Self::run). Nothing begins by itself:
+/// - On a data directory that was used before, the node continues. No other call is needed.
 /// - On a fresh one, after [`add_peers`](Self::add_peers): it begins a cluster with these members, each of which is
 ///   started with the same list.
 /// - On a fresh one, with the id of a ticket ([`request_id`](Self::request_id)): it waits until
-///   [`join_cluster`](Self::join_cluster) lets it into the cluster of the ticket.
+///   [`join_cluster`](Self::join_cluster) admits it to the cluster of the ticket.
 pub struct Raft<Entry, FSM: StateMachine<LogEntry = Entry>> {
     node: RaftNode<Entry, FSM>,
     server: RaftServer,
     pub(crate) raft_addr: Arc<str>,
     pub(crate) beginning: Beginning,
-    /// Where else to look for the cluster.
+    /// Additional addresses at which to look for the cluster.
     pub(crate) known_addresses: Arc<Mutex<BTreeSet<String>>>,
-    /// Drawn once, so that a fresh directory that joins twice at a time is still one directory.
+    /// Drawn once, so that two concurrent joins with a fresh directory still use one incarnation.
     pub(crate) incarnation: Incarnation,
 }
 
@@ -93,18 +95,19 @@ impl<Entry, FSM: StateMachine<LogEntry = Entry>> Deref for Raft<Entry, FSM> {
     }
 }
 
-/// What can be set besides the [`Config`]: [`Raft::bootstrap_with`].
+/// The options besides the [`Config`]: [`Raft::bootstrap_with`].
 pub struct BootstrapOptions<Entry, FSM> {
     /// Prints entries in this node's logs at trace level.
     pub formatter: Arc<dyn CustomFormatter<Entry, FSM>>,
-    /// Where to listen (`host:port`) when that is not where the others reach this node: behind a proxy or an address
-    /// translation, or on all interfaces. By default the node listens on its `raft_addr`.
+    /// The address on which to listen (`host:port`) if it differs from the address at which the others reach this node:
+    /// behind a proxy or an address translation, or on all interfaces. By default the node listens on its `raft_addr`.
     pub listen_addr: Option<String>,
-    /// Where to look for the other members (`host:port`) while this node knows no leader: addresses of nodes, or a host name
-    /// that stands for the addresses of several. A name is resolved again on each attempt, and may fail to resolve for a
-    /// while. By these, members that all came back at new addresses find each other: each is recognised by its cluster and
-    /// its data directory, and the leader records the new addresses. Other nodes that answer there are passed over. By
-    /// default empty: the addresses that the membership has are enough as long as one of a majority stays where it is.
+    /// Where to look for the other members (`host:port`) while this node knows no leader: addresses of nodes, or a host
+    /// name that resolves to the addresses of several. A name is resolved again on each attempt, and may fail to
+    /// resolve for a while. With these addresses, members find each other even if all of them restart at new addresses:
+    /// each is recognised by its cluster and its data directory, and the leader records the new addresses. Other nodes
+    /// that answer there are ignored. By default empty: the addresses in the membership suffice as long as one node of
+    /// a majority keeps its address.
     pub discover: Vec<String>,
 }
 
@@ -114,25 +117,25 @@ impl<Entry, FSM: StateMachine<LogEntry = Entry>> Default for BootstrapOptions<En
     }
 }
 
-/// The right to join a cluster under an id that nobody else has. Plain data, to be passed on in any way.
+/// Permission to join a cluster under a reserved id. Plain data that can be passed on in any way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterJoinTicket {
     /// The cluster.
     pub cluster_id: ClusterId,
     /// The id under which the holder must be bootstrapped.
     pub reserved_id: NodeId,
-    /// Where the holder will listen.
+    /// The address on which the holder will listen.
     pub raft_addr: String,
     /// The leader when the ticket was written.
     pub leader_id: NodeId,
-    /// Its address.
+    /// The address of the leader.
     pub leader_addr: String,
     /// The members when the ticket was written.
     pub peers: Vec<Member>,
-    /// The address that was given to [`Raft::request_id`], and answered: asked first.
+    /// The address that was given to [`Raft::request_id`], and answered: tried first.
     #[serde(default)]
     pub peer_addr: String,
-    /// What the holder becomes: a voter, or a learner that never votes until it is promoted.
+    /// The role of the holder: a voter, or a learner that never votes until it is promoted.
     #[serde(default = "voter")]
     pub role: MemberRole,
 }
@@ -155,12 +158,12 @@ where
     FSM: StateMachine<LogEntry = Entry>,
 {
     /// Sets a node up: checks the settings, loads the storage, and listens on `raft_addr` (`host:port`, as the other
-    /// nodes reach it). Nothing is written and nobody is talked to before [`run`](Self::run).
+    /// nodes reach it). The node writes nothing and contacts no other node before [`run`](Self::run).
     ///
     /// Blocks while the storage is read.
     ///
     /// # Errors
-    /// See [`BootstrapError`]; nothing was changed.
+    /// See [`BootstrapError`]; nothing is changed.
     ///
     /// # Examples
     /// See the [quick start](crate#quick-start).
@@ -174,11 +177,11 @@ where
         Self::bootstrap_with(node_id, raft_addr, storage, fsm, config, BootstrapOptions::default())
     }
 
-    /// Like [`bootstrap`](Self::bootstrap), for applications that print their own entries, or listen
-    /// elsewhere than where they are reached.
+    /// Like [`bootstrap`](Self::bootstrap), for applications that print their own entries, or whose listen address
+    /// differs from the advertised address.
     ///
     /// # Errors
-    /// Those of `bootstrap`.
+    /// The errors of `bootstrap`.
     pub fn bootstrap_with<S: StableStorage>(
         node_id: NodeId,
         raft_addr: impl Into<String>,
@@ -194,7 +197,7 @@ where
         Self::bootstrap_stored(node_id, raft_addr, storage, stored, fsm, config, options)
     }
 
-    /// [`bootstrap_with`](Self::bootstrap_with) with settings that were checked, and what the storage was found to hold.
+    /// [`bootstrap_with`](Self::bootstrap_with) with checked settings and the loaded content of the storage.
     pub(crate) fn bootstrap_stored<S: StableStorage>(
         node_id: NodeId,
         raft_addr: Arc<str>,
@@ -263,21 +266,21 @@ where
         &self.node
     }
 
-    /// The gRPC server of this node: where it listens, and what it has received.
+    /// The gRPC server of this node: its listen address, and the counters of received requests.
     pub fn raft_server(&self) -> &RaftServer {
         &self.server
     }
 
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
-    /// The node is then bootstrapped under [`reserved_id`](ClusterJoinTicket::reserved_id), run, and let in with
-    /// [`join_cluster`](Self::join_cluster). An id is given out once; a ticket that is never used costs nothing. Waits
-    /// at most 30 s.
+    /// The node is then bootstrapped under [`reserved_id`](ClusterJoinTicket::reserved_id), run, and admitted with
+    /// [`join_cluster`](Self::join_cluster). Each id is issued once; an unused ticket costs nothing. Waits at most 30
+    /// s.
     ///
     /// # Errors
     /// See [`RequestIdError`].
     ///
     /// # Cancel safety
-    /// Dropping the future may leave an id reserved that nobody uses, which is harmless.
+    /// Dropping the future may leave an unused reserved id, which is harmless.
     pub async fn request_id(
         raft_addr: impl Into<String>,
         peer_addr: impl Into<String>,
@@ -305,20 +308,20 @@ where
     }
 
     /// Runs the node to its end: until [`quit`](RaftNode::quit) or [`leave`](RaftNode::leave) is called on any clone,
-    /// the process gets Ctrl+C or SIGTERM, or the node cannot go on. Then everything is flushed and closed, and
-    /// every request is answered, before this returns. A node that [`start`](Self::start) has returned runs already: this
-    /// waits for its end.
+    /// the process gets Ctrl+C or SIGTERM, or the node cannot continue. Then everything is flushed and closed, and
+    /// every request is answered, before this returns. A node that [`start`](Self::start) has returned runs already:
+    /// this waits for its end.
     ///
     /// Must be called once, on a tokio runtime with time and I/O enabled.
     ///
     /// # Errors
-    /// [`RunError`] says why the node ended if that was not asked for.
+    /// [`RunError`] says why the node ended without a stop request.
     ///
     /// # Cancel safety
-    /// Dropping the future stops the node as a crash would: no acknowledged write is lost, every request is answered, and
+    /// Dropping the future stops the node like a crash: no acknowledged write is lost, every request is answered, and
     /// the storage is closed a little later, when other threads have finished with it.
     pub fn run(self) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
-        // At once: a caller that spawns this future, and goes on, runs the node.
+        // At once: a caller that spawns this future and continues has a running node.
         self.lifecycle().run_called();
         async move {
             match self.node.take_task() {
@@ -330,16 +333,16 @@ where
 
     /// Makes `peers` members of the cluster.
     ///
-    /// Before [`run`](Self::run), on a fresh directory: they are the first members of a new cluster, and this node
-    /// must be one of them. Every node is started with the same list. The cluster begins once all listed nodes agree on the
-    /// list, or, after some seconds, a majority of them; `run` ends with [`BeginError`](crate::error::BeginError) if the
-    /// lists differ. On a directory that was used before, the stored membership counts, and the list is only compared with
-    /// it, so that a program may call this at every start.
+    /// Before [`run`](Self::run), on a fresh directory: the peers are the first members of a new cluster, and this node
+    /// must be one of them. Every node is started with the same list. The cluster begins once all listed nodes agree on
+    /// the list, or, after some seconds, a majority of them; `run` ends with [`BeginError`](crate::error::BeginError)
+    /// if the lists differ. On a directory that was used before, the stored membership counts, and the list is only
+    /// compared with it, so that a program may call this at every start.
     ///
-    /// Once `run` was called, on a node that is no member yet: nothing is added. [`join_cluster`](Self::join_cluster) asks at
-    /// these addresses, too.
+    /// After the call of `run`, on a node that is not a member yet: nothing is added.
+    /// [`join_cluster`](Self::join_cluster) also asks at these addresses.
     ///
-    /// While the node runs as a member: they are added to the cluster in one change, like by
+    /// While the node runs as a member: the peers are added to the cluster in one change, as by
     /// [`change_config`](RaftNode::change_config).
     ///
     /// # Errors
@@ -348,7 +351,7 @@ where
     /// # Cancel safety
     /// As for `change_config`.
     pub async fn add_peers(&self, peers: impl IntoIterator<Item = Member>) -> Result<(), AddPeersError> {
-        // The caller's own code, which may take its time.
+        // The caller's own code, which may be slow.
         let peers: Vec<Member> = peers.into_iter().collect();
         if self.beginning.lay_down(|| self.first_members(&peers))? {
             return Ok(());
@@ -364,7 +367,7 @@ where
         Ok(self.change_config(change).await.map(drop)?)
     }
 
-    /// What to begin with, if the node does not run yet.
+    /// The first members, if the node does not run yet.
     fn first_members(&self, peers: &[Member]) -> Result<Option<First>, AddPeersError> {
         let (id, lifecycle) = (self.id(), self.lifecycle());
         let is_listed = peers.iter().any(|peer| peer.id == id);
@@ -381,7 +384,7 @@ where
     }
 }
 
-/// Checks where a node listens, where it is reached, and where it looks for others.
+/// Checks the listen address, the advertised address, and the addresses at which to look for others.
 pub(crate) fn check_addresses<Entry, FSM>(
     raft_addr: &str,
     options: &BootstrapOptions<Entry, FSM>,
@@ -392,7 +395,7 @@ pub(crate) fn check_addresses<Entry, FSM>(
     Ok(())
 }
 
-/// Where the state machine keeps its state, and what it has applied, if that is what this node's log holds.
+/// Whether the state machine keeps its own state, and its applied position, if this node's log contains that position.
 fn applied_by<FSM: StateMachine>(
     state_machine: &FSM,
     stored: &StoredState,

@@ -1,8 +1,8 @@
-//! The handle of a node: one method per verb of the user, no decisions.
+//! The handle of a node: one method per verb, without decisions.
 //!
 //! Every method sends one request with its own reply channel into the raft loop's bounded queue and waits for the
-//! answer, or reads the status that the loop publishes. No method hangs: the core answers everything that it holds by
-//! its deadlines, and each call is bounded once more here, before the node runs, while it does and after it has ended.
+//! answer, or reads the status that the loop publishes. No method hangs: the core answers every pending request by its
+//! deadlines, and this module bounds each call once more, before the node runs, while it runs and after it has ended.
 
 mod shared;
 mod unanswered;
@@ -47,9 +47,9 @@ const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 /// they are forwarded.
 ///
 /// # Before `run` and after the end
-/// While the node does not run yet, each call waits for [`Raft::run`](crate::Raft::run) up to its deadline and then
-/// fails with [`StopReason::NotRunning`]; nothing has happened then. Once the node has stopped, each call fails with
-/// the reason. The getters always tell the last known status.
+/// Before the node runs, each call waits for [`Raft::run`](crate::Raft::run) up to its deadline and then fails with
+/// [`StopReason::NotRunning`]; nothing has happened then. Once the node has stopped, each call fails with the reason.
+/// The getters always return the last known status.
 pub struct RaftNode<Entry, FSM: StateMachine<LogEntry = Entry>> {
     shared: Arc<Shared<FSM>>,
     waits_for_leader: bool,
@@ -90,8 +90,8 @@ where
         RaftNode { shared: Arc::new(shared), waits_for_leader: true, log_entry: PhantomData }
     }
 
-    /// A handle of the same node whose requests do not wait for a leader: while none is known, they fail at once with
-    /// `NoLeader`, and nothing happened. Those of other handles wait for the next leader until their deadline.
+    /// A handle of the same node whose requests do not wait for a leader: while no leader is known, they fail at once
+    /// with `NoLeader`, and nothing happened. Requests of other handles wait for the next leader until their deadline.
     #[must_use]
     pub fn without_waiting(&self) -> Self {
         RaftNode { waits_for_leader: false, ..self.clone() }
@@ -112,10 +112,10 @@ where
     ///   [`without_waiting`](Self::without_waiting), when the call was made.
     /// - [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge), [`Encode`](ProposeError::Encode): nothing was
     ///   written. Send it again later, or smaller.
-    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type decodes what it has encoded
-    ///   not at all, or as another entry (see [`LogEntry`]), or the leader's program is of another version.
+    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type cannot decode its
+    ///   encoding, or decodes it to another entry (see [`LogEntry`]), or the leader's program has another version.
     /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the deadline.
-    /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this place. Safe to send again.
+    /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this log position. Safe to send again.
     /// - [`Unknown`](ProposeError::Unknown): the deadline passed, this node stopped, or a snapshot covered the entry, before
     ///   the outcome was seen. It may have been applied.
     /// - [`Stopped`](ProposeError::Stopped): nothing was written; this node has stopped, or is stopping, and did not take
@@ -153,16 +153,15 @@ where
             .await
     }
 
-    /// Runs `query` on the state machine and returns what it returns: a linearizable read.
+    /// Runs `query` on the state machine and returns its result: a linearizable read.
     ///
-    /// The closure sees everything that was acknowledged, by any node, before this call. It runs on the thread that
-    /// owns the state machine, between two batches of entries: it should be quick, nothing is applied meanwhile. A
-    /// panic in it stops the node like one in `apply`. May be called on any node; the leader is asked for an index,
-    /// the state machine that is read is this node's. Waits at most twice
-    /// [`read_timeout`](crate::Config::read_timeout).
+    /// The closure sees every write that any node acknowledged before this call. It runs on the thread that owns the
+    /// state machine, between two batches of entries: it should be quick, since nothing is applied meanwhile. A panic
+    /// in it stops the node, as in `apply`. May be called on any node: the index comes from the leader, the state from
+    /// this node's state machine. Waits at most twice [`read_timeout`](crate::Config::read_timeout).
     ///
     /// # Errors
-    /// Those of [`read_index`](Self::read_index). Nothing changes by a read: trying again is always safe.
+    /// The errors of [`read_index`](Self::read_index). A read changes nothing: a retry is always safe.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless; the closure may still run.
@@ -190,9 +189,9 @@ where
         }
     }
 
-    /// An index such that a state machine that has applied it shows everything that was acknowledged, by any node,
-    /// before this call. Resolves once this node has applied it, so that whatever is read from this node's state
-    /// machine afterwards is not stale.
+    /// An index such that a state machine that has applied it reflects every write that any node acknowledged before
+    /// this call. Resolves once this node has applied it, so that later reads of this node's state machine are not
+    /// stale.
     ///
     /// The leader confirms by a round of heartbeats that it still leads; reads that wait at the same time share a
     /// round (ReadIndex, Raft thesis, section 6.4). May be called on any node. Waits at most
@@ -200,7 +199,7 @@ where
     ///
     /// # Errors
     /// - [`NoLeader`](ReadError::NoLeader), [`Busy`](ReadError::Busy), [`TimedOut`](ReadError::TimedOut),
-    ///   [`ConnectionLost`](ReadError::ConnectionLost): try again, nothing changes by a read.
+    ///   [`ConnectionLost`](ReadError::ConnectionLost): try again, a read changes nothing.
     /// - [`Stopped`](ReadError::Stopped): this node has stopped; ask another one.
     ///
     /// # Cancel safety
@@ -212,8 +211,8 @@ where
             .await
     }
 
-    /// Whether this node leads, as far as it knows: a newer leader may exist that it has not heard of. For reads that
-    /// must not be stale, use [`query`](Self::query).
+    /// Whether this node leads, as far as it knows: a newer leader, still unknown here, may exist. For reads that must
+    /// not be stale, use [`query`](Self::query).
     pub fn is_leader(&self) -> bool {
         self.shared.status.borrow().is_leader()
     }
@@ -258,7 +257,7 @@ where
         self.cluster_size()
     }
 
-    /// Where this node stands, and every change of it. The receiver sees the newest status; those in between may be
+    /// The status of this node, and every change of it. The receiver sees the newest status; intermediate ones may be
     /// skipped.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.shared.status.clone()
@@ -268,7 +267,7 @@ where
     /// [`propose_timeout`](crate::Config::propose_timeout).
     ///
     /// # Errors
-    /// - [`NoLeader`](WaitError::NoLeader): none was known in time.
+    /// - [`NoLeader`](WaitError::NoLeader): no leader was known in time.
     /// - [`Stopped`](WaitError::Stopped): this node has stopped, or was not run in time.
     ///
     /// # Cancel safety
@@ -295,8 +294,7 @@ where
         }
     }
 
-    /// Everything about the node's state, for people who look for a fault. Waits at most
-    /// [`read_timeout`](crate::Config::read_timeout).
+    /// The full diagnostics of a node. Waits at most [`read_timeout`](crate::Config::read_timeout).
     ///
     /// # Errors
     /// Why this node does not answer.
@@ -307,8 +305,8 @@ where
         self.shared.request(self.shared.config.read_timeout, |reply| LocalRequestMsg::Inspect { reply }).await
     }
 
-    /// Hands leadership to another voter, and returns the new leader once one is known. May be called on any node.
-    /// Proposals that come meanwhile are held back and then served by the new leader. Waits at most
+    /// Transfers leadership to another voter, and returns the new leader once one is known. May be called on any node.
+    /// Proposals during the transfer are delayed and then served by the new leader. Waits at most
     /// [`membership_timeout`](crate::Config::membership_timeout).
     ///
     /// # Errors
@@ -331,10 +329,10 @@ where
     }
 
     /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status) for the
-    /// outcome. A node that is held up is waited for at most [`propose_timeout`](crate::Config::propose_timeout).
+    /// outcome. If the node is blocked, the call waits at most [`propose_timeout`](crate::Config::propose_timeout).
     ///
     /// # Errors
-    /// See [`CampaignError`]. Nothing happened, unless it is [`StopReason::NoAnswer`]: then an election may yet begin.
+    /// See [`CampaignError`]. Nothing happened, except for [`StopReason::NoAnswer`]: then an election may still begin.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the election.
@@ -344,8 +342,8 @@ where
             .await
     }
 
-    /// Steps down as leader of `term`, in favour of `successor`, or of whoever wins the next election. Resolves when
-    /// this node no longer leads. The term guards against a command that comes too late. Waits at most
+    /// Steps down as leader of `term`, in favour of `successor`, or of the winner of the next election. Resolves when
+    /// this node no longer leads. The term guards against a command that arrives too late. Waits at most
     /// [`membership_timeout`](crate::Config::membership_timeout).
     ///
     /// # Errors
@@ -360,17 +358,17 @@ where
 
     /// Changes the members of the cluster, and returns them once the change is in force. May be called on any node.
     ///
-    /// A node that is added as a voter is a [joining](raftify_core::MemberRole::Joining) node at first, and is one when this
-    /// returns: the leader promotes it when it is caught up and reached. One step takes effect at once; several go through a
-    /// joint configuration, in which both the old and the new majority must agree. To remove the leader, leadership is
-    /// handed over first. While another change is under way, this one waits for its turn. Waits at most
-    /// [`membership_timeout`](crate::Config::membership_timeout).
+    /// A new voter is first added as a [joining](raftify_core::MemberRole::Joining) node, and still has this role when
+    /// the call returns: the leader promotes it when it is caught up and reachable. A change of one step takes effect
+    /// at once; a change of several steps goes through a joint configuration, in which both the old and the new
+    /// majority must agree. To remove the leader, leadership is transferred first. A change waits while another one is
+    /// under way. Waits at most [`membership_timeout`](crate::Config::membership_timeout).
     ///
-    /// Before a node is added, its address is asked once, for at most a second, which node answers there: if another member
-    /// does, the change is refused with [`AnsweredByOther`](raftify_core::members::MembershipRefusal::AnsweredByOther).
+    /// Before a node is added, its address is probed once, for at most a second: if another member answers there, the
+    /// change is rejected with [`AnsweredByOther`](raftify_core::members::MembershipRefusal::AnsweredByOther).
     ///
-    /// A [`MembershipRequest`] may be given in place of the change: it can demand that the membership is still the one that
-    /// the change was made from, or force a change that would be refused for the cluster's own good.
+    /// A [`MembershipRequest`] may be given in place of the change: it can require that the current membership is still
+    /// the one from which the change was made, or force a change that would be rejected to protect the cluster.
     ///
     /// # Errors
     /// - [`WouldLoseMajority`](MembershipError::WouldLoseMajority): too few of the voters are alive for this change.
@@ -408,8 +406,8 @@ where
     /// leader promotes it when it is ready.
     ///
     /// # Errors
-    /// Those of [`change_config`](Self::change_config); among them [`NotCaughtUp`](MembershipError::NotCaughtUp) and
-    /// [`NotReached`](MembershipError::NotReached), which pass by themselves, and
+    /// The errors of [`change_config`](Self::change_config); among them [`NotCaughtUp`](MembershipError::NotCaughtUp)
+    /// and [`NotReached`](MembershipError::NotReached), which are temporary, and
     /// [`HasRole`](raftify_core::members::MembershipRefusal::HasRole) for a voter.
     ///
     /// # Cancel safety
@@ -418,11 +416,12 @@ where
         self.change_config(promotion(id)).await
     }
 
-    /// Takes the vote from a voter, which stays a member as a learner until it is promoted again. A leader hands over
+    /// Turns a voter into a learner: it stays a member without a vote until it is promoted again. A leader transfers
     /// leadership first. May be called on any node.
     ///
     /// # Errors
-    /// Those of [`change_config`](Self::change_config): nothing was changed if the rest would be no live majority.
+    /// The errors of [`change_config`](Self::change_config): nothing was changed if the remaining voters would not be a
+    /// live majority.
     ///
     /// # Cancel safety
     /// As for `change_config`.
@@ -430,14 +429,14 @@ where
         self.change_config(demotion(id)).await
     }
 
-    /// Puts the member `new`, a learner or a joining node, in the place of the voter `old`: in one step, `new` becomes a
-    /// voter and `old` is removed for good, so that the number of votes never changes. Before that, waits until `new` is
-    /// caught up and reached: as long as it makes progress, and for
-    /// [`joiner_timeout`](crate::Config::joiner_timeout) without any. If `new` became a voter already, `old` is removed.
+    /// Replaces the voter `old` by the member `new`, a learner or a joining node: in one step, `new` becomes a voter
+    /// and `old` is permanently removed, so that the number of votes never changes. Before that, the call waits until
+    /// `new` is caught up and reachable: as long as it makes progress, and for
+    /// [`joiner_timeout`](crate::Config::joiner_timeout) without any. If `new` is already a voter, `old` is removed.
     ///
     /// # Errors
-    /// Those of [`change_config`](Self::change_config). With [`NotCaughtUp`](MembershipError::NotCaughtUp) or
-    /// [`NotReached`](MembershipError::NotReached), `new` did not get ready in time; nothing was changed.
+    /// The errors of [`change_config`](Self::change_config). With [`NotCaughtUp`](MembershipError::NotCaughtUp) or
+    /// [`NotReached`](MembershipError::NotReached), `new` was not ready in time; nothing was changed.
     ///
     /// # Cancel safety
     /// As for `change_config`.
@@ -454,7 +453,7 @@ where
     /// [`LeaveJoint::OnRequest`](raftify_core::members::LeaveJoint::OnRequest) has entered, and returns the members.
     ///
     /// # Errors
-    /// Those of [`change_config`](Self::change_config).
+    /// The errors of [`change_config`](Self::change_config).
     ///
     /// # Cancel safety
     /// As for `change_config`.
@@ -462,29 +461,29 @@ where
         self.change_config(MembershipChange::LeaveJoint).await
     }
 
-    /// Takes this node out of the cluster for good and stops it; [`Raft::run`](crate::Raft::run) returns `Ok`. Its
-    /// id is never used again, its data directory is of no more use. A leader hands over leadership first.
+    /// Permanently removes this node from the cluster and stops it; [`Raft::run`](crate::Raft::run) returns `Ok`. Its
+    /// id is never used again, its data directory is no longer usable. A leader transfers leadership first.
     ///
-    /// Once it is removed, the node goes on until a majority of the others knows of it, because they may need its vote
+    /// After its removal, the node continues until a majority of the others knows of it, because they may need its vote
     /// until then; at most another [`membership_timeout`](crate::Config::membership_timeout).
     ///
     /// # Errors
-    /// Those of [`change_config`](Self::change_config); the node runs on. The last voter cannot leave: stop it with
-    /// [`quit`](Self::quit).
+    /// The errors of [`change_config`](Self::change_config); the node continues to run. The last voter cannot leave:
+    /// stop it with [`quit`](Self::quit).
     ///
     /// # Cancel safety
-    /// As for `change_config`; a node that was removed stops by itself as soon as it hears of it. If that was not known
-    /// when the future was dropped, [`Raft::run`](crate::Raft::run) returns [`StopReason::Removed`] then, as it does after
-    /// a removal by others.
+    /// As for `change_config`; a removed node stops by itself as soon as it learns of its removal. If the removal was
+    /// not known when the future was dropped, [`Raft::run`](crate::Raft::run) then returns [`StopReason::Removed`], as
+    /// after a removal by another node.
     pub async fn leave(&self) -> Result<(), MembershipError> {
         self.leave_by(removal(self.id()).into()).await
     }
 
-    /// As [`leave`](Self::leave), also if the voters that remain and are alive would be no majority: the cluster then stops
-    /// for good, unless enough of them come back.
+    /// As [`leave`](Self::leave), also if the remaining live voters would not be a majority: the cluster then stops
+    /// permanently, unless enough voters return.
     ///
     /// # Errors
-    /// As for `leave`, but for [`WouldLoseMajority`](MembershipError::WouldLoseMajority).
+    /// As for `leave`, except for [`WouldLoseMajority`](MembershipError::WouldLoseMajority).
     ///
     /// # Cancel safety
     /// As for `leave`.
@@ -495,10 +494,10 @@ where
     async fn leave_by(&self, request: MembershipRequest) -> Result<(), MembershipError> {
         let leaving = self.shared.lifecycle.begin_to_leave();
         match self.change_config(request).await {
-            // The news that it was removed may reach this node before the answer does.
+            // This node may learn of its removal before it gets the answer.
             Ok(_) | Err(MembershipError::Stopped(StopReason::Removed { .. })) => {
                 leaving.succeeded();
-                // It stops by itself. If too few of the others can be reached, nobody waits for them for ever.
+                // It stops by itself. If too few of the others can be reached, the wait is bounded.
                 let _ =
                     timeout(self.shared.config.membership_timeout, self.shared.lifecycle.stopping()).await;
                 self.quit().await;
@@ -508,15 +507,15 @@ where
         }
     }
 
-    /// Takes a snapshot of the state machine now, and returns its position once it is durable. One that is being written
-    /// already is waited for, and is not the one. The log before it (but for
+    /// Takes a snapshot of the state machine now, and returns its position once it is durable. If a snapshot is already
+    /// being written, the call waits for it and then takes another one. The log before the snapshot (except for
     /// [`log_entries_kept`](crate::Config::log_entries_kept) of at most
-    /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and what followers still need, see
-    /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then forgotten. Snapshots are
+    /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and the entries that followers still need, see
+    /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then deleted. Snapshots are
     /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most ten minutes.
     ///
     /// # Errors
-    /// See [`SnapshotError`]; the old snapshot stays in use. One that was not written in time may still be.
+    /// See [`SnapshotError`]; the old snapshot stays in use. After a timeout, the snapshot may still be written.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the snapshot.
@@ -524,27 +523,28 @@ where
         self.shared.request(SNAPSHOT_DEADLINE, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
     }
 
-    /// Stops this node; the cluster goes on without it, and it comes back when it is bootstrapped again. Resolves
-    /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed, closed and answered then. A node that
-    /// never ran is closed at once. May be called from anywhere, any number of times.
+    /// Stops this node; the cluster continues without it, and the node returns when it is bootstrapped again. Resolves
+    /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed and closed, and every request has an
+    /// answer. A node that never ran is closed at once. May be called from anywhere, any number of times.
     ///
-    /// From the call on, the node takes no new requests: they fail with [`StopReason::Stopping`], and nothing happened. A
-    /// leader hands leadership to the most caught-up voter that is alive; what the node has taken before is answered. That
-    /// takes at most [`stop_timeout`](crate::Config::stop_timeout); the outcome of what is left then is unknown.
+    /// From the call on, the node accepts no new requests: they fail with [`StopReason::Stopping`], and nothing
+    /// happened. A leader transfers leadership to the most caught-up voter that is alive; requests that were accepted
+    /// before are answered. That takes at most [`stop_timeout`](crate::Config::stop_timeout); the outcome of the
+    /// remaining requests is unknown.
     ///
-    /// A disk operation, or a call of the state machine, that has begun is waited for, however long it takes: nothing
-    /// uses the data directory afterwards. A node that has waited for 5 s logs a warning that names what it waits for,
-    /// and again after twice as long each time.
+    /// The node waits for a disk operation, or a call of the state machine, that has begun, however long it takes:
+    /// nothing uses the data directory afterwards. After 5 s, the node logs a warning that names the operation, and
+    /// again after twice as long each time.
     ///
     /// If the future of `run` is dropped, this resolves as well; the storage is then closed a little later.
     ///
     /// # Cancel safety
-    /// Dropping the future does not keep the node from stopping.
+    /// Dropping the future does not prevent the node from stopping.
     pub async fn quit(&self) {
         self.shared.lifecycle.quit().await;
     }
 
-    /// A request of this crate's own making.
+    /// A request that the crate itself makes.
     pub(crate) async fn request<T: Send + 'static, E: Unanswered>(
         &self,
         within: Duration,

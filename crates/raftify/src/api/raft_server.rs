@@ -10,8 +10,9 @@ use crate::runtime::descriptors::server_connections_max;
 /// The gRPC server of a node: the second of the two parts that [`Raft`](crate::Raft) starts; the first is
 /// [`RaftNode`](crate::RaftNode).
 ///
-/// Other members and remote clients send their requests to it. It runs as long as the node does, and needs no care; this
-/// handle tells where it listens and what it has received. Cheap to clone; all clones are the same server.
+/// Other members and remote clients send their requests to it. It runs as long as the node does, and needs no
+/// maintenance; this handle reports its address and the requests that it has received. Cheap to clone; all clones are
+/// the same server.
 ///
 /// # Examples
 /// ```
@@ -63,12 +64,12 @@ impl RaftServer {
         RaftServer { address, listen_address, counters }
     }
 
-    /// The address at which the other nodes reach this one, `host:port`, as the node was started with it.
+    /// The address at which the other nodes reach this one, `host:port`, as given at the start of the node.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The address on which the server listens, as the system says.
+    /// The address on which the server listens, as the operating system reports it.
     pub fn listen_address(&self) -> SocketAddr {
         self.listen_address
     }
@@ -79,17 +80,17 @@ impl RaftServer {
         self.counters.open_connections.load(Ordering::Relaxed)
     }
 
-    /// How many requests the server has received since the node was set up, by kind. The numbers are read one after
+    /// How many requests the server has received since the node was set up, by kind. The counters are read one after
     /// the other, while the server counts.
     pub fn requests(&self) -> RequestCounts {
         self.counters.requests()
     }
 
-    /// How many connections a server of this process should have open at most, so that there are file descriptors left for
-    /// the log: half of what the process may have open (`ulimit -n`) beyond what it needs by itself, from 8 to 4096.
+    /// The maximum number of open connections for a server of this process, so that file descriptors remain for the
+    /// log: half of the limit of the process (`ulimit -n`) minus its own needs, from 8 to 4096.
     ///
-    /// A node's own server keeps to it. Give it to the other servers of the program, a web API for instance. The first call
-    /// raises the soft limit of the process to its hard limit; a node does that when it is set up.
+    /// A node's own server observes this limit. Apply it to the other servers of the program, a web API for instance.
+    /// The first call raises the soft limit of the process to its hard limit; a node does that when it is set up.
     ///
     /// # Examples
     /// ```

@@ -14,7 +14,7 @@ use tracing_subscriber::registry::LookupSpan;
 /// The targets of raftify's crates and of raft-rs begin with this.
 const TARGETS: &str = "raft";
 
-/// How many lines wait for the logger.
+/// The maximum number of lines that wait for the logger.
 const LINES_MAX: usize = 1024;
 
 /// Waits, when dropped, until all lines have been passed to the logger. Keep it until the end of `main`.
@@ -23,12 +23,13 @@ pub struct SlogGuard {
     _guard: AsyncGuard,
 }
 
-/// A layer for a `tracing` subscriber that forwards the log lines of raftify and of raft-rs to a slog logger, with their level,
-/// target (as the tag), message and key-value pairs. Lines above `level` cost nothing.
+/// A layer for a `tracing` subscriber that forwards the log lines of raftify and of raft-rs to a slog logger, with their
+/// level, target (as the tag), message and key-value pairs. Lines above `level` cost nothing.
 ///
-/// A thread of its own calls the logger. A drain that blocks or panics therefore never stops a node: at most 1 024 lines wait,
-/// further ones are dropped, and a line says how many. (A `slog_async::Async` of the application drops lines in the same
-/// way by default when its own channel is full.) A drain that blocks forever blocks the drop of the [`SlogGuard`].
+/// A separate thread calls the logger. A drain that blocks or panics therefore never stops a node: at most 1 024 lines
+/// wait, further ones are dropped, and a line reports their number. (A `slog_async::Async` of the application drops
+/// lines in the same way by default when its own channel is full.) A drain that blocks forever blocks the drop of the
+/// [`SlogGuard`].
 ///
 /// A process has one global subscriber; add other layers for lines of other crates.
 ///
@@ -54,7 +55,7 @@ where
     (Forward(drain).with_filter(targets), SlogGuard { _guard: guard })
 }
 
-/// Survives a panic of the logger: the line is lost, the next one is tried again.
+/// Survives a panic of the logger: the line is lost, the next one is attempted again.
 struct Unwinding(Logger);
 
 impl Drain for Unwinding {
@@ -86,12 +87,12 @@ impl<S: Subscriber> Layer<S> for Forward {
         let fixed = RecordStatic { location: &location, tag: metadata.target(), level };
         let message = format_args!("{}", line.message);
         let record = Record::new(&fixed, &message, BorrowedKV(&line));
-        // It fails only when the guard has ended the thread.
+        // This fails only when the guard has ended the thread.
         let _ = self.0.log(&record, &OwnedKVList::from(slog::o!()));
     }
 }
 
-/// What an event says.
+/// The content of an event.
 #[derive(Default)]
 struct Line {
     message: String,
@@ -241,7 +242,7 @@ mod tests {
         assert_eq!(lines, expected.map(in_order));
     }
 
-    /// slog gives values from the last to the first.
+    /// slog passes values from the last to the first.
     fn in_order(line: &str) -> String {
         let mut words: Vec<&str> = line.split(' ').collect();
         words.sort_unstable();
@@ -277,7 +278,7 @@ mod tests {
         assert_eq!(recording.lines(), ["INFO raftify::api::slog_layer::tests kept program=test"]);
     }
 
-    /// Passes nothing on before it may.
+    /// Blocks until it may pass lines on.
     struct Blocking(Mutex<Receiver<()>>, Recording);
 
     impl Drain for Blocking {

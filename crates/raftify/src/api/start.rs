@@ -1,4 +1,4 @@
-//! Starting a node with one call: begin a cluster, join one, or restart. Each continues a data directory that fits.
+//! Starting a node with one call: begin a cluster, join one, or restart. Each continues a matching data directory.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,10 +36,10 @@ pub enum Start {
     BeginWith(Vec<Member>),
     /// Joins a running cluster.
     Join(JoinOptions),
-    /// Begins a new cluster with as many fresh nodes as are expected, once they have found each other, whatever the order of
-    /// their starts; a node that finds a cluster, or comes later, joins.
+    /// Begins a new cluster with the expected number of fresh nodes, once they have found each other, in any order of
+    /// their starts; a node that finds a cluster, or starts later, joins.
     Expect(Expect),
-    /// Continues what the data directory holds, and nothing else.
+    /// Continues the node of the data directory, and nothing else.
     Restart,
 }
 
@@ -50,7 +50,7 @@ pub struct JoinOptions {
     pub peers: Vec<String>,
     /// [`Learner`](MemberRole::Learner): never votes, until it is promoted on request. Otherwise a voter; the default.
     pub role: MemberRole,
-    /// How long to wait for a peer that belongs to a cluster with a leader. `None`, the default: for ever.
+    /// How long to wait for a peer that belongs to a cluster with a leader. `None`, the default: without limit.
     pub wait_for_peers: Option<Duration>,
 }
 
@@ -86,10 +86,10 @@ impl From<&str> for JoinOptions {
     }
 }
 
-/// What a data directory holds.
+/// The content of a data directory.
 enum Directory {
     Empty,
-    /// A node that has an identity and no members: it was not let into its cluster before it ended.
+    /// A node that has an identity and no members: it ended before it was admitted to its cluster.
     StillJoining(Identity),
     Member(Identity, Members),
 }
@@ -108,7 +108,7 @@ impl Directory {
     }
 }
 
-/// Everything that a node is started with.
+/// The full setup of a node.
 struct Setup<S, Entry, FSM> {
     raft_addr: Arc<str>,
     storage: S,
@@ -123,9 +123,10 @@ where
     Entry: LogEntry,
     FSM: StateMachine<LogEntry = Entry>,
 {
-    /// Starts a node, and returns it running: in a task of the current tokio runtime, until [`quit`](crate::RaftNode::quit)
-    /// or [`leave`](crate::RaftNode::leave) is called, the process gets Ctrl+C or SIGTERM, the node cannot continue, or the
-    /// last handle is dropped, which stops it as a crash would. [`run`](Self::run) waits for that end.
+    /// Starts a node, and returns it running: in a task of the current tokio runtime, until
+    /// [`quit`](crate::RaftNode::quit) or [`leave`](crate::RaftNode::leave) is called, the process gets Ctrl+C or
+    /// SIGTERM, the node cannot continue, or the last handle is dropped, which stops it like a crash.
+    /// [`run`](Self::run) waits for that end.
     ///
     /// | | empty directory | directory of a member | of a node that died while it joined |
     /// |---|---|---|---|
@@ -135,16 +136,16 @@ where
     /// | `Expect` | begins once as many nodes are here, or joins a cluster that has begun | continues it, unless the peers are of another cluster | continues to begin, or to join |
     /// | `Restart` | error | continues it | error |
     ///
-    /// Returns when the cluster has begun, when a node that joins takes part (a voter votes, a learner is caught up), or,
-    /// on the directory of a member, at once. `Join` waits for its peers as [`JoinOptions::wait_for_peers`] says, and then as
-    /// long as there is progress; without any, for [`joiner_timeout`](Config::joiner_timeout). The log says what is waited
-    /// for. Blocks while the storage is read.
+    /// Returns when the cluster has begun, when a joining node takes part (a voter votes, a learner is caught up), or,
+    /// on the directory of a member, at once. `Join` waits for its peers according to [`JoinOptions::wait_for_peers`],
+    /// and then as long as there is progress; without progress, for [`joiner_timeout`](Config::joiner_timeout). The log
+    /// says which step is missing. Blocks while the storage is read.
     ///
     /// # Errors
     /// See [`NodeStartError`]. The node does not run then, and the directory is closed.
     ///
     /// # Cancel safety
-    /// Dropping the future stops the node as a crash would. Starting again with the same words continues.
+    /// Dropping the future stops the node like a crash. A second start with the same arguments continues.
     pub async fn start<S: StableStorage>(
         start: Start,
         raft_addr: impl Into<String>,
@@ -245,7 +246,7 @@ where
         Self::start(Start::Restart, raft_addr, storage, fsm, config, BootstrapOptions::default()).await
     }
 
-    /// Ends the node, which could not be started for this reason, unless it has ended for one of its own.
+    /// Ends a node that could not be started for this reason, unless it has already ended for another reason.
     async fn not_started(self, error: NodeStartError) -> NodeStartError {
         self.quit().await;
         match self.run().await {
@@ -255,7 +256,7 @@ where
         }
     }
 
-    /// Waits until this node takes part in the cluster that it was told to join.
+    /// Waits until this node takes part in the cluster that it joins.
     async fn joined(
         self,
         outcome: impl AsyncFnOnce(&Self) -> Result<(), JoinClusterError>,
@@ -331,7 +332,7 @@ where
             };
         };
         if own == identity.node_id && is_of_list(identity, stored, &members) {
-            // They may have moved.
+            // Their addresses may have changed.
             let others = members.iter().filter(|member| member.id != own);
             self.options.discover.extend(others.map(|member| member.address.clone()));
             return self.run(own, Some(First::Listed(members)));
@@ -418,8 +419,8 @@ where
     }
 }
 
-/// Checks that the peers do not belong to another cluster than this directory. A peer of the same cluster is enough; so
-/// is none that answers.
+/// Checks that the peers do not belong to another cluster than this directory. One peer of the same cluster is enough;
+/// no answer at all is accepted as well.
 async fn check_peers(
     own: &Identity,
     members: &Members,
@@ -451,7 +452,7 @@ async fn check_peers(
     Ok(())
 }
 
-/// Waits until a peer belongs to a cluster that gives out a ticket.
+/// Waits until a peer belongs to a cluster that issues a ticket.
 async fn ask_for_ticket<Entry, FSM>(
     raft_addr: &str,
     peers: &[String],
@@ -493,7 +494,7 @@ where
     }
 }
 
-/// The cluster of the peers and those that belong to it, if there is one, and why the others do not.
+/// The cluster of the peers and the peers that belong to it, if there is one, and why the other peers do not.
 async fn find_cluster(
     peers: &[String],
     connect_timeout: Duration,
@@ -554,8 +555,8 @@ fn still_joining(identity: &Identity) -> NodeStartError {
     NodeStartError::StillJoining { node_id: identity.node_id, cluster_id: identity.cluster_id }
 }
 
-/// Whether the directory of a member is of the cluster of this list. The list may be an older one, or one with newer
-/// addresses, as long as it has the same nodes or another member of today as it is.
+/// Whether the directory of a member belongs to the cluster of this list. The list may be older, or have newer
+/// addresses, as long as it has the same nodes or contains another current member unchanged.
 fn is_of_list(identity: &Identity, stored: &Members, listed: &Members) -> bool {
     let has_another = listed
         .iter()
@@ -565,7 +566,7 @@ fn is_of_list(identity: &Identity, stored: &Members, listed: &Members) -> bool {
     listed.derive_cluster_id() == identity.cluster_id || has_another || has_same_ids
 }
 
-/// In words: which nodes, and where.
+/// The nodes and their addresses, as text.
 fn addresses(members: &Members) -> String {
     if members.is_empty() {
         return "none yet".to_owned();

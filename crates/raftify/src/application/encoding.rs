@@ -1,7 +1,7 @@
-//! The format of what users define, postcard, and whether a value survives it.
+//! The encoding of user-defined types, postcard, and the check that a value survives it.
 //!
 //! postcard writes no names and no types: a decoder that expects other fields or variants than the encoder wrote may
-//! take the bytes for another value, without an error. [`is_same`] finds out.
+//! decode the bytes to another value, without an error. [`is_same`] detects this.
 
 use std::fmt::Display;
 
@@ -21,7 +21,7 @@ pub(crate) fn encodes_to<T: Serialize + ?Sized>(value: &T, expected: &[u8]) -> b
     postcard::serialize_with_flavor(value, Expected(expected)).unwrap_or(false)
 }
 
-/// What is still to be written.
+/// The bytes that are still to be written.
 struct Expected<'a>(&'a [u8]);
 
 impl postcard::ser_flavors::Flavor for Expected<'_> {
@@ -43,9 +43,9 @@ impl postcard::ser_flavors::Flavor for Expected<'_> {
     }
 }
 
-/// Whether two values serialize to the same, with all names, in whichever format. Two maps or sets with the same content
-/// are the same, whatever the order in which they are iterated. Two others are taken for the same with a probability of
-/// about 1 to 2^64.
+/// Whether two values serialize to the same, with all names, in any format. Two maps or sets with the same content are
+/// the same, regardless of the iteration order. Two different values compare equal with a probability of about 1 to
+/// 2^64.
 pub(crate) fn is_same<T: Serialize + ?Sized>(one: &T, other: &T) -> Result<bool, BoxError> {
     for order in [Order::AsWritten, Order::Any] {
         if Fingerprint::of(one, order)? == Fingerprint::of(other, order)? {
@@ -59,11 +59,11 @@ pub(crate) fn is_same<T: Serialize + ?Sized>(one: &T, other: &T) -> Result<bool,
 #[derive(Clone, Copy, PartialEq)]
 enum Order {
     AsWritten,
-    /// Slower. Needed only for what is iterated in another order each time, such as a `HashMap`.
+    /// Slower. Needed only for collections with a random iteration order, such as a `HashMap`.
     Any,
 }
 
-/// Not zero, which a zero in front would leave as it is.
+/// Not zero: a leading zero would leave a zero state unchanged.
 const START: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[inline]
@@ -71,7 +71,7 @@ fn mixed(state: u64, word: u64) -> u64 {
     (state.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95)
 }
 
-/// A hash of everything that a value tells a serializer.
+/// A hash of everything that a value passes to a serializer.
 struct Fingerprint {
     state: u64,
     order: Order,
@@ -93,7 +93,7 @@ impl Fingerprint {
         self.mix(bytes.len() as u64);
         let (blocks, rest) = bytes.as_chunks::<32>();
         if !blocks.is_empty() {
-            // Four at a time, none of which waits for another.
+            // Four independent lanes at a time.
             let mut lanes = [START, START ^ 1, START ^ 2, START ^ 3];
             for block in blocks {
                 for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
@@ -113,7 +113,7 @@ impl Fingerprint {
         }
     }
 
-    /// Spreads the state over all bits, so that the sum of several says which they were.
+    /// Spreads the state over all bits, so that the sum of several hashes identifies them.
     fn finish(self) -> u64 {
         let mut state = self.state;
         state = (state ^ (state >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -182,7 +182,7 @@ impl<'a> Serializer for &'a mut Fingerprint {
         Ok(())
     }
 
-    // By their bits: that a number is none does not make it another one.
+    // Compared by their bits: two equal NaNs are the same.
     fn serialize_f32(self, value: f32) -> Result<(), Unserializable> {
         self.serialize_u32(value.to_bits())
     }
@@ -288,13 +288,13 @@ impl<'a> Serializer for &'a mut Fingerprint {
         self.serialize_tuple_variant(of, index, name, count)
     }
 
-    /// As postcard's.
+    /// As in postcard.
     fn is_human_readable(&self) -> bool {
         false
     }
 }
 
-/// What has a fixed order.
+/// A collection with a fixed order.
 struct Fields<'a>(&'a mut Fingerprint);
 
 macro_rules! fields_in_order {
@@ -308,7 +308,7 @@ macro_rules! fields_in_order {
                 $($key: &'static str,)?
                 value: &T,
             ) -> Result<(), Unserializable> {
-                // Which fields a value has may depend on the value.
+                // The set of fields may depend on the value.
                 $(self.0.mix_bytes($key.as_bytes());)?
                 value.serialize(&mut *self.0)
             }
@@ -331,7 +331,7 @@ fields_in_order!(
 /// The elements of a sequence or a map.
 struct Elements<'a> {
     of: &'a mut Fingerprint,
-    /// The one that is being read, if their order does not count.
+    /// The current element, if the order does not count.
     element: Fingerprint,
     count: u64,
     sum: u64,
@@ -452,10 +452,10 @@ mod tests {
         let map = |salt: u64| -> HashMap<u64, HashSet<String>> {
             (0..100).map(|key| (key, (0..10).map(|n| format!("{}", n * key + salt)).collect())).collect()
         };
-        // Each has an order of its own.
+        // Each map has its own iteration order.
         assert!(is_same(&map(0), &map(0)).unwrap());
         assert!(!is_same(&map(0), &map(1)).unwrap());
-        // The values of two keys are exchanged.
+        // The values of two keys are swapped.
         let exchanged = BTreeMap::from([(1, 2), (2, 1)]);
         assert!(!is_same(&BTreeMap::from([(1, 1), (2, 2)]), &exchanged).unwrap());
     }

@@ -1,4 +1,4 @@
-//! How a user's own entries and snapshots are shown to people: in this node's logs, and by the CLI.
+//! How an application's entries and snapshots are printed for people: in this node's logs, and by the CLI.
 
 use std::fmt::Write;
 use std::io::{self, Read};
@@ -8,9 +8,9 @@ use crate::application::state_machine::StateMachine;
 /// How many bytes [`hex_and_text`] shows.
 const SHOWN_BYTES_MAX: usize = 64;
 
-/// Prints a user's own entries and snapshots.
+/// Prints an application's entries and snapshots.
 ///
-/// Every method has a default that knows nothing of the types and prints bytes: [`DefaultFormatter`].
+/// Every method has a default that does not depend on the types and prints bytes: [`DefaultFormatter`].
 ///
 /// ```
 /// use raftify::formatter::CustomFormatter;
@@ -31,10 +31,10 @@ pub trait CustomFormatter<Entry, FSM: StateMachine<LogEntry = Entry>>: Send + Sy
         hex_and_text(encoded)
     }
 
-    /// What a snapshot holds, in as many lines as it needs.
+    /// The content of a snapshot, in any number of lines.
     ///
     /// # Errors
-    /// Those of the reader.
+    /// Errors of the reader.
     fn format_snapshot(&self, data: &mut dyn Read) -> io::Result<String> {
         let mut start = Vec::new();
         let bytes = data.take(SHOWN_BYTES_MAX as u64 + 1).read_to_end(&mut start)? as u64;

@@ -1,7 +1,8 @@
-//! The first of the two traits that a user implements: what is replicated.
+//! The first of the two traits that an application implements: the replicated entry.
 //!
-//! An entry is encoded once, by the node at which it is proposed, and from then on is bytes for everyone but the state
-//! machine. Whatever serde can serialize is a log entry already; who wants another format implements the trait.
+//! The node that proposes an entry encodes it once; from then on every component except the state machine sees only
+//! bytes. Every type that serde can serialize is a log entry already; an application that needs another format
+//! implements the trait.
 
 use std::cell::RefCell;
 
@@ -13,13 +14,12 @@ use crate::application::encoding;
 use crate::error::BoxError;
 use crate::runtime::worker::caught;
 
-/// A user's own log entry: one change of the state machine.
+/// An application's log entry: one change of the state machine.
 ///
-/// Implemented for everything that is `Serialize + DeserializeOwned`, in the format of [`postcard`], which is stable:
-/// what one version of the program wrote, a later one reads, as long as variants are only added at the end of an enum.
-/// Fields cannot be added, not even at the end: a variant that needs another one is a new variant. Entries stay in the
-/// log until a snapshot covers them, so that after an update of the program, entries of the old one are decoded by the
-/// new one.
+/// Implemented for every type that is `Serialize + DeserializeOwned`, in the format of [`postcard`], which is stable: a
+/// later version of the program reads the entries of an earlier one, as long as variants are only added at the end of
+/// an enum. Fields cannot be added, not even at the end: add a new variant instead. Entries stay in the log until a
+/// snapshot covers them, so that an updated program decodes entries that the old program wrote.
 ///
 /// ```
 /// use raftify::LogEntry;
@@ -35,21 +35,21 @@ use crate::runtime::worker::caught;
 /// # Ok::<(), raftify::BoxError>(())
 /// ```
 ///
-/// # Attributes of serde
-/// postcard writes neither names nor types. Attributes that make serde write something else than it reads lead to bytes
-/// that cannot be decoded, or that are decoded as another entry without an error. `propose` refuses every such entry, of
+/// # Serde attributes
+/// postcard writes neither names nor types. With attributes that make serde write another shape than it reads, the
+/// bytes cannot be decoded, or are decoded to another entry without an error. `propose` rejects every such entry, of
 /// any size, on the task of the proposer:
 ///
 /// | attribute | an entry of such a type |
 /// |---|---|
-/// | `skip`, `skip_deserializing` on a variant | each variant after it is decoded as its successor, and refused; the others are accepted |
+/// | `skip`, `skip_deserializing` on a variant | each variant after it is decoded as its successor, and rejected; the others are accepted |
 /// | `skip_serializing` on a variant | this variant cannot be encoded ([`Encode`](crate::error::ProposeError::Encode)) |
 /// | `skip` on a field | accepted; the field has its default when the entry is applied |
-/// | `skip_serializing`, `skip_deserializing` on a field | refused |
-/// | `skip_serializing_if` on a field | refused whenever the field is skipped |
-/// | `untagged`, `tag = "…"`, `content = "…"` on an enum; `serde_json::Value` | refused: only a format that describes itself can decode it |
+/// | `skip_serializing`, `skip_deserializing` on a field | rejected |
+/// | `skip_serializing_if` on a field | rejected whenever the field is skipped |
+/// | `untagged`, `tag = "…"`, `content = "…"` on an enum; `serde_json::Value` | rejected: only a self-describing format can decode it |
 /// | `flatten` | cannot be encoded |
-/// | `serialize_with`, `with`, `into` and their inverses | refused if what is decoded does not serialize to what was written |
+/// | `serialize_with`, `with`, `into` and their inverses | rejected if the decoded entry does not serialize to the encoded one |
 /// | `default`, `rename`, `alias`, `transparent`, `other`, `bound` | accepted |
 ///
 /// Implement the trait with another format for such types:
@@ -89,8 +89,8 @@ use crate::runtime::worker::caught;
 /// # Ok::<(), BoxError>(())
 /// ```
 pub trait LogEntry: Sized + Send + 'static {
-    /// The bytes that are replicated. Called once for each proposal, on the task of the proposer, and once more by each
-    /// node to which the proposal comes over the network.
+    /// Encodes the entry to the bytes that are replicated. Called once for each proposal, on the task of the proposer,
+    /// and once more by each node to which the proposal comes over the network.
     ///
     /// # Errors
     /// The proposal fails with [`ProposeError::Encode`](crate::error::ProposeError::Encode); nothing is written.
@@ -102,16 +102,17 @@ pub trait LogEntry: Sized + Send + 'static {
     ///
     /// # Errors
     /// A proposal that one of them cannot decode fails with
-    /// [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable); nothing is written. A committed entry that
-    /// cannot be decoded stops the node: skipping it would let this node's state differ from that of the others without
-    /// anybody noticing.
+    /// [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable); nothing is written. A committed entry
+    /// that cannot be decoded stops the node: if the node skipped it, its state would silently differ from that of the
+    /// other nodes.
     fn decode(bytes: &[u8]) -> Result<Self, BoxError>;
 
-    /// Whether the entry survives its own encoding: what is decoded from `encoded`, which [`encode`](Self::encode) has
-    /// returned for this entry, must mean the same. Called once for each proposal, on the task of the proposer, after a
-    /// place for the proposal is reserved: a proposal that is refused because the node is busy costs nothing.
+    /// Checks that the entry survives its own encoding: the value decoded from `encoded`, which
+    /// [`encode`](Self::encode) has returned for this entry, must mean the same. Called once for each proposal, on the
+    /// task of the proposer, after a slot for the proposal is reserved: a proposal that is rejected because the node is
+    /// busy costs nothing.
     ///
-    /// By default, an entry survives if it can be decoded. For types with serde's traits, what is decoded must also
+    /// By default, an entry survives if it can be decoded. For types with serde's traits, the decoded value must also
     /// serialize to the same, field by field, by name; maps and sets may be in another order.
     ///
     /// # Errors
@@ -127,27 +128,27 @@ pub trait LogEntry: Sized + Send + 'static {
     }
 }
 
-/// Why `entry`, which `encoded` was made of, must not get into the log. An entry that cannot be decoded would stop every
-/// node, again at each start, for good; one that is decoded as another would be applied as that.
+/// Why `entry`, encoded as `encoded`, must not get into the log. An entry that cannot be decoded would stop every node,
+/// at each start, permanently; an entry that decodes to another entry would be applied as the other entry.
 ///
-/// It is always checked, also a large entry: a type may fail at some entries only. That is done where the entry is encoded,
-/// by the caller, who waits for it anyway. Measured for two strings, beyond decoding them: 51 ns for 64 bytes, 213 ns for
-/// 1 KiB, 12 µs for 64 KiB.
+/// Every entry is checked, including large ones: a type may fail for some entries only. The check runs where the entry
+/// is encoded, in the caller, which waits for it anyway. Measured for two strings, in addition to decoding: 51 ns for
+/// 64 bytes, 213 ns for 1 KiB, 12 µs for 64 KiB.
 pub(crate) fn check_entry<Entry: LogEntry>(entry: &Entry, encoded: &[u8]) -> Result<(), String> {
-    // What was decoded is dropped, or the error shown and dropped, in there, too.
+    // The decoded value is also dropped in there, or the error is shown and dropped.
     explained(|| entry.check_round_trip(encoded))
 }
 
-/// Why an entry that came over the network must not get into the log. Whether it is what the proposer meant can be seen
-/// only there; but what is decoded from it must be an entry that survives. Measured
-/// as for [`check_entry`]: 11 ns for 64 bytes, 58 ns for 1 KiB, 1.4 µs for 64 KiB.
+/// Why an entry that came over the network must not get into the log. Only the proposer can check that the entry means
+/// what was proposed; but the entry decoded from the bytes must survive its encoding. Measured as for [`check_entry`]:
+/// 11 ns for 64 bytes, 58 ns for 1 KiB, 1.4 µs for 64 KiB.
 pub(crate) fn check_encoded<Entry: LogEntry>(encoded: &[u8]) -> Result<(), String> {
     explained(|| {
         let entry = Entry::decode(encoded)?;
         if entry.encodes_to(encoded) {
             return Ok(());
         }
-        // Other bytes may mean the same: a map has another order each time.
+        // Other bytes may mean the same: the order of a map differs each time.
         entry.check_round_trip(&entry.encode()?)
     })
 }
@@ -161,14 +162,14 @@ fn explained(check: impl FnOnce() -> Result<(), BoxError>) -> Result<(), String>
 const SCRATCH_BYTES_MAX: usize = 64 * 1024;
 
 thread_local! {
-    /// An entry's length is known only when it is encoded: here it may grow without being moved each time.
+    /// The length of an entry is known only after encoding: this buffer grows once and is reused.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl<T: Serialize + DeserializeOwned + Send + 'static> LogEntry for T {
     fn encode(&self) -> Result<Bytes, BoxError> {
         SCRATCH.with(|scratch| {
-            // Taken out: the user's own `serialize` may encode an entry as well.
+            // Taken out of the cell: the user's `serialize` may itself encode an entry.
             let mut buffer = scratch.take();
             buffer.clear();
             let buffer = postcard::to_extend(self, buffer)?;
@@ -222,7 +223,7 @@ mod tests {
         Insert { key: u64, value: Option<u64> },
     }
 
-    /// As the documentation of [`LogEntry`] tells who updates a program.
+    /// As the documentation of [`LogEntry`] says for program updates.
     #[test]
     fn entries_of_an_older_program_are_decoded_if_there_are_more_variants_and_not_if_there_are_more_fields() {
         let old = Old::Insert { key: 7 }.encode().unwrap();
@@ -242,13 +243,13 @@ mod tests {
         }
     }
 
-    /// Who proposed it would be told that it may have been applied.
+    /// The proposer would learn that the entry may have been applied.
     #[test]
     fn an_entry_whose_error_panics_when_it_is_shown_is_one_that_cannot_be_decoded() {
         assert_eq!(check_entry(&Unreadable, &[]), Err("its encoder or decoder panicked: told to".to_owned()));
     }
 
-    /// What becomes of an entry of a type with an attribute of serde.
+    /// The outcome for an entry of a type with a serde attribute.
     #[derive(Debug, PartialEq)]
     enum Fate {
         Accepted,
@@ -291,7 +292,7 @@ mod tests {
         assert_eq!(fate(Change::Remove(7)), Refused);
         assert_eq!(fate(Change::Clear), Accepted);
         assert_eq!(fate(Change::Local), NotEncoded);
-        // A leader sees it as well, if the proposer did not look.
+        // A leader rejects it as well, if the proposer did not check.
         check_encoded::<Change>(&encoded).unwrap_err();
     }
 
@@ -309,7 +310,7 @@ mod tests {
             assert_eq!(fate(entry(None, 9, vec![b'x'; length])), Refused);
             assert_eq!(fate(entry(Some(1), 9, vec![b'x'; length])), Accepted);
         }
-        // Its bytes are also those of another entry, which is encoded to the same again.
+        // Its bytes are also the encoding of another entry, which encodes to the same bytes again.
         let lies = entry(None, 1, vec![9, 1, 7]);
         let encoded = lies.encode().unwrap();
         let decoded = SkippedIf::decode(&encoded).unwrap();
@@ -457,7 +458,7 @@ mod tests {
         assert_eq!(fate(IpAddr::from([127, 0, 0, 1])), Accepted);
         assert_eq!(fate((Box::new(1..7), PhantomData::<String>, [(); 7])), Accepted);
         assert_eq!(fate(BTreeMap::from([(1, BTreeSet::from([2, 3])), (4, BTreeSet::new())])), Accepted);
-        // Each of these has an order of its own whenever it is decoded.
+        // Each of these collections gets a new iteration order whenever it is decoded.
         let nested: HashMap<String, HashSet<u64>> =
             (0..50).map(|key| (key.to_string(), (0..50).collect())).collect();
         assert_eq!(fate(nested), Accepted);
@@ -504,7 +505,7 @@ mod tests {
         assert_eq!(fate(Kinds::Other), Accepted);
     }
 
-    /// What a format of the user's is checked for: that it can be decoded. It may be another text each time.
+    /// A user-defined format is only checked for decodability. The text may differ each time.
     #[test]
     fn an_entry_in_another_format_is_accepted_if_it_can_be_decoded() {
         struct Json(serde_json::Value);

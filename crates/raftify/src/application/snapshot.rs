@@ -1,4 +1,4 @@
-//! A captured state, and how a value is read back from a snapshot.
+//! A captured state, and how to read a value back from a snapshot.
 
 use std::io::{self, Read, Write};
 
@@ -10,30 +10,30 @@ use crate::error::BoxError;
 
 type WriteOut = Box<dyn FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send>;
 
-/// The state of a state machine at one moment, ready to be written out by another thread.
+/// The state of a state machine at one moment, ready to be written by another thread.
 pub struct Snapshot(WriteOut);
 
 impl Snapshot {
-    /// A snapshot in the application's own format. `write_out` is called at most once, on a thread of its own, and may take
-    /// its time; the writer is buffered.
+    /// A snapshot in the application's own format. `write_out` is called at most once, on a separate thread, and may be
+    /// slow; the writer is buffered.
     pub fn new(write_out: impl FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send + 'static) -> Snapshot {
         Snapshot(Box::new(write_out))
     }
 
-    /// A value that is written out in the format of `postcard`; [`read_value`](Self::read_value) reads it back, at once: for states
-    /// that fit into memory twice.
+    /// A snapshot of a value in the format of `postcard`; [`read_value`](Self::read_value) reads it back in one step:
+    /// for states that fit into memory twice.
     pub fn from_value(value: impl Serialize + Send + 'static) -> Snapshot {
         Snapshot::new(move |writer| {
             let mut writer = KeepsError { writer, error: None };
             match postcard::to_io(&value, &mut writer).map(drop) {
                 Ok(()) => Ok(()),
-                // Of an error of the writer, postcard says no more than that there is no room.
+                // For an error of the writer, postcard only reports that there is no room.
                 Err(error) => Err(writer.error.map_or_else(|| error.into(), Into::into)),
             }
         })
     }
 
-    /// Reads back what [`from_value`](Self::from_value) wrote.
+    /// Reads back a snapshot of [`from_value`](Self::from_value).
     ///
     /// ```
     /// use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ impl Snapshot {
     /// ```
     ///
     /// # Errors
-    /// Those of the reader; and if the bytes are not one whole `T`.
+    /// Errors of the reader, and an error if the bytes are not exactly one `T`.
     pub fn read_value<T: DeserializeOwned>(reader: &mut dyn Read) -> Result<T, BoxError> {
         let mut data = Vec::new();
         reader.read_to_end(&mut data)?;
@@ -58,7 +58,7 @@ impl Snapshot {
     /// Writes the state out.
     ///
     /// # Errors
-    /// Those of the user's closure and of the writer.
+    /// Errors of the user's closure and of the writer.
     pub fn write_to(self, writer: &mut dyn Write) -> Result<(), BoxError> {
         (self.0)(writer)
     }
@@ -70,7 +70,7 @@ impl std::fmt::Debug for Snapshot {
     }
 }
 
-/// Remembers why nothing more could be written.
+/// Remembers why the writer failed.
 struct KeepsError<'a> {
     writer: &'a mut dyn Write,
     error: Option<io::Error>,
@@ -80,7 +80,7 @@ impl KeepsError<'_> {
     fn keep<T>(&mut self, outcome: io::Result<T>) -> io::Result<T> {
         outcome.map_err(|error| {
             let kind = error.kind();
-            // The writer is asked again after it was interrupted.
+            // The writer is called again after an interruption.
             if kind != io::ErrorKind::Interrupted {
                 self.error.get_or_insert(error);
             }
@@ -105,7 +105,7 @@ impl Write for KeepsError<'_> {
 mod tests {
     use super::*;
 
-    /// Takes some bytes.
+    /// A writer that accepts a limited number of bytes.
     struct Full(usize);
 
     impl Write for Full {

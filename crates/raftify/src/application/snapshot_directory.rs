@@ -1,7 +1,7 @@
 //! Snapshots that are sets of files: a directory as one stream, and back.
 //!
-//! For state machines that keep their state on disk. The stream is a tar archive of regular files and directories; on
-//! the way back every name is checked, since it comes from another node.
+//! For state machines that keep their state on disk. The stream is a tar archive of regular files and directories.
+//! Unpacking validates every name, since the stream comes from another node.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -13,18 +13,18 @@ use tracing::warn;
 use crate::application::snapshot::Snapshot;
 use crate::error::BoxError;
 
-/// So much is written at most before it is synced: a log on the same disk would have to wait for all that is unsynced
-/// with each of its own syncs.
+/// The maximum number of bytes written before a sync: each sync of a log on the same disk would have to wait for all
+/// unsynced bytes.
 const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 
 impl Snapshot {
-    /// A directory whose files do not change any more, such as a checkpoint of a database or hard links to files that
-    /// are only ever replaced. It is written out as one stream and then removed, also if that fails, or if the node
-    /// stops meanwhile. Directories in it are included; anything but files and directories is an error, and the
-    /// snapshot is not taken then. Names must be UTF-8.
+    /// A directory whose files no longer change, such as a checkpoint of a database, or hard links to files that are
+    /// only ever replaced. The directory is written as one stream and then removed, also if the write fails or the node
+    /// stops meanwhile. Subdirectories are included; any other entry than a file or a directory is an error, and no
+    /// snapshot is taken. Names must be UTF-8.
     ///
-    /// A process that is killed leaves the directory behind: make it where the state machine clears away what it does
-    /// not know when it starts. [`read_directory`](Self::read_directory) is the way back.
+    /// A killed process leaves the directory behind: create it in a location that the state machine cleans up when it
+    /// starts. [`read_directory`](Self::read_directory) is the inverse.
     pub fn from_directory(path: impl Into<PathBuf>) -> Snapshot {
         let directory = Removed(path.into());
         Snapshot::new(move |writer| {
@@ -37,8 +37,8 @@ impl Snapshot {
         })
     }
 
-    /// Unpacks what [`from_directory`](Self::from_directory) wrote into a new directory at `path`. When it returns, everything in
-    /// it is durable, and so is its name: the state machine can switch to it by a rename.
+    /// Unpacks a stream of [`from_directory`](Self::from_directory) into a new directory at `path`. When the call
+    /// returns, the content and the name of the directory are durable: the state machine can switch to it by a rename.
     ///
     /// ```
     /// use std::fs;
@@ -60,8 +60,8 @@ impl Snapshot {
     /// ```
     ///
     /// # Errors
-    /// If there is something at `path`; those of the reader and of the file system; and if the stream holds anything but
-    /// files and directories with plain names below `path`. Nothing is left at `path` then.
+    /// An error if `path` exists; errors of the reader and of the file system; an error if the stream contains anything
+    /// but files and directories with plain names below `path`. Nothing is left at `path` then.
     pub fn read_directory(reader: &mut dyn Read, path: impl AsRef<Path>) -> Result<(), BoxError> {
         let path = path.as_ref();
         fs::create_dir(path).map_err(|error| format!("cannot create {}: {error}", path.display()))?;
@@ -73,7 +73,7 @@ impl Snapshot {
     }
 }
 
-/// Removed when it is dropped.
+/// A directory that is removed on drop.
 struct Removed(PathBuf);
 
 impl Drop for Removed {
@@ -86,7 +86,7 @@ impl Drop for Removed {
     }
 }
 
-/// Adds what is in `directory` under `name`, in the order of the names.
+/// Adds the content of `directory` under `name`, in the order of the names.
 fn append(archive: &mut Builder<&mut dyn Write>, directory: &Path, name: &Path) -> Result<(), BoxError> {
     let mut entries = fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
@@ -128,7 +128,7 @@ fn unpack(reader: &mut dyn Read, path: &Path) -> Result<(), BoxError> {
             other => return Err(format!("the snapshot holds {name:?}, which is of type {other:?}").into()),
         }
     }
-    // Only at the very end is it known that nothing is missing.
+    // Only the end of the stream shows that the stream is complete.
     io::copy(reader, &mut io::sink())?;
     directories.iter().rev().try_for_each(|directory| sync_directory(directory))?;
     match path.parent() {
@@ -224,7 +224,7 @@ mod tests {
         assert!(to.join("precious").exists());
     }
 
-    /// A stream with one entry of this name and type. The name is put in as it is: the crate refuses such names.
+    /// A stream with one entry of this name and type. The name is written as it is: the tar crate rejects such names.
     fn hostile(name: &str, kind: EntryType) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());

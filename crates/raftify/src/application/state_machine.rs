@@ -1,7 +1,7 @@
-//! The second of the two traits that a user implements: what the entries do.
+//! The second of the two traits that an application implements: the effect of the entries.
 //!
-//! The state machine is owned by the applier, which calls every method, one at a time; nothing else ever sees it, but
-//! for the closures of [`RaftNode::query`](crate::RaftNode::query), which run there too.
+//! The applier owns the state machine and calls every method, one at a time; no other code accesses it, except for the
+//! closures of [`RaftNode::query`](crate::RaftNode::query), which run there too.
 
 use std::io::Read;
 
@@ -13,42 +13,44 @@ use crate::application::log_entry::LogEntry;
 use crate::application::snapshot::Snapshot;
 use crate::error::BoxError;
 
-/// What [`StateMachine::applied`] says if it is not written: nothing of the state outlives the process.
+/// The default of [`StateMachine::applied`]: no part of the state outlives the process.
 pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 
 /// The state that is replicated.
 ///
 /// # The contract
-/// - **Deterministic.** Every node applies the same entries in the same order and must come to the same state and the
-///   same reply. No clock, no random numbers, no environment: what is needed of these belongs into the entry.
-/// - **At least once over a restart.** A node that starts again restores the newest snapshot and applies the entries
-///   after it again. A state machine in memory starts from nothing and needs to know nothing of it; one that keeps
-///   its state itself says in [`applied`](Self::applied) what it has already.
-/// - **Nothing to lose.** No method needs to make anything durable: log and snapshots are.
-/// - **One at a time.** All methods are called by one thread, which may block (but see
-///   [`is_quick_to_apply`](Self::is_quick_to_apply)). While it does, nothing is applied on this
-///   node, replies and reads wait, and entries gather up to
-///   [`unapplied_bytes_max`](crate::Config::unapplied_bytes_max); elections and the other nodes are not affected.
+/// - **Deterministic.** Every node applies the same entries in the same order and must reach the same state and the
+///   same reply. Use no clock, no random numbers, no environment: put the values that you need of these into the entry.
+/// - **At least once over a restart.** A restarted node restores the newest snapshot and applies the entries after it
+///   again. A state machine in memory starts empty and needs no special handling; a state machine that keeps its own
+///   state reports in [`applied`](Self::applied) the entries that it has already.
+/// - **No durability required.** No method needs to make anything durable: log and snapshots are durable.
+/// - **One at a time.** One thread calls all methods, and may block (but see
+///   [`is_quick_to_apply`](Self::is_quick_to_apply)). While it blocks, nothing is applied on this node, replies and
+///   reads wait, and entries accumulate up to [`unapplied_bytes_max`](crate::Config::unapplied_bytes_max); elections
+///   and the other nodes are not affected.
 /// - **Panics** are caught and treated like a fatal error.
 ///
 /// # When entries are applied
-/// Once they are committed: a majority of the voters has them on disk. This node's own disk need not be among them, if the
-/// state is in memory: nothing that a crash leaves here could then be ahead of the log, and a leader whose disk is slow
-/// answers as fast as the majority. To a state machine that keeps its state on disk, an entry is given only when it is
-/// on this node's disk as well; so its proposals wait for the disk of the leader.
+/// An entry is applied once it is committed: it is durable on a majority of the voters. If the state is in memory, the
+/// entry need not be durable on this node: after a crash, no state remains that could be ahead of the log, and a leader
+/// with a slow disk answers as fast as the majority. A state machine that keeps its state on disk gets an entry only
+/// when it is durable on this node as well; so its proposals wait for the disk of the leader.
 ///
 /// # State on disk
-/// A state machine may keep its state itself, in a database or in files. Then a node that starts again need not restore
-/// a snapshot, and applies only what is missing. What it must hold to:
-/// - It says so in [`applied`](Self::applied), from the first start on: [`LogPosition::ZERO`] while it has nothing.
+/// A state machine may keep its own state, in a database or in files. Then a restarted node need not restore a
+/// snapshot, and applies only the missing entries. The requirements:
+/// - It reports its position in [`applied`](Self::applied), from the first start on: [`LogPosition::ZERO`] while it is
+///   empty.
 /// - The state and the position of the last entry in it become durable in one step, such as one transaction.
-/// - They may lag behind what was applied, by as much as is cheap, since the log brings the rest again. They must never
-///   run ahead of it, or be those of different moments.
-/// - Snapshots are needed all the same: for followers that lag too far behind, and to cut the log. Capture a
-///   checkpoint, such as hard links to files that do not change any more, with [`Snapshot::from_directory`], and
-///   read it back with [`Snapshot::read_directory`]. The snapshot is a copy of the state on the same disk; where that is much, raise [`snapshot_entries`](crate::Config::snapshot_entries) and
+/// - The durable state may lag behind the applied entries by any convenient amount, since the log replays the rest.
+///   State and position must never be ahead of the applied entries, or come from different moments.
+/// - Snapshots are still needed: for followers that lag too far behind, and to truncate the log. Capture a checkpoint,
+///   such as hard links to files that no longer change, with [`Snapshot::from_directory`], and read it back with
+///   [`Snapshot::read_directory`]. The snapshot is a copy of the state on the same disk; if the state is large, raise
+///   [`snapshot_entries`](crate::Config::snapshot_entries) and
 ///   [`snapshot_log_bytes`](crate::Config::snapshot_log_bytes).
-/// - A snapshot holds the position of its state like the state itself, and restoring replaces both in one step.
+/// - A snapshot contains the position of its state like the state itself, and restoring replaces both in one step.
 ///
 /// ```
 /// use std::fs::{self, File};
@@ -116,26 +118,26 @@ pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 /// # Ok::<(), BoxError>(())
 /// ```
 pub trait StateMachine: Send + 'static {
-    /// What is applied.
+    /// The type of the entries.
     type LogEntry: LogEntry;
-    /// What the proposer gets back. Errors that are the business of the proposer ("no such key", "too little money")
-    /// are replies: make this a `Result`.
+    /// The reply to the proposer. Errors that concern the proposer ("no such key", "too little money") are replies:
+    /// make this a `Result`.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
 
-    /// Applies one committed entry. Called in log order, each position once in the life of the process.
+    /// Applies one committed entry. Called in log order, each position once per process.
     ///
     /// # Errors
-    /// An error is fatal: it says that this node cannot apply what all the others do. The node stops with
-    /// [`StopReason::StateMachine`](crate::error::StopReason::StateMachine), who waits for a reply is told that the
-    /// outcome is unknown, and the entry is *not* skipped: it comes again when the node starts again.
+    /// An error is fatal: this node cannot apply an entry that all other nodes apply. The node stops with
+    /// [`StopReason::StateMachine`](crate::error::StopReason::StateMachine), callers that wait for a reply get an
+    /// unknown outcome, and the entry is *not* skipped: it is applied again when the node restarts.
     fn apply(&mut self, position: LogPosition, entry: Self::LogEntry) -> Result<Self::Reply, BoxError>;
 
-    /// Applies all entries that are committed at this moment, for state machines that gain by it (one transaction for
-    /// many entries). Must do what [`apply`](Self::apply) for one after the other does, and return one reply for each
-    /// entry, in order.
+    /// Applies all entries that are committed at this moment, for state machines that benefit from batches (one
+    /// transaction for many entries). Must have the same effect as [`apply`](Self::apply) for each entry in turn, and
+    /// return one reply for each entry, in order.
     ///
     /// # Errors
-    /// As for `apply`. All entries of the batch come again when the node starts again.
+    /// As for `apply`. All entries of the batch are applied again when the node restarts.
     fn apply_batch(
         &mut self,
         entries: Vec<(LogPosition, Self::LogEntry)>,
@@ -143,47 +145,47 @@ pub trait StateMachine: Send + 'static {
         entries.into_iter().map(|(position, entry)| self.apply(position, entry)).collect()
     }
 
-    /// Whether [`apply`](Self::apply) is a matter of microseconds and never blocks: no I/O, no lock that is held for
-    /// long. While little is going on, entries are then applied on the task that runs the node, which saves two changes
-    /// of threads; if it takes long after all, that holds up heartbeats, and a leader may lose its office. Default
-    /// false: entries are always applied on a thread of their own.
+    /// Whether [`apply`](Self::apply) takes only microseconds and never blocks: no I/O, no lock that is held for long.
+    /// Under low load, entries are then applied on the task that runs the node, which saves two thread switches; an
+    /// `apply` that takes long nevertheless delays heartbeats, and a leader may step down. Default false: entries are
+    /// always applied on a separate thread.
     fn is_quick_to_apply(&self) -> bool {
         false
     }
 
-    /// The last position that is durably in the state already, for a state machine that keeps its state itself: see
-    /// [above](Self#state-on-disk). Called once, at [`bootstrap`](crate::Raft::bootstrap), before everything else. Entries
-    /// up to there are not applied again, and a snapshot from before is not restored; one that has nothing yet says
-    /// [`LogPosition::ZERO`].
+    /// The last position that is durably in the state already, for a state machine that keeps its own state: see
+    /// [above](Self#state-on-disk). Called once, at [`bootstrap`](crate::Raft::bootstrap), before everything else.
+    /// Entries up to this position are not applied again, and an older snapshot is not restored; an empty state machine
+    /// returns [`LogPosition::ZERO`].
     ///
-    /// Default: [`IN_MEMORY`], right for a state of which nothing outlives the process. Entries are then applied
-    /// [before they are on this node's disk](Self#when-entries-are-applied). A state machine that keeps its state must never
-    /// say that: after a crash, its state could hold what is missing in the log.
+    /// Default: [`IN_MEMORY`], for a state that does not outlive the process. Entries are then applied [before they are
+    /// durable on this node](Self#when-entries-are-applied). A state machine that keeps its own state must never return
+    /// this value: after a crash, its state could contain entries that are missing in the log.
     ///
-    /// A position that this node's log does not hold is an error of `bootstrap`: the state is that of another node, or
+    /// `bootstrap` fails for a position that this node's log does not contain: the state belongs to another node, or
     /// the log has lost entries.
     fn applied(&self) -> LogPosition {
         IN_MEMORY
     }
 
-    /// Captures the state as it is now. It should be quick, since nothing is applied meanwhile: clone what is small,
-    /// share what is not, or open a read transaction. The capture is written out on another thread while further
-    /// entries are applied.
+    /// Captures the current state. The call should be quick, since nothing is applied meanwhile: clone small data,
+    /// share the rest, or open a read transaction. Another thread writes the capture while further entries are applied.
     ///
     /// # Errors
-    /// The snapshot is not taken, the old one stays in use, and the node goes on.
+    /// The snapshot is not taken, the old one stays in use, and the node continues.
     fn snapshot(&mut self) -> Result<Snapshot, BoxError>;
 
     /// Replaces the state by that of a snapshot, written by this or another node. Called when the node starts, before
-    /// any entry, if the state machine does not have that much [by itself](Self::applied), and whenever the leader sends
-    /// a snapshot because this node lags too far behind. Build the new state apart and replace the old one at the end.
+    /// any entry, if the state machine has not [already applied](Self::applied) that much, and whenever the leader
+    /// sends a snapshot because this node lags too far behind. Build the new state separately and replace the old one
+    /// at the end.
     ///
-    /// The data is checked while it is read: damage shows as an error of the reader, never as wrong bytes. `reader`
-    /// streams; the whole need never be in memory. If the node is to stop meanwhile, it fails at the next read, so that
-    /// a large snapshot does not hold up the end.
+    /// The data is checked while it is read: damage causes an error of the reader, never wrong bytes. `reader` streams;
+    /// the whole snapshot need never be in memory. If the node is about to stop, the next read fails, so that a large
+    /// snapshot does not delay shutdown.
     ///
     /// # Errors
-    /// Fatal, as for `apply`. The snapshot is restored again when the node starts again; a state that is half old and
-    /// half new is never used.
+    /// Fatal, as for `apply`. The snapshot is restored again when the node restarts; a partly restored state is never
+    /// used.
     fn restore(&mut self, reader: &mut dyn Read) -> Result<(), BoxError>;
 }

@@ -1,6 +1,6 @@
 //! Owns the state machine: applies committed entries, replies to their proposers, captures and restores the state.
 //!
-//! Refuses to skip an entry: one that cannot be decoded or applied stops the node. `applier_thread.rs` calls it.
+//! Never skips an entry: an entry that cannot be decoded or applied stops the node. `applier_thread.rs` calls it.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -24,15 +24,15 @@ use crate::error::BoxError;
 use crate::runtime::timing::{Step, mark};
 use crate::runtime::worker::caught;
 
-/// Something that a user wants to know of the state machine.
+/// A user's query of the state machine.
 pub(crate) type Query<FSM> = Box<dyn FnOnce(&FSM) + Send>;
 
-/// What the raft loop asks for, in log order.
+/// The requests of the raft loop, in log order.
 pub(crate) enum ToApply<R> {
     Committed(Vec<Committed<R>>),
-    /// Take a snapshot of the state as it is when this comes to its turn.
+    /// Take a snapshot of the state at this point of the queue.
     TakeSnapshot(ClusterId, SnapshotReason),
-    /// The one that is being written is waited for.
+    /// A caller waits for the snapshot that is being written.
     HurrySnapshot,
 }
 
@@ -42,13 +42,13 @@ pub(super) struct Applier<FSM: StateMachine, S> {
     pub(super) snapshots: S,
     /// As of `applied`.
     pub(super) members: Members,
-    /// The last position that was taken in.
+    /// The last position that was accepted.
     pub(super) applied: LogPosition,
-    /// What the state machine had by itself when the node started. Up to there, entries come from the log again, and
-    /// are kept from it.
+    /// The position that the state machine had by itself when the node started. Entries up to this position come from
+    /// the log again, and are not passed to it.
     pub(super) recovered: LogPosition,
-    /// Why the state machine is not used any more. The loop and the thread both come here, and either may come before
-    /// it has heard that the other one failed.
+    /// Why the state machine is no longer used. The loop and the thread both use this, and either may arrive before it
+    /// has learned of the failure of the other.
     pub(super) failure: Option<StopReason>,
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
@@ -58,8 +58,9 @@ pub(super) struct Applier<FSM: StateMachine, S> {
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
 
 impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
-    /// Does `work`, unless something has failed before: what is half done must not be seen, and nothing may follow it. Here
-    /// end also the panics of what is the user's besides the state machine: replies that are dropped, errors that are shown.
+    /// Does `work`, unless there was a failure before: a partial result must not become visible, and no work may follow
+    /// it. This also catches panics of user code outside the state machine: replies that are dropped, errors that are
+    /// displayed.
     fn unless_failed<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, StopReason>,
@@ -82,7 +83,7 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
         })
     }
 
-    /// Takes in `work`, so that many small turns become one batch. Returns what is applied.
+    /// Collects `work`, so that many small turns become one batch. Returns the applied index.
     pub(super) fn take_in(
         &mut self,
         work: impl IntoIterator<Item = ToApply<Reply<FSM::Reply>>>,
@@ -154,7 +155,7 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
             Err(error) => {
                 let reason =
                     StopReason::StateMachine(format!("applying the entries {first} to {last}: {error}"));
-                // The loop is told first: who quits because of the answer must not hide the reason.
+                // The loop gets the event first: a caller that quits because of the answer must not hide the reason.
                 let _ = self.events.send(Event::Failed(reason.clone()));
                 for waiting in waiting.into_iter().flatten() {
                     waiting.refuse(ProposeError::Unknown(UnknownOutcome::NodeStopped(reason.clone())));
@@ -181,13 +182,13 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
         Ok(replies)
     }
 
-    /// For the log. An entry that cannot be shown can be applied all the same.
+    /// For the log. An entry that cannot be displayed can still be applied.
     fn in_words(&self, entry: &FSM::LogEntry, payload: &[u8]) -> String {
         caught(|| self.formatter.format_entry(entry, payload))
             .unwrap_or_else(|panic| format!("what its formatter cannot show, which {panic}"))
     }
 
-    /// What is not for the state machine.
+    /// Handles the entries that are not for the state machine.
     fn take_note(&mut self, committed: Committed<Reply<FSM::Reply>>) -> Result<(), StopReason> {
         let position = committed.position();
         match committed {
@@ -219,7 +220,7 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
         let restored =
             caught(|| self.state_machine.restore(&mut data)).unwrap_or_else(|panic| Err(panic.into()));
         let restored = match data.failure {
-            // Also if the state machine took no notice, and has a part of the state.
+            // Also if the state machine ignored the error, and has a part of the state.
             Some(failure) => Err(StopReason::Storage(failure)),
             None => restored.map_err(|error| {
                 StopReason::StateMachine(format!("restoring the snapshot at {position}: {error}"))
@@ -242,15 +243,15 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
         })
     }
 
-    /// Captures the state here and has it written out elsewhere. A failure is reported, and the node goes on; only a
-    /// panic in the state machine is fatal.
+    /// Captures the state here and has it written on another thread. A failure is reported, and the node continues;
+    /// only a panic in the state machine is fatal.
     fn take_snapshot(&mut self, cluster_id: ClusterId, reason: SnapshotReason) -> Result<(), StopReason> {
         if self.snapshot_taker.is_busy() {
             self.snapshot_taker.refuse("another one is still being written".to_owned());
             return Ok(());
         }
         if self.applied.index < self.recovered.index {
-            // A snapshot of what the state machine holds would be one of a later place than this.
+            // A snapshot of the state machine's state would have a later position than this.
             let refusal =
                 format!("the state machine has kept {}, which is not known to be committed", self.recovered);
             self.snapshot_taker.refuse(refusal);
@@ -270,13 +271,13 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
     }
 }
 
-/// Drops what will not be done. It is the user's own, and may panic: that changes nothing any more.
+/// Drops work that will not be done. It is user code, and may panic: a panic no longer matters here.
 pub(super) fn forget(work: impl Sized) {
     let _ = caught(|| drop(work));
 }
 
-/// Remembers why reading failed, so that a damaged file is not blamed on the state machine that it was read for, nor passed
-/// over by it.
+/// Remembers why reading failed, so that a damaged file is not blamed on the state machine that reads it, nor ignored
+/// by it.
 struct Watched<R> {
     reader: R,
     failure: Option<String>,

@@ -1,8 +1,8 @@
 //! The thread of the applier, and the raft loop's handle to it.
 //!
-//! Fed by the raft loop in log order; closures of [`RaftNode::query`](crate::RaftNode::query) run between two batches. A
-//! few entries for a state machine that calls itself quick are applied at once, in the raft loop, if the thread has
-//! nothing to do.
+//! The raft loop feeds it in log order; closures of [`RaftNode::query`](crate::RaftNode::query) run between two
+//! batches. A few entries for a state machine that declares itself quick are applied inline, in the raft loop, if the
+//! thread is idle.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,10 +22,10 @@ use crate::channels::lifecycle::Lifecycle;
 use crate::channels::reply::Reply;
 use crate::runtime::worker::{Worker, may_block};
 
-/// More entries at once are left to the thread.
+/// More entries at once go to the thread.
 const INLINE_ENTRIES_MAX: usize = 32;
 
-/// What an applier starts with.
+/// The initial values of an applier.
 pub(crate) struct ApplierStart<FSM: StateMachine, S> {
     pub(crate) node_id: NodeId,
     pub(crate) state_machine: FSM,
@@ -33,7 +33,7 @@ pub(crate) struct ApplierStart<FSM: StateMachine, S> {
     pub(crate) snapshot_taker: SnapshotTaker<S>,
     /// The newest snapshot, to be restored before anything else.
     pub(crate) snapshot: Option<SnapshotMeta>,
-    /// What the state machine has by itself.
+    /// The position that the state machine has by itself.
     pub(crate) recovered: LogPosition,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
     pub(crate) events: mpsc::UnboundedSender<Event>,
@@ -41,13 +41,13 @@ pub(crate) struct ApplierStart<FSM: StateMachine, S> {
     pub(crate) lifecycle: Lifecycle,
 }
 
-/// The raft loop's end of the applier. When it is dropped, the thread ends; what is still queued then is dropped, which
-/// answers who waits for it.
+/// The raft loop's end of the applier. When it is dropped, the thread ends; queued work is dropped then, which answers
+/// its callers.
 pub(crate) struct ApplierHandle<FSM: StateMachine, S> {
     applier: Arc<Mutex<Applier<FSM, S>>>,
-    /// Unbounded because the core bounds what it hands out.
+    /// Unbounded because the core bounds its output.
     queue: mpsc::UnboundedSender<ToApply<Reply<FSM::Reply>>>,
-    /// What was handed to the thread and is not applied yet.
+    /// The work that the thread has got and not applied yet.
     queued: Arc<AtomicUsize>,
 }
 
@@ -80,7 +80,7 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
             formatter,
         };
         let applier = Arc::new(Mutex::new(applier));
-        // One for what comes before all else: restoring the snapshot.
+        // One for the first step: restoring the snapshot.
         let queued = Arc::new(AtomicUsize::new(1));
         let thread = run(Arc::clone(&applier), snapshot, queue, Arc::clone(&queued), queries, lifecycle);
         let worker = Worker::start("raftify-apply", thread)?;
@@ -89,12 +89,13 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
 }
 
 impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
-    /// Applies what is committed. `Some` is the outcome if that is done already; otherwise it comes as an [`Event`].
+    /// Applies committed entries. `Some` is the outcome if they are already applied; otherwise it comes as an
+    /// [`Event`].
     pub(crate) fn apply(&self, committed: Vec<Committed<Reply<FSM::Reply>>>) -> Option<Event> {
         let quick = committed.len() <= INLINE_ENTRIES_MAX
             && committed.iter().all(|item| !matches!(item, Committed::Install { .. }))
             && self.queued.load(Ordering::Acquire) == 0;
-        // A query that is being answered, or a snapshot being captured, may take its time: nobody waits for it here.
+        // A running query, or the capture of a snapshot, may be slow: this path never waits for it.
         if quick && let Ok(mut applier) = self.applier.try_lock() {
             match applier.is_quick() {
                 Ok(true) => {
@@ -114,24 +115,25 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
         self.enqueue(ToApply::TakeSnapshot(cluster_id, reason));
     }
 
-    /// Has the snapshot written faster that is being written, or will be when everything before has been applied.
+    /// Speeds up the writing of the snapshot that is being written, or that will be when everything before has been
+    /// applied.
     pub(crate) fn hurry_snapshot(&self) {
         self.enqueue(ToApply::HurrySnapshot);
     }
 
-    /// If the thread has failed, its failure is on the way and stops the node.
+    /// If the thread has failed, its failure event is under way and stops the node.
     fn enqueue(&self, work: ToApply<Reply<FSM::Reply>>) {
         self.queued.fetch_add(1, Ordering::Relaxed);
         let _ = self.queue.send(work);
     }
 }
 
-/// A panic of the state machine is caught while the lock is held: it never poisons it.
+/// A panic of the state machine is caught while the lock is held: it never poisons the lock.
 fn lock<FSM: StateMachine, S>(applier: &Mutex<Applier<FSM, S>>) -> MutexGuard<'_, Applier<FSM, S>> {
     applier.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// At most this much of the queue is taken in as one batch, so that queries and the end of the node get their turn.
+/// The maximum number of queued items in one batch, so that queries and the end of the node get their turn.
 const TAKEN_IN_MAX: usize = 256;
 
 /// The thread.
@@ -158,10 +160,10 @@ async fn run<FSM: StateMachine, S: SnapshotStore>(
                     break;
                 }
                 let applied = may_block(|| lock(&applier).take_in(work.drain(..))).await;
-                // If the loop is gone, the node has stopped already.
+                // If the loop has ended, the node has stopped already.
                 let told = applied.map(|index| drop(events.send(Event::Applied(index))));
                 queued.fetch_sub(count, Ordering::Release);
-                // A queue that is filled as fast as it is emptied does not keep queries waiting.
+                // A queue that is filled as fast as it is emptied does not delay queries.
                 match told {
                     Ok(()) => match queries.try_recv() {
                         Ok(query) => may_block(|| lock(&applier).answer(query)).await,
@@ -173,14 +175,15 @@ async fn run<FSM: StateMachine, S: SnapshotStore>(
             Some(query) = queries.recv() => may_block(|| lock(&applier).answer(query)).await,
         };
     }
-    // A node that stops says why by itself: what failed only because of that, such as restoring, is no failure.
+    // A node that stops reports its own reason: a failure that only results from the stop, such as that of a restore,
+    // is not reported.
     if let Err(reason) = outcome
         && !lifecycle.is_stopping()
     {
         let _ = events.send(Event::Failed(reason));
     }
     queries.close();
-    // Also those that are being put in at this moment: nobody waits with a place of his own.
+    // Also queries that are being queued at this moment: no sender waits with a reserved slot.
     while let Some(query) = queries.recv().await {
         forget(query);
     }
@@ -207,11 +210,11 @@ mod tests {
     use crate::apply::snapshots::TrackedSnapshots;
     use crate::error::BoxError;
 
-    /// Adds up what it is given, and fails at zero, half way. It is quick up to 13, and then does not know.
+    /// Adds up its input, and fails at zero, midway. It is quick below 13, and panics from 13 on.
     #[derive(Default)]
     struct Sum {
         sum: u64,
-        /// Told to stop after the first byte of a snapshot.
+        /// Gets a stop request after the first byte of a snapshot.
         stops: Option<Lifecycle>,
     }
 
@@ -363,7 +366,8 @@ mod tests {
         assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
     }
 
-    /// The first one's drop panics on the thread, before it could say anything; two at once would end the process.
+    /// The drop of the first one panics on the thread, before it can report anything; two panics at once would end the
+    /// process.
     #[tokio::test]
     async fn queries_that_panic_when_they_are_dropped_do_not_hide_why_the_node_cannot_go_on() {
         let (events, mut received) = mpsc::unbounded_channel();
@@ -397,7 +401,7 @@ mod tests {
         assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
     }
 
-    /// Takes what it could read for all there is.
+    /// Takes the part that it could read for the whole.
     #[derive(Default)]
     struct Careless(Vec<u8>);
 
@@ -468,7 +472,7 @@ mod tests {
         assert!(matches!(handle.apply(committed(1, 0)), Some(Event::Failed(_))));
         let (answered, answer) = oneshot::channel();
         let query: Query<Sum> = Box::new(move |sum| {
-            let _ = answered.send(sum.sum); // Whoever asked is still there.
+            let _ = answered.send(sum.sum); // The caller still waits.
         });
         within(queries.send(query)).await.unwrap();
         assert!(within(answer).await.is_err(), "of a state that is half way between two entries");

@@ -1,7 +1,7 @@
-//! Writes captured states out, beside the applier, at a bounded rate.
+//! Writes captured states, in parallel with the applier, at a bounded rate.
 //!
-//! Owned by the applier. One snapshot is written at a time, on a thread of its own. A failure is reported to the raft
-//! loop, and whatever was in use before stays so.
+//! Owned by the applier. One snapshot is written at a time, on a separate thread. A failure is reported to the raft
+//! loop, and the snapshot in use stays in use.
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
@@ -17,23 +17,23 @@ use crate::error::BoxError;
 use crate::runtime::rate_limiter::RateLimiter;
 use crate::runtime::worker::{Worker, caught, may_block};
 
-/// Gathered before it is written to the store.
+/// The buffer size for writes to the store.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
-/// A snapshot that a follower waits for is written at so many times the rate: the follower is late already, and what is sent
-/// to it is kept under the rate as well.
+/// The factor of the rate for a snapshot that a follower waits for: the follower is late already, and sending is also
+/// limited by the rate.
 const AWAITED_FACTOR: u64 = 8;
 
 /// See the module.
 pub(crate) struct SnapshotTaker<S> {
     store: S,
     bytes_per_second_max: u64,
-    /// Of the one that is being written.
+    /// The limiter of the snapshot that is being written.
     limiter: Arc<RateLimiter>,
     events: mpsc::UnboundedSender<Event>,
     lifecycle: Lifecycle,
     thread: Option<Worker>,
-    /// Whether one is being written, or was and nobody has been told yet. Its thread may end a little later.
+    /// Whether a snapshot is being written, or was written and not reported yet. Its thread may end a little later.
     busy: Arc<AtomicBool>,
 }
 
@@ -49,7 +49,7 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         SnapshotTaker { store, bytes_per_second_max, limiter, events, lifecycle, thread: None, busy }
     }
 
-    /// The one that is being written is waited for.
+    /// A caller waits for the snapshot that is being written.
     pub(crate) fn hurry(&self) {
         self.limiter.set(self.bytes_per_second_max.saturating_mul(AWAITED_FACTOR));
     }
@@ -59,13 +59,13 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         self.busy.load(Ordering::Acquire)
     }
 
-    /// A snapshot will not be taken, for this reason.
+    /// Reports that a snapshot will not be taken, for this reason.
     pub(crate) fn refuse(&self, reason: String) {
-        // If the loop is gone, the node has stopped: the snapshot is of no use then.
+        // If the loop has ended, the node has stopped: the snapshot is not needed then.
         let _ = self.events.send(Event::SnapshotTaken(Err(reason)));
     }
 
-    /// Begins to write a capture out. The outcome comes as an [`Event`].
+    /// Begins to write a capture. The outcome comes as an [`Event`].
     pub(crate) fn start(&mut self, capture: Snapshot, meta: SnapshotMeta, reason: SnapshotReason) {
         match reason {
             SnapshotReason::Due => self.limiter.set(self.bytes_per_second_max),
@@ -76,20 +76,21 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         let busy = Arc::clone(&self.busy);
         busy.store(true, Ordering::Relaxed);
         let work = async move {
-            // The error may be the user's: it is shown and dropped in there, too. So is what belongs to the storage.
+            // The error may be user-defined: it is displayed and dropped in there, too. So are the objects of the
+            // storage.
             let write_out = move || match write_out(capture, &store, &meta, lifecycle, limiter) {
                 Ok(()) => Ok(meta),
                 Err(error) => Err(error.to_string()),
             };
             let outcome = may_block(|| caught(write_out)).await;
             let outcome = outcome.unwrap_or_else(|panic| Err(format!("writing it out {panic}")));
-            // Who hears of the outcome may ask for the next one at once.
+            // A caller that gets the outcome may request the next snapshot at once.
             busy.store(false, Ordering::Release);
             // As above.
             let _ = events.send(Event::SnapshotTaken(outcome));
         };
         match Worker::start("raftify-snapshot", work) {
-            // The one before has nothing left to do but to end.
+            // The thread of the previous snapshot has only to end.
             Ok(thread) => self.thread = Some(thread),
             Err(reason) => {
                 self.busy.store(false, Ordering::Relaxed);
@@ -98,7 +99,7 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         }
     }
 
-    /// What is still being written when the node stops. It sees that by itself.
+    /// The snapshot that is still being written when the node stops. Its thread notices the stop by itself.
     pub(crate) fn take_thread(&mut self) -> Option<Worker> {
         self.thread.take()
     }
@@ -118,7 +119,7 @@ fn write_out<S: SnapshotStore>(
     Ok(())
 }
 
-/// Writes no faster than it should, and fails once the node stops, so that a large snapshot does not hold up the end.
+/// A writer that limits its rate, and fails once the node stops, so that a large snapshot does not delay shutdown.
 struct RateLimited<W> {
     writer: W,
     lifecycle: Lifecycle,

@@ -1,9 +1,9 @@
-//! Keeps snapshots from being deleted between the moment they are finished and the moment the core knows of them.
+//! Protects snapshots from deletion between the moment they are finished and the moment the core knows of them.
 //!
-//! The core says which snapshots are in use; a snapshot that was just received or taken is not among them until the
-//! raft loop has heard of it. [`TrackedSnapshots`] wraps the storage's own store and remembers what was finished; and
-//! which of the core's lists is the newest, for they are acted on on threads that may overtake each other. Nor does it let
-//! anybody read on once the node stops: a large snapshot that is being restored does not hold up the end.
+//! The core lists the snapshots in use; the list lacks a snapshot that was just received or taken, until the raft loop
+//! learns of it. [`TrackedSnapshots`] wraps the storage's own store and remembers finished snapshots. It also remembers
+//! the newest of the core's lists, since they are processed on threads that may overtake each other. It also makes
+//! reads fail once the node stops, so that the restore of a large snapshot does not delay shutdown.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -14,22 +14,22 @@ use raftify_core::{LogPosition, SnapshotDigest, SnapshotMeta, SnapshotStore, Sna
 
 use crate::channels::lifecycle::Lifecycle;
 
-/// A [`SnapshotStore`] whose [`retain`](SnapshotStore::retain) spares what is newer than all that it is told to keep.
+/// A [`SnapshotStore`] whose [`retain`](SnapshotStore::retain) keeps the listed snapshots and all newer ones.
 #[derive(Clone)]
 pub(crate) struct TrackedSnapshots<S> {
     store: S,
-    /// Locked while snapshots are deleted, so that none is finished between the decision and the deletion.
+    /// Locked while snapshots are deleted, so that no snapshot is finished between the decision and the deletion.
     known: Arc<Mutex<Known>>,
-    /// How many lists there ever were.
+    /// The number of lists so far.
     lists: Arc<AtomicU64>,
     lifecycle: Lifecycle,
 }
 
 #[derive(Default)]
 struct Known {
-    /// Finished in this process, and not older than the newest that was ever known to be in use.
+    /// Finished in this process, and not older than the newest snapshot known to be in use.
     finished: BTreeSet<LogPosition>,
-    /// The number of the newest list that was acted on.
+    /// The number of the newest processed list.
     list: u64,
 }
 
@@ -40,14 +40,14 @@ impl<S> TrackedSnapshots<S> {
 }
 
 impl<S: SnapshotStore> TrackedSnapshots<S> {
-    /// What is in use now. Numbered here, in the raft loop; waits for nothing.
+    /// The snapshots in use now. Numbered here, in the raft loop; never blocks.
     pub(crate) fn in_use(&self, keep: Vec<LogPosition>) -> InUse<S> {
         let number = self.lists.fetch_add(1, Ordering::Relaxed) + 1;
         InUse { store: self.store.clone(), known: Arc::clone(&self.known), number, keep }
     }
 }
 
-/// What was in use at some time.
+/// The snapshots in use at some time.
 pub(crate) struct InUse<S> {
     store: S,
     known: Arc<Mutex<Known>>,
@@ -56,7 +56,7 @@ pub(crate) struct InUse<S> {
 }
 
 impl<S: SnapshotStore> InUse<S> {
-    /// Deletes all others but those that are newer; nothing, once a newer list was acted on.
+    /// Deletes all other snapshots except newer ones; has no effect once a newer list was processed.
     pub(crate) fn delete_others(self) -> Result<(), StorageError> {
         let mut known = lock(&self.known);
         if self.number < known.list {
@@ -135,7 +135,7 @@ impl<W: SnapshotWriter> SnapshotWriter for TrackedWriter<W> {
     }
 }
 
-/// Fails once the node stops.
+/// A reader that fails once the node stops.
 pub(crate) struct WantedReader<R> {
     reader: R,
     lifecycle: Lifecycle,

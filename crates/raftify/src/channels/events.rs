@@ -1,6 +1,6 @@
-//! What the parts of a node report to its raft loop, and to the start of a cluster.
+//! The events that the parts of a node report to its raft loop, and to the start of a cluster.
 //!
-//! PeerEvents have a file of their own so that the parts that report them do not depend on the loop.
+//! PeerEvents have their own file so that the parts that report them do not depend on the loop.
 
 use raftify_core::error::{ReadError, StopReason};
 use raftify_core::members::SenderRefusal;
@@ -10,23 +10,23 @@ use raftify_core::{
 use tokio::sync::mpsc;
 use tracing::debug;
 
-/// What the loop's own helpers report. The queue is unbounded because each is the outcome of something that the core
-/// handed out, which it bounds.
+/// The reports of the loop's helpers. The queue is unbounded because each is the outcome of work that the core issued,
+/// and the core bounds that work.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// All writes up to this turn are durable.
     Written(TurnNumber),
-    /// The state machine has applied everything up to here.
+    /// The state machine has applied all entries up to this index.
     Applied(LogIndex),
     /// A snapshot is durable, or was not taken.
     SnapshotTaken(Result<SnapshotMeta, String>),
-    /// Entries that the core asked for.
+    /// Entries that the core requested.
     Fetched(LogFetch, Result<Vec<Entry>, StorageError>),
-    /// The node cannot go on.
+    /// The node cannot continue.
     Failed(StopReason),
 }
 
-/// What the connections tell the raft loop.
+/// The reports of the connections to the raft loop.
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
     /// The connection to a peer broke; messages may have been lost. Once per broken connection.
@@ -35,52 +35,53 @@ pub(crate) enum PeerEvent {
     Reached {
         /// The peer.
         peer: NodeId,
-        /// As it says itself.
+        /// As the peer reports it.
         incarnation: Incarnation,
-        /// The address that the connection was made to.
+        /// The address of the connection.
         address: String,
     },
-    /// The peer knows nothing that speaks against this node.
+    /// The peer has no objection to this node.
     Agrees(NodeId),
-    /// The peer answers, and knows nothing of this node.
+    /// The peer answers, and has no record of this node.
     Silent(NodeId),
-    /// That is no longer so. Once after each [`Reached`](Self::Reached), unless another one follows.
+    /// The peer is no longer reached or no longer answers. Once after each [`Reached`](Self::Reached), unless another
+    /// one follows.
     Unreached(NodeId),
-    /// A snapshot was installed by its receiver, or not. Exactly once for each that was to be sent.
+    /// A snapshot was installed by its receiver, or not. Exactly once for each requested snapshot.
     SnapshotSent {
-        /// As asked.
+        /// As requested.
         sent: SnapshotToSend,
-        /// Why not.
+        /// The reason of a failure.
         outcome: Result<(), String>,
     },
     /// The leader confirmed its commit index, or could not.
     ReadRoundAnswered {
-        /// As asked.
+        /// As requested.
         round: u64,
         /// The answer.
         answer: Result<LogIndex, ReadError>,
     },
-    /// A peer refuses this node's messages.
+    /// A peer rejects this node's messages.
     RefusedBy {
         /// The peer.
         by: NodeId,
-        /// Why.
+        /// The reason.
         refusal: SenderRefusal,
     },
 }
 
-/// The events' channel is unbounded so that none is ever dropped; their number is bounded by what causes them: one
-/// for each attempt to connect, each snapshot and each round of reads.
+/// The events' channel is unbounded so that no event is ever dropped; their number is bounded by their causes: one for
+/// each attempt to connect, each snapshot and each round of reads.
 pub(crate) type PeerEvents = mpsc::UnboundedSender<PeerEvent>;
 
-/// The loop that listens may have ended: then nobody needs the event any more.
+/// The receiving loop may have ended: then the event is not needed.
 pub(crate) fn send_event(events: &PeerEvents, event: PeerEvent) {
     if let Err(event) = events.send(event) {
         debug!(event = ?event.0, "nobody listens any more");
     }
 }
 
-/// What a member of the cluster says of this node when it sends it messages: it was here before.
+/// The report of a cluster member to which this node sends messages: this node was here before.
 #[derive(Clone, Debug)]
 pub(crate) struct EarlierLife {
     pub(crate) incarnation: Incarnation,

@@ -1,15 +1,15 @@
-//! How many proposals are under way at one place, and how many bytes they have.
+//! Counts the proposals under way at one node, and their bytes.
 //!
-//! A place is taken before anything is done for a proposal, so that one that is refused because the node is busy costs
-//! nothing: neither encoding it nor checking it.
+//! A slot is reserved before any work for a proposal, so that a proposal that is rejected because the node is busy
+//! costs nothing: it is neither encoded nor checked.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use raftify_core::CheckedConfig;
 
-/// As many as a leader takes: [`proposals_in_flight_max`](raftify_core::Config::proposals_in_flight_max), and
-/// [`uncommitted_bytes_max`](raftify_core::Config::uncommitted_bytes_max). A single one may have more bytes.
+/// The limits of a leader: [`proposals_in_flight_max`](raftify_core::Config::proposals_in_flight_max), and
+/// [`uncommitted_bytes_max`](raftify_core::Config::uncommitted_bytes_max). A single proposal may have more bytes.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     count: AtomicUsize,
@@ -28,15 +28,15 @@ impl InFlight {
         })
     }
 
-    /// Whether nothing is under way.
+    /// Whether no proposal is under way.
     pub(crate) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// A place for one more.
+    /// Reserves a slot for one more proposal.
     ///
     /// # Errors
-    /// How many there are already, which is as many as may be.
+    /// The number of proposals under way, which is the maximum.
     pub(crate) fn enter(self: &Arc<Self>) -> Result<Permit, u64> {
         let after = |count: usize| (count < self.count_max).then_some(count + 1);
         match self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, after) {
@@ -46,7 +46,7 @@ impl InFlight {
     }
 }
 
-/// One of those that are under way, until it is dropped.
+/// One of the proposals under way, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     of: Arc<InFlight>,
@@ -54,10 +54,10 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// Counts its bytes, now that they are known.
+    /// Counts the bytes of the proposal, once they are known.
     ///
     /// # Errors
-    /// How many proposals are under way: there is no room for the bytes of this one besides theirs.
+    /// The number of proposals under way: the bytes of this one do not fit beside theirs.
     pub(crate) fn holds(&mut self, bytes: u64) -> Result<(), u64> {
         let bytes_max = self.of.bytes_max;
         let after = |held: u64| {
@@ -93,7 +93,7 @@ mod tests {
         let config = Config { proposals_in_flight_max: 3, ..Config::default() }.check().unwrap();
         let in_flight = InFlight::new(&config);
         let mut first = in_flight.enter().unwrap();
-        // A single one may have more.
+        // A single proposal may have more.
         first.holds(limit + 1).unwrap();
         let mut second = in_flight.enter().unwrap();
         assert_eq!(second.holds(1), Err(2));

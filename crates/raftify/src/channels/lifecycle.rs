@@ -1,6 +1,6 @@
-//! Where a node is between its bootstrap and its end: shared by all handles and by `run`.
+//! The phase of a node between its bootstrap and its end: shared by all handles and by `run`.
 //!
-//! Owns the right to run, which is given out once, and the wish to stop, which anybody may utter.
+//! Owns the permission to run, which is given once, and the stop request, which any handle may make.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +12,14 @@ use tokio::task::JoinHandle;
 
 use crate::error::RunError;
 
-/// Everything that a node consists of, ready to run. Dropping it closes storage and port.
+/// All parts of a node, ready to run. Dropping it closes storage and port.
 pub(crate) type Runner = Box<dyn FnOnce(Lifecycle) -> BoxFuture<'static, Result<(), RunError>> + Send>;
 
-/// Gives its content out once.
+/// Returns its content once.
 struct OneShotMutex<T>(Mutex<Option<T>>);
 
 impl<T> OneShotMutex<T> {
-    /// Who finds it gone finds `at_once` done.
+    /// A caller that finds the content taken also finds `at_once` done.
     fn take(&self, at_once: impl FnOnce()) -> Option<T> {
         let mut content = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         content.take().inspect(|_| at_once())
@@ -35,7 +35,7 @@ enum Phase {
     /// Bootstrapped, not run.
     Waiting,
     Running,
-    /// No more requests are taken.
+    /// No more requests are accepted.
     Stopping(StopReason),
     /// Everything is closed.
     Ended(StopReason),
@@ -57,11 +57,11 @@ pub(crate) struct Lifecycle(Arc<Inner>);
 struct Inner {
     phase: watch::Sender<Phase>,
     quit: watch::Sender<bool>,
-    /// Whether nothing is waited for any more, not even answers.
+    /// Whether the node no longer waits for anything, including pending replies.
     at_once: watch::Sender<bool>,
-    /// How many calls take this node out of the cluster, or have done so.
+    /// The number of calls that remove this node from the cluster, or have done so.
     leaving: AtomicUsize,
-    /// Nobody has been told yet: the next `run` will be.
+    /// No caller has learned of the end yet: the next `run` returns it.
     ended_before_it_ran: AtomicBool,
     /// `run` was called; its future may not have been polled yet.
     called: AtomicBool,
@@ -83,19 +83,19 @@ impl Lifecycle {
         }))
     }
 
-    /// Lays down what [`run`](Self::run) will take.
+    /// Stores the runner that [`run`](Self::run) will take.
     pub(crate) fn set_runner(&self, runner: Runner) {
         self.0.runner.put(runner);
     }
 
-    /// Runs the node to its end. The first caller does; all others get an error at once. A node that was told to quit
-    /// before it ran has reached its end already.
+    /// Runs the node to its end. The first caller runs it; all others get an error at once. A node with a stop request
+    /// before its run has ended already.
     pub(crate) async fn run(&self) -> Result<(), RunError> {
         let Some(runner) = self.0.runner.take(|| {}) else {
             if !self.0.ended_before_it_ran.swap(false, Ordering::SeqCst) {
                 return Err(RunError::AlreadyRunning);
             }
-            // Who ended it may still be closing what there is.
+            // The caller that ended it may still be closing its parts.
             self.ended().await;
             return Ok(());
         };
@@ -127,7 +127,7 @@ impl Lifecycle {
         *self.0.phase.borrow() == Phase::Waiting
     }
 
-    /// From now on, requests are answered with `reason`. The first reason stays.
+    /// From now on, requests fail with `reason`. The first reason stays.
     pub(crate) fn stop(&self, reason: &StopReason) {
         self.0.phase.send_if_modified(|phase| {
             let stops = phase.stop_reason().is_none();
@@ -155,23 +155,23 @@ impl Lifecycle {
         self.0.phase.borrow().stop_reason().is_some()
     }
 
-    /// Asks the node to stop.
+    /// Requests a stop of the node.
     pub(crate) fn ask_to_quit(&self) {
         self.0.quit.send_replace(true);
     }
 
-    /// Asks the node, which was asked to stop before, not to wait for anything any more.
+    /// Makes a node that already has a stop request stop without any further wait.
     pub(crate) fn ask_to_quit_at_once(&self) {
         self.ask_to_quit();
         self.0.at_once.send_replace(true);
     }
 
-    /// True once the node is not to wait for anything any more.
+    /// True once the node must not wait for anything.
     pub(crate) fn quit_at_once_wish(&self) -> watch::Receiver<bool> {
         self.0.at_once.subscribe()
     }
 
-    /// Asks the node to stop, and resolves when everything is closed.
+    /// Requests a stop of the node, and resolves when everything is closed.
     pub(crate) async fn quit(&self) {
         self.ask_to_quit();
         let runner = self.0.runner.take(|| self.0.ended_before_it_ran.store(true, Ordering::SeqCst));
@@ -186,41 +186,41 @@ impl Lifecycle {
     /// Resolves when everything is closed.
     async fn ended(&self) {
         let mut phase = self.0.phase.subscribe();
-        // An error would mean that the sender is gone, which `self` holds.
+        // An error would mean that the sender is gone, but `self` holds it.
         let _ = phase.wait_for(|phase| matches!(phase, Phase::Ended(_))).await;
     }
 
-    /// How many bytes are there of the snapshot of another node that was begun last; written by the server.
+    /// How many bytes have arrived of the most recently begun snapshot of another node; written by the server.
     pub(crate) fn snapshot_bytes_received(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.0.snapshot_bytes_received)
     }
 
-    /// True once somebody has asked the node to stop.
+    /// True once there is a stop request.
     pub(crate) fn quit_wish(&self) -> watch::Receiver<bool> {
         self.0.quit.subscribe()
     }
 
-    /// Resolves once somebody has asked the node to stop.
+    /// Resolves once there is a stop request.
     pub(crate) async fn quit_asked(&self) {
         let mut quit = self.quit_wish();
-        // An error would mean that the sender is gone, which `self` holds.
+        // An error would mean that the sender is gone, but `self` holds it.
         let _ = quit.wait_for(|quit| *quit).await;
     }
 
-    /// This node's own user takes it out of the cluster: until what is returned is dropped, or for good if it
+    /// This node's own user removes it from the cluster: until the returned value is dropped, or permanently if it
     /// [succeeds](Leaving::succeeded).
     pub(crate) fn begin_to_leave(&self) -> Leaving<'_> {
         self.0.leaving.fetch_add(1, Ordering::SeqCst);
         Leaving(&self.0.leaving)
     }
 
-    /// Whether the node's removal is no failure.
+    /// Whether the node's removal is not a failure.
     pub(crate) fn is_leaving(&self) -> bool {
         self.0.leaving.load(Ordering::SeqCst) > 0
     }
 }
 
-/// The task that runs a node. The node is stopped, as a crash would, when this is dropped.
+/// The task that runs a node. Dropping it stops the node like a crash.
 pub(crate) struct RunTask(JoinHandle<Result<(), RunError>>);
 
 impl RunTask {
@@ -247,8 +247,8 @@ impl Drop for RunTask {
     }
 }
 
-/// One call that takes this node out of the cluster. Dropped, it did not succeed, or nobody waits for it any more. Another
-/// one may be under way.
+/// One call that removes this node from the cluster. When dropped, it did not succeed, or its caller no longer waits
+/// for it. Another call may be under way.
 pub(crate) struct Leaving<'a>(&'a AtomicUsize);
 
 impl Leaving<'_> {
@@ -264,7 +264,7 @@ impl Drop for Leaving<'_> {
     }
 }
 
-/// Marks the end, also when the future of `run` is dropped half way.
+/// Marks the end, also when the future of `run` is dropped midway.
 struct EndOnDrop<'a>(&'a Lifecycle);
 
 impl Drop for EndOnDrop<'_> {
@@ -284,7 +284,7 @@ mod tests {
 
     use super::*;
 
-    /// Says that it is being dropped, and goes on when it may.
+    /// Reports that it is being dropped, and continues when permitted.
     struct SlowToClose(mpsc::Sender<()>, mpsc::Receiver<()>);
 
     impl Drop for SlowToClose {

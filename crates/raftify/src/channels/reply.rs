@@ -1,4 +1,4 @@
-//! The way back to who proposed: typed for this node's own user, encoded for everybody else.
+//! The reply channel of a proposer: typed for this node's own user, encoded for all others.
 
 use bytes::Bytes;
 use raftify_core::ProposalReply;
@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use crate::application::encoding;
 use crate::runtime::worker::caught;
 
-/// Where the state machine's reply to one proposal goes. Dropped without an answer, it answers that the node stopped before
-/// the outcome was known.
+/// The receiver of the state machine's reply to one proposal. Dropped without an answer, it answers that the node
+/// stopped before the outcome was known.
 pub(crate) enum Reply<T> {
     /// To a caller in this process.
     Local(oneshot::Sender<Result<T, ProposeError>>),
@@ -19,21 +19,21 @@ pub(crate) enum Reply<T> {
     Remote(oneshot::Sender<Result<Bytes, ProposeError>>),
 }
 
-/// The way back to who proposed, for a proposal that another node answered.
+/// The reply channel for a proposal that another node answered.
 pub(crate) trait RemoteReply: ProposalReply {
     /// The state machine's reply, as postcard.
     fn deliver(self, encoded_reply: Bytes);
 }
 
-/// The entry was applied, but there is no reply. The user's own code, which makes the bytes, may panic as well.
+/// The entry was applied, but there is no reply. The user code that produces the bytes may panic as well.
 fn bad(reason: String) -> ProposeError {
     ProposeError::Unknown(UnknownOutcome::BadReply(reason))
 }
 
 impl<T: Serialize> Reply<T> {
-    /// The entry was applied, and this is what the state machine says.
+    /// The entry was applied, and this is the state machine's reply.
     pub(crate) fn applied(self, reply: T) {
-        // In both cases the caller may have given up; that is its right.
+        // In both cases the caller may have dropped its receiver, which is allowed.
         match self {
             Reply::Local(sender) => drop(sender.send(Ok(reply))),
             Reply::Remote(sender) => {
@@ -75,7 +75,7 @@ pub(crate) fn local_reply<T>() -> (Reply<T>, impl Future<Output = Result<T, Prop
     (Reply::Local(sender), answer)
 }
 
-/// What a reply that was dropped means.
+/// The error for a dropped reply.
 pub(crate) fn dropped() -> ProposeError {
     ProposeError::Unknown(UnknownOutcome::NodeStopped(StopReason::Stopped))
 }
@@ -101,7 +101,7 @@ mod tests {
         }
     }
 
-    /// Whoever encodes it applies entries, and goes on with the next one.
+    /// The encoder runs on the thread that applies entries, which continues with the next one.
     #[test]
     fn a_reply_that_panics_on_its_way_is_an_answer_of_its_own() {
         let is_bad = |answer| matches!(answer, ProposeError::Unknown(UnknownOutcome::BadReply(reason)) if reason.ends_with("panicked: told to"));

@@ -1,9 +1,9 @@
 //! The queue in front of the raft loop, bounded by number and by bytes.
 //!
-//! Requests of this node's user and single requests of others are refused when it is full; streams of messages wait,
-//! which slows their senders down. When the loop ends, it takes what is in the queue for the last time, and so what is
-//! being put in at that moment: the channel itself would keep it for as long as there is a sender. If the loop does not
-//! come to that, it is dropped, which answers it.
+//! When the queue is full, requests of this node's user and single requests of others are rejected; streams of messages
+//! wait, which slows their senders down. When the loop ends, it takes the content of the queue for the last time,
+//! including requests that are being queued at that moment: the channel itself would keep them for as long as there is
+//! a sender. If the loop does not get that far, the requests are dropped, which answers them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::wire;
 
-/// What a queued request holds in memory beyond its own size.
+/// The memory of a queued request beyond its own size.
 pub(crate) trait Weight {
     /// In bytes.
     fn weight(&self) -> u64;
@@ -44,10 +44,10 @@ impl<R> Weight for ServerRequestMsg<R> {
     }
 }
 
-/// Why a request was not taken.
+/// Why a request was not accepted.
 #[derive(Debug)]
 pub(crate) enum Refused<T> {
-    /// It is given back.
+    /// The queue is full; the request is returned.
     Full {
         request: T,
         /// How many requests are in the queue.
@@ -57,7 +57,7 @@ pub(crate) enum Refused<T> {
     Closed,
 }
 
-/// A queue for at most `count` requests that weigh at most `bytes` together. A single one may weigh more, if it is
+/// A queue for at most `count` requests that weigh at most `bytes` together. A single request may weigh more, if it is
 /// alone.
 pub(crate) fn request_queue<T: Weight>(count: usize, bytes: u64) -> (RequestSender<T>, RequestReceiver<T>) {
     let (sender, receiver) = mpsc::channel(count);
@@ -71,16 +71,17 @@ pub(crate) fn request_queue<T: Weight>(count: usize, bytes: u64) -> (RequestSend
     (RequestSender { sender, room: Arc::clone(&room) }, RequestReceiver { receiver, room })
 }
 
-/// How much of the bytes is taken, and who is about to fill it.
+/// The used part of the bytes, and the senders that are about to use more.
 struct Room {
     bytes: AtomicU64,
     bytes_max: u64,
     freed: Notify,
-    /// How many have found the queue open, or are about to look, and do not wait for anything until their request is in.
+    /// The number of senders that have found the queue open, or are about to check, and do not wait for anything until
+    /// their request is queued.
     putting_in: AtomicUsize,
 }
 
-/// One of those who are putting a request in, until it is dropped.
+/// One of the senders that are queueing a request, until it is dropped.
 struct PuttingIn<'a>(&'a AtomicUsize);
 
 impl Drop for PuttingIn<'_> {
@@ -98,14 +99,14 @@ impl Room {
         bytes == 0 || self.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, after).is_ok()
     }
 
-    /// Whoever looks afterwards whether the queue is closed, and finds it open, is waited for.
+    /// A sender that finds the queue open after this registration is waited for.
     fn put_in(&self) -> PuttingIn<'_> {
         self.putting_in.fetch_add(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         PuttingIn(&self.putting_in)
     }
 
-    /// For who has closed the queue.
+    /// For the side that has closed the queue.
     fn is_being_filled(&self) -> bool {
         fence(Ordering::SeqCst);
         self.putting_in.load(Ordering::Acquire) > 0
@@ -159,7 +160,7 @@ impl<T: Weight> RequestSender<T> {
         let bytes = request.weight();
         loop {
             let mut freed = std::pin::pin!(self.room.freed.notified());
-            // Registered before the look, so that nothing that is freed in between is missed.
+            // Registered before the check, so that no freed space in between is missed.
             freed.as_mut().enable();
             {
                 let _putting_in = self.room.put_in();
@@ -196,14 +197,14 @@ impl<T> Drop for RequestReceiver<T> {
 }
 
 impl<T> RequestReceiver<T> {
-    /// Closes the queue: from now on nothing is put in. What is in it goes to `last`.
+    /// Closes the queue: no further request is accepted. The queued requests go to `last`.
     pub(crate) fn close(&mut self, mut last: impl FnMut(T)) {
         self.receiver.close();
         loop {
             let may_be_filled = self.room.is_being_filled();
             match self.receiver.try_recv() {
                 Ok(request) => last(request),
-                // Who has a place and waits for bytes finds the queue closed.
+                // A sender with a slot that waits for bytes finds the queue closed.
                 Err(_) if !may_be_filled => break,
                 Err(_) => thread::yield_now(),
             }
@@ -215,7 +216,7 @@ impl<T: Weight> RequestReceiver<T> {
     /// The next request; `None` when all senders are gone.
     ///
     /// # Cancel safety
-    /// Nothing is lost if the future is dropped.
+    /// No request is lost if the future is dropped.
     pub(crate) async fn recv(&mut self) -> Option<T> {
         let request = self.receiver.recv().await?;
         self.room.give_back(request.weight());
@@ -301,7 +302,7 @@ mod tests {
         assert!(matches!(waits.await, Err(Refused::Closed)));
     }
 
-    /// Says when it was dropped, as a responder does.
+    /// Records that it was dropped, as a responder does.
     struct Owed(Arc<AtomicU64>);
 
     impl Weight for Owed {
@@ -335,7 +336,7 @@ mod tests {
                 thread::yield_now();
             }
             drop(receiver);
-            // As long as there is a sender, what is left in the queue is left there.
+            // As long as there is a sender, the remaining requests stay in the queue.
             let (sent, _sender) = puts_in.join().unwrap();
             assert_eq!(answered.load(Ordering::SeqCst), sent, "somebody waits for an answer");
         }

@@ -1,4 +1,4 @@
-//! What the server counts, for the handle [`RaftServer`](crate::RaftServer).
+//! The counters of the server, for the handle [`RaftServer`](crate::RaftServer).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ pub struct RequestCounts {
     pub identifications: u64,
 }
 
-/// Written by the server, without ordering: each number is right by itself.
+/// Written by the server, without ordering: each counter is correct by itself.
 #[derive(Debug, Default)]
 pub(crate) struct ServerCounters {
     pub(crate) open_connections: AtomicUsize,

@@ -1,4 +1,5 @@
-//! A connection to a cluster, untyped: finds the leader, repeats what is safe to repeat, and follows the members.
+//! An untyped connection to a cluster: finds the leader, retries the requests that are safe to retry, and follows the
+//! members.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,10 +24,10 @@ use crate::wire::{self, VerbError};
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a node may take to tell the members.
+/// The time limit for a node to return the members.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The pause after all known nodes have refused; it doubles with each round.
+/// The pause after all known nodes have rejected the request; it doubles with each round.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
@@ -42,36 +43,36 @@ pub(crate) struct ClusterConnection {
 
 #[derive(Debug)]
 struct Known {
-    /// Where to ask, in this order: the node that answered last comes first, one that was silent comes last.
+    /// The addresses in this order: the node that answered last comes first, an unresponsive node comes last.
     addresses: Vec<String>,
     nodes: BTreeMap<String, RemoteNode>,
-    /// The membership that the addresses are of; zero: they are those that were given.
+    /// The membership index of the addresses; zero for the addresses given by the user.
     as_of: LogIndex,
-    /// Whether a node is being asked for the members.
+    /// Whether a request for the members is under way.
     is_refreshing: bool,
 }
 
-/// Why a round of asking brought no result.
+/// Why a round of attempts brought no result.
 enum RoundFailure<E> {
     /// Another round would not help, or could do harm.
     Final(ClientError<E>),
-    /// A node answered, or may answer yet.
+    /// A node answered, or may still answer.
     Later(E),
 }
 
-/// What a refusal says about trying again.
+/// How to retry after a rejection.
 enum Again {
-    /// It would not help, or could do harm.
+    /// A retry would not help, or could do harm.
     Never,
-    /// A little later, here or elsewhere.
+    /// Retry a little later, at this or another node.
     Later,
-    /// There, at once.
+    /// Retry at this node, at once.
     At(LeaderHint),
 }
 
 /// The error of a verb, as the client sees it.
 trait ClientVerb: VerbError {
-    /// Whether a request that was sent and not answered may be sent again.
+    /// Whether a request without an answer may be sent again.
     const REPEATABLE: bool;
 
     fn again(&self) -> Again;
@@ -152,7 +153,7 @@ impl ClientVerb for ReadError {
 }
 
 impl ClusterConnection {
-    /// Checks the form of the addresses; connects on first use. Each request may take `deadline`, all attempts
+    /// Checks the form of the addresses; connects on first use. The limit for each request is `deadline`, all attempts
     /// together.
     pub(crate) fn new<A: Into<String>>(
         addresses: impl IntoIterator<Item = A>,
@@ -171,7 +172,7 @@ impl ClusterConnection {
         Ok(ClusterConnection { deadline, waits_for_leader: true, given, cluster, known })
     }
 
-    /// The same connection, on which a request may take this long.
+    /// The same connection with this limit for a request.
     pub(crate) fn with_deadline(self, deadline: Duration) -> ClusterConnection {
         ClusterConnection { deadline, ..self }
     }
@@ -181,7 +182,7 @@ impl ClusterConnection {
         ClusterConnection { waits_for_leader: false, ..self }
     }
 
-    /// A connection to this cluster, whichever nodes listen at the addresses.
+    /// A connection to this cluster, regardless of the nodes at the addresses.
     pub(crate) fn to(self, cluster_id: ClusterId) -> ClusterConnection {
         ClusterConnection { cluster: Arc::new(AskedCluster::of(cluster_id)), ..self }
     }
@@ -210,7 +211,7 @@ impl ClusterConnection {
         .await
     }
 
-    /// A fresh node id, and the cluster that it is of.
+    /// A fresh node id, and its cluster.
     pub(crate) async fn reserve_node_id(
         &self,
     ) -> Result<(ClusterId, Reservation), ClientError<MembershipError>> {
@@ -218,7 +219,7 @@ impl ClusterConnection {
             .await
     }
 
-    /// Hands leadership over.
+    /// Transfers leadership.
     pub(crate) async fn transfer_leader(
         &self,
         to: Option<NodeId>,
@@ -243,7 +244,7 @@ impl ClusterConnection {
         }
     }
 
-    /// Asks in rounds until one node gives a result, or an answer that ends the matter, or the deadline has passed.
+    /// Tries the nodes in rounds until one returns a result or a final answer, or the deadline has passed.
     async fn ask<T, E, Call>(&self, call: impl Fn(RemoteNode, Duration) -> Call) -> Result<T, ClientError<E>>
     where
         E: ClientVerb,
@@ -270,7 +271,7 @@ impl ClusterConnection {
         }
     }
 
-    /// Where to ask: the members as far as they are known, and at last where this client was pointed to.
+    /// The addresses to try: the known members, and last the addresses given by the user.
     pub(crate) fn addresses(&self) -> Vec<String> {
         let mut addresses = self.lock().addresses.clone();
         for given in self.given.iter() {
@@ -302,8 +303,9 @@ impl ClusterConnection {
         .await
     }
 
-    /// The node at `address` has answered. If the cluster has other members by now than this client knows, asks it for them
-    /// beside the requests, at most once at a time, so that the client goes on when all of those it knew are gone.
+    /// The node at `address` has answered. If the members of the cluster have changed since this client learned them,
+    /// requests them in the background, at most once at a time, so that the client continues when all nodes that it
+    /// knew are gone.
     fn refresh_if_due(&self, address: &str) {
         let node = {
             let mut known = self.lock();
@@ -319,7 +321,7 @@ impl ClusterConnection {
             let answer = node.identify(REFRESH_TIMEOUT).await;
             let mut known = connection.lock();
             known.is_refreshing = false;
-            // Nothing is lost if it cannot answer: the next result brings another try.
+            // A failure has no effect: the next result triggers another attempt.
             if let Ok(answer) = answer
                 && let Some(identity) = answer.identity
                 && connection.cluster.id() == Some(identity.cluster_id)
@@ -329,8 +331,8 @@ impl ClusterConnection {
         });
     }
 
-    /// Asks one node after the other, each once, and says who gave the result. If no node can be reached, or each
-    /// rejects the request, waiting would not help.
+    /// Tries each node once, and reports the node that gave the result. If no node can be reached, or each rejects the
+    /// request, waiting would not help.
     async fn round<T, E, Call>(
         &self,
         addresses: Vec<String>,
@@ -355,7 +357,7 @@ impl ClusterConnection {
             };
             let node = if self.waits_for_leader { node } else { node.without_waiting() };
             let left = until.saturating_duration_since(Instant::now());
-            // What may be repeated does not spend all of its time on one node that hangs.
+            // A repeatable request does not spend all of its time on one node that hangs.
             let attempts = if E::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
             match call(node, left / attempts).await {
                 Ok(result) => return Ok((address, result)),
@@ -372,7 +374,7 @@ impl ClusterConnection {
                     Again::Later => later = Some(error),
                 },
                 Err(error @ (CallError::Lost(_) | CallError::TimedOut(_))) => {
-                    // A node that hangs must not take the whole time of the next request as well.
+                    // A node that hangs must not use up the time of the next request as well.
                     self.lock().defer(&address);
                     let error = error.into_verb_error();
                     if !E::REPEATABLE {
@@ -393,7 +395,7 @@ impl ClusterConnection {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // What a panic could leave behind is a list of addresses in another order.
+        // A panic can leave behind only a list of addresses in another order.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -401,7 +403,7 @@ impl ClusterConnection {
         if let Some(node) = self.lock().nodes.get(address) {
             return Ok(node.clone());
         }
-        // The transport resolves for itself; this is for a clear word on a name that is not known.
+        // The transport resolves names by itself; this lookup is for a clear error on an unknown name.
         let unresolved = |reason: String| UnreachableNode::Unresolved { address: address.to_owned(), reason };
         let patience = CONNECT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
         match timeout(patience, resolve(address)).await {
@@ -421,7 +423,8 @@ impl ClusterConnection {
 }
 
 impl Known {
-    /// From now on, the members of this membership are asked: the one that answered last, then the leader, then the others.
+    /// From now on, the client uses the members of this membership: the one that answered last, then the leader, then
+    /// the others.
     fn follow(&mut self, members: &Members, leader: Option<NodeId>, given: &[String]) {
         if members.as_of() <= self.as_of || members.is_empty() {
             return;
@@ -440,7 +443,7 @@ impl Known {
 
     /// The next request goes there first.
     fn prefer(&mut self, address: &str) {
-        // A node that is no member any more, or that only a hint has named, does not become one by answering.
+        // A node that is no longer a member, or that only a hint has named, is not added because it answered.
         let is_listed = self.addresses.iter().any(|known| known == address);
         if self.as_of == LogIndex::ZERO || is_listed {
             self.addresses.retain(|known| known != address);
@@ -469,7 +472,7 @@ impl Round {
         Some(address)
     }
 
-    /// Two nodes that take each other for the leader are not asked in turn for ever: nobody is asked twice.
+    /// If two nodes take each other for the leader, the round still ends: no node is tried twice.
     fn next_is(&mut self, address: String) {
         if !self.tried.contains(&address) && check_address(&address).is_ok() {
             self.waiting.retain(|waiting| *waiting != address);

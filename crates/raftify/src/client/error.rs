@@ -1,10 +1,10 @@
-//! Why a remote client gets no answer.
+//! Why a remote request fails.
 
 use raftify_core::members::AddressProblem;
 
 use crate::wire::RequestRejected;
 
-/// Why a remote request failed. `E` is the error of the verb, as a node gives it.
+/// Why a remote request failed. `E` is the error of the verb, as a node returns it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError<E> {
@@ -14,22 +14,22 @@ pub enum ClientError<E> {
     /// Nothing was sent: no node could be reached.
     #[error("no node of the cluster could be reached: {}", list(.0))]
     Unreachable(Vec<UnreachableNode>),
-    /// Nothing happened: the node rejected the request without looking at it.
+    /// Nothing happened: the node rejected the request without processing it.
     #[error(transparent)]
     Rejected(RequestRejected),
-    /// What a node answered, or, if the connection broke or the deadline passed after the request was sent, what that
-    /// means for the verb.
+    /// The answer of a node, or, if the connection broke or the deadline passed after the request was sent, the
+    /// consequence for the verb.
     #[error(transparent)]
     Answer(E),
 }
 
-/// Why the addresses that a client was given cannot be used.
+/// Why the given addresses of a client cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAddress {
-    /// There is none.
+    /// No address was given.
     #[error("no address of a node was given: name at least one, as host:port")]
     None,
-    /// One is no address.
+    /// One of the addresses is malformed.
     #[error(transparent)]
     Bad(#[from] AddressProblem),
 }
@@ -37,20 +37,20 @@ pub enum InvalidAddress {
 /// Why one node could not be reached.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnreachableNode {
-    /// The host's name is not known.
+    /// The host name is unknown.
     #[error("{address} cannot be resolved: {reason}")]
     Unresolved {
-        /// As given.
+        /// The address, as given.
         address: String,
-        /// As the system says.
+        /// The error of the operating system.
         reason: String,
     },
-    /// Nobody listens there, or the way is blocked.
+    /// No process listens there, or the network blocks the connection.
     #[error("{address} cannot be connected to: {reason}")]
     NotConnected {
-        /// As given.
+        /// The address, as given.
         address: String,
-        /// As the system says.
+        /// The error of the operating system.
         reason: String,
     },
 }

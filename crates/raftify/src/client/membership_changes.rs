@@ -1,4 +1,4 @@
-//! The changes of the membership that have names of their own, for the handle and for the remote client.
+//! The membership changes that have their own names, for the handle and for the remote client.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use raftify_core::members::{LeaveJoint, MembershipRefusal};
 use raftify_core::{LogIndex, MemberChange, MemberRole, Members, MembershipChange, NodeId};
 use tokio::time::{Instant, sleep};
 
-/// The pause between two looks at whether a node is caught up.
+/// The pause between two checks of whether a node is caught up.
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) fn promotion(id: NodeId) -> MembershipChange {
@@ -22,7 +22,7 @@ pub(crate) fn removal(id: NodeId) -> MembershipChange {
     MembershipChange::one(MemberChange::Remove(id))
 }
 
-/// Whether a replacement was refused because the new node votes already.
+/// Whether a replacement was rejected because the new node votes already.
 pub(crate) fn is_voter_already(error: &MembershipError, new: NodeId) -> bool {
     let role = MemberRole::Voter;
     *error == MembershipError::Refused(MembershipRefusal::HasRole { id: new, role })

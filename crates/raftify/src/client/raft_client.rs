@@ -1,8 +1,8 @@
-//! The remote client: a program that belongs to no node asks a cluster over gRPC.
+//! The remote client: a program without a node sends requests to a cluster over gRPC.
 //!
-//! It is given the addresses of some members, finds the leader, and repeats what is safe to repeat: what was never
-//! sent, and what was answered with a refusal that says that nothing happened. A request whose outcome is unknown is
-//! never sent again. The untyped half is in `cluster_connection.rs`.
+//! It gets the addresses of some members, finds the leader, and retries the requests that are safe to retry: unsent
+//! requests, and requests whose rejection says that nothing happened. A request with an unknown outcome is never sent
+//! again. The untyped half is in `cluster_connection.rs`.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -21,13 +21,13 @@ use crate::client::membership_changes::{
     demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
 };
 
-/// How long one request of a [`RaftClient`] may take unless said otherwise, all attempts together.
+/// The default limit for one request of a [`RaftClient`], all attempts together.
 const DEADLINE: Duration = Duration::from_secs(15);
 
 /// How long [`RaftClient::replace`] waits without progress.
 const JOINER_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Thirty years; a clock cannot tell all times that a [`Duration`] can.
+/// Thirty years; a clock cannot represent all times that a [`Duration`] can.
 const DEADLINE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// A remote client of a cluster with this log entry and this state machine.
@@ -55,27 +55,27 @@ where
     Entry: LogEntry,
     FSM: StateMachine<LogEntry = Entry>,
 {
-    /// A client of the cluster whose members listen at `addresses`, each `host:port`: one is enough, several let it
-    /// find the cluster while one is down. Connects with the first request. From the first result on, it learns the members
-    /// from the cluster and follows them, also when all of them have been replaced; the given addresses stay the last
-    /// resort. The first result tells which cluster it is:
-    /// whoever belongs to another one by then, because its address was given away, or its disk was lost, is not asked
-    /// any more. A request may take 15 s unless [`with_deadline`](Self::with_deadline) says otherwise.
+    /// A client of the cluster whose members listen at `addresses`, each `host:port`: one is enough, with several the
+    /// client finds the cluster while one is down. Connects with the first request. From the first result on, it learns
+    /// the members from the cluster and follows them, also when all of them have been replaced; the given addresses
+    /// remain the last resort. The first result determines the cluster: later, the client ignores a node that belongs
+    /// to another cluster, because its address was reassigned or its disk was lost. A request may take 15 s unless
+    /// [`with_deadline`](Self::with_deadline) sets another limit.
     ///
     /// # Errors
-    /// If there is no address, or one is not of that form.
+    /// If there is no address, or one is malformed.
     pub fn new<A: Into<String>>(addresses: impl IntoIterator<Item = A>) -> Result<Self, InvalidAddress> {
         Ok(RaftClient { cluster: ClusterConnection::new(addresses, DEADLINE)?, types: PhantomData })
     }
 
-    /// The same client, whose requests may take this long, all attempts together.
+    /// The same client with this limit for each request, all attempts together.
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
         RaftClient { cluster: self.cluster.with_deadline(deadline.min(DEADLINE_MAX)), types: PhantomData }
     }
 
-    /// The same client, whose requests do not wait for a leader: if no node that answers knows one, they fail at once with
-    /// `NoLeader`, and nothing happened. By default they wait for the next leader until their deadline.
+    /// The same client, whose requests do not wait for a leader: if no node that answers knows a leader, they fail at
+    /// once with `NoLeader`, and nothing happened. By default they wait for the next leader until their deadline.
     #[must_use]
     pub fn without_waiting(self) -> Self {
         RaftClient { cluster: self.cluster.without_waiting(), types: PhantomData }
@@ -87,13 +87,13 @@ where
     /// # Errors
     /// - [`ClientError::Addresses`], [`ClientError::Unreachable`], [`ClientError::Rejected`]: nothing happened.
     /// - [`ClientError::Answer`] with [`ProposeError::Unknown`]: it may have been applied.
-    /// - [`ClientError::Answer`] with anything else: it was not applied, and the deadline passed or trying again would
-    ///   not have helped.
+    /// - [`ClientError::Answer`] with any other error: the entry was not applied; either the deadline passed or a retry
+    ///   would not have helped.
     ///
     /// # Cancel safety
-    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown. A call that is given up disturbs
-    /// no other: it goes on in the background until the node answers. Up to 4096 calls, with up to 64 MiB of entries, are
-    /// under way to a node at once; further ones wait for their turn.
+    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown. A dropped call does not affect
+    /// other calls: it continues in the background until the node answers. Up to 4096 calls, with up to 64 MiB of
+    /// entries, are under way to a node at once; further calls wait.
     pub async fn propose(&self, entry: &Entry) -> Result<FSM::Reply, ClientError<ProposeError>> {
         let encoded = entry.encode();
         let payload =
@@ -131,8 +131,7 @@ where
         self.change_config(promotion(id)).await
     }
 
-    /// Takes the vote from a voter, which stays a learner, as
-    /// [`RaftNode::demote_to_learner`](crate::RaftNode::demote_to_learner) does.
+    /// Turns a voter into a learner, as [`RaftNode::demote_to_learner`](crate::RaftNode::demote_to_learner) does.
     ///
     /// # Errors
     /// As for [`change_config`](Self::change_config).
@@ -143,8 +142,8 @@ where
         self.change_config(demotion(id)).await
     }
 
-    /// Puts the member `new` in the place of the voter `old`, as [`RaftNode::replace`](crate::RaftNode::replace) does. Waits
-    /// for `new` to catch up as long as it makes progress, and gives up after ten minutes without any.
+    /// Replaces the voter `old` by the member `new`, as [`RaftNode::replace`](crate::RaftNode::replace) does. Waits for
+    /// `new` to catch up as long as it makes progress, and gives up after ten minutes without any.
     ///
     /// # Errors
     /// As for [`change_config`](Self::change_config); nothing was changed unless the outcome is unknown.
@@ -165,7 +164,7 @@ where
         }
     }
 
-    /// Hands leadership to the voter `to`, or to the most caught-up one, and returns the new leader.
+    /// Transfers leadership to the voter `to`, or to the most caught-up one, and returns the new leader.
     ///
     /// # Errors
     /// The cluster is unharmed in every case.
@@ -176,11 +175,11 @@ where
         self.cluster.transfer_leader(to).await
     }
 
-    /// The leader's commit index, confirmed by a majority: a state machine that has applied it shows everything that
-    /// was acknowledged before this call.
+    /// The leader's commit index, confirmed by a majority: a state machine that has applied it reflects every write
+    /// acknowledged before this call.
     ///
     /// # Errors
-    /// Nothing happened; asking again is always safe.
+    /// Nothing happened; a retry is always safe.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless.
@@ -191,7 +190,7 @@ where
     /// The membership, as one of the members knows it: it may be behind the leader's.
     ///
     /// # Errors
-    /// Nothing happened; asking again is always safe.
+    /// Nothing happened; a retry is always safe.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless.
@@ -199,11 +198,11 @@ where
         self.cluster.members().await
     }
 
-    /// Everything about the state of one node: the first of the addresses given to [`new`](Self::new) that answers,
-    /// whoever leads. To look at a certain node, make a client with its address alone.
+    /// The full diagnostics of one node, leader or not: the first of the addresses given to [`new`](Self::new) that
+    /// answers. To inspect a certain node, make a client with its address alone.
     ///
     /// # Errors
-    /// No address answered, each asked once. Nothing happened; asking again is always safe.
+    /// No address answered; each was tried once. Nothing happened; a retry is always safe.
     ///
     /// # Cancel safety
     /// Dropping the future is harmless.

@@ -1,9 +1,9 @@
-//! Single calls over a connection that is shared: how many may be under way, what becomes of those that are given up, and
-//! whether anything of one was sent.
+//! Single calls over a shared connection: the limit on concurrent calls, the handling of abandoned calls, and whether
+//! any part of a call was sent.
 //!
-//! A call that is given up, because its caller is gone or its deadline has passed, runs to its end all the same: to drop it
-//! would reset its stream, and HTTP/2 closes a connection with too many of these, under the calls of all others. So a caller
-//! that gives every call up costs a bounded number of places, and no more.
+//! An abandoned call, whose caller is gone or whose deadline has passed, still runs to its end: dropping it would reset
+//! its stream, and HTTP/2 closes a connection with too many resets, which would break all other calls. So a caller that
+//! abandons every call uses a bounded number of slots, and no more.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -23,16 +23,16 @@ use tonic::codegen::{Service, http};
 use tonic::transport::{Channel, Error};
 use tonic::{Request, Response, Status};
 
-/// How many calls of a client may be under way to one node; further ones wait.
+/// How many calls of a client may be under way to one node; further calls wait.
 const CLIENT_CALLS_MAX: usize = 4096;
 
-/// How much payload these may have together. A single one may have more.
+/// How much payload these calls may have together. A single call may have more.
 const CLIENT_BYTES_MAX: u64 = 64 << 20;
 
-/// The unit of what is counted of the payload; a call with less is counted by number only.
+/// The unit in which payload is counted; a call with less is counted by number only.
 const UNIT_BYTES: u64 = 1024;
 
-/// How many calls may be under way, and how much payload they may have.
+/// The limits on the number of concurrent calls and on their payload.
 #[derive(Clone, Debug)]
 pub(crate) struct CallPermits {
     count_max: usize,
@@ -41,7 +41,7 @@ pub(crate) struct CallPermits {
     units_max: u32,
 }
 
-/// One of them, until it is dropped.
+/// The permit of one call, until it is dropped.
 type Permit = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 impl CallPermits {
@@ -56,17 +56,17 @@ impl CallPermits {
         }
     }
 
-    /// For the calls of a client to one node.
+    /// The permits for the calls of a client to one node.
     pub(crate) fn of_client() -> CallPermits {
         CallPermits::new(CLIENT_CALLS_MAX, CLIENT_BYTES_MAX)
     }
 
-    /// How many there are.
+    /// The number of permits.
     pub(crate) fn count_max(&self) -> u64 {
         self.count_max as u64
     }
 
-    /// Those that wait get theirs in the order in which they came. `None`: there was none in time.
+    /// Waiting calls get their permits in order of arrival. `None`: no permit was available in time.
     async fn enter(&self, payload_bytes: u64, until: Instant) -> Option<Permit> {
         let units = u32::try_from(payload_bytes / UNIT_BYTES).unwrap_or(u32::MAX).min(self.units_max);
         let enter = async {
@@ -86,12 +86,12 @@ impl CallPermits {
     }
 }
 
-/// What became of a call that brought no response.
+/// The outcome of a call without a response.
 #[derive(Debug)]
 pub(crate) enum NoResponse {
-    /// As many calls are under way as may be, and none of them ended in time. Nothing was sent.
+    /// The maximum number of calls is under way, and none of them ended in time. Nothing was sent.
     NoPermit,
-    /// It ended before its request was sent. Nothing was, and nothing will be.
+    /// It ended before its request was sent. Nothing was sent, and nothing will be.
     NotSent(Option<Status>),
     /// The request was sent, at least in part.
     Failed(Status),
@@ -99,7 +99,7 @@ pub(crate) enum NoResponse {
     TimedOut,
 }
 
-/// Makes one call, in a place of its own. If the future is dropped, a call that has begun goes on.
+/// Makes one call, with its own permit. If the future is dropped, a call that has begun continues.
 pub(crate) async fn call<T, Call>(
     places: &CallPermits,
     payload_bytes: u64,
@@ -110,7 +110,7 @@ where
     T: Send + 'static,
     Call: Future<Output = Result<Response<T>, Status>> + Send + 'static,
 {
-    // The longest deadlines are for ever, as far as a clock can tell.
+    // The longest deadlines exceed the range of a clock.
     let now = Instant::now();
     let until = now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(365 * 24 * 60 * 60));
     let place = places.enter(payload_bytes, until).await.ok_or(NoResponse::NoPermit)?;
@@ -152,7 +152,7 @@ impl<T: Send + 'static> Kept<T> {
                 }
                 response
             }
-            // It is asked once.
+            // Not reached: the result is awaited once.
             None => Poll::Ready(Err(Status::cancelled("the call has ended"))),
         })
         .await
@@ -164,7 +164,7 @@ impl<T: Send + 'static> Drop for Kept<T> {
         if let Some(call) = self.call.take()
             && !raftify_core::mutated!(GivenUpCallsAreReset)
         {
-            // On a runtime that has ended, it is dropped, and so is its connection.
+            // On a runtime that has ended, the call is dropped, and so is its connection.
             drop(self.runtime.spawn(async move { drop(call.await) }));
         }
     }
@@ -174,20 +174,20 @@ const NOT_SENT: u8 = 0;
 const SENT: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
-/// Whether anything of the body of a request was handed to a connection. Before, a node cannot have read the request, and
-/// it can be withdrawn for good.
+/// Whether any part of a request's body was passed to a connection. Before that, a node cannot have read the request,
+/// and the request can be withdrawn safely.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Mark(Arc<AtomicU8>);
 
 impl Mark {
-    /// The request of the call that has this mark.
+    /// The request of the call with this mark.
     pub(crate) fn on<M>(&self, message: M) -> Request<M> {
         let mut request = Request::new(message);
         request.extensions_mut().insert(self.clone());
         request
     }
 
-    /// Whether nothing was sent, nor will be.
+    /// Whether nothing was sent, and nothing will be.
     fn withdraw(&self) -> bool {
         self.becomes(WITHDRAWN)
     }
@@ -205,7 +205,7 @@ impl Mark {
     }
 }
 
-/// A channel that minds the marks of requests.
+/// A channel that observes the marks of requests.
 #[derive(Clone, Debug)]
 pub(crate) struct MarkedChannel(pub(crate) Channel);
 
@@ -227,7 +227,7 @@ impl Service<http::Request<Body>> for MarkedChannel {
     }
 }
 
-/// The body of a marked request. Withdrawn, it is empty: the node finds no request in it.
+/// The body of a marked request. When withdrawn, it is empty: the node finds no request in it.
 struct MarkedBody {
     body: Body,
     mark: Mark,

@@ -1,4 +1,4 @@
-//! How connections to nodes are set up, and their errors in words.
+//! How connections to nodes are configured, and their errors as text.
 
 use std::error::Error;
 use std::time::Duration;
@@ -13,20 +13,20 @@ use tonic::transport::Endpoint;
 use crate::wire;
 use crate::wire::proto::raft_service_client::RaftServiceClient;
 
-/// How much may be under way on one stream, and on one connection, before the receiver has taken it in.
+/// How many bytes may be under way on one stream, and on one connection, before the receiver has read them.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 
-/// A connection without a sign of life for so long is asked for one.
+/// A connection without a sign of life for this long gets a ping.
 pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// The answer may wait behind a large message on a slow link: what decides is whether anything moves at all.
+/// The answer may wait behind a large message on a slow link: the deciding criterion is progress of any kind.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Streams that end early, such as those of snapshots, are remembered, so that what is still on its way on them is passed
-/// over: what comes on one that was forgotten is an error, and a connection with too many of these is closed.
+/// Streams that end early, such as those of snapshots, are remembered, so that frames that arrive on them later are
+/// ignored: a frame on a forgotten stream is an error, and a connection with too many of these is closed.
 const RESET_STREAMS_REMEMBERED: usize = 1024;
 
-/// Where and how to connect.
+/// The address and the options of a connection.
 pub(crate) fn endpoint(
     address: &str,
     connect_timeout: Duration,
@@ -65,7 +65,7 @@ pub(crate) fn with_sources(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// The reason of a status in words.
+/// The reason of a status as text.
 pub(crate) fn describe(status: &Status) -> String {
     match status.source() {
         Some(source) => with_sources(source),
@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    /// A membership change with any other would be made, and never come into force.
+    /// A membership change with any other address would be made, and never take effect.
     fn is_refused_or_connected_to(address: &str) {
         if check_address(address).is_err() {
             return;

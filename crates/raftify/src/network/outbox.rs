@@ -1,12 +1,14 @@
-//! The connections to the other nodes: everything that leaves this node leaves here.
+//! The connections to the other nodes: all outgoing messages pass through this module.
 //!
-//! For each peer there is one bounded queue and one task, so that a dead or slow peer costs the others nothing, and two
-//! streams: of entries, which keep their order, and of everything else. Entries, snapshots and requests for the leader
-//! travel over a second connection, so that no heartbeat and no vote waits behind them, however large they are. The raft loop and the log writer hand messages over and never wait; what happens
-//! to the connections is told to the loop as [`PeerEvent`]s. `peer_queue.rs` has the queues, `peer_connection.rs` the tasks,
-//! `forwarding.rs` the requests for the leader, `snapshot_sender.rs` the snapshots.
+//! Each peer has one bounded queue and one task, so that a dead or slow peer does not affect the others, and two
+//! streams: one for entries, which keep their order, and one for the other messages. Entries, snapshots and requests
+//! for the leader use a second connection, so that no heartbeat and no vote waits behind them, however large they are.
+//! The raft loop and the log writer queue messages and never wait; the loop learns of connection changes as
+//! [`PeerEvent`]s. `peer_queue.rs` has the queues, `peer_connection.rs` the tasks, `forwarding.rs` the requests for the
+//! leader, `snapshot_sender.rs` the snapshots.
 //!
-//! It keeps no message for later: what is queued when a connection breaks is dropped, and consensus sends again.
+//! It stores no message for later: messages that are queued when a connection breaks are dropped, and consensus sends
+//! again.
 
 mod forwarding;
 mod peer_connection;
@@ -46,11 +48,11 @@ use crate::runtime::transport;
 use crate::runtime::worker::Blocking;
 use crate::wire::{self, VerbError};
 
-/// How often the raft loop is told of the same new address of the same member: only a leader can make use of it, and this
-/// node may become one.
+/// How often the raft loop gets the same new address of the same member: only a leader can use it, and this node may
+/// become one.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The handle to all connections to peers. A clone is a second handle to the same.
+/// The handle to all connections to peers. A clone is a second handle to the same connections.
 #[derive(Clone)]
 pub(crate) struct Outbox {
     shared: Arc<Shared>,
@@ -62,39 +64,39 @@ struct Shared {
     snapshots: Arc<SnapshotSender>,
     events: PeerEvents,
     runtime: Handle,
-    /// Requests on the way to the leader: no more than this node would take if it led itself.
+    /// Requests that are being forwarded to the leader: at most as many as this node would accept as leader.
     forwarded: Arc<InFlight>,
-    /// Taken for moments only and never across an `.await`: `send` is called from two threads for every turn, and a
-    /// task in between would cost each message a change of threads.
+    /// Locked only briefly and never across an `.await`: two threads call `send` for every turn, and a task in between
+    /// would cost each message a thread switch.
     state: Mutex<State>,
 }
 
 struct State {
-    /// `None` until this node knows to which cluster it belongs: nobody is spoken to before.
+    /// `None` until this node knows its cluster: it contacts no node before.
     own: Option<(Identity, Arc<Members>, Started)>,
     contacts: BTreeMap<NodeId, Contact>,
-    /// Where members are that are not, or not only, where the membership has them.
+    /// The addresses of members that are also, or only, reachable at another address than the membership has.
     moved: BTreeMap<NodeId, Moved>,
-    /// The warning that there are as many as may be: each message of one more is a reason.
+    /// The warning that the maximum number of contacts is reached: each message of a further one is a cause.
     too_many_contacts: LogThrottle,
     peers: BTreeMap<NodeId, Peer>,
     tasks: JoinSet<()>,
     closed: bool,
 }
 
-/// A node that introduced itself and that this node does not know as a member: it may have been added by a change
-/// that has not arrived here, and may even be the leader that will bring it. It must be answered somewhere.
+/// A node that introduced itself and that this node does not know as a member: it may have been added by a change that
+/// has not arrived here, and may even be the leader that will send it. This node needs an address for its answers.
 #[derive(PartialEq)]
 struct Contact {
     address: String,
     members_as_of: LogIndex,
 }
 
-/// A member that is at another address than the membership has, until the membership has a new one.
+/// A member with another address than the membership has, until the membership has a new one.
 struct Moved {
     address: String,
     recorded: String,
-    /// When the raft loop was last told that the member itself says so.
+    /// When the raft loop last got the address from the member itself.
     announced: Option<Instant>,
 }
 
@@ -103,17 +105,17 @@ struct Peer {
     is_up: Arc<Notify>,
     queue: Arc<PeerQueue>,
     reach: Arc<Reach>,
-    /// For everything but signals. Connects by itself when it is used.
+    /// For everything except signals. Connects by itself on use.
     channel: Arc<Mutex<Channel>>,
     calls: CallPermits,
     stream_task: AbortHandle,
-    /// The last snapshot that was to be sent.
+    /// The last snapshot to send.
     snapshot_task: Option<AbortHandle>,
     snapshot_failures: Failures,
 }
 
 impl Peer {
-    /// Also reports the snapshot that is on its way as not sent: its task drops the [`SnapshotReport`].
+    /// Also reports the snapshot under way as not sent: its task drops the [`SnapshotReport`].
     fn end(self) {
         self.reach.end();
         self.queue.close();
@@ -123,7 +125,7 @@ impl Peer {
         }
     }
 
-    /// Whether it is looked for at this address.
+    /// Whether this node looks for the peer at this address.
     fn is_at(&self, address: &str) -> bool {
         let target = self.target.borrow();
         target.recorded == address || target.other.as_deref() == Some(address)
@@ -135,8 +137,8 @@ impl Peer {
 }
 
 impl Outbox {
-    /// Starts without peers. Must be called on a tokio runtime, on which all of its tasks run. `own_address` is where
-    /// peers that do not know this node yet can answer.
+    /// Starts without peers. Must be called on a tokio runtime, on which all of its tasks run. `own_address` is the
+    /// address for the answers of peers that do not know this node yet.
     pub(crate) fn start<S: SnapshotStore>(
         own_address: String,
         config: CheckedConfig,
@@ -164,8 +166,8 @@ impl Outbox {
         Outbox { shared: Arc::new(shared) }
     }
 
-    /// Connects to the members that are new, ends the connections to those that are gone or have moved, and
-    /// introduces this node from now on with this membership.
+    /// Connects to new members, ends the connections to members that are gone or have moved, and introduces this node
+    /// from now on with this membership.
     pub(crate) fn set_members(&self, identity: Identity, members: &Arc<Members>, started: Started) {
         let mut state = lock(&self.shared.state);
         state.contacts.retain(|id, contact| {
@@ -178,9 +180,9 @@ impl Outbox {
         self.shared.refresh(&mut state);
     }
 
-    /// A node introduced itself, and was believed. One that is no member, as far as this node knows, is answered at this
-    /// address until the membership says better. A member that the membership has at another address is looked for at this
-    /// one first. Returns whether the raft loop is to be told that a member has moved.
+    /// A node introduced itself, and was accepted. A node that is not a member, as far as this node knows, is answered
+    /// at this address until the membership has another one. If the membership has another address for a member, this
+    /// one is tried first. Returns whether the raft loop must learn that a member has moved.
     pub(crate) fn hear_of(&self, sender: &Sender, address: &str) -> bool {
         let mut state = lock(&self.shared.state);
         let Some((identity, members, _)) = &state.own else {
@@ -207,7 +209,7 @@ impl Outbox {
         false
     }
 
-    /// The peer has connected to this node, and was believed. If it was not reached so far, it is tried again at once.
+    /// The peer has connected to this node, and was accepted. If it was not reached so far, it is tried again at once.
     pub(crate) fn is_up(&self, id: NodeId) {
         let state = lock(&self.shared.state);
         if let Some(peer) = state.peers.get(&id).filter(|peer| !peer.reach.answers()) {
@@ -215,8 +217,8 @@ impl Outbox {
         }
     }
 
-    /// A member, the incarnation that the membership has, was found at an address. If it does not answer elsewhere, it is
-    /// looked for there first.
+    /// A member, in the incarnation that the membership has, was found at an address. If it does not answer at another
+    /// one, this address is tried first.
     pub(crate) fn found_at(&self, id: NodeId, address: &str) {
         let mut state = lock(&self.shared.state);
         let answers = state.peers.get(&id).is_some_and(|peer| peer.reach.answers());
@@ -225,7 +227,7 @@ impl Outbox {
         }
     }
 
-    /// Returns whether the raft loop is to be told of it, if the member itself has said so.
+    /// Returns whether the raft loop must learn of it, if the member itself has reported the address.
     fn has_moved(&self, state: &mut State, id: NodeId, address: &str, says_so_itself: bool) -> bool {
         let Some(recorded) = state.own.as_ref().and_then(|(_, members, _)| members.get(id)) else {
             return false;
@@ -250,8 +252,8 @@ impl Outbox {
         is_due
     }
 
-    /// Hands messages to the connections, each peer's in order. Never blocks, on any thread. Messages to nodes that
-    /// are no peers, or that no queue has room for, are dropped.
+    /// Queues messages for the connections, each peer's in order. Never blocks, on any thread. Messages to nodes that
+    /// are not peers, or whose queue is full, are dropped.
     pub(crate) fn send(&self, mut messages: Vec<RaftMessage>) {
         if messages.is_empty() {
             return;
@@ -267,7 +269,7 @@ impl Outbox {
                 Some(peer) => peer.queue.push(of_this_peer),
                 None => {
                     // Counted outside of the macro, which evaluates nothing while its level is off: messages that
-                    // stay in the iterator would come up again for ever.
+                    // remain in the iterator would be returned again forever.
                     let dropped = of_this_peer.count();
                     debug!(peer = %to, dropped, "no such peer, its messages are dropped");
                 }
@@ -275,8 +277,8 @@ impl Outbox {
         }
     }
 
-    /// Sends a snapshot, in place of one that is still on its way there. Exactly one [`PeerEvent::SnapshotSent`]
-    /// follows for each, whatever happens.
+    /// Sends a snapshot, in place of one that is still under way to the same peer. Exactly one
+    /// [`PeerEvent::SnapshotSent`] follows for each, in every case.
     pub(crate) fn send_snapshot(&self, snapshot: SnapshotToSend) {
         let report = SnapshotReport::new(snapshot, self.shared.events.clone());
         let mut state = lock(&self.shared.state);
@@ -300,7 +302,7 @@ impl Outbox {
         peer.snapshot_task = Some(self.shared.spawn(&mut state.tasks, transfer.run(report)));
     }
 
-    /// Passes a request on to the leader, and the answer back. At most once: it is never sent again.
+    /// Forwards a request to the leader, and the answer back. At most once: it is never sent again.
     pub(crate) fn forward<R: RemoteReply>(&self, forward: Forward<R>) {
         let node = self.node(forward.to);
         let place = self.shared.forwarded.enter().and_then(|mut place| {
@@ -324,7 +326,7 @@ impl Outbox {
         });
     }
 
-    /// Whether requests that were passed on are not answered yet.
+    /// Whether forwarded requests are not answered yet.
     pub(crate) fn is_forwarding(&self) -> bool {
         !self.shared.forwarded.is_empty()
     }
@@ -347,7 +349,7 @@ impl Outbox {
         });
     }
 
-    /// Ends all connections and waits for their tasks. Later calls of the other methods only report that.
+    /// Ends all connections and waits for their tasks. Later calls of the other methods only report the shutdown.
     pub(crate) async fn shutdown(&self) {
         let mut tasks = {
             let mut state = lock(&self.shared.state);
@@ -381,7 +383,7 @@ impl Shared {
         tasks.spawn_on(task, &self.runtime)
     }
 
-    /// Makes the connections follow from the membership and the contacts.
+    /// Updates the connections from the membership and the contacts.
     fn refresh(&self, state: &mut State) {
         let Some((identity, members, started)) = &state.own else {
             return;

@@ -1,4 +1,4 @@
-//! Asking which node answers at an address: one short call, on a connection that is closed afterwards.
+//! Identifies the node at an address: one short call, on a connection that is closed afterwards.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const ADDED_NODE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Which node answers at this address.
 ///
 /// # Errors
-/// Why none did, in words that name the address.
+/// Why no node answered, as text that includes the address.
 pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identification, String> {
     let endpoint = endpoint(address, within).map_err(|error| format!("{address}: {error}"))?;
     let node = RemoteNode::new(connect_lazily(&endpoint), CallPermits::of_client(), Arc::default());
@@ -37,8 +37,9 @@ pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identificat
     })
 }
 
-/// The address that the cluster has for this node, if another process runs as this node there: then this one was started on a
-/// copy of its directory, and both are told. Asked only if this node is started elsewhere.
+/// The address that the cluster has for this node, if another process runs as this node there: then this node was
+/// started on a copy of its directory, and both nodes learn of it. Probed only if this node is started at another
+/// address.
 pub(crate) async fn original_at(
     status: &Status,
     started: Started,
@@ -76,8 +77,8 @@ pub(crate) async fn probe_all<'a>(
         .await
 }
 
-/// Checks that no member answers at the address of a node that is about to be added. Two spellings of one address
-/// (`localhost:1` and `127.0.0.1:1`) are found in this way. An address at which no node answers passes.
+/// Checks that no member answers at the address of a node that is about to be added. This detects two spellings of one
+/// address (`localhost:1` and `127.0.0.1:1`). An address at which no node answers passes.
 ///
 /// # Errors
 /// Which member answers there.
@@ -97,7 +98,7 @@ pub(crate) async fn check_added_addresses(
         }
         MembershipCommand::Change(MembershipChange::LeaveJoint) => Vec::new(),
     };
-    // A known address was looked at before, or is refused without a look.
+    // A known address was checked before, or is rejected without a check.
     let is_new = |member: &&&Member| members.iter().all(|known| known.address != member.address);
     let looks = added.iter().filter(is_new).map(|member| async move {
         let answer = probe(&member.address, ADDED_NODE_TIMEOUT).await.ok()?;

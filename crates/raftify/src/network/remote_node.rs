@@ -1,7 +1,7 @@
-//! One node's service as its callers see it: how to reach it, and one call at a time.
+//! One node's service from the caller's side: the channel, and one call at a time.
 //!
-//! Used by the outbox, which passes requests on to the leader, and by the remote client. It retries nothing and
-//! follows no hint; every call ends by its deadline and says whether the request may have taken effect.
+//! Used by the outbox, which forwards requests to the leader, and by the remote client. It retries nothing and follows
+//! no hint; every call ends by its deadline and reports whether the request may have taken effect.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,8 +22,8 @@ use crate::wire::identification::Identification;
 use crate::wire::proto::raft_service_client::RaftServiceClient;
 use crate::wire::{self, RequestRejected, VerbError, proto};
 
-/// Whether the node has said that it did not, and will not, look at the request: by refusing its stream, or by going away
-/// and naming an earlier one as the last that it has looked at (RFC 9113, sections 6.8 and 8.7).
+/// Whether the node has declared that it did not, and will not, process the request: by refusing its stream, or by a
+/// GOAWAY frame that names an earlier stream as the last processed one (RFC 9113, sections 6.8 and 8.7).
 fn is_refused_unread(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref::<h2::Error>().is_some_and(|error| {
         error.is_remote()
@@ -37,18 +37,18 @@ fn is_refused_unread(error: &(dyn Error + 'static)) -> bool {
 pub(crate) enum CallError<E> {
     /// Nothing happened: there was no connection, or it ended before the node could read the request.
     NotSent(String),
-    /// Nothing happened: the node rejected the request without looking at it.
+    /// Nothing happened: the node rejected the request without processing it.
     Rejected(RequestRejected),
-    /// Sent, and the connection broke before the answer came.
+    /// The request was sent, and the connection broke before the answer arrived.
     Lost(String),
-    /// Perhaps sent, and no answer came in time.
+    /// The request was possibly sent, and no answer arrived in time.
     TimedOut(Duration),
     /// The node's answer.
     Refused(E),
 }
 
 impl<E: VerbError> CallError<E> {
-    /// In the words of the verb.
+    /// Converts to the error of the verb.
     pub(crate) fn into_verb_error(self) -> E {
         match self {
             CallError::NotSent(reason) => E::not_sent(reason),
@@ -95,18 +95,19 @@ impl<E: VerbError> CallError<E> {
         }
     }
 
-    /// An answer of no possible form says nothing about what happened.
+    /// A malformed answer gives no information about the outcome.
     fn senseless(reason: impl ToString) -> CallError<E> {
         CallError::Lost(format!("the answer makes no sense: {}", reason.to_string()))
     }
 }
 
-/// Which cluster is asked: as far as it is known, and otherwise the one that gives the first result. Nodes of another one
-/// refuse then: an address may be another cluster's by now, and what that acknowledges, this one does not have.
+/// The cluster of the requests: the known one, or else the cluster that gives the first result. Nodes of another
+/// cluster then reject requests: an address may belong to another cluster by now, and writes acknowledged there do not
+/// exist in this one.
 #[derive(Debug, Default)]
 pub(crate) struct AskedCluster {
     id: OnceLock<ClusterId>,
-    /// The newest membership that a node of it has answered with.
+    /// The newest membership index in an answer of its nodes.
     members_as_of: AtomicU64,
 }
 
@@ -123,10 +124,10 @@ impl AskedCluster {
         LogIndex(self.members_as_of.load(Ordering::Relaxed))
     }
 
-    /// A result came with this header.
+    /// Processes the header of a result.
     fn learn(&self, header: Option<&proto::Header>) {
         let Ok(Some(cluster_id)) = wire::check_header(header) else { return };
-        // The first one stays.
+        // The first cluster stays.
         if *self.id.get_or_init(|| cluster_id) == cluster_id
             && let Some(as_of) = header.and_then(|header| header.members_as_of)
         {
@@ -145,17 +146,17 @@ pub(crate) struct RemoteNode {
 }
 
 impl RemoteNode {
-    /// The calls that are under way take `places`.
+    /// Calls under way use permits from `places`.
     pub(crate) fn new(channel: Channel, places: CallPermits, cluster: Arc<AskedCluster>) -> RemoteNode {
         RemoteNode { service: service(MarkedChannel(channel)), places, cluster, without_waiting: false }
     }
 
-    /// The same node, which is asked to answer at once if it knows no leader.
+    /// The same node with requests that fail at once if it knows no leader.
     pub(crate) fn without_waiting(self) -> RemoteNode {
         RemoteNode { without_waiting: true, ..self }
     }
 
-    /// No call outlives its deadline for its caller, and none that is given up disturbs others.
+    /// No call outlives its deadline for its caller, and no abandoned call affects other calls.
     async fn call<T, E, Call>(
         &self,
         payload_bytes: usize,
@@ -225,7 +226,7 @@ impl RemoteNode {
         }
     }
 
-    /// Also the cluster that the id is of.
+    /// Also returns the cluster of the id.
     pub(crate) async fn reserve_node_id(
         &self,
         forwarding: Forwarding,
@@ -293,14 +294,14 @@ impl RemoteNode {
         }
     }
 
-    /// Which node answers there, of whichever cluster it is.
+    /// Which node answers there, in any cluster.
     pub(crate) async fn identify(&self, timeout: Duration) -> Result<Identification, CallError<ReadError>> {
         let header = Some(wire::header(None));
         self.identify_with(timeout, proto::IdentifyRequest { header, ..proto::IdentifyRequest::default() })
             .await
     }
 
-    /// As [`identify`](Self::identify), and says who asks.
+    /// As [`identify`](Self::identify), with the identity of the requesting node.
     pub(crate) async fn identify_with(
         &self,
         timeout: Duration,
@@ -314,7 +315,7 @@ impl RemoteNode {
 
     pub(crate) async fn inspect(&self, timeout: Duration) -> Result<Inspection, CallError<ReadError>> {
         use proto::inspect_reply::Outcome;
-        // It is only looked at, of whichever cluster it is.
+        // The request only reads, so it is valid for any cluster.
         let request = proto::InspectRequest { header: Some(wire::header(None)) };
         match self
             .call(0, timeout, |mut service, mark| async move { service.inspect(mark.on(request)).await })

@@ -1,9 +1,9 @@
-//! The gRPC service: requests of other nodes and of remote clients come in here.
+//! The gRPC service: receives the requests of other nodes and of remote clients.
 //!
-//! It translates and validates (version, group, cluster, receiver, sender, form) and decides nothing: a valid request
-//! goes into the raft loop's bounded queue, and the answer back to the caller. Streams of messages wait for room
-//! in the queue, so that a busy node slows its peers down; single requests are answered `Busy` instead. Incoming
-//! snapshots go chunk by chunk into the snapshot store and reach the loop when they are whole and durable.
+//! It translates and validates (version, group, cluster, receiver, sender, form) and makes no decisions: a valid
+//! request goes into the raft loop's bounded queue, and the answer back to the caller. Streams of messages wait for
+//! room in the queue, so that a busy node slows its peers down; single requests are answered `Busy` instead. Incoming
+//! snapshots go chunk by chunk into the snapshot store and reach the loop when they are complete and durable.
 
 mod abortable;
 mod connections;
@@ -41,23 +41,23 @@ use snapshot_receiver::SnapshotReceiver;
 /// How long open connections may take to end when the server stops.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
-/// How many requests may be under way on one connection; a client keeps further ones back.
+/// How many requests may be under way on one connection; a client delays further ones.
 const STREAMS_MAX: u32 = 1024;
 
-/// Of those that their client has reset, so many may wait to be looked at: no more than there may be requests. A client
-/// that opens and resets without an end loses its connection, which nodes and clients of this crate never do: they let
-/// calls that were given up run to their end.
+/// The maximum number of requests that their client has reset and that are not processed yet: equal to the limit on
+/// requests. A client that opens and resets streams endlessly loses its connection. Nodes and clients of this crate
+/// never do that: abandoned calls run to their end.
 const RESET_STREAMS_MAX: usize = STREAMS_MAX as usize;
 
-/// A client that sends so often what makes no sense on its stream loses its connection.
+/// A client that sends this many invalid frames on its streams loses its connection.
 const LOCAL_ERROR_RESETS_MAX: usize = 1024;
 
-/// Serves until `shutdown` resolves; then takes no more connections, ends open streams, lets single requests be
-/// answered. A connection that has not ended after [`SHUTDOWN_GRACE`], because its other end hangs, is aborted. When this
-/// returns, or is dropped, no connection keeps anything of the node.
+/// Serves until `shutdown` resolves; then accepts no more connections, ends open streams, and lets single requests
+/// finish. A connection that has not ended after [`SHUTDOWN_GRACE`], because its other end hangs, is aborted. When this
+/// returns, or is dropped, no connection holds any part of the node.
 ///
 /// # Errors
-/// If the listener cannot be used any more.
+/// If the listener fails.
 pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     listener: Listener,
     context: ServerContext<R, S>,
@@ -93,7 +93,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         .serve_with_incoming_shutdown(incoming, async move {
             shutdown.await;
             close.send_replace(true);
-            // The receiver is only gone when serving has ended anyway.
+            // The receiver is gone only when serving has ended anyway.
             let _ = stopped.send(());
         });
     tokio::pin!(serving);

@@ -1,4 +1,4 @@
-//! The network half as one: outboxes, servers and clients talk over loopback, without a raft loop behind them.
+//! The network modules together: outboxes, servers and clients communicate over loopback, without a raft loop.
 
 mod addresses;
 mod calls;
@@ -56,7 +56,7 @@ fn config() -> Config {
     Config { connect_timeout: Duration::from_millis(500), ..Config::default() }
 }
 
-/// Every wait has a deadline, far beyond what it takes.
+/// Every wait has a deadline, far longer than the wait takes.
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(Duration::from_secs(30), future).await {
         Ok(value) => value,
@@ -163,7 +163,7 @@ impl TestNode {
         }
     }
 
-    /// What happens to messages and requests; which peers are reached, and what they say of this node, is passed over.
+    /// Events of messages and requests; events about reached peers, and about their opinion of this node, are skipped.
     async fn next_event(&mut self) -> PeerEvent {
         loop {
             match within("an event", self.events.recv()).await.unwrap() {
@@ -176,7 +176,7 @@ impl TestNode {
         }
     }
 
-    /// The next peer that is reached, or is not reached any more.
+    /// The next peer that is reached, or is no longer reached.
     async fn next_reach(&mut self) -> (NodeId, Option<Incarnation>) {
         loop {
             match within("news of which peers are reached", self.events.recv()).await.unwrap() {
@@ -214,14 +214,14 @@ fn commit_of(message: &RaftMessage) -> u64 {
     }
 }
 
-/// Takes connections of the operating system's and never says a word.
+/// The operating system accepts connections, and no program answers.
 fn silent_listener() -> (std::net::TcpListener, String) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     (listener, address)
 }
 
-/// Nobody listens there, not even another test: the address is taken, to the end of the process.
+/// No process listens there, not even another test: the address stays reserved to the end of the process.
 fn dead_address() -> String {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -302,7 +302,7 @@ async fn a_peer_that_comes_back_is_found_again_and_its_absence_reported_once() {
     }
 }
 
-/// By the pauses alone, which double each time, the last attempt would come after several minutes.
+/// With only the pauses, which double each time, the last attempt would come after several minutes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_connects_to_this_node_is_connected_to_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -329,7 +329,7 @@ async fn a_peer_that_connects_to_this_node_is_connected_to_at_once() {
     let channel = connect_lazily(&endpoint(&node.address, Duration::from_secs(5)).unwrap());
     let mut asks = service(channel);
     for _ in 0..16 {
-        // The peer hangs up: the attempt fails.
+        // The peer closes the connection: the attempt fails.
         drop(within("an attempt to connect", listener.accept()).await.unwrap());
         let answer = within("an answer", asks.identify(introduction())).await.unwrap().into_inner();
         assert!(wire::identification_from_wire(answer).unwrap().agrees);
@@ -408,7 +408,7 @@ async fn a_server_stops_while_the_loop_takes_nothing() {
         loop {
             let busy = ClusterConnection::new([b.address.clone()], deadline).unwrap();
             match busy.propose(Bytes::new()).await {
-                // The deadline is shorter than the way.
+                // The deadline is shorter than the round trip.
                 Err(ClientError::Answer(ProposeError::Unknown(_)) | ClientError::Unreachable(_)) => {
                     deadline *= 2
                 }
@@ -469,7 +469,7 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
     assert_eq!(within("a reply", answer).await, Err(ProposeError::NoLeader));
 }
 
-/// A node that leaves takes the news of its own removal for success: that of the leader's removal is none.
+/// A leaving node treats the report of its own removal as success: a report of the leader's removal is not one.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_the_leader_was_removed_is_not_told_as_if_the_one_that_asked_it_were() {
     let (a, mut b, _) = pair();

@@ -1,7 +1,7 @@
 //! Beginning a new cluster, alone or with a list of first members.
 //!
-//! A node that is given a list begins only when the other listed nodes were given the same one: lists that differ make
-//! clusters that differ, and each of them could have a majority. The node runs meanwhile, so that the others can ask it.
+//! A node with a list begins only when the other listed nodes have the same list: different lists make different
+//! clusters, and each of them could have a majority. The node runs meanwhile, so that the others can query it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,31 +20,31 @@ use crate::network::probe::probe_all;
 use crate::runtime::random::random;
 use crate::wire::identification::{Identification, Plan};
 
-/// So long a node waits for all listed nodes before it begins with a majority of them: long enough for nodes that are
-/// started together, short enough for a cluster of which one machine is down.
+/// How long a node waits for all listed nodes before it begins with a majority of them: long enough for nodes that
+/// start together, short enough for a cluster with one machine down.
 const ALL_AGREE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// So long lists may differ before the node gives up: time to correct the other list and start that node again.
+/// How long lists may differ before the node gives up: time to correct the other list and restart that node.
 const CONFLICT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The pause between two rounds of asking doubles from the first up to the second.
+/// The pause between two rounds of requests doubles from the first up to the second.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How often a node that waits for others says so.
+/// How often a node that waits for others logs it.
 pub(crate) const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// How long one listed node may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a node begins its cluster with.
+/// The first members with which a node begins its cluster.
 #[derive(Clone, Debug)]
 pub(crate) enum First {
-    /// This node alone, in a cluster that no other can have.
+    /// This node alone, in a cluster with a unique id.
     Alone,
-    /// These members, in the cluster that their list makes.
+    /// These members, in the cluster whose id follows from their list.
     Listed(Members),
-    /// These members, which have found each other: as many as were expected.
+    /// These members, which have found each other: the expected number.
     Expected(Members),
 }
 
@@ -67,7 +67,7 @@ impl First {
     }
 }
 
-/// What the handle has said about beginning, and what became of it.
+/// The handle's request to begin, and its outcome.
 #[derive(Clone)]
 pub(crate) struct Beginning(Arc<Inner>);
 
@@ -81,7 +81,7 @@ impl Beginning {
         Beginning(Arc::new(Inner { first: Mutex::new(None), outcome: watch::Sender::new(None) }))
     }
 
-    /// Lays down what to begin with, if `first` says so. `run` cannot take it meanwhile.
+    /// Records the first members if `first` returns them. `run` cannot take them meanwhile.
     pub(crate) fn lay_down<E>(&self, first: impl FnOnce() -> Result<Option<First>, E>) -> Result<bool, E> {
         let mut place = self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
         let first = first()?;
@@ -90,12 +90,12 @@ impl Beginning {
         Ok(is_laid_down)
     }
 
-    /// What to begin with, for the node that runs now.
+    /// The recorded first members, for the node that runs now.
     pub(crate) fn take(&self) -> Option<First> {
         self.0.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The cluster has begun here, durably, or it cannot. The first outcome stays.
+    /// The cluster has begun here, durably, or cannot begin. The first outcome stays.
     pub(crate) fn end(&self, outcome: Result<(), BeginError>) {
         self.0.outcome.send_if_modified(|known| {
             let is_first = known.is_none();
@@ -115,23 +115,23 @@ impl Beginning {
     pub(crate) async fn ended(&self) -> Result<(), BeginError> {
         let mut outcome = self.0.outcome.subscribe();
         let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
-        // An error would mean that the sender is gone, which `self` holds.
+        // An error would mean that the sender is gone, but `self` holds it.
         outcome.ok().flatten().unwrap_or(Err(BeginError::Start(JoinError::Stopped(StopReason::Stopped))))
     }
 }
 
-/// What the answer of one listed node means.
+/// The meaning of one listed node's answer.
 enum Verdict {
     Agrees,
-    /// It does not answer, or does not know yet, for this reason.
+    /// The node does not answer, or does not know yet, for this reason.
     Silent(String),
-    /// It was given another list, or belongs to another cluster.
+    /// The node has another list, or belongs to another cluster.
     Differs(String),
     /// This node can never begin.
     Never(BeginError),
 }
 
-/// Other nodes were given other lists.
+/// Other nodes have other lists.
 struct Conflict {
     since: Instant,
     said: Option<(Instant, BeginError)>,
@@ -142,7 +142,7 @@ impl Conflict {
         Conflict { since: Instant::now(), said: None }
     }
 
-    /// Whether to say it now: when it is another one, and now and then.
+    /// Whether to log the error now: when it has changed, and at intervals.
     fn is_news(&mut self, error: &BeginError) -> bool {
         let is_news = self.said.as_ref().is_none_or(|(at, said)| said != error || at.elapsed() >= SAID_EVERY);
         if is_news {
@@ -152,7 +152,7 @@ impl Conflict {
     }
 }
 
-/// Asks all other nodes of a list until they agree with it, or enough of them do.
+/// Queries all other nodes of a list until they agree with it, or enough of them do.
 pub(crate) struct Confirmation {
     pub(crate) own: Identity,
     pub(crate) address: Arc<str>,
@@ -162,7 +162,7 @@ pub(crate) struct Confirmation {
 }
 
 impl Confirmation {
-    /// Resolves when the cluster may begin, or this node never can.
+    /// Resolves when the cluster may begin, or this node can never begin it.
     pub(crate) async fn confirmed(&self) -> Result<(), BeginError> {
         let Identity { node_id: id, cluster_id, incarnation } = self.own;
         let mut earlier_life = self.earlier_life.clone();
@@ -183,7 +183,7 @@ impl Confirmation {
         let began = Instant::now();
         let mut pause = PAUSE_MIN;
         let mut conflict: Option<Conflict> = None;
-        // A node that differs and then falls silent still differs: it may have given up, and come back as it was.
+        // A node that differs and then becomes unreachable still differs: it may have given up, and restart unchanged.
         let mut differing: BTreeMap<&str, String> = BTreeMap::new();
         let mut said: Option<Instant> = None;
         loop {
@@ -282,7 +282,7 @@ impl Confirmation {
         self.judge_place(listed, answer)
     }
 
-    /// The list is the same; the node that answers must be the one that the list has at this address.
+    /// The list is the same; the answering node must be the one that the list has at this address.
     fn judge_place(&self, listed: &Member, answer: &Identification) -> Verdict {
         if answer.node_id == listed.id {
             return Verdict::Agrees;

@@ -1,9 +1,9 @@
-//! Finds the other members when they are not where the membership has them, such as after all nodes came back at new
-//! addresses at once.
+//! Finds the other members when their addresses in the membership are outdated, such as after a restart of all nodes at
+//! new addresses.
 //!
-//! While this node knows no leader, it asks at the addresses that it was given which nodes are there. Members of its cluster
-//! are then looked for where they were found; each says itself, once it is spoken to, where it is, and the leader records
-//! that. Names of hosts are resolved again for each round, on threads that no stop waits for.
+//! While this node knows no leader, it queries the configured addresses for the nodes there. It then contacts members
+//! of its cluster at the addresses where they were found; once contacted, each announces its own address, and the
+//! leader records it. Host names are resolved again for each round, on threads for which a stop does not wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,7 +23,7 @@ use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::transport;
 use crate::wire::identification::Identification;
 
-/// So many election timeouts without a leader pass before other nodes are asked: elections come first.
+/// Other nodes are queried after this many election timeouts without a leader: elections come first.
 const TIMEOUTS_WITHOUT_LEADER: u32 = 2;
 
 /// See the module.
@@ -32,20 +32,20 @@ pub(crate) struct Discovery {
     status: watch::Receiver<Status>,
     outbox: Outbox,
     config: CheckedConfig,
-    /// What was last logged of an address.
+    /// The last log message for each address.
     told: BTreeMap<String, String>,
 }
 
-/// A given address, `host:port`: a node's, or a name of the addresses of several.
+/// A configured address, `host:port`: the address of a node, or a name that resolves to several.
 struct Place {
     address: String,
-    /// Under way; a second one is not started before it has ended.
+    /// A lookup under way; a second one does not start before it has ended.
     lookup: Option<oneshot::Receiver<io::Result<Vec<SocketAddr>>>>,
     warning: LogThrottle,
 }
 
 impl Discovery {
-    /// `peers` are addresses of nodes, or host names of several, that may know the cluster of this node.
+    /// `peers` are addresses of nodes, or host names that resolve to several, that may know the cluster of this node.
     pub(crate) fn new(
         peers: Vec<String>,
         status: watch::Receiver<Status>,
@@ -57,13 +57,13 @@ impl Discovery {
         Discovery { places, status, outbox, config, told: BTreeMap::new() }
     }
 
-    /// Runs until the node is gone. Dropping the future ends it at any point.
+    /// Runs until the node has ended. Dropping the future ends it at any point.
     pub(crate) async fn run(mut self) {
         if self.places.is_empty() {
             return;
         }
         let patience = self.config.election_timeout * TIMEOUTS_WITHOUT_LEADER;
-        // An error means that the node is gone.
+        // An error means that the node has ended.
         while self.status.wait_for(is_lost).await.is_ok() {
             let has_leader = self.status.wait_for(|status| !is_lost(status));
             if timeout(patience, has_leader).await.is_ok() {
@@ -93,7 +93,7 @@ impl Discovery {
         }
     }
 
-    /// Notes where members are: a node that answers itself counts more than what another one says of it.
+    /// Records the addresses of members: the answer of a node itself takes precedence over the report of another one.
     fn hear(&mut self, address: &str, answer: &Identification, found: &mut BTreeMap<NodeId, String>) {
         let status = self.status.borrow().clone();
         let (Some(own), Some(identity)) = (status.identity, answer.identity) else {

@@ -1,9 +1,11 @@
-//! `bootstrap_expect`: fresh nodes that know nothing but where to look find each other, and begin exactly one cluster.
+//! `bootstrap_expect`: fresh nodes that only know the addresses to search find each other, and begin exactly one
+//! cluster.
 //!
-//! Each node first waits: it listens, and answers which address it has and how many nodes it expects. When as
-//! many are there as are expected, their addresses in order make the first members. A node then pledges itself: it writes the
-//! identity of that cluster to its disk, and is of no use to any other one from then on. The cluster begins only when all of
-//! its first members have pledged themselves, so that no two clusters can begin from lists that have a node in common.
+//! Each node first waits: it listens, and answers with its address and the number of nodes that it expects. When the
+//! expected number of nodes is present, the first members are their addresses in order. A node then pledges itself: it
+//! writes the identity of that cluster durably, and cannot join any other cluster from then on. The cluster begins only
+//! when all of its first members have pledged themselves, so that no two clusters can begin from lists that have a node
+//! in common.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -33,51 +35,52 @@ use crate::runtime::transport::{self, Listener};
 use crate::runtime::worker::Blocking;
 use crate::wire::identification::{Identification, Plan};
 
-/// The pause between two rounds of asking doubles from the first up to the second.
+/// The pause between two rounds of requests doubles from the first up to the second.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// So long nodes may contradict each other before this one gives up.
+/// How long nodes may contradict each other before this one gives up.
 const CONFLICT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How a node finds others to begin a cluster with, or a cluster to join.
+/// How a node finds others with which to begin a cluster, or a cluster to join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expect {
-    /// How many fresh nodes must have found each other before a cluster begins. The same on each of them, and more than half
-    /// of all that are started: of 2n nodes, two groups of n that do not see each other would begin two clusters.
+    /// How many fresh nodes must have found each other before a cluster begins. The number is the same on each of them,
+    /// and more than half of all started nodes: with 2n nodes, two groups of n that cannot reach each other would begin
+    /// two clusters.
     ///
-    /// Of a list of IP addresses that is longer, the first so many addresses in their order as text begin, and the others
-    /// join. Of names, it is not known how many nodes they stand for: there, this must be the number of all nodes that are
-    /// started. Otherwise nodes may pledge themselves to different clusters, and wait until their directories are emptied;
-    /// two clusters never begin.
+    /// If a list of IP addresses is longer, that number of addresses, the first in text order, begin the cluster, and
+    /// the others join. A host name resolves to an unknown number of nodes: with names, this must be the number of all
+    /// started nodes. Otherwise nodes may pledge themselves to different clusters, and wait until their directories are
+    /// emptied; two clusters never begin.
     pub count: usize,
-    /// Where to look: addresses of nodes, this one's own among them or not, or names of hosts that resolve to the addresses
-    /// of several; each `host:port`.
+    /// The addresses to search: addresses of nodes, with or without this node's own, or host names that resolve to the
+    /// addresses of several; each `host:port`.
     pub peers: Vec<String>,
-    /// How long to wait until the cluster has begun or was found. `None`: for ever.
+    /// How long to wait until the cluster has begun or was found. `None`: without limit.
     pub wait_for_peers: Option<Duration>,
 }
 
-/// What a node that waits is to do next.
+/// The next step of a waiting node.
 pub(crate) enum Found {
-    /// Begin with these first members, of which this node is the one with that id.
+    /// Begin with these first members; the id is this node's.
     Begin(NodeId, Members),
     /// A cluster has begun already: these addresses lead to it.
     Cluster(Vec<String>),
 }
 
 impl Expect {
-    /// Checks what can be checked before another node was seen.
+    /// Checks the arguments before another node was seen.
     ///
     /// # Errors
-    /// What is wrong with the number, or with an address.
+    /// The problem with the number, or with an address.
     pub(crate) fn check(&self, own: &str) -> Result<(), NodeStartError> {
         for peer in &self.peers {
             check_address(peer).map_err(BootstrapError::from)?;
         }
         let (count, listed) = (self.count, self.listed(own).len());
         let is_numeric = self.is_numeric(own);
-        // Of a name, it is not known how many nodes it stands for.
+        // It is unknown how many nodes a name stands for.
         let too_many = is_numeric && count > listed;
         let too_few = is_numeric && count * 2 <= listed;
         if count == 0 || count > MEMBERS_MAX || too_many || too_few {
@@ -88,7 +91,7 @@ impl Expect {
 }
 
 impl Expect {
-    /// All different addresses that are given, this node's own among them.
+    /// All different given addresses, including this node's own.
     fn listed<'a>(&'a self, own: &'a str) -> BTreeSet<&'a str> {
         self.peers.iter().map(String::as_str).chain([own]).collect()
     }
@@ -99,45 +102,45 @@ impl Expect {
     }
 }
 
-/// A node that has no id yet. It answers which address it has; everything else is refused.
+/// A node without an id. It answers with its address; every other request is rejected.
 pub(crate) struct ClusterFormation {
     expect: Expect,
     address: Arc<str>,
     config: CheckedConfig,
     plan: Plan,
-    /// The cluster that this node has pledged itself to.
+    /// The cluster to which this node has pledged itself.
     bound_to: Option<ClusterId>,
     outbox: Outbox,
 }
 
-/// The server of a node that waits. It runs where it is waited for: dropped with that, it leaves the port at once.
+/// The server of a waiting node. It runs inside the wait: when the wait is dropped, it releases the port at once.
 pub(crate) struct Listening {
     close: oneshot::Sender<()>,
     serving: BoxFuture<'static, ()>,
 }
 
-/// A host name that is being resolved.
+/// A lookup of a host name that is under way.
 type Lookup = oneshot::Receiver<io::Result<Vec<SocketAddr>>>;
 
-/// What was seen in one round.
+/// The result of one round.
 #[derive(Default)]
 struct Round {
     cluster: Vec<String>,
-    /// The addresses of the nodes that are fresh as well.
+    /// The addresses of the other fresh nodes.
     fresh: BTreeSet<String>,
-    /// What others are about to begin, with this node among them.
+    /// The first members of a cluster that others are about to begin, including this node.
     decided: Option<Members>,
     problems: Vec<String>,
-    /// What each node that answered contradicts, if anything.
+    /// The contradiction of each node that answered, if any.
     heard: Vec<(String, Option<Conflict>)>,
 }
 
-/// What another node contradicts.
+/// A contradiction between this node and another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Conflict {
     /// It expects another number of nodes.
     Expects(u32),
-    /// It belongs to another cluster than the one that this node has pledged itself to.
+    /// It belongs to another cluster than the one to which this node has pledged itself.
     BelongsTo { other: ClusterId, pledged: ClusterId },
 }
 
@@ -145,7 +148,7 @@ impl ClusterFormation {
     /// Listens on `listen_address`.
     ///
     /// # Errors
-    /// If the address cannot be listened on.
+    /// If it is not possible to listen on the address.
     pub(crate) fn open<S: SnapshotStore>(
         expect: Expect,
         address: Arc<str>,
@@ -161,7 +164,7 @@ impl ClusterFormation {
         let blocking = Blocking::new();
         let outbox =
             Outbox::start(address.to_string(), config.clone(), snapshots.clone(), blocking.clone(), events);
-        // Nothing takes requests from the queue: each is refused.
+        // No component takes requests from the queue: each is rejected.
         let (requests, _) = request_queue(1, 1);
         let remembered = watch::Sender::new(Arc::default()).subscribe();
         let context = ServerContext {
@@ -190,10 +193,10 @@ impl ClusterFormation {
         Ok((formation, Listening { close, serving: serving.boxed() }))
     }
 
-    /// Waits until enough nodes are there, or a cluster.
+    /// Waits until enough nodes are present, or a cluster is found.
     ///
     /// # Errors
-    /// If nodes contradict each other for long, or nothing was found in time.
+    /// If nodes contradict each other for long, or no cluster was found in time.
     pub(crate) async fn wait(self, listening: Listening) -> Result<Found, NodeStartError> {
         let Listening { close, serving } = listening;
         let mut serving = serving.fuse();
@@ -216,7 +219,8 @@ impl ClusterFormation {
     async fn look_around(&self) -> Result<Found, NodeStartError> {
         let began = Instant::now();
         let (mut pause, mut said, mut conflict_since) = (PAUSE_MIN, None::<Instant>, None::<Instant>);
-        // A node that gave up because of a contradiction, and is silent now, is still not started with the right words.
+        // A node that gave up because of a contradiction, and no longer answers, must still be started with other
+        // arguments.
         let mut conflicts = BTreeMap::new();
         let mut lookups = BTreeMap::new();
         loop {
@@ -274,7 +278,7 @@ impl ClusterFormation {
         }
     }
 
-    /// A lookup that hangs is not begun again before it has ended.
+    /// A lookup that hangs is not started again before it has ended.
     async fn look(&self, lookups: &mut BTreeMap<String, Lookup>) -> Round {
         let mut round = Round { fresh: BTreeSet::from([self.address.to_string()]), ..Round::default() };
         let mut addresses = BTreeSet::new();
@@ -336,11 +340,11 @@ impl ClusterFormation {
         }
     }
 
-    /// The first members, if they are here.
+    /// The first members, if they are present.
     fn first_members(&self, fresh: &BTreeSet<String>) -> Option<Members> {
         let count = self.expect.count;
         let first: Vec<&str> = match self.expect.is_numeric(&self.address) {
-            // The same ones on all nodes, whichever of them are up.
+            // The same members on all nodes, regardless of which nodes are up.
             true => self.expect.listed(&self.address).into_iter().take(count).collect(),
             false => fresh.iter().map(String::as_str).take(count).collect(),
         };
@@ -352,7 +356,7 @@ impl ClusterFormation {
         Members::initial(first?).ok()
     }
 
-    /// These first members and the id that this node has among them, if it is one, and may be.
+    /// These first members and this node's id among them, if it is one and may begin.
     fn own_place(&self, members: Members) -> Option<(NodeId, Members)> {
         let own = members.iter().find(|member| *member.address == *self.address)?.id;
         let may_be = self.bound_to.is_none_or(|bound_to| bound_to == members.derive_cluster_id());
@@ -360,7 +364,7 @@ impl ClusterFormation {
     }
 }
 
-/// Of a node that has none.
+/// The status of a node without an identity.
 fn no_status() -> Status {
     Status {
         node_id: NodeId::FIRST,

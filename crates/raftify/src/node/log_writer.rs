@@ -1,10 +1,9 @@
-//! The only writer of the log: makes turns durable, and lets their messages leave only then.
+//! The only writer of the log: makes turns durable, and only then releases their messages.
 //!
-//! Owns the [`StableStorage`]. The raft loop hands over turns in order; whatever has queued up while one write was under
-//! way becomes one durable write, on a thread of its own. A small write that nobody queues behind is done at once, in
-//! the raft loop: two changes of threads would take longer than many a disk. Not on a runtime that has no other thread:
-//! a disk that hangs must hold up nobody's answer and nobody's deadline. A write that fails is never tried again: the
-//! node stops.
+//! Owns the [`StableStorage`]. The raft loop passes turns on in order; all turns that queue up during one write become
+//! one durable write, on a separate thread. A small write without a queue is done inline, in the raft loop: two thread
+//! switches would take longer than the write on many disks. This does not apply to a single-threaded runtime: a disk
+//! that hangs must not delay any answer or deadline. A failed write is never retried: the node stops.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,43 +23,43 @@ use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::timing::{Step, mark};
 use crate::runtime::worker::{Worker, caught, may_block};
 
-/// Turns are merged into one write until they have this many bytes. More would only delay the first of them.
+/// Turns are merged into one write up to this many bytes. More would only delay the first of them.
 const MERGED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Larger writes are left to the thread: while it works on them, the loop takes in what comes next.
+/// Larger writes go to the thread: meanwhile the loop takes the next requests.
 const INLINE_BYTES_MAX: u64 = 32 * 1024;
 
-/// After a write that took longer than this, writes are left to the thread ...
+/// After a write that took longer than this, writes go to the thread ...
 const INLINE_TIME_MAX: Duration = Duration::from_millis(5);
 
-/// ... until so many in a row were quicker.
+/// ... until this many in a row were quicker.
 const QUICK_WRITES: usize = 8;
 
-/// A turn, as far as it concerns the disk.
+/// The part of a turn that the disk needs.
 pub(crate) struct ToWrite {
     pub(crate) number: TurnNumber,
     pub(crate) write: Option<Write>,
-    /// Must not leave before this turn and all before it are durable.
+    /// These messages must not be sent before this turn and all before it are durable.
     pub(crate) send_after: Vec<RaftMessage>,
 }
 
 impl ToWrite {
-    /// Of entries.
+    /// The size of the entries.
     fn bytes(&self) -> u64 {
         self.write.iter().flat_map(|write| &write.append).map(Entry::size_bytes).sum()
     }
 }
 
-/// The raft loop's end of the log writer. When it is dropped, the thread writes what is queued, closes the storage and
+/// The raft loop's end of the log writer. When it is dropped, the thread writes the queued turns, closes the storage and
 /// ends.
 pub(crate) struct LogWriter<S> {
     disk: Arc<Disk<S>>,
-    /// Unbounded because the core bounds what it hands out.
+    /// Unbounded because the core bounds its output.
     queue: mpsc::UnboundedSender<ToWrite>,
-    /// Turns that were handed to the thread and are not durable yet.
+    /// Turns that the thread has got and that are not durable yet.
     queued: Arc<AtomicUsize>,
     outbox: Outbox,
-    /// Whether the runtime goes on while the raft loop waits for the disk.
+    /// Whether the other tasks of the runtime continue while the raft loop waits for the disk.
     others_go_on: bool,
 }
 
@@ -84,12 +83,12 @@ impl<S: StableStorage> LogWriter<S> {
         Ok((log_writer, worker))
     }
 
-    /// Makes the turn durable, and then sends its messages. `Some` is the outcome if that is done already; otherwise
-    /// it comes as an [`Event`]. `may_wait`: whether nothing else needs the raft loop meanwhile.
+    /// Makes the turn durable, and then sends its messages. `Some` is the outcome if the write is already done;
+    /// otherwise it comes as an [`Event`]. `may_wait`: whether no other work needs the raft loop meanwhile.
     pub(crate) fn write(&mut self, mut turn: ToWrite, may_wait: bool) -> Option<Event> {
         if !may_wait || !self.is_quick(&turn) {
             self.queued.fetch_add(1, Ordering::Relaxed);
-            // If the thread has failed, its failure is on the way and stops the node.
+            // If the thread has failed, its failure event is under way and stops the node.
             let _ = self.queue.send(turn);
             return None;
         }
@@ -103,13 +102,13 @@ impl<S: StableStorage> LogWriter<S> {
         Some(outcome)
     }
 
-    /// Whether the turn is best written at once.
+    /// Whether an inline write of the turn is best.
     fn is_quick(&self, turn: &ToWrite) -> bool {
         (self.others_go_on || raftify_core::mutated!(OnlyThreadWaitsForTheDisk))
             && self.disk.is_quick()
             && self.queued.load(Ordering::Acquire) == 0
             && turn.bytes() <= INLINE_BYTES_MAX
-            // Their place is the database, which is slower than the log.
+            // These are stored in the database, which is slower than the log.
             && turn.write.as_ref().is_none_or(|write| write.remembered.is_none())
     }
 }
@@ -141,8 +140,8 @@ async fn write_all<S: StableStorage>(
         }
         let outcome = may_block(|| disk.write(newest, &writes)).await;
         let failed = matches!(outcome, Event::Failed(_));
-        // The loop hears of it before any peer does, so that an answer never overtakes the news. If the loop is gone,
-        // the node has stopped, and the messages go nowhere.
+        // The loop gets the event before any peer gets the messages, so that an answer never overtakes the event. If
+        // the loop has ended, the node has stopped, and the messages are dropped.
         let _ = events.send(outcome);
         if failed {
             return;
@@ -152,11 +151,11 @@ async fn write_all<S: StableStorage>(
     }
 }
 
-/// The storage, which the loop and the thread write to in turns.
+/// The storage, to which the loop and the thread write in turns.
 struct Disk<S> {
     node_id: NodeId,
     writing: Mutex<Writing<S>>,
-    /// How many of the last writes took no longer than [`INLINE_TIME_MAX`], up to the last that did.
+    /// How many of the last writes took no longer than [`INLINE_TIME_MAX`], since the last slow one.
     quick_writes: AtomicUsize,
 }
 
@@ -171,7 +170,7 @@ impl<S> Disk<S> {
     }
 
     fn took(&self, took: Duration) {
-        // Written to by one thread at a time: the one that has the storage.
+        // One thread at a time writes this: the one that holds the storage.
         let before = self.quick_writes.load(Ordering::Relaxed);
         let now = if took > INLINE_TIME_MAX { 0 } else { before.saturating_add(1) };
         self.quick_writes.store(now, Ordering::Relaxed);
@@ -204,11 +203,11 @@ impl<S: StableStorage> Disk<S> {
     }
 }
 
-/// Counts the writes that take too long, and says now and then how long.
+/// Counts slow writes, and reports their duration at intervals.
 struct SlowWrites {
-    /// More is too long.
+    /// A longer write is slow.
     most: Duration,
-    /// Since it was told last: how many there were, and how many of them were slow.
+    /// Since the last report: the number of writes, and how many of them were slow.
     writes: u64,
     slow: u64,
     told: LogThrottle,
@@ -219,7 +218,7 @@ impl SlowWrites {
         SlowWrites { most, writes: 0, slow: 0, told: LogThrottle::default() }
     }
 
-    /// One more write took so long. What is to be told of it.
+    /// Records the duration of one more write. Returns the report, if one is due.
     fn took(&mut self, took: Duration) -> Option<String> {
         self.writes += 1;
         if took <= self.most {

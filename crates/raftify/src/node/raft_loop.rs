@@ -1,7 +1,8 @@
-//! The one task that owns the core: waits, steps, carries out.
+//! The one task that owns the core: it waits, steps the core, and dispatches the results.
 //!
-//! [`select`](Inputs::select) only waits; [`apply`](RaftLoop::apply) tells the core, synchronously;
-//! [`run_turn`](RaftLoop::run_turn) passes the core's decisions to those who carry them out. Nothing here decides.
+//! [`select`](Inputs::select) only waits; [`apply`](RaftLoop::apply) passes the input to the core, synchronously;
+//! [`run_turn`](RaftLoop::run_turn) passes the core's decisions to the components that carry them out. This module
+//! makes no decisions.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use crate::node::log_writer::{LogWriter, ToWrite};
 use crate::runtime::timing::{Step, mark};
 use crate::runtime::worker::{Blocking, caught};
 
-/// What the loop waits for.
+/// The inputs of the loop.
 pub(crate) struct Inputs<R> {
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
     pub(crate) peers: mpsc::UnboundedReceiver<PeerEvent>,
@@ -40,8 +41,8 @@ pub(crate) struct Inputs<R> {
 }
 
 impl<R: Send> Inputs<R> {
-    /// What comes first when several wait: a request to stop; the clock, which must not stand still while there is always
-    /// news; then news of what the core had asked for; then the others. `None`: the node, which stops, waits no longer.
+    /// The priority of ready inputs: a stop request; the clock, which must advance even under a constant load; then
+    /// results of work that the core requested; then the rest. `None`: the stopping node no longer waits.
     async fn select(&mut self, ticks: &mut Interval, stops_by: Option<Instant>) -> Option<Input<R>> {
         let quit_at_once = &mut self.quit_at_once;
         let waited = async {
@@ -70,12 +71,12 @@ impl<R: Send> Inputs<R> {
     }
 }
 
-/// With more bytes of proposals than this, a turn is carried out before more are taken.
+/// When the proposals exceed this many bytes, the turn is carried out before more are taken.
 const TAKEN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 type Snapshots<S> = TrackedSnapshots<<S as StableStorage>::Snapshots>;
 
-/// Who carries turns out.
+/// The components that carry turns out.
 pub(crate) struct Outputs<FSM: StateMachine, S: StableStorage> {
     pub(crate) log_writer: LogWriter<S>,
     pub(crate) applier: ApplierHandle<FSM, Snapshots<S>>,
@@ -99,14 +100,14 @@ pub(crate) struct RaftLoop<FSM: StateMachine, S: StableStorage> {
     ticks: Interval,
     failure: Option<StopReason>,
     stop_timeout: Duration,
-    /// Set when the node is told to stop: until then it may answer what it has taken.
+    /// Set by a stop request: until then the node may answer accepted requests.
     stops_by: Option<Instant>,
-    /// What the outbox was last told.
+    /// The values that the outbox got last.
     introduced: Option<(Identity, Arc<Members>)>,
     /// The newest snapshot when snapshots were last deleted.
     retained_for: Option<LogPosition>,
-    /// Whether somebody was answered, or something sent, by what was done at once since the loop last let others go on.
-    /// Whom that woke may be next on this very thread, and on no other.
+    /// Whether the work done inline since the loop last yielded has answered a caller or sent a message. The woken
+    /// tasks may run next on this very thread, and on no other.
     has_woken: bool,
 }
 
@@ -127,8 +128,8 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         config: &CheckedConfig,
     ) -> RaftLoop<FSM, S> {
         let mut ticks = interval(config.tick_interval);
-        // After a pause of the process, ticks that were missed stay missed: told of all at once, a node would take its
-        // leader for dead without having had a chance to hear it.
+        // After a pause of the process, missed ticks stay missed: with all of them at once, a node would consider its
+        // leader dead before it could receive a message from it.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         RaftLoop {
             node_id: core.status().node_id,
@@ -145,8 +146,8 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
     }
 
-    /// Runs until the node is told to stop and has answered what it had taken, or until it cannot go on. Whatever still
-    /// waits is answered then.
+    /// Runs until a stop request is complete and all accepted requests are answered, or until the node cannot continue.
+    /// All requests that still wait are answered then.
     pub(crate) async fn run(mut self) -> StopReason {
         let reason = loop {
             self.take_turns();
@@ -177,10 +178,10 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             && let Some(write) = self.core.last_write()
         {
             let last = ToWrite { number: TurnNumber(u64::MAX), write: Some(write), send_after: Vec::new() };
-            // It is queued, and nothing waits for its outcome.
+            // The write is queued, and no task waits for its outcome.
             let _ = self.outputs.log_writer.write(last, false);
         }
-        // What is still queued was never begun, and is told so.
+        // Queued requests have not begun, and their answers say so.
         let core = &mut self.core;
         core.take_nothing_new();
         self.inputs.local.close(|request| core.handle_local_request_msg(request));
@@ -190,15 +191,15 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         });
         core.stop(&reason);
         drop(self.inputs);
-        // With it, perhaps, the state machine, which is the user's own and may panic: that is no reason any more.
+        // This may drop the state machine, which is user code and may panic: a panic no longer matters here.
         let _ = caught(|| drop(self.outputs));
         reason
     }
 
     fn apply(&mut self, input: Input<Reply<FSM::Reply>>) {
         if matches!(input, Input::Tick | Input::Quit) {
-            // The core never decides by the clock on less than is known; and a failure that is known already is the reason
-            // to stop, not the wish that came after it.
+            // The core must see all known events before it decides by the clock; and a known failure takes precedence
+            // as the stop reason over a later stop request.
             self.apply_events();
         }
         let core = &mut self.core;
@@ -238,9 +239,9 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
     }
 
-    /// Takes what has queued up meanwhile, so that many proposals become one turn. No more than that: a queue that is
-    /// filled as fast as it is emptied must not keep the turn from being carried out; nor does one turn become larger
-    /// than disk and network take well.
+    /// Takes the queued requests, so that many proposals become one turn. The number is bounded: a queue that is filled
+    /// as fast as it is emptied must not delay the turn, and one turn must not exceed a size that disk and network
+    /// handle well.
     fn apply_queued(&mut self) {
         self.apply_events();
         for _ in 0..self.inputs.peers.len() {
@@ -268,7 +269,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
     }
 
-    /// Whether the node was told to stop, and owes nothing any more.
+    /// Whether the node got a stop request and has no pending replies.
     fn has_nothing_left_to_do(&self) -> bool {
         self.stops_by.is_some()
             && (self.stop_timeout.is_zero()
@@ -285,14 +286,14 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         while self.stop_reason().is_none()
             && let Some(turn) = self.core.ready()
         {
-            // First, so that the outbox knows of new members before there are messages for them.
+            // First, so that the outbox knows new members before it gets messages for them.
             self.publish();
             self.run_turn(turn);
         }
         self.publish();
     }
 
-    /// What can be done beside the loop is handed out first; then what is best done here, if it is.
+    /// Dispatches the work for other threads first; then does the inline work, if any.
     fn run_turn(&mut self, turn: Turn<Reply<FSM::Reply>>) {
         let sends = !turn.send_now.is_empty()
             || !turn.send_snapshots.is_empty()
@@ -330,7 +331,8 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
         if turn.write.is_some() || !turn.send_after.is_empty() {
             let Turn { number, write, send_after, .. } = turn;
-            // What is to be sent leaves by tasks that may run on this very thread. So do those who were just answered.
+            // Messages are sent by tasks that may run on this very thread. The callers that were just answered may run
+            // on it as well.
             let may_wait = !sends && !self.has_woken && self.inputs.are_empty();
             let sends_after = !send_after.is_empty();
             let written = outputs.log_writer.write(ToWrite { number, write, send_after }, may_wait);
@@ -345,7 +347,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
     }
 
-    /// Shows what has changed to the handles and to the connections.
+    /// Publishes changes to the handles and to the connections.
     fn publish(&mut self) {
         let status = self.core.status();
         if let Some(identity) = status.identity
@@ -373,7 +375,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         });
     }
 
-    /// Shows to the server what the core remembers of other nodes.
+    /// Publishes to the server the data that the core remembers of other nodes.
     fn publish_remembered(&self) {
         let remembered = self.core.remembered();
         self.outputs.remembered.send_if_modified(|shown| {
@@ -383,26 +385,27 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         });
     }
 
-    /// Reads entries for a follower that lags behind. An error of the storage stops the node: it must never turn into
-    /// entries that are missing or wrong.
+    /// Reads entries for a follower that lags behind. A storage error stops the node: it must never result in missing
+    /// or wrong entries.
     fn fetch(&mut self, fetch: LogFetch) {
         let (reader, events) = (self.outputs.log_reader.clone(), self.outputs.events.clone());
         drop(self.outputs.blocking.start(move || {
             let event = match caught(|| reader.read(fetch.from, fetch.until, fetch.bytes_max)) {
                 Ok(Ok(entries)) => Event::Fetched(fetch, Ok(entries)),
-                // Compacted or cut off since the core asked: it asks again, by what the log is then.
+                // The entries were compacted or truncated after the core's request: the core repeats the request for
+                // the current log.
                 Ok(Err(error @ (StorageError::Compacted { .. } | StorageError::BeyondEnd { .. }))) => {
                     Event::Fetched(fetch, Err(error))
                 }
                 Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
                 Err(panic) => Event::Failed(StopReason::Storage(format!("reading the log {panic}"))),
             };
-            // If the loop is gone, nobody waits for it.
+            // If the loop has ended, the result is not needed.
             let _ = events.send(event);
         }));
     }
 
-    /// Deletes the snapshots that nobody needs. A failure costs space only, and the next deletion makes up for it.
+    /// Deletes the unneeded snapshots. A failure only costs space, and the next deletion corrects it.
     fn retain_snapshots(&mut self) {
         let in_use = self.outputs.snapshots.in_use(self.core.snapshots_in_use());
         drop(self.outputs.blocking.start(move || {
@@ -436,7 +439,7 @@ mod tests {
         let mut inputs = Inputs::<Reply<()>> { events, peers, server, local, quit, quit_at_once };
         news.send(Event::Applied(LogIndex(1))).unwrap();
         let mut ticks = interval(Duration::from_millis(1));
-        // Until it has to be waited for.
+        // Until the next tick is in the future.
         while ticks.tick().now_or_never().is_some() {}
         advance(Duration::from_millis(1)).await;
         let first = inputs.select(&mut ticks, None).await;

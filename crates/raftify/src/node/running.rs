@@ -1,4 +1,4 @@
-//! From the parts of a node to a running one, and back: starts them in order, waits, and ends them in order.
+//! The life of a node from its parts to its end: starts them in order, waits, and ends them in order.
 
 use std::io;
 use std::pin::pin;
@@ -40,13 +40,14 @@ use crate::runtime::transport::Listener;
 use crate::runtime::worker::Blocking;
 use crate::wire::identification::Plan;
 
-/// So long a node that stops waits for its parts without a word: longer than the server takes with connections that hang.
+/// How long a stopping node waits for its parts before it logs a warning: longer than the server takes with connections
+/// that hang.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What a node that stops says of its log writer when it waits for it.
+/// The name of the log writer in the warning of a stopping node that waits for it.
 const LOG_WRITER: &str = "the log writer, in a write of the log";
 
-/// Everything that a node consists of, before it runs.
+/// All parts of a node before it runs.
 pub(crate) struct NodeParts<S, FSM: StateMachine> {
     pub(crate) core: RaftNodeCore<Reply<FSM::Reply>>,
     pub(crate) config: CheckedConfig,
@@ -63,15 +64,15 @@ pub(crate) struct NodeParts<S, FSM: StateMachine> {
     pub(crate) status: watch::Sender<Status>,
     pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
     pub(crate) beginning: Beginning,
-    /// Of a fresh directory.
+    /// The incarnation of a fresh directory.
     pub(crate) incarnation: Incarnation,
-    /// What this node waits to begin a cluster with.
+    /// The plan with which this node waits to begin a cluster.
     pub(crate) plan: watch::Sender<Option<Plan>>,
     /// Where to look for the other members while no leader is known.
     pub(crate) discover: Vec<String>,
 }
 
-/// One of the two tasks of a node came to its end.
+/// One of the two tasks of a node ended.
 enum Ended {
     Loop(StopReason),
     Server(io::Result<()>),
@@ -186,7 +187,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         let members_seen = outputs.status.subscribe();
         let raft_loop = RaftLoop::new(self.core, inputs, outputs, &self.config);
 
-        // Both are ended when this future is dropped half way.
+        // Both tasks are ended when this future is dropped midway.
         let mut tasks = JoinSet::new();
         let (serving, end_serving) = oneshot::channel::<()>();
         tasks.spawn(async move { Ended::Loop(raft_loop.run().await) });
@@ -205,7 +206,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
 
         let mut ended = Vec::new();
         tokio::select! {
-            // A failure that is known already is the reason, not the wish that came after it.
+            // A known failure takes precedence as the reason over a later stop request.
             biased;
             first = tasks.join_next() => ended.extend(first),
             () = termination() => info!(node = %node_id, "asked to stop by a signal"),
@@ -220,7 +221,8 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             info!(node = %node_id, "asked again to stop by a signal: stops at once");
             impatient.ask_to_quit_at_once();
         });
-        // While the loop hands over leadership and answers what it has taken, the server goes on: others need this node.
+        // While the loop transfers leadership and answers accepted requests, the server continues: other nodes need
+        // this node.
         let mut serving = Some(serving).filter(|_| ended.is_empty());
         let what = "the raft loop, in a write of the log or in the state machine";
         while let Some(next) = patiently(node_id, what, tasks.join_next()).await {
@@ -241,8 +243,8 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         outcome
     }
 
-    /// Says what the directory holds, or begins a cluster on a fresh one if this node was told to. With a list of several
-    /// first members, the others must confirm it first.
+    /// Logs the content of the directory, or begins a cluster on a fresh one if the handle requested it. With a list of
+    /// several first members, the others must confirm the list first.
     fn begin_cluster(
         &mut self,
         earlier_life: &watch::Sender<Option<EarlierLife>>,
@@ -298,7 +300,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             return None;
         }
         if is_expected {
-            // Others may count on this node as soon as they hear of it, and must be able to after a crash.
+            // Other nodes may count on this node as soon as they learn of it, also after a crash.
             self.core.handle_local_request_msg(pledge(own, &self.beginning, lifecycle));
         }
         let expect = if is_expected { u32::try_from(members.len()).unwrap_or(u32::MAX) } else { 0 };
@@ -309,11 +311,11 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
     }
 }
 
-/// The request that pledges this node to a cluster, durably. If it cannot be, the node stops.
+/// The request that pledges this node to a cluster, durably. If the pledge fails, the node stops.
 fn pledge<R>(identity: Identity, beginning: &Beginning, lifecycle: &Lifecycle) -> LocalRequestMsg<R> {
     let (beginning, lifecycle) = (beginning.clone(), lifecycle.clone());
     let reply = Responder::new(move |answer: Result<(), JoinError>| match answer {
-        // A node that stops meanwhile says why by itself.
+        // A node that stops meanwhile reports its own reason.
         Ok(()) | Err(JoinError::Stopped(_)) => {}
         Err(error) => {
             beginning.end(Err(BeginError::Start(error)));
@@ -323,7 +325,7 @@ fn pledge<R>(identity: Identity, beginning: &Beginning, lifecycle: &Lifecycle) -
     LocalRequestMsg::AwaitCluster { identity, reply }
 }
 
-/// The request that begins the cluster. Its outcome is laid down; if it is none, the node stops.
+/// The request that begins the cluster. Its outcome is recorded; if it fails, the node stops.
 fn start_cluster<R>(
     identity: Identity,
     members: Members,
@@ -340,9 +342,9 @@ fn start_cluster<R>(
     );
     let (beginning, lifecycle) = (beginning.clone(), lifecycle.clone());
     let reply = Responder::new(move |answer: Result<(), JoinError>| match answer {
-        // A node that stops meanwhile says why by itself.
+        // A node that stops meanwhile reports its own reason.
         Err(JoinError::Stopped(_)) => {}
-        // Another first member began before, and leads this one already.
+        // Another first member began the cluster before, and already leads this node.
         Err(JoinError::AlreadyMember { cluster_id }) if cluster_id == identity.cluster_id => {
             beginning.end(Ok(()));
         }
@@ -357,8 +359,8 @@ fn start_cluster<R>(
     LocalRequestMsg::StartCluster { identity, members, reply }
 }
 
-/// Begins the cluster as soon as enough of the other first members agree, unless one of them has begun it and lets this
-/// node in before.
+/// Begins the cluster as soon as enough of the other first members agree, unless one of them has begun it and admits
+/// this node before.
 async fn begin_when_confirmed<R>(
     confirmation: Confirmation,
     requests: RequestSender<LocalRequestMsg<R>>,
@@ -368,7 +370,7 @@ async fn begin_when_confirmed<R>(
 ) {
     let confirmed = tokio::select! {
         biased;
-        // An error means that the node is gone.
+        // An error means that the node has ended.
         _ = status.wait_for(|status| !status.members.is_empty()) => return beginning.end(Ok(())),
         confirmed = confirmation.confirmed() => confirmed,
     };
@@ -378,12 +380,12 @@ async fn begin_when_confirmed<R>(
     }
     let Confirmation { own, plan, .. } = confirmation;
     let request = start_cluster(own, plan.members, &beginning, &lifecycle);
-    // A node that stops says why by itself.
+    // A node that stops reports its own reason.
     let _ = requests.send(request).await;
 }
 
-/// Waits for what a disk or a state machine may hold up for ever, and says so: first after [`PATIENCE`], then after twice
-/// as long each time.
+/// Waits for an operation that a disk or a state machine may block forever, and logs a warning: first after
+/// [`PATIENCE`], then after twice as long each time.
 async fn patiently<T>(node_id: NodeId, what: &str, end: impl Future<Output = T>) -> T {
     let mut end = pin!(end);
     let begin = Instant::now();
@@ -400,7 +402,7 @@ async fn patiently<T>(node_id: NodeId, what: &str, end: impl Future<Output = T>)
     }
 }
 
-/// What `run` returns after its tasks have ended, the first `unasked` of them without being asked to.
+/// The return value of `run` after its tasks have ended; the first `unasked` of them ended without a stop request.
 fn outcome(
     ended: Vec<Result<Ended, TaskError>>,
     unasked: usize,
@@ -430,11 +432,11 @@ fn outcome(
     outcome
 }
 
-/// Resolves when the process is asked to end.
+/// Resolves when the process gets a termination signal.
 async fn termination() {
     #[cfg(feature = "simulation")]
     if crate::runtime::simulation::is_on() {
-        return std::future::pending().await; // Nobody sends signals there.
+        return std::future::pending().await; // No signals exist there.
     }
     let interrupt = async {
         if let Err(error) = tokio::signal::ctrl_c().await {
@@ -499,7 +501,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let address = free_address();
         for name in ["raftify-apply", "raftify-log"] {
-            // It is in use as long as anything of the node is left.
+            // The storage is in use as long as any part of the node exists.
             let storage = HeedStorage::open(directory.path()).unwrap();
             let raft = Raft::bootstrap(NodeId::FIRST, &address, storage, Nothing, Config::default()).unwrap();
             NOT_STARTED.set(Some(name));

@@ -1,8 +1,8 @@
-//! The seam to randomness: what nodes are told apart by, and what decides how long they wait for an election.
+//! The abstraction over randomness: the source of unique ids and of election timeouts.
 
 use rand::distr::{Distribution, StandardUniform};
 
-/// A number that nobody else draws; in a [simulation](crate::runtime::simulation), the next one of its seed.
+/// A random number that is unique in practice; in a [simulation](crate::runtime::simulation), the next one of its seed.
 pub(crate) fn random<T>() -> T
 where
     StandardUniform: Distribution<T>,

@@ -1,7 +1,6 @@
 //! Limits bytes per second.
 //!
-//! Used for sending snapshots and for writing them out. It has no thread and wakes no task: a caller gets the time that it
-//! has to wait.
+//! Used for sending and for writing snapshots. It has no thread and wakes no task: a caller gets its waiting time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,17 +10,17 @@ use tokio::time::{Instant, sleep};
 
 use crate::runtime::worker::{block_for, now};
 
-/// A caller that was delayed by a slow disk or a slow network may catch up by this much.
+/// A caller that was delayed by a slow disk or a slow network may catch up by this amount of time.
 const CREDIT: Duration = Duration::from_millis(20);
 
-/// A shorter wait costs more than it gives. It is added to the next one.
+/// A shorter wait costs more than it gains. It is added to the next one.
 const SHORTEST_WAIT: Duration = Duration::from_millis(2);
 
 /// A rate that is shared by all callers.
 pub(crate) struct RateLimiter {
     /// Zero: no limit.
     bytes_per_second: AtomicU64,
-    /// When everything that has passed so far will have been worth its time.
+    /// When the bytes that have passed so far conform to the rate.
     next: Mutex<Option<Instant>>,
 }
 
@@ -39,7 +38,7 @@ impl RateLimiter {
         self.bytes_per_second.load(Ordering::Relaxed)
     }
 
-    /// So many bytes, of at most `bytes_max`, are worth passing at once: larger pieces would come in jerks.
+    /// The best number of bytes to pass at once, at most `bytes_max`: larger pieces would cause bursts.
     pub(crate) fn piece_bytes(&self, bytes_max: usize) -> usize {
         match usize::try_from(self.bytes_per_second() / 16) {
             Ok(0) | Err(_) => bytes_max,
@@ -47,7 +46,7 @@ impl RateLimiter {
         }
     }
 
-    /// Resolves when so many bytes may pass.
+    /// Resolves when this many bytes may pass.
     pub(crate) async fn pass(&self, bytes: usize) {
         let wait = self.reserve(Instant::now(), bytes);
         if !wait.is_zero() {
@@ -55,7 +54,7 @@ impl RateLimiter {
         }
     }
 
-    /// Blocks until so many bytes may pass.
+    /// Blocks until this many bytes may pass.
     pub(crate) fn pass_blocking(&self, bytes: usize) {
         let wait = self.reserve(now(), bytes);
         if !wait.is_zero() {
@@ -69,7 +68,7 @@ impl RateLimiter {
             return Duration::ZERO;
         }
         let worth = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
-        // Whoever panicked with the lock held left a whole value behind.
+        // A panic with the lock held leaves a consistent value behind.
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let earliest = now.checked_sub(CREDIT).unwrap_or(now);
         let begin = next.map_or(now, |next| next.max(earliest));

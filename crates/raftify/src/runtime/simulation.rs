@@ -1,9 +1,9 @@
-//! Whole nodes in a simulation (feature `simulation`): on a host of [`turmoil`](https://docs.rs/turmoil), a node uses the
-//! network, the clock and the one thread of that host, and draws no randomness but from a seed. Outside of a simulation,
-//! the feature changes nothing.
+//! Whole nodes in a simulation (feature `simulation`): on a host of [`turmoil`](https://docs.rs/turmoil), a node uses
+//! the network, the clock and the one thread of that host, and draws all randomness from a seed. Outside of a
+//! simulation, the feature changes nothing.
 //!
-//! What blocks a thread in a real node does not block here: a storage or a state machine that wants to be slow says so
-//! with [`block_for`]. Names of hosts are not resolved: nodes listen at `IP address:port`.
+//! Operations that block a thread in a real node do not block here: a storage or a state machine simulates slowness
+//! with [`block_for`]. Host names are not resolved: nodes listen at `IP address:port`.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -39,30 +39,30 @@ thread_local! {
     static BYTES_PER_SECOND: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// So much fits into a connection of a slow link before the rest has to wait.
+/// The capacity of a connection on a slow link before the sender has to wait.
 const LINK_PIECE_BYTES: usize = 16 << 10;
 
-/// From now on, on this thread, all that nodes draw follows from `seed`; what they have done on other threads begins
-/// late by up to `late_max`.
+/// From now on, on this thread, all random values of nodes follow from `seed`; work that nodes do on other threads
+/// begins late by up to `late_max`.
 pub fn begin(seed: u64, late_max: Duration) {
     CHANCE.set(Chance { random: StdRng::seed_from_u64(seed), late_max });
     BLOCKED.set(Duration::ZERO);
     BYTES_PER_SECOND.set(None);
 }
 
-/// From now on, on this thread, each new connection takes in no more than so many bytes in a second from the node or client
+/// From now on, on this thread, each new connection accepts at most this many bytes per second from the node or client
 /// that has made it.
 pub fn slow_links(bytes_per_second: u64) {
     BYTES_PER_SECOND.set(Some(bytes_per_second.max(1)));
 }
 
-/// Called by a storage or a state machine instead of blocking its thread: what it does now is done, and its caller hears
-/// of it so much later.
+/// Called by a storage or a state machine instead of blocking its thread: the current work is done, and its caller gets
+/// the result after this delay.
 pub fn block_for(duration: Duration) {
     BLOCKED.set(BLOCKED.get() + duration);
 }
 
-/// Of the work that is under way: for how long its caller will have waited for what is done by now.
+/// For the work under way: how long its caller will have waited for the part that is already done.
 pub fn blocked_so_far() -> Duration {
     BLOCKED.get()
 }
@@ -78,7 +78,7 @@ where
     CHANCE.with_borrow_mut(|chance| chance.random.random())
 }
 
-/// Does what another thread would do, and what may block it.
+/// Does work that another thread would do, and that may block that thread.
 pub(crate) async fn on_a_thread<T>(work: impl FnOnce() -> T) -> T {
     let late = CHANCE.with_borrow_mut(|Chance { random, late_max }| match late_max.is_zero() {
         true => Duration::ZERO,
@@ -99,7 +99,7 @@ pub(crate) async fn on_a_thread<T>(work: impl FnOnce() -> T) -> T {
 pub(crate) fn listen(raft_addr: &str) -> io::Result<TcpListener> {
     let address: SocketAddr =
         raft_addr.parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-    // A host has one address, and listening needs no time.
+    // A host has one address, and listening takes no time.
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).now_or_never();
     listener.unwrap_or_else(|| Err(io::Error::other("the simulated network was not ready")))
 }
@@ -122,11 +122,11 @@ pub(crate) fn connector() -> impl tower::Service<
     })
 }
 
-/// A connection that was made, over a link that may be slow.
+/// An established connection, over a link that may be slow.
 pub(crate) struct Link {
     stream: TcpStream,
     bytes_per_second: Option<u64>,
-    /// When there is room again for what is sent.
+    /// When there is room again for outgoing bytes.
     room: Pin<Box<Sleep>>,
 }
 

@@ -1,8 +1,8 @@
-//! Connections that fail once nothing moves on them any more, however large what they carry.
+//! Connections that fail once they make no progress, regardless of the size of their messages.
 //!
-//! HTTP/2 asks the other end of a quiet connection for a sign of life. On a slow link, that question and its answer wait
-//! behind a large message, and so they have no deadline: the guard has one. What arrives counts as a sign of life, and so
-//! does room for what is to be sent: the other end has taken in what filled the connection. Used at both ends.
+//! HTTP/2 sends a keep-alive ping on a quiet connection. On a slow link, the ping and its answer wait behind a large
+//! message, and so they have no deadline: the guard has one. Received bytes count as a sign of life, and so does room
+//! for outgoing bytes: the other end has read the bytes that filled the connection. Used at both ends.
 
 use std::io;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// A connection without a sign of life for so long is given up.
+/// A connection without a sign of life for this long is closed.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// See the module.
@@ -20,9 +20,9 @@ pub(crate) struct StallGuard<T> {
     stream: T,
     /// The last sign of life.
     alive: Instant,
-    /// There was no room for what was to be written.
+    /// There was no room for the outgoing bytes.
     is_full: bool,
-    /// When it is looked at again whether there was one.
+    /// The time of the next check for a sign of life.
     next_look: Pin<Box<Sleep>>,
 }
 
@@ -37,7 +37,8 @@ impl<T> StallGuard<T> {
         &self.stream
     }
 
-    /// What waits fails if there was no sign of life for too long. If not, the task is woken when that may be so.
+    /// A pending operation fails if there was no sign of life for too long. Otherwise, the task is woken at the next
+    /// check.
     fn unless_stalled<O>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<O>> {
         while self.next_look.as_mut().poll(context).is_ready() {
             let too_late = self.alive + SILENCE_MAX;
@@ -124,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// Time passes when nothing else is left to happen.
+    /// Time advances when no task is ready.
     #[tokio::test(start_paused = true)]
     async fn a_connection_on_which_nothing_arrives_fails() {
         let (stream, mut other_end) = duplex(8);
@@ -156,7 +157,7 @@ mod tests {
         let begin = Instant::now();
         let (failed, sent, ()) = tokio::join!(reading.read_u8(), sent, taken_in);
         assert!(sent - begin > SILENCE_MAX * 4, "it was sent all at once");
-        // Nothing is sent any more, and nothing has ever arrived.
+        // No bytes are sent any more, and no bytes have ever arrived.
         assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(begin.elapsed() > SILENCE_MAX * 5, "it failed while it sent");
     }

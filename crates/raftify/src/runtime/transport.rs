@@ -1,7 +1,7 @@
-//! The seam to the network: the one place that listens, and the one that connects.
+//! The abstraction over the network: the only code that listens, and the only code that connects.
 //!
-//! TCP; in a [simulation](crate::runtime::simulation) what stands for it there. Called by `bootstrap`, the server, the outbox and
-//! the remote client, none of which can tell the difference.
+//! TCP, or its simulated equivalent in a [simulation](crate::runtime::simulation). Called by `bootstrap`, the server,
+//! the outbox and the remote client, which see no difference.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -30,7 +30,7 @@ use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::simulation;
 use crate::runtime::stall_guard::StallGuard;
 
-/// The first pause of who cannot accept connections; it doubles each time ...
+/// The first pause of a listener that cannot accept connections; it doubles each time ...
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 /// ... up to this.
@@ -44,7 +44,7 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    /// How many connections it is for, at most.
+    /// The maximum number of connections.
     pub(crate) fn connections_max(&self) -> usize {
         match self {
             Listener::Tcp(_) => descriptors::server_connections_max(),
@@ -72,7 +72,7 @@ impl Listener {
         std::net::TcpListener::bind(&*resolved).map(Listener::Tcp).map_err(refused)
     }
 
-    /// Where it listens.
+    /// The local address.
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Listener::Tcp(listener) => listener.local_addr(),
@@ -81,7 +81,7 @@ impl Listener {
         }
     }
 
-    /// The connections that come in. It stops listening when this is dropped.
+    /// The incoming connections. Listening ends when this is dropped.
     pub(crate) fn incoming(self) -> io::Result<BoxStream<'static, io::Result<Connection>>> {
         match self {
             Listener::Tcp(listener) => {
@@ -101,8 +101,8 @@ impl Listener {
     }
 }
 
-/// Pauses where accepting fails for want of something, such as file descriptors: it would fail again at once, and who only
-/// tries keeps a core from those who are connected already.
+/// Pauses when accepting fails for lack of a resource, such as file descriptors: it would fail again at once, and a
+/// busy loop would take CPU time from the existing connections.
 fn unhurried<T>(
     incoming: impl Stream<Item = io::Result<T>> + Send + Unpin,
 ) -> impl Stream<Item = io::Result<T>> + Send {
@@ -125,17 +125,17 @@ fn unhurried<T>(
     })
 }
 
-/// Whether the other end is the reason, so that the next connection may be fine.
+/// Whether the other end is the cause, so that the next connection may succeed.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Looks up the addresses of `host:port`, on a thread that nothing waits for: a resolver may hang for longer than a node
+/// Looks up the addresses of `host:port`, on a thread that is never joined: a resolver may hang for longer than a node
 /// takes to stop, or its runtime to be dropped.
 pub(crate) fn resolve(address: &str) -> oneshot::Receiver<io::Result<Vec<SocketAddr>>> {
     let (resolved, outcome) = oneshot::channel();
-    // What is resolved is not needed if the receiver is gone.
+    // The result is not needed if the receiver is gone.
     if let Ok(address) = address.parse() {
         let _ = resolved.send(Ok(vec![address]));
         return outcome;
@@ -159,7 +159,7 @@ pub(crate) fn resolve(address: &str) -> oneshot::Receiver<io::Result<Vec<SocketA
     }
 }
 
-/// Connects over TCP. A lookup that hangs keeps no thread of the runtime, which could not be dropped before its end.
+/// Connects over TCP. A lookup that hangs blocks no thread of the runtime, which could not be dropped before its end.
 #[derive(Clone)]
 struct Connector;
 
@@ -184,7 +184,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// Connects when it is used for the first time, and again whenever it has to.
+/// Connects on first use, and again whenever necessary.
 pub(crate) fn connect_lazily(endpoint: &Endpoint) -> Channel {
     #[cfg(feature = "simulation")]
     if simulation::is_on() {
@@ -202,14 +202,14 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Channel, Error> {
     endpoint.connect_with_connector(Connector).await
 }
 
-/// A connection that came in.
+/// An incoming connection.
 pub(crate) enum Connection {
     Tcp(TcpStream),
     #[cfg(feature = "simulation")]
     Simulated(turmoil::net::TcpStream),
 }
 
-/// The same, whichever kind it is.
+/// The same code for each kind.
 macro_rules! each {
     ($connection:expr, $stream:ident => $do:expr) => {
         match $connection {

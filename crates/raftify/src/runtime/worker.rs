@@ -1,8 +1,8 @@
-//! The seam to threads: what blocks is done here, beside the tasks.
+//! The abstraction over threads: blocking work is done here, outside the async tasks.
 //!
-//! The log writer and the applier have a thread each ([`Worker`]); what is done now and then goes to a pool
-//! ([`Blocking`]). In a [simulation](crate::runtime::simulation) all of it runs as tasks on the one thread that there is; this
-//! room alone knows.
+//! The log writer and the applier have a thread each ([`Worker`]); occasional work goes to a pool ([`Blocking`]). In a
+//! [simulation](crate::runtime::simulation) all of it runs as tasks on the single thread; only this module knows the
+//! difference.
 
 #[cfg(test)]
 use std::cell::Cell;
@@ -22,11 +22,11 @@ use tokio::time::Instant;
 #[cfg(feature = "simulation")]
 use crate::runtime::simulation;
 
-/// A thread that is owned, and joined with [`ended`](Self::ended).
+/// An owned thread, joined with [`ended`](Self::ended).
 pub(crate) struct Worker(oneshot::Receiver<()>);
 
 impl Worker {
-    /// Runs `work` on a thread of its own. It waits for nothing but channels, does what may block in [`may_block`], and
+    /// Runs `work` on a separate thread. The work waits only for channels, runs blocking code in [`may_block`], and
     /// must end when the channels that feed it are closed.
     pub(crate) fn start(
         name: &str,
@@ -51,7 +51,7 @@ impl Worker {
         }
     }
 
-    /// Resolves when the work is done and everything that it owned is dropped.
+    /// Resolves when the work is done and all values that it owned are dropped.
     pub(crate) async fn ended(self) {
         // Never sent, only dropped with the thread, also when it panics.
         let _ = self.0.await;
@@ -61,14 +61,14 @@ impl Worker {
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     #[cfg(test)]
     if NOT_STARTED.get() == Some(name) {
-        return Err(io::ErrorKind::WouldBlock.into()); // As the system says when there are too many.
+        return Err(io::ErrorKind::WouldBlock.into()); // The system's error for too many threads.
     }
     thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
 }
 
 #[cfg(test)]
 thread_local! {
-    /// The thread of this name cannot be started from this one.
+    /// The thread with this name cannot be started from the current thread.
     pub(crate) static NOT_STARTED: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
@@ -81,7 +81,7 @@ pub(crate) async fn may_block<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Blocks a thread for so long.
+/// Blocks a thread for this duration.
 pub(crate) fn block_for(duration: Duration) {
     #[cfg(feature = "simulation")]
     if simulation::is_on() {
@@ -99,8 +99,8 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// Where one node's blocking work is done that has no thread of its own: on threads that may wait for the disk. It is
-/// counted, because dropping what waits for it does not end it, and it holds what belongs to the storage.
+/// Runs a node's blocking work that has no dedicated thread: on threads that may wait for the disk. The work is
+/// counted, because dropping the future that waits for it does not end it, and it holds parts of the storage.
 #[derive(Clone)]
 pub(crate) struct Blocking {
     under_way: Arc<watch::Sender<usize>>,
@@ -111,8 +111,8 @@ impl Blocking {
         Blocking { under_way: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Starts `work`; what is returned resolves to its outcome, and may be dropped, which does not end it. Must be called
-    /// on a tokio runtime.
+    /// Starts `work`; the returned future resolves to its outcome, and may be dropped, which does not end the work.
+    /// Must be called on a tokio runtime.
     pub(crate) fn start<T: Send + 'static, Work: FnOnce() -> T + Send + 'static>(
         &self,
         work: Work,
@@ -131,9 +131,9 @@ impl Blocking {
         started.map_ok(|(outcome, _counted)| outcome)
     }
 
-    /// Resolves when nothing is under way.
+    /// Resolves when no work is under way.
     pub(crate) async fn ended(&self) {
-        // An error would mean that the sender is gone, which `self` holds.
+        // An error would mean that the sender is gone, but `self` holds it.
         let _ = self.under_way.subscribe().wait_for(|count| *count == 0).await;
     }
 }
@@ -148,12 +148,13 @@ impl Drop for Counted {
 
 /// Runs code that may panic; the text of the panic is the error.
 ///
-/// What the code was working on must not be used any more after a panic.
+/// After a panic, the data on which the code worked must not be used any more.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        // It may be anything, and what dropping it may panic with as well: that is not dropped at all.
+        // The payload may have any type, and its drop may panic as well: the payload of that second panic is not
+        // dropped.
         if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
             std::mem::forget(another);
         }
@@ -161,7 +162,7 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// A user's error for which nothing outside of [`caught`] is prepared.
+/// A user-defined error that no code outside of [`caught`] can handle.
 #[cfg(test)]
 #[derive(Debug)]
 pub(crate) struct PanicsWhenShown;

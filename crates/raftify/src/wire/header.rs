@@ -1,4 +1,4 @@
-//! What every message starts with: version, group and cluster, and between nodes also sender and receiver.
+//! The header of every message: version, group and cluster, and between nodes also sender and receiver.
 
 use raftify_core::members::check_address;
 use raftify_core::{ClusterId, Incarnation, NodeId, RunId, Sender, Standing, Started, Term};
@@ -7,10 +7,10 @@ use crate::wire::proto;
 use crate::wire::rejection::{GROUP_ID, RequestRejected};
 use crate::wire::values::{WireError, in_range, log_index, node_id};
 
-/// The version that this program speaks.
+/// The wire version of this program.
 pub(crate) const WIRE_VERSION: u32 = 2;
 
-/// What every message starts with.
+/// The header of every message.
 pub(crate) fn header(cluster_id: Option<ClusterId>) -> proto::Header {
     let cluster_id = cluster_id.map(|id| id.0);
     proto::Header {
@@ -65,7 +65,7 @@ fn started_from_wire(started: Option<proto::Started>) -> Result<Started, WireErr
     Ok(Started { run: RunId(started.run), found })
 }
 
-/// Who sent a message, and where it can be reached.
+/// The sender of a message, and its address.
 pub(crate) fn sender_from_wire(sender: Option<proto::Sender>) -> Result<(Sender, String), WireError> {
     let sender = sender.ok_or(WireError::Missing { what: "the sender" })?;
     check_address(&sender.address)?;
@@ -82,7 +82,7 @@ pub(crate) fn receiver_to_wire(id: NodeId, incarnation: Option<Incarnation>) -> 
     proto::Receiver { id: id.get(), incarnation: incarnation.map(|incarnation| incarnation.0) }
 }
 
-/// For whom a message is: the node and, as far as the sender knows, its incarnation.
+/// The receiver of a message: the node and, as far as the sender knows, its incarnation.
 pub(crate) fn receiver_from_wire(
     receiver: Option<proto::Receiver>,
 ) -> Result<(NodeId, Option<Incarnation>), WireError> {

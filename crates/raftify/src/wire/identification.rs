@@ -1,7 +1,7 @@
-//! Which node answers at an address: what a node tells any other that asks, also before it belongs to a cluster.
+//! Which node answers at an address: the answer of a node to any other node, also before it belongs to a cluster.
 //!
-//! By this a node finds out whether an address leads to the node that it expects there, which cluster a peer belongs to, and
-//! whether nodes that are about to begin a cluster were given the same first members.
+//! With this answer a node checks whether an address leads to the expected node, which cluster a peer belongs to, and
+//! whether nodes that are about to begin a cluster have the same list of first members.
 
 use bytes::Bytes;
 use raftify_core::members::check_address;
@@ -10,30 +10,30 @@ use raftify_core::{ClusterId, Identity, Incarnation, Members, NodeId};
 use crate::wire::proto;
 use crate::wire::values::{WireError, node_id};
 
-/// The first members of a cluster that has not begun yet, as this node was given them.
+/// The first members of a cluster that has not begun yet, as given to this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) members: Members,
-    /// How many nodes must have found each other before the cluster begins; zero for a list that is complete.
+    /// How many nodes must have found each other before the cluster begins; zero for a complete list.
     pub(crate) expect: u32,
-    /// Drawn by this process: by it a node recognises itself at another of its addresses.
+    /// Drawn by this process: with it a node recognises itself at another of its addresses.
     pub(crate) nonce: u64,
 }
 
-/// What a node answers.
+/// The answer of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identification {
     pub(crate) node_id: NodeId,
-    /// Where the others reach the node, as it was told.
+    /// The advertised address of the node, as configured.
     pub(crate) address: String,
-    /// `None`: it does not belong to a cluster yet.
+    /// `None`: the node does not belong to a cluster yet.
     pub(crate) identity: Option<Identity>,
     /// The membership as far as it is applied there; empty if there is none.
     pub(crate) members: Members,
     pub(crate) leader_id: Option<NodeId>,
-    /// What it waits to begin with.
+    /// The plan with which it waits to begin.
     pub(crate) plan: Option<Plan>,
-    /// It knows nothing that speaks against who asked, if that said who it is.
+    /// The node has no objection to the requesting node, if that node identified itself.
     pub(crate) agrees: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The messages of consensus, and how large they are on the wire.
+//! The messages of consensus, and their size on the wire.
 
 use bytes::{Bytes, BytesMut};
 use raftify_core::members::MEMBERS_MAX;
@@ -146,7 +146,7 @@ pub(crate) fn message_from_wire(
     Ok(RaftMessage { from, to, term, body })
 }
 
-/// At most how much a message takes on the wire, in bytes.
+/// The maximum size of a message on the wire, in bytes.
 pub(crate) fn message_bytes_max(message: &RaftMessage) -> u64 {
     let content = match &message.body {
         RaftMessageBody::Append { entries, .. } => entries.iter().map(entry_bytes_max).sum(),
@@ -160,9 +160,9 @@ fn entry_bytes_max(entry: &Entry) -> u64 {
     FRAME_BYTES + entry.payload.len() as u64
 }
 
-/// Splits a message that takes more than [`BATCH_BYTES`] into one that does not, or that holds a single entry, and
-/// the rest. The core gathers entries without regard to what a transport can take; two appends, the second going on
-/// where the first ends, say the same as one.
+/// Splits a message that takes more than [`BATCH_BYTES`] into one that does not, or that holds a single entry, and the
+/// rest. The core gathers entries without regard to the limits of a transport; two appends, the second of which
+/// continues where the first ends, are equivalent to one.
 pub(crate) fn split_large(message: RaftMessage) -> (RaftMessage, Option<RaftMessage>) {
     let RaftMessage { from, to, term, body: RaftMessageBody::Append { previous, commit, mut entries } } =
         message
@@ -195,13 +195,13 @@ fn entry_to_wire(entry: Entry) -> proto::Entry {
     }
 }
 
-/// The same bytes, such that they keep no memory but their own, nearly.
+/// The same bytes in a buffer with nearly no unused memory.
 pub(crate) fn owned(bytes: Bytes) -> Bytes {
     if bytes.len() > COPIED_BYTES_MAX { bytes } else { Bytes::copy_from_slice(&bytes) }
 }
 
-/// The payloads of one message are copied into one buffer, which they fill: what they came in holds other messages, too,
-/// and they may be kept for long. Only an entry that has travelled alone stays where it is.
+/// The payloads of one message are copied into one buffer, which they fill: the receive buffer holds other messages,
+/// too, and the payloads may be kept for long. Only an entry that was sent alone is not copied.
 pub(crate) fn entries_from_wire(
     entries: Vec<proto::Entry>,
     previous: LogPosition,

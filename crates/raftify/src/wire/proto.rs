@@ -1,4 +1,4 @@
-//! The messages of `raft_service.proto`, as they are generated.
+//! The generated messages of `raft_service.proto`.
 #![allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 
 tonic::include_proto!("raftify.v1");

@@ -1,4 +1,4 @@
-//! Requests that are rejected by validation, and how refusals travel back.
+//! Requests that are rejected by validation, and the encoding of rejections.
 
 use std::fmt::Display;
 
@@ -16,71 +16,71 @@ use crate::wire::values::WireError;
 /// The only group for now.
 pub(crate) const GROUP_ID: u64 = 0;
 
-/// The version of the typed details of a refusal. It comes first, because a refusal must be understood even by a
-/// sender of another wire version.
+/// The version of the typed details of a rejection. It comes first, because even a sender of another wire version must
+/// understand a rejection.
 const DETAIL_VERSION: u8 = 1;
 
-/// Why a node rejected a request without looking at it: nothing happened.
+/// Why a node rejected a request without processing it: nothing happened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RequestRejected {
-    /// The two programs are of versions that do not understand each other.
+    /// The two programs have incompatible versions.
     #[error(
         "wire version {found} is not spoken here, only version {known}: run versions of raftify that fit together"
     )]
     Version {
-        /// Of the request.
+        /// The version of the request.
         found: u32,
-        /// Of the refusing node.
+        /// The version of the rejecting node.
         known: u32,
     },
     /// The request is for a group that does not exist.
     #[error("group {found} is not served here, only group {GROUP_ID} is")]
     Group {
-        /// Of the request.
+        /// The group of the request.
         found: u64,
     },
-    /// The request is of another cluster: an address is wrong on one of the two sides.
+    /// The request is for another cluster: an address is wrong on one of the two sides.
     #[error(
         "this message is of cluster {found}, node {node} belongs to cluster {own}: one of the two was given an \
          address of the wrong cluster"
     )]
     OtherCluster {
-        /// The refusing node.
+        /// The rejecting node.
         node: NodeId,
-        /// Of the request.
+        /// The cluster of the request.
         found: ClusterId,
-        /// Of the refusing node.
+        /// The cluster of the rejecting node.
         own: ClusterId,
     },
-    /// The node waits to be told its cluster.
+    /// The node waits to learn its cluster.
     #[error("node {node} belongs to no cluster yet: it must begin one or join one first")]
     NoCluster {
-        /// The refusing node.
+        /// The rejecting node.
         node: NodeId,
     },
-    /// Another node listens at the address that the sender has for the one it means.
+    /// Another node listens at the address that the sender has for the intended one.
     #[error(
         "this message is for node {meant}, but at this address listens node {own}: check the addresses of both"
     )]
     OtherNode {
-        /// Whom the sender meant.
+        /// The node that the sender meant.
         meant: NodeId,
-        /// The refusing node.
+        /// The rejecting node.
         own: NodeId,
     },
-    /// The sender is not believed.
+    /// The sender is not accepted.
     #[error(transparent)]
     Sender(#[from] SenderRefusal),
-    /// The request is of no possible form.
+    /// The request is malformed.
     #[error("the message makes no sense: {0}")]
     Malformed(String),
     /// A snapshot of a newer leader is being received.
     #[error("a snapshot of term {newer} is being received, this one is of term {term}")]
     StaleSnapshot {
-        /// Of the refused one.
+        /// The term of the rejected snapshot.
         term: Term,
-        /// Of the one that is being received.
+        /// The term of the snapshot that is being received.
         newer: Term,
     },
     /// The node has stopped, or is stopping.
@@ -107,13 +107,13 @@ impl From<RequestRejected> for Status {
 }
 
 impl RequestRejected {
-    /// The typed reason in a status, if it is that of a rejected request.
+    /// The typed reason in a status, if it is the reason of a rejected request.
     pub(crate) fn from_status(status: &Status) -> Option<RequestRejected> {
         decode_detail(status.details())
     }
 }
 
-/// A refusal, for the reply of its verb.
+/// Encodes a rejection for the reply of its verb.
 pub(crate) fn refusal_to_wire<E: Display + Serialize>(error: &E) -> proto::Refusal {
     proto::Refusal { message: error.to_string(), detail: encode_detail(error) }
 }

@@ -1,4 +1,4 @@
-//! Every message survives the wire; no bytes do any harm.
+//! Every message survives the wire; arbitrary bytes cause no panic.
 
 use bytes::Bytes;
 use proptest::collection::vec;

@@ -1,15 +1,15 @@
-//! Numbers, positions and what is made of them: checked once, when they are read.
+//! Numbers, positions and the types built from them: validated once, when they are decoded.
 
 use raftify_core::members::{AddressProblem, MembersDecodeError};
 use raftify_core::{ClusterId, LogIndex, LogPosition, Members, NodeId, Reservation, SnapshotMeta, Term};
 
 use crate::wire::proto;
 
-/// Terms and indexes from the network stay below this, so that no arithmetic on them can overflow. At a million
-/// entries a second, a log gets there in 290 000 years.
+/// Terms and indexes from the network stay below this, so that no arithmetic on them can overflow. At a million entries
+/// a second, a log reaches it in 290 000 years.
 pub(crate) const NUMBER_LIMIT: u64 = 1 << 63;
 
-/// Why bytes from the network are no possible message.
+/// Why bytes from the network are malformed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WireError {
     #[error("{what} is missing")]

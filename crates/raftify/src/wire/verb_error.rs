@@ -1,4 +1,4 @@
-//! What the ways of not getting an answer mean for each verb that can be asked over the network.
+//! The consequence of each kind of missing answer, for each verb that can be requested over the network.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -9,21 +9,21 @@ use raftify_core::error::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The error of a verb that can be asked over the network: what the ways of not getting an answer mean for it.
+/// The error of a verb that can be requested over the network: the consequence of each kind of missing answer.
 pub(crate) trait VerbError:
     From<StopReason> + Display + Serialize + DeserializeOwned + Send + 'static
 {
     /// Nothing happened: the node's queue is full.
     fn busy(waiting: u64) -> Self;
-    /// Nothing happened: no node took the request.
+    /// Nothing happened: no node accepted the request.
     fn not_sent(reason: String) -> Self;
     /// The request was sent and no answer came back.
     fn lost(reason: String) -> Self;
     /// The request was sent and no answer came back in time.
     fn timed_out(after: Duration) -> Self;
-    /// Why the node that answers has stopped, if that is what it says.
+    /// Why the answering node has stopped, if that is its answer.
     fn stopped(&self) -> Option<&StopReason>;
-    /// What another node's answer means here.
+    /// The meaning of another node's answer on this node.
     fn of_another(self) -> Self {
         self
     }
@@ -53,7 +53,7 @@ impl VerbError for ProposeError {
         }
     }
 
-    /// Earlier versions also said it of what they had taken.
+    /// Earlier versions also gave this answer for requests that they had accepted.
     fn of_another(self) -> Self {
         match self {
             ProposeError::Stopped(reason) if !reason.nothing_happened() => {

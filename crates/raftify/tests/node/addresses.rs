@@ -1,4 +1,4 @@
-//! Nodes whose addresses change, or cannot be reached.
+//! Nodes whose addresses change, or are unreachable.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::*;
 
-/// Where each member is, as `node` knows it.
+/// The address of each member, as `node` knows it.
 fn recorded(node: &TestNode) -> Vec<String> {
     node.raft().status().borrow().members.iter().map(|member| member.address.clone()).collect()
 }
@@ -80,7 +80,7 @@ async fn a_learner_that_is_started_at_another_address_is_recorded_there_and_foll
     assert_eq!(role, Some(MemberRole::Learner));
 }
 
-/// All nodes come back at new addresses and look for each other at `places` of these.
+/// All nodes restart at new addresses and look for each other at `places` of these.
 async fn all_move(nodes: &mut [TestNode], places: impl Fn(&[String]) -> Vec<String>) {
     for node in nodes.iter_mut() {
         node.stop().await;
@@ -100,7 +100,7 @@ async fn members_that_all_come_back_at_new_addresses_find_each_other_and_record_
     let mut nodes = static_cluster(3).await;
     all_identified(&nodes).await;
     put(nodes[0].raft(), "key", "value").await;
-    // A node of another cluster, and a name that is none, stand in nobody's way.
+    // A node of another cluster, and an unresolvable name, cause no problem.
     let other = static_cluster(1).await;
     let by_name = |addresses: &[String]| {
         let named = addresses.iter().map(|address| address.replace("127.0.0.1", "localhost"));
@@ -108,7 +108,7 @@ async fn members_that_all_come_back_at_new_addresses_find_each_other_and_record_
     };
     all_move(&mut nodes, by_name).await;
     assert_eq!(nodes[1].get("key").await.as_deref(), Some("value"));
-    // One known place is enough: the others hear from it where the rest is.
+    // One known address is enough: the others learn the rest from that node.
     all_move(&mut nodes, |addresses| vec![addresses[0].clone()]).await;
     assert_eq!(nodes[2].get("key").await.as_deref(), Some("value"));
 }
@@ -143,7 +143,7 @@ async fn a_joiner_that_cannot_be_reached_costs_nothing_and_votes_once_it_is() {
     let role = || nodes[0].raft().status().borrow().members.get(joiner.id).map(|member| member.role);
     let entering = tokio::spawn(async move { raft.join_cluster(vec![ticket]).await });
     until("the joiner is added", async || role().is_some()).await;
-    // Far more than an election timeout passes while it does not answer.
+    // Far more than an election timeout passes without an answer of the node.
     let _ = within("the joiner to give up waiting", entering).await.unwrap();
     for key in 0..20 {
         within("a write", nodes[0].raft().propose(set(key, "value"))).await.unwrap();

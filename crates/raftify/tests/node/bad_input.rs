@@ -1,4 +1,4 @@
-//! What cannot be right is refused when the node is set up, with the reason and the way out.
+//! Invalid input is rejected when the node is set up, with the reason and the remedy.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -48,7 +48,7 @@ async fn a_host_that_does_not_resolve_is_refused() {
 
 #[tokio::test]
 async fn an_address_of_another_machine_cannot_be_listened_on() {
-    // A range for documentation: nobody has it (RFC 5737).
+    // An address range for documentation, which no machine has (RFC 5737).
     let node = TestNode::at(1, "192.0.2.1:60061");
     let error = node.bootstrap().unwrap_err();
     assert!(matches!(error, BootstrapError::Listen { .. }), "{error}");
@@ -106,7 +106,7 @@ async fn an_entry_over_the_limit_is_refused_on_every_node_and_nothing_is_written
     }
 }
 
-/// What a newer program proposes.
+/// An entry that a newer program proposes.
 #[derive(Serialize, Deserialize)]
 enum NewerChange {
     Set { key: String, value: String },
@@ -135,7 +135,7 @@ impl StateMachine for NewerStore {
     }
 }
 
-/// In the log it would stop every node, again at each start, for good.
+/// In the log it would stop every node, at each start, permanently.
 #[tokio::test]
 async fn an_entry_that_this_program_cannot_decode_is_refused_before_it_is_in_the_log() {
     let nodes = static_cluster(3).await;
@@ -152,7 +152,7 @@ async fn an_entry_that_this_program_cannot_decode_is_refused_before_it_is_in_the
     }
 }
 
-/// postcard writes it, and needs to be told which of the two it reads.
+/// postcard writes the value, but its bytes do not identify the variant to read.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Untagged {
@@ -195,7 +195,7 @@ async fn an_entry_that_its_own_type_cannot_decode_is_refused_before_it_is_in_the
     within("the end", running).await.unwrap().unwrap();
 }
 
-/// Attributes of serde that let an entry be decoded as nothing, or as another one.
+/// Serde attributes with which an entry cannot be decoded, or decodes to another one.
 #[derive(Serialize, Deserialize)]
 enum Treacherous {
     #[serde(skip)]
@@ -210,7 +210,7 @@ enum Treacherous {
     },
 }
 
-/// Has applied nothing, or else it stops.
+/// A store that fails as soon as an entry is applied.
 struct TreacherousStore;
 
 impl StateMachine for TreacherousStore {
@@ -253,7 +253,7 @@ async fn an_entry_that_is_decoded_as_another_or_not_at_all_is_refused_at_any_siz
     within("the end", running).await.unwrap().unwrap();
 }
 
-/// How often it was encoded, and decoded.
+/// How often the entry was encoded, and decoded.
 static ENCODED: AtomicUsize = AtomicUsize::new(0);
 static DECODED: AtomicUsize = AtomicUsize::new(0);
 
@@ -340,7 +340,7 @@ async fn a_connection_whose_other_end_hangs_does_not_keep_the_directory(kind: Di
     let raft = node.start();
     put(&raft, "key", "value").await;
     let mut hung = TcpStream::connect(&node.address).await.unwrap();
-    // HTTP/2 begins so, with empty settings; after that, nothing.
+    // The start of HTTP/2, with empty settings; no bytes follow.
     hung.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     within("the server's settings", hung.read_exact(&mut [0; 9])).await.unwrap();
     within("quit", raft.quit()).await;

@@ -79,7 +79,7 @@ async fn the_largest_entries_are_replicated_from_a_follower_and_from_a_client() 
     let (mut nodes, members) = static_nodes_on(DiskKind::Wal, 3);
     let mut addresses = Vec::new();
     for node in &mut nodes {
-        // So much is copied and checked here, unoptimised, that other threads may wait for it.
+        // So much data is copied and checked here, unoptimised, that other threads may be delayed.
         let (election_timeout, propose_timeout) = (Duration::from_secs(5), Duration::from_secs(50));
         let config = Config { election_timeout, propose_timeout, ..Config::default() };
         node.config = Config { entry_bytes_max: 64 << 20, disk_stall_timeout: propose_timeout, ..config };
@@ -262,11 +262,11 @@ async fn of_two_nodes_with_one_id_the_second_is_refused() {
     let known =
         |status: &raftify::status::Status| status.members.iter().all(|member| member.incarnation.is_some());
     within("all to be known", nodes[leader].raft().status().wait_for(known)).await.unwrap();
-    // The same id, elsewhere.
+    // The same id, at another address.
     let mut impostor = TestNode::new(nodes[(leader + 1) % 3].id.get());
     let mut elsewhere = members.clone();
     elsewhere[(leader + 1) % 3].address.clone_from(&impostor.address);
-    // Its list differs, and so does its cluster's id: the others do not even look at its messages.
+    // Its list differs, and so does its cluster's id: the others reject its messages unread.
     start_static(&mut impostor, &elsewhere).await;
     put(nodes[leader].raft(), "key", "value").await;
     let refused = impostor.raft().without_waiting().propose(set("key", "bad")).await.unwrap_err();
@@ -324,7 +324,7 @@ async fn a_client_that_was_given_one_address_goes_on_after_every_member_was_repl
 #[tokio::test]
 async fn a_node_that_hangs_is_asked_once_and_then_last() {
     let nodes = static_cluster(3).await;
-    // Takes connections, and never says a word.
+    // Accepts connections, and never answers.
     let hangs = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addresses = [hangs.local_addr().unwrap().to_string(), nodes[0].address.clone()];
     let client = raftify::RaftClient::<Change, Store>::new(addresses).unwrap();

@@ -1,5 +1,5 @@
-//! Nothing leaves a node before what it depends on is written: shown by writes that are slow and fail in the end. If an
-//! answer had left before, somebody would have it.
+//! A node sends nothing before the write on which it depends is durable: tested with writes that are slow and fail in
+//! the end. An answer sent too early would have arrived by then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,7 +28,7 @@ fn has_vote(writes: &[Write]) -> bool {
     writes.iter().any(|write| write.hard_state.is_some_and(|state| state.vote.is_some()))
 }
 
-/// As long as a flush may take. Whatever is sent meanwhile has time to arrive.
+/// As long as a flush may take. A message sent meanwhile has time to arrive.
 fn take_long() {
     std::thread::sleep(Duration::from_millis(20));
 }
@@ -40,7 +40,7 @@ async fn a_slow_disk_loses_nothing_and_keeps_the_order(kind: DiskKind) {
     let mut count = 0;
     node.disk.judge(move |_| {
         count += 1;
-        // Now and then, so that writes are merged in between.
+        // At intervals, so that writes are merged in between.
         if count % 3 == 0 {
             take_long();
         }
@@ -88,7 +88,7 @@ async fn a_write_that_fails_is_never_tried_again_and_everyone_who_waits_is_answe
         .collect();
     for proposal in proposals {
         let error = within("an answer", proposal).await.unwrap().unwrap_err();
-        // Those that were still queued were never begun.
+        // Writes that were still queued have not begun.
         let is_told = match &error {
             ProposeError::Unknown(UnknownOutcome::NodeStopped(why)) => matches!(why, StopReason::Storage(_)),
             error => error.nothing_happened(),
@@ -148,7 +148,7 @@ async fn a_leader_whose_disk_hangs_answers_what_a_majority_has_written() {
     let leader = agreed_leader(&nodes).await;
     let raft = nodes[leader].raft().clone();
     put(&raft, "key", "before").await;
-    // What is recorded about members waits for the leader's own disk, and so does what follows it.
+    // Records about members wait for the leader's own disk, and so do the entries after them.
     let is_recorded = || raft.status().borrow().members.iter().all(|member| member.incarnation.is_some());
     until("all members are known", async || is_recorded()).await;
     let hung = Gate::default();
@@ -199,7 +199,7 @@ async fn a_voter_whose_write_fails_has_voted_for_nobody() {
     nodes[1].start();
     let error = nodes[1].ended().await.unwrap_err();
     assert!(matches!(error, RunError::Stopped(StopReason::Storage(_))), "{error}");
-    // It goes on asking.
+    // It continues to request votes.
     until("it asks again", async || raft.status().borrow().role == Role::PreCandidate).await;
     assert!(!watching.is_finished(), "one of two votes was enough");
     nodes[1].disk.heal();
@@ -208,7 +208,7 @@ async fn a_voter_whose_write_fails_has_voted_for_nobody() {
     watching.abort();
 }
 
-/// The answer to a proposal of which the write never comes to its end.
+/// The answer to a proposal whose write never ends.
 async fn answer_while_the_disk_hangs(hung: Gate) -> Result<Option<String>, ProposeError> {
     let mut node = TestNode::new(1);
     node.config = Config { propose_timeout: Duration::from_secs(1), ..Config::default() };
@@ -251,7 +251,7 @@ fn a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread() {
     }
 }
 
-/// Who was answered runs on the thread of the raft loop, perhaps, and before the loop waits for the next write.
+/// A caller with an answer possibly runs on the thread of the raft loop, and before the loop waits for the next write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_answered_does_not_wait_for_the_next_write() {
     let mut node = TestNode::new(1);
@@ -275,7 +275,7 @@ async fn who_was_answered_does_not_wait_for_the_next_write() {
         let raft = raft.clone();
         async move { raft.propose(set("key", "first")).await }
     });
-    // This is no thread of the runtime.
+    // This is not a thread of the runtime.
     wait_for(&begun);
     let mut second = std::pin::pin!(raft.propose(set("key", "second")));
     let is_pending = std::future::poll_fn(|context| Poll::Ready(second.as_mut().poll(context).is_pending()));

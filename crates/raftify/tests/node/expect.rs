@@ -29,7 +29,7 @@ fn voters(node: &TestNode) -> usize {
     node.raft().members().iter().filter(|member| member.role == MemberRole::Voter).count()
 }
 
-/// Starts all of them at once, each with the same words.
+/// Starts all of them at once, each with the same arguments.
 async fn start_all(nodes: &mut [TestNode], start: &Start) {
     join_all(nodes.iter_mut().map(async |node| drop(node.start_as(start.clone()).await.unwrap()))).await;
 }
@@ -51,7 +51,7 @@ async fn a_node_that_is_ended_while_it_waits_for_the_others_begins_with_them_lat
     let mut nodes = fresh_nodes(3);
     let start = expecting(3, &nodes.iter().collect::<Vec<_>>());
     let (logged, _log) = Logged::from_now_on();
-    // Two wait for the third in vain, and are ended.
+    // Two wait for the third without success, and are ended.
     for node in &mut nodes[..2] {
         let waits = node.start_as(start.clone());
         let said = until("it says that it waits", async || logged.text().contains("waiting for 3 nodes"));
@@ -65,7 +65,7 @@ async fn a_node_that_is_ended_while_it_waits_for_the_others_begins_with_them_lat
     let first = cluster_id(&nodes[0]);
     assert!(nodes.iter().all(|node| cluster_id(node) == first));
 
-    // Started again with the same words, each continues.
+    // Restarted with the same arguments, each continues.
     for node in &mut nodes {
         node.kill().await;
     }
@@ -112,7 +112,7 @@ async fn of_a_longer_list_the_same_nodes_begin_whichever_come_first() {
     let start = expecting(2, &nodes.iter().collect::<Vec<_>>());
     let (first, last) = nodes.split_at_mut(2);
     let [a, b] = first else { unreachable!("two of three") };
-    // The third one is there first, and begins with neither of them.
+    // The third one is running first, and begins with neither of them.
     within("a cluster", async {
         let (a, b, c) = tokio::join!(
             last[0].start_as(start.clone()),

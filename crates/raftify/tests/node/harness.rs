@@ -1,4 +1,4 @@
-//! What the tests share: a state machine that fails on command, a disk that outlives its node, and nodes that are
+//! The shared test harness: a state machine that fails on command, a disk that outlives its node, and nodes that are
 //! started, stopped and killed.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tracing::subscriber::DefaultGuard;
 
-/// No condition takes this long on any machine that works.
+/// No condition takes this long on any working machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
@@ -40,12 +40,12 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
     }
 }
 
-/// Waits until the server of a node that has ended has let go of its port: its task is dropped when the runtime comes to it.
+/// Waits until the server of an ended node has released its port: the runtime drops the server's task a little later.
 pub(crate) async fn not_listening(address: &str) {
     until("the port is free", async || TcpListener::bind(address).is_ok()).await;
 }
 
-/// Waits for something that must happen.
+/// Waits for an event that must happen.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, future).await {
         Ok(value) => value,
@@ -53,7 +53,7 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
     }
 }
 
-/// Nothing stays in the log behind a snapshot.
+/// No entries before a snapshot stay in the log.
 pub(crate) fn short_log() -> Config {
     Config { log_entries_kept: 0, log_bytes_kept_for_followers: 0, ..Config::default() }
 }
@@ -62,12 +62,12 @@ pub(crate) fn id(number: u64) -> NodeId {
     NodeId::new(number).unwrap()
 }
 
-/// What this thread logs.
+/// The log lines of this thread.
 #[derive(Clone, Default)]
 pub(crate) struct Logged(Arc<Mutex<Vec<u8>>>);
 
 impl Logged {
-    /// Until the second is dropped.
+    /// Until the second value is dropped.
     pub(crate) fn from_now_on() -> (Logged, DefaultGuard) {
         let logged = Logged::default();
         let writer = logged.clone();
@@ -108,7 +108,7 @@ pub(crate) fn set(key: impl ToString, value: impl ToString) -> Change {
     Change::Set { key: key.to_string(), value: value.to_string() }
 }
 
-/// Holds whoever comes, until it is opened.
+/// Blocks each caller, until it is opened.
 #[derive(Clone, Default)]
 pub(crate) struct Gate(Arc<GateInner>);
 
@@ -125,12 +125,13 @@ impl Gate {
         self.0.opened.notify_all();
     }
 
-    /// Resolves when somebody is held.
+    /// Resolves when a caller is blocked.
     pub(crate) async fn reached(&self) {
         within("the gate", self.0.reached.subscribe().wait_for(|reached| *reached)).await.unwrap();
     }
 
-    /// Holds the caller until it is opened. A test that fails meanwhile opens nothing any more: it ends all the same.
+    /// Blocks the caller until the gate is opened. After a failure of the test, the gate stays closed: the test still
+    /// ends.
     pub(crate) fn pass(&self) {
         self.0.reached.send_replace(true);
         let open = self.0.open.lock().unwrap();
@@ -147,11 +148,11 @@ pub(crate) struct Store {
     pub(crate) is_quick: bool,
 }
 
-/// What goes wrong in a store.
+/// The faults of a store.
 #[derive(Clone, Default)]
 pub(crate) struct Faults {
     pub(crate) snapshot: Arc<AtomicBool>,
-    /// What was captured is written out once the gate is open.
+    /// A captured state is written once the gate is open.
     pub(crate) slow_snapshot: Arc<AtomicBool>,
     pub(crate) restore: Arc<AtomicBool>,
 }
@@ -203,8 +204,8 @@ impl StateMachine for Store {
 
 pub(crate) type TestRaft = Raft<Change, Store>;
 
-/// Runs each test, a function of the kind of disk, on both storages that a node can have, and on a runtime on which small
-/// writes are done in the raft loop.
+/// Runs each test, a function of the kind of disk, on both kinds of storage, and on a runtime on which small writes are
+/// done in the raft loop.
 macro_rules! on_both_storages {
     ($($test:ident)*) => {
         mod wal {
@@ -225,16 +226,16 @@ pub(crate) use on_both_storages;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum DiskKind {
-    /// The quickest, for tests that are about something else.
+    /// The quickest kind, for tests of other features.
     Memory,
     Wal,
     Heed,
 }
 
-/// Decides over a write when it comes; `false` lets it fail.
+/// Decides on each write; `false` makes it fail.
 pub(crate) type Judge = Box<dyn FnMut(&[Write]) -> bool + Send>;
 
-/// Storage that outlives its node. One node holds it at a time, also if it is in memory.
+/// Storage that outlives its node. One node uses it at a time, also if it is in memory.
 #[derive(Clone)]
 pub(crate) struct Disk {
     content: Content,
@@ -262,7 +263,7 @@ impl Disk {
         Disk { content, holder: Arc::default(), full: Arc::default(), judge: Arc::default() }
     }
 
-    /// Waits until the node that had it has let go, with all who read there.
+    /// Waits until the previous node has released it, including all readers.
     pub(crate) async fn released(&self) {
         until("the storage is closed", async || {
             Arc::strong_count(&self.holder) == 1
@@ -271,7 +272,7 @@ impl Disk {
         .await;
     }
 
-    /// Forgets everything, as a new disk does.
+    /// Deletes all content, like a new disk.
     pub(crate) fn wipe(&mut self) {
         *self = Disk::new(match self.content {
             Content::Memory(_) => DiskKind::Memory,
@@ -280,7 +281,7 @@ impl Disk {
         });
     }
 
-    /// A second disk with the files of this one, as they are now.
+    /// A second disk with a copy of this one's current files.
     pub(crate) fn copy(&self) -> Disk {
         let copy = Disk::new(match self.content {
             Content::Memory(_) => panic!("it is in memory"),
@@ -291,7 +292,7 @@ impl Disk {
         copy
     }
 
-    /// Lets `judge` decide over each write from now on.
+    /// Lets `judge` decide on each write from now on.
     pub(crate) fn judge(&self, judge: impl FnMut(&[Write]) -> bool + Send + 'static) {
         *self.judge.lock().unwrap() = Some(Box::new(judge));
     }
@@ -301,7 +302,7 @@ impl Disk {
         *self.judge.lock().unwrap() = None;
     }
 
-    /// Where its files are.
+    /// The directory of its files.
     pub(crate) fn path(&self) -> &Path {
         match &self.content {
             Content::Memory(_) => panic!("it is in memory"),
@@ -330,7 +331,7 @@ impl Disk {
         }
     }
 
-    /// What is on a disk in memory.
+    /// The content of a disk in memory.
     pub(crate) fn memory(&self) -> MemoryStorage {
         match &self.content {
             Content::Memory(storage) => storage.clone(),
@@ -338,7 +339,7 @@ impl Disk {
         }
     }
 
-    /// `content`, held by who gets it.
+    /// `content`, held by the caller.
     pub(crate) fn held<S>(&self, content: S) -> OpenDisk<S> {
         OpenDisk {
             content,
@@ -396,7 +397,7 @@ impl<S: StableStorage> StableStorage for OpenDisk<S> {
     }
 }
 
-/// One node, with what it keeps when it is down.
+/// One node, with the parts that it keeps when it is down.
 pub(crate) struct TestNode {
     pub(crate) id: NodeId,
     pub(crate) address: String,
@@ -404,9 +405,9 @@ pub(crate) struct TestNode {
     pub(crate) config: Config,
     pub(crate) gate: Gate,
     pub(crate) faults: Faults,
-    /// Whether its state machine says so of itself.
+    /// Whether its state machine declares itself quick.
     pub(crate) is_quick: bool,
-    /// Where it looks for the others while it knows no leader.
+    /// The addresses at which it looks for the others while it knows no leader.
     pub(crate) discover: Vec<String>,
     running: Option<(TestRaft, JoinHandle<Result<(), RunError>>)>,
 }
@@ -430,7 +431,7 @@ impl TestNode {
         }
     }
 
-    /// The node on another disk, at an address of its own.
+    /// The node on another disk, at another address.
     pub(crate) fn twin(&self, disk: Disk) -> TestNode {
         TestNode { id: self.id, disk, ..TestNode::new(self.id.get()) }
     }
@@ -439,20 +440,20 @@ impl TestNode {
         TestNode { address: address.to_owned(), ..TestNode::new(number) }
     }
 
-    /// The node that a ticket was made out for.
+    /// The node for which a ticket was issued.
     pub(crate) fn of(ticket: &ClusterJoinTicket) -> TestNode {
         TestNode::at(ticket.reserved_id.get(), &ticket.raft_addr)
     }
 
     /// Bootstraps without running.
     pub(crate) fn bootstrap(&self) -> Result<TestRaft, BootstrapError> {
-        // Shown for tests that fail; another test of this process may have been first.
+        // Shown for failed tests; another test of this process may have been first.
         let log =
             tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env());
         let _ = log.with_test_writer().try_init();
         match &self.disk.content {
             Content::Memory(storage) => self.bootstrap_with(storage.clone()),
-            // With small files, which are quickly made.
+            // With small files, which are created quickly.
             Content::Wal(directory) => {
                 let settings = WalSettings { segment_bytes: 64 << 10 };
                 self.bootstrap_with(WalStorage::open_with(directory.path(), settings).unwrap())
@@ -473,7 +474,7 @@ impl TestNode {
         Store { node_id: self.id, map: BTreeMap::new(), gate, faults, is_quick: self.is_quick }
     }
 
-    /// Bootstraps and runs, on what the disk holds. With id 1, on a fresh disk, begins a cluster alone.
+    /// Bootstraps and runs, on the content of the disk. With id 1, on a fresh disk, begins a cluster alone.
     pub(crate) fn start(&mut self) -> TestRaft {
         let raft = self.bootstrap().unwrap();
         if self.id == NodeId::FIRST {
@@ -520,7 +521,7 @@ impl TestNode {
         outcome
     }
 
-    /// Ends the node without asking it.
+    /// Ends the node without a stop request.
     pub(crate) async fn kill(&mut self) {
         let (_, task) = self.running.take().expect("the node was started");
         task.abort();
@@ -535,7 +536,7 @@ impl TestNode {
     }
 }
 
-/// Tells a node that was bootstrapped to begin a cluster alone. On a used disk, this changes nothing.
+/// Makes a bootstrapped node begin a cluster alone. On a used disk, this has no effect.
 pub(crate) fn begins_alone<E, S>(raft: &Raft<E, S>, address: &str)
 where
     E: LogEntry,
@@ -568,7 +569,7 @@ pub(crate) async fn put(raft: &TestRaft, key: impl ToString, value: impl ToStrin
     until("a proposal is accepted", async || raft.propose(change.clone()).await.is_ok()).await;
 }
 
-/// Nodes 1 to `count` with the list of members that each is started with.
+/// Nodes 1 to `count` with the list of members with which each is started.
 pub(crate) fn static_nodes(count: u64) -> (Vec<TestNode>, Vec<Member>) {
     static_nodes_on(DiskKind::Memory, count)
 }
@@ -599,7 +600,7 @@ pub(crate) async fn static_cluster_on(kind: DiskKind, count: u64) -> Vec<TestNod
     nodes
 }
 
-/// Waits until all nodes that are up follow one leader that is up, and returns its place among them.
+/// Waits until all nodes that are up follow one leader that is up, and returns its index among them.
 pub(crate) async fn agreed_leader(nodes: &[TestNode]) -> usize {
     let mut place = None;
     until("there is a leader", async || {
@@ -621,7 +622,7 @@ pub(crate) async fn ticket(address: &str, member: &TestNode) -> ClusterJoinTicke
     ticket.unwrap()
 }
 
-/// Starts a new node and lets it in through `member`.
+/// Starts a new node and admits it through `member`.
 pub(crate) async fn join(member: &TestNode) -> TestNode {
     let address = free_address();
     let ticket = ticket(&address, member).await;
@@ -631,7 +632,7 @@ pub(crate) async fn join(member: &TestNode) -> TestNode {
     node
 }
 
-/// Changes are made one at a time; who comes in between tries again.
+/// Changes are made one at a time; a concurrent change is retried.
 pub(crate) async fn join_with(raft: &TestRaft, ticket: ClusterJoinTicket) {
     until("the node is let in", async || raft.join_cluster(vec![ticket.clone()]).await.is_ok()).await;
 }

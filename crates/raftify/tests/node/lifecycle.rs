@@ -88,7 +88,7 @@ async fn quit_before_run_closes_storage_and_port() {
     within("quit", raft.quit()).await;
     node.disk.released().await;
     assert!(std::net::TcpListener::bind(&node.address).is_ok());
-    // Whoever spawned `run` and then quit does not know which came first.
+    // A caller that spawned `run` and then quit does not know which came first.
     assert!(raft.clone().run().await.is_ok());
     assert!(matches!(raft.run().await, Err(RunError::AlreadyRunning)));
 }
@@ -196,7 +196,8 @@ async fn who_waits_when_the_node_stops_is_answered() {
     });
     let read = within("the read's answer", query).await.unwrap();
     assert!(matches!(read, Err(ReadError::Stopped(_))), "{read:?}");
-    // The state machine has begun with the first, and finishes it; the second it never saw, or in the same batch.
+    // The state machine has begun to apply the first entry, and finishes it; it never gets the second one, or gets it
+    // in the same batch.
     node.gate.open();
     assert_eq!(within("the first answer", held).await.unwrap(), Ok(None));
     let second = within("the second answer", waiting).await.unwrap();
@@ -204,7 +205,7 @@ async fn who_waits_when_the_node_stops_is_answered() {
     assert!(second == Ok(None) || second == Err(unknown), "{second:?}");
     within("quit", quit).await.unwrap();
     assert!(node.ended().await.is_ok());
-    // A third comes too late, and nothing happens.
+    // A third entry comes too late, and nothing happens.
     assert_eq!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(StopReason::Stopped)));
 }
 
@@ -226,7 +227,7 @@ async fn a_node_that_cannot_end_says_what_it_waits_for() {
         gate.reached().await;
 
         let (logged, _log) = Logged::from_now_on();
-        // Its patience is some seconds of this clock, which nobody sees pass.
+        // The node waits some seconds of this paused clock, which pass at once.
         tokio::time::pause();
         let raft = node.raft().clone();
         let quit = tokio::spawn(async move { raft.quit().await });
@@ -256,7 +257,7 @@ async fn a_full_request_queue_answers_busy() {
     let (first, second) = tokio::join!(raft.read_index(), raft.read_index());
     assert!(first.is_ok());
     assert_eq!(second, Err(ReadError::Busy { waiting: 1 }));
-    // Who has no such answer waits for a place.
+    // A verb without such an answer waits for a slot.
     let (first, second) = tokio::join!(raft.inspect(), raft.inspect());
     assert!(first.is_ok() && second.is_ok());
     node.stop().await;
@@ -310,7 +311,7 @@ async fn a_caller_may_give_up_without_harm() {
 
 #[tokio::test]
 async fn a_node_may_listen_elsewhere_than_where_the_others_reach_it() {
-    // Nobody has the first, a range for documentation (RFC 5737): the node cannot listen there.
+    // No machine has the first address, which is in a range for documentation (RFC 5737): the node cannot listen there.
     let (reached, listening) = ("192.0.2.1:60061", TestNode::new(1).address.clone());
     let node = TestNode::at(1, reached);
     let listen_at = |address: &str| {

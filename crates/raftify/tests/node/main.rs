@@ -1,4 +1,4 @@
-//! Whole nodes over real connections: every promise of the public API, and every bad input.
+//! Whole nodes over real connections: every guarantee of the public API, and every invalid input.
 
 #![allow(clippy::unwrap_used)] // A test that unwraps fails at the place that tells most.
 

@@ -1,4 +1,4 @@
-//! Joining, leaving, and every change that is refused.
+//! Joining, leaving, and every rejected change.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use raftify::{ClusterJoinTicket, Config, Member, NodeId};
 
 use crate::harness::*;
 
-/// Asks until the change is made or refused. On a busy machine, a leader that is to be removed may not find a successor
-/// in time, and a new leader may not have heard from all voters yet: nothing has happened then.
+/// Retries until the change is made or rejected. On a busy machine, a leader that is to be removed may not find a
+/// successor in time, and a new leader may not have messages from all voters yet: nothing has happened then.
 async fn change(
     raft: &TestRaft,
     change: MembershipChange,
@@ -42,13 +42,13 @@ async fn three_nodes_join_one_after_the_other_and_all_take_part() {
         members_seen(node, 3).await;
         put(node.raft(), place, "value").await;
     }
-    // What came before a node joined is there as well.
+    // Entries from before a node joined are present as well.
     for node in &nodes {
         for key in ["0", "1", "2"] {
             assert_eq!(node.get(key).await, Some("value".to_owned()));
         }
     }
-    // And everything is still there after all were down.
+    // All data is still present after all nodes were down.
     for node in &mut nodes {
         node.kill().await;
     }
@@ -96,7 +96,7 @@ async fn several_tickets_are_one_change() {
         nodes[1].raft().join_cluster(tickets.clone()),
         nodes[2].raft().join_cluster(tickets.clone())
     );
-    // Whoever comes second may meet the change of the first.
+    // The second change may meet the first one.
     for (outcome, node) in [(first, &nodes[1]), (second, &nodes[2])] {
         if outcome.is_err() {
             until("it is let in", async || node.raft().join_cluster(tickets.clone()).await.is_ok()).await;
@@ -137,7 +137,7 @@ async fn joining_twice_at_once_is_joining_once() {
 async fn who_joins_hears_that_its_node_has_stopped_while_the_cluster_does_not_answer() {
     let nodes = joined_cluster(1).await;
     let mut ticket = ticket(&free_address(), &nodes[0]).await;
-    // Takes connections, and never says a word.
+    // Accepts connections, and never answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     ticket.leader_addr = silent.local_addr().unwrap().to_string();
     ticket.peer_addr.clone_from(&ticket.leader_addr);
@@ -203,7 +203,7 @@ async fn joining_with_nobody_alive_is_an_error_that_names_who_was_tried() {
         matches!(&error, JoinClusterError::Unreachable(text) if text.contains(&nodes[0].address)),
         "{error}"
     );
-    // It works once somebody is there again.
+    // The join succeeds once a node runs there again.
     nodes[0].start();
     join_with(&raft, ticket).await;
 }
@@ -251,7 +251,7 @@ async fn a_wiped_member_is_not_let_in_under_its_old_id() {
         )
     };
     until("the wiped node is refused", refused).await;
-    // The way out: remove it, and let it join again with a new ticket.
+    // The remedy: remove it, and let it join again with a new ticket.
     change(nodes[0].raft(), MembershipChange::one(MemberChange::Remove(node.id))).await.unwrap();
     let again = join(&nodes[0]).await;
     assert_ne!(again.id, node.id);
@@ -309,7 +309,7 @@ async fn changes_that_make_no_sense_are_refused() {
     }
 }
 
-/// Addresses are used again, by containers or after a test: whoever listens there now may be of another cluster.
+/// Addresses are reused, by containers or after a test: the node that listens there now may belong to another cluster.
 #[tokio::test]
 async fn a_ticket_adds_its_holder_to_no_other_cluster() {
     let own = joined_cluster(1).await;
@@ -411,8 +411,8 @@ async fn another_name_of_a_members_address_is_refused_as_that_of_a_new_node() {
     assert_eq!(nodes[0].raft().cluster_size(), 1);
 }
 
-/// What is in force where the leader is may not be known to the others: without its vote, they could not go on if the
-/// leader was lost then.
+/// The other nodes may not know the membership that is in force on the leader: without this node's vote, they could not
+/// continue if the leader failed then.
 #[tokio::test]
 async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
     let mut nodes = static_cluster(3).await;
@@ -421,7 +421,7 @@ async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
     let [leaving, unknowing] = [(leader + 1) % 3, (leader + 2) % 3];
     let hung = Gate::default();
     let disk = hung.clone();
-    // It is alive until the removal reaches it.
+    // It runs until the removal reaches it.
     nodes[unknowing].disk.judge(move |writes| {
         let is_removal = |entry: &Entry| entry.kind == EntryKind::MembershipChange;
         if writes.iter().flat_map(|write| &write.append).any(is_removal) {
@@ -493,7 +493,7 @@ async fn a_first_node_whose_directory_was_wiped_asks_to_be_let_in() {
         panic!("{error}")
     };
     assert!(matches!(refusal, MembershipRefusal::AddressTaken { .. }), "{refusal}");
-    // The way out.
+    // The remedy.
     change(nodes[1].raft(), MembershipChange::one(MemberChange::Remove(id(1)))).await.unwrap();
     nodes[0].disk.wipe();
     within("the node to join", nodes[0].start_as(Start::Join(peers.into()))).await.unwrap();

@@ -1,4 +1,4 @@
-//! A state machine that keeps its state itself, in files, and whose snapshots are sets of files.
+//! A state machine that keeps its own state, in files, and whose snapshots are sets of files.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::*;
 
-/// What was asked of a state machine, over all its lives.
+/// The calls of a state machine, over all its restarts.
 #[derive(Clone, Default)]
 struct Calls {
     applied: Arc<AtomicU64>,
@@ -66,7 +66,7 @@ impl Journal {
         self.root.join(format!("state-{}", self.generation))
     }
 
-    /// What the files hold. A last record that was not written to its end is dropped.
+    /// The content of the files. An incomplete last record is dropped.
     fn load(&mut self) {
         (self.last_file, self.at) = (0, LogPosition::ZERO);
         self.numbers.clear();
@@ -87,13 +87,13 @@ impl StateMachine for Journal {
 
     fn apply(&mut self, position: LogPosition, number: u64) -> Result<usize, BoxError> {
         if self.numbers.contains(&number) {
-            // Proposed again because its outcome was not known.
+            // Proposed again because its outcome was unknown.
             return Ok(self.numbers.len());
         }
         self.calls.applied.fetch_add(1, Ordering::SeqCst);
         let path = self.state().join(self.last_file.to_string());
         let record = [position.term.get(), position.index.get(), number].map(u64::to_be_bytes).concat();
-        // Never synced: it may lag behind.
+        // Never synced: the file may lag behind.
         File::options().append(true).create(true).open(path)?.write_all(&record)?;
         self.at = position;
         self.numbers.push(number);
@@ -107,7 +107,7 @@ impl StateMachine for Journal {
     fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
         let checkpoint = self.root.join(format!("checkpoint-{}", self.at.index));
         fs::create_dir(&checkpoint)?;
-        // From here on, the file that grew so far does not change any more either.
+        // From here on, the file that grew so far no longer changes either.
         self.last_file += 1;
         for file in 0..self.last_file {
             let file = file.to_string();
@@ -117,7 +117,7 @@ impl StateMachine for Journal {
                 File::create(checkpoint.join(&file))?;
             }
         }
-        // Nothing is to be missing in the sequence.
+        // No file may be missing in the sequence.
         File::options().append(true).create(true).open(self.state().join(self.last_file.to_string()))?;
         Ok(Snapshot::from_directory(checkpoint))
     }
@@ -207,7 +207,7 @@ impl JournalNode {
         numbers
     }
 
-    /// Takes the last `count` records from the state, as a loss of power may.
+    /// Removes the last `count` records from the state, as a power failure may.
     fn lose_records(&self, count: usize) {
         let mut journal = Journal::open(self.root.path().to_owned(), Calls::default()).unwrap();
         for _ in 0..count {
@@ -219,7 +219,7 @@ impl JournalNode {
                     break path;
                 }
             };
-            // Files of a checkpoint are linked: what is cut off is cut off in a copy.
+            // Files of a checkpoint are hard links: the truncation is done in a copy.
             let bytes = fs::read(&path).unwrap();
             fs::remove_file(&path).unwrap();
             fs::write(&path, &bytes[..bytes.len() - RECORD_BYTES]).unwrap();
@@ -321,14 +321,14 @@ async fn a_set_of_files_is_installed_on_a_follower_that_was_away_and_kept_over_i
     nodes[2].kill().await;
     nodes[0].put(3..8).await;
     for node in &nodes[..2] {
-        // Whoever leads then has cut its log.
+        // The leader, whichever node it is, has truncated its log.
         assert_eq!(node.numbers().await.len(), 8);
         node.raft().make_snapshot().await.unwrap();
     }
     nodes[2].start();
     assert_eq!(nodes[2].numbers().await, (0..8).collect::<Vec<_>>());
     let (applied, restored) = nodes[2].calls.counted();
-    // More than one if another node came to lead meanwhile, whose snapshot was taken later.
+    // More than one if another node became leader meanwhile, whose snapshot was taken later.
     assert!(applied == 3 && restored > 0, "{applied} applied, {restored} restored");
     nodes[0].put(8..10).await;
     assert_eq!(nodes[2].numbers().await, (0..10).collect::<Vec<_>>());
@@ -392,8 +392,8 @@ async fn no_snapshot_is_taken_while_the_state_machine_is_ahead_of_what_is_known_
         for node in &mut nodes {
             node.kill().await;
         }
-        // That the last entry is committed is not written, unless there was another reason to write. Members that are
-        // in force were committed as well.
+        // The commit of the last entry is not written, unless there was another reason to write. Members that have
+        // taken effect were committed as well.
         let kept = Journal::open(nodes[1].root.path().to_owned(), Calls::default()).unwrap().at;
         let stored = nodes[1].disk.memory().load().unwrap();
         if stored.hard_state.commit.max(stored.members.unwrap().as_of()) < kept.index {
@@ -401,7 +401,7 @@ async fn no_snapshot_is_taken_while_the_state_machine_is_ahead_of_what_is_known_
         }
         nodes.iter_mut().for_each(JournalNode::start);
     }
-    // Alone, it cannot find out.
+    // Alone, it cannot learn this.
     nodes[1].start();
     let refused = within("an answer", nodes[1].raft().make_snapshot()).await;
     assert!(

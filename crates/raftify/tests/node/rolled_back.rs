@@ -1,4 +1,4 @@
-//! Directories that are set back to an older copy, or copied and started beside their original.
+//! Directories that are replaced by an older copy, or copied and started in parallel with their original.
 
 use raftify::error::{RunError, SenderRefusal, StopReason};
 use raftify::status::LogIndex;
@@ -12,14 +12,14 @@ struct Three {
     leader: usize,
     keeper: usize,
     away: usize,
-    /// Of the directory of the keeper, as it ran, before what follows was written.
+    /// The copy of the keeper's directory, made while it ran, before the following writes.
     copy: Disk,
 }
 
-/// The last of these is acknowledged by the leader and the keeper alone.
+/// Only the leader and the keeper acknowledge the last of these.
 const WRITES: u32 = 60;
 
-/// A day ago, the directory of one node was copied; since then, two of three nodes have acknowledged more.
+/// A day ago, the directory of one node was copied; since then, two of three nodes have acknowledged more writes.
 async fn since_the_copy() -> Three {
     let mut nodes = static_cluster_on(DiskKind::Wal, 3).await;
     let leader = agreed_leader(&nodes).await;
@@ -74,7 +74,7 @@ async fn a_leader_that_comes_back_with_an_older_copy_is_refused_by_a_follower_an
     });
     put(nodes[leader].raft(), "key", "newest").await;
     let last = nodes[leader].raft().status().borrow().last.index;
-    // Its follower has written down how far the leader is.
+    // Its follower has recorded the leader's progress.
     within("what the leader tells", written.wait_for(|told| *told >= last)).await.unwrap();
     assert_eq!(nodes[keeper].get("key").await.as_deref(), Some("newest"));
     nodes[leader].stop().await;
@@ -121,7 +121,7 @@ async fn two_copies_that_count_as_many_starts_are_told_apart_and_the_later_one_i
     let copy = nodes[node].disk.copy();
     nodes[node].start();
     assert_eq!(nodes[node].get("key").await.as_deref(), Some("1"));
-    // The original is not there to be found.
+    // The original cannot be found.
     nodes[node].stop().await;
     let original = std::mem::replace(&mut nodes[node].disk, copy);
     nodes[node].start();

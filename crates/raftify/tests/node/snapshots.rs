@@ -46,7 +46,7 @@ async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted(kind: DiskKi
     let raft = node.start();
     let mut taken = Vec::new();
     let mut count = 0;
-    // One that takes long may stand for many.
+    // One slow snapshot may replace several others.
     while count < 100 || taken.len() < 4 {
         put(&raft, count, count).await;
         count += 1;
@@ -75,7 +75,7 @@ async fn a_node_that_starts_with_a_snapshot_of_all_there_is_serves_reads() {
         assert_eq!(nodes[follower].get("key").await.as_deref(), Some("value"));
         let read = nodes[follower].raft().read_index().await;
         if nodes[follower].raft().status().borrow().last == snapshot {
-            // Nothing was added meanwhile that could have told that the snapshot is restored.
+            // No entry was added meanwhile that could have shown that the snapshot is restored.
             assert!(read.is_ok(), "{read:?}");
             break;
         }
@@ -97,7 +97,7 @@ async fn a_snapshot_that_was_begun_before_is_no_answer_to_who_asks_for_one_now()
     let acknowledged = raft.status().borrow().commit;
     let mut second = pin!(raft.make_snapshot());
     assert!(second.as_mut().now_or_never().is_none());
-    // The request before this one has come to the node.
+    // The previous request has reached the node.
     raft.inspect().await.unwrap();
     node.gate.open();
     let second = within("a snapshot", second).await.unwrap();
@@ -152,7 +152,8 @@ async fn a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_star
     node.stop().await;
 }
 
-/// Writes `count` values of `bytes` each, and waits until the log before them is gone on every node that is up, whoever leads by then.
+/// Writes `count` values of `bytes` each, and waits until the log before them is deleted on every node that is up,
+/// regardless of the current leader.
 async fn outrun(nodes: &[TestNode], count: u64, bytes: usize) {
     let up: Vec<&TestRaft> = nodes.iter().filter(|node| node.is_up()).map(TestNode::raft).collect();
     let value = "x".repeat(bytes);
@@ -174,8 +175,8 @@ async fn outrun(nodes: &[TestNode], count: u64, bytes: usize) {
     }
 }
 
-/// Three nodes, of which one is down, while `count` values of `bytes` each were written and cut from the log. Who leads, and
-/// who is down.
+/// Three nodes, one of which is down, while `count` values of `bytes` each were written and truncated from the log.
+/// Returns the leader and the node that is down.
 async fn one_was_outrun(kind: DiskKind, count: u64, bytes: usize) -> (Vec<TestNode>, usize, usize) {
     let (mut nodes, members) = static_nodes_on(kind, 3);
     for node in &mut nodes {
@@ -190,7 +191,7 @@ async fn one_was_outrun(kind: DiskKind, count: u64, bytes: usize) -> (Vec<TestNo
 }
 
 async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: DiskKind) {
-    // More than a gRPC message may hold.
+    // More than a gRPC message may contain.
     let (mut nodes, leader, away) = one_was_outrun(kind, 40, 200_000).await;
     let raft = nodes[away].start();
     let position = nodes[leader].raft().status().borrow().snapshot;
@@ -198,18 +199,18 @@ async fn a_follower_that_was_away_for_too_long_catches_up_by_a_snapshot(kind: Di
     until("it has the snapshot", async || raft.status().borrow().snapshot >= position).await;
     assert_eq!(nodes[away].get("39").await.map(|value| value.len()), Some(200_000));
     put(nodes[away].raft(), "key", "value").await;
-    // What was installed survives a restart.
+    // The installed snapshot survives a restart.
     nodes[away].kill().await;
     nodes[away].start();
     assert_eq!(nodes[away].get("0").await.map(|value| value.len()), Some(200_000));
     assert_eq!(nodes[away].get("key").await, Some("value".to_owned()));
 }
 
-/// How much is there of the snapshot that the node is receiving.
+/// How many bytes have arrived of the snapshot that the node is receiving.
 fn incoming_bytes(node: &TestNode) -> u64 {
     let files = std::fs::read_dir(node.disk.path().join("snapshots")).unwrap().map(|file| file.unwrap());
     let incoming = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "incoming"));
-    // It may get its name meanwhile.
+    // The file may be renamed meanwhile.
     incoming.filter_map(|file| file.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
@@ -273,7 +274,7 @@ async fn a_new_member_that_got_a_snapshot_only_votes_and_leads() {
     assert_eq!(addresses.len(), 2);
 }
 
-/// In memory; whoever reads a snapshot is held at the gate.
+/// In memory; a reader of a snapshot blocks at the gate.
 struct HeldReads {
     memory: MemoryStorage,
     snapshots: HeldSnapshots,
@@ -283,7 +284,7 @@ struct HeldReads {
 struct HeldSnapshots {
     store: MemorySnapshotStore,
     gate: Gate,
-    /// One for each reader that there is, besides.
+    /// One additional reference for each reader.
     readers: Arc<()>,
 }
 
@@ -376,13 +377,13 @@ async fn work_on_a_snapshot_does_not_outlive_run() {
     let quitting = tokio::spawn(async move { quitting.quit().await });
     until("it stops", async || matches!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(_))))
         .await;
-    // Everything else has ended by then.
+    // All other work has ended by then.
     let warning = "has been waiting for 5 s for reads of the log, or work on snapshots";
     until(warning, async || logged.text().contains(warning)).await;
     assert!(!running.is_finished());
     gate.open();
     within("the end", running).await.unwrap().unwrap();
-    // The snapshots of this storage are gone with it, and so is the reader: what is left is this test's.
+    // The snapshots of this storage are gone with it, and so is the reader: the rest belongs to this test.
     assert_eq!(Arc::strong_count(&readers), 1, "the snapshot is still being read");
     within("quit", quitting).await.unwrap();
     follower.stop().await;

@@ -1,4 +1,4 @@
-//! Begin, join, restart: on empty directories, on those that fit, and on those of others.
+//! Begin, join, restart: on empty directories, on matching ones, and on those of others.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ fn role(node: &TestNode, of: &TestNode) -> Option<MemberRole> {
     node.raft().members().get(of.id).map(|member| member.role)
 }
 
-/// A node that died when its identity was durable, and before it was let in.
+/// A node that died after its identity was durable, and before it was admitted.
 async fn died_while_joining(member: &TestNode) -> TestNode {
     let ticket = ticket(&free_address(), member).await;
     let nowhere = free_address();
@@ -63,7 +63,7 @@ async fn begin_on_an_empty_directory_begins_a_cluster_and_says_so() {
     assert_eq!((node.id, node.raft().cluster_size()), (id(1), 1));
     let lines = logged.text().lines().filter(|line| line.contains("begins a new cluster")).count();
     assert_eq!(lines, 1, "{}", logged.text());
-    // No other node can begin the same one.
+    // No other node can begin the same cluster.
     assert_ne!(cluster_id(&node), cluster_id(&begun().await));
 }
 
@@ -240,7 +240,7 @@ async fn a_learner_stays_one_over_its_own_join_cluster_and_restarts() {
     let raft = node.start();
     let as_learner = ticket.clone().as_learner();
     within("the learner to join", raft.join_cluster(vec![as_learner])).await.unwrap();
-    // A ticket for a voter does not make it one.
+    // A ticket for a voter does not make it a voter.
     within("the answer", raft.join_cluster(vec![ticket])).await.unwrap();
     assert_eq!(role(&node, &node), Some(MemberRole::Learner));
     node.kill().await;
@@ -287,7 +287,8 @@ async fn nodes_with_the_same_list_begin_one_cluster() {
     assert_eq!(nodes[2].get("key").await.as_deref(), Some("value"));
 }
 
-/// One is told that it alone votes, the others that all do: two leaders, if nothing held them back.
+/// The list of one node says that it alone votes, the lists of the others that all do: without the check, there would
+/// be two leaders.
 #[tokio::test(flavor = "multi_thread")]
 async fn static_lists_that_differ_in_a_role_only_are_refused_with_the_difference_and_none_leads() {
     let (nodes, members) = static_nodes(3);
@@ -298,7 +299,7 @@ async fn static_lists_that_differ_in_a_role_only_are_refused_with_the_difference
     lists[0].1 = only_one_votes;
     for (node, error) in begin_together(lists).await {
         let Some(NodeStartError::Begin(BeginError::ConflictingMembers { differences, .. })) = error else {
-            // The others ended first, and no majority is left to begin with.
+            // The others ended first, and no majority remains with which to begin.
             panic!("node {}: {error:?}", node.id)
         };
         assert!(differences.contains("a learner at"), "{differences}");
@@ -358,13 +359,13 @@ async fn an_address_of_all_interfaces_is_refused_and_the_way_out_is_named() {
     }
 }
 
-/// Nothing can promote a node that no voter can connect to; the cluster works on meanwhile.
+/// No voter can connect to the node, so it cannot be promoted; meanwhile the cluster continues to work.
 #[tokio::test]
 async fn a_joiner_that_makes_no_progress_gives_up_after_its_time_and_says_what_is_missing() {
     let member = begun().await;
     let mut node = TestNode::new(1);
     node.config.joiner_timeout = Duration::from_secs(1);
-    // The node listens elsewhere than it says.
+    // The node listens on another address than it advertises.
     let listening = free_address();
     let options = raftify::start::BootstrapOptions { listen_addr: Some(listening), ..Default::default() };
     let storage = node.disk.held(node.disk.memory());

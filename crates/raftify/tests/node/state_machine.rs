@@ -1,4 +1,4 @@
-//! What the state machine does, and what happens when it fails.
+//! The effects of the state machine, and of its failures.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -11,7 +11,7 @@ use raftify::{BoxError, Config, LogEntry, LogPosition, NodeId, Raft, Snapshot, S
 
 use crate::harness::*;
 
-/// One whose panic may take long: its backtrace is printed first.
+/// A node whose panic may take long: its backtrace is printed first.
 fn panicking_node() -> TestNode {
     let mut node = TestNode::new(1);
     let long = Duration::from_secs(60);
@@ -19,7 +19,8 @@ fn panicking_node() -> TestNode {
     node
 }
 
-/// Proposes what stops the node, and starts it again: it must stop for the same reason, since nothing is skipped.
+/// Proposes an entry that stops the node, and starts the node again: it must stop for the same reason, since no entry
+/// is skipped.
 async fn stops_the_node_again_and_again(poison: Change, reason: &str) {
     let mut node = panicking_node();
     let raft = node.start();
@@ -90,7 +91,7 @@ async fn queries_between_batches_see_the_callers_own_writes() {
     node.stop().await;
 }
 
-/// An entry in a format of its own, which not every byte string is.
+/// An entry in a custom format, which not every byte string matches.
 #[derive(Clone)]
 struct Text(&'static [u8]);
 
@@ -182,7 +183,7 @@ async fn a_batch_with_too_few_replies_stops_the_node() {
     assert!(outcome.unwrap_err().to_string().contains("0 replies to 1 entries"));
 }
 
-/// Fails, and panics when it is dropped.
+/// Fails, and panics on drop.
 struct Fragile;
 
 impl Drop for Fragile {
@@ -210,7 +211,7 @@ impl StateMachine for Fragile {
 
 #[tokio::test]
 async fn a_state_machine_that_panics_when_it_is_dropped_does_not_hide_why_the_node_has_ended() {
-    // Thread or loop may be the last to have it.
+    // The thread or the loop may be the last owner.
     for _ in 0..20 {
         let address = free_address();
         let (storage, config) = (MemoryStorage::default(), Config::default());
@@ -224,7 +225,7 @@ async fn a_state_machine_that_panics_when_it_is_dropped_does_not_hide_why_the_no
     }
 }
 
-/// A program that was written with the names that the traits had before.
+/// A program written with the earlier names of the traits.
 mod earlier_names {
     use std::io::Read;
 

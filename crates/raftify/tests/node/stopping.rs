@@ -1,4 +1,4 @@
-//! Nodes that are told to stop while they are in use: the others take over at once, and every request has an answer.
+//! Nodes that are stopped under load: the others take over at once, and every request has an answer.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::harness::*;
 
-/// Three nodes whose time to stop is never over.
+/// Three nodes with an unlimited time to stop.
 async fn patient_cluster() -> Vec<TestNode> {
     let (mut nodes, members) = static_nodes(3);
     for node in &mut nodes {
@@ -50,7 +50,7 @@ async fn while_each_node_stops_in_turn_every_proposal_through_the_others_succeed
         let through_it = tokio::spawn({
             let raft = nodes[stopping].raft().clone();
             async move {
-                // Until the first refusal, which must be certain.
+                // Until the first rejection, which must be definite.
                 loop {
                     if let Err(error) = raft.propose(set("own", "value")).await {
                         break error;
@@ -85,7 +85,7 @@ async fn what_is_under_way_through_a_follower_that_stops_is_answered_first() {
     let nodes = patient_cluster().await;
     let leader = agreed_leader(&nodes).await;
     let follower = nodes[(leader + 1) % 3].raft().clone();
-    // The leader's state machine holds the reply back.
+    // The leader's state machine delays the reply.
     let forwarded = tokio::spawn({
         let follower = follower.clone();
         async move { follower.propose(Change::Wait).await }
@@ -93,7 +93,7 @@ async fn what_is_under_way_through_a_follower_that_stops_is_answered_first() {
     nodes[leader].gate.reached().await;
     let mut quit = pin!(follower.quit());
     assert!(quit.as_mut().now_or_never().is_none());
-    // The raft loop looks at nothing else before.
+    // The raft loop processes no other input before.
     let late = follower.propose(set("late", "")).await;
     assert_eq!(late, Err(ProposeError::Stopped(StopReason::Stopping)));
     assert!(quit.as_mut().now_or_never().is_none(), "it owes an answer");
@@ -128,7 +128,7 @@ async fn what_has_no_outcome_when_the_time_of_a_stopping_node_is_over_is_unknown
     let unknown = UnknownOutcome::NodeStopped(StopReason::Stopped);
     assert_eq!(within("the answer", proposed).await.unwrap(), Err(ProposeError::Unknown(unknown)));
     held.open();
-    // What is unknown may have happened.
+    // A write with an unknown outcome may have happened.
     let next = agreed_leader(&nodes).await;
     put(nodes[next].raft(), "key", "again").await;
 }

@@ -1,4 +1,4 @@
-//! What all handles of a node share, and how a request gets its answer.
+//! The state that all handles of a node share, and the path of a request to its answer.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::channels::lifecycle::{Lifecycle, RunTask};
 use crate::channels::reply::Reply;
 use crate::channels::request_queue::{Refused, RequestSender};
 
-/// The core answers by its own deadlines; this much later, a call gives up on the core.
+/// The core answers by its own deadlines; after this additional time, a call fails without the core's answer.
 const BACKSTOP: Duration = Duration::from_secs(1);
 
 pub(super) struct Shared<FSM: StateMachine> {
@@ -26,15 +26,15 @@ pub(super) struct Shared<FSM: StateMachine> {
     pub(super) queries: mpsc::Sender<Query<FSM>>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) lifecycle: Lifecycle,
-    /// Set on a node that `start` runs: it stops when the last handle is dropped.
+    /// Set on a node that `start` runs: the node stops when the last handle is dropped.
     pub(super) task: Mutex<Option<RunTask>>,
-    /// Those of this node's user.
+    /// The proposals of this node's user.
     pub(super) proposals: Arc<InFlight>,
 }
 
 impl<FSM: StateMachine> Shared<FSM> {
-    /// Asks again as long as the answer is that another node leads than the one that was asked, or none: nothing was done
-    /// then, and this node is about to hear of a leader.
+    /// Retries as long as the answer is that another node leads than the contacted one, or that no leader is known:
+    /// nothing was done then, and this node is about to learn of a leader.
     pub(super) async fn while_leadership_moves<T, E: Unanswered, Answer: Future<Output = Result<T, E>>>(
         &self,
         waits: bool,
@@ -45,10 +45,10 @@ impl<FSM: StateMachine> Shared<FSM> {
         let until = Instant::now() + within;
         let leadership = |status: &Status| (status.leader_id, status.term);
         let mut seen = leadership(&self.status.borrow());
-        // Nearly always, this is all: what follows is set up only when it is needed.
+        // Fast path: the setup below runs only when it is needed.
         let mut answer = attempt(within).await;
         while waits && answer.as_ref().is_err_and(E::leadership_moved) && Instant::now() < until {
-            // If there is no news of the leader, a tick is time enough for it.
+            // Without news of the leader, wait for one tick.
             let mut status = self.status.clone();
             let _ = timeout(self.config.tick_interval, status.wait_for(|status| leadership(status) != seen))
                 .await;
@@ -66,14 +66,14 @@ impl<FSM: StateMachine> Shared<FSM> {
         }
     }
 
-    /// Sends the request that `request` makes of a reply channel, and waits for the answer.
+    /// Sends the request that `request` builds from a reply channel, and waits for the answer.
     pub(super) async fn request<T: Send + 'static, E: Unanswered>(
         &self,
         within: Duration,
         request: impl FnOnce(Responder<T, E>) -> LocalRequestMsg<Reply<FSM::Reply>>,
     ) -> Result<T, E> {
         let (sender, receiver) = oneshot::channel();
-        // The caller may have given up; that is its right.
+        // The caller may have dropped its receiver, which is allowed.
         let reply = Responder::new(move |answer| drop(sender.send(answer)));
         let answer = async move { receiver.await.unwrap_or(Err(StopReason::Stopped.into())) };
         self.ask(request(reply), answer, within).await

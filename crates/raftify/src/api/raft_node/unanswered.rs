@@ -1,4 +1,4 @@
-//! What it means for each verb of a node's own user that a request gets no answer.
+//! The consequence of an unanswered request, for each verb of a node's own user.
 
 use std::time::Duration;
 
@@ -7,30 +7,30 @@ use raftify_core::error::{
     StopReason, TransferError, UnknownOutcome,
 };
 
-/// What a caller is told when the raft loop does not take its request, or does not answer it.
+/// The error for a caller whose request the raft loop does not accept or does not answer.
 pub(crate) trait Unanswered: From<StopReason> + PartialEq + Send + 'static {
-    /// The queue in front of the raft loop is full. `None`: rare enough to wait for a place in it.
+    /// The queue in front of the raft loop is full. `None`: such requests are rare enough to wait for a slot.
     fn busy(waiting: u64) -> Option<Self> {
         let _ = waiting;
         None
     }
 
-    /// Whether nothing was done because the node that was asked no longer leads, or no leader was found.
+    /// Whether nothing was done because the contacted node no longer leads, or no leader was found.
     fn leadership_moved(&self) -> bool {
         false
     }
 
-    /// That no leader is known, if that matters.
+    /// The error for an unknown leader, if the verb needs a leader.
     fn no_leader() -> Option<Self> {
         None
     }
 
-    /// What was dropped with its queue does not know why.
+    /// A request that was dropped with its queue carries no reason.
     fn explained(self, reason: impl FnOnce() -> StopReason) -> Self {
         if self == StopReason::Stopped.into() { reason().into() } else { self }
     }
 
-    /// The core's own deadline has passed, and it did not say so.
+    /// The core's own deadline has passed without an answer of the core.
     fn late(within: Duration) -> Self {
         StopReason::NoAnswer(within).into()
     }
@@ -45,7 +45,7 @@ impl Unanswered for ProposeError {
         Some(ProposeError::NoLeader)
     }
 
-    /// What was not taken says so by itself.
+    /// A request that was not accepted carries its own reason.
     fn explained(self, reason: impl FnOnce() -> StopReason) -> Self {
         match self {
             ProposeError::Unknown(UnknownOutcome::NodeStopped(StopReason::Stopped)) => {

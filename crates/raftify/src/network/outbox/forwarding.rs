@@ -1,5 +1,5 @@
-//! Requests that are passed on to the leader, and their answers back: at most once each, and no more of them at a time than
-//! this node would take if it led itself.
+//! Requests that are forwarded to the leader, and their answers back: at most once each, and no more of them at a time
+//! than this node would accept as leader.
 
 use raftify_core::{CheckedConfig, Forward, Forwarding, LeaderRequest, NodeId, ProposalReply};
 use tracing::debug;
@@ -8,7 +8,7 @@ use crate::channels::reply::RemoteReply;
 use crate::network::remote_node::{CallError, RemoteNode};
 use crate::wire::VerbError;
 
-/// Why a request did not leave.
+/// Why a request was not sent.
 pub(crate) enum Unsent {
     UnknownPeer(NodeId),
     Busy(u64),
@@ -56,13 +56,13 @@ pub(crate) async fn pass_on<R: RemoteReply>(node: RemoteNode, forward: Forward<R
     }
 }
 
-/// The verb's error has no place for why a node was not reached or did not listen: it is logged.
+/// The verb's error has no field for why a node was not reached or rejected the request: the reason is logged.
 fn told<E: VerbError + std::fmt::Debug>(to: NodeId, error: CallError<E>) -> E {
     debug!(peer = %to, ?error, "a request for the leader failed");
     let error = error.into_verb_error();
     match error.stopped() {
         Some(reason) if reason.nothing_happened() => E::not_sent(format!("node {to}: {reason}")),
-        // Passed on as it is, it would say that this node has stopped.
+        // If it were returned unchanged, it would mean that this node has stopped.
         Some(reason) => E::lost(format!("node {to}: {reason}")),
         None => error,
     }

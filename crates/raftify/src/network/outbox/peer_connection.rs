@@ -1,8 +1,8 @@
-//! Keeps the streams to one peer up, and finds out whether it is the peer that answers.
+//! Maintains the streams to one peer, and checks whether the answering node is the peer.
 //!
-//! After each connect the node there is asked which one it is, before it gets a message. The raft loop learns whether the
-//! peer is reached at its advertised address, which is the one that the membership has. A peer may be connected to at
-//! another address as well, where it says that it is, or where it was found: that keeps the cluster working, and does not
+//! After each connect, the node there has to identify itself before it gets a message. The raft loop learns whether the
+//! peer is reached at its advertised address, the one in the membership. A peer may also be connected at another
+//! address, which the peer itself reported, or at which it was found: that keeps the cluster working, and does not
 //! count as reached.
 
 use std::future::pending;
@@ -27,27 +27,27 @@ use crate::wire::{self, RequestRejected, proto};
 /// The pause before the second attempt to connect; it doubles with each further one.
 const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(20);
 
-/// The pause after a peer has refused this node: trying again helps only after a change on one of the two.
+/// The pause after a peer has rejected this node: a retry helps only after a change on one of the two.
 const REFUSED_DELAY: Duration = Duration::from_secs(5);
 
-/// How often a connected peer is asked again which node it is, until it is known. A node that joins gets its identity
-/// after others have connected to it.
+/// How often a connected peer must identify itself again, until it is known. A joining node gets its identity after
+/// others have connected to it.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a peer is looked for, and which node must answer there.
+/// The addresses of a peer, and the node that must answer there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) cluster_id: ClusterId,
-    /// The address that the membership has; of a node that is no member, the one with which it introduced itself.
+    /// The address in the membership; for a node that is not a member, the one with which it introduced itself.
     pub(crate) recorded: String,
-    /// Another address at which the peer is tried first.
+    /// Another address, which is tried first.
     pub(crate) other: Option<String>,
     pub(crate) is_member: bool,
     /// As the membership has it.
     pub(crate) incarnation: Option<Incarnation>,
 }
 
-/// Tells the raft loop whether the peer is reached at its advertised address, and only changes of that.
+/// Reports to the raft loop whether the peer is reached at its advertised address; reports only changes.
 pub(crate) struct Reach {
     peer: NodeId,
     events: PeerEvents,
@@ -57,9 +57,9 @@ pub(crate) struct Reach {
 #[derive(Default)]
 struct ReachState {
     reached: Option<(Incarnation, String)>,
-    /// Whether the peer itself answers, at whichever address.
+    /// Whether the peer itself answers, at any address.
     answers: bool,
-    /// The peer is gone or has moved: what its task says from now on is about the past.
+    /// The peer is gone or has moved: later reports of its task are outdated.
     ended: bool,
 }
 
@@ -68,7 +68,7 @@ impl Reach {
         Reach { peer, events, state: Mutex::default() }
     }
 
-    /// Whether the peer is connected, and said which node it is.
+    /// Whether the peer is connected, and has identified itself.
     pub(crate) fn answers(&self) -> bool {
         lock(&self.state).answers
     }
@@ -97,7 +97,7 @@ impl Reach {
         );
     }
 
-    /// Nothing is reported after this.
+    /// No report follows this.
     pub(crate) fn end(&self) {
         // In one step: in between, the task could report the peer as reached once more.
         let mut state = lock(&self.state);
@@ -106,29 +106,29 @@ impl Reach {
     }
 }
 
-/// Which node answers, compared with the peer that is meant.
+/// The answering node, compared with the intended peer.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// The peer.
     Peer(Incarnation),
-    /// A node of the right id that belongs to no cluster yet: it may be about to join.
+    /// A node with the right id that belongs to no cluster yet: it may be about to join.
     Unidentified,
-    /// A program that cannot say which node it is.
+    /// A program that cannot identify itself as a node.
     Unable,
-    /// A node of the right id, and of another cluster or with another data directory. It refuses the messages, and learns
-    /// from them that the cluster knows another one.
+    /// A node with the right id, but of another cluster or with another data directory. It rejects the messages, and
+    /// learns from them that the cluster knows another directory.
     Replaced(String),
-    /// Another node, which the messages are not for.
+    /// Another node, for which the messages are not intended.
     Other(String),
 }
 
-/// What a node says of itself, as far as it matters here.
+/// The relevant part of a node's identification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     Node {
         id: NodeId,
         identity: Option<Identity>,
-        /// It knows nothing that speaks against this node.
+        /// It has no objection to this node.
         agrees: bool,
     },
     Unable,
@@ -167,21 +167,21 @@ fn judge(answer: Answer, peer: NodeId, target: &Target) -> Verdict {
 pub(crate) struct PeerConnection {
     pub(crate) id: NodeId,
     pub(crate) target: watch::Receiver<Target>,
-    /// The peer has just been heard from: it may be up again.
+    /// The peer has just sent a message: it may be up again.
     pub(crate) is_up: Arc<Notify>,
     pub(crate) queue: Arc<PeerQueue>,
-    /// For everything but signals: follows them to where the peer answers.
+    /// For everything except signals: follows them to the address where the peer answers.
     pub(crate) channel: Arc<Mutex<Channel>>,
     pub(crate) reach: Arc<Reach>,
     pub(crate) events: PeerEvents,
     pub(crate) config: CheckedConfig,
 }
 
-/// How an attempt to speak to the peer ended.
+/// How an attempt to contact the peer ended.
 struct Ended {
     reason: String,
     refusal: Option<RequestRejected>,
-    /// For how long there was a stream.
+    /// How long there was a stream.
     up_for: Option<Duration>,
 }
 
@@ -201,7 +201,7 @@ impl PeerConnection {
         let delay_max = self.config.reconnect_delay_max;
         let delay_min = FIRST_RECONNECT_DELAY.min(delay_max);
         let mut delay = delay_min;
-        // Reported when it breaks, or when the first attempt fails, not again with every further attempt.
+        // Reported when the connection breaks, or when the first attempt fails, not again with every further attempt.
         let mut reported = false;
         let mut last_reason = String::new();
         let (mut other, mut tries_other) = (None, false);
@@ -242,7 +242,7 @@ impl PeerConnection {
         }
     }
 
-    /// Resolves when there is a reason to connect at once: the peer is up, or at another address.
+    /// Resolves when there is a reason to connect at once: the peer is up, or has another address.
     async fn has_news(&mut self, other: &Option<String>) {
         tokio::select! {
             () = self.is_up.notified() => {}
@@ -250,7 +250,7 @@ impl PeerConnection {
         }
     }
 
-    /// Connects, asks which node is there, and sends it messages for as long as it is the right one.
+    /// Connects, identifies the node there, and sends it messages for as long as it is the right one.
     async fn attempt(&mut self, address: &str) -> Ended {
         let batches = self.queue.open();
         let endpoint = match endpoint::endpoint(address, self.config.connect_timeout) {
@@ -271,14 +271,14 @@ impl PeerConnection {
         match verdict {
             Verdict::Other(reason) => return Ended::of_another(reason),
             Verdict::Peer(_) if agrees => send_event(&self.events, PeerEvent::Agrees(self.id)),
-            // Too busy to say so: it is asked again, with a new connection.
+            // The peer is too busy to answer the check: the next connection repeats it.
             Verdict::Peer(_) => {}
-            // What it does not know does not speak against this node.
+            // A node without a record of this node has no objection to it.
             Verdict::Unidentified | Verdict::Unable | Verdict::Replaced(_) => {
                 send_event(&self.events, PeerEvent::Silent(self.id));
             }
         }
-        // Another connection than the one of an earlier attempt, which may hang.
+        // A new connection: that of an earlier attempt may hang.
         *lock(&self.channel) = transport::connect_lazily(&endpoint);
         let since = Instant::now();
         let ended = self.converse(address, channel, batches, answer).await;
@@ -302,8 +302,8 @@ impl PeerConnection {
         }
     }
 
-    /// Reports whether the peer is reached, and asks it again until it is, and whenever there is news of it. Resolves when
-    /// the connection is of no use any more.
+    /// Reports whether the peer is reached, and repeats the identification until it is, and whenever there is news of
+    /// it. Resolves when the connection is no longer usable.
     async fn watch(&mut self, address: &str, channel: Channel, mut answer: Answer) -> String {
         let mut told = String::new();
         loop {
@@ -342,7 +342,7 @@ impl PeerConnection {
                     self.refused(refusal);
                     return reason;
                 }
-                // The peer may have moved without a word to this connection.
+                // The peer may have moved without closing this connection.
                 Err(Ended { reason, .. })
                     if is_news
                         && self.target.borrow().other.as_deref().is_some_and(|other| other != address) =>
@@ -356,7 +356,7 @@ impl PeerConnection {
         }
     }
 
-    /// Asks which node is there.
+    /// Identifies the node at the other end.
     async fn probe(&self, channel: &Channel) -> Result<Answer, Ended> {
         let Introduction { header, sender, receiver } = self.queue.introduction();
         let request =
@@ -375,7 +375,7 @@ impl PeerConnection {
         }
     }
 
-    /// What a peer's refusal adds to the pause.
+    /// The additional pause after a peer's rejection.
     fn pause(&self, refusal: Option<RequestRejected>) -> Duration {
         match refusal {
             None | Some(RequestRejected::NoCluster { .. } | RequestRejected::Stopped(_)) => Duration::ZERO,
@@ -397,7 +397,7 @@ fn ended_by_peer(ended: Result<Response<proto::StreamMessagesReply>, Status>) ->
     Ended::because(&ended.err().unwrap_or_else(|| Status::unavailable("the peer ended the stream")))
 }
 
-/// Resolves once the peer is said to be at another address than the last one that was.
+/// Resolves once there is a report of the peer at another address than the last reported one.
 async fn is_elsewhere(target: &mut watch::Receiver<Target>, last: &Option<String>) {
     if target.wait_for(|target| target.other.is_some() && target.other != *last).await.is_err() {
         pending::<()>().await; // This task is about to end.

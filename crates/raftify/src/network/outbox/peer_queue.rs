@@ -1,5 +1,4 @@
-//! The messages that wait for one peer: bounded by number and by bytes, and taken out batch by batch by the peer's
-//! streams.
+//! The messages that wait for one peer: bounded by number and by bytes, and taken in batches by the peer's streams.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -12,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::wire::{self, proto};
 
-/// What a batch says besides its messages.
+/// The content of a batch besides its messages.
 #[derive(Clone)]
 pub(crate) struct Introduction {
     pub(crate) header: proto::Header,
@@ -20,11 +19,11 @@ pub(crate) struct Introduction {
     pub(crate) receiver: proto::Receiver,
 }
 
-/// The two streams to a peer, each over a connection of its own: no heartbeat and no vote waits behind entries. Consensus
+/// The two streams to a peer, each over its own connection: no heartbeat and no vote waits behind entries. Consensus
 /// allows messages of the two to overtake each other; entries keep their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
-    /// Everything but entries.
+    /// All messages except entries.
     Signals,
     /// Entries.
     Entries,
@@ -40,7 +39,7 @@ impl Lane {
     }
 }
 
-/// The messages that wait for one peer's streams, which take them out themselves: no task stands between.
+/// The messages that wait for one peer's streams, which take them directly, without a task in between.
 pub(crate) struct PeerQueue {
     peer: NodeId,
     messages_max: usize,
@@ -52,9 +51,9 @@ struct QueueInner {
     introduction: Introduction,
     signals: LaneInner,
     entries: LaneInner,
-    /// Whether streams take messages out, or will as soon as their connections are made. If not, they are dropped.
+    /// Whether streams take messages, or will as soon as their connections are made. If not, messages are dropped.
     open: bool,
-    /// Which streams: a broken one must not take what the next one should send.
+    /// The generation of the streams: a broken stream must not take messages of the next one.
     generation: u64,
 }
 
@@ -70,7 +69,7 @@ impl QueueInner {
 #[derive(Default)]
 struct LaneInner {
     waiting: Waiting,
-    /// How many were dropped since the lane was last emptied, because it was full.
+    /// How many messages were dropped since the lane was last emptied, because it was full.
     dropped: u64,
     waker: Option<Waker>,
 }
@@ -137,7 +136,7 @@ impl PeerQueue {
         }
     }
 
-    /// For the next streams: that of signals, and that of entries.
+    /// For the next streams: signals, and entries.
     pub(crate) fn open(self: &Arc<Self>) -> (Batches, Batches) {
         let mut inner = lock(&self.inner);
         inner.open = true;
@@ -156,7 +155,7 @@ impl PeerQueue {
     }
 }
 
-/// Everything that has queued up in a lane, batch by batch.
+/// The queued messages of a lane, batch by batch.
 pub(crate) struct Batches {
     queue: Arc<PeerQueue>,
     lane: Lane,
@@ -172,7 +171,7 @@ impl Stream for Batches {
             return Poll::Ready(None);
         }
         let lane = inner.lane(self.lane);
-        // The stream has room for more: what it was given before has left.
+        // The stream has room for more: the previous batch was sent.
         lane.waiting.leaving = None;
         if lane.waiting.messages.is_empty() {
             lane.waker = Some(context.waker().clone());
@@ -196,16 +195,16 @@ impl Stream for Batches {
     }
 }
 
-/// Messages in order, and how many bytes they have at most.
+/// Messages in order, and the maximum size of their encoding.
 #[derive(Default)]
 struct Waiting {
     messages: VecDeque<RaftMessage>,
     bytes: u64,
-    /// The message that is leaving, if it is one that is too large for any batch.
+    /// The message being sent, if it is too large for any batch.
     leaving: Option<Large>,
 }
 
-/// By what a message with entries that are too large for any batch is known.
+/// Identifies a message whose entries are too large for any batch.
 #[derive(PartialEq, Eq)]
 struct Large {
     term: Term,
@@ -233,8 +232,8 @@ impl Waiting {
         self.messages.is_empty() || (self.messages.len() < messages_max && bytes <= bytes_max)
     }
 
-    /// A leader that does not know whether a follower has an entry sends it again with every heartbeat. What takes longer than
-    /// that to send is sent once.
+    /// A leader that does not know whether a follower has an entry sends it again with every heartbeat. If sending
+    /// takes longer than that, the entry is sent once.
     fn is_on_its_way(&self, message: &RaftMessage) -> bool {
         let large = Large::of(message);
         large.is_some()
@@ -246,7 +245,7 @@ impl Waiting {
         self.messages.push_back(message);
     }
 
-    /// Takes as many messages as one batch may hold; at least one. A message that is too large for any batch is split.
+    /// Takes as many messages as fit into one batch; at least one. A message that is too large for any batch is split.
     fn gather(&mut self) -> Vec<RaftMessage> {
         let mut batch = Vec::new();
         let mut bytes = 0;
@@ -276,7 +275,7 @@ impl Waiting {
     }
 }
 
-/// A panic while the lock is held can only come from an allocation; every state in between is a possible one.
+/// A panic while the lock is held can only come from an allocation; every intermediate state is valid.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -345,12 +344,12 @@ mod tests {
         let large = || append(2, 8 << 20);
         queue.push([large(), large()].into_iter());
         assert_eq!(next(&mut entries).await.len(), 1);
-        // It is leaving now.
+        // The message is being sent now.
         queue.push([large(), append(3, 1)].into_iter());
         assert!(
             matches!(&next(&mut entries).await[..], [proto::message::Body::Append(next)] if next.entries[0].index == 3)
         );
-        // It has left, and may have been lost.
+        // The message was sent, and may have been lost.
         queue.push([large()].into_iter());
         assert_eq!(next(&mut entries).await.len(), 1);
     }

@@ -1,8 +1,8 @@
 //! Sends snapshots to followers: in checksummed chunks, at a bounded rate, to a bounded number of followers at a time.
 //!
-//! Called by the outbox, which owns the tasks. A transfer whose connection breaks is taken up again by itself, where
-//! the receiver wants it to; the raft loop hears of the outcome, exactly once for each. It holds one chunk in memory,
-//! and decides nothing about who gets which snapshot.
+//! Called by the outbox, which owns the tasks. A transfer whose connection breaks resumes by itself, at the offset that
+//! the receiver requests; the raft loop gets exactly one outcome for each. It holds one chunk in memory, and does not
+//! decide which follower gets which snapshot.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -28,34 +28,34 @@ use crate::runtime::rate_limiter::RateLimiter;
 use crate::runtime::worker::Blocking;
 use crate::wire::{self, RequestRejected, proto};
 
-/// A receiver makes the whole snapshot durable before it answers: that takes longer than taking in one chunk.
+/// A receiver makes the whole snapshot durable before it answers: that takes longer than receiving one chunk.
 const LAST_ANSWER_CHUNKS: u32 = 10;
 
-/// After so many broken connections in a row, without the receiver having got any further, consensus is told.
+/// After this many broken connections in a row, without progress of the receiver, consensus learns of the failure.
 const RETRIES_MAX: u32 = 5;
 
-/// The pause after the first broken connection, or before a snapshot is sent to a peer that has just refused one. It
+/// The pause after the first broken connection, or before a snapshot is sent to a peer that has just rejected one. It
 /// doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
-/// The longest pause before a snapshot is sent to a peer that has refused the ones before: its disk may be full, and all
-/// but the last chunk may have been sent each time.
+/// The longest pause before a snapshot is sent to a peer that has rejected the previous ones: its disk may be full, and
+/// all but the last chunk may have been sent each time.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// What the receiver has already is read again. After so much of it, an empty chunk tells that this node is still there:
-/// a receiver that has most of a large snapshot would give up waiting for the rest.
+/// The part that the receiver already has is read again. After this many bytes, an empty chunk shows that this node is
+/// still alive: a receiver that has most of a large snapshot would stop waiting for the rest.
 const SKIPPED_BYTES_MAX: u64 = 16 << 20;
 
 type Open = dyn Fn(LogPosition) -> Result<OpenedSnapshot, StorageError> + Send + Sync;
 type OpenedSnapshot = (SnapshotMeta, SnapshotDigest, Box<dyn Read + Send>);
 
-/// What all transfers of a node share.
+/// The state that all transfers of a node share.
 pub(crate) struct SnapshotSender {
     open: Box<Open>,
-    /// Where snapshots are read.
+    /// The threads on which snapshots are read.
     blocking: Blocking,
     limiter: RateLimiter,
-    /// One for each transfer that may be under way.
+    /// One permit for each concurrent transfer.
     places: Semaphore,
     chunk_timeout: Duration,
     reconnect_delay_max: Duration,
@@ -84,7 +84,7 @@ impl SnapshotSender {
         }
     }
 
-    /// Reads the snapshot where that may wait for the disk.
+    /// Reads the snapshot on a thread that may wait for the disk.
     async fn read<T: Send + 'static, E: ToString + Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, E> + Send + 'static,
@@ -93,7 +93,7 @@ impl SnapshotSender {
         outcome.map_err(|error| Failure::here(&error))?.map_err(|error| Failure::here(&error))
     }
 
-    /// Reads the data and hands it to the stream, which takes a chunk when the receiver has room for it.
+    /// Reads the data and passes it to the stream, which takes a chunk when the receiver has room for it.
     async fn feed(
         &self,
         mut reader: Box<dyn Read + Send>,
@@ -106,7 +106,7 @@ impl SnapshotSender {
             let length = (begin_at - skipped).min(SKIPPED_BYTES_MAX);
             reader = self
                 .read(move || {
-                    // Read, and so checked, although it is not sent.
+                    // Read, and so verified, although it is not sent.
                     let read = io::copy(&mut reader.by_ref().take(length), &mut io::sink())?;
                     if read < length {
                         Err(io::Error::from(io::ErrorKind::UnexpectedEof))
@@ -146,7 +146,7 @@ impl SnapshotSender {
         Err(Failure { reason, kind: Kind::Other })
     }
 
-    /// Hands a chunk to the stream. Never resolves if the call has ended: its answer says why.
+    /// Passes a chunk to the stream. Never resolves if the call has ended: its answer gives the reason.
     async fn send_chunk(
         &self,
         chunks: &mpsc::Sender<proto::SnapshotChunk>,
@@ -161,7 +161,7 @@ impl SnapshotSender {
         }
     }
 
-    /// No wait for the peer is without an end.
+    /// Every wait for the peer has a time limit.
     async fn in_time<T>(
         &self,
         future: impl Future<Output = T>,
@@ -174,8 +174,8 @@ impl SnapshotSender {
     }
 }
 
-/// Owed to the loop for every snapshot that was to be sent. Dropped without an outcome, because the task was ended, it
-/// says so: consensus would wait for ever otherwise.
+/// The loop gets one report for every snapshot to send. Dropped without an outcome, because the task was ended, it
+/// reports that: consensus would wait forever otherwise.
 pub(crate) struct SnapshotReport {
     sent: SnapshotToSend,
     owed: Option<PeerEvents>,
@@ -209,11 +209,11 @@ impl Drop for SnapshotReport {
 /// How many snapshots in a row a peer did not install.
 pub(crate) type Failures = Arc<AtomicU32>;
 
-/// One snapshot on its way to one peer.
+/// One snapshot under way to one peer.
 pub(crate) struct SnapshotTransfer {
     pub(crate) snapshot: SnapshotToSend,
     pub(crate) sender: Arc<SnapshotSender>,
-    /// Knows how this node introduces itself to the peer.
+    /// Has the introduction of this node to the peer.
     pub(crate) queue: Arc<PeerQueue>,
     pub(crate) channel: Channel,
     pub(crate) failures: Failures,
@@ -246,7 +246,7 @@ impl SnapshotTransfer {
         report.tell(outcome);
     }
 
-    /// Takes the transfer up again where a broken connection left it.
+    /// Resumes the transfer where a broken connection left it.
     async fn send(&self) -> Result<(), Failure> {
         let SnapshotToSend { to, position, .. } = self.snapshot;
         let mut retries = 0;
@@ -271,7 +271,7 @@ impl SnapshotTransfer {
         }
     }
 
-    /// One call. `begin_at` is set to where the receiver wanted the data from.
+    /// One call. `begin_at` is set to the offset that the receiver requested.
     async fn attempt(&self, begin_at: &mut u64) -> Result<(), Failure> {
         let sender = &self.sender;
         let position = self.snapshot.position;
@@ -290,16 +290,16 @@ impl SnapshotTransfer {
             data_crc32c: digest.crc32c,
         };
 
-        // One chunk waits while another is under way: the reader of a slow receiver does not run ahead.
+        // One chunk waits while another is under way: the reader for a slow receiver does not run ahead.
         let (chunks, stream) = mpsc::channel(1);
         let mut service = endpoint::service(self.channel.clone());
         let begun = async {
-            // The first one: there is room for it.
+            // The first chunk: there is room for it.
             let _ = chunks.send(chunk(proto::snapshot_chunk::Part::Head(head))).await;
             let mut answers = service.install_snapshot(ReceiverStream::new(stream)).await?.into_inner();
             Ok::<_, Failure>((next_answer(&mut answers).await?, answers))
         };
-        // The receiver may have to end what an earlier call left unfinished.
+        // The receiver may have to end an earlier, unfinished call.
         let (first, mut answers) = sender.in_time(begun, 2, "began to take it in").await??;
         use proto::install_snapshot_reply::Answer;
         *begin_at = match first {
@@ -318,7 +318,7 @@ impl SnapshotTransfer {
         let answer = next_answer(&mut answers);
         tokio::pin!(feed, answer);
         let answer = tokio::select! {
-            // The answer first: when the receiver refuses, feeding fails too, and with less to say.
+            // The answer first: when the receiver rejects the snapshot, feeding fails too, with a less precise error.
             biased;
             answer = &mut answer => answer?,
             fed = &mut feed => {
@@ -356,9 +356,9 @@ struct Failure {
 }
 
 enum Kind {
-    /// The connection broke, or the peer was not reached: it is tried again.
+    /// The connection broke, or the peer was not reached: the transfer is retried.
     Broken,
-    /// The peer does not believe this node.
+    /// The peer does not accept this node.
     NotBelieved(SenderRefusal),
     Other,
 }
@@ -368,7 +368,7 @@ impl Failure {
         Failure { reason, kind: Kind::Broken }
     }
 
-    /// On this node.
+    /// A failure on this node.
     fn here(error: &impl ToString) -> Failure {
         Failure { reason: error.to_string(), kind: Kind::Other }
     }

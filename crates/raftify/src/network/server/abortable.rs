@@ -1,8 +1,8 @@
-//! Connections that their server can end, also if the other end hangs.
+//! Connections that the server can abort, also if the other end hangs.
 //!
-//! A connection's task holds what it serves, and so the data directory. The server lets go of one, or of all of them, by
-//! dropping one end of a channel: reading and writing then fail. They also fail on a connection that does not begin to speak
-//! HTTP/2: when it has, it is asked for signs of life.
+//! A connection's task holds the objects that it serves, and so the data directory. The server aborts one or all of
+//! them by dropping one end of a channel: reading and writing then fail. They also fail on a connection that does not
+//! start HTTP/2: after the start, HTTP/2 pings check that the connection is alive.
 
 use std::io;
 use std::pin::Pin;
@@ -18,19 +18,19 @@ use crate::network::server::connections::{ConnectionGuard, ConnectionId};
 use crate::runtime::stall_guard::{SILENCE_MAX, StallGuard};
 use crate::runtime::transport::Connection;
 
-/// With so many bytes a client begins to speak HTTP/2 (RFC 9113, section 3.4), and sends them at once.
+/// The number of bytes with which a client starts HTTP/2 (RFC 9113, section 3.4), and which it sends at once.
 const PREFACE_BYTES: usize = 24;
 
-/// So long they may take: as long as a connection that was begun may be without a sign of life.
+/// The time limit for the preface: as long as an established connection may be without a sign of life.
 const PREFACE_TIMEOUT: Duration = SILENCE_MAX;
 
 /// An accepted connection.
 pub(crate) struct Abortable {
     stream: StallGuard<Connection>,
     place: ConnectionGuard,
-    /// Resolves when it is cut.
+    /// Resolves when the connection is aborted.
     aborted: BoxFuture<'static, ()>,
-    /// `None` as soon as it has begun.
+    /// `None` as soon as the preface has arrived.
     beginning: Option<Beginning>,
 }
 
@@ -41,7 +41,7 @@ struct Beginning {
 }
 
 impl Abortable {
-    /// Ends when it has to give up its place.
+    /// Ends when it has to give up its slot.
     pub(crate) fn new(stream: Connection, place: ConnectionGuard) -> Abortable {
         let mut aborted = place.uncut().clone();
         let aborted = Box::pin(async move { while aborted.changed().await.is_ok() {} });
@@ -50,7 +50,7 @@ impl Abortable {
         Abortable { stream: StallGuard::new(stream), place, aborted, beginning }
     }
 
-    /// Does `work`, unless the connection is aborted: not even what is ready is done then, for it may never end.
+    /// Does `work`, unless the connection is aborted: in that case even ready work is not done, since it may never end.
     fn unless_aborted<T>(
         &mut self,
         context: &mut Context<'_>,
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
     use crate::network::server::connections::Connections;
 
-    /// Both ends of a connection; the server's is aborted by dropping the last.
+    /// Both ends of a connection; dropping the last value aborts the server's end.
     async fn connect() -> (TcpStream, Abortable, Connections) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let other_end = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -156,14 +156,14 @@ mod tests {
         other_end.write_all(&[7; 2]).await.unwrap();
         assert_eq!(connection.read_u8().await.unwrap(), 7);
         drop(uncut);
-        // There is something to read, and room to write.
+        // There are bytes to read, and room to write.
         let read = connection.read_u8().await;
         assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         let written = connection.write_u8(7).await;
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 
-    /// Time passes when nothing else is left to happen.
+    /// Time advances when no task is ready.
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_does_not_begin_to_speak_ends_and_one_that_has_begun_may_pause() {
         let mut preface = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

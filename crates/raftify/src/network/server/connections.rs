@@ -1,7 +1,8 @@
-//! The connections that a server has accepted: no more than the process has descriptors for.
+//! The connections that a server has accepted: bounded by the file descriptors of the process.
 //!
-//! When there are as many as may be, and another comes, the newest gives way that is not a member's: so neither clients that
-//! hold connections nor those that come and go keep the other nodes out, and who was there before is not disturbed.
+//! When the maximum is reached and another connection arrives, the newest connection that does not belong to a member
+//! is closed: so neither clients that hold connections nor clients that reconnect often keep the other nodes out, and
+//! older connections are not disturbed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use tracing::warn;
 use crate::channels::server_counters::{OpenConnection, ServerCounters};
 use crate::runtime::log_throttle::LogThrottle;
 
-/// All of them. They are aborted when it is dropped.
+/// All accepted connections. Dropping it aborts them.
 pub(crate) struct Connections {
     shared: Arc<Shared>,
     max: usize,
@@ -25,14 +26,14 @@ struct Shared(Mutex<Accepted>);
 
 #[derive(Default)]
 struct Accepted {
-    /// How many there ever were.
+    /// The number of connections so far.
     count: u64,
     open: BTreeMap<u64, Open>,
     warning: LogThrottle,
 }
 
 struct Open {
-    /// Dropped, it aborts the connection.
+    /// Dropping it aborts the connection.
     _uncut: watch::Sender<()>,
     is_members: bool,
 }
@@ -44,7 +45,7 @@ pub(crate) struct ConnectionGuard {
     _counted: OpenConnection,
 }
 
-/// Comes with each request of a connection.
+/// Attached to each request of a connection.
 #[derive(Clone)]
 pub(crate) struct ConnectionId {
     shared: Arc<Shared>,
@@ -52,19 +53,20 @@ pub(crate) struct ConnectionId {
 }
 
 impl Shared {
-    /// Nothing that is done under the lock can panic half way.
+    /// No code under the lock can panic midway.
     fn lock(&self) -> MutexGuard<'_, Accepted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Connections {
-    /// At most `max`.
+    /// At most `max` connections.
     pub(crate) fn new(max: usize, counters: Arc<ServerCounters>) -> Connections {
         Connections { shared: Arc::default(), max, counters }
     }
 
-    /// Takes one up; if there are too many, in place of the newest that is not a member's. `None` if all are members'.
+    /// Registers a connection; if there are too many, it replaces the newest one that is not a member's. `None` if all
+    /// are members'.
     pub(crate) fn accept(&self) -> Option<ConnectionGuard> {
         let mut accepted = self.shared.lock();
         if accepted.open.len() >= self.max {
@@ -87,7 +89,7 @@ impl Connections {
         Some(ConnectionGuard { id, uncut, _counted: self.counters.connection_opened() })
     }
 
-    /// Ends all of them.
+    /// Aborts all connections.
     pub(crate) fn abort(&self) {
         self.shared.lock().open.clear();
     }
@@ -117,12 +119,12 @@ impl Drop for ConnectionGuard {
 }
 
 impl ConnectionId {
-    /// On which a request came.
+    /// The connection on which a request arrived.
     pub(crate) fn of<T>(request: &Request<T>) -> Option<ConnectionId> {
         request.extensions().get().cloned()
     }
 
-    /// A member was found to be at its other end.
+    /// The other end of the connection is a member.
     pub(crate) fn is_members(&self) {
         if let Some(open) = self.shared.lock().open.get_mut(&self.number) {
             open.is_members = true;

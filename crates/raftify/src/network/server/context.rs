@@ -1,4 +1,4 @@
-//! What the server works with, and the validation of requests: version, group, cluster, receiver, sender, form.
+//! The shared context of the server, and the validation of requests: version, group, cluster, receiver, sender, form.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -20,33 +20,33 @@ use crate::runtime::worker::Blocking;
 use crate::wire::identification::Plan;
 use crate::wire::{self, RequestRejected, proto};
 
-/// What the server works with.
+/// The shared context of the server.
 pub(crate) struct ServerContext<R, S> {
     /// The raft loop's queue.
     pub(crate) requests: RequestSender<ServerRequestMsg<R>>,
-    /// Who this node is and whom it believes.
+    /// The identity of this node and the members that it accepts.
     pub(crate) status: watch::Receiver<NodeStatus>,
-    /// What is known of the starts of other nodes.
+    /// The remembered starts of other nodes.
     pub(crate) remembered: watch::Receiver<Arc<Remembered>>,
-    /// Where incoming snapshots are put.
+    /// The store for incoming snapshots.
     pub(crate) snapshots: S,
-    /// How many bytes are there of the snapshot that was begun last.
+    /// How many bytes have arrived of the most recently begun snapshot.
     pub(crate) snapshot_bytes_received: Arc<AtomicU64>,
     /// Limits and times.
     pub(crate) config: CheckedConfig,
-    /// Where the others reach this node.
+    /// The address at which the others reach this node.
     pub(crate) address: Arc<str>,
-    /// What this node waits to begin a cluster with.
+    /// The plan with which this node waits to begin a cluster.
     pub(crate) plan: watch::Receiver<Option<Plan>>,
-    /// Takes what a member says of this node while it waits for that.
+    /// Takes a member's report of this node's earlier incarnation while the node waits.
     pub(crate) earlier_life: watch::Sender<Option<EarlierLife>>,
-    /// What is counted.
+    /// The counters of the server.
     pub(crate) counters: Arc<ServerCounters>,
-    /// Told of senders that are not members yet.
+    /// Learns of senders that are not members yet.
     pub(crate) outbox: Outbox,
-    /// Where incoming snapshots are written.
+    /// The threads on which incoming snapshots are written.
     pub(crate) blocking: Blocking,
-    /// Makes the way back for a proposal that came over the network: the reply in its encoding.
+    /// Makes the reply channel for a proposal that came over the network: the reply in its encoding.
     pub(crate) remote_reply: fn(oneshot::Sender<Result<Bytes, ProposeError>>) -> R,
     /// Why an entry that came over the network must not get into the log: see
     /// [`check_encoded`](crate::application::log_entry::check_encoded).
@@ -61,7 +61,7 @@ pub(super) struct Admitted {
 }
 
 impl<R: ProposalReply, S> ServerContext<R, S> {
-    /// May this sender speak to this node? For messages of consensus and snapshots.
+    /// Validates the sender of consensus messages and snapshots.
     pub(super) fn admit(
         &self,
         header: Option<&proto::Header>,
@@ -97,7 +97,7 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         }
         if let Err(refusal) = status.members.check_sender(&sender, receiver_incarnation, &identity) {
             if let SenderRefusal::OtherReceiver { .. } = refusal {
-                // The core has to know that this node is not the one that the cluster knows.
+                // The core has to learn that this node is not the incarnation that the cluster knows.
                 self.tell_core(&sender, receiver_incarnation);
             }
             return Err(refusal.into());
@@ -106,14 +106,14 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         let is_at_its_place = status.members.get(sender.id).is_some_and(|member| member.address == address);
         drop(status);
         if !is_at_its_place && self.outbox.hear_of(&sender, &address) {
-            // If there is no room in the queue now, there is when it is told again.
+            // If there is no room in the queue now, the next announcement succeeds.
             let _ = self.requests.try_send(ServerRequestMsg::Announced { sender, address });
         }
         Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
     }
 
-    /// Of who is no member, nothing is remembered. Of who has forgotten something, the core has to know as well: a copy of a
-    /// directory may run beside the original.
+    /// The node remembers nothing of a sender that is not a member. The core also has to learn of a sender that has
+    /// forgotten data: a copy of a directory may run in parallel with the original.
     fn check_started(
         &self,
         members: &Members,
@@ -130,14 +130,15 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         checked
     }
 
-    /// Lets the core refuse a sender as well. If there is no room in the queue now, there is when the sender tries again.
+    /// Lets the core reject a sender as well. If there is no room in the queue now, the next attempt of the sender
+    /// succeeds.
     fn tell_core(&self, sender: &Sender, receiver: Option<Incarnation>) {
         let news = ServerRequestMsg::RaftMessages { sender: *sender, receiver, messages: Vec::new() };
         let _ = self.requests.try_send(news);
     }
 
-    /// Whether this node knows nothing that speaks against who asks. A member that has forgotten what it told is refused; to
-    /// all others, their messages will be answered.
+    /// Whether this node has no objection to the requesting node. A member that has forgotten its own reports is
+    /// rejected; the messages of all others will be answered.
     pub(super) fn agrees_with(&self, request: proto::IdentifyRequest) -> Result<bool, RequestRejected> {
         let found = wire::check_header(request.header.as_ref())?;
         let (Some(sender), Some(receiver)) = (request.sender, request.receiver) else {
@@ -150,7 +151,7 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
             return Ok(false);
         };
         if sender.id == identity.node_id && sender.incarnation == identity.incarnation {
-            // A copy of this node's directory asks for its original.
+            // A copy of this node's directory looks for its original.
             self.tell_core(&sender, incarnation);
         }
         if receiver != status.node_id || status.members.check_sender(&sender, incarnation, &identity).is_err()
@@ -159,12 +160,13 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         }
         self.check_started(&status.members, &sender, incarnation)?;
         drop(status);
-        // It may have been down until now.
+        // The sender may have been down until now.
         self.outbox.is_up(sender.id);
         Ok(true)
     }
 
-    /// A member of a cluster knows this node, which waits to begin one. If that is the cluster of its list, it began long ago.
+    /// A member of a cluster knows this node, which waits to begin one. If that is the cluster of its list, the cluster
+    /// began long ago.
     fn hear_of_earlier_life(&self, cluster: ClusterId, incarnation: Incarnation, teller: String) {
         let plan = self.plan.borrow();
         if plan.as_ref().is_some_and(|plan| plan.members.derive_cluster_id() == cluster) {
@@ -172,8 +174,8 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         }
     }
 
-    /// Is this request meant for this cluster? For single requests, which anybody may make who knows the address, and
-    /// who may not know the cluster's id.
+    /// Checks that this request is for this cluster. For single requests, which any client that knows the address may
+    /// make, possibly without the cluster's id.
     pub(super) fn admit_request(&self, header: Option<&proto::Header>) -> Result<(), RequestRejected> {
         let named = wire::check_header(header)?;
         let status = self.status.borrow();

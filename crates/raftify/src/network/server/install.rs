@@ -13,7 +13,7 @@ use crate::network::server::snapshot_receiver::{Incoming, NotReceived};
 use crate::wire::{self, RequestRejected, proto};
 
 impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
-    /// Reads the head of a snapshot, and begins to take it in.
+    /// Reads the head of a snapshot, and begins to receive it.
     pub(super) async fn begin_snapshot(
         &self,
         stream: &mut Streaming<proto::SnapshotChunk>,
@@ -30,7 +30,8 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let digest = SnapshotDigest { data_bytes: head.data_bytes, crc32c: head.data_crc32c };
         let position = snapshot.position;
         if self.context.status.borrow().commit >= position.index {
-            // What it holds is here, and known to be committed: an earlier call may have broken off after its end.
+            // Its content is present here, and known to be committed: an earlier call may have been interrupted after
+            // its end.
             return Ok(IncomingSnapshot::Answered(Ok(())));
         }
         let begun = tokio::select! {
@@ -48,7 +49,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         Ok(IncomingSnapshot::Begun { incoming, admitted, term })
     }
 
-    /// Takes in the data of a snapshot, and has it installed.
+    /// Receives the data of a snapshot, and has it installed.
     pub(super) async fn complete_snapshot(
         &self,
         incoming: Incoming<S>,
@@ -103,7 +104,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         proto::InstallSnapshotReply { header: self.context.header(), answer: Some(answer) }
     }
 
-    /// The next part, if it comes in time: a sender that hangs must not keep others from sending.
+    /// The next part, if it arrives in time: a sender that hangs must not block other senders.
     async fn next_chunk(
         &self,
         stream: &mut Streaming<proto::SnapshotChunk>,
@@ -128,7 +129,7 @@ pub(super) enum IncomingSnapshot<S: SnapshotStore> {
         admitted: Admitted,
         term: Term,
     },
-    /// Nothing of it is taken in: it is here already, or refused.
+    /// The data is not received: the snapshot is present already, or rejected.
     Answered(Result<(), InstallError>),
 }
 

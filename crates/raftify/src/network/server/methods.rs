@@ -81,7 +81,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         }
         let first = self.snapshot_reply(Answer::BeginAt(incoming.begin_at()));
         let service = self.clone();
-        // Driven by the connection that takes the answers, and dropped with it.
+        // Driven by the connection that reads the answers, and dropped with it.
         let last = async move {
             let outcome = service.complete_snapshot(incoming, admitted, term, chunks).await?;
             Ok(service.snapshot_reply(installed(outcome)))
@@ -120,7 +120,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         let forwarding = forwarding(request.forwarded, request.header.as_ref());
         let request = MembershipRequest::decode(&request.request).map_err(wire::WireError::from);
         let request = request.map_err(RequestRejected::from)?;
-        // The node that has forwarded it has looked already.
+        // The node that has forwarded it has already checked.
         let checked = match forwarding {
             Forwarding::Allowed | Forwarding::IfLeaderIsKnown => self.check_added_addresses(&request).await?,
             Forwarding::Never => Ok(()),

@@ -1,4 +1,4 @@
-//! How a valid request reaches the raft loop, and how its answer comes back.
+//! The path of a valid request to the raft loop, and of its answer back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,14 +21,14 @@ use crate::network::server::context::ServerContext;
 use crate::network::server::snapshot_receiver::SnapshotReceiver;
 use crate::wire::{self, RequestRejected, VerbError};
 
-/// After its deadline the core answers by itself; this much later the server answers in its place.
+/// After its deadline the core answers by itself; after this additional time the server answers instead.
 const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 pub(super) struct Service<R, S: SnapshotStore> {
     pub(super) context: Arc<ServerContext<R, S>>,
     pub(super) closing: watch::Receiver<bool>,
     pub(super) snapshots: Arc<SnapshotReceiver<S>>,
-    /// Those that came over the network.
+    /// Proposals that came over the network.
     pub(super) proposals: Arc<InFlight>,
 }
 
@@ -62,8 +62,8 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         .await
     }
 
-    /// A queue that is closed takes nothing: that is refused at the context, and another node may be asked. From a node that
-    /// has taken the request, the same reason would mean that the outcome is unknown.
+    /// A closed queue accepts no request: the request is rejected by the context, and the caller may try another node.
+    /// From a node that has accepted the request, the same reason would mean an unknown outcome.
     pub(super) async fn enqueue_and_wait<T, A: VerbError>(
         &self,
         request: ServerRequestMsg<R>,
@@ -121,7 +121,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         }
     }
 
-    /// The next message of a stream, or a reason why there will be none.
+    /// The next message of a stream, or the reason for its end.
     pub(super) async fn next<M>(&self, stream: &mut Streaming<M>) -> Result<Option<M>, Status> {
         tokio::select! {
             // First: a stream that never pauses must not keep the server open.
@@ -132,7 +132,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
     }
 
     pub(super) async fn closed(&self) {
-        // An error means that the server is gone altogether.
+        // An error means that the server has ended.
         let _ = self.closing.clone().wait_for(|closing| *closing).await;
     }
 }
@@ -141,12 +141,12 @@ pub(super) fn responder<T: Send + 'static, E: From<StopReason> + Send + 'static>
     answered: oneshot::Sender<Result<T, E>>,
 ) -> Responder<T, E> {
     Responder::new(move |answer| {
-        // Who asked may be gone; then nobody needs the answer.
+        // The caller may be gone; then the answer is not needed.
         let _ = answered.send(answer);
     })
 }
 
-/// A reply that a message has room for.
+/// A reply that fits into a message.
 fn small_enough(reply: Bytes) -> Result<Bytes, ProposeError> {
     let limit = wire::RECEIVE_BYTES_LIMIT - 1024;
     if reply.len() > limit {

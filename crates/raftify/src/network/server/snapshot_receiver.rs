@@ -1,9 +1,9 @@
-//! Takes snapshots in from other nodes, chunk by chunk, straight to the disk.
+//! Receives snapshots from other nodes, chunk by chunk, and writes them directly to the disk.
 //!
-//! Called by the server. One snapshot is received at a time, the newest leader's. What was received of one when its
-//! connection broke, or this node stopped, stays in the snapshot store, for the next call to go on from there; it is
-//! given up for any other snapshot. What is received is finished only when all of it is there and is what was announced;
-//! until then nothing that this node has is touched.
+//! Called by the server. One snapshot is received at a time, the newest leader's. If its connection breaks, or this
+//! node stops, the received part stays in the snapshot store, and the next call continues from there; the part is
+//! discarded when any other snapshot begins. A received snapshot is finished only when it is complete and matches its
+//! announcement; until then this node's own data is untouched.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -22,25 +22,25 @@ use crate::network::endpoint::with_sources;
 use crate::runtime::worker::Blocking;
 use crate::wire::{RequestRejected, proto};
 
-/// An unfinished snapshot that nobody has gone on with for so many chunk timeouts is closed: who goes on with it then
-/// has it read first.
+/// An unfinished snapshot without progress for this many chunk timeouts is closed: a call that continues it has to read
+/// it first.
 const OPEN_CHUNKS: u32 = 10;
 
-/// What all calls of a node share.
+/// The state that all calls of a node share.
 pub(crate) struct SnapshotReceiver<S: SnapshotStore> {
     store: S,
-    /// Where snapshots are written.
+    /// The threads on which snapshots are written.
     blocking: Blocking,
     chunk_timeout: Duration,
     /// The call that is being served.
     serving: Mutex<Option<Serving>>,
-    /// Locked by whoever writes to it: a second call begins when the first has let go.
+    /// Locked by the call that writes to it: a second call begins when the first has released it.
     unfinished: Unfinished<S::Writer>,
-    /// How many bytes are there of the snapshot that was begun last.
+    /// How many bytes have arrived of the most recently begun snapshot.
     received_bytes: Arc<AtomicU64>,
 }
 
-/// Of which leader a call is. Dropping it ends the call.
+/// The leader of a call. Dropping it ends the call.
 struct Serving {
     term: Term,
     end: oneshot::Sender<()>,
@@ -50,12 +50,12 @@ type Unfinished<W> = Arc<AsyncMutex<Option<Partial<W>>>>;
 type Held<W> = OwnedMutexGuard<Option<Partial<W>>>;
 type Taken<W> = (Held<W>, Partial<W>);
 
-/// What is there of a snapshot.
+/// The received part of a snapshot.
 struct Partial<W> {
     meta: SnapshotMeta,
-    /// Of all of it.
+    /// The digest of the whole snapshot.
     announced: SnapshotDigest,
-    /// Of what is there.
+    /// The digest of the received part.
     received: SnapshotDigest,
     writer: W,
     last_used: Instant,
@@ -82,8 +82,8 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to receive a snapshot, or to go on with it. Ends the call that was being served: the same leader would
-    /// not send again if it had not given up the first, and a newer leader's counts for more.
+    /// Begins to receive a snapshot, or continues it. Ends the previous call: the same leader sends again only if it
+    /// has given up the first call, and a newer leader takes precedence.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         term: Term,
@@ -103,7 +103,7 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         let opened = self.write(move || {
             let mut held = held;
             if !goes_on {
-                // The one before is closed first: the store deletes it, for there may be no room for both.
+                // The previous one is closed first: the store deletes it, since there may be no room for both.
                 *held = None;
                 let receiving = store.receive(&meta, announced, &|| true);
                 let (writer, received) = receiving.map_err(|error| with_sources(&error))?;
@@ -117,7 +117,7 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         Ok(Incoming { receiver: Arc::clone(self), term, announced, ended, held: Some(held), begin_at })
     }
 
-    /// Registers a call. Resolves, with an error, when this one has to end.
+    /// Registers a call. Resolves, with an error, when the call has to end.
     fn serve(&self, term: Term) -> Result<oneshot::Receiver<()>, NotReceived> {
         let mut serving = self.serving();
         if let Some(current) = serving.as_ref()
@@ -136,7 +136,7 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         RequestRejected::StaleSnapshot { term, newer }.into()
     }
 
-    /// Writes where that may wait for the disk.
+    /// Writes on a thread that may wait for the disk.
     async fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, String> + Send + 'static,
@@ -144,7 +144,7 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         self.blocking.start(work).await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
-    /// Closes what nobody goes on with, so that the store may delete it once it is outdated. Never ends.
+    /// Closes an unused snapshot, so that the store may delete it once it is outdated. Never ends.
     pub(crate) async fn close_unused(&self) -> Infallible {
         loop {
             sleep(self.chunk_timeout).await;
@@ -173,19 +173,19 @@ pub(crate) struct Incoming<S: SnapshotStore> {
 }
 
 impl<S: SnapshotStore> Incoming<S> {
-    /// From where on the data is needed.
+    /// The offset from which the data is needed.
     pub(crate) fn begin_at(&self) -> u64 {
         self.begin_at
     }
 
     /// Resolves when this call has to end.
     pub(crate) async fn ended(&mut self) -> NotReceived {
-        // An error, since nothing is ever sent.
+        // An error, since no value is ever sent.
         let _ = (&mut self.ended).await;
         self.receiver.superseded(self.term)
     }
 
-    /// Takes in the next chunk. Nothing of it is taken in if it is not what it should be.
+    /// Writes the next chunk. An invalid chunk is rejected as a whole.
     pub(crate) async fn write(&mut self, chunk: proto::SnapshotData) -> Result<(), NotReceived> {
         let Some((mut held, mut partial)) = self.take() else {
             return Err(NotReceived::gone());
@@ -206,7 +206,7 @@ impl<S: SnapshotStore> Incoming<S> {
             None
         };
         if let Some(reason) = wrong {
-            // Nothing of this chunk was taken in: what came before it is as good as it was.
+            // No byte of this chunk was written: the part before it is unchanged.
             *held = Some(partial);
             return Err(malformed(reason));
         }
@@ -220,7 +220,7 @@ impl<S: SnapshotStore> Incoming<S> {
                 *held = Some(partial);
                 Ok(held)
             }
-            // What is in the file now is not known: the store gives it up.
+            // The content of the file is unknown now: the store discards it.
             Err(error) => Err(error.to_string()),
         });
         self.held = Some(written.await.map_err(|reason| NotReceived::unwritten(position, reason))?);
@@ -269,9 +269,9 @@ impl<S: SnapshotStore> Incoming<S> {
 
 /// Why a snapshot was not received.
 pub(crate) enum NotReceived {
-    /// The call is refused, or the connection broke.
+    /// The call is rejected, or the connection broke.
     Status(Status),
-    /// This node could not take it in.
+    /// This node could not write it.
     Refused(InstallError),
 }
 

@@ -1,4 +1,4 @@
-//! Where peers are looked for, and which node is taken for one.
+//! The addresses at which a node looks for peers, and which node it accepts as a peer.
 
 use raftify_core::members::MemberRecord;
 
@@ -19,7 +19,7 @@ fn moved(members: &Members, node: u64, address: &str) -> Arc<Members> {
 async fn a_peer_is_reached_when_its_incarnation_answers_and_not_any_more_when_its_server_ends() {
     let (mut a, mut b, all) = pair();
     assert_eq!(a.next_reach().await, (b.id, Some(identity(2).incarnation)));
-    // Another incarnation becomes that of the member: what answers is not it, and then it is again.
+    // The member gets another incarnation: the answering node is no longer the member, and then it is again.
     a.knows(&recorded(&all, 2, 7));
     assert_eq!(a.next_reach().await, (b.id, None));
     a.knows(&recorded(&all, 2, 200));
@@ -47,14 +47,14 @@ async fn a_node_that_answers_at_the_address_of_another_gets_none_of_its_messages
     a.knows(&members(nodes));
     assert!(matches!(a.next_event().await, PeerEvent::Unreachable(peer) if peer == id(4)));
     a.outbox.send(vec![heartbeat(4, 1)]);
-    // Meanwhile it was tried again: only the right one is reached.
+    // Meanwhile it was tried again: only the right node is reached.
     while let Ok(event) = a.events.try_recv() {
         assert!(!matches!(event, PeerEvent::Reached { peer, .. } if peer == id(4)), "{event:?}");
     }
     assert!(stranger.requests.is_empty());
 }
 
-/// What the node hears of the peer that introduces itself with `address`.
+/// The node learns of the peer that introduces itself with `address`.
 fn hear_of(node: &TestNode, peer: u64, address: &str) -> bool {
     let sender = Sender {
         id: id(peer),

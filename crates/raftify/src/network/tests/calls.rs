@@ -1,4 +1,4 @@
-//! Calls that are given up, and what is certain of calls whose connection ends.
+//! Abandoned calls, and the known outcome of calls whose connection ends.
 
 use raftify_core::ProposalReply;
 use tokio::io::AsyncWriteExt as _;
@@ -28,7 +28,7 @@ async fn calls_that_are_given_up_leave_the_connection_to_the_others() {
         async move { cluster.propose(Bytes::from_static(b"kept")).await }
     });
     let kept_reply = next_proposal(&mut node).await;
-    // Many more than an HTTP/2 connection stands of streams that were reset, each answered after it was given up.
+    // Many more reset streams than an HTTP/2 connection accepts, each answered after it was abandoned.
     for _ in 0..8 {
         let wave: Vec<_> = (0..500)
             .map(|_| {
@@ -64,7 +64,7 @@ async fn proposals_are_refused_as_stopping_and_asked_elsewhere() {
     assert_eq!(within("an answer", proposing).await.unwrap(), Ok(Bytes::from_static(&[5])));
 }
 
-/// What a program of an earlier version says of what it had taken.
+/// The answer of a program of an earlier version for requests that it had accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_says_no_more_than_that_it_has_stopped_may_have_taken_the_proposal() {
     let (mut stopping, other) = (TestNode::start(1), TestNode::start(2));
@@ -76,10 +76,10 @@ async fn a_node_that_says_no_more_than_that_it_has_stopped_may_have_taken_the_pr
     assert_eq!(within("an answer", proposing).await.unwrap(), Err(ClientError::Answer(unknown)));
 }
 
-/// Proposes to a server that takes in the whole request, and then says `last` and closes.
+/// Proposes to a server that reads the whole request, and then sends `last` and closes.
 async fn proposed_to_one_that_says(last: &[u8]) -> CallError<ProposeError> {
     const ENTRY: &[u8] = b"this very entry";
-    /// An empty frame of settings.
+    /// An empty SETTINGS frame.
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -96,7 +96,7 @@ async fn proposed_to_one_that_says(last: &[u8]) -> CallError<ProposeError> {
         connection.read_buf(&mut received).await.unwrap();
     }
     connection.write_all(last).await.unwrap();
-    // Until the other end has nothing more to say, so that it reads what was written.
+    // Closes only the sending side, so that the other end reads the written bytes.
     connection.shutdown().await.unwrap();
     let error = within("the end of the call", call).await.unwrap();
     drop(listener);
@@ -105,9 +105,9 @@ async fn proposed_to_one_that_says(last: &[u8]) -> CallError<ProposeError> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_a_node_says_it_did_not_read_was_not_sent_and_any_other_may_have_been() {
-    /// The last stream that was looked at is number 0: none.
+    /// The last processed stream is number 0: none.
     const GO_AWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    /// The first stream is number 1, and the last that was looked at.
+    /// The first stream is number 1, and is the last processed one.
     const GO_AWAY_LATER: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
     const REFUSED: [u8; 13] = [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 7];
     const CANCELLED: [u8; 13] = [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
@@ -122,7 +122,7 @@ async fn a_request_that_a_node_says_it_did_not_read_was_not_sent_and_any_other_m
     }
 }
 
-/// The connection is made by the system, and no one speaks.
+/// The operating system accepts the connection, and no program answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_without_a_connection_until_its_deadline_was_not_sent() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

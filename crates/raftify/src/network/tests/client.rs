@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Takes connections and closes each after it has read something.
-/// Closes each connection on which it has read this payload.
+/// Accepts connections and closes each after it has read some bytes. Closes each connection on which it has read this
+/// payload.
 async fn closing_listener(payload: &'static [u8]) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -63,7 +63,7 @@ async fn the_client_asks_another_node_if_one_takes_nothing_because_it_stops() {
     assert_eq!(within("an answer", proposing).await.unwrap(), Ok(Bytes::from_static(&[5])));
 }
 
-/// Its address was given to another cluster, or it lost its disk and began one of its own.
+/// Its address was reassigned to another cluster, or it lost its disk and began a new one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_takes_no_node_of_another_cluster_for_one_of_its_own() {
     let mut own = TestNode::start(1);
@@ -88,7 +88,7 @@ async fn the_client_takes_no_node_of_another_cluster_for_one_of_its_own() {
         }
         _ = other.next_request() => panic!("what it acknowledged would be lost to the client's cluster"),
     }
-    // Who wants to know who listens there is told.
+    // An inspection is valid for any cluster, and still reaches the node.
     let inspecting = tokio::spawn(async move { cluster.inspect().await });
     let ServerRequestMsg::Inspect { reply } = other.next_request().await else { panic!("another question") };
     drop(reply);
@@ -169,7 +169,7 @@ async fn a_client_follows_the_members_when_all_that_it_knew_were_replaced() {
     follows(&[&a.address, &b.address]).await;
     let given = a.address.clone();
     drop(a);
-    // What the first answer of `b` tells.
+    // The first answer of `b`.
     let after = members([(2, &*b.address), (3, &*c.address)]);
     let newer = Arc::new(after.recorded(LogIndex(9), &MemberRecord::ReserveNodeId));
     b.knows(&newer);

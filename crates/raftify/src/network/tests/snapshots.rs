@@ -1,4 +1,5 @@
-//! Snapshots on their way: broken connections, full disks, several followers, and what is kept of an unfinished one.
+//! Snapshot transfers: broken connections, full disks, several followers, and the part that is kept of an unfinished
+//! one.
 
 use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,14 +18,14 @@ use crate::network::endpoint::service;
 use crate::wire::proto::install_snapshot_reply::Answer;
 use crate::wire::proto::snapshot_chunk::Part;
 
-/// Snapshots in memory, on a disk that may be full, with an account of what was written.
+/// Snapshots in memory, on a disk that may be full, with a record of the written bytes.
 #[derive(Clone, Default)]
 pub(super) struct TestSnapshots {
     store: MemorySnapshotStore,
     full: Arc<AtomicBool>,
     written_bytes: Arc<AtomicU64>,
     begun: Arc<AtomicU64>,
-    /// How many were finished, or closed.
+    /// How many snapshots were finished, or closed.
     ended: Arc<AtomicU64>,
 }
 
@@ -51,7 +52,7 @@ impl TestSnapshots {
 }
 
 pub(super) struct TestWriter {
-    /// Taken when it is finished.
+    /// Taken when the snapshot is finished.
     writer: Option<<MemorySnapshotStore as SnapshotStore>::Writer>,
     disk: TestSnapshots,
 }
@@ -159,7 +160,7 @@ fn some_data(bytes: u32) -> Vec<u8> {
     (0..bytes).map(|n| (n.wrapping_mul(7) >> 3) as u8).collect()
 }
 
-/// Waits for something that nobody tells of.
+/// Waits for a condition that triggers no event.
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     within(what, async {
         while !condition() {
@@ -186,14 +187,14 @@ async fn a_snapshot_larger_than_any_message_is_installed() {
     assert_eq!(a.snapshot_outcome().await, (1, Ok(())));
 }
 
-/// Passes connections on, and cuts all of them whenever it is told to.
+/// Forwards connections, and cuts all of them on request.
 struct Proxy {
     address: String,
     task: JoinHandle<()>,
 }
 
 impl Proxy {
-    /// `is_to_cut` is asked before each piece that is passed on.
+    /// `is_to_cut` is called before each forwarded piece.
     async fn start(to: String, is_to_cut: impl Fn() -> bool + Send + Sync + 'static) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -235,7 +236,7 @@ async fn a_transfer_goes_on_where_its_connection_broke() {
     let cuts = Arc::new(AtomicU64::new(0));
     let proxy = {
         let (disk, cuts) = (b.snapshots.clone(), Arc::clone(&cuts));
-        // Three times, each time 10 MiB further: that is more than may be under way.
+        // Three times, each time 10 MiB further: more than may be under way.
         let is_to_cut = move || {
             let done = cuts.load(Ordering::SeqCst);
             let due = done < 3 && disk.written_bytes() >= 4 * MIB + done * 10 * MIB;
@@ -257,7 +258,7 @@ async fn a_transfer_goes_on_where_its_connection_broke() {
     assert_eq!(a.snapshot_outcome().await, (1, Ok(())), "consensus hears of the end only");
 }
 
-/// A call that the test makes by hand.
+/// A raw call of the test.
 struct RawCall {
     chunks: mpsc::Sender<proto::SnapshotChunk>,
     answers: Streaming<proto::InstallSnapshotReply>,
@@ -284,7 +285,7 @@ impl RawCall {
     }
 
     async fn send(&self, part: Part) {
-        // The call may have ended with a refusal, which the test asks for later.
+        // The call may have ended with a rejection, which the test reads later.
         let _ = self.chunks.send(proto::SnapshotChunk { part: Some(part) }).await;
     }
 
@@ -293,7 +294,7 @@ impl RawCall {
         Ok(answer.expect("no answer").answer.expect("an empty answer"))
     }
 
-    /// Ends the data, and waits for what is said to that.
+    /// Ends the data, and waits for the answer.
     async fn end(mut self) -> Result<Answer, Status> {
         drop(self.chunks);
         let answer = within("an answer", self.answers.message()).await?;
@@ -507,7 +508,7 @@ async fn followers_wait_for_their_turn_to_be_sent_a_snapshot() {
     a.outbox.send_snapshot(to_send(1, 2));
     let (_, _, reply) = b.next_install().await;
     a.outbox.send_snapshot(to_send(2, 3));
-    // Messages are not held up by it, and overtake what waits.
+    // The snapshot does not delay messages, and they overtake waiting data.
     a.outbox.send(vec![heartbeat(3, 7)]);
     assert_eq!(commit_of(&c.next_messages().await[0]), 7);
     assert_eq!(c.snapshots.written_bytes(), 0);

@@ -1,4 +1,4 @@
-//! The server believes no sender and no bytes without a check.
+//! The server accepts no sender and no bytes without validation.
 
 use super::*;
 
