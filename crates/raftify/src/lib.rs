@@ -131,10 +131,12 @@ pub mod status {
 
 /// Storages: those that come with this crate, the conversion between them, and the contract for others.
 ///
-/// [`WalStorage`] is the default: a segment log, one write and one flush for each durable write. [`HeedStorage`] is the
-/// simplest: it stores everything in LMDB. [`convert_storage`] converts from one to the other, and [`ReadOnlyStorage`]
-/// reads both. [`MemoryStorage`] is for tests. [`StableStorage`] and its companion traits are the contract; the
-/// conformance suite in `testing` (feature `testing`) checks an implementation of it.
+/// [`WalStorage`] is the default: a segment log, one write and one flush for each durable write.
+/// [`HeedStorage`](storage::HeedStorage) is the simplest: it stores everything in LMDB.
+/// [`convert_storage`](storage::convert_storage) converts from one to the other, and
+/// [`ReadOnlyStorage`](storage::ReadOnlyStorage) reads both. [`MemoryStorage`](storage::MemoryStorage) is for tests.
+/// [`StableStorage`](storage::StableStorage) and its companion traits are the contract; the conformance suite in `testing`
+/// (feature `testing`) checks an implementation of it.
 pub mod storage {
     pub use raftify_core::storage::{
         HardState, LogReader, MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore,

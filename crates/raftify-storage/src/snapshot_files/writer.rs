@@ -17,7 +17,7 @@ use crate::layout::snapshots::{self, Incoming};
 const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 
 /// Writes one snapshot file. Dropped without [`finish`](SnapshotWriter::finish), it removes the written data, unless it
-/// [receives](SnapshotStore::receive) the snapshot.
+/// [receives](raftify_core::SnapshotStore::receive) the snapshot.
 pub struct SnapshotFileWriter {
     position: LogPosition,
     pub(super) file: Box<dyn NewFile>,
