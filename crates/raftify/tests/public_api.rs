@@ -52,7 +52,7 @@ impl Sources {
                 continue;
             }
             let name = module.ident.to_string();
-            let (inner, folder) = ([path, &[name.clone()]].concat(), children.join(&name));
+            let (inner, folder) = ([path, std::slice::from_ref(&name)].concat(), children.join(&name));
             match &module.content {
                 Some((_, items)) => self.load_items(&inner, items.clone(), &folder),
                 None => {
@@ -75,7 +75,7 @@ impl Sources {
             name if CRATES.contains(&name) => vec![name.to_owned()],
             _ => return self.find(module, path),
         };
-        while let Some((_, after)) = rest.split_first().filter(|(next, _)| *next == "super") {
+        if let Some((_, after)) = rest.split_first().filter(|(next, _)| *next == "super") {
             at.pop();
             return self.resolve(&at, &[&["self".to_owned()], after].concat());
         }
@@ -84,7 +84,7 @@ impl Sources {
 
     fn find(&self, module: &[String], path: &[String]) -> Option<(ModulePath, String)> {
         let (first, rest) = path.split_first()?;
-        let inner = [module, &[first.clone()]].concat();
+        let inner = [module, std::slice::from_ref(first)].concat();
         if !rest.is_empty() && self.0.contains_key(&inner) {
             return self.find(&inner, rest);
         }
@@ -205,7 +205,7 @@ impl Listing<'_> {
                     continue;
                 }
                 for (name, target) in uses(&item.tree, &[]) {
-                    if renames != target.ends_with(&[name.clone()]) {
+                    if renames != target.ends_with(std::slice::from_ref(&name)) {
                         self.used(&format!("{public}::{name}"), module, &target);
                     }
                 }
