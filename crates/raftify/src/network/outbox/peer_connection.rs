@@ -215,6 +215,8 @@ impl PeerConnection {
             let ended = self.attempt(&address).await;
             self.reach.set(false, None);
             self.queue.close();
+            // Before it is reported as unreachable: a node that is refused must not count that peer as silent.
+            let pause = self.pause(ended.refusal);
             match ended.up_for {
                 Some(up_for) => {
                     reported = false;
@@ -233,7 +235,7 @@ impl PeerConnection {
                 reported = true;
                 send_event(&self.events, PeerEvent::Unreachable(self.id));
             }
-            let pause = self.pause(ended.refusal).max(delay);
+            let pause = pause.max(delay);
             delay = (delay * 2).min(delay_max);
             tokio::select! {
                 () = sleep(pause) => {}

@@ -157,8 +157,13 @@ async fn a_node_that_is_refused_is_told_why() {
     let refusal = within("a refusal", async {
         loop {
             a.outbox.send(vec![heartbeat(2, 1)]);
-            if let Ok(PeerEvent::RefusedBy { by, refusal }) = a.events.try_recv() {
-                break (by, refusal);
+            match a.events.try_recv() {
+                Ok(PeerEvent::RefusedBy { by, refusal }) => break (by, refusal),
+                // The raft loop would count the peer as silent for a moment.
+                Ok(PeerEvent::Unreachable(peer)) => {
+                    panic!("{peer} is reported as unreachable before its refusal")
+                }
+                _ => {}
             }
             tokio::task::yield_now().await;
         }
