@@ -150,6 +150,8 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
     /// All requests that still wait are answered then.
     pub(crate) async fn run(mut self) -> StopReason {
         let reason = loop {
+            // Before any answer leaves: the server must refuse a copy of a directory by the newest record.
+            self.publish_remembered();
             self.take_turns();
             if let Some(reason) = self.stop_reason() {
                 break reason;
@@ -210,10 +212,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
                     core.prepare_to_stop();
                 }
             }
-            Input::Tick => {
-                core.tick();
-                self.publish_remembered();
-            }
+            Input::Tick => core.tick(),
             Input::Event(Event::Written(turn)) => core.written(turn),
             Input::Event(Event::Applied(index)) => core.applied(index),
             Input::Event(Event::SnapshotTaken(outcome)) => core.snapshot_taken(outcome),
@@ -378,11 +377,9 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
     /// Publishes to the server the data that the core remembers of other nodes.
     fn publish_remembered(&self) {
         let remembered = self.core.remembered();
-        self.outputs.remembered.send_if_modified(|shown| {
-            let is_news = !Arc::ptr_eq(shown, remembered);
-            *shown = Arc::clone(remembered);
-            is_news
-        });
+        if !Arc::ptr_eq(&self.outputs.remembered.borrow(), remembered) {
+            self.outputs.remembered.send_replace(Arc::clone(remembered));
+        }
     }
 
     /// Reads entries for a follower that lags behind. A storage error stops the node: it must never result in missing

@@ -125,14 +125,8 @@ async fn two_copies_that_count_as_many_starts_are_told_apart_and_the_later_one_i
     nodes[node].stop().await;
     let original = std::mem::replace(&mut nodes[node].disk, copy);
     nodes[node].start();
-    // Whichever comes first: the refusal of a node that knows, or a heartbeat that shows what is missing.
-    match nodes[node].ended().await {
-        Err(RunError::Stopped(StopReason::Refused(SenderRefusal::StartedTwice { starts: 2, .. }))) => {}
-        Err(RunError::Stopped(StopReason::Storage(reason))) => {
-            assert!(reason.contains("had acknowledged are missing"), "{reason}");
-        }
-        outcome => panic!("{outcome:?}"),
-    }
+    let refusal = refusal(nodes[node].ended().await);
+    assert!(matches!(refusal, SenderRefusal::StartedTwice { starts: 2, .. }), "{refusal}");
     put(nodes[leader].raft(), "key", 2).await;
     nodes[node].disk = original;
     nodes[node].start();
