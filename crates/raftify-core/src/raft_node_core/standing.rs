@@ -77,7 +77,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let patience_ticks = self.node.ticks(self.node.config().election_timeout);
         if self.is_hearing() && self.node.now() >= patience_ticks {
             let silent: Vec<String> = self.standings.unheard().iter().map(NodeId::to_string).collect();
-            info!(node = %self.node.id(), "goes on without having heard from node {}", silent.join(", "));
+            info!(node = %self.node.id(), "continues without an answer from node {}", silent.join(", "));
             self.standings.stop_hearing();
             self.campaign_if_alone();
         }

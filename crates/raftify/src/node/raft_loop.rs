@@ -165,7 +165,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             let Some(input) = self.inputs.select(&mut self.ticks, self.stops_by).await else {
                 warn!(
                     node = %self.node_id,
-                    "stops before it has handed over leadership, or answered all that it has taken: the outcome of some \
+                    "stops before it has transferred leadership, or answered all accepted requests: the outcome of some \
                      requests is not known"
                 );
                 self.apply_events();
