@@ -54,7 +54,7 @@ pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 ///
 /// ```
 /// use std::fs::{self, File};
-/// use std::io::Read;
+/// use std::io::{ErrorKind, Read};
 /// use std::path::PathBuf;
 ///
 /// use raftify::{BoxError, LogPosition, Snapshot, StateMachine};
@@ -69,7 +69,7 @@ pub const IN_MEMORY: LogPosition = LogPosition::new(u64::MAX, 0);
 ///     fn open(path: PathBuf) -> Result<SumOnDisk, BoxError> {
 ///         let state = match File::open(&path) {
 ///             Ok(mut file) => Snapshot::read_value(&mut file)?,
-///             Err(error) if error.kind() == io::ErrorKind::NotFound => (0, LogPosition::ZERO),
+///             Err(error) if error.kind() == ErrorKind::NotFound => (0, LogPosition::ZERO),
 ///             Err(error) => return Err(error.into()),
 ///         };
 ///         Ok(SumOnDisk { path, state })
