@@ -24,16 +24,15 @@ pub enum Again<'a> {
 
 /// The error of a verb: what it means for this verb that a request was not served, or not answered.
 ///
-/// The defaults say it through [`StopReason`], for a verb whose error has no variant for it: one that only the node of
-/// its caller serves.
+/// The defaults say it through [`StopReason`], for a verb whose error has no variant for it: one that only
+/// the node of its caller serves.
 pub trait VerbError:
     From<StopReason> + PartialEq + Debug + Display + Serialize + DeserializeOwned + Send + 'static
 {
     // --- Nothing happened ---
 
     /// The queue of the node is full. `None`: such requests are rare enough to wait for room.
-    fn busy(waiting: u64) -> Option<Self> {
-        let _ = waiting;
+    fn busy(_waiting: u64) -> Option<Self> {
         None
     }
 
@@ -43,14 +42,12 @@ pub trait VerbError:
     }
 
     /// The node does not lead, and may not forward the request.
-    fn not_leader(leader: LeaderHint) -> Self {
-        let _ = leader;
+    fn not_leader(_leader: LeaderHint) -> Self {
         Self::no_leader()
     }
 
     /// No node received the request.
-    fn not_sent(reason: String) -> Self {
-        let _ = reason;
+    fn not_sent(_reason: String) -> Self {
         Self::no_leader()
     }
 
@@ -63,8 +60,7 @@ pub trait VerbError:
     // --- The outcome is unknown ---
 
     /// The request was sent to another node, and the connection broke before the answer.
-    fn lost(reason: String) -> Self {
-        let _ = reason;
+    fn lost(_reason: String) -> Self {
         Self::late(Duration::ZERO)
     }
 
@@ -73,7 +69,8 @@ pub trait VerbError:
         Self::late(after)
     }
 
-    /// The node of the caller has accepted the request and did not answer, although its own deadline has passed.
+    /// The node of the caller has accepted the request and did not answer, although its own deadline has
+    /// passed.
     fn late(within: Duration) -> Self {
         StopReason::NoAnswer(within).into()
     }

@@ -11,14 +11,11 @@ use raftify_core::error::InstallError;
 use raftify_core::{ClusterId, Identity, Incarnation, Members, NodeId, RaftMessage};
 
 use crate::error::BoxError;
-use crate::verbs::change_membership::ChangeMembership;
-use crate::verbs::identify::Identify;
-use crate::verbs::inspect::Inspect;
-use crate::verbs::propose::Propose;
-use crate::verbs::read_index::ReadIndex;
-use crate::verbs::reserve_node_id::ReserveNodeId;
-use crate::verbs::transfer_leader::TransferLeader;
 use crate::verbs::verb::{Answered, NotAnswered, Verb};
+use crate::verbs::{
+    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
+    read_index::ReadIndex, reserve_node_id::ReserveNodeId, transfer_leader::TransferLeader,
+};
 use crate::wire::{self, RequestRejected, message_from_wire, message_to_wire, proto};
 
 #[doc(hidden)]

@@ -1,4 +1,5 @@
-//! The reply channels of requests. That of a proposal is typed for this node's own user, encoded for all others.
+//! The reply channels of requests. That of a proposal is typed for this node's own user, encoded for all
+//! others.
 
 use bytes::Bytes;
 use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
@@ -10,8 +11,8 @@ use tokio::sync::oneshot;
 use crate::application::encoding;
 use crate::runtime::worker::caught;
 
-/// The receiver of the state machine's reply to one proposal. Dropped without an answer, it answers that the node
-/// stopped before the outcome was known.
+/// The receiver of the state machine's reply to one proposal. Dropped without an answer, it answers that the
+/// node stopped before the outcome was known.
 pub(crate) enum Reply<T> {
     /// To a caller in this process.
     Local(oneshot::Sender<Result<T, ProposeError>>),

@@ -18,14 +18,12 @@ use crate::client::error::{ClientError, InvalidAddress, UnreachableNode};
 use crate::runtime::calls::CallPermits;
 use crate::runtime::endpoint::endpoint;
 use crate::runtime::transport::{connect_lazily, resolve};
-use crate::verbs::change_membership::ChangeMembership;
-use crate::verbs::identify::Identify;
-use crate::verbs::inspect::Inspect;
-use crate::verbs::propose::Propose;
-use crate::verbs::read_index::ReadIndex;
 use crate::verbs::remote_node::{AskedCluster, CallError, RemoteNode};
-use crate::verbs::reserve_node_id::ReserveNodeId;
 use crate::verbs::verb::{Answered, Verb};
+use crate::verbs::{
+    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
+    read_index::ReadIndex, reserve_node_id::ReserveNodeId,
+};
 use crate::wire;
 use crate::wire::identification::Identification;
 

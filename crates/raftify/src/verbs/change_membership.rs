@@ -1,25 +1,21 @@
-//! Changes the members of the cluster; also the changes that have their own names, for the handle and for the remote
-//! client.
+//! Changes the members of the cluster; also the changes that have their own names, for the handle and for the
+//! remote client.
 
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use raftify_core::error::{MembershipError, StopReason};
 use raftify_core::members::{LeaveJoint, MembershipRefusal};
 use raftify_core::{
-    Config, Forwarding, LeaderRequest, LogIndex, Member, MemberChange, MemberRole, Members, MembershipChange,
+    Forwarding, LeaderRequest, LogIndex, Member, MemberChange, MemberRole, Members, MembershipChange,
     MembershipCommand, MembershipRequest, NodeId, Responder, Status,
 };
 use tokio::time::{Instant, sleep};
-use tonic::Request;
 
-use crate::channels::server_counters::ServerCounters;
 use crate::verbs::identify::probe;
 use crate::verbs::verb::{
-    Answered, Asked, Client, LeaderVerb, NotAnswered, Returned, Served, ServingNode, Verb, ask_leader,
+    Asked, Counter, LeaderVerb, Served, ServingNode, Setting, Verb, ask_leader, messages,
 };
-use crate::wire::proto::change_membership_reply::Outcome;
 use crate::wire::{RequestRejected, proto};
 
 /// How long a change of the membership waits for an answer from the address of a node that it adds.
@@ -34,14 +30,18 @@ pub(crate) struct ChangeMembership {
 }
 
 impl Verb for ChangeMembership {
-    type Request = proto::ChangeMembershipRequest;
-    type Reply = proto::ChangeMembershipReply;
     type Answer = Members;
     type Error = MembershipError;
 
     const REPEATABLE: bool = false;
-    const DEADLINE: fn(&Config) -> Duration = |config| config.membership_timeout;
-    const COUNTER: fn(&ServerCounters) -> &AtomicU64 = |counters| &counters.membership_changes;
+    const DEADLINE: Setting = |config| config.membership_timeout;
+    const COUNTER: Counter = |counters| &counters.membership_changes;
+
+    messages!(
+        change_membership: ChangeMembershipRequest => ChangeMembershipReply, change_membership_reply::Members,
+        |members: Members| members.encode(),
+        |members| Members::decode(&members)?
+    );
 
     fn to_wire(self, header: proto::Header, forwarded: bool) -> Self::Request {
         proto::ChangeMembershipRequest { header: Some(header), request: self.request.encode(), forwarded }
@@ -55,10 +55,6 @@ impl Verb for ChangeMembership {
 
     fn payload_bytes(request: &Self::Request) -> usize {
         request.request.len()
-    }
-
-    async fn send(mut client: Client, request: Request<Self::Request>) -> Returned<Self> {
-        client.change_membership(request).await
     }
 
     async fn serve<N: ServingNode>(self, node: &N, forwarding: Forwarding) -> Served<Self> {
@@ -76,33 +72,20 @@ impl Verb for ChangeMembership {
         }
         ask_leader(node, self, forwarding).await
     }
-
-    fn to_reply(header: Option<proto::Header>, outcome: Result<Members, proto::Refusal>) -> Self::Reply {
-        let outcome = outcome.map_or_else(Outcome::Refusal, |members| Outcome::Members(members.encode()));
-        proto::ChangeMembershipReply { header, outcome: Some(outcome) }
-    }
-
-    fn from_reply(reply: Self::Reply) -> Result<Answered<Members>, NotAnswered> {
-        match reply.outcome.ok_or_else(NotAnswered::empty)? {
-            Outcome::Members(members) => {
-                Ok(Answered { header: reply.header, answer: Members::decode(&members)? })
-            }
-            Outcome::Refusal(refusal) => Err(NotAnswered::Refusal(refusal)),
-        }
-    }
 }
 
 impl LeaderVerb for ChangeMembership {
     type Channel<R> = Responder<Members, MembershipError>;
 
-    fn request<R>(self, reply: Responder<Members, MembershipError>) -> LeaderRequest<R> {
+    fn request<R>(self, reply: Self::Channel<R>) -> LeaderRequest<R> {
         LeaderRequest::ChangeMembership { request: self.request, reply }
     }
 }
 
 impl ChangeMembership {
-    /// Checks that no member answers at the address of a node that is about to be added. This detects two spellings of
-    /// one address (`localhost:1` and `127.0.0.1:1`). An address at which no node answers passes.
+    /// Checks that no member answers at the address of a node that is about to be added. This detects two
+    /// spellings of one address (`localhost:1` and `127.0.0.1:1`). An address at which no node answers
+    /// passes.
     ///
     /// # Errors
     /// Which member answers there.

@@ -1,21 +1,21 @@
 //! Which node answers at an address: one short call, on a connection that is closed afterwards.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use raftify_core::error::ReadError;
-use raftify_core::{CheckedConfig, Config, Forwarding, Identity, Sender, Started, Status};
+use raftify_core::{CheckedConfig, Forwarding, Identity, Sender, Started, Status};
 use tonic::Request;
 use tonic::transport::Endpoint;
 
-use crate::channels::server_counters::ServerCounters;
 use crate::runtime::calls::CallPermits;
 use crate::runtime::endpoint::endpoint;
 use crate::runtime::transport::connect_lazily;
 use crate::verbs::remote_node::{CallError, RemoteNode};
-use crate::verbs::verb::{Answered, Asked, Client, NotAnswered, Returned, Served, ServingNode, Verb};
+use crate::verbs::verb::{
+    Answered, Asked, Client, Counter, NotAnswered, Returned, Served, ServingNode, Setting, Verb,
+};
 use crate::wire::identification::Identification;
 use crate::wire::{self, RequestRejected, proto};
 
@@ -48,8 +48,9 @@ impl Verb for Identify {
     type Error = ReadError;
 
     const REPEATABLE: bool = true;
-    const DEADLINE: fn(&Config) -> Duration = |config| config.connect_timeout;
-    const COUNTER: fn(&ServerCounters) -> &AtomicU64 = |counters| &counters.identifications;
+    const OF_ANY_CLUSTER: bool = true;
+    const DEADLINE: Setting = |config| config.connect_timeout;
+    const COUNTER: Counter = |counters| &counters.identifications;
 
     fn to_wire(self, _: proto::Header, _: bool) -> Self::Request {
         self.0
@@ -80,7 +81,7 @@ impl Verb for Identify {
     }
 
     fn from_reply(reply: Self::Reply) -> Result<Answered<Identification>, NotAnswered> {
-        Ok(Answered { header: None, answer: wire::identification_from_wire(reply)? })
+        Ok(Answered { header: reply.header, answer: wire::identification_from_wire(reply)? })
     }
 }
 
@@ -101,9 +102,9 @@ pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identificat
     })
 }
 
-/// The address that the cluster has for this node, if another process runs as this node there: then this node was
-/// started on a copy of its directory, and both nodes learn of it. Probed only if this node is started at another
-/// address.
+/// The address that the cluster has for this node, if another process runs as this node there: then this node
+/// was started on a copy of its directory, and both nodes learn of it. Probed only if this node is started at
+/// another address.
 pub(crate) async fn original_at(
     status: &Status,
     started: Started,

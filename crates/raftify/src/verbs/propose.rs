@@ -1,20 +1,12 @@
 //! Replicates an entry, and returns the state machine's reply as postcard.
 
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
-
 use bytes::Bytes;
 use raftify_core::error::{ProposeError, UnknownOutcome};
-use raftify_core::{Config, Forwarding, LeaderRequest, ServerRequestMsg};
+use raftify_core::{Forwarding, LeaderRequest, ServerRequestMsg};
 use tokio::sync::oneshot;
-use tonic::Request;
 
 use crate::channels::reply::dropped;
-use crate::channels::server_counters::ServerCounters;
-use crate::verbs::verb::{
-    Answered, Asked, Client, LeaderVerb, NotAnswered, Returned, Served, ServingNode, Verb, ask,
-};
-use crate::wire::proto::propose_reply::Outcome;
+use crate::verbs::verb::{Asked, Counter, LeaderVerb, Served, ServingNode, Setting, Verb, ask, messages};
 use crate::wire::{self, proto};
 
 #[derive(Clone, Debug)]
@@ -24,14 +16,18 @@ pub(crate) struct Propose {
 }
 
 impl Verb for Propose {
-    type Request = proto::ProposeRequest;
-    type Reply = proto::ProposeReply;
     type Answer = Bytes;
     type Error = ProposeError;
 
     const REPEATABLE: bool = false;
-    const DEADLINE: fn(&Config) -> Duration = |config| config.propose_timeout;
-    const COUNTER: fn(&ServerCounters) -> &AtomicU64 = |counters| &counters.proposals;
+    const DEADLINE: Setting = |config| config.propose_timeout;
+    const COUNTER: Counter = |counters| &counters.proposals;
+
+    messages!(
+        propose: ProposeRequest => ProposeReply, propose_reply::Reply,
+        |reply| reply,
+        |reply| wire::owned(reply)
+    );
 
     fn to_wire(self, header: proto::Header, forwarded: bool) -> Self::Request {
         proto::ProposeRequest { header: Some(header), payload: self.payload, forwarded }
@@ -44,10 +40,6 @@ impl Verb for Propose {
 
     fn payload_bytes(request: &Self::Request) -> usize {
         request.payload.len()
-    }
-
-    async fn send(mut client: Client, request: Request<Self::Request>) -> Returned<Self> {
-        client.propose(request).await
     }
 
     async fn serve<N: ServingNode>(self, node: &N, forwarding: Forwarding) -> Served<Self> {
@@ -64,18 +56,6 @@ impl Verb for Propose {
         let request = ServerRequestMsg::ForLeader { request, forwarding };
         let answer = async { answer.await.unwrap_or_else(|_| Err(dropped())) };
         Ok(ask::<Self, N>(node, request, answer).await?.and_then(small_enough))
-    }
-
-    fn to_reply(header: Option<proto::Header>, outcome: Result<Bytes, proto::Refusal>) -> Self::Reply {
-        let outcome = outcome.map_or_else(Outcome::Refusal, Outcome::Reply);
-        proto::ProposeReply { header, outcome: Some(outcome) }
-    }
-
-    fn from_reply(reply: Self::Reply) -> Result<Answered<Bytes>, NotAnswered> {
-        match reply.outcome.ok_or_else(NotAnswered::empty)? {
-            Outcome::Reply(answer) => Ok(Answered { header: reply.header, answer: wire::owned(answer) }),
-            Outcome::Refusal(refusal) => Err(NotAnswered::Refusal(refusal)),
-        }
     }
 }
 

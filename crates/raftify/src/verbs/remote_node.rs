@@ -1,7 +1,8 @@
 //! Another node from the caller's side: the channel, and one call of a verb at a time.
 //!
-//! Used by the outbox, which forwards requests to the leader, and by the remote client. It retries nothing and follows
-//! no hint; every call ends by its deadline and reports whether the request may have taken effect.
+//! Used by the outbox, which forwards requests to the leader, and by the remote client. It retries nothing
+//! and follows no hint; every call ends by its deadline and reports whether the request may have taken
+//! effect.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -18,8 +19,9 @@ use crate::runtime::endpoint::describe;
 use crate::verbs::verb::{Answered, Client, NotAnswered, Verb};
 use crate::wire::{self, RequestRejected, proto};
 
-/// Whether the node has declared that it did not, and will not, process the request: by refusing its stream, or by a
-/// GOAWAY frame that names an earlier stream as the last processed one (RFC 9113, sections 6.8 and 8.7).
+/// Whether the node has declared that it did not, and will not, process the request: by refusing its stream,
+/// or by a GOAWAY frame that names an earlier stream as the last processed one (RFC 9113, sections 6.8 and
+/// 8.7).
 fn is_refused_unread(error: &(dyn Error + 'static)) -> bool {
     error.downcast_ref::<h2::Error>().is_some_and(|error| {
         error.is_remote()
@@ -97,9 +99,9 @@ impl<E: VerbError> CallError<E> {
     }
 }
 
-/// The cluster of the requests: the known one, or else the cluster that gives the first result. Nodes of another
-/// cluster then reject requests: an address may belong to another cluster by now, and writes acknowledged there do not
-/// exist in this one.
+/// The cluster of the requests: the known one, or else the cluster that gives the first result. Nodes of
+/// another cluster then reject requests: an address may belong to another cluster by now, and writes
+/// acknowledged there do not exist in this one.
 #[derive(Debug, Default)]
 pub(crate) struct AskedCluster {
     id: OnceLock<ClusterId>,
@@ -159,15 +161,21 @@ impl RemoteNode {
         forwarding: Forwarding,
         timeout: Duration,
     ) -> Result<Answered<V::Answer>, CallError<V::Error>> {
-        let header =
-            proto::Header { without_waiting: self.without_waiting, ..wire::header(self.cluster.id()) };
+        let header = match V::OF_ANY_CLUSTER {
+            true => wire::header(None),
+            false => {
+                proto::Header { without_waiting: self.without_waiting, ..wire::header(self.cluster.id()) }
+            }
+        };
         let request = verb.to_wire(header, forwarding == Forwarding::Never);
         let (client, bytes) = (self.client.clone(), V::payload_bytes(&request) as u64);
         let reply = calls::call(&self.places, bytes, timeout, |mark| V::send(client, mark.on(request))).await;
         let reply = reply.map_err(|why| CallError::from_no_response(&self.places, timeout, why))?;
         match V::from_reply(reply) {
             Ok(answered) => {
-                self.cluster.learn(answered.header.as_ref());
+                if !V::OF_ANY_CLUSTER {
+                    self.cluster.learn(answered.header.as_ref());
+                }
                 Ok(answered)
             }
             Err(NotAnswered::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),

@@ -1,32 +1,30 @@
 //! Reserves a node id that no other caller will get.
 
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
-
 use raftify_core::error::MembershipError;
-use raftify_core::{ClusterId, Config, Forwarding, LeaderRequest, Reservation, Responder};
-use tonic::Request;
+use raftify_core::{ClusterId, Forwarding, LeaderRequest, Reservation, Responder};
 
-use crate::channels::server_counters::ServerCounters;
 use crate::verbs::remote_node::CallError;
 use crate::verbs::verb::{
-    Answered, Asked, Client, LeaderVerb, NotAnswered, Returned, Served, ServingNode, Verb, ask_leader,
+    Answered, Asked, Counter, LeaderVerb, Served, ServingNode, Setting, Verb, ask_leader, messages,
 };
-use crate::wire::proto::reserve_node_id_reply::Outcome;
 use crate::wire::{self, proto};
 
 #[derive(Clone, Debug)]
 pub(crate) struct ReserveNodeId;
 
 impl Verb for ReserveNodeId {
-    type Request = proto::ReserveNodeIdRequest;
-    type Reply = proto::ReserveNodeIdReply;
     type Answer = Reservation;
     type Error = MembershipError;
 
     const REPEATABLE: bool = false;
-    const DEADLINE: fn(&Config) -> Duration = |config| config.membership_timeout;
-    const COUNTER: fn(&ServerCounters) -> &AtomicU64 = |counters| &counters.id_reservations;
+    const DEADLINE: Setting = |config| config.membership_timeout;
+    const COUNTER: Counter = |counters| &counters.id_reservations;
+
+    messages!(
+        reserve_node_id: ReserveNodeIdRequest => ReserveNodeIdReply, reserve_node_id_reply::Reservation,
+        |reservation| wire::reservation_to_wire(&reservation),
+        |reservation| wire::reservation_from_wire(&reservation)?
+    );
 
     fn to_wire(self, header: proto::Header, forwarded: bool) -> Self::Request {
         proto::ReserveNodeIdRequest { header: Some(header), forwarded }
@@ -36,28 +34,8 @@ impl Verb for ReserveNodeId {
         Asked { header: request.header, forwarded: request.forwarded, verb: Ok(ReserveNodeId) }
     }
 
-    async fn send(mut client: Client, request: Request<Self::Request>) -> Returned<Self> {
-        client.reserve_node_id(request).await
-    }
-
     async fn serve<N: ServingNode>(self, node: &N, forwarding: Forwarding) -> Served<Self> {
         ask_leader(node, self, forwarding).await
-    }
-
-    fn to_reply(header: Option<proto::Header>, outcome: Result<Reservation, proto::Refusal>) -> Self::Reply {
-        let outcome = outcome.map(|reservation| wire::reservation_to_wire(&reservation));
-        let outcome = outcome.map_or_else(Outcome::Refusal, Outcome::Reservation);
-        proto::ReserveNodeIdReply { header, outcome: Some(outcome) }
-    }
-
-    fn from_reply(reply: Self::Reply) -> Result<Answered<Reservation>, NotAnswered> {
-        match reply.outcome.ok_or_else(NotAnswered::empty)? {
-            Outcome::Reservation(reservation) => {
-                let answer = wire::reservation_from_wire(&reservation)?;
-                Ok(Answered { header: reply.header, answer })
-            }
-            Outcome::Refusal(refusal) => Err(NotAnswered::Refusal(refusal)),
-        }
     }
 }
 
@@ -75,7 +53,7 @@ impl ReserveNodeId {
 impl LeaderVerb for ReserveNodeId {
     type Channel<R> = Responder<Reservation, MembershipError>;
 
-    fn request<R>(self, reply: Responder<Reservation, MembershipError>) -> LeaderRequest<R> {
+    fn request<R>(self, reply: Self::Channel<R>) -> LeaderRequest<R> {
         LeaderRequest::ReserveNodeId { reply }
     }
 }

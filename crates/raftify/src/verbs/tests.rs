@@ -8,14 +8,11 @@ use raftify_core::{
     Status, Term, VerbError,
 };
 
-use super::change_membership::ChangeMembership;
-use super::identify::Identify;
-use super::inspect::Inspect;
-use super::propose::Propose;
-use super::read_index::ReadIndex;
-use super::reserve_node_id::ReserveNodeId;
-use super::transfer_leader::TransferLeader;
 use super::verb::{Answered, NotAnswered, Verb};
+use super::{
+    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
+    read_index::ReadIndex, reserve_node_id::ReserveNodeId, transfer_leader::TransferLeader,
+};
 use crate::wire::identification::Identification;
 use crate::wire::{self, proto};
 

@@ -1,6 +1,5 @@
 //! What a verb is, and how the node that serves it asks its core.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use crate::channels::in_flight::InFlight;
 use crate::channels::reply::channel;
 use crate::channels::request_queue::{Refused, RequestSender};
 use crate::channels::server_counters::ServerCounters;
+use crate::error::BoxError;
 use crate::runtime::calls::MarkedChannel;
 use crate::wire::identification::Identification;
 use crate::wire::proto::raft_service_client::RaftServiceClient;
@@ -28,6 +28,12 @@ const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 /// The generated client.
 pub(crate) type Client = RaftServiceClient<MarkedChannel>;
+
+/// The setting that limits a duration.
+pub(crate) type Setting = fn(&Config) -> Duration;
+
+/// A counter of the server.
+pub(crate) type Counter = fn(&ServerCounters) -> &AtomicU64;
 
 /// What a call of the generated client returns.
 pub(crate) type Returned<V> = Result<tonic::Response<<V as Verb>::Reply>, tonic::Status>;
@@ -45,11 +51,11 @@ pub(crate) trait Verb: Clone + Send + 'static {
     /// Whether a request with an unknown outcome may be sent again.
     const REPEATABLE: bool;
 
-    /// The setting that limits its duration.
-    const DEADLINE: fn(&Config) -> Duration;
+    /// Whether the request is valid for any cluster: it names none, and its answer determines none.
+    const OF_ANY_CLUSTER: bool = false;
 
-    /// The counter of the server.
-    const COUNTER: fn(&ServerCounters) -> &AtomicU64;
+    const DEADLINE: Setting;
+    const COUNTER: Counter;
 
     /// `forwarded`: another node must not forward it again.
     fn to_wire(self, header: proto::Header, forwarded: bool) -> Self::Request;
@@ -102,7 +108,6 @@ pub(crate) struct Asked<V> {
 
 /// An answer of a node.
 pub(crate) struct Answered<A> {
-    /// `None`: a node of any cluster may have answered.
     pub(crate) header: Option<proto::Header>,
     pub(crate) answer: A,
 }
@@ -114,17 +119,53 @@ pub(crate) enum NotAnswered {
     Malformed(String),
 }
 
-impl NotAnswered {
-    pub(crate) fn empty() -> NotAnswered {
-        NotAnswered::Malformed("it is empty".to_owned())
+impl<E: Into<BoxError>> From<E> for NotAnswered {
+    fn from(error: E) -> NotAnswered {
+        NotAnswered::Malformed(error.into().to_string())
     }
 }
 
-impl<E: Error> From<E> for NotAnswered {
-    fn from(error: E) -> NotAnswered {
-        NotAnswered::Malformed(error.to_string())
-    }
+/// The messages of a verb whose reply is an answer or a refusal: the method of the generated client, the
+/// messages, and the answer to and from its field.
+macro_rules! messages {
+    (
+        $call:ident: $request:ident => $reply:ident, $module:ident::$field:ident,
+        $encode:expr, |$encoded:ident| $decode:expr
+    ) => {
+        type Request = $crate::wire::proto::$request;
+        type Reply = $crate::wire::proto::$reply;
+
+        async fn send(
+            mut client: $crate::verbs::verb::Client,
+            request: tonic::Request<Self::Request>,
+        ) -> $crate::verbs::verb::Returned<Self> {
+            client.$call(request).await
+        }
+
+        fn to_reply(
+            header: Option<$crate::wire::proto::Header>,
+            outcome: Result<Self::Answer, $crate::wire::proto::Refusal>,
+        ) -> Self::Reply {
+            use $crate::wire::proto::$module::Outcome;
+            let outcome = outcome.map($encode).map_or_else(Outcome::Refusal, Outcome::$field);
+            $crate::wire::proto::$reply { header, outcome: Some(outcome) }
+        }
+
+        fn from_reply(
+            reply: Self::Reply,
+        ) -> Result<$crate::verbs::verb::Answered<Self::Answer>, $crate::verbs::verb::NotAnswered> {
+            use $crate::wire::proto::$module::Outcome;
+            match reply.outcome.ok_or("it is empty")? {
+                Outcome::$field($encoded) => {
+                    Ok($crate::verbs::verb::Answered { header: reply.header, answer: $decode })
+                }
+                Outcome::Refusal(refusal) => Err($crate::verbs::verb::NotAnswered::Refusal(refusal)),
+            }
+        }
+    };
 }
+
+pub(crate) use messages;
 
 /// What verbs use of the node that serves them.
 pub(crate) trait ServingNode: Sync {
@@ -158,8 +199,8 @@ pub(crate) trait ServingNode: Sync {
 
 /// Puts a request into the loop's queue and waits for its answer.
 ///
-/// A closed queue accepts no request: the request is rejected, and the caller may try another node. From a node that
-/// has accepted the request, the same reason would mean an unknown outcome.
+/// A closed queue accepts no request: the request is rejected, and the caller may try another node. From a
+/// node that has accepted the request, the same reason would mean an unknown outcome.
 pub(crate) async fn ask<V: Verb, N: ServingNode>(
     node: &N,
     request: ServerRequestMsg<N::Reply>,

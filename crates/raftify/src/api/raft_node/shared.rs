@@ -33,9 +33,9 @@ pub(super) struct Shared<FSM: StateMachine> {
 }
 
 impl<FSM: StateMachine> Shared<FSM> {
-    /// Asks the leader, with a reply channel for each attempt. Tries again as long as the answer is that another node
-    /// leads than the contacted one, or that no leader is known: nothing was done then, and this node is about to learn
-    /// of a leader.
+    /// Asks the leader, with a reply channel for each attempt. Tries again as long as the answer is that
+    /// another node leads than the contacted one, or that no leader is known: nothing was done then, and this
+    /// node is about to learn of a leader.
     pub(super) async fn ask_leader<V: LeaderVerb, T, Answer: Future<Output = Result<T, V::Error>>>(
         &self,
         waits: bool,

@@ -1,16 +1,16 @@
-//! Requests that are forwarded to the leader, and their answers back: at most once each, and no more of them at a time
-//! than this node would accept as leader.
+//! Requests that are forwarded to the leader, and their answers back: at most once each, and no more of them
+//! at a time than this node would accept as leader.
 
 use raftify_core::{CheckedConfig, Forwarding, LeaderRequest, NodeId, Refusal, VerbError};
 use tracing::debug;
 
 use crate::channels::reply::RemoteReply;
-use crate::verbs::change_membership::ChangeMembership;
-use crate::verbs::propose::Propose;
 use crate::verbs::remote_node::RemoteNode;
-use crate::verbs::reserve_node_id::ReserveNodeId;
-use crate::verbs::transfer_leader::TransferLeader;
 use crate::verbs::verb::Verb;
+use crate::verbs::{
+    change_membership::ChangeMembership, propose::Propose, reserve_node_id::ReserveNodeId,
+    transfer_leader::TransferLeader,
+};
 
 /// Why a request was not sent.
 pub(crate) enum Unsent {
@@ -51,7 +51,8 @@ impl Leader {
         }
     }
 
-    /// The verb's error has no field for why a node was not reached or rejected the request: the reason is logged.
+    /// The verb's error has no field for why a node was not reached or rejected the request: the reason is
+    /// logged.
     async fn ask<V: Verb>(&self, verb: V) -> Result<V::Answer, V::Error> {
         let (to, timeout) = (self.id, V::DEADLINE(&self.config));
         let error = match self.node.call(verb, Forwarding::Never, timeout).await {

@@ -12,14 +12,11 @@ use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::Admitted;
 use crate::network::server::install::{IncomingSnapshot, installed};
 use crate::network::server::service::Service;
-use crate::verbs::change_membership::ChangeMembership;
-use crate::verbs::identify::Identify;
-use crate::verbs::inspect::Inspect;
-use crate::verbs::propose::Propose;
-use crate::verbs::read_index::ReadIndex;
-use crate::verbs::reserve_node_id::ReserveNodeId;
-use crate::verbs::transfer_leader::TransferLeader;
 use crate::verbs::verb::{ServingNode, Verb};
+use crate::verbs::{
+    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
+    read_index::ReadIndex, reserve_node_id::ReserveNodeId, transfer_leader::TransferLeader,
+};
 use crate::wire::proto::raft_service_server::RaftService;
 use crate::wire::{self, RequestRejected, proto};
 
