@@ -196,7 +196,9 @@ where
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
-        self.shared.leader_is_needed::<ReadError>(self.waits_for_leader)?;
+        if !self.waits_for_leader && self.leader_id().is_none() {
+            return Err(ReadError::NoLeader);
+        }
         self.shared.request(ReadIndex::DEADLINE(&self.shared.config), ReadIndex::of_this_node).await
     }
 

@@ -42,7 +42,6 @@ impl<FSM: StateMachine> Shared<FSM> {
         verb: V,
         channel: impl Fn() -> (V::Channel<Reply<FSM::Reply>>, Answer),
     ) -> Result<T, V::Error> {
-        self.leader_is_needed(waits)?;
         let within = V::DEADLINE(&self.config);
         let attempt = |within| {
             let (reply, answer) = channel();
@@ -63,11 +62,6 @@ impl<FSM: StateMachine> Shared<FSM> {
             answer = attempt(until.saturating_duration_since(Instant::now())).await;
         }
         answer
-    }
-
-    /// For a call that does not wait for a leader.
-    pub(super) fn leader_is_needed<E: VerbError>(&self, waits: bool) -> Result<(), E> {
-        if waits || self.status.borrow().leader_id.is_some() { Ok(()) } else { Err(E::no_leader()) }
     }
 
     /// Sends the request that `request` builds from a reply channel, and waits for the answer.
