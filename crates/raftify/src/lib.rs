@@ -75,6 +75,7 @@ mod node;
 mod runtime;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod verbs;
 mod wire;
 
 #[doc(no_inline)]

@@ -17,9 +17,9 @@ use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::ClientError;
-use crate::client::membership_changes::promotion;
 use crate::error::JoinClusterError;
 use crate::node::begin::SAID_EVERY;
+use crate::verbs::change_membership::promotion;
 
 /// The pause between two attempts at admission, and between two checks of whether a learner is caught up.
 const PAUSE: Duration = Duration::from_millis(200);

@@ -17,9 +17,9 @@ use crate::api::raft::{BootstrapOptions, ClusterJoinTicket, Raft, check_addresse
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::error::{BeginError, BootstrapError, JoinClusterError, NodeStartError, RunError};
-use crate::network::probe::probe_all;
 use crate::node::begin::First;
 use crate::node::expect::{ClusterFormation, Expect, Found};
+use crate::verbs::identify::probe_all;
 use crate::wire::identification::Identification;
 
 /// The pause between two rounds of asking peers doubles from the first up to the second.

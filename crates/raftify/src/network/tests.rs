@@ -34,12 +34,12 @@ use crate::channels::reply::{Reply, local_reply};
 use crate::channels::request_queue::{RequestReceiver, request_queue};
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::{ClientError, UnreachableNode};
-use crate::network::endpoint::{endpoint, service};
 use crate::network::outbox::Outbox;
 use crate::network::server::{ServerContext, serve};
+use crate::runtime::endpoint::endpoint;
 use crate::runtime::transport::{Listener, connect_lazily};
 use crate::runtime::worker::Blocking;
-use crate::wire::{self, RequestRejected, proto};
+use crate::wire::{self, RequestRejected, proto, service};
 use snapshots::TestSnapshots;
 
 const CLUSTER: ClusterId = ClusterId(0xc1);

@@ -29,7 +29,6 @@ use crate::channels::request_queue::{RequestReceiver, RequestSender, request_que
 use crate::channels::server_counters::ServerCounters;
 use crate::error::{BeginError, RunError};
 use crate::network::outbox::Outbox;
-use crate::network::probe::original_at;
 use crate::network::server::{ServerContext, serve};
 use crate::node::begin::{Beginning, Confirmation, First};
 use crate::node::discovery::Discovery;
@@ -38,6 +37,7 @@ use crate::node::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::runtime::random::random;
 use crate::runtime::transport::Listener;
 use crate::runtime::worker::Blocking;
+use crate::verbs::identify::original_at;
 use crate::wire::identification::Plan;
 
 /// How long a stopping node waits for its parts before it logs a warning: longer than the server takes with connections

@@ -222,7 +222,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         }
         Mutant::GivenUpCallsAreReset => (
             SHELL,
-            "network::calls::tests::a_call_that_is_given_up_runs_to_its_end_in_its_place_and_further_ones_wait",
+            "runtime::calls::tests::a_call_that_is_given_up_runs_to_its_end_in_its_place_and_further_ones_wait",
         ),
         Mutant::PromotesBeforeCaughtUp => (MEMBERSHIP, "a_node_that_is_behind_is_not_promoted_on_request"),
         Mutant::PromotesTheUnreached => {

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use crate::network::endpoint::with_sources;
+use crate::runtime::endpoint::with_sources;
 use crate::runtime::worker::Blocking;
 use crate::wire::{RequestRejected, proto};
 

@@ -14,9 +14,9 @@ use tonic::Streaming;
 
 use super::validation::good_batch;
 use super::*;
-use crate::network::endpoint::service;
 use crate::wire::proto::install_snapshot_reply::Answer;
 use crate::wire::proto::snapshot_chunk::Part;
+use crate::wire::service;
 
 /// Snapshots in memory, on a disk that may be full, with a record of the written bytes.
 #[derive(Clone, Default)]
