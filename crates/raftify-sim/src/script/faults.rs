@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use raftify_core::storage::Write;
-use raftify_core::{Identity, NodeId, StateKept};
+use raftify_core::{Identity, NodeId, StateKept, Term};
 
 use super::Cluster;
 use crate::disk::Disk;
@@ -13,6 +13,7 @@ use crate::invariants::Invariants;
 use crate::nemesis::{Action, DiskLoss};
 use crate::network::Packet;
 use crate::node::{Durable, Lost};
+use crate::simulation::Simulation;
 
 /// A copy of the disk of a node.
 pub struct DiskCopy(Disk, Durable);
@@ -137,11 +138,13 @@ impl Cluster {
     /// # Panics
     /// If the disk cannot be written.
     pub fn pledge(&mut self, node: NodeId) {
+        let (cluster_id, incarnation) = (self.cluster_id(), self.incarnation(node));
         self.wipe(node);
-        let cluster_id = self.cluster_id();
-        let Cluster { sim, .. } = self;
+        let sim = &mut self.sim;
+        sim.invariants.durable.forget(node, incarnation);
         let this = sim.nodes.get_mut(&node).expect("the test has added this node");
-        let identity = Identity { cluster_id, node_id: node, incarnation: this.incarnation };
+        this.incarnation = incarnation;
+        let identity = Identity { cluster_id, node_id: node, incarnation };
         let write = Write { identity: Some(identity), ..Write::default() };
         this.durable.state = this.durable.state.after(&write).expect("an empty disk accepts an identity");
         this.disk.write(&[write], &mut sim.rng).expect("the disk is healthy");
@@ -152,12 +155,22 @@ impl Cluster {
     /// From now on, the invariants judge what happens as if the world began with the disks as they are, and do not
     /// judge `outlived`, which alone has acknowledged entries that the others have lost: by design, such a world
     /// violates most of them. The other nodes must be stopped.
+    ///
+    /// # Panics
+    /// If the disks of the others contradict each other.
     pub fn judge_without(&mut self, outlived: NodeId) {
-        self.sim.invariants = Invariants::default();
-        for node in self.sim.nodes.values_mut() {
-            node.lost = (node.id == outlived).then_some(Lost::Alone);
+        let Simulation { invariants, nodes, .. } = &mut self.sim;
+        *invariants = Invariants::default();
+        let mut outcome = Ok(());
+        for node in nodes.values_mut() {
             node.held_before = None;
+            node.lost = (node.id == outlived).then_some(Lost::Alone);
+            if node.lost.is_none() && node.durable.commit() > invariants.committed.last() {
+                let (commit, log) = (node.durable.commit(), &node.durable.log);
+                outcome = outcome.and(invariants.committed.leader_commits(node.id, Term::ZERO, commit, log));
+            }
         }
+        self.judge(outcome);
     }
 
     // --- The network ---
