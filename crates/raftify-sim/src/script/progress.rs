@@ -118,6 +118,9 @@ impl Cluster {
         let invariants = &self.sim.invariants;
         self.judge(invariants.answers.end(&invariants.committed));
         self.judge(self.sim.clients.check_histories().map(drop));
+        let term_at = |index| invariants.committed.at(index).map(|entry| entry.term);
+        let is_left = !invariants.membership.must_leave_joint(term_at);
+        assert!(is_left, "membership: the joint configuration is not left\n{}", self.sim.summary());
     }
 
     fn all_have_applied(&self, leader: NodeId) -> bool {
