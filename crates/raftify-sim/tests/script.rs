@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use raftify_core::{LocalRequestMsg, LogPosition, NodeId, RaftMessage, RaftMessageBody, Role, ServerRequestMsg};
+use raftify_core::{
+    LocalRequestMsg, LogPosition, NodeId, RaftMessage, RaftMessageBody, Role, ServerRequestMsg,
+};
 use raftify_sim::script::{Cluster, outcome, responder, take, test_config};
 
 fn cluster_of_three() -> (Cluster, NodeId, [NodeId; 2]) {
@@ -69,6 +71,7 @@ fn the_same_steps_have_the_same_trace() {
         cluster.crash(leader);
         let next = cluster.until_leader();
         let read = cluster.read(one);
+        cluster.start(leader);
         cluster.hang_disk(two);
         cluster.until_proposed(next);
         cluster.until("the read is answered", |_| take(&read).is_some());
