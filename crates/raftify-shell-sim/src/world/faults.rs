@@ -40,7 +40,7 @@ impl World {
         for number in over {
             self.crashed.remove(&number);
             self.note(format_args!("host {number} starts"));
-            self.sim.bounce(self.addresses[number]);
+            self.start(number);
         }
         let over: Vec<usize> = self
             .disks_sick_until
@@ -91,21 +91,53 @@ impl World {
             self.record.count("ended while it expects");
         }
         if self.chance.random_bool(0.5) {
-            // Without closing its connections.
-            self.note(format_args!("host {number} loses its power until {until:?}"));
-            self.record.count("power loss");
-            for other in 0..self.addresses.len() {
-                self.break_link(number, other, Link::Cut, until);
-            }
+            self.lose_machine(number, until);
         } else {
-            self.note(format_args!("host {number} crashes until {until:?}"));
-            self.record.count("crash");
+            self.kill_process(number, until);
         }
-        self.sim.crash(self.addresses[number]);
         host.disk.crash(self.sim.elapsed());
         host.seen.status.take();
         host.seen.orders.take();
         self.crashed.insert(number, until);
+    }
+
+    /// The process ends, and its machine goes on: the other ends of its connections learn of it at once, and new
+    /// connections are refused.
+    fn kill_process(&mut self, number: usize, until: Duration) {
+        self.note(format_args!("the process of host {number} is killed until {until:?}"));
+        self.record.count("process killed");
+        let address = self.addresses[number];
+        self.sim.crash(address);
+        // turmoil lets a host answer only while something runs there.
+        self.hosts[number].seen.is_killed.set(true);
+        self.sim.bounce(address);
+    }
+
+    /// The machine is gone: no host hears anything from it, and nothing reaches it, until it is back.
+    fn lose_machine(&mut self, number: usize, until: Duration) {
+        self.note(format_args!("the machine of host {number} is lost until {until:?}"));
+        self.record.count("machine lost");
+        for other in (0..self.addresses.len()).filter(|other| *other != number) {
+            let link = (number.min(other), number.max(other));
+            match self.links.get(&link).copied() {
+                // The other machine may be lost as well, and for longer.
+                Some((Link::Cut, end)) => drop(self.links.insert(link, (Link::Cut, end.max(until)))),
+                Some((fault, _)) => {
+                    self.links.remove(&link);
+                    self.repair(link, fault);
+                    self.break_link(number, other, Link::Cut, until);
+                }
+                None => self.break_link(number, other, Link::Cut, until),
+            }
+        }
+        // turmoil closes the connections of a host that ends. Nothing of that passes the links.
+        self.sim.crash(self.addresses[number]);
+    }
+
+    /// The host starts again.
+    pub(super) fn start(&mut self, number: usize) {
+        self.hosts[number].seen.is_killed.set(false);
+        self.sim.bounce(self.addresses[number]);
     }
 
     pub(super) fn crash_early(&mut self) {
