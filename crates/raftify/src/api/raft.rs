@@ -4,7 +4,9 @@
 //! storage and binds the port. [`Raft::run`] then runs all parts of the node until its end.
 
 use std::collections::BTreeSet;
+use std::future::pending;
 use std::ops::Deref;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use raftify_core::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
+use tracing::info;
 
 use crate::api::raft_node::RaftNode;
 use crate::api::raft_server::RaftServer;
@@ -32,10 +35,11 @@ use crate::error::{AddPeersError, BootstrapError, RequestIdError, RunError};
 use crate::node::begin::{Beginning, First};
 use crate::node::running::NodeParts;
 use crate::runtime::random::random;
+use crate::runtime::signals::termination;
 use crate::runtime::transport::Listener;
 
 /// How long [`Raft::request_id`] waits for a ticket.
-const TICKET_DEADLINE: Duration = Duration::from_secs(30);
+const TICKET_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One node of a cluster: a [`RaftNode`], to which it dereferences, with the permission to run it.
 ///
@@ -274,7 +278,7 @@ where
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
     /// The node is then bootstrapped under [`reserved_id`](ClusterJoinTicket::reserved_id), run, and admitted with
     /// [`join_cluster`](Self::join_cluster). Each id is issued once; an unused ticket costs nothing. Waits at most 30
-    /// s.
+    /// s; [`request_id_within`](Self::request_id_within) takes another limit.
     ///
     /// # Errors
     /// See [`RequestIdError`].
@@ -285,11 +289,25 @@ where
         raft_addr: impl Into<String>,
         peer_addr: impl Into<String>,
     ) -> Result<ClusterJoinTicket, RequestIdError> {
+        Self::request_id_within(TICKET_TIMEOUT, raft_addr, peer_addr).await
+    }
+
+    /// Like [`request_id`](Self::request_id), for at most `timeout`.
+    ///
+    /// # Errors
+    /// The errors of `request_id`.
+    ///
+    /// # Cancel safety
+    /// As for `request_id`.
+    pub async fn request_id_within(
+        timeout: Duration,
+        raft_addr: impl Into<String>,
+        peer_addr: impl Into<String>,
+    ) -> Result<ClusterJoinTicket, RequestIdError> {
         let (raft_addr, address) = (raft_addr.into(), peer_addr.into());
         check_address(&raft_addr)?;
         check_address(&address)?;
-        let reserved =
-            async { ClusterConnection::new([address.as_str()], TICKET_DEADLINE)?.reserve_node_id().await };
+        let reserved = async { ClusterConnection::new([address.as_str()], timeout)?.reserve_node_id().await };
         let (cluster_id, reservation) = reserved.await.map_err(|error| match error {
             ClientError::Answer(refusal) => RequestIdError::Refused(refusal),
             error => RequestIdError::Unreachable { address: address.clone(), reason: error.to_string() },
@@ -309,10 +327,12 @@ where
 
     /// Runs the node to its end: until [`quit`](RaftNode::quit) or [`leave`](RaftNode::leave) is called on any clone,
     /// the process gets Ctrl+C or SIGTERM, or the node cannot continue. Then everything is flushed and closed, and
-    /// every request is answered, before this returns. A node that [`start`](Self::start) has returned runs already:
-    /// this waits for its end.
+    /// every request is answered, before this returns. A second signal makes the node stop without waiting for pending
+    /// replies and for the transfer of leadership. A node that [`start`](Self::start) has returned runs already: this
+    /// waits for its end.
     ///
-    /// Must be called once, on a tokio runtime with time and I/O enabled.
+    /// Must be called once, on a tokio runtime with time and I/O enabled. Signals have an effect from the first poll of
+    /// the future on.
     ///
     /// # Errors
     /// [`RunError`] says why the node ended without a stop request.
@@ -321,13 +341,74 @@ where
     /// Dropping the future stops the node like a crash: no acknowledged write is lost, every request is answered, and
     /// the storage is closed a little later, when other threads have finished with it.
     pub fn run(self) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
+        let node_id = self.id();
+        let first = async move {
+            termination().await;
+            info!(node = %node_id, "asked to stop by a signal");
+        };
+        let second = async move {
+            termination().await;
+            info!(node = %node_id, "asked again to stop by a signal: stops at once");
+        };
+        self.run_between(first, second)
+    }
+
+    /// Like [`run`](Self::run), for programs that handle signals themselves: the node stops when `shutdown` resolves,
+    /// as by [`quit`](RaftNode::quit), and pays no attention to signals.
+    ///
+    /// # Errors
+    /// The errors of `run`.
+    ///
+    /// # Cancel safety
+    /// As for `run`.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # use raftify::{LogEntry, Raft, StateMachine};
+    /// # async fn example<M: StateMachine>(raft: Raft<M::LogEntry, M>) -> Result<(), raftify::BoxError> {
+    /// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    /// let node = tokio::spawn(raft.run_until(async { drop(stopped.await) }));
+    /// // Later, when the program shuts down:
+    /// drop(stop);
+    /// node.await??;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn run_until(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
+        self.run_between(shutdown, pending())
+    }
+
+    /// Runs the node until `stop` resolves, and then to its end: an orderly one, until `stop_at_once` resolves, which
+    /// is polled from then on.
+    fn run_between(
+        self,
+        stop: impl Future<Output = ()> + Send + 'static,
+        stop_at_once: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
         // At once: a caller that spawns this future and continues has a running node.
         self.lifecycle().run_called();
         async move {
-            match self.node.take_task() {
-                Some(task) => task.ended().await,
-                None => self.node.lifecycle().run().await,
+            let lifecycle = self.lifecycle();
+            let mut run = pin!(async {
+                match self.node.take_task() {
+                    Some(task) => task.ended().await,
+                    None => lifecycle.run().await,
+                }
+            });
+            tokio::select! {
+                biased;
+                ended = &mut run => return ended,
+                () = stop => lifecycle.ask_to_quit(),
             }
+            tokio::select! {
+                biased;
+                ended = &mut run => return ended,
+                () = stop_at_once => lifecycle.ask_to_quit_at_once(),
+            }
+            run.await
         }
     }
 

@@ -38,9 +38,6 @@ use crate::network::probe::check_added_addresses;
 use shared::Shared;
 use unanswered::Unanswered;
 
-/// How long [`RaftNode::make_snapshot`] waits for a snapshot to be written out.
-const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
-
 /// One node of a cluster, for its user. Cheap to clone; all clones are the same node.
 ///
 /// The verbs that only the leader can serve (`propose`, `change_config`, `transfer_leader`) may be called on any node:
@@ -512,7 +509,8 @@ where
     /// [`log_entries_kept`](crate::Config::log_entries_kept) of at most
     /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and the entries that followers still need, see
     /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then deleted. Snapshots are
-    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most ten minutes.
+    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most
+    /// [`snapshot_timeout`](crate::Config::snapshot_timeout).
     ///
     /// # Errors
     /// See [`SnapshotError`]; the old snapshot stays in use. After a timeout, the snapshot may still be written.
@@ -520,7 +518,8 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the snapshot.
     pub async fn make_snapshot(&self) -> Result<LogPosition, SnapshotError> {
-        self.shared.request(SNAPSHOT_DEADLINE, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
+        let timeout = self.shared.config.snapshot_timeout;
+        self.shared.request(timeout, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
     }
 
     /// Stops this node; the cluster continues without it, and the node returns when it is bootstrapped again. Resolves

@@ -124,9 +124,9 @@ where
     FSM: StateMachine<LogEntry = Entry>,
 {
     /// Starts a node, and returns it running: in a task of the current tokio runtime, until
-    /// [`quit`](crate::RaftNode::quit) or [`leave`](crate::RaftNode::leave) is called, the process gets Ctrl+C or
-    /// SIGTERM, the node cannot continue, or the last handle is dropped, which stops it like a crash.
-    /// [`run`](Self::run) waits for that end.
+    /// [`quit`](crate::RaftNode::quit) or [`leave`](crate::RaftNode::leave) is called, the node cannot continue, or the
+    /// last handle is dropped, which stops it like a crash. [`run`](Self::run) waits for that end, and from then on
+    /// stops the node at Ctrl+C and SIGTERM.
     ///
     /// | | empty directory | directory of a member | of a node that died while it joined |
     /// |---|---|---|---|
