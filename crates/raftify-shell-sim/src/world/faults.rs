@@ -244,3 +244,88 @@ impl World {
         order(&self.hosts[number], what);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::time::{sleep, timeout};
+    use turmoil::net::TcpStream;
+
+    use super::*;
+    use crate::record::Record;
+    use crate::scenario::Scenario;
+
+    const SILENCE: Duration = Duration::from_secs(2);
+
+    /// What a peer notices: whether its connection ends, and the error of a new one. `None`: nothing, for long.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    struct Noticed {
+        ends: Option<()>,
+        connects: Option<Result<(), io::ErrorKind>>,
+    }
+
+    async fn ended(stream: &mut TcpStream) {
+        let mut bytes = [0; 64];
+        while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {}
+    }
+
+    /// A peer that is connected to host 0 when `fault` happens.
+    fn noticed(fault: impl FnOnce(&mut World, Duration)) -> Noticed {
+        let mut world = World::draw(3, Scenario::Failover, Record::default());
+        let (is_connected, is_over) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(None)));
+        let has_happened = Rc::new(Cell::new(false));
+        let (host, peer) = (world.addresses[0], std::net::IpAddr::from([192, 168, 9, 1]));
+        let (connected, happened, over) =
+            (Rc::clone(&is_connected), Rc::clone(&has_happened), Rc::clone(&is_over));
+        world.sim.client(peer, async move {
+            let mut stream = loop {
+                match TcpStream::connect((host, 6000)).await {
+                    Ok(stream) => break stream,
+                    Err(_) => sleep(Duration::from_millis(10)).await,
+                }
+            };
+            connected.set(true);
+            while !happened.get() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            let ends = timeout(SILENCE, ended(&mut stream)).await.ok();
+            let connects = timeout(SILENCE, TcpStream::connect((host, 6000))).await.ok();
+            let connects = connects.map(|connects| connects.map(drop).map_err(|error| error.kind()));
+            over.set(Some(Noticed { ends, connects }));
+            Ok(())
+        });
+        world.addresses.push(peer);
+        while !is_connected.get() {
+            world.step().expect("nothing happens yet");
+        }
+        let until = world.sim.elapsed() + 10 * SILENCE;
+        fault(&mut world, until);
+        has_happened.set(true);
+        loop {
+            world.step().expect("the others go on");
+            if let Some(noticed) = is_over.get() {
+                return noticed;
+            }
+        }
+    }
+
+    #[test]
+    fn a_killed_process_ends_its_connections_and_refuses_new_ones() {
+        let noticed = noticed(|world, until| world.kill_process(0, until));
+        let refused = Some(Err(io::ErrorKind::ConnectionRefused));
+        assert_eq!(noticed, Noticed { ends: Some(()), connects: refused });
+    }
+
+    #[test]
+    fn a_lost_machine_is_silent_whatever_was_wrong_with_its_links_before() {
+        let noticed = noticed(|world, until| {
+            let other = world.addresses.len() - 1;
+            world.break_link(0, other, Link::CutThere, until / 2);
+            world.lose_machine(0, until);
+        });
+        assert_eq!(noticed, Noticed::default());
+    }
+}

@@ -1,9 +1,10 @@
 //! The results of requests.
 
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use raftify_core::error::{MembershipError, ProposeError, StopReason};
 use raftify_core::{LogPosition, Reservation, Responder};
 
@@ -23,11 +24,11 @@ pub fn outcome<T>() -> Outcome<T> {
 
 /// `None` if there is no answer yet.
 pub fn take<T: Clone>(outcome: &Outcome<T>) -> Option<T> {
-    outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    outcome.lock().clone()
 }
 
 pub(super) fn set<T: Debug>(outcome: &Outcome<T>, value: T) {
-    let mut slot = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut slot = outcome.lock();
     assert!(slot.is_none(), "answers: answered twice: {slot:?}, then {value:?}");
     *slot = Some(value);
 }

@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::future::pending;
 use std::ops::Deref;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use raftify_core::error::StartError;
 use raftify_core::members::{LeaveJoint, check_address, check_listen_address};
 use raftify_core::storage::StoredState;
@@ -439,7 +440,7 @@ where
         }
         let lifecycle = self.lifecycle();
         if !lifecycle.is_stopping() && !self.status().borrow().is_member() {
-            let mut known = self.known_addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.known_addresses.lock();
             known.extend(peers.into_iter().map(|peer| peer.address));
             return Ok(());
         }

@@ -8,9 +8,10 @@ mod shared;
 mod unanswered;
 
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use raftify_core::error::{
     CampaignError, DemoteError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason,
     TransferError,
@@ -571,6 +572,6 @@ where
     }
 
     fn task(&self) -> MutexGuard<'_, Option<RunTask>> {
-        self.shared.task.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.task.lock()
     }
 }

@@ -3,9 +3,9 @@
 //! Used for sending and for writing snapshots. It has no thread and wakes no task: a caller gets its waiting time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::runtime::worker::{block_for, now};
@@ -70,8 +70,7 @@ impl RateLimiter {
             return Duration::ZERO;
         }
         let worth = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
-        // A panic with the lock held leaves a consistent value behind.
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next.lock();
         let earliest = now.checked_sub(CREDIT).unwrap_or(now);
         let begin = next.map_or(now, |next| next.max(earliest));
         *next = Some(begin + worth);
