@@ -53,7 +53,7 @@ pub trait VerbError:
 
     /// The queue of another node is full. A verb whose requests wait for room cannot wait for it there.
     fn busy_there(waiting: u64) -> Self {
-        let full = || format!("{waiting} requests are waiting there, which is as many as may");
+        let full = || format!("the queue there is full: {waiting} requests are waiting");
         Self::busy(waiting).unwrap_or_else(|| Self::lost(full()))
     }
 
@@ -316,7 +316,7 @@ mod tests {
     use crate::types::NodeId;
 
     #[test]
-    fn who_gets_no_answer_in_time_is_told_so_and_not_that_the_node_has_stopped() {
+    fn a_call_without_an_answer_in_time_reports_that_and_not_a_stopped_node() {
         let within = Duration::from_millis(250);
         let no_answer = StopReason::NoAnswer(within);
         assert_eq!(StopReason::late(within), no_answer);

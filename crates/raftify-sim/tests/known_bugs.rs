@@ -260,7 +260,7 @@ fn bug_12_a_single_voter_sends_nothing_to_its_learners_before_its_term_is_durabl
 }
 
 #[test]
-fn bug_12_who_asks_again_to_await_a_cluster_is_not_answered_before_it_is_durable() {
+fn bug_12_a_second_call_that_awaits_a_cluster_is_not_answered_before_it_is_durable() {
     let mut cluster = Cluster::new(6, 1, test_config());
     cluster.add_node(id(2));
     cluster.hang_disk(id(2));
@@ -525,7 +525,7 @@ fn bug_19_a_leader_whose_disk_hangs_makes_room_for_one_that_can_write() {
 }
 
 #[test]
-fn bug_19_a_follower_whose_disk_hangs_holds_nobody_up() {
+fn bug_19_a_follower_whose_disk_hangs_delays_no_other_node() {
     let (mut cluster, leader) = cluster_of_three();
     cluster.hang_disk(others(&cluster, leader)[0]);
     let term = cluster.status(leader).unwrap().term;
@@ -538,7 +538,7 @@ fn bug_19_a_follower_whose_disk_hangs_holds_nobody_up() {
 }
 
 #[test]
-fn bug_20_a_transfer_to_a_dead_node_is_refused_and_nobody_waits() {
+fn bug_20_a_transfer_to_a_dead_node_is_refused_and_blocks_no_caller() {
     let (mut cluster, leader) = cluster_of_three();
     let dead = others(&cluster, leader)[0];
     cluster.crash(dead);
@@ -597,7 +597,7 @@ fn bug_21_a_candidate_of_an_earlier_term_is_told_the_term() {
 }
 
 #[test]
-fn bug_22_a_joint_configuration_is_left_by_whoever_leads() {
+fn bug_22_any_leader_leaves_a_joint_configuration() {
     let (mut cluster, leader) = cluster_of_three();
     let (fourth, fifth) = (joiner(&mut cluster, 4), joiner(&mut cluster, 5));
     let gone = others(&cluster, leader)[0];
@@ -1089,7 +1089,7 @@ fn the_removal_is_committed_again(mut cluster: Cluster, leader: NodeId, gone: No
 }
 
 #[test]
-fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal() {
+fn bug_30_a_removed_node_stays_until_the_voters_that_need_its_vote_know_of_the_removal() {
     let (mut cluster, leader, gone, removal) = one_of_two_is_to_go();
     // The leader's disk stops right after the commit, before it has written that there was one.
     for _ in 0..100 {
@@ -1107,7 +1107,7 @@ fn bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal
 }
 
 #[test]
-fn bug_30_a_removed_node_that_is_started_again_still_votes_for_those_who_forgot_the_removal() {
+fn bug_30_a_removed_node_that_is_started_again_still_votes_for_members_that_forgot_the_removal() {
     let (mut cluster, leader, gone, removal) = one_of_two_is_to_go();
     while cluster.status(leader).unwrap().commit < removal {
         cluster.complete_write(leader);
@@ -1177,7 +1177,7 @@ fn bug_30_a_learner_that_was_removed_while_away_learns_it() {
 }
 
 #[test]
-fn bug_30_a_node_that_asks_whether_it_was_removed_teaches_nobody_its_term() {
+fn bug_30_a_node_that_asks_whether_it_was_removed_does_not_spread_its_term() {
     let mut cluster = Cluster::new(2, 4, Config { pre_vote: false, ..test_config() });
     let leader = cluster.until_leader();
     cluster.until_proposed(leader);
@@ -1217,7 +1217,7 @@ fn bug_30_a_node_that_asks_whether_it_was_removed_teaches_nobody_its_term() {
 }
 
 #[test]
-fn bug_30_who_was_refused_by_a_leader_that_had_forgotten_it_does_not_stop_once_it_is_known() {
+fn bug_30_a_node_refused_by_a_leader_that_had_forgotten_it_does_not_stop_once_it_is_known() {
     let mut cluster = Cluster::new(2, 1, test_config());
     let leader = cluster.until_leader();
     cluster.until_proposed(leader);
@@ -1387,7 +1387,7 @@ fn bug_35_an_acknowledgement_of_an_earlier_term_counts_for_nothing() {
 }
 
 #[test]
-fn bug_35_who_has_the_only_vote_in_both_halves_of_a_joint_configuration_waits_for_its_disk() {
+fn bug_35_the_only_voter_of_both_halves_of_a_joint_configuration_waits_for_its_disk() {
     let mut cluster = Cluster::new(6, 1, test_config());
     let leader = cluster.until_leader();
     let learners = [2, 3].map(|number| Member { role: MemberRole::Learner, ..joiner(&mut cluster, number) });
@@ -1436,14 +1436,14 @@ fn bug_36_compaction_never_passes_what_is_applied() {
 }
 
 #[test]
-fn bug_38_who_waits_and_is_dropped_is_answered() {
+fn bug_38_a_waiting_request_that_is_dropped_is_answered() {
     let answer = outcome::<Result<(), CampaignError>>();
     drop(responder(&answer));
     assert_eq!(take(&answer), Some(Err(StopReason::Stopped.into())));
 }
 
 #[test]
-fn bug_38_a_node_that_stops_answers_everyone_who_waits() {
+fn bug_38_a_stopping_node_answers_every_waiting_caller() {
     let (mut cluster, leader) = cluster_of_three();
     isolate(&mut cluster, leader);
     let proposal = cluster.propose(leader);

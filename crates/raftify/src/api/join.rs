@@ -148,7 +148,7 @@ where
             }
             if said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
                 said = Some(Instant::now());
-                info!(node = %self.id(), "waiting to be let into cluster {}: {error}", admission.cluster_id);
+                info!(node = %self.id(), "waiting to be admitted to cluster {}: {error}", admission.cluster_id);
             }
             tokio::select! {
                 biased;

@@ -198,7 +198,7 @@ impl Outbox {
         }
         if state.contacts.len() >= MEMBERS_MAX && !state.contacts.contains_key(&sender.id) {
             if state.too_many_contacts.is_due() {
-                warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
+                warn!(peer = %sender.id, address, "too many unknown nodes send messages to this node: this one gets no answer");
             }
             return false;
         }
@@ -239,7 +239,7 @@ impl Outbox {
         let recorded = recorded.address.clone();
         let is_known = state.moved.get(&id).is_some_and(|moved| moved.address == address);
         if !is_known {
-            info!(peer = %id, recorded, address, "the peer is also looked for at another address than the membership has");
+            info!(peer = %id, recorded, address, "also connects to the peer at an address other than the recorded one");
             state.moved.insert(id, Moved { address: address.to_owned(), recorded, announced: None });
             self.shared.refresh(state);
         }
@@ -413,7 +413,7 @@ impl Shared {
             .map(|(id, _)| *id)
             .collect();
         for id in ended {
-            info!(peer = %id, "the peer is gone or has moved: its connection ends");
+            info!(peer = %id, "the peer was removed or has moved: its connection is closed");
             if let Some(peer) = state.peers.remove(&id) {
                 peer.end();
             }

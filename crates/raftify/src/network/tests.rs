@@ -246,7 +246,7 @@ async fn messages_keep_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_and_silent_peers_delay_nobody() {
+async fn dead_and_silent_peers_delay_no_other_peer() {
     let (a, mut b, _) = pair();
     let (_listener, silent) = silent_listener();
     let all = members([(1, &*a.address), (2, &*b.address), (3, &*dead_address()), (4, &*silent)]);
@@ -365,7 +365,7 @@ async fn entries_larger_than_any_batch_arrive_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_without_members_answers_who_speaks_to_it() {
+async fn a_node_without_members_answers_its_callers() {
     let (mut a, mut joining) = (TestNode::start(1), TestNode::start(2));
     joining.knows(&Arc::new(Members::none()));
     let all = members([(1, &*a.address), (2, &*joining.address)]);

@@ -251,7 +251,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             if !members.knows(node_id) {
                 info!(
                     node = %node_id,
-                    "continues as node {node_id}, which has not been let into cluster {} yet", identity.cluster_id
+                    "continues as node {node_id}, which has not been admitted to cluster {} yet", identity.cluster_id
                 );
                 return None;
             }
@@ -387,7 +387,7 @@ async fn patiently<T>(node_id: NodeId, what: &str, end: impl Future<Output = T>)
             Ok(outcome) => return outcome,
             Err(_) => {
                 let seconds = begin.elapsed().as_secs();
-                warn!(node = %node_id, "the node stops, and has been waiting for {seconds} s for {what}");
+                warn!(node = %node_id, "shutdown has been blocked for {seconds} s on {what}");
             }
         }
         patience *= 2;
