@@ -509,7 +509,7 @@ async fn find_cluster(
                 problems.push(format!("{peer} belongs to no cluster yet"));
             }
             (Ok(Identification { members, .. }), _) if members.is_empty() => {
-                problems.push(format!("{peer} has not been let into its cluster yet"));
+                problems.push(format!("{peer} has not been admitted to its cluster yet"));
             }
             (Ok(Identification { identity: Some(identity), .. }), None) => {
                 cluster = Some((identity.cluster_id, vec![peer]));

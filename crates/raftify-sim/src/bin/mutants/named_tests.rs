@@ -200,7 +200,9 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         Mutant::OnlyThreadWaitsForTheDisk => {
             (NODE, "durability::a_hanging_disk_blocks_no_caller_on_a_runtime_of_one_thread")
         }
-        Mutant::TransfersToTheDead => (BUGS, "bug_20_a_transfer_to_a_dead_node_is_refused_and_blocks_no_caller"),
+        Mutant::TransfersToTheDead => {
+            (BUGS, "bug_20_a_transfer_to_a_dead_node_is_refused_and_blocks_no_caller")
+        }
         Mutant::RefusedPreVoteTeachesNothing => (BUGS, "bug_21_a_refused_pre_vote_teaches_the_higher_term"),
         Mutant::SeveralVotersAtOnce => {
             (BUGS, "bug_22_a_joint_configuration_stays_until_it_is_left_on_request")
