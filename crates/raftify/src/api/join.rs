@@ -1,7 +1,6 @@
 //! Admission to a cluster: sends the request, and waits for as long as there is progress.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -108,7 +107,7 @@ where
         joiners: Vec<Member>,
         addresses: impl Iterator<Item = String>,
     ) -> Admission {
-        let known = self.known_addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.known_addresses.lock().clone();
         let mut seen = BTreeSet::from([self.raft_addr.to_string(), String::new()]);
         let addresses = addresses.chain(known).filter(|address| seen.insert(address.clone())).collect();
         Admission { cluster_id, joiners, addresses }

@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::future::pending;
 use std::ops::Deref;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use raftify_core::error::StartError;
 use raftify_core::members::{LeaveJoint, check_address, check_listen_address};
 use raftify_core::storage::StoredState;
@@ -39,7 +40,7 @@ use crate::runtime::signals::termination;
 use crate::runtime::transport::Listener;
 
 /// How long [`Raft::request_id`] waits for a ticket.
-const TICKET_DEADLINE: Duration = Duration::from_secs(30);
+const TICKET_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One node of a cluster: a [`RaftNode`], to which it dereferences, with the permission to run it.
 ///
@@ -278,7 +279,7 @@ where
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
     /// The node is then bootstrapped under [`reserved_id`](ClusterJoinTicket::reserved_id), run, and admitted with
     /// [`join_cluster`](Self::join_cluster). Each id is issued once; an unused ticket costs nothing. Waits at most 30
-    /// s.
+    /// s; [`request_id_within`](Self::request_id_within) takes another limit.
     ///
     /// # Errors
     /// See [`RequestIdError`].
@@ -289,11 +290,25 @@ where
         raft_addr: impl Into<String>,
         peer_addr: impl Into<String>,
     ) -> Result<ClusterJoinTicket, RequestIdError> {
+        Self::request_id_within(TICKET_TIMEOUT, raft_addr, peer_addr).await
+    }
+
+    /// Like [`request_id`](Self::request_id), for at most `timeout`.
+    ///
+    /// # Errors
+    /// The errors of `request_id`.
+    ///
+    /// # Cancel safety
+    /// As for `request_id`.
+    pub async fn request_id_within(
+        timeout: Duration,
+        raft_addr: impl Into<String>,
+        peer_addr: impl Into<String>,
+    ) -> Result<ClusterJoinTicket, RequestIdError> {
         let (raft_addr, address) = (raft_addr.into(), peer_addr.into());
         check_address(&raft_addr)?;
         check_address(&address)?;
-        let reserved =
-            async { ClusterConnection::new([address.as_str()], TICKET_DEADLINE)?.reserve_node_id().await };
+        let reserved = async { ClusterConnection::new([address.as_str()], timeout)?.reserve_node_id().await };
         let (cluster_id, reservation) = reserved.await.map_err(|error| match error {
             ClientError::Answer(refusal) => RequestIdError::Refused(refusal),
             error => RequestIdError::Unreachable { address: address.clone(), reason: error.to_string() },
@@ -425,7 +440,7 @@ where
         }
         let lifecycle = self.lifecycle();
         if !lifecycle.is_stopping() && !self.status().borrow().is_member() {
-            let mut known = self.known_addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.known_addresses.lock();
             known.extend(peers.into_iter().map(|peer| peer.address));
             return Ok(());
         }
