@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use raftify_core::{ClusterId, LogPosition, NodeId};
 
+pub use crate::security::credentials::TlsError;
+
 pub use raftify_core::config::ConfigError;
 pub use raftify_core::error::{
     CampaignError, DemoteError, JoinError, LeaderHint, MembershipError, ProposeError, ReadError,
@@ -50,6 +52,9 @@ pub enum BootstrapError {
         /// The error of the operating system.
         source: io::Error,
     },
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The directory belongs to another node, or its content is inconsistent.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -300,6 +305,9 @@ pub enum RequestIdError {
     /// One of the addresses is not of the form `host:port`.
     #[error(transparent)]
     Address(#[from] AddressProblem),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The peer cannot be reached. Try another member.
     #[error("no ticket from {address}: {reason}")]
     Unreachable {

@@ -167,7 +167,8 @@ where
         let within = self.config().membership_timeout;
         let request = MembershipRequest::join(joiners.clone());
         let added = async {
-            ClusterConnection::new(addresses, within)?.to(*cluster_id).change_config(&request).await
+            let cluster = ClusterConnection::new(addresses, within)?.with_dialer(self.dialer.clone());
+            cluster.to(*cluster_id).change_config(&request).await
         };
         let added = tokio::select! {
             biased;

@@ -35,6 +35,7 @@ use crate::client::membership_changes::{
 };
 use crate::error::WaitError;
 use crate::network::probe::check_added_addresses;
+use crate::security::dialer::Dialer;
 use shared::Shared;
 use unanswered::Unanswered;
 
@@ -79,6 +80,7 @@ where
 {
     pub(crate) fn new(
         config: CheckedConfig,
+        dialer: Dialer,
         requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
         queries: mpsc::Sender<Query<FSM>>,
         status: watch::Receiver<Status>,
@@ -86,7 +88,8 @@ where
     ) -> Self {
         let node_id = status.borrow().node_id;
         let (proposals, task) = (InFlight::new(&config), Mutex::new(None));
-        let shared = Shared { node_id, config, requests, queries, status, lifecycle, proposals, task };
+        let shared =
+            Shared { node_id, config, dialer, requests, queries, status, lifecycle, proposals, task };
         RaftNode { shared: Arc::new(shared), waits_for_leader: true, log_entry: PhantomData }
     }
 
@@ -386,7 +389,7 @@ where
         let status = self.shared.status.borrow().clone();
         let cluster = status.identity.map(|identity| identity.cluster_id);
         if cluster.is_some() && !self.shared.lifecycle.is_stopping() {
-            check_added_addresses(&asked.command, &status.members, cluster).await?;
+            check_added_addresses(&self.shared.dialer, &asked.command, &status.members, cluster).await?;
         }
         let attempt = |within| {
             let request = asked.clone();

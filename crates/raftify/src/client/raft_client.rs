@@ -20,6 +20,8 @@ use crate::client::error::{ClientError, InvalidAddress};
 use crate::client::membership_changes::{
     demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
 };
+use crate::security::credentials::{Holder, Tls, TlsError};
+use crate::security::dialer::Dialer;
 
 /// The default limit for one request of a [`RaftClient`], all attempts together.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -72,6 +74,16 @@ where
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
         RaftClient { cluster: self.cluster.with_deadline(deadline.min(DEADLINE_MAX)), types: PhantomData }
+    }
+
+    /// The same client over TLS, with its certificate. The files are read now, and again when they change. Clones that
+    /// were made before remain without TLS.
+    ///
+    /// # Errors
+    /// The certificate cannot be used; see [`TlsError`].
+    pub fn with_tls(self, tls: &Tls) -> Result<Self, TlsError> {
+        let dialer = Dialer::load(Some(tls), &Holder::Client)?;
+        Ok(RaftClient { cluster: self.cluster.unconnected().with_dialer(dialer), types: PhantomData })
     }
 
     /// The same client, whose requests do not wait for a leader: if no node that answers knows a leader, they fail at

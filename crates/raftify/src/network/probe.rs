@@ -13,7 +13,7 @@ use raftify_core::{
 use crate::network::calls::CallPermits;
 use crate::network::endpoint::endpoint;
 use crate::network::remote_node::{CallError, RemoteNode};
-use crate::runtime::transport::connect_lazily;
+use crate::security::dialer::Dialer;
 use crate::wire::identification::Identification;
 use crate::wire::{self, proto};
 
@@ -24,9 +24,13 @@ const ADDED_NODE_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Why no node answered, as text that includes the address.
-pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identification, String> {
+pub(crate) async fn probe(
+    dialer: &Dialer,
+    address: &str,
+    within: Duration,
+) -> Result<Identification, String> {
     let endpoint = endpoint(address, within).map_err(|error| format!("{address}: {error}"))?;
-    let node = RemoteNode::new(connect_lazily(&endpoint), CallPermits::of_client(), Arc::default());
+    let node = RemoteNode::new(dialer.connect_lazily(&endpoint), CallPermits::of_client(), Arc::default());
     node.identify(within).await.map_err(|error| match error {
         CallError::NotSent(reason) => format!("{address} cannot be connected to ({reason})"),
         CallError::TimedOut(after) => format!("{address} did not answer within {} ms", after.as_millis()),
@@ -41,6 +45,7 @@ pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identificat
 /// started on a copy of its directory, and both nodes learn of it. Probed only if this node is started at another
 /// address.
 pub(crate) async fn original_at(
+    dialer: &Dialer,
     status: &Status,
     started: Started,
     own_address: &str,
@@ -60,7 +65,7 @@ pub(crate) async fn original_at(
     };
     let within = config.connect_timeout.min(config.election_timeout);
     let node = RemoteNode::new(
-        connect_lazily(&endpoint(recorded, within).ok()?),
+        dialer.connect_lazily(&endpoint(recorded, within).ok()?),
         CallPermits::of_client(),
         Arc::default(),
     );
@@ -70,11 +75,14 @@ pub(crate) async fn original_at(
 
 /// Probes all addresses at once.
 pub(crate) async fn probe_all<'a>(
+    dialer: &Dialer,
     addresses: impl IntoIterator<Item = &'a str>,
     within: Duration,
 ) -> Vec<(&'a str, Result<Identification, String>)> {
-    join_all(addresses.into_iter().map(|address| async move { (address, probe(address, within).await) }))
-        .await
+    join_all(
+        addresses.into_iter().map(|address| async move { (address, probe(dialer, address, within).await) }),
+    )
+    .await
 }
 
 /// Checks that no member answers at the address of a node that is about to be added. This detects two spellings of one
@@ -83,6 +91,7 @@ pub(crate) async fn probe_all<'a>(
 /// # Errors
 /// Which member answers there.
 pub(crate) async fn check_added_addresses(
+    dialer: &Dialer,
     command: &MembershipCommand,
     members: &Members,
     cluster: Option<ClusterId>,
@@ -101,7 +110,7 @@ pub(crate) async fn check_added_addresses(
     // A known address was checked before, or is rejected without a check.
     let is_new = |member: &&&Member| members.iter().all(|known| known.address != member.address);
     let looks = added.iter().filter(is_new).map(|member| async move {
-        let answer = probe(&member.address, ADDED_NODE_TIMEOUT).await.ok()?;
+        let answer = probe(dialer, &member.address, ADDED_NODE_TIMEOUT).await.ok()?;
         let answers = answer.identity.filter(|identity| Some(identity.cluster_id) == cluster)?.node_id;
         let is_other = answers != member.id && members.get(answers).is_some();
         let (id, address) = (member.id, member.address.clone());

@@ -33,15 +33,21 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<Streaming<proto::MessageBatch>>,
     ) -> Result<Response<proto::StreamMessagesReply>, Status> {
-        let mut connection = ConnectionId::of(&request);
+        let connection = ConnectionId::of(&request);
+        let mut is_known = false;
         let mut stream = request.into_inner();
         while let Some(batch) = self.next(&mut stream).await? {
             count(&self.context.counters.message_batches);
-            let Admitted { sender, receiver, .. } =
-                self.context.admit(batch.header.as_ref(), batch.sender, batch.receiver)?;
-            if let Some(connection) = connection.take() {
+            let Admitted { sender, receiver, .. } = self.context.admit(
+                connection.as_ref(),
+                batch.header.as_ref(),
+                batch.sender,
+                batch.receiver,
+            )?;
+            if let (false, Some(connection)) = (is_known, &connection) {
                 connection.is_members();
             }
+            is_known = true;
             let own_id = self.context.status.borrow().node_id;
             let messages: Result<Vec<_>, _> = batch
                 .messages
@@ -69,7 +75,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         use proto::install_snapshot_reply::Answer;
         let connection = ConnectionId::of(&request);
         let mut chunks = request.into_inner();
-        let (incoming, admitted, term) = match self.begin_snapshot(&mut chunks).await? {
+        let (incoming, admitted, term) = match self.begin_snapshot(connection.as_ref(), &mut chunks).await? {
             IncomingSnapshot::Begun { incoming, admitted, term } => (incoming, admitted, term),
             IncomingSnapshot::Answered(outcome) => {
                 let only = self.snapshot_reply(installed(outcome));
@@ -115,11 +121,14 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
     ) -> Result<Response<proto::ChangeMembershipReply>, Status> {
         count(&self.context.counters.membership_changes);
         use proto::change_membership_reply::Outcome;
+        let connection = ConnectionId::of(&request);
         let request = request.into_inner();
         self.context.admit_request(request.header.as_ref())?;
         let forwarding = forwarding(request.forwarded, request.header.as_ref());
         let request = MembershipRequest::decode(&request.request).map_err(wire::WireError::from);
         let request = request.map_err(RequestRejected::from)?;
+        let forwarded = matches!(forwarding, Forwarding::Never);
+        self.context.access.check_change(connection.as_ref(), &request.command, forwarded)?;
         // The node that has forwarded it has already checked.
         let checked = match forwarding {
             Forwarding::Allowed | Forwarding::IfLeaderIsKnown => self.check_added_addresses(&request).await?,
@@ -175,8 +184,10 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
     ) -> Result<Response<proto::TransferLeaderReply>, Status> {
         count(&self.context.counters.leadership_transfers);
         use proto::transfer_leader_reply::Outcome;
+        let connection = ConnectionId::of(&request);
         let request = request.into_inner();
         self.context.admit_request(request.header.as_ref())?;
+        self.context.access.check_admin(connection.as_ref(), "TransferLeader", request.forwarded)?;
         let to = request.to.map(|id| wire::node_id("the new leader's id", id)).transpose();
         let to = to.map_err(RequestRejected::from)?;
         let forwarding = forwarding(request.forwarded, request.header.as_ref());

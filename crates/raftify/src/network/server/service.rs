@@ -117,7 +117,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         tokio::select! {
             biased;
             () = self.closed() => Err(RequestRejected::Stopped(StopReason::Stopped).into()),
-            checked = check_added_addresses(&request.command, &status.members, cluster) => Ok(checked),
+            checked = check_added_addresses(&self.context.dialer, &request.command, &status.members, cluster) => Ok(checked),
         }
     }
 
