@@ -79,6 +79,30 @@ impl fmt::Debug for Pem {
     }
 }
 
+impl Pem {
+    /// The content: that of the file as it is now, at most 1 MiB of it.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        match self {
+            Pem::Bytes(bytes) => Ok(bytes.clone()),
+            Pem::File(path) => {
+                let mut bytes = Vec::new();
+                File::open(path)?.take(PEM_BYTES_MAX).read_to_end(&mut bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    fn named(&self, name: &str) -> String {
+        match self {
+            Pem::Bytes(_) => format!("the {name}"),
+            Pem::File(path) => format!("the {name} in {}", path.display()),
+        }
+    }
+}
+
 macro_rules! pem_from {
     ($($from:ty => |$value:ident| $pem:expr),* $(,)?) => {
         $(impl From<$from> for Pem {
@@ -174,18 +198,9 @@ pub enum TlsError {
 
 impl Tls {
     fn read(&self) -> Result<PemTexts, TlsError> {
-        let read = |name: &str, pem: &Pem| match pem {
-            Pem::Bytes(bytes) => Ok(Text { what: format!("the {name}"), bytes: bytes.clone() }),
-            Pem::File(path) => {
-                let what = format!("the {name} in {}", path.display());
-                let mut bytes = Vec::new();
-                let outcome =
-                    File::open(path).and_then(|file| file.take(PEM_BYTES_MAX).read_to_end(&mut bytes));
-                match outcome {
-                    Ok(_) => Ok(Text { what, bytes }),
-                    Err(source) => Err(TlsError::Read { what, source }),
-                }
-            }
+        let read = |name: &str, pem: &Pem| match pem.read() {
+            Ok(bytes) => Ok(Text { what: pem.named(name), bytes }),
+            Err(source) => Err(TlsError::Read { what: pem.named(name), source }),
         };
         Ok(PemTexts {
             ca: read("CA", &self.ca)?,

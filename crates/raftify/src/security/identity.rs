@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
@@ -42,6 +43,13 @@ impl CertificateRole {
     /// ```
     pub fn uri(self) -> String {
         format!("{ROLE}{self}")
+    }
+
+    /// The roles in a certificate (DER), for other servers of the program, such as a web API. It is not verified: the
+    /// server must have done that, with the CA of the cluster. Bytes that are no certificate have no roles.
+    pub fn in_certificate(der: &[u8]) -> Vec<CertificateRole> {
+        let identity = PeerIdentity::new(&CertificateDer::from(der));
+        identity.map_or_else(|_| Vec::new(), |identity| identity.roles.into_iter().collect())
     }
 }
 
@@ -204,5 +212,7 @@ fn hosts(certificate: &EndEntityCert<'_>) -> Vec<String> {
 /// The host in one name as the library prints it: `DnsName("a")`, `IpAddress(1.2.3.4)`.
 pub(super) fn host_in(name: &str) -> Option<String> {
     let host = name.strip_prefix("DnsName(").or_else(|| name.strip_prefix("IpAddress("))?;
-    Some(host.trim_end_matches(')').trim_matches('"').to_owned())
+    let host = host.trim_end_matches(')').trim_matches('"');
+    // The library prints `::1` as `0::1`.
+    Some(host.parse::<IpAddr>().map_or_else(|_| host.to_owned(), |address| address.to_string()))
 }
