@@ -6,11 +6,12 @@
 //! system, and counts from the moment at which each was due: a stall counts for all operations that were due
 //! meanwhile (no coordinated omission).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use parking_lot::{Mutex, MutexGuard};
 use raftify::BoxError;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -123,7 +124,7 @@ impl Tally {
     }
 
     fn lock(&self) -> MutexGuard<'_, Recorder> {
-        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recorder.lock()
     }
 
     fn note(&self, outcome: Outcome, since: Instant) {
@@ -202,7 +203,7 @@ pub(crate) fn open_loop<F: Future<Output = Result<Outcome, BoxError>> + Send + '
             runtime.spawn(async move {
                 match operation.await {
                     Ok(outcome) => tally.note(outcome, due),
-                    Err(error) => *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
+                    Err(error) => *failure.lock() = Some(error),
                 }
             });
             begun += 1;
@@ -213,7 +214,7 @@ pub(crate) fn open_loop<F: Future<Output = Result<Outcome, BoxError>> + Send + '
     while Arc::strong_count(&tally) > 1 {
         std::thread::sleep(SLICE);
     }
-    match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    match failure.lock().take() {
         Some(error) => Err(error),
         None => Ok(tally.measured(begin.elapsed())),
     }

@@ -122,8 +122,9 @@ impl NodeOptions {
     fn config(&self) -> Config {
         let mut config = Config::default();
         if let Some(entries) = self.snapshot_entries {
-            config.snapshot_entries = entries;
-            config.snapshot_log_bytes = 0;
+            // Zero: never.
+            config.snapshot_entries = Some(entries).filter(|entries| *entries > 0);
+            config.snapshot_log_bytes = None;
         }
         config
     }

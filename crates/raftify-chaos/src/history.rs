@@ -6,10 +6,11 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use raftify_history::register::{Operation, Outcome, Register};
 use raftify_history::{Call, Counterexample, Verdict, check};
 use serde_json::{Value, json};
@@ -44,7 +45,7 @@ impl Key {
     }
 
     fn calls(&self) -> MutexGuard<'_, Vec<RegisterCall>> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.calls.lock()
     }
 
     fn is_worn(&self) -> bool {
@@ -70,7 +71,7 @@ impl Recorder {
 
     /// The current key of the lane, for one more call.
     pub(crate) fn key(&self, lane: usize) -> Arc<Key> {
-        let mut key = self.lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = self.lanes[lane].lock();
         if key.is_worn() {
             *key = new_key(&self.keys, lane);
         }
@@ -121,7 +122,7 @@ impl Recorder {
     }
 
     pub(crate) fn keys(&self) -> Vec<Arc<Key>> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.keys.lock().clone()
     }
 
     /// Checks the history of every key. No client may record meanwhile.
@@ -136,7 +137,7 @@ impl Recorder {
                     while let Some(key) = keys.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let calls = key.calls();
                         let verdict = check(&Register, &calls, BUDGET);
-                        let mut judgement = judgement.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut judgement = judgement.lock();
                         match verdict {
                             Verdict::Linearizable => judgement.linearizable += 1,
                             Verdict::Undecided => judgement.undecided.push(key.name.clone()),
@@ -150,7 +151,7 @@ impl Recorder {
                 });
             }
         });
-        judgement.into_inner().unwrap_or_else(PoisonError::into_inner)
+        judgement.into_inner()
     }
 
     /// Writes the history of a key, or of all keys, as JSON lines.
@@ -167,7 +168,7 @@ impl Recorder {
 }
 
 fn new_key(keys: &Mutex<Vec<Arc<Key>>>, lane: usize) -> Arc<Key> {
-    let mut keys = keys.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut keys = keys.lock();
     let key = Arc::new(Key {
         name: format!("lane-{lane}-key-{}", keys.len()),
         calls: Mutex::new(Vec::with_capacity(CALLS_MAX)),

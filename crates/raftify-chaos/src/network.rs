@@ -2,8 +2,9 @@
 //! namespaces, and removes them at the end, as well as the remains of a crashed run at the beginning.
 
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use raftify::BoxError;
 use rand::RngExt;
 use rustix::process::{Pid, Signal, kill_process};
@@ -142,7 +143,7 @@ impl Network {
 
     /// Sets the current process of a node.
     pub(crate) fn set_process(&self, node: Party, pid: Option<u32>) {
-        self.processes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[node] = pid;
+        self.processes.lock()[node] = pid;
     }
 
     pub(crate) fn set(&self, links: Links) {

@@ -7,9 +7,10 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -136,7 +137,7 @@ fn pause(link: &Link) -> Duration {
 
 /// The party whose socket has this port on the loopback interface.
 fn party_of(port: u16, processes: &Processes) -> Party {
-    let processes = processes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let processes = processes.lock().clone();
     let Ok(sockets) = std::fs::read_to_string("/proc/net/tcp") else { return CLIENTS };
     let Some(inode) = inode_of(port, &sockets) else { return CLIENTS };
     let holds = |pid: u32| holds_socket(&Path::new("/proc").join(pid.to_string()).join("fd"), &inode);

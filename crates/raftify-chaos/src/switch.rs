@@ -6,9 +6,10 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -114,7 +115,7 @@ impl Shared {
         let now = Instant::now();
         let mut due = now + link.delay + link.jitter.mul_f64(random.random());
         if let Some(rate) = link.bytes_per_second {
-            let mut busy_until = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut busy_until = self.busy_until.lock();
             let busy_until = &mut busy_until[from * self.devices.len() + to];
             let begin = (*busy_until).max(now);
             if begin > now + QUEUE_TIME_MAX {

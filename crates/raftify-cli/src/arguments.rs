@@ -8,7 +8,7 @@ use raftify::status::ClusterId;
 use raftify::storage::StorageKind;
 use raftify::tls::CertificateRole;
 
-use crate::certificates::TlsArguments;
+use crate::tls_arguments::TlsArguments;
 
 #[derive(Parser)]
 #[command(

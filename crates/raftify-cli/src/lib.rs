@@ -41,6 +41,7 @@ mod cluster;
 mod convert;
 mod describe;
 mod output;
+mod tls_arguments;
 
 use std::error::Error;
 use std::io::{self, BufWriter, Write};
@@ -51,7 +52,7 @@ use raftify::formatter::{CustomFormatter, DefaultFormatter};
 use raftify::{LogEntry, StateMachine};
 
 use crate::arguments::{Arguments, Command, Storage};
-pub use crate::certificates::TlsArguments;
+pub use crate::tls_arguments::TlsArguments;
 
 /// Runs the command line of this process, and shows entries and snapshots as hex and text.
 ///

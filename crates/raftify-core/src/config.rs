@@ -1,5 +1,7 @@
 //! The settings of a node, and their validation.
 
+mod or_none;
+
 use std::fmt;
 use std::ops::Deref;
 use std::time::Duration;
@@ -9,8 +11,8 @@ use serde::{Deserialize, Serialize};
 /// All settings of a node. [`Config::default`] works unchanged on a LAN.
 ///
 /// Times are [`Duration`]s (in TOML: `"500ms"`, `"10s"`) of at most one day. Sizes are in bytes, and their names say
-/// so. Queue lengths are at most 1 048 576. Every field may differ between the nodes of a cluster, but
-/// `entry_bytes_max` and the election times should not.
+/// so. Queue lengths are at most 1 048 576. In TOML, the value `"none"` stands for `None`. Every field may differ
+/// between the nodes of a cluster, but `entry_bytes_max` and the election times should not.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,10 +49,10 @@ pub struct Config {
     pub slow_write_time: Duration,
     /// A leader transfers leadership to the most caught-up voter when, for this long, each of its writes was durable on
     /// a majority at least `slow_write_time` before it was durable on its own disk. It does so at most once in twelve
-    /// times this duration, so that leadership does not move back and forth between slow disks. Default 5 s, at most 24
-    /// h; zero: never.
-    #[serde(with = "humantime_serde")]
-    pub slow_disk_patience: Duration,
+    /// times this duration, so that leadership does not move back and forth between slow disks. Default 5 s, range 1 ms
+    /// to 24 h; `None`: never.
+    #[serde(with = "or_none::duration")]
+    pub slow_disk_patience: Option<Duration>,
 
     /// How long a proposal may wait for its reply before the node reports its outcome as unknown. Default 10 s, at
     /// least `election_timeout`.
@@ -122,21 +124,24 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub reconnect_delay_max: Duration,
 
-    /// The node takes a snapshot when it has applied this many entries since the last one. Default 100 000; zero: never
-    /// for this reason.
-    pub snapshot_entries: u64,
-    /// The node takes a snapshot when it has applied this many bytes of entries since the last one. Default 64 MiB;
-    /// zero: never for this reason. A starting node holds the entries since the last snapshot in memory.
-    pub snapshot_log_bytes: u64,
+    /// The node takes a snapshot when it has applied this many entries since the last one. Default 100 000, at least 1;
+    /// `None`: never for this reason.
+    #[serde(with = "or_none::count")]
+    pub snapshot_entries: Option<u64>,
+    /// The node takes a snapshot when it has applied this many bytes of entries since the last one. Default 64 MiB, at
+    /// least 1; `None`: never for this reason. A starting node holds the entries since the last snapshot in memory.
+    #[serde(with = "or_none::count")]
+    pub snapshot_log_bytes: Option<u64>,
     /// The node takes a snapshot when this much time has passed since the last one, or since the start of the node, and
-    /// it has applied entries since. Default zero: never for this reason.
-    #[serde(with = "humantime_serde")]
-    pub snapshot_age_max: Duration,
+    /// it has applied entries since. Default `None`: never for this reason; range 1 ms to 24 h.
+    #[serde(with = "or_none::duration")]
+    pub snapshot_age_max: Option<Duration>,
     /// How many bytes of snapshots a node sends per second at most, to all followers together. The same limit holds for
     /// the bytes per second that it writes to its own disk while it takes a snapshot, or eight times as many while a
     /// follower waits for the snapshot. Proposals wait longer if snapshots get a larger share of disk and network.
-    /// Default 16 MiB, at least 64 KiB; zero: no limit.
-    pub snapshot_bytes_per_second_max: u64,
+    /// Default 16 MiB, at least 64 KiB; `None`: no limit.
+    #[serde(with = "or_none::count")]
+    pub snapshot_bytes_per_second_max: Option<u64>,
     /// To how many followers a node sends snapshots at the same time; the others wait for their turn. Default 2, at
     /// least 1.
     pub snapshots_in_flight_max: usize,
@@ -159,6 +164,11 @@ pub struct Config {
     /// `entry_bytes_max` and `message_bytes_max`. A follower over this limit accepts no further entries until it has
     /// caught up.
     pub unapplied_bytes_max: u64,
+    /// How long a call of [`snapshot`] waits for its snapshot. Default 10 min, at least `election_timeout`.
+    ///
+    /// [`snapshot`]: https://docs.rs/raftify/latest/raftify/struct.RaftNode.html#method.snapshot
+    #[serde(with = "humantime_serde")]
+    pub snapshot_timeout: Duration,
     /// How long a peer may take to accept one chunk of a snapshot before the node cancels the transfer and tries again.
     /// Default 30 s, at least 1 ms.
     #[serde(with = "humantime_serde")]
@@ -189,7 +199,7 @@ impl Default for Config {
             election_timeout: Duration::from_millis(500),
             disk_stall_timeout: Duration::from_secs(5),
             slow_write_time: Duration::from_millis(100),
-            slow_disk_patience: Duration::from_secs(5),
+            slow_disk_patience: Some(Duration::from_secs(5)),
             propose_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(5),
             membership_timeout: Duration::from_secs(30),
@@ -209,16 +219,17 @@ impl Default for Config {
             peer_queue_bytes_max: 64 * MIB,
             connect_timeout: Duration::from_secs(2),
             reconnect_delay_max: Duration::from_secs(1),
-            snapshot_entries: 100_000,
-            snapshot_log_bytes: 64 * MIB,
-            snapshot_age_max: Duration::ZERO,
-            snapshot_bytes_per_second_max: 16 * MIB,
+            snapshot_entries: Some(100_000),
+            snapshot_log_bytes: Some(64 * MIB),
+            snapshot_age_max: None,
+            snapshot_bytes_per_second_max: Some(16 * MIB),
             snapshots_in_flight_max: 2,
             log_entries_kept: 10_000,
             log_bytes_kept: 64 * MIB,
             log_bytes_kept_for_followers: 1024 * MIB,
             log_cache_bytes: 32 * MIB,
             unapplied_bytes_max: 64 * MIB,
+            snapshot_timeout: Duration::from_secs(600),
             snapshot_chunk_timeout: Duration::from_secs(30),
             pre_vote: true,
             check_quorum: true,
@@ -276,6 +287,7 @@ impl Config {
             ("read_timeout", self.read_timeout),
             ("membership_timeout", self.membership_timeout),
             ("joiner_timeout", self.joiner_timeout),
+            ("snapshot_timeout", self.snapshot_timeout),
         ] {
             demand(
                 timeout >= self.election_timeout,
@@ -291,6 +303,8 @@ impl Config {
             ("connect_timeout", self.connect_timeout),
             ("reconnect_delay_max", self.reconnect_delay_max),
             ("snapshot_chunk_timeout", self.snapshot_chunk_timeout),
+            ("snapshot_age_max", self.snapshot_age_max.unwrap_or(TIME_MAX)),
+            ("slow_disk_patience", self.slow_disk_patience.unwrap_or(TIME_MAX)),
         ] {
             demand(
                 (Duration::from_millis(1)..=TIME_MAX).contains(&timeout),
@@ -304,21 +318,18 @@ impl Config {
                 self.promotion_lag_max, self.heartbeat_interval
             ),
         );
-        for (name, time) in [
-            ("snapshot_age_max", self.snapshot_age_max),
-            ("slow_disk_patience", self.slow_disk_patience),
-            ("stop_timeout", self.stop_timeout),
-        ] {
-            demand(time <= TIME_MAX, format!("{name} is {time:?}, it must be at most {TIME_MAX:?}"));
-        }
-        let snapshot_rate = self.snapshot_bytes_per_second_max;
         demand(
-            snapshot_rate == 0 || snapshot_rate >= 64 * KIB,
-            format!(
-                "snapshot_bytes_per_second_max is {snapshot_rate}, it must be at least {}, or zero",
-                64 * KIB
-            ),
+            self.stop_timeout <= TIME_MAX,
+            format!("stop_timeout is {:?}, it must be at most {TIME_MAX:?}", self.stop_timeout),
         );
+        for (name, value, least) in [
+            ("snapshot_entries", self.snapshot_entries, 1),
+            ("snapshot_log_bytes", self.snapshot_log_bytes, 1),
+            ("snapshot_bytes_per_second_max", self.snapshot_bytes_per_second_max, 64 * KIB),
+        ] {
+            let value = value.unwrap_or(u64::MAX);
+            demand(value >= least, format!("{name} is {value}, it must be at least {least}, or none"));
+        }
         demand(
             (1..=64 * MIB).contains(&self.entry_bytes_max),
             format!("entry_bytes_max is {}, it must lie between 1 and {}", self.entry_bytes_max, 64 * MIB),
@@ -424,7 +435,8 @@ mod tests {
             message_bytes_max: 1,
             uncommitted_bytes_max: 1,
             peer_queue_max: 15,
-            snapshot_bytes_per_second_max: 1,
+            snapshot_bytes_per_second_max: Some(1),
+            snapshot_entries: Some(0),
             snapshots_in_flight_max: 0,
             ..Config::default()
         };
@@ -435,7 +447,8 @@ mod tests {
                 election_timeout (500ms) must be at least three times heartbeat_interval (400ms)
                 propose_timeout (100ms) must be at least election_timeout (500ms)
                 connect_timeout is 0ns, it must lie between 1ms and 86400s
-                snapshot_bytes_per_second_max is 1, it must be at least 65536, or zero
+                snapshot_entries is 0, it must be at least 1, or none
+                snapshot_bytes_per_second_max is 1, it must be at least 65536, or none
                 entry_bytes_max is 68157440, it must lie between 1 and 67108864
                 message_bytes_max is 1, it must lie between 1024 and 67108864
                 uncommitted_bytes_max (1) must be at least entry_bytes_max (68157440) and message_bytes_max (1)
@@ -453,7 +466,7 @@ mod tests {
             election_timeout: Duration::MAX,
             propose_timeout: Duration::MAX,
             reconnect_delay_max: Duration::MAX,
-            snapshot_age_max: Duration::MAX,
+            snapshot_age_max: Some(Duration::MAX),
             request_queue_max: usize::MAX,
             messages_in_flight_max: usize::MAX,
             ..Config::default()
@@ -467,8 +480,9 @@ mod tests {
                 read_timeout (5s) must be at least election_timeout (18446744073709551615.999999999s)
                 membership_timeout (30s) must be at least election_timeout (18446744073709551615.999999999s)
                 joiner_timeout (600s) must be at least election_timeout (18446744073709551615.999999999s)
+                snapshot_timeout (600s) must be at least election_timeout (18446744073709551615.999999999s)
                 reconnect_delay_max is 18446744073709551615.999999999s, it must lie between 1ms and 86400s
-                snapshot_age_max is 18446744073709551615.999999999s, it must be at most 86400s
+                snapshot_age_max is 18446744073709551615.999999999s, it must lie between 1ms and 86400s
                 request_queue_max is 18446744073709551615, it must lie between 1 and 1048576
                 messages_in_flight_max is 18446744073709551615, it must lie between 1 and 1048576"#]],
         );
@@ -476,7 +490,14 @@ mod tests {
 
     #[test]
     fn settings_survive_toml() {
-        let config = Config { snapshot_entries: 7, pre_vote: false, ..Config::default() };
+        let config = Config {
+            snapshot_entries: Some(7),
+            snapshot_log_bytes: None,
+            slow_disk_patience: None,
+            snapshot_age_max: Some(Duration::from_secs(60)),
+            pre_vote: false,
+            ..Config::default()
+        };
         let text = toml::to_string(&config).unwrap();
         assert_eq!(Config::from_toml(&text), Ok(config));
         assert_eq!(Config::from_toml(""), Ok(Config::default()));
@@ -506,13 +527,31 @@ mod tests {
             invalid value: integer `-1`, expected u64"#]],
         );
         check(
+            "snapshot_entries = \"never\"\n",
+            expect![[r#"
+                the configuration is not usable: TOML parse error at line 1, column 20
+                  |
+                1 | snapshot_entries = "never"
+                  |                    ^^^^^^^
+                invalid value: string "never", expected u64 or "none""#]],
+        );
+        check(
+            "slow_disk_patience = \"5\"\n",
+            expect![[r#"
+                the configuration is not usable: TOML parse error at line 1, column 22
+                  |
+                1 | slow_disk_patience = "5"
+                  |                      ^^^
+                invalid value: string "5", expected a duration or "none""#]],
+        );
+        check(
             "election_timeuot = \"1s\"\n",
             expect![[r#"
                 the configuration is not usable: TOML parse error at line 1, column 1
                   |
                 1 | election_timeuot = "1s"
                   | ^^^^^^^^^^^^^^^^
-                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `slow_write_time`, `slow_disk_patience`, `propose_timeout`, `read_timeout`, `membership_timeout`, `stop_timeout`, `promotion_entries_max`, `promotion_lag_max`, `joiner_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_bytes_kept_for_followers`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
+                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `slow_write_time`, `slow_disk_patience`, `propose_timeout`, `read_timeout`, `membership_timeout`, `stop_timeout`, `promotion_entries_max`, `promotion_lag_max`, `joiner_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_bytes_kept_for_followers`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_timeout`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
         );
         check(
             "tick_interval =\n",

@@ -1542,7 +1542,7 @@ fn a_majority_goes_on_and_the_rest_catches_up_by_entries() {
 #[test]
 fn a_follower_far_behind_is_fed_from_the_disk() {
     // Nothing stays in memory but what is not applied, and no snapshot is taken.
-    let config = Config { log_cache_bytes: 0, snapshot_entries: 0, ..test_config() };
+    let config = Config { log_cache_bytes: 0, snapshot_entries: None, ..test_config() };
     let mut cluster = Cluster::new(4, 3, config);
     let leader = cluster.until_leader();
     let away = others(&cluster, leader)[0];

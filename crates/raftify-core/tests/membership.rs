@@ -92,7 +92,7 @@ fn a_node_that_is_added_as_a_voter_joins_first_and_is_promoted_when_it_has_the_l
 
 #[test]
 fn bug_25_a_joining_node_that_received_only_a_snapshot_is_promoted() {
-    let config = Config { snapshot_entries: 5, log_entries_kept: 0, ..test_config() };
+    let config = Config { snapshot_entries: Some(5), log_entries_kept: 0, ..test_config() };
     let mut cluster = Cluster::new(5, 1, config);
     let leader = cluster.until_leader();
     for _ in 0..20 {
@@ -108,7 +108,7 @@ fn bug_25_a_joining_node_that_received_only_a_snapshot_is_promoted() {
 
 /// A leader whose log begins after a snapshot that it has taken a while ago.
 fn cluster_with_a_snapshot(voters: u64) -> (Cluster, NodeId, LogPosition) {
-    let config = Config { snapshot_entries: 20, log_entries_kept: 0, ..test_config() };
+    let config = Config { snapshot_entries: Some(20), log_entries_kept: 0, ..test_config() };
     let config = Config { log_bytes_kept_for_followers: 1 << 20, ..config };
     let mut cluster = Cluster::new(5, voters, config);
     let leader = cluster.until_leader();

@@ -21,7 +21,7 @@ const ACKNOWLEDGED: usize = 20;
 
 fn config() -> Config {
     // The copies that are made have no snapshots.
-    Config { snapshot_entries: 1_000_000, ..test_config() }
+    Config { snapshot_entries: Some(1_000_000), ..test_config() }
 }
 
 /// Of three nodes: the leader, the one that has everything, and the one that was away meanwhile; and the disk of the second

@@ -265,7 +265,7 @@ fn config_of_slow_disks() -> Config {
     Config {
         election_timeout: Duration::from_millis(300),
         slow_write_time: Duration::from_millis(30),
-        slow_disk_patience: Duration::from_millis(300),
+        slow_disk_patience: Some(Duration::from_millis(300)),
         disk_stall_timeout: Duration::from_secs(60),
         ..test_config()
     }
@@ -362,7 +362,7 @@ fn leadership_does_not_go_back_and_forth_between_disks_that_become_slow() {
 
 #[test]
 fn a_leader_that_shall_not_transfer_leadership_because_of_its_disk_does_not() {
-    let config = Config { slow_disk_patience: Duration::ZERO, ..config_of_slow_disks() };
+    let config = Config { slow_disk_patience: None, ..config_of_slow_disks() };
     let (mut cluster, leader) = cluster_of_three(config);
     for _ in 0..12 {
         write_slowly(&mut cluster, &[leader]);

@@ -1,7 +1,8 @@
 //! Answers of cores: stored until a step is over; answers to requests of other nodes are sent back over the network.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use raftify_core::error::{
     MembershipError, ProposeError, ReadError, StopReason, TransferError, UnknownOutcome,
 };
@@ -51,19 +52,19 @@ pub(crate) struct AnswerQueue(Arc<Mutex<Vec<Answered>>>);
 
 impl AnswerQueue {
     pub(crate) fn push(&self, answered: Answered) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(answered);
+        self.0.lock().push(answered);
     }
 
     /// Whether request `number` was answered in this step.
     pub(crate) fn has(&self, number: u64) -> bool {
-        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = self.0.lock();
         answers
             .iter()
             .any(|answered| matches!(answered, Answered::Done { number: done, .. } if *done == number))
     }
 
     pub(crate) fn take(&self) -> Vec<Answered> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.lock())
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use parking_lot::Mutex;
 use raftify_console::{WRONG_ARGUMENTS, say};
 use raftify_sim::{Coverage, Report, Violation, trace};
 
@@ -117,7 +117,7 @@ fn run_many(arguments: &Arguments) -> bool {
             if outcome.is_err() && !arguments.keep_going {
                 ended.store(true, Ordering::Relaxed);
             }
-            let mut guard = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut guard = sum.lock();
             guard.0.add(outcome);
             if guard.1.elapsed() > Duration::from_secs(10) {
                 guard.1 = Instant::now();
@@ -130,7 +130,7 @@ fn run_many(arguments: &Arguments) -> bool {
             scope.spawn(work);
         }
     });
-    let (mut sum, _) = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (mut sum, _) = sum.into_inner();
     let elapsed = begun.elapsed().as_secs_f64() * arguments.jobs as f64;
     let rate = sum.simulated.as_secs_f64() / elapsed.max(0.001);
     let seeds = (sum.passed + sum.failed) as f64 / elapsed.max(0.001);

@@ -171,7 +171,7 @@ impl World {
         self.think = self.think.min(300 * MILLISECOND);
         let config = Config {
             slow_write_time: self.config.tick_interval * rng.one_of(&[1, 2]),
-            slow_disk_patience: self.config.election_timeout * rng.one_of(&[1, 1, 2]),
+            slow_disk_patience: Some(self.config.election_timeout * rng.one_of(&[1, 1, 2])),
             ..Config::clone(&self.config)
         };
         self.config = config.check().expect("every value of these settings is allowed");
@@ -295,7 +295,7 @@ fn draw_config(rng: &mut ChaCha8Rng) -> CheckedConfig {
         heartbeat_interval,
         election_timeout,
         disk_stall_timeout: timeout(rng),
-        slow_disk_patience: Duration::ZERO,
+        slow_disk_patience: None,
         propose_timeout: timeout(rng),
         read_timeout: timeout(rng),
         membership_timeout: election_timeout * rng.random_range(3..=5),
@@ -305,9 +305,9 @@ fn draw_config(rng: &mut ChaCha8Rng) -> CheckedConfig {
         reads_in_flight_max: rng.one_of(&[2, 65_536, 65_536]),
         message_bytes_max,
         messages_in_flight_max: rng.one_of(&[1, 2, 256]),
-        snapshot_entries: rng.one_of(&[0, 3, 10, 40]),
-        snapshot_log_bytes: rng.one_of(&[0, 2000, 64 << 20]),
-        snapshot_age_max: rng.one_of(&[Duration::ZERO, Duration::ZERO, election_timeout * 3]),
+        snapshot_entries: rng.one_of(&[None, Some(3), Some(10), Some(40)]),
+        snapshot_log_bytes: rng.one_of(&[None, Some(2000), Some(64 << 20)]),
+        snapshot_age_max: rng.one_of(&[None, None, Some(election_timeout * 3)]),
         log_entries_kept: rng.one_of(&[0, 0, 3, 20]),
         log_bytes_kept: rng.one_of(&[1000, 64 << 20]),
         log_bytes_kept_for_followers: 0,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use raftify_core::{ClusterId, LogPosition, NodeId};
 
-pub use crate::security::credentials::TlsError;
+pub use crate::security::config::TlsError;
 
 pub use raftify_core::config::ConfigError;
 pub use raftify_core::error::{
@@ -378,6 +378,14 @@ pub enum JoinClusterError {
         ticket: String,
         /// The address with which the node was bootstrapped.
         own: String,
+    },
+    /// The ticket has expired before the node was admitted. Ask for a new one, and use an empty directory.
+    #[error("the ticket of node {id} expired {} s ago: ask for a new one", .since.as_secs())]
+    TicketExpired {
+        /// This node.
+        id: NodeId,
+        /// How long ago.
+        since: Duration,
     },
     /// The directory belongs to another node or cluster. Nothing is written: use an empty directory.
     #[error(transparent)]

@@ -119,7 +119,7 @@ pub mod membership {
 /// A certificate carries its roles, and optionally the ids of its node and cluster, as subject alternative names (URIs);
 /// `raftify-cli ca` issues such certificates. See [`Tls`](tls::Tls).
 pub mod tls {
-    pub use crate::security::credentials::{Pem, Tls, TlsError};
+    pub use crate::security::config::{Pem, Tls, TlsError};
     pub use crate::security::identity::{CertificateRole, client_uri, cluster_uri, node_uri};
 }
 

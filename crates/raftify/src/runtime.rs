@@ -4,6 +4,7 @@ pub(crate) mod descriptors;
 pub(crate) mod log_throttle;
 pub(crate) mod random;
 pub(crate) mod rate_limiter;
+pub(crate) mod signals;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 pub(crate) mod stall_guard;

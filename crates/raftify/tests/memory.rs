@@ -92,12 +92,12 @@ impl StateMachine for Nothing {
 /// No snapshot is taken automatically: all entries stay in the log, and in its cache.
 fn config() -> Config {
     Config {
-        snapshot_entries: 0,
-        snapshot_log_bytes: 0,
+        snapshot_entries: None,
+        snapshot_log_bytes: None,
         log_cache_bytes: 1 << 30,
         log_entries_kept: 0,
         log_bytes_kept_for_followers: 0,
-        snapshot_bytes_per_second_max: 0,
+        snapshot_bytes_per_second_max: None,
         ..Config::default()
     }
 }

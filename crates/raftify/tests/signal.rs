@@ -85,5 +85,17 @@ async fn sigterm_stops_the_node_in_order_and_another_one_at_once() -> Result<(),
     tokio::task::block_in_place(|| barrier.wait());
     assert_eq!(proposal.await?, Ok(()), "what the state machine had begun");
     tokio::time::timeout(Duration::from_secs(60), running).await???;
+
+    // `run_until` leaves the signals to the program.
+    let raft = start().await?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(raft.clone().run_until(async { drop(stopped.await) }));
+    raft.wait_for_leader().await?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    send_sigterm()?;
+    terminate.recv().await;
+    raft.propose(false).await?;
+    drop(stop);
+    tokio::time::timeout(Duration::from_secs(60), running).await???;
     Ok(())
 }

@@ -94,7 +94,7 @@ impl NodeOptions {
         let config = Config::default();
         match self.snapshot_entries {
             Some(snapshot_entries) => Config {
-                snapshot_entries,
+                snapshot_entries: Some(snapshot_entries),
                 log_entries_kept: config.log_entries_kept.min(snapshot_entries / 4),
                 ..config
             },

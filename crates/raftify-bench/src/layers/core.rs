@@ -85,7 +85,8 @@ impl Cores {
             (1..=NODES).map(|id| Ok(Member::voter(NodeId::try_from(id)?, format!("127.0.0.1:{id}"))));
         let members = Members::initial(members.collect::<Result<Vec<_>, BoxError>>()?)?;
         // No log and no snapshots: only the decisions of the core are measured.
-        let config = Config { snapshot_entries: 0, snapshot_log_bytes: 0, ..Config::default() }.check()?;
+        let config =
+            Config { snapshot_entries: None, snapshot_log_bytes: None, ..Config::default() }.check()?;
         let mut cores = Vec::new();
         for id in 1..=NODES {
             let mut storage = MemoryStorage::default();

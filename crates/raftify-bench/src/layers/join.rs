@@ -79,7 +79,8 @@ impl Join {
         };
         cluster.measured(leader, &fill)?;
         // The time of copying the state at the configured rate: this is the rate of writing and of sending it.
-        let copying = state_bytes as f64 / Config::default().snapshot_bytes_per_second_max as f64;
+        let copying =
+            state_bytes as f64 / Config::default().snapshot_bytes_per_second_max.unwrap_or(u64::MAX) as f64;
         let patience = PATIENCE + Duration::from_secs_f64(5.0 * copying);
         take_snapshots(&mut cluster, nodes, patience)?;
 

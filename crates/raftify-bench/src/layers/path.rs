@@ -3,10 +3,10 @@
 //! clock is enough.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use raftify::{BoxError, NodeId};
 use raftify_free_address::free_address;
 use serde_json::json;
@@ -68,7 +68,7 @@ const PARTS: [&str; 9] = [
 static MARKS: Mutex<Vec<Mark>> = Mutex::new(Vec::new());
 
 fn marks() -> MutexGuard<'static, Vec<Mark>> {
-    MARKS.lock().unwrap_or_else(PoisonError::into_inner)
+    MARKS.lock()
 }
 
 struct Mark {

@@ -3,6 +3,8 @@
 //! The measure is how much later entries become durable on this node than on a majority. The leader sees it when its
 //! commit index is ahead of its own durable log. Counted in ticks.
 
+use std::time::Duration;
+
 use crate::config::CheckedConfig;
 use crate::types::LogIndex;
 
@@ -83,9 +85,9 @@ impl OwnDisk {
         commit: LogIndex,
         durable: LogIndex,
         now_ticks: u64,
+        patience: Duration,
         config: &CheckedConfig,
     ) -> Option<u64> {
-        let patience = config.slow_disk_patience;
         self.slow_ticks = config.ticks(config.slow_write_time);
         if commit > durable {
             self.awaited.get_or_insert((commit, now_ticks));
@@ -104,18 +106,18 @@ impl OwnDisk {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::config::Config;
+
+    const PATIENCE: Duration = Duration::from_millis(200);
 
     /// Consecutive slow writes, each late by 4 ticks, from `from` on; returns the tick at which the disk is found to be
     /// slow.
     fn found_slow(disk: &mut OwnDisk, from: u64, until: u64, config: &CheckedConfig) -> Option<u64> {
-        let patience_ticks = config.ticks(config.slow_disk_patience);
+        let patience_ticks = config.ticks(PATIENCE);
         let mut since = (from, LogIndex(from));
         (from..until).find(|&now| {
-            let late_by = disk.tick(since.1.next(), since.1, now, config);
+            let late_by = disk.tick(since.1.next(), since.1, now, PATIENCE, config);
             if now - since.0 == 4 {
                 disk.is_durable(since.1.next(), since.1.next(), now, patience_ticks);
                 since = (now, since.1.next());
@@ -128,7 +130,7 @@ mod tests {
     fn a_disk_is_slow_when_it_was_late_for_long_and_is_tried_again_after_a_pause() {
         let config = Config {
             tick_interval: Duration::from_millis(10),
-            slow_disk_patience: Duration::from_millis(200),
+            slow_disk_patience: Some(PATIENCE),
             slow_write_time: Duration::from_millis(20),
             ..Config::default()
         };
@@ -149,8 +151,8 @@ mod tests {
         let config =
             Config { tick_interval: Duration::from_millis(10), ..Config::default() }.check().unwrap();
         let mut disk = OwnDisk::default();
-        let patience_ticks = config.ticks(config.slow_disk_patience);
-        disk.tick(LogIndex(2), LogIndex(1), 0, &config);
+        let patience_ticks = config.ticks(PATIENCE);
+        disk.tick(LogIndex(2), LogIndex(1), 0, PATIENCE, &config);
         disk.is_durable(LogIndex(2), LogIndex(2), 500, patience_ticks);
         assert!(disk.slow.is_some());
         disk.wrote(0);

@@ -10,10 +10,10 @@ use crate::types::LogIndex;
 /// of the last entries.
 #[derive(Debug)]
 pub(crate) struct SnapshotPolicy {
-    entries_max: u64,
-    bytes_max: u64,
+    entries_max: Option<u64>,
+    bytes_max: Option<u64>,
     /// Zero for never.
-    age_max_ticks: u64,
+    age_max_ticks: Option<u64>,
     entries_kept: u64,
     bytes_kept: u64,
     entries: u64,
@@ -41,7 +41,7 @@ impl SnapshotPolicy {
         SnapshotPolicy {
             entries_max: config.snapshot_entries,
             bytes_max: config.snapshot_log_bytes,
-            age_max_ticks: config.ticks(config.snapshot_age_max),
+            age_max_ticks: config.snapshot_age_max.map(|age| config.ticks(age)),
             entries_kept: config.log_entries_kept,
             bytes_kept: config.log_bytes_kept,
             entries: 0,
@@ -71,7 +71,7 @@ impl SnapshotPolicy {
     }
 
     pub(crate) fn is_due(&self, now_ticks: u64) -> bool {
-        let reached = |count: u64, limit: u64| limit > 0 && count >= limit;
+        let reached = |count: u64, limit: Option<u64>| limit.is_some_and(|limit| count >= limit);
         reached(self.entries, self.entries_max)
             || reached(self.bytes, self.bytes_max)
             || (self.entries > 0 && reached(now_ticks - self.since_ticks, self.age_max_ticks))
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_snapshot_is_due_when_the_newest_is_old_and_something_was_applied_since() {
         let ticks = 3600 * 20;
-        let snapshot_age_max = Duration::from_secs(3600);
+        let snapshot_age_max = Some(Duration::from_secs(3600));
         let config =
             Config { snapshot_age_max, tick_interval: Duration::from_millis(50), ..Config::default() };
         let mut policy = SnapshotPolicy::new(&config.check().unwrap(), LogIndex::ZERO);
@@ -192,6 +192,6 @@ mod tests {
 
         let mut never = self::policy(10, 10);
         count(&mut never, 1..=1, 1);
-        assert!(!never.is_due(u64::MAX), "zero: never for this reason");
+        assert!(!never.is_due(u64::MAX), "none: never for this reason");
     }
 }

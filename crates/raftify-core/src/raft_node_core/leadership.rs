@@ -156,12 +156,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// Called at every tick.
     pub(super) fn look_at_own_disk(&mut self) {
         let config = self.node.config();
-        let (tick_interval, patience) = (config.tick_interval, config.slow_disk_patience);
-        if !self.consensus.is_leader() || patience.is_zero() {
+        let tick_interval = config.tick_interval;
+        let Some(patience) = config.slow_disk_patience.filter(|_| self.consensus.is_leader()) else {
             return self.leadership.own_disk.reset();
-        }
+        };
         let (commit, durable) = (self.consensus.commit(), self.consensus.durable());
-        let Some(late_by_ticks) = self.leadership.own_disk.tick(commit, durable, self.node.now(), config)
+        let Some(late_by_ticks) =
+            self.leadership.own_disk.tick(commit, durable, self.node.now(), patience, config)
         else {
             return;
         };
@@ -182,8 +183,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     /// A part of the log has become durable on this node; before, everything up to `commit` was durable on a majority.
     pub(super) fn has_become_durable(&mut self, commit: LogIndex) {
-        if self.consensus.is_leader() {
-            let patience_ticks = self.node.ticks(self.node.config().slow_disk_patience);
+        if let Some(patience) = self.node.config().slow_disk_patience
+            && self.consensus.is_leader()
+        {
+            let patience_ticks = self.node.ticks(patience);
             let (durable, now) = (self.consensus.durable(), self.node.now());
             self.leadership.own_disk.is_durable(durable, commit, now, patience_ticks);
         }

@@ -92,7 +92,9 @@ impl<F: FnMut(&str, &fmt::Arguments<'_>) -> fmt::Result> Serializer for Values<F
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -101,7 +103,7 @@ mod tests {
 
     impl io::Write for Logged {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -125,7 +127,7 @@ mod tests {
                 slog::debug!(logger, "not at this level");
             }
         });
-        let text = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(logged.0.lock().clone()).unwrap();
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         assert_eq!(lines.len(), 2, "{text}");
         for (line, id) in lines.iter().zip([1, 2]) {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::{
     LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage, StorageError,
@@ -45,21 +46,16 @@ impl Content {
     }
 }
 
-/// A thread that panicked while it held the lock left complete values behind: a write is checked before it begins.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl StableStorage for MemoryStorage {
     type LogReader = MemoryLogReader;
     type Snapshots = MemorySnapshotStore;
 
     fn load(&mut self) -> Result<StoredState, StorageError> {
-        Ok(lock(&self.content).state.clone())
+        Ok(self.content.lock().state.clone())
     }
 
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError> {
-        let mut content = lock(&self.content);
+        let mut content = self.content.lock();
         for write in writes {
             content.write(write)?;
         }
@@ -83,7 +79,7 @@ pub struct MemoryLogReader {
 
 impl LogReader for MemoryLogReader {
     fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError> {
-        let content = lock(&self.content);
+        let content = self.content.lock();
         let StoredState { truncated, last, .. } = content.state;
         if from <= truncated.index {
             return Err(StorageError::Compacted { index: from, truncated });
@@ -138,7 +134,7 @@ impl SnapshotStore for MemorySnapshotStore {
         announced: SnapshotDigest,
         _is_wanted: &dyn Fn() -> bool,
     ) -> Result<(MemorySnapshotWriter, SnapshotDigest), StorageError> {
-        let unfinished = lock(&self.unfinished).take();
+        let unfinished = self.unfinished.lock().take();
         let same = unfinished.filter(|left| left.meta == *meta && left.announced == announced);
         let data = same.map(|left| left.data).unwrap_or_default();
         let received = SnapshotDigest::default().followed_by(&data);
@@ -155,15 +151,16 @@ impl SnapshotStore for MemorySnapshotStore {
         &self,
         position: LogPosition,
     ) -> Result<(SnapshotMeta, SnapshotDigest, MemorySnapshotReader), StorageError> {
-        let snapshots = lock(&self.snapshots);
+        let snapshots = self.snapshots.lock();
         let (meta, data) = snapshots.get(&position).ok_or(StorageError::NoSnapshot { position })?;
         Ok((meta.clone(), SnapshotDigest::default().followed_by(data), Cursor::new(data.clone())))
     }
 
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError> {
-        lock(&self.snapshots).retain(|position, _| keep.contains(position));
+        self.snapshots.lock().retain(|position, _| keep.contains(position));
         let newest = keep.iter().map(|position| position.index).max();
-        lock(&self.unfinished)
+        self.unfinished
+            .lock()
             .take_if(|left| newest.is_some_and(|newest| left.meta.position.index <= newest));
         Ok(())
     }
@@ -195,7 +192,7 @@ impl SnapshotWriter for MemorySnapshotWriter {
         self.announced = None;
         let data = std::mem::take(&mut self.data);
         let length = data.len() as u64;
-        lock(&self.store.snapshots).insert(self.meta.position, (self.meta.clone(), data.into()));
+        self.store.snapshots.lock().insert(self.meta.position, (self.meta.clone(), data.into()));
         Ok(length)
     }
 
@@ -208,7 +205,7 @@ impl Drop for MemorySnapshotWriter {
     fn drop(&mut self) {
         if let Some(announced) = self.announced {
             let (meta, data) = (self.meta.clone(), std::mem::take(&mut self.data));
-            *lock(&self.store.unfinished) = Some(Unfinished { meta, announced, data });
+            *self.store.unfinished.lock() = Some(Unfinished { meta, announced, data });
         }
     }
 }

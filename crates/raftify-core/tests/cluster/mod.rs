@@ -337,7 +337,7 @@ pub(crate) fn test_config() -> Config {
         propose_timeout: std::time::Duration::from_secs(2),
         read_timeout: std::time::Duration::from_secs(2),
         membership_timeout: std::time::Duration::from_secs(3),
-        snapshot_entries: 40,
+        snapshot_entries: Some(40),
         log_entries_kept: 10,
         log_bytes_kept_for_followers: 0,
         log_cache_bytes: 400,

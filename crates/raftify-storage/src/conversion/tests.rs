@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use raftify_core::{
     ClusterId, Entry, EntryKind, Identity, Incarnation, LogIndex, LogPosition, Member, Members, NodeId,
     SnapshotMeta, SnapshotStore, SnapshotWriter, Term,
@@ -289,7 +289,7 @@ struct Watched {
 
 impl Watched {
     fn next(&self, operation: Operation) -> io::Result<()> {
-        let mut journal = self.journal.lock().unwrap();
+        let mut journal = self.journal.lock();
         if self.fail_at == Some(journal.len()) {
             return Err(io::Error::other("interrupted"));
         }
@@ -375,7 +375,7 @@ fn power_cut_at_any_step_of_a_conversion_leaves_a_valid_directory() {
         copy_directory(filled(kind).path(), whole.path());
         let watched = Watched::default();
         convert_small(whole.path(), other(kind), &watched).unwrap();
-        let journal = watched.journal.into_inner().unwrap();
+        let journal = watched.journal.into_inner();
         assert!(journal.len() >= 4, "{journal:?}");
 
         for length in 0..=journal.len() {

@@ -3,10 +3,10 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use raftify_core::StorageError;
 
 /// How many are reserved: for the next segment, its directory, a snapshot, and some files that are read, all at once.
@@ -65,9 +65,8 @@ impl Reserve {
         }
     }
 
-    /// No operation under the lock can panic half way.
     fn spare(&self) -> MutexGuard<'_, Vec<File>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+        self.spare.lock()
     }
 }
 

@@ -5,11 +5,11 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock};
 
 use heed::byteorder::BigEndian;
 use heed::types::{Bytes, U128};
 use heed::{Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+use parking_lot::RwLock;
 use raftify_core::StorageError;
 
 use super::values::Table;
@@ -195,7 +195,7 @@ impl Environment {
         read: impl Fn(&RoTxn<'_, WithoutTls>) -> Result<T, Failure>,
     ) -> Result<T, StorageError> {
         loop {
-            let shared = self.resizing.read().unwrap_or_else(PoisonError::into_inner);
+            let shared = self.resizing.read();
             let result = read_txn(&self.env).map_err(Failure::Heed).and_then(|txn| read(&txn));
             drop(shared);
             match result {
@@ -214,7 +214,7 @@ impl Environment {
     ) -> Result<T, StorageError> {
         self.check()?;
         let attempt = || -> Result<T, Failure> {
-            let _shared = self.resizing.read().unwrap_or_else(PoisonError::into_inner);
+            let _shared = self.resizing.read();
             let mut txn = self.env.write_txn()?;
             let value = write(&mut txn)?;
             txn.commit()?;
@@ -247,7 +247,7 @@ impl Environment {
         reason = "LMDB cannot check by itself that no transaction is open while the map moves"
     )]
     fn resize(&self, bytes: Option<usize>) -> Result<(), StorageError> {
-        let _exclusive = self.resizing.write().unwrap_or_else(PoisonError::into_inner);
+        let _exclusive = self.resizing.write();
         let bytes = match bytes {
             Some(bytes) => bytes,
             None => {

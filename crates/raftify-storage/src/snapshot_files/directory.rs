@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use raftify_core::StorageError;
 
 use crate::files::{FileOperations, io_error};
@@ -48,9 +49,8 @@ impl SnapshotDirectory {
         unfinished.created
     }
 
-    /// A writer that panicked leaves at most the name of a file, which is not removed before the next start.
     fn unfinished(&self) -> MutexGuard<'_, Unfinished> {
-        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unfinished.lock()
     }
 }
 

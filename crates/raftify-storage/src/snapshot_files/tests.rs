@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use raftify_core::{
     ClusterId, LogPosition, Member, Members, NodeId, SnapshotDigest, SnapshotMeta, SnapshotStore,
     SnapshotWriter, StorageError,
@@ -180,7 +181,7 @@ impl Faulty {
     }
 
     fn enter(&self, operation: &'static str) -> io::Result<()> {
-        self.operations.lock().unwrap().push(operation);
+        self.operations.lock().push(operation);
         match self.until_failure.fetch_sub(1, Ordering::Relaxed) {
             0 => Err(io::ErrorKind::StorageFull.into()),
             _ => Ok(()),
@@ -258,7 +259,7 @@ fn file_is_synced_before_it_gets_its_name_and_the_directory_after() {
     let header_two_blocks_and_end = ["write"; 4];
     let expected =
         [&["create"][..], &header_two_blocks_and_end, &["sync", "rename", "sync directory"]].concat();
-    assert_eq!(*faulty.operations.lock().unwrap(), expected);
+    assert_eq!(*faulty.operations.lock(), expected);
 }
 
 #[test]
@@ -266,7 +267,7 @@ fn large_snapshot_is_synced_in_pieces_so_that_the_log_need_not_wait_for_all_of_i
     let directory = tempfile::tempdir().unwrap();
     let faulty = Faulty::new(usize::MAX);
     take(&faulty.open(&directory), &meta(1), &data(9 << 20)).unwrap();
-    let operations = faulty.operations.lock().unwrap();
+    let operations = faulty.operations.lock();
     let pieces: Vec<_> = operations.split(|operation| *operation == "sync").collect();
     assert_eq!(pieces.len(), 4, "two pieces, the rest, and what follows the last sync");
     assert!(pieces.iter().all(|piece| piece.len() <= 4 * 16 + 4), "{pieces:?}");
@@ -501,7 +502,7 @@ fn name_of_what_is_received_is_durable_with_its_first_piece() {
     let data = data(9 << 20);
     let (mut writer, _) = receive(&files, &meta(1), &data);
     writer.write_all(&data).unwrap();
-    let mut operations = faulty.operations.lock().unwrap().clone();
+    let mut operations = faulty.operations.lock().clone();
     operations.retain(|operation| *operation != "write");
     assert_eq!(operations, ["create", "sync", "sync directory", "sync"]);
 }

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use raftify_core::storage::StoredState;
 use raftify_core::{Entry, LogIndex, LogPosition, StorageError};
 
@@ -71,18 +72,16 @@ impl Shared {
         Ok(file)
     }
 
-    /// As for the table.
     pub(super) fn open(&self) -> MutexGuard<'_, Vec<(u64, Arc<dyn SegmentFile>)>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
-    /// No operation under the lock can panic half way, so that the lock is in effect never poisoned.
     pub(super) fn table(&self) -> RwLockReadGuard<'_, Option<Table>> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner)
+        self.table.read()
     }
 
     pub(super) fn table_mut(&self) -> RwLockWriteGuard<'_, Option<Table>> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
+        self.table.write()
     }
 }
 

@@ -7,8 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use raftify_core::storage::StoredState;
 use raftify_core::{Entry, LogIndex, StorageError};
 
@@ -57,7 +58,7 @@ impl<M: MetadataStore> SegmentView<M> {
     /// Reads and checks everything.
     pub(crate) fn load(&self) -> Result<StoredState, StorageError> {
         // Two passes in two threads would show the readers a mixture of both.
-        let mut seen_from = self.seen_from.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen_from = self.seen_from.lock();
         let shared = &self.reader.shared;
         let mut before = None;
         for _ in 0..LOOKS_MAX {
@@ -98,7 +99,7 @@ impl<M: MetadataStore> SegmentView<M> {
         bytes_max: u64,
     ) -> Result<Vec<Entry>, StorageError> {
         for _ in 0..LOOKS_MAX {
-            let seen_from = *self.seen_from.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen_from = *self.seen_from.lock();
             let Some(first) = seen_from else {
                 self.load()?;
                 continue;

@@ -1,7 +1,6 @@
 //! Admission to a cluster: sends the request, and waits for as long as there is progress.
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -79,6 +78,9 @@ where
             let (ticket, own) = (own.raft_addr.clone(), self.raft_addr.to_string());
             return Err(JoinClusterError::OtherAddress { id, ticket, own });
         }
+        if let Some(since) = own.expired_since().filter(|_| self.own_role().is_none()) {
+            return Err(JoinClusterError::TicketExpired { id, since });
+        }
         let identity = self.take_on_identity(own.cluster_id).await?;
         let joiners = tickets.iter().map(|ticket| {
             let incarnation = (ticket.reserved_id == id).then_some(identity.incarnation);
@@ -108,7 +110,7 @@ where
         joiners: Vec<Member>,
         addresses: impl Iterator<Item = String>,
     ) -> Admission {
-        let known = self.known_addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.known_addresses.lock().clone();
         let mut seen = BTreeSet::from([self.raft_addr.to_string(), String::new()]);
         let addresses = addresses.chain(known).filter(|address| seen.insert(address.clone())).collect();
         Admission { cluster_id, joiners, addresses }

@@ -4,10 +4,13 @@
 //! storage and binds the port. [`Raft::run`] then runs all parts of the node until its end.
 
 use std::collections::BTreeSet;
+use std::future::pending;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use raftify_core::error::StartError;
 use raftify_core::members::{LeaveJoint, check_address, check_listen_address};
 use raftify_core::storage::StoredState;
@@ -17,7 +20,7 @@ use raftify_core::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::api::raft_node::RaftNode;
 use crate::api::raft_server::RaftServer;
@@ -33,12 +36,17 @@ use crate::error::{AddPeersError, BootstrapError, RequestIdError, RunError};
 use crate::node::begin::{Beginning, First};
 use crate::node::running::NodeParts;
 use crate::runtime::random::random;
+use crate::runtime::signals::termination;
 use crate::runtime::transport::Listener;
-use crate::security::credentials::{Holder, Tls};
+use crate::security::config::Tls;
+use crate::security::credentials::Holder;
 use crate::security::dialer::Dialer;
 
+/// How long a ticket is valid.
+const TICKET_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How long [`Raft::request_id`] waits for a ticket.
-const TICKET_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const TICKET_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One node of a cluster: a [`RaftNode`], to which it dereferences, with the permission to run it.
 ///
@@ -152,6 +160,14 @@ pub struct ClusterJoinTicket {
     /// The role of the holder: a voter, or a learner that never votes until it is promoted.
     #[serde(default = "voter")]
     pub role: MemberRole,
+    /// The Unix time, in seconds, from which on [`join_cluster`](Raft::join_cluster) refuses the ticket: 24 hours after it
+    /// was written, unless [`valid_for`](Self::valid_for) sets another time. Zero: never.
+    #[serde(default)]
+    pub expires_at: u64,
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn voter() -> MemberRole {
@@ -163,6 +179,18 @@ impl ClusterJoinTicket {
     #[must_use]
     pub fn as_learner(self) -> ClusterJoinTicket {
         ClusterJoinTicket { role: MemberRole::Learner, ..self }
+    }
+
+    /// The same ticket, which expires this long from now.
+    #[must_use]
+    pub fn valid_for(self, time: Duration) -> ClusterJoinTicket {
+        ClusterJoinTicket { expires_at: unix_seconds().saturating_add(time.as_secs()), ..self }
+    }
+
+    /// For how long the ticket has expired.
+    pub(crate) fn expired_since(&self) -> Option<Duration> {
+        let late = unix_seconds().checked_sub(self.expires_at)?;
+        (self.expires_at != 0).then(|| Duration::from_secs(late))
     }
 }
 
@@ -309,7 +337,7 @@ where
     /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
     /// The node is then bootstrapped under [`reserved_id`](ClusterJoinTicket::reserved_id), run, and admitted with
     /// [`join_cluster`](Self::join_cluster). Each id is issued once; an unused ticket costs nothing. Waits at most 30
-    /// s.
+    /// s; [`request_id_within`](Self::request_id_within) takes another limit.
     ///
     /// # Errors
     /// See [`RequestIdError`].
@@ -320,11 +348,26 @@ where
         raft_addr: impl Into<String>,
         peer_addr: impl Into<String>,
     ) -> Result<ClusterJoinTicket, RequestIdError> {
-        Self::request_id_from(&Dialer::default(), raft_addr.into(), peer_addr.into()).await
+        Self::request_id_within(TICKET_TIMEOUT, raft_addr, peer_addr).await
     }
 
-    /// Like [`request_id`](Self::request_id), over TLS, with the certificate of the new node: it must be for the host of
-    /// `raft_addr`, because the cluster admits a node only at an address that its certificate covers.
+    /// Like [`request_id`](Self::request_id), for at most `timeout`.
+    ///
+    /// # Errors
+    /// The errors of `request_id`.
+    ///
+    /// # Cancel safety
+    /// As for `request_id`.
+    pub async fn request_id_within(
+        timeout: Duration,
+        raft_addr: impl Into<String>,
+        peer_addr: impl Into<String>,
+    ) -> Result<ClusterJoinTicket, RequestIdError> {
+        Self::request_id_from(&Dialer::default(), timeout, raft_addr.into(), peer_addr.into()).await
+    }
+
+    /// Like [`request_id_within`](Self::request_id_within), over TLS, with the certificate of the new node: it must be for
+    /// the host of `raft_addr`, because the cluster admits a node only at an address that its certificate covers.
     ///
     /// # Errors
     /// See [`RequestIdError`].
@@ -332,6 +375,7 @@ where
     /// # Cancel safety
     /// As for `request_id`.
     pub async fn request_id_with_tls(
+        timeout: Duration,
         raft_addr: impl Into<String>,
         peer_addr: impl Into<String>,
         tls: &Tls,
@@ -339,18 +383,19 @@ where
         let address: String = raft_addr.into();
         check_address(&address)?;
         let dialer = Dialer::load(Some(tls), &Holder::Node { address: address.clone() })?;
-        Self::request_id_from(&dialer, address, peer_addr.into()).await
+        Self::request_id_from(&dialer, timeout, address, peer_addr.into()).await
     }
 
     pub(crate) async fn request_id_from(
         dialer: &Dialer,
+        timeout: Duration,
         raft_addr: String,
         address: String,
     ) -> Result<ClusterJoinTicket, RequestIdError> {
         check_address(&raft_addr)?;
         check_address(&address)?;
         let reserved = async {
-            let cluster = ClusterConnection::new([address.as_str()], TICKET_DEADLINE)?;
+            let cluster = ClusterConnection::new([address.as_str()], timeout)?;
             cluster.with_dialer(dialer.clone()).reserve_node_id().await
         };
         let (cluster_id, reservation) = reserved.await.map_err(|error| match error {
@@ -367,15 +412,18 @@ where
             peers: reservation.members.iter().cloned().collect(),
             peer_addr: address,
             role: MemberRole::Voter,
+            expires_at: unix_seconds().saturating_add(TICKET_LIFETIME.as_secs()),
         })
     }
 
     /// Runs the node to its end: until [`quit`](RaftNode::quit) or [`leave`](RaftNode::leave) is called on any clone,
     /// the process gets Ctrl+C or SIGTERM, or the node cannot continue. Then everything is flushed and closed, and
-    /// every request is answered, before this returns. A node that [`start`](Self::start) has returned runs already:
-    /// this waits for its end.
+    /// every request is answered, before this returns. A second signal makes the node stop without waiting for pending
+    /// replies and for the transfer of leadership. A node that [`start`](Self::start) has returned runs already: this
+    /// waits for its end.
     ///
-    /// Must be called once, on a tokio runtime with time and I/O enabled.
+    /// Must be called once, on a tokio runtime with time and I/O enabled. Signals have an effect from the first poll of
+    /// the future on.
     ///
     /// # Errors
     /// [`RunError`] says why the node ended without a stop request.
@@ -384,13 +432,74 @@ where
     /// Dropping the future stops the node like a crash: no acknowledged write is lost, every request is answered, and
     /// the storage is closed a little later, when other threads have finished with it.
     pub fn run(self) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
+        let node_id = self.id();
+        let first = async move {
+            termination().await;
+            info!(node = %node_id, "asked to stop by a signal");
+        };
+        let second = async move {
+            termination().await;
+            info!(node = %node_id, "asked again to stop by a signal: stops at once");
+        };
+        self.run_between(first, second)
+    }
+
+    /// Like [`run`](Self::run), for programs that handle signals themselves: the node stops when `shutdown` resolves,
+    /// as by [`quit`](RaftNode::quit), and pays no attention to signals.
+    ///
+    /// # Errors
+    /// The errors of `run`.
+    ///
+    /// # Cancel safety
+    /// As for `run`.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # use raftify::{LogEntry, Raft, StateMachine};
+    /// # async fn example<M: StateMachine>(raft: Raft<M::LogEntry, M>) -> Result<(), raftify::BoxError> {
+    /// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    /// let node = tokio::spawn(raft.run_until(async { drop(stopped.await) }));
+    /// // Later, when the program shuts down:
+    /// drop(stop);
+    /// node.await??;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn run_until(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
+        self.run_between(shutdown, pending())
+    }
+
+    /// Runs the node until `stop` resolves, and then to its end: an orderly one, until `stop_at_once` resolves, which
+    /// is polled from then on.
+    fn run_between(
+        self,
+        stop: impl Future<Output = ()> + Send + 'static,
+        stop_at_once: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
         // At once: a caller that spawns this future and continues has a running node.
         self.lifecycle().run_called();
         async move {
-            match self.node.take_task() {
-                Some(task) => task.ended().await,
-                None => self.node.lifecycle().run().await,
+            let lifecycle = self.lifecycle();
+            let mut run = pin!(async {
+                match self.node.take_task() {
+                    Some(task) => task.ended().await,
+                    None => lifecycle.run().await,
+                }
+            });
+            tokio::select! {
+                biased;
+                ended = &mut run => return ended,
+                () = stop => lifecycle.ask_to_quit(),
             }
+            tokio::select! {
+                biased;
+                ended = &mut run => return ended,
+                () = stop_at_once => lifecycle.ask_to_quit_at_once(),
+            }
+            run.await
         }
     }
 
@@ -421,7 +530,7 @@ where
         }
         let lifecycle = self.lifecycle();
         if !lifecycle.is_stopping() && !self.status().borrow().is_member() {
-            let mut known = self.known_addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.known_addresses.lock();
             known.extend(peers.into_iter().map(|peer| peer.address));
             return Ok(());
         }

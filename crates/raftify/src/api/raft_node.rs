@@ -8,9 +8,10 @@ mod shared;
 mod unanswered;
 
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use raftify_core::error::{
     CampaignError, DemoteError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason,
     TransferError,
@@ -38,9 +39,6 @@ use crate::network::probe::check_added_addresses;
 use crate::security::dialer::Dialer;
 use shared::Shared;
 use unanswered::Unanswered;
-
-/// How long [`RaftNode::make_snapshot`] waits for a snapshot to be written out.
-const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
 
 /// One node of a cluster, for its user. Cheap to clone; all clones are the same node.
 ///
@@ -515,7 +513,8 @@ where
     /// [`log_entries_kept`](crate::Config::log_entries_kept) of at most
     /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and the entries that followers still need, see
     /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then deleted. Snapshots are
-    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most ten minutes.
+    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most
+    /// [`snapshot_timeout`](crate::Config::snapshot_timeout).
     ///
     /// # Errors
     /// See [`SnapshotError`]; the old snapshot stays in use. After a timeout, the snapshot may still be written.
@@ -523,7 +522,8 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the snapshot.
     pub async fn make_snapshot(&self) -> Result<LogPosition, SnapshotError> {
-        self.shared.request(SNAPSHOT_DEADLINE, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
+        let timeout = self.shared.config.snapshot_timeout;
+        self.shared.request(timeout, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
     }
 
     /// Stops this node; the cluster continues without it, and the node returns when it is bootstrapped again. Resolves
@@ -575,6 +575,6 @@ where
     }
 
     fn task(&self) -> MutexGuard<'_, Option<RunTask>> {
-        self.shared.task.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.task.lock()
     }
 }

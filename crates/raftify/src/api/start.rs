@@ -13,7 +13,9 @@ use raftify_core::{
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::api::raft::{BootstrapOptions, ClusterJoinTicket, Raft, check_addresses, node_dialer};
+use crate::api::raft::{
+    BootstrapOptions, ClusterJoinTicket, Raft, TICKET_TIMEOUT, check_addresses, node_dialer,
+};
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::error::{BeginError, BootstrapError, JoinClusterError, NodeStartError, RunError};
@@ -126,9 +128,9 @@ where
     FSM: StateMachine<LogEntry = Entry>,
 {
     /// Starts a node, and returns it running: in a task of the current tokio runtime, until
-    /// [`quit`](crate::RaftNode::quit) or [`leave`](crate::RaftNode::leave) is called, the process gets Ctrl+C or
-    /// SIGTERM, the node cannot continue, or the last handle is dropped, which stops it like a crash.
-    /// [`run`](Self::run) waits for that end.
+    /// [`quit`](crate::RaftNode::quit) or [`leave`](crate::RaftNode::leave) is called, the node cannot continue, or the
+    /// last handle is dropped, which stops it like a crash. [`run`](Self::run) waits for that end, and from then on
+    /// stops the node at Ctrl+C and SIGTERM.
     ///
     /// | | empty directory | directory of a member | of a node that died while it joined |
     /// |---|---|---|---|
@@ -486,8 +488,8 @@ where
                 warn!("joins cluster {cluster_id}; not all peers are of use: {}", problems.join("; "));
             }
             for peer in members {
-                match Raft::<Entry, FSM>::request_id_from(dialer, raft_addr.to_owned(), peer.to_owned()).await
-                {
+                let (own, peer) = (raft_addr.to_owned(), peer.to_owned());
+                match Raft::<Entry, FSM>::request_id_from(dialer, TICKET_TIMEOUT, own, peer).await {
                     Ok(ticket) => return Ok(ticket),
                     Err(error) => problems.push(error.to_string()),
                 }

@@ -4,9 +4,10 @@
 //! batches. A few entries for a state machine that declares itself quick are applied inline, in the raft loop, if the
 //! thread is idle.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use raftify_core::error::StopReason;
 use raftify_core::{
     ClusterId, Committed, LogPosition, Members, NodeId, SnapshotMeta, SnapshotReason, SnapshotStore,
@@ -96,7 +97,7 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
             && committed.iter().all(|item| !matches!(item, Committed::Install { .. }))
             && self.queued.load(Ordering::Acquire) == 0;
         // A running query, or the capture of a snapshot, may be slow: this path never waits for it.
-        if quick && let Ok(mut applier) = self.applier.try_lock() {
+        if quick && let Some(mut applier) = self.applier.try_lock() {
             match applier.is_quick() {
                 Ok(true) => {
                     let applied = applier.take_in([ToApply::Committed(committed)]);
@@ -128,11 +129,6 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
     }
 }
 
-/// A panic of the state machine is caught while the lock is held: it never poisons the lock.
-fn lock<FSM: StateMachine, S>(applier: &Mutex<Applier<FSM, S>>) -> MutexGuard<'_, Applier<FSM, S>> {
-    applier.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The maximum number of queued items in one batch, so that queries and the end of the node get their turn.
 const TAKEN_IN_MAX: usize = 256;
 
@@ -145,9 +141,9 @@ async fn run<FSM: StateMachine, S: SnapshotStore>(
     mut queries: mpsc::Receiver<Query<FSM>>,
     lifecycle: Lifecycle,
 ) {
-    let events = lock(&applier).events.clone();
+    let events = applier.lock().events.clone();
     let mut outcome = match snapshot {
-        Some(snapshot) => may_block(|| lock(&applier).begin_at(snapshot)).await,
+        Some(snapshot) => may_block(|| applier.lock().begin_at(snapshot)).await,
         None => Ok(()),
     };
     queued.fetch_sub(1, Ordering::Release);
@@ -159,20 +155,20 @@ async fn run<FSM: StateMachine, S: SnapshotStore>(
                 if count == 0 {
                     break;
                 }
-                let applied = may_block(|| lock(&applier).take_in(work.drain(..))).await;
+                let applied = may_block(|| applier.lock().take_in(work.drain(..))).await;
                 // If the loop has ended, the node has stopped already.
                 let told = applied.map(|index| drop(events.send(Event::Applied(index))));
                 queued.fetch_sub(count, Ordering::Release);
                 // A queue that is filled as fast as it is emptied does not delay queries.
                 match told {
                     Ok(()) => match queries.try_recv() {
-                        Ok(query) => may_block(|| lock(&applier).answer(query)).await,
+                        Ok(query) => may_block(|| applier.lock().answer(query)).await,
                         Err(_) => Ok(()),
                     },
                     failed => failed,
                 }
             }
-            Some(query) = queries.recv() => may_block(|| lock(&applier).answer(query)).await,
+            Some(query) = queries.recv() => may_block(|| applier.lock().answer(query)).await,
         };
     }
     // A node that stops reports its own reason: a failure that only results from the stop, such as that of a restore,
@@ -187,7 +183,7 @@ async fn run<FSM: StateMachine, S: SnapshotStore>(
     while let Some(query) = queries.recv().await {
         forget(query);
     }
-    let writing_out = lock(&applier).snapshot_taker.take_thread();
+    let writing_out = applier.lock().snapshot_taker.take_thread();
     if let Some(thread) = writing_out {
         // It sees that the node stops; a panic in it is caught.
         thread.ended().await;
@@ -279,7 +275,7 @@ mod tests {
             node_id: NodeId::FIRST,
             state_machine,
             snapshots: snapshots.clone(),
-            snapshot_taker: SnapshotTaker::new(snapshots, 0, events.clone(), lifecycle.clone()),
+            snapshot_taker: SnapshotTaker::new(snapshots, None, events.clone(), lifecycle.clone()),
             snapshot,
             recovered: LogPosition::ZERO,
             queries: asked,
@@ -313,7 +309,7 @@ mod tests {
         assert!(matches!(events.recv().await, Some(Event::Failed(_))));
         let outcome = handle.apply(committed(2, 5));
         assert!(!matches!(outcome, Some(Event::Applied(_))), "the entry before it was skipped");
-        assert_eq!(lock(&handle.applier).state_machine.sum, 0);
+        assert_eq!(handle.applier.lock().state_machine.sum, 0);
     }
 
     #[tokio::test]
@@ -385,7 +381,7 @@ mod tests {
             node_id: NodeId::FIRST,
             state_machine: Sum::default(),
             snapshots: snapshots.clone(),
-            snapshot_taker: SnapshotTaker::new(snapshots, 0, events.clone(), lifecycle.clone()),
+            snapshot_taker: SnapshotTaker::new(snapshots, None, events.clone(), lifecycle.clone()),
             members: Members::none(),
             applied: LogPosition::ZERO,
             recovered: LogPosition::ZERO,
@@ -441,7 +437,7 @@ mod tests {
         let Started { handle, worker, mut events, .. } =
             start_at(Some(meta), store, Careless::default(), lifecycle);
         within(worker.ended()).await;
-        assert!(!lock(&handle.applier).state_machine.0.is_empty(), "the first block is whole");
+        assert!(!handle.applier.lock().state_machine.0.is_empty(), "the first block is whole");
         let event = within(events.recv()).await;
         let Some(Event::Failed(StopReason::Storage(reason))) = event else {
             panic!("it goes on with half a state: {event:?}");
@@ -462,7 +458,7 @@ mod tests {
             start_at(Some(meta), store, stopped_half_way, lifecycle.clone());
         within(worker.ended()).await;
         assert!(lifecycle.is_stopping(), "it was not restored at all");
-        assert_eq!(lock(&handle.applier).state_machine.sum, 0, "it was read to its end");
+        assert_eq!(handle.applier.lock().state_machine.sum, 0, "it was read to its end");
         assert!(events.try_recv().is_err(), "the node stopped for another reason than this");
     }
 

@@ -27,7 +27,7 @@ const AWAITED_FACTOR: u64 = 8;
 /// See the module.
 pub(crate) struct SnapshotTaker<S> {
     store: S,
-    bytes_per_second_max: u64,
+    bytes_per_second_max: Option<u64>,
     /// The limiter of the snapshot that is being written.
     limiter: Arc<RateLimiter>,
     events: mpsc::UnboundedSender<Event>,
@@ -40,7 +40,7 @@ pub(crate) struct SnapshotTaker<S> {
 impl<S: SnapshotStore> SnapshotTaker<S> {
     pub(crate) fn new(
         store: S,
-        bytes_per_second_max: u64,
+        bytes_per_second_max: Option<u64>,
         events: mpsc::UnboundedSender<Event>,
         lifecycle: Lifecycle,
     ) -> SnapshotTaker<S> {
@@ -51,7 +51,7 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
 
     /// A caller waits for the snapshot that is being written.
     pub(crate) fn hurry(&self) {
-        self.limiter.set(self.bytes_per_second_max.saturating_mul(AWAITED_FACTOR));
+        self.limiter.set(self.bytes_per_second_max.map(|bytes| bytes.saturating_mul(AWAITED_FACTOR)));
     }
 
     /// Whether one is still being written.
@@ -155,7 +155,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_of_the_user_that_panics_when_it_is_shown_is_reported() {
         let (events, mut received) = mpsc::unbounded_channel();
-        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), 0, events, Lifecycle::new());
+        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), None, events, Lifecycle::new());
         let capture = Snapshot::new(|_| Err(PanicsWhenShown.into()));
         let position = LogPosition::new(1, 1);
         let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };
@@ -171,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn who_has_heard_of_the_outcome_of_a_snapshot_may_ask_for_the_next_one() {
         let (events, mut received) = mpsc::unbounded_channel();
-        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), 0, events, Lifecycle::new());
+        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), None, events, Lifecycle::new());
         for index in 1..2000 {
             let position = LogPosition::new(1, index);
             let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };

@@ -7,9 +7,10 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use raftify_core::{LogPosition, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StorageError};
 
 use crate::channels::lifecycle::Lifecycle;
@@ -58,7 +59,7 @@ pub(crate) struct InUse<S> {
 impl<S: SnapshotStore> InUse<S> {
     /// Deletes all other snapshots except newer ones; has no effect once a newer list was processed.
     pub(crate) fn delete_others(self) -> Result<(), StorageError> {
-        let mut known = lock(&self.known);
+        let mut known = self.known.lock();
         if self.number < known.list {
             return Ok(());
         }
@@ -69,10 +70,6 @@ impl<S: SnapshotStore> InUse<S> {
         let keep: Vec<LogPosition> = known.finished.iter().chain(&self.keep).copied().collect();
         self.store.retain(&keep)
     }
-}
-
-fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<S: SnapshotStore> SnapshotStore for TrackedSnapshots<S> {
@@ -126,7 +123,7 @@ impl<W: io::Write> io::Write for TrackedWriter<W> {
 
 impl<W: SnapshotWriter> SnapshotWriter for TrackedWriter<W> {
     fn finish(self) -> Result<u64, StorageError> {
-        lock(&self.known).finished.insert(self.position);
+        self.known.lock().finished.insert(self.position);
         self.writer.finish()
     }
 

@@ -2,10 +2,11 @@
 //!
 //! Owns the permission to run, which is given once, and the stop request, which any handle may make.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use raftify_core::error::StopReason;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,12 +22,12 @@ struct OneShotMutex<T>(Mutex<Option<T>>);
 impl<T> OneShotMutex<T> {
     /// A caller that finds the content taken also finds `at_once` done.
     fn take(&self, at_once: impl FnOnce()) -> Option<T> {
-        let mut content = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut content = self.0.lock();
         content.take().inspect(|_| at_once())
     }
 
     fn put(&self, content: T) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(content);
+        *self.0.lock() = Some(content);
     }
 }
 

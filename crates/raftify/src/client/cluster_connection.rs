@@ -2,10 +2,11 @@
 //! members.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use raftify_core::error::{LeaderHint, MembershipError, ProposeError, ReadError, TransferError};
 use raftify_core::members::check_address;
 use raftify_core::{
@@ -409,8 +410,7 @@ impl ClusterConnection {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // A panic can leave behind only a list of addresses in another order.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     async fn node(&self, address: &str, until: Instant) -> Result<RemoteNode, UnreachableNode> {

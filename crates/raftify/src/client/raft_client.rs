@@ -20,7 +20,8 @@ use crate::client::error::{ClientError, InvalidAddress};
 use crate::client::membership_changes::{
     demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
 };
-use crate::security::credentials::{Holder, Tls, TlsError};
+use crate::security::config::{Tls, TlsError};
+use crate::security::credentials::Holder;
 use crate::security::dialer::Dialer;
 
 /// The default limit for one request of a [`RaftClient`], all attempts together.

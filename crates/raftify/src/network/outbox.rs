@@ -16,9 +16,10 @@ pub(crate) mod peer_queue;
 mod snapshot_sender;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use raftify_core::error::ReadError;
 use raftify_core::members::MEMBERS_MAX;
 use raftify_core::{
@@ -39,7 +40,6 @@ use crate::network::calls::CallPermits;
 use crate::network::endpoint;
 use crate::network::outbox::forwarding::Unsent;
 use crate::network::outbox::peer_connection::{PeerConnection, Reach, Target};
-use crate::network::outbox::peer_queue::lock;
 use crate::network::outbox::peer_queue::{Introduction, PeerQueue};
 use crate::network::outbox::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
 use crate::network::remote_node::{AskedCluster, CallError, RemoteNode};
@@ -133,7 +133,7 @@ impl Peer {
     }
 
     fn channel(&self) -> Channel {
-        lock(&self.channel).clone()
+        self.channel.lock().clone()
     }
 }
 
@@ -172,7 +172,7 @@ impl Outbox {
     /// Connects to new members, ends the connections to members that are gone or have moved, and introduces this node
     /// from now on with this membership.
     pub(crate) fn set_members(&self, identity: Identity, members: &Arc<Members>, started: Started) {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         state.contacts.retain(|id, contact| {
             members.get(*id).is_none() && (members.is_empty() || contact.members_as_of > members.as_of())
         });
@@ -187,7 +187,7 @@ impl Outbox {
     /// at this address until the membership has another one. If the membership has another address for a member, this
     /// one is tried first. Returns whether the raft loop must learn that a member has moved.
     pub(crate) fn hear_of(&self, sender: &Sender, address: &str) -> bool {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         let Some((identity, members, _)) = &state.own else {
             return false;
         };
@@ -214,7 +214,7 @@ impl Outbox {
 
     /// The peer has connected to this node, and was accepted. If it was not reached so far, it is tried again at once.
     pub(crate) fn is_up(&self, id: NodeId) {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         if let Some(peer) = state.peers.get(&id).filter(|peer| !peer.reach.answers()) {
             peer.is_up.notify_one();
         }
@@ -223,7 +223,7 @@ impl Outbox {
     /// A member, in the incarnation that the membership has, was found at an address. If it does not answer at another
     /// one, this address is tried first.
     pub(crate) fn found_at(&self, id: NodeId, address: &str) {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         let answers = state.peers.get(&id).is_some_and(|peer| peer.reach.answers());
         if !answers {
             self.has_moved(&mut state, id, address, false);
@@ -264,7 +264,7 @@ impl Outbox {
         // The sort is stable: each peer's messages keep their order, and go into its queue in one step, so that they
         // also leave in one batch.
         messages.sort_by_key(|message| message.to);
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         let mut messages = messages.into_iter().peekable();
         while let Some(to) = messages.peek().map(|message| message.to) {
             let of_this_peer = std::iter::from_fn(|| messages.next_if(|message| message.to == to));
@@ -284,7 +284,7 @@ impl Outbox {
     /// [`PeerEvent::SnapshotSent`] follows for each, in every case.
     pub(crate) fn send_snapshot(&self, snapshot: SnapshotToSend) {
         let report = SnapshotReport::new(snapshot, self.shared.events.clone());
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         let state = &mut *state;
         if state.closed {
             return report.failed("this node is stopping".to_owned());
@@ -319,7 +319,7 @@ impl Outbox {
             (_, Err(waiting)) => return forwarding::refuse_request(forward.request, Unsent::Busy(waiting)),
         };
         let config = self.shared.config.clone();
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         if state.closed {
             return; // The dropped request answers that the node has stopped.
         }
@@ -343,7 +343,7 @@ impl Outbox {
             return answer(Err(ReadError::not_sent(format!("node {leader} is not known here"))));
         };
         let read_timeout = self.shared.config.read_timeout;
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         if state.closed {
             return;
         }
@@ -355,7 +355,7 @@ impl Outbox {
     /// Ends all connections and waits for their tasks. Later calls of the other methods only report the shutdown.
     pub(crate) async fn shutdown(&self) {
         let mut tasks = {
-            let mut state = lock(&self.shared.state);
+            let mut state = self.shared.state.lock();
             state.closed = true;
             for peer in std::mem::take(&mut state.peers).into_values() {
                 peer.end();
@@ -366,7 +366,7 @@ impl Outbox {
     }
 
     fn node(&self, id: NodeId) -> Option<RemoteNode> {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         let (identity, ..) = state.own.as_ref()?;
         let peer = state.peers.get(&id)?;
         let cluster = Arc::new(AskedCluster::of(identity.cluster_id));

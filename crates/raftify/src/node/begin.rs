@@ -4,9 +4,10 @@
 //! clusters, and each of them could have a majority. The node runs meanwhile, so that the others can query it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use raftify_core::error::{JoinError, StopReason};
 use raftify_core::members::MembershipRefusal;
 use raftify_core::{ClusterId, Identity, Incarnation, Member, Members, NodeId};
@@ -84,7 +85,7 @@ impl Beginning {
 
     /// Records the first members if `first` returns them. `run` cannot take them meanwhile.
     pub(crate) fn lay_down<E>(&self, first: impl FnOnce() -> Result<Option<First>, E>) -> Result<bool, E> {
-        let mut place = self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.0.first.lock();
         let first = first()?;
         let is_laid_down = first.is_some();
         *place = first.or_else(|| place.take());
@@ -93,7 +94,7 @@ impl Beginning {
 
     /// The recorded first members, for the node that runs now.
     pub(crate) fn take(&self) -> Option<First> {
-        self.0.first.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.first.lock().take()
     }
 
     /// The cluster has begun here, durably, or cannot begin. The first outcome stays.

@@ -5,10 +5,11 @@
 //! switches would take longer than the write on many disks. This does not apply to a single-threaded runtime: a disk
 //! that hangs must not delay any answer or deadline. A failed write is never retried: the node stops.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use raftify_core::error::StopReason;
 use raftify_core::storage::Write;
 use raftify_core::{Entry, LogIndex, NodeId, RaftMessage, StableStorage, TurnNumber};
@@ -183,7 +184,7 @@ impl<S: StableStorage> Disk<S> {
         let last = writes.iter().rev().find_map(|write| write.append.last());
         let last = last.map_or(LogIndex::ZERO, |entry| entry.position.index);
         // A panic of the storage is caught below, and ends the node before the next write.
-        let mut writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writing = self.writing.lock();
         mark(self.node_id, Step::Write, last);
         let begin = Instant::now();
         let outcome = caught(|| writing.storage.write(writes));

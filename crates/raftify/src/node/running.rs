@@ -224,18 +224,11 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             // A known failure takes precedence as the reason over a later stop request.
             biased;
             first = tasks.join_next() => ended.extend(first),
-            () = termination() => info!(node = %node_id, "asked to stop by a signal"),
             () = lifecycle.quit_asked() => {}
         }
         let unasked = ended.len();
         lifecycle.ask_to_quit();
         helpers.shutdown().await;
-        let impatient = lifecycle.clone();
-        helpers.spawn(async move {
-            termination().await;
-            info!(node = %node_id, "asked again to stop by a signal: stops at once");
-            impatient.ask_to_quit_at_once();
-        });
         // While the loop transfers leadership and answers accepted requests, the server continues: other nodes need
         // this node.
         let mut serving = Some(serving).filter(|_| ended.is_empty());
@@ -244,7 +237,6 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             ended.push(next);
             serving.take();
         }
-        helpers.shutdown().await;
         let outcome = outcome(ended, unasked, self.beginning.failure(), &lifecycle);
         outbox.shutdown().await;
         patiently(node_id, LOG_WRITER, writer_thread.ended()).await;
@@ -446,36 +438,6 @@ fn outcome(
         outcome = failure.map_or(outcome, Err);
     }
     outcome
-}
-
-/// Resolves when the process gets a termination signal.
-async fn termination() {
-    #[cfg(feature = "simulation")]
-    if crate::runtime::simulation::is_on() {
-        return std::future::pending().await; // No signals exist there.
-    }
-    let interrupt = async {
-        if let Err(error) = tokio::signal::ctrl_c().await {
-            warn!("Ctrl+C cannot be listened for: {error}");
-            std::future::pending::<()>().await;
-        }
-    };
-    #[cfg(unix)]
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(error) => {
-                warn!("SIGTERM cannot be listened for: {error}");
-                std::future::pending::<()>().await;
-            }
-        }
-    };
-    #[cfg(not(unix))]
-    let terminate = std::future::pending::<()>();
-    tokio::select! {
-        () = interrupt => {}
-        () = terminate => {}
-    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 //! Used for sending and for writing snapshots. It has no thread and wakes no task: a caller gets its waiting time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::runtime::worker::{block_for, now};
@@ -25,13 +25,15 @@ pub(crate) struct RateLimiter {
 }
 
 impl RateLimiter {
-    pub(crate) fn new(bytes_per_second: u64) -> RateLimiter {
-        RateLimiter { bytes_per_second: AtomicU64::new(bytes_per_second), next: Mutex::new(None) }
+    /// `None`: no limit.
+    pub(crate) fn new(bytes_per_second: Option<u64>) -> RateLimiter {
+        let bytes_per_second = AtomicU64::new(bytes_per_second.unwrap_or(0));
+        RateLimiter { bytes_per_second, next: Mutex::new(None) }
     }
 
     /// From the next piece on.
-    pub(crate) fn set(&self, bytes_per_second: u64) {
-        self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
+    pub(crate) fn set(&self, bytes_per_second: Option<u64>) {
+        self.bytes_per_second.store(bytes_per_second.unwrap_or(0), Ordering::Relaxed);
     }
 
     fn bytes_per_second(&self) -> u64 {
@@ -68,8 +70,7 @@ impl RateLimiter {
             return Duration::ZERO;
         }
         let worth = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
-        // A panic with the lock held leaves a consistent value behind.
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next.lock();
         let earliest = now.checked_sub(CREDIT).unwrap_or(now);
         let begin = next.map_or(now, |next| next.max(earliest));
         *next = Some(begin + worth);
@@ -86,7 +87,7 @@ mod tests {
 
     #[test]
     fn what_passes_stays_under_the_rate_and_a_long_pause_is_no_credit() {
-        let limiter = RateLimiter::new(1000 * KIB as u64);
+        let limiter = RateLimiter::new(Some(1000 * KIB as u64));
         let begin = Instant::now();
         let mut now = begin;
         for _ in 0..1000 {
@@ -107,10 +108,10 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit() {
-        let limiter = RateLimiter::new(0);
+        let limiter = RateLimiter::new(None);
         assert_eq!(limiter.reserve(Instant::now(), usize::MAX), Duration::ZERO);
         assert_eq!(limiter.piece_bytes(512 * KIB), 512 * KIB);
-        assert_eq!(RateLimiter::new(64 * KIB as u64).piece_bytes(512 * KIB), 4 * KIB);
-        assert_eq!(RateLimiter::new(64 * (KIB * KIB) as u64).piece_bytes(512 * KIB), 512 * KIB);
+        assert_eq!(RateLimiter::new(Some(64 * KIB as u64)).piece_bytes(512 * KIB), 4 * KIB);
+        assert_eq!(RateLimiter::new(Some(64 * (KIB * KIB) as u64)).piece_bytes(512 * KIB), 512 * KIB);
     }
 }

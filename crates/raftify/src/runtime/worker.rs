@@ -8,16 +8,16 @@
 use std::cell::Cell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use futures_util::TryFutureExt;
 use raftify_core::error::StopReason;
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "simulation")]
 use crate::runtime::simulation;
@@ -100,15 +100,16 @@ pub(crate) fn now() -> Instant {
 }
 
 /// Runs a node's blocking work that has no dedicated thread: on threads that may wait for the disk. The work is
-/// counted, because dropping the future that waits for it does not end it, and it holds parts of the storage.
+/// tracked, because dropping the future that waits for it does not end it, and it holds parts of the storage.
 #[derive(Clone)]
-pub(crate) struct Blocking {
-    under_way: Arc<watch::Sender<usize>>,
-}
+pub(crate) struct Blocking(TaskTracker);
 
 impl Blocking {
     pub(crate) fn new() -> Blocking {
-        Blocking { under_way: Arc::new(watch::Sender::new(0)) }
+        let tracker = TaskTracker::new();
+        // A closed tracker still tracks; `wait` then resolves whenever no work is under way.
+        tracker.close();
+        Blocking(tracker)
     }
 
     /// Starts `work`; the returned future resolves to its outcome, and may be dropped, which does not end the work.
@@ -117,10 +118,9 @@ impl Blocking {
         &self,
         work: Work,
     ) -> impl Future<Output = Result<T, JoinError>> + Send + use<T, Work> {
-        self.under_way.send_modify(|count| *count += 1);
-        // Counted until its outcome, too, is taken or dropped.
-        let counted = Counted(Arc::clone(&self.under_way));
-        let work = move || (work(), counted);
+        // Tracked until its outcome, too, is taken or dropped.
+        let token = self.0.token();
+        let work = move || (work(), token);
         #[cfg(feature = "simulation")]
         let started = match simulation::is_on() {
             true => tokio::spawn(simulation::on_a_thread(work)),
@@ -128,21 +128,12 @@ impl Blocking {
         };
         #[cfg(not(feature = "simulation"))]
         let started = tokio::task::spawn_blocking(work);
-        started.map_ok(|(outcome, _counted)| outcome)
+        started.map_ok(|(outcome, _token)| outcome)
     }
 
     /// Resolves when no work is under way.
     pub(crate) async fn ended(&self) {
-        // An error would mean that the sender is gone, but `self` holds it.
-        let _ = self.under_way.subscribe().wait_for(|count| *count == 0).await;
-    }
-}
-
-struct Counted(Arc<watch::Sender<usize>>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.0.wait().await;
     }
 }
 

@@ -6,8 +6,9 @@ use raftify_core::{ClusterId, NodeId};
 use tonic::transport::{Channel, Endpoint, Error};
 
 use crate::runtime::transport;
+use crate::security::config::{Tls, TlsError};
 use crate::security::connector::TlsConnector;
-use crate::security::credentials::{Credentials, Holder, Tls, TlsError};
+use crate::security::credentials::{Credentials, Holder};
 
 /// Makes connections. Cheap to clone.
 #[derive(Clone, Default)]

@@ -1,13 +1,12 @@
 //! The identity in a certificate: its hosts, its roles, and the ids of its node and cluster.
 
+use parking_lot::Mutex;
+use raftify_core::{ClusterId, NodeId};
+use rustls::pki_types::{CertificateDer, ServerName};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
-
-use raftify_core::{ClusterId, NodeId};
-use rustls::pki_types::{CertificateDer, ServerName};
 use webpki::EndEntityCert;
 
 /// The prefixes of the subject alternative names (URIs) that carry a role, a node id, a cluster id, a client's name.
@@ -123,8 +122,7 @@ impl PeerIdentity {
     /// Whether the host of an address (`host:port`) is one of the certificate's subject alternative names.
     pub(crate) fn covers(&self, address: &str) -> bool {
         let host = host_of(address);
-        // A panic with the lock held leaves a consistent list behind.
-        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checked = self.checked.lock();
         if checked.iter().any(|known| known == host) {
             return true;
         }

@@ -11,27 +11,12 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, Error, InconsistentKeys, RootCertStore, ServerConfig};
 
-use crate::security::credentials::TlsError;
+use crate::security::config::{PemTexts, Text, TlsError};
 use crate::security::identity::PeerIdentity;
 use crate::security::reason;
 
 /// What HTTP/2 is called in a handshake.
 const ALPN_HTTP2: &[u8] = b"h2";
-
-/// The content of the three files, each with its name for errors.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct PemTexts {
-    pub(super) ca: Text,
-    pub(super) certificate: Text,
-    pub(super) key: Text,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Text {
-    /// "the certificate in /etc/raftify/node.pem"
-    pub(super) what: String,
-    pub(super) bytes: Vec<u8>,
-}
 
 impl Text {
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use raftify_core::{ClusterId, NodeId};
 use rcgen::{CertificateParams, KeyPair, SanType};
 
-use super::credentials::{Credentials, Holder, Tls};
+use super::config::Tls;
+use super::credentials::{Credentials, Holder};
 use super::identity::{CertificateRole, PeerIdentity, client_uri, cluster_uri, host_of, node_uri};
 
 fn id(number: u64) -> NodeId {

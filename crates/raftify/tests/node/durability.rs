@@ -142,7 +142,7 @@ async fn a_leader_whose_disk_hangs_answers_what_a_majority_has_written() {
     let (mut nodes, members) = static_nodes(3);
     for node in &mut nodes {
         let disk_stall_timeout = Duration::from_secs(3600);
-        node.config = Config { disk_stall_timeout, slow_disk_patience: Duration::ZERO, ..Config::default() };
+        node.config = Config { disk_stall_timeout, slow_disk_patience: None, ..Config::default() };
         start_static(node, &members).await;
     }
     let leader = agreed_leader(&nodes).await;

@@ -42,7 +42,7 @@ async fn a_restart_restores_the_snapshot_and_applies_what_came_after(kind: DiskK
 
 async fn snapshots_are_taken_by_themselves_and_old_ones_are_deleted(kind: DiskKind) {
     let mut node = TestNode::on(kind, 1);
-    node.config = Config { snapshot_entries: 10, ..short_log() };
+    node.config = Config { snapshot_entries: Some(10), ..short_log() };
     let raft = node.start();
     let mut taken = Vec::new();
     let mut count = 0;
@@ -217,7 +217,7 @@ fn incoming_bytes(node: &TestNode) -> u64 {
 #[tokio::test]
 async fn a_new_member_that_was_killed_while_it_received_the_snapshot_goes_on_with_it() {
     let mut first = TestNode::on(DiskKind::Wal, 1);
-    first.config = Config { snapshot_bytes_per_second_max: 8 << 20, ..short_log() };
+    first.config = Config { snapshot_bytes_per_second_max: Some(8 << 20), ..short_log() };
     first.start();
     let nodes = [first];
     outrun(&nodes, 80, 200_000).await;

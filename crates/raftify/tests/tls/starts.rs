@@ -104,7 +104,7 @@ async fn a_client_and_a_ticket_with_an_unusable_certificate() {
     let client: Client = RaftClient::new(["127.0.0.1:1"]).unwrap();
     says(&client.with_tls(&tls).map(drop).unwrap_err(), &["not of this cluster's CA", "tester"]);
     let elsewhere = Authority::new().tls(Wanted::node(&["10.0.0.7"]));
-    let refused = Raft::<u64, Sum>::request_id_with_tls("127.0.0.1:1", "127.0.0.1:2", &elsewhere).await;
+    let refused = Raft::<u64, Sum>::request_id_with_tls(HOUR, "127.0.0.1:1", "127.0.0.1:2", &elsewhere).await;
     assert!(refused.unwrap_err().to_string().contains("10.0.0.7, and not for 127.0.0.1"));
 }
 

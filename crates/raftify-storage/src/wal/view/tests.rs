@@ -40,7 +40,7 @@ impl Node {
     }
 
     fn with<T>(&self, action: impl FnOnce(&mut Working) -> T) -> T {
-        action(&mut self.0.lock().unwrap())
+        action(&mut self.0.lock())
     }
 
     fn write(&self, batches: usize) {

@@ -1,8 +1,9 @@
 //! The state that all handles of a node share, and the path of a request to its answer.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use raftify_core::error::StopReason;
 use raftify_core::{CheckedConfig, LocalRequestMsg, NodeId, Responder, Status};
 use tokio::sync::{mpsc, oneshot, watch};

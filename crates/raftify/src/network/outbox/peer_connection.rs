@@ -6,9 +6,10 @@
 //! count as reached.
 
 use std::future::pending;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use raftify_core::{CheckedConfig, ClusterId, Identity, Incarnation, NodeId};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -18,7 +19,6 @@ use tracing::{debug, info, warn};
 
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
 use crate::network::endpoint;
-use crate::network::outbox::peer_queue::lock;
 use crate::network::outbox::peer_queue::{Batches, Introduction, PeerQueue};
 use crate::security::dialer::Dialer;
 use crate::wire::identification::Identification;
@@ -70,11 +70,11 @@ impl Reach {
 
     /// Whether the peer is connected, and has identified itself.
     pub(crate) fn answers(&self) -> bool {
-        lock(&self.state).answers
+        self.state.lock().answers
     }
 
     fn set(&self, answers: bool, reached: Option<(Incarnation, &str)>) {
-        self.change(&mut lock(&self.state), answers, reached);
+        self.change(&mut self.state.lock(), answers, reached);
     }
 
     fn change(&self, state: &mut ReachState, answers: bool, reached: Option<(Incarnation, &str)>) {
@@ -100,7 +100,7 @@ impl Reach {
     /// No report follows this.
     pub(crate) fn end(&self) {
         // In one step: in between, the task could report the peer as reached once more.
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         self.change(&mut state, false, None);
         state.ended = true;
     }
@@ -283,7 +283,7 @@ impl PeerConnection {
             }
         }
         // A new connection: that of an earlier attempt may hang.
-        *lock(&self.channel) = self.dialer.connect_lazily(&endpoint);
+        *self.channel.lock() = self.dialer.connect_lazily(&endpoint);
         let since = Instant::now();
         let ended = self.converse(address, channel, batches, answer).await;
         Ended { up_for: Some(since.elapsed()), ..ended }
@@ -297,7 +297,7 @@ impl PeerConnection {
         answer: Answer,
     ) -> Ended {
         let mut for_signals = endpoint::service(channel.clone());
-        let mut for_entries = endpoint::service(lock(&self.channel).clone());
+        let mut for_entries = endpoint::service(self.channel.lock().clone());
         tokio::select! {
             biased;
             ended = for_signals.stream_messages(signals) => ended_by_peer(ended),

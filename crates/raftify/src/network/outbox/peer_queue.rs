@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use parking_lot::Mutex;
 use raftify_core::{CheckedConfig, LogPosition, NodeId, RaftMessage, RaftMessageBody, Term};
 use tokio_stream::Stream;
 use tracing::{info, warn};
@@ -96,15 +97,15 @@ impl PeerQueue {
     }
 
     pub(crate) fn introduction(&self) -> Introduction {
-        lock(&self.inner).introduction.clone()
+        self.inner.lock().introduction.clone()
     }
 
     pub(crate) fn introduce(&self, introduction: Introduction) {
-        lock(&self.inner).introduction = introduction;
+        self.inner.lock().introduction = introduction;
     }
 
     pub(crate) fn push(&self, messages: impl Iterator<Item = RaftMessage>) {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         if !inner.open {
             messages.for_each(drop);
             return;
@@ -138,7 +139,7 @@ impl PeerQueue {
 
     /// For the next streams: signals, and entries.
     pub(crate) fn open(self: &Arc<Self>) -> (Batches, Batches) {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         inner.open = true;
         inner.generation += 1;
         let batches = |lane| Batches { queue: Arc::clone(self), lane, generation: inner.generation };
@@ -146,7 +147,7 @@ impl PeerQueue {
     }
 
     pub(crate) fn close(&self) {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         inner.open = false;
         inner.generation += 1;
         for lane in [Lane::Signals, Lane::Entries] {
@@ -166,7 +167,7 @@ impl Stream for Batches {
     type Item = proto::MessageBatch;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<proto::MessageBatch>> {
-        let mut inner = lock(&self.queue.inner);
+        let mut inner = self.queue.inner.lock();
         if inner.generation != self.generation {
             return Poll::Ready(None);
         }
@@ -273,11 +274,6 @@ impl Waiting {
         }
         batch
     }
-}
-
-/// A panic while the lock is held can only come from an allocation; every intermediate state is valid.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

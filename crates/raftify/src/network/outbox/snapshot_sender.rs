@@ -403,7 +403,7 @@ mod tests {
     #[tokio::test]
     async fn a_receiver_that_has_much_already_hears_of_its_sender_while_that_is_skipped() {
         let (events, _events) = mpsc::unbounded_channel();
-        let config = Config { snapshot_bytes_per_second_max: 0, ..Config::default() }.check().unwrap();
+        let config = Config { snapshot_bytes_per_second_max: None, ..Config::default() }.check().unwrap();
         let sender = SnapshotSender::new(&config, MemorySnapshotStore::default(), Blocking::new(), events);
         let (begin_at, all) = (2 * SKIPPED_BYTES_MAX + 1, 2 * SKIPPED_BYTES_MAX + 3);
         let (chunks, mut received) = mpsc::channel(1);

@@ -7,10 +7,11 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
+use parking_lot::Mutex;
 use raftify_core::members::MEMBERS_MAX;
 use raftify_core::{ClusterId, Members, MembershipCommand, NodeId, Status as NodeStatus};
 use tokio::sync::watch;
@@ -180,8 +181,7 @@ impl Access {
     }
 
     fn is_due(&self) -> bool {
-        // A panic with the lock held leaves a time behind.
-        self.warning.lock().unwrap_or_else(PoisonError::into_inner).is_due()
+        self.warning.lock().is_due()
     }
 }
 

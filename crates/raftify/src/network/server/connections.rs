@@ -5,8 +5,9 @@
 //! older connections are not disturbed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tonic::Request;
 use tracing::warn;
@@ -57,9 +58,8 @@ pub(crate) struct ConnectionId {
 }
 
 impl Shared {
-    /// No code under the lock can panic midway.
     fn lock(&self) -> MutexGuard<'_, Accepted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -7,10 +7,11 @@
 
 use std::convert::Infallible;
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use raftify_core::error::InstallError;
 use raftify_core::{SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, Term};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, oneshot};
@@ -79,7 +80,7 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
     }
 
     fn serving(&self) -> MutexGuard<'_, Option<Serving>> {
-        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+        self.serving.lock()
     }
 
     /// Begins to receive a snapshot, or continues it. Ends the previous call: the same leader sends again only if it

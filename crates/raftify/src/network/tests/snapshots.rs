@@ -172,7 +172,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_larger_than_any_message_is_installed() {
-    let unpaced = Config { snapshot_bytes_per_second_max: 0, ..config() };
+    let unpaced = Config { snapshot_bytes_per_second_max: None, ..config() };
     let (mut a, mut b) = (TestNode::with(1, unpaced, Some(identity(1))), TestNode::start(2));
     let all = members([(1, a.address.as_str()), (2, b.address.as_str())]);
     a.knows(&all);
@@ -411,7 +411,7 @@ async fn what_nobody_goes_on_with_is_closed_and_can_still_be_gone_on_with() {
 async fn a_transfer_goes_on_where_the_receiver_was_when_it_ended() {
     let data = some_data(40 << 20);
     let half = data.len() as u64 / 2;
-    let unpaced = || Config { snapshot_bytes_per_second_max: 0, ..config() };
+    let unpaced = || Config { snapshot_bytes_per_second_max: None, ..config() };
     let mut a = TestNode::with(1, unpaced(), Some(identity(1)));
     let disk = TestSnapshots::default();
     let mut b = TestNode::on(2, unpaced(), Some(identity(2)), disk.clone());
