@@ -64,7 +64,7 @@ mutants: ## Reintroduce known bugs one at a time; the simulator or a named test 
 	@# All tests, and the simulator at full speed, are built once with all of the bugs in them.
 	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) build --release -p raftify-sim --bin mutants --target-dir target/mutants
 	RUSTFLAGS="--cfg raftify_mutants" $(CARGO) test --no-run --message-format=json \
-		-p raftify-core -p raftify-storage -p raftify --target-dir target/mutants > target/mutants/tests.json
+		-p raftify-core -p raftify-storage -p raftify -p raftify-sim --target-dir target/mutants > target/mutants/tests.json
 	@target/mutants/release/mutants $(ARGUMENTS)
 
 fix: ## Repair formatting and simple lints

@@ -41,7 +41,7 @@ pub enum StopReason {
     /// At the address that the cluster has for this node, another process runs as this node: this process was started
     /// on a copy of its directory.
     #[error(
-        "a process at {address} runs as this node already, on another copy of this directory: it goes on, and this one stops. \
+        "a process at {address} already runs as this node, on another copy of this directory: it continues, and this process stops. \
          Remove the copy; to move the node, stop it at {address} first, and take its directory along"
     )]
     OriginalRuns {
@@ -202,7 +202,7 @@ pub enum ReadError {
     #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
     NotLeader(LeaderHint),
     /// The limit of waiting reads is reached.
-    #[error("{waiting} reads are waiting, which is as many as may")]
+    #[error("the read queue is full: {waiting} reads are waiting")]
     Busy {
         /// How many reads wait.
         waiting: u64,
@@ -249,7 +249,7 @@ pub enum MembershipError {
     /// election timeout would be no majority, and the cluster could not commit anything any more. Start the missing
     /// nodes, or remove them first; or make the request with [`force`](crate::members::MembershipRequest::force).
     #[error(
-        "the change would leave {voters} voters of which {} missing: the rest is no majority, and the cluster would stop for \
+        "the change would leave {voters} voters of which {} missing: the others are no majority, and the cluster would stop for \
          good. Start the missing nodes or remove them first, or force the change", missing_are(.missing)
     )]
     WouldLoseMajority {
@@ -285,7 +285,7 @@ pub enum MembershipError {
         voters: usize,
     },
     /// The request had no effect: the limit of waiting requests is reached.
-    #[error("{waiting} requests are waiting, which is as many as may")]
+    #[error("the request queue is full: {waiting} requests are waiting")]
     Busy {
         /// How many requests wait.
         waiting: u64,
@@ -336,7 +336,7 @@ pub enum TransferError {
         id: NodeId,
     },
     /// The leader received no message from the target within the last election timeout.
-    #[error("node {id} was not heard of within the last election timeout")]
+    #[error("node {id} sent nothing within the last election timeout")]
     Unreachable {
         /// The target.
         id: NodeId,

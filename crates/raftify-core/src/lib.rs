@@ -48,6 +48,7 @@ mod status;
 pub mod storage;
 mod turn;
 mod types;
+mod verb_error;
 
 pub use config::{CheckedConfig, Config};
 pub use entry::{Entry, EntryKind};
@@ -70,3 +71,4 @@ pub use turn::{
     Committed, Forward, LogFetch, ReadRound, SnapshotReason, SnapshotToSend, StateKept, Turn, TurnNumber,
 };
 pub use types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, NodeId, RunId, Term, ZeroNodeId};
+pub use verb_error::{Again, Refusal, VerbError};

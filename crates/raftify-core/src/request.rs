@@ -15,6 +15,7 @@ use crate::message::RaftMessage;
 use crate::status::Inspection;
 use crate::storage::SnapshotMeta;
 use crate::types::{Identity, Incarnation, LogIndex, LogPosition, NodeId, Term};
+use crate::verb_error::Refusal;
 
 /// The reply channel of a request. Dropped without an answer, it answers that the node has stopped.
 pub struct Responder<T, E: From<StopReason>> {
@@ -100,6 +101,18 @@ impl<R> LeaderRequest<R> {
         match self {
             LeaderRequest::Propose { payload, .. } => payload.len() as u64,
             _ => 0,
+        }
+    }
+}
+
+impl<R: ProposalReply> LeaderRequest<R> {
+    /// Answers the request with the error of its verb.
+    pub fn refuse(self, why: impl Refusal) {
+        match self {
+            LeaderRequest::Propose { reply, .. } => reply.refuse(why.error()),
+            LeaderRequest::ChangeMembership { reply, .. } => reply.answer(Err(why.error())),
+            LeaderRequest::ReserveNodeId { reply } => reply.answer(Err(why.error())),
+            LeaderRequest::TransferLeader { reply, .. } => reply.answer(Err(why.error())),
         }
     }
 }

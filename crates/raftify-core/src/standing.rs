@@ -85,7 +85,8 @@ mod tests {
     }
 
     #[test]
-    fn who_starts_with_less_than_it_told_is_behind_and_who_has_seen_a_later_term_may_have_cut_its_log() {
+    fn a_node_that_starts_with_less_than_it_reported_is_behind_and_one_in_a_later_term_may_have_truncated_its_log()
+     {
         let told = standing(4, 7, 2, 100);
         for behind in
             [(4, 7, 2, 100), (3, 9, 2, 900), (5, 6, 2, 100), (5, 7, 2, 99), (5, 7, 0, 100), (5, 7, 3, 100)]

@@ -53,6 +53,8 @@ pub(crate) struct Seen {
     pub(crate) is_gone: Cell<bool>,
     /// The node must not start again.
     pub(crate) rests: Cell<bool>,
+    /// The process was killed, and is not started again yet.
+    pub(crate) is_killed: Cell<bool>,
     /// Whether a probe has succeeded.
     pub(crate) probed: Rc<Cell<bool>>,
     lives: Cell<u64>,
@@ -101,8 +103,16 @@ const QUIT_MAX: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_millis(1200);
 
 impl Host {
+    /// Everything that runs on the host: nothing while its process is killed.
+    pub(crate) async fn process(self: Rc<Self>) -> turmoil::Result {
+        if self.seen.is_killed.get() {
+            std::future::pending::<()>().await;
+        }
+        self.live().await
+    }
+
     /// The tasks of the host, until it crashes.
-    pub(crate) async fn live(self: Rc<Self>) -> turmoil::Result {
+    async fn live(self: Rc<Self>) -> turmoil::Result {
         loop {
             let life = self.seen.lives.get();
             self.seen.lives.set(life + 1);

@@ -23,7 +23,6 @@ const CONFIGURATIONS_MAX: u64 = 1_000_000;
 pub const HAPPENINGS: &[&str] = &[
     "answered",
     "bootstrapped",
-    "crash",
     "disk failed",
     "ended while it expects",
     "expected",
@@ -31,8 +30,9 @@ pub const HAPPENINGS: &[&str] = &[
     "isolation",
     "joined",
     "leave",
+    "machine lost",
     "one-way cut",
-    "power loss",
+    "process killed",
     "quit",
     "quit dropped",
     "refused",

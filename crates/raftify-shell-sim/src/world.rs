@@ -166,7 +166,7 @@ impl World {
             });
             host.disk.set_health(Health::Slow(disk_slowness));
             let living = Rc::clone(&host);
-            sim.host(host_ip(number), move || Rc::clone(&living).live());
+            sim.host(host_ip(number), move || Rc::clone(&living).process());
             hosts.push(host);
         }
         let mut addresses: Vec<IpAddr> = (0..hosts.len()).map(host_ip).collect();
@@ -371,7 +371,7 @@ impl World {
             self.repair(link.0, link.1.0);
         }
         for number in std::mem::take(&mut self.crashed).into_keys() {
-            self.sim.bounce(self.addresses[number]);
+            self.start(number);
         }
         for host in &self.hosts {
             host.disk.set_health(Health::Slow(self.disk_slowness));

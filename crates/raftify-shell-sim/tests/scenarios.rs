@@ -27,7 +27,7 @@ fn nodes_join_and_leave_while_others_crash() {
 
 #[test]
 fn leaders_crash_and_others_take_over() {
-    check(Scenario::Failover, 5, &["crash", "power loss", "disk failed", "answered"]);
+    check(Scenario::Failover, 5, &["process killed", "machine lost", "disk failed", "answered"]);
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn nodes_end_at_any_moment_and_every_call_is_answered() {
 
 #[test]
 fn all_faults_at_once() {
-    check(Scenario::Everything, 11, &["quit", "crash", "answered"]);
+    check(Scenario::Everything, 11, &["quit", "process killed", "machine lost", "answered"]);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod node;
 mod panics;
 mod reply;
 mod schedule;
+pub mod script;
 mod simulation;
 mod store;
 pub mod trace;

@@ -90,6 +90,8 @@ pub(crate) struct Network {
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
     /// Nodes that no message reaches, because no other node can connect to them.
     pub(crate) hidden: BTreeSet<NodeId>,
+    /// Nodes that can be connected to, but do not say whether they believe a node.
+    pub(crate) undecided: BTreeSet<NodeId>,
     /// The arrival time of the last message on each link.
     last_arrival: BTreeMap<(NodeId, NodeId), Time>,
     /// The time at which the sender learns that its connection broke.

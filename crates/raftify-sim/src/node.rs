@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use raftify_core::error::StopReason;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
     ClusterId, Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage,
@@ -26,12 +27,14 @@ pub(crate) enum Lost {
     RolledBack,
     /// It began another cluster: it was started with another list of first members.
     OtherList,
+    /// In a script: it alone has acknowledged entries that all others have lost.
+    Alone,
 }
 
 impl Lost {
     /// Whether the state and the writes of such a node are not checked, and it receives no requests.
     pub(crate) fn is_not_checked(self) -> bool {
-        matches!(self, Lost::RolledBack | Lost::OtherList)
+        matches!(self, Lost::RolledBack | Lost::OtherList | Lost::Alone)
     }
 }
 
@@ -62,6 +65,8 @@ pub(crate) struct Node {
     /// The number of its runs. Events for an earlier run have no effect.
     pub(crate) life: u64,
     pub(crate) running: Option<Running>,
+    /// The reason of the last time that it stopped by itself.
+    pub(crate) stopped_because: Option<StopReason>,
     /// Between two ticks.
     pub(crate) tick: Time,
     /// The time until which it is paused.
@@ -178,6 +183,31 @@ pub(crate) struct Writing {
     pub(crate) is_durable: bool,
 }
 
+impl Writing {
+    pub(crate) fn of(first: ToWrite) -> Writing {
+        let nothing = Writing {
+            number: first.number,
+            asked_ticks: None,
+            writes: Vec::new(),
+            send_after: Vec::new(),
+            is_durable: false,
+        };
+        nothing.with(first)
+    }
+
+    /// It makes `turn` durable as well.
+    #[must_use]
+    pub(crate) fn with(mut self, turn: ToWrite) -> Writing {
+        self.number = turn.number;
+        if turn.write.is_some() {
+            self.asked_ticks.get_or_insert(turn.asked_ticks);
+        }
+        self.writes.extend(turn.write);
+        self.send_after.extend(turn.send_after);
+        self
+    }
+}
+
 /// Work for the state machine.
 pub(crate) enum ToApply {
     Committed(Committed<Reply>),
@@ -199,6 +229,7 @@ pub(crate) struct Seen {
 pub(crate) struct Captured {
     pub(crate) meta: SnapshotMeta,
     pub(crate) data: Vec<u8>,
+    pub(crate) reason: SnapshotReason,
 }
 
 impl Node {

@@ -10,7 +10,7 @@ use crate::store::Effect;
 pub(crate) type Proposed = Result<(LogPosition, Effect), ProposeError>;
 
 /// The reply channel of the client that proposed.
-pub(crate) struct Reply {
+pub struct Reply {
     deliver: Option<Box<dyn FnOnce(Proposed) + Send>>,
     /// The deadline of the node that has it.
     pub(crate) waits: Option<Waits>,

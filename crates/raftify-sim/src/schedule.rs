@@ -70,6 +70,13 @@ impl<E> Schedule<E> {
         self.at(self.now + delay, event);
     }
 
+    /// Takes all events, in the order in which they were scheduled. No time passes.
+    pub(crate) fn take_all(&mut self) -> Vec<E> {
+        let mut events: Vec<_> = self.events.drain().map(|Reverse(scheduled)| scheduled).collect();
+        events.sort_unstable_by_key(|scheduled| scheduled.number);
+        events.into_iter().map(|scheduled| scheduled.event).collect()
+    }
+
     /// The next event; advances the time.
     pub(crate) fn next(&mut self) -> Option<E> {
         let Reverse(Scheduled { at, event, .. }) = self.events.pop()?;
@@ -94,5 +101,8 @@ mod tests {
         schedule.at(1, 'e');
         schedule.next();
         assert_eq!(schedule.now(), 7, "time never goes back");
+        schedule.at(9, 'f');
+        schedule.at(8, 'g');
+        assert_eq!((schedule.take_all(), schedule.now()), (vec!['f', 'g'], 7));
     }
 }

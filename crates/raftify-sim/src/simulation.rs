@@ -68,13 +68,20 @@ pub(crate) struct Simulation {
     pub(crate) has_recovered: bool,
     /// Histories that are too large for the checker's budget.
     pub(crate) undecided: u64,
-    initial: Arc<Members>,
+    /// Turns that are made durable together.
+    pub(crate) turns_per_write_max: usize,
+    pub(crate) initial: Arc<Members>,
     incarnations: u64,
 }
 
 impl Simulation {
     pub(crate) fn new(seed: u64, trace: Trace) -> Simulation {
         let (world, rng) = World::of(seed);
+        Simulation::of(world, rng, trace)
+    }
+
+    /// The world before its first event.
+    pub(crate) fn of(world: World, rng: ChaCha8Rng, trace: Trace) -> Simulation {
         let member = |id: u64| {
             let node = NodeId::new(id).expect("ids are counted from one");
             let address = format!("node-{id}:1");
@@ -100,6 +107,7 @@ impl Simulation {
             recovery: None,
             has_recovered: false,
             undecided: 0,
+            turns_per_write_max: usize::MAX,
             initial: Arc::new(initial),
             incarnations: 0,
             world,
@@ -162,7 +170,7 @@ impl Simulation {
         self.trace.add(self.schedule.now(), line);
     }
 
-    fn happen(&mut self, event: Event) -> Checked {
+    pub(crate) fn happen(&mut self, event: Event) -> Checked {
         match event {
             Event::Tick { node, life } => self.tick(node, life),
             Event::Arrive { from, to, packet } => self.arrive(from, to, packet),

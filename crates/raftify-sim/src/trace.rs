@@ -29,6 +29,13 @@ impl Trace {
         }
     }
 
+    pub(crate) fn lines(&self) -> &str {
+        match self {
+            Trace::Off => "",
+            Trace::On(text) => text,
+        }
+    }
+
     pub(crate) fn text(self) -> String {
         match self {
             Trace::Off => String::new(),

@@ -159,6 +159,33 @@ impl World {
         (world, rng)
     }
 
+    /// A world in which nothing happens by itself, for scripts.
+    pub(crate) fn calm(voters: u64, config: CheckedConfig) -> World {
+        World {
+            voters,
+            learners: 0,
+            config,
+            write_delay: (0, 0),
+            late_percent: 0,
+            message_delay: (0, 0),
+            loss_percent: 0,
+            duplicates_percent: 0,
+            disorder_percent: 0,
+            apply_delay: (0, 0),
+            clocks_percent: 0,
+            trouble: 0,
+            clients: 0,
+            keys: 0,
+            think: 0,
+            padding_bytes_max: 0,
+            faults: Vec::new(),
+            fault_interval: 0,
+            quirks: Quirks::default(),
+            joins: Joins::default(),
+            state_machines: StateMachines::default(),
+        }
+    }
+
     /// In two thirds of all worlds, some state machines are in memory, and so ahead of the disks of their nodes; in
     /// some of these, the disk of a leader becomes slow for long.
     fn keep_state_in_memory(&mut self, rng: &mut ChaCha8Rng) {

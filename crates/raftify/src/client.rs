@@ -2,7 +2,6 @@
 
 pub(crate) mod cluster_connection;
 pub(crate) mod error;
-pub(crate) mod membership_changes;
 pub(crate) mod raft_client;
 
 pub use crate::wire::RequestRejected;

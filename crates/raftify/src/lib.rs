@@ -76,6 +76,7 @@ mod runtime;
 mod security;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod verbs;
 mod wire;
 
 #[doc(no_inline)]

@@ -1,10 +1,6 @@
-//! gRPC between nodes, and from clients: the server, the connections to peers, and single calls.
+//! gRPC between nodes, and from clients: the server, and the connections to peers.
 
-pub(crate) mod calls;
-pub(crate) mod endpoint;
 pub(crate) mod outbox;
-pub(crate) mod probe;
-pub(crate) mod remote_node;
 pub(crate) mod server;
 #[cfg(test)]
 mod tests;

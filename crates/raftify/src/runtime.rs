@@ -1,6 +1,8 @@
 //! The abstractions over threads, network, clock and randomness, and rate limits.
 
+pub(crate) mod calls;
 pub(crate) mod descriptors;
+pub(crate) mod endpoint;
 pub(crate) mod log_throttle;
 pub(crate) mod random;
 pub(crate) mod rate_limiter;

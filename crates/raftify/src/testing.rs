@@ -4,14 +4,18 @@
 
 pub use raftify_core::storage::conformance;
 
+use std::fmt::Debug;
+
 use prost::Message;
-use raftify_core::error::{
-    InstallError, MembershipError, ProposeError, ReadError, StopReason, TransferError,
-};
-use raftify_core::members::MembershipRequest;
-use raftify_core::{ClusterId, Identity, Incarnation, Inspection, Members, NodeId, RaftMessage};
+use raftify_core::error::InstallError;
+use raftify_core::{ClusterId, Identity, Incarnation, Members, NodeId, RaftMessage};
 
 use crate::error::BoxError;
+use crate::verbs::verb::{Answered, NotAnswered, Verb};
+use crate::verbs::{
+    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
+    read_index::ReadIndex, reserve_node_id::ReserveNodeId, transfer_leader::TransferLeader,
+};
 use crate::wire::{self, RequestRejected, message_from_wire, message_to_wire, proto};
 
 #[doc(hidden)]
@@ -33,10 +37,7 @@ pub fn decode_message(bytes: bytes::Bytes, from: NodeId, to: NodeId) -> Result<R
 /// Decodes arbitrary bytes as the message type that the first byte names, with its content, as server and client do. A
 /// decoded message is encoded again, and the result must be the same.
 pub fn read_wire(bytes: &[u8]) {
-    use proto::{
-        change_membership_reply, inspect_reply, install_snapshot_reply, propose_reply, read_index_reply,
-        reserve_node_id_reply, snapshot_chunk, transfer_leader_reply,
-    };
+    use proto::{install_snapshot_reply, snapshot_chunk};
 
     let Some((which, bytes)) = bytes.split_first() else { return };
     match which % 12 {
@@ -58,79 +59,39 @@ pub fn read_wire(bytes: &[u8]) {
                 let _ = wire::refusal_from_wire::<InstallError>(&refusal);
             }
         }
-        3 => {
-            let Ok(request) = proto::ProposeRequest::decode(bytes) else { return };
-            let _ = wire::check_header(request.header.as_ref());
-        }
-        4 => {
-            let Ok(reply) = proto::ProposeReply::decode(bytes) else { return };
-            if let Some(propose_reply::Outcome::Refusal(refusal)) = reply.outcome {
-                let _ = wire::refusal_from_wire::<ProposeError>(&refusal);
-            }
-        }
-        5 => {
-            let Ok(request) = proto::ChangeMembershipRequest::decode(bytes) else { return };
-            let _ = MembershipRequest::decode(&request.request);
-        }
-        6 => {
-            let Ok(reply) = proto::ChangeMembershipReply::decode(bytes) else { return };
-            match reply.outcome {
-                Some(change_membership_reply::Outcome::Members(members)) => drop(Members::decode(&members)),
-                Some(change_membership_reply::Outcome::Refusal(refusal)) => {
-                    let _ = wire::refusal_from_wire::<MembershipError>(&refusal);
-                }
-                None => {}
-            }
-        }
-        7 => {
-            let Ok(reply) = proto::ReserveNodeIdReply::decode(bytes) else { return };
-            if let Some(reserve_node_id_reply::Outcome::Reservation(reservation)) = reply.outcome
-                && let Ok(read) = wire::reservation_from_wire(&reservation)
-            {
-                let again = wire::reservation_from_wire(&wire::reservation_to_wire(&read));
-                assert_eq!(again.as_ref(), Ok(&read), "a reservation is read as it was written");
-            }
-        }
-        8 => {
-            let Ok(reply) = proto::TransferLeaderReply::decode(bytes) else { return };
-            if let Some(transfer_leader_reply::Outcome::Refusal(refusal)) = reply.outcome {
-                let _ = wire::refusal_from_wire::<TransferError>(&refusal);
-            }
-        }
-        9 => {
-            let Ok(reply) = proto::ReadIndexReply::decode(bytes) else { return };
-            match reply.outcome {
-                Some(read_index_reply::Outcome::Index(index)) => {
-                    let _ = wire::log_index("the index", index);
-                }
-                Some(read_index_reply::Outcome::Refusal(refusal)) => {
-                    let _ = wire::refusal_from_wire::<ReadError>(&refusal);
-                }
-                None => {}
-            }
-        }
-        10 => {
-            let Ok(reply) = proto::IdentifyReply::decode(bytes) else { return };
-            let header = reply.header;
-            if let Ok(read) = wire::identification_from_wire(reply) {
-                let again =
-                    wire::identification_from_wire(wire::identification_to_wire(header, read.clone()));
-                assert_eq!(again.as_ref(), Ok(&read), "an identification is read as it was written");
-            }
-        }
+        3 => read_request::<Propose>(bytes),
+        4 => read_reply::<Propose>(bytes),
+        5 => read_request::<ChangeMembership>(bytes),
+        6 => read_reply::<ChangeMembership>(bytes),
+        7 => read_reply::<ReserveNodeId>(bytes),
+        8 => read_reply::<TransferLeader>(bytes),
+        9 => read_reply::<ReadIndex>(bytes),
+        10 => read_reply::<Identify>(bytes),
         _ => {
             let _ = wire::decode_detail::<RequestRejected>(bytes);
-            let Ok(reply) = proto::InspectReply::decode(bytes) else { return };
-            match reply.outcome {
-                Some(inspect_reply::Outcome::Inspection(inspection)) => {
-                    let _ = wire::decode_detail::<Inspection>(&inspection);
-                }
-                Some(inspect_reply::Outcome::Refusal(refusal)) => {
-                    let _ = wire::refusal_from_wire::<StopReason>(&refusal);
-                }
-                None => {}
-            }
+            read_reply::<Inspect>(bytes);
         }
+    }
+}
+
+fn read_request<V: Verb>(bytes: &[u8]) {
+    let Ok(request) = V::Request::decode(bytes) else { return };
+    let _ = wire::check_header(V::from_wire(request).header.as_ref());
+}
+
+fn read_reply<V: Verb<Answer: Clone + Debug + PartialEq>>(bytes: &[u8]) {
+    let Ok(reply) = V::Reply::decode(bytes) else { return };
+    match V::from_reply(reply) {
+        Ok(Answered { header, answer }) => {
+            let again = V::from_reply(V::to_reply(header, Ok(answer.clone())));
+            assert_eq!(
+                again.ok().map(|again| again.answer),
+                Some(answer),
+                "an answer is read as it was written"
+            );
+        }
+        Err(NotAnswered::Refusal(refusal)) => drop(wire::refusal_from_wire::<V::Error>(&refusal)),
+        Err(NotAnswered::Malformed(_)) => {}
     }
 }
 

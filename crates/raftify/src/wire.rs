@@ -13,7 +13,6 @@ mod rejection;
 #[cfg(test)]
 mod tests;
 mod values;
-mod verb_error;
 
 #[cfg(test)]
 pub(crate) use header::WIRE_VERSION;
@@ -21,7 +20,9 @@ pub(crate) use header::{
     check_header, header, receiver_from_wire, receiver_to_wire, sender_from_wire, sender_to_wire,
 };
 pub(crate) use identification::{identification_from_wire, identification_to_wire};
-pub(crate) use limits::{BATCH_BYTES, PAYLOAD_BYTES_LIMIT, RECEIVE_BYTES_LIMIT, SNAPSHOT_CHUNK_BYTES};
+pub(crate) use limits::{
+    BATCH_BYTES, PAYLOAD_BYTES_LIMIT, RECEIVE_BYTES_LIMIT, SNAPSHOT_CHUNK_BYTES, service,
+};
 pub(crate) use message::{message_bytes_max, message_from_wire, message_to_wire, owned, split_large};
 pub use rejection::RequestRejected;
 pub(crate) use rejection::{decode_detail, encode_detail, refusal_from_wire, refusal_to_wire};
@@ -29,4 +30,3 @@ pub(crate) use values::{
     WireError, log_index, node_id, nonzero_term, position_to_wire, reservation_from_wire,
     reservation_to_wire, snapshot_from_wire,
 };
-pub(crate) use verb_error::VerbError;

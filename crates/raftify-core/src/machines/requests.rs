@@ -11,6 +11,7 @@ use crate::machines::pending_replies::PendingReplies;
 use crate::members::{Members, MembershipRequest};
 use crate::request::{Forwarding, LeaderRequest, ProposalReply, Responder};
 use crate::types::LogPosition;
+use crate::verb_error::{Refusal, VerbError};
 
 /// See the module.
 pub(crate) struct Requests<R> {
@@ -93,33 +94,12 @@ pub(crate) enum NotServed {
     Stopped(StopReason),
 }
 
-impl NotServed {
-    /// Answers the request with this reason.
-    pub(crate) fn refuse<R: ProposalReply>(self, request: LeaderRequest<R>) {
-        match request {
-            LeaderRequest::Propose { reply, .. } => reply.refuse(match self {
-                NotServed::NoLeader => ProposeError::NoLeader,
-                NotServed::NotLeader(leader) => ProposeError::NotLeader(leader),
-                NotServed::Busy { waiting } => ProposeError::Busy { waiting },
-                NotServed::Stopped(reason) => reason.into(),
-            }),
-            LeaderRequest::ChangeMembership { reply, .. } => reply.answer(Err(self.into())),
-            LeaderRequest::ReserveNodeId { reply } => reply.answer(Err(self.into())),
-            LeaderRequest::TransferLeader { reply, .. } => reply.answer(Err(match self {
-                NotServed::NoLeader | NotServed::Busy { .. } => TransferError::NoLeader,
-                NotServed::NotLeader(leader) => TransferError::NotLeader(leader),
-                NotServed::Stopped(reason) => reason.into(),
-            })),
-        }
-    }
-}
-
-impl From<NotServed> for MembershipError {
-    fn from(why: NotServed) -> MembershipError {
-        match why {
-            NotServed::NoLeader => MembershipError::NoLeader,
-            NotServed::NotLeader(leader) => MembershipError::NotLeader(leader),
-            NotServed::Busy { waiting } => MembershipError::Busy { waiting },
+impl Refusal for NotServed {
+    fn error<E: VerbError>(self) -> E {
+        match self {
+            NotServed::NoLeader => E::no_leader(),
+            NotServed::NotLeader(leader) => E::not_leader(leader),
+            NotServed::Busy { waiting } => E::busy(waiting).unwrap_or_else(E::no_leader),
             NotServed::Stopped(reason) => reason.into(),
         }
     }
@@ -214,7 +194,7 @@ impl<R: ProposalReply> Requests<R> {
         let bytes = self.deferred.bytes + deferred.request.payload_bytes();
         if waiting >= config.proposals_in_flight_max || (waiting > 0 && bytes > config.uncommitted_bytes_max)
         {
-            return NotServed::Busy { waiting: waiting as u64 }.refuse(deferred.request);
+            return deferred.request.refuse(NotServed::Busy { waiting: waiting as u64 });
         }
         self.deferred.push(deferred);
     }
@@ -240,7 +220,7 @@ impl<R: ProposalReply> Requests<R> {
         for deferred in self.take_deferred() {
             match deferred.until {
                 Until::LeadershipIsSettled => {
-                    NotServed::Stopped(StopReason::Stopping).refuse(deferred.request);
+                    deferred.request.refuse(NotServed::Stopped(StopReason::Stopping));
                 }
                 _ => self.deferred.push(deferred),
             }
@@ -265,7 +245,7 @@ impl<R: ProposalReply> Requests<R> {
                 (Until::ChangeIsDone, LeaderRequest::ChangeMembership { reply, .. }) => {
                     reply.answer(Err(MembershipError::ChangePending));
                 }
-                (_, request) => NotServed::NoLeader.refuse(request),
+                (_, request) => request.refuse(NotServed::NoLeader),
             }
         }
     }
@@ -279,7 +259,7 @@ impl<R: ProposalReply> Requests<R> {
             reply.refuse(ProposeError::Unknown(UnknownOutcome::NodeStopped(reason.clone())));
         }
         for deferred in self.take_deferred() {
-            NotServed::Stopped(StopReason::Stopping).refuse(deferred.request);
+            deferred.request.refuse(NotServed::Stopped(StopReason::Stopping));
         }
     }
 }

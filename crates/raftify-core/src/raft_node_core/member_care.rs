@@ -128,7 +128,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if steps.is_empty() {
             self.membership.promotion_ends();
             let Some(id) = gone else { return };
-            warn!(node = %self.node.id(), joiner = %id, "was not heard from for {:?}: it is cleared, and may join again", self.node.config().joiner_timeout);
+            warn!(node = %self.node.id(), joiner = %id, "sent nothing for {:?}: it is removed, and may join again", self.node.config().joiner_timeout);
             steps.push(MemberChange::ClearJoiner(id));
         }
         let change = MembershipChange::Steps { steps, leave: LeaveJoint::Automatically };

@@ -20,7 +20,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         within: Duration,
     ) {
         if self.lifecycle.is_stopping() && forwarding != Forwarding::Never {
-            return NotServed::Stopped(StopReason::Stopping).refuse(request);
+            return request.refuse(NotServed::Stopped(StopReason::Stopping));
         }
         let timeout = match &request {
             LeaderRequest::Propose { .. } => self.node.config().propose_timeout,
@@ -39,7 +39,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 self.defer(taken, Until::LeadershipIsSettled);
             } else if self.lifecycle.is_stopping() {
                 // The node that forwarded it asks again when another leader is known.
-                NotServed::Stopped(StopReason::Stopping).refuse(taken.request);
+                taken.request.refuse(NotServed::Stopped(StopReason::Stopping));
             } else {
                 self.serve(taken);
             }
@@ -47,13 +47,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             match taken.forwarding {
                 Forwarding::Allowed | Forwarding::IfLeaderIsKnown => self.forward(leader.id, taken.request),
                 Forwarding::Never if mutated!(ForwardsForEver) => self.forward(leader.id, taken.request),
-                Forwarding::Never => NotServed::NotLeader(leader).refuse(taken.request),
+                Forwarding::Never => taken.request.refuse(NotServed::NotLeader(leader)),
             }
         } else if !is_settled || (taken.forwarding == Forwarding::Allowed && !mutated!(NoLeaderIsAnAnswer)) {
             self.defer(taken, Until::LeadershipIsSettled);
         } else {
             // The node that forwarded it waits itself.
-            NotServed::NoLeader.refuse(taken.request);
+            taken.request.refuse(NotServed::NoLeader);
         }
     }
 
@@ -169,7 +169,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.requests.stop(reason);
         self.membership.stop(reason);
         for forward in self.pipeline.next().forward.drain(..) {
-            NotServed::Stopped(StopReason::Stopping).refuse(forward.request);
+            forward.request.refuse(NotServed::Stopped(StopReason::Stopping));
         }
         self.leadership.stop(reason);
     }

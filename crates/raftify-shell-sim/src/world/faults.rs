@@ -40,7 +40,7 @@ impl World {
         for number in over {
             self.crashed.remove(&number);
             self.note(format_args!("host {number} starts"));
-            self.sim.bounce(self.addresses[number]);
+            self.start(number);
         }
         let over: Vec<usize> = self
             .disks_sick_until
@@ -91,21 +91,55 @@ impl World {
             self.record.count("ended while it expects");
         }
         if self.chance.random_bool(0.5) {
-            // Without closing its connections.
-            self.note(format_args!("host {number} loses its power until {until:?}"));
-            self.record.count("power loss");
-            for other in 0..self.addresses.len() {
-                self.break_link(number, other, Link::Cut, until);
-            }
+            self.lose_machine(number, until);
         } else {
-            self.note(format_args!("host {number} crashes until {until:?}"));
-            self.record.count("crash");
+            self.kill_process(number, until);
         }
-        self.sim.crash(self.addresses[number]);
         host.disk.crash(self.sim.elapsed());
         host.seen.status.take();
         host.seen.orders.take();
         self.crashed.insert(number, until);
+    }
+
+    /// The process ends, and its machine goes on: the other ends of its connections learn of it at once, and new
+    /// connections are refused.
+    fn kill_process(&mut self, number: usize, until: Duration) {
+        self.note(format_args!("the process of host {number} is killed until {until:?}"));
+        self.record.count("process killed");
+        let address = self.addresses[number];
+        self.sim.crash(address);
+        // turmoil lets a host answer only while something runs there.
+        self.hosts[number].seen.is_killed.set(true);
+        self.sim.bounce(address);
+    }
+
+    /// The machine is gone: no host hears anything from it, and nothing reaches it, until it is back.
+    fn lose_machine(&mut self, number: usize, until: Duration) {
+        self.note(format_args!("the machine of host {number} is lost until {until:?}"));
+        self.record.count("machine lost");
+        // turmoil refuses new connections over a cut link at once. Over a held one it is silent, and delivers later
+        // what was sent meanwhile, as a sender that sends again does.
+        for other in (0..self.addresses.len()).filter(|other| *other != number) {
+            let link = (number.min(other), number.max(other));
+            match self.links.get(&link).copied() {
+                // The other machine may be lost as well, and for longer.
+                Some((Link::Held, end)) => drop(self.links.insert(link, (Link::Held, end.max(until)))),
+                Some((fault, _)) => {
+                    self.links.remove(&link);
+                    self.repair(link, fault);
+                    self.break_link(number, other, Link::Held, until);
+                }
+                None => self.break_link(number, other, Link::Held, until),
+            }
+        }
+        // turmoil closes the connections of a host that ends: the links hold that back.
+        self.sim.crash(self.addresses[number]);
+    }
+
+    /// The host starts again.
+    pub(super) fn start(&mut self, number: usize) {
+        self.hosts[number].seen.is_killed.set(false);
+        self.sim.bounce(self.addresses[number]);
     }
 
     pub(super) fn crash_early(&mut self) {
@@ -210,5 +244,90 @@ impl World {
 
     fn order(&self, number: usize, what: Order) {
         order(&self.hosts[number], what);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::time::{sleep, timeout};
+    use turmoil::net::TcpStream;
+
+    use super::*;
+    use crate::record::Record;
+    use crate::scenario::Scenario;
+
+    const SILENCE: Duration = Duration::from_secs(2);
+
+    /// What a peer notices: whether its connection ends, and the error of a new one. `None`: nothing, for long.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    struct Noticed {
+        ends: Option<()>,
+        connects: Option<Result<(), io::ErrorKind>>,
+    }
+
+    async fn ended(stream: &mut TcpStream) {
+        let mut bytes = [0; 64];
+        while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {}
+    }
+
+    /// A peer that is connected to host 0 when `fault` happens.
+    fn noticed(fault: impl FnOnce(&mut World, Duration)) -> Noticed {
+        let mut world = World::draw(3, Scenario::Failover, Record::default());
+        let (is_connected, is_over) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(None)));
+        let has_happened = Rc::new(Cell::new(false));
+        let (host, peer) = (world.addresses[0], std::net::IpAddr::from([192, 168, 9, 1]));
+        let (connected, happened, over) =
+            (Rc::clone(&is_connected), Rc::clone(&has_happened), Rc::clone(&is_over));
+        world.sim.client(peer, async move {
+            let mut stream = loop {
+                match TcpStream::connect((host, 6000)).await {
+                    Ok(stream) => break stream,
+                    Err(_) => sleep(Duration::from_millis(10)).await,
+                }
+            };
+            connected.set(true);
+            while !happened.get() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            let ends = timeout(SILENCE, ended(&mut stream)).await.ok();
+            let connects = timeout(SILENCE, TcpStream::connect((host, 6000))).await.ok();
+            let connects = connects.map(|connects| connects.map(drop).map_err(|error| error.kind()));
+            over.set(Some(Noticed { ends, connects }));
+            Ok(())
+        });
+        world.addresses.push(peer);
+        while !is_connected.get() {
+            world.step().expect("nothing happens yet");
+        }
+        let until = world.sim.elapsed() + 10 * SILENCE;
+        fault(&mut world, until);
+        has_happened.set(true);
+        loop {
+            world.step().expect("the others go on");
+            if let Some(noticed) = is_over.get() {
+                return noticed;
+            }
+        }
+    }
+
+    #[test]
+    fn a_killed_process_ends_its_connections_and_refuses_new_ones() {
+        let noticed = noticed(|world, until| world.kill_process(0, until));
+        let refused = Some(Err(io::ErrorKind::ConnectionRefused));
+        assert_eq!(noticed, Noticed { ends: Some(()), connects: refused });
+    }
+
+    #[test]
+    fn a_lost_machine_is_silent_whatever_was_wrong_with_its_links_before() {
+        let noticed = noticed(|world, until| {
+            let other = world.addresses.len() - 1;
+            world.break_link(0, other, Link::CutBack, until);
+            world.lose_machine(0, until);
+        });
+        assert_eq!(noticed, Noticed::default());
     }
 }

@@ -44,7 +44,7 @@ impl Simulation {
         self.call(client, node, key, asked)
     }
 
-    fn new_value(&mut self) -> u64 {
+    pub(crate) fn new_value(&mut self) -> u64 {
         self.clients.values += 1;
         self.clients.values
     }
@@ -68,13 +68,19 @@ impl Simulation {
         self.schedule.after(delay, Event::Client(client));
     }
 
-    pub(super) fn call(&mut self, client: usize, node: NodeId, key: u64, asked: Asked) -> Checked {
+    /// Records a call that begins now. Returns the number of its request.
+    pub(crate) fn begin_call(&mut self, client: usize, node: NodeId, key: u64, asked: Asked) -> u64 {
         self.tell(format_args!("client {client} asks {node} for {asked:?} of {key}"));
         let number = self.invariants.answers.asked(format!("{asked:?} of client {client} on {node}"));
         let called = self.clients.moment();
         let call = Call { client, key, asked, called, returned: None };
         let floor = self.invariants.reads.floor();
         self.clients.open.insert(number, Open { call, floor });
+        number
+    }
+
+    pub(super) fn call(&mut self, client: usize, node: NodeId, key: u64, asked: Asked) -> Checked {
+        let number = self.begin_call(client, node, key, asked);
         let answers = self.answers.clone();
         let message = match asked {
             Asked::Read => {

@@ -57,7 +57,7 @@ impl Simulation {
         Ok(())
     }
 
-    fn perform(&mut self, action: Action) -> Checked {
+    pub(crate) fn perform(&mut self, action: Action) -> Checked {
         match action {
             Action::Tell(line) => self.tell(format_args!("{line}")),
             Action::Saw(what) => self.coverage.saw(what),
@@ -141,7 +141,7 @@ impl Simulation {
         Ok(())
     }
 
-    pub(super) fn repair(&mut self, repair: Repair) -> Checked {
+    pub(crate) fn repair(&mut self, repair: Repair) -> Checked {
         match repair {
             Repair::Cut(from, to) => {
                 if self.healed_at.is_none() {

@@ -69,6 +69,7 @@ impl Simulation {
             is_gone: false,
             life: 0,
             running: None,
+            stopped_because: None,
             tick,
             paused_until: 0,
             disk_hangs: false,
@@ -210,7 +211,7 @@ impl Simulation {
     }
 
     /// Checks that a disk has exactly the acknowledged writes, and a prefix of the pending ones.
-    fn compare_with_disk(&mut self, id: NodeId, found: &StoredState) -> Checked {
+    pub(crate) fn compare_with_disk(&mut self, id: NodeId, found: &StoredState) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let mut durable = node.durable.clone();
         let mut maybe = std::mem::take(&mut node.maybe_durable).into_iter();
@@ -296,6 +297,7 @@ impl Simulation {
     pub(crate) fn stop(&mut self, id: NodeId, reason: &StopReason) -> Checked {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(mut running) = node.running.take() else { return Ok(()) };
+        node.stopped_because = Some(reason.clone());
         node.keeps_state_at(running.at);
         let own_members = running.core.status().members;
         running.core.stop(reason);

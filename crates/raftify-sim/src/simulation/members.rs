@@ -56,7 +56,24 @@ impl Simulation {
     pub(super) fn probe_if_due(&mut self, id: NodeId) {
         let interval = self.world.config.ticks(self.world.config.heartbeat_interval).max(1);
         let is_due = self.running(id).is_some_and(|running| running.deadlines.now_ticks() % interval == 0);
-        let Some(status) = self.status(id).filter(|_| is_due) else { return };
+        if !is_due {
+            return;
+        }
+        self.probe(id);
+        if let Some(node) = self.nodes.get_mut(&id)
+            && node.lost == Some(Lost::RolledBack)
+            && !node.asked_who_knows
+            && !node.is_mute
+            && node.running.as_ref().is_some_and(|running| !running.core.is_hearing())
+        {
+            node.is_mute = true;
+            self.coverage.saw(Happened::RollBackUnknown);
+        }
+    }
+
+    /// Connects to every member, and reports to `id` which of them answer, and whether they believe it.
+    pub(crate) fn probe(&mut self, id: NodeId) {
+        let Some(status) = self.status(id) else { return };
         for member in status.members.iter().filter(|member| member.id != id) {
             let answer = self.answers_at(id, member);
             if let Some(incarnation) = answer {
@@ -71,20 +88,14 @@ impl Simulation {
             }
             self.ask_whether_believed(id, member);
         }
-        if let Some(node) = self.nodes.get_mut(&id)
-            && node.lost == Some(Lost::RolledBack)
-            && !node.asked_who_knows
-            && !node.is_mute
-            && node.running.as_ref().is_some_and(|running| !running.core.is_hearing())
-        {
-            node.is_mute = true;
-            self.coverage.saw(Happened::RollBackUnknown);
-        }
     }
 
     /// Asks each reachable node whether it believes this one. Other nodes are not waited for.
     fn ask_whether_believed(&mut self, id: NodeId, member: &Member) {
         let is_there = self.answers_at(id, member).is_some();
+        if is_there && self.network.undecided.contains(&member.id) {
+            return;
+        }
         let asks = self.introduction(id, member.id);
         let asked = self.running(member.id).map(|there| &mut there.core).filter(|_| is_there);
         let answer = match (asks, asked) {

@@ -33,7 +33,7 @@ impl Simulation {
         self.take_in_request(node, message)
     }
 
-    pub(super) fn take_in_request(&mut self, node: NodeId, message: LocalRequestMsg<Reply>) -> Checked {
+    pub(crate) fn take_in_request(&mut self, node: NodeId, message: LocalRequestMsg<Reply>) -> Checked {
         let most_ticks = self.most_ticks_for_proposals();
         if let Some(running) = self.running(node) {
             let mut message = message;
@@ -74,11 +74,16 @@ impl Simulation {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let tick = node.tick;
         self.probe_if_due(id);
+        self.schedule.after(tick, Event::Tick { node: id, life });
+        self.pass_tick(id)
+    }
+
+    /// A tick of the clock of `id`.
+    pub(crate) fn pass_tick(&mut self, id: NodeId) -> Checked {
         if let Some(running) = self.running(id) {
             running.core.tick();
             running.deadlines.tick(id)?;
         }
-        self.schedule.after(tick, Event::Tick { node: id, life });
         self.settle(id)?;
         let most = self.world.config.ticks(self.world.config.disk_stall_timeout);
         match self.running(id) {
@@ -91,7 +96,7 @@ impl Simulation {
         }
     }
 
-    pub(super) fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) -> Checked {
+    pub(crate) fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) -> Checked {
         if !self.network.delivers(from, to) || self.running(to).is_none() {
             self.lose(from, to, packet);
             return Ok(());
@@ -221,7 +226,7 @@ impl Simulation {
 
     // --- Sending ---
 
-    pub(super) fn introduction(&self, from: NodeId, to: NodeId) -> Option<(Sender, Option<Incarnation>)> {
+    pub(crate) fn introduction(&self, from: NodeId, to: NodeId) -> Option<(Sender, Option<Incarnation>)> {
         let node = self.nodes.get(&from)?;
         let core = &node.running.as_ref()?.core;
         let (sender, members) = (core.sender()?, core.status().members);

@@ -205,7 +205,7 @@ impl Simulation {
         members.is_none_or(|members| commit::has_quorum(&members.configuration(), is_of_use))
     }
 
-    fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let describe = |node: &Node| {
             let state = match &node.running {
                 None => "stopped".to_owned(),

@@ -11,7 +11,7 @@ use crate::coverage::Happened;
 use crate::draw::Draw;
 use crate::event::Event;
 use crate::invariants::Checked;
-use crate::node::{Captured, Lost, ToApply, ToWrite, Writing};
+use crate::node::{Captured, Lost, ToApply, Writing};
 use crate::reply::Reply;
 use crate::schedule::MILLISECOND;
 use crate::store::Store;
@@ -24,24 +24,13 @@ impl Simulation {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let life = node.life;
         let Some(running) = &mut node.running else { return };
-        let Some(last) = running.to_write.back() else { return };
         if running.writing.is_some() {
             return;
         }
-        let mut writing = Writing {
-            number: last.number,
-            asked_ticks: None,
-            writes: Vec::new(),
-            send_after: Vec::new(),
-            is_durable: false,
-        };
-        for ToWrite { write, send_after, asked_ticks, .. } in running.to_write.drain(..) {
-            if write.is_some() {
-                writing.asked_ticks.get_or_insert(asked_ticks);
-            }
-            writing.writes.extend(write);
-            writing.send_after.extend(send_after);
-        }
+        let count = running.to_write.len().min(self.turns_per_write_max);
+        let mut turns = running.to_write.drain(..count);
+        let Some(first) = turns.next() else { return };
+        let writing = turns.fold(Writing::of(first), Writing::with);
         let delay = match writing.writes.is_empty() {
             true => 0,
             false => self.rng.within(self.world.write_delay) * node.disk_slowness,
@@ -52,7 +41,7 @@ impl Simulation {
         }
     }
 
-    pub(super) fn becomes_durable(&mut self, id: NodeId, life: u64) -> Checked {
+    pub(crate) fn becomes_durable(&mut self, id: NodeId, life: u64) -> Checked {
         let hangs = self.nodes.get(&id).is_some_and(|node| node.disk_hangs);
         let Some(node) = self.alive(id, life).filter(|_| !hangs) else { return Ok(()) };
         let Some(writing) = node.running.as_mut().and_then(|running| running.writing.as_mut()) else {
@@ -160,7 +149,7 @@ impl Simulation {
     }
 
     /// Processes the waiting work, up to a snapshot.
-    pub(super) fn apply(&mut self, id: NodeId, life: u64) -> Checked {
+    pub(crate) fn apply(&mut self, id: NodeId, life: u64) -> Checked {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let most = if node.apply_slowness > 1 { 1 } else { 64 };
         if let Some(running) = &mut node.running {
@@ -263,7 +252,7 @@ impl Simulation {
         let cluster_id = node.cluster_id;
         let meta = SnapshotMeta { cluster_id, position: running.at, members: running.members.clone() };
         let position = meta.position;
-        running.captured = Some(Captured { meta, data: running.store.encode() });
+        running.captured = Some(Captured { meta, data: running.store.encode(), reason });
         let leisure = match reason {
             SnapshotReason::Due => self.world.joins.leisure,
             SnapshotReason::Awaited => 1,
@@ -282,7 +271,8 @@ impl Simulation {
                 *reason = SnapshotReason::Awaited;
             }
         }
-        if let Some(captured) = &running.captured {
+        if let Some(captured) = &mut running.captured {
+            captured.reason = SnapshotReason::Awaited;
             self.coverage.saw(Happened::SnapshotHurried);
             let position = captured.meta.position;
             let delay = self.rng.about(5 * MILLISECOND * node.disk_slowness);

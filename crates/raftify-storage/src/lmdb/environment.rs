@@ -476,13 +476,13 @@ mod tests {
     }
 
     #[test]
-    fn readers_that_were_killed_keep_nobody_from_reading() {
+    fn killed_readers_do_not_block_later_readers() {
         die_reading();
         let directory = tempfile::tempdir().unwrap();
         let environment = open(directory.path());
         // The second finds the table full already.
         for _ in 0..2 {
-            let_readers_die("readers_that_were_killed_keep_nobody_from_reading", directory.path());
+            let_readers_die("killed_readers_do_not_block_later_readers", directory.path());
         }
         environment.read(|_| Ok(())).unwrap();
     }

@@ -17,9 +17,9 @@ use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::ClientError;
-use crate::client::membership_changes::promotion;
 use crate::error::JoinClusterError;
 use crate::node::begin::SAID_EVERY;
+use crate::verbs::change_membership::promotion;
 
 /// The pause between two attempts at admission, and between two checks of whether a learner is caught up.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -151,7 +151,7 @@ where
             }
             if said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
                 said = Some(Instant::now());
-                info!(node = %self.id(), "waiting to be let into cluster {}: {error}", admission.cluster_id);
+                info!(node = %self.id(), "waiting to be admitted to cluster {}: {error}", admission.cluster_id);
             }
             tokio::select! {
                 biased;

@@ -5,7 +5,6 @@
 //! deadlines, and this module bounds each call once more, before the node runs, while it runs and after it has ended.
 
 mod shared;
-mod unanswered;
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -17,8 +16,8 @@ use raftify_core::error::{
     TransferError,
 };
 use raftify_core::{
-    CheckedConfig, Inspection, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Members,
-    MembershipChange, MembershipRequest, NodeId, Responder, Status, Term,
+    CheckedConfig, Inspection, LocalRequestMsg, LogIndex, LogPosition, Members, MembershipChange,
+    MembershipRequest, NodeId, Responder, Status, Term, VerbError,
 };
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,16 +28,19 @@ use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::{Lifecycle, RunTask};
-use crate::channels::reply::{Reply, local_reply};
+use crate::channels::reply::{Reply, channel, local_reply};
 use crate::channels::request_queue::RequestSender;
-use crate::client::membership_changes::{
-    demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
-};
 use crate::error::WaitError;
-use crate::network::probe::check_added_addresses;
 use crate::security::dialer::Dialer;
+use crate::verbs::change_membership::{
+    ChangeMembership, demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
+};
+use crate::verbs::inspect::Inspect;
+use crate::verbs::propose::Propose;
+use crate::verbs::read_index::ReadIndex;
+use crate::verbs::transfer_leader::TransferLeader;
+use crate::verbs::verb::Verb;
 use shared::Shared;
-use unanswered::Unanswered;
 
 /// One node of a cluster, for its user. Cheap to clone; all clones are the same node.
 ///
@@ -140,18 +142,7 @@ where
         place.holds(bytes).map_err(busy)?;
         check_entry(&entry, &payload).map_err(ProposeError::Undecodable)?;
         drop(entry);
-        let attempt = |within| {
-            let (reply, answer) = local_reply();
-            let request = LeaderRequest::Propose { payload: payload.clone(), reply };
-            self.shared.ask(
-                LocalRequestMsg::ForLeaderWithin { request, within, waits: self.waits_for_leader },
-                answer,
-                within,
-            )
-        };
-        self.shared
-            .while_leadership_moves(self.waits_for_leader, self.shared.config.propose_timeout, attempt)
-            .await
+        self.shared.ask_leader(self.waits_for_leader, Propose { payload }, local_reply).await
     }
 
     /// Runs `query` on the state machine and returns its result: a linearizable read.
@@ -206,10 +197,10 @@ where
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
-        self.shared.leader_is_needed::<ReadError>(self.waits_for_leader)?;
-        self.shared
-            .request(self.shared.config.read_timeout, |reply| LocalRequestMsg::ReadIndex { reply })
-            .await
+        if !self.waits_for_leader && self.leader_id().is_none() {
+            return Err(ReadError::NoLeader);
+        }
+        self.shared.request(ReadIndex::DEADLINE(&self.shared.config), ReadIndex::of_this_node).await
     }
 
     /// Whether this node leads, as far as it knows: a newer leader, still unknown here, may exist. For reads that must
@@ -303,7 +294,7 @@ where
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn inspect(&self) -> Result<Inspection, StopReason> {
-        self.shared.request(self.shared.config.read_timeout, |reply| LocalRequestMsg::Inspect { reply }).await
+        self.shared.request(Inspect::DEADLINE(&self.shared.config), Inspect::of_this_node).await
     }
 
     /// Transfers leadership to another voter, and returns the new leader once one is known. May be called on any node.
@@ -316,17 +307,8 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the transfer.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<NodeId, TransferError> {
-        let attempt = |within| {
-            let request = move |reply| LocalRequestMsg::ForLeaderWithin {
-                request: LeaderRequest::TransferLeader { to: Some(to), reply },
-                within,
-                waits: self.waits_for_leader,
-            };
-            self.shared.request(within, request)
-        };
-        self.shared
-            .while_leadership_moves(self.waits_for_leader, self.shared.config.membership_timeout, attempt)
-            .await
+        let verb = TransferLeader { to: Some(to) };
+        self.shared.ask_leader(self.waits_for_leader, verb, channel).await
     }
 
     /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status) for the
@@ -383,24 +365,12 @@ where
         &self,
         change: impl Into<MembershipRequest>,
     ) -> Result<Members, MembershipError> {
-        let asked = change.into();
+        let verb = ChangeMembership { request: change.into() };
         let status = self.shared.status.borrow().clone();
-        let cluster = status.identity.map(|identity| identity.cluster_id);
-        if cluster.is_some() && !self.shared.lifecycle.is_stopping() {
-            check_added_addresses(&self.shared.dialer, &asked.command, &status.members, cluster).await?;
+        if !self.shared.lifecycle.is_stopping() {
+            verb.check_added_addresses(&self.shared.dialer, &status).await?;
         }
-        let attempt = |within| {
-            let request = asked.clone();
-            let request = move |reply| LocalRequestMsg::ForLeaderWithin {
-                request: LeaderRequest::ChangeMembership { request, reply },
-                within,
-                waits: self.waits_for_leader,
-            };
-            self.shared.request(within, request)
-        };
-        self.shared
-            .while_leadership_moves(self.waits_for_leader, self.shared.config.membership_timeout, attempt)
-            .await
+        self.shared.ask_leader(self.waits_for_leader, verb, channel).await
     }
 
     /// Makes a learner or a joining node a voter, at once. May be called on any node. A joining node needs no call: the
@@ -548,7 +518,7 @@ where
     }
 
     /// A request that the crate itself makes.
-    pub(crate) async fn request<T: Send + 'static, E: Unanswered>(
+    pub(crate) async fn request<T: Send + 'static, E: VerbError>(
         &self,
         within: Duration,
         request: impl FnOnce(Responder<T, E>) -> LocalRequestMsg<Reply<FSM::Reply>>,

@@ -19,10 +19,10 @@ use crate::api::raft::{
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::error::{BeginError, BootstrapError, JoinClusterError, NodeStartError, RunError};
-use crate::network::probe::probe_all;
 use crate::node::begin::First;
 use crate::node::expect::{ClusterFormation, Expect, Found};
 use crate::security::dialer::Dialer;
+use crate::verbs::identify::probe_all;
 use crate::wire::identification::Identification;
 
 /// The pause between two rounds of asking peers doubles from the first up to the second.
@@ -525,7 +525,7 @@ async fn find_cluster<'a>(
                 problems.push(format!("{peer} belongs to no cluster yet"));
             }
             (Ok(Identification { members, .. }), _) if members.is_empty() => {
-                problems.push(format!("{peer} has not been let into its cluster yet"));
+                problems.push(format!("{peer} has not been admitted to its cluster yet"));
             }
             (Ok(Identification { identity: Some(identity), .. }), None) => {
                 cluster = Some((identity.cluster_id, vec![peer]));

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_as_such_by_who_writes_a_snapshot_of_a_value() {
+    fn writing_a_snapshot_of_a_value_reports_a_full_disk_as_such() {
         for room in [0, 10] {
             let error = Snapshot::from_value(vec![7_u8; 100]).write_to(&mut Full(room)).unwrap_err();
             let system = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);

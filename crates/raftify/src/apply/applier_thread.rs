@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reply_that_panics_when_nobody_wants_it_is_a_failure_of_the_state_machine() {
+    async fn an_unwanted_reply_that_panics_is_a_failure_of_the_state_machine() {
         let Started { handle, mut events, .. } = start_with(Handing).await;
         let payload = LogEntry::encode(&1_u64).unwrap();
         let item = Committed::User { position: LogPosition::new(1, 1), payload, reply: None };

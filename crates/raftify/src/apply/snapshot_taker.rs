@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_heard_of_the_outcome_of_a_snapshot_may_ask_for_the_next_one() {
+    async fn a_follower_that_knows_the_outcome_of_a_snapshot_may_request_the_next_one() {
         let (events, mut received) = mpsc::unbounded_channel();
         let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), None, events, Lifecycle::new());
         for index in 1..2000 {

@@ -44,6 +44,16 @@ impl InFlight {
             Err(count) => Err(count as u64),
         }
     }
+
+    /// Reserves a slot for a proposal with this many bytes.
+    ///
+    /// # Errors
+    /// The number of proposals under way: this one does not fit beside them.
+    pub(crate) fn enter_with(self: &Arc<Self>, bytes: u64) -> Result<Permit, u64> {
+        let mut permit = self.enter()?;
+        permit.holds(bytes)?;
+        Ok(permit)
+    }
 }
 
 /// One of the proposals under way, until it is dropped.

@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_machine_that_panics_when_it_is_dropped_leaves_nobody_waiting_for_the_end() {
+    fn a_state_machine_that_panics_when_it_is_dropped_blocks_no_caller_that_waits_for_the_end() {
         let lifecycle = Lifecycle::new();
         let state_machine = PanicsWhenDropped;
         lifecycle.set_runner(Box::new(move |_| {
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gave_up_leaving_is_not_leaving_and_who_succeeded_has_left() {
+    fn a_cancelled_leave_is_not_leaving_and_a_successful_one_has_left() {
         let lifecycle = Lifecycle::new();
         let (given_up, other) = (lifecycle.begin_to_leave(), lifecycle.begin_to_leave());
         drop(given_up);

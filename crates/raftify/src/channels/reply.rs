@@ -1,8 +1,9 @@
-//! The reply channel of a proposer: typed for this node's own user, encoded for all others.
+//! The reply channels of requests. That of a proposal is typed for this node's own user, encoded for all
+//! others.
 
 use bytes::Bytes;
-use raftify_core::ProposalReply;
 use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
+use raftify_core::{ProposalReply, Responder};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -10,8 +11,8 @@ use tokio::sync::oneshot;
 use crate::application::encoding;
 use crate::runtime::worker::caught;
 
-/// The receiver of the state machine's reply to one proposal. Dropped without an answer, it answers that the node
-/// stopped before the outcome was known.
+/// The receiver of the state machine's reply to one proposal. Dropped without an answer, it answers that the
+/// node stopped before the outcome was known.
 pub(crate) enum Reply<T> {
     /// To a caller in this process.
     Local(oneshot::Sender<Result<T, ProposeError>>),
@@ -66,6 +67,18 @@ impl<T: DeserializeOwned + Send + 'static> RemoteReply for Reply<T> {
             Reply::Remote(sender) => drop(sender.send(Ok(encoded_reply))),
         }
     }
+}
+
+/// A channel for any other request.
+pub(crate) fn channel<T, E>() -> (Responder<T, E>, impl Future<Output = Result<T, E>>)
+where
+    T: Send + 'static,
+    E: From<StopReason> + Send + 'static,
+{
+    let (sender, receiver) = oneshot::channel();
+    // The caller may have dropped its receiver, which is allowed.
+    let reply = Responder::new(move |answer| drop(sender.send(answer)));
+    (reply, async move { receiver.await.unwrap_or_else(|_| Err(StopReason::Stopped.into())) })
 }
 
 /// A channel for a proposal of this process.

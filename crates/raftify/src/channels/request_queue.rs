@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_room_gets_it_when_something_is_taken_out() {
+    async fn a_sender_that_waits_for_room_gets_it_when_an_item_is_taken() {
         let (sender, mut receiver) = request_queue(10, 100);
         sender.try_send(Heavy(100)).unwrap();
         let mut waits = std::pin::pin!(sender.send(Heavy(50)));

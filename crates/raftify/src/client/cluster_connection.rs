@@ -7,21 +7,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use raftify_core::error::{LeaderHint, MembershipError, ProposeError, ReadError, TransferError};
+use raftify_core::error::{MembershipError, ProposeError, ReadError};
 use raftify_core::members::check_address;
 use raftify_core::{
-    ClusterId, Forwarding, Inspection, LogIndex, Member, MemberRole, Members, MembershipRequest, NodeId,
-    Reservation,
+    Again, ClusterId, Forwarding, Inspection, LogIndex, Member, MemberRole, Members, MembershipRequest,
+    NodeId, Reservation, VerbError,
 };
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::error::{ClientError, InvalidAddress, UnreachableNode};
-use crate::network::calls::CallPermits;
-use crate::network::endpoint::endpoint;
-use crate::network::remote_node::{AskedCluster, CallError, RemoteNode};
+use crate::runtime::calls::CallPermits;
+use crate::runtime::endpoint::endpoint;
 use crate::runtime::transport::resolve;
 use crate::security::dialer::Dialer;
-use crate::wire::{self, VerbError};
+use crate::verbs::remote_node::{AskedCluster, CallError, RemoteNode};
+use crate::verbs::verb::{Answered, Verb};
+use crate::verbs::{
+    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
+    read_index::ReadIndex, reserve_node_id::ReserveNodeId,
+};
+use crate::wire;
+use crate::wire::identification::Identification;
 
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,98 +67,6 @@ enum RoundFailure<E> {
     Final(ClientError<E>),
     /// A node answered, or may still answer.
     Later(E),
-}
-
-/// How to retry after a rejection.
-enum Again {
-    /// A retry would not help, or could do harm.
-    Never,
-    /// Retry a little later, at this or another node.
-    Later,
-    /// Retry at this node, at once.
-    At(LeaderHint),
-}
-
-/// The error of a verb, as the client sees it.
-trait ClientVerb: VerbError {
-    /// Whether a request without an answer may be sent again.
-    const REPEATABLE: bool;
-
-    fn again(&self) -> Again;
-
-    /// Whether no leader is known.
-    fn is_no_leader(&self) -> bool;
-}
-
-impl ClientVerb for ProposeError {
-    const REPEATABLE: bool = false;
-
-    fn again(&self) -> Again {
-        match self {
-            ProposeError::NotLeader(hint) => Again::At(hint.clone()),
-            ProposeError::NoLeader | ProposeError::Busy { .. } | ProposeError::NotApplied { .. } => {
-                Again::Later
-            }
-            ProposeError::Stopped(reason) if reason.nothing_happened() => Again::Later,
-            _ => Again::Never,
-        }
-    }
-
-    fn is_no_leader(&self) -> bool {
-        *self == ProposeError::NoLeader
-    }
-}
-
-impl ClientVerb for MembershipError {
-    const REPEATABLE: bool = false;
-
-    fn again(&self) -> Again {
-        match self {
-            MembershipError::NotLeader(hint) => Again::At(hint.clone()),
-            MembershipError::NoLeader
-            | MembershipError::Busy { .. }
-            | MembershipError::ChangePending
-            | MembershipError::NotApplied { .. } => Again::Later,
-            MembershipError::Stopped(reason) if reason.nothing_happened() => Again::Later,
-            _ => Again::Never,
-        }
-    }
-
-    fn is_no_leader(&self) -> bool {
-        *self == MembershipError::NoLeader
-    }
-}
-
-impl ClientVerb for TransferError {
-    const REPEATABLE: bool = false;
-
-    fn again(&self) -> Again {
-        match self {
-            TransferError::NotLeader(hint) => Again::At(hint.clone()),
-            TransferError::NoLeader => Again::Later,
-            TransferError::Stopped(reason) if reason.nothing_happened() => Again::Later,
-            _ => Again::Never,
-        }
-    }
-
-    fn is_no_leader(&self) -> bool {
-        *self == TransferError::NoLeader
-    }
-}
-
-impl ClientVerb for ReadError {
-    const REPEATABLE: bool = true;
-
-    fn again(&self) -> Again {
-        match self {
-            ReadError::NotLeader(hint) => Again::At(hint.clone()),
-            _ => Again::Later,
-        }
-    }
-
-    fn is_no_leader(&self) -> bool {
-        *self == ReadError::NoLeader
-    }
 }
 
 impl ClusterConnection {
@@ -208,11 +122,7 @@ impl ClusterConnection {
         if bytes > limit {
             return Err(ClientError::Answer(ProposeError::TooLarge { bytes, limit }));
         }
-        self.ask(|node, timeout| {
-            let payload = payload.clone();
-            async move { node.propose(payload, Forwarding::Allowed, timeout).await }
-        })
-        .await
+        self.ask(Propose { payload }).await
     }
 
     /// Changes the membership.
@@ -220,56 +130,58 @@ impl ClusterConnection {
         &self,
         request: &MembershipRequest,
     ) -> Result<Members, ClientError<MembershipError>> {
-        self.ask(|node, timeout| async move {
-            node.change_membership(request, Forwarding::Allowed, timeout).await
-        })
-        .await
+        self.ask(ChangeMembership { request: request.clone() }).await
     }
 
     /// A fresh node id, and its cluster.
     pub(crate) async fn reserve_node_id(
         &self,
     ) -> Result<(ClusterId, Reservation), ClientError<MembershipError>> {
-        self.ask(|node, timeout| async move { node.reserve_node_id(Forwarding::Allowed, timeout).await })
-            .await
-    }
-
-    /// Transfers leadership.
-    pub(crate) async fn transfer_leader(
-        &self,
-        to: Option<NodeId>,
-    ) -> Result<NodeId, ClientError<TransferError>> {
-        self.ask(|node, timeout| async move { node.transfer_leader(to, Forwarding::Allowed, timeout).await })
-            .await
+        self.ask_for(ReserveNodeId, ReserveNodeId::with_cluster).await
     }
 
     /// The leader's confirmed commit index.
     pub(crate) async fn read_index(&self) -> Result<LogIndex, ClientError<ReadError>> {
-        self.ask(|node, timeout| async move { node.read_index(timeout).await }).await
+        self.ask(ReadIndex).await
     }
 
     /// The state of the first of the given nodes that answers.
     pub(crate) async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
         let until = Instant::now() + self.deadline;
-        let inspect = |node: RemoteNode, timeout| async move { node.inspect(timeout).await };
-        match self.round(self.given.to_vec(), until, &inspect).await {
+        let accept = |answered: Answered<Inspection>| Ok(answered.answer);
+        match self.round(self.given.to_vec(), until, &Inspect, &accept).await {
             Ok((_, inspection)) => Ok(inspection),
             Err(RoundFailure::Final(error)) => Err(error),
             Err(RoundFailure::Later(answer)) => Err(ClientError::Answer(answer)),
         }
     }
 
+    /// The membership, as a node of the cluster knows it.
+    pub(crate) async fn members(&self) -> Result<Members, ClientError<ReadError>> {
+        let is_own = |id: ClusterId| self.cluster.id().is_none_or(|own| own == id);
+        let accept = |Answered { answer: node, .. }: Answered<Identification>| match node.identity {
+            Some(identity) if is_own(identity.cluster_id) && !node.members.is_empty() => Ok(node.members),
+            _ => Err(CallError::NotSent(format!("{} is no member of this cluster", node.address))),
+        };
+        self.ask_for(Identify::anonymous(), accept).await
+    }
+
+    /// Asks for a verb: see [`ask_for`](Self::ask_for).
+    pub(crate) async fn ask<V: Verb>(&self, verb: V) -> Result<V::Answer, ClientError<V::Error>> {
+        self.ask_for(verb, |answered| Ok(answered.answer)).await
+    }
+
     /// Tries the nodes in rounds until one returns a result or a final answer, or the deadline has passed.
-    async fn ask<T, E, Call>(&self, call: impl Fn(RemoteNode, Duration) -> Call) -> Result<T, ClientError<E>>
-    where
-        E: ClientVerb,
-        Call: Future<Output = Result<T, CallError<E>>>,
-    {
+    async fn ask_for<V: Verb, T>(
+        &self,
+        verb: V,
+        accept: impl Fn(Answered<V::Answer>) -> Result<T, CallError<V::Error>>,
+    ) -> Result<T, ClientError<V::Error>> {
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
         loop {
             let addresses = self.addresses();
-            let answer = match self.round(addresses, until, &call).await {
+            let answer = match self.round(addresses, until, &verb, &accept).await {
                 Ok((address, result)) => {
                     self.lock().prefer(&address);
                     self.refresh_if_due(&address);
@@ -297,27 +209,6 @@ impl ClusterConnection {
         addresses
     }
 
-    /// The membership, as a node of the cluster knows it.
-    pub(crate) async fn members(&self) -> Result<Members, ClientError<ReadError>> {
-        let cluster = Arc::clone(&self.cluster);
-        self.ask(|node, timeout| {
-            let cluster = Arc::clone(&cluster);
-            async move {
-                let answer = node.identify(timeout).await?;
-                match answer.identity {
-                    Some(own)
-                        if cluster.id().is_none_or(|id| id == own.cluster_id)
-                            && !answer.members.is_empty() =>
-                    {
-                        Ok(answer.members)
-                    }
-                    _ => Err(CallError::NotSent(format!("{} is no member of this cluster", answer.address))),
-                }
-            }
-        })
-        .await
-    }
-
     /// The node at `address` has answered. If the members of the cluster have changed since this client learned them,
     /// requests them in the background, at most once at a time, so that the client continues when all nodes that it
     /// knew are gone.
@@ -333,11 +224,11 @@ impl ClusterConnection {
         };
         let connection = self.clone();
         tokio::spawn(async move {
-            let answer = node.identify(REFRESH_TIMEOUT).await;
+            let answer = node.call(Identify::anonymous(), Forwarding::Never, REFRESH_TIMEOUT).await;
             let mut known = connection.lock();
             known.is_refreshing = false;
             // A failure has no effect: the next result triggers another attempt.
-            if let Ok(answer) = answer
+            if let Ok(Answered { answer, .. }) = answer
                 && let Some(identity) = answer.identity
                 && connection.cluster.id() == Some(identity.cluster_id)
             {
@@ -348,16 +239,13 @@ impl ClusterConnection {
 
     /// Tries each node once, and reports the node that gave the result. If no node can be reached, or each rejects the
     /// request, waiting would not help.
-    async fn round<T, E, Call>(
+    async fn round<V: Verb, T>(
         &self,
         addresses: Vec<String>,
         until: Instant,
-        call: &impl Fn(RemoteNode, Duration) -> Call,
-    ) -> Result<(String, T), RoundFailure<E>>
-    where
-        E: ClientVerb,
-        Call: Future<Output = Result<T, CallError<E>>>,
-    {
+        verb: &V,
+        accept: &impl Fn(Answered<V::Answer>) -> Result<T, CallError<V::Error>>,
+    ) -> Result<(String, T), RoundFailure<V::Error>> {
         let mut round = Round { waiting: addresses.into(), tried: BTreeSet::new() };
         let mut unreachable = Vec::new();
         let mut rejected = None;
@@ -373,8 +261,9 @@ impl ClusterConnection {
             let node = if self.waits_for_leader { node } else { node.without_waiting() };
             let left = until.saturating_duration_since(Instant::now());
             // A repeatable request does not spend all of its time on one node that hangs.
-            let attempts = if E::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
-            match call(node, left / attempts).await {
+            let attempts = if V::REPEATABLE { round.waiting.len() as u32 + 1 } else { 1 };
+            let answered = node.call(verb.clone(), Forwarding::Allowed, left / attempts).await;
+            match answered.and_then(accept) {
                 Ok(result) => return Ok((address, result)),
                 Err(CallError::NotSent(reason)) => {
                     unreachable.push(UnreachableNode::NotConnected { address, reason });
@@ -382,8 +271,8 @@ impl ClusterConnection {
                 Err(CallError::Rejected(refusal)) => rejected = Some(refusal),
                 Err(CallError::Refused(error)) => match error.again() {
                     Again::Never => return Err(RoundFailure::Final(ClientError::Answer(error))),
-                    Again::At(hint) => {
-                        round.next_is(hint.address);
+                    Again::At(leader) => {
+                        round.next_is(leader.address.clone());
                         later = Some(error);
                     }
                     Again::Later => later = Some(error),
@@ -392,7 +281,7 @@ impl ClusterConnection {
                     // A node that hangs must not use up the time of the next request as well.
                     self.lock().defer(&address);
                     let error = error.into_verb_error();
-                    if !E::REPEATABLE {
+                    if !V::REPEATABLE {
                         return Err(RoundFailure::Final(ClientError::Answer(error)));
                     }
                     later = Some(error);

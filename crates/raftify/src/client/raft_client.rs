@@ -17,12 +17,13 @@ use crate::application::log_entry::check_entry;
 use crate::application::state_machine::StateMachine;
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::{ClientError, InvalidAddress};
-use crate::client::membership_changes::{
-    demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
-};
 use crate::security::config::{Tls, TlsError};
 use crate::security::credentials::Holder;
 use crate::security::dialer::Dialer;
+use crate::verbs::change_membership::{
+    demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
+};
+use crate::verbs::transfer_leader::TransferLeader;
 
 /// The default limit for one request of a [`RaftClient`], all attempts together.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -185,7 +186,7 @@ where
     /// # Cancel safety
     /// Dropping the future does not stop the transfer.
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError<TransferError>> {
-        self.cluster.transfer_leader(to).await
+        self.cluster.ask(TransferLeader { to }).await
     }
 
     /// The leader's commit index, confirmed by a majority: a state machine that has applied it reflects every write

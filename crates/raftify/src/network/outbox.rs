@@ -23,8 +23,8 @@ use parking_lot::Mutex;
 use raftify_core::error::ReadError;
 use raftify_core::members::MEMBERS_MAX;
 use raftify_core::{
-    CheckedConfig, Forward, Identity, LogIndex, Members, NodeId, RaftMessage, ReadRound, Sender,
-    SnapshotStore, SnapshotToSend, Started,
+    CheckedConfig, Forward, Forwarding, Identity, LogIndex, Members, NodeId, RaftMessage, ReadRound, Sender,
+    SnapshotStore, SnapshotToSend, Started, VerbError,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -36,17 +36,19 @@ use tracing::{debug, error, info, warn};
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
 use crate::channels::in_flight::InFlight;
 use crate::channels::reply::RemoteReply;
-use crate::network::calls::CallPermits;
-use crate::network::endpoint;
-use crate::network::outbox::forwarding::Unsent;
+use crate::network::outbox::forwarding::{Leader, Unsent};
 use crate::network::outbox::peer_connection::{PeerConnection, Reach, Target};
 use crate::network::outbox::peer_queue::{Introduction, PeerQueue};
 use crate::network::outbox::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
-use crate::network::remote_node::{AskedCluster, CallError, RemoteNode};
+use crate::runtime::calls::CallPermits;
+use crate::runtime::endpoint;
 use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::worker::Blocking;
 use crate::security::dialer::Dialer;
-use crate::wire::{self, VerbError};
+use crate::verbs::read_index::ReadIndex;
+use crate::verbs::remote_node::{AskedCluster, CallError, RemoteNode};
+use crate::verbs::verb::Verb;
+use crate::wire;
 
 /// How often the raft loop gets the same new address of the same member: only a leader can use it, and this node may
 /// become one.
@@ -200,7 +202,7 @@ impl Outbox {
         }
         if state.contacts.len() >= MEMBERS_MAX && !state.contacts.contains_key(&sender.id) {
             if state.too_many_contacts.is_due() {
-                warn!(peer = %sender.id, address, "too many unknown nodes speak to this one: it is not answered");
+                warn!(peer = %sender.id, address, "too many unknown nodes send messages to this node: this one gets no answer");
             }
             return false;
         }
@@ -241,7 +243,7 @@ impl Outbox {
         let recorded = recorded.address.clone();
         let is_known = state.moved.get(&id).is_some_and(|moved| moved.address == address);
         if !is_known {
-            info!(peer = %id, recorded, address, "the peer is also looked for at another address than the membership has");
+            info!(peer = %id, recorded, address, "also connects to the peer at an address other than the recorded one");
             state.moved.insert(id, Moved { address: address.to_owned(), recorded, announced: None });
             self.shared.refresh(state);
         }
@@ -306,25 +308,22 @@ impl Outbox {
     }
 
     /// Forwards a request to the leader, and the answer back. At most once: it is never sent again.
-    pub(crate) fn forward<R: RemoteReply>(&self, forward: Forward<R>) {
-        let node = self.node(forward.to);
-        let place = self.shared.forwarded.enter().and_then(|mut place| {
-            place.holds(forward.request.payload_bytes())?;
-            Ok(Some(place))
-        });
+    pub(crate) fn forward<R: RemoteReply>(&self, Forward { to: id, request }: Forward<R>) {
+        let node = self.node(id);
+        let place = self.shared.forwarded.enter_with(request.payload_bytes()).map(Some);
         let place = if raftify_core::mutated!(ForwardsWithoutLimit) { Ok(None) } else { place };
         let (node, place) = match (node, place) {
             (Some(node), Ok(place)) => (node, place),
-            (None, _) => return forwarding::refuse_request(forward.request, Unsent::UnknownPeer(forward.to)),
-            (_, Err(waiting)) => return forwarding::refuse_request(forward.request, Unsent::Busy(waiting)),
+            (None, _) => return request.refuse(Unsent::UnknownPeer(id)),
+            (_, Err(waiting)) => return request.refuse(Unsent::Busy(waiting)),
         };
-        let config = self.shared.config.clone();
+        let leader = Leader { id, node, config: self.shared.config.clone() };
         let mut state = self.shared.state.lock();
         if state.closed {
             return; // The dropped request answers that the node has stopped.
         }
         self.shared.spawn(&mut state.tasks, async move {
-            forwarding::pass_on(node, forward, &config).await;
+            leader.serve(request).await;
             drop(place);
         });
     }
@@ -342,13 +341,14 @@ impl Outbox {
         let Some(node) = self.node(leader) else {
             return answer(Err(ReadError::not_sent(format!("node {leader} is not known here"))));
         };
-        let read_timeout = self.shared.config.read_timeout;
+        let timeout = ReadIndex::DEADLINE(&self.shared.config);
         let mut state = self.shared.state.lock();
         if state.closed {
             return;
         }
         self.shared.spawn(&mut state.tasks, async move {
-            answer(node.read_index(read_timeout).await.map_err(CallError::into_verb_error));
+            let answered = node.call(ReadIndex, Forwarding::Never, timeout).await;
+            answer(answered.map(|answered| answered.answer).map_err(CallError::into_verb_error));
         });
     }
 
@@ -417,7 +417,7 @@ impl Shared {
             .map(|(id, _)| *id)
             .collect();
         for id in ended {
-            info!(peer = %id, "the peer is gone or has moved: its connection ends");
+            info!(peer = %id, "the peer was removed or has moved: its connection is closed");
             if let Some(peer) = state.peers.remove(&id) {
                 peer.end();
             }

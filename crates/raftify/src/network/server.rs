@@ -27,7 +27,7 @@ use tonic::transport::Server;
 use tracing::debug;
 
 use crate::channels::in_flight::InFlight;
-use crate::network::endpoint::{
+use crate::runtime::endpoint::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
 };
 use crate::runtime::transport::Listener;

@@ -34,14 +34,14 @@ use crate::channels::reply::{Reply, local_reply};
 use crate::channels::request_queue::{RequestReceiver, request_queue};
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::{ClientError, UnreachableNode};
-use crate::network::endpoint::{endpoint, service};
 use crate::network::outbox::Outbox;
 use crate::network::server::access::Access;
 use crate::network::server::{ServerContext, serve};
+use crate::runtime::endpoint::endpoint;
 use crate::runtime::transport::{Listener, connect_lazily};
 use crate::runtime::worker::Blocking;
 use crate::security::dialer::Dialer;
-use crate::wire::{self, RequestRejected, proto};
+use crate::wire::{self, RequestRejected, proto, service};
 use snapshots::TestSnapshots;
 
 const CLUSTER: ClusterId = ClusterId(0xc1);
@@ -256,7 +256,7 @@ async fn messages_keep_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_and_silent_peers_delay_nobody() {
+async fn dead_and_silent_peers_delay_no_other_peer() {
     let (a, mut b, _) = pair();
     let (_listener, silent) = silent_listener();
     let all = members([(1, &*a.address), (2, &*b.address), (3, &*dead_address()), (4, &*silent)]);
@@ -375,7 +375,7 @@ async fn entries_larger_than_any_batch_arrive_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_without_members_answers_who_speaks_to_it() {
+async fn a_node_without_members_answers_its_callers() {
     let (mut a, mut joining) = (TestNode::start(1), TestNode::start(2));
     joining.knows(&Arc::new(Members::none()));
     let all = members([(1, &*a.address), (2, &*joining.address)]);

@@ -17,9 +17,9 @@ use tracing::{error, info};
 
 use crate::channels::events::EarlierLife;
 use crate::error::BeginError;
-use crate::network::probe::probe_all;
 use crate::runtime::random::random;
 use crate::security::dialer::Dialer;
+use crate::verbs::identify::probe_all;
 use crate::wire::identification::{Identification, Plan};
 
 /// How long a node waits for all listed nodes before it begins with a majority of them: long enough for nodes that

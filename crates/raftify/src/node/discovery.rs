@@ -18,10 +18,10 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::network::outbox::Outbox;
-use crate::network::probe::probe_all;
 use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::transport;
 use crate::security::dialer::Dialer;
+use crate::verbs::identify::probe_all;
 use crate::wire::identification::Identification;
 
 /// Other nodes are queried after this many election timeouts without a leader: elections come first.

@@ -27,7 +27,6 @@ use tracing::{error, info};
 use crate::channels::request_queue::request_queue;
 use crate::error::{BootstrapError, NodeStartError};
 use crate::network::outbox::Outbox;
-use crate::network::probe::probe_all;
 use crate::network::server::access::Access;
 use crate::network::server::{ServerContext, serve};
 use crate::node::begin::SAID_EVERY;
@@ -35,6 +34,7 @@ use crate::runtime::random::random;
 use crate::runtime::transport::{self, Listener};
 use crate::runtime::worker::Blocking;
 use crate::security::dialer::Dialer;
+use crate::verbs::identify::probe_all;
 use crate::wire::identification::{Identification, Plan};
 
 /// The pause between two rounds of requests doubles from the first up to the second.

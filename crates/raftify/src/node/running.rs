@@ -29,7 +29,6 @@ use crate::channels::request_queue::{RequestReceiver, RequestSender, request_que
 use crate::channels::server_counters::ServerCounters;
 use crate::error::{BeginError, RunError};
 use crate::network::outbox::Outbox;
-use crate::network::probe::original_at;
 use crate::network::server::access::Access;
 use crate::network::server::{ServerContext, serve};
 use crate::node::begin::{Beginning, Confirmation, First};
@@ -40,6 +39,7 @@ use crate::runtime::random::random;
 use crate::runtime::transport::Listener;
 use crate::runtime::worker::Blocking;
 use crate::security::dialer::Dialer;
+use crate::verbs::identify::original_at;
 use crate::wire::identification::Plan;
 
 /// How long a stopping node waits for its parts before it logs a warning: longer than the server takes with connections
@@ -266,7 +266,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             if !members.knows(node_id) {
                 info!(
                     node = %node_id,
-                    "continues as node {node_id}, which has not been let into cluster {} yet", identity.cluster_id
+                    "continues as node {node_id}, which has not been admitted to cluster {} yet", identity.cluster_id
                 );
                 return None;
             }
@@ -403,7 +403,7 @@ async fn patiently<T>(node_id: NodeId, what: &str, end: impl Future<Output = T>)
             Ok(outcome) => return outcome,
             Err(_) => {
                 let seconds = begin.elapsed().as_secs();
-                warn!(node = %node_id, "the node stops, and has been waiting for {seconds} s for {what}");
+                warn!(node = %node_id, "shutdown has been blocked for {seconds} s on {what}");
             }
         }
         patience *= 2;

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_cannot_accept_waits_ever_longer_before_the_next_attempt_until_one_succeeds() {
+    async fn a_listener_that_fails_to_accept_pauses_ever_longer_until_one_attempt_succeeds() {
         let no_descriptors = || Err(io::Error::from_raw_os_error(24));
         let aborted = Err(io::ErrorKind::ConnectionAborted.into());
         let outcomes =

@@ -1,5 +1,12 @@
 //! The size limits of data on the wire.
 
+use bytes::Bytes;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::StdError;
+
+use crate::wire::proto::raft_service_client::RaftServiceClient;
+
 /// The largest payload of an entry: the upper end of `entry_bytes_max`.
 pub(crate) const PAYLOAD_BYTES_LIMIT: u64 = 64 << 20;
 
@@ -19,3 +26,13 @@ pub(crate) const COPIED_BYTES_MAX: usize = 64 << 10;
 
 /// More than the framing of one entry, or of one message, can take.
 pub(crate) const FRAME_BYTES: u64 = 64;
+
+/// The generated client with our limits.
+pub(crate) fn service<C>(channel: C) -> RaftServiceClient<C>
+where
+    C: GrpcService<Body>,
+    C::ResponseBody: http_body::Body<Data = Bytes> + Send + 'static,
+    <C::ResponseBody as http_body::Body>::Error: Into<StdError> + Send,
+{
+    RaftServiceClient::new(channel).max_decoding_message_size(RECEIVE_BYTES_LIMIT)
+}

@@ -17,7 +17,7 @@ use crate::harness::*;
 
 on_both_storages! {
     a_slow_disk_loses_nothing_and_keeps_the_order
-    a_write_that_fails_is_never_tried_again_and_everyone_who_waits_is_answered
+    a_failed_write_is_never_retried_and_every_waiting_caller_is_answered
 }
 
 fn has_user_entries(writes: &[Write]) -> bool {
@@ -63,7 +63,7 @@ async fn a_slow_disk_loses_nothing_and_keeps_the_order(kind: DiskKind) {
     node.stop().await;
 }
 
-async fn a_write_that_fails_is_never_tried_again_and_everyone_who_waits_is_answered(kind: DiskKind) {
+async fn a_failed_write_is_never_retried_and_every_waiting_caller_is_answered(kind: DiskKind) {
     let mut node = TestNode::on(kind, 1);
     let raft = node.start();
     put(&raft, "key", "before").await;
@@ -180,7 +180,7 @@ async fn a_leader_whose_disk_hangs_answers_what_a_majority_has_written() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_voter_whose_write_fails_has_voted_for_nobody() {
+async fn a_voter_whose_write_fails_has_not_voted() {
     let mut nodes = static_cluster(2).await;
     for node in &mut nodes {
         node.kill().await;
@@ -229,7 +229,7 @@ async fn answer_while_the_disk_hangs(hung: Gate) -> Result<Option<String>, Propo
 
 /// The runtime's only thread must not be the one that waits for the disk.
 #[test]
-fn a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread() {
+fn a_hanging_disk_blocks_no_caller_on_a_runtime_of_one_thread() {
     let mut one_worker = Builder::new_multi_thread();
     one_worker.worker_threads(1);
     for mut runtime in [Builder::new_current_thread(), one_worker] {
@@ -253,7 +253,7 @@ fn a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread() {
 
 /// A caller with an answer possibly runs on the thread of the raft loop, and before the loop waits for the next write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_was_answered_does_not_wait_for_the_next_write() {
+async fn an_answered_caller_does_not_wait_for_the_next_write() {
     let mut node = TestNode::new(1);
     node.is_quick = true;
     let raft = node.start();

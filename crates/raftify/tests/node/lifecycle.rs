@@ -172,7 +172,7 @@ async fn calls_after_run_was_dropped_fail() {
 }
 
 #[tokio::test]
-async fn who_waits_when_the_node_stops_is_answered() {
+async fn a_waiting_caller_is_answered_when_the_node_stops() {
     let mut node = TestNode::new(1);
     let raft = node.start();
     raft.wait_for_leader().await.unwrap();
@@ -232,7 +232,7 @@ async fn a_node_that_cannot_end_says_what_it_waits_for() {
         let raft = node.raft().clone();
         let quit = tokio::spawn(async move { raft.quit().await });
         for seconds in [5, 15] {
-            let warning = format!("has been waiting for {seconds} s for {named}");
+            let warning = format!("shutdown has been blocked for {seconds} s on {named}");
             until(&warning, async || logged.text().contains(&warning)).await;
         }
         assert!(!quit.is_finished());

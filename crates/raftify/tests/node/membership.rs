@@ -134,7 +134,7 @@ async fn joining_twice_at_once_is_joining_once() {
 }
 
 #[tokio::test]
-async fn who_joins_hears_that_its_node_has_stopped_while_the_cluster_does_not_answer() {
+async fn a_joining_node_learns_of_its_own_stop_while_the_cluster_does_not_answer() {
     let nodes = joined_cluster(1).await;
     let mut ticket = ticket(&free_address(), &nodes[0]).await;
     // Accepts connections, and never answers.
@@ -191,7 +191,7 @@ async fn a_ticket_whose_leader_has_died_still_opens_the_door() {
 }
 
 #[tokio::test]
-async fn joining_with_nobody_alive_is_an_error_that_names_who_was_tried() {
+async fn joining_without_a_live_peer_is_an_error_that_names_the_tried_peers() {
     let mut nodes = joined_cluster(1).await;
     let address = free_address();
     let ticket = ticket(&address, &nodes[0]).await;

@@ -83,7 +83,7 @@ async fn a_node_that_starts_with_a_snapshot_of_all_there_is_serves_reads() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_was_begun_before_is_no_answer_to_who_asks_for_one_now() {
+async fn a_snapshot_that_was_begun_before_a_request_is_no_answer_to_it() {
     let mut node = TestNode::new(1);
     node.faults.slow_snapshot.store(true, Ordering::SeqCst);
     let raft = node.start();
@@ -378,7 +378,7 @@ async fn work_on_a_snapshot_does_not_outlive_run() {
     until("it stops", async || matches!(raft.propose(set("late", "")).await, Err(ProposeError::Stopped(_))))
         .await;
     // All other work has ended by then.
-    let warning = "has been waiting for 5 s for reads of the log, or work on snapshots";
+    let warning = "shutdown has been blocked for 5 s on reads of the log, or work on snapshots";
     until(warning, async || logged.text().contains(warning)).await;
     assert!(!running.is_finished());
     gate.open();

@@ -382,7 +382,7 @@ async fn a_start_that_is_dropped_half_way_stops_the_node() {
     let member = begun().await;
     let mut node = died_while_joining(&member).await;
     let (logged, _log) = Logged::from_now_on();
-    let waits = until("it waits for its peer", async || logged.text().contains("waiting to be let into"));
+    let waits = until("it waits for its peer", async || logged.text().contains("waiting to be admitted to"));
     tokio::select! {
         started = node.start_as(Start::Join([free_address()].into())) => panic!("{:?}", started.err()),
         () = waits => {}

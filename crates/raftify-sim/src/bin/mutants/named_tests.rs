@@ -198,14 +198,16 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (SLOW_DISK, "a_leader_whose_disk_is_slow_for_long_transfers_leadership_to_one_that_is_faster")
         }
         Mutant::OnlyThreadWaitsForTheDisk => {
-            (NODE, "durability::a_disk_that_hangs_keeps_nobody_waiting_on_a_runtime_of_one_thread")
+            (NODE, "durability::a_hanging_disk_blocks_no_caller_on_a_runtime_of_one_thread")
         }
-        Mutant::TransfersToTheDead => (BUGS, "bug_20_a_transfer_to_a_dead_node_is_refused_and_nobody_waits"),
+        Mutant::TransfersToTheDead => {
+            (BUGS, "bug_20_a_transfer_to_a_dead_node_is_refused_and_blocks_no_caller")
+        }
         Mutant::RefusedPreVoteTeachesNothing => (BUGS, "bug_21_a_refused_pre_vote_teaches_the_higher_term"),
         Mutant::SeveralVotersAtOnce => {
             (BUGS, "bug_22_a_joint_configuration_stays_until_it_is_left_on_request")
         }
-        Mutant::JointIsNeverLeft => (BUGS, "bug_22_a_joint_configuration_is_left_by_whoever_leads"),
+        Mutant::JointIsNeverLeft => (BUGS, "bug_22_any_leader_leaves_a_joint_configuration"),
         Mutant::RemovedLeaderLeads => {
             (BUGS, "bug_23_a_leader_that_loses_its_vote_by_an_earlier_leaders_change_steps_down")
         }
@@ -222,7 +224,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         }
         Mutant::GivenUpCallsAreReset => (
             SHELL,
-            "network::calls::tests::a_call_that_is_given_up_runs_to_its_end_in_its_place_and_further_ones_wait",
+            "runtime::calls::tests::a_call_that_is_given_up_runs_to_its_end_in_its_place_and_further_ones_wait",
         ),
         Mutant::PromotesBeforeCaughtUp => (MEMBERSHIP, "a_node_that_is_behind_is_not_promoted_on_request"),
         Mutant::PromotesTheUnreached => {
@@ -282,7 +284,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         }
         Mutant::CompactsBeyondTheSnapshot => (BUGS, "bug_36_compaction_never_passes_what_is_applied"),
         Mutant::BatchHasNoLimit => (SHELL, "network::tests::entries_larger_than_any_batch_arrive_whole"),
-        Mutant::DroppedMeansSilence => (BUGS, "bug_38_who_waits_and_is_dropped_is_answered"),
+        Mutant::DroppedMeansSilence => (BUGS, "bug_38_a_waiting_request_that_is_dropped_is_answered"),
         Mutant::ProposalsHaveNoDeadline => {
             (BUGS, "bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes")
         }
@@ -294,7 +296,7 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (SHELL, "network::tests::a_node_forwards_no_more_than_it_would_take_itself")
         }
         Mutant::ChangeInForceBeforeDurable => {
-            (BUGS, "bug_30_a_removed_node_stays_until_those_who_need_its_vote_know_of_the_removal")
+            (BUGS, "bug_30_a_removed_node_stays_until_the_voters_that_need_its_vote_know_of_the_removal")
         }
         Mutant::ChangesApplyTwice => (BUGS, "bug_30_a_removed_node_that_is_started_again_stops_at_once"),
         Mutant::SignalsWaitBehindEntries => {

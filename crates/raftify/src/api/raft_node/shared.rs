@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use raftify_core::error::StopReason;
-use raftify_core::{CheckedConfig, LocalRequestMsg, NodeId, Responder, Status};
-use tokio::sync::{mpsc, oneshot, watch};
+use raftify_core::{CheckedConfig, LocalRequestMsg, NodeId, Responder, Status, VerbError};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use super::unanswered::Unanswered;
 use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::{Lifecycle, RunTask};
-use crate::channels::reply::Reply;
+use crate::channels::reply::{Reply, channel};
 use crate::channels::request_queue::{Refused, RequestSender};
 use crate::security::dialer::Dialer;
+use crate::verbs::verb::LeaderVerb;
 
 /// The core answers by its own deadlines; after this additional time, a call fails without the core's answer.
 const BACKSTOP: Duration = Duration::from_secs(1);
@@ -37,21 +37,27 @@ pub(super) struct Shared<FSM: StateMachine> {
 }
 
 impl<FSM: StateMachine> Shared<FSM> {
-    /// Retries as long as the answer is that another node leads than the contacted one, or that no leader is known:
-    /// nothing was done then, and this node is about to learn of a leader.
-    pub(super) async fn while_leadership_moves<T, E: Unanswered, Answer: Future<Output = Result<T, E>>>(
+    /// Asks the leader, with a reply channel for each attempt. Tries again as long as the answer is that
+    /// another node leads than the contacted one, or that no leader is known: nothing was done then, and this
+    /// node is about to learn of a leader.
+    pub(super) async fn ask_leader<V: LeaderVerb, T, Answer: Future<Output = Result<T, V::Error>>>(
         &self,
         waits: bool,
-        within: Duration,
-        attempt: impl Fn(Duration) -> Answer,
-    ) -> Result<T, E> {
-        self.leader_is_needed(waits)?;
+        verb: V,
+        channel: impl Fn() -> (V::Channel<Reply<FSM::Reply>>, Answer),
+    ) -> Result<T, V::Error> {
+        let within = V::DEADLINE(&self.config);
+        let attempt = |within| {
+            let (reply, answer) = channel();
+            let request = verb.clone().request(reply);
+            self.ask(LocalRequestMsg::ForLeaderWithin { request, within, waits }, answer, within)
+        };
         let until = Instant::now() + within;
         let leadership = |status: &Status| (status.leader_id, status.term);
         let mut seen = leadership(&self.status.borrow());
         // Fast path: the setup below runs only when it is needed.
         let mut answer = attempt(within).await;
-        while waits && answer.as_ref().is_err_and(E::leadership_moved) && Instant::now() < until {
+        while waits && answer.as_ref().is_err_and(V::Error::leadership_moved) && Instant::now() < until {
             // Without news of the leader, wait for one tick.
             let mut status = self.status.clone();
             let _ = timeout(self.config.tick_interval, status.wait_for(|status| leadership(status) != seen))
@@ -62,28 +68,17 @@ impl<FSM: StateMachine> Shared<FSM> {
         answer
     }
 
-    /// For a call that does not wait for a leader.
-    pub(super) fn leader_is_needed<E: Unanswered>(&self, waits: bool) -> Result<(), E> {
-        match E::no_leader() {
-            Some(error) if !waits && self.status.borrow().leader_id.is_none() => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     /// Sends the request that `request` builds from a reply channel, and waits for the answer.
-    pub(super) async fn request<T: Send + 'static, E: Unanswered>(
+    pub(super) async fn request<T: Send + 'static, E: VerbError>(
         &self,
         within: Duration,
         request: impl FnOnce(Responder<T, E>) -> LocalRequestMsg<Reply<FSM::Reply>>,
     ) -> Result<T, E> {
-        let (sender, receiver) = oneshot::channel();
-        // The caller may have dropped its receiver, which is allowed.
-        let reply = Responder::new(move |answer| drop(sender.send(answer)));
-        let answer = async move { receiver.await.unwrap_or(Err(StopReason::Stopped.into())) };
+        let (reply, answer) = channel();
         self.ask(request(reply), answer, within).await
     }
 
-    pub(super) async fn ask<T, E: Unanswered>(
+    pub(super) async fn ask<T, E: VerbError>(
         &self,
         request: LocalRequestMsg<Reply<FSM::Reply>>,
         answer: impl Future<Output = Result<T, E>>,

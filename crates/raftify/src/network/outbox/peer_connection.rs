@@ -18,8 +18,8 @@ use tonic::{Code, Response, Status};
 use tracing::{debug, info, warn};
 
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
-use crate::network::endpoint;
 use crate::network::outbox::peer_queue::{Batches, Introduction, PeerQueue};
+use crate::runtime::endpoint;
 use crate::security::dialer::Dialer;
 use crate::wire::identification::Identification;
 use crate::wire::{self, RequestRejected, proto};
@@ -296,8 +296,8 @@ impl PeerConnection {
         (signals, entries): (Batches, Batches),
         answer: Answer,
     ) -> Ended {
-        let mut for_signals = endpoint::service(channel.clone());
-        let mut for_entries = endpoint::service(self.channel.lock().clone());
+        let mut for_signals = wire::service(channel.clone());
+        let mut for_entries = wire::service(self.channel.lock().clone());
         tokio::select! {
             biased;
             ended = for_signals.stream_messages(signals) => ended_by_peer(ended),
@@ -365,7 +365,7 @@ impl PeerConnection {
         let Introduction { header, sender, receiver } = self.queue.introduction();
         let request =
             proto::IdentifyRequest { header: Some(header), sender: Some(sender), receiver: Some(receiver) };
-        let mut service = endpoint::service(channel.clone());
+        let mut service = wire::service(channel.clone());
         match timeout(self.config.connect_timeout, service.identify(request)).await {
             Ok(Ok(reply)) => match wire::identification_from_wire(reply.into_inner()) {
                 Ok(Identification { node_id: id, identity, agrees, .. }) => {

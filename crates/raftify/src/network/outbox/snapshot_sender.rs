@@ -22,8 +22,8 @@ use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
-use crate::network::endpoint;
 use crate::network::outbox::peer_queue::PeerQueue;
+use crate::runtime::endpoint;
 use crate::runtime::rate_limiter::RateLimiter;
 use crate::runtime::worker::Blocking;
 use crate::wire::{self, RequestRejected, proto};
@@ -292,7 +292,7 @@ impl SnapshotTransfer {
 
         // One chunk waits while another is under way: the reader for a slow receiver does not run ahead.
         let (chunks, stream) = mpsc::channel(1);
-        let mut service = endpoint::service(self.channel.clone());
+        let mut service = wire::service(self.channel.clone());
         let begun = async {
             // The first chunk: there is room for it.
             let _ = chunks.send(chunk(proto::snapshot_chunk::Part::Head(head))).await;

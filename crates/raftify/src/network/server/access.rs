@@ -27,6 +27,7 @@ use crate::runtime::log_throttle::LogThrottle;
 use crate::security::acceptor::{Peer, Report};
 use crate::security::identity::CertificateRole::{self, Admin, Client, Node};
 use crate::security::identity::{PeerIdentity, host_of, list};
+use crate::verbs::verb::Permission;
 use crate::wire::RequestRejected;
 
 /// The roles of which one permits a method. A node may change the membership and the leader only in two cases, which
@@ -112,9 +113,23 @@ impl Access {
         checked.map_err(|reason| self.other_certificate(identity, reason))
     }
 
+    /// Whether the other end may request a verb: its roles were checked before.
+    pub(super) fn check_permission(
+        &self,
+        connection: Option<&ConnectionId>,
+        permission: Permission<'_>,
+        forwarded: bool,
+    ) -> Result<(), RequestRejected> {
+        match permission {
+            Permission::ByRole => Ok(()),
+            Permission::Administrator { method } => self.check_admin(connection, method, forwarded),
+            Permission::Membership(command) => self.check_change(connection, command, forwarded),
+        }
+    }
+
     /// Whether the other end may request a change of the membership: an administrator, a member that forwards it, or a
     /// node that asks for its own admission.
-    pub(super) fn check_change(
+    fn check_change(
         &self,
         connection: Option<&ConnectionId>,
         command: &MembershipCommand,
@@ -137,7 +152,7 @@ impl Access {
     }
 
     /// Whether the other end is an administrator, or a member that forwards the request of one.
-    pub(super) fn check_admin(
+    fn check_admin(
         &self,
         connection: Option<&ConnectionId>,
         method: &str,

@@ -78,7 +78,7 @@ impl Connections {
             let newest = newest.map(|(number, _)| *number);
             if accepted.warning.is_due() {
                 warn!(
-                    "{} connections are open, as many as may be: for each further one, the newest is closed that is not a \
+                    "{} connections are open, which is the limit: for each further one, the newest is closed that is not a \
                      member's. Allow more file descriptors (ulimit -n), or see which clients hold connections",
                     accepted.open.len()
                 );

@@ -20,7 +20,7 @@ use crate::network::server::access::Access;
 use crate::network::server::connections::ConnectionId;
 use crate::runtime::worker::Blocking;
 use crate::security::dialer::Dialer;
-use crate::wire::identification::Plan;
+use crate::wire::identification::{Identification, Plan};
 use crate::wire::{self, RequestRejected, proto};
 
 /// The shared context of the server.
@@ -147,9 +147,27 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         let _ = self.requests.try_send(news);
     }
 
+    /// Which node this is.
+    pub(super) fn identify(
+        &self,
+        request: proto::IdentifyRequest,
+    ) -> Result<Identification, RequestRejected> {
+        let agrees = self.agrees_with(request)?;
+        let status = self.status.borrow();
+        Ok(Identification {
+            node_id: status.node_id,
+            address: self.address.to_string(),
+            identity: status.identity,
+            members: Members::clone(&status.members),
+            leader_id: status.leader_id,
+            plan: self.plan.borrow().clone(),
+            agrees,
+        })
+    }
+
     /// Whether this node has no objection to the requesting node. A member that has forgotten its own reports is
     /// rejected; the messages of all others will be answered.
-    pub(super) fn agrees_with(&self, request: proto::IdentifyRequest) -> Result<bool, RequestRejected> {
+    fn agrees_with(&self, request: proto::IdentifyRequest) -> Result<bool, RequestRejected> {
         let found = wire::check_header(request.header.as_ref())?;
         let (Some(sender), Some(receiver)) = (request.sender, request.receiver) else {
             return Ok(false);

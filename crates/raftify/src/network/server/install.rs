@@ -2,15 +2,16 @@
 
 use raftify_core::error::{InstallError, StopReason};
 use raftify_core::{ProposalReply, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore, Term};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
 use tracing::info;
 
+use crate::channels::reply::channel;
 use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::Admitted;
-use crate::network::server::service::{Service, responder};
+use crate::network::server::service::Service;
 use crate::network::server::snapshot_receiver::{Incoming, NotReceived};
+use crate::verbs::verb::ServingNode;
 use crate::wire::{self, RequestRejected, proto};
 
 impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
@@ -64,8 +65,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             Err(NotReceived::Status(status)) => return Err(status),
             Err(NotReceived::Refused(error)) => return Ok(Err(error)),
         };
-        let (answered, answer) = oneshot::channel();
-        let reply = responder(answered);
+        let (reply, answer) = channel();
         let install = ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply };
         tokio::select! {
             biased;
@@ -74,7 +74,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             }
             () = self.closed() => return Err(RequestRejected::Stopped(StopReason::Stopped).into()),
         }
-        Ok(answer.await.unwrap_or(Err(InstallError::Stopped(StopReason::Stopped))))
+        Ok(answer.await)
     }
 
     async fn receive_data(

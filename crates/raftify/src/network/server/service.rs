@@ -1,28 +1,25 @@
-//! The path of a valid request to the raft loop, and of its answer back.
+//! The path of a request through validation to the raft loop, and of its answer back, whatever its verb.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
-use raftify_core::members::MembershipRefusal;
+use raftify_core::error::{ProposeError, StopReason};
 use raftify_core::{
-    Forwarding, LeaderRequest, MembershipRequest, ProposalReply, Responder, ServerRequestMsg, SnapshotStore,
+    CheckedConfig, Forwarding, ProposalReply, ServerRequestMsg, SnapshotStore, Status as NodeStatus,
 };
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::channels::in_flight::InFlight;
-use crate::channels::reply::dropped;
-use crate::channels::request_queue::Refused;
-use crate::network::probe::check_added_addresses;
+use crate::channels::request_queue::RequestSender;
+use crate::channels::server_counters::count;
+use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::ServerContext;
 use crate::network::server::snapshot_receiver::SnapshotReceiver;
-use crate::wire::{self, RequestRejected, VerbError};
-
-/// After its deadline the core answers by itself; after this additional time the server answers instead.
-const ANSWER_GRACE: Duration = Duration::from_secs(1);
+use crate::security::dialer::Dialer;
+use crate::verbs::verb::{Asked, ServingNode, Verb};
+use crate::wire::identification::Identification;
+use crate::wire::{self, RequestRejected, proto};
 
 pub(super) struct Service<R, S: SnapshotStore> {
     pub(super) context: Arc<ServerContext<R, S>>,
@@ -44,81 +41,28 @@ impl<R, S: SnapshotStore> Clone for Service<R, S> {
 }
 
 impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
-    /// Puts a request into the loop's queue and waits for its answer.
-    pub(super) async fn ask<T, E, A>(
+    /// Validates a request, serves it on this node, and encodes the answer.
+    pub(super) async fn serve<V: Verb>(
         &self,
-        deadline: Duration,
-        request: impl FnOnce(Responder<T, E>) -> ServerRequestMsg<R>,
-    ) -> Result<Result<T, A>, RequestRejected>
-    where
-        T: Send + 'static,
-        E: From<StopReason> + Into<A> + Send + 'static,
-        A: VerbError,
-    {
-        let (answered, answer) = oneshot::channel();
-        self.enqueue_and_wait(request(responder(answered)), deadline, async {
-            answer.await.unwrap_or_else(|_| Err(StopReason::Stopped.into())).map_err(Into::into)
-        })
-        .await
-    }
-
-    /// A closed queue accepts no request: the request is rejected by the context, and the caller may try another node.
-    /// From a node that has accepted the request, the same reason would mean an unknown outcome.
-    pub(super) async fn enqueue_and_wait<T, A: VerbError>(
-        &self,
-        request: ServerRequestMsg<R>,
-        deadline: Duration,
-        answer: impl Future<Output = Result<T, A>>,
-    ) -> Result<Result<T, A>, RequestRejected> {
-        match self.context.requests.try_send(request) {
-            Ok(()) => {
-                let answer = timeout(deadline + ANSWER_GRACE, answer).await;
-                Ok(answer.unwrap_or_else(|_| Err(A::timed_out(deadline))))
-            }
-            Err(Refused::Full { waiting, .. }) => Ok(Err(A::busy(waiting))),
-            Err(Refused::Closed) => Err(RequestRejected::Stopped(StopReason::Stopped)),
+        request: Request<V::Request>,
+    ) -> Result<Response<V::Reply>, Status> {
+        count(V::COUNTER(&self.context.counters));
+        let connection = ConnectionId::of(&request);
+        let Asked { header, forwarded, verb } = V::from_wire(request.into_inner());
+        V::admit(self, header.as_ref())?;
+        let verb = verb.map_err(RequestRejected::from)?;
+        self.context.access.check_permission(connection.as_ref(), verb.permission(), forwarded)?;
+        if let (true, Some(connection)) = (forwarded, connection) {
+            connection.is_members();
         }
-    }
-
-    pub(super) async fn propose_here(
-        &self,
-        payload: Bytes,
-        forwarding: Forwarding,
-    ) -> Result<Result<Bytes, ProposeError>, RequestRejected> {
-        let place = self.proposals.enter().and_then(|mut place| {
-            place.holds(payload.len() as u64)?;
-            Ok(place)
-        });
-        let _place = match place {
-            Ok(place) => place,
-            Err(waiting) => return Ok(Err(ProposeError::Busy { waiting })),
+        let forwarding = match header {
+            _ if forwarded => Forwarding::Never,
+            Some(header) if header.without_waiting => Forwarding::IfLeaderIsKnown,
+            _ => Forwarding::Allowed,
         };
-        if let Err(reason) = (self.context.check_entry)(&payload) {
-            return Ok(Err(ProposeError::Undecodable(reason)));
-        }
-        let payload = wire::owned(payload);
-        let (answered, answer) = oneshot::channel();
-        let request = LeaderRequest::Propose { payload, reply: (self.context.remote_reply)(answered) };
-        let request = ServerRequestMsg::ForLeader { request, forwarding };
-        let answer = async { answer.await.unwrap_or_else(|_| Err(dropped())) };
-        Ok(self
-            .enqueue_and_wait(request, self.context.config.propose_timeout, answer)
-            .await?
-            .and_then(small_enough))
-    }
-
-    /// Whether another member answers at the address of a node that is to be added.
-    pub(super) async fn check_added_addresses(
-        &self,
-        request: &MembershipRequest,
-    ) -> Result<Result<(), MembershipRefusal>, Status> {
-        let status = self.context.status.borrow().clone();
-        let cluster = status.identity.map(|identity| identity.cluster_id);
-        tokio::select! {
-            biased;
-            () = self.closed() => Err(RequestRejected::Stopped(StopReason::Stopped).into()),
-            checked = check_added_addresses(&self.context.dialer, &request.command, &status.members, cluster) => Ok(checked),
-        }
+        let outcome = verb.serve(self, forwarding).await?;
+        let outcome = outcome.map_err(|error| wire::refusal_to_wire(&error));
+        Ok(Response::new(V::to_reply(self.context.header(), outcome)))
     }
 
     /// The next message of a stream, or the reason for its end.
@@ -130,28 +74,49 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             message = stream.message() => message,
         }
     }
+}
 
-    pub(super) async fn closed(&self) {
+impl<R: ProposalReply, S: SnapshotStore> ServingNode for Service<R, S> {
+    type Reply = R;
+
+    fn config(&self) -> &CheckedConfig {
+        &self.context.config
+    }
+
+    fn dialer(&self) -> &Dialer {
+        &self.context.dialer
+    }
+
+    fn status(&self) -> NodeStatus {
+        self.context.status.borrow().clone()
+    }
+
+    fn requests(&self) -> &RequestSender<ServerRequestMsg<R>> {
+        &self.context.requests
+    }
+
+    fn proposals(&self) -> &Arc<InFlight> {
+        &self.proposals
+    }
+
+    fn remote_reply(&self, answered: oneshot::Sender<Result<Bytes, ProposeError>>) -> R {
+        (self.context.remote_reply)(answered)
+    }
+
+    fn check_entry(&self, payload: &[u8]) -> Result<(), String> {
+        (self.context.check_entry)(payload)
+    }
+
+    fn admit(&self, header: Option<&proto::Header>) -> Result<(), RequestRejected> {
+        self.context.admit_request(header)
+    }
+
+    fn identify(&self, request: proto::IdentifyRequest) -> Result<Identification, RequestRejected> {
+        self.context.identify(request)
+    }
+
+    async fn closed(&self) {
         // An error means that the server has ended.
         let _ = self.closing.clone().wait_for(|closing| *closing).await;
     }
-}
-
-pub(super) fn responder<T: Send + 'static, E: From<StopReason> + Send + 'static>(
-    answered: oneshot::Sender<Result<T, E>>,
-) -> Responder<T, E> {
-    Responder::new(move |answer| {
-        // The caller may be gone; then the answer is not needed.
-        let _ = answered.send(answer);
-    })
-}
-
-/// A reply that fits into a message.
-fn small_enough(reply: Bytes) -> Result<Bytes, ProposeError> {
-    let limit = wire::RECEIVE_BYTES_LIMIT - 1024;
-    if reply.len() > limit {
-        let reason = format!("it has {} bytes, over the network it may have {limit}", reply.len());
-        return Err(ProposeError::Unknown(UnknownOutcome::BadReply(reason)));
-    }
-    Ok(reply)
 }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use crate::network::endpoint::with_sources;
+use crate::runtime::endpoint::with_sources;
 use crate::runtime::worker::Blocking;
 use crate::wire::{RequestRejected, proto};
 
@@ -155,7 +155,7 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
             let patience = self.chunk_timeout.saturating_mul(OPEN_CHUNKS);
             if let Some(partial) = held.as_ref().filter(|partial| partial.last_used.elapsed() > patience) {
                 let SnapshotDigest { data_bytes, .. } = partial.received;
-                info!(position = %partial.meta.position, data_bytes, "nobody goes on with an unfinished snapshot: it is closed");
+                info!(position = %partial.meta.position, data_bytes, "an unfinished snapshot makes no progress: its file is closed");
                 drop(self.blocking.start(move || *held = None));
             }
         }

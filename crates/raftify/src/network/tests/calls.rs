@@ -4,9 +4,10 @@ use raftify_core::ProposalReply;
 use tokio::io::AsyncWriteExt as _;
 
 use super::*;
-use crate::network::calls::CallPermits;
-use crate::network::remote_node::{CallError, RemoteNode};
+use crate::runtime::calls::CallPermits;
 use crate::runtime::transport::connect_lazily;
+use crate::verbs::propose::Propose;
+use crate::verbs::remote_node::{CallError, RemoteNode};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -87,7 +88,8 @@ async fn proposed_to_one_that_says(last: &[u8]) -> CallError<ProposeError> {
     let channel = connect_lazily(&endpoint(&address, HOUR).unwrap());
     let node = RemoteNode::new(channel, CallPermits::of_client(), Arc::default());
     let call = tokio::spawn(async move {
-        node.propose(Bytes::from_static(ENTRY), Forwarding::Allowed, HOUR).await.unwrap_err()
+        let verb = Propose { payload: Bytes::from_static(ENTRY) };
+        node.call(verb, Forwarding::Allowed, HOUR).await.map(|answered| answered.answer).unwrap_err()
     });
     let (mut connection, _) = listener.accept().await.unwrap();
     connection.write_all(&SETTINGS).await.unwrap();
@@ -130,6 +132,7 @@ async fn a_call_without_a_connection_until_its_deadline_was_not_sent() {
     drop(listener);
     let channel = connect_lazily(&endpoint(&address, HOUR).unwrap());
     let node = RemoteNode::new(channel, CallPermits::of_client(), Arc::default());
-    let outcome = node.propose(Bytes::from_static(b"entry"), Forwarding::Allowed, Duration::ZERO).await;
+    let verb = Propose { payload: Bytes::from_static(b"entry") };
+    let outcome = node.call(verb, Forwarding::Allowed, Duration::ZERO).await.map(|answered| answered.answer);
     assert!(matches!(outcome, Err(CallError::NotSent(_))), "{outcome:?}");
 }

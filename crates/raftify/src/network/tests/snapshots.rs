@@ -14,9 +14,9 @@ use tonic::Streaming;
 
 use super::validation::good_batch;
 use super::*;
-use crate::network::endpoint::service;
 use crate::wire::proto::install_snapshot_reply::Answer;
 use crate::wire::proto::snapshot_chunk::Part;
+use crate::wire::service;
 
 /// Snapshots in memory, on a disk that may be full, with a record of the written bytes.
 #[derive(Clone, Default)]
@@ -393,7 +393,7 @@ async fn what_is_kept_of_a_snapshot_is_gone_on_with_only_by_the_same_snapshot() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_goes_on_with_is_closed_and_can_still_be_gone_on_with() {
+async fn an_unfinished_snapshot_without_progress_is_closed_and_can_still_be_continued() {
     let config = Config { snapshot_chunk_timeout: Duration::from_millis(20), ..config() };
     let b = TestNode::with(2, config, Some(identity(2)));
     let all = members([(1, &*dead_address()), (2, &*b.address)]);

@@ -3,16 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-mod cluster;
-
-use cluster::{CLUSTER, Cluster, id, take, test_config};
 use raftify_core::error::MembershipError;
 use raftify_core::members::{LeaveJoint, MembershipRefusal};
-use raftify_core::storage::{MemoryStorage, Write};
 use raftify_core::{
-    Config, Identity, LogIndex, LogPosition, Member, MemberChange, MemberRole, MembershipChange,
-    MembershipRequest, NodeId, Sender, ServerRequestMsg, StableStorage, Started,
+    Config, LogIndex, LogPosition, Member, MemberChange, MemberRole, MembershipChange, MembershipRequest,
+    NodeId, Sender, ServerRequestMsg, Started,
 };
+use raftify_sim::script::{Cluster, id, take, test_config};
 
 fn cluster_of(voters: u64) -> (Cluster, NodeId) {
     let mut cluster = Cluster::new(11, voters, test_config());
@@ -34,7 +31,7 @@ fn joiner(cluster: &mut Cluster, number: u64, role: MemberRole) -> Member {
     cluster.add_node(id(number));
     cluster.await_cluster(id(number));
     cluster.settle();
-    let incarnation = Some(cluster.nodes[&id(number)].incarnation);
+    let incarnation = Some(cluster.incarnation(id(number)));
     Member { role, incarnation, ..Member::voter(id(number), format!("node-{number}:1")) }
 }
 
@@ -74,7 +71,7 @@ fn a_node_that_is_added_as_a_voter_joins_first_and_is_promoted_when_it_has_the_l
         cluster.until_proposed(leader);
     }
     let new = joiner(&mut cluster, 2, MemberRole::Voter);
-    cluster.cut.insert((leader, id(2)));
+    cluster.cut().insert((leader, id(2)));
     let added = cluster.request(leader, MembershipChange::one(MemberChange::Add(new)).into());
     cluster.settle();
     let members = take(&added).unwrap().unwrap();
@@ -84,7 +81,7 @@ fn a_node_that_is_added_as_a_voter_joins_first_and_is_promoted_when_it_has_the_l
     assert_eq!(role(&cluster, leader, id(2)), Some(MemberRole::Joining));
     cluster.until_proposed(leader);
 
-    cluster.cut.clear();
+    cluster.cut().clear();
     until_role(&mut cluster, leader, id(2), MemberRole::Voter);
     until_role(&mut cluster, id(2), id(2), MemberRole::Voter);
     cluster.check_recovery();
@@ -99,10 +96,10 @@ fn bug_25_a_joining_node_that_received_only_a_snapshot_is_promoted() {
         cluster.until_proposed(leader);
     }
     let new = joiner(&mut cluster, 2, MemberRole::Voter);
-    let snapshots = cluster.truth.snapshots_installed;
+    let snapshots = cluster.snapshots_installed();
     join(&mut cluster, leader, vec![new]);
     until_role(&mut cluster, leader, id(2), MemberRole::Voter);
-    assert!(cluster.truth.snapshots_installed > snapshots, "it came by a snapshot");
+    assert!(cluster.snapshots_installed() > snapshots, "it came by a snapshot");
     cluster.check_recovery();
 }
 
@@ -181,7 +178,7 @@ fn a_snapshot_of_a_joint_configuration_may_be_sent_to_a_node_that_joins_after_it
 fn a_joining_node_that_has_an_earlier_snapshot_and_restarts_is_not_taken_for_removed() {
     let (mut cluster, leader, snapshot) = cluster_with_a_snapshot(3);
     let others: Vec<NodeId> = cluster.ids().into_iter().filter(|node| *node != leader).collect();
-    let cut = |cluster: &mut Cluster, one, other| cluster.cut.extend([(one, other), (other, one)]);
+    let cut = |cluster: &mut Cluster, one, other| cluster.cut().extend([(one, other), (other, one)]);
     let deliver_all = |cluster: &mut Cluster, from, to| while cluster.deliver(from, to) {};
     let new = joiner(&mut cluster, 4, MemberRole::Voter);
     cluster.slow_snapshots = true;
@@ -208,7 +205,7 @@ fn a_joining_node_that_has_an_earlier_snapshot_and_restarts_is_not_taken_for_rem
     cluster.pass_ticks(50);
     assert!(cluster.status(id(4)).is_some(), "those who do not know of it yet refuse it");
     cluster.slow_snapshots = false;
-    cluster.cut.clear();
+    cluster.cut().clear();
     until_role(&mut cluster, id(4), id(4), MemberRole::Voter);
     cluster.check_recovery();
 }
@@ -217,7 +214,7 @@ fn a_joining_node_that_has_an_earlier_snapshot_and_restarts_is_not_taken_for_rem
 fn a_joining_node_that_no_majority_reaches_at_its_address_is_not_promoted() {
     let (mut cluster, leader) = cluster_of(3);
     let new = joiner(&mut cluster, 4, MemberRole::Voter);
-    cluster.unreachable.insert(id(4));
+    cluster.hide_address(id(4));
     join(&mut cluster, leader, vec![new]);
     cluster.until_proposed(leader);
     cluster.pass_ticks(200);
@@ -225,7 +222,7 @@ fn a_joining_node_that_no_majority_reaches_at_its_address_is_not_promoted() {
     let error = refusal(&mut cluster, leader, set_role(id(4), MemberRole::Voter));
     assert_eq!(error, MembershipError::NotReached { id: id(4), by: vec![], voters: 3 });
 
-    cluster.unreachable.clear();
+    cluster.show_address(id(4));
     until_role(&mut cluster, leader, id(4), MemberRole::Voter);
 }
 
@@ -233,7 +230,7 @@ fn a_joining_node_that_no_majority_reaches_at_its_address_is_not_promoted() {
 fn a_node_that_is_behind_is_not_promoted_on_request() {
     let (mut cluster, leader) = cluster_of(3);
     let new = joiner(&mut cluster, 4, MemberRole::Learner);
-    cluster.cut.insert((leader, id(4)));
+    cluster.cut().insert((leader, id(4)));
     join(&mut cluster, leader, vec![new]);
     cluster.pass_ticks(30);
     match refusal(&mut cluster, leader, set_role(id(4), MemberRole::Voter)) {
@@ -242,7 +239,7 @@ fn a_node_that_is_behind_is_not_promoted_on_request() {
         }
         other => panic!("{other:?}"),
     }
-    cluster.cut.clear();
+    cluster.cut().clear();
     cluster.pass_ticks(50);
     assert_eq!(
         role(&cluster, leader, id(4)),
@@ -344,7 +341,7 @@ fn a_change_waits_for_one_that_is_under_way_and_is_refused_at_its_deadline() {
     cluster.pass_ticks(5);
     // Nothing is committed any more.
     for follower in &others {
-        cluster.hung_disks.insert(*follower);
+        cluster.hang_disk(*follower);
     }
     let first = cluster.request(leader, remove(others[0]).into());
     let second = cluster.request(leader, set_role(others[1], MemberRole::Learner).into());
@@ -366,7 +363,7 @@ fn a_change_that_waits_for_another_one_is_answered_within_the_time_of_its_reques
     cluster.pass_ticks(5);
     // Nothing is committed any more.
     for follower in &others {
-        cluster.hung_disks.insert(*follower);
+        cluster.hang_disk(*follower);
     }
     let first = cluster.change(leader, remove(others[0]));
     let within = test_config().tick_interval * 3;
@@ -416,13 +413,13 @@ fn a_joining_node_that_is_gone_is_cleared_and_may_join_again() {
     let mut cluster = Cluster::new(3, 3, config);
     let leader = cluster.until_leader();
     let new = joiner(&mut cluster, 4, MemberRole::Voter);
-    cluster.unreachable.insert(id(4));
+    cluster.hide_address(id(4));
     join(&mut cluster, leader, vec![new.clone()]);
     crash(&mut cluster, id(4));
     cluster.until("it is cleared", |cluster| role(cluster, leader, id(4)).is_none());
     cluster.until_proposed(leader);
 
-    cluster.unreachable.clear();
+    cluster.show_address(id(4));
     cluster.start(id(4));
     join(&mut cluster, leader, vec![new]);
     until_role(&mut cluster, id(4), id(4), MemberRole::Voter);
@@ -433,11 +430,14 @@ fn a_joining_node_that_is_gone_is_cleared_and_may_join_again() {
 fn a_new_directory_at_the_address_of_a_joining_node_takes_its_place() {
     let (mut cluster, leader) = cluster_of(3);
     let first = joiner(&mut cluster, 4, MemberRole::Voter);
-    cluster.unreachable.insert(id(4));
+    cluster.hide_address(id(4));
     join(&mut cluster, leader, vec![first.clone()]);
     cluster.lose_unsynced(id(4));
     cluster.wipe(id(4));
-    let second = Member { address: first.address, ..joiner(&mut cluster, 5, MemberRole::Voter) };
+    cluster.add_node_at(id(5), &first.address);
+    cluster.settle();
+    let incarnation = Some(cluster.incarnation(id(5)));
+    let second = Member { id: id(5), incarnation, ..first };
     join(&mut cluster, leader, vec![second]);
     assert_eq!(role(&cluster, leader, id(4)), None);
     until_role(&mut cluster, leader, id(5), MemberRole::Voter);
@@ -491,13 +491,13 @@ fn a_member_that_announces_a_new_address_is_recorded_there() {
             cluster.status(leader).unwrap().members.get(moved).unwrap().incarnation == Some(incarnation)
         });
     };
-    let incarnation = cluster.nodes[&moved].incarnation;
+    let incarnation = cluster.incarnation(moved);
     everybody_knows(&mut cluster, incarnation);
     let announce = |cluster: &mut Cluster, incarnation, address: &str| {
         let started = Started::default();
         let sender = Sender { id: moved, incarnation, members_as_of: LogIndex::ZERO, started };
         let announced = ServerRequestMsg::Announced { sender, address: address.to_owned() };
-        cluster.running(leader).unwrap().core.handle_server_request_msg(announced);
+        cluster.core(leader).handle_server_request_msg(announced);
         cluster.run_turns(leader);
         cluster.pass_ticks(20);
     };
@@ -506,10 +506,12 @@ fn a_member_that_announces_a_new_address_is_recorded_there() {
     let before = address(&cluster);
     announce(&mut cluster, raftify_core::Incarnation(999), "elsewhere:1");
     assert_eq!(address(&cluster), before, "another life of the node is not believed");
-    announce(&mut cluster, incarnation, "elsewhere:1");
-    assert_eq!(address(&cluster), "elsewhere:1");
-    announce(&mut cluster, incarnation, "elsewhere-again:1");
-    assert_eq!(address(&cluster), "elsewhere-again:1");
+    for elsewhere in ["elsewhere:1", "elsewhere-again:1"] {
+        // From now on, its own messages say so as well.
+        cluster.move_to(moved, elsewhere);
+        announce(&mut cluster, incarnation, elsewhere);
+        assert_eq!(address(&cluster), elsewhere);
+    }
     let role = role(&cluster, leader, moved);
     assert_eq!(role, Some(MemberRole::Voter));
     cluster.check_recovery();
@@ -521,23 +523,19 @@ fn a_pledged_node_that_votes_before_it_begins_keeps_its_vote() {
     let (first, away, pledged) = (id(1), id(2), id(3));
     // The first begins while the third is only pledged to the cluster, and the second is away.
     cluster.crash(pledged);
-    let node = cluster.nodes.get_mut(&pledged).unwrap();
-    let identity = Identity { cluster_id: CLUSTER, node_id: pledged, incarnation: node.incarnation };
-    node.disk = MemoryStorage::default();
-    node.disk.write(&[Write { identity: Some(identity), ..Write::default() }]).unwrap();
+    cluster.pledge(pledged);
     cluster.start(pledged);
     for other in [first, pledged] {
-        cluster.cut.extend([(away, other), (other, away)]);
+        cluster.cut().extend([(away, other), (other, away)]);
     }
-    let state = |cluster: &mut Cluster| cluster.nodes.get_mut(&pledged).unwrap().disk.load().unwrap();
-    cluster.until("it votes", |cluster| state(cluster).hard_state.vote == Some(first));
-    let voted = state(&mut cluster);
+    cluster.until("it votes", |cluster| cluster.stored(pledged).hard_state.vote == Some(first));
+    let voted = cluster.stored(pledged);
     assert!(voted.members.is_none(), "it was let in already");
     cluster.start_cluster(pledged);
     cluster.settle();
-    let begun = state(&mut cluster);
+    let begun = cluster.stored(pledged);
     assert!(begun.members.is_some());
     assert!(begun.hard_state.term > voted.hard_state.term || begun.hard_state.vote == Some(first));
-    cluster.cut.clear();
+    cluster.cut().clear();
     cluster.check_recovery();
 }

@@ -3,18 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-mod cluster;
-
 use bytes::Bytes;
-use cluster::{Cluster, id, outcome, responder, take, test_config};
 use raftify_core::error::{InstallError, StopReason};
 use raftify_core::members::SenderRefusal;
 use raftify_core::message::CampaignReason;
-use raftify_core::storage::MemoryStorage;
 use raftify_core::{
     Config, Entry, EntryKind, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange, MembershipChange,
     NodeId, RaftMessage, RaftMessageBody, Role, ServerRequestMsg, SnapshotMeta, Status, Term,
 };
+use raftify_sim::script::{Cluster, DiskCopy, id, outcome, responder, take, test_config};
 
 /// So many entries are acknowledged while one of three nodes is away.
 const ACKNOWLEDGED: usize = 20;
@@ -31,7 +28,7 @@ struct OneIsAway {
     leader: NodeId,
     keeper: NodeId,
     away: NodeId,
-    old_copies: [(NodeId, MemoryStorage); 2],
+    old_copies: [(NodeId, DiskCopy); 2],
 }
 
 fn one_is_away(seed: u64) -> OneIsAway {
@@ -58,7 +55,7 @@ fn hear(cluster: &mut Cluster, node: NodeId, from: NodeId, term: Term, body: Raf
     let (sender, receiver) = cluster.introduction(from, node);
     let messages = vec![RaftMessage { from, to: node, term, body }];
     let request = ServerRequestMsg::RaftMessages { sender, receiver, messages };
-    cluster.running(node).unwrap().core.handle_server_request_msg(request);
+    cluster.core(node).handle_server_request_msg(request);
 }
 
 fn empty(position: LogPosition) -> Entry {
@@ -66,19 +63,18 @@ fn empty(position: LogPosition) -> Entry {
 }
 
 fn refusal_of(cluster: &Cluster, node: NodeId) -> SenderRefusal {
-    match cluster.nodes[&node].stopped_because.clone() {
+    match cluster.stopped_because(node) {
         Some(StopReason::Refused(refusal)) => refusal,
         reason => panic!("{reason:?}"),
     }
 }
 
 /// The node is set back, and started while those that know better are up. It stops, and the others have everything.
-fn is_noticed(mut cluster: Cluster, node: NodeId, copy: MemoryStorage) -> SenderRefusal {
+fn is_noticed(mut cluster: Cluster, node: NodeId, copy: DiskCopy) -> SenderRefusal {
     cluster.crash(node);
     cluster.roll_back(node, copy);
     cluster.start(node);
-    cluster.until("it stops", |cluster| cluster.nodes[&node].running.is_none());
-    cluster.wiped.insert(node);
+    cluster.until("it stops", |cluster| !cluster.is_running(node));
     cluster.check_recovery();
     refusal_of(&cluster, node)
 }
@@ -112,9 +108,8 @@ fn one_member_that_knows_is_enough_while_another_one_lags_behind_and_also_after_
         for node in [away, keeper, leader] {
             cluster.start(node);
         }
-        cluster.until("it stops", |cluster| cluster.nodes[&keeper].running.is_none());
+        cluster.until("it stops", |cluster| !cluster.is_running(keeper));
         assert!(matches!(refusal_of(&cluster, keeper), SenderRefusal::RolledBack { .. }));
-        cluster.wiped.insert(keeper);
         cluster.check_recovery();
     }
 }
@@ -137,15 +132,13 @@ fn a_copy_of_before_the_last_start_counts_fewer_starts_and_one_of_before_this_st
             // Now the original is started, and stopped again, before its copy is.
             cluster.start(keeper);
             cluster.until("it is heard", |cluster| {
-                cluster
-                    .running(leader)
-                    .is_some_and(|running| running.core.remembered().peers[&keeper].told.starts == 4)
+                cluster.core(leader).remembered().peers[&keeper].told.starts == 4
             });
             cluster.crash(keeper);
         }
         cluster.roll_back(keeper, copy);
         cluster.start(keeper);
-        cluster.until("it stops", |cluster| cluster.nodes[&keeper].running.is_none());
+        cluster.until("it stops", |cluster| !cluster.is_running(keeper));
         match refusal_of(&cluster, keeper) {
             SenderRefusal::StartedTwice { starts: 4, .. } if is_twice => {}
             SenderRefusal::RolledBack { found, told, .. } if !is_twice => assert!(found.starts < told.starts),
@@ -168,7 +161,7 @@ fn a_node_votes_for_none_and_acknowledges_nothing_before_it_has_heard_from_the_o
     }
     let last = cluster.status(leader).unwrap().last;
     // One of the others neither answers nor is known to be down.
-    cluster.mute.insert(silent);
+    cluster.undecided().insert(silent);
     cluster.start(node);
     cluster.pass_ticks(3);
     assert!(cluster.status(node).unwrap().last < last, "it has acknowledged an entry");
@@ -187,7 +180,7 @@ fn a_node_votes_for_none_and_acknowledges_nothing_before_it_has_heard_from_the_o
     assert_eq!((status.term, status.role), (term, Role::Follower));
     // It does not wait for ever.
     cluster.until("it has caught up", |cluster| cluster.status(node).unwrap().last.index >= last.index);
-    cluster.mute.clear();
+    cluster.undecided().clear();
     cluster.check_recovery();
 }
 
@@ -200,7 +193,7 @@ fn a_single_voter_with_an_older_copy_hears_from_its_learner_before_it_leads() {
     cluster.add_node(learner);
     cluster.await_cluster(learner);
     cluster.settle();
-    let incarnation = Some(cluster.nodes[&learner].incarnation);
+    let incarnation = Some(cluster.incarnation(learner));
     let joins = Member { incarnation, ..Member::learner(learner, "node-2:1") };
     cluster.change(leader, MembershipChange::one(MemberChange::Add(joins)));
     cluster.pass_ticks(40);
@@ -212,7 +205,7 @@ fn a_single_voter_with_an_older_copy_hears_from_its_learner_before_it_leads() {
     cluster.crash(leader);
     cluster.roll_back(leader, copy);
     cluster.start(leader);
-    cluster.until("it stops", |cluster| cluster.nodes[&leader].running.is_none());
+    cluster.until("it stops", |cluster| !cluster.is_running(leader));
     assert!(matches!(refusal_of(&cluster, leader), SenderRefusal::RolledBack { .. }));
 }
 
@@ -227,11 +220,11 @@ fn messages_of_an_earlier_run_that_come_late_are_refused_and_stop_neither_run() 
     cluster.start(node);
     cluster.until_proposed(leader);
     cluster.pass_ticks(20);
-    let core = &mut cluster.running(leader).unwrap().core;
+    let core = cluster.core(leader);
     let refusal = core.check_sender(&earlier, receiver).unwrap_err();
     assert!(matches!(refusal, SenderRefusal::RolledBack { .. }), "{refusal:?}");
     cluster.run_turns(leader);
-    let core = &mut cluster.running(node).unwrap().core;
+    let core = cluster.core(node);
     core.refused_by(leader, refusal);
     assert_eq!(core.stop_reason(), None, "it is not this run that was refused");
     cluster.check_recovery();
@@ -242,12 +235,12 @@ fn a_node_that_has_what_a_new_leader_lacks_stops_with_the_proof_that_writes_were
     let OneIsAway { mut cluster, leader, keeper, away, old_copies } = one_is_away(1);
     let commit = cluster.status(leader).unwrap().commit;
     // All that know better are down when the other two go on.
-    cluster.truth.is_void = true;
     for node in [leader, keeper] {
         cluster.crash(node);
     }
     let [_, (_, copy)] = old_copies;
     cluster.roll_back(keeper, copy);
+    cluster.judge_without(leader);
     cluster.start(keeper);
     cluster.start(away);
     cluster.until("the other two elect a leader", |cluster| cluster.leader().is_some());
@@ -256,8 +249,8 @@ fn a_node_that_has_what_a_new_leader_lacks_stops_with_the_proof_that_writes_were
     assert!(cluster.status(new_leader).unwrap().commit < commit, "they have forgotten what was acknowledged");
 
     cluster.start(leader);
-    cluster.until("who still has it stops", |cluster| cluster.nodes[&leader].running.is_none());
-    let reason = cluster.nodes[&leader].stopped_because.clone();
+    cluster.until("who still has it stops", |cluster| !cluster.is_running(leader));
+    let reason = cluster.stopped_because(leader);
     let Some(StopReason::WritesLost { node, missing, commit: has, leader: of, term }) = reason else {
         panic!("{reason:?}");
     };
@@ -273,8 +266,8 @@ fn what_a_leader_of_an_earlier_term_said_is_no_proof_of_a_loss_nor_is_what_the_l
     let Status { term: old_term, last, .. } = cluster.status(old_leader).unwrap();
     for node in cluster.ids() {
         if node != old_leader {
-            cluster.cut.insert((old_leader, node));
-            cluster.cut.insert((node, old_leader));
+            cluster.cut().insert((old_leader, node));
+            cluster.cut().insert((node, old_leader));
         }
     }
     cluster.until("the others elect a leader", |cluster| {
@@ -297,7 +290,7 @@ fn what_a_leader_of_an_earlier_term_said_is_no_proof_of_a_loss_nor_is_what_the_l
     hear(&mut cluster, follower, leader, term, append(LogPosition::new(1, 1), Vec::new()));
     hear(&mut cluster, follower, leader, term, append(LogPosition::ZERO, Vec::new()));
     hear(&mut cluster, follower, leader, term, append(last, Vec::new()));
-    assert_eq!(cluster.running(follower).unwrap().core.stop_reason(), None);
+    assert_eq!(cluster.core(follower).stop_reason(), None);
     cluster.run_turns(follower);
     cluster.check_recovery();
 }
@@ -315,11 +308,11 @@ fn told(seed: u64, claim: impl Fn(&Status) -> (LogPosition, bool)) -> (Status, O
     if in_snapshot {
         let answer = outcome::<Result<(), InstallError>>();
         let members = (*status.members).clone();
-        let snapshot = SnapshotMeta { cluster_id: cluster::CLUSTER, position, members };
+        let snapshot = SnapshotMeta { cluster_id: cluster.cluster_id(), position, members };
         let (sender, receiver) = cluster.introduction(leader, follower);
         let (term, reply) = (Term(term), responder(&answer));
         let request = ServerRequestMsg::InstallSnapshot { sender, receiver, term, snapshot, reply };
-        cluster.running(follower).unwrap().core.handle_server_request_msg(request);
+        cluster.core(follower).handle_server_request_msg(request);
         assert!(take(&answer).is_none_or(|answer| answer.is_err()), "it is installed");
     } else {
         let body = RaftMessageBody::Append {
@@ -329,7 +322,7 @@ fn told(seed: u64, claim: impl Fn(&Status) -> (LogPosition, bool)) -> (Status, O
         };
         hear(&mut cluster, follower, leader, Term(term), body);
     }
-    let reason = cluster.running(follower).unwrap().core.stop_reason().cloned();
+    let reason = cluster.core(follower).stop_reason().cloned();
     (status, reason)
 }
 

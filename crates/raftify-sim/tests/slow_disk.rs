@@ -3,16 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-mod cluster;
-
 use std::time::Duration;
 
-use cluster::{Cluster, Outcome, id, outcome, responder, take, test_config};
 use raftify_core::error::ProposeError;
 use raftify_core::{
     Config, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange, MembershipChange, NodeId,
-    StableStorage,
 };
+use raftify_sim::script::{Cluster, Outcome, id, outcome, responder, take, test_config};
 
 fn cluster_of_three(config: Config) -> (Cluster, NodeId) {
     let mut cluster = Cluster::new(11, 3, config);
@@ -57,7 +54,7 @@ fn is_done(proposal: &Outcome<Result<LogPosition, ProposeError>>) -> bool {
 fn a_proposal_is_answered_when_a_majority_has_it_although_the_leaders_own_disk_does_not() {
     let (mut cluster, leader) = cluster_of_three(test_config());
     let before = durable(&mut cluster, leader);
-    cluster.hung_disks.insert(leader);
+    cluster.hang_disk(leader);
     let proposal = cluster.propose(leader);
     cluster.settle();
     let position = take(&proposal).expect("it is answered").unwrap();
@@ -72,12 +69,12 @@ fn a_proposal_is_answered_when_a_majority_has_it_although_the_leaders_own_disk_d
 #[test]
 fn a_proposal_that_no_majority_has_is_not_answered() {
     let (mut cluster, leader) = cluster_of_three(test_config());
-    cluster.hung_disks.insert(leader);
-    cluster.hung_disks.insert(others(&cluster, leader)[0]);
+    cluster.hang_disk(leader);
+    cluster.hang_disk(others(&cluster, leader)[0]);
     let proposal = cluster.propose(leader);
     cluster.settle();
     assert_eq!(take(&proposal), None, "one of three has it");
-    cluster.hung_disks.remove(&leader);
+    cluster.repair_disk(leader);
     cluster.settle();
     assert!(is_done(&proposal));
     cluster.check_recovery();
@@ -86,7 +83,7 @@ fn a_proposal_that_no_majority_has_is_not_answered() {
 #[test]
 fn a_state_machine_on_disk_is_given_nothing_that_its_own_node_may_lose() {
     let mut cluster = Cluster::new(11, 3, test_config());
-    cluster.on_disk = cluster.ids().into_iter().collect();
+    cluster.keep_state_on_disk(cluster.ids());
     for node in cluster.ids() {
         cluster.crash(node);
         cluster.start(node);
@@ -95,12 +92,12 @@ fn a_state_machine_on_disk_is_given_nothing_that_its_own_node_may_lose() {
     cluster.until_proposed(leader);
     cluster.settle();
     let applied = cluster.status(leader).unwrap().applied;
-    cluster.hung_disks.insert(leader);
+    cluster.hang_disk(leader);
     let proposals = propose_many(&mut cluster, leader, 5);
     assert!(cluster.status(leader).unwrap().commit > applied, "a majority has them");
     assert_eq!(cluster.status(leader).unwrap().applied, applied);
     assert!(proposals.iter().all(|proposal| take(proposal).is_none()));
-    cluster.hung_disks.clear();
+    cluster.repair_disks();
     cluster.settle();
     assert!(proposals.iter().all(is_done));
     cluster.check_recovery();
@@ -109,12 +106,12 @@ fn a_state_machine_on_disk_is_given_nothing_that_its_own_node_may_lose() {
 #[test]
 fn what_a_leader_answered_before_it_was_durable_there_outlives_its_crash() {
     let (mut cluster, leader) = cluster_of_three(test_config());
-    cluster.hung_disks.insert(leader);
+    cluster.hang_disk(leader);
     let proposals = propose_many(&mut cluster, leader, 30);
     assert!(proposals.iter().all(is_done));
     let commit = cluster.status(leader).unwrap().commit;
     cluster.lose_unsynced(leader);
-    cluster.hung_disks.clear();
+    cluster.repair_disks();
     cluster.start(leader);
     assert!(cluster.status(leader).unwrap().last.index < commit, "it forgot what it had answered");
     cluster.check_recovery();
@@ -127,12 +124,12 @@ fn what_a_leader_answered_before_it_was_durable_there_outlives_its_crash() {
 fn a_leader_that_forgot_what_it_answered_is_not_elected_by_one_that_has_it() {
     let (mut cluster, leader) = cluster_of_three(test_config());
     let [second, third] = others(&cluster, leader)[..] else { panic!("there are three") };
-    cluster.hung_disks.insert(leader);
+    cluster.hang_disk(leader);
     let proposal = cluster.propose(leader);
     cluster.settle();
     assert!(is_done(&proposal));
     cluster.lose_unsynced(leader);
-    cluster.hung_disks.clear();
+    cluster.repair_disks();
     cluster.crash(third);
     cluster.start(leader);
     cluster.until("one of the two leads", |cluster| cluster.leader().is_some());
@@ -146,10 +143,10 @@ fn ahead_of_its_disk() -> (Cluster, NodeId, LogIndex) {
     let config = Config { disk_stall_timeout: Duration::from_secs(60), ..test_config() };
     let (mut cluster, leader) = cluster_of_three(config);
     let before = durable(&mut cluster, leader);
-    cluster.hung_disks.insert(leader);
+    cluster.hang_disk(leader);
     let proposals = propose_many(&mut cluster, leader, 100);
     assert!(proposals.iter().all(is_done), "although log_cache_bytes are few");
-    cluster.hung_disks.clear();
+    cluster.repair_disks();
     (cluster, leader, before)
 }
 
@@ -158,7 +155,7 @@ fn a_snapshot_and_a_commit_index_beyond_the_durable_log_reach_the_disk_after_it(
     let (mut cluster, leader, before) = ahead_of_its_disk();
     let mut saw_snapshot = false;
     while cluster.complete_write(leader) {
-        let stored = cluster.nodes.get_mut(&leader).unwrap().disk.load().unwrap();
+        let stored = cluster.stored(leader);
         let last = stored.last.index;
         assert!(
             stored.hard_state.commit <= last,
@@ -195,7 +192,7 @@ fn a_crash_after_any_of_the_writes_that_were_answered_before_loses_nothing() {
 #[test]
 fn a_leader_that_loses_office_while_it_is_ahead_of_its_disk_follows() {
     let (mut cluster, leader, _) = ahead_of_its_disk();
-    cluster.hung_disks.insert(leader);
+    cluster.hang_disk(leader);
     let term = cluster.status(leader).unwrap().term;
     let reply = responder(&outcome());
     cluster.local(leader, LocalRequestMsg::Demote { term, successor: None, reply });
@@ -204,7 +201,7 @@ fn a_leader_that_loses_office_while_it_is_ahead_of_its_disk_follows() {
     for _ in 0..10 {
         cluster.until_proposed(successor);
     }
-    cluster.hung_disks.clear();
+    cluster.repair_disks();
     cluster.settle();
     cluster.until("it may stand for election again", |cluster| {
         let campaign = outcome();
@@ -219,7 +216,7 @@ fn a_change_of_members_and_what_follows_it_wait_for_the_leaders_own_disk() {
     let (mut cluster, leader) = cluster_of_three(test_config());
     let as_of = cluster.status(leader).unwrap().members.as_of();
     let learner = Member { role: raftify_core::MemberRole::Learner, ..Member::voter(id(9), "node-9:1") };
-    cluster.hung_disks.insert(leader);
+    cluster.hang_disk(leader);
     let before = cluster.propose(leader);
     cluster.settle();
     let change = cluster.change(leader, MembershipChange::one(MemberChange::Add(learner)));
@@ -228,7 +225,7 @@ fn a_change_of_members_and_what_follows_it_wait_for_the_leaders_own_disk() {
     assert!(is_done(&before));
     assert!(take(&change).is_none() && take(&after).is_none());
     assert_eq!(cluster.status(leader).unwrap().members.as_of(), as_of);
-    cluster.hung_disks.clear();
+    cluster.repair_disks();
     cluster.settle();
     assert!(take(&change).unwrap().is_ok() && is_done(&after));
     assert!(cluster.status(leader).unwrap().members.as_of() > as_of);
@@ -243,7 +240,7 @@ fn what_a_slow_disk_has_yet_to_write_is_bounded() {
         ..test_config()
     };
     let (mut cluster, leader) = cluster_of_three(config);
-    cluster.hung_disks.insert(leader);
+    cluster.hang_disk(leader);
     let proposals = propose_many(&mut cluster, leader, 100);
     let refused = proposals
         .iter()
@@ -252,7 +249,7 @@ fn what_a_slow_disk_has_yet_to_write_is_bounded() {
     let done = proposals.iter().filter(|proposal| is_done(proposal)).count();
     assert!(done > 0 && refused > 0, "{done} were accepted, {refused} refused");
     assert_eq!(done + refused, proposals.len());
-    cluster.hung_disks.clear();
+    cluster.repair_disks();
     cluster.settle();
     assert!(is_done(&propose_many(&mut cluster, leader, 1)[0]), "once it has written, there is room");
     cluster.check_recovery();
@@ -274,10 +271,10 @@ fn config_of_slow_disks() -> Config {
 /// The disks of `slow` take 120 ms for what is written now.
 fn write_slowly(cluster: &mut Cluster, slow: &[NodeId]) {
     let leader = cluster.until_leader();
-    cluster.hung_disks.extend(slow);
+    slow.iter().for_each(|node| cluster.hang_disk(*node));
     cluster.propose(leader);
     cluster.pass_ticks(12);
-    cluster.hung_disks.clear();
+    cluster.repair_disks();
     cluster.settle();
 }
 
@@ -303,7 +300,7 @@ fn a_leader_whose_disk_is_slow_for_long_transfers_leadership_to_one_that_is_fast
 #[test]
 fn a_state_machine_on_disk_is_served_by_a_faster_leader_as_well() {
     let mut cluster = Cluster::new(11, 3, config_of_slow_disks());
-    cluster.on_disk = cluster.ids().into_iter().collect();
+    cluster.keep_state_on_disk(cluster.ids());
     for node in cluster.ids() {
         cluster.crash(node);
         cluster.start(node);

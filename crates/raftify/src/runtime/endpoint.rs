@@ -3,15 +3,8 @@
 use std::error::Error;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tonic::Status;
-use tonic::body::Body;
-use tonic::client::GrpcService;
-use tonic::codegen::StdError;
 use tonic::transport::Endpoint;
-
-use crate::wire;
-use crate::wire::proto::raft_service_client::RaftServiceClient;
 
 /// How many bytes may be under way on one stream, and on one connection, before the receiver has read them.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 8 << 20;
@@ -39,16 +32,6 @@ pub(crate) fn endpoint(
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .http2_max_concurrent_reset_streams(RESET_STREAMS_REMEMBERED))
-}
-
-/// The generated client with our limits.
-pub(crate) fn service<C>(channel: C) -> RaftServiceClient<C>
-where
-    C: GrpcService<Body>,
-    C::ResponseBody: http_body::Body<Data = Bytes> + Send + 'static,
-    <C::ResponseBody as http_body::Body>::Error: Into<StdError> + Send,
-{
-    RaftServiceClient::new(channel).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT)
 }
 
 /// All reasons of an error, outermost first: tonic's own text for a refused connection is "transport error".

@@ -2,12 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-mod cluster;
-
-use bytes::Bytes;
-use cluster::{Cluster, ProposalWaiter, outcome, take, test_config};
 use raftify_core::error::{ProposeError, ReadError, StopReason, UnknownOutcome};
 use raftify_core::{Forwarding, LeaderRequest, NodeId, ServerRequestMsg};
+use raftify_sim::script::{Cluster, outcome, payload, reply_to, take, test_config};
 
 fn cluster_of(voters: u64) -> (Cluster, NodeId) {
     let mut cluster = Cluster::new(13, voters, test_config());
@@ -21,12 +18,12 @@ fn others(cluster: &Cluster, node: NodeId) -> Vec<NodeId> {
 }
 
 fn prepare_to_stop(cluster: &mut Cluster, node: NodeId) {
-    cluster.running(node).unwrap().core.prepare_to_stop();
+    cluster.core(node).prepare_to_stop();
     cluster.run_turns(node);
 }
 
 fn is_ready_to_stop(cluster: &mut Cluster, node: NodeId) -> bool {
-    cluster.running(node).unwrap().core.is_ready_to_stop()
+    cluster.core(node).is_ready_to_stop()
 }
 
 #[test]
@@ -64,11 +61,8 @@ fn requests_of_others_that_reach_a_stopping_leader_wait_and_are_told_the_next_on
     cluster.propose(leader);
     prepare_to_stop(&mut cluster, leader);
     let forwarded = outcome();
-    let request = LeaderRequest::Propose {
-        payload: Bytes::copy_from_slice(&7_u64.to_le_bytes()),
-        reply: ProposalWaiter::new(&forwarded),
-    };
-    let core = &mut cluster.running(leader).unwrap().core;
+    let request = LeaderRequest::Propose { payload: payload(), reply: reply_to(&forwarded) };
+    let core = cluster.core(leader);
     core.handle_server_request_msg(ServerRequestMsg::ForLeader { request, forwarding: Forwarding::Never });
     cluster.run_turns(leader);
     assert_eq!(take(&forwarded), None, "it waits for the next leader");
@@ -88,7 +82,7 @@ fn a_stopping_leader_whose_successor_does_not_take_over_tries_another() {
     let [to] = told[..] else { panic!("one is told to take over: {told:?}") };
     let other = others(&cluster, leader).into_iter().find(|other| *other != to).unwrap();
     for link in [(to, leader), (leader, to), (to, other)] {
-        cluster.cut.insert(link);
+        cluster.cut().insert(link);
     }
     cluster.until("another one leads", |cluster| {
         cluster.status(other).unwrap().is_leader() && is_ready_to_stop(cluster, leader)
@@ -111,17 +105,14 @@ fn a_node_that_stops_before_it_is_ready_says_what_is_unknown_and_what_did_not_ha
     let (mut cluster, leader) = cluster_of(3);
     let [first, second] = others(&cluster, leader)[..] else { panic!("two others") };
     for other in [first, second] {
-        cluster.cut.insert((leader, other));
-        cluster.cut.insert((other, leader));
+        cluster.cut().insert((leader, other));
+        cluster.cut().insert((other, leader));
     }
     let taken = cluster.propose(leader);
     prepare_to_stop(&mut cluster, leader);
     let waits = outcome();
-    let request = LeaderRequest::Propose {
-        payload: Bytes::copy_from_slice(&7_u64.to_le_bytes()),
-        reply: ProposalWaiter::new(&waits),
-    };
-    let core = &mut cluster.running(leader).unwrap().core;
+    let request = LeaderRequest::Propose { payload: payload(), reply: reply_to(&waits) };
+    let core = cluster.core(leader);
     core.handle_server_request_msg(ServerRequestMsg::ForLeader { request, forwarding: Forwarding::Never });
     assert!(!core.is_ready_to_stop());
     core.stop(&StopReason::Stopped);
