@@ -52,7 +52,7 @@ enum State {
     Plain(Connection),
     /// The first byte has not arrived.
     Quiet(Connection, Arc<ServerConfig>),
-    Handshake(FallibleAccept<Connection>),
+    Handshake(Box<FallibleAccept<Connection>>),
     Tls(Box<TlsStream<Connection>>),
     /// The handshake has failed.
     Refused {
@@ -115,7 +115,7 @@ impl Secured {
     fn next(&mut self, state: State, reached: Reached, context: &mut Context<'_>) -> State {
         match (state, reached) {
             (State::Quiet(connection, config), Reached::First(Some(FIRST_OF_TLS))) => {
-                State::Handshake(TlsAcceptor::from(config).accept(connection).into_fallible())
+                State::Handshake(Box::new(TlsAcceptor::from(config).accept(connection).into_fallible()))
             }
             (State::Quiet(connection, _), Reached::First(Some(FIRST_OF_HTTP2))) => {
                 self.report(Ok(Peer::WithoutTls));

@@ -106,15 +106,15 @@ pub enum RequestRejected {
         /// The rejecting node.
         node: NodeId,
         /// Its address.
-        address: String,
+        address: Box<str>,
         /// The requested method.
-        method: String,
+        method: Box<str>,
         /// The names in the certificate of the sender.
-        sender: String,
+        sender: Box<str>,
         /// The roles of the sender.
-        roles: String,
+        roles: Box<str>,
         /// The roles of which one is needed.
-        needed: String,
+        needed: Box<str>,
     },
     /// The certificate of the sender is not that of the node that sends, forwards or joins.
     #[error(

@@ -44,7 +44,7 @@ async fn a_client_of_another_authority_learns_of_it_and_nothing_was_sent_in_any_
         until("the node counts it", async || node.raft_server().refused_handshakes() >= attempt).await;
     }
     assert_eq!(node.raft_server().refused_handshakes(), 20);
-    assert_eq!(node.query(|sum| sum_of(sum)).await.unwrap(), 0);
+    assert_eq!(node.query(sum_of).await.unwrap(), 0);
 }
 
 fn sum_of(sum: &crate::nodes::Sum) -> u64 {
@@ -142,7 +142,7 @@ async fn a_client_cannot_change_members_or_the_leader() {
     let ClientError::Rejected(RequestRejected::RoleMissing { roles, needed, .. }) = &refused else {
         panic!("{refused:?}")
     };
-    assert_eq!((roles.as_str(), needed.as_str()), ("client", "node, admin"));
+    assert_eq!((&**roles, &**needed), ("client", "node, admin"));
     let refused = user.transfer_leader(Some(id(1))).await.unwrap_err();
     assert!(matches!(refused, ClientError::Rejected(RequestRejected::RoleMissing { .. })), "{refused:?}");
     assert_eq!(node.raft_server().requests().membership_changes, 0);

@@ -207,8 +207,8 @@ fn missing(
     identity: &PeerIdentity,
     needed: &[CertificateRole],
 ) -> RequestRejected {
-    let (method, sender) = (method.to_owned(), identity.to_string());
-    let (roles, needed) = (identity.roles(), list(needed.iter().copied()));
+    let (address, method, sender) = (address.into(), method.into(), identity.to_string().into());
+    let (roles, needed) = (identity.roles().into(), list(needed.iter().copied()).into());
     RequestRejected::RoleMissing { node, address, method, sender, roles, needed }
 }
 
