@@ -6,12 +6,14 @@
 
 #![warn(missing_docs)]
 
+mod access;
 mod bodies;
 mod node;
 mod peers;
 mod store;
 pub mod web;
 
+pub use access::{WebAccess, guard};
 pub use bodies::{Bodies, BodyError, BodyLimits};
 pub use node::{NodeOptions, StopRequest, report, say, serve, start_logging};
 pub use peers::{LoadPeersError, load_peers};

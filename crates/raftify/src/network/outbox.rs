@@ -41,9 +41,10 @@ use crate::network::outbox::peer_connection::{PeerConnection, Reach, Target};
 use crate::network::outbox::peer_queue::{Introduction, PeerQueue};
 use crate::network::outbox::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
 use crate::runtime::calls::CallPermits;
+use crate::runtime::endpoint;
 use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::worker::Blocking;
-use crate::runtime::{endpoint, transport};
+use crate::security::dialer::Dialer;
 use crate::verbs::read_index::ReadIndex;
 use crate::verbs::remote_node::{AskedCluster, CallError, RemoteNode};
 use crate::verbs::verb::Verb;
@@ -61,6 +62,7 @@ pub(crate) struct Outbox {
 
 struct Shared {
     own_address: String,
+    dialer: Dialer,
     config: CheckedConfig,
     snapshots: Arc<SnapshotSender>,
     events: PeerEvents,
@@ -142,6 +144,7 @@ impl Outbox {
     /// address for the answers of peers that do not know this node yet.
     pub(crate) fn start<S: SnapshotStore>(
         own_address: String,
+        dialer: Dialer,
         config: CheckedConfig,
         snapshots: S,
         blocking: Blocking,
@@ -149,6 +152,7 @@ impl Outbox {
     ) -> Outbox {
         let shared = Shared {
             own_address,
+            dialer,
             snapshots: Arc::new(SnapshotSender::new(&config, snapshots, blocking, events.clone())),
             events,
             runtime: Handle::current(),
@@ -449,9 +453,10 @@ impl Shared {
                     continue;
                 }
             };
+            let dialer = self.dialer.to(id, identity.cluster_id);
             let channel = {
                 let _on_runtime = self.runtime.enter(); // The channel starts a task.
-                Arc::new(Mutex::new(transport::connect_lazily(&endpoint)))
+                Arc::new(Mutex::new(dialer.connect_lazily(&endpoint)))
             };
             let queue = Arc::new(PeerQueue::new(id, introduction, &self.config));
             let reach = Arc::new(Reach::new(id, self.events.clone()));
@@ -463,6 +468,7 @@ impl Shared {
                 is_up: Arc::clone(&is_up),
                 queue: Arc::clone(&queue),
                 channel: Arc::clone(&channel),
+                dialer,
                 reach: Arc::clone(&reach),
                 events: self.events.clone(),
                 config: self.config.clone(),

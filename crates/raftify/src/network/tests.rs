@@ -35,10 +35,12 @@ use crate::channels::request_queue::{RequestReceiver, request_queue};
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::{ClientError, UnreachableNode};
 use crate::network::outbox::Outbox;
+use crate::network::server::access::Access;
 use crate::network::server::{ServerContext, serve};
 use crate::runtime::endpoint::endpoint;
 use crate::runtime::transport::{Listener, connect_lazily};
 use crate::runtime::worker::Blocking;
+use crate::security::dialer::Dialer;
 use crate::wire::{self, RequestRejected, proto, service};
 use snapshots::TestSnapshots;
 
@@ -94,8 +96,14 @@ impl TestNode {
         let (requests, received) = request_queue(config.request_queue_max, config.request_queue_bytes_max);
         let (events, peer_events) = mpsc::unbounded_channel();
         let snapshot_bytes_received = Arc::default();
-        let outbox =
-            Outbox::start(address.clone(), config.clone(), snapshots.clone(), Blocking::new(), events);
+        let outbox = Outbox::start(
+            address.clone(),
+            Dialer::default(),
+            config.clone(),
+            snapshots.clone(),
+            Blocking::new(),
+            events,
+        );
         let status = NodeStatus {
             node_id: id(node),
             identity,
@@ -111,6 +119,8 @@ impl TestNode {
         };
         let (status, seen) = watch::channel(status);
         let context = ServerContext {
+            access: Arc::new(Access::new(address.as_str().into(), seen.clone(), Arc::default())),
+            dialer: Dialer::default(),
             counters: Arc::default(),
             requests,
             status: seen,

@@ -27,11 +27,13 @@ use tracing::{error, info};
 use crate::channels::request_queue::request_queue;
 use crate::error::{BootstrapError, NodeStartError};
 use crate::network::outbox::Outbox;
+use crate::network::server::access::Access;
 use crate::network::server::{ServerContext, serve};
 use crate::node::begin::SAID_EVERY;
 use crate::runtime::random::random;
 use crate::runtime::transport::{self, Listener};
 use crate::runtime::worker::Blocking;
+use crate::security::dialer::Dialer;
 use crate::verbs::identify::probe_all;
 use crate::wire::identification::{Identification, Plan};
 
@@ -106,6 +108,7 @@ impl Expect {
 pub(crate) struct ClusterFormation {
     expect: Expect,
     address: Arc<str>,
+    dialer: Dialer,
     config: CheckedConfig,
     plan: Plan,
     /// The cluster to which this node has pledged itself.
@@ -153,6 +156,7 @@ impl ClusterFormation {
         expect: Expect,
         address: Arc<str>,
         listen_address: &str,
+        dialer: Dialer,
         config: CheckedConfig,
         snapshots: S,
         bound_to: Option<ClusterId>,
@@ -162,16 +166,26 @@ impl ClusterFormation {
         let plan = Plan { members: Members::none(), expect: count, nonce: random() };
         let (events, _) = mpsc::unbounded_channel();
         let blocking = Blocking::new();
-        let outbox =
-            Outbox::start(address.to_string(), config.clone(), snapshots.clone(), blocking.clone(), events);
+        let outbox = Outbox::start(
+            address.to_string(),
+            dialer.clone(),
+            config.clone(),
+            snapshots.clone(),
+            blocking.clone(),
+            events,
+        );
         // No component takes requests from the queue: each is rejected.
         let (requests, _) = request_queue(1, 1);
         let remembered = watch::Sender::new(Arc::default()).subscribe();
+        let status = watch::Sender::new(no_status()).subscribe();
+        let counters = Arc::default();
         let context = ServerContext {
-            counters: Arc::default(),
+            access: Arc::new(Access::new(Arc::clone(&address), status.clone(), Arc::clone(&counters))),
+            dialer: dialer.clone(),
+            counters,
             remembered,
             requests,
-            status: watch::Sender::new(no_status()).subscribe(),
+            status,
             address: Arc::clone(&address),
             plan: watch::Sender::new(Some(plan.clone())).subscribe(),
             earlier_life: watch::Sender::new(None),
@@ -189,7 +203,7 @@ impl ClusterFormation {
                 error!("the node cannot be found any more: {error}");
             }
         };
-        let formation = ClusterFormation { expect, address, config, plan, bound_to, outbox };
+        let formation = ClusterFormation { expect, address, dialer, config, plan, bound_to, outbox };
         Ok((formation, Listening { close, serving: serving.boxed() }))
     }
 
@@ -295,7 +309,7 @@ impl ClusterFormation {
             }
         }
         let asked: Vec<&str> = addresses.iter().map(String::as_str).take(MEMBERS_MAX).collect();
-        for (address, answer) in probe_all(asked, self.config.connect_timeout).await {
+        for (address, answer) in probe_all(&self.dialer, asked, self.config.connect_timeout).await {
             match answer {
                 Ok(answer) => self.hear(address, answer, &mut round),
                 Err(problem) => round.problems.push(problem),
