@@ -7,3 +7,4 @@ pub(crate) mod raft_server;
 #[cfg(any(feature = "slog", test))]
 pub(crate) mod slog_layer;
 pub(crate) mod start;
+pub(crate) mod ticket;

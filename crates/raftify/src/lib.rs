@@ -83,11 +83,12 @@ mod wire;
 pub use LogEntry as AbstractLogEntry;
 #[doc(no_inline)]
 pub use StateMachine as AbstractStateMachine;
-pub use api::raft::{ClusterJoinTicket, Raft};
+pub use api::raft::Raft;
 pub use api::raft_node::RaftNode;
 pub use api::raft_server::RaftServer;
 #[cfg(any(feature = "slog", test))]
 pub use api::slog_layer::{SlogGuard, slog_layer};
+pub use api::ticket::ClusterJoinTicket;
 pub use application::log_entry::LogEntry;
 pub use application::snapshot::Snapshot;
 pub use application::state_machine::{IN_MEMORY, StateMachine};

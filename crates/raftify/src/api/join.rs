@@ -12,7 +12,8 @@ use raftify_core::{
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::info;
 
-use crate::api::raft::{ClusterJoinTicket, Raft};
+use crate::api::raft::Raft;
+use crate::api::ticket::ClusterJoinTicket;
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::client::cluster_connection::ClusterConnection;

@@ -8,22 +8,22 @@ use std::future::pending;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use raftify_core::error::StartError;
 use raftify_core::members::{LeaveJoint, check_address, check_listen_address};
 use raftify_core::storage::StoredState;
 use raftify_core::{
-    CheckedConfig, ClusterId, Config, CoreStart, Incarnation, LogPosition, Member, MemberChange, MemberRole,
-    Members, MembershipChange, NodeId, RaftNodeCore, RunId, StableStorage, StateKept,
+    CheckedConfig, Config, CoreStart, Incarnation, LogPosition, Member, MemberChange, MemberRole, Members,
+    MembershipChange, NodeId, RaftNodeCore, RunId, StableStorage, StateKept,
 };
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::api::raft_node::RaftNode;
 use crate::api::raft_server::RaftServer;
+use crate::api::ticket::ClusterJoinTicket;
 use crate::application::formatter::{CustomFormatter, DefaultFormatter};
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::{IN_MEMORY, StateMachine};
@@ -41,9 +41,6 @@ use crate::runtime::transport::Listener;
 use crate::security::config::Tls;
 use crate::security::credentials::Holder;
 use crate::security::dialer::Dialer;
-
-/// How long a ticket is valid.
-const TICKET_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long [`Raft::request_id`] waits for a ticket.
 pub(crate) const TICKET_TIMEOUT: Duration = Duration::from_secs(30);
@@ -136,61 +133,6 @@ impl<Entry, FSM: StateMachine<LogEntry = Entry>> Default for BootstrapOptions<En
             discover: Vec::new(),
             tls: None,
         }
-    }
-}
-
-/// Permission to join a cluster under a reserved id. Plain data that can be passed on in any way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterJoinTicket {
-    /// The cluster.
-    pub cluster_id: ClusterId,
-    /// The id under which the holder must be bootstrapped.
-    pub reserved_id: NodeId,
-    /// The address on which the holder will listen.
-    pub raft_addr: String,
-    /// The leader when the ticket was written.
-    pub leader_id: NodeId,
-    /// The address of the leader.
-    pub leader_addr: String,
-    /// The members when the ticket was written.
-    pub peers: Vec<Member>,
-    /// The address that was given to [`Raft::request_id`], and answered: tried first.
-    #[serde(default)]
-    pub peer_addr: String,
-    /// The role of the holder: a voter, or a learner that never votes until it is promoted.
-    #[serde(default = "voter")]
-    pub role: MemberRole,
-    /// The Unix time, in seconds, from which on [`join_cluster`](Raft::join_cluster) refuses the ticket: 24 hours after it
-    /// was written, unless [`valid_for`](Self::valid_for) sets another time. Zero: never.
-    #[serde(default)]
-    pub expires_at: u64,
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-fn voter() -> MemberRole {
-    MemberRole::Voter
-}
-
-impl ClusterJoinTicket {
-    /// The same ticket for a permanent learner.
-    #[must_use]
-    pub fn as_learner(self) -> ClusterJoinTicket {
-        ClusterJoinTicket { role: MemberRole::Learner, ..self }
-    }
-
-    /// The same ticket, which expires this long from now.
-    #[must_use]
-    pub fn valid_for(self, time: Duration) -> ClusterJoinTicket {
-        ClusterJoinTicket { expires_at: unix_seconds().saturating_add(time.as_secs()), ..self }
-    }
-
-    /// For how long the ticket has expired.
-    pub(crate) fn expired_since(&self) -> Option<Duration> {
-        let late = unix_seconds().checked_sub(self.expires_at)?;
-        (self.expires_at != 0).then(|| Duration::from_secs(late))
     }
 }
 
@@ -403,7 +345,7 @@ where
             error => RequestIdError::Unreachable { address: address.clone(), reason: error.to_string() },
         })?;
         let leader = reservation.members.get(reservation.leader);
-        Ok(ClusterJoinTicket {
+        let ticket = ClusterJoinTicket {
             cluster_id,
             reserved_id: reservation.node_id,
             raft_addr,
@@ -412,8 +354,9 @@ where
             peers: reservation.members.iter().cloned().collect(),
             peer_addr: address,
             role: MemberRole::Voter,
-            expires_at: unix_seconds().saturating_add(TICKET_LIFETIME.as_secs()),
-        })
+            expires_at: 0,
+        };
+        Ok(ticket.valid_for(ClusterJoinTicket::LIFETIME))
     }
 
     /// Runs the node to its end: until [`quit`](RaftNode::quit) or [`leave`](RaftNode::leave) is called on any clone,

@@ -13,9 +13,8 @@ use raftify_core::{
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::api::raft::{
-    BootstrapOptions, ClusterJoinTicket, Raft, TICKET_TIMEOUT, check_addresses, node_dialer,
-};
+use crate::api::raft::{BootstrapOptions, Raft, TICKET_TIMEOUT, check_addresses, node_dialer};
+use crate::api::ticket::ClusterJoinTicket;
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::error::{BeginError, BootstrapError, JoinClusterError, NodeStartError, RunError};
