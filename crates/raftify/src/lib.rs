@@ -114,6 +114,15 @@ pub mod membership {
     };
 }
 
+/// Bucket limits for the histograms among the metrics of a node.
+///
+/// A node records its metrics with the crate [`metrics`](https://docs.rs/metrics). Install a recorder before the node is
+/// set up, such as that of `metrics-exporter-prometheus`; without one, recording does nothing. `docs/metrics.md` in the
+/// repository lists all metrics.
+pub mod metrics {
+    pub use crate::channels::metrics::{SECONDS_BUCKETS, SIZE_BUCKETS};
+}
+
 /// The ways to start a node, and their options.
 pub mod start {
     pub use crate::api::raft::BootstrapOptions;

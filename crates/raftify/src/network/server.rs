@@ -8,6 +8,7 @@
 mod abortable;
 mod connections;
 mod context;
+mod health;
 mod install;
 mod methods;
 mod service;
@@ -35,6 +36,7 @@ use crate::wire::proto::raft_service_server::RaftServiceServer;
 use abortable::Abortable;
 use connections::Connections;
 pub(crate) use context::ServerContext;
+use health::HealthReport;
 use service::Service;
 use snapshot_receiver::SnapshotReceiver;
 
@@ -69,6 +71,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         ready(stream.map(|stream| Some(Abortable::new(stream, accepting.accept()?))).transpose())
     });
     let (close, closing) = watch::channel(false);
+    let stops = context.stops.clone();
     let (stopped, mut stopping) = oneshot::channel();
     let snapshots = SnapshotReceiver::new(
         context.snapshots.clone(),
@@ -81,6 +84,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     let service =
         Service { context: Arc::new(context), closing, snapshots: Arc::clone(&snapshots), proposals };
     let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
+    let (health, health_service) = HealthReport::new::<RaftServiceServer<Service<R, S>>>().await;
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -90,8 +94,14 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
         .http2_max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS_MAX))
         .add_service(service)
+        .add_service(health_service)
         .serve_with_incoming_shutdown(incoming, async move {
-            shutdown.await;
+            tokio::select! {
+                biased;
+                () = shutdown => {}
+                never = health.follow(stops) => match never {},
+            }
+            health.end().await;
             close.send_replace(true);
             // The receiver is gone only when serving has ended anyway.
             let _ = stopped.send(());

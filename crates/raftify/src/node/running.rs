@@ -24,6 +24,7 @@ use crate::apply::snapshot_taker::SnapshotTaker;
 use crate::apply::snapshots::TrackedSnapshots;
 use crate::channels::events::EarlierLife;
 use crate::channels::lifecycle::Lifecycle;
+use crate::channels::metrics::{NodeMetrics, Queue};
 use crate::channels::reply::Reply;
 use crate::channels::request_queue::{RequestReceiver, RequestSender, request_queue};
 use crate::channels::server_counters::ServerCounters;
@@ -33,6 +34,7 @@ use crate::network::server::{ServerContext, serve};
 use crate::node::begin::{Beginning, Confirmation, First};
 use crate::node::discovery::Discovery;
 use crate::node::log_writer::LogWriter;
+use crate::node::loop_metrics::LoopMetrics;
 use crate::node::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::runtime::random::random;
 use crate::runtime::transport::Listener;
@@ -58,6 +60,7 @@ pub(crate) struct NodeParts<S, FSM: StateMachine> {
     pub(crate) recovered: LogPosition,
     pub(crate) listener: Listener,
     pub(crate) server_counters: Arc<ServerCounters>,
+    pub(crate) metrics: Arc<NodeMetrics>,
     pub(crate) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) local_requests: RequestReceiver<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
@@ -109,13 +112,16 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             snapshots.clone(),
             blocking.clone(),
             peer_events,
+            Arc::clone(&self.metrics),
         );
+        let directory = self.storage.directory();
         let (log_writer, writer_thread) = LogWriter::start(
             node_id,
             self.storage,
             self.config.slow_write_time,
             events.clone(),
             outbox.clone(),
+            Arc::clone(&self.metrics),
         )
         .inspect_err(|reason| lifecycle.stop(reason))?;
         let applier = ApplierStart {
@@ -127,6 +133,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
                 self.config.snapshot_bytes_per_second_max,
                 events.clone(),
                 lifecycle.clone(),
+                Arc::clone(&self.metrics),
             ),
             snapshot: self.snapshot,
             recovered: self.recovered,
@@ -134,6 +141,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             events: events.clone(),
             formatter: self.formatter,
             lifecycle: lifecycle.clone(),
+            metrics: Arc::clone(&self.metrics),
         };
         let (applier, applier_thread) = match applier.start() {
             Ok(started) => started,
@@ -145,9 +153,17 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
                 return Err(reason.into());
             }
         };
+        let (metrics, config) = (Arc::clone(&self.metrics), &self.config);
+        metrics.queue_limit(Queue::LocalRequests, config.request_queue_max);
+        metrics.queue_limit(Queue::ServerRequests, config.request_queue_max);
+        metrics.queue_limit(Queue::Proposals, config.proposals_in_flight_max);
+        metrics.queue_limit(Queue::Reads, config.reads_in_flight_max);
+        let loop_metrics = LoopMetrics::new(metrics, Arc::clone(&self.server_counters), directory);
         let remembered = watch::Sender::new(Arc::clone(self.core.remembered()));
         let context = ServerContext {
             counters: self.server_counters,
+            metrics: self.metrics,
+            stops: lifecycle.quit_wish(),
             requests: server_requests,
             status: self.status.subscribe(),
             remembered: remembered.subscribe(),
@@ -181,6 +197,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             status: self.status,
             remembered,
             lifecycle: lifecycle.clone(),
+            metrics: loop_metrics,
         };
         let discovery =
             Discovery::new(self.discover, outputs.status.subscribe(), outbox.clone(), self.config.clone());
