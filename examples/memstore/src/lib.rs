@@ -8,12 +8,14 @@
 
 mod bodies;
 mod node;
+mod observability;
 mod peers;
 mod store;
 pub mod web;
 
 pub use bodies::{Bodies, BodyError, BodyLimits};
 pub use node::{NodeOptions, StopRequest, report, say, serve, start_logging};
+pub use observability::start_metrics;
 pub use peers::{LoadPeersError, load_peers};
 pub use store::{HashStore, LogEntry, Reply, StoreFormatter};
 
