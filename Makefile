@@ -17,8 +17,8 @@ help: ## List the targets (the default)
 build: ## Build all programs, unoptimised, into ./target/debug
 	$(CARGO) build --workspace
 
-run: build ## Run three nodes of the key-value store in this terminal, until Ctrl+C
-	@exec $(PROGRAMS)/memstore-cluster
+run: build ## Run three nodes of the key-value store in this terminal, until Ctrl+C; TLS=1 with mutual TLS
+	@exec $(PROGRAMS)/memstore-cluster $(if $(TLS),--tls --data-dir target/memstore-tls)
 
 test: ## Run all tests
 	$(CARGO) test --workspace

@@ -230,6 +230,7 @@ impl Node {
                 "--web-server",
                 &self.addresses.web,
                 "--stop-with-stdin",
+                "--web-admin-from-anywhere",
             ])
             .args(["--log-segment-bytes", &SEGMENT_BYTES.to_string()])
             .args(["--snapshot-entries", &snapshot_entries.to_string(), "--data-dir"])

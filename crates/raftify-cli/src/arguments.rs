@@ -4,13 +4,17 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use raftify::NodeId;
+use raftify::status::ClusterId;
 use raftify::storage::StorageKind;
+use raftify::tls::CertificateRole;
+
+use crate::tls_arguments::TlsArguments;
 
 #[derive(Parser)]
 #[command(
     version,
     about = "Shows the data directory of a raftify node and the status of a live node; changes the members of a live \
-             cluster; converts directories"
+             cluster; converts directories; makes certificates"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -28,6 +32,56 @@ pub(crate) enum Command {
     /// Convert the directory of a stopped node to the other storage
     #[command(subcommand)]
     Storage(Storage),
+    /// Make the certificates of a cluster with mutual TLS
+    #[command(subcommand)]
+    Ca(Ca),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Ca {
+    /// Make a certificate authority for a cluster: ca.pem and ca-key.pem
+    Init {
+        /// Its directory
+        #[arg(long, default_value = "certificates")]
+        dir: PathBuf,
+        /// How long it is valid
+        #[arg(long, default_value_t = 3650)]
+        days: u32,
+    },
+    /// Issue a certificate for a node or a client, and print the options that use it. An earlier one of the same name is
+    /// replaced, and taken by running nodes and clients without a restart
+    #[command(group(clap::ArgGroup::new("holder").required(true).args(["node", "client"])))]
+    Issue {
+        /// A host of the node's address: a name or an IP address, without a port (repeatable)
+        #[arg(long, value_name = "HOST")]
+        node: Vec<String>,
+        /// With --node: valid for the node with this id alone
+        #[arg(long, conflicts_with = "client")]
+        id: Option<NodeId>,
+        /// With --node: valid for a node of this cluster alone
+        #[arg(long, conflicts_with = "client")]
+        cluster: Option<ClusterId>,
+        /// The name of a client
+        #[arg(long, value_name = "NAME", requires = "role")]
+        client: Option<String>,
+        /// With --client: what it may do (repeatable). client: propose and read; admin: also change the members, transfer
+        /// leadership, take snapshots
+        #[arg(long, conflicts_with = "node", value_parser = client_role)]
+        role: Vec<CertificateRole>,
+        /// The directory of the CA, which also gets the new files
+        #[arg(long, default_value = "certificates")]
+        dir: PathBuf,
+        /// How long it is valid
+        #[arg(long, default_value_t = 365)]
+        days: u32,
+    },
+}
+
+fn client_role(text: &str) -> Result<CertificateRole, String> {
+    match text.parse() {
+        Ok(CertificateRole::Node) => Err("issue a certificate of a node with --node HOST".to_owned()),
+        role => role,
+    }
 }
 
 #[derive(Subcommand)]
@@ -84,6 +138,8 @@ pub(crate) struct Addresses {
     /// JSON output
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
 }
 
 #[derive(Args)]
@@ -162,6 +218,8 @@ pub(crate) enum Describe {
         address: String,
         #[command(flatten)]
         form: FormArguments,
+        #[command(flatten)]
+        tls: TlsArguments,
     },
 }
 

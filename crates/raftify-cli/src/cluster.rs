@@ -24,7 +24,13 @@ where
     Entry: LogEntry,
     FSM: StateMachine<LogEntry = Entry>,
 {
-    let client = |at: &Addresses| RaftClient::<Entry, FSM>::new(at.addresses.clone());
+    let client = |at: &Addresses| -> Result<_, BoxError> {
+        let client = RaftClient::<Entry, FSM>::new(at.addresses.clone())?;
+        Ok(match at.tls.tls() {
+            Some(tls) => client.with_tls(&tls)?,
+            None => client,
+        })
+    };
     match what {
         Cluster::Members { at } => {
             let status = client(&at)?.inspect().await?.status;

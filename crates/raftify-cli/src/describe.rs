@@ -12,6 +12,7 @@ use raftify::formatter::{CustomFormatter, hex_and_text};
 use raftify::membership::{MemberRecord, Members, MembershipChange};
 use raftify::status::{Inspection, LogIndex};
 use raftify::storage::{Entry, EntryKind, LogReader, ReadOnlyStorage};
+use raftify::tls::Tls;
 use raftify::{BoxError, LogEntry, Member, RaftClient, StateMachine};
 use serde_json::{Value, json};
 
@@ -40,7 +41,9 @@ where
         }
         Describe::Metadata { path, form } => metadata(&path, form.form(), output),
         Describe::Snapshot { path, form } => snapshot(&path, form.form(), formatter, output),
-        Describe::Node { address, form } => node::<E, FSM>(&address, form.form(), output),
+        Describe::Node { address, form, tls } => {
+            node::<E, FSM>(&address, tls.tls().as_ref(), form.form(), output)
+        }
     }
 }
 
@@ -266,13 +269,17 @@ where
     Ok(text.ok_or("the formatter panicked on the snapshot: show its bytes with --raw")??)
 }
 
-fn node<E, FSM>(address: &str, form: Form, output: &mut dyn Write) -> Result<(), BoxError>
+fn node<E, FSM>(address: &str, tls: Option<&Tls>, form: Form, output: &mut dyn Write) -> Result<(), BoxError>
 where
     E: LogEntry,
     FSM: StateMachine<LogEntry = E>,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let client = RaftClient::<E, FSM>::new([address])?.with_deadline(DEADLINE);
+    let client = match tls {
+        Some(tls) => client.with_tls(tls)?,
+        None => client,
+    };
     let inspection = runtime.block_on(client.inspect()).map_err(|error| {
         let reason = match error {
             ClientError::Answer(ReadError::ConnectionLost(reason)) => reason,

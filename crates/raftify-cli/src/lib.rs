@@ -1,5 +1,6 @@
 //! The command line of raftify: prints a node's directory and the status of a live node, changes the members of a
-//! live cluster, and converts the directory of a stopped node to the other storage.
+//! live cluster, converts the directory of a stopped node to the other storage, and makes the certificates of a cluster
+//! with mutual TLS.
 //!
 //! The program `raftify-cli` knows no user types and shows entries and snapshots as bytes. A program with its own
 //! types passes them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has the same
@@ -34,10 +35,13 @@
 //! ```
 
 mod arguments;
+pub mod authority;
+mod certificates;
 mod cluster;
 mod convert;
 mod describe;
 mod output;
+mod tls_arguments;
 
 use std::error::Error;
 use std::io::{self, BufWriter, Write};
@@ -48,6 +52,7 @@ use raftify::formatter::{CustomFormatter, DefaultFormatter};
 use raftify::{LogEntry, StateMachine};
 
 use crate::arguments::{Arguments, Command, Storage};
+pub use crate::tls_arguments::TlsArguments;
 
 /// Runs the command line of this process, and shows entries and snapshots as hex and text.
 ///
@@ -72,6 +77,7 @@ where
     let outcome = match arguments.command {
         Command::Describe(what) => describe::run(what, &formatter, &mut output),
         Command::Cluster(what) => cluster::run::<Entry, FSM>(what, &mut output),
+        Command::Ca(what) => certificates::run(what, &mut output),
         Command::Storage(Storage::Convert { path, to }) => convert::run(&path, to.into(), &mut output),
     };
     match outcome.and_then(|()| Ok(output.flush()?)) {

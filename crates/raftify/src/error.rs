@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use raftify_core::{ClusterId, LogPosition, NodeId};
 
+pub use crate::security::config::TlsError;
+
 pub use raftify_core::config::ConfigError;
 pub use raftify_core::error::{
     CampaignError, DemoteError, JoinError, LeaderHint, MembershipError, ProposeError, ReadError,
@@ -50,6 +52,9 @@ pub enum BootstrapError {
         /// The error of the operating system.
         source: io::Error,
     },
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The directory belongs to another node, or its content is inconsistent.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -300,6 +305,9 @@ pub enum RequestIdError {
     /// One of the addresses is not of the form `host:port`.
     #[error(transparent)]
     Address(#[from] AddressProblem),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The peer cannot be reached. Try another member.
     #[error("no ticket from {address}: {reason}")]
     Unreachable {
@@ -370,6 +378,14 @@ pub enum JoinClusterError {
         ticket: String,
         /// The address with which the node was bootstrapped.
         own: String,
+    },
+    /// The ticket has expired before the node was admitted. Ask for a new one, and use an empty directory.
+    #[error("the ticket of node {id} expired {} s ago: ask for a new one", .since.as_secs())]
+    TicketExpired {
+        /// This node.
+        id: NodeId,
+        /// How long ago.
+        since: Duration,
     },
     /// The directory belongs to another node or cluster. Nothing is written: use an empty directory.
     #[error(transparent)]

@@ -73,6 +73,7 @@ pub mod error;
 mod network;
 mod node;
 mod runtime;
+mod security;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod verbs;
@@ -121,6 +122,15 @@ pub mod membership {
 /// repository lists all metrics.
 pub mod metrics {
     pub use crate::channels::metrics::{SECONDS_BUCKETS, SIZE_BUCKETS};
+}
+
+/// Mutual TLS between nodes, and with clients: the configuration, and the names in certificates.
+///
+/// A certificate carries its roles, and optionally the ids of its node and cluster, as subject alternative names (URIs);
+/// `raftify-cli ca` issues such certificates. See [`Tls`](tls::Tls).
+pub mod tls {
+    pub use crate::security::config::{Pem, Tls, TlsError};
+    pub use crate::security::identity::{CertificateRole, client_uri, cluster_uri, node_uri};
 }
 
 /// The ways to start a node, and their options.

@@ -6,6 +6,7 @@
 
 #![warn(missing_docs)]
 
+mod access;
 mod bodies;
 mod node;
 mod observability;
@@ -13,6 +14,7 @@ mod peers;
 mod store;
 pub mod web;
 
+pub use access::{WebAccess, guard};
 pub use bodies::{Bodies, BodyError, BodyLimits};
 pub use node::{NodeOptions, StopRequest, report, say, serve, start_logging};
 pub use observability::start_metrics;

@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 use clap::Args;
 use raftify::error::NodeStartError;
 use raftify::start::BootstrapOptions;
 use raftify::storage::{StorageError, WalSettings};
 use raftify::{BoxError, Config, WalStorage};
+use raftify_cli::TlsArguments;
 use tokio::sync::watch;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
+use crate::access::{WebAccess, guard, on_connect, server_config};
 use crate::web::{Node, routes};
 use crate::{Bodies, HashStore, LogEntry, Raft};
 
@@ -40,6 +43,11 @@ pub struct NodeOptions {
     /// Address of the web API: host:port
     #[arg(long)]
     web_server: Option<String>,
+    /// Serve the calls of the web API that change the cluster (POST) to all addresses, and not to this machine alone
+    #[arg(long)]
+    web_admin_from_anywhere: bool,
+    #[command(flatten)]
+    tls: TlsArguments,
     /// Directory of this node's data [default: one for this node in ./target]
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -99,6 +107,7 @@ impl NodeOptions {
         BootstrapOptions {
             listen_addr: self.listen_addr.clone(),
             discover: self.discover.clone(),
+            tls: self.tls.tls(),
             ..BootstrapOptions::default()
         }
     }
@@ -194,21 +203,39 @@ pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
     let workers = thread::available_parallelism()
         .map_or(1, usize::from)
         .min(connections_max / CONNECTIONS_PER_WORKER_MIN);
-    let server = HttpServer::new(move || App::new().app_data(node.clone()).configure(routes))
+    let tls = options.tls.tls();
+    let access = web::Data::new(match &tls {
+        Some(_) => WebAccess::Certificates,
+        None if options.web_admin_from_anywhere => WebAccess::AdminFromAnywhere,
+        None => WebAccess::AdminFromLoopback,
+    });
+    let app = move || {
+        let app = App::new().wrap(from_fn(guard)).app_data(access.clone());
+        app.app_data(node.clone()).configure(routes)
+    };
+    let server = HttpServer::new(app)
+        .on_connect(on_connect)
         .disable_signals()
         .workers(workers)
         .max_connections(connections_max / workers)
-        .shutdown_timeout(SHUTDOWN_TIMEOUT_SECONDS)
-        .bind(web_address);
+        .shutdown_timeout(SHUTDOWN_TIMEOUT_SECONDS);
+    let bound = |error| BoxError::from(cannot_bind(web_address, &error));
+    let server = match &tls {
+        None => server.bind(web_address).map_err(bound),
+        Some(tls) => {
+            server_config(tls).and_then(|config| server.bind_rustls_0_23(web_address, config).map_err(bound))
+        }
+    };
     let server = match server {
         Ok(server) => server.run(),
         Err(error) => {
             raft.quit().await;
             running.await??;
-            return Err(cannot_bind(web_address, &error).into());
+            return Err(error);
         }
     };
-    info!("the web API is at http://{web_address}");
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    info!("the web API is at {scheme}://{web_address}");
     let handle = server.handle();
     let mut web = tokio::spawn(server);
     tokio::select! {

@@ -19,7 +19,8 @@
 //! | `POST /leave_joint` | leaves a joint configuration that waits for it |
 //!
 //! Keys and values are UTF-8 text, percent-encoded in the path. The answer to a failed request is
-//! `{"error": "the reason"}`: 400 if the request is malformed, or has a body beside a value in the path, 404 for an
+//! `{"error": "the reason"}`: 400 if the request is malformed, or has a body beside a value in the path, 403 if the
+//! address or the certificate of the client does not permit it ([`WebAccess`](crate::WebAccess)), 404 for an
 //! unknown path or a key without a value, 405 for a wrong method, 408 if a body was not complete in time, 409 if the
 //! state of the cluster does not allow it, 412 if the key has another value than expected, 413 for a value over the
 //! limit, 500 if a snapshot failed, or a node cannot decode an entry, 503 if the request had no effect and may succeed
@@ -263,13 +264,13 @@ fn number<T: std::str::FromStr<Err: fmt::Display>>(what: &str, text: &str) -> Re
 
 /// An error in terms of HTTP.
 #[derive(Debug)]
-struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     message: String,
 }
 
 impl ApiError {
-    fn new(status: StatusCode, message: impl fmt::Display) -> ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl fmt::Display) -> ApiError {
         ApiError { status, message: message.to_string() }
     }
 

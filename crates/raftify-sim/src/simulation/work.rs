@@ -13,7 +13,7 @@ use crate::event::Event;
 use crate::invariants::Checked;
 use crate::node::{Captured, Lost, ToApply, Writing};
 use crate::reply::Reply;
-use crate::schedule::MILLISECOND;
+use crate::schedule::{MILLISECOND, Time};
 use crate::store::Store;
 
 impl Simulation {
@@ -257,7 +257,7 @@ impl Simulation {
             SnapshotReason::Due => self.world.joins.leisure,
             SnapshotReason::Awaited => 1,
         };
-        let delay = self.rng.about(5 * MILLISECOND * node.disk_slowness * leisure);
+        let delay = self.rng.about(snapshot_time(node.disk_slowness) * leisure);
         self.schedule.after(delay, Event::SnapshotWritten { node: id, life, position });
         Ok(())
     }
@@ -275,7 +275,7 @@ impl Simulation {
             captured.reason = SnapshotReason::Awaited;
             self.coverage.saw(Happened::SnapshotHurried);
             let position = captured.meta.position;
-            let delay = self.rng.about(5 * MILLISECOND * node.disk_slowness);
+            let delay = self.rng.about(snapshot_time(node.disk_slowness));
             self.schedule.after(delay, Event::SnapshotWritten { node: id, life: node.life, position });
         }
     }
@@ -292,4 +292,10 @@ impl Simulation {
         self.coverage.saw(Happened::SnapshotTaken);
         self.settle(id)
     }
+}
+
+/// The mean time that it takes to write a snapshot to such a disk. Its size is of no importance here: on a disk that is
+/// thousands of times slower than a healthy one, as that of a leader may be, a small write already takes long enough.
+fn snapshot_time(disk_slowness: u64) -> Time {
+    5 * MILLISECOND * disk_slowness.min(100)
 }

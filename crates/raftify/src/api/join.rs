@@ -78,6 +78,9 @@ where
             let (ticket, own) = (own.raft_addr.clone(), self.raft_addr.to_string());
             return Err(JoinClusterError::OtherAddress { id, ticket, own });
         }
+        if let Some(since) = own.expired_since().filter(|_| self.own_role().is_none()) {
+            return Err(JoinClusterError::TicketExpired { id, since });
+        }
         let identity = self.take_on_identity(own.cluster_id).await?;
         let joiners = tickets.iter().map(|ticket| {
             let incarnation = (ticket.reserved_id == id).then_some(identity.incarnation);
@@ -166,7 +169,8 @@ where
         let within = self.config().membership_timeout;
         let request = MembershipRequest::join(joiners.clone());
         let added = async {
-            ClusterConnection::new(addresses, within)?.to(*cluster_id).change_config(&request).await
+            let cluster = ClusterConnection::new(addresses, within)?.with_dialer(self.dialer.clone());
+            cluster.to(*cluster_id).change_config(&request).await
         };
         let added = tokio::select! {
             biased;

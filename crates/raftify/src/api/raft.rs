@@ -8,7 +8,7 @@ use std::future::pending;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use raftify_core::error::StartError;
@@ -20,7 +20,7 @@ use raftify_core::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::api::raft_node::RaftNode;
 use crate::api::raft_server::RaftServer;
@@ -39,9 +39,15 @@ use crate::node::running::NodeParts;
 use crate::runtime::random::random;
 use crate::runtime::signals::termination;
 use crate::runtime::transport::Listener;
+use crate::security::config::Tls;
+use crate::security::credentials::Holder;
+use crate::security::dialer::Dialer;
+
+/// How long a ticket is valid.
+const TICKET_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long [`Raft::request_id`] waits for a ticket.
-const TICKET_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TICKET_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One node of a cluster: a [`RaftNode`], to which it dereferences, with the permission to run it.
 ///
@@ -64,6 +70,7 @@ pub struct Raft<Entry, FSM: StateMachine<LogEntry = Entry>> {
     node: RaftNode<Entry, FSM>,
     server: RaftServer,
     pub(crate) raft_addr: Arc<str>,
+    pub(crate) dialer: Dialer,
     pub(crate) beginning: Beginning,
     /// Additional addresses at which to look for the cluster.
     pub(crate) known_addresses: Arc<Mutex<BTreeSet<String>>>,
@@ -77,6 +84,7 @@ impl<Entry, FSM: StateMachine<LogEntry = Entry>> Clone for Raft<Entry, FSM> {
             node: self.node.clone(),
             server: self.server.clone(),
             raft_addr: Arc::clone(&self.raft_addr),
+            dialer: self.dialer.clone(),
             beginning: self.beginning.clone(),
             known_addresses: Arc::clone(&self.known_addresses),
             incarnation: self.incarnation,
@@ -115,11 +123,20 @@ pub struct BootstrapOptions<Entry, FSM> {
     /// that answer there are ignored. By default empty: the addresses in the membership suffice as long as one node of
     /// a majority keeps its address.
     pub discover: Vec<String>,
+    /// Mutual TLS with the other nodes and with clients: all nodes of a cluster use it, or none does. By default `None`:
+    /// requests and data pass as they are, and every program that reaches the node's address may change the cluster; a
+    /// node that listens on another address than the loopback interface then logs a warning.
+    pub tls: Option<Tls>,
 }
 
 impl<Entry, FSM: StateMachine<LogEntry = Entry>> Default for BootstrapOptions<Entry, FSM> {
     fn default() -> Self {
-        BootstrapOptions { formatter: Arc::new(DefaultFormatter), listen_addr: None, discover: Vec::new() }
+        BootstrapOptions {
+            formatter: Arc::new(DefaultFormatter),
+            listen_addr: None,
+            discover: Vec::new(),
+            tls: None,
+        }
     }
 }
 
@@ -144,6 +161,14 @@ pub struct ClusterJoinTicket {
     /// The role of the holder: a voter, or a learner that never votes until it is promoted.
     #[serde(default = "voter")]
     pub role: MemberRole,
+    /// The Unix time, in seconds, from which on [`join_cluster`](Raft::join_cluster) refuses the ticket: 24 hours after it
+    /// was written, unless [`valid_for`](Self::valid_for) sets another time. Zero: never.
+    #[serde(default)]
+    pub expires_at: u64,
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn voter() -> MemberRole {
@@ -155,6 +180,18 @@ impl ClusterJoinTicket {
     #[must_use]
     pub fn as_learner(self) -> ClusterJoinTicket {
         ClusterJoinTicket { role: MemberRole::Learner, ..self }
+    }
+
+    /// The same ticket, which expires this long from now.
+    #[must_use]
+    pub fn valid_for(self, time: Duration) -> ClusterJoinTicket {
+        ClusterJoinTicket { expires_at: unix_seconds().saturating_add(time.as_secs()), ..self }
+    }
+
+    /// For how long the ticket has expired.
+    pub(crate) fn expired_since(&self) -> Option<Duration> {
+        let late = unix_seconds().checked_sub(self.expires_at)?;
+        (self.expires_at != 0).then(|| Duration::from_secs(late))
     }
 }
 
@@ -199,20 +236,26 @@ where
         let config = config.check()?;
         let raft_addr: Arc<str> = raft_addr.into().into();
         check_addresses(&raft_addr, &options)?;
+        let dialer = node_dialer(&raft_addr, &options)?;
         let stored = storage.load()?;
-        Self::bootstrap_stored(node_id, raft_addr, storage, stored, fsm, config, options)
+        Self::bootstrap_stored(node_id, raft_addr, dialer, storage, stored, fsm, config, options)
     }
 
     /// [`bootstrap_with`](Self::bootstrap_with) with checked settings and the loaded content of the storage.
+    #[expect(clippy::too_many_arguments, reason = "the arguments of bootstrap_with, checked and loaded")]
     pub(crate) fn bootstrap_stored<S: StableStorage>(
         node_id: NodeId,
         raft_addr: Arc<str>,
+        dialer: Dialer,
         storage: S,
         stored: StoredState,
         fsm: FSM,
         config: CheckedConfig,
         options: BootstrapOptions<Entry, FSM>,
     ) -> Result<Self, BootstrapError> {
+        if let Some(credentials) = dialer.credentials() {
+            credentials.check_ids(node_id, stored.identity.map(|identity| identity.cluster_id))?;
+        }
         let (state_kept, recovered) = applied_by(&fsm, &stored)?;
         let snapshot = stored.snapshot.clone();
         let start = CoreStart {
@@ -232,6 +275,14 @@ where
         let listen_address = listener
             .local_addr()
             .map_err(|source| BootstrapError::Listen { address: raft_addr.to_string(), source })?;
+        if dialer.credentials().is_none() && listener.is_reached_by_others() {
+            warn!(
+                node = %node_id,
+                "the node listens on {listen_address} without TLS: every program that reaches this address can read and \
+                 change all data and remove nodes, and data passes unencrypted. Configure TLS, or keep the address in a \
+                 private network"
+            );
+        }
         let server_counters = Arc::new(ServerCounters::default());
         let server = RaftServer::new(Arc::clone(&raft_addr), listen_address, Arc::clone(&server_counters));
 
@@ -239,10 +290,10 @@ where
             request_queue(config.request_queue_max, config.request_queue_bytes_max);
         let (queries, waiting_queries) = mpsc::channel(config.reads_in_flight_max);
         let status = watch::Sender::new(core.status());
-        let lifecycle = Lifecycle::new();
-        let metrics = Arc::new(NodeMetrics::new(node_id));
+        let (lifecycle, metrics) = (Lifecycle::new(), Arc::new(NodeMetrics::new(node_id)));
         let node = RaftNode::new(
             config.clone(),
+            dialer.clone(),
             requests.clone(),
             queries,
             status.subscribe(),
@@ -254,6 +305,7 @@ where
             core,
             config,
             raft_addr: Arc::clone(&raft_addr),
+            dialer: dialer.clone(),
             storage,
             state_machine: fsm,
             snapshot,
@@ -272,7 +324,7 @@ where
             discover: options.discover,
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
-        Ok(Raft { node, server, raft_addr, beginning, known_addresses: Arc::default(), incarnation })
+        Ok(Raft { node, server, raft_addr, dialer, beginning, known_addresses: Arc::default(), incarnation })
     }
 
     /// The handle of this node, to which `Raft` also dereferences: one method for each verb.
@@ -314,10 +366,41 @@ where
         raft_addr: impl Into<String>,
         peer_addr: impl Into<String>,
     ) -> Result<ClusterJoinTicket, RequestIdError> {
-        let (raft_addr, address) = (raft_addr.into(), peer_addr.into());
+        Self::request_id_from(&Dialer::default(), timeout, raft_addr.into(), peer_addr.into()).await
+    }
+
+    /// Like [`request_id_within`](Self::request_id_within), over TLS, with the certificate of the new node: it must be for
+    /// the host of `raft_addr`, because the cluster admits a node only at an address that its certificate covers.
+    ///
+    /// # Errors
+    /// See [`RequestIdError`].
+    ///
+    /// # Cancel safety
+    /// As for `request_id`.
+    pub async fn request_id_with_tls(
+        timeout: Duration,
+        raft_addr: impl Into<String>,
+        peer_addr: impl Into<String>,
+        tls: &Tls,
+    ) -> Result<ClusterJoinTicket, RequestIdError> {
+        let address: String = raft_addr.into();
+        check_address(&address)?;
+        let dialer = Dialer::load(Some(tls), &Holder::Node { address: address.clone() })?;
+        Self::request_id_from(&dialer, timeout, address, peer_addr.into()).await
+    }
+
+    pub(crate) async fn request_id_from(
+        dialer: &Dialer,
+        timeout: Duration,
+        raft_addr: String,
+        address: String,
+    ) -> Result<ClusterJoinTicket, RequestIdError> {
         check_address(&raft_addr)?;
         check_address(&address)?;
-        let reserved = async { ClusterConnection::new([address.as_str()], timeout)?.reserve_node_id().await };
+        let reserved = async {
+            let cluster = ClusterConnection::new([address.as_str()], timeout)?;
+            cluster.with_dialer(dialer.clone()).reserve_node_id().await
+        };
         let (cluster_id, reservation) = reserved.await.map_err(|error| match error {
             ClientError::Answer(refusal) => RequestIdError::Refused(refusal),
             error => RequestIdError::Unreachable { address: address.clone(), reason: error.to_string() },
@@ -332,6 +415,7 @@ where
             peers: reservation.members.iter().cloned().collect(),
             peer_addr: address,
             role: MemberRole::Voter,
+            expires_at: unix_seconds().saturating_add(TICKET_LIFETIME.as_secs()),
         })
     }
 
@@ -473,6 +557,14 @@ where
         }
         Ok(Some(First::Listed(members)))
     }
+}
+
+/// Loads the certificates of a node.
+pub(crate) fn node_dialer<Entry, FSM>(
+    raft_addr: &str,
+    options: &BootstrapOptions<Entry, FSM>,
+) -> Result<Dialer, BootstrapError> {
+    Ok(Dialer::load(options.tls.as_ref(), &Holder::Node { address: raft_addr.to_owned() })?)
 }
 
 /// Checks the listen address, the advertised address, and the addresses at which to look for others.

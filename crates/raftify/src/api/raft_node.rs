@@ -32,6 +32,7 @@ use crate::channels::metrics::NodeMetrics;
 use crate::channels::reply::{Reply, channel, local_reply};
 use crate::channels::request_queue::RequestSender;
 use crate::error::WaitError;
+use crate::security::dialer::Dialer;
 use crate::verbs::change_membership::{
     ChangeMembership, demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
 };
@@ -80,6 +81,7 @@ where
 {
     pub(crate) fn new(
         config: CheckedConfig,
+        dialer: Dialer,
         requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
         queries: mpsc::Sender<Query<FSM>>,
         status: watch::Receiver<Status>,
@@ -88,8 +90,18 @@ where
     ) -> Self {
         let node_id = status.borrow().node_id;
         let (proposals, task) = (InFlight::new(&config), Mutex::new(None));
-        let shared =
-            Shared { node_id, config, requests, queries, status, lifecycle, proposals, task, metrics };
+        let shared = Shared {
+            node_id,
+            config,
+            dialer,
+            requests,
+            queries,
+            status,
+            lifecycle,
+            proposals,
+            task,
+            metrics,
+        };
         RaftNode { shared: Arc::new(shared), waits_for_leader: true, log_entry: PhantomData }
     }
 
@@ -385,7 +397,7 @@ where
         let verb = ChangeMembership { request: change.into() };
         let status = self.shared.status.borrow().clone();
         if !self.shared.lifecycle.is_stopping() {
-            verb.check_added_addresses(&status).await?;
+            verb.check_added_addresses(&self.shared.dialer, &status).await?;
         }
         self.shared.ask_leader(self.waits_for_leader, verb, channel).await
     }

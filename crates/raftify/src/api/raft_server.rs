@@ -86,6 +86,18 @@ impl RaftServer {
         self.counters.requests()
     }
 
+    /// With TLS: how many connections were refused during the handshake, for lack of a valid certificate of the cluster's
+    /// CA. A log message has the reason, at most once a minute.
+    pub fn refused_handshakes(&self) -> u64 {
+        self.counters.refused_handshakes.load(Ordering::Relaxed)
+    }
+
+    /// With TLS: how many requests were refused because the client does not use TLS, its certificate has not the role,
+    /// or it is that of another node. A log message has the reason, at most once a minute; the client learns it as well.
+    pub fn refused_requests(&self) -> u64 {
+        self.counters.refused_requests.load(Ordering::Relaxed)
+    }
+
     /// The maximum number of open connections for a server of this process, so that file descriptors remain for the
     /// log: half of the limit of the process (`ulimit -n`) minus its own needs, from 8 to 4096.
     ///

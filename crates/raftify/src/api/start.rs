@@ -13,12 +13,15 @@ use raftify_core::{
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::api::raft::{BootstrapOptions, ClusterJoinTicket, Raft, check_addresses};
+use crate::api::raft::{
+    BootstrapOptions, ClusterJoinTicket, Raft, TICKET_TIMEOUT, check_addresses, node_dialer,
+};
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::error::{BeginError, BootstrapError, JoinClusterError, NodeStartError, RunError};
 use crate::node::begin::First;
 use crate::node::expect::{ClusterFormation, Expect, Found};
+use crate::security::dialer::Dialer;
 use crate::verbs::identify::probe_all;
 use crate::wire::identification::Identification;
 
@@ -111,6 +114,7 @@ impl Directory {
 /// The full setup of a node.
 struct Setup<S, Entry, FSM> {
     raft_addr: Arc<str>,
+    dialer: Dialer,
     storage: S,
     stored: StoredState,
     fsm: FSM,
@@ -157,9 +161,10 @@ where
         let raft_addr: Arc<str> = raft_addr.into().into();
         let config = config.check().map_err(BootstrapError::from)?;
         check_addresses(&raft_addr, &options)?;
+        let dialer = node_dialer(&raft_addr, &options)?;
         let stored = storage.load().map_err(BootstrapError::from)?;
         let directory = Directory::of(&stored);
-        let setup = Setup { raft_addr, storage, stored, fsm, config, options };
+        let setup = Setup { raft_addr, dialer, storage, stored, fsm, config, options };
         match start {
             Start::Begin => match directory {
                 Directory::Empty => setup.begin(NodeId::FIRST, First::Alone).await,
@@ -285,8 +290,8 @@ where
 {
     /// Runs the node.
     fn run(self, id: NodeId, first: Option<First>) -> Result<Raft<Entry, FSM>, NodeStartError> {
-        let Setup { raft_addr, storage, stored, fsm, config, options } = self;
-        let raft = Raft::bootstrap_stored(id, raft_addr, storage, stored, fsm, config, options)?;
+        let Setup { raft_addr, dialer, storage, stored, fsm, config, options } = self;
+        let raft = Raft::bootstrap_stored(id, raft_addr, dialer, storage, stored, fsm, config, options)?;
         let laid_down: Result<bool, NodeStartError> = raft.beginning.lay_down(|| Ok(first));
         laid_down?;
         raft.spawn();
@@ -365,14 +370,20 @@ where
             Directory::Member(identity, members) => (identity, members),
             Directory::StillJoining(identity) => (identity, Members::none()),
             Directory::Empty => {
-                let ticket =
-                    ask_for_ticket::<Entry, FSM>(&address, &peers, wait_for_peers, connect_timeout).await?;
+                let ticket = ask_for_ticket::<Entry, FSM>(
+                    &self.dialer,
+                    &address,
+                    &peers,
+                    wait_for_peers,
+                    connect_timeout,
+                )
+                .await?;
                 let raft = self.run(ticket.reserved_id, None)?;
                 let patience = wait_for_peers.unwrap_or(Duration::MAX);
                 return raft.joined(async |raft| enter(raft, ticket, role, peers, patience).await).await;
             }
         };
-        check_peers(&identity, &members, &peers, connect_timeout).await?;
+        check_peers(&self.dialer, &identity, &members, &peers, connect_timeout).await?;
         self.options.discover.extend(peers.iter().cloned());
         let is_in = members.get(identity.node_id).is_some_and(|own| own.role != MemberRole::Joining);
         let raft = self.run(identity.node_id, None)?;
@@ -408,6 +419,7 @@ where
             expect.clone(),
             address,
             &listen,
+            self.dialer.clone(),
             config,
             self.storage.snapshots(),
             bound_to,
@@ -422,12 +434,13 @@ where
 /// Checks that the peers do not belong to another cluster than this directory. One peer of the same cluster is enough;
 /// no answer at all is accepted as well.
 async fn check_peers(
+    dialer: &Dialer,
     own: &Identity,
     members: &Members,
     peers: &[String],
     connect_timeout: Duration,
 ) -> Result<(), NodeStartError> {
-    let answers = probe_all(peers.iter().map(String::as_str), connect_timeout).await;
+    let answers = probe_all(dialer, peers.iter().map(String::as_str), connect_timeout).await;
     let (mut other, mut problems) = (None, Vec::new());
     for (peer, answer) in answers {
         match answer.map(|answer| answer.identity) {
@@ -454,6 +467,7 @@ async fn check_peers(
 
 /// Waits until a peer belongs to a cluster that issues a ticket.
 async fn ask_for_ticket<Entry, FSM>(
+    dialer: &Dialer,
     raft_addr: &str,
     peers: &[String],
     wait: Option<Duration>,
@@ -467,14 +481,15 @@ where
     let mut pause = PAUSE_MIN;
     let mut said = BTreeSet::new();
     loop {
-        let (cluster, mut problems) = find_cluster(peers, connect_timeout).await?;
+        let (cluster, mut problems) = find_cluster(dialer, peers, connect_timeout).await?;
         let is_found = cluster.is_some();
         if let Some((cluster_id, members)) = cluster {
             if !problems.is_empty() && said.insert("problems") {
                 warn!("joins cluster {cluster_id}; not all peers are of use: {}", problems.join("; "));
             }
             for peer in members {
-                match Raft::<Entry, FSM>::request_id(raft_addr, peer).await {
+                let (own, peer) = (raft_addr.to_owned(), peer.to_owned());
+                match Raft::<Entry, FSM>::request_id_from(dialer, TICKET_TIMEOUT, own, peer).await {
                     Ok(ticket) => return Ok(ticket),
                     Err(error) => problems.push(error.to_string()),
                 }
@@ -495,11 +510,12 @@ where
 }
 
 /// The cluster of the peers and the peers that belong to it, if there is one, and why the other peers do not.
-async fn find_cluster(
-    peers: &[String],
+async fn find_cluster<'a>(
+    dialer: &Dialer,
+    peers: &'a [String],
     connect_timeout: Duration,
-) -> Result<(Option<(ClusterId, Vec<&str>)>, Vec<String>), NodeStartError> {
-    let answers = probe_all(peers.iter().map(String::as_str), connect_timeout).await;
+) -> Result<(Option<(ClusterId, Vec<&'a str>)>, Vec<String>), NodeStartError> {
+    let answers = probe_all(dialer, peers.iter().map(String::as_str), connect_timeout).await;
     let mut cluster: Option<(ClusterId, Vec<&str>)> = None;
     let mut problems = Vec::new();
     for (peer, answer) in answers {

@@ -40,6 +40,8 @@ pub(crate) struct ServerCounters {
     pub(crate) reads: AtomicU64,
     pub(crate) inspections: AtomicU64,
     pub(crate) identifications: AtomicU64,
+    pub(crate) refused_handshakes: AtomicU64,
+    pub(crate) refused_requests: AtomicU64,
 }
 
 impl ServerCounters {

@@ -18,7 +18,8 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::client::error::{ClientError, InvalidAddress, UnreachableNode};
 use crate::runtime::calls::CallPermits;
 use crate::runtime::endpoint::endpoint;
-use crate::runtime::transport::{connect_lazily, resolve};
+use crate::runtime::transport::resolve;
+use crate::security::dialer::Dialer;
 use crate::verbs::remote_node::{AskedCluster, CallError, RemoteNode};
 use crate::verbs::verb::{Answered, Verb};
 use crate::verbs::{
@@ -44,6 +45,7 @@ pub(crate) struct ClusterConnection {
     deadline: Duration,
     waits_for_leader: bool,
     given: Arc<[String]>,
+    dialer: Dialer,
     cluster: Arc<AskedCluster>,
     known: Arc<Mutex<Known>>,
 }
@@ -83,8 +85,20 @@ impl ClusterConnection {
         }
         let given = addresses.clone().into();
         let known = Known { addresses, nodes: BTreeMap::new(), as_of: LogIndex::ZERO, is_refreshing: false };
-        let (cluster, known) = (Arc::default(), Arc::new(Mutex::new(known)));
-        Ok(ClusterConnection { deadline, waits_for_leader: true, given, cluster, known })
+        let (cluster, known, dialer) = (Arc::default(), Arc::new(Mutex::new(known)), Dialer::default());
+        Ok(ClusterConnection { deadline, waits_for_leader: true, given, dialer, cluster, known })
+    }
+
+    /// The same connection with this dialer, before its first request.
+    pub(crate) fn with_dialer(self, dialer: Dialer) -> ClusterConnection {
+        ClusterConnection { dialer, ..self }
+    }
+
+    /// The same addresses without the connections so far.
+    pub(crate) fn unconnected(self) -> ClusterConnection {
+        let addresses = self.given.to_vec();
+        let known = Known { addresses, nodes: BTreeMap::new(), as_of: LogIndex::ZERO, is_refreshing: false };
+        ClusterConnection { known: Arc::new(Mutex::new(known)), ..self }
     }
 
     /// The same connection with this limit for a request.
@@ -304,7 +318,7 @@ impl ClusterConnection {
             address: address.to_owned(),
             reason: error.to_string(),
         })?;
-        let (channel, cluster) = (connect_lazily(&endpoint), Arc::clone(&self.cluster));
+        let (channel, cluster) = (self.dialer.connect_lazily(&endpoint), Arc::clone(&self.cluster));
         let node = RemoteNode::new(channel, CallPermits::of_client(), cluster);
         self.lock().nodes.insert(address.to_owned(), node.clone());
         Ok(node)

@@ -17,6 +17,9 @@ use crate::application::log_entry::check_entry;
 use crate::application::state_machine::StateMachine;
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::{ClientError, InvalidAddress};
+use crate::security::config::{Tls, TlsError};
+use crate::security::credentials::Holder;
+use crate::security::dialer::Dialer;
 use crate::verbs::change_membership::{
     demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
 };
@@ -73,6 +76,16 @@ where
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
         RaftClient { cluster: self.cluster.with_deadline(deadline.min(DEADLINE_MAX)), types: PhantomData }
+    }
+
+    /// The same client over TLS, with its certificate. The files are read now, and again when they change. Clones that
+    /// were made before remain without TLS.
+    ///
+    /// # Errors
+    /// The certificate cannot be used; see [`TlsError`].
+    pub fn with_tls(self, tls: &Tls) -> Result<Self, TlsError> {
+        let dialer = Dialer::load(Some(tls), &Holder::Client)?;
+        Ok(RaftClient { cluster: self.cluster.unconnected().with_dialer(dialer), types: PhantomData })
     }
 
     /// The same client, whose requests do not wait for a leader: if no node that answers knows a leader, they fail at

@@ -42,9 +42,10 @@ use crate::network::outbox::peer_connection::{PeerConnection, Reach, Target};
 use crate::network::outbox::peer_queue::{Introduction, PeerQueue};
 use crate::network::outbox::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
 use crate::runtime::calls::CallPermits;
+use crate::runtime::endpoint;
 use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::worker::Blocking;
-use crate::runtime::{endpoint, transport};
+use crate::security::dialer::Dialer;
 use crate::verbs::read_index::ReadIndex;
 use crate::verbs::remote_node::{AskedCluster, CallError, RemoteNode};
 use crate::verbs::verb::Verb;
@@ -62,6 +63,7 @@ pub(crate) struct Outbox {
 
 struct Shared {
     own_address: String,
+    dialer: Dialer,
     config: CheckedConfig,
     snapshots: Arc<SnapshotSender>,
     events: PeerEvents,
@@ -144,6 +146,7 @@ impl Outbox {
     /// address for the answers of peers that do not know this node yet.
     pub(crate) fn start<S: SnapshotStore>(
         own_address: String,
+        dialer: Dialer,
         config: CheckedConfig,
         snapshots: S,
         blocking: Blocking,
@@ -152,6 +155,7 @@ impl Outbox {
     ) -> Outbox {
         let shared = Shared {
             own_address,
+            dialer,
             snapshots: Arc::new(SnapshotSender::new(
                 &config,
                 snapshots,
@@ -459,9 +463,10 @@ impl Shared {
                     continue;
                 }
             };
+            let dialer = self.dialer.to(id, identity.cluster_id);
             let channel = {
                 let _on_runtime = self.runtime.enter(); // The channel starts a task.
-                Arc::new(Mutex::new(transport::connect_lazily(&endpoint)))
+                Arc::new(Mutex::new(dialer.connect_lazily(&endpoint)))
             };
             let metrics = self.metrics.peer(id);
             let queue = Arc::new(PeerQueue::new(id, introduction, &self.config, metrics.clone()));
@@ -474,6 +479,7 @@ impl Shared {
                 is_up: Arc::clone(&is_up),
                 queue: Arc::clone(&queue),
                 channel: Arc::clone(&channel),
+                dialer,
                 reach: Arc::clone(&reach),
                 events: self.events.clone(),
                 config: self.config.clone(),

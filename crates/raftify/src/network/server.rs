@@ -6,6 +6,7 @@
 //! snapshots go chunk by chunk into the snapshot store and reach the loop when they are complete and durable.
 
 mod abortable;
+pub(crate) mod access;
 mod connections;
 mod context;
 mod health;
@@ -31,9 +32,11 @@ use crate::runtime::endpoint::{
     CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES, with_sources,
 };
 use crate::runtime::transport::Listener;
+use crate::security::acceptor::Secured;
 use crate::wire;
 use crate::wire::proto::raft_service_server::RaftServiceServer;
 use abortable::Abortable;
+use access::Authorised;
 use connections::Connections;
 pub(crate) use context::ServerContext;
 use health::HealthReport;
@@ -67,8 +70,15 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
 ) -> io::Result<()> {
     let connections = Arc::new(Connections::new(listener.connections_max(), Arc::clone(&context.counters)));
     let accepting = Arc::clone(&connections);
-    let incoming = listener.incoming()?.filter_map(move |stream| {
-        ready(stream.map(|stream| Some(Abortable::new(stream, accepting.accept()?))).transpose())
+    let (access, credentials) = (Arc::clone(&context.access), context.dialer.credentials().cloned());
+    let authorised = credentials.is_some().then(|| Arc::clone(&access));
+    let incoming = listener.incoming()?.filter_map(move |connection| {
+        let accepted = connection.map(|connection| {
+            let guard = accepting.accept()?;
+            let report = access.report(guard.id(), connection.peer_addr().ok());
+            Some(Abortable::new(Secured::new(connection, credentials.as_ref(), report), guard))
+        });
+        ready(accepted.transpose())
     });
     let (close, closing) = watch::channel(false);
     let stops = context.stops.clone();
@@ -84,6 +94,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
     let service =
         Service { context: Arc::new(context), closing, snapshots: Arc::clone(&snapshots), proposals };
     let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
+    let service = Authorised::new(service, authorised);
     let (health, health_service) = HealthReport::new::<RaftServiceServer<Service<R, S>>>().await;
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

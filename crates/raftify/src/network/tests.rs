@@ -37,10 +37,12 @@ use crate::channels::request_queue::{RequestReceiver, request_queue};
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::{ClientError, UnreachableNode};
 use crate::network::outbox::Outbox;
+use crate::network::server::access::Access;
 use crate::network::server::{ServerContext, serve};
 use crate::runtime::endpoint::endpoint;
 use crate::runtime::transport::{Listener, connect_lazily};
 use crate::runtime::worker::Blocking;
+use crate::security::dialer::Dialer;
 use crate::wire::{self, RequestRejected, proto, service};
 use snapshots::TestSnapshots;
 
@@ -101,6 +103,7 @@ impl TestNode {
         let stops = watch::Sender::new(false);
         let outbox = Outbox::start(
             address.clone(),
+            Dialer::default(),
             config.clone(),
             snapshots.clone(),
             Blocking::new(),
@@ -122,6 +125,8 @@ impl TestNode {
         };
         let (status, seen) = watch::channel(status);
         let context = ServerContext {
+            access: Arc::new(Access::new(address.as_str().into(), seen.clone(), Arc::default())),
+            dialer: Dialer::default(),
             counters: Arc::default(),
             metrics,
             stops: stops.subscribe(),

@@ -18,6 +18,7 @@ use tracing::{error, info};
 use crate::channels::events::EarlierLife;
 use crate::error::BeginError;
 use crate::runtime::random::random;
+use crate::security::dialer::Dialer;
 use crate::verbs::identify::probe_all;
 use crate::wire::identification::{Identification, Plan};
 
@@ -157,6 +158,7 @@ impl Conflict {
 pub(crate) struct Confirmation {
     pub(crate) own: Identity,
     pub(crate) address: Arc<str>,
+    pub(crate) dialer: Dialer,
     /// With an expected number, all of its members must have pledged themselves to the cluster.
     pub(crate) plan: Plan,
     pub(crate) earlier_life: watch::Receiver<Option<EarlierLife>>,
@@ -189,7 +191,7 @@ impl Confirmation {
         let mut said: Option<Instant> = None;
         loop {
             let asked = others.iter().map(|member| member.address.as_str());
-            let answers = probe_all(asked, ANSWER_TIMEOUT).await;
+            let answers = probe_all(&self.dialer, asked, ANSWER_TIMEOUT).await;
             let (mut agreeing, mut silent) = (1, Vec::new());
             for (member, (address, answer)) in others.iter().zip(answers) {
                 match answer.map_or_else(Verdict::Silent, |answer| self.judge(member, &answer)) {

@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use crate::network::outbox::Outbox;
 use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::transport;
+use crate::security::dialer::Dialer;
 use crate::verbs::identify::probe_all;
 use crate::wire::identification::Identification;
 
@@ -29,6 +30,7 @@ const TIMEOUTS_WITHOUT_LEADER: u32 = 2;
 /// See the module.
 pub(crate) struct Discovery {
     places: Vec<Place>,
+    dialer: Dialer,
     status: watch::Receiver<Status>,
     outbox: Outbox,
     config: CheckedConfig,
@@ -48,13 +50,14 @@ impl Discovery {
     /// `peers` are addresses of nodes, or host names that resolve to several, that may know the cluster of this node.
     pub(crate) fn new(
         peers: Vec<String>,
+        dialer: Dialer,
         status: watch::Receiver<Status>,
         outbox: Outbox,
         config: CheckedConfig,
     ) -> Discovery {
         let place = |address| Place { address, lookup: None, warning: LogThrottle::default() };
         let places = peers.into_iter().map(place).collect();
-        Discovery { places, status, outbox, config, told: BTreeMap::new() }
+        Discovery { places, dialer, status, outbox, config, told: BTreeMap::new() }
     }
 
     /// Runs until the node has ended. Dropping the future ends it at any point.
@@ -82,7 +85,8 @@ impl Discovery {
         let addresses: BTreeSet<SocketAddr> = resolved.into_iter().flatten().take(MEMBERS_MAX).collect();
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         let mut found = BTreeMap::new();
-        for (address, answer) in probe_all(addresses.iter().map(String::as_str), deadline).await {
+        for (address, answer) in probe_all(&self.dialer, addresses.iter().map(String::as_str), deadline).await
+        {
             match answer {
                 Ok(answer) => self.hear(address, &answer, &mut found),
                 Err(reason) => debug!("no node answers: {reason}"),

@@ -28,11 +28,13 @@ use crate::channels::metrics::NodeMetrics;
 use crate::channels::request_queue::request_queue;
 use crate::error::{BootstrapError, NodeStartError};
 use crate::network::outbox::Outbox;
+use crate::network::server::access::Access;
 use crate::network::server::{ServerContext, serve};
 use crate::node::begin::SAID_EVERY;
 use crate::runtime::random::random;
 use crate::runtime::transport::{self, Listener};
 use crate::runtime::worker::Blocking;
+use crate::security::dialer::Dialer;
 use crate::verbs::identify::probe_all;
 use crate::wire::identification::{Identification, Plan};
 
@@ -107,6 +109,7 @@ impl Expect {
 pub(crate) struct ClusterFormation {
     expect: Expect,
     address: Arc<str>,
+    dialer: Dialer,
     config: CheckedConfig,
     plan: Plan,
     /// The cluster to which this node has pledged itself.
@@ -154,6 +157,7 @@ impl ClusterFormation {
         expect: Expect,
         address: Arc<str>,
         listen_address: &str,
+        dialer: Dialer,
         config: CheckedConfig,
         snapshots: S,
         bound_to: Option<ClusterId>,
@@ -165,6 +169,7 @@ impl ClusterFormation {
         let (blocking, metrics) = (Blocking::new(), Arc::new(NodeMetrics::unrecorded()));
         let outbox = Outbox::start(
             address.to_string(),
+            dialer.clone(),
             config.clone(),
             snapshots.clone(),
             blocking.clone(),
@@ -174,14 +179,18 @@ impl ClusterFormation {
         // No component takes requests from the queue: each is rejected.
         let (requests, _) = request_queue(1, 1);
         let remembered = watch::Sender::new(Arc::default()).subscribe();
+        let status = watch::Sender::new(no_status()).subscribe();
+        let counters = Arc::default();
         let context = ServerContext {
-            counters: Arc::default(),
+            access: Arc::new(Access::new(Arc::clone(&address), status.clone(), Arc::clone(&counters))),
+            dialer: dialer.clone(),
+            counters,
             metrics,
             // It is not in service before it has an id.
             stops: watch::Sender::new(true).subscribe(),
             remembered,
             requests,
-            status: watch::Sender::new(no_status()).subscribe(),
+            status,
             address: Arc::clone(&address),
             plan: watch::Sender::new(Some(plan.clone())).subscribe(),
             earlier_life: watch::Sender::new(None),
@@ -199,7 +208,7 @@ impl ClusterFormation {
                 error!("the node cannot be found any more: {error}");
             }
         };
-        let formation = ClusterFormation { expect, address, config, plan, bound_to, outbox };
+        let formation = ClusterFormation { expect, address, dialer, config, plan, bound_to, outbox };
         Ok((formation, Listening { close, serving: serving.boxed() }))
     }
 
@@ -305,7 +314,7 @@ impl ClusterFormation {
             }
         }
         let asked: Vec<&str> = addresses.iter().map(String::as_str).take(MEMBERS_MAX).collect();
-        for (address, answer) in probe_all(asked, self.config.connect_timeout).await {
+        for (address, answer) in probe_all(&self.dialer, asked, self.config.connect_timeout).await {
             match answer {
                 Ok(answer) => self.hear(address, answer, &mut round),
                 Err(problem) => round.problems.push(problem),

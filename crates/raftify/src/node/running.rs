@@ -30,6 +30,7 @@ use crate::channels::request_queue::{RequestReceiver, RequestSender, request_que
 use crate::channels::server_counters::ServerCounters;
 use crate::error::{BeginError, RunError};
 use crate::network::outbox::Outbox;
+use crate::network::server::access::Access;
 use crate::network::server::{ServerContext, serve};
 use crate::node::begin::{Beginning, Confirmation, First};
 use crate::node::discovery::Discovery;
@@ -39,6 +40,7 @@ use crate::node::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::runtime::random::random;
 use crate::runtime::transport::Listener;
 use crate::runtime::worker::Blocking;
+use crate::security::dialer::Dialer;
 use crate::verbs::identify::original_at;
 use crate::wire::identification::Plan;
 
@@ -54,6 +56,7 @@ pub(crate) struct NodeParts<S, FSM: StateMachine> {
     pub(crate) core: RaftNodeCore<Reply<FSM::Reply>>,
     pub(crate) config: CheckedConfig,
     pub(crate) raft_addr: Arc<str>,
+    pub(crate) dialer: Dialer,
     pub(crate) storage: S,
     pub(crate) state_machine: FSM,
     pub(crate) snapshot: Option<SnapshotMeta>,
@@ -86,7 +89,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
     pub(crate) async fn run(mut self, lifecycle: Lifecycle) -> Result<(), RunError> {
         let node_id = self.status.borrow().node_id;
         let (status, started) = (self.status.borrow().clone(), self.core.started());
-        let original = original_at(&status, started, &self.raft_addr, &self.config);
+        let original = original_at(&self.dialer, &status, started, &self.raft_addr, &self.config);
         tokio::select! {
             biased;
             () = lifecycle.quit_asked() => {}
@@ -108,6 +111,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         let blocking = Blocking::new();
         let outbox = Outbox::start(
             self.raft_addr.to_string(),
+            self.dialer.clone(),
             self.config.clone(),
             snapshots.clone(),
             blocking.clone(),
@@ -161,6 +165,12 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         let loop_metrics = LoopMetrics::new(metrics, Arc::clone(&self.server_counters), directory);
         let remembered = watch::Sender::new(Arc::clone(self.core.remembered()));
         let context = ServerContext {
+            access: Arc::new(Access::new(
+                Arc::clone(&self.raft_addr),
+                self.status.subscribe(),
+                Arc::clone(&self.server_counters),
+            )),
+            dialer: self.dialer.clone(),
             counters: self.server_counters,
             metrics: self.metrics,
             stops: lifecycle.quit_wish(),
@@ -199,8 +209,13 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             lifecycle: lifecycle.clone(),
             metrics: loop_metrics,
         };
-        let discovery =
-            Discovery::new(self.discover, outputs.status.subscribe(), outbox.clone(), self.config.clone());
+        let discovery = Discovery::new(
+            self.discover,
+            self.dialer.clone(),
+            outputs.status.subscribe(),
+            outbox.clone(),
+            self.config.clone(),
+        );
         let members_seen = outputs.status.subscribe();
         let raft_loop = RaftLoop::new(self.core, inputs, outputs, &self.config);
 
@@ -316,7 +331,8 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         let plan = Plan { members, expect, nonce: random() };
         self.plan.send_replace(Some(plan.clone()));
         let (address, earlier_life) = (Arc::clone(&self.raft_addr), earlier_life.subscribe());
-        Some(Confirmation { own, address, plan, earlier_life })
+        let dialer = self.dialer.clone();
+        Some(Confirmation { own, address, dialer, plan, earlier_life })
     }
 }
 

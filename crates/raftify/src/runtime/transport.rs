@@ -72,6 +72,17 @@ impl Listener {
         std::net::TcpListener::bind(&*resolved).map(Listener::Tcp).map_err(refused)
     }
 
+    /// Whether programs on other machines may reach it: it listens on another interface than the loopback one.
+    pub(crate) fn is_reached_by_others(&self) -> bool {
+        match self {
+            Listener::Tcp(listener) => {
+                listener.local_addr().is_ok_and(|address| !address.ip().to_canonical().is_loopback())
+            }
+            #[cfg(feature = "simulation")]
+            Listener::Simulated(_) => false,
+        }
+    }
+
     /// The local address.
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
@@ -175,13 +186,18 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         async move {
             let address = uri.authority().map_or("", |authority| authority.as_str());
-            let resolved = resolve(address).await.map_err(io::Error::other)??;
-            let stream = TcpStream::connect(&*resolved).await?;
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(StallGuard::new(stream)))
+            connect_tcp(address).await.map(TokioIo::new)
         }
         .boxed()
     }
+}
+
+/// Connects over TCP to `host:port`.
+pub(crate) async fn connect_tcp(address: &str) -> io::Result<StallGuard<TcpStream>> {
+    let resolved = resolve(address).await.map_err(io::Error::other)??;
+    let stream = TcpStream::connect(&*resolved).await?;
+    stream.set_nodelay(true)?;
+    Ok(StallGuard::new(stream))
 }
 
 /// Connects on first use, and again whenever necessary.
@@ -207,6 +223,30 @@ pub(crate) enum Connection {
     Tcp(TcpStream),
     #[cfg(feature = "simulation")]
     Simulated(turmoil::net::TcpStream),
+}
+
+impl Connection {
+    /// The address of the other end.
+    pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Connection::Tcp(stream) => stream.peer_addr(),
+            #[cfg(feature = "simulation")]
+            Connection::Simulated(stream) => stream.peer_addr(),
+        }
+    }
+
+    /// The next bytes, which reading will find again; none at the end of the connection.
+    pub(crate) fn poll_peek(
+        &self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Connection::Tcp(stream) => stream.poll_peek(context, buffer),
+            #[cfg(feature = "simulation")]
+            Connection::Simulated(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
 }
 
 /// The same code for each kind.

@@ -12,9 +12,10 @@ use raftify_core::{
 };
 use tokio::time::{Instant, sleep};
 
+use crate::security::dialer::Dialer;
 use crate::verbs::identify::probe;
 use crate::verbs::verb::{
-    Asked, Counter, LeaderVerb, Served, ServingNode, Setting, Verb, ask_leader, messages,
+    Asked, Counter, LeaderVerb, Permission, Served, ServingNode, Setting, Verb, ask_leader, messages,
 };
 use crate::wire::{RequestRejected, proto};
 
@@ -53,6 +54,10 @@ impl Verb for ChangeMembership {
         Asked { header, forwarded, verb: verb.map_err(Into::into) }
     }
 
+    fn permission(&self) -> Permission<'_> {
+        Permission::Membership(&self.request.command)
+    }
+
     fn payload_bytes(request: &Self::Request) -> usize {
         request.request.len()
     }
@@ -64,7 +69,7 @@ impl Verb for ChangeMembership {
             let checked = tokio::select! {
                 biased;
                 () = node.closed() => return Err(RequestRejected::Stopped(StopReason::Stopped)),
-                checked = self.check_added_addresses(&status) => checked,
+                checked = self.check_added_addresses(node.dialer(), &status) => checked,
             };
             if let Err(refusal) = checked {
                 return Ok(Err(refusal.into()));
@@ -89,7 +94,11 @@ impl ChangeMembership {
     ///
     /// # Errors
     /// Which member answers there.
-    pub(crate) async fn check_added_addresses(&self, status: &Status) -> Result<(), MembershipRefusal> {
+    pub(crate) async fn check_added_addresses(
+        &self,
+        dialer: &Dialer,
+        status: &Status,
+    ) -> Result<(), MembershipRefusal> {
         let (members, Some(identity)) = (&status.members, status.identity) else { return Ok(()) };
         let added: Vec<&Member> = match &self.request.command {
             MembershipCommand::Join(joiners) => joiners.iter().collect(),
@@ -105,7 +114,7 @@ impl ChangeMembership {
         // A known address was checked before, or is rejected without a check.
         let is_new = |member: &&&Member| members.iter().all(|known| known.address != member.address);
         let looks = added.iter().filter(is_new).map(|member| async move {
-            let answer = probe(&member.address, ADDED_NODE_TIMEOUT).await.ok()?;
+            let answer = probe(dialer, &member.address, ADDED_NODE_TIMEOUT).await.ok()?;
             let answers = answer.identity.filter(|found| found.cluster_id == identity.cluster_id)?.node_id;
             let is_other = answers != member.id && members.get(answers).is_some();
             let (id, address) = (member.id, member.address.clone());

@@ -11,7 +11,7 @@ use tonic::transport::Endpoint;
 
 use crate::runtime::calls::CallPermits;
 use crate::runtime::endpoint::endpoint;
-use crate::runtime::transport::connect_lazily;
+use crate::security::dialer::Dialer;
 use crate::verbs::remote_node::{CallError, RemoteNode};
 use crate::verbs::verb::{
     Answered, Asked, Client, Counter, NotAnswered, Returned, Served, ServingNode, Setting, Verb,
@@ -33,10 +33,11 @@ impl Identify {
     /// Calls the node there, over its own connection.
     async fn call_at(
         self,
+        dialer: &Dialer,
         endpoint: &Endpoint,
         within: Duration,
     ) -> Result<Identification, CallError<ReadError>> {
-        let node = RemoteNode::new(connect_lazily(endpoint), CallPermits::of_client(), Arc::default());
+        let node = RemoteNode::new(dialer.connect_lazily(endpoint), CallPermits::of_client(), Arc::default());
         Ok(node.call(self, Forwarding::Never, within).await?.answer)
     }
 }
@@ -89,9 +90,13 @@ impl Verb for Identify {
 ///
 /// # Errors
 /// Why no node answered, as text that includes the address.
-pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identification, String> {
+pub(crate) async fn probe(
+    dialer: &Dialer,
+    address: &str,
+    within: Duration,
+) -> Result<Identification, String> {
     let endpoint = endpoint(address, within).map_err(|error| format!("{address}: {error}"))?;
-    let identified = Identify::anonymous().call_at(&endpoint, within).await;
+    let identified = Identify::anonymous().call_at(dialer, &endpoint, within).await;
     identified.map_err(|error| match error {
         CallError::NotSent(reason) => format!("{address} cannot be connected to ({reason})"),
         CallError::TimedOut(after) => format!("{address} did not answer within {} ms", after.as_millis()),
@@ -106,6 +111,7 @@ pub(crate) async fn probe(address: &str, within: Duration) -> Result<Identificat
 /// was started on a copy of its directory, and both nodes learn of it. Probed only if this node is started at
 /// another address.
 pub(crate) async fn original_at(
+    dialer: &Dialer,
     status: &Status,
     started: Started,
     own_address: &str,
@@ -124,15 +130,18 @@ pub(crate) async fn original_at(
         receiver: Some(wire::receiver_to_wire(node_id, Some(incarnation))),
     };
     let within = config.connect_timeout.min(config.election_timeout);
-    let answer = Identify(request).call_at(&endpoint(recorded, within).ok()?, within).await.ok()?;
+    let answer = Identify(request).call_at(dialer, &endpoint(recorded, within).ok()?, within).await.ok()?;
     (answer.identity == status.identity).then(|| recorded.clone())
 }
 
 /// Probes all addresses at once.
 pub(crate) async fn probe_all<'a>(
+    dialer: &Dialer,
     addresses: impl IntoIterator<Item = &'a str>,
     within: Duration,
 ) -> Vec<(&'a str, Result<Identification, String>)> {
-    join_all(addresses.into_iter().map(|address| async move { (address, probe(address, within).await) }))
-        .await
+    join_all(
+        addresses.into_iter().map(|address| async move { (address, probe(dialer, address, within).await) }),
+    )
+    .await
 }

@@ -4,7 +4,7 @@ use raftify_core::error::TransferError;
 use raftify_core::{Forwarding, LeaderRequest, NodeId, Responder};
 
 use crate::verbs::verb::{
-    Asked, Counter, LeaderVerb, Served, ServingNode, Setting, Verb, ask_leader, messages,
+    Asked, Counter, LeaderVerb, Permission, Served, ServingNode, Setting, Verb, ask_leader, messages,
 };
 use crate::wire::{self, proto};
 
@@ -36,6 +36,10 @@ impl Verb for TransferLeader {
         let proto::TransferLeaderRequest { header, to, forwarded } = request;
         let to = to.map(|id| wire::node_id("the new leader's id", id)).transpose();
         Asked { header, forwarded, verb: to.map(|to| TransferLeader { to }) }
+    }
+
+    fn permission(&self) -> Permission<'_> {
+        Permission::Administrator { method: "TransferLeader" }
     }
 
     async fn serve<N: ServingNode>(self, node: &N, forwarding: Forwarding) -> Served<Self> {

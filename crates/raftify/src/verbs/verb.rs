@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use raftify_core::error::{ProposeError, StopReason};
 use raftify_core::{
-    CheckedConfig, Config, Forwarding, LeaderRequest, ProposalReply, Responder, ServerRequestMsg, Status,
-    VerbError,
+    CheckedConfig, Config, Forwarding, LeaderRequest, MembershipCommand, ProposalReply, Responder,
+    ServerRequestMsg, Status, VerbError,
 };
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -20,6 +20,7 @@ use crate::channels::request_queue::{Refused, RequestSender};
 use crate::channels::server_counters::ServerCounters;
 use crate::error::BoxError;
 use crate::runtime::calls::MarkedChannel;
+use crate::security::dialer::Dialer;
 use crate::wire::identification::Identification;
 use crate::wire::proto::raft_service_client::RaftServiceClient;
 use crate::wire::{RequestRejected, WireError, proto};
@@ -63,6 +64,11 @@ pub(crate) trait Verb: Clone + Send + 'static {
 
     fn from_wire(request: Self::Request) -> Asked<Self>;
 
+    /// Who may request it over TLS.
+    fn permission(&self) -> Permission<'_> {
+        Permission::ByRole
+    }
+
     /// How much payload of the user the request holds.
     fn payload_bytes(request: &Self::Request) -> usize {
         let _ = request;
@@ -90,6 +96,19 @@ pub(crate) trait Verb: Clone + Send + 'static {
     fn to_reply(header: Option<proto::Header>, outcome: Result<Self::Answer, proto::Refusal>) -> Self::Reply;
 
     fn from_reply(reply: Self::Reply) -> Result<Answered<Self::Answer>, NotAnswered>;
+}
+
+/// Who may request a verb over TLS, besides the roles that the server lists for its method.
+pub(crate) enum Permission<'a> {
+    /// The roles decide alone.
+    ByRole,
+    /// An administrator, or a member that forwards the request of one.
+    Administrator {
+        /// The name of the method, for the refusal.
+        method: &'static str,
+    },
+    /// The same; and a node may ask for its own admission.
+    Membership(&'a MembershipCommand),
 }
 
 /// A verb that only the leader can serve. Any other node forwards it, once.
@@ -174,6 +193,9 @@ pub(crate) trait ServingNode: Sync {
     type Reply: ProposalReply;
 
     fn config(&self) -> &CheckedConfig;
+
+    /// Makes connections to other nodes.
+    fn dialer(&self) -> &Dialer;
 
     fn status(&self) -> Status;
 

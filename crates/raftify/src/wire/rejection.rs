@@ -86,6 +86,51 @@ pub enum RequestRejected {
     /// The node has stopped, or is stopping.
     #[error(transparent)]
     Stopped(#[from] StopReason),
+    /// The node requires TLS, and the request came without it. Give this side a certificate of the cluster's CA.
+    #[error(
+        "node {node} at {address} accepts requests over TLS only, and this one came without: configure this side with \
+         a certificate of the cluster's CA"
+    )]
+    TlsRequired {
+        /// The rejecting node.
+        node: NodeId,
+        /// Its address.
+        address: String,
+    },
+    /// The certificate of the sender has no role that permits the request.
+    #[error(
+        "node {node} at {address} refuses {method} of {sender}: its certificate has the roles: {roles}, and one of \
+         these is needed: {needed}. Issue a certificate with such a role"
+    )]
+    RoleMissing {
+        /// The rejecting node.
+        node: NodeId,
+        /// Its address.
+        address: Box<str>,
+        /// The requested method.
+        method: Box<str>,
+        /// The names in the certificate of the sender.
+        sender: Box<str>,
+        /// The roles of the sender.
+        roles: Box<str>,
+        /// The roles of which one is needed.
+        needed: Box<str>,
+    },
+    /// The certificate of the sender is not that of the node that sends, forwards or joins.
+    #[error(
+        "node {node} at {address} refuses the certificate of {sender}: {reason}. Issue a certificate for the host of \
+         the node's address"
+    )]
+    OtherCertificate {
+        /// The rejecting node.
+        node: NodeId,
+        /// Its address.
+        address: String,
+        /// The names in the certificate of the sender.
+        sender: String,
+        /// The difference.
+        reason: String,
+    },
 }
 
 impl From<WireError> for RequestRejected {
@@ -98,7 +143,10 @@ impl From<RequestRejected> for Status {
     fn from(refusal: RequestRejected) -> Status {
         let code = match refusal {
             RequestRejected::Malformed(_) => Code::InvalidArgument,
-            RequestRejected::Sender(_) => Code::PermissionDenied,
+            RequestRejected::TlsRequired { .. } => Code::Unauthenticated,
+            RequestRejected::Sender(_)
+            | RequestRejected::RoleMissing { .. }
+            | RequestRejected::OtherCertificate { .. } => Code::PermissionDenied,
             RequestRejected::NoCluster { .. } | RequestRejected::Stopped(_) => Code::Unavailable,
             _ => Code::FailedPrecondition,
         };

@@ -224,7 +224,12 @@ async fn tickets_that_do_not_fit_are_refused() {
     let other = ClusterJoinTicket { cluster_id: ClusterId(7), reserved_id: id(98), ..good.clone() };
     let error = raft.join_cluster(vec![good.clone(), other]).await.unwrap_err();
     assert!(matches!(error, JoinClusterError::DifferentClusters { .. }), "{error}");
+    let expired = good.clone().valid_for(Duration::ZERO);
+    let error = raft.join_cluster(vec![expired.clone()]).await.unwrap_err();
+    assert!(matches!(error, JoinClusterError::TicketExpired { .. }), "{error}");
     raft.join_cluster(vec![good.clone()]).await.unwrap();
+    // A program may give the ticket at every start.
+    raft.join_cluster(vec![expired]).await.unwrap();
     // Its directory belongs to a cluster now.
     let other = ClusterJoinTicket { cluster_id: ClusterId(7), ..good };
     let error = raft.join_cluster(vec![other]).await.unwrap_err();

@@ -6,6 +6,7 @@ use clap::Parser;
 use memstore::{HashStore, LogEntry, Reply, report, say};
 use raftify::membership::{MemberChange, MembershipChange, MembershipRequest};
 use raftify::{BoxError, NodeId, RaftClient};
+use raftify_cli::TlsArguments;
 
 #[derive(Parser)]
 #[command(version, about = "Writes a few keys into a running memstore cluster over gRPC")]
@@ -19,6 +20,8 @@ struct Arguments {
     /// With --remove: even if the remaining live nodes are no majority; the cluster may stop permanently
     #[arg(long, requires = "remove")]
     force: bool,
+    #[command(flatten)]
+    tls: TlsArguments,
     /// Number of keys to write
     #[arg(long, default_value_t = 5)]
     keys: u64,
@@ -31,6 +34,10 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let client = RaftClient::<LogEntry, HashStore>::new(arguments.raft_addr)?;
+    let client = match arguments.tls.tls() {
+        Some(tls) => client.with_tls(&tls)?,
+        None => client,
+    };
     if let Some(id) = arguments.remove {
         let request = MembershipRequest::from(MembershipChange::one(MemberChange::Remove(id)));
         let request = if arguments.force { request.forced() } else { request };

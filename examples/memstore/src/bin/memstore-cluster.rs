@@ -14,7 +14,9 @@ use clap::Parser;
 use memstore::{HashStore, LogEntry, report, say};
 use raftify::status::Status;
 use raftify::storage::ReadOnlyStorage;
+use raftify::tls::{CertificateRole, Tls};
 use raftify::{BoxError, NodeId, RaftClient};
+use raftify_cli::authority::{Authority, Holder};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
@@ -23,6 +25,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+
+const CA_DAYS: u32 = 3650;
+const CERTIFICATE_DAYS: u32 = 365;
 
 #[derive(Parser)]
 #[command(version, about = "Three nodes of the replicated key-value store on this machine, until Ctrl+C")]
@@ -36,6 +41,46 @@ struct Arguments {
     /// The directory of the nodes' data; nodes that restart on it continue
     #[arg(long, default_value = "target/memstore")]
     data_dir: PathBuf,
+    /// Mutual TLS, with certificates that are made in the data directory at the first start
+    #[arg(long)]
+    tls: bool,
+}
+
+/// The certificates of this machine's nodes, and of a client.
+#[derive(Clone)]
+struct Certificates {
+    ca: PathBuf,
+    node: (PathBuf, PathBuf),
+    client: (PathBuf, PathBuf),
+}
+
+impl Certificates {
+    /// Those in a directory; they are issued again at each start, by the CA of the first one.
+    fn in_directory(directory: &Path) -> Result<Certificates, BoxError> {
+        let is_new = !directory.join("ca.pem").exists();
+        let authority =
+            if is_new { Authority::create(directory, CA_DAYS) } else { Authority::open(directory) }?;
+        let node = Holder::Node { hosts: vec!["127.0.0.1".to_owned()], id: None, cluster: None };
+        let roles = vec![CertificateRole::Client, CertificateRole::Admin];
+        let client = Holder::Client { name: "operator".to_owned(), roles };
+        let (node, client) =
+            (authority.issue(&node, CERTIFICATE_DAYS)?, authority.issue(&client, CERTIFICATE_DAYS)?);
+        Ok(Certificates {
+            ca: authority.certificate(),
+            node: (node.certificate, node.key),
+            client: (client.certificate, client.key),
+        })
+    }
+
+    fn options(&self, (certificate, key): &(PathBuf, PathBuf)) -> Vec<String> {
+        let with = |name: &str, path: &Path| [name.to_owned(), path.display().to_string()];
+        [with("--ca", &self.ca), with("--cert", certificate), with("--key", key)].concat()
+    }
+
+    fn of_client(&self) -> Tls {
+        let (certificate, key) = &self.client;
+        Tls { ca: self.ca.clone().into(), certificate: certificate.clone().into(), key: key.clone().into() }
+    }
 }
 
 #[tokio::main]
@@ -44,8 +89,12 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
-    let mut nodes =
-        (0..3).map(|offset| Node::new(&arguments, offset)).collect::<Result<Vec<Node>, BoxError>>()?;
+    let certificates = match arguments.tls {
+        true => Some(Certificates::in_directory(&arguments.data_dir.join("certificates"))?),
+        false => None,
+    };
+    let new = |offset| Node::new(&arguments, certificates.clone(), offset);
+    let mut nodes = (0..3).map(new).collect::<Result<Vec<Node>, BoxError>>()?;
     let outcome = tokio::select! {
         outcome = start_and_watch(&mut nodes, &arguments.data_dir) => outcome,
         outcome = stop_signal() => outcome.map_err(BoxError::from),
@@ -110,7 +159,7 @@ async fn start_and_watch(nodes: &mut [Node], data_dir: &Path) -> Result<(), BoxE
 fn name(nodes: &[Node], id: NodeId) -> String {
     let node = nodes.iter().find(|node| node.seen.as_ref().is_some_and(|seen| seen.node_id == id));
     match node {
-        Some(node) => format!("node {id} (http://{})", node.web_address),
+        Some(node) => format!("node {id} ({})", node.url()),
         None => format!("node {id}"),
     }
 }
@@ -120,7 +169,14 @@ fn hints(nodes: &[Node], data_dir: &Path) -> String {
     let (Some(first), Some(last)) = (up.first(), up.last()) else {
         return String::new();
     };
-    let pages: Vec<String> = up.iter().map(|node| format!("http://{}", node.web_address)).collect();
+    let pages: Vec<String> = up.iter().map(|node| node.url()).collect();
+    let (curl, options) = match &first.certificates {
+        None => ("curl".to_owned(), String::new()),
+        Some(certificates) => {
+            let options = certificates.options(&certificates.client).join(" ");
+            (format!("curl {}", options.replace("--ca ", "--cacert ")), format!(" {options}"))
+        }
+    };
     let programs = first.program.parent().unwrap_or(Path::new("")).display();
     format!(
         "
@@ -128,10 +184,10 @@ fn hints(nodes: &[Node], data_dir: &Path) -> String {
 
   in the browser   {}
 
-  curl -X PUT http://{}/store/greeting/hello
-  curl http://{}/store/greeting
-  curl http://{}/leader
-  {programs}/raftify-client-example --raft-addr {}
+  {curl} -X PUT {}/store/greeting/hello
+  {curl} {}/store/greeting
+  {curl} {}/leader
+  {programs}/raftify-client-example --raft-addr {}{options}
   {programs}/memstore-cli describe logs {}
   kill -9 {}        (that is node {}; the others continue)
 
@@ -140,9 +196,9 @@ The data is in {}; the next start continues with it. Ctrl+C stops all.
         up.len(),
         nodes.len(),
         pages.join("   "),
-        first.web_address,
-        last.web_address,
-        last.web_address,
+        first.url(),
+        last.url(),
+        last.url(),
         first.raft_address,
         first.data_dir.display(),
         first.child.as_ref().and_then(Child::id).unwrap_or_default(),
@@ -163,23 +219,30 @@ struct Node {
     /// Whether it ran before.
     has_data: bool,
     client: RaftClient<LogEntry, HashStore>,
+    certificates: Option<Certificates>,
     child: Option<Child>,
     /// Its last reported status; `None` if it did not answer.
     seen: Option<Status>,
 }
 
 impl Node {
-    fn new(arguments: &Arguments, offset: u16) -> Result<Node, BoxError> {
+    fn new(arguments: &Arguments, certificates: Option<Certificates>, offset: u16) -> Result<Node, BoxError> {
         let number = offset + 1;
         let local = |port: u16| format!("127.0.0.1:{port}");
         let raft_address = local(arguments.raft_port + offset);
         let data_dir = arguments.data_dir.join(format!("node-{number}"));
         let program = std::env::current_exe()?.with_file_name("memstore-dynamic-members");
+        let client = RaftClient::new([&raft_address])?;
+        let client = match &certificates {
+            Some(certificates) => client.with_tls(&certificates.of_client())?,
+            None => client,
+        };
         Ok(Node {
             number,
             // A relative path, as typed by hand, if that is possible.
             program: relative(&program.with_extension(std::env::consts::EXE_EXTENSION)),
-            client: RaftClient::new([&raft_address])?,
+            client,
+            certificates,
             raft_address,
             web_address: local(arguments.web_port + offset),
             peer_address: None,
@@ -190,6 +253,11 @@ impl Node {
         })
     }
 
+    fn url(&self) -> String {
+        let scheme = if self.certificates.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.web_address)
+    }
+
     fn arguments(&self) -> Vec<String> {
         let mut arguments = vec!["--raft-addr".to_owned(), self.raft_address.clone()];
         if let Some(peer) = &self.peer_address {
@@ -197,6 +265,9 @@ impl Node {
         }
         arguments.extend(["--web-server".to_owned(), self.web_address.clone()]);
         arguments.extend(["--data-dir".to_owned(), self.data_dir.display().to_string()]);
+        if let Some(certificates) = &self.certificates {
+            arguments.extend(certificates.options(&certificates.node));
+        }
         arguments
     }
 

@@ -16,6 +16,7 @@ use crate::channels::lifecycle::{Lifecycle, RunTask};
 use crate::channels::metrics::NodeMetrics;
 use crate::channels::reply::{Reply, channel};
 use crate::channels::request_queue::{Refused, RequestSender};
+use crate::security::dialer::Dialer;
 use crate::verbs::verb::LeaderVerb;
 
 /// The core answers by its own deadlines; after this additional time, a call fails without the core's answer.
@@ -24,6 +25,8 @@ const BACKSTOP: Duration = Duration::from_secs(1);
 pub(super) struct Shared<FSM: StateMachine> {
     pub(super) node_id: NodeId,
     pub(super) config: CheckedConfig,
+    /// Makes connections to nodes that are to be added.
+    pub(super) dialer: Dialer,
     pub(super) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(super) queries: mpsc::Sender<Query<FSM>>,
     pub(super) status: watch::Receiver<Status>,

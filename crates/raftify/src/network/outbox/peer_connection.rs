@@ -20,7 +20,8 @@ use tracing::{debug, info, warn};
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
 use crate::channels::metrics::PeerMetrics;
 use crate::network::outbox::peer_queue::{Batches, Introduction, PeerQueue};
-use crate::runtime::{endpoint, transport};
+use crate::runtime::endpoint;
+use crate::security::dialer::Dialer;
 use crate::wire::identification::Identification;
 use crate::wire::{self, RequestRejected, proto};
 
@@ -178,6 +179,8 @@ pub(crate) struct PeerConnection {
     pub(crate) queue: Arc<PeerQueue>,
     /// For everything except signals: follows them to the address where the peer answers.
     pub(crate) channel: Arc<Mutex<Channel>>,
+    /// For this peer alone.
+    pub(crate) dialer: Dialer,
     pub(crate) reach: Arc<Reach>,
     pub(crate) events: PeerEvents,
     pub(crate) config: CheckedConfig,
@@ -265,7 +268,7 @@ impl PeerConnection {
             Ok(endpoint) => endpoint,
             Err(error) => return Ended::of_another(format!("the address cannot be used: {error}")),
         };
-        let channel = match transport::connect(&endpoint).await {
+        let channel = match self.dialer.connect(&endpoint).await {
             Ok(channel) => channel,
             Err(error) => return Ended::because(&Status::from_error(Box::new(error))),
         };
@@ -287,7 +290,7 @@ impl PeerConnection {
             }
         }
         // A new connection: that of an earlier attempt may hang.
-        *self.channel.lock() = transport::connect_lazily(&endpoint);
+        *self.channel.lock() = self.dialer.connect_lazily(&endpoint);
         let since = Instant::now();
         let ended = self.converse(address, channel, batches, answer).await;
         Ended { up_for: Some(since.elapsed()), ..ended }

@@ -189,7 +189,7 @@ impl Stream for Batches {
         }
         let lane = inner.lane(self.lane);
         // The stream has room for more: the previous batch was sent.
-        lane.waiting.leaving = None;
+        lane.waiting.leaving.clear();
         if lane.waiting.messages.is_empty() {
             lane.waker = Some(context.waker().clone());
             return Poll::Pending;
@@ -214,31 +214,33 @@ impl Stream for Batches {
     }
 }
 
+/// Appends of this size and more are not queued a second time while the first copy is on its way. A second copy of a
+/// smaller one costs less than the search in the queue.
+const REPEATED_BYTES_MIN: u64 = 64 << 10;
+
 /// Messages in order, and the maximum size of their encoding.
 #[derive(Default)]
 struct Waiting {
     messages: VecDeque<RaftMessage>,
     bytes: u64,
-    /// The message being sent, if it is too large for any batch.
-    leaving: Option<Large>,
+    /// The appends of the batch being sent.
+    leaving: Vec<After>,
 }
 
-/// Identifies a message whose entries are too large for any batch.
+/// Where the entries of an append begin. A leader's log only grows within a term: two appends of a term after the same
+/// position hold the same entries, up to the end of the shorter one.
 #[derive(PartialEq, Eq)]
-struct Large {
+struct After {
     term: Term,
     previous: LogPosition,
-    last: LogPosition,
 }
 
-impl Large {
-    fn of(message: &RaftMessage) -> Option<Large> {
+impl After {
+    /// `None`: the message has no entries.
+    fn of(message: &RaftMessage) -> Option<After> {
         match &message.body {
-            RaftMessageBody::Append { previous, entries, .. }
-                if wire::message_bytes_max(message) > wire::BATCH_BYTES =>
-            {
-                let last = entries.last()?.position;
-                Some(Large { term: message.term, previous: *previous, last })
+            RaftMessageBody::Append { previous, entries, .. } if !entries.is_empty() => {
+                Some(After { term: message.term, previous: *previous })
             }
             _ => None,
         }
@@ -251,12 +253,16 @@ impl Waiting {
         self.messages.is_empty() || (self.messages.len() < messages_max && bytes <= bytes_max)
     }
 
-    /// A leader that does not know whether a follower has an entry sends it again with every heartbeat. If sending
-    /// takes longer than that, the entry is sent once.
+    /// A leader that does not know whether a follower has an entry sends it again after every heartbeat. On a slow
+    /// link, one copy takes longer than that, and further ones would delay all later entries. The answer to the copy
+    /// that is on its way tells the leader how to continue.
     fn is_on_its_way(&self, message: &RaftMessage) -> bool {
-        let large = Large::of(message);
-        large.is_some()
-            && (self.leaving == large || self.messages.iter().any(|waiting| Large::of(waiting) == large))
+        let Some(after) = After::of(message) else {
+            return false;
+        };
+        wire::message_bytes_max(message) >= REPEATED_BYTES_MIN
+            && (self.leaving.contains(&after)
+                || self.messages.iter().any(|waiting| After::of(waiting).as_ref() == Some(&after)))
     }
 
     fn push_back(&mut self, message: RaftMessage) {
@@ -273,6 +279,7 @@ impl Waiting {
             if bytes + message_bytes <= wire::BATCH_BYTES || raftify_core::mutated!(BatchHasNoLimit) {
                 bytes += message_bytes;
                 self.bytes -= message_bytes;
+                self.leaving.extend(After::of(&message));
                 batch.push(message);
                 continue;
             }
@@ -280,7 +287,7 @@ impl Waiting {
                 self.messages.push_front(message);
                 break;
             }
-            self.leaving = Large::of(&message);
+            self.leaving.extend(After::of(&message));
             let (first, rest) = wire::split_large(message);
             batch.push(first);
             self.bytes -= message_bytes;
@@ -372,5 +379,40 @@ mod tests {
         // The message was sent, and may have been lost.
         queue.push([large()].into_iter());
         assert_eq!(next(&mut entries).await.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn entries_that_fit_into_a_batch_are_sent_once_however_many_heartbeats_are_answered_meanwhile() {
+        let queue = queue();
+        let (_signals, mut entries) = queue.open();
+        let probe = || append(2, 2 << 20);
+        queue.push([probe(), probe(), append(3, 1), probe()].into_iter());
+        // The second probe has more entries: the log has grown.
+        let mut longer = probe();
+        if let RaftMessageBody::Append { entries, .. } = &mut longer.body {
+            let position = LogPosition::new(1, 3);
+            entries.push(Entry { position, kind: EntryKind::User, payload: Bytes::from_static(b"3") });
+        }
+        queue.push([longer.clone()].into_iter());
+        let indices = |batch: Vec<proto::message::Body>| -> Vec<Vec<u64>> {
+            batch
+                .into_iter()
+                .map(|body| match body {
+                    proto::message::Body::Append(append) => {
+                        append.entries.into_iter().map(|entry| entry.index).collect()
+                    }
+                    other => panic!("{other:?} is no append"),
+                })
+                .collect()
+        };
+        assert_eq!(indices(next(&mut entries).await), [[2], [3]]);
+        // The batch is being sent now.
+        queue.push([probe(), longer.clone(), append(4, 1)].into_iter());
+        assert_eq!(indices(next(&mut entries).await), [[4]]);
+        // The batch was sent, and may have been lost. In another term, the entries may be others.
+        let other_term = RaftMessage { term: Term(2), ..probe() };
+        queue.push([longer, other_term].into_iter());
+        assert_eq!(indices(next(&mut entries).await), [vec![2, 3]]);
+        assert_eq!(indices(next(&mut entries).await), [[2]]);
     }
 }

@@ -16,7 +16,7 @@ use tonic::transport::server::Connected;
 
 use crate::network::server::connections::{ConnectionGuard, ConnectionId};
 use crate::runtime::stall_guard::{SILENCE_MAX, StallGuard};
-use crate::runtime::transport::Connection;
+use crate::security::acceptor::Secured;
 
 /// The number of bytes with which a client starts HTTP/2 (RFC 9113, section 3.4), and which it sends at once.
 const PREFACE_BYTES: usize = 24;
@@ -26,7 +26,7 @@ const PREFACE_TIMEOUT: Duration = SILENCE_MAX;
 
 /// An accepted connection.
 pub(crate) struct Abortable {
-    stream: StallGuard<Connection>,
+    stream: StallGuard<Secured>,
     place: ConnectionGuard,
     /// Resolves when the connection is aborted.
     aborted: BoxFuture<'static, ()>,
@@ -42,7 +42,7 @@ struct Beginning {
 
 impl Abortable {
     /// Ends when it has to give up its slot.
-    pub(crate) fn new(stream: Connection, place: ConnectionGuard) -> Abortable {
+    pub(crate) fn new(stream: Secured, place: ConnectionGuard) -> Abortable {
         let mut aborted = place.uncut().clone();
         let aborted = Box::pin(async move { while aborted.changed().await.is_ok() {} });
         let too_late = Box::pin(sleep(PREFACE_TIMEOUT));
@@ -54,7 +54,7 @@ impl Abortable {
     fn unless_aborted<T>(
         &mut self,
         context: &mut Context<'_>,
-        work: impl FnOnce(Pin<&mut StallGuard<Connection>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        work: impl FnOnce(Pin<&mut StallGuard<Secured>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if self.place.uncut().has_changed().is_ok() {
             let outcome = work(Pin::new(&mut self.stream), context);
@@ -139,6 +139,7 @@ mod tests {
 
     use super::*;
     use crate::network::server::connections::Connections;
+    use crate::runtime::transport::Connection;
 
     /// Both ends of a connection; dropping the last value aborts the server's end.
     async fn connect() -> (TcpStream, Abortable, Connections) {
@@ -147,7 +148,8 @@ mod tests {
         let (stream, _) = listener.accept().await.unwrap();
         let connections = Connections::new(1, std::sync::Arc::default());
         let place = connections.accept().unwrap();
-        (other_end, Abortable::new(Connection::Tcp(stream), place), connections)
+        let stream = Secured::new(Connection::Tcp(stream), None, Box::new(|_| {}));
+        (other_end, Abortable::new(stream, place), connections)
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! older connections are not disturbed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
@@ -14,6 +14,8 @@ use tracing::warn;
 
 use crate::channels::server_counters::{OpenConnection, ServerCounters};
 use crate::runtime::log_throttle::LogThrottle;
+use crate::security::acceptor::Peer;
+use crate::security::identity::PeerIdentity;
 
 /// All accepted connections. Dropping it aborts them.
 pub(crate) struct Connections {
@@ -51,6 +53,8 @@ pub(crate) struct ConnectionGuard {
 pub(crate) struct ConnectionId {
     shared: Arc<Shared>,
     number: u64,
+    /// The other end, once a TLS handshake has found it.
+    peer: Arc<OnceLock<Peer>>,
 }
 
 impl Shared {
@@ -85,7 +89,7 @@ impl Connections {
         accepted.count += 1;
         let (cut, uncut) = watch::channel(());
         accepted.open.insert(number, Open { _uncut: cut, is_members: false });
-        let id = ConnectionId { shared: Arc::clone(&self.shared), number };
+        let id = ConnectionId { shared: Arc::clone(&self.shared), number, peer: Arc::default() };
         Some(ConnectionGuard { id, uncut, _counted: self.counters.connection_opened() })
     }
 
@@ -122,6 +126,25 @@ impl ConnectionId {
     /// The connection on which a request arrived.
     pub(crate) fn of<T>(request: &Request<T>) -> Option<ConnectionId> {
         request.extensions().get().cloned()
+    }
+
+    /// The handshake has found the other end.
+    pub(super) fn is_from(&self, peer: Peer) {
+        // A connection has one handshake.
+        let _ = self.peer.set(peer);
+    }
+
+    /// The other end; `None` on a server without TLS.
+    pub(super) fn peer(&self) -> Option<&Peer> {
+        self.peer.get()
+    }
+
+    /// The identity of the other end; `None` without TLS.
+    pub(super) fn identity(&self) -> Option<&PeerIdentity> {
+        match self.peer() {
+            Some(Peer::Certificate(identity)) => Some(identity),
+            Some(Peer::WithoutTls) | None => None,
+        }
     }
 
     /// The other end of the connection is a member.

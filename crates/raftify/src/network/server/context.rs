@@ -17,7 +17,10 @@ use crate::channels::metrics::{NodeMetrics, ReceivedMetrics};
 use crate::channels::request_queue::RequestSender;
 use crate::channels::server_counters::ServerCounters;
 use crate::network::outbox::Outbox;
+use crate::network::server::access::Access;
+use crate::network::server::connections::ConnectionId;
 use crate::runtime::worker::Blocking;
+use crate::security::dialer::Dialer;
 use crate::wire::identification::{Identification, Plan};
 use crate::wire::{self, RequestRejected, proto};
 
@@ -41,6 +44,10 @@ pub(crate) struct ServerContext<R, S> {
     pub(crate) plan: watch::Receiver<Option<Plan>>,
     /// Takes a member's report of this node's earlier incarnation while the node waits.
     pub(crate) earlier_life: watch::Sender<Option<EarlierLife>>,
+    /// What certificates permit.
+    pub(crate) access: Arc<Access>,
+    /// Makes connections to nodes that are to be added; its certificates are also those of the server.
+    pub(crate) dialer: Dialer,
     /// The metrics of the node.
     pub(crate) metrics: Arc<NodeMetrics>,
     /// Whether the node stops: it continues to serve until then.
@@ -69,6 +76,7 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
     /// Validates the sender of consensus messages and snapshots.
     pub(super) fn admit(
         &self,
+        connection: Option<&ConnectionId>,
         header: Option<&proto::Header>,
         sender: Option<proto::Sender>,
         receiver: Option<proto::Receiver>,
@@ -100,7 +108,9 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         if receiver != node {
             return Err(RequestRejected::OtherNode { meant: receiver, own: node });
         }
-        if let Err(refusal) = status.members.check_sender(&sender, receiver_incarnation, &identity) {
+        let members = &status.members;
+        self.access.check_sender(connection, sender.id, &address, members, identity.cluster_id)?;
+        if let Err(refusal) = members.check_sender(&sender, receiver_incarnation, &identity) {
             if let SenderRefusal::OtherReceiver { .. } = refusal {
                 // The core has to learn that this node is not the incarnation that the cluster knows.
                 self.tell_core(&sender, receiver_incarnation);

@@ -8,6 +8,7 @@ use tracing::info;
 
 use crate::channels::metrics::SnapshotOperation;
 use crate::channels::reply::channel;
+use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::Admitted;
 use crate::network::server::service::Service;
 use crate::network::server::snapshot_receiver::{Incoming, NotReceived};
@@ -18,6 +19,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
     /// Reads the head of a snapshot, and begins to receive it.
     pub(super) async fn begin_snapshot(
         &self,
+        connection: Option<&ConnectionId>,
         stream: &mut Streaming<proto::SnapshotChunk>,
     ) -> Result<IncomingSnapshot<S>, Status> {
         use proto::snapshot_chunk::Part;
@@ -25,7 +27,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             Some(Part::Head(head)) => head,
             _ => return Err(malformed("a snapshot must begin with its head")),
         };
-        let admitted = self.context.admit(head.header.as_ref(), head.sender, head.receiver)?;
+        let admitted = self.context.admit(connection, head.header.as_ref(), head.sender, head.receiver)?;
         let term = wire::nonzero_term("the leader's term", head.term).map_err(RequestRejected::from)?;
         let snapshot = wire::snapshot_from_wire(admitted.cluster_id, head.position, &head.members)
             .map_err(RequestRejected::from)?;

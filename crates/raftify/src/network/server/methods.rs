@@ -30,17 +30,23 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         &self,
         request: Request<Streaming<proto::MessageBatch>>,
     ) -> Result<Response<proto::StreamMessagesReply>, Status> {
-        let mut connection = ConnectionId::of(&request);
+        let connection = ConnectionId::of(&request);
+        let mut is_known = false;
         let mut stream = request.into_inner();
         let mut metrics = None;
         while let Some(batch) = self.next(&mut stream).await? {
             count(&self.context.counters.message_batches);
             let (messages, bytes) = (batch.messages.len(), batch.encoded_len());
-            let Admitted { sender, receiver, .. } =
-                self.context.admit(batch.header.as_ref(), batch.sender, batch.receiver)?;
-            if let Some(connection) = connection.take() {
+            let Admitted { sender, receiver, .. } = self.context.admit(
+                connection.as_ref(),
+                batch.header.as_ref(),
+                batch.sender,
+                batch.receiver,
+            )?;
+            if let (false, Some(connection)) = (is_known, &connection) {
                 connection.is_members();
             }
+            is_known = true;
             // A sender that is not a member yet may become one.
             metrics = metrics.or_else(|| Some(sender.id).zip(self.context.received_from(sender.id)));
             if let Some((_, metrics)) = metrics.as_ref().filter(|(id, _)| *id == sender.id) {
@@ -73,7 +79,7 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         use proto::install_snapshot_reply::Answer;
         let connection = ConnectionId::of(&request);
         let mut chunks = request.into_inner();
-        let (incoming, admitted, term) = match self.begin_snapshot(&mut chunks).await? {
+        let (incoming, admitted, term) = match self.begin_snapshot(connection.as_ref(), &mut chunks).await? {
             IncomingSnapshot::Begun { incoming, admitted, term } => (incoming, admitted, term),
             IncomingSnapshot::Answered(outcome) => {
                 let only = self.snapshot_reply(installed(outcome));

@@ -17,6 +17,7 @@ use crate::channels::server_counters::count;
 use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::ServerContext;
 use crate::network::server::snapshot_receiver::SnapshotReceiver;
+use crate::security::dialer::Dialer;
 use crate::verbs::verb::{Asked, ServingNode, Verb};
 use crate::wire::identification::Identification;
 use crate::wire::{self, RequestRejected, proto};
@@ -50,6 +51,8 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let connection = ConnectionId::of(&request);
         let Asked { header, forwarded, verb } = V::from_wire(request.into_inner());
         V::admit(self, header.as_ref())?;
+        let verb = verb.map_err(RequestRejected::from)?;
+        self.context.access.check_permission(connection.as_ref(), verb.permission(), forwarded)?;
         if let (true, Some(connection)) = (forwarded, connection) {
             connection.is_members();
         }
@@ -58,7 +61,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             Some(header) if header.without_waiting => Forwarding::IfLeaderIsKnown,
             _ => Forwarding::Allowed,
         };
-        let outcome = verb.map_err(RequestRejected::from)?.serve(self, forwarding).await?;
+        let outcome = verb.serve(self, forwarding).await?;
         let outcome = outcome.map_err(|error| wire::refusal_to_wire(&error));
         Ok(Response::new(V::to_reply(self.context.header(), outcome)))
     }
@@ -79,6 +82,10 @@ impl<R: ProposalReply, S: SnapshotStore> ServingNode for Service<R, S> {
 
     fn config(&self) -> &CheckedConfig {
         &self.context.config
+    }
+
+    fn dialer(&self) -> &Dialer {
+        &self.context.dialer
     }
 
     fn status(&self) -> NodeStatus {
