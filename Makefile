@@ -9,7 +9,7 @@ SEEDS ?= 10000
 PUBLISHED = $(notdir $(patsubst %/,%,$(dir $(shell grep -L 'publish = false' crates/*/Cargo.toml))))
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test public-api verify package audit sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
+.PHONY: help build run test public-api verify package audit alerts sim sim-shell mutants crash-points fuzz chaos fix bench bench-quick bench-join soak performance clean
 
 help: ## List the targets (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ package: ## Make the packages of the published crates, into target/package (BUIL
 
 audit: ## Check licenses, bans and sources of all dependencies (needs cargo-deny; offline once `cargo fetch` has run)
 	$(CARGO) deny --locked check licenses bans sources
+
+alerts: ## Test the alert rules for Prometheus (needs promtool, which comes with Prometheus)
+	promtool check rules ops/prometheus/alerts.yml
+	promtool test rules ops/prometheus/alerts_test.yml
 
 crash-points: ## Cut power after every file-system operation of both storages, including LMDB, and of conversions (some minutes)
 	CRASH_POINTS=all $(CARGO) test --release -p raftify-storage --test crash_points

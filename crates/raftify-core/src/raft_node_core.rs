@@ -35,7 +35,7 @@ use crate::machines::{
 use crate::message::{RaftMessage, RaftMessageBody};
 use crate::raft_rs::{Consensus, ConsensusReady};
 use crate::request::{Forwarding, LocalRequestMsg, ProposalReply, ServerRequestMsg};
-use crate::status::{Inspection, Status};
+use crate::status::{Elections, Inspection, Status};
 use crate::storage::{LogReader, StorageError, StoredState};
 use crate::turn::{LogFetch, StateKept, Turn, TurnNumber};
 use crate::types::{LogIndex, NodeId, RunId};
@@ -259,7 +259,19 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    fn inspect(&self) -> Inspection {
+    /// How many elections this node has started.
+    pub fn elections(&self) -> Elections {
+        self.consensus.elections()
+    }
+
+    /// The bytes of the entries since the newest snapshot began, as far as this node has applied them. A restart reads
+    /// them again.
+    pub fn log_bytes(&self) -> u64 {
+        self.snapshots.log_bytes()
+    }
+
+    /// The full diagnostics.
+    pub fn inspect(&self) -> Inspection {
         Inspection {
             status: self.status(),
             progress: self.consensus.progress(),

@@ -26,7 +26,7 @@ use self::ready::Depends;
 use crate::config::CheckedConfig;
 use crate::entry::{Entry, EntryKind};
 use crate::members::{Configuration, Members, MembershipChange};
-use crate::status::{PeerProgress, ReplicationState, Role};
+use crate::status::{Elections, PeerProgress, ReplicationState, Role};
 use crate::storage::{HardState, StorageError};
 use crate::turn::LogFetch;
 use crate::types::{LogIndex, LogPosition, NodeId, Term};
@@ -44,6 +44,7 @@ pub(crate) struct Consensus {
     /// Whether raft-rs considers this node a learner that the membership does not contain yet: see
     /// [`step_snapshot`](Self::step_snapshot).
     stands_in: bool,
+    elections: Elections,
 }
 
 /// raft-rs would have dropped the proposal.
@@ -94,6 +95,7 @@ impl Consensus {
             given_out,
             committed_bytes_max: raft_config.max_committed_size_per_ready,
             stands_in: false,
+            elections: Elections::default(),
         };
         consensus.pin_election_timeout();
         Ok(consensus)
@@ -104,7 +106,9 @@ impl Consensus {
     /// # Errors
     /// As [`new`](Self::new).
     pub(crate) fn restart(&mut self, config: &CheckedConfig, log: LogStart) -> Result<(), String> {
+        let elections = self.elections;
         *self = Consensus::new(self.node_id, config, self.election_timeout.seed(), log)?;
+        self.elections = elections;
         Ok(())
     }
 
@@ -165,6 +169,10 @@ impl Consensus {
         log.term(index.0).ok().map(Term)
     }
 
+    pub(crate) fn elections(&self) -> Elections {
+        self.elections
+    }
+
     pub(crate) fn cache_bytes(&self) -> u64 {
         self.raw.store().cache_bytes()
     }
@@ -215,7 +223,10 @@ impl Consensus {
 
     pub(crate) fn tick(&mut self) {
         if self.is_leader() || self.may_campaign() {
-            self.raw.tick();
+            let led = self.is_leader();
+            // For a node that does not lead: whether it has started an election.
+            let acted = self.raw.tick();
+            self.elections.timeout += u64::from(acted && !led);
             self.pin_election_timeout();
         } else {
             self.wait();
@@ -240,7 +251,9 @@ impl Consensus {
             self.raw.raft.become_leader();
         }
         self.pin_election_timeout();
-        outcome.is_ok() && before != (self.raw.raft.term, self.raw.raft.state)
+        let begun = outcome.is_ok() && before != (self.raw.raft.term, self.raw.raft.state);
+        self.elections.requested += u64::from(begun);
+        begun
     }
 
     /// Two conditions that raft-rs asserts when an election starts. It reads the entries that are not applied, to look

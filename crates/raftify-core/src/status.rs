@@ -80,6 +80,18 @@ impl Status {
     }
 }
 
+/// How many elections a node has started since its process started, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Elections {
+    /// No message of a leader arrived within the election timeout. With pre-vote, this counts the questions of the
+    /// pre-vote as well, which cost no leader its term.
+    pub timeout: u64,
+    /// The leader transferred its leadership to this node.
+    pub transfer: u64,
+    /// The user of this node asked for an election, or the node is the only voter.
+    pub requested: u64,
+}
+
 /// Full diagnostics of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspection {

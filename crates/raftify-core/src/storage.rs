@@ -151,6 +151,12 @@ pub trait StableStorage: Send + 'static {
 
     /// The snapshot data that belongs to this log.
     fn snapshots(&self) -> Self::Snapshots;
+
+    /// The directory of the data, for a storage that has one. The node reports how much space its file system has left,
+    /// and does nothing else with it. By default, none.
+    fn directory(&self) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// Reads entries concurrently with the writer, from any thread.

@@ -3,6 +3,7 @@
 pub(crate) mod events;
 pub(crate) mod in_flight;
 pub(crate) mod lifecycle;
+pub(crate) mod metrics;
 pub(crate) mod reply;
 pub(crate) mod request_queue;
 pub(crate) mod server_counters;

@@ -116,6 +116,15 @@ pub mod membership {
     };
 }
 
+/// Bucket limits for the histograms among the metrics of a node.
+///
+/// A node records its metrics with the crate [`metrics`](https://docs.rs/metrics). Install a recorder before the node is
+/// set up, such as that of `metrics-exporter-prometheus`; without one, recording does nothing. `docs/metrics.md` in the
+/// repository lists all metrics.
+pub mod metrics {
+    pub use crate::channels::metrics::{SECONDS_BUCKETS, SIZE_BUCKETS};
+}
+
 /// Mutual TLS between nodes, and with clients: the configuration, and the names in certificates.
 ///
 /// A certificate carries its roles, and optionally the ids of its node and cluster, as subject alternative names (URIs);

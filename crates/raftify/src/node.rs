@@ -4,5 +4,6 @@ pub(crate) mod begin;
 pub(crate) mod discovery;
 pub(crate) mod expect;
 pub(crate) mod log_writer;
+pub(crate) mod loop_metrics;
 pub(crate) mod raft_loop;
 pub(crate) mod running;

@@ -2,6 +2,7 @@
 
 pub(crate) mod calls;
 pub(crate) mod descriptors;
+pub(crate) mod disk_space;
 pub(crate) mod endpoint;
 pub(crate) mod log_throttle;
 pub(crate) mod random;

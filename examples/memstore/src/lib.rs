@@ -9,6 +9,7 @@
 mod access;
 mod bodies;
 mod node;
+mod observability;
 mod peers;
 mod store;
 pub mod web;
@@ -16,6 +17,7 @@ pub mod web;
 pub use access::{WebAccess, guard};
 pub use bodies::{Bodies, BodyError, BodyLimits};
 pub use node::{NodeOptions, StopRequest, report, say, serve, start_logging};
+pub use observability::start_metrics;
 pub use peers::{LoadPeersError, load_peers};
 pub use store::{HashStore, LogEntry, Reply, StoreFormatter};
 

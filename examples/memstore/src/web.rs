@@ -13,6 +13,9 @@
 //! | `POST /campaign` | starts an election here |
 //! | `POST /demote/{term}/{leader_id}` | makes this leader of that term step down for `leader_id`; 0 leaves the choice to an election |
 //! | `POST /leave` | removes this node from the cluster; it then stops. `?force`: even if the rest is no live majority |
+//! | `GET /metrics` | the metrics of this process, as text for Prometheus |
+//! | `GET /healthz` | one line of text: 200 while the node runs, 503 with the reason once it has stopped |
+//! | `GET /readyz` | one line of text: 200 if this node has caught up and answers a linearizable read, otherwise 503 with the reason |
 //! | `POST /leave_joint` | leaves a joint configuration that waits for it |
 //!
 //! Keys and values are UTF-8 text, percent-encoded in the path. The answer to a failed request is
@@ -37,13 +40,13 @@ use raftify::status::Term;
 use raftify::{LogPosition, NodeId};
 use serde_json::{Value, json};
 
-use crate::{Bodies, BodyError, LogEntry, Raft, Reply};
+use crate::{Bodies, BodyError, LogEntry, Raft, Reply, observability};
 
 const KEYS_LISTED_MAX: usize = 100;
 
 /// For requests to unknown paths.
 const PATHS: &str = "/, /store, /store/KEY, /store/KEY/VALUE, /leader, /peers, /debug, /snapshot, /transfer_leader/ID, \
-                     /campaign, /demote/TERM/LEADER_ID, /leave, /leave_joint";
+                     /campaign, /demote/TERM/LEADER_ID, /leave, /leave_joint, /metrics, /healthz, /readyz";
 
 /// The data of the handlers.
 pub struct Node {
@@ -72,6 +75,7 @@ pub fn routes(service: &mut web::ServiceConfig) {
         .service(only("/transfer_leader/{id}", "POST", web::post().to(transfer_leader)))
         .service(only("/campaign", "POST", web::post().to(campaign)))
         .service(only("/demote/{term}/{leader_id}", "POST", web::post().to(demote)))
+        .configure(observability::routes)
         .default_service(web::to(|request: HttpRequest| async move {
             let message = format!("there is nothing at {}, there is {PATHS}", request.uri().path());
             ApiError::new(StatusCode::NOT_FOUND, message)
@@ -79,7 +83,7 @@ pub fn routes(service: &mut web::ServiceConfig) {
 }
 
 /// A resource that answers other methods than `allowed` with 405.
-fn only(path: &'static str, allowed: &'static str, route: actix_web::Route) -> Resource {
+pub(crate) fn only(path: &'static str, allowed: &'static str, route: actix_web::Route) -> Resource {
     web::resource(path).route(route).default_service(web::to(move |request: HttpRequest| async move {
         let message = format!("{} is not possible here, use {allowed}", request.method());
         let mut response = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).error_response();

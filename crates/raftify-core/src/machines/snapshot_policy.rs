@@ -70,6 +70,11 @@ impl SnapshotPolicy {
         }
     }
 
+    /// The bytes of the entries since the last snapshot began.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub(crate) fn is_due(&self, now_ticks: u64) -> bool {
         let reached = |count: u64, limit: Option<u64>| limit.is_some_and(|limit| count >= limit);
         reached(self.entries, self.entries_max)

@@ -100,6 +100,11 @@ impl Snapshots {
         hurries
     }
 
+    /// The bytes of the entries since the newest snapshot began.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.policy.bytes()
+    }
+
     /// Whether the policy, a user or a follower wants a snapshot, and none is being taken, recorded or installed.
     pub(crate) fn is_due(&self, now_ticks: u64) -> bool {
         let is_busy = self.taking.is_some() || self.recording.is_some() || self.installing.is_some();

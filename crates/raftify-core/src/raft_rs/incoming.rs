@@ -6,6 +6,7 @@ use raft::eraftpb::{Message, MessageType, Snapshot};
 use super::{Consensus, convert};
 use crate::entry::Entry;
 use crate::message::{RaftMessage, RaftMessageBody};
+use crate::status::Role;
 use crate::storage::SnapshotMeta;
 use crate::types::{LogIndex, LogPosition, NodeId, Term};
 
@@ -42,10 +43,13 @@ impl Consensus {
         if message.body == RaftMessageBody::TimeoutNow && !self.may_campaign() {
             return Err(Implausible("a leadership transfer to a node whose log is not durable yet"));
         }
+        let (is_transfer, term) = (message.body == RaftMessageBody::TimeoutNow, self.term());
         if let Some(message) = convert::message_to_raft(message) {
             // A message that raft-rs refuses here (a response of a node that is no member) needs no answer.
             let _ = self.raw.step(message);
         }
+        self.elections.transfer +=
+            u64::from(is_transfer && self.term() > term && self.role() != Role::Follower);
         if mutated!(CommitsEarlierTermsByCounting) && self.is_leader() {
             let (copied, _) = self.raw.raft.mut_prs().maximal_committed_index();
             self.raw.raft.raft_log.commit_to(copied);

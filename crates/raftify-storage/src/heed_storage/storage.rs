@@ -1,7 +1,7 @@
 //! [`HeedStorage`]: log, snapshots and directory put together.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raftify_core::storage::{StoredState, Write};
@@ -99,6 +99,10 @@ impl StableStorage for HeedStorage {
 
     fn snapshots(&self) -> SnapshotFiles {
         self.snapshots.clone()
+    }
+
+    fn directory(&self) -> Option<PathBuf> {
+        self.log.data_file().parent().map(Path::to_owned)
     }
 }
 

@@ -164,6 +164,10 @@ impl StableStorage for WalStorage {
     fn snapshots(&self) -> SnapshotFiles {
         self.snapshots.clone()
     }
+
+    fn directory(&self) -> Option<PathBuf> {
+        Some(self.directory.clone())
+    }
 }
 
 impl fmt::Debug for WalStorage {

@@ -28,6 +28,7 @@ use crate::application::formatter::{CustomFormatter, DefaultFormatter};
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::{IN_MEMORY, StateMachine};
 use crate::channels::lifecycle::Lifecycle;
+use crate::channels::metrics::NodeMetrics;
 use crate::channels::request_queue::request_queue;
 use crate::channels::server_counters::ServerCounters;
 use crate::client::cluster_connection::ClusterConnection;
@@ -231,7 +232,7 @@ where
             request_queue(config.request_queue_max, config.request_queue_bytes_max);
         let (queries, waiting_queries) = mpsc::channel(config.reads_in_flight_max);
         let status = watch::Sender::new(core.status());
-        let lifecycle = Lifecycle::new();
+        let (lifecycle, metrics) = (Lifecycle::new(), Arc::new(NodeMetrics::new(node_id)));
         let node = RaftNode::new(
             config.clone(),
             dialer.clone(),
@@ -239,6 +240,7 @@ where
             queries,
             status.subscribe(),
             lifecycle.clone(),
+            Arc::clone(&metrics),
         );
         let (beginning, incarnation) = (Beginning::new(), Incarnation(random()));
         let parts = NodeParts {
@@ -252,6 +254,7 @@ where
             recovered,
             listener,
             server_counters,
+            metrics,
             requests,
             local_requests,
             queries: waiting_queries,

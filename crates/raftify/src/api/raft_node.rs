@@ -21,13 +21,14 @@ use raftify_core::{
 };
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::application::log_entry::{LogEntry, check_entry};
 use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::{Lifecycle, RunTask};
+use crate::channels::metrics::NodeMetrics;
 use crate::channels::reply::{Reply, channel, local_reply};
 use crate::channels::request_queue::RequestSender;
 use crate::error::WaitError;
@@ -85,11 +86,22 @@ where
         queries: mpsc::Sender<Query<FSM>>,
         status: watch::Receiver<Status>,
         lifecycle: Lifecycle,
+        metrics: Arc<NodeMetrics>,
     ) -> Self {
         let node_id = status.borrow().node_id;
         let (proposals, task) = (InFlight::new(&config), Mutex::new(None));
-        let shared =
-            Shared { node_id, config, dialer, requests, queries, status, lifecycle, proposals, task };
+        let shared = Shared {
+            node_id,
+            config,
+            dialer,
+            requests,
+            queries,
+            status,
+            lifecycle,
+            proposals,
+            task,
+            metrics,
+        };
         RaftNode { shared: Arc::new(shared), waits_for_leader: true, log_entry: PhantomData }
     }
 
@@ -132,6 +144,13 @@ where
     /// # Examples
     /// See the [quick start](crate#quick-start).
     pub async fn propose(&self, entry: Entry) -> Result<FSM::Reply, ProposeError> {
+        let begin = Instant::now();
+        let outcome = self.replicate(entry).await;
+        self.shared.metrics.proposed(&outcome, begin.elapsed());
+        outcome
+    }
+
+    async fn replicate(&self, entry: Entry) -> Result<FSM::Reply, ProposeError> {
         let busy = |waiting| ProposeError::Busy { waiting };
         let mut place = self.shared.proposals.enter().map_err(busy)?;
         let payload = entry.encode().map_err(|error| ProposeError::Encode(error.to_string()))?;
@@ -164,6 +183,7 @@ where
         &self,
         query: impl FnOnce(&FSM) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
+        let begin = Instant::now();
         self.read_index().await?;
         let (sender, receiver) = oneshot::channel();
         let query: Query<FSM> = Box::new(move |state_machine| drop(sender.send(query(state_machine))));
@@ -175,7 +195,10 @@ where
         })?;
         let deadline = self.shared.config.read_timeout;
         match timeout(deadline, receiver).await {
-            Ok(Ok(result)) => Ok(result),
+            Ok(Ok(result)) => {
+                self.shared.metrics.queried(begin.elapsed());
+                Ok(result)
+            }
             Ok(Err(_)) => Err(self.shared.lifecycle.stop_reason().into()),
             Err(_) => Err(ReadError::TimedOut(deadline)),
         }
@@ -197,10 +220,16 @@ where
     /// # Cancel safety
     /// Dropping the future is harmless.
     pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
-        if !self.waits_for_leader && self.leader_id().is_none() {
-            return Err(ReadError::NoLeader);
-        }
-        self.shared.request(ReadIndex::DEADLINE(&self.shared.config), ReadIndex::of_this_node).await
+        let begin = Instant::now();
+        let outcome = match !self.waits_for_leader && self.leader_id().is_none() {
+            true => Err(ReadError::NoLeader),
+            false => {
+                let within = ReadIndex::DEADLINE(&self.shared.config);
+                self.shared.request(within, ReadIndex::of_this_node).await
+            }
+        };
+        self.shared.metrics.read(&outcome, begin.elapsed());
+        outcome
     }
 
     /// Whether this node leads, as far as it knows: a newer leader, still unknown here, may exist. For reads that must

@@ -12,6 +12,7 @@ use raftify_core::{
     SnapshotReason, SnapshotStore,
 };
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{info, trace};
 
 use crate::application::formatter::CustomFormatter;
@@ -19,6 +20,7 @@ use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::apply::snapshot_taker::SnapshotTaker;
 use crate::channels::events::Event;
+use crate::channels::metrics::{NodeMetrics, SnapshotOperation};
 use crate::channels::reply::Reply;
 use crate::error::BoxError;
 use crate::runtime::timing::{Step, mark};
@@ -53,6 +55,7 @@ pub(super) struct Applier<FSM: StateMachine, S> {
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
     pub(super) snapshot_taker: SnapshotTaker<S>,
+    pub(super) metrics: Arc<NodeMetrics>,
 }
 
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
@@ -136,11 +139,13 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
             payloads.push((position, payload));
         }
         mark(self.node_id, Step::Apply, last.index);
+        let (begin, count) = (Instant::now(), payloads.len());
         let replies = caught(|| self.decode_and_apply(payloads)).unwrap_or_else(|panic| Err(panic.into()));
         match replies {
             Ok(replies) => {
                 self.applied = last;
                 mark(self.node_id, Step::Applied, last.index);
+                self.metrics.applied(count, begin.elapsed());
                 for (waiting, reply) in waiting.into_iter().zip(replies) {
                     if let Some(waiting) = waiting {
                         waiting.applied(reply);
@@ -212,6 +217,13 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
     }
 
     fn restore(&mut self, snapshot: SnapshotMeta) -> Result<(), StopReason> {
+        let begin = Instant::now();
+        let outcome = self.try_restore(snapshot);
+        self.metrics.snapshot_ended(SnapshotOperation::Restored, outcome.is_ok(), begin.elapsed());
+        outcome
+    }
+
+    fn try_restore(&mut self, snapshot: SnapshotMeta) -> Result<(), StopReason> {
         let position = snapshot.position;
         let (_, digest, data) = self.snapshots.open(position).map_err(|error| {
             StopReason::Storage(format!("the snapshot at {position} cannot be opened: {error}"))
@@ -230,6 +242,7 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
             restored?;
         }
         info!(node = %self.node_id, %position, bytes = digest.data_bytes, "restored a snapshot");
+        self.metrics.snapshot_bytes(SnapshotOperation::Restored, digest.data_bytes);
         self.members = snapshot.members;
         self.applied = position;
         self.recovered = LogPosition::ZERO;

@@ -20,6 +20,7 @@ use crate::apply::applier::{Applier, Query, ToApply, forget};
 use crate::apply::snapshot_taker::SnapshotTaker;
 use crate::channels::events::Event;
 use crate::channels::lifecycle::Lifecycle;
+use crate::channels::metrics::NodeMetrics;
 use crate::channels::reply::Reply;
 use crate::runtime::worker::{Worker, may_block};
 
@@ -40,6 +41,7 @@ pub(crate) struct ApplierStart<FSM: StateMachine, S> {
     pub(crate) events: mpsc::UnboundedSender<Event>,
     pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
     pub(crate) lifecycle: Lifecycle,
+    pub(crate) metrics: Arc<NodeMetrics>,
 }
 
 /// The raft loop's end of the applier. When it is dropped, the thread ends; queued work is dropped then, which answers
@@ -67,6 +69,7 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
             events,
             formatter,
             lifecycle,
+            metrics,
         } = self;
         let applier = Applier {
             node_id,
@@ -79,6 +82,7 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierStart<FSM, S> {
             failure: None,
             events,
             formatter,
+            metrics,
         };
         let applier = Arc::new(Mutex::new(applier));
         // One for the first step: restoring the snapshot.
@@ -109,6 +113,11 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
         }
         self.enqueue(ToApply::Committed(committed));
         None
+    }
+
+    /// How many items wait for the thread.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
     }
 
     /// Takes a snapshot of the state once everything before has been applied.
@@ -275,13 +284,20 @@ mod tests {
             node_id: NodeId::FIRST,
             state_machine,
             snapshots: snapshots.clone(),
-            snapshot_taker: SnapshotTaker::new(snapshots, None, events.clone(), lifecycle.clone()),
+            snapshot_taker: SnapshotTaker::new(
+                snapshots,
+                None,
+                events.clone(),
+                lifecycle.clone(),
+                Arc::new(NodeMetrics::unrecorded()),
+            ),
             snapshot,
             recovered: LogPosition::ZERO,
             queries: asked,
             events,
             formatter: Arc::new(DefaultFormatter),
             lifecycle,
+            metrics: Arc::new(NodeMetrics::unrecorded()),
         };
         let (handle, worker) = start.start().unwrap();
         Started { handle, worker, queries, events: received }
@@ -381,13 +397,20 @@ mod tests {
             node_id: NodeId::FIRST,
             state_machine: Sum::default(),
             snapshots: snapshots.clone(),
-            snapshot_taker: SnapshotTaker::new(snapshots, None, events.clone(), lifecycle.clone()),
+            snapshot_taker: SnapshotTaker::new(
+                snapshots,
+                None,
+                events.clone(),
+                lifecycle.clone(),
+                Arc::new(NodeMetrics::unrecorded()),
+            ),
             members: Members::none(),
             applied: LogPosition::ZERO,
             recovered: LogPosition::ZERO,
             failure: Some(StopReason::StateMachine("of before".to_owned())),
             events,
             formatter: Arc::new(DefaultFormatter),
+            metrics: Arc::new(NodeMetrics::unrecorded()),
         };
         let (work, queue) = mpsc::unbounded_channel();
         work.send(ToApply::Committed(committed(1, 1))).ok().unwrap();

@@ -6,13 +6,16 @@
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use raftify_core::{SnapshotMeta, SnapshotReason, SnapshotStore, SnapshotWriter};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::application::snapshot::Snapshot;
 use crate::channels::events::Event;
 use crate::channels::lifecycle::Lifecycle;
+use crate::channels::metrics::{NodeMetrics, SnapshotOperation};
 use crate::error::BoxError;
 use crate::runtime::rate_limiter::RateLimiter;
 use crate::runtime::worker::{Worker, caught, may_block};
@@ -35,6 +38,7 @@ pub(crate) struct SnapshotTaker<S> {
     thread: Option<Worker>,
     /// Whether a snapshot is being written, or was written and not reported yet. Its thread may end a little later.
     busy: Arc<AtomicBool>,
+    metrics: Arc<NodeMetrics>,
 }
 
 impl<S: SnapshotStore> SnapshotTaker<S> {
@@ -43,10 +47,11 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         bytes_per_second_max: Option<u64>,
         events: mpsc::UnboundedSender<Event>,
         lifecycle: Lifecycle,
+        metrics: Arc<NodeMetrics>,
     ) -> SnapshotTaker<S> {
         let limiter = Arc::new(RateLimiter::new(bytes_per_second_max));
         let busy = Arc::default();
-        SnapshotTaker { store, bytes_per_second_max, limiter, events, lifecycle, thread: None, busy }
+        SnapshotTaker { store, bytes_per_second_max, limiter, events, lifecycle, thread: None, busy, metrics }
     }
 
     /// A caller waits for the snapshot that is being written.
@@ -61,6 +66,7 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
 
     /// Reports that a snapshot will not be taken, for this reason.
     pub(crate) fn refuse(&self, reason: String) {
+        self.metrics.snapshot_ended(SnapshotOperation::Taken, false, Duration::ZERO);
         // If the loop has ended, the node has stopped: the snapshot is not needed then.
         let _ = self.events.send(Event::SnapshotTaken(Err(reason)));
     }
@@ -73,17 +79,23 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         }
         let (store, limiter) = (self.store.clone(), Arc::clone(&self.limiter));
         let (lifecycle, events) = (self.lifecycle.clone(), self.events.clone());
-        let busy = Arc::clone(&self.busy);
+        let (busy, metrics) = (Arc::clone(&self.busy), Arc::clone(&self.metrics));
         busy.store(true, Ordering::Relaxed);
         let work = async move {
             // The error may be user-defined: it is displayed and dropped in there, too. So are the objects of the
             // storage.
+            let begin = Instant::now();
+            let counted = Arc::clone(&metrics);
             let write_out = move || match write_out(capture, &store, &meta, lifecycle, limiter) {
-                Ok(()) => Ok(meta),
+                Ok(bytes) => {
+                    counted.snapshot_bytes(SnapshotOperation::Taken, bytes);
+                    Ok(meta)
+                }
                 Err(error) => Err(error.to_string()),
             };
             let outcome = may_block(|| caught(write_out)).await;
             let outcome = outcome.unwrap_or_else(|panic| Err(format!("writing it out {panic}")));
+            metrics.snapshot_ended(SnapshotOperation::Taken, outcome.is_ok(), begin.elapsed());
             // A caller that gets the outcome may request the next snapshot at once.
             busy.store(false, Ordering::Release);
             // As above.
@@ -111,12 +123,11 @@ fn write_out<S: SnapshotStore>(
     meta: &SnapshotMeta,
     lifecycle: Lifecycle,
     limiter: Arc<RateLimiter>,
-) -> Result<(), BoxError> {
+) -> Result<u64, BoxError> {
     let writer = RateLimited { writer: store.create(meta)?, lifecycle, limiter };
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
     capture.write_to(&mut writer)?;
-    writer.into_inner().map_err(|error| error.into_error())?.writer.finish()?;
-    Ok(())
+    Ok(writer.into_inner().map_err(|error| error.into_error())?.writer.finish()?)
 }
 
 /// A writer that limits its rate, and fails once the node stops, so that a large snapshot does not delay shutdown.
@@ -144,8 +155,6 @@ impl<W: Write> Write for RateLimited<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use raftify_core::storage::MemorySnapshotStore;
     use raftify_core::{ClusterId, LogPosition, Members};
 
@@ -155,7 +164,9 @@ mod tests {
     #[tokio::test]
     async fn an_error_of_the_user_that_panics_when_it_is_shown_is_reported() {
         let (events, mut received) = mpsc::unbounded_channel();
-        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), None, events, Lifecycle::new());
+        let metrics = Arc::new(NodeMetrics::unrecorded());
+        let mut taker =
+            SnapshotTaker::new(MemorySnapshotStore::default(), None, events, Lifecycle::new(), metrics);
         let capture = Snapshot::new(|_| Err(PanicsWhenShown.into()));
         let position = LogPosition::new(1, 1);
         let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };
@@ -171,7 +182,9 @@ mod tests {
     #[tokio::test]
     async fn a_follower_that_knows_the_outcome_of_a_snapshot_may_request_the_next_one() {
         let (events, mut received) = mpsc::unbounded_channel();
-        let mut taker = SnapshotTaker::new(MemorySnapshotStore::default(), None, events, Lifecycle::new());
+        let metrics = Arc::new(NodeMetrics::unrecorded());
+        let mut taker =
+            SnapshotTaker::new(MemorySnapshotStore::default(), None, events, Lifecycle::new(), metrics);
         for index in 1..2000 {
             let position = LogPosition::new(1, index);
             let meta = SnapshotMeta { cluster_id: ClusterId(1), position, members: Members::none() };

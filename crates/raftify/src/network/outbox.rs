@@ -35,6 +35,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
 use crate::channels::in_flight::InFlight;
+use crate::channels::metrics::NodeMetrics;
 use crate::channels::reply::RemoteReply;
 use crate::network::outbox::forwarding::{Leader, Unsent};
 use crate::network::outbox::peer_connection::{PeerConnection, Reach, Target};
@@ -66,6 +67,7 @@ struct Shared {
     config: CheckedConfig,
     snapshots: Arc<SnapshotSender>,
     events: PeerEvents,
+    metrics: Arc<NodeMetrics>,
     runtime: Handle,
     /// Requests that are being forwarded to the leader: at most as many as this node would accept as leader.
     forwarded: Arc<InFlight>,
@@ -149,15 +151,23 @@ impl Outbox {
         snapshots: S,
         blocking: Blocking,
         events: PeerEvents,
+        metrics: Arc<NodeMetrics>,
     ) -> Outbox {
         let shared = Shared {
             own_address,
             dialer,
-            snapshots: Arc::new(SnapshotSender::new(&config, snapshots, blocking, events.clone())),
+            snapshots: Arc::new(SnapshotSender::new(
+                &config,
+                snapshots,
+                blocking,
+                events.clone(),
+                Arc::clone(&metrics),
+            )),
             events,
             runtime: Handle::current(),
             forwarded: InFlight::new(&config),
             config,
+            metrics,
             state: Mutex::new(State {
                 own: None,
                 contacts: BTreeMap::new(),
@@ -458,8 +468,9 @@ impl Shared {
                 let _on_runtime = self.runtime.enter(); // The channel starts a task.
                 Arc::new(Mutex::new(dialer.connect_lazily(&endpoint)))
             };
-            let queue = Arc::new(PeerQueue::new(id, introduction, &self.config));
-            let reach = Arc::new(Reach::new(id, self.events.clone()));
+            let metrics = self.metrics.peer(id);
+            let queue = Arc::new(PeerQueue::new(id, introduction, &self.config, metrics.clone()));
+            let reach = Arc::new(Reach::new(id, self.events.clone(), metrics));
             let target = watch::Sender::new(target);
             let is_up = Arc::new(Notify::new());
             let connection = PeerConnection {

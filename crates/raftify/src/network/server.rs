@@ -9,6 +9,7 @@ mod abortable;
 pub(crate) mod access;
 mod connections;
 mod context;
+mod health;
 mod install;
 mod methods;
 mod service;
@@ -38,6 +39,7 @@ use abortable::Abortable;
 use access::Authorised;
 use connections::Connections;
 pub(crate) use context::ServerContext;
+use health::HealthReport;
 use service::Service;
 use snapshot_receiver::SnapshotReceiver;
 
@@ -79,6 +81,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         ready(accepted.transpose())
     });
     let (close, closing) = watch::channel(false);
+    let stops = context.stops.clone();
     let (stopped, mut stopping) = oneshot::channel();
     let snapshots = SnapshotReceiver::new(
         context.snapshots.clone(),
@@ -92,6 +95,7 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         Service { context: Arc::new(context), closing, snapshots: Arc::clone(&snapshots), proposals };
     let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
     let service = Authorised::new(service, authorised);
+    let (health, health_service) = HealthReport::new::<RaftServiceServer<Service<R, S>>>().await;
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -101,8 +105,14 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         .http2_max_pending_accept_reset_streams(Some(RESET_STREAMS_MAX))
         .http2_max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS_MAX))
         .add_service(service)
+        .add_service(health_service)
         .serve_with_incoming_shutdown(incoming, async move {
-            shutdown.await;
+            tokio::select! {
+                biased;
+                () = shutdown => {}
+                never = health.follow(stops) => match never {},
+            }
+            health.end().await;
             close.send_replace(true);
             // The receiver is gone only when serving has ended anyway.
             let _ = stopped.send(());

@@ -3,6 +3,7 @@
 mod addresses;
 mod calls;
 mod client;
+mod health;
 mod snapshots;
 mod validation;
 
@@ -30,6 +31,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
 use crate::channels::events::PeerEvent;
+use crate::channels::metrics::NodeMetrics;
 use crate::channels::reply::{Reply, local_reply};
 use crate::channels::request_queue::{RequestReceiver, request_queue};
 use crate::client::cluster_connection::ClusterConnection;
@@ -76,6 +78,7 @@ struct TestNode {
     snapshot_bytes_received: Arc<AtomicU64>,
     outbox: Outbox,
     events: mpsc::UnboundedReceiver<PeerEvent>,
+    stops: watch::Sender<bool>,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -96,6 +99,8 @@ impl TestNode {
         let (requests, received) = request_queue(config.request_queue_max, config.request_queue_bytes_max);
         let (events, peer_events) = mpsc::unbounded_channel();
         let snapshot_bytes_received = Arc::default();
+        let metrics = Arc::new(NodeMetrics::new(id(node)));
+        let stops = watch::Sender::new(false);
         let outbox = Outbox::start(
             address.clone(),
             Dialer::default(),
@@ -103,6 +108,7 @@ impl TestNode {
             snapshots.clone(),
             Blocking::new(),
             events,
+            Arc::clone(&metrics),
         );
         let status = NodeStatus {
             node_id: id(node),
@@ -122,6 +128,8 @@ impl TestNode {
             access: Arc::new(Access::new(address.as_str().into(), seen.clone(), Arc::default())),
             dialer: Dialer::default(),
             counters: Arc::default(),
+            metrics,
+            stops: stops.subscribe(),
             requests,
             status: seen,
             remembered: watch::Sender::new(Arc::default()).subscribe(),
@@ -149,6 +157,7 @@ impl TestNode {
             snapshot_bytes_received,
             outbox,
             events: peer_events,
+            stops,
             stop,
             serving,
         }

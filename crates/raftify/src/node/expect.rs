@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info};
 
+use crate::channels::metrics::NodeMetrics;
 use crate::channels::request_queue::request_queue;
 use crate::error::{BootstrapError, NodeStartError};
 use crate::network::outbox::Outbox;
@@ -165,7 +166,7 @@ impl ClusterFormation {
         let count = u32::try_from(expect.count).unwrap_or(u32::MAX);
         let plan = Plan { members: Members::none(), expect: count, nonce: random() };
         let (events, _) = mpsc::unbounded_channel();
-        let blocking = Blocking::new();
+        let (blocking, metrics) = (Blocking::new(), Arc::new(NodeMetrics::unrecorded()));
         let outbox = Outbox::start(
             address.to_string(),
             dialer.clone(),
@@ -173,6 +174,7 @@ impl ClusterFormation {
             snapshots.clone(),
             blocking.clone(),
             events,
+            Arc::clone(&metrics),
         );
         // No component takes requests from the queue: each is rejected.
         let (requests, _) = request_queue(1, 1);
@@ -183,6 +185,9 @@ impl ClusterFormation {
             access: Arc::new(Access::new(Arc::clone(&address), status.clone(), Arc::clone(&counters))),
             dialer: dialer.clone(),
             counters,
+            metrics,
+            // It is not in service before it has an id.
+            stops: watch::Sender::new(true).subscribe(),
             remembered,
             requests,
             status,

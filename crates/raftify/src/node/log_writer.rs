@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::channels::events::Event;
+use crate::channels::metrics::NodeMetrics;
 use crate::network::outbox::Outbox;
 use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::timing::{Step, mark};
@@ -72,10 +73,11 @@ impl<S: StableStorage> LogWriter<S> {
         slow_write_time: Duration,
         events: mpsc::UnboundedSender<Event>,
         outbox: Outbox,
+        metrics: Arc<NodeMetrics>,
     ) -> Result<(LogWriter<S>, Worker), StopReason> {
         let (sender, queue) = mpsc::unbounded_channel();
         let writing = Mutex::new(Writing { storage, slow_writes: SlowWrites::new(slow_write_time) });
-        let disk = Arc::new(Disk { node_id, writing, quick_writes: AtomicUsize::new(QUICK_WRITES) });
+        let disk = Arc::new(Disk { node_id, writing, quick_writes: AtomicUsize::new(QUICK_WRITES), metrics });
         let queued = Arc::new(AtomicUsize::new(0));
         let thread = write_all(Arc::clone(&disk), queue, Arc::clone(&queued), events, outbox.clone());
         let worker = Worker::start("raftify-log", thread)?;
@@ -101,6 +103,11 @@ impl<S: StableStorage> LogWriter<S> {
             self.outbox.send(turn.send_after);
         }
         Some(outcome)
+    }
+
+    /// How many turns wait for the thread.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
     }
 
     /// Whether an inline write of the turn is best.
@@ -158,6 +165,7 @@ struct Disk<S> {
     writing: Mutex<Writing<S>>,
     /// How many of the last writes took no longer than [`INLINE_TIME_MAX`], since the last slow one.
     quick_writes: AtomicUsize,
+    metrics: Arc<NodeMetrics>,
 }
 
 struct Writing<S> {
@@ -193,6 +201,7 @@ impl<S: StableStorage> Disk<S> {
         match outcome {
             Ok(Ok(())) => {
                 mark(self.node_id, Step::Durable, last);
+                self.record(writes, took);
                 if let Some(slow) = writing.slow_writes.took(took) {
                     warn!(node = %self.node_id, "{slow}");
                 }
@@ -201,6 +210,16 @@ impl<S: StableStorage> Disk<S> {
             Ok(Err(error)) => Event::Failed(StopReason::Storage(error.to_string())),
             Err(panic) => Event::Failed(StopReason::Storage(format!("it {panic}"))),
         }
+    }
+
+    fn record(&self, writes: &[Write], took: Duration) {
+        if writes.is_empty() {
+            return; // There was nothing to make durable.
+        }
+        let entries = writes.iter().flat_map(|write| &write.append);
+        let (count, bytes) =
+            entries.fold((0, 0), |(count, bytes), entry| (count + 1, bytes + entry.size_bytes()));
+        self.metrics.written(count, bytes, took);
     }
 }
 
@@ -248,7 +267,9 @@ mod tests {
     #[test]
     fn a_disk_that_was_slow_counts_as_quick_after_some_quick_writes() {
         let writing = Mutex::new(Writing { storage: (), slow_writes: SlowWrites::new(INLINE_TIME_MAX) });
-        let disk = Disk { node_id: NodeId::FIRST, writing, quick_writes: AtomicUsize::new(QUICK_WRITES) };
+        let metrics = Arc::new(NodeMetrics::unrecorded());
+        let disk =
+            Disk { node_id: NodeId::FIRST, writing, quick_writes: AtomicUsize::new(QUICK_WRITES), metrics };
         assert!(disk.is_quick());
         disk.took(INLINE_TIME_MAX * 2);
         for _ in 0..QUICK_WRITES {

@@ -23,10 +23,12 @@ use crate::apply::applier_thread::ApplierHandle;
 use crate::apply::snapshots::TrackedSnapshots;
 use crate::channels::events::{Event, PeerEvent};
 use crate::channels::lifecycle::Lifecycle;
+use crate::channels::metrics::Queue;
 use crate::channels::reply::Reply;
 use crate::channels::request_queue::{RequestReceiver, Weight};
 use crate::network::outbox::Outbox;
 use crate::node::log_writer::{LogWriter, ToWrite};
+use crate::node::loop_metrics::LoopMetrics;
 use crate::runtime::timing::{Step, mark};
 use crate::runtime::worker::{Blocking, caught};
 
@@ -89,6 +91,7 @@ pub(crate) struct Outputs<FSM: StateMachine, S: StableStorage> {
     pub(crate) status: watch::Sender<Status>,
     pub(crate) remembered: watch::Sender<Arc<Remembered>>,
     pub(crate) lifecycle: Lifecycle,
+    pub(crate) metrics: LoopMetrics,
 }
 
 /// See the module.
@@ -149,6 +152,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
     /// Runs until a stop request is complete and all accepted requests are answered, or until the node cannot continue.
     /// All requests that still wait are answered then.
     pub(crate) async fn run(mut self) -> StopReason {
+        self.outputs.metrics.runs();
         let reason = loop {
             // Before any answer leaves: the server must refuse a copy of a directory by the newest record.
             self.publish_remembered();
@@ -212,7 +216,10 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
                     core.prepare_to_stop();
                 }
             }
-            Input::Tick => core.tick(),
+            Input::Tick => {
+                core.tick();
+                self.record();
+            }
             Input::Event(Event::Written(turn)) => core.written(turn),
             Input::Event(Event::Applied(index)) => core.applied(index),
             Input::Event(Event::SnapshotTaken(outcome)) => core.snapshot_taken(outcome),
@@ -236,6 +243,16 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             Input::Server(request) => core.handle_server_request_msg(request),
             Input::Local(request) => core.handle_local_request_msg(request),
         }
+    }
+
+    /// Records the numbers of the core, and the lengths of the queues.
+    fn record(&mut self) {
+        let Outputs { metrics, log_writer, applier, blocking, .. } = &mut self.outputs;
+        metrics.queue_length(Queue::LocalRequests, self.inputs.local.len());
+        metrics.queue_length(Queue::ServerRequests, self.inputs.server.len());
+        metrics.queue_length(Queue::LogWriter, log_writer.queued());
+        metrics.queue_length(Queue::Applier, applier.queued());
+        metrics.ticked(&self.core, blocking);
     }
 
     /// Takes the queued requests, so that many proposals become one turn. The number is bounded: a queue that is filled
@@ -300,6 +317,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             || turn.read_round.is_some();
         if let Some(last) = turn.write.as_ref().and_then(|write| write.append.last()) {
             mark(self.node_id, Step::Append, last.position.index);
+            self.outputs.metrics.appended(&self.outputs.status.borrow(), last.position.index);
         }
         let outputs = &mut self.outputs;
         outputs.outbox.send(turn.send_now);
@@ -360,6 +378,8 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             self.retained_for = status.snapshot;
             self.retain_snapshots();
         }
+        let metrics = &mut self.outputs.metrics;
+        metrics.committed(&status);
         self.outputs.status.send_if_modified(|shown| {
             if *shown == status {
                 return false;
@@ -368,6 +388,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
                 && let Some(leader) = status.leader_id
             {
                 info!(node = %status.node_id, "node {leader} leads in term {}", status.term);
+                metrics.leader_changed();
             }
             *shown = status;
             true

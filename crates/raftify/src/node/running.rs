@@ -24,6 +24,7 @@ use crate::apply::snapshot_taker::SnapshotTaker;
 use crate::apply::snapshots::TrackedSnapshots;
 use crate::channels::events::EarlierLife;
 use crate::channels::lifecycle::Lifecycle;
+use crate::channels::metrics::{NodeMetrics, Queue};
 use crate::channels::reply::Reply;
 use crate::channels::request_queue::{RequestReceiver, RequestSender, request_queue};
 use crate::channels::server_counters::ServerCounters;
@@ -34,6 +35,7 @@ use crate::network::server::{ServerContext, serve};
 use crate::node::begin::{Beginning, Confirmation, First};
 use crate::node::discovery::Discovery;
 use crate::node::log_writer::LogWriter;
+use crate::node::loop_metrics::LoopMetrics;
 use crate::node::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::runtime::random::random;
 use crate::runtime::transport::Listener;
@@ -61,6 +63,7 @@ pub(crate) struct NodeParts<S, FSM: StateMachine> {
     pub(crate) recovered: LogPosition,
     pub(crate) listener: Listener,
     pub(crate) server_counters: Arc<ServerCounters>,
+    pub(crate) metrics: Arc<NodeMetrics>,
     pub(crate) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) local_requests: RequestReceiver<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
@@ -113,13 +116,16 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             snapshots.clone(),
             blocking.clone(),
             peer_events,
+            Arc::clone(&self.metrics),
         );
+        let directory = self.storage.directory();
         let (log_writer, writer_thread) = LogWriter::start(
             node_id,
             self.storage,
             self.config.slow_write_time,
             events.clone(),
             outbox.clone(),
+            Arc::clone(&self.metrics),
         )
         .inspect_err(|reason| lifecycle.stop(reason))?;
         let applier = ApplierStart {
@@ -131,6 +137,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
                 self.config.snapshot_bytes_per_second_max,
                 events.clone(),
                 lifecycle.clone(),
+                Arc::clone(&self.metrics),
             ),
             snapshot: self.snapshot,
             recovered: self.recovered,
@@ -138,6 +145,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             events: events.clone(),
             formatter: self.formatter,
             lifecycle: lifecycle.clone(),
+            metrics: Arc::clone(&self.metrics),
         };
         let (applier, applier_thread) = match applier.start() {
             Ok(started) => started,
@@ -149,6 +157,12 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
                 return Err(reason.into());
             }
         };
+        let (metrics, config) = (Arc::clone(&self.metrics), &self.config);
+        metrics.queue_limit(Queue::LocalRequests, config.request_queue_max);
+        metrics.queue_limit(Queue::ServerRequests, config.request_queue_max);
+        metrics.queue_limit(Queue::Proposals, config.proposals_in_flight_max);
+        metrics.queue_limit(Queue::Reads, config.reads_in_flight_max);
+        let loop_metrics = LoopMetrics::new(metrics, Arc::clone(&self.server_counters), directory);
         let remembered = watch::Sender::new(Arc::clone(self.core.remembered()));
         let context = ServerContext {
             access: Arc::new(Access::new(
@@ -158,6 +172,8 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             )),
             dialer: self.dialer.clone(),
             counters: self.server_counters,
+            metrics: self.metrics,
+            stops: lifecycle.quit_wish(),
             requests: server_requests,
             status: self.status.subscribe(),
             remembered: remembered.subscribe(),
@@ -191,6 +207,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             status: self.status,
             remembered,
             lifecycle: lifecycle.clone(),
+            metrics: loop_metrics,
         };
         let discovery = Discovery::new(
             self.discover,

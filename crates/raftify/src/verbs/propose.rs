@@ -4,6 +4,7 @@ use bytes::Bytes;
 use raftify_core::error::{ProposeError, UnknownOutcome};
 use raftify_core::{Forwarding, LeaderRequest, ServerRequestMsg};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::channels::reply::dropped;
 use crate::verbs::verb::{Asked, Counter, LeaderVerb, Served, ServingNode, Setting, Verb, ask, messages};
@@ -42,7 +43,21 @@ impl Verb for Propose {
         request.payload.len()
     }
 
+    /// A forwarded proposal is counted by the node at which it was proposed.
     async fn serve<N: ServingNode>(self, node: &N, forwarding: Forwarding) -> Served<Self> {
+        let begin = Instant::now();
+        let served = self.replicate(node, forwarding).await;
+        if forwarding != Forwarding::Never
+            && let Ok(outcome) = &served
+        {
+            node.metrics().proposed(outcome, begin.elapsed());
+        }
+        served
+    }
+}
+
+impl Propose {
+    async fn replicate<N: ServingNode>(self, node: &N, forwarding: Forwarding) -> Served<Self> {
         let _place = match node.proposals().enter_with(self.payload.len() as u64) {
             Ok(place) => place,
             Err(waiting) => return Ok(Err(ProposeError::Busy { waiting })),

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::channels::in_flight::InFlight;
+use crate::channels::metrics::NodeMetrics;
 use crate::channels::reply::channel;
 use crate::channels::request_queue::{Refused, RequestSender};
 use crate::channels::server_counters::ServerCounters;
@@ -209,6 +210,8 @@ pub(crate) trait ServingNode: Sync {
 
     /// Why an entry that came over the network must not get into the log.
     fn check_entry(&self, payload: &[u8]) -> Result<(), String>;
+
+    fn metrics(&self) -> &NodeMetrics;
 
     /// Whether the request is for this cluster.
     fn admit(&self, header: Option<&proto::Header>) -> Result<(), RequestRejected>;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use memstore::{HashStore, NodeOptions, Raft, report, serve, start_logging};
+use memstore::{HashStore, NodeOptions, Raft, report, serve, start_logging, start_metrics};
 use raftify::BoxError;
 use raftify::membership::check_address;
 use raftify::start::{Expect, JoinOptions, Start};
@@ -49,6 +49,7 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let Arguments { raft_addr, peer_addr, learner, bootstrap_expect, wait_for_peers, options } = arguments;
     let stop = options.listen_for_stop()?;
+    start_metrics()?;
     // Before a directory of that name is created.
     check_address(&raft_addr)?;
     peer_addr.iter().try_for_each(|peer| check_address(peer))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use memstore::{HashStore, NodeOptions, Raft, load_peers, report, serve, start_logging};
+use memstore::{HashStore, NodeOptions, Raft, load_peers, report, serve, start_logging, start_metrics};
 use raftify::BoxError;
 use raftify::start::Start;
 
@@ -32,6 +32,7 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), BoxError> {
     let Arguments { raft_addr, config: file, options } = arguments;
     let stop = options.listen_for_stop()?;
+    start_metrics()?;
     let peers = load_peers(&file)?;
     let own = peers.iter().find(|peer| peer.address == raft_addr);
     let node_id = own.map(|own| own.id).ok_or_else(|| {

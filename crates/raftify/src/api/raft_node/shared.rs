@@ -13,6 +13,7 @@ use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::{Lifecycle, RunTask};
+use crate::channels::metrics::NodeMetrics;
 use crate::channels::reply::{Reply, channel};
 use crate::channels::request_queue::{Refused, RequestSender};
 use crate::security::dialer::Dialer;
@@ -34,6 +35,7 @@ pub(super) struct Shared<FSM: StateMachine> {
     pub(super) task: Mutex<Option<RunTask>>,
     /// The proposals of this node's user.
     pub(super) proposals: Arc<InFlight>,
+    pub(super) metrics: Arc<NodeMetrics>,
 }
 
 impl<FSM: StateMachine> Shared<FSM> {

@@ -18,6 +18,7 @@ use tonic::{Code, Response, Status};
 use tracing::{debug, info, warn};
 
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
+use crate::channels::metrics::PeerMetrics;
 use crate::network::outbox::peer_queue::{Batches, Introduction, PeerQueue};
 use crate::runtime::endpoint;
 use crate::security::dialer::Dialer;
@@ -51,6 +52,7 @@ pub(crate) struct Target {
 pub(crate) struct Reach {
     peer: NodeId,
     events: PeerEvents,
+    metrics: PeerMetrics,
     state: Mutex<ReachState>,
 }
 
@@ -64,8 +66,9 @@ struct ReachState {
 }
 
 impl Reach {
-    pub(crate) fn new(peer: NodeId, events: PeerEvents) -> Reach {
-        Reach { peer, events, state: Mutex::default() }
+    pub(crate) fn new(peer: NodeId, events: PeerEvents, metrics: PeerMetrics) -> Reach {
+        metrics.connected(false);
+        Reach { peer, events, metrics, state: Mutex::default() }
     }
 
     /// Whether the peer is connected, and has identified itself.
@@ -80,6 +83,9 @@ impl Reach {
     fn change(&self, state: &mut ReachState, answers: bool, reached: Option<(Incarnation, &str)>) {
         if state.ended {
             return;
+        }
+        if state.answers != answers {
+            self.metrics.connected(answers);
         }
         state.answers = answers;
         let reached = reached.map(|(incarnation, address)| (incarnation, address.to_owned()));
@@ -102,6 +108,7 @@ impl Reach {
         // In one step: in between, the task could report the peer as reached once more.
         let mut state = self.state.lock();
         self.change(&mut state, false, None);
+        self.metrics.gone();
         state.ended = true;
     }
 }

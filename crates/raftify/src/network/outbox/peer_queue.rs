@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use prost::Message as _;
 use raftify_core::{CheckedConfig, LogPosition, NodeId, RaftMessage, RaftMessageBody, Term};
 use tokio_stream::Stream;
 use tracing::{info, warn};
 
+use crate::channels::metrics::PeerMetrics;
 use crate::wire::{self, proto};
 
 /// The content of a batch besides its messages.
@@ -45,6 +47,7 @@ pub(crate) struct PeerQueue {
     peer: NodeId,
     messages_max: usize,
     bytes_max: u64,
+    metrics: PeerMetrics,
     inner: Mutex<QueueInner>,
 }
 
@@ -59,6 +62,11 @@ struct QueueInner {
 }
 
 impl QueueInner {
+    /// How many messages wait.
+    fn waiting(&self) -> usize {
+        self.signals.waiting.messages.len() + self.entries.waiting.messages.len()
+    }
+
     fn lane(&mut self, lane: Lane) -> &mut LaneInner {
         match lane {
             Lane::Signals => &mut self.signals,
@@ -84,7 +92,12 @@ impl LaneInner {
 }
 
 impl PeerQueue {
-    pub(crate) fn new(peer: NodeId, introduction: Introduction, config: &CheckedConfig) -> PeerQueue {
+    pub(crate) fn new(
+        peer: NodeId,
+        introduction: Introduction,
+        config: &CheckedConfig,
+        metrics: PeerMetrics,
+    ) -> PeerQueue {
         let inner = QueueInner {
             introduction,
             signals: LaneInner::default(),
@@ -93,7 +106,7 @@ impl PeerQueue {
             generation: 0,
         };
         let (messages_max, bytes_max) = (config.peer_queue_max, config.peer_queue_bytes_max);
-        PeerQueue { peer, messages_max, bytes_max, inner: Mutex::new(inner) }
+        PeerQueue { peer, messages_max, bytes_max, metrics, inner: Mutex::new(inner) }
     }
 
     pub(crate) fn introduction(&self) -> Introduction {
@@ -128,7 +141,9 @@ impl PeerQueue {
                 );
             }
             lane.dropped += 1;
+            self.metrics.dropped();
         }
+        self.metrics.waiting(inner.waiting());
         for lane in [Lane::Signals, Lane::Entries] {
             let lane = inner.lane(lane);
             if !lane.waiting.messages.is_empty() {
@@ -153,6 +168,7 @@ impl PeerQueue {
         for lane in [Lane::Signals, Lane::Entries] {
             std::mem::take(inner.lane(lane)).wake();
         }
+        self.metrics.waiting(0);
     }
 }
 
@@ -184,6 +200,7 @@ impl Stream for Batches {
             lane.dropped = 0;
         }
         let Introduction { header, sender, receiver } = inner.introduction.clone();
+        let waiting = inner.waiting();
         drop(inner);
         let messages = batch.into_iter().map(wire::message_to_wire).collect();
         let batch = proto::MessageBatch {
@@ -192,6 +209,7 @@ impl Stream for Batches {
             receiver: Some(receiver),
             messages,
         };
+        self.queue.metrics.sent(batch.messages.len(), batch.encoded_len(), waiting);
         Poll::Ready(Some(batch))
     }
 }
@@ -293,6 +311,7 @@ mod tests {
     use tokio_stream::StreamExt;
 
     use super::*;
+    use crate::channels::metrics::NodeMetrics;
 
     fn queue() -> Arc<PeerQueue> {
         let peer = NodeId::new(2).unwrap();
@@ -307,7 +326,12 @@ mod tests {
             sender: wire::sender_to_wire(&sender, "127.0.0.1:1"),
             receiver: wire::receiver_to_wire(peer, None),
         };
-        Arc::new(PeerQueue::new(peer, introduction, &Config::default().check().unwrap()))
+        Arc::new(PeerQueue::new(
+            peer,
+            introduction,
+            &Config::default().check().unwrap(),
+            NodeMetrics::unrecorded().peer(peer),
+        ))
     }
 
     fn message(body: RaftMessageBody) -> RaftMessage {

@@ -15,13 +15,14 @@ use raftify_core::{
     CheckedConfig, LogPosition, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotToSend, StorageError,
 };
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
+use crate::channels::metrics::{NodeMetrics, SnapshotOperation};
 use crate::network::outbox::peer_queue::PeerQueue;
 use crate::runtime::endpoint;
 use crate::runtime::rate_limiter::RateLimiter;
@@ -60,6 +61,7 @@ pub(crate) struct SnapshotSender {
     chunk_timeout: Duration,
     reconnect_delay_max: Duration,
     events: PeerEvents,
+    metrics: Arc<NodeMetrics>,
 }
 
 impl SnapshotSender {
@@ -68,6 +70,7 @@ impl SnapshotSender {
         snapshots: S,
         blocking: Blocking,
         events: PeerEvents,
+        metrics: Arc<NodeMetrics>,
     ) -> Self {
         let open = move |position| {
             let (meta, digest, reader) = snapshots.open(position)?;
@@ -81,6 +84,7 @@ impl SnapshotSender {
             chunk_timeout: config.snapshot_chunk_timeout,
             reconnect_delay_max: config.reconnect_delay_max,
             events,
+            metrics,
         }
     }
 
@@ -138,6 +142,7 @@ impl SnapshotSender {
             let length = data.len() as u64;
             self.send_chunk(&chunks, offset, data).await?;
             offset += length;
+            self.metrics.snapshot_bytes(SnapshotOperation::Sent, length);
         }
         if offset == data_bytes {
             return Ok(());
@@ -227,7 +232,10 @@ impl SnapshotTransfer {
             sleep(pause(failures, PAUSE_MAX)).await;
         }
         info!(peer = %to, %position, "sending a snapshot");
+        let begin = Instant::now();
         let outcome = self.send().await;
+        let metrics = &self.sender.metrics;
+        metrics.snapshot_ended(SnapshotOperation::Sent, outcome.is_ok(), begin.elapsed());
         let outcome = match outcome {
             Ok(()) => {
                 self.failures.store(0, Ordering::Relaxed);
@@ -404,7 +412,9 @@ mod tests {
     async fn a_receiver_that_has_much_already_hears_of_its_sender_while_that_is_skipped() {
         let (events, _events) = mpsc::unbounded_channel();
         let config = Config { snapshot_bytes_per_second_max: None, ..Config::default() }.check().unwrap();
-        let sender = SnapshotSender::new(&config, MemorySnapshotStore::default(), Blocking::new(), events);
+        let metrics = Arc::new(NodeMetrics::unrecorded());
+        let sender =
+            SnapshotSender::new(&config, MemorySnapshotStore::default(), Blocking::new(), events, metrics);
         let (begin_at, all) = (2 * SKIPPED_BYTES_MAX + 1, 2 * SKIPPED_BYTES_MAX + 3);
         let (chunks, mut received) = mpsc::channel(1);
         let feed = sender.feed(Box::new(io::repeat(7).take(all)), begin_at, all, chunks);

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use raftify_core::error::ProposeError;
 use raftify_core::members::SenderRefusal;
 use raftify_core::{
-    CheckedConfig, ClusterId, Incarnation, Members, ProposalReply, Remembered, Sender, ServerRequestMsg,
-    Status as NodeStatus,
+    CheckedConfig, ClusterId, Incarnation, Members, NodeId, ProposalReply, Remembered, Sender,
+    ServerRequestMsg, Status as NodeStatus,
 };
 use tokio::sync::{oneshot, watch};
 
 use crate::channels::events::EarlierLife;
+use crate::channels::metrics::{NodeMetrics, ReceivedMetrics};
 use crate::channels::request_queue::RequestSender;
 use crate::channels::server_counters::ServerCounters;
 use crate::network::outbox::Outbox;
@@ -47,6 +48,10 @@ pub(crate) struct ServerContext<R, S> {
     pub(crate) access: Arc<Access>,
     /// Makes connections to nodes that are to be added; its certificates are also those of the server.
     pub(crate) dialer: Dialer,
+    /// The metrics of the node.
+    pub(crate) metrics: Arc<NodeMetrics>,
+    /// Whether the node stops: it continues to serve until then.
+    pub(crate) stops: watch::Receiver<bool>,
     /// The counters of the server.
     pub(crate) counters: Arc<ServerCounters>,
     /// Learns of senders that are not members yet.
@@ -120,6 +125,12 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
             let _ = self.requests.try_send(ServerRequestMsg::Announced { sender, address });
         }
         Ok(Admitted { cluster_id: found, sender, receiver: receiver_incarnation })
+    }
+
+    /// The metrics for the messages of this sender, if it is a member.
+    pub(super) fn received_from(&self, sender: NodeId) -> Option<ReceivedMetrics> {
+        let is_member = self.status.borrow().members.get(sender).is_some();
+        is_member.then(|| self.metrics.received_from(sender))
     }
 
     /// The node remembers nothing of a sender that is not a member. The core also has to learn of a sender that has

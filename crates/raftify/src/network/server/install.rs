@@ -2,10 +2,11 @@
 
 use raftify_core::error::{InstallError, StopReason};
 use raftify_core::{ProposalReply, ServerRequestMsg, SnapshotDigest, SnapshotMeta, SnapshotStore, Term};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::{Status, Streaming};
 use tracing::info;
 
+use crate::channels::metrics::SnapshotOperation;
 use crate::channels::reply::channel;
 use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::Admitted;
@@ -56,6 +57,20 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
     pub(super) async fn complete_snapshot(
         &self,
         incoming: Incoming<S>,
+        admitted: Admitted,
+        term: Term,
+        stream: Streaming<proto::SnapshotChunk>,
+    ) -> Result<Result<(), InstallError>, Status> {
+        let begin = Instant::now();
+        let outcome = self.receive_and_install(incoming, admitted, term, stream).await;
+        let succeeded = matches!(outcome, Ok(Ok(())));
+        self.context.metrics.snapshot_ended(SnapshotOperation::Installed, succeeded, begin.elapsed());
+        outcome
+    }
+
+    async fn receive_and_install(
+        &self,
+        incoming: Incoming<S>,
         Admitted { sender, receiver, .. }: Admitted,
         term: Term,
         mut stream: Streaming<proto::SnapshotChunk>,
@@ -90,7 +105,11 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
                 part = self.next_chunk(stream) => part?,
             };
             match part {
-                Some(Part::Data(data)) => incoming.write(data).await?,
+                Some(Part::Data(data)) => {
+                    let bytes = data.data.len() as u64;
+                    incoming.write(data).await?;
+                    self.context.metrics.snapshot_bytes(SnapshotOperation::Installed, bytes);
+                }
                 Some(Part::Head(_)) => {
                     return Err(malformed("a second head in the middle of a snapshot").into());
                 }

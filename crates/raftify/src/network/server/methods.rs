@@ -3,6 +3,7 @@
 use std::future::ready;
 
 use futures_util::stream::{self, BoxStream, StreamExt};
+use prost::Message as _;
 use raftify_core::error::StopReason;
 use raftify_core::{ProposalReply, ServerRequestMsg, SnapshotStore};
 use tonic::{Request, Response, Status, Streaming};
@@ -32,8 +33,10 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         let connection = ConnectionId::of(&request);
         let mut is_known = false;
         let mut stream = request.into_inner();
+        let mut metrics = None;
         while let Some(batch) = self.next(&mut stream).await? {
             count(&self.context.counters.message_batches);
+            let (messages, bytes) = (batch.messages.len(), batch.encoded_len());
             let Admitted { sender, receiver, .. } = self.context.admit(
                 connection.as_ref(),
                 batch.header.as_ref(),
@@ -44,6 +47,11 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
                 connection.is_members();
             }
             is_known = true;
+            // A sender that is not a member yet may become one.
+            metrics = metrics.or_else(|| Some(sender.id).zip(self.context.received_from(sender.id)));
+            if let Some((_, metrics)) = metrics.as_ref().filter(|(id, _)| *id == sender.id) {
+                metrics.received(messages, bytes);
+            }
             let own_id = self.context.status.borrow().node_id;
             let messages: Result<Vec<_>, _> = batch
                 .messages

@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::channels::in_flight::InFlight;
+use crate::channels::metrics::NodeMetrics;
 use crate::channels::request_queue::RequestSender;
 use crate::channels::server_counters::count;
 use crate::network::server::connections::ConnectionId;
@@ -105,6 +106,10 @@ impl<R: ProposalReply, S: SnapshotStore> ServingNode for Service<R, S> {
 
     fn check_entry(&self, payload: &[u8]) -> Result<(), String> {
         (self.context.check_entry)(payload)
+    }
+
+    fn metrics(&self) -> &NodeMetrics {
+        &self.context.metrics
     }
 
     fn admit(&self, header: Option<&proto::Header>) -> Result<(), RequestRejected> {
