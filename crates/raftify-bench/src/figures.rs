@@ -1,5 +1,5 @@
-//! The results of one or several runs, and queries for them: the median of all runs that match. Disturbed runs count
-//! only if there are no others.
+//! The results of one or several runs, and queries for them: the median of all runs that match. Disturbed
+//! runs count only if there are no others.
 
 use crate::line::Line;
 

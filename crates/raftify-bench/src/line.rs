@@ -1,5 +1,5 @@
-//! One result: a JSON object on one line of standard output. All layers share the first fields, so that a program
-//! that reads the lines needs no case for each layer; a field that a layer does not have is `null`.
+//! One result: a JSON object on one line of standard output. All layers share the first fields, so that a
+//! program that reads the lines needs no case for each layer; a field that a layer does not have is `null`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};

@@ -1,4 +1,5 @@
-//! Information of the operating system about this machine and about processes. Reads `/proc` and `/sys` of Linux.
+//! Information of the operating system about this machine and about processes. Reads `/proc` and `/sys` of
+//! Linux.
 
 use std::fs;
 use std::path::Path;

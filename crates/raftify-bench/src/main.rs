@@ -1,6 +1,6 @@
-//! Measures raftify on this machine, layer by layer. Each result is one JSON line on standard output; a readable
-//! table and the progress go to standard error. A figure is meaningful only on an idle machine, and beside the
-//! `disk_fdatasync_p50_us` of the same line. `docs/performance.md` explains each layer.
+//! Measures raftify on this machine, layer by layer. Each result is one JSON line on standard output; a
+//! readable table and the progress go to standard error. A figure is meaningful only on an idle machine, and
+//! beside the `disk_fdatasync_p50_us` of the same line. `docs/performance.md` explains each layer.
 
 mod arguments;
 mod cluster;

@@ -1,10 +1,10 @@
 //! Applies load and records the duration of each operation.
 //!
-//! A closed loop has a fixed number of clients. Each client begins its next operation when the previous one has
-//! returned: the measured time is that seen by the client. While the system stalls, such clients send nothing, so
-//! that a stall counts once for each of them. An open loop begins operations at a fixed rate, independent of the
-//! system, and counts from the moment at which each was due: a stall counts for all operations that were due
-//! meanwhile (no coordinated omission).
+//! A closed loop has a fixed number of clients. Each client begins its next operation when the previous one
+//! has returned: the measured time is that seen by the client. While the system stalls, such clients send
+//! nothing, so that a stall counts once for each of them. An open loop begins operations at a fixed rate,
+//! independent of the system, and counts from the moment at which each was due: a stall counts for all
+//! operations that were due meanwhile (no coordinated omission).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +20,8 @@ use tokio::task::JoinSet;
 /// Longer than any request may take.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// The interval at which an open loop checks for due operations. The operating system wakes a thread up to 60 µs
-/// late.
+/// The interval at which an open loop checks for due operations. The operating system wakes a thread up to 60
+/// µs late.
 const SLICE: Duration = Duration::from_micros(200);
 
 /// The result of an operation that did not fail.
@@ -148,8 +148,8 @@ impl Tally {
     }
 }
 
-/// Runs `clients` clients, each with one pending operation, for `duration`. Must be called on the runtime that runs
-/// them.
+/// Runs `clients` clients, each with one pending operation, for `duration`. Must be called on the runtime
+/// that runs them.
 pub(crate) async fn closed_loop<F: Future<Output = Result<Outcome, BoxError>> + Send + 'static>(
     clients: u64,
     duration: Duration,

@@ -1,4 +1,5 @@
-//! The measured node and its commands: directly in this process, or as a child process through its standard input.
+//! The measured node and its commands: directly in this process, or as a child process through its standard
+//! input.
 
 use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
@@ -248,8 +249,8 @@ impl Running {
                 let proposal = propose(raft.clone(), shared.clone());
                 async move { Ok(proposal.await.unwrap_or(Outcome::Failed)) }
             }),
-            // The entry is created when its turn comes, so that an operation that waits for its start takes no
-            // memory.
+            // The entry is created when its turn comes, so that an operation that waits for its start takes
+            // no memory.
             Operation::ProposeNew => self.run(load, move || {
                 let raft = raft.clone();
                 async move { propose(raft, Payload(Bytes::from(vec![7; bytes]))).await }
@@ -408,8 +409,8 @@ pub(crate) struct NodeArguments {
     pub(crate) options: NodeOptions,
 }
 
-/// Runs a node that executes the commands on standard input, one on each line, and ends with it: its parent may die
-/// in any way.
+/// Runs a node that executes the commands on standard input, one on each line, and ends with it: its parent
+/// may die in any way.
 pub(crate) fn serve(arguments: &NodeArguments) -> Result<(), BoxError> {
     let NodeArguments { id, data, address, options } = arguments;
     let node = Running::start(*id, data, address, options)?;

@@ -1,5 +1,5 @@
-//! The layers of `bench` and their arguments: all of it takes less than ten minutes, and the quick version less than
-//! one.
+//! The layers of `bench` and their arguments: all of it takes less than ten minutes, and the quick version
+//! less than one.
 
 /// The arguments of each layer, in the order in which they run.
 pub(crate) fn all(quick: bool) -> Vec<Vec<String>> {

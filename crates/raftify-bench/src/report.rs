@@ -16,8 +16,8 @@ use crate::{goals, plot};
 const BEGIN: &str = "<!-- figures: written by `make performance` -->";
 const END: &str = "<!-- end of figures -->";
 
-/// Puts the figures into `document` between its two marks, and the plots into the directory of the same name beside
-/// it.
+/// Puts the figures into `document` between its two marks, and the plots into the directory of the same name
+/// beside it.
 ///
 /// # Errors
 /// If the document has no such marks; it is then unchanged.

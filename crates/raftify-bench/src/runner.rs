@@ -1,5 +1,5 @@
-//! Runs each layer in its own process, so that no layer affects the next one, and a failure or hang of one does not
-//! stop the others. Shows their reports.
+//! Runs each layer in its own process, so that no layer affects the next one, and a failure or hang of one
+//! does not stop the others. Shows their reports.
 
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -26,8 +26,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The exit code of a program that was ended by Ctrl+C.
 const INTERRUPTED: u8 = 130;
 
-/// Runs the layers with these arguments, one after the other, below `directory`. The results go to standard output,
-/// and to a file.
+/// Runs the layers with these arguments, one after the other, below `directory`. The results go to standard
+/// output, and to a file.
 ///
 /// # Errors
 /// If the first one could not be started. An error in a layer is a line and part of the exit code.
@@ -139,8 +139,8 @@ async fn end(mut child: Child) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// In the process of a layer: its parent is gone, or stops it. The processes of its nodes end with it, because it
-/// holds their standard input.
+/// In the process of a layer: its parent is gone, or stops it. The processes of its nodes end with it,
+/// because it holds their standard input.
 pub(crate) fn end_with_standard_input() {
     std::thread::spawn(|| {
         let mut input = std::io::stdin().lock();

@@ -54,8 +54,8 @@ fn any_byte(directory: &Path, random: &mut impl Rng) -> io::Result<Option<(PathB
     }
 }
 
-/// The offset of a byte of the newest snapshot, which every start reads and checks. Where the log begins and ends is
-/// known only to the node.
+/// The offset of a byte of the newest snapshot, which every start reads and checks. Where the log begins and
+/// ends is known only to the node.
 fn telling_byte(directory: &Path, random: &mut impl Rng) -> io::Result<Option<(PathBuf, u64)>> {
     let Some(path) = files(&directory.join("snapshots"), "snapshot").pop() else { return Ok(None) };
     let bytes = fs::metadata(&path)?.len();

@@ -1,5 +1,5 @@
-//! Load that correct clients and operators put on a node: few descriptors beside many connections, and calls that are
-//! cancelled. No node may end because of it, and a caller that waits must be served.
+//! Load that correct clients and operators put on a node: few descriptors beside many connections, and calls
+//! that are cancelled. No node may end because of it, and a caller that waits must be served.
 
 use std::time::Duration;
 
@@ -64,8 +64,8 @@ impl Nemesis<'_> {
         self.heal_and_measure(fault, &format!("{what}, {allowed} descriptors"), &told).await
     }
 
-    /// Callers that share a connection cancel one call after the other. Another caller on the same connection waits
-    /// for its answers.
+    /// Callers that share a connection cancel one call after the other. Another caller on the same connection
+    /// waits for its answers.
     pub(crate) async fn cancel_calls(&mut self, place: Party, what: &str) -> Result<(), Trouble> {
         let fault = Fault::CancelledCalls;
         let client = self.cluster.node(place).endpoints.grpc.clone();

@@ -1,5 +1,5 @@
-//! The clients: each sends one request after the other, at full speed, to any node, over the web API or over gRPC,
-//! and records the answers. After a failure it uses another node.
+//! The clients: each sends one request after the other, at full speed, to any node, over the web API or over
+//! gRPC, and records the answers. After a failure it uses another node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

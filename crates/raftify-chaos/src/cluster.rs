@@ -23,8 +23,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// The polling interval.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long recovery may take after the last disturbance. Generous: a pause of many seconds is no violation, a
-/// standstill is. A large state takes longer, because it is transferred as well.
+/// How long recovery may take after the last disturbance. Generous: a pause of many seconds is no violation,
+/// a standstill is. A large state takes longer, because it is transferred as well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const PATIENCE_PER_MEGABYTE: Duration = Duration::from_millis(500);
 
@@ -200,7 +200,8 @@ impl Cluster {
         join_all(looks).await
     }
 
-    /// The member record of the node in this slot, if it is a member, from the nodes with the newest membership.
+    /// The member record of the node in this slot, if it is a member, from the nodes with the newest
+    /// membership.
     pub(crate) async fn member_at(&self, place: Party) -> Option<Member> {
         let all = self.inspect_all().await;
         let known = all.into_iter().filter_map(|(_, inspection)| Some(inspection?.status.members));
@@ -275,8 +276,8 @@ impl Cluster {
         }
     }
 
-    /// Waits until the process of this slot has ended by itself, or is healthy. Returns the end of the process or
-    /// `None`.
+    /// Waits until the process of this slot has ended by itself, or is healthy. Returns the end of the
+    /// process or `None`.
     pub(crate) async fn ends_or_is_healthy(&mut self, place: Party) -> Result<Option<End>, Trouble> {
         let begin = Instant::now();
         loop {
@@ -303,7 +304,8 @@ impl Cluster {
         Ok(None)
     }
 
-    /// Waits until all nodes but the one in slot `place` have everything that the cluster has committed so far.
+    /// Waits until all nodes but the one in slot `place` have everything that the cluster has committed so
+    /// far.
     pub(crate) async fn wait_until_others_caught_up(&mut self, place: Party) -> Result<(), Trouble> {
         let begin = Instant::now();
         let mut wanted = None;

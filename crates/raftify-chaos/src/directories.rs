@@ -21,8 +21,8 @@ impl Nemesis<'_> {
         let id = self.cluster.id_of(place).await?;
         self.cluster.node(place).kill()?;
         let told = self.measure_service(Fault::FlippedBit).await;
-        // A damaged last record looks like a torn write: it is dropped, as after a crash. So no other node may depend
-        // on this node's copy.
+        // A damaged last record looks like a torn write: it is dropped, as after a crash. So no other node
+        // may depend on this node's copy.
         self.cluster.wait_until_others_caught_up(place).await?;
         let must_notice = self.figures.of(Fault::FlippedBit).count.is_multiple_of(2);
         let aim = if must_notice { Aim::Noticed } else { Aim::Anything };
@@ -41,8 +41,8 @@ impl Nemesis<'_> {
         self.heal_and_measure(Fault::FlippedBit, &format!("{what}, {bit}: {outcome}"), &told).await
     }
 
-    /// A node starts without its data and with its first arguments: it claims its old id or, if it had joined, its
-    /// old address under a new id. It must be refused, stop, and report why.
+    /// A node starts without its data and with its first arguments: it claims its old id or, if it had
+    /// joined, its old address under a new id. It must be refused, stop, and report why.
     pub(crate) async fn wipe_directory(&mut self, leader: Option<Party>) -> Result<(), Trouble> {
         let order = self.victims(leader, self.cluster.places().len());
         let has_its_first_id = |place: &&Party| self.cluster.nodes[**place - 1].program == Program::Static;
@@ -85,8 +85,8 @@ impl Nemesis<'_> {
         let id = self.cluster.id_of(place).await?;
         self.cluster.node(place).kill()?;
         self.cluster.node(place).copy_aside()?;
-        // A copy from before two starts has a lower start count than the others know, one from before the last start
-        // an equal one.
+        // A copy from before two starts has a lower start count than the others know, one from before the
+        // last start an equal one.
         let starts = self.random.random_range(1..=2);
         for _ in 0..starts {
             self.cluster.node(place).kill()?;

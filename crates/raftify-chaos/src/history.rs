@@ -1,7 +1,7 @@
 //! The requests and answers of the clients, in memory, by key; and the verdict of the checker.
 //!
-//! A lane changes its key after some hundred calls, or after a few whose outcome is unknown: that keeps the search
-//! for an order short. Refused calls are not recorded, because they had no effect.
+//! A lane changes its key after some hundred calls, or after a few whose outcome is unknown: that keeps the
+//! search for an order short. Refused calls are not recorded, because they had no effect.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -84,7 +84,8 @@ impl Recorder {
         self.values.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A number for a client: a new one after each call without an answer, because that call may still be pending.
+    /// A number for a client: a new one after each call without an answer, because that call may still be
+    /// pending.
     pub(crate) fn new_client(&self) -> u64 {
         self.clients.fetch_add(1, Ordering::Relaxed)
     }

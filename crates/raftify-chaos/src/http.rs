@@ -1,5 +1,5 @@
-//! One reusable connection to a web API, with little work for each request, and with errors that say whether the
-//! request can have taken effect.
+//! One reusable connection to a web API, with little work for each request, and with errors that say whether
+//! the request can have taken effect.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! Membership changes while the clients write: nodes join in spare slots and leave again, die while they catch up,
-//! are unreachable, replace other nodes, restart at other addresses. Writes must be acknowledged throughout, and
-//! every reachable joiner must become a voter.
+//! Membership changes while the clients write: nodes join in spare slots and leave again, die while they
+//! catch up, are unreachable, replace other nodes, restart at other addresses. Writes must be acknowledged
+//! throughout, and every reachable joiner must become a voter.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -26,8 +26,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Between two writes that check whether the cluster still serves.
 const WRITE_PAUSE: Duration = Duration::from_millis(100);
 
-/// The time in which a joiner that is to be killed receives the whole state, at least: the transfer of a small state
-/// is slowed down.
+/// The time in which a joiner that is to be killed receives the whole state, at least: the transfer of a
+/// small state is slowed down.
 const SLOWED_DOWN_TO: Duration = Duration::from_secs(8);
 const BYTES_PER_SECOND_MIN: u64 = 128 << 10;
 
@@ -95,7 +95,8 @@ impl Nemesis<'_> {
         self.remove_joined(fault, &[joiner], &told).await
     }
 
-    /// A node requests to join at an unreachable address: it must not count as a voter before it is reachable.
+    /// A node requests to join at an unreachable address: it must not count as a voter before it is
+    /// reachable.
     pub(crate) async fn hide_joiner(&mut self) -> Result<(), Trouble> {
         let fault = Fault::UnreachableJoiner;
         let [joiner, _] = self.cluster.spares();
@@ -180,8 +181,8 @@ impl Nemesis<'_> {
         self.heal_and_measure(fault, what, &told).await
     }
 
-    /// Waits until joiners, which run, are voters, and sends the clients to them, too. At times a member is killed or
-    /// stopped meanwhile, or links are bad.
+    /// Waits until joiners, which run, are voters, and sends the clients to them, too. At times a member is
+    /// killed or stopped meanwhile, or links are bad.
     async fn wait_until_joined(&mut self, fault: Fault, joiners: &[Party]) -> Result<String, Trouble> {
         let mut told = String::new();
         if self.random.random_bool(SECOND_FAULTS) {
@@ -242,7 +243,8 @@ impl Nemesis<'_> {
 }
 
 impl Cluster {
-    /// Waits until the node in this slot, which is starting, belongs to the cluster in any role. Returns its id.
+    /// Waits until the node in this slot, which is starting, belongs to the cluster in any role. Returns its
+    /// id.
     async fn until_admitted(&mut self, place: Party) -> Result<NodeId, Trouble> {
         let begin = Instant::now();
         loop {
@@ -292,7 +294,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Restarts a joiner whose process has ended, with the same arguments: it was not admitted before its deadline.
+    /// Restarts a joiner whose process has ended, with the same arguments: it was not admitted before its
+    /// deadline.
     fn start_again(&mut self, place: Party, begin: Instant) -> Result<(), Trouble> {
         match self.node(place).ended()? {
             Some(end) if begin.elapsed() > PATIENCE => Err(Trouble::Ended(place, end)),

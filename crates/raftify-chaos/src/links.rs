@@ -1,5 +1,5 @@
-//! The state of the network between any two parties, in each direction. The nemesis writes it; the switch and the
-//! proxy read it for each packet. Nothing here touches a socket.
+//! The state of the network between any two parties, in each direction. The nemesis writes it; the switch and
+//! the proxy read it for each packet. Nothing here touches a socket.
 
 use std::time::Duration;
 
@@ -93,9 +93,9 @@ impl Links {
         }
     }
 
-    /// Opens all links but those that the shape cuts. `first` is the isolated node, the node with one direction, the
-    /// bridge, or a member of the smaller half. The clients reach all nodes: a node that is cut off may be asked, and
-    /// its answers must be correct.
+    /// Opens all links but those that the shape cuts. `first` is the isolated node, the node with one
+    /// direction, the bridge, or a member of the smaller half. The clients reach all nodes: a node that
+    /// is cut off may be asked, and its answers must be correct.
     pub(crate) fn partitioned(nodes: usize, shape: Shape, first: Party, random: &mut impl Rng) -> Links {
         let mut links = Links::open(nodes);
         let mut others: Vec<Party> = links.nodes().filter(|node| *node != first).collect();
@@ -118,7 +118,8 @@ impl Links {
         links
     }
 
-    /// Whether one of the nodes `up` can lead: it reaches a majority of all nodes, and that majority reaches it.
+    /// Whether one of the nodes `up` can lead: it reaches a majority of all nodes, and that majority reaches
+    /// it.
     pub(crate) fn some_majority_is_connected(&self, up: &[Party]) -> bool {
         up.iter().any(|leader| up.iter().filter(|node| self.talk(*leader, **node)).count() > self.nodes / 2)
     }

@@ -1,7 +1,7 @@
-//! Tests raftify with real processes: nodes of the example `memstore`, each in a network namespace or behind a proxy,
-//! clients at full speed, and a nemesis that kills, stops, partitions, fills, corrupts, wipes and replaces nodes, and
-//! makes nodes join, leave and move. At the end it checks every history for linearizability, with a last read of
-//! every key through every node.
+//! Tests raftify with real processes: nodes of the example `memstore`, each in a network namespace or behind
+//! a proxy, clients at full speed, and a nemesis that kills, stops, partitions, fills, corrupts, wipes and
+//! replaces nodes, and makes nodes join, leave and move. At the end it checks every history for
+//! linearizability, with a last read of every key through every node.
 //!
 //! This file has the command line; `run.rs` connects the parts and decides the verdict.
 

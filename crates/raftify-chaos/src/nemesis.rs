@@ -1,6 +1,6 @@
-//! The nemesis: injects one fault after the other, waits until the service is back, heals, waits until all nodes are
-//! healthy, and measures both times. It also checks the errors of nodes that refuse to start: a refusal is correct, a
-//! wrong answer is not.
+//! The nemesis: injects one fault after the other, waits until the service is back, heals, waits until all
+//! nodes are healthy, and measures both times. It also checks the errors of nodes that refuse to start: a
+//! refusal is correct, a wrong answer is not.
 
 use std::time::Duration;
 
@@ -214,7 +214,8 @@ impl Nemesis<'_> {
         (links, what)
     }
 
-    /// Lets a fault last, while the nodes `down` do not answer; heals it, and waits until all nodes are healthy.
+    /// Lets a fault last, while the nodes `down` do not answer; heals it, and waits until all nodes are
+    /// healthy.
     async fn outlast(&mut self, fault: Fault, down: &[Party], what: &str) -> Result<(), Trouble> {
         let end = Instant::now() + Duration::from_millis(self.random.random_range(FAULT_LASTS));
         let up: Vec<Party> =
@@ -230,9 +231,9 @@ impl Nemesis<'_> {
         self.heal_and_measure(fault, what, &told).await
     }
 
-    /// Adds another fault to one that lasts, such that a majority remains whose members all reach each other. Returns
-    /// its result, if one was added. A weaker condition would not do: the only node that reaches a majority may lack
-    /// entries that the others committed.
+    /// Adds another fault to one that lasts, such that a majority remains whose members all reach each other.
+    /// Returns its result, if one was added. A weaker condition would not do: the only node that reaches
+    /// a majority may lack entries that the others committed.
     pub(crate) async fn second_fault(&mut self, up: &[Party]) -> Result<String, Trouble> {
         let links = self.cluster.network.links();
         let can_miss = |place: &Party| {
@@ -310,7 +311,8 @@ impl Nemesis<'_> {
         say!("{:7.1} s  {what}", self.begin.elapsed().as_secs_f64());
     }
 
-    /// Like that of the cluster, but a node with a damaged directory may detect it late, and is then replaced.
+    /// Like that of the cluster, but a node with a damaged directory may detect it late, and is then
+    /// replaced.
     pub(crate) async fn wait_until_healthy(&mut self) -> Result<(), Trouble> {
         loop {
             match self.cluster.wait_until_healthy().await {
@@ -371,8 +373,8 @@ impl Nemesis<'_> {
         self.heal_and_measure(Fault::FullDisk, what, &told).await
     }
 
-    /// Each fsync of one disk is slow, those of the others are not. If the leader's disk is slow, another node must
-    /// take over the leadership in time.
+    /// Each fsync of one disk is slow, those of the others are not. If the leader's disk is slow, another
+    /// node must take over the leadership in time.
     async fn slow_disk(&mut self, place: Party, leader: Option<Party>, what: &str) -> Result<(), Trouble> {
         let fault = Fault::SlowDisk;
         let delay = Duration::from_millis(self.random.random_range(200..400));

@@ -1,5 +1,5 @@
-//! The network of the nodes: namespaces joined by our switch, or loopback addresses behind our proxy. Owns the
-//! namespaces, and removes them at the end, as well as the remains of a crashed run at the beginning.
+//! The network of the nodes: namespaces joined by our switch, or loopback addresses behind our proxy. Owns
+//! the namespaces, and removes them at the end, as well as the remains of a crashed run at the beginning.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ const PORT_ELSEWHERE: u16 = 6002;
 #[cfg(target_os = "linux")]
 const WEB_PORT: u16 = 8000;
 
-/// The range of loopback ports: below the ephemeral ports, because an outgoing connection could take the port of a
-/// node that is down.
+/// The range of loopback ports: below the ephemeral ports, because an outgoing connection could take the port
+/// of a node that is down.
 const PORTS: std::ops::Range<u16> = 10_000..30_000;
 
 /// How nodes reach each other.

@@ -1,5 +1,5 @@
-//! One slot for a node: its addresses, its directory, on a small disk where possible, its log, and its current
-//! process. Starts, stops and damages; decides nothing.
+//! One slot for a node: its addresses, its directory, on a small disk where possible, its log, and its
+//! current process. Starts, stops and damages; decides nothing.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -27,8 +27,8 @@ const SNAPSHOT_ENTRIES_PER_MEGABYTE: u64 = 500;
 
 /// The source name of mounted disks, by which they are found again.
 const DISK: &str = "raftify-chaos";
-/// The size of a disk besides the state, and how many copies of the state fit: the current snapshot, the next one,
-/// and a received one in part.
+/// The size of a disk besides the state, and how many copies of the state fit: the current snapshot, the next
+/// one, and a received one in part.
 const DISK_MEGABYTES: u64 = 256;
 const STATES_ON_DISK: u64 = 5;
 

@@ -1,9 +1,9 @@
-//! The network where namespaces are not available: peers reach every node through a port of this program, which
-//! blocks, delays and limits the traffic as the links say. It works on TCP byte streams: a blocked link is a
-//! connection without traffic, and a lost packet is a pause.
+//! The network where namespaces are not available: peers reach every node through a port of this program,
+//! which blocks, delays and limits the traffic as the links say. It works on TCP byte streams: a blocked link
+//! is a connection without traffic, and a lost packet is a pause.
 //!
-//! The proxy identifies the connecting process by its socket: the kernel reports the process of a socket. Without
-//! `/proc`, every connection counts as one of a client, whose links are always open.
+//! The proxy identifies the connecting process by its socket: the kernel reports the process of a socket.
+//! Without `/proc`, every connection counts as one of a client, whose links are always open.
 
 use std::io;
 use std::path::Path;
@@ -145,7 +145,8 @@ fn party_of(port: u16, processes: &Processes) -> Party {
     holder.unwrap_or(CLIENTS)
 }
 
-/// Finds the socket in the text of `/proc/net/tcp`: the local address is the second word, the inode the tenth.
+/// Finds the socket in the text of `/proc/net/tcp`: the local address is the second word, the inode the
+/// tenth.
 fn inode_of(port: u16, sockets: &str) -> Option<String> {
     let address = format!("0100007F:{port:04X}");
     sockets.lines().find_map(|line| {

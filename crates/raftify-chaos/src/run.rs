@@ -139,8 +139,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     Ok(is_good)
 }
 
-/// Changes with every SIGINT, SIGTERM and SIGHUP: the first one ends the faults, the next one the last reads. From
-/// now on none of these signals ends the program.
+/// Changes with every SIGINT, SIGTERM and SIGHUP: the first one ends the faults, the next one the last reads.
+/// From now on none of these signals ends the program.
 fn interruptions() -> Result<watch::Receiver<()>, BoxError> {
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let interrupted = watch::Sender::new(());

@@ -1,5 +1,5 @@
-//! The state of the cluster before the clients begin, so that a node that joins has much to catch up with. It is in
-//! no history: at the end every node must still have it.
+//! The state of the cluster before the clients begin, so that a node that joins has much to catch up with. It
+//! is in no history: at the end every node must still have it.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::http::{Answer, Connection};
 
-/// The number of keys for every size: more than a log keeps before its snapshot, so that a joiner needs the snapshot.
+/// The number of keys for every size: more than a log keeps before its snapshot, so that a joiner needs the
+/// snapshot.
 const KEYS: u64 = 8_000;
 
 /// The number of concurrent writes.

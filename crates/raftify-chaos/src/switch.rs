@@ -1,7 +1,7 @@
-//! The network of the namespaces: every node, and the clients, have a TUN device, and the switch receives each packet
-//! that is sent, and loses, delays, limits or forwards it as the links say. TCP above it is that of the kernel, with
-//! its retransmissions and its growing timeouts: a lost packet is a lost packet. It needs neither `netem` nor a
-//! firewall.
+//! The network of the namespaces: every node, and the clients, have a TUN device, and the switch receives
+//! each packet that is sent, and loses, delays, limits or forwards it as the links say. TCP above it is that
+//! of the kernel, with its retransmissions and its growing timeouts: a lost packet is a lost packet. It needs
+//! neither `netem` nor a firewall.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,5 +1,5 @@
-//! Short runs of the program: three processes behind the proxy, killed and restarted, and nodes that join and leave,
-//! with a small state, in seconds and without root. The long runs are `make chaos`.
+//! Short runs of the program: three processes behind the proxy, killed and restarted, and nodes that join and
+//! leave, with a small state, in seconds and without root. The long runs are `make chaos`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -48,8 +48,8 @@ pub(crate) enum Ca {
         #[arg(long, default_value_t = 3650)]
         days: u32,
     },
-    /// Issue a certificate for a node or a client, and print the options that use it. An earlier one of the same name is
-    /// replaced, and taken by running nodes and clients without a restart
+    /// Issue a certificate for a node or a client, and print the options that use it. An earlier one of the
+    /// same name is replaced, and taken by running nodes and clients without a restart
     #[command(group(clap::ArgGroup::new("holder").required(true).args(["node", "client"])))]
     Issue {
         /// A host of the node's address: a name or an IP address, without a port (repeatable)
@@ -64,8 +64,8 @@ pub(crate) enum Ca {
         /// The name of a client
         #[arg(long, value_name = "NAME", requires = "role")]
         client: Option<String>,
-        /// With --client: what it may do (repeatable). client: propose and read; admin: also change the members, transfer
-        /// leadership, take snapshots
+        /// With --client: what it may do (repeatable). client: propose and read; admin: also change the
+        /// members, transfer leadership, take snapshots
         #[arg(long, conflicts_with = "node", value_parser = client_role)]
         role: Vec<CertificateRole>,
         /// The directory of the CA, which also gets the new files
@@ -118,8 +118,8 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         conditions: Conditions,
     },
-    /// Replace a voter by a learner in one step, as soon as the learner is caught up: the learner becomes a voter,
-    /// and the other node is removed permanently
+    /// Replace a voter by a learner in one step, as soon as the learner is caught up: the learner becomes a
+    /// voter, and the other node is removed permanently
     Replace {
         /// The voter to remove
         old: NodeId,
@@ -147,16 +147,17 @@ pub(crate) struct Conditions {
     /// Only if this is still the index of the membership, as `cluster members` shows it
     #[arg(long, value_name = "INDEX")]
     pub(crate) expect: Option<u64>,
-    /// Even if the remaining live voters are no majority, or the node is not caught up or not reachable: the cluster
-    /// may stop permanently
+    /// Even if the remaining live voters are no majority, or the node is not caught up or not reachable: the
+    /// cluster may stop permanently
     #[arg(long)]
     pub(crate) force: bool,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Storage {
-    /// Convert a node's directory to the other storage. The node must be stopped, and started again with a program
-    /// that opens that storage. After an interruption the directory is still valid; run the command again
+    /// Convert a node's directory to the other storage. The node must be stopped, and started again with a
+    /// program that opens that storage. After an interruption the directory is still valid; run the
+    /// command again
     Convert {
         /// The node's directory
         path: PathBuf,

@@ -1,4 +1,5 @@
-//! A certificate authority for one cluster, in a directory: `ca.pem`, `ca-key.pem`, and the issued certificates.
+//! A certificate authority for one cluster, in a directory: `ca.pem`, `ca-key.pem`, and the issued
+//! certificates.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -30,8 +31,8 @@ pub struct Authority {
 
 /// The holder of a certificate to issue.
 pub enum Holder {
-    /// A node, with the hosts of its addresses: names or IP addresses, without ports. With an id, or a cluster, the
-    /// certificate is valid for that one alone.
+    /// A node, with the hosts of its addresses: names or IP addresses, without ports. With an id, or a
+    /// cluster, the certificate is valid for that one alone.
     Node {
         /// At least one.
         hosts: Vec<String>,
@@ -61,7 +62,8 @@ impl Authority {
     /// Makes a new authority in a directory, which is created if it is missing.
     ///
     /// # Errors
-    /// If the directory has one already: its certificates would lose their authority. Or the problem with a file.
+    /// If the directory has one already: its certificates would lose their authority. Or the problem with a
+    /// file.
     pub fn create(directory: &Path, days: u32) -> Result<Authority, BoxError> {
         fs::create_dir_all(directory)
             .map_err(|error| format!("cannot create {}: {error}", directory.display()))?;
@@ -109,8 +111,9 @@ impl Authority {
         self.directory.join("ca.pem")
     }
 
-    /// Issues a certificate, in files that have the name of the node's first host or of the client. Files of that name
-    /// are replaced: nodes and clients that use them take the new certificate without a restart.
+    /// Issues a certificate, in files that have the name of the node's first host or of the client. Files of
+    /// that name are replaced: nodes and clients that use them take the new certificate without a
+    /// restart.
     ///
     /// # Errors
     /// An invalid host or name, or the problem with a file.

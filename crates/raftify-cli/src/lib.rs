@@ -1,10 +1,10 @@
-//! The command line of raftify: prints a node's directory and the status of a live node, changes the members of a
-//! live cluster, converts the directory of a stopped node to the other storage, and makes the certificates of a cluster
-//! with mutual TLS.
+//! The command line of raftify: prints a node's directory and the status of a live node, changes the members
+//! of a live cluster, converts the directory of a stopped node to the other storage, and makes the
+//! certificates of a cluster with mutual TLS.
 //!
-//! The program `raftify-cli` knows no user types and shows entries and snapshots as bytes. A program with its own
-//! types passes them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has the same
-//! commands:
+//! The program `raftify-cli` knows no user types and shows entries and snapshots as bytes. A program with its
+//! own types passes them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has
+//! the same commands:
 //!
 //! ```no_run
 //! # use raftify::{BoxError, LogPosition, Snapshot, StateMachine};
@@ -56,8 +56,8 @@ pub use crate::tls_arguments::TlsArguments;
 
 /// Runs the command line of this process, and shows entries and snapshots as hex and text.
 ///
-/// The exit code is 0 on success, 1 with one line on standard error after a failure, and 2 if the command line is
-/// invalid. A closed standard output, as with `head`, is no error.
+/// The exit code is 0 on success, 1 with one line on standard error after a failure, and 2 if the command
+/// line is invalid. A closed standard output, as with `head`, is no error.
 pub fn cli_handler<Entry, FSM>() -> ExitCode
 where
     Entry: LogEntry,

@@ -1,4 +1,5 @@
-//! `raftify-cli ca`: its certificates are those that nodes and clients need, and invalid requests change nothing.
+//! `raftify-cli ca`: its certificates are those that nodes and clients need, and invalid requests change
+//! nothing.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -73,8 +73,8 @@ fn cli(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_raftify-cli")).args(arguments).output().unwrap()
 }
 
-/// The output of the program for both directories: the same, but for the name of the storage. The names of the
-/// directories are replaced.
+/// The output of the program for both directories: the same, but for the name of the storage. The names of
+/// the directories are replaced.
 fn check(directories: &[TempDir; 2], what: &str, options: &[&str], expect: Expect) {
     let [wal, heed] = directories.each_ref().map(|directory| {
         let path = directory.path();

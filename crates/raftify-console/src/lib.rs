@@ -1,5 +1,5 @@
-//! Shared behaviour of the test and benchmark programs at a terminal: wrong arguments are reported in one line,
-//! Ctrl+C ends a run with its summary, and a program ends quietly when its standard output is closed.
+//! Shared behaviour of the test and benchmark programs at a terminal: wrong arguments are reported in one
+//! line, Ctrl+C ends a run with its summary, and a program ends quietly when its standard output is closed.
 //!
 //! It does not depend on these programs.
 
@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The exit code for invalid arguments.
 pub const WRONG_ARGUMENTS: u8 = 2;
 
-/// The arguments of this process. If they are invalid, the process ends with one line and [`WRONG_ARGUMENTS`]; if
-/// they ask for help, with the help.
+/// The arguments of this process. If they are invalid, the process ends with one line and
+/// [`WRONG_ARGUMENTS`]; if they ask for help, with the help.
 pub fn arguments<Arguments: clap::Parser>() -> Arguments {
     Arguments::try_parse().unwrap_or_else(|error| {
         if !error.use_stderr() {
@@ -37,7 +37,8 @@ pub fn interruption() -> Arc<AtomicBool> {
     interrupted
 }
 
-/// Prints a line on standard output, as `println!` does. If standard output is closed, the process ends quietly.
+/// Prints a line on standard output, as `println!` does. If standard output is closed, the process ends
+/// quietly.
 #[macro_export]
 macro_rules! say {
     ($($what:tt)*) => { $crate::say_line(format_args!($($what)*)) };

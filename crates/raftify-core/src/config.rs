@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 /// All settings of a node. [`Config::default`] works unchanged on a LAN.
 ///
-/// Times are [`Duration`]s (in TOML: `"500ms"`, `"10s"`) of at most one day. Sizes are in bytes, and their names say
-/// so. Queue lengths are at most 1 048 576. In TOML, the value `"none"` stands for `None`. Every field may differ
-/// between the nodes of a cluster, but `entry_bytes_max` and the election times should not.
+/// Times are [`Duration`]s (in TOML: `"500ms"`, `"10s"`) of at most one day. Sizes are in bytes, and their
+/// names say so. Queue lengths are at most 1 048 576. In TOML, the value `"none"` stands for `None`. Every
+/// field may differ between the nodes of a cluster, but `entry_bytes_max` and the election times should not.
 ///
 /// ```
 /// use std::time::Duration;
@@ -26,159 +26,167 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The unit of the node's clock: the node counts heartbeats, elections and deadlines in ticks. Default 50 ms, range
-    /// 1 ms to 10 s. `heartbeat_interval` and `election_timeout` are rounded up to whole ticks.
+    /// The unit of the node's clock: the node counts heartbeats, elections and deadlines in ticks. Default
+    /// 50 ms, range 1 ms to 10 s. `heartbeat_interval` and `election_timeout` are rounded up to whole
+    /// ticks.
     #[serde(with = "humantime_serde")]
     pub tick_interval: Duration,
     /// How often a leader sends heartbeats. Default 100 ms; at least one `tick_interval`.
     #[serde(with = "humantime_serde")]
     pub heartbeat_interval: Duration,
-    /// How long a follower waits for a message of the leader before it starts an election: each time a random duration
-    /// between this and twice this. Default 500 ms; at least three times `heartbeat_interval`, at most 1 h. It should
-    /// be well above the round-trip time and the slowest regular fsync.
+    /// How long a follower waits for a message of the leader before it starts an election: each time a
+    /// random duration between this and twice this. Default 500 ms; at least three times
+    /// `heartbeat_interval`, at most 1 h. It should be well above the round-trip time and the slowest
+    /// regular fsync.
     #[serde(with = "humantime_serde")]
     pub election_timeout: Duration,
 
-    /// A leader whose disk has not finished a write for this long steps down, so that a node that can write can lead.
-    /// It does not stand for election until the disk has caught up. Default 5 s, at least `election_timeout`.
+    /// A leader whose disk has not finished a write for this long steps down, so that a node that can write
+    /// can lead. It does not stand for election until the disk has caught up. Default 5 s, at least
+    /// `election_timeout`.
     #[serde(with = "humantime_serde")]
     pub disk_stall_timeout: Duration,
-    /// A write to the log, including its fsync, is slow if it takes longer than this. The node logs a warning about
-    /// slow writes, at most once a minute. Default 100 ms, range 1 ms to 24 h.
+    /// A write to the log, including its fsync, is slow if it takes longer than this. The node logs a
+    /// warning about slow writes, at most once a minute. Default 100 ms, range 1 ms to 24 h.
     #[serde(with = "humantime_serde")]
     pub slow_write_time: Duration,
-    /// A leader transfers leadership to the most caught-up voter when, for this long, each of its writes was durable on
-    /// a majority at least `slow_write_time` before it was durable on its own disk. It does so at most once in twelve
-    /// times this duration, so that leadership does not move back and forth between slow disks. Default 5 s, range 1 ms
-    /// to 24 h; `None`: never.
+    /// A leader transfers leadership to the most caught-up voter when, for this long, each of its writes was
+    /// durable on a majority at least `slow_write_time` before it was durable on its own disk. It does
+    /// so at most once in twelve times this duration, so that leadership does not move back and forth
+    /// between slow disks. Default 5 s, range 1 ms to 24 h; `None`: never.
     #[serde(with = "or_none::duration")]
     pub slow_disk_patience: Option<Duration>,
 
-    /// How long a proposal may wait for its reply before the node reports its outcome as unknown. Default 10 s, at
-    /// least `election_timeout`.
+    /// How long a proposal may wait for its reply before the node reports its outcome as unknown. Default 10
+    /// s, at least `election_timeout`.
     #[serde(with = "humantime_serde")]
     pub propose_timeout: Duration,
     /// How long a linearizable read may wait. Default 5 s, at least `election_timeout`.
     #[serde(with = "humantime_serde")]
     pub read_timeout: Duration,
-    /// How long a membership request (join, leave, change of members, ticket) may wait. Default 30 s, at least
-    /// `election_timeout`.
+    /// How long a membership request (join, leave, change of members, ticket) may wait. Default 30 s, at
+    /// least `election_timeout`.
     #[serde(with = "humantime_serde")]
     pub membership_timeout: Duration,
 
-    /// How long a node that received a stop request may take to transfer leadership and to answer the requests that it
-    /// has accepted. Requests whose outcome it does not learn until then are reported as unknown. Default 2 s; zero:
-    /// the node stops at once, without the transfer.
+    /// How long a node that received a stop request may take to transfer leadership and to answer the
+    /// requests that it has accepted. Requests whose outcome it does not learn until then are reported
+    /// as unknown. Default 2 s; zero: the node stops at once, without the transfer.
     #[serde(with = "humantime_serde")]
     pub stop_timeout: Duration,
 
-    /// A joining node is promoted to a voter when its log is at most this many entries behind the leader's, and at most
-    /// `promotion_lag_max` behind. Default 10 000; zero: when it has every entry.
+    /// A joining node is promoted to a voter when its log is at most this many entries behind the leader's,
+    /// and at most `promotion_lag_max` behind. Default 10 000; zero: when it has every entry.
     pub promotion_entries_max: u64,
-    /// How long the last entries may have taken to reach a joining node for it to be promoted. Default 1 s, at least
-    /// `heartbeat_interval`, at most 24 h.
+    /// How long the last entries may have taken to reach a joining node for it to be promoted. Default 1 s,
+    /// at least `heartbeat_interval`, at most 24 h.
     #[serde(with = "humantime_serde")]
     pub promotion_lag_max: Duration,
-    /// A joining node that is silent for this long is removed from the membership: it no longer costs the cluster
-    /// anything, and may join again. Default 10 min, at least `election_timeout`.
+    /// A joining node that is silent for this long is removed from the membership: it no longer costs the
+    /// cluster anything, and may join again. Default 10 min, at least `election_timeout`.
     #[serde(with = "humantime_serde")]
     pub joiner_timeout: Duration,
 
-    /// The maximum size of an encoded log entry. Default 8 MiB, range 1 byte to 64 MiB. On its way from a client to a
-    /// node, to the leader, and to the followers, an entry passes up to three links: `propose_timeout` must be long
-    /// enough for the slowest of them. Neither heartbeats nor votes wait behind it.
+    /// The maximum size of an encoded log entry. Default 8 MiB, range 1 byte to 64 MiB. On its way from a
+    /// client to a node, to the leader, and to the followers, an entry passes up to three links:
+    /// `propose_timeout` must be long enough for the slowest of them. Neither heartbeats nor votes wait
+    /// behind it.
     pub entry_bytes_max: u64,
-    /// How many proposals may wait for their reply on one node. Default 65 536, at least 1. At the limit, further
-    /// proposals are answered with `Busy`.
+    /// How many proposals may wait for their reply on one node. Default 65 536, at least 1. At the limit,
+    /// further proposals are answered with `Busy`.
     pub proposals_in_flight_max: usize,
-    /// How many bytes of uncommitted proposals a leader holds. Default 64 MiB, at least `entry_bytes_max` and
-    /// `message_bytes_max`. At the limit, further proposals are answered with `Busy`.
+    /// How many bytes of uncommitted proposals a leader holds. Default 64 MiB, at least `entry_bytes_max`
+    /// and `message_bytes_max`. At the limit, further proposals are answered with `Busy`.
     pub uncommitted_bytes_max: u64,
-    /// How many linearizable reads may wait on one node. Default 65 536, at least 1. At the limit, further reads are
-    /// answered with `Busy`.
+    /// How many linearizable reads may wait on one node. Default 65 536, at least 1. At the limit, further
+    /// reads are answered with `Busy`.
     pub reads_in_flight_max: usize,
-    /// How many requests may wait in front of the raft loop. Default 16 384, at least 1. At the limit, further requests
-    /// are answered with `Busy`. There is one such queue for the user of this node and one for other nodes.
+    /// How many requests may wait in front of the raft loop. Default 16 384, at least 1. At the limit,
+    /// further requests are answered with `Busy`. There is one such queue for the user of this node and
+    /// one for other nodes.
     pub request_queue_max: usize,
-    /// How many bytes of entries may wait in each of these queues. Default 64 MiB, at least `entry_bytes_max` and
-    /// `message_bytes_max`. At the limit, further requests are answered with `Busy`, and messages of other nodes wait.
+    /// How many bytes of entries may wait in each of these queues. Default 64 MiB, at least
+    /// `entry_bytes_max` and `message_bytes_max`. At the limit, further requests are answered with
+    /// `Busy`, and messages of other nodes wait.
     pub request_queue_bytes_max: u64,
 
-    /// The node batches entries into one message up to this size; a larger entry is sent alone. Default 1 MiB, range 1
-    /// KiB to 64 MiB.
+    /// The node batches entries into one message up to this size; a larger entry is sent alone. Default 1
+    /// MiB, range 1 KiB to 64 MiB.
     pub message_bytes_max: u64,
     /// How many messages with entries may be in flight to one follower. Default 256, at least 1.
     pub messages_in_flight_max: usize,
-    /// How many messages may wait for the connection to one peer. Default 4096, at least 16. At the limit, further
-    /// messages are dropped; consensus sends them again.
+    /// How many messages may wait for the connection to one peer. Default 4096, at least 16. At the limit,
+    /// further messages are dropped; consensus sends them again.
     pub peer_queue_max: usize,
-    /// The limit on the total size of these messages in bytes. Default 64 MiB, at least `entry_bytes_max` and
-    /// `message_bytes_max`. Most of these bytes are shared with the log in memory. In addition, each connection holds a
-    /// copy of the data that it is sending: up to 4 MiB, or one larger entry.
+    /// The limit on the total size of these messages in bytes. Default 64 MiB, at least `entry_bytes_max`
+    /// and `message_bytes_max`. Most of these bytes are shared with the log in memory. In addition, each
+    /// connection holds a copy of the data that it is sending: up to 4 MiB, or one larger entry.
     pub peer_queue_bytes_max: u64,
     /// How long connecting to a peer may take. Default 2 s, at least 1 ms.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// The upper bound of the delay between two attempts to connect, which doubles after each attempt. Default 1 s, at
-    /// least 1 ms.
+    /// The upper bound of the delay between two attempts to connect, which doubles after each attempt.
+    /// Default 1 s, at least 1 ms.
     #[serde(with = "humantime_serde")]
     pub reconnect_delay_max: Duration,
 
-    /// The node takes a snapshot when it has applied this many entries since the last one. Default 100 000, at least 1;
-    /// `None`: never for this reason.
+    /// The node takes a snapshot when it has applied this many entries since the last one. Default 100 000,
+    /// at least 1; `None`: never for this reason.
     #[serde(with = "or_none::count")]
     pub snapshot_entries: Option<u64>,
-    /// The node takes a snapshot when it has applied this many bytes of entries since the last one. Default 64 MiB, at
-    /// least 1; `None`: never for this reason. A starting node holds the entries since the last snapshot in memory.
+    /// The node takes a snapshot when it has applied this many bytes of entries since the last one. Default
+    /// 64 MiB, at least 1; `None`: never for this reason. A starting node holds the entries since the
+    /// last snapshot in memory.
     #[serde(with = "or_none::count")]
     pub snapshot_log_bytes: Option<u64>,
-    /// The node takes a snapshot when this much time has passed since the last one, or since the start of the node, and
-    /// it has applied entries since. Default `None`: never for this reason; range 1 ms to 24 h.
+    /// The node takes a snapshot when this much time has passed since the last one, or since the start of
+    /// the node, and it has applied entries since. Default `None`: never for this reason; range 1 ms to
+    /// 24 h.
     #[serde(with = "or_none::duration")]
     pub snapshot_age_max: Option<Duration>,
-    /// How many bytes of snapshots a node sends per second at most, to all followers together. The same limit holds for
-    /// the bytes per second that it writes to its own disk while it takes a snapshot, or eight times as many while a
-    /// follower waits for the snapshot. Proposals wait longer if snapshots get a larger share of disk and network.
-    /// Default 16 MiB, at least 64 KiB; `None`: no limit.
+    /// How many bytes of snapshots a node sends per second at most, to all followers together. The same
+    /// limit holds for the bytes per second that it writes to its own disk while it takes a snapshot, or
+    /// eight times as many while a follower waits for the snapshot. Proposals wait longer if snapshots
+    /// get a larger share of disk and network. Default 16 MiB, at least 64 KiB; `None`: no limit.
     #[serde(with = "or_none::count")]
     pub snapshot_bytes_per_second_max: Option<u64>,
-    /// To how many followers a node sends snapshots at the same time; the others wait for their turn. Default 2, at
-    /// least 1.
+    /// To how many followers a node sends snapshots at the same time; the others wait for their turn.
+    /// Default 2, at least 1.
     pub snapshots_in_flight_max: usize,
-    /// How many entries before the newest snapshot stay in the log, so that a follower that is slightly behind needs no
-    /// snapshot. Default 10 000; zero: none.
+    /// How many entries before the newest snapshot stay in the log, so that a follower that is slightly
+    /// behind needs no snapshot. Default 10 000; zero: none.
     pub log_entries_kept: u64,
-    /// The limit on the size of these entries in bytes, so that large entries do not fill the disk. Default 64 MiB;
-    /// zero: none.
+    /// The limit on the size of these entries in bytes, so that large entries do not fill the disk. Default
+    /// 64 MiB; zero: none.
     pub log_bytes_kept: u64,
-    /// How many bytes before the newest snapshot stay at most in the log of a leader for followers that are alive and
-    /// need them, even if the two settings above allow fewer: slow followers, and followers that continue from a
-    /// snapshot that the leader sent them. Counted in whole intervals between two snapshots. A follower that is further
-    /// behind needs a snapshot, or the next one. The log of a cluster in which all followers keep up never grows to
-    /// this size. Default 1 GiB; zero: none.
+    /// How many bytes before the newest snapshot stay at most in the log of a leader for followers that are
+    /// alive and need them, even if the two settings above allow fewer: slow followers, and followers
+    /// that continue from a snapshot that the leader sent them. Counted in whole intervals between two
+    /// snapshots. A follower that is further behind needs a snapshot, or the next one. The log of a
+    /// cluster in which all followers keep up never grows to this size. Default 1 GiB; zero: none.
     pub log_bytes_kept_for_followers: u64,
-    /// How many bytes of applied entries the node keeps in memory for followers. Default 32 MiB; zero: none, it reads
-    /// them from the disk.
+    /// How many bytes of applied entries the node keeps in memory for followers. Default 32 MiB; zero: none,
+    /// it reads them from the disk.
     pub log_cache_bytes: u64,
     /// How many bytes of committed entries may wait for a slow state machine. Default 64 MiB, at least
-    /// `entry_bytes_max` and `message_bytes_max`. A follower over this limit accepts no further entries until it has
-    /// caught up.
+    /// `entry_bytes_max` and `message_bytes_max`. A follower over this limit accepts no further entries
+    /// until it has caught up.
     pub unapplied_bytes_max: u64,
     /// How long a call of [`snapshot`] waits for its snapshot. Default 10 min, at least `election_timeout`.
     ///
     /// [`snapshot`]: https://docs.rs/raftify/latest/raftify/struct.RaftNode.html#method.snapshot
     #[serde(with = "humantime_serde")]
     pub snapshot_timeout: Duration,
-    /// How long a peer may take to accept one chunk of a snapshot before the node cancels the transfer and tries again.
-    /// Default 30 s, at least 1 ms.
+    /// How long a peer may take to accept one chunk of a snapshot before the node cancels the transfer and
+    /// tries again. Default 30 s, at least 1 ms.
     #[serde(with = "humantime_serde")]
     pub snapshot_chunk_timeout: Duration,
 
-    /// Whether a node asks before a candidacy whether it could win the election, so that a node that was partitioned
-    /// does not disturb the cluster when it is back (thesis, section 9.6). Default true.
+    /// Whether a node asks before a candidacy whether it could win the election, so that a node that was
+    /// partitioned does not disturb the cluster when it is back (thesis, section 9.6). Default true.
     pub pre_vote: bool,
-    /// A leader that does not hear from a majority within an election timeout steps down, and followers that hear a
-    /// leader ignore candidates (thesis, section 6.2). Default true.
+    /// A leader that does not hear from a majority within an election timeout steps down, and followers that
+    /// hear a leader ignore candidates (thesis, section 6.2). Default true.
     pub check_quorum: bool,
 }
 
@@ -187,8 +195,8 @@ const MIB: u64 = 1024 * KIB;
 
 /// The limit of every queue: some queues allocate their memory at once, and none may be unbounded.
 const WAITING_MAX: usize = 1 << 20;
-/// The maximum of every time: a longer one would be no deadline, and adding a very large one to the present time
-/// overflows.
+/// The maximum of every time: a longer one would be no deadline, and adding a very large one to the present
+/// time overflows.
 const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Default for Config {

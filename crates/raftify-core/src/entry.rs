@@ -16,8 +16,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The bytes that [`size_bytes`](Self::size_bytes) counts for each entry in addition to its payload: about the
-    /// memory that an entry takes where it is kept.
+    /// The bytes that [`size_bytes`](Self::size_bytes) counts for each entry in addition to its payload:
+    /// about the memory that an entry takes where it is kept.
     pub const OVERHEAD_BYTES: u64 = 128;
 
     /// The size of this entry in memory and in a message, in bytes: its payload and a fixed overhead.
@@ -30,14 +30,15 @@ impl Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum EntryKind {
-    /// No payload: the first entry of a new leader, with which it commits the entries of earlier leaders (thesis,
-    /// section 3.6.2).
+    /// No payload: the first entry of a new leader, with which it commits the entries of earlier leaders
+    /// (thesis, section 3.6.2).
     Empty = 0,
     /// A log entry of the user, in the user's encoding.
     User = 1,
     /// A [`MembershipChange`](crate::members::MembershipChange): voters or learners change.
     MembershipChange = 2,
-    /// A [`MemberRecord`](crate::members::MemberRecord): a replicated fact about members that changes no quorum.
+    /// A [`MemberRecord`](crate::members::MemberRecord): a replicated fact about members that changes no
+    /// quorum.
     MemberRecord = 3,
 }
 

@@ -1,5 +1,6 @@
-//! Why a request was not served: one enum per verb. A variant exists where the caller would act differently; its
-//! documentation says whether the request had no effect, was refused permanently, or has an unknown outcome.
+//! Why a request was not served: one enum per verb. A variant exists where the caller would act differently;
+//! its documentation says whether the request had no effect, was refused permanently, or has an unknown
+//! outcome.
 
 use std::time::Duration;
 
@@ -18,12 +19,12 @@ pub enum StopReason {
     /// The node was stopped, or is stopping.
     #[error("the node has stopped")]
     Stopped,
-    /// The node could not persist or read its data. Acknowledged writes are safe; the node may start again once the
-    /// cause is removed.
+    /// The node could not persist or read its data. Acknowledged writes are safe; the node may start again
+    /// once the cause is removed.
     #[error("the node stopped because its storage failed: {0}")]
     Storage(String),
-    /// The state machine failed or panicked on a committed entry. The node does not skip the entry: it applies it again
-    /// when it starts.
+    /// The state machine failed or panicked on a committed entry. The node does not skip the entry: it
+    /// applies it again when it starts.
     #[error("the node stopped because its state machine failed: {0}")]
     StateMachine(String),
     /// The node was removed from the cluster.
@@ -38,8 +39,8 @@ pub enum StopReason {
     /// The other nodes refuse this node.
     #[error("the other nodes refuse this one: {0}")]
     Refused(SenderRefusal),
-    /// At the address that the cluster has for this node, another process runs as this node: this process was started
-    /// on a copy of its directory.
+    /// At the address that the cluster has for this node, another process runs as this node: this process was
+    /// started on a copy of its directory.
     #[error(
         "a process at {address} already runs as this node, on another copy of this directory: it continues, and this process stops. \
          Remove the copy; to move the node, stop it at {address} first, and take its directory along"
@@ -49,8 +50,8 @@ pub enum StopReason {
         address: String,
     },
     /// A leader lacks an entry that this node knows to be committed. This happens only if members have lost
-    /// acknowledged writes. This node stops serving, because its answers would differ from those of the rest of the
-    /// cluster.
+    /// acknowledged writes. This node stops serving, because its answers would differ from those of the rest
+    /// of the cluster.
     #[error(
         "acknowledged writes were lost: node {leader} leads in term {term} without the entry that was committed at index \
          {missing}. This node, node {node}, stops: it still has all that was committed up to index {commit}. Keep a copy of \
@@ -71,9 +72,9 @@ pub enum StopReason {
     /// A bug in this program, or damage that passed all checks. The node stopped instead of continuing.
     #[error("the node stopped because of an internal error: {0}")]
     Internal(String),
-    /// The node has not stopped, as far as is known, but did not answer for this long: its disk, its state machine or
-    /// the machine delays it. The request may have taken effect, or may still do so: look at the status before you send
-    /// it again.
+    /// The node has not stopped, as far as is known, but did not answer for this long: its disk, its state
+    /// machine or the machine delays it. The request may have taken effect, or may still do so: look at
+    /// the status before you send it again.
     #[error(
         "the node did not answer within {} ms: something holds it up; whether the request took effect, or will, is not \
          known, look at the status before trying again", .0.as_millis()
@@ -85,8 +86,8 @@ pub enum StopReason {
 }
 
 impl StopReason {
-    /// Whether this reason alone says that a request had no effect, so that the caller may send the same request to
-    /// another node.
+    /// Whether this reason alone says that a request had no effect, so that the caller may send the same
+    /// request to another node.
     pub fn nothing_happened(&self) -> bool {
         matches!(self, StopReason::NotRunning | StopReason::Stopping)
     }
@@ -111,12 +112,13 @@ pub enum ProposeError {
     /// The proposal had no effect: this node does not lead, and may not forward the request.
     #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
     NotLeader(LeaderHint),
-    /// The proposal had no effect: the limit of proposals that wait to be accepted, committed or applied is reached, in
-    /// number or in bytes ([`Config`](crate::Config) has the limits). Try again a little later.
+    /// The proposal had no effect: the limit of proposals that wait to be accepted, committed or applied is
+    /// reached, in number or in bytes ([`Config`](crate::Config) has the limits). Try again a little
+    /// later.
     #[error("as much waits as may, in number or in bytes ({waiting} proposals): try again a little later")]
     Busy {
-        /// How many proposals wait for their answer. It may be zero: entries whose callers no longer wait count until
-        /// they are committed and applied.
+        /// How many proposals wait for their answer. It may be zero: entries whose callers no longer wait
+        /// count until they are committed and applied.
         waiting: u64,
     },
     /// The proposal had no effect, and never will: the entry is over the size limit.
@@ -130,32 +132,32 @@ pub enum ProposeError {
     /// The proposal had no effect: the entry could not be encoded.
     #[error("the entry could not be encoded: {0}")]
     Encode(String),
-    /// Another entry was committed at the index of this one: this entry was not applied and never will be. It is safe
-    /// to propose it again.
+    /// Another entry was committed at the index of this one: this entry was not applied and never will be. It
+    /// is safe to propose it again.
     #[error("the entry was not applied: a new leader put another one at index {index}")]
     NotApplied {
         /// The index of the entry.
         index: LogIndex,
     },
-    /// The outcome is unknown: the entry may have been applied, or may still be. Propose it again only if applying it
-    /// twice does no harm.
+    /// The outcome is unknown: the entry may have been applied, or may still be. Propose it again only if
+    /// applying it twice does no harm.
     #[error("the outcome is unknown: {0}")]
     Unknown(UnknownOutcome),
-    /// The proposal had no effect: this node has stopped, or is stopping, and did not accept the entry. It is safe to
-    /// propose it to another node. An entry that the node had already accepted is reported as
+    /// The proposal had no effect: this node has stopped, or is stopping, and did not accept the entry. It is
+    /// safe to propose it to another node. An entry that the node had already accepted is reported as
     /// [`Unknown`](Self::Unknown).
     #[error(transparent)]
     Stopped(#[from] StopReason),
-    /// The proposal had no effect: a node on the way, or the node at which it was proposed, could not decode the entry.
-    /// If it were in the log, it would stop every node. A program of another, perhaps newer, version proposed it, or
-    /// its type encodes values that it cannot decode.
+    /// The proposal had no effect: a node on the way, or the node at which it was proposed, could not decode
+    /// the entry. If it were in the log, it would stop every node. A program of another, perhaps newer,
+    /// version proposed it, or its type encodes values that it cannot decode.
     #[error("the entry cannot be decoded: {0}")]
     Undecodable(String),
 }
 
 impl ProposeError {
-    /// Whether the entry was certainly not applied, and never will be, so that proposing it again, to this node or
-    /// another, does not apply it twice.
+    /// Whether the entry was certainly not applied, and never will be, so that proposing it again, to this
+    /// node or another, does not apply it twice.
     pub fn nothing_happened(&self) -> bool {
         match self {
             ProposeError::Unknown(_) | ProposeError::Stopped(StopReason::NoAnswer(_)) => false,
@@ -198,7 +200,8 @@ pub enum ReadError {
     /// No leader is known.
     #[error("no leader is known: an election is under way, or this node cannot reach a majority")]
     NoLeader,
-    /// This node does not lead, and only the leader can confirm an index. Only other nodes and clients see this error.
+    /// This node does not lead, and only the leader can confirm an index. Only other nodes and clients see
+    /// this error.
     #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
     NotLeader(LeaderHint),
     /// The limit of waiting reads is reached.
@@ -228,14 +231,14 @@ pub enum MembershipError {
     /// The request had no effect: this node does not lead, and may not forward the request.
     #[error("this node does not lead the cluster, node {} at {} does", .0.id, .0.address)]
     NotLeader(LeaderHint),
-    /// The request had no effect: the change waited for its turn until its deadline, and another change is still not in
-    /// force.
+    /// The request had no effect: the change waited for its turn until its deadline, and another change is
+    /// still not in force.
     #[error(
         "another membership change is not yet in force, and changes are made one at a time: try again when it is"
     )]
     ChangePending,
-    /// The request had no effect: the membership differs from the one that the request expects. Look at the members,
-    /// and decide again.
+    /// The request had no effect: the membership differs from the one that the request expects. Look at the
+    /// members, and decide again.
     #[error(
         "the membership has changed: the request was made from the one as of index {expected}, it is now as of {actual}"
     )]
@@ -245,9 +248,10 @@ pub enum MembershipError {
         /// The index of the present membership.
         actual: LogIndex,
     },
-    /// The request had no effect: after the change, the voters from which the leader has received messages within an
-    /// election timeout would be no majority, and the cluster could not commit anything any more. Start the missing
-    /// nodes, or remove them first; or make the request with [`force`](crate::members::MembershipRequest::force).
+    /// The request had no effect: after the change, the voters from which the leader has received messages
+    /// within an election timeout would be no majority, and the cluster could not commit anything any
+    /// more. Start the missing nodes, or remove them first; or make the request with
+    /// [`force`](crate::members::MembershipRequest::force).
     #[error(
         "the change would leave {voters} voters of which {} missing: the others are no majority, and the cluster would stop for \
          good. Start the missing nodes or remove them first, or force the change", missing_are(.missing)
@@ -270,8 +274,8 @@ pub enum MembershipError {
         /// The last index of the leader's log.
         last: LogIndex,
     },
-    /// The request had no effect: too few voters have reached the node at its advertised address. Check whether they
-    /// can connect to it.
+    /// The request had no effect: too few voters have reached the node at its advertised address. Check
+    /// whether they can connect to it.
     #[error(
         "node {id} was reached at its advertised address by {} of {voters} voters, which is no majority: check its address, \
          and what stands between", .by.len()
@@ -293,11 +297,12 @@ pub enum MembershipError {
     /// The request had no effect: the present membership does not allow the change.
     #[error(transparent)]
     Refused(#[from] MembershipRefusal),
-    /// The request had no effect: a leader cannot remove its own vote before another voter has taken over, and none
-    /// did.
+    /// The request had no effect: a leader cannot remove its own vote before another voter has taken over,
+    /// and none did.
     #[error("this node leads and could not transfer leadership first: {0}")]
     TransferFailed(TransferError),
-    /// Another entry was committed at the index of the change: the change was not made. It is safe to try again.
+    /// Another entry was committed at the index of the change: the change was not made. It is safe to try
+    /// again.
     #[error("the change was not made: a new leader put another entry at index {index}")]
     NotApplied {
         /// The index of the change.
@@ -356,8 +361,8 @@ pub enum TransferError {
         /// The target.
         to: NodeId,
     },
-    /// The connection to the leader failed, or, for a client, the connection to the node that it asked; the transfer
-    /// may be in progress.
+    /// The connection to the leader failed, or, for a client, the connection to the node that it asked; the
+    /// transfer may be in progress.
     #[error("the connection to the node that was asked failed: {0}")]
     ConnectionLost(String),
     /// This node has stopped.

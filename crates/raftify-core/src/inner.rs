@@ -3,7 +3,8 @@
 use crate::machines::PendingReplies;
 use crate::types::{LogIndex, LogPosition, Term};
 
-/// Registers `count` proposals as waiting for their answers and resolves them in order; returns how many were answered.
+/// Registers `count` proposals as waiting for their answers and resolves them in order; returns how many were
+/// answered.
 pub fn answer_proposals(count: u64) -> usize {
     let mut pending = PendingReplies::new();
     let position = |index| LogPosition { term: Term(1), index: LogIndex(index) };

@@ -1,9 +1,9 @@
 //! The deterministic core of raftify.
 //!
-//! [`RaftNodeCore`] owns consensus (raft-rs' `RawNode`), the membership, the pending replies and the waiting reads. It
-//! is synchronous: its caller passes it messages, ticks and a seed, and it returns a [`Turn`] that says what to write,
-//! send and apply, in which order. It does no I/O and reads no clock, so that a whole cluster of cores runs
-//! deterministically in one test thread.
+//! [`RaftNodeCore`] owns consensus (raft-rs' `RawNode`), the membership, the pending replies and the waiting
+//! reads. It is synchronous: its caller passes it messages, ticks and a seed, and it returns a [`Turn`] that
+//! says what to write, send and apply, in which order. It does no I/O and reads no clock, so that a whole
+//! cluster of cores runs deterministically in one test thread.
 //!
 //! Its users are the crate `raftify`, which carries out the turns, and the simulator.
 

@@ -1,6 +1,6 @@
-//! The state machines that a core consists of. Each owns a part of the state and the rules by which it changes. None of
-//! them accesses consensus or the core. A machine uses another one only if it contains it, or gets it as a parameter to
-//! read.
+//! The state machines that a core consists of. Each owns a part of the state and the rules by which it
+//! changes. None of them accesses consensus or the core. A machine uses another one only if it contains it,
+//! or gets it as a parameter to read.
 
 mod delivery;
 mod joiners;

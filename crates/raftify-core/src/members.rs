@@ -1,8 +1,8 @@
 //! The members of a cluster: this module encodes, decodes, validates and applies membership changes.
 //!
 //! [`Members`] is a value: the membership as of one log index. It changes only by applying a committed
-//! [`MembershipChange`] or [`MemberRecord`], in log order, on every node alike. A node stores it together with its
-//! index, in one transaction, so that a replay after a restart never applies a change twice.
+//! [`MembershipChange`] or [`MemberRecord`], in log order, on every node alike. A node stores it together
+//! with its index, in one transaction, so that a replay after a restart never applies a change twice.
 
 mod address;
 mod change;
@@ -38,8 +38,8 @@ pub struct Members {
     outgoing: BTreeSet<NodeId>,
     leave: LeaveJoint,
     next_node_id: NodeId,
-    /// Ids of removed members. They are never reused, so that a late message of the old node is never taken for one of
-    /// a new node.
+    /// Ids of removed members. They are never reused, so that a late message of the old node is never taken
+    /// for one of a new node.
     removed: BTreeSet<NodeId>,
 }
 
@@ -152,7 +152,8 @@ impl Members {
     /// The membership after `change`, the entry at `index`.
     ///
     /// # Errors
-    /// Why the change is invalid. The result is the same on every node, so that all nodes skip an invalid change.
+    /// Why the change is invalid. The result is the same on every node, so that all nodes skip an invalid
+    /// change.
     pub fn changed(&self, index: LogIndex, change: &MembershipChange) -> Result<Members, MembershipRefusal> {
         let mut result = self.clone();
         result.as_of = index;
@@ -174,7 +175,8 @@ impl Members {
                 result.next_node_id = self.next_node_id.next().unwrap_or(self.next_node_id);
             }
             MemberRecord::Incarnation { id, incarnation } => {
-                // The first record wins: a later one could only come from a directory that replaced the first.
+                // The first record wins: a later one could only come from a directory that replaced the
+                // first.
                 if let Some(member) = result.members.get_mut(id) {
                     member.incarnation.get_or_insert(*incarnation);
                 }
@@ -311,11 +313,12 @@ impl Members {
         Ok(())
     }
 
-    /// Whether the node `own` accepts messages of `sender`. `receiver` is the incarnation of the receiver as far as the
-    /// sender knows it. The node checks every message before it reaches consensus.
+    /// Whether the node `own` accepts messages of `sender`. `receiver` is the incarnation of the receiver as
+    /// far as the sender knows it. The node checks every message before it reaches consensus.
     ///
     /// # Errors
-    /// Why not. All of the reasons are final. [`SenderRefusal::OtherReceiver`] concerns the receiver, not the sender.
+    /// Why not. All of the reasons are final. [`SenderRefusal::OtherReceiver`] concerns the receiver, not the
+    /// sender.
     pub fn check_sender(
         &self,
         sender: &Sender,
@@ -339,8 +342,9 @@ impl Members {
                 }
                 _ => {}
             },
-            // The sender may have been added by a change that has not reached this node: it may even be the leader that
-            // will send it. This node judges only a sender that claims no newer membership than its own.
+            // The sender may have been added by a change that has not reached this node: it may even be the
+            // leader that will send it. This node judges only a sender that claims no newer
+            // membership than its own.
             None if !self.is_empty() && sender.members_as_of <= self.as_of => {
                 return Err(SenderRefusal::NotAMember { id: sender.id, as_of: self.as_of });
             }
@@ -380,9 +384,11 @@ impl Members {
         Ok(members)
     }
 
-    /// A cluster id that every node derives alike from the same first members: their ids, addresses and roles.
+    /// A cluster id that every node derives alike from the same first members: their ids, addresses and
+    /// roles.
     pub fn derive_cluster_id(&self) -> ClusterId {
-        // FNV-1a: any stable hash will do, since the id only has to differ between differently configured clusters.
+        // FNV-1a: any stable hash will do, since the id only has to differ between differently configured
+        // clusters.
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         for member in self.members.values() {
             let role = if mutated!(RoleLeftOutOfClusterId) { 0 } else { member.role as u8 };
@@ -414,8 +420,8 @@ impl Members {
         self.removed.contains(&id)
     }
 
-    /// Whether `id` is a member, or was removed. A node that its own membership does not contain is about to be added:
-    /// its membership is from before that.
+    /// Whether `id` is a member, or was removed. A node that its own membership does not contain is about to
+    /// be added: its membership is from before that.
     pub fn knows(&self, id: NodeId) -> bool {
         self.members.contains_key(&id) || self.is_removed(id)
     }

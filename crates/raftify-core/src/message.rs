@@ -28,7 +28,8 @@ pub enum RaftMessageBody {
         /// May be empty.
         entries: Vec<Entry>,
     },
-    /// Follower: the log agrees up to `index` and is durable up to there; with a rejection, it does not agree.
+    /// Follower: the log agrees up to `index` and is durable up to there; with a rejection, it does not
+    /// agree.
     AppendResponse {
         /// The last index that agrees; with a rejection, the index of the refused `previous`.
         index: LogIndex,
@@ -43,8 +44,8 @@ pub enum RaftMessageBody {
         last: LogPosition,
         /// The last entry that the candidate knows to be committed.
         commit: LogPosition,
-        /// Whether the leader asked for this election. If it did, no voter refuses because it still receives messages
-        /// from the leader.
+        /// Whether the leader asked for this election. If it did, no voter refuses because it still receives
+        /// messages from the leader.
         reason: CampaignReason,
     },
     /// Before a candidacy: would you vote for me? (thesis, section 9.6)
@@ -84,22 +85,23 @@ pub enum RaftMessageBody {
     },
     /// Leader: start an election now, to become the leader (thesis, section 3.10).
     TimeoutNow,
-    /// Voter to leader: the voter has reached these non-voting nodes at their advertised addresses, and these are their
-    /// incarnations. Not a raft-rs message: the leader uses it to decide whether a joining node may vote.
+    /// Voter to leader: the voter has reached these non-voting nodes at their advertised addresses, and these
+    /// are their incarnations. Not a raft-rs message: the leader uses it to decide whether a joining node
+    /// may vote.
     Reached {
         /// At most as many as there are members.
         peers: Vec<(NodeId, Incarnation)>,
     },
-    /// To every other member, periodically: the state that is durable on this node in this term, so that the receiver
-    /// can detect if this node loses it. Not a raft-rs message.
+    /// To every other member, periodically: the state that is durable on this node in this term, so that the
+    /// receiver can detect if this node loses it. Not a raft-rs message.
     Standing {
         /// The node that the sender voted for.
         vote: Option<NodeId>,
         /// Up to here its log agrees with that of the leader of this term.
         index: LogIndex,
     },
-    /// Another run of the receiver has sent a message to the sender, and was refused: a node was started on a copy of
-    /// the receiver's directory. Not a raft-rs message.
+    /// Another run of the receiver has sent a message to the sender, and was refused: a node was started on a
+    /// copy of the receiver's directory. Not a raft-rs message.
     Twin {
         /// How many starts the other run counts.
         starts: u64,

@@ -1,8 +1,9 @@
 //! Bugs that can be put back, to see whether the tests would notice. Not for users: only a build with
 //! `--cfg raftify_mutants` has any of it (`make mutants`).
 //!
-//! The environment variable `RAFTIFY_MUTANT` names the one that is on, for the whole process. Each is a variant of
-//! [`Mutant`] and one or a few `if mutated!(..)` where the bug would be, in all crates of the workspace.
+//! The environment variable `RAFTIFY_MUTANT` names the one that is on, for the whole process. Each is a
+//! variant of [`Mutant`] and one or a few `if mutated!(..)` where the bug would be, in all crates of the
+//! workspace.
 
 use std::process;
 use std::sync::LazyLock;

@@ -1,9 +1,10 @@
 //! The deterministic core of a node: owns consensus, and the machines that hold all other state.
 //!
-//! The raft loop calls it, or the simulator instead. The caller reports events (`handle_*`, `tick`, `written`,
-//! `applied`, …) and then asks for the resulting work ([`ready`](RaftNodeCore::ready)). The core does no I/O, reads no
-//! clock and draws no random numbers. The submodules handle events that concern several machines: requests for the
-//! leader in `requests`, messages of other nodes in `messages`, committed entries in `committed`, …
+//! The raft loop calls it, or the simulator instead. The caller reports events (`handle_*`, `tick`,
+//! `written`, `applied`, …) and then asks for the resulting work ([`ready`](RaftNodeCore::ready)). The core
+//! does no I/O, reads no clock and draws no random numbers. The submodules handle events that concern several
+//! machines: requests for the leader in `requests`, messages of other nodes in `messages`, committed entries
+//! in `committed`, …
 
 mod cluster_start;
 mod committed;
@@ -76,8 +77,8 @@ pub struct RaftNodeCore<R> {
 }
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// Starts from the contents of the storage. Reads the entries after the newest snapshot, which stay in memory until
-    /// they are applied.
+    /// Starts from the contents of the storage. Reads the entries after the newest snapshot, which stay in
+    /// memory until they are applied.
     ///
     /// # Errors
     /// If the storage belongs to another node, contradicts itself, or cannot be read.
@@ -206,13 +207,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// The connection to a peer broke: messages may have been lost. The shell calls it once for each broken connection.
+    /// The connection to a peer broke: messages may have been lost. The shell calls it once for each broken
+    /// connection.
     pub fn report_unreachable(&mut self, peer: NodeId) {
         self.consensus.report_unreachable(peer);
     }
 
-    /// The entries requested with [`Turn::fetch`], or the error that they were compacted away. On any other storage
-    /// error, the node stops before this is called.
+    /// The entries requested with [`Turn::fetch`], or the error that they were compacted away. On any other
+    /// storage error, the node stops before this is called.
     pub fn fetched(&mut self, fetch: LogFetch, result: Result<Vec<Entry>, StorageError>) {
         self.consensus.fetched(fetch, result);
     }
@@ -264,8 +266,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.consensus.elections()
     }
 
-    /// The bytes of the entries since the newest snapshot began, as far as this node has applied them. A restart reads
-    /// them again.
+    /// The bytes of the entries since the newest snapshot began, as far as this node has applied them. A
+    /// restart reads them again.
     pub fn log_bytes(&self) -> u64 {
         self.snapshots.log_bytes()
     }
@@ -315,8 +317,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if is_term_written || mutated!(SpeaksBeforeItsTermIsDurable) {
             next.send_now.extend(ready.send_now);
         } else {
-            // A single voter leads at once. If it lost the term in a crash, it would lead in the same term again, and
-            // other entries would follow those that its learners have.
+            // A single voter leads at once. If it lost the term in a crash, it would lead in the same term
+            // again, and other entries would follow those that its learners have.
             next.send_after.extend(ready.send_now);
         }
         next.send_after.extend(ready.send_after);
@@ -336,8 +338,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if ready.must_sync && !(mutated!(TermAndVoteAreNotWritten) && next.write.append.is_empty()) {
             next.write.hard_state = Some(self.consensus.hard_state());
         }
-        // A new commit index alone is no reason to write: the next election finds it again. Until then it is included
-        // in the next write that has another reason.
+        // A new commit index alone is no reason to write: the next election finds it again. Until then it is
+        // included in the next write that has another reason.
         if let Some(position) = ready.installed {
             self.write_installed(position);
         }
@@ -345,8 +347,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             self.reads.confirmed(round, index, self.delivery.in_state_machine());
         }
         if ready.committed.iter().any(|entry| entry.kind == EntryKind::MembershipChange) {
-            // A change is put into force only when the commit index that covers it is durable: a node that has acted on
-            // a membership must not return to an older one when it restarts.
+            // A change is put into force only when the commit index that covers it is durable: a node that
+            // has acted on a membership must not return to an older one when it restarts.
             self.pipeline.next().write.hard_state = Some(self.consensus.hard_state());
         }
         self.delivery.add(ready.committed, number);
@@ -358,8 +360,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         match (&turn, ready_number) {
             // The turn has nothing to write, and all turns before it are written.
             (Some(turn), _) if self.pipeline.is_front_written() => self.written(turn.number),
-            // The ready of raft-rs changed only its internal state: it results in no turn, but counts as written with
-            // the turns before it.
+            // The ready of raft-rs changed only its internal state: it results in no turn, but counts as
+            // written with the turns before it.
             (None, Some(ready_number)) if !self.pipeline.joins_last(ready_number) => {
                 self.consensus.persisted(ready_number);
             }

@@ -1,10 +1,10 @@
 //! The boundary to raft-rs: the only module that uses the crate `raft`.
 //!
 //! [`Consensus`] wraps raft-rs' `RawNode` and uses our own types. It exists for two reasons. First, another
-//! implementation of Raft can replace raft-rs. Second, raft-rs panics where external input violates its assumptions, so
-//! that all input is checked before it reaches raft-rs (`incoming`). `log_view` is the log as raft-rs reads it,
-//! `convert` translates messages and entries, `ready` is the translated `Ready` of raft-rs, `logging` carries the logs
-//! of raft-rs.
+//! implementation of Raft can replace raft-rs. Second, raft-rs panics where external input violates its
+//! assumptions, so that all input is checked before it reaches raft-rs (`incoming`). `log_view` is the log as
+//! raft-rs reads it, `convert` translates messages and entries, `ready` is the translated `Ready` of raft-rs,
+//! `logging` carries the logs of raft-rs.
 
 mod convert;
 mod election_timeout;
@@ -36,8 +36,8 @@ pub(crate) struct Consensus {
     raw: RawNode<LogView>,
     node_id: NodeId,
     election_timeout: ElectionTimeout,
-    /// The last entry that raft-rs has returned as committed. It reads the entries after it from the log in memory,
-    /// also if they were [returned before](Self::committed_beyond_durable).
+    /// The last entry that raft-rs has returned as committed. It reads the entries after it from the log in
+    /// memory, also if they were [returned before](Self::committed_beyond_durable).
     given_out: LogIndex,
     /// The maximum size of the committed entries of one turn, in bytes.
     committed_bytes_max: u64,
@@ -76,7 +76,8 @@ impl Consensus {
             pre_vote: config.pre_vote,
             min_election_tick: election_tick,
             max_election_tick: election_tick * 2,
-            // With the lease reads of raft-rs, an old leader may answer below the commit index of the new leader.
+            // With the lease reads of raft-rs, an old leader may answer below the commit index of the new
+            // leader.
             read_only_option: ReadOnlyOption::Safe,
             skip_bcast_commit: false,
             batch_append: true,
@@ -177,13 +178,14 @@ impl Consensus {
         self.raw.store().cache_bytes()
     }
 
-    /// Whether the log may contain a membership change that is not applied yet. It may return true where there is none.
+    /// Whether the log may contain a membership change that is not applied yet. It may return true where
+    /// there is none.
     pub(crate) fn has_pending_change(&self) -> bool {
         self.raw.raft.has_pending_conf()
     }
 
-    /// Whether this leader has committed an entry of its own term: before that it may not know which entries are
-    /// committed.
+    /// Whether this leader has committed an entry of its own term: before that it may not know which entries
+    /// are committed.
     pub(crate) fn has_committed_in_term(&self) -> bool {
         self.raw.raft.commit_to_current_term()
     }
@@ -233,13 +235,14 @@ impl Consensus {
         }
     }
 
-    /// Advances the clock of a node that cannot stand for election. If it can vote, it must notice that it has received
-    /// no message from a leader for a long time.
+    /// Advances the clock of a node that cannot stand for election. If it can vote, it must notice that it
+    /// has received no message from a leader for a long time.
     pub(crate) fn wait(&mut self) {
         self.raw.raft.election_elapsed += 1;
     }
 
-    /// Starts an election, unless this node must first write the entries that it holds. Returns whether it did.
+    /// Starts an election, unless this node must first write the entries that it holds. Returns whether it
+    /// did.
     pub(crate) fn campaign(&mut self) -> bool {
         if !self.may_campaign() {
             return false;
@@ -256,9 +259,10 @@ impl Consensus {
         begun
     }
 
-    /// Two conditions that raft-rs asserts when an election starts. It reads the entries that are not applied, to look
-    /// for membership changes: between the arrival of a snapshot and the moment when it is durable, there are none to
-    /// read. And the log of a new leader is durable: a single voter wins the election within the call that starts it.
+    /// Two conditions that raft-rs asserts when an election starts. It reads the entries that are not
+    /// applied, to look for membership changes: between the arrival of a snapshot and the moment when it
+    /// is durable, there are none to read. And the log of a new leader is durable: a single voter wins
+    /// the election within the call that starts it.
     fn may_campaign(&self) -> bool {
         self.raw.raft.raft_log.applied >= self.truncated().index.0 && self.is_log_durable()
     }
@@ -355,8 +359,8 @@ impl Consensus {
         self.pin_election_timeout();
     }
 
-    /// The state machine has applied everything up to `index`. raft-rs counts entries that are not durable on this node
-    /// only once they are: this must be called again then.
+    /// The state machine has applied everything up to `index`. raft-rs counts entries that are not durable on
+    /// this node only once they are: this must be called again then.
     pub(crate) fn apply_to(&mut self, index: LogIndex) {
         let log = &self.raw.raft.raft_log;
         debug_assert!(index.0 <= log.committed, "applied {index}, but only {} is committed", log.committed);
@@ -367,8 +371,8 @@ impl Consensus {
         self.raw.mut_store().trim_cache(index.min(self.given_out));
     }
 
-    /// The committed entries after `after` that are not durable on this node, if raft-rs waits only for that before it
-    /// returns them. Long lists are returned in parts.
+    /// The committed entries after `after` that are not durable on this node, if raft-rs waits only for that
+    /// before it returns them. Long lists are returned in parts.
     pub(crate) fn committed_beyond_durable(&self, after: LogIndex) -> Vec<Entry> {
         let log = &self.raw.raft.raft_log;
         let committed = match mutated!(DeliversBeforeMajority) {

@@ -1,5 +1,5 @@
-//! The record that a node keeps of starts: with it, the cluster detects a directory that was restored from an older
-//! copy before its node votes or acknowledges an entry.
+//! The record that a node keeps of starts: with it, the cluster detects a directory that was restored from an
+//! older copy before its node votes or acknowledges an entry.
 
 use std::collections::BTreeMap;
 

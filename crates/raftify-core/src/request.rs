@@ -1,5 +1,5 @@
-//! The requests to a core, from the user of this node and from other nodes. Each request carries its own reply channel
-//! and gets exactly one answer, also when the node stops.
+//! The requests to a core, from the user of this node and from other nodes. Each request carries its own
+//! reply channel and gets exactly one answer, also when the node stops.
 
 use std::fmt;
 use std::time::Duration;
@@ -55,15 +55,16 @@ impl<T, E: From<StopReason>> fmt::Debug for Responder<T, E> {
     }
 }
 
-/// The reply channel of a proposal. The core only ever refuses; success comes from the owner of the state machine,
-/// because only it knows the type of the reply. Dropped without an answer, it must answer that the outcome is unknown
-/// ([`UnknownOutcome::NodeStopped`](crate::error::UnknownOutcome::NodeStopped)).
+/// The reply channel of a proposal. The core only ever refuses; success comes from the owner of the state
+/// machine, because only it knows the type of the reply. Dropped without an answer, it must answer that the
+/// outcome is unknown ([`UnknownOutcome::NodeStopped`](crate::error::UnknownOutcome::NodeStopped)).
 pub trait ProposalReply: Send + 'static {
     /// The proposal was refused, or its outcome is unknown.
     fn refuse(self, error: ProposeError);
 }
 
-/// A request that only the leader can serve. Any other node forwards it once, or refuses it with the id of the leader.
+/// A request that only the leader can serve. Any other node forwards it once, or refuses it with the id of
+/// the leader.
 #[derive(Debug)]
 pub enum LeaderRequest<R> {
     /// Replicate an entry.
@@ -74,7 +75,8 @@ pub enum LeaderRequest<R> {
         reply: R,
     },
     /// Change voters or learners. Answered with the membership once it is in force: for several steps with
-    /// [`LeaveJoint::Automatically`](crate::members::LeaveJoint::Automatically), once the joint configuration is left.
+    /// [`LeaveJoint::Automatically`](crate::members::LeaveJoint::Automatically), once the joint configuration
+    /// is left.
     ChangeMembership {
         /// The change.
         request: MembershipRequest,
@@ -142,8 +144,8 @@ pub enum LocalRequestMsg<R> {
         /// Whether the request waits until a leader is known.
         waits: bool,
     },
-    /// Get an index such that a state machine that has applied it includes every write that was acknowledged before
-    /// this call. Answered when this node has applied it.
+    /// Get an index such that a state machine that has applied it includes every write that was acknowledged
+    /// before this call. Answered when this node has applied it.
     ReadIndex {
         /// For the index.
         reply: Responder<LogIndex, ReadError>,
@@ -197,8 +199,8 @@ pub enum Forwarding {
     Allowed,
     /// Once, if a leader is known now.
     IfLeaderIsKnown,
-    /// The request was forwarded already. Two nodes that each consider the other the leader must not forward it to each
-    /// other forever.
+    /// The request was forwarded already. Two nodes that each consider the other the leader must not forward
+    /// it to each other forever.
     Never,
 }
 

@@ -1,7 +1,7 @@
 //! The state that a node reports when it starts, and its progress since.
 //!
-//! The state that a node *found* when it started is compared with the last state that it reported in an earlier run.
-//! Messages of one run may overtake each other, so that they are not compared with each other.
+//! The state that a node *found* when it started is compared with the last state that it reported in an
+//! earlier run. Messages of one run may overtake each other, so that they are not compared with each other.
 
 use std::fmt;
 
@@ -18,14 +18,15 @@ pub struct Standing {
     pub term: Term,
     /// The node that it voted for in that term.
     pub vote: Option<NodeId>,
-    /// In the state found at a start: the end of its log. In a reported state: the index up to which its log agrees
-    /// with that of the leader of the term. Within a term no log falls behind that index: a leader never removes its
-    /// entries, and a node ignores an older snapshot of it.
+    /// In the state found at a start: the end of its log. In a reported state: the index up to which its log
+    /// agrees with that of the leader of the term. Within a term no log falls behind that index: a
+    /// leader never removes its entries, and a node ignores an older snapshot of it.
     pub index: LogIndex,
 }
 
 impl Standing {
-    /// Whether a node that found this state at its start has lost some of the state that it had reported before.
+    /// Whether a node that found this state at its start has lost some of the state that it had reported
+    /// before.
     pub fn is_behind(&self, told: &Standing) -> bool {
         let lacks_vote = told.vote.is_some() && self.vote != told.vote;
         self.starts <= told.starts

@@ -83,8 +83,8 @@ impl Status {
 /// How many elections a node has started since its process started, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Elections {
-    /// No message of a leader arrived within the election timeout. With pre-vote, this counts the questions of the
-    /// pre-vote as well, which cost no leader its term.
+    /// No message of a leader arrived within the election timeout. With pre-vote, this counts the questions
+    /// of the pre-vote as well, which cost no leader its term.
     pub timeout: u64,
     /// The leader transferred its leadership to this node.
     pub transfer: u64,
@@ -109,7 +109,8 @@ pub struct Inspection {
     pub durable: LogIndex,
 }
 
-/// The replication progress of another member, as the leader knows it (thesis, section 10.2.1; raft-rs `Progress`).
+/// The replication progress of another member, as the leader knows it (thesis, section 10.2.1; raft-rs
+/// `Progress`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerProgress {
     /// The member.

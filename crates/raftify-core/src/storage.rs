@@ -1,9 +1,9 @@
 //! Durable state: the contract between the core and its storage.
 //!
-//! [`StableStorage`] keeps identity, hard state, log, membership and the catalogue of snapshots; [`SnapshotStore`]
-//! keeps the data of snapshots. The shell owns both: the core only says what to write ([`Write`]) and learns when it is
-//! durable. [`MemoryStorage`] implements both for tests. The suite in `conformance` (feature `testing`) has one case
-//! for every sentence of the contracts.
+//! [`StableStorage`] keeps identity, hard state, log, membership and the catalogue of snapshots;
+//! [`SnapshotStore`] keeps the data of snapshots. The shell owns both: the core only says what to write
+//! ([`Write`]) and learns when it is durable. [`MemoryStorage`] implements both for tests. The suite in
+//! `conformance` (feature `testing`) has one case for every sentence of the contracts.
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -23,8 +23,8 @@ pub use memory::{
     MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore, MemorySnapshotWriter, MemoryStorage,
 };
 
-/// The state that a voter must never forget (thesis, figure 3.1: `currentTerm` and `votedFor`), and how far the log is
-/// known to be committed.
+/// The state that a voter must never forget (thesis, figure 3.1: `currentTerm` and `votedFor`), and how far
+/// the log is known to be committed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
     /// The newest term seen.
@@ -46,8 +46,8 @@ pub struct SnapshotMeta {
     pub members: Members,
 }
 
-/// Identifies the data of a snapshot. Two snapshots at one position may differ in their bytes when two nodes took one
-/// each: the position does not distinguish them.
+/// Identifies the data of a snapshot. Two snapshots at one position may differ in their bytes when two nodes
+/// took one each: the position does not distinguish them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SnapshotDigest {
     /// How many bytes there are.
@@ -67,20 +67,20 @@ impl SnapshotDigest {
     }
 }
 
-/// One step of durable work. All parts of it become durable together or not at all. The parts are carried out in
-/// the order of the fields.
+/// One step of durable work. All parts of it become durable together or not at all. The parts are carried out
+/// in the order of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Write {
     /// The owner of this directory. Written only once.
     pub identity: Option<Identity>,
     /// Drop all entries: the log begins after this position.
     pub reset_log: Option<LogPosition>,
-    /// Append these entries to the log. The first may be at or before the end of the log: all entries from its index on
-    /// are truncated first, whatever their terms. It never leaves a gap, and is never at or before the truncated
-    /// position or the commit index.
+    /// Append these entries to the log. The first may be at or before the end of the log: all entries from
+    /// its index on are truncated first, whatever their terms. It never leaves a gap, and is never at or
+    /// before the truncated position or the commit index.
     pub append: Vec<Entry>,
-    /// Term, vote and commit index. None of them decreases, the vote does not change within a term, the term is at
-    /// least that of the last entry, and the commit index lies within the log.
+    /// Term, vote and commit index. None of them decreases, the vote does not change within a term, the term
+    /// is at least that of the last entry, and the commit index lies within the log.
     pub hard_state: Option<HardState>,
     /// The membership, with the index that it is as of.
     pub members: Option<Members>,
@@ -116,15 +116,15 @@ pub struct StoredState {
     pub truncated: LogPosition,
     /// The last entry, or `truncated` for an empty log.
     pub last: LogPosition,
-    /// Every position in the log at which the term differs from that of the entry before. With these, the core knows
-    /// the term of every index without reading an entry.
+    /// Every position in the log at which the term differs from that of the entry before. With these, the
+    /// core knows the term of every index without reading an entry.
     pub term_starts: Vec<LogPosition>,
 }
 
 /// Keeps the durable state. Owned by one caller, the log writer.
 ///
-/// Every method may block. After an error, the state on disk may be the one before or after the call; the caller never
-/// tries again, but stops the node. Data that was reported as written before stays intact.
+/// Every method may block. After an error, the state on disk may be the one before or after the call; the
+/// caller never tries again, but stops the node. Data that was reported as written before stays intact.
 pub trait StableStorage: Send + 'static {
     /// A second view on the log, for other threads.
     type LogReader: LogReader;
@@ -134,16 +134,16 @@ pub trait StableStorage: Send + 'static {
     /// Reads the stored state. Called once, before any write.
     ///
     /// # Errors
-    /// If the data is damaged, of an unknown version, or contradicts itself. The storage repairs nothing silently, and
-    /// drops no data that may have been acknowledged.
+    /// If the data is damaged, of an unknown version, or contradicts itself. The storage repairs nothing
+    /// silently, and drops no data that may have been acknowledged.
     fn load(&mut self) -> Result<StoredState, StorageError>;
 
-    /// Carries out all `writes` in order. When it returns `Ok`, all of them survive a power failure; if it fails or the
-    /// machine stops meanwhile, some prefix of `writes` is stored, never a part of one.
+    /// Carries out all `writes` in order. When it returns `Ok`, all of them survive a power failure; if it
+    /// fails or the machine stops meanwhile, some prefix of `writes` is stored, never a part of one.
     ///
     /// # Errors
-    /// If the writes could not be made durable, or if a write contradicts the stored state (a gap in the log, another
-    /// identity). [`StoredState::after`] decides which writes are refused.
+    /// If the writes could not be made durable, or if a write contradicts the stored state (a gap in the log,
+    /// another identity). [`StoredState::after`] decides which writes are refused.
     fn write(&mut self, writes: &[Write]) -> Result<(), StorageError>;
 
     /// A second view on the log. It sees a write no later than `write` returns.
@@ -152,8 +152,8 @@ pub trait StableStorage: Send + 'static {
     /// The snapshot data that belongs to this log.
     fn snapshots(&self) -> Self::Snapshots;
 
-    /// The directory of the data, for a storage that has one. The node reports how much space its file system has left,
-    /// and does nothing else with it. By default, none.
+    /// The directory of the data, for a storage that has one. The node reports how much space its file system
+    /// has left, and does nothing else with it. By default, none.
     fn directory(&self) -> Option<PathBuf> {
         None
     }
@@ -161,20 +161,21 @@ pub trait StableStorage: Send + 'static {
 
 /// Reads entries concurrently with the writer, from any thread.
 pub trait LogReader: Clone + Send + Sync + 'static {
-    /// The entries of `[from, until)` in order, as many as fit into `bytes_max` ([`Entry::size_bytes`]), but at least
-    /// one. No entries if `until` is not after `from`.
+    /// The entries of `[from, until)` in order, as many as fit into `bytes_max` ([`Entry::size_bytes`]), but
+    /// at least one. No entries if `until` is not after `from`.
     ///
     /// # Errors
-    /// [`StorageError::Compacted`] if `from` was compacted away; [`StorageError::BeyondEnd`] if the log ends before
-    /// `until`, for instance because its end was truncated after the caller looked; [`StorageError::Corrupt`] if an
-    /// entry is damaged or missing. The result is never shorter for any other reason than `bytes_max`.
+    /// [`StorageError::Compacted`] if `from` was compacted away; [`StorageError::BeyondEnd`] if the log ends
+    /// before `until`, for instance because its end was truncated after the caller looked;
+    /// [`StorageError::Corrupt`] if an entry is damaged or missing. The result is never shorter for any
+    /// other reason than `bytes_max`.
     fn read(&self, from: LogIndex, until: LogIndex, bytes_max: u64) -> Result<Vec<Entry>, StorageError>;
 }
 
 /// Keeps the data of snapshots, each under its position.
 ///
-/// Several threads call it at once, and all of them may block. An error leaves the finished snapshots as they were. The
-/// node continues, unless it needs the snapshot to restore its state.
+/// Several threads call it at once, and all of them may block. An error leaves the finished snapshots as they
+/// were. The node continues, unless it needs the snapshot to restore its state.
 pub trait SnapshotStore: Clone + Send + Sync + 'static {
     /// Writes the data of one snapshot.
     type Writer: SnapshotWriter;
@@ -184,26 +185,26 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
     /// Begins a snapshot. It is not visible under its position before [`SnapshotWriter::finish`].
     ///
     /// # Errors
-    /// If there is no space or no permission for it: the node does not take or receive this snapshot, and tries again
-    /// later.
+    /// If there is no space or no permission for it: the node does not take or receive this snapshot, and
+    /// tries again later.
     fn create(&self, meta: &SnapshotMeta) -> Result<Self::Writer, StorageError>;
 
-    /// Begins to receive the snapshot of another node, or resumes an unfinished one if it is exactly this snapshot: of
-    /// the same cluster, position and members, with the same data. It is not visible under its position before
-    /// [`SnapshotWriter::finish`].
+    /// Begins to receive the snapshot of another node, or resumes an unfinished one if it is exactly this
+    /// snapshot: of the same cluster, position and members, with the same data. It is not visible under
+    /// its position before [`SnapshotWriter::finish`].
     ///
-    /// Also returns the digest of the data that is stored already: the next byte to write is the one after it. The
-    /// stored data is always a prefix of the written data, whatever happened since. Only the caller can tell whether
-    /// the complete data matches `announced`.
+    /// Also returns the digest of the data that is stored already: the next byte to write is the one after
+    /// it. The stored data is always a prefix of the written data, whatever happened since. Only the
+    /// caller can tell whether the complete data matches `announced`.
     ///
-    /// If the writer is dropped, the data that it has written stays, and as far as it is durable by then, it survives a
-    /// crash. After a failed write, no data need be left. The store keeps at most one unfinished snapshot, and deletes
-    /// the remains of others. It reads and checks the stored data, which may take long: it calls `is_wanted` repeatedly
-    /// meanwhile.
+    /// If the writer is dropped, the data that it has written stays, and as far as it is durable by then, it
+    /// survives a crash. After a failed write, no data need be left. The store keeps at most one
+    /// unfinished snapshot, and deletes the remains of others. It reads and checks the stored data, which
+    /// may take long: it calls `is_wanted` repeatedly meanwhile.
     ///
     /// # Errors
-    /// As for [`SnapshotStore::create`]; also if another writer is receiving this snapshot, and if it is not wanted any
-    /// more: the stored data stays then.
+    /// As for [`SnapshotStore::create`]; also if another writer is receiving this snapshot, and if it is not
+    /// wanted any more: the stored data stays then.
     fn receive(
         &self,
         meta: &SnapshotMeta,
@@ -228,18 +229,18 @@ pub trait SnapshotStore: Clone + Send + Sync + 'static {
     fn retain(&self, keep: &[LogPosition]) -> Result<(), StorageError>;
 }
 
-/// Writes the data of one snapshot. Dropped without [`finish`](Self::finish), it leaves no data behind, unless it
-/// [receives](SnapshotStore::receive) the snapshot.
+/// Writes the data of one snapshot. Dropped without [`finish`](Self::finish), it leaves no data behind,
+/// unless it [receives](SnapshotStore::receive) the snapshot.
 pub trait SnapshotWriter: io::Write + Send + 'static {
-    /// Makes the whole snapshot durable and visible, and returns how many bytes of data it holds. It replaces a
-    /// snapshot at this position atomically.
+    /// Makes the whole snapshot durable and visible, and returns how many bytes of data it holds. It replaces
+    /// a snapshot at this position atomically.
     ///
     /// # Errors
     /// As for [`SnapshotStore::create`]. The written data is of no use any more.
     fn finish(self) -> Result<u64, StorageError>;
 
-    /// Deletes the written data. Data that cannot be deleted costs space until the next start; only the same snapshot
-    /// can be resumed from it.
+    /// Deletes the written data. Data that cannot be deleted costs space until the next start; only the same
+    /// snapshot can be resumed from it.
     fn discard(self);
 }
 
@@ -318,9 +319,9 @@ pub enum StorageError {
         /// The directory.
         path: PathBuf,
     },
-    /// A file or directory that is in use was removed, moved, or replaced by another. The storage stops writing: the
-    /// data would not be found at the next start, or would damage the files that are there now. Data acknowledged
-    /// before is in the files that were moved away.
+    /// A file or directory that is in use was removed, moved, or replaced by another. The storage stops
+    /// writing: the data would not be found at the next start, or would damage the files that are there
+    /// now. Data acknowledged before is in the files that were moved away.
     #[error(
         "{} was removed or replaced while it was in use, and nothing more is written. If it was moved, move it back, and \
          start again; otherwise remove the node from the cluster and let it join again with an empty directory",

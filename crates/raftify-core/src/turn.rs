@@ -16,10 +16,10 @@ pub struct TurnNumber(pub u64);
 
 /// One batch of work for the shell.
 ///
-/// The order that matters: [`send_after`](Self::send_after) leaves only when the [`write`](Self::write) of this turn
-/// and those of all turns before it are durable. All other work may start at once. When the writes of a turn are
-/// durable, the shell calls [`written`](crate::RaftNodeCore::written), in order; a turn without a write counts as
-/// written together with the turns before it.
+/// The order that matters: [`send_after`](Self::send_after) leaves only when the [`write`](Self::write) of
+/// this turn and those of all turns before it are durable. All other work may start at once. When the writes
+/// of a turn are durable, the shell calls [`written`](crate::RaftNodeCore::written), in order; a turn without
+/// a write counts as written together with the turns before it.
 #[derive(Debug)]
 #[must_use = "a turn that is not carried out loses messages and answers"]
 pub struct Turn<R> {
@@ -32,11 +32,11 @@ pub struct Turn<R> {
     /// Messages that must not leave before this turn and all turns before it are durable.
     pub send_after: Vec<RaftMessage>,
     /// Snapshots to send. The shell reports the outcome of each with
-    /// [`snapshot_sent`](crate::RaftNodeCore::snapshot_sent), exactly once. A later snapshot to the same follower makes
-    /// an earlier one that is still in flight useless.
+    /// [`snapshot_sent`](crate::RaftNodeCore::snapshot_sent), exactly once. A later snapshot to the same
+    /// follower makes an earlier one that is still in flight useless.
     pub send_snapshots: Vec<SnapshotToSend>,
-    /// Work for the state machine, in log order. Committed; and durable on this node, unless the state machine is [in
-    /// memory](StateKept::InMemory).
+    /// Work for the state machine, in log order. Committed; and durable on this node, unless the state
+    /// machine is [in memory](StateKept::InMemory).
     pub committed: Vec<Committed<R>>,
     /// Requests for the leader, which is another node. The shell sends them and returns the answers.
     pub forward: Vec<Forward<R>>,
@@ -49,20 +49,20 @@ pub struct Turn<R> {
     /// Take a snapshot of the state machine at this point in the order of `committed`, and report it with
     /// [`snapshot_taken`](crate::RaftNodeCore::snapshot_taken).
     pub take_snapshot: Option<SnapshotReason>,
-    /// A follower now waits for the snapshot that is being taken, which was only due: from now on, it is taken as fast
-    /// as one that is [awaited](SnapshotReason::Awaited).
+    /// A follower now waits for the snapshot that is being taken, which was only due: from now on, it is
+    /// taken as fast as one that is [awaited](SnapshotReason::Awaited).
     pub hurry_snapshot: bool,
 }
 
 /// Where a state machine keeps its state. This decides which entries may be delivered to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateKept {
-    /// In memory: the state ends with the process, and the next process starts from a snapshot that this node has
-    /// recorded. Entries are delivered as soon as they are committed: they are durable on a majority of the voters,
-    /// which need not include this node.
+    /// In memory: the state ends with the process, and the next process starts from a snapshot that this node
+    /// has recorded. Entries are delivered as soon as they are committed: they are durable on a majority
+    /// of the voters, which need not include this node.
     InMemory,
-    /// In a place that may outlive the process. An entry in the state must not be missing in the log of this node:
-    /// entries are delivered once they are durable on this node, too.
+    /// In a place that may outlive the process. An entry in the state must not be missing in the log of this
+    /// node: entries are delivered once they are durable on this node, too.
     OnDisk,
 }
 
@@ -139,8 +139,8 @@ pub struct ReadRound {
 /// A snapshot that a follower needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotToSend {
-    /// Counts the transfers of this core, from 1: the same snapshot may be sent to the same follower twice, and each
-    /// attempt has its own outcome.
+    /// Counts the transfers of this core, from 1: the same snapshot may be sent to the same follower twice,
+    /// and each attempt has its own outcome.
     pub attempt: u64,
     /// The follower.
     pub to: NodeId,

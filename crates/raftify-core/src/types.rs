@@ -12,7 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub struct NodeId(NonZeroU64);
 
 impl NodeId {
-    /// The node that starts a new cluster. All other nodes get their id from a ticket or from a static list of members.
+    /// The node that starts a new cluster. All other nodes get their id from a ticket or from a static list
+    /// of members.
     pub const FIRST: NodeId = NodeId(NonZeroU64::MIN);
 
     /// `None` for zero, which means "no node" in the protocol.
@@ -110,8 +111,8 @@ impl LogIndex {
     }
 }
 
-/// The position of an entry: two logs that agree on a position agree on everything before it (Log Matching, Raft
-/// thesis, figure 3.2). An answer is always tied to a position, never to a counter.
+/// The position of an entry: two logs that agree on a position agree on everything before it (Log Matching,
+/// Raft thesis, figure 3.2). An answer is always tied to a position, never to a counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LogPosition {
     /// The term in which the entry was proposed.

@@ -1,7 +1,7 @@
 //! Listen addresses for the nodes of tests and benches, which stay free while a node restarts.
 //!
-//! The system chooses free ports from the same range as the ports of outgoing connections: while a node is down, an
-//! outgoing connection may take its port, even one of a peer that tries to reach that node.
+//! The system chooses free ports from the same range as the ports of outgoing connections: while a node is
+//! down, an outgoing connection may take its port, even one of a peer that tries to reach that node.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};

@@ -1,8 +1,8 @@
 //! Every decoder of untrusted input in raftify, as functions that accept arbitrary bytes: none may panic, use
 //! unbounded memory, or accept malformed data.
 //!
-//! `fuzz/` runs them with libFuzzer (`make fuzz`); `tests/corpus.rs` runs them with the saved corpus, in each `make
-//! test`. Decoded values are encoded again, and must be the same.
+//! `fuzz/` runs them with libFuzzer (`make fuzz`); `tests/corpus.rs` runs them with the saved corpus, in each
+//! `make test`. Decoded values are encoded again, and must be the same.
 
 mod messages;
 mod places;

@@ -41,8 +41,8 @@ pub fn snapshot_file(bytes: &[u8]) {
     }
 }
 
-/// Snapshots that are sets of files: nothing is written outside of the target directory, and a rejected snapshot
-/// leaves no files.
+/// Snapshots that are sets of files: nothing is written outside of the target directory, and a rejected
+/// snapshot leaves no files.
 pub fn snapshot_directory(bytes: &[u8]) {
     in_directory("unpacked", |path| {
         let unpacked = Snapshot::read_directory(&mut &*bytes, path);

@@ -1,11 +1,11 @@
 //! No byte from the network or the disk reaches the parser of protobuf 2: this is why `deny.toml` accepts
 //! RUSTSEC-2024-0437.
 //!
-//! The argument has three steps, one test each. Only `raft` and its generated types depend on `protobuf`, and `raft` does
-//! not export the trait with the parsing functions: code of this repository cannot call them. `raft` 0.7.0 itself calls
-//! them in two places, both for a membership change in a `MsgPropose` (`step_leader` in its `raft.rs`). Such a message is
-//! made in one place here, from entries of this node; a membership change is proposed by `propose_conf_change`, which
-//! encodes it in the same call.
+//! The argument has three steps, one test each. Only `raft` and its generated types depend on `protobuf`, and
+//! `raft` does not export the trait with the parsing functions: code of this repository cannot call them.
+//! `raft` 0.7.0 itself calls them in two places, both for a membership change in a `MsgPropose`
+//! (`step_leader` in its `raft.rs`). Such a message is made in one place here, from entries of this node; a
+//! membership change is proposed by `propose_conf_change`, which encodes it in the same call.
 
 use std::fs;
 use std::path::{Path, PathBuf};

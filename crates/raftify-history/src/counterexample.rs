@@ -8,11 +8,12 @@ use crate::{CallRef, Model};
 /// The calls of a history that contradict each other.
 #[derive(Clone, Debug)]
 pub struct Counterexample {
-    /// The number of calls that had returned when the history stopped being linearizable, including the call that
-    /// caused it.
+    /// The number of calls that had returned when the history stopped being linearizable, including the call
+    /// that caused it.
     pub returned: usize,
-    /// The contradicting calls, in the order of their beginnings. The other calls do not matter: the contradiction
-    /// remains without the reads among them, and with the writes among them at any moment or not at all.
+    /// The contradicting calls, in the order of their beginnings. The other calls do not matter: the
+    /// contradiction remains without the reads among them, and with the writes among them at any moment
+    /// or not at all.
     pub calls: Vec<CounterexampleCall>,
 }
 
@@ -52,8 +53,8 @@ impl fmt::Display for Counterexample {
     }
 }
 
-/// The shortest prefix of `history` that is not linearizable, without calls that do not matter. `history` is not
-/// linearizable.
+/// The shortest prefix of `history` that is not linearizable, without calls that do not matter. `history` is
+/// not linearizable.
 pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budget: u64) -> Counterexample {
     let contradicts =
         |history: &[CallRef<'_, M>], budget: &mut u64| search(model, history, budget) == Found::NoOrder;
@@ -76,8 +77,9 @@ pub(crate) fn shrink<M: Model>(model: &M, mut history: Vec<CallRef<'_, M>>, budg
     }
     let returned = history.iter().filter(|call| call.returned.is_some()).count();
 
-    // Leaving out a read, or making the outcome of another call unknown, removes constraints: if the contradiction
-    // remains, it did not depend on them. Large parts first, so that few searches are enough.
+    // Leaving out a read, or making the outcome of another call unknown, removes constraints: if the
+    // contradiction remains, it did not depend on them. Large parts first, so that few searches are
+    // enough.
     let mut weights = vec![Weight::Full; history.len()];
     let weighed = |weights: &[Weight]| -> Vec<_> {
         let weighed = history.iter().zip(weights).filter_map(|(call, weight)| match weight {

@@ -1,12 +1,13 @@
 //! Histories of concurrent calls, and a linearizability checker.
 //!
-//! A test of a cluster records the calls of its clients and their outcomes, and calls [`check`] (one object) or
-//! [`check_each_key`] (many independent objects: a history is linearizable if and only if it is so for each object
-//! alone). Nothing here depends on Raft. The checker uses only the history: neither a log nor a clock of a server.
+//! A test of a cluster records the calls of its clients and their outcomes, and calls [`check`] (one object)
+//! or [`check_each_key`] (many independent objects: a history is linearizable if and only if it is so for
+//! each object alone). Nothing here depends on Raft. The checker uses only the history: neither a log nor a
+//! clock of a server.
 //!
-//! A history is linearizable if each call can be given one moment between its beginning and its end such that all
-//! calls, one after the other at these moments, give the recorded outcomes (M. Herlihy, J. Wing, *Linearizability: a
-//! correctness condition for concurrent objects*, 1990).
+//! A history is linearizable if each call can be given one moment between its beginning and its end such that
+//! all calls, one after the other at these moments, give the recorded outcomes (M. Herlihy, J. Wing,
+//! *Linearizability: a correctness condition for concurrent objects*, 1990).
 
 mod counterexample;
 pub mod register;
@@ -32,8 +33,8 @@ pub trait Model {
 
     /// The state after `operation`, if it can have had `outcome` in `state`.
     ///
-    /// Without an outcome it is unknown whether and how the operation took effect; the result is then the state if it
-    /// did.
+    /// Without an outcome it is unknown whether and how the operation took effect; the result is then the
+    /// state if it did.
     fn step(
         &self,
         state: &Self::State,
@@ -41,8 +42,8 @@ pub trait Model {
         outcome: Option<&Self::Outcome>,
     ) -> Option<Self::State>;
 
-    /// Promises for the search, for each call of `history`. They change the duration of a search, never its verdict.
-    /// The default promises nothing.
+    /// Promises for the search, for each call of `history`. They change the duration of a search, never its
+    /// verdict. The default promises nothing.
     fn hints(&self, history: &[CallRef<'_, Self>]) -> Vec<Hint<Self::State>> {
         history.iter().map(|_| Hint::default()).collect()
     }
@@ -59,8 +60,8 @@ pub struct Hint<S> {
     pub needs: Option<S>,
     /// Its outcome is unknown, but it must have taken effect before a call that returned at this time.
     pub took_effect_by: Option<u64>,
-    /// Two calls of unknown outcome with equal numbers are interchangeable: either can take the position of the
-    /// other, if it was called by then.
+    /// Two calls of unknown outcome with equal numbers are interchangeable: either can take the position of
+    /// the other, if it was called by then.
     pub interchangeable: Option<u64>,
 }
 
@@ -79,8 +80,9 @@ pub struct Call<O, R> {
     pub operation: O,
     /// The time of the call: any number that never decreases, from the same clock for all clients.
     pub called: u64,
-    /// The time of the answer, and the answer. Without one the outcome is unknown: the call may take effect at any
-    /// later time, or never. A call that begins at the moment another one returns counts as concurrent with it.
+    /// The time of the answer, and the answer. Without one the outcome is unknown: the call may take effect
+    /// at any later time, or never. A call that begins at the moment another one returns counts as
+    /// concurrent with it.
     pub returned: Option<(u64, R)>,
 }
 
@@ -100,9 +102,9 @@ pub enum Verdict {
     Undecided,
 }
 
-/// Checks whether `history`, in any order, is linearizable. `budget` limits the number of visited configurations (the
-/// calls that took effect, and the state), and so time and memory. 10⁶ is plenty for some thousand calls of 64
-/// clients.
+/// Checks whether `history`, in any order, is linearizable. `budget` limits the number of visited
+/// configurations (the calls that took effect, and the state), and so time and memory. 10⁶ is plenty for some
+/// thousand calls of 64 clients.
 pub fn check<M: Model>(model: &M, history: &[Call<M::Operation, M::Outcome>], budget: u64) -> Verdict {
     let history: Vec<CallRef<'_, M>> = history
         .iter()

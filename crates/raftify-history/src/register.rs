@@ -1,5 +1,6 @@
-//! A register: the model of a key of a key-value store. Owns its sequential specification and the hints that follow
-//! from unique written values; for values that are not unique, it gives fewer hints, and the search takes longer.
+//! A register: the model of a key of a key-value store. Owns its sequential specification and the hints that
+//! follow from unique written values; for values that are not unique, it gives fewer hints, and the search
+//! takes longer.
 
 use std::collections::{HashMap, HashSet};
 
@@ -117,8 +118,8 @@ impl Model for Register {
                 },
                 ..Hint::default()
             };
-            // Every value is written once, so that it does not recur once it is gone; an observation of it is one of
-            // that write.
+            // Every value is written once, so that it does not recur once it is gone; an observation of it is
+            // one of that write.
             if unique {
                 hint.needs = sees(call).map(Some);
                 if call.returned.is_none() {

@@ -1,27 +1,30 @@
 //! The search for an order. Called by [`check`](crate::check) and by the reduction of counterexamples.
 //!
-//! A depth-first search over *configurations*: the calls that took effect so far, and the state (J. Wing, C. Gong,
-//! *Testing and verifying concurrent objects*, 1993). It visits none twice, and works *just in time*: it orders a
-//! call when a returning call needs it, not before (G. Lowe, *Testing for linearizability*, 2017). Six rules more
-//! keep it from exploding, each justified by an argument that a skipped configuration could do no better:
+//! A depth-first search over *configurations*: the calls that took effect so far, and the state (J. Wing, C.
+//! Gong, *Testing and verifying concurrent objects*, 1993). It visits none twice, and works *just in time*:
+//! it orders a call when a returning call needs it, not before (G. Lowe, *Testing for linearizability*,
+//! 2017). Six rules more keep it from exploding, each justified by an argument that a skipped configuration
+//! could do no better:
 //!
-//! - **Reads at once.** A call that changes no state, is pending and possible now, takes effect now: an order in
-//!   which it does so later remains valid when it is moved here.
-//! - **A state that is needed is not left.** If calls that have not taken effect are possible only in the present
-//!   state, and the state does not recur, only one of these calls may leave it.
+//! - **Reads at once.** A call that changes no state, is pending and possible now, takes effect now: an order
+//!   in which it does so later remains valid when it is moved here.
+//! - **A state that is needed is not left.** If calls that have not taken effect are possible only in the
+//!   present state, and the state does not recur, only one of these calls may leave it.
 //! - **Hidden calls.** Just before a call that overwrites any state, other overwriting calls may take effect
-//!   unobserved, or observed only by pending reads. Which of them do is not decided: they are *excused* from then on.
-//!   An excused call may return without having taken effect otherwise, and may still take effect later.
-//! - **Dominated configurations.** A configuration is skipped if a visited one at the same event and in the same
-//!   state allows every continuation that this one allows: it used fewer calls of unknown outcome, has more completed
-//!   reads, more excused calls, and is equal otherwise.
-//! - **No unused effects.** A call that need not take effect (of unknown outcome, or excused) is not overwritten
-//!   before another call has used its effect, and neither is an overwriting call that would be hidden: the order
-//!   without it would do as well.
-//! - **Interchangeable unknown calls** take effect in the order in which they were called: each one can take the
-//!   position of another that was called later.
+//!   unobserved, or observed only by pending reads. Which of them do is not decided: they are *excused* from
+//!   then on. An excused call may return without having taken effect otherwise, and may still take effect
+//!   later.
+//! - **Dominated configurations.** A configuration is skipped if a visited one at the same event and in the
+//!   same state allows every continuation that this one allows: it used fewer calls of unknown outcome, has
+//!   more completed reads, more excused calls, and is equal otherwise.
+//! - **No unused effects.** A call that need not take effect (of unknown outcome, or excused) is not
+//!   overwritten before another call has used its effect, and neither is an overwriting call that would be
+//!   hidden: the order without it would do as well.
+//! - **Interchangeable unknown calls** take effect in the order in which they were called: each one can take
+//!   the position of another that was called later.
 //!
-//! A call of unknown outcome whose effect was observed is treated like one that returned at the time of that observation.
+//! A call of unknown outcome whose effect was observed is treated like one that returned at the time of that
+//! observation.
 
 use std::collections::HashMap;
 
@@ -35,8 +38,8 @@ pub(crate) enum Found {
     BudgetUsedUp,
 }
 
-/// Searches for an order that explains `history`, visits at most `budget` configurations, and subtracts the visited
-/// ones from it.
+/// Searches for an order that explains `history`, visits at most `budget` configurations, and subtracts the
+/// visited ones from it.
 pub(crate) fn search<M: Model>(model: &M, history: &[CallRef<'_, M>], budget: &mut u64) -> Found {
     match Search::prepare(model, history) {
         Some(search) => search.run(budget),
@@ -220,8 +223,8 @@ impl<'h, M: Model> Search<'h, M> {
                 return Found::BudgetUsedUp;
             };
             *budget = left;
-            // The last one pushed is visited first: first those in which the returning call has taken effect, of
-            // these the one with the shortest path.
+            // The last one pushed is visited first: first those in which the returning call has taken effect,
+            // of these the one with the shortest path.
             let unknown = self.unknown.iter().filter(|index| self.begins[**index] < configuration.event);
             let candidates = unknown.chain(at.pending.iter().rev()).chain([&at.call]);
             let mut next: Vec<_> =
@@ -232,8 +235,8 @@ impl<'h, M: Model> Search<'h, M> {
         Found::NoOrder
     }
 
-    /// Advances to the first return of a call that has not taken effect and must; `None` if there is none any more.
-    /// An excused call returns, and a configuration that requires its effect stays on the stack.
+    /// Advances to the first return of a call that has not taken effect and must; `None` if there is none any
+    /// more. An excused call returns, and a configuration that requires its effect stays on the stack.
     fn advance(
         &self,
         configuration: &mut Configuration<M::State>,
@@ -325,8 +328,8 @@ impl<'h, M: Model> Search<'h, M> {
         Some(after)
     }
 
-    /// Excuses pending overwriting calls, together with the reads that observed them, if all these are pending: their
-    /// position can be just before the call that overwrites now.
+    /// Excuses pending overwriting calls, together with the reads that observed them, if all these are
+    /// pending: their position can be just before the call that overwrites now.
     fn excuse_hidden(&self, after: &mut Configuration<M::State>, at: &Return) {
         for index in at.pending.iter().chain([&at.call]) {
             let Some(state) = &self.hints[*index].overwrites_with else { continue };
@@ -343,7 +346,8 @@ impl<'h, M: Model> Search<'h, M> {
         }
     }
 
-    /// Calls `act` for the slots of the returning call and of those pending that observed it, or that it observed.
+    /// Calls `act` for the slots of the returning call and of those pending that observed it, or that it
+    /// observed.
     fn each_of_the_same(&self, at: &Return, mut act: impl FnMut(usize)) {
         let of = |index: CallIndex| {
             self.hints[index].needs.as_ref().or(self.hints[index].overwrites_with.as_ref())
@@ -366,8 +370,8 @@ impl<'h, M: Model> Search<'h, M> {
             })
     }
 
-    /// Whether a read has used the present state in a way that would be impossible if the call that led to it, and
-    /// the read itself, had been hidden.
+    /// Whether a read has used the present state in a way that would be impossible if the call that led to
+    /// it, and the read itself, had been hidden.
     fn profits(&self, configuration: &Configuration<M::State>, read: CallIndex) -> bool {
         self.hints[read].needs.as_ref() != Some(&configuration.state)
     }
@@ -399,11 +403,11 @@ impl<'h, M: Model> Search<'h, M> {
 }
 
 impl<S> Configuration<S> {
-    /// Whether `other`, of the same event and state, allows every continuation that this one allows; `reads` are the
-    /// slots of reads.
+    /// Whether `other`, of the same event and state, allows every continuation that this one allows; `reads`
+    /// are the slots of reads.
     fn is_no_better_than(&self, other: &Configuration<S>, reads: &Bits) -> bool {
-        // In each slot: excused is better than done, and than neither; a read that is done is better than one that is
-        // not.
+        // In each slot: excused is better than done, and than neither; a read that is done is better than one
+        // that is not.
         let words = self.done.0.iter().zip(&self.excused.0).zip(other.done.0.iter().zip(&other.excused.0));
         let mut words = words.zip(&reads.0);
         other.idle <= self.idle

@@ -1,5 +1,5 @@
-//! Histories that must be accepted, and more that must be rejected; random ones are compared with a checker that
-//! tries every order.
+//! Histories that must be accepted, and more that must be rejected; random ones are compared with a checker
+//! that tries every order.
 
 use proptest::prelude::*;
 use raftify_history::{

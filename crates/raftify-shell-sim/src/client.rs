@@ -1,5 +1,5 @@
-//! The clients of the cluster: through a node's handle, on its host, or through the remote client, on a separate
-//! host.
+//! The clients of the cluster: through a node's handle, on its host, or through the remote client, on a
+//! separate host.
 //!
 //! Each records its operations and their results. A call that is not answered by its deadline is a violation.
 

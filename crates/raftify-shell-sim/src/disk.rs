@@ -1,7 +1,7 @@
 //! A host's disk: outlives the node, loses unsynced writes when the host crashes, is slow, and fails.
 //!
-//! Owned by the world; a node opens it as its storage, one node at a time. It stores the list of writes, so that an
-//! earlier state is a prefix of them.
+//! Owned by the world; a node opens it as its storage, one node at a time. It stores the list of writes, so
+//! that an earlier state is a prefix of them.
 
 use std::io::{self, Read};
 use std::sync::{Arc, Weak};

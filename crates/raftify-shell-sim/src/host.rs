@@ -87,19 +87,20 @@ enum End {
     Gone,
 }
 
-/// The time after which everything must be closed, once `run` was dropped and the last operation of the disk is over.
-/// Entries that are being applied are applied to their end.
+/// The time after which everything must be closed, once `run` was dropped and the last operation of the disk
+/// is over. Entries that are being applied are applied to their end.
 const CLOSING_MAX: Duration = Duration::from_secs(2);
 
-/// The maximum number of disk operations that begin after `run` was dropped: the write of the queue, and one for each
-/// task that another thread has just received.
+/// The maximum number of disk operations that begin after `run` was dropped: the write of the queue, and one
+/// for each task that another thread has just received.
 const LAST_OPERATIONS_MAX: u64 = 8;
 
-/// The maximum duration of a node's end, without the operations of the disk: connections that hang are aborted after
-/// 2 s, twice, and before that the node may transfer leadership and answer for 2 s.
+/// The maximum duration of a node's end, without the operations of the disk: connections that hang are
+/// aborted after 2 s, twice, and before that the node may transfer leadership and answer for 2 s.
 const QUIT_MAX: Duration = Duration::from_secs(10);
 
-/// The time after its deadline at which a call gives up on the core, with a margin for a step of the simulation.
+/// The time after its deadline at which a call gives up on the core, with a margin for a step of the
+/// simulation.
 const GRACE: Duration = Duration::from_millis(1200);
 
 impl Host {
@@ -245,7 +246,8 @@ impl Host {
         }
     }
 
-    /// Waits until the node has begun a cluster with the others, or has joined theirs, or has an order to end.
+    /// Waits until the node has begun a cluster with the others, or has joined theirs, or has an order to
+    /// end.
     async fn start(&self, after: Duration, expect: &Expect, chance: &mut ChaCha8Rng) -> Result<Node, End> {
         if self.seen.lives.get() == 1 {
             sleep(after).await;
@@ -468,8 +470,8 @@ async fn watch_status(record: Record, name: String, mut status: watch::Receiver<
     }
 }
 
-/// Waits until it is a member, or has stopped. A node that was removed before it learned that it was a member learns
-/// of it only here: it knows no node that could report it.
+/// Waits until it is a member, or has stopped. A node that was removed before it learned that it was a member
+/// learns of it only here: it knows no node that could report it.
 async fn join(
     record: Record,
     name: String,

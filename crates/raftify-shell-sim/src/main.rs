@@ -1,5 +1,5 @@
-//! `sim-shell`: many worlds of whole nodes, or one again. The last line shows how many passed and how many failed;
-//! Ctrl+C ends a run after the current world.
+//! `sim-shell`: many worlds of whole nodes, or one again. The last line shows how many passed and how many
+//! failed; Ctrl+C ends a run after the current world.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

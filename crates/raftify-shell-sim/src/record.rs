@@ -1,7 +1,7 @@
 //! The events of a run: the trace, by which two runs are compared; the clients' history; the violations.
 //!
-//! Shared by all hosts of a world. Events of one moment are ordered by the names of their subjects: the runtimes of
-//! the hosts do not define in which order they wake tasks that waited for the same event.
+//! Shared by all hosts of a world. Events of one moment are ordered by the names of their subjects: the
+//! runtimes of the hosts do not define in which order they wake tasks that waited for the same event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;

@@ -23,8 +23,9 @@ pub enum Scenario {
     Quit,
     /// All of it.
     Everything,
-    /// Of four nodes, three expect each other, each of which is ended once while it waits; the fourth comes late. Not
-    /// drawn by seeds: other scenarios have nodes that expect each other, too, with all their faults.
+    /// Of four nodes, three expect each other, each of which is ended once while it waits; the fourth comes
+    /// late. Not drawn by seeds: other scenarios have nodes that expect each other, too, with all their
+    /// faults.
     Expect,
 }
 

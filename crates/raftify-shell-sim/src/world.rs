@@ -62,8 +62,8 @@ pub fn run(seed: u64, scenario: Scenario) -> Report {
 /// The maximum duration of the phase with faults.
 const UNREST_MAX: Duration = Duration::from_secs(15);
 
-/// A healed cluster must work again within this time: connections that hang are detected after 10 s, a peer that
-/// refused is tried again after 5 s, a ticket is waited for 30 s.
+/// A healed cluster must work again within this time: connections that hang are detected after 10 s, a peer
+/// that refused is tried again after 5 s, a ticket is waited for 30 s.
 const RECOVERY_MAX: Duration = Duration::from_secs(90);
 
 struct World {
@@ -238,8 +238,8 @@ impl World {
             world.has_recovered()
         })?;
         self.note("recovered");
-        // Repeated: a connection that was damaged before may break only now, and a stopping node may end only now,
-        // and begin another run.
+        // Repeated: a connection that was damaged before may break only now, and a stopping node may end only
+        // now, and begin another run.
         self.until_told(
             Duration::from_secs(30),
             "the healed cluster does not serve",
@@ -333,8 +333,8 @@ impl World {
             && first.members.len() == statuses.len()
     }
 
-    /// A removed node stops when a majority of the voters that it knows has reported its removal. When that many of
-    /// them are gone themselves, it waits until it is stopped.
+    /// A removed node stops when a majority of the voters that it knows has reported its removal. When that
+    /// many of them are gone themselves, it waits until it is stopped.
     fn stop_nodes_that_cannot_learn_of_their_removal(&self) {
         let there: Vec<(&Rc<Host>, Status)> = self
             .hosts

@@ -1,5 +1,5 @@
-//! A world of each scenario, worlds with former violations, and the reproducibility of a seed. `make sim-shell` runs
-//! more.
+//! A world of each scenario, worlds with former violations, and the reproducibility of a seed. `make
+//! sim-shell` runs more.
 
 use raftify_shell_sim::{Report, Scenario, run};
 

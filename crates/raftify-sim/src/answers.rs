@@ -1,4 +1,5 @@
-//! Answers of cores: stored until a step is over; answers to requests of other nodes are sent back over the network.
+//! Answers of cores: stored until a step is over; answers to requests of other nodes are sent back over the
+//! network.
 
 use std::sync::Arc;
 

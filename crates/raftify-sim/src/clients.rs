@@ -1,5 +1,5 @@
-//! The clients: they write, read and compare-and-set, each one operation after the other, on any node. Every value is
-//! written once. Their calls are the history, which must be linearizable for each key.
+//! The clients: they write, read and compare-and-set, each one operation after the other, on any node. Every
+//! value is written once. Their calls are the history, which must be linearizable for each key.
 
 use std::collections::BTreeMap;
 
@@ -122,8 +122,8 @@ impl Clients {
         Some(call)
     }
 
-    /// Checks that the history of every key is linearizable. Returns the number of histories that were too large for
-    /// the budget.
+    /// Checks that the history of every key is linearizable. Returns the number of histories that were too
+    /// large for the budget.
     pub(crate) fn check_histories(&self) -> Result<u64, String> {
         let history = self.history.iter().map(|call| (call.key, call.for_the_checker()));
         let mut undecided = 0;

@@ -1,5 +1,5 @@
-//! Events that happened, as opposed to planned ones: counted where they happen. A run of many seeds in which one of
-//! them never happened does not cover it, and is rejected.
+//! Events that happened, as opposed to planned ones: counted where they happen. A run of many seeds in which
+//! one of them never happened does not cover it, and is rejected.
 
 use std::fmt;
 

@@ -1,6 +1,7 @@
-//! The storage of a node's log: a model of the contract of all storages, or the real segment log on a simulated disk;
-//! and the faults of disks: they lose unsynced data, tear the last write, fail once, fill up, flip bits, are wiped,
-//! or are rolled back to an older copy. The simulation decides the duration of their operations.
+//! The storage of a node's log: a model of the contract of all storages, or the real segment log on a
+//! simulated disk; and the faults of disks: they lose unsynced data, tear the last write, fail once, fill up,
+//! flip bits, are wiped, or are rolled back to an older copy. The simulation decides the duration of their
+//! operations.
 
 use raftify_core::storage::{MemoryLogReader, MemorySnapshotStore, MemoryStorage, StoredState, Write};
 use raftify_core::{

@@ -30,7 +30,8 @@ impl Draw for ChaCha8Rng {
     }
 
     fn about(&mut self, mean: Time) -> Time {
-        // The number of leading zeros of a random word is 1 on average, and its probability halves with each more.
+        // The number of leading zeros of a random word is 1 on average, and its probability halves with each
+        // more.
         let halvings = u64::from(self.random::<u8>().leading_zeros().min(4));
         self.random_range(0..=(mean * (halvings + 1)).max(1))
     }

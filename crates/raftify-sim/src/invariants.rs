@@ -1,7 +1,7 @@
 //! The invariants, checked after every step: one property in each file, with its source.
 //!
-//! Each receives its data as plain numbers, remembers what it has observed, and reports contradictions. None relies
-//! on another one, or on a report of a core where the simulator can observe the fact itself.
+//! Each receives its data as plain numbers, remembers what it has observed, and reports contradictions. None
+//! relies on another one, or on a report of a core where the simulator can observe the fact itself.
 
 pub(crate) mod answers;
 pub(crate) mod bounded_log;

@@ -1,9 +1,10 @@
-//! A deterministic simulator for raftify: whole clusters of real cores in one thread, in a world that is determined
-//! by one seed. Network, disks, clocks, restarts, clients and the user's state machine are simulated; the core is the
-//! real one. After every step, all of `invariants` are checked; at the end, that the clients' histories are
-//! linearizable and that the cluster became live again.
+//! A deterministic simulator for raftify: whole clusters of real cores in one thread, in a world that is
+//! determined by one seed. Network, disks, clocks, restarts, clients and the user's state machine are
+//! simulated; the core is the real one. After every step, all of `invariants` are checked; at the end, that
+//! the clients' histories are linearizable and that the cluster became live again.
 //!
-//! The binary `sim` runs many seeds, or repeats one. `docs/testing.md` lists what is simulated and what is not.
+//! The binary `sim` runs many seeds, or repeats one. `docs/testing.md` lists what is simulated and what is
+//! not.
 
 mod answers;
 mod clients;
@@ -47,8 +48,8 @@ pub struct Report {
     pub calls: u64,
     /// The number of histories that were too large for the checker's budget.
     pub undecided: u64,
-    /// The election timeouts until there was a leader and a commit again, after the repair; `None` if too much was
-    /// lost for that.
+    /// The election timeouts until there was a leader and a commit again, after the repair; `None` if too
+    /// much was lost for that.
     pub recovery: Option<f64>,
     /// The events that happened.
     pub coverage: Coverage,

@@ -1,7 +1,7 @@
 //! A summary of a log: for every index the term, and a digest of everything up to there.
 //!
-//! Two logs with the same digest at an index are the same up to it. That makes it cheap to compare whole logs after
-//! every step.
+//! Two logs with the same digest at an index are the same up to it. That makes it cheap to compare whole logs
+//! after every step.
 
 use std::collections::VecDeque;
 
@@ -105,7 +105,8 @@ impl LogPicture {
         self.places.iter().skip(skipped).filter(|place| place.is_change).count()
     }
 
-    /// Applies a write as a storage does. `digest_of` returns the digest of a snapshot, with which a log begins.
+    /// Applies a write as a storage does. `digest_of` returns the digest of a snapshot, with which a log
+    /// begins.
     pub(crate) fn take(&mut self, write: &Write, digest_of: impl FnOnce(LogPosition) -> Digest) {
         if let Some(position) = write.reset_log {
             *self = LogPicture::beginning_after(position, digest_of(position));

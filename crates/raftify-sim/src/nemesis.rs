@@ -1,10 +1,10 @@
-//! Decides the faults and the operator's requests: looks at a [`Scene`], draws, and returns [`Action`]s. It changes
-//! nothing of the world: the simulation carries the actions out. `operator` changes members, `joins` admits and moves
-//! nodes.
+//! Decides the faults and the operator's requests: looks at a [`Scene`], draws, and returns [`Action`]s. It
+//! changes nothing of the world: the simulation carries the actions out. `operator` changes members, `joins`
+//! admits and moves nodes.
 //!
-//! Faults that Raft itself does not survive happen only within the project's guarantees: one member at a time loses
-//! its disk, when all others know which incarnation of that disk to believe, and while it is lost, no other member is
-//! removed.
+//! Faults that Raft itself does not survive happen only within the project's guarantees: one member at a time
+//! loses its disk, when all others know which incarnation of that disk to believe, and while it is lost, no
+//! other member is removed.
 
 mod joins;
 mod operator;
@@ -298,7 +298,8 @@ impl Nemesis {
         vec![Action::Crash(id), Action::LoseDisk(id, loss), Action::Start(id, Delay::about(SECOND))]
     }
 
-    /// Whether the cluster can tolerate the loss of the disk of `id`, and will know its incarnation afterwards.
+    /// Whether the cluster can tolerate the loss of the disk of `id`, and will know its incarnation
+    /// afterwards.
     fn may_lose(&self, scene: &Scene<'_>, id: NodeId, is_wiped: bool) -> bool {
         let Some(members) = scene.members() else { return false };
         let is_member = |id| members.get(id).is_some();

@@ -1,5 +1,5 @@
-//! Messages in flight: their delays, losses, duplicates and reordering, and the links that are cut. Answers use the
-//! same links.
+//! Messages in flight: their delays, losses, duplicates and reordering, and the links that are cut. Answers
+//! use the same links.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

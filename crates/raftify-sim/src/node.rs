@@ -47,7 +47,8 @@ pub(crate) struct Node {
     pub(crate) address: Arc<str>,
     /// The address that it reports.
     pub(crate) advertised: Arc<str>,
-    /// The members with which it begins a cluster when its disk is empty; `None`: it waits for its admission.
+    /// The members with which it begins a cluster when its disk is empty; `None`: it waits for its
+    /// admission.
     pub(crate) begins_with: Option<Arc<Members>>,
     pub(crate) disk: Disk,
     pub(crate) state_kept: StateKept,
@@ -82,8 +83,8 @@ pub(crate) struct Node {
     pub(crate) known_by: BTreeMap<NodeId, u64>,
     /// Whether it has asked one of those in this run.
     pub(crate) asked_who_knows: bool,
-    /// It was rolled back, has asked all reachable nodes, and none of them knew newer state. Its messages are
-    /// unreliable from then on, and no node can detect that.
+    /// It was rolled back, has asked all reachable nodes, and none of them knew newer state. Its messages
+    /// are unreliable from then on, and no node can detect that.
     pub(crate) is_mute: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The schedule: a queue of events in the order of simulated time. Events of one moment come in the order in which
-//! they were scheduled, so that their order is always determined.
+//! The schedule: a queue of events in the order of simulated time. Events of one moment come in the order in
+//! which they were scheduled, so that their order is always determined.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;

@@ -1,12 +1,13 @@
 //! A cluster without chance, stepped by hand: for tests of one situation each.
 //!
-//! It is the simulation without its schedule. Nodes, disks, network and state machines are the same, and after every
-//! step all invariants are checked, so that a step that violates one fails the test with the name of that invariant.
-//! But no time passes by itself: the test decides which message arrives, which write becomes durable, which clock
-//! ticks. The seed determines nothing but the election timeouts and which part of a pending write a crash keeps.
+//! It is the simulation without its schedule. Nodes, disks, network and state machines are the same, and
+//! after every step all invariants are checked, so that a step that violates one fails the test with the name
+//! of that invariant. But no time passes by itself: the test decides which message arrives, which write
+//! becomes durable, which clock ticks. The seed determines nothing but the election timeouts and which part
+//! of a pending write a crash keeps.
 //!
-//! What a test says through [`Cluster::core`] reaches the core past the invariants, which observe its effects with the
-//! next step. A test that must violate an invariant says so: [`Cluster::judge_without`].
+//! What a test says through [`Cluster::core`] reaches the core past the invariants, which observe its effects
+//! with the next step. A test that must violate an invariant says so: [`Cluster::judge_without`].
 //!
 //! ```
 //! use raftify_sim::script::{Cluster, take, test_config};

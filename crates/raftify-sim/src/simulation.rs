@@ -1,11 +1,11 @@
-//! One world, from its beginning to its end: carries out the work of the cores with its durations, and checks all
-//! invariants after every step.
+//! One world, from its beginning to its end: carries out the work of the cores with its durations, and checks
+//! all invariants after every step.
 //!
-//! This file has the event loop and the effects of a core's turn; `lives`, `messages`, `work` and `observation` have
-//! the rest; `faults` carries out the decisions of the nemesis, `recovery` checks the end.
+//! This file has the event loop and the effects of a core's turn; `lives`, `messages`, `work` and
+//! `observation` have the rest; `faults` carries out the decisions of the nemesis, `recovery` checks the end.
 //!
-//! Two phases: at first faults are injected, and safety must hold; then enough is healed, and the cluster must become
-//! live within a bound: a leader, a new commit, equal members, no unanswered request.
+//! Two phases: at first faults are injected, and safety must hold; then enough is healed, and the cluster
+//! must become live within a bound: a leader, a new commit, equal members, no unanswered request.
 
 mod client_calls;
 mod faults;
@@ -305,7 +305,8 @@ impl Simulation {
         for fetch in turn.fetch {
             let mut delay = self.rng.within(self.world.write_delay);
             let mut read = None;
-            // A repaired disk is a fast one: a second for each message would keep a slow follower behind for minutes.
+            // A repaired disk is a fast one: a second for each message would keep a slow follower behind for
+            // minutes.
             if self.world.quirks.late_reads
                 && self.healed_at.is_none()
                 && let Some(node) = self.nodes.get(&id)
@@ -343,7 +344,8 @@ impl Simulation {
         Ok(())
     }
 
-    /// A power failure of `id` after some of `messages` were sent, before or during the write of the same turn.
+    /// A power failure of `id` after some of `messages` were sent, before or during the write of the same
+    /// turn.
     fn crash_after_sending(&mut self, id: NodeId, mut messages: Vec<RaftMessage>) -> Checked {
         let most = messages.len();
         messages.truncate(self.rng.random_range(0..=most));

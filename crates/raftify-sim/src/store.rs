@@ -1,6 +1,6 @@
-//! The user's state machine: a map from keys to values, with write, compare-and-set and delete. Reads do not go
-//! through the log. Beside the map there is a digest of all applied entries, so that a skipped or duplicated entry
-//! shows even if its value was overwritten since.
+//! The user's state machine: a map from keys to values, with write, compare-and-set and delete. Reads do not
+//! go through the log. Beside the map there is a digest of all applied entries, so that a skipped or
+//! duplicated entry shows even if its value was overwritten since.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
-//! The world of a seed: the number of nodes, the settings, the speed of disks and networks, the load of the clients,
-//! and the kinds of faults. Each world leaves most faults out (swarm testing: Groce et al., ISSTA 2012): a bug that
-//! many faults together would hide shows where few of them meet.
+//! The world of a seed: the number of nodes, the settings, the speed of disks and networks, the load of the
+//! clients, and the kinds of faults. Each world leaves most faults out (swarm testing: Groce et al., ISSTA
+//! 2012): a bug that many faults together would hide shows where few of them meet.
 
 use std::time::Duration;
 
@@ -70,17 +70,17 @@ impl StateMachines {
     }
 }
 
-/// Quirks of some worlds. They are drawn separately, so that a world without quirks is the same as before quirks were
-/// introduced.
+/// Quirks of some worlds. They are drawn separately, so that a world without quirks is the same as before
+/// quirks were introduced.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Quirks {
-    /// The percentage of turns with a write that end in a crash after their messages, or some of them, were sent, and
-    /// before the write has begun.
+    /// The percentage of turns with a write that end in a crash after their messages, or some of them, were
+    /// sent, and before the write has begun.
     pub(crate) crashes_percent: u32,
     /// The same for turns in which a leader appends to its log: as in figure 8 of the paper.
     pub(crate) leader_crashes_percent: u32,
-    /// The percentage of messages that arrive once more, up to some elections later. Unless zero, snapshots take
-    /// long.
+    /// The percentage of messages that arrive once more, up to some elections later. Unless zero, snapshots
+    /// take long.
     pub(crate) lingering_percent: u32,
     /// At times, a leader receives many proposals at once, mostly shortly before it is cut off.
     pub(crate) bursts: bool,
@@ -186,8 +186,8 @@ impl World {
         }
     }
 
-    /// In two thirds of all worlds, some state machines are in memory, and so ahead of the disks of their nodes; in
-    /// some of these, the disk of a leader becomes slow for long.
+    /// In two thirds of all worlds, some state machines are in memory, and so ahead of the disks of their
+    /// nodes; in some of these, the disk of a leader becomes slow for long.
     fn keep_state_in_memory(&mut self, rng: &mut ChaCha8Rng) {
         self.state_machines =
             rng.one_of(&[StateMachines::OnDisk, StateMachines::InMemory, StateMachines::Both]);

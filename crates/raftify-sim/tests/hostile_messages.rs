@@ -1,5 +1,5 @@
-//! No message, whatever it says, may panic a node: raft-rs asserts what a correct peer would never send, and the seam
-//! must refuse it first.
+//! No message, whatever it says, may panic a node: raft-rs asserts what a correct peer would never send, and
+//! the seam must refuse it first.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -96,8 +96,8 @@ fn hostile() -> impl Strategy<Value = Hostile> {
     ]
 }
 
-/// One node gets all of it; what it says to others is lost. Its core is stepped past the invariants: what it believes
-/// of lies is not judged, only that it does not panic.
+/// One node gets all of it; what it says to others is lost. Its core is stepped past the invariants: what it
+/// believes of lies is not judged, only that it does not panic.
 fn attack(victim: NodeId, cluster: &mut Cluster, messages: Vec<Hostile>) {
     for message in messages {
         let sender = |from: NodeId, cluster: &mut Cluster| match cluster.is_running(from) {

@@ -1,5 +1,5 @@
-//! Bugs that other Raft systems shipped, each tried on whole clusters of cores. The numbers are those of the table in
-//! `docs/testing/guarantees.md`.
+//! Bugs that other Raft systems shipped, each tried on whole clusters of cores. The numbers are those of the
+//! table in `docs/testing/guarantees.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -317,7 +317,8 @@ fn bug_12_news_of_an_older_write_are_taken_for_no_newer_one() {
     cluster.check_recovery();
 }
 
-/// A leader that was cut off with so many entries that nobody else has, and the next one, with so many others.
+/// A leader that was cut off with so many entries that nobody else has, and the next one, with so many
+/// others.
 fn two_leaders(old_entries: usize, new_entries: usize) -> (Cluster, NodeId, NodeId) {
     let (mut cluster, old_leader) = cluster_of_three();
     isolate(&mut cluster, old_leader);
@@ -363,8 +364,8 @@ fn bug_14_an_installed_snapshot_leaves_nothing_of_a_longer_suffix() {
     cluster.check_recovery();
 }
 
-/// The leader of a cluster that has node 4 in place of another one; one member has missed it, is down, and can learn of it
-/// by a snapshot only. Who is gone.
+/// The leader of a cluster that has node 4 in place of another one; one member has missed it, is down, and
+/// can learn of it by a snapshot only. Who is gone.
 fn a_member_has_missed_a_change() -> (Cluster, NodeId, NodeId, NodeId) {
     let (mut cluster, leader) = cluster_of_three();
     let [away, gone] = others(&cluster, leader)[..] else { panic!("three nodes") };
@@ -1080,7 +1081,8 @@ fn one_of_two_is_to_go() -> (Cluster, NodeId, NodeId, LogIndex) {
     (cluster, leader, gone, removal)
 }
 
-/// The leader of two was started again without the commit of the removal: it needs the vote of who was removed.
+/// The leader of two was started again without the commit of the removal: it needs the vote of who was
+/// removed.
 fn the_removal_is_committed_again(mut cluster: Cluster, leader: NodeId, gone: NodeId, removal: LogIndex) {
     assert!(cluster.status(leader).unwrap().commit < removal, "the other one has forgotten");
     cluster.until_proposed(leader);
@@ -1473,7 +1475,8 @@ fn an_election_while_a_snapshot_is_being_restored_is_no_danger() {
     }
     cluster.start(away);
     let installed = cluster.snapshots_installed();
-    // Everything moves but the state machine of the node that receives the snapshot, and then its elections begin.
+    // Everything moves but the state machine of the node that receives the snapshot, and then its elections
+    // begin.
     for _ in 0..200 {
         for node in cluster.ids() {
             cluster.tick(node);

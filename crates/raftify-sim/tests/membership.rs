@@ -1,5 +1,5 @@
-//! Joining, leaving and changing roles, tried on whole clusters of cores: no change that is accepted costs a cluster its
-//! majority, and a node that joins costs the others nothing.
+//! Joining, leaving and changing roles, tried on whole clusters of cores: no change that is accepted costs a
+//! cluster its majority, and a node that joins costs the others nothing.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -1,5 +1,5 @@
-//! Disks that are rolled back to an older copy: who knows better says so, and who has proof that acknowledged writes were lost
-//! stops.
+//! Disks that are rolled back to an older copy: who knows better says so, and who has proof that acknowledged
+//! writes were lost stops.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -21,8 +21,8 @@ fn config() -> Config {
     Config { snapshot_entries: Some(1_000_000), ..test_config() }
 }
 
-/// Of three nodes: the leader, the one that has everything, and the one that was away meanwhile; and the disk of the second
-/// one before that.
+/// Of three nodes: the leader, the one that has everything, and the one that was away meanwhile; and the disk
+/// of the second one before that.
 struct OneIsAway {
     cluster: Cluster,
     leader: NodeId,
@@ -69,7 +69,8 @@ fn refusal_of(cluster: &Cluster, node: NodeId) -> SenderRefusal {
     }
 }
 
-/// The node is set back, and started while those that know better are up. It stops, and the others have everything.
+/// The node is set back, and started while those that know better are up. It stops, and the others have
+/// everything.
 fn is_noticed(mut cluster: Cluster, node: NodeId, copy: DiskCopy) -> SenderRefusal {
     cluster.crash(node);
     cluster.roll_back(node, copy);
@@ -295,7 +296,8 @@ fn what_a_leader_of_an_earlier_term_said_is_no_proof_of_a_loss_nor_is_what_the_l
     cluster.check_recovery();
 }
 
-/// What `position` in a leader's snapshot or append tells a follower whose commit index is that of the cluster.
+/// What `position` in a leader's snapshot or append tells a follower whose commit index is that of the
+/// cluster.
 fn told(seed: u64, claim: impl Fn(&Status) -> (LogPosition, bool)) -> (Status, Option<StopReason>) {
     let mut cluster = Cluster::new(seed, 3, config());
     let leader = cluster.until_leader();

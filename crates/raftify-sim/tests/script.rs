@@ -1,5 +1,5 @@
-//! The script itself: a step that violates an invariant fails the test with the name of that invariant, and the same
-//! steps have the same result.
+//! The script itself: a step that violates an invariant fails the test with the name of that invariant, and
+//! the same steps have the same result.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -1,5 +1,5 @@
-//! A leader whose own disk is slow: what is committed and answered without it, what waits for it, and when another node
-//! is to lead.
+//! A leader whose own disk is slow: what is committed and answered without it, what waits for it, and when
+//! another node is to lead.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -257,7 +257,8 @@ fn what_a_slow_disk_has_yet_to_write_is_bounded() {
 
 // --- Transfer of leadership ---
 
-/// Ticks are 10 ms. An election timeout is longer than what is written slowly, or followers would seem to be gone.
+/// Ticks are 10 ms. An election timeout is longer than what is written slowly, or followers would seem to be
+/// gone.
 fn config_of_slow_disks() -> Config {
     Config {
         election_timeout: Duration::from_millis(300),

@@ -1,9 +1,9 @@
 //! Converts a directory from one storage to the other.
 //!
-//! The conversion writes the other storage into [`CONVERSION`], inside the directory, reads it back and compares it.
-//! Then it renames the parts to their final names, LMDB's file last: that file says to which storage the directory
-//! belongs, so that one rename is the commit point. Snapshots stay where they are. Until then the directory is
-//! unchanged; afterwards, the remains of the first storage are removed.
+//! The conversion writes the other storage into [`CONVERSION`], inside the directory, reads it back and
+//! compares it. Then it renames the parts to their final names, LMDB's file last: that file says to which
+//! storage the directory belongs, so that one rename is the commit point. Snapshots stay where they are.
+//! Until then the directory is unchanged; afterwards, the remains of the first storage are removed.
 
 use std::io;
 use std::path::Path;
@@ -36,17 +36,19 @@ pub struct Conversion {
     pub state: StoredState,
 }
 
-/// Converts the directory of a node to the storage `to`, with the same identity, members, votes, entries and snapshots.
+/// Converts the directory of a node to the storage `to`, with the same identity, members, votes, entries and
+/// snapshots.
 ///
-/// No other process may have it open. The disk needs space for a second copy of the log meanwhile. Everything is read
-/// back and compared before one rename switches the directory to the new storage. Whenever the conversion is
-/// interrupted, the directory is a valid one of the old or of the new storage; the next conversion first removes the
-/// remains of the interrupted one.
+/// No other process may have it open. The disk needs space for a second copy of the log meanwhile. Everything
+/// is read back and compared before one rename switches the directory to the new storage. Whenever the
+/// conversion is interrupted, the directory is a valid one of the old or of the new storage; the next
+/// conversion first removes the remains of the interrupted one.
 ///
 /// # Errors
 /// - [`StorageError::Io`]: the directory is missing or empty, or there is no permission or no space.
 /// - [`StorageError::InUse`]: a node uses the directory. Stop the node first.
-/// - [`StorageError::Corrupt`], [`StorageError::Version`]: the content is not what a node of this version wrote.
+/// - [`StorageError::Corrupt`], [`StorageError::Version`]: the content is not what a node of this version
+///   wrote.
 ///
 /// After any of these errors the directory is as valid as before.
 ///
@@ -125,7 +127,8 @@ fn done(
     Ok(Conversion { from, to, state: state? })
 }
 
-/// Writes the whole content of `source` into a new storage at `beside`, and reads it back. Closes both afterwards.
+/// Writes the whole content of `source` into a new storage at `beside`, and reads it back. Closes both
+/// afterwards.
 fn copy<Target: StableStorage>(
     mut source: impl StableStorage,
     beside: &Path,
@@ -189,7 +192,8 @@ fn write_all(
     }])
 }
 
-/// Renames the converted parts to their final names. The last rename switches the directory to the new storage.
+/// Renames the converted parts to their final names. The last rename switches the directory to the new
+/// storage.
 fn switch(
     directory: &Path,
     beside: &Path,
@@ -205,7 +209,8 @@ fn switch(
         rename(segments::DIRECTORY)?;
         sync()?;
     }
-    // If another process still reads the old database, LMDB trusts the number of the newest transaction in this table.
+    // If another process still reads the old database, LMDB trusts the number of the newest transaction in
+    // this table.
     let readers = directory.join(READERS_FILE);
     match operations.remove(&readers) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

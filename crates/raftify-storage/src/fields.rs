@@ -1,5 +1,5 @@
-//! The fields that all binary formats of this crate consist of, and the errors for damaged bytes. All numbers are
-//! big-endian.
+//! The fields that all binary formats of this crate consist of, and the errors for damaged bytes. All numbers
+//! are big-endian.
 
 use raftify_core::members::MembersDecodeError;
 use raftify_core::{LogIndex, LogPosition, StorageError, Term};

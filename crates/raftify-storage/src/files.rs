@@ -1,9 +1,10 @@
 //! The interface to the file system: its operations and its errors.
 //!
-//! `operations.rs` has, as traits, the operations that make snapshots and the segment log durable, so that tests can
-//! record their order, cut power after each one, and let each one fail. `names.rs` makes names durable, and detects
-//! when a path leads to another file. `descriptors.rs` reserves file descriptors, `size_limit.rs` makes writes beyond
-//! `ulimit -f` fail. This module does not depend on the content of the files.
+//! `operations.rs` has, as traits, the operations that make snapshots and the segment log durable, so that
+//! tests can record their order, cut power after each one, and let each one fail. `names.rs` makes names
+//! durable, and detects when a path leads to another file. `descriptors.rs` reserves file descriptors,
+//! `size_limit.rs` makes writes beyond `ulimit -f` fail. This module does not depend on the content of the
+//! files.
 
 mod descriptors;
 mod error;

@@ -16,8 +16,8 @@ pub fn read_record(bytes: &[u8]) {
     wal::read_record(bytes);
 }
 
-/// Decodes arbitrary bytes as a value in LMDB with a valid checksum. The first byte selects the key. A value that can
-/// be decoded is encoded again, and must be the same.
+/// Decodes arbitrary bytes as a value in LMDB with a valid checksum. The first byte selects the key. A value
+/// that can be decoded is encoded again, and must be the same.
 pub fn read_metadata(bytes: &[u8]) {
     let Some((which, content)) = bytes.split_first() else { return };
     let index = LogIndex(u64::from(*which));
@@ -53,7 +53,8 @@ pub fn read_metadata(bytes: &[u8]) {
     }
 }
 
-/// A complete snapshot file made of arbitrary bytes, with its metadata and data; `None` if there are too few bytes.
+/// A complete snapshot file made of arbitrary bytes, with its metadata and data; `None` if there are too few
+/// bytes.
 pub fn snapshot_file(bytes: &[u8]) -> Option<(Vec<u8>, SnapshotMeta, Vec<u8>)> {
     let mut fields = Fields(bytes);
     let meta = SnapshotMeta {

@@ -1,9 +1,10 @@
-//! The data directory: its storage, its files, the process that may write to it, and the remains of interrupted
-//! operations.
+//! The data directory: its storage, its files, the process that may write to it, and the remains of
+//! interrupted operations.
 //!
-//! Only this module knows the files of both storages in a directory, because each must detect the files of the other: a
-//! directory whose database is missing is not a new one. `lock.rs` excludes other processes, `segments.rs` and
-//! `snapshots.rs` have the names of files. This module does not read the content of the files.
+//! Only this module knows the files of both storages in a directory, because each must detect the files of
+//! the other: a directory whose database is missing is not a new one. `lock.rs` excludes other processes,
+//! `segments.rs` and `snapshots.rs` have the names of files. This module does not read the content of the
+//! files.
 
 use std::fmt;
 use std::fs;
@@ -27,8 +28,8 @@ pub(crate) const DATA_FILE: &str = "data.mdb";
 /// LMDB's table of readers.
 pub(crate) const READERS_FILE: &str = "lock.mdb";
 
-/// The directory into which a conversion writes the other storage. It exists from the first step of a conversion to the
-/// last: without it, no files are remains of a conversion.
+/// The directory into which a conversion writes the other storage. It exists from the first step of a
+/// conversion to the last: without it, no files are remains of a conversion.
 pub(crate) const CONVERSION: &str = "conversion.partial";
 
 /// The storage of a directory, as recorded in the directory.
@@ -80,7 +81,8 @@ impl fmt::Display for StorageKind {
     }
 }
 
-/// Whether there is a database, and so a storage, in `directory`. An I/O error does not mean that the file is missing.
+/// Whether there is a database, and so a storage, in `directory`. An I/O error does not mean that the file is
+/// missing.
 fn is_begun(directory: &Path) -> Result<bool, StorageError> {
     let data_file = directory.join(DATA_FILE);
     data_file.try_exists().map_err(io_error("look for", &data_file))
@@ -93,7 +95,8 @@ fn database_is_lost(directory: &Path, found: &Path) -> StorageError {
     }
 }
 
-/// Checks that a directory without a database has no segments either: they might contain acknowledged entries.
+/// Checks that a directory without a database has no segments either: they might contain acknowledged
+/// entries.
 pub(crate) fn check_no_segments_without_database(directory: &Path) -> Result<(), StorageError> {
     if is_begun(directory)? {
         return Ok(());

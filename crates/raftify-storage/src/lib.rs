@@ -1,12 +1,12 @@
-//! Stable storage for raftify: log and metadata in LMDB, or the log in segments next to it; snapshots in checksummed
-//! files.
+//! Stable storage for raftify: log and metadata in LMDB, or the log in segments next to it; snapshots in
+//! checksummed files.
 //!
-//! [`WalStorage`] and [`HeedStorage`] implement [`StableStorage`](raftify_core::StableStorage) in one directory. The
-//! first is the default: it makes a write durable with one flush. The second is the simplest: one LMDB transaction per
-//! write. [`convert_storage`] converts a directory from one to the other, and [`ReadOnlyStorage`] reads both without
-//! changing anything, also while a node uses the directory. `docs/disk-format.md` describes every byte. This is the
-//! only crate of the workspace with `unsafe` code: where it opens LMDB and resizes its map, and where it ignores a
-//! signal.
+//! [`WalStorage`] and [`HeedStorage`] implement [`StableStorage`](raftify_core::StableStorage) in one
+//! directory. The first is the default: it makes a write durable with one flush. The second is the simplest:
+//! one LMDB transaction per write. [`convert_storage`] converts a directory from one to the other, and
+//! [`ReadOnlyStorage`] reads both without changing anything, also while a node uses the directory.
+//! `docs/disk-format.md` describes every byte. This is the only crate of the workspace with `unsafe` code:
+//! where it opens LMDB and resizes its map, and where it ignores a signal.
 
 mod conversion;
 mod fields;

@@ -1,6 +1,6 @@
-//! LMDB: `environment.rs` opens it with full durability and lets its map grow, `values.rs` has the bytes of each value,
-//! `tables.rs` reads and writes values with checks. LMDB holds the rarely written data of both storages, and the
-//! entries of `HeedStorage`.
+//! LMDB: `environment.rs` opens it with full durability and lets its map grow, `values.rs` has the bytes of
+//! each value, `tables.rs` reads and writes values with checks. LMDB holds the rarely written data of both
+//! storages, and the entries of `HeedStorage`.
 
 mod environment;
 mod tables;

@@ -16,9 +16,10 @@ use crate::wal::SegmentView;
 
 /// A data directory opened read-only, whichever its storage. It never writes to the files of the node.
 ///
-/// A node may use the directory meanwhile. [`load`](Self::load) returns its state at that moment. Reads from a
-/// directory of [`HeedStorage`](crate::HeedStorage) also do; those from a [`WalStorage`](crate::WalStorage) return the
-/// data that the last `load` found, as long as the node has not released it, and otherwise load again.
+/// A node may use the directory meanwhile. [`load`](Self::load) returns its state at that moment. Reads from
+/// a directory of [`HeedStorage`](crate::HeedStorage) also do; those from a [`WalStorage`](crate::WalStorage)
+/// return the data that the last `load` found, as long as the node has not released it, and otherwise load
+/// again.
 ///
 /// # Examples
 /// ```
@@ -50,8 +51,8 @@ impl ReadOnlyStorage {
     /// # Errors
     /// - [`StorageError::Io`]: the directory is missing or empty, or there is no permission.
     /// - [`StorageError::InUse`]: the same process has it open.
-    /// - [`StorageError::Database`], [`StorageError::Corrupt`], [`StorageError::Version`]: the content is not what a
-    ///   node wrote, or a node of another version wrote it.
+    /// - [`StorageError::Database`], [`StorageError::Corrupt`], [`StorageError::Version`]: the content is not
+    ///   what a node wrote, or a node of another version wrote it.
     pub fn open(directory: impl AsRef<Path>) -> Result<ReadOnlyStorage, StorageError> {
         let directory = directory.as_ref().to_owned();
         let tables = Tables::open_read_only(&directory)?;
@@ -70,12 +71,12 @@ impl ReadOnlyStorage {
         }
     }
 
-    /// Reads and checks everything, as the node does in `load`. It does not return a write that the node has only
-    /// begun.
+    /// Reads and checks everything, as the node does in `load`. It does not return a write that the node has
+    /// only begun.
     ///
     /// # Errors
-    /// As for the `load` of the node, and [`StorageError::Changing`] if the node changes the data faster than it can be
-    /// read.
+    /// As for the `load` of the node, and [`StorageError::Changing`] if the node changes the data faster than
+    /// it can be read.
     pub fn load(&self) -> Result<StoredState, StorageError> {
         let mut state = self.look()?;
         loop {
@@ -106,8 +107,8 @@ impl ReadOnlyStorage {
         ReadOnlyLogReader { entries: self.entries.clone() }
     }
 
-    /// The finished snapshot files, the newest last. A node keeps those that its metadata does not record only until it
-    /// records the next one.
+    /// The finished snapshot files, the newest last. A node keeps those that its metadata does not record
+    /// only until it records the next one.
     ///
     /// # Errors
     /// If the directory cannot be read.

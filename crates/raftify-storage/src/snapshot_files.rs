@@ -1,11 +1,12 @@
 //! Snapshot data in files next to the log, each named by its position and checksummed block by block.
 //!
-//! A file is written under a temporary name, fsynced and renamed, and the directory is fsynced: under its final name it
-//! is complete or missing. The file of a snapshot that is being received from another node has a name that identifies
-//! the snapshot, so that the transfer continues after a restart.
+//! A file is written under a temporary name, fsynced and renamed, and the directory is fsynced: under its
+//! final name it is complete or missing. The file of a snapshot that is being received from another node has
+//! a name that identifies the snapshot, so that the transfer continues after a restart.
 //!
-//! `store.rs` has the snapshots of one directory, `writer.rs` and `reader.rs` one file each, `encoding.rs` its bytes,
-//! which `docs/disk-format.md` describes; `directory.rs` has the state that the store and its writers share.
+//! `store.rs` has the snapshots of one directory, `writer.rs` and `reader.rs` one file each, `encoding.rs`
+//! its bytes, which `docs/disk-format.md` describes; `directory.rs` has the state that the store and its
+//! writers share.
 
 mod directory;
 mod encoding;

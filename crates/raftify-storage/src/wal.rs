@@ -1,11 +1,11 @@
-//! [`WalStorage`], which implements the contract of stable storage with the least work for each write: entries and hard
-//! state in an append-only log of segments, rarely written data in LMDB.
+//! [`WalStorage`], which implements the contract of stable storage with the least work for each write:
+//! entries and hard state in an append-only log of segments, rarely written data in LMDB.
 //!
 //! `segment.rs` handles one file, `record.rs` the bytes of one write, `metadata.rs` the rarely written data.
-//! `offsets.rs` has the offsets of entries; `reader.rs` reads entries; `writer.rs` appends records. `recovery.rs`
-//! recovers the log after a crash, `log.rs` combines writer, readers and metadata, `storage.rs` combines these with the
-//! snapshots. `view.rs` reads all of it while another process writes it. `simulation.rs` has the log on a disk in
-//! memory, for the simulator.
+//! `offsets.rs` has the offsets of entries; `reader.rs` reads entries; `writer.rs` appends records.
+//! `recovery.rs` recovers the log after a crash, `log.rs` combines writer, readers and metadata, `storage.rs`
+//! combines these with the snapshots. `view.rs` reads all of it while another process writes it.
+//! `simulation.rs` has the log on a disk in memory, for the simulator.
 
 #[cfg(test)]
 mod crash_tests;

@@ -1,7 +1,7 @@
 //! What only shows between processes: a second owner, a reader beside a writer, a kill, a full disk.
 //!
-//! Each test plays both parts: it starts its own executable once more, with itself as the only test and the data
-//! directory in an environment variable, and then it is the child. Each runs on both storages.
+//! Each test plays both parts: it starts its own executable once more, with itself as the only test and the
+//! data directory in an environment variable, and then it is the child. Each runs on both storages.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
@@ -167,10 +167,11 @@ fn directory_without_permission_is_a_clear_error<S: Kept>(test: &str) {
     let program = std::env::current_exe().unwrap();
     let mut child = Command::new(&program);
     if fs::metadata(&directory).unwrap().uid() == 0 {
-        // Everything is permitted to root: then the child is somebody else, and its program where it may be read.
+        // Everything is permitted to root: then the child is somebody else, and its program where it may be
+        // read.
         fs::set_permissions(place.path(), Permissions::from_mode(0o755)).unwrap();
-        // Copied by another process: what this one writes, a child that another test starts just then has open as well,
-        // and it could not be run before that.
+        // Copied by another process: what this one writes, a child that another test starts just then has
+        // open as well, and it could not be run before that.
         let copy = place.path().join("test");
         assert!(Command::new("cp").args([&program, &copy]).status().unwrap().success());
         fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
@@ -408,7 +409,8 @@ fn full_disk_says_so_and_the_log_opens_again<S: Kept>(test: &str) {
     assert_eq!(words.last().map(String::as_str), Some("it went on"));
 }
 
-/// Both storages at once: a conversion that is killed at any moment leaves a directory of the one or of the other.
+/// Both storages at once: a conversion that is killed at any moment leaves a directory of the one or of the
+/// other.
 #[test]
 fn killed_conversion_leaves_a_valid_directory() {
     const KINDS: [StorageKind; 2] = [StorageKind::Wal, StorageKind::Heed];

@@ -1,7 +1,8 @@
-//! The traits that an application implements: log entries and a state machine, their encoding, and snapshots of the
-//! state.
+//! The traits that an application implements: log entries and a state machine, their encoding, and snapshots
+//! of the state.
 //!
-//! This module depends only on [`runtime`](crate::runtime): the applier, the network and the client all use it.
+//! This module depends only on [`runtime`](crate::runtime): the applier, the network and the client all use
+//! it.
 
 pub(crate) mod encoding;
 pub(crate) mod formatter;

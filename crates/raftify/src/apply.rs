@@ -1,4 +1,5 @@
-//! The processing of committed entries: they are applied, the state is captured and restored, and replies are sent.
+//! The processing of committed entries: they are applied, the state is captured and restored, and replies are
+//! sent.
 
 pub(crate) mod applier;
 pub(crate) mod applier_thread;

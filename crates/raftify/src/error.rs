@@ -1,5 +1,5 @@
-//! The errors of this crate: one enum per verb, and the errors of the core, which are re-exported here. Each variant
-//! states the consequence for the data and the action to take.
+//! The errors of this crate: one enum per verb, and the errors of the core, which are re-exported here. Each
+//! variant states the consequence for the data and the action to take.
 
 use std::io;
 use std::time::Duration;
@@ -61,10 +61,11 @@ pub enum BootstrapError {
     /// The stored data cannot be read.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The state machine keeps its own state, and has applied entries that this node's log does not contain: the state
-    /// belongs to another node, or the log has lost entries. In the first case, start with an empty state machine: it
-    /// is restored from snapshot and log. In the second case, the writes that this node acknowledged are lost here:
-    /// remove the node, and let it join again with an empty directory and an empty state machine.
+    /// The state machine keeps its own state, and has applied entries that this node's log does not contain:
+    /// the state belongs to another node, or the log has lost entries. In the first case, start with an
+    /// empty state machine: it is restored from snapshot and log. In the second case, the writes that
+    /// this node acknowledged are lost here: remove the node, and let it join again with an empty
+    /// directory and an empty state machine.
     #[error(
         "the state machine has applied {applied}, but {reason}: it belongs to another log, or the log has lost entries"
     )]
@@ -77,15 +78,17 @@ pub enum BootstrapError {
 }
 
 /// Why [`Raft::run`](crate::Raft::run) ended other than by [`quit`](crate::RaftNode::quit),
-/// [`leave`](crate::RaftNode::leave) or a signal. In every case all callers have an answer and the storage is closed.
+/// [`leave`](crate::RaftNode::leave) or a signal. In every case all callers have an answer and the storage is
+/// closed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// `run` was already called on this node or on a clone of it. The earlier call continues. To run a node again,
-    /// bootstrap it again.
+    /// `run` was already called on this node or on a clone of it. The earlier call continues. To run a node
+    /// again, bootstrap it again.
     #[error("this node was run already: bootstrap it again to run it again")]
     AlreadyRunning,
-    /// The node could not continue. Acknowledged writes are safe; the reason says what to do before the next start.
+    /// The node could not continue. Acknowledged writes are safe; the reason says what to do before the next
+    /// start.
     #[error(transparent)]
     Stopped(#[from] StopReason),
     /// The node could not begin its cluster. Nothing is written.
@@ -103,8 +106,8 @@ pub enum BeginError {
     /// These members cannot be the first members of a cluster.
     #[error(transparent)]
     Members(#[from] MembershipRefusal),
-    /// A listed node has another list, or belongs to another cluster. Two clusters would begin. Give all nodes the same
-    /// list, and restart the nodes whose list was wrong.
+    /// A listed node has another list, or belongs to another cluster. Two clusters would begin. Give all
+    /// nodes the same list, and restart the nodes whose list was wrong.
     #[error(
         "the node at {address} has other first members than this node, and all must be started with the same list: \
          {differences}"
@@ -127,8 +130,8 @@ pub enum BeginError {
         /// The node that answers at both addresses.
         id: NodeId,
     },
-    /// The cluster of this list has already begun, with another data directory of this node: that directory was wiped
-    /// or replaced. Remove the node from the cluster, and let it join with an empty directory.
+    /// The cluster of this list has already begun, with another data directory of this node: that directory
+    /// was wiped or replaced. Remove the node from the cluster, and let it join with an empty directory.
     #[error(
         "cluster {cluster_id} has begun already, as the node at {address} says, and knows node {id} with another data \
          directory: this one was wiped or replaced, and what it once acknowledged is gone. Remove node {id} from the \
@@ -147,8 +150,8 @@ pub enum BeginError {
     Start(JoinError),
 }
 
-/// Why a node did not start. If a directory was in use, it is closed again; unless the variant says otherwise, it is
-/// unchanged.
+/// Why a node did not start. If a directory was in use, it is closed again; unless the variant says
+/// otherwise, it is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NodeStartError {
@@ -161,8 +164,8 @@ pub enum NodeStartError {
          Raft::begin; to let this node into a running cluster use Raft::join"
     )]
     NothingToRestart,
-    /// The node of this directory has not been admitted to its cluster yet. Start it with `Join`, or use an empty
-    /// directory.
+    /// The node of this directory has not been admitted to its cluster yet. Start it with `Join`, or use an
+    /// empty directory.
     #[error(
         "the data directory belongs to node {node_id}, which was joining cluster {cluster_id} and is no member yet: \
          continue with Raft::join and a member of that cluster, or use an empty directory"
@@ -235,8 +238,8 @@ pub enum NodeStartError {
         /// The cluster of the other peer.
         second: ClusterId,
     },
-    /// `Expect`: the number does not fit the list. It must be at least 1, at most the number of listed nodes, and more than
-    /// half of it, or two clusters could begin.
+    /// `Expect`: the number does not fit the list. It must be at least 1, at most the number of listed nodes,
+    /// and more than half of it, or two clusters could begin.
     #[error(
         "{count} nodes are expected to begin a cluster, and {listed} are listed: expect at least 1, at most as many as are \
          listed, and more than half of them, or two clusters could begin"
@@ -259,8 +262,8 @@ pub enum NodeStartError {
         /// The number of the other node.
         other: usize,
     },
-    /// `Expect`: this node was about to begin one cluster when it ended, and the other nodes belong to another one. To
-    /// join the other cluster, use an empty directory.
+    /// `Expect`: this node was about to begin one cluster when it ended, and the other nodes belong to
+    /// another one. To join the other cluster, use an empty directory.
     #[error(
         "this node was about to begin cluster {pledged}, and the node at {address} belongs to cluster {other}: use an empty \
          data directory to join that one"
@@ -282,12 +285,12 @@ pub enum NodeStartError {
         /// The last answer of each peer.
         reason: String,
     },
-    /// `Join`: the cluster knows this node's id with another directory, or has removed it. This directory is no longer
-    /// usable: use an empty one.
+    /// `Join`: the cluster knows this node's id with another directory, or has removed it. This directory is
+    /// no longer usable: use an empty one.
     #[error("{0}. This data directory cannot be used for that cluster any more: join with an empty one")]
     DirectoryUnusable(MembershipRefusal),
-    /// `Join`: the cluster was found, but this node did not become an active member. It may be a member already: a
-    /// restart with the same directory continues.
+    /// `Join`: the cluster was found, but this node did not become an active member. It may be a member
+    /// already: a restart with the same directory continues.
     #[error(transparent)]
     Join(#[from] JoinClusterError),
     /// `BeginWith`: this node and the other nodes do not agree.
@@ -328,7 +331,8 @@ pub enum AddPeersError {
     /// These members cannot be the first members of a cluster. Nothing happened.
     #[error(transparent)]
     Members(#[from] MembershipRefusal),
-    /// The list must include this node too, since every node of a static cluster gets the same list. Nothing happened.
+    /// The list must include this node too, since every node of a static cluster gets the same list. Nothing
+    /// happened.
     #[error(
         "node {id} is missing in the list of peers: every node is given the same list, with itself in it"
     )]
@@ -369,7 +373,8 @@ pub enum JoinClusterError {
         /// The cluster of another ticket.
         second: ClusterId,
     },
-    /// The ticket has another address than the one on which this node listens. Ask for a ticket with the right address.
+    /// The ticket has another address than the one on which this node listens. Ask for a ticket with the
+    /// right address.
     #[error("the ticket says that node {id} listens on {ticket}, but it was bootstrapped with {own}")]
     OtherAddress {
         /// This node.
@@ -396,8 +401,8 @@ pub enum JoinClusterError {
     /// The cluster did not admit this node; the reason says whether a retry can help.
     #[error("the cluster did not let this node in: {0}")]
     Refused(#[source] MembershipError),
-    /// The cluster admitted this node, but then nothing progressed for too long: neither the log, nor a snapshot, nor
-    /// the membership. The reason says which step is missing.
+    /// The cluster admitted this node, but then nothing progressed for too long: neither the log, nor a
+    /// snapshot, nor the membership. The reason says which step is missing.
     #[error(
         "the cluster agreed, but this node at {own} has made no progress for {} s: {reason}", .waited.as_secs()
     )]

@@ -1,13 +1,13 @@
 //! raftify turns a program's state into a replicated state machine that survives machine failures.
 //!
-//! Write a [log entry](LogEntry) type and a [state machine](StateMachine), [`begin`](Raft::begin) a cluster, and let
-//! other nodes [`join`](Raft::join) it. A write acknowledged by [`propose`] is durable on a majority of the nodes; a
-//! [`query`] on any node sees every acknowledged write.
+//! Write a [log entry](LogEntry) type and a [state machine](StateMachine), [`begin`](Raft::begin) a cluster,
+//! and let other nodes [`join`](Raft::join) it. A write acknowledged by [`propose`] is durable on a majority
+//! of the nodes; a [`query`] on any node sees every acknowledged write.
 //!
 //! # Quick start
 //!
-//! A single node. Other nodes start with [`Raft::join`] and the address of any member; the state machine stays the
-//! same.
+//! A single node. Other nodes start with [`Raft::join`] and the address of any member; the state machine
+//! stays the same.
 //!
 //! ```
 //! use raftify::{BoxError, Config, LogPosition, Raft, Snapshot, StateMachine, WalStorage};
@@ -53,8 +53,10 @@
 //! # Overview
 //! - [`Raft`] starts a node: it begins a cluster, joins one, or restarts. It bundles the two parts of a node:
 //!   [`RaftNode`], the handle with all verbs, to which it dereferences, and [`RaftServer`], its gRPC server.
-//! - [`StateMachine`] and [`LogEntry`] are the traits that an application implements; [`Snapshot`] is a captured state.
-//! - [`Config`] holds all settings; the defaults work unchanged on a LAN. [`start`] has the options of a start.
+//! - [`StateMachine`] and [`LogEntry`] are the traits that an application implements; [`Snapshot`] is a
+//!   captured state.
+//! - [`Config`] holds all settings; the defaults work unchanged on a LAN. [`start`] has the options of a
+//!   start.
 //! - [`WalStorage`] keeps a node's log and snapshots in a directory, and makes a write durable by one flush.
 //!   [`storage`] has the other storages, the conversion between them, and the contract for custom storages.
 //! - [`RaftClient`] is the remote client of a cluster: see [`client`].
@@ -119,16 +121,16 @@ pub mod membership {
 /// Bucket limits for the histograms among the metrics of a node.
 ///
 /// A node records its metrics with the crate [`metrics`](https://docs.rs/metrics). Install a recorder before the node is
-/// set up, such as that of `metrics-exporter-prometheus`; without one, recording does nothing. `docs/metrics.md` in the
-/// repository lists all metrics.
+/// set up, such as that of `metrics-exporter-prometheus`; without one, recording does nothing.
+/// `docs/metrics.md` in the repository lists all metrics.
 pub mod metrics {
     pub use crate::channels::metrics::{SECONDS_BUCKETS, SIZE_BUCKETS};
 }
 
 /// Mutual TLS between nodes, and with clients: the configuration, and the names in certificates.
 ///
-/// A certificate carries its roles, and optionally the ids of its node and cluster, as subject alternative names (URIs);
-/// `raftify-cli ca` issues such certificates. See [`Tls`](tls::Tls).
+/// A certificate carries its roles, and optionally the ids of its node and cluster, as subject alternative
+/// names (URIs); `raftify-cli ca` issues such certificates. See [`Tls`](tls::Tls).
 pub mod tls {
     pub use crate::security::config::{Pem, Tls, TlsError};
     pub use crate::security::identity::{CertificateRole, client_uri, cluster_uri, node_uri};
@@ -155,9 +157,9 @@ pub mod status {
 /// [`WalStorage`] is the default: a segment log, one write and one flush for each durable write.
 /// [`HeedStorage`](storage::HeedStorage) is the simplest: it stores everything in LMDB.
 /// [`convert_storage`](storage::convert_storage) converts from one to the other, and
-/// [`ReadOnlyStorage`](storage::ReadOnlyStorage) reads both. [`MemoryStorage`](storage::MemoryStorage) is for tests.
-/// [`StableStorage`](storage::StableStorage) and its companion traits are the contract; the conformance suite in `testing`
-/// (feature `testing`) checks an implementation of it.
+/// [`ReadOnlyStorage`](storage::ReadOnlyStorage) reads both. [`MemoryStorage`](storage::MemoryStorage) is for
+/// tests. [`StableStorage`](storage::StableStorage) and its companion traits are the contract; the
+/// conformance suite in `testing` (feature `testing`) checks an implementation of it.
 pub mod storage {
     pub use raftify_core::storage::{
         HardState, LogReader, MemoryLogReader, MemorySnapshotReader, MemorySnapshotStore,

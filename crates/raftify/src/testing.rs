@@ -1,4 +1,5 @@
-//! For tests (feature `testing`): the suite that checks an implementation of the [storage contract](crate::storage).
+//! For tests (feature `testing`): the suite that checks an implementation of the [storage
+//! contract](crate::storage).
 //!
 //! The hidden functions are for the benches and the fuzz targets of this project.
 
@@ -34,8 +35,8 @@ pub fn decode_message(bytes: bytes::Bytes, from: NodeId, to: NodeId) -> Result<R
 }
 
 #[doc(hidden)]
-/// Decodes arbitrary bytes as the message type that the first byte names, with its content, as server and client do. A
-/// decoded message is encoded again, and the result must be the same.
+/// Decodes arbitrary bytes as the message type that the first byte names, with its content, as server and
+/// client do. A decoded message is encoded again, and the result must be the same.
 pub fn read_wire(bytes: &[u8]) {
     use proto::{install_snapshot_reply, snapshot_chunk};
 

@@ -1,8 +1,9 @@
-//! Conversions between the core's types and the messages of `raft_service.proto`, and the encoding of rejections.
+//! Conversions between the core's types and the messages of `raft_service.proto`, and the encoding of
+//! rejections.
 //!
-//! Input from the network becomes a core type here, or a [`WireError`]: behind this module no required value is zero,
-//! no entry is out of order, and every number is known. It does not panic on arbitrary bytes. Called by the server, the
-//! outbox and the remote client; it does not decide which senders are trusted.
+//! Input from the network becomes a core type here, or a [`WireError`]: behind this module no required value
+//! is zero, no entry is out of order, and every number is known. It does not panic on arbitrary bytes. Called
+//! by the server, the outbox and the remote client; it does not decide which senders are trusted.
 
 mod header;
 pub(crate) mod identification;

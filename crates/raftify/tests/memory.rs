@@ -56,8 +56,8 @@ static ALLOCATOR: Counting = Counting;
 static MEASURING: Mutex<()> = Mutex::const_new(());
 
 const CLIENTS: u64 = 100;
-/// For the buffers of connections, whose size depends on the load of the machine, and does not grow with the entries. A
-/// receive buffer that is kept for each entry takes 8 KiB: for 2000 entries eight times as much.
+/// For the buffers of connections, whose size depends on the load of the machine, and does not grow with the
+/// entries. A receive buffer that is kept for each entry takes 8 KiB: for 2000 entries eight times as much.
 const BUFFERS_BYTES: u64 = 2 << 20;
 const SNAPSHOT_BYTES: usize = 64 << 20;
 

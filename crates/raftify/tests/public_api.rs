@@ -1,8 +1,8 @@
-//! The public API of this crate, one item a line, matches `docs/public-api.txt`: a change of it is visible in review.
-//! `make public-api` regenerates the file.
+//! The public API of this crate, one item a line, matches `docs/public-api.txt`: a change of it is visible in
+//! review. `make public-api` regenerates the file.
 //!
-//! The listing is read from the sources, so that it is the same with every compiler: it follows each `pub` from the
-//! root, also into the crates whose items are re-exported, with all features on.
+//! The listing is read from the sources, so that it is the same with every compiler: it follows each `pub`
+//! from the root, also into the crates whose items are re-exported, with all features on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

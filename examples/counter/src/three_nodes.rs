@@ -1,5 +1,5 @@
-//! The quick start as a cluster: three nodes in one process, each with its own directory and address. Three programs
-//! on three machines would each run the body of the loop once.
+//! The quick start as a cluster: three nodes in one process, each with its own directory and address. Three
+//! programs on three machines would each run the body of the loop once.
 
 use raftify::{BoxError, Config, LogPosition, Member, NodeId, Raft, Snapshot, StateMachine, WalStorage};
 

@@ -1,8 +1,9 @@
 //! Which requests of the web API are served to whom.
 //!
-//! Without TLS, requests that change the cluster or load the node (all that use `POST`) are served to this machine alone,
-//! unless the flag `--web-admin-from-anywhere` is given: one `POST /leave` removes a node. With TLS, each request needs
-//! a certificate of the cluster's CA: with the role `client`, `node` or `admin`, and for `POST` with the role `admin`.
+//! Without TLS, requests that change the cluster or load the node (all that use `POST`) are served to this
+//! machine alone, unless the flag `--web-admin-from-anywhere` is given: one `POST /leave` removes a node.
+//! With TLS, each request needs a certificate of the cluster's CA: with the role `client`, `node` or `admin`,
+//! and for `POST` with the role `admin`.
 
 use std::any::Any;
 

@@ -1,8 +1,9 @@
 //! A replicated key-value store: the shared parts of its two programs.
 //!
-//! [`HashStore`] is the state machine, [`LogEntry`] the type of replicated entries, [`web`] the HTTP API and the page
-//! in the browser. [`load_peers`] reads the members of a static cluster from a file. The programs only decide how a
-//! node enters its cluster; [`NodeOptions`] has the options of both, and [`serve`] runs the node from then on.
+//! [`HashStore`] is the state machine, [`LogEntry`] the type of replicated entries, [`web`] the HTTP API and
+//! the page in the browser. [`load_peers`] reads the members of a static cluster from a file. The programs
+//! only decide how a node enters its cluster; [`NodeOptions`] has the options of both, and [`serve`] runs the
+//! node from then on.
 
 #![warn(missing_docs)]
 

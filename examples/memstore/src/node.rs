@@ -22,8 +22,8 @@ use crate::access::{WebAccess, guard, on_connect, server_config};
 use crate::web::{Node, routes};
 use crate::{Bodies, HashStore, LogEntry, Raft};
 
-/// How long pending requests may take to finish when the node has stopped, in seconds: by then all requests to the
-/// node have their answers.
+/// How long pending requests may take to finish when the node has stopped, in seconds: by then all requests
+/// to the node have their answers.
 const SHUTDOWN_TIMEOUT_SECONDS: u64 = 2;
 
 /// A worker thread for fewer connections is not worth its descriptors.
@@ -32,18 +32,19 @@ const CONNECTIONS_PER_WORKER_MIN: usize = 4;
 /// The options of both kinds of nodes, without the members of the cluster.
 #[derive(Args)]
 pub struct NodeOptions {
-    /// The listen address for the other nodes, if it differs from the node's address, such as behind a proxy:
-    /// host:port
+    /// The listen address for the other nodes, if it differs from the node's address, such as behind a
+    /// proxy: host:port
     #[arg(long)]
     listen_addr: Option<String>,
-    /// Addresses of other members for the time without a leader, such as after all have moved: host:port, or a name
-    /// of several hosts (repeatable)
+    /// Addresses of other members for the time without a leader, such as after all have moved: host:port, or
+    /// a name of several hosts (repeatable)
     #[arg(long, value_name = "HOST:PORT")]
     discover: Vec<String>,
     /// Address of the web API: host:port
     #[arg(long)]
     web_server: Option<String>,
-    /// Serve the calls of the web API that change the cluster (POST) to all addresses, and not to this machine alone
+    /// Serve the calls of the web API that change the cluster (POST) to all addresses, and not to this
+    /// machine alone
     #[arg(long)]
     web_admin_from_anywhere: bool,
     #[command(flatten)]
@@ -63,8 +64,8 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
-    /// Checks that the web API can be served at its address. Must be called first: a node that has joined a cluster,
-    /// and ends because of this, is missing there.
+    /// Checks that the web API can be served at its address. Must be called first: a node that has joined a
+    /// cluster, and ends because of this, is missing there.
     ///
     /// # Errors
     /// The address, and its problem.
@@ -112,8 +113,8 @@ impl NodeOptions {
         }
     }
 
-    /// Listens from now on for stop requests: Ctrl+C, SIGTERM, and, with `--stop-with-stdin`, the end of standard
-    /// input. Must be called first: a process with id 1 has no other reaction to signals.
+    /// Listens from now on for stop requests: Ctrl+C, SIGTERM, and, with `--stop-with-stdin`, the end of
+    /// standard input. Must be called first: a process with id 1 has no other reaction to signals.
     ///
     /// # Errors
     /// If the signal handlers cannot be installed.
@@ -160,8 +161,8 @@ impl StopRequest {
         }
     }
 
-    /// Returns the node that `start` starts; `None` if a stop request arrives before it has started. From then on,
-    /// the request stops the node.
+    /// Returns the node that `start` starts; `None` if a stop request arrives before it has started. From
+    /// then on, the request stops the node.
     ///
     /// # Errors
     /// Why it did not start.
@@ -189,8 +190,8 @@ impl StopRequest {
 /// Serves the web API, if it has an address, for as long as the node runs; ends both when one ends.
 ///
 /// # Errors
-/// Why the node or the web server failed, or that the address of the web server could not be bound. The node is
-/// stopped in each case.
+/// Why the node or the web server failed, or that the address of the web server could not be bound. The node
+/// is stopped in each case.
 pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
     let mut running = tokio::spawn(raft.clone().run());
     let Some(web_address) = &options.web_server else {
@@ -198,7 +199,8 @@ pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
     };
     let entry_bytes_max = options.config().entry_bytes_max;
     let node = web::Data::new(Node { raft: raft.clone(), entry_bytes_max, bodies: Bodies::default() });
-    // Further clients wait for a connection: the log must have file descriptors left. Each worker needs some as well.
+    // Further clients wait for a connection: the log must have file descriptors left. Each worker needs some
+    // as well.
     let connections_max = raftify::RaftServer::connections_max();
     let workers = thread::available_parallelism()
         .map_or(1, usize::from)
@@ -257,8 +259,8 @@ fn cannot_bind(address: &str, error: &io::Error) -> String {
     format!("cannot serve the web API at {address}: {error}; choose another address with --web-server")
 }
 
-/// Writes the log to standard error: with the filter in the environment variable `RUST_LOG`, by default from `info`
-/// on, and of raft-rs and the web server warnings only.
+/// Writes the log to standard error: with the filter in the environment variable `RUST_LOG`, by default from
+/// `info` on, and of raft-rs and the web server warnings only.
 pub fn start_logging() {
     let filter = EnvFilter::try_from_default_env();
     // With its colons; without them, `raft` would match raftify, too.

@@ -26,9 +26,9 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The recorder of this process.
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 
-/// Records the metrics of all nodes of this process from now on, for `GET /metrics`. Must be called on a tokio runtime,
-/// which must run as long as the program, before a node is started: its metrics are not recorded otherwise. Further
-/// calls have no effect.
+/// Records the metrics of all nodes of this process from now on, for `GET /metrics`. Must be called on a
+/// tokio runtime, which must run as long as the program, before a node is started: its metrics are not
+/// recorded otherwise. Further calls have no effect.
 ///
 /// # Errors
 /// If the program has installed another recorder.
@@ -100,8 +100,8 @@ async fn is_alive(raft: &Raft) -> Result<&'static str, StopReason> {
     }
 }
 
-/// Whether the node can serve: it is a member, knows a leader, and answers a linearizable read from its own state
-/// machine, which has caught up for that.
+/// Whether the node can serve: it is a member, knows a leader, and answers a linearizable read from its own
+/// state machine, which has caught up for that.
 async fn is_ready(raft: &Raft) -> Result<(), String> {
     let status = raft.status().borrow().clone();
     let Some(own) = status.members.get(raft.id()) else {

@@ -44,8 +44,8 @@ enum PeerRole {
 /// Reads the members of a static cluster from the TOML file at `path`. Every node must have the same list.
 ///
 /// # Errors
-/// The file, and the line and the field that are wrong: if it cannot be read, is not TOML, has no peers, has an
-/// unknown field, has two peers with one id or one address, or no voter.
+/// The file, and the line and the field that are wrong: if it cannot be read, is not TOML, has no peers, has
+/// an unknown field, has two peers with one id or one address, or no voter.
 pub fn load_peers(path: impl AsRef<Path>) -> Result<Vec<Member>, LoadPeersError> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path)

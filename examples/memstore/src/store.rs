@@ -27,8 +27,8 @@ pub enum LogEntry {
         /// The new value of the key.
         value: String,
     },
-    /// Changes nothing: the reply has the value of the key at this position of the log. With it, a remote client,
-    /// which has no local state machine, makes linearizable reads; a node has the cheaper
+    /// Changes nothing: the reply has the value of the key at this position of the log. With it, a remote
+    /// client, which has no local state machine, makes linearizable reads; a node has the cheaper
     /// [`query`](raftify::RaftNode::query).
     Read {
         /// As for [`Insert`](LogEntry::Insert).
@@ -46,12 +46,14 @@ pub enum Reply {
         /// Whether the key had a value before.
         replaced: bool,
     },
-    /// The key of a [`CompareAndSet`](LogEntry::CompareAndSet) had the expected value, and has the new one now.
+    /// The key of a [`CompareAndSet`](LogEntry::CompareAndSet) had the expected value, and has the new one
+    /// now.
     Swapped {
         /// The position of the entry in the log.
         position: LogPosition,
     },
-    /// The key of a [`CompareAndSet`](LogEntry::CompareAndSet) had another value than expected. Nothing was changed.
+    /// The key of a [`CompareAndSet`](LogEntry::CompareAndSet) had another value than expected. Nothing was
+    /// changed.
     Differs {
         /// Its value.
         actual: Option<Arc<str>>,
@@ -63,8 +65,8 @@ pub enum Reply {
 /// The replicated map.
 #[derive(Debug, Default)]
 pub struct HashStore {
-    // Shared with a snapshot while it is written: taking one costs a pointer, and only an insertion during that time
-    // copies the map. The values, which may be long, are never copied.
+    // Shared with a snapshot while it is written: taking one costs a pointer, and only an insertion during
+    // that time copies the map. The values, which may be long, are never copied.
     entries: Arc<HashMap<String, Arc<str>>>,
 }
 

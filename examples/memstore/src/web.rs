@@ -19,12 +19,12 @@
 //! | `POST /leave_joint` | leaves a joint configuration that waits for it |
 //!
 //! Keys and values are UTF-8 text, percent-encoded in the path. The answer to a failed request is
-//! `{"error": "the reason"}`: 400 if the request is malformed, or has a body beside a value in the path, 403 if the
-//! address or the certificate of the client does not permit it ([`WebAccess`](crate::WebAccess)), 404 for an
-//! unknown path or a key without a value, 405 for a wrong method, 408 if a body was not complete in time, 409 if the
-//! state of the cluster does not allow it, 412 if the key has another value than expected, 413 for a value over the
-//! limit, 500 if a snapshot failed, or a node cannot decode an entry, 503 if the request had no effect and may succeed
-//! in a moment (with `Retry-After`), 504 if the outcome is unknown.
+//! `{"error": "the reason"}`: 400 if the request is malformed, or has a body beside a value in the path, 403
+//! if the address or the certificate of the client does not permit it ([`WebAccess`](crate::WebAccess)), 404
+//! for an unknown path or a key without a value, 405 for a wrong method, 408 if a body was not complete in
+//! time, 409 if the state of the cluster does not allow it, 412 if the key has another value than expected,
+//! 413 for a value over the limit, 500 if a snapshot failed, or a node cannot decode an entry, 503 if the
+//! request had no effect and may succeed in a moment (with `Retry-After`), 504 if the outcome is unknown.
 
 use std::fmt;
 
@@ -52,8 +52,8 @@ const PATHS: &str = "/, /store, /store/KEY, /store/KEY/VALUE, /leader, /peers, /
 pub struct Node {
     /// This node.
     pub raft: Raft,
-    /// [`Config::entry_bytes_max`](raftify::Config::entry_bytes_max): longer bodies are rejected before they are
-    /// read.
+    /// [`Config::entry_bytes_max`](raftify::Config::entry_bytes_max): longer bodies are rejected before they
+    /// are read.
     pub entry_bytes_max: u64,
     /// The bodies that are being read.
     pub bodies: Bodies,

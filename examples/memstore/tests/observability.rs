@@ -1,4 +1,5 @@
-//! Metrics and probes over real sockets; and that documents, alert rules and dashboard name the metrics that exist.
+//! Metrics and probes over real sockets; and that documents, alert rules and dashboard name the metrics that
+//! exist.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -30,8 +31,8 @@ struct TestNode {
 }
 
 impl TestNode {
-    /// The node at `place` of a cluster of these nodes. Each test has its own ids: all tests of this process share one
-    /// recorder.
+    /// The node at `place` of a cluster of these nodes. Each test has its own ids: all tests of this process
+    /// share one recorder.
     async fn start(place: usize, cluster: &[(u64, String)]) -> TestNode {
         start_metrics().unwrap();
         let directory = tempfile::tempdir().unwrap();

@@ -9,11 +9,12 @@ use crate::line::Line;
 use crate::measure::Measured;
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
 
-/// Before each run, so that connections, caches and the adaptive parts of the system are in the measured state.
+/// Before each run, so that connections, caches and the adaptive parts of the system are in the measured
+/// state.
 const WARM_UP_SECONDS: f64 = 0.4;
 
-/// Proposals on a new cluster before the measurements: until its log has been compacted and reuses files, which is
-/// the usual state of a node.
+/// Proposals on a new cluster before the measurements: until its log has been compacted and reuses files,
+/// which is the usual state of a node.
 const FILL: u64 = 250_000;
 const FILLING: u64 = 1024;
 

@@ -1,5 +1,5 @@
-//! Three cores in one thread that exchange their messages: the cost of the core's decisions, without disk, network
-//! and threads.
+//! Three cores in one thread that exchange their messages: the cost of the core's decisions, without disk,
+//! network and threads.
 
 use std::collections::VecDeque;
 use std::time::Duration;

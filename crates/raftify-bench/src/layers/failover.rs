@@ -17,8 +17,8 @@ use crate::node::{Meter, NodeOptions, Payload, Storage};
 
 type Client = RaftClient<Payload, Meter>;
 
-/// The deadline of one attempt. Much shorter than an election, so that an attempt that was sent too early costs
-/// little.
+/// The deadline of one attempt. Much shorter than an election, so that an attempt that was sent too early
+/// costs little.
 const ATTEMPT: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, clap::Args)]

@@ -27,7 +27,8 @@ const SLICE_SECONDS: f64 = 1.0;
 /// The lowest accepted part of the commits while a node joins.
 const PART_LEFT_MIN: f64 = 0.8;
 
-/// The longest accepted time until the joiner is a voter, as a multiple of the time that copying the snapshot takes.
+/// The longest accepted time until the joiner is a voter, as a multiple of the time that copying the snapshot
+/// takes.
 const TIMES_MAX: f64 = 1.3;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -78,7 +79,8 @@ impl Join {
             clients: FILLING,
         };
         cluster.measured(leader, &fill)?;
-        // The time of copying the state at the configured rate: this is the rate of writing and of sending it.
+        // The time of copying the state at the configured rate: this is the rate of writing and of sending
+        // it.
         let copying =
             state_bytes as f64 / Config::default().snapshot_bytes_per_second_max.unwrap_or(u64::MAX) as f64;
         let patience = PATIENCE + Duration::from_secs_f64(5.0 * copying);

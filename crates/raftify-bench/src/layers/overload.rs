@@ -1,5 +1,5 @@
-//! Ten times as many proposals as the capacity of the cluster, whether or not it answers: throughput must hold,
-//! memory must stay flat, and excess proposals must be refused at once.
+//! Ten times as many proposals as the capacity of the cluster, whether or not it answers: throughput must
+//! hold, memory must stay flat, and excess proposals must be refused at once.
 
 use raftify::BoxError;
 
@@ -18,7 +18,8 @@ pub(crate) struct Overload {
     /// The number of clients that determine the capacity of the cluster
     #[arg(long, default_value_t = 256)]
     clients: u64,
-    /// Bytes of one entry. Large, so that this machine can offer ten times as many entries as it can replicate
+    /// Bytes of one entry. Large, so that this machine can offer ten times as many entries as it can
+    /// replicate
     #[arg(long, default_value_t = 16 << 10)]
     entry_bytes: usize,
     /// The offered load as a multiple of the capacity

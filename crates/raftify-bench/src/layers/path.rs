@@ -1,6 +1,6 @@
 //! The steps of one proposal and their times: the nodes mark each step with a trace event of the target
-//! `raftify::timing`, and this layer combines them for each proposal. All nodes are in this process, so that one
-//! clock is enough.
+//! `raftify::timing`, and this layer combines them for each proposal. All nodes are in this process, so that
+//! one clock is enough.
 
 use std::fmt;
 use std::time::{Duration, Instant};

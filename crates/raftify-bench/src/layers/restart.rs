@@ -1,5 +1,5 @@
-//! Recovery: opening a long log; a follower that catches up entry by entry; one that receives a large snapshot while
-//! clients continue.
+//! Recovery: opening a long log; a follower that catches up entry by entry; one that receives a large
+//! snapshot while clients continue.
 
 use std::time::{Duration, Instant};
 

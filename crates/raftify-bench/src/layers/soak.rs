@@ -1,4 +1,5 @@
-//! A long run at a part of the cluster's capacity: no election may happen, neither memory nor disk usage may grow.
+//! A long run at a part of the cluster's capacity: no election may happen, neither memory nor disk usage may
+//! grow.
 
 use std::fs;
 use std::path::Path;

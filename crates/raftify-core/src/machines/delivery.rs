@@ -66,8 +66,8 @@ impl Delivery {
         self.undelivered.pop_front().map(|(entry, _)| entry)
     }
 
-    /// Whether entries may be delivered before they are durable on this node: the state machine is in memory, and has
-    /// received everything that is durable.
+    /// Whether entries may be delivered before they are durable on this node: the state machine is in memory,
+    /// and has received everything that is durable.
     pub(crate) fn may_go_beyond_durable(&self) -> bool {
         let waits = self.state_kept == StateKept::OnDisk && !mutated!(OnDiskMachineGetsUnsynced);
         !waits && self.undelivered.is_empty()
@@ -127,8 +127,8 @@ impl Delivery {
         self.applied
     }
 
-    /// The last entry that the state machine has applied. Consensus counts the snapshot of the start as applied long
-    /// before it is restored.
+    /// The last entry that the state machine has applied. Consensus counts the snapshot of the start as
+    /// applied long before it is restored.
     pub(crate) fn in_state_machine(&self) -> LogIndex {
         let is_restored = self.restoring.iter().all(|position| position.index > self.applied);
         if is_restored { self.applied } else { LogIndex::ZERO }

@@ -1,21 +1,22 @@
-//! The state that a leader keeps about non-voting nodes: how far each is behind, and which voters have reached it. With
-//! it, the leader decides when a joining node may vote (thesis, section 4.2.1). Dropped when leadership is lost.
+//! The state that a leader keeps about non-voting nodes: how far each is behind, and which voters have
+//! reached it. With it, the leader decides when a joining node may vote (thesis, section 4.2.1). Dropped when
+//! leadership is lost.
 
 use std::collections::BTreeMap;
 
 use crate::config::CheckedConfig;
 use crate::types::{Incarnation, LogIndex, NodeId};
 
-/// For how many election timeouts the report of a voter that it has reached a node is valid. Each voter repeats it once
-/// in an election timeout.
+/// For how many election timeouts the report of a voter that it has reached a node is valid. Each voter
+/// repeats it once in an election timeout.
 const REACHED_TIMEOUTS: u32 = 3;
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Joiners {
     progress: BTreeMap<NodeId, CatchUp>,
-    /// For each node, the voters that have reached it, the incarnation that they have reached, and the time of the
-    /// report.
+    /// For each node, the voters that have reached it, the incarnation that they have reached, and the time
+    /// of the report.
     reached: BTreeMap<NodeId, BTreeMap<NodeId, (Incarnation, u64)>>,
 }
 

@@ -1,4 +1,5 @@
-//! The leadership of this node: the term in which it leads, the transfer of its leadership, and failed transfers.
+//! The leadership of this node: the term in which it leads, the transfer of its leadership, and failed
+//! transfers.
 
 use std::collections::BTreeSet;
 
@@ -14,10 +15,11 @@ pub(crate) struct Leadership {
     /// The term in which this node led at the last call.
     led: Option<Term>,
     transfer: Option<Transfer>,
-    /// Nodes that did not take over, for instance because their state machine restores a snapshot: the leader tries
-    /// others first.
+    /// Nodes that did not take over, for instance because their state machine restores a snapshot: the
+    /// leader tries others first.
     unfit: BTreeSet<NodeId>,
-    /// The leader begins no further transfer before this tick, unless one is requested: requests wait during each.
+    /// The leader begins no further transfer before this tick, unless one is requested: requests wait during
+    /// each.
     pause_until_ticks: u64,
     pub(crate) own_disk: OwnDisk,
 }
@@ -61,8 +63,8 @@ impl EndedTransfer {
 }
 
 impl Leadership {
-    /// Records the term in which this node leads now, if it does. Returns whether it led before, and no longer leads in
-    /// that term.
+    /// Records the term in which this node leads now, if it does. Returns whether it led before, and no
+    /// longer leads in that term.
     pub(crate) fn observe(&mut self, leads: Option<Term>) -> bool {
         let is_lost = self.led.is_some() && self.led != leads;
         self.led = leads;
@@ -91,8 +93,8 @@ impl Leadership {
         }
     }
 
-    /// The transfer in progress, if it has ended: another node leads, consensus has cancelled it, or the deadline has
-    /// passed.
+    /// The transfer in progress, if it has ended: another node leads, consensus has cancelled it, or the
+    /// deadline has passed.
     pub(crate) fn take_ended(
         &mut self,
         own_id: NodeId,
@@ -115,8 +117,8 @@ impl Leadership {
         Some(EndedTransfer { to, outcome, waiters })
     }
 
-    /// `to` did not take over. `others` are the voters that could: once all of them have failed, the leader may try
-    /// each again, because the obstacle of the first may be gone.
+    /// `to` did not take over. `others` are the voters that could: once all of them have failed, the leader
+    /// may try each again, because the obstacle of the first may be gone.
     pub(crate) fn note_failed(
         &mut self,
         to: NodeId,

@@ -40,7 +40,8 @@ impl Liveness {
         self.first_incarnations.insert(own, incarnation);
     }
 
-    /// The first incarnation seen of a node whose incarnation is not replicated yet: `presented`, if it is the first.
+    /// The first incarnation seen of a node whose incarnation is not replicated yet: `presented`, if it is
+    /// the first.
     pub(crate) fn note_incarnation(&mut self, id: NodeId, presented: Incarnation) -> Incarnation {
         *self.first_incarnations.entry(id).or_insert(presented)
     }

@@ -24,7 +24,8 @@ pub(crate) struct Membership {
     recording: Recording,
     pub(crate) joiners: Joiners,
     pub(crate) reached: ReachedPeers,
-    /// The tick since which this leader, before it promotes joining nodes, waits for the necessary voters to respond.
+    /// The tick since which this leader, before it promotes joining nodes, waits for the necessary voters to
+    /// respond.
     promotes_since_ticks: Option<u64>,
 }
 
@@ -95,7 +96,8 @@ impl Membership {
         !self.awaiting_leave.is_empty()
     }
 
-    /// Whether a change that this leader has proposed is not yet in force, or a joint configuration must still be left.
+    /// Whether a change that this leader has proposed is not yet in force, or a joint configuration must
+    /// still be left.
     pub(crate) fn is_change_pending(&self) -> bool {
         self.pending_change.is_some() || self.members.must_leave_joint()
     }
@@ -126,8 +128,8 @@ impl Membership {
         self.pending.insert(position, waiter, deadline_ticks);
     }
 
-    /// The entry at `position` is delivered. Returns the request that waits for exactly this entry, and refuses those
-    /// that wait for another entry at this index.
+    /// The entry at `position` is delivered. Returns the request that waits for exactly this entry, and
+    /// refuses those that wait for another entry at this index.
     pub(crate) fn resolve(&mut self, position: LogPosition) -> MembershipWaiter {
         let resolved = self.pending.resolve(position);
         for waiter in resolved.superseded {

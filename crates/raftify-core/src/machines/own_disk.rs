@@ -1,7 +1,7 @@
 //! Whether the disk of this leader is slower than those of a majority: then another node should lead.
 //!
-//! The measure is how much later entries become durable on this node than on a majority. The leader sees it when its
-//! commit index is ahead of its own durable log. Counted in ticks.
+//! The measure is how much later entries become durable on this node than on a majority. The leader sees it
+//! when its commit index is ahead of its own durable log. Counted in ticks.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::types::LogIndex;
 /// Fewer slow writes than this do not make a slow disk.
 const SLOW_WRITES_MIN: u64 = 3;
 
-/// For this many times [`slow_disk_patience`](crate::Config::slow_disk_patience), a node does not transfer leadership
-/// again because of its disk.
+/// For this many times [`slow_disk_patience`](crate::Config::slow_disk_patience), a node does not transfer
+/// leadership again because of its disk.
 const PAUSE: u32 = 12;
 
 /// The observations of a leader about its own disk.
@@ -78,8 +78,8 @@ impl OwnDisk {
         self.slow = None;
     }
 
-    /// Called at every tick of a leader. Returns how many ticks this disk is behind those of a majority, if it has been
-    /// so for long enough: then the leader should try once to transfer its leadership.
+    /// Called at every tick of a leader. Returns how many ticks this disk is behind those of a majority, if
+    /// it has been so for long enough: then the leader should try once to transfer its leadership.
     pub(crate) fn tick(
         &mut self,
         commit: LogIndex,
@@ -111,8 +111,8 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_millis(200);
 
-    /// Consecutive slow writes, each late by 4 ticks, from `from` on; returns the tick at which the disk is found to be
-    /// slow.
+    /// Consecutive slow writes, each late by 4 ticks, from `from` on; returns the tick at which the disk is
+    /// found to be slow.
     fn found_slow(disk: &mut OwnDisk, from: u64, until: u64, config: &CheckedConfig) -> Option<u64> {
         let patience_ticks = config.ticks(PATIENCE);
         let mut since = (from, LogIndex(from));

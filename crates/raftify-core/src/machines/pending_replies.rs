@@ -1,8 +1,8 @@
 //! Replies that wait for log entries, by position.
 //!
-//! A reply is resolved by the entry that is applied at its index: the same term means success, another term means that
-//! its entry was superseded permanently. Nothing else resolves it: when leadership is lost, the next leader may still
-//! commit the entry.
+//! A reply is resolved by the entry that is applied at its index: the same term means success, another term
+//! means that its entry was superseded permanently. Nothing else resolves it: when leadership is lost, the
+//! next leader may still commit the entry.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,8 +11,8 @@ use crate::types::{LogIndex, LogPosition, Term};
 /// The waiting replies, each with its position and its deadline.
 #[derive(Debug)]
 pub(crate) struct PendingReplies<W> {
-    /// For each term in order of the index. Nearly always, replies wait for one term only; replies may wait for one
-    /// index in several terms.
+    /// For each term in order of the index. Nearly always, replies wait for one term only; replies may wait
+    /// for one index in several terms.
     waiting: BTreeMap<Term, VecDeque<Waiter<W>>>,
 }
 

@@ -1,5 +1,5 @@
-//! Turns on their way to the disk: the turn that is being built, the turns that are issued and not yet known to be
-//! written, and the bytes of their entries.
+//! Turns on their way to the disk: the turn that is being built, the turns that are issued and not yet known
+//! to be written, and the bytes of their entries.
 
 use std::collections::VecDeque;
 
@@ -177,8 +177,8 @@ impl<R> Pipeline<R> {
         self.in_flight.front().is_some_and(|turn| !turn.has_write)
     }
 
-    /// A ready of consensus that results in no turn. Returns whether a turn in flight counts for it: otherwise, it is
-    /// written.
+    /// A ready of consensus that results in no turn. Returns whether a turn in flight counts for it:
+    /// otherwise, it is written.
     pub(crate) fn joins_last(&mut self, ready_number: u64) -> bool {
         let Some(last) = self.in_flight.back_mut() else { return false };
         last.ready_number = Some(ready_number);

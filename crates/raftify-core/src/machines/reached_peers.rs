@@ -1,4 +1,5 @@
-//! The addresses at which this node has reached its peers, and the address for which the report of a voter counts.
+//! The addresses at which this node has reached its peers, and the address for which the report of a voter
+//! counts.
 
 use std::collections::BTreeMap;
 
@@ -45,8 +46,8 @@ impl ReachedPeers {
         })
     }
 
-    /// The membership is about to change. Returns the members that are new or have moved: the report of a voter about
-    /// one address does not count for another.
+    /// The membership is about to change. Returns the members that are new or have moved: the report of a
+    /// voter about one address does not count for another.
     pub(crate) fn members_change(&mut self, before: &Members, after: &Members) -> Vec<NodeId> {
         self.addresses_as_of.retain(|id, _| after.get(*id).is_some());
         let has_moved =
@@ -56,8 +57,8 @@ impl ReachedPeers {
         moved
     }
 
-    /// Whether a voter that reports that it has reached this member means the member's present address. A voter that
-    /// does not know the newest address has reached the node at an older one.
+    /// Whether a voter that reports that it has reached this member means the member's present address. A
+    /// voter that does not know the newest address has reached the node at an older one.
     pub(crate) fn knows_address(&self, voter: &Sender, member: NodeId) -> bool {
         let known_since = self.addresses_as_of.get(&member).copied().unwrap_or(self.begun_as_of);
         voter.members_as_of >= known_since

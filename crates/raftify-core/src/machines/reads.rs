@@ -1,8 +1,8 @@
 //! Waiting linearizable reads (ReadIndex, thesis section 6.4).
 //!
-//! One round is in progress at a time: on the leader a round of heartbeats, on other nodes a request to the leader. All
-//! reads that arrive meanwhile join the next round, never one that began before them. A confirmed read waits here until
-//! this node has applied its index.
+//! One round is in progress at a time: on the leader a round of heartbeats, on other nodes a request to the
+//! leader. All reads that arrive meanwhile join the next round, never one that began before them. A confirmed
+//! read waits here until this node has applied its index.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +50,8 @@ pub(crate) struct Reads {
     under_way: Option<Round>,
     for_applied: BTreeMap<LogIndex, Vec<Read>>,
     last_round: u64,
-    /// A round has failed since the last tick: the next round waits for the next tick, or for another leader.
+    /// A round has failed since the last tick: the next round waits for the next tick, or for another
+    /// leader.
     paused: bool,
     leader: Option<NodeId>,
 }
@@ -91,8 +92,8 @@ impl Reads {
         }
     }
 
-    /// The round failed: its reads join the next one, which begins after the next tick, so that the node does not send
-    /// requests to a stopped leader without a pause.
+    /// The round failed: its reads join the next one, which begins after the next tick, so that the node does
+    /// not send requests to a stopped leader without a pause.
     pub(crate) fn failed(&mut self, number: u64) {
         self.paused = true;
         if let Some(mut round) = self.under_way.take_if(|round| round.number == number) {
@@ -100,8 +101,8 @@ impl Reads {
         }
     }
 
-    /// Leadership changed: a round of heartbeats will get no response any more. A read of another node returns to that
-    /// node, which will ask the new leader.
+    /// Leadership changed: a round of heartbeats will get no response any more. A read of another node
+    /// returns to that node, which will ask the new leader.
     pub(crate) fn leadership_lost(&mut self) {
         if let Some(round) = self.under_way.take_if(|round| round.kind == RoundKind::Heartbeats) {
             self.for_next_round.extend(round.reads);
@@ -111,8 +112,8 @@ impl Reads {
         }
     }
 
-    /// The present known leader. A round that asked another leader, which may hang and never answer, is dropped: its
-    /// reads join the next round.
+    /// The present known leader. A round that asked another leader, which may hang and never answer, is
+    /// dropped: its reads join the next round.
     pub(crate) fn leader_is(&mut self, leader: NodeId) {
         if self.leader.replace(leader) != Some(leader) {
             self.paused = false;

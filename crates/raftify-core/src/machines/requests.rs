@@ -1,5 +1,6 @@
-//! Requests for the leader that this node has accepted and not yet answered: proposals that will be appended to the log
-//! together, proposals that wait for their entry to be applied, and requests that wait until they can be served.
+//! Requests for the leader that this node has accepted and not yet answered: proposals that will be appended
+//! to the log together, proposals that wait for their entry to be applied, and requests that wait until they
+//! can be served.
 
 use std::collections::VecDeque;
 
@@ -71,8 +72,8 @@ impl ChangeRequest {
 /// The condition that a deferred request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// A leader is known, no leadership transfer is in progress, and a new leader has applied the entries that it
-    /// found.
+    /// A leader is known, no leadership transfer is in progress, and a new leader has applied the entries
+    /// that it found.
     LeadershipIsSettled,
     /// Leadership is transferred: the change removes the vote of this leader.
     Transferred,
@@ -146,8 +147,8 @@ impl<R: ProposalReply> Requests<R> {
         self.proposals.len() + self.batch.proposals.len()
     }
 
-    /// Whether a proposal of this size fits in addition to those that wait, of which `uncommitted_bytes` are in the
-    /// log. One proposal always fits.
+    /// Whether a proposal of this size fits in addition to those that wait, of which `uncommitted_bytes` are
+    /// in the log. One proposal always fits.
     pub(crate) fn has_room(&self, bytes: u64, uncommitted_bytes: u64, config: &Config) -> bool {
         let waiting_bytes = uncommitted_bytes + self.batch.bytes;
         self.proposals() < config.proposals_in_flight_max
@@ -168,8 +169,8 @@ impl<R: ProposalReply> Requests<R> {
         self.proposals.insert(position, reply, deadline_ticks);
     }
 
-    /// The entry at `position` is delivered. Returns the proposal that waits for exactly this entry, and refuses those
-    /// that wait for another entry at this index.
+    /// The entry at `position` is delivered. Returns the proposal that waits for exactly this entry, and
+    /// refuses those that wait for another entry at this index.
     pub(crate) fn resolve(&mut self, position: LogPosition) -> Option<R> {
         let resolved = self.proposals.resolve(position);
         for reply in resolved.superseded {
@@ -187,8 +188,8 @@ impl<R: ProposalReply> Requests<R> {
 
     // --- Deferred requests ---
 
-    /// Keeps a request until it can be served, or refuses it if the limit of deferred requests is reached. One request
-    /// always fits.
+    /// Keeps a request until it can be served, or refuses it if the limit of deferred requests is reached.
+    /// One request always fits.
     pub(crate) fn defer(&mut self, deferred: DeferredRequest<R>, config: &Config) {
         let waiting = self.deferred.requests.len();
         let bytes = self.deferred.bytes + deferred.request.payload_bytes();
@@ -203,7 +204,8 @@ impl<R: ProposalReply> Requests<R> {
         std::mem::take(&mut self.deferred).requests
     }
 
-    /// A leadership transfer has failed. The changes that waited for it get the reason; all others continue to wait.
+    /// A leadership transfer has failed. The changes that waited for it get the reason; all others continue
+    /// to wait.
     pub(crate) fn transfer_failed(&mut self, error: &TransferError) {
         for deferred in self.take_deferred() {
             match (deferred.until, deferred.request) {

@@ -1,5 +1,5 @@
-//! The removal of this node: whether it has applied it, which members have reported it, and when the cluster no longer
-//! needs the node.
+//! The removal of this node: whether it has applied it, which members have reported it, and when the cluster
+//! no longer needs the node.
 
 use std::collections::BTreeSet;
 
@@ -33,8 +33,8 @@ impl Retirement {
         self.is_retired = true;
     }
 
-    /// A membership is in force. A joining node that was cleared may have been added again: then it stops asking
-    /// whether the cluster needs it.
+    /// A membership is in force. A joining node that was cleared may have been added again: then it stops
+    /// asking whether the cluster needs it.
     pub(crate) fn members_changed(&mut self, is_member: bool) {
         self.is_retired &= !is_member;
     }
@@ -44,7 +44,8 @@ impl Retirement {
         self.removal.is_some()
     }
 
-    /// A member refuses this node because it was removed. Other members may not know that yet, and may still need it.
+    /// A member refuses this node because it was removed. Other members may not know that yet, and may still
+    /// need it.
     pub(crate) fn told(&mut self, by: NodeId, as_of: LogIndex, now_ticks: u64) {
         let removal = self.removal.get_or_insert_with(|| Removal {
             told_by: BTreeSet::new(),
@@ -55,16 +56,17 @@ impl Retirement {
         removal.as_of = removal.as_of.max(as_of);
     }
 
-    /// A node that knows the membership `as_of` this index sends messages to this node. A member that did not know this
-    /// node yet, or had forgotten it in a crash, also refused it; but no node that knows of a removal sends messages to
-    /// the removed node.
+    /// A node that knows the membership `as_of` this index sends messages to this node. A member that did not
+    /// know this node yet, or had forgotten it in a crash, also refused it; but no node that knows of a
+    /// removal sends messages to the removed node.
     pub(crate) fn spoken_to(&mut self, as_of: LogIndex) {
         self.removal.take_if(|removal| removal.as_of < as_of);
     }
 
-    /// The membership that does not contain this node, if the node is no longer needed: a majority of the other
-    /// `voters` knows of the removal. The voters may have changed since this node learned of a membership. A node that
-    /// does not know its own removal therefore waits for silent voters only for this many ticks.
+    /// The membership that does not contain this node, if the node is no longer needed: a majority of the
+    /// other `voters` knows of the removal. The voters may have changed since this node learned of a
+    /// membership. A node that does not know its own removal therefore waits for silent voters only for
+    /// this many ticks.
     pub(crate) fn not_needed(
         &self,
         voters: &BTreeSet<NodeId>,

@@ -6,8 +6,8 @@ use crate::config::CheckedConfig;
 use crate::entry::Entry;
 use crate::types::LogIndex;
 
-/// Counts the entries delivered to the state machine since the last snapshot, and the time since, and records the sizes
-/// of the last entries.
+/// Counts the entries delivered to the state machine since the last snapshot, and the time since, and records
+/// the sizes of the last entries.
 #[derive(Debug)]
 pub(crate) struct SnapshotPolicy {
     entries_max: Option<u64>,
@@ -100,9 +100,9 @@ impl SnapshotPolicy {
         self.begin(now_ticks);
     }
 
-    /// How far the log may be compacted once a snapshot at `snapshot` is recorded. The entries after `needed`, which
-    /// followers need, stay, as far as they are known to be within the limit: a member that is further behind is sent
-    /// the snapshot.
+    /// How far the log may be compacted once a snapshot at `snapshot` is recorded. The entries after
+    /// `needed`, which followers need, stay, as far as they are known to be within the limit: a member
+    /// that is further behind is sent the snapshot.
     pub(crate) fn compact_to(&self, snapshot: LogIndex, needed: Option<LogIndex>) -> LogIndex {
         if mutated!(CompactsBeyondTheSnapshot) {
             return snapshot.next();

@@ -1,5 +1,5 @@
-//! The snapshots of one node: taken on this node, installed from a leader, sent to followers. It tracks which snapshot
-//! is recorded, and which requests wait for which snapshot.
+//! The snapshots of one node: taken on this node, installed from a leader, sent to followers. It tracks which
+//! snapshot is recorded, and which requests wait for which snapshot.
 
 use crate::config::CheckedConfig;
 use crate::entry::Entry;
@@ -21,8 +21,8 @@ pub(crate) struct Snapshots {
     wanted: bool,
     /// Requests for the next snapshot, which has not begun.
     replies: Vec<Responder<LogPosition, SnapshotError>>,
-    /// Requests for the snapshot that is being taken or recorded. A later request may know of entries that are not in
-    /// it.
+    /// Requests for the snapshot that is being taken or recorded. A later request may know of entries that
+    /// are not in it.
     replies_to_this: Vec<Responder<LogPosition, SnapshotError>>,
     /// Taken, and being recorded.
     recording: Option<Recording>,
@@ -89,8 +89,8 @@ impl Snapshots {
         self.replies.push(reply);
     }
 
-    /// Whether a follower needs a snapshot. Returns whether the one that is being taken must be taken faster from now
-    /// on.
+    /// Whether a follower needs a snapshot. Returns whether the one that is being taken must be taken faster
+    /// from now on.
     pub(crate) fn want(&mut self, is_wanted: bool) -> bool {
         self.wanted |= is_wanted;
         let hurries = self.wanted && self.taking == Some(SnapshotReason::Due);
@@ -105,14 +105,15 @@ impl Snapshots {
         self.policy.bytes()
     }
 
-    /// Whether the policy, a user or a follower wants a snapshot, and none is being taken, recorded or installed.
+    /// Whether the policy, a user or a follower wants a snapshot, and none is being taken, recorded or
+    /// installed.
     pub(crate) fn is_due(&self, now_ticks: u64) -> bool {
         let is_busy = self.taking.is_some() || self.recording.is_some() || self.installing.is_some();
         (self.wanted || self.policy.is_due(now_ticks) || !self.replies.is_empty()) && !is_busy
     }
 
-    /// Begins a snapshot of the state at `delivered` for the waiting requests, unless the newest one is of that state
-    /// already.
+    /// Begins a snapshot of the state at `delivered` for the waiting requests, unless the newest one is of
+    /// that state already.
     pub(crate) fn begin(&mut self, delivered: LogPosition, now_ticks: u64) -> Option<SnapshotReason> {
         let reason = match std::mem::take(&mut self.wanted) {
             true => SnapshotReason::Awaited,
@@ -128,8 +129,8 @@ impl Snapshots {
         Some(reason)
     }
 
-    /// The snapshot that was being taken is durable in the snapshot store, or could not be taken. Returns `None` if it
-    /// is not to be recorded.
+    /// The snapshot that was being taken is durable in the snapshot store, or could not be taken. Returns
+    /// `None` if it is not to be recorded.
     pub(crate) fn taken(&mut self, outcome: Result<SnapshotMeta, String>) -> Option<SnapshotMeta> {
         self.taking = None;
         match outcome {
@@ -150,7 +151,8 @@ impl Snapshots {
         }
     }
 
-    /// How far the log may be compacted once a snapshot at `snapshot` is recorded: see [`SnapshotPolicy::compact_to`].
+    /// How far the log may be compacted once a snapshot at `snapshot` is recorded: see
+    /// [`SnapshotPolicy::compact_to`].
     pub(crate) fn compact_to(&self, snapshot: LogIndex, needed: Option<LogIndex>) -> LogIndex {
         self.policy.compact_to(snapshot, needed)
     }
@@ -160,7 +162,8 @@ impl Snapshots {
         self.recording = Some(Recording { turn, snapshot, compact });
     }
 
-    /// The snapshot that is recorded once all turns up to `written` are durable, and where the log is compacted then.
+    /// The snapshot that is recorded once all turns up to `written` are durable, and where the log is
+    /// compacted then.
     pub(crate) fn take_recorded(
         &mut self,
         written: TurnNumber,
@@ -169,8 +172,8 @@ impl Snapshots {
         Some((recording.snapshot, recording.compact))
     }
 
-    /// The snapshot can be sent to followers. A request of a follower that arrived meanwhile was made because this
-    /// snapshot was missing: if it does not suffice, raft-rs asks again.
+    /// The snapshot can be sent to followers. A request of a follower that arrived meanwhile was made because
+    /// this snapshot was missing: if it does not suffice, raft-rs asks again.
     pub(crate) fn recorded(&mut self, snapshot: SnapshotMeta) {
         self.wanted = false;
         self.answer(&Ok(snapshot.position));
@@ -205,8 +208,8 @@ impl Snapshots {
         self.installing = Some(Installing { turn: None, snapshot, reply });
     }
 
-    /// `turn` records the snapshot that is being installed, and starts the log again after it. Returns that snapshot,
-    /// and a snapshot taken on this node that it replaces.
+    /// `turn` records the snapshot that is being installed, and starts the log again after it. Returns that
+    /// snapshot, and a snapshot taken on this node that it replaces.
     pub(crate) fn write_installed(
         &mut self,
         position: LogPosition,
@@ -254,7 +257,8 @@ impl Snapshots {
         &self.sending
     }
 
-    /// The transfer of a snapshot has succeeded or failed. Returns whether no later one is in flight to that follower.
+    /// The transfer of a snapshot has succeeded or failed. Returns whether no later one is in flight to that
+    /// follower.
     pub(crate) fn sent(&mut self, sent: SnapshotToSend) -> bool {
         self.sending.retain(|other| *other != sent);
         !self.sending.iter().any(|other| other.to == sent.to && other.attempt > sent.attempt)

@@ -1,5 +1,6 @@
-//! The start of this node, and its record of the other members: with it, the cluster detects a node whose directory was
-//! restored from an older copy. After a start, this node first asks the members for their record of it.
+//! The start of this node, and its record of the other members: with it, the cluster detects a node whose
+//! directory was restored from an older copy. After a start, this node first asks the members for their
+//! record of it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -41,7 +42,8 @@ pub(crate) struct Standings {
     remembered: Arc<Remembered>,
     unwritten: Unwritten,
     written_ticks: u64,
-    /// The members that must still report their record of this node before it votes or acknowledges an entry.
+    /// The members that must still report their record of this node before it votes or acknowledges an
+    /// entry.
     unheard: BTreeSet<NodeId>,
     /// Up to which index this node has acknowledged the log of the leader of a term.
     acknowledged: (Term, LogIndex),
@@ -138,7 +140,8 @@ impl Standings {
         }
     }
 
-    /// Up to which index the log of this node agrees with that of the leader of `term`, if it has acknowledged that.
+    /// Up to which index the log of this node agrees with that of the leader of `term`, if it has
+    /// acknowledged that.
     pub(crate) fn acknowledged_in(&self, term: Term) -> LogIndex {
         if self.acknowledged.0 == term { self.acknowledged.1 } else { LogIndex::ZERO }
     }
@@ -201,7 +204,8 @@ impl Standings {
         Arc::make_mut(&mut self.remembered).peers.insert(id, now);
     }
 
-    /// Whether the record must be written now: values that change rarely at once, the ends of logs periodically.
+    /// Whether the record must be written now: values that change rarely at once, the ends of logs
+    /// periodically.
     pub(crate) fn is_writing_due(&self, now_ticks: u64, config: &CheckedConfig) -> bool {
         match self.unwritten {
             Unwritten::Nothing => false,
@@ -240,8 +244,8 @@ impl Standings {
         self.remembered.check(sender)
     }
 
-    /// A run of a member was refused. Returns whether to notify the other run of the member, which is alive: once, and
-    /// not for the last messages of a finished run, which may arrive late.
+    /// A run of a member was refused. Returns whether to notify the other run of the member, which is alive:
+    /// once, and not for the last messages of a finished run, which may arrive late.
     pub(crate) fn note_refused(&mut self, sender: &Sender, is_alive: bool) -> bool {
         let Started { run, found } = sender.started;
         let known = self.remembered.peers.get(&sender.id);
@@ -250,9 +254,9 @@ impl Standings {
     }
 }
 
-/// The term, vote and log that are durable on the sender when it sends this message. Some messages say nothing about
-/// that: a pre-vote has a term that no node has entered yet, and the report of reached nodes may have a term that is
-/// not durable.
+/// The term, vote and log that are durable on the sender when it sends this message. Some messages say
+/// nothing about that: a pre-vote has a term that no node has entered yet, and the report of reached nodes
+/// may have a term that is not durable.
 fn told_by(message: &RaftMessage) -> Option<(Term, Option<NodeId>, LogIndex)> {
     let (from, to, term) = (message.from, message.to, message.term);
     Some(match message.body {

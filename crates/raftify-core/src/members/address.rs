@@ -18,8 +18,8 @@ pub struct AddressProblem {
 /// Checks the advertised address of a node: `host:port`, without resolving the host.
 ///
 /// # Errors
-/// Why it is invalid. Addresses that no other node can connect to are refused: unspecified ones (`0.0.0.0`, `[::]`),
-/// which are valid for a listener only, multicast and broadcast addresses, and port 0.
+/// Why it is invalid. Addresses that no other node can connect to are refused: unspecified ones (`0.0.0.0`,
+/// `[::]`), which are valid for a listener only, multicast and broadcast addresses, and port 0.
 pub fn check_address(address: &str) -> Result<(), AddressProblem> {
     let problem = |reason: &str| AddressProblem { address: shown(address), reason: reason.to_owned() };
     match parse(address)? {

@@ -37,8 +37,8 @@ pub enum MemberChange {
         /// The new role.
         role: MemberRole,
     },
-    /// Drops a node that is still [joining](MemberRole::Joining) and was silent for too long. It never voted: it may
-    /// join again under the same id.
+    /// Drops a node that is still [joining](MemberRole::Joining) and was silent for too long. It never voted:
+    /// it may join again under the same id.
     ClearJoiner(NodeId),
 }
 
@@ -56,8 +56,8 @@ impl MemberChange {
 
 /// A change of voters or learners, as it is in the log.
 ///
-/// One step changes the configuration at once; several go through a joint configuration, in which both the old and
-/// the new majority must agree (thesis, section 4.3).
+/// One step changes the configuration at once; several go through a joint configuration, in which both the
+/// old and the new majority must agree (thesis, section 4.3).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MembershipChange {
     /// Carries out all `steps` together.
@@ -117,8 +117,8 @@ impl fmt::Display for MembershipChange {
 /// A replicated fact about members that changes no quorum, as it is in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MemberRecord {
-    /// Reserves the next node id. The id is determined when the entry is applied, so that no two callers get the same
-    /// one.
+    /// Reserves the next node id. The id is determined when the entry is applied, so that no two callers get
+    /// the same one.
     ReserveNodeId,
     /// From now on, only this incarnation of node `id` is accepted.
     Incarnation {
@@ -131,7 +131,8 @@ pub enum MemberRecord {
     Address {
         /// The member.
         id: NodeId,
-        /// The incarnation that the cluster knows: the address of another incarnation of the node is ignored.
+        /// The incarnation that the cluster knows: the address of another incarnation of the node is
+        /// ignored.
         incarnation: Incarnation,
         /// The new address.
         address: String,
@@ -158,18 +159,19 @@ pub struct MembershipRequest {
     /// Only if the membership is still the one as of this index ([`Members::as_of`](super::Members::as_of)):
     /// compare-and-set. `None`: any membership.
     pub expected: Option<LogIndex>,
-    /// Make the change even if it may cost the cluster its majority, or if the node to be promoted has not caught up or
-    /// was not reached.
+    /// Make the change even if it may cost the cluster its majority, or if the node to be promoted has not
+    /// caught up or was not reached.
     pub force: bool,
 }
 
 /// A change of the membership.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MembershipCommand {
-    /// Make this change. A node that is added as a voter [joins](MemberRole::Joining) first, unless the request is forced.
+    /// Make this change. A node that is added as a voter [joins](MemberRole::Joining) first, unless the
+    /// request is forced.
     Change(MembershipChange),
-    /// Add these nodes: as [`Joining`](MemberRole::Joining) nodes, or as permanent learners where the role says so. An
-    /// existing member keeps its role.
+    /// Add these nodes: as [`Joining`](MemberRole::Joining) nodes, or as permanent learners where the role
+    /// says so. An existing member keeps its role.
     Join(Vec<Member>),
 }
 

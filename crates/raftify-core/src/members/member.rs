@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{Incarnation, NodeId};
 
-/// The maximum number of members of a cluster. A larger quorum would only be slower; the limit keeps every table small.
+/// The maximum number of members of a cluster. A larger quorum would only be slower; the limit keeps every
+/// table small.
 pub const MEMBERS_MAX: usize = 64;
 
 /// The role of a member.
@@ -15,14 +16,14 @@ pub const MEMBERS_MAX: usize = 64;
 pub enum MemberRole {
     /// Votes and counts towards the quorum.
     Voter,
-    /// Receives the log, but neither votes nor counts towards the quorum (thesis, section 4.2.1). It stays a learner
-    /// until it is promoted on request.
+    /// Receives the log, but neither votes nor counts towards the quorum (thesis, section 4.2.1). It stays a
+    /// learner until it is promoted on request.
     Learner,
-    /// A learner that is to become a voter: the leader promotes it as soon as it has caught up and a majority of the
-    /// voters has reached it.
+    /// A learner that is to become a voter: the leader promotes it as soon as it has caught up and a majority
+    /// of the voters has reached it.
     Joining,
-    /// A voter of the outgoing half of a joint configuration only: it is removed as soon as the joint configuration is
-    /// left.
+    /// A voter of the outgoing half of a joint configuration only: it is removed as soon as the joint
+    /// configuration is left.
     Leaving,
 }
 

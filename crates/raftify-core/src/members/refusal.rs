@@ -65,8 +65,8 @@ pub enum MembershipRefusal {
         /// The incarnation in the request.
         new: Incarnation,
     },
-    /// The cluster knows the member at another address, and does not know its incarnation yet: another node may have
-    /// used the ticket.
+    /// The cluster knows the member at another address, and does not know its incarnation yet: another node
+    /// may have used the ticket.
     #[error(
         "node {id} is a member at {known}, not at {new}: another node may use its ticket. Ask for a new ticket, or remove \
          node {id} first if it is gone"

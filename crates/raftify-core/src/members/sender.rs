@@ -18,7 +18,8 @@ pub struct Sender {
     pub started: Started,
 }
 
-/// Why a message was refused before it reached consensus. All of these reasons are final: sending again does not help.
+/// Why a message was refused before it reached consensus. All of these reasons are final: sending again does
+/// not help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum SenderRefusal {
     /// The sender has this node's own id.
@@ -55,8 +56,8 @@ pub enum SenderRefusal {
         /// The membership that was checked.
         as_of: LogIndex,
     },
-    /// The sender has started with less than it reported before: its directory was restored from an older copy, or its
-    /// disk has lost fsynced data.
+    /// The sender has started with less than it reported before: its directory was restored from an older
+    /// copy, or its disk has lost fsynced data.
     #[error(
         "node {id} has started with an older copy of its data directory: it has {found}, and had told others of {told}. What \
          it acknowledged in between is gone, and acknowledged writes may be lost if it goes on. Remove node {id} from the \

@@ -11,8 +11,8 @@ use crate::storage::{HardState, Write};
 use crate::turn::Committed;
 use crate::types::{Identity, LogPosition};
 
-/// The term and the position at which every new cluster begins, as if the entry that created the first members were
-/// there.
+/// The term and the position at which every new cluster begins, as if the entry that created the first
+/// members were there.
 pub(super) const CLUSTER_START: LogPosition = LogPosition::new(1, 1);
 
 impl<R: ProposalReply> RaftNodeCore<R> {

@@ -1,5 +1,5 @@
-//! Processes committed entries: membership changes are applied here, all others are delivered to the owner of the state
-//! machine.
+//! Processes committed entries: membership changes are applied here, all others are delivered to the owner of
+//! the state machine.
 
 use std::sync::Arc;
 
@@ -41,10 +41,11 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         })
     }
 
-    /// Delivers entries that are durable on a majority and not yet on the disk of this node, if the state machine is in
-    /// memory (thesis, section 10.2.1; `docs/decisions/0008`). Only entries of users: a membership change, and every
-    /// entry that follows it, waits until raft-rs returns it as committed. Entries that raft-rs returns later, and that
-    /// were delivered here, are skipped. Returns the bytes of the delivered entries.
+    /// Delivers entries that are durable on a majority and not yet on the disk of this node, if the state
+    /// machine is in memory (thesis, section 10.2.1; `docs/decisions/0008`). Only entries of users: a
+    /// membership change, and every entry that follows it, waits until raft-rs returns it as committed.
+    /// Entries that raft-rs returns later, and that were delivered here, are skipped. Returns the bytes
+    /// of the delivered entries.
     fn deliver_beyond_durable(&mut self) -> u64 {
         if !self.delivery.may_go_beyond_durable() {
             return 0;
@@ -147,8 +148,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if was_member && !self.is_member() {
             self.retire();
         } else if self.consensus.is_leader() && !self.membership.members().is_voter(self.node.id()) {
-            // raft-rs would remain a leader without a vote, and would take the consent of a single voter to reads for
-            // granted.
+            // raft-rs would remain a leader without a vote, and would take the consent of a single voter to
+            // reads for granted.
             self.consensus.step_down();
         }
         Ok(())

@@ -62,8 +62,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Begins to transfer leadership to the best successor that is still a voter `after` the change, unless a transfer
-    /// is in progress. A node that also loses its vote by the change would only have to transfer leadership again.
+    /// Begins to transfer leadership to the best successor that is still a voter `after` the change, unless a
+    /// transfer is in progress. A node that also loses its vote by the change would only have to transfer
+    /// leadership again.
     pub(super) fn transfer_before(&mut self, after: &Members) -> Result<(), TransferError> {
         if self.leadership.is_transferring() {
             return Ok(());
@@ -133,8 +134,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.leadership.note_failed(to, others.into_iter(), pause_until_ticks);
     }
 
-    /// Steps down as a leader whose disk hangs: its heartbeats would keep it the leader, although it cannot make
-    /// progress.
+    /// Steps down as a leader whose disk hangs: its heartbeats would keep it the leader, although it cannot
+    /// make progress.
     pub(super) fn step_down_from_hung_disk(&mut self) {
         let limit = self.node.config().disk_stall_timeout;
         warn!(node = %self.node.id(), "stepped down: the disk has not finished a write for {limit:?}");
@@ -181,7 +182,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// A part of the log has become durable on this node; before, everything up to `commit` was durable on a majority.
+    /// A part of the log has become durable on this node; before, everything up to `commit` was durable on a
+    /// majority.
     pub(super) fn has_become_durable(&mut self, commit: LogIndex) {
         if let Some(patience) = self.node.config().slow_disk_patience
             && self.consensus.is_leader()

@@ -1,6 +1,6 @@
-//! Automatic membership management of a leader: it promotes joining nodes, removes joining nodes that are silent,
-//! leaves joint configurations, and replicates the incarnations and addresses that members announce. The voters tell it
-//! which nodes they have reached.
+//! Automatic membership management of a leader: it promotes joining nodes, removes joining nodes that are
+//! silent, leaves joint configurations, and replicates the incarnations and addresses that members announce.
+//! The voters tell it which nodes they have reached.
 
 use std::sync::Arc;
 
@@ -26,8 +26,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.may_propose() && !self.membership.has_proposed_change() && !self.consensus.has_pending_change()
     }
 
-    /// Replicates the incarnation of every member that has sent a message and whose incarnation is not recorded yet,
-    /// and the new address of this node.
+    /// Replicates the incarnation of every member that has sent a message and whose incarnation is not
+    /// recorded yet, and the new address of this node.
     pub(super) fn record_members(&mut self) {
         if !self.may_propose() {
             return;
@@ -93,8 +93,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Watches the non-voting nodes: promotes the joining nodes that are ready, all of them in one change, and removes
-    /// those that are silent.
+    /// Watches the non-voting nodes: promotes the joining nodes that are ready, all of them in one change,
+    /// and removes those that are silent.
     pub(super) fn tend_joiners(&mut self) {
         let is_watched = |member: &&Member| matches!(member.role, MemberRole::Learner | MemberRole::Joining);
         if !self.membership.members().iter().any(|member| is_watched(&member)) {
@@ -159,8 +159,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     // --- Reached nodes ---
 
-    /// The shell has connected to a peer at `address`, and that incarnation of the peer answers there. It counts if
-    /// this is the address in the membership, now or later.
+    /// The shell has connected to a peer at `address`, and that incarnation of the peer answers there. It
+    /// counts if this is the address in the membership, now or later.
     pub fn peer_reached(&mut self, peer: NodeId, incarnation: Incarnation, address: String) {
         if self.membership.reached.reach(peer, incarnation, address) {
             // The peer may have been started just now: requests wait on it until it knows the leader.
@@ -186,8 +186,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// A voter reports to the leader which non-voting nodes it has reached. It repeats the report, because the message
-    /// may be lost, and leaders change.
+    /// A voter reports to the leader which non-voting nodes it has reached. It repeats the report, because
+    /// the message may be lost, and leaders change.
     fn tell_leader_if_due(&mut self) {
         let Some(leader) = self.consensus.leader() else { return };
         let (now, interval_ticks) = (self.node.now(), self.node.ticks(self.node.config().election_timeout));

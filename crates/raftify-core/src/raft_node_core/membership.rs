@@ -63,7 +63,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.requests.defer(asked.deferred(until), self.node.config());
     }
 
-    /// The change that the request results in, with the membership after it; `None` if there is nothing to change.
+    /// The change that the request results in, with the membership after it; `None` if there is nothing to
+    /// change.
     fn plan_change(
         &self,
         request: &MembershipRequest,
@@ -104,8 +105,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         change
     }
 
-    /// The steps that add these nodes. An existing member keeps its role, but its address may have changed; a joining
-    /// node at the same address that is silent is removed.
+    /// The steps that add these nodes. An existing member keeps its role, but its address may have changed; a
+    /// joining node at the same address that is silent is removed.
     fn let_in(&self, joiners: &[Member]) -> Result<Option<MembershipChange>, MembershipRefusal> {
         let mut steps = Vec::new();
         for joiner in joiners {
@@ -179,8 +180,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok(())
     }
 
-    /// A change may not leave fewer live voters than a majority, in either half of a joint configuration. A voter is
-    /// alive if it has sent a message after `since_ticks`, when the change was first considered.
+    /// A change may not leave fewer live voters than a majority, in either half of a joint configuration. A
+    /// voter is alive if it has sent a message after `since_ticks`, when the change was first considered.
     pub(super) fn check_majority(&self, after: &Members, since_ticks: u64) -> Result<(), MembershipError> {
         let (now, then) = (self.membership.members().configuration(), after.configuration());
         if now.voters == then.voters || mutated!(AcceptsStrandingChange) {

@@ -1,4 +1,5 @@
-//! Messages of other nodes: whether this node accepts them, and how it handles them before they reach consensus.
+//! Messages of other nodes: whether this node accepts them, and how it handles them before they reach
+//! consensus.
 
 use tracing::{debug, warn};
 
@@ -27,11 +28,12 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// Whether this node accepts messages of this sender. `receiver` is the incarnation of this node as far as the
-    /// sender knows it.
+    /// Whether this node accepts messages of this sender. `receiver` is the incarnation of this node as far
+    /// as the sender knows it.
     ///
     /// # Errors
-    /// Why not: sending again does not help. The sender passes the reason to [`refused_by`](Self::refused_by).
+    /// Why not: sending again does not help. The sender passes the reason to
+    /// [`refused_by`](Self::refused_by).
     pub fn check_sender(
         &mut self,
         sender: &Sender,
@@ -65,8 +67,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         Ok(())
     }
 
-    /// The first node of a cluster has lost its disk and started another cluster, in which it is alone. It must not
-    /// answer requests for the cluster that it has lost.
+    /// The first node of a cluster has lost its disk and started another cluster, in which it is alone. It
+    /// must not answer requests for the cluster that it has lost.
     pub(super) fn known_elsewhere(&mut self, known: Incarnation) {
         let is_alone =
             self.membership.members().len() == 1 && self.membership.members().get(self.node.id()).is_some();
@@ -121,7 +123,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         );
         match self.consensus.step(message) {
             Ok(()) => {}
-            // The response to a candidacy that is over, or whose log is still being written, occurs in every election.
+            // The response to a candidacy that is over, or whose log is still being written, occurs in every
+            // election.
             Err(reason) if is_vote => debug!(node = %self.node.id(), %from, "dropped a message: {reason}"),
             Err(reason) => warn!(node = %self.node.id(), %from, "dropped a message: {reason}"),
         }
@@ -133,9 +136,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.must_stop(StopReason::WritesLost { node, missing, commit, leader, term });
     }
 
-    /// Tells the term to a candidate of an earlier term (figure 3.1 of the thesis). raft-rs does not answer it, and a
-    /// node that does not know of its membership never asks for its vote: without pre-vote, it could lose every
-    /// election. Sent as the response to a pre-vote, it is no vote against a later candidacy.
+    /// Tells the term to a candidate of an earlier term (figure 3.1 of the thesis). raft-rs does not answer
+    /// it, and a node that does not know of its membership never asks for its vote: without pre-vote, it
+    /// could lose every election. Sent as the response to a pre-vote, it is no vote against a later
+    /// candidacy.
     fn teach_term(&mut self, message: &RaftMessage) {
         let term = self.consensus.term();
         if matches!(message.body, RaftMessageBody::RequestVote { .. }) && message.term < term {
@@ -160,8 +164,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.liveness.is_alive(peer, self.node.now())
     }
 
-    /// Another node refuses the messages of this node. If the only possible reason is that this node is no longer part
-    /// of the cluster, it must stop: see [`stop_reason`](Self::stop_reason).
+    /// Another node refuses the messages of this node. If the only possible reason is that this node is no
+    /// longer part of the cluster, it must stop: see [`stop_reason`](Self::stop_reason).
     pub fn refused_by(&mut self, by: NodeId, refusal: SenderRefusal) {
         let own_incarnation = self.node.incarnation();
         let reason = match &refusal {

@@ -35,7 +35,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         match self.consensus.leader() {
-            // Before it has committed an entry of its own term, a leader may not know which entries are committed.
+            // Before it has committed an entry of its own term, a leader may not know which entries are
+            // committed.
             Some(leader) if leader == self.node.id() && self.consensus.has_committed_in_term() => {
                 let round = self.reads.begin_round(RoundKind::Heartbeats);
                 self.consensus.read_index(round);

@@ -11,15 +11,15 @@ use crate::message::{RaftMessage, RaftMessageBody};
 use crate::request::ProposalReply;
 use crate::types::{LogIndex, NodeId};
 
-/// For this many election timeouts, a node that is refused as removed, and has no other information, waits for voters
-/// that may need its vote. Such voters send it messages, because they campaign.
+/// For this many election timeouts, a node that is refused as removed, and has no other information, waits
+/// for voters that may need its vote. Such voters send it messages, because they campaign.
 const REMOVAL_PATIENCE: u32 = 10;
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// This node is no longer a member. It neither leads nor campaigns, but answers until a majority of the members has
-    /// the removal in force, and so the commit index that covers it is durable on them. Before that, members that
-    /// restart may have returned to the old membership, and need the vote of this node to find out which entries are
-    /// committed.
+    /// This node is no longer a member. It neither leads nor campaigns, but answers until a majority of the
+    /// members has the removal in force, and so the commit index that covers it is durable on them.
+    /// Before that, members that restart may have returned to the old membership, and need the vote of
+    /// this node to find out which entries are committed.
     pub(super) fn retire(&mut self) {
         info!(node = %self.node.id(), as_of = %self.membership.members().as_of(), "removed from the cluster");
         if self.consensus.is_leader() {
@@ -63,9 +63,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         voters
     }
 
-    /// Nodes that know of a removal send no messages to the removed node, and a learner that was removed while it was
-    /// down does not campaign. Such a node sends a message that changes nothing, in order to be refused. The message
-    /// has a term for which no node leaves its own.
+    /// Nodes that know of a removal send no messages to the removed node, and a learner that was removed
+    /// while it was down does not campaign. Such a node sends a message that changes nothing, in order to
+    /// be refused. The message has a term for which no node leaves its own.
     pub(super) fn ask_whether_still_needed(&mut self) {
         let members = self.membership.members();
         let is_forgotten = !members.is_voter(self.node.id())

@@ -1,5 +1,5 @@
-//! Snapshots: taken on this node, sent to followers, installed from a leader. The shell handles their data. This module
-//! decides which snapshots are recorded, and when the log may be compacted.
+//! Snapshots: taken on this node, sent to followers, installed from a leader. The shell handles their data.
+//! This module decides which snapshots are recorded, and when the log may be compacted.
 
 use std::sync::Arc;
 
@@ -36,8 +36,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// The snapshot requested with [`Turn::take_snapshot`](crate::Turn::take_snapshot) is durable in the snapshot
-    /// store, or could not be taken, for the given reason.
+    /// The snapshot requested with [`Turn::take_snapshot`](crate::Turn::take_snapshot) is durable in the
+    /// snapshot store, or could not be taken, for the given reason.
     pub fn snapshot_taken(&mut self, outcome: Result<SnapshotMeta, String>) {
         if let Err(reason) = &outcome {
             warn!(node = %self.node.id(), "a snapshot could not be taken, the old one stays in use: {reason}");
@@ -60,13 +60,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.snapshots.record(turn, snapshot, compact);
     }
 
-    /// The index after which the log of this leader must stay, so that no follower that can do without a snapshot needs
-    /// one, and no follower that was sent a snapshot needs the next one.
+    /// The index after which the log of this leader must stay, so that no follower that can do without a
+    /// snapshot needs one, and no follower that was sent a snapshot needs the next one.
     fn needed_by_followers(&self) -> Option<LogIndex> {
         let truncated = self.consensus.truncated().index;
         let has = |peer: &PeerProgress| match peer.matched >= truncated {
             true => peer.matched,
-            // The follower has confirmed no entry yet of those that it was sent, or its snapshot has just arrived.
+            // The follower has confirmed no entry yet of those that it was sent, or its snapshot has just
+            // arrived.
             false => LogIndex(peer.next.0 - 1),
         };
         let progress = self.consensus.progress();
@@ -76,8 +77,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         alive.filter(|index| *index >= truncated).chain(sent).min()
     }
 
-    /// The outcome of a snapshot that a turn requested to send: installed, or the reason why not. Called exactly once
-    /// for each.
+    /// The outcome of a snapshot that a turn requested to send: installed, or the reason why not. Called
+    /// exactly once for each.
     pub fn snapshot_sent(&mut self, sent: SnapshotToSend, outcome: Result<(), String>) {
         let to = sent.to;
         // raft-rs waits for the outcome of the last snapshot that it requested.
@@ -94,8 +95,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// The snapshots that must be kept: the newest, those that are being recorded, those that a slow state machine has
-    /// yet to restore, and those in flight to a follower.
+    /// The snapshots that must be kept: the newest, those that are being recorded, those that a slow state
+    /// machine has yet to restore, and those in flight to a follower.
     pub fn snapshots_in_use(&self) -> Vec<LogPosition> {
         let sending = self.snapshots.sending().iter().map(|sending| sending.position);
         self.snapshots.kept().chain(self.delivery.restoring().iter().copied()).chain(sending).collect()
@@ -180,9 +181,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// An installed snapshot is durable: its members are in force, and the state machine must restore it. Before that,
-    /// this node must not refuse a removed node: after a crash, this node would return to a membership that needs the
-    /// vote of the removed node.
+    /// An installed snapshot is durable: its members are in force, and the state machine must restore it.
+    /// Before that, this node must not refuse a removed node: after a crash, this node would return to a
+    /// membership that needs the vote of the removed node.
     fn installed(&mut self, snapshot: SnapshotMeta) {
         let position = snapshot.position;
         info!(node = %self.node.id(), at = %position, "snapshot received");

@@ -15,7 +15,8 @@ use crate::storage::Write;
 use crate::types::{Incarnation, NodeId, RunId, Term};
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// The identification of this node as a sender, once its start is durable. `None`: it must not send messages yet.
+    /// The identification of this node as a sender, once its start is durable. `None`: it must not send
+    /// messages yet.
     pub fn sender(&self) -> Option<Sender> {
         let identity = self.node.identity()?;
         self.standings.is_start_counted(self.pipeline.written()).then(|| Sender {
@@ -26,8 +27,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         })
     }
 
-    /// Counts this start, once, with the next turn. Starts are counted from the moment when the directory belongs to
-    /// the node.
+    /// Counts this start, once, with the next turn. Starts are counted from the moment when the directory
+    /// belongs to the node.
     pub(super) fn count_start(&mut self) {
         let remembered = self.standings.count_start(self.pipeline.next_number());
         self.pipeline.next().write.remembered = Some(remembered);
@@ -49,8 +50,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.standings.begin_to_hear(others.filter(|id| *id != self.node.id()));
     }
 
-    /// Whether this node still waits for the records that other members have of it. Until then it neither votes nor
-    /// acknowledges entries.
+    /// Whether this node still waits for the records that other members have of it. Until then it neither
+    /// votes nor acknowledges entries.
     pub fn is_hearing(&self) -> bool {
         self.standings.is_hearing()
     }
@@ -88,8 +89,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.remember_if_due();
     }
 
-    /// The leader learns from the responses how far a log reaches. All other members get periodic reports, and the log
-    /// of the leader itself matters as well.
+    /// The leader learns from the responses how far a log reaches. All other members get periodic reports,
+    /// and the log of the leader itself matters as well.
     fn tell_standing_if_due(&mut self) {
         let interval_ticks = self.node.ticks(self.node.config().heartbeat_interval);
         if !self.standings.is_telling_due(self.node.now(), interval_ticks) {
@@ -118,14 +119,15 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// The part of the record that is not written yet, for a node that stops in order: to be written after all turns.
+    /// The part of the record that is not written yet, for a node that stops in order: to be written after
+    /// all turns.
     pub fn last_write(&mut self) -> Option<Write> {
         let remembered = self.standings.take_last_write()?;
         Some(Write { remembered: Some(remembered), ..Write::default() })
     }
 
-    /// Whether the start that a member reports is consistent with its earlier reports. If it is not, both runs are
-    /// notified.
+    /// Whether the start that a member reports is consistent with its earlier reports. If it is not, both
+    /// runs are notified.
     pub(super) fn check_started(&mut self, sender: &Sender) -> Result<(), SenderRefusal> {
         let outcome = self.standings.check(sender);
         let is_alive = self.is_alive(sender.id);
@@ -166,8 +168,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.standings.remembered()
     }
 
-    /// As [`check_sender`](Self::check_sender); the state that the sender reported at its start is recorded from now
-    /// on.
+    /// As [`check_sender`](Self::check_sender); the state that the sender reported at its start is recorded
+    /// from now on.
     pub(super) fn admit(
         &mut self,
         sender: &Sender,

@@ -1,4 +1,5 @@
-//! Orderly shutdown: this node transfers leadership, accepts no new requests, and answers those that it has accepted.
+//! Orderly shutdown: this node transfers leadership, accepts no new requests, and answers those that it has
+//! accepted.
 
 use tracing::info;
 
@@ -7,10 +8,10 @@ use crate::error::{StopReason, TransferError};
 use crate::request::ProposalReply;
 
 impl<R: ProposalReply> RaftNodeCore<R> {
-    /// This node will stop soon. A leader transfers leadership to the most caught-up voter that is alive (thesis,
-    /// section 3.10). From now on, the node [accepts no new requests](Self::take_nothing_new). It answers requests that
-    /// it has accepted before as usual: it continues until [`is_ready_to_stop`](Self::is_ready_to_stop), or until its
-    /// caller no longer waits.
+    /// This node will stop soon. A leader transfers leadership to the most caught-up voter that is alive
+    /// (thesis, section 3.10). From now on, the node [accepts no new requests](Self::take_nothing_new).
+    /// It answers requests that it has accepted before as usual: it continues until
+    /// [`is_ready_to_stop`](Self::is_ready_to_stop), or until its caller no longer waits.
     pub fn prepare_to_stop(&mut self) {
         self.take_nothing_new();
         if let Err(error) = self.transfer_to_stop() {
@@ -25,13 +26,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
-    /// From now on, requests of the user of this node and of remote clients are refused with [`StopReason::Stopping`].
+    /// From now on, requests of the user of this node and of remote clients are refused with
+    /// [`StopReason::Stopping`].
     pub fn take_nothing_new(&mut self) {
         self.lifecycle.take_nothing_new();
     }
 
-    /// Whether this node, which is [preparing to stop](Self::prepare_to_stop), has transferred leadership, unless there
-    /// is no other voter to lead, and has answered every request.
+    /// Whether this node, which is [preparing to stop](Self::prepare_to_stop), has transferred leadership,
+    /// unless there is no other voter to lead, and has answered every request.
     pub fn is_ready_to_stop(&self) -> bool {
         let is_needed = self.leadership.is_transferring()
             || (self.consensus.is_leader()
@@ -46,7 +48,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             && self.delivery.is_answered()
     }
 
-    /// Also called at every tick: a successor may not have taken over, or this node may have been elected since.
+    /// Also called at every tick: a successor may not have taken over, or this node may have been elected
+    /// since.
     pub(super) fn transfer_to_stop(&mut self) -> Result<(), TransferError> {
         if !self.lifecycle.is_stopping()
             || !self.consensus.is_leader()

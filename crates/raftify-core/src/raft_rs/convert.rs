@@ -1,8 +1,8 @@
 //! Conversion between the types of raft-rs and ours.
 //!
-//! raft-rs has two types of entries; the kind of our entry is in the context of the raft-rs entry. raft-rs needs its
-//! own encoding of a membership change only on the leader that proposes it; our encoding is in the context as well, and
-//! only that is stored and sent.
+//! raft-rs has two types of entries; the kind of our entry is in the context of the raft-rs entry. raft-rs
+//! needs its own encoding of a membership change only on the leader that proposes it; our encoding is in the
+//! context as well, and only that is stored and sent.
 
 use std::collections::BTreeSet;
 

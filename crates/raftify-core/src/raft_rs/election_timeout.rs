@@ -4,8 +4,9 @@ use raft::{Raft, StateRole, Storage};
 
 use crate::types::NodeId;
 
-/// raft-rs draws election timeouts from the random numbers of the thread. To make them depend on the seed only, the
-/// timeout is set again after each step, to a value that is a function of seed, node, term, role and candidacies.
+/// raft-rs draws election timeouts from the random numbers of the thread. To make them depend on the seed
+/// only, the timeout is set again after each step, to a value that is a function of seed, node, term, role
+/// and candidacies.
 pub(super) struct ElectionTimeout {
     node_id: NodeId,
     seed: u64,

@@ -1,5 +1,5 @@
-//! Messages of other nodes. raft-rs panics where a message violates its assumptions, so that each message is checked
-//! here first.
+//! Messages of other nodes. raft-rs panics where a message violates its assumptions, so that each message is
+//! checked here first.
 
 use raft::eraftpb::{Message, MessageType, Snapshot};
 
@@ -58,12 +58,12 @@ impl Consensus {
         Ok(())
     }
 
-    /// Processes a snapshot whose data is durable already. Returns whether the log of this node now starts after it;
-    /// `false` if the log already contains that position.
+    /// Processes a snapshot whose data is durable already. Returns whether the log of this node now starts
+    /// after it; `false` if the log already contains that position.
     ///
-    /// The snapshot may be from before this node became a member: the change that adds it follows in the log. raft-rs
-    /// accepts no snapshot whose configuration does not contain its node, so that this node is added to it as a learner
-    /// until that change.
+    /// The snapshot may be from before this node became a member: the change that adds it follows in the log.
+    /// raft-rs accepts no snapshot whose configuration does not contain its node, so that this node is
+    /// added to it as a learner until that change.
     pub(crate) fn step_snapshot(
         &mut self,
         from: NodeId,
@@ -110,8 +110,8 @@ impl Consensus {
         Ok(is_taken)
     }
 
-    /// Whether this message can only arrive after this node lost entries that it had acknowledged: a leader tells each
-    /// follower to commit no more than the entries that the follower holds.
+    /// Whether this message can only arrive after this node lost entries that it had acknowledged: a leader
+    /// tells each follower to commit no more than the entries that the follower holds.
     pub(crate) fn shows_a_loss(&self, message: &RaftMessage) -> bool {
         if mutated!(LossIsNotNoticed) {
             return false;
@@ -121,9 +121,10 @@ impl Consensus {
             && message.term >= self.term()
     }
 
-    /// The first index at which the leader that sent this message provably has another entry than the one that this
-    /// node knows to be committed there. Every leader of this term or a later one has all entries that were committed
-    /// before, unless a majority has lost them. Messages of a leader of an earlier term prove nothing.
+    /// The first index at which the leader that sent this message provably has another entry than the one
+    /// that this node knows to be committed there. Every leader of this term or a later one has all
+    /// entries that were committed before, unless a majority has lost them. Messages of a leader of an
+    /// earlier term prove nothing.
     pub(crate) fn shows_lost_writes(&self, message: &RaftMessage) -> Option<LogIndex> {
         let RaftMessageBody::Append { previous, entries, .. } = &message.body else {
             return None;
@@ -149,8 +150,8 @@ impl Consensus {
         let (commit, truncated) = (self.commit(), self.truncated());
         let contradicts = match self.term_at(position.index) {
             Some(term) if position.index <= commit => term != position.term,
-            // Terms never decrease along a log: an entry after it has at least this term, a compacted one at most that
-            // term.
+            // Terms never decrease along a log: an entry after it has at least this term, a compacted one at
+            // most that term.
             _ if position.index > commit => self.term_at(commit).is_some_and(|term| position.term < term),
             _ => position.term > truncated.term,
         };
@@ -177,8 +178,8 @@ impl Consensus {
                 Err(Implausible("its commit index is beyond the end of this node's log"))
             }
             RaftMessageBody::AppendResponse { index, rejection, .. } => {
-                // A rejection names an entry that this leader once sent; its log may have become shorter since, in
-                // another term.
+                // A rejection names an entry that this leader once sent; its log may have become shorter
+                // since, in another term.
                 let hinted = rejection.map_or(LogIndex::ZERO, |hint| hint.index);
                 if (self.is_leader() && message.term == self.term() && *index > last) || hinted.0 > NUMBER_MAX
                 {
@@ -214,7 +215,7 @@ fn check_append(term: Term, previous: LogPosition, entries: &[Entry]) -> Result<
         }
         before = entry.position;
     }
-    // Whether the entries contradict committed ones is not checked here: see `shows_lost_writes`. raft-rs accepts none
-    // at or below its commit index.
+    // Whether the entries contradict committed ones is not checked here: see `shows_lost_writes`. raft-rs
+    // accepts none at or below its commit index.
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! The log as raft-rs reads it: the terms of all entries, and the newest entries themselves, in memory.
 //!
-//! Every entry that is not yet applied is here, so that committing never reads the disk; applied entries stay as long
-//! as they fit into the cache. The shell fetches older entries that a slow follower needs: raft-rs waits and asks again
-//! when the entries are here.
+//! Every entry that is not yet applied is here, so that committing never reads the disk; applied entries stay
+//! as long as they fit into the cache. The shell fetches older entries that a slow follower needs: raft-rs
+//! waits and asks again when the entries are here.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -43,8 +43,8 @@ pub(super) struct LogView {
     last: LogIndex,
     /// Every position at which the term differs from that of the entry before.
     term_starts: Vec<LogPosition>,
-    /// Invariant: the entries up to `last`, without a gap, and at least those that are not applied. Some of the first
-    /// may have been compacted away; these are never returned.
+    /// Invariant: the entries up to `last`, without a gap, and at least those that are not applied. Some of
+    /// the first may have been compacted away; these are never returned.
     ///
     /// Not raft-rs' entries, which are nearly twice as large (104 bytes each, against 56).
     cache: VecDeque<Entry>,
@@ -220,8 +220,8 @@ impl LogView {
         std::mem::take(&mut self.asked.get_mut().new_fetches)
     }
 
-    /// Keeps the fetched entries until raft-rs asks for them again, and returns the contexts with which it will ask.
-    /// Entries that were truncated or compacted away since are left out.
+    /// Keeps the fetched entries until raft-rs asks for them again, and returns the contexts with which it
+    /// will ask. Entries that were truncated or compacted away since are left out.
     pub(super) fn put_fetched(
         &mut self,
         fetch: LogFetch,
@@ -260,7 +260,8 @@ impl LogView {
             return Ok(entries);
         }
         if !context.can_async() {
-            // All entries that raft-rs reads without waiting are after the applied index, and so in the cache.
+            // All entries that raft-rs reads without waiting are after the applied index, and so in the
+            // cache.
             debug_assert!(false, "entry {} was read without waiting, but is not in memory", fetch.from);
             return Err(Error::Store(StorageError::Unavailable));
         }

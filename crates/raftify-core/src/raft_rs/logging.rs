@@ -1,7 +1,8 @@
 //! Carries the logs of raft-rs, which are slog records, to `tracing`.
 //!
-//! All records have the target `raft::raft`, and contain the id of the node: there may be several nodes in a process.
-//! The source location in raft-rs is left out, because it is a path on the machine that built the program.
+//! All records have the target `raft::raft`, and contain the id of the node: there may be several nodes in a
+//! process. The source location in raft-rs is left out, because it is a path on the machine that built the
+//! program.
 
 use std::fmt;
 

@@ -40,8 +40,8 @@ impl ConsensusReady {
             }
             return;
         }
-        // `None`: a message that raft-rs forwards to the leader. The core forwards requests itself, so that there are
-        // none.
+        // `None`: a message that raft-rs forwards to the leader. The core forwards requests itself, so that
+        // there are none.
         let Some(message) = message_from_raft(message) else {
             return;
         };

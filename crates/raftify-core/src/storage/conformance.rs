@@ -1,6 +1,6 @@
 //! One case for every sentence of the contracts of [`StableStorage`](super::StableStorage),
-//! [`LogReader`](super::LogReader) and [`SnapshotStore`](super::SnapshotStore). Each implementation calls [`check`] in
-//! a test. If it violates the contract, the test panics with the sentence that it violates.
+//! [`LogReader`](super::LogReader) and [`SnapshotStore`](super::SnapshotStore). Each implementation calls
+//! [`check`] in a test. If it violates the contract, the test panics with the sentence that it violates.
 
 mod log;
 mod opened;

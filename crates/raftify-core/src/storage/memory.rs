@@ -14,8 +14,8 @@ use super::{
 use crate::entry::Entry;
 use crate::types::{LogIndex, LogPosition};
 
-/// Implements [`StableStorage`] in memory. A clone is a second handle to the same content, so that a test can stop a
-/// node and start it again on the same content.
+/// Implements [`StableStorage`] in memory. A clone is a second handle to the same content, so that a test can
+/// stop a node and start it again on the same content.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStorage {
     content: Arc<Mutex<Content>>,

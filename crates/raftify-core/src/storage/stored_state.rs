@@ -1,5 +1,5 @@
-//! The effect of a write on the stored state, as a pure function: this module decides which writes are refused. Every
-//! implementation of [`StableStorage`](super::StableStorage) calls it before it writes, and
+//! The effect of a write on the stored state, as a pure function: this module decides which writes are
+//! refused. Every implementation of [`StableStorage`](super::StableStorage) calls it before it writes, and
 //! [`check`](StoredState::check) after it has read, so that it accepts no state that it could not load again.
 
 use std::sync::Arc;
@@ -22,7 +22,8 @@ impl StoredState {
     /// The state after `write`.
     ///
     /// # Errors
-    /// [`StorageError::Refused`] if the write contradicts the stored state. The storage must not carry it out then.
+    /// [`StorageError::Refused`] if the write contradicts the stored state. The storage must not carry it out
+    /// then.
     pub fn after(&self, write: &Write) -> Result<StoredState, StorageError> {
         self.try_after(write).map_err(|reason| StorageError::Refused { reason })
     }
@@ -154,8 +155,8 @@ impl StoredState {
 }
 
 impl HardState {
-    /// Terms and commit index never decrease, and a vote never changes within its term: a node that forgets one of them
-    /// could elect two leaders in a term.
+    /// Terms and commit index never decrease, and a vote never changes within its term: a node that forgets
+    /// one of them could elect two leaders in a term.
     fn check_followed_by(&self, next: &HardState) -> Result<(), String> {
         if next.term < self.term {
             return Err(format!("the term cannot go back from {} to {}", self.term, next.term));

@@ -63,7 +63,8 @@ impl Host {
                 Order::Quit => {
                     record.count("quit");
                     in_time(&record, &name, disk.busy_for() + QUIT_MAX, "quit", node.quit()).await;
-                    // If `run` was dropped meanwhile, the disk is closed a little later; this is checked then.
+                    // If `run` was dropped meanwhile, the disk is closed a little later; this is checked
+                    // then.
                     if !disk.is_closed() && !*drop_run.borrow() {
                         record.violation(&name, "quit has returned and the disk is still in use");
                     }

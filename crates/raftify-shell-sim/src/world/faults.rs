@@ -101,8 +101,8 @@ impl World {
         self.crashed.insert(number, until);
     }
 
-    /// The process ends, and its machine goes on: the other ends of its connections learn of it at once, and new
-    /// connections are refused.
+    /// The process ends, and its machine goes on: the other ends of its connections learn of it at once, and
+    /// new connections are refused.
     fn kill_process(&mut self, number: usize, until: Duration) {
         self.note(format_args!("the process of host {number} is killed until {until:?}"));
         self.record.count("process killed");
@@ -117,8 +117,8 @@ impl World {
     fn lose_machine(&mut self, number: usize, until: Duration) {
         self.note(format_args!("the machine of host {number} is lost until {until:?}"));
         self.record.count("machine lost");
-        // turmoil refuses new connections over a cut link at once. Over a held one it is silent, and delivers later
-        // what was sent meanwhile, as a sender that sends again does.
+        // turmoil refuses new connections over a cut link at once. Over a held one it is silent, and delivers
+        // later what was sent meanwhile, as a sender that sends again does.
         for other in (0..self.addresses.len()).filter(|other| *other != number) {
             let link = (number.min(other), number.max(other));
             match self.links.get(&link).copied() {
@@ -262,7 +262,8 @@ mod tests {
 
     const SILENCE: Duration = Duration::from_secs(2);
 
-    /// What a peer notices: whether its connection ends, and the error of a new one. `None`: nothing, for long.
+    /// What a peer notices: whether its connection ends, and the error of a new one. `None`: nothing, for
+    /// long.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     struct Noticed {
         ends: Option<()>,

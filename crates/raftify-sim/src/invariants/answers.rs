@@ -1,6 +1,6 @@
-//! Answers: every request gets exactly one, and success only for an entry that is durable on a quorum (thesis,
-//! section 3.6.2; the quorum itself is checked when the entry is committed). No acknowledged write is missing at the
-//! end.
+//! Answers: every request gets exactly one, and success only for an entry that is durable on a quorum
+//! (thesis, section 3.6.2; the quorum itself is checked when the entry is committed). No acknowledged write
+//! is missing at the end.
 
 use std::collections::BTreeMap;
 

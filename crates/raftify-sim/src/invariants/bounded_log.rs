@@ -1,11 +1,12 @@
-//! The log is bounded: once a snapshot is recorded, the log begins no earlier than the settings allow, even if other
-//! nodes are dead or slow (thesis, chapter 5: each server compacts independently of the others).
+//! The log is bounded: once a snapshot is recorded, the log begins no earlier than the settings allow, even
+//! if other nodes are dead or slow (thesis, chapter 5: each server compacts independently of the others).
 
 use raftify_core::{LogIndex, NodeId};
 
 use super::Checked;
 
-/// `node` records a snapshot at `snapshot`; its log now begins after `truncated`, where `kept` entries may stay.
+/// `node` records a snapshot at `snapshot`; its log now begins after `truncated`, where `kept` entries may
+/// stay.
 pub(crate) fn records(node: NodeId, snapshot: LogIndex, truncated: LogIndex, kept: u64) -> Checked {
     if truncated.0.saturating_add(kept) >= snapshot.0 {
         return Ok(());

@@ -1,7 +1,7 @@
-//! The commit index never decreases while a node runs, and never exceeds the entries that a quorum holds *durably*;
-//! in a joint configuration, a quorum of both halves (thesis, sections 3.5, 3.8 and 4.3). A leader commits by
-//! counting copies only entries of its own term (section 3.6.2, figure 3.7), and counts only existing copies (figure
-//! 3.1, `matchIndex`).
+//! The commit index never decreases while a node runs, and never exceeds the entries that a quorum holds
+//! *durably*; in a joint configuration, a quorum of both halves (thesis, sections 3.5, 3.8 and 4.3). A leader
+//! commits by counting copies only entries of its own term (section 3.6.2, figure 3.7), and counts only
+//! existing copies (figure 3.1, `matchIndex`).
 
 use std::collections::BTreeSet;
 
@@ -61,7 +61,8 @@ pub(crate) fn leader_commits(
     ))
 }
 
-/// Whether the nodes for which `counts` is true are a quorum of `configuration`, of both halves if it is a joint one.
+/// Whether the nodes for which `counts` is true are a quorum of `configuration`, of both halves if it is a
+/// joint one.
 pub(crate) fn has_quorum(configuration: &Configuration, counts: impl Fn(NodeId) -> bool) -> bool {
     let is_majority =
         |voters: &BTreeSet<NodeId>| voters.iter().filter(|voter| counts(**voter)).count() > voters.len() / 2;

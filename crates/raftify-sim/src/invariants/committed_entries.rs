@@ -1,6 +1,6 @@
-//! Committed entries never change: if one node knows an entry as committed, every node commits it, and no node
-//! discards it (thesis, section 3.6.3). Also the record of committed entries that other properties are checked
-//! against.
+//! Committed entries never change: if one node knows an entry as committed, every node commits it, and no
+//! node discards it (thesis, section 3.6.3). Also the record of committed entries that other properties are
+//! checked against.
 
 use raftify_core::storage::Write;
 use raftify_core::{LogIndex, LogPosition, NodeId, Term};
@@ -71,9 +71,9 @@ impl CommittedEntries {
         }
     }
 
-    /// `node`, whose log is `log`, is about to accept `write` in `term`. A node that does not know the leader that
-    /// committed an entry may still discard a copy of it in favour of entries of an earlier leader: no quorum counted
-    /// that copy.
+    /// `node`, whose log is `log`, is about to accept `write` in `term`. A node that does not know the leader
+    /// that committed an entry may still discard a copy of it in favour of entries of an earlier leader:
+    /// no quorum counted that copy.
     pub(crate) fn writes(&self, node: NodeId, term: Term, log: &LogPicture, write: &Write) -> Checked {
         let Some(first) = write.append.first().map(|entry| entry.position.index) else {
             return Ok(());

@@ -1,6 +1,6 @@
-//! Deadlines: a node answers or forwards each request before its deadline by that node's clock, whatever fails around
-//! it; and a request is forwarded to a leader only once (thesis, section 6.2). A promise of the README; Raft itself
-//! has no deadlines.
+//! Deadlines: a node answers or forwards each request before its deadline by that node's clock, whatever
+//! fails around it; and a request is forwarded to a leader only once (thesis, section 6.2). A promise of the
+//! README; Raft itself has no deadlines.
 
 use std::sync::{Arc, Weak};
 

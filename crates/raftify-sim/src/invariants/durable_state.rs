@@ -1,10 +1,10 @@
-//! The durable state of a node, across all its restarts: its term never decreases, it gives one vote in a term, its
-//! commit index and its newest snapshot never go back, and while it runs, no entry is applied twice or out of order
-//! (thesis, sections 3.4, 3.8 and 5.1). A node that lost its disk is another incarnation. Overwritten entries are
-//! gone (figure 3.1, AppendEntries, and section 5.3: a snapshot in place of the log). And a node must not return to a
-//! membership before one that is in force: the commit index that covers the latter is durable first, here, and before
-//! a removed node stops, where others could still need its vote (section 4.2.2: the availability of the old
-//! configuration until the new one is committed).
+//! The durable state of a node, across all its restarts: its term never decreases, it gives one vote in a
+//! term, its commit index and its newest snapshot never go back, and while it runs, no entry is applied twice
+//! or out of order (thesis, sections 3.4, 3.8 and 5.1). A node that lost its disk is another incarnation.
+//! Overwritten entries are gone (figure 3.1, AppendEntries, and section 5.3: a snapshot in place of the log).
+//! And a node must not return to a membership before one that is in force: the commit index that covers the
+//! latter is durable first, here, and before a removed node stops, where others could still need its vote
+//! (section 4.2.2: the availability of the old configuration until the new one is committed).
 
 use std::collections::BTreeMap;
 
@@ -61,8 +61,8 @@ impl DurableState {
         Ok(())
     }
 
-    /// After a write, the storage of `node` reports that its log goes from after `truncated` to `last`; it should be
-    /// `log`.
+    /// After a write, the storage of `node` reports that its log goes from after `truncated` to `last`; it
+    /// should be `log`.
     pub(crate) fn log_is(
         &self,
         node: NodeId,
@@ -96,8 +96,8 @@ impl DurableState {
         ))
     }
 
-    /// `node` stops because it was removed at `index` or later; the remaining voters have these durable commit
-    /// indexes.
+    /// `node` stops because it was removed at `index` or later; the remaining voters have these durable
+    /// commit indexes.
     pub(crate) fn leaves(&self, node: NodeId, index: LogIndex, commits: &[LogIndex]) -> Checked {
         let know = commits.iter().filter(|commit| **commit >= index).count();
         if know > commits.len() / 2 {
@@ -123,9 +123,9 @@ impl DurableState {
     }
 }
 
-/// `node` delivers the entry at `position`, which is not durable there, to its state machine: allowed only for a
-/// state machine in memory, and only for an entry that a majority has and that changes no members (thesis, section
-/// 10.2.1).
+/// `node` delivers the entry at `position`, which is not durable there, to its state machine: allowed only
+/// for a state machine in memory, and only for an entry that a majority has and that changes no members
+/// (thesis, section 10.2.1).
 pub(crate) fn delivers_beyond_log(
     node: NodeId,
     position: LogPosition,
@@ -140,8 +140,8 @@ pub(crate) fn delivers_beyond_log(
     ))
 }
 
-/// The durable state of `node` is that at `kept`; its log goes up to `last`, and has an entry of term `there` at that
-/// index, if it reaches back so far.
+/// The durable state of `node` is that at `kept`; its log goes up to `last`, and has an entry of term `there`
+/// at that index, if it reaches back so far.
 pub(crate) fn keeps_what_is_in_the_state(
     node: NodeId,
     kept: LogPosition,

@@ -1,4 +1,5 @@
-//! Leader append-only: a leader never overwrites or deletes entries of its log (thesis, figure 3.2 and section 3.5).
+//! Leader append-only: a leader never overwrites or deletes entries of its log (thesis, figure 3.2 and
+//! section 3.5).
 
 use raftify_core::storage::Write;
 use raftify_core::{LogIndex, NodeId, Term};

@@ -1,6 +1,6 @@
 //! Leader completeness: an entry that is committed in a term is in the log of the leaders of all higher terms
-//! (thesis, figure 3.2 and section 3.6.3). Checked both ways: for a new leader, against all earlier commits; and for
-//! each commit, against all leaders of higher terms.
+//! (thesis, figure 3.2 and section 3.6.3). Checked both ways: for a new leader, against all earlier commits;
+//! and for each commit, against all leaders of higher terms.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,7 @@
-//! Leadership: no node leads without a vote in the membership in force (thesis, section 4.2.2), or with a disk that
-//! has hung for longer than the settings allow, so that another node can take over (a promise of the README). And
-//! leadership is not transferred to an inactive node: proposals would wait in vain (section 3.10).
+//! Leadership: no node leads without a vote in the membership in force (thesis, section 4.2.2), or with a
+//! disk that has hung for longer than the settings allow, so that another node can take over (a promise of
+//! the README). And leadership is not transferred to an inactive node: proposals would wait in vain (section
+//! 3.10).
 
 use raftify_core::NodeId;
 
@@ -24,8 +25,8 @@ pub(crate) fn leads_with_disk(node: NodeId, stalled_ticks: u64, most_ticks: u64)
     ))
 }
 
-/// `leader` was asked to transfer its leadership to `to`, from which it has received no message for an election
-/// timeout.
+/// `leader` was asked to transfer its leadership to `to`, from which it has received no message for an
+/// election timeout.
 pub(crate) fn transfers_to_inactive(leader: NodeId, to: NodeId, is_answered: bool) -> Checked {
     if is_answered {
         return Ok(());

@@ -1,8 +1,8 @@
-//! Changes never strand a cluster: a change that a leader accepts, unless it is forced, leaves a majority of voters,
-//! of each half of a joint configuration, that was recently active (etcd's check of reconfigurations; thesis, section
-//! 4.2.1). The simulator itself knows which messages arrived. And a node gets a vote only by a promotion: when it has
-//! the log, up to the bound of the settings, and a majority of the voters has reached it at its recorded address
-//! (section 4.2.1). A learner becomes a voter only on request.
+//! Changes never strand a cluster: a change that a leader accepts, unless it is forced, leaves a majority of
+//! voters, of each half of a joint configuration, that was recently active (etcd's check of reconfigurations;
+//! thesis, section 4.2.1). The simulator itself knows which messages arrived. And a node gets a vote only by
+//! a promotion: when it has the log, up to the bound of the settings, and a majority of the voters has
+//! reached it at its recorded address (section 4.2.1). A learner becomes a voter only on request.
 
 use std::collections::BTreeSet;
 
@@ -54,8 +54,8 @@ impl LiveMajority {
         self.reached.insert((node, peer, incarnation, address.to_owned()));
     }
 
-    /// A leader proposes a change. `hears`: whether a message of this node has arrived within an election timeout;
-    /// `has_log`: whether the node has the leader's log up to the bound.
+    /// A leader proposes a change. `hears`: whether a message of this node has arrived within an election
+    /// timeout; `has_log`: whether the node has the leader's log up to the bound.
     pub(crate) fn proposes(
         &self,
         proposed: &Proposed<'_>,
@@ -64,7 +64,8 @@ impl LiveMajority {
     ) -> Checked {
         let Proposed { leader, change, before, newest } = proposed;
         if **change == MembershipChange::LeaveJoint {
-            // The remaining voters have agreed to everything committed since the joint configuration was entered.
+            // The remaining voters have agreed to everything committed since the joint configuration was
+            // entered.
             return Ok(());
         }
         let Ok(after) = before.changed(LogIndex::ZERO, change) else { return Ok(()) };

@@ -1,6 +1,6 @@
-//! Log matching: two logs with an entry of the same index and term are the same up to it (thesis, figure 3.2 and
-//! section 3.5). Logs are compared by their digests, in their durable form: a single voter that forgets its term in a
-//! crash may lead in it again, with other entries, as long as no other node saw the first ones.
+//! Log matching: two logs with an entry of the same index and term are the same up to it (thesis, figure 3.2
+//! and section 3.5). Logs are compared by their digests, in their durable form: a single voter that forgets
+//! its term in a crash may lead in it again, with other entries, as long as no other node saw the first ones.
 
 use std::collections::BTreeMap;
 

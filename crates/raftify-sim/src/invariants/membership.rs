@@ -1,8 +1,9 @@
-//! Membership: a leader has at most one uncommitted change (thesis, section 4.1); the membership as of one index is
-//! the same everywhere, and so is the one in force at one applied index; no node id is reserved twice. Without a
-//! joint configuration, one voter changes at a time, and a joint one consists of the voters before and after
-//! (sections 4.1, 4.3). No node believes another incarnation of a member than the known one, or accepts messages of a
-//! node of another cluster. Of several changes that are made from one membership, one is made.
+//! Membership: a leader has at most one uncommitted change (thesis, section 4.1); the membership as of one
+//! index is the same everywhere, and so is the one in force at one applied index; no node id is reserved
+//! twice. Without a joint configuration, one voter changes at a time, and a joint one consists of the voters
+//! before and after (sections 4.1, 4.3). No node believes another incarnation of a member than the known one,
+//! or accepts messages of a node of another cluster. Of several changes that are made from one membership,
+//! one is made.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,8 +101,8 @@ impl Membership {
         }
     }
 
-    /// Whether the newest is a joint one that a leader must leave automatically (section 4.3). `term_at` returns
-    /// terms of committed entries.
+    /// Whether the newest is a joint one that a leader must leave automatically (section 4.3). `term_at`
+    /// returns terms of committed entries.
     pub(crate) fn must_leave_joint(&self, term_at: impl Fn(LogIndex) -> Option<Term>) -> bool {
         let joint = self.as_of.values().rev().take_while(|members| members.is_joint());
         let entered = joint.last().map(Members::as_of);

@@ -1,5 +1,6 @@
-//! Linearizable reads: a read observes everything that was acknowledged before it began, in an applied state (thesis,
-//! section 6.4). The clients' histories are checked as a whole at the end; this check reports a violation at once.
+//! Linearizable reads: a read observes everything that was acknowledged before it began, in an applied state
+//! (thesis, section 6.4). The clients' histories are checked as a whole at the end; this check reports a
+//! violation at once.
 
 use raftify_core::LogIndex;
 

@@ -1,6 +1,6 @@
-//! State-machine safety: no two nodes apply different entries at one index (thesis, figure 3.2 and section 3.6.3). So
-//! the states of all nodes are equal at equal applied indexes, also where a snapshot replaces a part of the log
-//! (section 5.1).
+//! State-machine safety: no two nodes apply different entries at one index (thesis, figure 3.2 and section
+//! 3.6.3). So the states of all nodes are equal at equal applied indexes, also where a snapshot replaces a
+//! part of the log (section 5.1).
 
 use std::collections::BTreeMap;
 

@@ -1,13 +1,13 @@
-//! Terms: a node that receives a higher term adopts it (thesis, figure 3.1, rules for all servers). Vote requests are
-//! excluded, because a node may ignore them while it follows a leader (section 4.2.3), and so are messages that raise
-//! no term (pre-vote, section 9.6).
+//! Terms: a node that receives a higher term adopts it (thesis, figure 3.1, rules for all servers). Vote
+//! requests are excluded, because a node may ignore them while it follows a leader (section 4.2.3), and so
+//! are messages that raise no term (pre-vote, section 9.6).
 
 use raftify_core::{NodeId, RaftMessage, RaftMessageBody, Term};
 
 use super::Checked;
 
-/// The term that the receiver of `message` must adopt, if any. A node whose log is not durable yet ignores answers to
-/// a candidacy.
+/// The term that the receiver of `message` must adopt, if any. A node whose log is not durable yet ignores
+/// answers to a candidacy.
 pub(crate) fn taught_by(message: &RaftMessage, is_log_durable: bool) -> Option<Term> {
     match message.body {
         RaftMessageBody::AppendResponse { .. }

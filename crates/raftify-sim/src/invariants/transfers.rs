@@ -1,6 +1,6 @@
-//! A leader sends a follower one snapshot at a time: before it knows the outcome of one, it sends another one only if
-//! the follower has reached the first one's index meanwhile. (The thesis leaves this open; otherwise many bytes are
-//! sent in vain.)
+//! A leader sends a follower one snapshot at a time: before it knows the outcome of one, it sends another one
+//! only if the follower has reached the first one's index meanwhile. (The thesis leaves this open; otherwise
+//! many bytes are sent in vain.)
 
 use raftify_core::{LogIndex, NodeId, SnapshotToSend};
 

@@ -1,5 +1,5 @@
-//! Admission of nodes and its faults: some die while they catch up, some are unreachable or restart at another
-//! address; and the operator changes members while others are down.
+//! Admission of nodes and its faults: some die while they catch up, some are unreachable or restart at
+//! another address; and the operator changes members while others are down.
 
 use raftify_core::members::LeaveJoint;
 use raftify_core::{

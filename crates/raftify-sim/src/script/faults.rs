@@ -21,7 +21,8 @@ pub struct DiskCopy(Disk, Durable);
 impl Cluster {
     // --- Nodes ---
 
-    /// A running node with an empty disk. A first member begins the cluster, all others wait for their admission.
+    /// A running node with an empty disk. A first member begins the cluster, all others wait for their
+    /// admission.
     pub fn add_node(&mut self, node: NodeId) {
         self.add_node_at(node, &format!("node-{node}:1"));
     }
@@ -41,8 +42,8 @@ impl Cluster {
         self.on_disk = nodes.into_iter().collect();
     }
 
-    /// Starts a stopped node on its disk. A member makes its start durable and asks the others whether they believe
-    /// it, unless its disk hangs.
+    /// Starts a stopped node on its disk. A member makes its start durable and asks the others whether they
+    /// believe it, unless its disk hangs.
     pub fn start(&mut self, id: NodeId) {
         let is_on_disk = self.on_disk.contains(&id);
         let node = self.node_mut(id);
@@ -58,8 +59,8 @@ impl Cluster {
         }
     }
 
-    /// A power failure of `node`. Its oldest pending write may be durable, all others are lost, and so is everything
-    /// that it has sent and that has not arrived.
+    /// A power failure of `node`. Its oldest pending write may be durable, all others are lost, and so is
+    /// everything that it has sent and that has not arrived.
     pub fn crash(&mut self, node: NodeId) {
         self.step(|sim| sim.crash(node));
         let links: Vec<_> = self.links.keys().copied().filter(|(from, _)| *from == node).collect();
@@ -132,8 +133,8 @@ impl Cluster {
         self.step(|sim| sim.perform(Action::LoseDisk(node, DiskLoss::RollBack)));
     }
 
-    /// The disk of a stopped node is replaced by one that has nothing but its identity: it is pledged to the cluster,
-    /// and has not begun it.
+    /// The disk of a stopped node is replaced by one that has nothing but its identity: it is pledged to the
+    /// cluster, and has not begun it.
     ///
     /// # Panics
     /// If the disk cannot be written.
@@ -152,9 +153,9 @@ impl Cluster {
         (this.lost, this.held_before) = (None, None);
     }
 
-    /// From now on, the invariants judge what happens as if the world began with the disks as they are, and do not
-    /// judge `outlived`, which alone has acknowledged entries that the others have lost: by design, such a world
-    /// violates most of them. The other nodes must be stopped.
+    /// From now on, the invariants judge what happens as if the world began with the disks as they are, and
+    /// do not judge `outlived`, which alone has acknowledged entries that the others have lost: by
+    /// design, such a world violates most of them. The other nodes must be stopped.
     ///
     /// # Panics
     /// If the disks of the others contradict each other.

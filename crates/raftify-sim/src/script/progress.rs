@@ -101,9 +101,9 @@ impl Cluster {
         position.expect("the condition holds")
     }
 
-    /// Repairs everything and starts all nodes that can be of use. Then the cluster must become live, all members must
-    /// become equal, every request must be answered, no acknowledged write may be missing, and the history of all
-    /// proposals and reads must be linearizable.
+    /// Repairs everything and starts all nodes that can be of use. Then the cluster must become live, all
+    /// members must become equal, every request must be answered, no acknowledged write may be missing,
+    /// and the history of all proposals and reads must be linearizable.
     ///
     /// # Panics
     /// If one of this is not so.

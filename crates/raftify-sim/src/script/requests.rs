@@ -1,4 +1,5 @@
-//! The requests of users. Those that have a method here are checked like the calls of the simulator's clients.
+//! The requests of users. Those that have a method here are checked like the calls of the simulator's
+//! clients.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -23,7 +23,8 @@ impl Cluster {
         true
     }
 
-    /// The answers of nodes to other nodes arrive: outcomes of snapshots, rounds of reads, forwarded requests.
+    /// The answers of nodes to other nodes arrive: outcomes of snapshots, rounds of reads, forwarded
+    /// requests.
     pub fn deliver_answers(&mut self) {
         while let Some(((from, to), packet)) = self.answers.pop_front() {
             self.step(|sim| sim.arrive(from, to, packet));
@@ -45,7 +46,8 @@ impl Cluster {
         self.complete_writes(node, 1)
     }
 
-    /// The `count` oldest waiting turns of `node` become durable together. `false`: there is none, or its disk hangs.
+    /// The `count` oldest waiting turns of `node` become durable together. `false`: there is none, or its
+    /// disk hangs.
     pub fn complete_writes(&mut self, node: NodeId, count: usize) -> bool {
         let Some(this) = self.sim.nodes.get_mut(&node).filter(|this| !this.disk_hangs) else { return false };
         let life = this.life;
@@ -80,8 +82,8 @@ impl Cluster {
         });
     }
 
-    /// Takes what the last step has scheduled: packets go to their links, and everything that the test does not decide
-    /// happens at once.
+    /// Takes what the last step has scheduled: packets go to their links, and everything that the test does
+    /// not decide happens at once.
     pub(super) fn take_events(&mut self) {
         loop {
             let events = self.sim.schedule.take_all();

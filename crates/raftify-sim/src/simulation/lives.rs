@@ -369,8 +369,8 @@ impl Simulation {
         Ok(())
     }
 
-    /// `id` stops because it was removed. If it found that out by itself, it has waited for nodes that may still need
-    /// its vote.
+    /// `id` stops because it was removed. If it found that out by itself, it has waited for nodes that may
+    /// still need its vote.
     fn observe_leaving(&self, id: NodeId, own: &Members) -> Checked {
         if own.is_empty() || own.get(id).is_some() {
             return Ok(());

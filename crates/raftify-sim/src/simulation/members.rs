@@ -38,7 +38,8 @@ impl Simulation {
         Members::initial(other).ok().map(Arc::new)
     }
 
-    /// Whether `to` accepts messages of `from`. Nodes that began with different lists are of different clusters.
+    /// Whether `to` accepts messages of `from`. Nodes that began with different lists are of different
+    /// clusters.
     pub(super) fn is_of_one_cluster(&mut self, from: NodeId, to: NodeId) -> Result<bool, String> {
         let (Some(one), Some(other)) = (self.nodes.get(&from), self.nodes.get(&to)) else { return Ok(true) };
         if one.cluster_id != other.cluster_id {
@@ -52,7 +53,8 @@ impl Simulation {
 
     // --- Addresses ---
 
-    /// At intervals, a node connects to every member at its recorded address, and asks which node answers there.
+    /// At intervals, a node connects to every member at its recorded address, and asks which node answers
+    /// there.
     pub(super) fn probe_if_due(&mut self, id: NodeId) {
         let interval = self.world.config.ticks(self.world.config.heartbeat_interval).max(1);
         let is_due = self.running(id).is_some_and(|running| running.deadlines.now_ticks() % interval == 0);

@@ -26,7 +26,8 @@ impl Simulation {
     /// Sends a request to a running node.
     pub(crate) fn ask(&mut self, node: NodeId, message: LocalRequestMsg<Reply>) -> Checked {
         if node_lost(&self.nodes, node).is_some_and(Lost::is_not_checked) {
-            // As with its packets: at the time of the copy it may have been the only voter, and still assumes that.
+            // As with its packets: at the time of the copy it may have been the only voter, and still assumes
+            // that.
             drop(message);
             return self.settle(node);
         }

@@ -178,8 +178,8 @@ impl Simulation {
         }
     }
 
-    /// A leader has received an acknowledgement: the assumed entries must be there. A node in a later term may have
-    /// discarded them since.
+    /// A leader has received an acknowledgement: the assumed entries must be there. A node in a later term
+    /// may have discarded them since.
     pub(super) fn observe_progress(&mut self, id: NodeId) -> Checked {
         let Some(status) = self.status(id).filter(|status| status.role == Role::Leader) else {
             return Ok(());

@@ -45,8 +45,8 @@ impl Simulation {
             if let Some(node) = self.nodes.get_mut(&id) {
                 node.fails_to = Default::default();
                 node.apply_slowness = 1;
-                // Elections end if timeouts differ more than clocks do: safety needs no clock, liveness does (thesis,
-                // section 3.9).
+                // Elections end if timeouts differ more than clocks do: safety needs no clock, liveness does
+                // (thesis, section 3.9).
                 node.tick = tick;
             }
             self.repair(Repair::Disk(id))?;
@@ -158,8 +158,9 @@ impl Simulation {
         self.nodes.values().all(|node| {
             let is_member = status.members.get(node.id).is_some();
             match &node.running {
-                // A removed node asks the voters that it knows, is refused by a majority of them, and stops. If too
-                // few of these are at their known addresses, it may wait, like a node that was never added.
+                // A removed node asks the voters that it knows, is refused by a majority of them, and stops.
+                // If too few of these are at their known addresses, it may wait, like a node
+                // that was never added.
                 Some(running) if !is_member => {
                     let own = running.core.status().members;
                     let mut others = own.configuration().voters;

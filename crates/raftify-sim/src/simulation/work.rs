@@ -294,8 +294,9 @@ impl Simulation {
     }
 }
 
-/// The mean time that it takes to write a snapshot to such a disk. Its size is of no importance here: on a disk that is
-/// thousands of times slower than a healthy one, as that of a leader may be, a small write already takes long enough.
+/// The mean time that it takes to write a snapshot to such a disk. Its size is of no importance here: on a
+/// disk that is thousands of times slower than a healthy one, as that of a leader may be, a small write
+/// already takes long enough.
 fn snapshot_time(disk_slowness: u64) -> Time {
     5 * MILLISECOND * disk_slowness.min(100)
 }

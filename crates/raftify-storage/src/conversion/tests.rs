@@ -1,5 +1,5 @@
-//! Conversions in both directions, and the state of the directory after an interruption at any step, also by a power
-//! failure.
+//! Conversions in both directions, and the state of the directory after an interruption at any step, also by
+//! a power failure.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,5 @@
-//! File descriptors that are reserved for the files of a data directory: other files and sockets of the process, above
-//! all the connections of clients, must not prevent a node from writing its log.
+//! File descriptors that are reserved for the files of a data directory: other files and sockets of the
+//! process, above all the connections of clients, must not prevent a node from writing its log.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +9,8 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use raftify_core::StorageError;
 
-/// How many are reserved: for the next segment, its directory, a snapshot, and some files that are read, all at once.
+/// How many are reserved: for the next segment, its directory, a snapshot, and some files that are read, all
+/// at once.
 const RESERVED: usize = 8;
 
 /// How many attempts are made, with a pause before each, when none is left, before that is an error.
@@ -25,7 +26,8 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
-    /// Reserves the descriptors, by duplicating that of `file`. If there are not enough, it continues with fewer.
+    /// Reserves the descriptors, by duplicating that of `file`. If there are not enough, it continues with
+    /// fewer.
     pub(crate) fn of(file: &File) -> Reserve {
         let reserve = Reserve { spare: Mutex::default(), original: file.try_clone() };
         reserve.refill();

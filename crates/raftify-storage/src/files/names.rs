@@ -43,8 +43,8 @@ impl LockedFile {
 }
 
 impl Drop for LockedFile {
-    /// A forked child process that has not yet executed its own program holds a copy of the descriptor; closing only
-    /// this one would leave the file locked for that moment.
+    /// A forked child process that has not yet executed its own program holds a copy of the descriptor;
+    /// closing only this one would leave the file locked for that moment.
     fn drop(&mut self) {
         // If it fails, closing the file unlocks it.
         let _ = self.file.unlock();
@@ -73,9 +73,9 @@ pub(crate) fn leads_to(path: &Path, _file: &File) -> io::Result<bool> {
     path.try_exists()
 }
 
-/// Creates `directory` and its missing parents. The name of each is durable before the next is created. The name of
-/// `directory` is made durable even if it exists: the process that created it may have been killed before its name was
-/// durable.
+/// Creates `directory` and its missing parents. The name of each is durable before the next is created. The
+/// name of `directory` is made durable even if it exists: the process that created it may have been killed
+/// before its name was durable.
 pub(crate) fn create_durably(directory: &Path) -> Result<(), StorageError> {
     let parent = match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -103,8 +103,8 @@ fn is_not_for_us(error: &io::Error) -> bool {
     matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | Unsupported | InvalidInput)
 }
 
-/// Makes the names in `directory` durable. A file whose content was fsynced is lost in a power failure if its name was
-/// not.
+/// Makes the names in `directory` durable. A file whose content was fsynced is lost in a power failure if its
+/// name was not.
 #[cfg(unix)]
 pub(crate) fn sync_names(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()

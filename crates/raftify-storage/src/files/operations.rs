@@ -1,5 +1,5 @@
-//! The file operations that make snapshots and the segment log durable, as an interface: tests record their order, cut
-//! power after each one, and let each one fail.
+//! The file operations that make snapshots and the segment log durable, as an interface: tests record their
+//! order, cut power after each one, and let each one fail.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};

@@ -1,7 +1,7 @@
 //! The log in LMDB: each entry is a row.
 //!
-//! Compacted entries are of no use from the moment when the truncated position is durable. Their rows are deleted
-//! later, some with each write, so that no write waits for a long deletion.
+//! Compacted entries are of no use from the moment when the truncated position is durable. Their rows are
+//! deleted later, some with each write, so that no write waits for a long deletion.
 
 use std::path::PathBuf;
 
@@ -13,8 +13,8 @@ use crate::fields::put_position;
 use crate::lmdb::values::{self, EntryView, MetaKey, Table};
 use crate::lmdb::{Failure, ReadTxn, Tables};
 
-/// How many rows of compacted entries a write deletes at most, in addition to twice as many as it adds: too few to
-/// delay the write, and more than it adds.
+/// How many rows of compacted entries a write deletes at most, in addition to twice as many as it adds: too
+/// few to delay the write, and more than it adds.
 // Few in tests, so that all of them encounter remaining rows.
 pub(super) const LEFT_ROWS_PER_WRITE: u64 = if cfg!(test) { 2 } else { 512 };
 

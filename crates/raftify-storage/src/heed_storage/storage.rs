@@ -16,8 +16,8 @@ use crate::snapshot_files::SnapshotFiles;
 /// Keeps the durable state in one directory: log and metadata in LMDB, snapshots in files next to it.
 ///
 /// Every [`write`](StableStorage::write) is one transaction, fsynced before it returns. The database grows
-/// automatically, up to the size of the disk. Every value that is read is checked against its checksum; damage is an
-/// error and never skipped.
+/// automatically, up to the size of the disk. Every value that is read is checked against its checksum;
+/// damage is an error and never skipped.
 ///
 /// The directory belongs to this handle and to the objects that [`log_reader`](StableStorage::log_reader) and
 /// [`snapshots`](StableStorage::snapshots) returned, until all of them are dropped.
@@ -36,7 +36,8 @@ use crate::snapshot_files::SnapshotFiles;
 pub struct HeedStorage {
     pub(super) log: Arc<HeedLog>,
     snapshots: SnapshotFiles,
-    /// The state on disk. `None` before it was loaded, and after a failed write: the state on disk is unknown then.
+    /// The state on disk. `None` before it was loaded, and after a failed write: the state on disk is
+    /// unknown then.
     state: Option<StoredState>,
 }
 
@@ -45,11 +46,11 @@ impl HeedStorage {
     ///
     /// # Errors
     /// - [`StorageError::InUse`]: another process, or another handle of this one, has it open.
-    /// - [`StorageError::OtherKind`]: the directory belongs to a [`WalStorage`](crate::WalStorage). Open it with that,
-    ///   or [convert](crate::convert_storage) it.
+    /// - [`StorageError::OtherKind`]: the directory belongs to a [`WalStorage`](crate::WalStorage). Open it
+    ///   with that, or [convert](crate::convert_storage) it.
     /// - [`StorageError::Io`]: the operating system returned an error, for instance for missing permission.
-    /// - [`StorageError::Corrupt`], [`StorageError::Version`]: the content is damaged, or another version wrote it.
-    ///   Nothing was changed. Only [`load`](StableStorage::load) checks all of the content.
+    /// - [`StorageError::Corrupt`], [`StorageError::Version`]: the content is damaged, or another version
+    ///   wrote it. Nothing was changed. Only [`load`](StableStorage::load) checks all of the content.
     pub fn open(directory: impl AsRef<Path>) -> Result<HeedStorage, StorageError> {
         let directory = directory.as_ref();
         create_durably(directory)?;
@@ -69,8 +70,8 @@ impl StableStorage for HeedStorage {
     type LogReader = HeedLogReader;
     type Snapshots = SnapshotFiles;
 
-    /// Reads and checks everything: the checksum and index of each entry, all metadata, and the file of the recorded
-    /// snapshot except its data, which is checked when it is read.
+    /// Reads and checks everything: the checksum and index of each entry, all metadata, and the file of the
+    /// recorded snapshot except its data, which is checked when it is read.
     fn load(&mut self) -> Result<StoredState, StorageError> {
         let state = self.log.load()?;
         if let Some(snapshot) = &state.snapshot {

@@ -1,4 +1,5 @@
-//! The contract, and a random comparison with the storage in memory; `tests/damage.rs` has damage of every kind.
+//! The contract, and a random comparison with the storage in memory; `tests/damage.rs` has damage of every
+//! kind.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -54,7 +55,8 @@ fn take_snapshot(storage: &HeedStorage, meta: &SnapshotMeta) {
     writer.finish().unwrap();
 }
 
-/// Every kind of value: identity, hard state, members, a snapshot, and entries 4 to 8 after a truncated prefix.
+/// Every kind of value: identity, hard state, members, a snapshot, and entries 4 to 8 after a truncated
+/// prefix.
 fn filled() -> (Directory, HeedStorage, StoredState) {
     let directory = Directory::new();
     let (mut storage, _) = directory.load().unwrap();

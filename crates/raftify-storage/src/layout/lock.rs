@@ -1,9 +1,9 @@
 //! The lock of a data directory: one process at a time owns it.
 //!
-//! On Unix the directory itself is locked. Other processes cannot take this lock from its owner by replacing the
-//! directory: a process that opens another directory at the same path has another directory. The file `lock` is locked
-//! as well, for systems whose directories cannot be locked, and so that a second directory made of hard links to the
-//! files of the first counts as the same.
+//! On Unix the directory itself is locked. Other processes cannot take this lock from its owner by replacing
+//! the directory: a process that opens another directory at the same path has another directory. The file
+//! `lock` is locked as well, for systems whose directories cannot be locked, and so that a second directory
+//! made of hard links to the files of the first counts as the same.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -20,7 +20,8 @@ use crate::files::{
 
 const LOCK_FILE: &str = "lock";
 
-/// Held by every object that may write into the directory. Released when the last one is dropped, also by a crash.
+/// Held by every object that may write into the directory. Released when the last one is dropped, also by a
+/// crash.
 #[derive(Clone, Debug)]
 pub(crate) struct DirectoryLock {
     held: Arc<Held>,
@@ -108,8 +109,8 @@ fn lock_directory(_directory: &Path) -> Option<Result<LockedFile, TryLockError>>
     None
 }
 
-/// The operations of the operating system, in a locked directory: no operation changes files if its path leads
-/// elsewhere by now, and there is a descriptor for each file.
+/// The operations of the operating system, in a locked directory: no operation changes files if its path
+/// leads elsewhere by now, and there is a descriptor for each file.
 pub(crate) struct LockedDirectory(pub(crate) DirectoryLock);
 
 impl LockedDirectory {

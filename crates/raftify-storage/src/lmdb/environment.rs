@@ -1,5 +1,5 @@
-//! The LMDB environment: opened with full durability, shared with readers, with a map that grows automatically. Most of
-//! the `unsafe` code is here. It does not depend on the meaning of the values.
+//! The LMDB environment: opened with full durability, shared with readers, with a map that grows
+//! automatically. Most of the `unsafe` code is here. It does not depend on the meaning of the values.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -34,8 +34,8 @@ pub(crate) struct Environment {
     entries: Database,
     meta: Database,
     directory: PathBuf,
-    /// `None` if it is opened read-only. A directory made of hard links to the files of another directory has the same
-    /// data file. Dropped after the environment is closed.
+    /// `None` if it is opened read-only. A directory made of hard links to the files of another directory
+    /// has the same data file. Dropped after the environment is closed.
     data_file: Option<LockedFile>,
     readers: ReadersTable,
     /// Held shared by every transaction, exclusively while the map is resized.
@@ -66,8 +66,8 @@ impl From<StorageError> for Failure {
 }
 
 impl Environment {
-    /// Opens the databases, and creates them if the directory is new; `prepare` initializes new ones in the same
-    /// transaction.
+    /// Opens the databases, and creates them if the directory is new; `prepare` initializes new ones in the
+    /// same transaction.
     pub(crate) fn open(
         directory: &Path,
         prepare: impl Fn(&Database, &mut RwTxn<'_>) -> Result<(), Failure>,
@@ -78,8 +78,8 @@ impl Environment {
         if is_there(&new)? {
             fs::remove_dir_all(&new).map_err(io_error("remove", &new))?;
         }
-        // LMDB creates its file with a write that a crash can tear. Under its final name, the file is complete or
-        // missing.
+        // LMDB creates its file with a write that a crash can tear. Under its final name, the file is
+        // complete or missing.
         let data_file = directory.join(DATA_FILE);
         if !is_there(&data_file)? {
             fs::create_dir(&new).map_err(io_error("create the directory", &new))?;
@@ -102,8 +102,8 @@ impl Environment {
         check_length(directory, &env)?;
         lengthen(&data_file, env.info().map_size)?;
         env.clear_stale_readers().map_err(|error| database_error(directory, "open", error))?;
-        // The last writes of a killed process may be only in the cache of the system. From here on, the storage relies
-        // on them.
+        // The last writes of a killed process may be only in the cache of the system. From here on, the
+        // storage relies on them.
         env.force_sync().map_err(|error| database_error(directory, "sync", error))?;
         let create = || -> Result<(Database, Database), Failure> {
             let mut txn = env.write_txn()?;
@@ -135,8 +135,9 @@ impl Environment {
         })
     }
 
-    /// Opens the databases without ever writing to them, while another process may write. It changes only LMDB's table
-    /// of readers, `lock.mdb`, which keeps the writer from reusing pages that are being read.
+    /// Opens the databases without ever writing to them, while another process may write. It changes only
+    /// LMDB's table of readers, `lock.mdb`, which keeps the writer from reusing pages that are being
+    /// read.
     pub(crate) fn open_read_only(directory: &Path) -> Result<Environment, StorageError> {
         let data_file = directory.join(DATA_FILE);
         fs::metadata(&data_file).map_err(io_error("open", &data_file))?;
@@ -206,8 +207,8 @@ impl Environment {
         }
     }
 
-    /// Carries out `write` in one transaction that is durable when this returns. Calls it again from the start if the
-    /// map was full.
+    /// Carries out `write` in one transaction that is durable when this returns. Calls it again from the
+    /// start if the map was full.
     pub(crate) fn write<T>(
         &self,
         write: impl Fn(&mut RwTxn<'_>) -> Result<T, Failure>,
@@ -262,9 +263,9 @@ impl Environment {
             }
         };
         tracing::debug!(directory = %self.directory.display(), bytes, "the map of the database grows");
-        // SAFETY: no transaction of this process may be open. They live only inside `read` and `write`, under the
-        // shared half of the lock that is held exclusively here, and in the functions that open the environment,
-        // which have returned. Other processes have maps of their own.
+        // SAFETY: no transaction of this process may be open. They live only inside `read` and `write`, under
+        // the shared half of the lock that is held exclusively here, and in the functions that open
+        // the environment, which have returned. Other processes have maps of their own.
         unsafe { self.env.resize(bytes) }.map_err(|error| database_error(&self.directory, "enlarge", error))
     }
 }
@@ -281,16 +282,16 @@ fn open_environment(
     if let Some(bytes) = map_bytes {
         options.map_size(bytes);
     }
-    // SAFETY: the only flag ever given is `READ_ONLY`, which is none of the unsafe ones. The file is changed through
-    // LMDB alone, whose lock file keeps readers and the writer apart; a second writer is kept out by `DirectoryLock`,
-    // and a second environment of one process by heed. Keeping other programs from writing into the file is up to the
-    // operator, as for any database.
+    // SAFETY: the only flag ever given is `READ_ONLY`, which is none of the unsafe ones. The file is changed
+    // through LMDB alone, whose lock file keeps readers and the writer apart; a second writer is kept out
+    // by `DirectoryLock`, and a second environment of one process by heed. Keeping other programs from
+    // writing into the file is up to the operator, as for any database.
     let opened = unsafe { options.flags(flags).open(directory) };
     opened.map_err(|error| database_error(directory, "open", error))
 }
 
-/// Begins to read. A process that was killed while it read never released its slot in the table of readers: when the
-/// table is full, such slots are cleared.
+/// Begins to read. A process that was killed while it read never released its slot in the table of readers:
+/// when the table is full, such slots are cleared.
 fn read_txn(env: &Env<WithoutTls>) -> heed::Result<RoTxn<'_, WithoutTls>> {
     match env.read_txn() {
         Err(heed::Error::Mdb(MdbError::ReadersFull)) => {
@@ -303,8 +304,8 @@ fn read_txn(env: &Env<WithoutTls>) -> heed::Result<RoTxn<'_, WithoutTls>> {
 
 /// Makes the file at least as long as the map; the added part takes no space before it is written.
 ///
-/// LMDB allocates page numbers that it releases in the same transaction and never writes, so that its file may end
-/// before the last page that it counts. A truncated file would look the same.
+/// LMDB allocates page numbers that it releases in the same transaction and never writes, so that its file
+/// may end before the last page that it counts. A truncated file would look the same.
 fn lengthen(data_file: &LockedFile, map_bytes: usize) -> Result<(), StorageError> {
     let (file, path) = (data_file.file(), data_file.path());
     if file.metadata().map_err(io_error("open", path))?.len() < map_bytes as u64 {
@@ -326,8 +327,8 @@ fn lock_data_file(directory: &Path) -> Result<LockedFile, StorageError> {
     })
 }
 
-/// LMDB's table of readers and the pages that they read. Without it, pages may be overwritten while they are read;
-/// writes stay correct.
+/// LMDB's table of readers and the pages that they read. Without it, pages may be overwritten while they are
+/// read; writes stay correct.
 struct ReadersTable {
     path: PathBuf,
     /// LMDB has the file open, so that no other file gets this number meanwhile.
@@ -370,8 +371,8 @@ fn device_and_number(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// LMDB maps the file, and the process would die of a bus error on missing pages. [`lengthen`] was called before each
-/// counted page.
+/// LMDB maps the file, and the process would die of a bus error on missing pages. [`lengthen`] was called
+/// before each counted page.
 fn check_length(directory: &Path, env: &Env<WithoutTls>) -> Result<(), StorageError> {
     let path = directory.join(DATA_FILE);
     let expected = (env.info().last_page_number as u64 + 1) * u64::from(env.stat().page_size);

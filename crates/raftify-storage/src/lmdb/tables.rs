@@ -1,5 +1,5 @@
-//! The tables of a directory, with checks of each value. `HeedStorage` keeps everything in them, `WalStorage` its
-//! metadata.
+//! The tables of a directory, with checks of each value. `HeedStorage` keeps everything in them, `WalStorage`
+//! its metadata.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The encoding of the values in LMDB. Only this file implements it; `docs/disk-format.md` describes it.
 //!
-//! Every value begins with its format version and a checksum over database, key and content, which detects a value
-//! under the wrong key as well as a flipped bit. All numbers are big-endian.
+//! Every value begins with its format version and a checksum over database, key and content, which detects a
+//! value under the wrong key as well as a flipped bit. All numbers are big-endian.
 
 use std::ops::RangeInclusive;
 

@@ -15,12 +15,12 @@ const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 16 + 4;
 /// Length and checksum of a block.
 pub(super) const FRAME_BYTES: usize = 8;
 
-/// The maximum number of data bytes in a block: large enough that the cost of checksums does not matter, small enough
-/// to be read at once.
+/// The maximum number of data bytes in a block: large enough that the cost of checksums does not matter,
+/// small enough to be read at once.
 pub(super) const BLOCK_BYTES_MAX: usize = 64 * 1024;
 
-/// A length of zero, the length of the data, the checksum of everything before, that of the data alone, the end mark's
-/// own checksum.
+/// A length of zero, the length of the data, the checksum of everything before, that of the data alone, the
+/// end mark's own checksum.
 pub(super) const END_BYTES: usize = 4 + 8 + 4 + 4 + 4;
 
 /// The header, which ends with its checksum, and that checksum.
@@ -40,8 +40,8 @@ pub(super) fn encode_header(meta: &SnapshotMeta) -> io::Result<(Vec<u8>, u32)> {
     Ok((header, checksum))
 }
 
-/// The end mark after this data. Its own checksum begins with that of the header, so that it is valid for no other
-/// snapshot.
+/// The end mark after this data. Its own checksum begins with that of the header, so that it is valid for no
+/// other snapshot.
 pub(super) fn encode_end(header_checksum: u32, digest: SnapshotDigest, checksum: u32) -> [u8; END_BYTES] {
     let mut end = [0; END_BYTES];
     end[4..12].copy_from_slice(&digest.data_bytes.to_be_bytes());
@@ -77,8 +77,8 @@ fn damaged(reason: impl Into<String>) -> Unreadable {
     Unreadable::Damaged(Damage::Content(reason.into()))
 }
 
-/// Reads the block after the one with this chained checksum, and returns the checksum of this one; `None` at an end
-/// mark, of which the length is read then. Damage is an error of kind `InvalidData`.
+/// Reads the block after the one with this chained checksum, and returns the checksum of this one; `None` at
+/// an end mark, of which the length is read then. Damage is an error of kind `InvalidData`.
 pub(super) fn read_block(file: &mut impl Read, before: u32, block: &mut Vec<u8>) -> io::Result<Option<u32>> {
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     let mut length_bytes = [0; 4];

@@ -10,8 +10,8 @@ use super::encoding::{END_BYTES, Unreadable, encode_end, read_block, read_end, r
 use crate::files::io_error;
 use crate::layout::snapshots;
 
-/// Reads the data of one snapshot file. It returns bytes only after it has checked their block, and the end of the data
-/// only after it has checked the end mark.
+/// Reads the data of one snapshot file. It returns bytes only after it has checked their block, and the end
+/// of the data only after it has checked the end mark.
 #[derive(Debug)]
 pub struct SnapshotFileReader {
     path: PathBuf,
@@ -55,13 +55,13 @@ pub(crate) fn open_at(
 }
 
 impl SnapshotFileReader {
-    /// Opens a snapshot file at any path, for instance a copy; also returns its metadata, and how many bytes of data it
-    /// holds.
+    /// Opens a snapshot file at any path, for instance a copy; also returns its metadata, and how many bytes
+    /// of data it holds.
     ///
     /// # Errors
-    /// [`StorageError::Io`] if it cannot be read; [`StorageError::Corrupt`] if it is not a snapshot, damaged at the
-    /// front, or truncated; [`StorageError::Version`] if another version wrote it. Damage in between is detected when
-    /// it is read.
+    /// [`StorageError::Io`] if it cannot be read; [`StorageError::Corrupt`] if it is not a snapshot, damaged
+    /// at the front, or truncated; [`StorageError::Version`] if another version wrote it. Damage in
+    /// between is detected when it is read.
     pub fn open(path: impl AsRef<Path>) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
         let path = path.as_ref().to_owned();
         let file = File::open(&path).map_err(io_error("open", &path))?;

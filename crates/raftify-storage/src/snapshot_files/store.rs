@@ -22,8 +22,8 @@ pub struct SnapshotFiles {
 }
 
 impl SnapshotFiles {
-    /// Opens `snapshots/` in `data_directory`, and removes files that a crash left unfinished, except the newest that
-    /// was being received, if its header is complete.
+    /// Opens `snapshots/` in `data_directory`, and removes files that a crash left unfinished, except the
+    /// newest that was being received, if its header is complete.
     pub(crate) fn open(data_directory: &Path, lock: DirectoryLock) -> Result<SnapshotFiles, StorageError> {
         let operations = Box::new(LockedDirectory(lock.clone()));
         let files = SnapshotFiles::with_operations(data_directory, lock, operations)?;
@@ -58,8 +58,8 @@ impl SnapshotFiles {
         self.directory.lock.reserve().open(|| reader::check_recorded(&self.directory.path, recorded))
     }
 
-    /// Checks that the snapshots which `writes` record exist: without their data, the log before them must not be
-    /// compacted.
+    /// Checks that the snapshots which `writes` record exist: without their data, the log before them must
+    /// not be compacted.
     pub(crate) fn check_to_be_recorded(&self, writes: &[storage::Write]) -> Result<(), StorageError> {
         for snapshot in writes.iter().filter_map(|write| write.snapshot.as_ref()) {
             let checked = self.check_recorded(snapshot);
@@ -71,7 +71,8 @@ impl SnapshotFiles {
     fn remove_files(&self, unwanted: impl Fn(Name) -> bool) -> Result<(), StorageError> {
         let directory = &self.directory;
         for path in directory.lock.reserve().open(|| snapshots::files_in(&directory.path))? {
-            // A writer registers its file before it creates it: a file of this process never counts as left over.
+            // A writer registers its file before it creates it: a file of this process never counts as left
+            // over.
             if snapshots::name_of(&path).is_some_and(&unwanted) && !directory.is_being_written(&path) {
                 directory.operations.remove(&path).map_err(io_error("remove", &path))?;
             }

@@ -12,12 +12,12 @@ use super::encoding::{BLOCK_BYTES_MAX, FRAME_BYTES, encode_end, encode_header, r
 use crate::files::{NewFile, io_error};
 use crate::layout::snapshots::{self, Incoming};
 
-/// How many bytes are written at most before an fsync: each fsync of a log on the same disk would have to wait for all
-/// unsynced bytes.
+/// How many bytes are written at most before an fsync: each fsync of a log on the same disk would have to
+/// wait for all unsynced bytes.
 const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 
-/// Writes one snapshot file. Dropped without [`finish`](SnapshotWriter::finish), it removes the written data, unless it
-/// [receives](raftify_core::SnapshotStore::receive) the snapshot.
+/// Writes one snapshot file. Dropped without [`finish`](SnapshotWriter::finish), it removes the written data,
+/// unless it [receives](raftify_core::SnapshotStore::receive) the snapshot.
 pub struct SnapshotFileWriter {
     position: LogPosition,
     pub(super) file: Box<dyn NewFile>,
@@ -47,8 +47,8 @@ struct Left {
 }
 
 impl Left {
-    /// Reads the file, if there is one with this header. The first block that is incomplete or damaged, and everything
-    /// after it, is left out.
+    /// Reads the file, if there is one with this header. The first block that is incomplete or damaged, and
+    /// everything after it, is left out.
     fn of(
         path: &Path,
         (header, header_checksum): (&[u8], u32),
@@ -199,7 +199,8 @@ impl SnapshotFileWriter {
         let SnapshotDirectory { path: directory, operations, .. } = &*self.name.directory;
         let finished = snapshots::path_of(directory, self.position);
         operations.rename(&self.name.path, &finished).map_err(io_error("rename", &self.name.path))?;
-        // Without this, the name may be missing after a power failure, although the metadata already relies on it.
+        // Without this, the name may be missing after a power failure, although the metadata already relies
+        // on it.
         if !raftify_core::mutated!(DirectoryIsNotSynced) {
             operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
         }

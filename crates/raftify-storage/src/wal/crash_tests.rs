@@ -1,5 +1,6 @@
-//! Cuts power after every operation of a workload, with every kind of loss of the unflushed data; lets every operation
-//! fail once; fills the disk. Afterwards the log contains all acknowledged writes, and no data that was never written.
+//! Cuts power after every operation of a workload, with every kind of loss of the unflushed data; lets every
+//! operation fail once; fills the disk. Afterwards the log contains all acknowledged writes, and no data that
+//! was never written.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -115,8 +116,8 @@ fn losses(disk: &SimulatedDisk, length: usize, seeds: u64) -> Vec<Loss> {
     losses
 }
 
-/// Asserts that a disk after a power failure contains the required content, and nothing else; returns the index of the
-/// content.
+/// Asserts that a disk after a power failure contains the required content, and nothing else; returns the
+/// index of the content.
 #[track_caller]
 fn assert_recovers(
     disk: &SimulatedDisk,
@@ -147,8 +148,8 @@ fn cut_everywhere(seed: u64, lazy: bool) {
     }
     drop(log);
     for length in 0..=disk.journal_length() {
-        // A call that returned after exactly `length` operations may have returned or not; the stricter case is
-        // assumed.
+        // A call that returned after exactly `length` operations may have returned or not; the stricter case
+        // is assumed.
         let acknowledged = returned.iter().filter(|end| **end <= length).count().saturating_sub(1);
         let begun = (acknowledged + 1).min(workload.batches.len());
         for loss in losses(&disk, length, 6) {
@@ -230,7 +231,8 @@ fn failure_of_any_operation_stops_the_log_and_loses_nothing() {
                 let begun = (acknowledged + 1).min(workload.batches.len());
                 assert_recovers(&cut, &workload, acknowledged, begun, &(seed, at, &loss));
             }
-            // or only after the log was opened again, on the content that the system shows, and has continued.
+            // or only after the log was opened again, on the content that the system shows, and has
+            // continued.
             let (done, error) = run(&disk, &workload, acknowledged);
             assert!(error.is_none(), "{seed}, {at}: {error:?}");
             assert_eq!(done, workload.batches.len());

@@ -20,8 +20,8 @@ pub(crate) fn read_record(bytes: &[u8]) {
     record::read(generation, &record::with_checksums(generation, bytes));
 }
 
-/// Decodes arbitrary bytes as the metadata in a record. Metadata that can be decoded is encoded again, and must be the
-/// same.
+/// Decodes arbitrary bytes as the metadata in a record. Metadata that can be decoded is encoded again, and
+/// must be the same.
 pub(crate) fn read_metadata(bytes: &[u8]) {
     if let Ok(metadata) = Metadata::decode(bytes) {
         assert_eq!(Metadata::decode(&metadata.encode()).ok(), Some(metadata));

@@ -1,10 +1,10 @@
-//! The segment log. It has one writer, which appends records, makes them durable, and releases segments that are no
-//! longer needed; and any number of readers, which find the offset of an entry in a table in memory and read the entry
-//! from its file.
+//! The segment log. It has one writer, which appends records, makes them durable, and releases segments that
+//! are no longer needed; and any number of readers, which find the offset of an entry in a table in memory
+//! and read the entry from its file.
 //!
-//! Every call of [`write`](SegmentLog::write) is one record. The record alone decides whether the call succeeded; its
-//! metadata is copied to LMDB afterwards, before the next record. Segments are prepared in advance, in the background,
-//! so that a write never waits for a file to grow.
+//! Every call of [`write`](SegmentLog::write) is one record. The record alone decides whether the call
+//! succeeded; its metadata is copied to LMDB afterwards, before the next record. Segments are prepared in
+//! advance, in the background, so that a write never waits for a file to grow.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -61,14 +61,16 @@ impl<M: MetadataStore> SegmentLog<M> {
             );
         }
         let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
-        // A name may be only in the cache of the system as well: a failed flush of the directory leaves it there.
+        // A name may be only in the cache of the system as well: a failed flush of the directory leaves it
+        // there.
         operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
         let current = tail.segment.open_to_write(&**operations)?;
         if let Some((offset, record)) = &tail.last_record
             && !raftify_core::mutated!(LastRecordIsNotFlushedAgain)
         {
-            // The record may have been read from the cache of the system, where a failed flush leaves data that is not
-            // on the disk. It is written and flushed again, before any operation relies on it.
+            // The record may have been read from the cache of the system, where a failed flush leaves data
+            // that is not on the disk. It is written and flushed again, before any operation
+            // relies on it.
             let OpenSegment { segment, file } = &current;
             let path = &segment.path;
             file.write_all_at(record, *offset).map_err(io_error("write to", path))?;
@@ -92,7 +94,8 @@ impl<M: MetadataStore> SegmentLog<M> {
         Ok(state)
     }
 
-    /// Creates the first two segments of a new directory, and then records in the metadata that there is a log.
+    /// Creates the first two segments of a new directory, and then records in the metadata that there is a
+    /// log.
     fn begin(&self, metadata: &Metadata) -> Result<LogStart, StorageError> {
         let Shared { directory, operations, segment_bytes, .. } = &*self.shared;
         for path in recovery::check_not_begun(&self.shared, metadata)? {

@@ -1,6 +1,6 @@
-//! The rarely written part of the stored state: written into the record of the log like everything else, and then
-//! copied to LMDB, so that the record can be recycled. This module has its type, its encoding in a record, and its keys
-//! in LMDB.
+//! The rarely written part of the stored state: written into the record of the log like everything else, and
+//! then copied to LMDB, so that the record can be recycled. This module has its type, its encoding in a
+//! record, and its keys in LMDB.
 
 use std::sync::Arc;
 
@@ -46,8 +46,8 @@ impl Metadata {
             && one.remembered == other.remembered
     }
 
-    /// The whole encoding: flags, truncated position, then the fields that the flags say are present, each with its
-    /// length.
+    /// The whole encoding: flags, truncated position, then the fields that the flags say are present, each
+    /// with its length.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![0];
         put_position(&mut out, self.truncated);

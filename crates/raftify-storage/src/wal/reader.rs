@@ -1,5 +1,5 @@
-//! The state that the writer and the readers of a log share, and the reading of entries concurrently with the writer:
-//! the reader finds the offset of an entry in a table in memory, and the entry in its file.
+//! The state that the writer and the readers of a log share, and the reading of entries concurrently with the
+//! writer: the reader finds the offset of an entry in a table in memory, and the entry in its file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! The encoding of the records of a segment. One record is one call of `write`, and is stored completely or not at all.
-//! `docs/disk-format.md` describes it.
+//! The encoding of the records of a segment. One record is one call of `write`, and is stored completely or
+//! not at all. `docs/disk-format.md` describes it.
 
 use bytes::Bytes;
 use raftify_core::{Entry, EntryKind, HardState, LogIndex, LogPosition, NodeId, Term};

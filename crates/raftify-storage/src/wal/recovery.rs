@@ -1,9 +1,9 @@
 //! Reads a log from its beginning to its end, and distinguishes the end from damage.
 //!
-//! The log ends at the first offset without a valid record of the expected sequence number. Only the last record can be
-//! torn by a crash, because the next one is written only after it was durable. So any proof that a later record was
-//! written proves that this offset is damaged: a later record in this or a later segment, or metadata from a later
-//! record.
+//! The log ends at the first offset without a valid record of the expected sequence number. Only the last
+//! record can be torn by a crash, because the next one is written only after it was durable. So any proof
+//! that a later record was written proves that this offset is damaged: a later record in this or a later
+//! segment, or metadata from a later record.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -48,8 +48,8 @@ pub(super) struct Tail {
     pub(super) last_record: Option<(u64, Vec<u8>)>,
 }
 
-/// Checks that no log was ever created here, if LMDB knows of none. Returns the files that a crash left between the
-/// creation of the first segments and its record in LMDB.
+/// Checks that no log was ever created here, if LMDB knows of none. Returns the files that a crash left
+/// between the creation of the first segments and its record in LMDB.
 pub(super) fn check_not_begun(shared: &Shared, metadata: &Metadata) -> Result<Vec<PathBuf>, StorageError> {
     let directory = &shared.directory;
     let paths = shared.operations.list(directory).map_err(io_error("list", directory))?;
@@ -206,8 +206,8 @@ impl Replay {
             let held = Held { first_sequence, segment: Arc::new(segment) };
             self.held.insert(held.segment.number, held);
         } else {
-            // If the later record is the first one in this segment, the segment before ends too early; otherwise this
-            // one.
+            // If the later record is the first one in this segment, the segment before ends too early;
+            // otherwise this one.
             if later.is_some_and(|(at, _)| at > offset) {
                 self.end = end;
             }
@@ -378,12 +378,14 @@ fn record_at(generation: Generation, bytes: &[u8], expected: u64) -> Result<(Hea
     })
 }
 
-/// The offset and the sequence number of a record from `offset` on that comes after `expected`, if there is one.
+/// The offset and the sequence number of a record from `offset` on that comes after `expected`, if there is
+/// one.
 fn later_record(generation: Generation, content: &[u8], offset: u64, expected: u64) -> Option<(u64, u64)> {
     let offsets = (offset as usize..content.len()).step_by(record::ALIGNMENT as usize);
     offsets
         .map(|at| (at, &content[at..]))
-        // Few bytes that are not a record look like a number in this range, so that few checksums are calculated.
+        // Few bytes that are not a record look like a number in this range, so that few checksums are
+        // calculated.
         .filter(|(_, bytes)| {
             Header::sequence_at(bytes)
                 .is_some_and(|sequence| sequence.wrapping_sub(expected + 1) < content.len() as u64)

@@ -1,5 +1,6 @@
-//! One file of the log: its header, and its creation. A file with the name of a segment is complete: its header, and
-//! its zeros or the bytes of its earlier generation, are durable before it gets the name, and it never grows.
+//! One file of the log: its header, and its creation. A file with the name of a segment is complete: its
+//! header, and its zeros or the bytes of its earlier generation, are durable before it gets the name, and it
+//! never grows.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,13 +19,13 @@ const VERSION: u32 = 1;
 /// The header ends with zeros up to here; the first record follows.
 pub(super) const HEADER_BYTES: u64 = 64;
 
-/// How many bytes are zeroed by one write. Linux caches the bytes of one write in pages of up to that size, and syncing
-/// a few bytes takes longer if their page is larger.
+/// How many bytes are zeroed by one write. Linux caches the bytes of one write in pages of up to that size,
+/// and syncing a few bytes takes longer if their page is larger.
 const ZEROS_BYTES: usize = 16 << 10;
 
-/// A number that is included in every checksum of a segment, generated at random for each generation of its file. A
-/// record of an earlier generation, or one that a user has put into a payload, is therefore never valid in this
-/// generation.
+/// A number that is included in every checksum of a segment, generated at random for each generation of its
+/// file. A record of an earlier generation, or one that a user has put into a payload, is therefore never
+/// valid in this generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Generation(pub(super) u64);
 
@@ -36,8 +37,8 @@ impl Generation {
     }
 }
 
-/// A segment with a valid header. Its file is opened when needed: there may be more segments than files that a process
-/// may have open.
+/// A segment with a valid header. Its file is opened when needed: there may be more segments than files that
+/// a process may have open.
 pub(super) struct Segment {
     /// Counts all segments that a directory has ever had.
     pub(super) number: u64,
@@ -81,8 +82,8 @@ impl Segment {
         Ok(OpenSegment { segment, file })
     }
 
-    /// Makes a new segment from a recyclable one, with its `file`. The old content stays; its checksums are invalid in
-    /// the new generation.
+    /// Makes a new segment from a recyclable one, with its `file`. The old content stays; its checksums are
+    /// invalid in the new generation.
     pub(super) fn recycle(
         self,
         file: Box<dyn SegmentFile>,

@@ -1,8 +1,8 @@
 //! A disk in memory that keeps a journal of its operations, can be cut off after any of them, and can fail.
 //!
-//! Data that was not flushed before a power failure may be there afterwards, or missing, or partly there: sector by
-//! sector in any combination, and torn within a sector. Names that were not flushed are there or not, in any
-//! combination; a rename is atomic. The metadata stands for LMDB: a transaction is atomic.
+//! Data that was not flushed before a power failure may be there afterwards, or missing, or partly there:
+//! sector by sector in any combination, and torn within a sector. Names that were not flushed are there or
+//! not, in any combination; a rename is atomic. The metadata stands for LMDB: a transaction is atomic.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -268,8 +268,8 @@ impl SimulatedDisk {
         })))
     }
 
-    /// The disk when the process ended after the first `length` operations: no data is lost, and no further data is
-    /// flushed.
+    /// The disk when the process ended after the first `length` operations: no data is lost, and no further
+    /// data is flushed.
     #[cfg(feature = "simulation")]
     pub(super) fn after_process_end(&self, length: usize) -> SimulatedDisk {
         let live = self.after_power_loss(length, &Loss::Nothing).state().live.clone();
@@ -317,7 +317,8 @@ impl SimulatedDisk {
         }
     }
 
-    /// The writes after the first `from` operations: the file, the offset, and how many bytes that are not all zero.
+    /// The writes after the first `from` operations: the file, the offset, and how many bytes that are not
+    /// all zero.
     #[cfg(feature = "simulation")]
     pub(super) fn written_since(&self, from: usize) -> Vec<(FileId, u64, u64)> {
         let state = self.state();

@@ -1,8 +1,8 @@
-//! The segment log on a disk in memory with power failures, errors, exhausted space and damage: for the simulator. Not
-//! for users: it changes without notice.
+//! The segment log on a disk in memory with power failures, errors, exhausted space and damage: for the
+//! simulator. Not for users: it changes without notice.
 //!
-//! The log is the one of [`WalStorage`](crate::WalStorage). The disk keeps the data that `WalStorage` keeps in LMDB,
-//! and its transactions are atomic; there are no snapshots.
+//! The log is the one of [`WalStorage`](crate::WalStorage). The disk keeps the data that `WalStorage` keeps
+//! in LMDB, and its transactions are atomic; there are no snapshots.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -106,7 +106,8 @@ impl SimulatedLog {
         self.disk.set_full(is_full);
     }
 
-    /// Power fails while `under_way` is written, if it is not empty. Any part of the unflushed data may be lost.
+    /// Power fails while `under_way` is written, if it is not empty. Any part of the unflushed data may be
+    /// lost.
     pub fn lose_power(&mut self, under_way: &[Write]) -> Cut {
         let (length, cut) = self.cut(under_way);
         let loss = match self.rng.below(5) {
@@ -120,8 +121,8 @@ impl SimulatedLog {
         cut
     }
 
-    /// The process ends while `under_way` is written, if it is not empty. Data that it wrote to the system stays there,
-    /// but is not flushed.
+    /// The process ends while `under_way` is written, if it is not empty. Data that it wrote to the system
+    /// stays there, but is not flushed.
     pub fn end_process(&mut self, under_way: &[Write]) -> Cut {
         let (length, cut) = self.cut(under_way);
         self.go_on_with(self.disk.after_process_end(length));
@@ -153,8 +154,8 @@ impl SimulatedLog {
         self.log = open(&self.disk);
     }
 
-    /// Flips a bit of an acknowledged record, but not of the last one: damage of that one looks like a torn write.
-    /// Returns whether there was such a record.
+    /// Flips a bit of an acknowledged record, but not of the last one: damage of that one looks like a torn
+    /// write. Returns whether there was such a record.
     pub fn turn_a_bit(&mut self) -> bool {
         let Some(count) = self.records.len().checked_sub(1).filter(|count| *count > 0) else {
             return false;

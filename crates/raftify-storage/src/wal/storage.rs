@@ -29,10 +29,11 @@ use crate::snapshot_files::SnapshotFiles;
 pub struct WalSettings {
     /// The size of a file of the log, in bytes: from 64 KiB to 256 MiB, by default 16 MiB.
     ///
-    /// Larger files are switched less often. Smaller files are created faster (zeros and one flush, in the background),
-    /// and are released sooner after a compaction. A directory has at least two of them, and soon three. A write is
-    /// never split: if it needs more space, it gets a file of its own size. Loading reads one file at a time into
-    /// memory. The size may change each time a directory is opened; existing files keep theirs.
+    /// Larger files are switched less often. Smaller files are created faster (zeros and one flush, in the
+    /// background), and are released sooner after a compaction. A directory has at least two of them,
+    /// and soon three. A write is never split: if it needs more space, it gets a file of its own size.
+    /// Loading reads one file at a time into memory. The size may change each time a directory is
+    /// opened; existing files keep theirs.
     pub segment_bytes: u64,
 }
 
@@ -50,23 +51,25 @@ impl WalSettings {
 }
 
 impl Default for WalSettings {
-    /// Large enough that switching to the next segment is rare, small enough that creating one takes some milliseconds
-    /// of disk time, and that a new directory stays small.
+    /// Large enough that switching to the next segment is rare, small enough that creating one takes some
+    /// milliseconds of disk time, and that a new directory stays small.
     fn default() -> WalSettings {
         WalSettings { segment_bytes: 16 << 20 }
     }
 }
 
-/// Keeps the durable state in one directory: entries and hard state in a segment log, identity, membership and the
-/// catalogue of snapshots in LMDB, snapshots in files.
+/// Keeps the durable state in one directory: entries and hard state in a segment log, identity, membership
+/// and the catalogue of snapshots in LMDB, snapshots in files.
 ///
-/// Every [`write`](StableStorage::write) is one record: one sequential write into a file that was zeroed before, and
-/// one flush, whatever it contains. A transaction of LMDB follows only if identity, membership, newest snapshot or the
-/// beginning of the log change. The offsets of entries are kept in memory, 16 bytes for each.
+/// Every [`write`](StableStorage::write) is one record: one sequential write into a file that was zeroed
+/// before, and one flush, whatever it contains. A transaction of LMDB follows only if identity, membership,
+/// newest snapshot or the beginning of the log change. The offsets of entries are kept in memory, 16 bytes
+/// for each.
 ///
-/// After a failed write, every operation is refused until the directory is opened again; no acknowledged write is lost
-/// by that. The directory belongs to this handle and to the objects that [`log_reader`](StableStorage::log_reader) and
-/// [`snapshots`](StableStorage::snapshots) returned, until all of them are dropped.
+/// After a failed write, every operation is refused until the directory is opened again; no acknowledged
+/// write is lost by that. The directory belongs to this handle and to the objects that
+/// [`log_reader`](StableStorage::log_reader) and [`snapshots`](StableStorage::snapshots) returned, until all
+/// of them are dropped.
 ///
 /// # Examples
 /// ```
@@ -87,15 +90,16 @@ pub struct WalStorage {
 }
 
 impl WalStorage {
-    /// Opens the storage in `directory` with default settings, and creates the directory if it does not exist.
+    /// Opens the storage in `directory` with default settings, and creates the directory if it does not
+    /// exist.
     ///
     /// # Errors
     /// - [`StorageError::InUse`]: another process, or another handle of this one, has it open.
-    /// - [`StorageError::OtherKind`]: the directory belongs to a [`HeedStorage`](crate::HeedStorage). Open it with
-    ///   that, or [convert](crate::convert_storage) it.
+    /// - [`StorageError::OtherKind`]: the directory belongs to a [`HeedStorage`](crate::HeedStorage). Open it
+    ///   with that, or [convert](crate::convert_storage) it.
     /// - [`StorageError::Io`]: the operating system returned an error, for instance for missing permission.
-    /// - [`StorageError::Corrupt`], [`StorageError::Version`]: the content is damaged, or another version wrote it.
-    ///   Nothing was changed. Only [`load`](StableStorage::load) checks the log.
+    /// - [`StorageError::Corrupt`], [`StorageError::Version`]: the content is damaged, or another version
+    ///   wrote it. Nothing was changed. Only [`load`](StableStorage::load) checks the log.
     pub fn open(directory: impl AsRef<Path>) -> Result<WalStorage, StorageError> {
         WalStorage::open_with(directory, WalSettings::default())
     }
@@ -141,9 +145,9 @@ impl StableStorage for WalStorage {
     type LogReader = WalLogReader;
     type Snapshots = SnapshotFiles;
 
-    /// Reads and checks everything: the checksum and offset of each record, all metadata, and the file of the recorded
-    /// snapshot except its data, which is checked when it is read. A last record that was not completely written is
-    /// dropped, with one tracing event: it was never acknowledged.
+    /// Reads and checks everything: the checksum and offset of each record, all metadata, and the file of the
+    /// recorded snapshot except its data, which is checked when it is read. A last record that was not
+    /// completely written is dropped, with one tracing event: it was never acknowledged.
     fn load(&mut self) -> Result<StoredState, StorageError> {
         let state = self.log.load()?;
         if let Some(snapshot) = &state.snapshot {
@@ -176,7 +180,8 @@ impl fmt::Debug for WalStorage {
     }
 }
 
-/// Reads the log of a [`WalStorage`] concurrently with its writer. No entry can be read before the storage was loaded.
+/// Reads the log of a [`WalStorage`] concurrently with its writer. No entry can be read before the storage
+/// was loaded.
 #[derive(Clone)]
 pub struct WalLogReader {
     reader: SegmentReader,

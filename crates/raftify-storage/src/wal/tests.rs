@@ -1,4 +1,5 @@
-//! The contract on a real disk, the two kinds of directories, and a random comparison with the storage in memory.
+//! The contract on a real disk, the two kinds of directories, and a random comparison with the storage in
+//! memory.
 
 use std::fs;
 use std::io::Write as _;
@@ -233,7 +234,8 @@ fn size_of_segments_is_chosen_within_limits_each_time_a_directory_is_opened() {
             state = state.after(&write).unwrap();
             storage.write(&[write]).unwrap();
         }
-        // The next segment, which is created in the background, has its final name once the storage is dropped.
+        // The next segment, which is created in the background, has its final name once the storage is
+        // dropped.
         drop(storage);
         let newest = segments::list(directory.path()).unwrap().into_iter().max().unwrap();
         assert_eq!(fs::metadata(newest).unwrap().len(), segment_bytes);

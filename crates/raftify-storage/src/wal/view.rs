@@ -1,9 +1,9 @@
 //! Reads a segment log while another process writes it, without changing it.
 //!
-//! Needed data is never destroyed before LMDB records durably that the log begins later. So a pass over the log is
-//! valid if the beginning is unchanged when the pass is over. A pass may find the writer half way: in a record, which
-//! is then the end, or between segments, which then looks like damage. Damage stays where it is, while the writer
-//! continues: if two passes find the same damage, it is real.
+//! Needed data is never destroyed before LMDB records durably that the log begins later. So a pass over the
+//! log is valid if the beginning is unchanged when the pass is over. A pass may find the writer half way: in
+//! a record, which is then the end, or between segments, which then looks like damage. Damage stays where it
+//! is, while the writer continues: if two passes find the same damage, it is real.
 
 use std::collections::BTreeMap;
 use std::path::Path;

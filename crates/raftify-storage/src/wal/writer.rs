@@ -1,5 +1,5 @@
-//! The only writer of a log: appends records, makes them durable, prepares segments in advance, and recycles or deletes
-//! segments that are no longer needed.
+//! The only writer of a log: appends records, makes them durable, prepares segments in advance, and recycles
+//! or deletes segments that are no longer needed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,8 +15,8 @@ use super::record::{self, Change};
 use super::segment::{self, OpenSegment, Segment};
 use crate::files::{SegmentOperations, Work, io_error};
 
-/// How many segments are ready after the one in use. There must always be one: this is how a missing segment is
-/// detected. With the second, switching to the first need not wait.
+/// How many segments are ready after the one in use. There must always be one: this is how a missing segment
+/// is detected. With the second, switching to the first need not wait.
 const AHEAD: usize = 2;
 
 /// How many segments that are no longer needed are kept for recycling; others are deleted.
@@ -156,8 +156,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Releases the segments before `first`: some are recycled, the others deleted. A segment that is being read stays
-    /// until the read is done.
+    /// Releases the segments before `first`: some are recycled, the others deleted. A segment that is being
+    /// read stays until the read is done.
     pub(super) fn release(&mut self, shared: &Shared, first: u64) {
         let released = {
             let mut table = shared.table_mut();
@@ -178,8 +178,8 @@ impl Writer {
         }
     }
 
-    /// Starts work that should be done before its result is needed: in the second half of a segment, it creates the one
-    /// after the next.
+    /// Starts work that should be done before its result is needed: in the second half of a segment, it
+    /// creates the one after the next.
     pub(super) fn prepare_ahead(&mut self, shared: &Shared) -> Result<(), StorageError> {
         let prepare = self.ahead.len() < AHEAD && self.offset > self.current.segment.size_bytes / 2;
         if self.helper.is_none() && (prepare || self.to_delete.iter().any(is_unread)) {

@@ -1,8 +1,10 @@
-//! What a disk holds after the power went: a journal of operations, cut anywhere, and what was not synced lost in part.
+//! What a disk holds after the power went: a journal of operations, cut anywhere, and what was not synced
+//! lost in part.
 //!
-//! Believed of a disk is what POSIX promises and no more: the content of a file is durable once the file was synced, a
-//! name once its directory was. Of what was not, any choice of sectors may be there, and a part of one; names are there
-//! or not, but a rename is never half done, and nothing is there without what was done to the same name before.
+//! Believed of a disk is what POSIX promises and no more: the content of a file is durable once the file was
+//! synced, a name once its directory was. Of what was not, any choice of sectors may be there, and a part of
+//! one; names are there or not, but a rename is never half done, and nothing is there without what was done
+//! to the same name before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;

@@ -168,9 +168,9 @@ impl Tried {
         self.report(&format!("killed in {what}"), &recording, kills);
     }
 
-    /// A process is killed in the midst of an operation, and the system keeps all that it has asked for, but not yet on
-    /// the disk. Another one opens the directory, and acknowledges a write. Then the power goes: what that one has found,
-    /// it has acted upon.
+    /// A process is killed in the midst of an operation, and the system keeps all that it has asked for, but
+    /// not yet on the disk. Another one opens the directory, and acknowledges a write. Then the power
+    /// goes: what that one has found, it has acted upon.
     fn killed<K: Kind>(
         &mut self,
         what: &str,
@@ -291,7 +291,8 @@ impl Tried {
         Ok(())
     }
 
-    /// A conversion, cut everywhere: the directory is of one kind or the other, whole, and can be converted again.
+    /// A conversion, cut everywhere: the directory is of one kind or the other, whole, and can be converted
+    /// again.
     fn conversion<From: Kind, To: Kind>(&mut self, seed: u64) {
         let workload = Workload::new(seed, self.extent.steps);
         let root = self.root("live", &Image::new());
@@ -331,7 +332,8 @@ impl Tried {
         self.report(&what, &recording, cuts);
     }
 
-    /// Makes the cuts of `recording`, with all that can remain, and has each image judged; says how many cuts.
+    /// Makes the cuts of `recording`, with all that can remain, and has each image judged; says how many
+    /// cuts.
     fn cut_everywhere(
         &mut self,
         what: &str,

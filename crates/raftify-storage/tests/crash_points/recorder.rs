@@ -1,10 +1,11 @@
-//! Records what is asked of the system below some directories, by whomever in this process: our code, Rust's standard
-//! library, and LMDB, which is C.
+//! Records what is asked of the system below some directories, by whomever in this process: our code, Rust's
+//! standard library, and LMDB, which is C.
 //!
-//! The functions of the C library that change files are defined here once more. The linker prefers those of the program
-//! to those of a library, so that all callers in it get these; they pass the call on to the kernel, and put it down
-//! if it succeeded. What LMDB changes through a map of memory (its lock file, which means nothing after a crash) is not
-//! seen; that nothing else bypasses the recorder is checked at the end of each recording, byte for byte.
+//! The functions of the C library that change files are defined here once more. The linker prefers those of
+//! the program to those of a library, so that all callers in it get these; they pass the call on to the
+//! kernel, and put it down if it succeeded. What LMDB changes through a map of memory (its lock file, which
+//! means nothing after a crash) is not seen; that nothing else bypasses the recorder is checked at the end of
+//! each recording, byte for byte.
 
 #![allow(unsafe_code, reason = "whoever stands in for the C library gets its raw pointers")]
 

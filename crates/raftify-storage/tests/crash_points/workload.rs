@@ -73,7 +73,8 @@ impl Workload {
         self.steps[..steps].iter().map(writes).sum()
     }
 
-    /// The single write that follows where this is there, and what is there after it; none if it needs a snapshot's data.
+    /// The single write that follows where this is there, and what is there after it; none if it needs a
+    /// snapshot's data.
     pub(crate) fn next_after(&self, content: &Content) -> Option<(Step, Content)> {
         let at = self.contents.iter().position(|other| other == content)?;
         let mut writes = self.steps.iter().flat_map(|step| match step {

@@ -48,15 +48,16 @@ where
     Entry: LogEntry,
     FSM: StateMachine<LogEntry = Entry>,
 {
-    /// Adds this node to the cluster of its ticket, and resolves once it takes part: it votes, or, with a ticket [for a
-    /// learner](ClusterJoinTicket::as_learner), it is caught up. The node must be [running](Self::run) meanwhile. The
-    /// call has no effect on a node that takes part already: it may be made at every start. A node that was added as a
-    /// learner stays a learner.
+    /// Adds this node to the cluster of its ticket, and resolves once it takes part: it votes, or, with a
+    /// ticket [for a learner](ClusterJoinTicket::as_learner), it is caught up. The node must be
+    /// [running](Self::run) meanwhile. The call has no effect on a node that takes part already: it may
+    /// be made at every start. A node that was added as a learner stays a learner.
     ///
-    /// Tickets of other nodes may be given as well: these nodes are added in the same change, before they are started.
+    /// Tickets of other nodes may be given as well: these nodes are added in the same change, before they are
+    /// started.
     ///
-    /// Waits as long as there is progress, and for [`joiner_timeout`](crate::Config::joiner_timeout) without any.
-    /// Meanwhile, the log says every ten seconds which step is missing.
+    /// Waits as long as there is progress, and for [`joiner_timeout`](crate::Config::joiner_timeout) without
+    /// any. Meanwhile, the log says every ten seconds which step is missing.
     ///
     /// # Errors
     /// See [`JoinClusterError`]; a second call with the same tickets is safe.
@@ -117,7 +118,8 @@ where
         Admission { cluster_id, joiners, addresses }
     }
 
-    /// Records durably that this directory belongs to the cluster, so that the node accepts the cluster's messages.
+    /// Records durably that this directory belongs to the cluster, so that the node accepts the cluster's
+    /// messages.
     pub(crate) async fn take_on_identity(&self, cluster_id: ClusterId) -> Result<Identity, JoinClusterError> {
         let known = self.status().borrow().identity;
         let incarnation = known.map_or(self.incarnation, |identity| identity.incarnation);
@@ -133,8 +135,8 @@ where
         }
     }
 
-    /// Requests admission until the cluster agrees, or permanently rejects it, or `patience` is over. Then waits until
-    /// this node takes part.
+    /// Requests admission until the cluster agrees, or permanently rejects it, or `patience` is over. Then
+    /// waits until this node takes part.
     pub(crate) async fn be_let_in(
         &self,
         admission: &Admission,
@@ -163,8 +165,8 @@ where
         self.wait_until_taking_part(admission).await
     }
 
-    /// The members when this node was added; `None` if the outcome is unknown: it becomes known when this node receives
-    /// messages of the cluster.
+    /// The members when this node was added; `None` if the outcome is unknown: it becomes known when this
+    /// node receives messages of the cluster.
     async fn ask_to_be_added(&self, admission: &Admission) -> Result<Option<Members>, JoinClusterError> {
         let Admission { cluster_id, joiners, addresses } = admission;
         let within = self.config().membership_timeout;
@@ -233,8 +235,8 @@ where
         }
     }
 
-    /// The missing condition for this node's vote, as text, as the leader reports it. If the leader has removed the
-    /// node meanwhile, it is added again.
+    /// The missing condition for this node's vote, as text, as the leader reports it. If the leader has
+    /// removed the node meanwhile, it is added again.
     ///
     /// # Errors
     /// The cluster will never admit this node.
@@ -242,8 +244,9 @@ where
         let status = self.status().borrow().clone();
         let own = &self.raft_addr;
         if role(&status).is_some() {
-            // The leader promotes a joining node by itself, under the same conditions as on request. The node has not
-            // recently become a learner by another request, since the membership is still the same.
+            // The leader promotes a joining node by itself, under the same conditions as on request. The node
+            // has not recently become a learner by another request, since the membership is still
+            // the same.
             let request = MembershipRequest::from(promotion(self.id())).expecting(status.members.as_of());
             return Ok(match self.change_config(request).await {
                 Ok(_) => "it was promoted".to_owned(),

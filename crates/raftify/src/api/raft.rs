@@ -1,7 +1,7 @@
 //! The main handle: setting a node up, admitting it to a cluster, running it.
 //!
-//! [`Raft::bootstrap`] performs every step that can fail before a node takes part: it checks the settings, loads the
-//! storage and binds the port. [`Raft::run`] then runs all parts of the node until its end.
+//! [`Raft::bootstrap`] performs every step that can fail before a node takes part: it checks the settings,
+//! loads the storage and binds the port. [`Raft::run`] then runs all parts of the node until its end.
 
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -54,13 +54,14 @@ pub(crate) const TICKET_TIMEOUT: Duration = Duration::from_secs(30);
 /// # How a node starts
 /// Start it with one call, which returns a running node: [`begin`](Self::begin) a cluster,
 /// [`begin_with`](Self::begin_with) a list of first members, [`join`](Self::join) a cluster, or
-/// [`restart`](Self::restart). Each of the first three continues a matching data directory, so that a program may
-/// always use the same call.
+/// [`restart`](Self::restart). Each of the first three continues a matching data directory, so that a program
+/// may always use the same call.
 ///
-/// Or start it step by step, with [`bootstrap`](Self::bootstrap) and [`run`](Self::run). Nothing begins by itself:
+/// Or start it step by step, with [`bootstrap`](Self::bootstrap) and [`run`](Self::run). Nothing begins by
+/// itself:
 /// - On a data directory that was used before, the node continues. No other call is needed.
-/// - On a fresh one, after [`add_peers`](Self::add_peers): it begins a cluster with these members, each of which is
-///   started with the same list.
+/// - On a fresh one, after [`add_peers`](Self::add_peers): it begins a cluster with these members, each of
+///   which is started with the same list.
 /// - On a fresh one, with the id of a ticket ([`request_id`](Self::request_id)): it waits until
 ///   [`join_cluster`](Self::join_cluster) admits it to the cluster of the ticket.
 pub struct Raft<Entry, FSM: StateMachine<LogEntry = Entry>> {
@@ -110,19 +111,22 @@ impl<Entry, FSM: StateMachine<LogEntry = Entry>> Deref for Raft<Entry, FSM> {
 pub struct BootstrapOptions<Entry, FSM> {
     /// Prints entries in this node's logs at trace level.
     pub formatter: Arc<dyn CustomFormatter<Entry, FSM>>,
-    /// The address on which to listen (`host:port`) if it differs from the address at which the others reach this node:
-    /// behind a proxy or an address translation, or on all interfaces. By default the node listens on its `raft_addr`.
+    /// The address on which to listen (`host:port`) if it differs from the address at which the others reach
+    /// this node: behind a proxy or an address translation, or on all interfaces. By default the node
+    /// listens on its `raft_addr`.
     pub listen_addr: Option<String>,
-    /// Where to look for the other members (`host:port`) while this node knows no leader: addresses of nodes, or a host
-    /// name that resolves to the addresses of several. A name is resolved again on each attempt, and may fail to
-    /// resolve for a while. With these addresses, members find each other even if all of them restart at new addresses:
-    /// each is recognised by its cluster and its data directory, and the leader records the new addresses. Other nodes
-    /// that answer there are ignored. By default empty: the addresses in the membership suffice as long as one node of
-    /// a majority keeps its address.
+    /// Where to look for the other members (`host:port`) while this node knows no leader: addresses of
+    /// nodes, or a host name that resolves to the addresses of several. A name is resolved again on each
+    /// attempt, and may fail to resolve for a while. With these addresses, members find each other even
+    /// if all of them restart at new addresses: each is recognised by its cluster and its data
+    /// directory, and the leader records the new addresses. Other nodes that answer there are ignored.
+    /// By default empty: the addresses in the membership suffice as long as one node of a majority keeps
+    /// its address.
     pub discover: Vec<String>,
-    /// Mutual TLS with the other nodes and with clients: all nodes of a cluster use it, or none does. By default `None`:
-    /// requests and data pass as they are, and every program that reaches the node's address may change the cluster; a
-    /// node that listens on another address than the loopback interface then logs a warning.
+    /// Mutual TLS with the other nodes and with clients: all nodes of a cluster use it, or none does. By
+    /// default `None`: requests and data pass as they are, and every program that reaches the node's
+    /// address may change the cluster; a node that listens on another address than the loopback
+    /// interface then logs a warning.
     pub tls: Option<Tls>,
 }
 
@@ -142,8 +146,9 @@ where
     Entry: LogEntry,
     FSM: StateMachine<LogEntry = Entry>,
 {
-    /// Sets a node up: checks the settings, loads the storage, and listens on `raft_addr` (`host:port`, as the other
-    /// nodes reach it). The node writes nothing and contacts no other node before [`run`](Self::run).
+    /// Sets a node up: checks the settings, loads the storage, and listens on `raft_addr` (`host:port`, as
+    /// the other nodes reach it). The node writes nothing and contacts no other node before
+    /// [`run`](Self::run).
     ///
     /// Blocks while the storage is read.
     ///
@@ -162,8 +167,8 @@ where
         Self::bootstrap_with(node_id, raft_addr, storage, fsm, config, BootstrapOptions::default())
     }
 
-    /// Like [`bootstrap`](Self::bootstrap), for applications that print their own entries, or whose listen address
-    /// differs from the advertised address.
+    /// Like [`bootstrap`](Self::bootstrap), for applications that print their own entries, or whose listen
+    /// address differs from the advertised address.
     ///
     /// # Errors
     /// The errors of `bootstrap`.
@@ -279,10 +284,11 @@ where
         &self.server
     }
 
-    /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on `raft_addr`.
-    /// The node is then bootstrapped under [`reserved_id`](ClusterJoinTicket::reserved_id), run, and admitted with
-    /// [`join_cluster`](Self::join_cluster). Each id is issued once; an unused ticket costs nothing. Waits at most 30
-    /// s; [`request_id_within`](Self::request_id_within) takes another limit.
+    /// Asks the cluster of `peer_addr`, any of its members, for an id for a new node that will listen on
+    /// `raft_addr`. The node is then bootstrapped under [`reserved_id`](ClusterJoinTicket::reserved_id),
+    /// run, and admitted with [`join_cluster`](Self::join_cluster). Each id is issued once; an unused
+    /// ticket costs nothing. Waits at most 30 s; [`request_id_within`](Self::request_id_within) takes
+    /// another limit.
     ///
     /// # Errors
     /// See [`RequestIdError`].
@@ -311,8 +317,9 @@ where
         Self::request_id_from(&Dialer::default(), timeout, raft_addr.into(), peer_addr.into()).await
     }
 
-    /// Like [`request_id_within`](Self::request_id_within), over TLS, with the certificate of the new node: it must be for
-    /// the host of `raft_addr`, because the cluster admits a node only at an address that its certificate covers.
+    /// Like [`request_id_within`](Self::request_id_within), over TLS, with the certificate of the new node:
+    /// it must be for the host of `raft_addr`, because the cluster admits a node only at an address that
+    /// its certificate covers.
     ///
     /// # Errors
     /// See [`RequestIdError`].
@@ -362,21 +369,21 @@ where
         Ok(ticket.valid_for(ClusterJoinTicket::LIFETIME))
     }
 
-    /// Runs the node to its end: until [`quit`](RaftNode::quit) or [`leave`](RaftNode::leave) is called on any clone,
-    /// the process gets Ctrl+C or SIGTERM, or the node cannot continue. Then everything is flushed and closed, and
-    /// every request is answered, before this returns. A second signal makes the node stop without waiting for pending
-    /// replies and for the transfer of leadership. A node that [`start`](Self::start) has returned runs already: this
-    /// waits for its end.
+    /// Runs the node to its end: until [`quit`](RaftNode::quit) or [`leave`](RaftNode::leave) is called on
+    /// any clone, the process gets Ctrl+C or SIGTERM, or the node cannot continue. Then everything is
+    /// flushed and closed, and every request is answered, before this returns. A second signal makes the
+    /// node stop without waiting for pending replies and for the transfer of leadership. A node that
+    /// [`start`](Self::start) has returned runs already: this waits for its end.
     ///
-    /// Must be called once, on a tokio runtime with time and I/O enabled. Signals have an effect from the first poll of
-    /// the future on.
+    /// Must be called once, on a tokio runtime with time and I/O enabled. Signals have an effect from the
+    /// first poll of the future on.
     ///
     /// # Errors
     /// [`RunError`] says why the node ended without a stop request.
     ///
     /// # Cancel safety
-    /// Dropping the future stops the node like a crash: no acknowledged write is lost, every request is answered, and
-    /// the storage is closed a little later, when other threads have finished with it.
+    /// Dropping the future stops the node like a crash: no acknowledged write is lost, every request is
+    /// answered, and the storage is closed a little later, when other threads have finished with it.
     pub fn run(self) -> impl Future<Output = Result<(), RunError>> + Send + 'static {
         let node_id = self.id();
         let first = async move {
@@ -390,8 +397,8 @@ where
         self.run_between(first, second)
     }
 
-    /// Like [`run`](Self::run), for programs that handle signals themselves: the node stops when `shutdown` resolves,
-    /// as by [`quit`](RaftNode::quit), and pays no attention to signals.
+    /// Like [`run`](Self::run), for programs that handle signals themselves: the node stops when `shutdown`
+    /// resolves, as by [`quit`](RaftNode::quit), and pays no attention to signals.
     ///
     /// # Errors
     /// The errors of `run`.
@@ -418,8 +425,8 @@ where
         self.run_between(shutdown, pending())
     }
 
-    /// Runs the node until `stop` resolves, and then to its end: an orderly one, until `stop_at_once` resolves, which
-    /// is polled from then on.
+    /// Runs the node until `stop` resolves, and then to its end: an orderly one, until `stop_at_once`
+    /// resolves, which is polled from then on.
     fn run_between(
         self,
         stop: impl Future<Output = ()> + Send + 'static,
@@ -451,11 +458,12 @@ where
 
     /// Makes `peers` members of the cluster.
     ///
-    /// Before [`run`](Self::run), on a fresh directory: the peers are the first members of a new cluster, and this node
-    /// must be one of them. Every node is started with the same list. The cluster begins once all listed nodes agree on
-    /// the list, or, after some seconds, a majority of them; `run` ends with [`BeginError`](crate::error::BeginError)
-    /// if the lists differ. On a directory that was used before, the stored membership counts, and the list is only
-    /// compared with it, so that a program may call this at every start.
+    /// Before [`run`](Self::run), on a fresh directory: the peers are the first members of a new cluster, and
+    /// this node must be one of them. Every node is started with the same list. The cluster begins once
+    /// all listed nodes agree on the list, or, after some seconds, a majority of them; `run` ends with
+    /// [`BeginError`](crate::error::BeginError) if the lists differ. On a directory that was used before,
+    /// the stored membership counts, and the list is only compared with it, so that a program may call
+    /// this at every start.
     ///
     /// After the call of `run`, on a node that is not a member yet: nothing is added.
     /// [`join_cluster`](Self::join_cluster) also asks at these addresses.
@@ -521,7 +529,8 @@ pub(crate) fn check_addresses<Entry, FSM>(
     Ok(())
 }
 
-/// Whether the state machine keeps its own state, and its applied position, if this node's log contains that position.
+/// Whether the state machine keeps its own state, and its applied position, if this node's log contains that
+/// position.
 fn applied_by<FSM: StateMachine>(
     state_machine: &FSM,
     stored: &StoredState,

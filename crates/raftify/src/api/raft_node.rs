@@ -1,8 +1,9 @@
 //! The handle of a node: one method per verb, without decisions.
 //!
-//! Every method sends one request with its own reply channel into the raft loop's bounded queue and waits for the
-//! answer, or reads the status that the loop publishes. No method hangs: the core answers every pending request by its
-//! deadlines, and this module bounds each call once more, before the node runs, while it runs and after it has ended.
+//! Every method sends one request with its own reply channel into the raft loop's bounded queue and waits for
+//! the answer, or reads the status that the loop publishes. No method hangs: the core answers every pending
+//! request by its deadlines, and this module bounds each call once more, before the node runs, while it runs
+//! and after it has ended.
 
 mod shared;
 
@@ -45,13 +46,13 @@ use shared::Shared;
 
 /// One node of a cluster, for its user. Cheap to clone; all clones are the same node.
 ///
-/// The verbs that only the leader can serve (`propose`, `change_config`, `transfer_leader`) may be called on any node:
-/// they are forwarded.
+/// The verbs that only the leader can serve (`propose`, `change_config`, `transfer_leader`) may be called on
+/// any node: they are forwarded.
 ///
 /// # Before `run` and after the end
-/// Before the node runs, each call waits for [`Raft::run`](crate::Raft::run) up to its deadline and then fails with
-/// [`StopReason::NotRunning`]; nothing has happened then. Once the node has stopped, each call fails with the reason.
-/// The getters always return the last known status.
+/// Before the node runs, each call waits for [`Raft::run`](crate::Raft::run) up to its deadline and then
+/// fails with [`StopReason::NotRunning`]; nothing has happened then. Once the node has stopped, each call
+/// fails with the reason. The getters always return the last known status.
 pub struct RaftNode<Entry, FSM: StateMachine<LogEntry = Entry>> {
     shared: Arc<Shared<FSM>>,
     waits_for_leader: bool,
@@ -105,8 +106,9 @@ where
         RaftNode { shared: Arc::new(shared), waits_for_leader: true, log_entry: PhantomData }
     }
 
-    /// A handle of the same node whose requests do not wait for a leader: while no leader is known, they fail at once
-    /// with `NoLeader`, and nothing happened. Requests of other handles wait for the next leader until their deadline.
+    /// A handle of the same node whose requests do not wait for a leader: while no leader is known, they fail
+    /// at once with `NoLeader`, and nothing happened. Requests of other handles wait for the next leader
+    /// until their deadline.
     #[must_use]
     pub fn without_waiting(&self) -> Self {
         RaftNode { waits_for_leader: false, ..self.clone() }
@@ -114,27 +116,30 @@ where
 
     /// Replicates `entry` and returns the state machine's reply.
     ///
-    /// Resolves once the entry is committed by a majority *and* applied on the leader, or on this node if it leads. A
-    /// reply therefore means that the entry survives the loss of any minority; it does not mean that other nodes have
-    /// applied it yet.
+    /// Resolves once the entry is committed by a majority *and* applied on the leader, or on this node if it
+    /// leads. A reply therefore means that the entry survives the loss of any minority; it does not mean
+    /// that other nodes have applied it yet.
     ///
     /// The encoded entry may be at most [`entry_bytes_max`](crate::Config::entry_bytes_max) long; up to
-    /// [`proposals_in_flight_max`](crate::Config::proposals_in_flight_max) proposals may wait at once. Waits at most
-    /// [`propose_timeout`](crate::Config::propose_timeout).
+    /// [`proposals_in_flight_max`](crate::Config::proposals_in_flight_max) proposals may wait at once. Waits
+    /// at most [`propose_timeout`](crate::Config::propose_timeout).
     ///
     /// # Errors
-    /// - [`NoLeader`](ProposeError::NoLeader): nothing was written; no leader was known until the deadline, or, with
-    ///   [`without_waiting`](Self::without_waiting), when the call was made.
-    /// - [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge), [`Encode`](ProposeError::Encode): nothing was
-    ///   written. Send it again later, or smaller.
-    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type cannot decode its
-    ///   encoding, or decodes it to another entry (see [`LogEntry`]), or the leader's program has another version.
-    /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the deadline.
-    /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this log position. Safe to send again.
-    /// - [`Unknown`](ProposeError::Unknown): the deadline passed, this node stopped, or a snapshot covered the entry, before
-    ///   the outcome was seen. It may have been applied.
-    /// - [`Stopped`](ProposeError::Stopped): nothing was written; this node has stopped, or is stopping, and did not take
-    ///   the entry. Send it to another node.
+    /// - [`NoLeader`](ProposeError::NoLeader): nothing was written; no leader was known until the deadline,
+    ///   or, with [`without_waiting`](Self::without_waiting), when the call was made.
+    /// - [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
+    ///   [`Encode`](ProposeError::Encode): nothing was written. Send it again later, or smaller.
+    /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type cannot decode
+    ///   its encoding, or decodes it to another entry (see [`LogEntry`]), or the leader's program has another
+    ///   version.
+    /// - [`NotLeader`](ProposeError::NotLeader): nothing was written; leadership kept moving until the
+    ///   deadline.
+    /// - [`NotApplied`](ProposeError::NotApplied): another leader's entry took this log position. Safe to
+    ///   send again.
+    /// - [`Unknown`](ProposeError::Unknown): the deadline passed, this node stopped, or a snapshot covered
+    ///   the entry, before the outcome was seen. It may have been applied.
+    /// - [`Stopped`](ProposeError::Stopped): nothing was written; this node has stopped, or is stopping, and
+    ///   did not take the entry. Send it to another node.
     ///
     /// [`nothing_happened`](ProposeError::nothing_happened) tells which of them are safe to repeat.
     ///
@@ -166,10 +171,11 @@ where
 
     /// Runs `query` on the state machine and returns its result: a linearizable read.
     ///
-    /// The closure sees every write that any node acknowledged before this call. It runs on the thread that owns the
-    /// state machine, between two batches of entries: it should be quick, since nothing is applied meanwhile. A panic
-    /// in it stops the node, as in `apply`. May be called on any node: the index comes from the leader, the state from
-    /// this node's state machine. Waits at most twice [`read_timeout`](crate::Config::read_timeout).
+    /// The closure sees every write that any node acknowledged before this call. It runs on the thread that
+    /// owns the state machine, between two batches of entries: it should be quick, since nothing is
+    /// applied meanwhile. A panic in it stops the node, as in `apply`. May be called on any node: the
+    /// index comes from the leader, the state from this node's state machine. Waits at most twice
+    /// [`read_timeout`](crate::Config::read_timeout).
     ///
     /// # Errors
     /// The errors of [`read_index`](Self::read_index). A read changes nothing: a retry is always safe.
@@ -204,12 +210,12 @@ where
         }
     }
 
-    /// An index such that a state machine that has applied it reflects every write that any node acknowledged before
-    /// this call. Resolves once this node has applied it, so that later reads of this node's state machine are not
-    /// stale.
+    /// An index such that a state machine that has applied it reflects every write that any node acknowledged
+    /// before this call. Resolves once this node has applied it, so that later reads of this node's state
+    /// machine are not stale.
     ///
-    /// The leader confirms by a round of heartbeats that it still leads; reads that wait at the same time share a
-    /// round (ReadIndex, Raft thesis, section 6.4). May be called on any node. Waits at most
+    /// The leader confirms by a round of heartbeats that it still leads; reads that wait at the same time
+    /// share a round (ReadIndex, Raft thesis, section 6.4). May be called on any node. Waits at most
     /// [`read_timeout`](crate::Config::read_timeout).
     ///
     /// # Errors
@@ -232,8 +238,8 @@ where
         outcome
     }
 
-    /// Whether this node leads, as far as it knows: a newer leader, still unknown here, may exist. For reads that must
-    /// not be stale, use [`query`](Self::query).
+    /// Whether this node leads, as far as it knows: a newer leader, still unknown here, may exist. For reads
+    /// that must not be stale, use [`query`](Self::query).
     pub fn is_leader(&self) -> bool {
         self.shared.status.borrow().is_leader()
     }
@@ -278,8 +284,8 @@ where
         self.cluster_size()
     }
 
-    /// The status of this node, and every change of it. The receiver sees the newest status; intermediate ones may be
-    /// skipped.
+    /// The status of this node, and every change of it. The receiver sees the newest status; intermediate
+    /// ones may be skipped.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.shared.status.clone()
     }
@@ -326,9 +332,9 @@ where
         self.shared.request(Inspect::DEADLINE(&self.shared.config), Inspect::of_this_node).await
     }
 
-    /// Transfers leadership to another voter, and returns the new leader once one is known. May be called on any node.
-    /// Proposals during the transfer are delayed and then served by the new leader. Waits at most
-    /// [`membership_timeout`](crate::Config::membership_timeout).
+    /// Transfers leadership to another voter, and returns the new leader once one is known. May be called on
+    /// any node. Proposals during the transfer are delayed and then served by the new leader. Waits at
+    /// most [`membership_timeout`](crate::Config::membership_timeout).
     ///
     /// # Errors
     /// See [`TransferError`]. The cluster is unharmed in every case.
@@ -340,11 +346,13 @@ where
         self.shared.ask_leader(self.waits_for_leader, verb, channel).await
     }
 
-    /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status) for the
-    /// outcome. If the node is blocked, the call waits at most [`propose_timeout`](crate::Config::propose_timeout).
+    /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status)
+    /// for the outcome. If the node is blocked, the call waits at most
+    /// [`propose_timeout`](crate::Config::propose_timeout).
     ///
     /// # Errors
-    /// See [`CampaignError`]. Nothing happened, except for [`StopReason::NoAnswer`]: then an election may still begin.
+    /// See [`CampaignError`]. Nothing happened, except for [`StopReason::NoAnswer`]: then an election may
+    /// still begin.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the election.
@@ -354,9 +362,9 @@ where
             .await
     }
 
-    /// Steps down as leader of `term`, in favour of `successor`, or of the winner of the next election. Resolves when
-    /// this node no longer leads. The term guards against a command that arrives too late. Waits at most
-    /// [`membership_timeout`](crate::Config::membership_timeout).
+    /// Steps down as leader of `term`, in favour of `successor`, or of the winner of the next election.
+    /// Resolves when this node no longer leads. The term guards against a command that arrives too late.
+    /// Waits at most [`membership_timeout`](crate::Config::membership_timeout).
     ///
     /// # Errors
     /// See [`DemoteError`]. The cluster is unharmed in every case.
@@ -368,24 +376,29 @@ where
         self.shared.request(self.shared.config.membership_timeout, request).await
     }
 
-    /// Changes the members of the cluster, and returns them once the change is in force. May be called on any node.
+    /// Changes the members of the cluster, and returns them once the change is in force. May be called on any
+    /// node.
     ///
-    /// A new voter is first added as a [joining](raftify_core::MemberRole::Joining) node, and still has this role when
-    /// the call returns: the leader promotes it when it is caught up and reachable. A change of one step takes effect
-    /// at once; a change of several steps goes through a joint configuration, in which both the old and the new
-    /// majority must agree. To remove the leader, leadership is transferred first. A change waits while another one is
-    /// under way. Waits at most [`membership_timeout`](crate::Config::membership_timeout).
+    /// A new voter is first added as a [joining](raftify_core::MemberRole::Joining) node, and still has this
+    /// role when the call returns: the leader promotes it when it is caught up and reachable. A change of
+    /// one step takes effect at once; a change of several steps goes through a joint configuration, in
+    /// which both the old and the new majority must agree. To remove the leader, leadership is
+    /// transferred first. A change waits while another one is under way. Waits at most
+    /// [`membership_timeout`](crate::Config::membership_timeout).
     ///
-    /// Before a node is added, its address is probed once, for at most a second: if another member answers there, the
-    /// change is rejected with [`AnsweredByOther`](raftify_core::members::MembershipRefusal::AnsweredByOther).
+    /// Before a node is added, its address is probed once, for at most a second: if another member answers
+    /// there, the change is rejected with
+    /// [`AnsweredByOther`](raftify_core::members::MembershipRefusal::AnsweredByOther).
     ///
-    /// A [`MembershipRequest`] may be given in place of the change: it can require that the current membership is still
-    /// the one from which the change was made, or force a change that would be rejected to protect the cluster.
+    /// A [`MembershipRequest`] may be given in place of the change: it can require that the current
+    /// membership is still the one from which the change was made, or force a change that would be
+    /// rejected to protect the cluster.
     ///
     /// # Errors
-    /// - [`WouldLoseMajority`](MembershipError::WouldLoseMajority): too few of the voters are alive for this change.
-    /// - [`Unknown`](MembershipError::Unknown), [`Stopped`](MembershipError::Stopped): look at the members before
-    ///   trying again.
+    /// - [`WouldLoseMajority`](MembershipError::WouldLoseMajority): too few of the voters are alive for this
+    ///   change.
+    /// - [`Unknown`](MembershipError::Unknown), [`Stopped`](MembershipError::Stopped): look at the members
+    ///   before trying again.
     /// - All others: nothing was changed; see [`MembershipError`].
     ///
     /// # Cancel safety
@@ -402,13 +415,14 @@ where
         self.shared.ask_leader(self.waits_for_leader, verb, channel).await
     }
 
-    /// Makes a learner or a joining node a voter, at once. May be called on any node. A joining node needs no call: the
-    /// leader promotes it when it is ready.
+    /// Makes a learner or a joining node a voter, at once. May be called on any node. A joining node needs no
+    /// call: the leader promotes it when it is ready.
     ///
     /// # Errors
-    /// The errors of [`change_config`](Self::change_config); among them [`NotCaughtUp`](MembershipError::NotCaughtUp)
-    /// and [`NotReached`](MembershipError::NotReached), which are temporary, and
-    /// [`HasRole`](raftify_core::members::MembershipRefusal::HasRole) for a voter.
+    /// The errors of [`change_config`](Self::change_config); among them
+    /// [`NotCaughtUp`](MembershipError::NotCaughtUp) and [`NotReached`](MembershipError::NotReached),
+    /// which are temporary, and [`HasRole`](raftify_core::members::MembershipRefusal::HasRole) for a
+    /// voter.
     ///
     /// # Cancel safety
     /// As for `change_config`.
@@ -416,12 +430,12 @@ where
         self.change_config(promotion(id)).await
     }
 
-    /// Turns a voter into a learner: it stays a member without a vote until it is promoted again. A leader transfers
-    /// leadership first. May be called on any node.
+    /// Turns a voter into a learner: it stays a member without a vote until it is promoted again. A leader
+    /// transfers leadership first. May be called on any node.
     ///
     /// # Errors
-    /// The errors of [`change_config`](Self::change_config): nothing was changed if the remaining voters would not be a
-    /// live majority.
+    /// The errors of [`change_config`](Self::change_config): nothing was changed if the remaining voters
+    /// would not be a live majority.
     ///
     /// # Cancel safety
     /// As for `change_config`.
@@ -429,14 +443,16 @@ where
         self.change_config(demotion(id)).await
     }
 
-    /// Replaces the voter `old` by the member `new`, a learner or a joining node: in one step, `new` becomes a voter
-    /// and `old` is permanently removed, so that the number of votes never changes. Before that, the call waits until
-    /// `new` is caught up and reachable: as long as it makes progress, and for
-    /// [`joiner_timeout`](crate::Config::joiner_timeout) without any. If `new` is already a voter, `old` is removed.
+    /// Replaces the voter `old` by the member `new`, a learner or a joining node: in one step, `new` becomes
+    /// a voter and `old` is permanently removed, so that the number of votes never changes. Before that,
+    /// the call waits until `new` is caught up and reachable: as long as it makes progress, and for
+    /// [`joiner_timeout`](crate::Config::joiner_timeout) without any. If `new` is already a voter, `old` is
+    /// removed.
     ///
     /// # Errors
-    /// The errors of [`change_config`](Self::change_config). With [`NotCaughtUp`](MembershipError::NotCaughtUp) or
-    /// [`NotReached`](MembershipError::NotReached), `new` was not ready in time; nothing was changed.
+    /// The errors of [`change_config`](Self::change_config). With
+    /// [`NotCaughtUp`](MembershipError::NotCaughtUp) or [`NotReached`](MembershipError::NotReached),
+    /// `new` was not ready in time; nothing was changed.
     ///
     /// # Cancel safety
     /// As for `change_config`.
@@ -450,7 +466,8 @@ where
     }
 
     /// Leaves the joint configuration that a change with
-    /// [`LeaveJoint::OnRequest`](raftify_core::members::LeaveJoint::OnRequest) has entered, and returns the members.
+    /// [`LeaveJoint::OnRequest`](raftify_core::members::LeaveJoint::OnRequest) has entered, and returns the
+    /// members.
     ///
     /// # Errors
     /// The errors of [`change_config`](Self::change_config).
@@ -461,26 +478,28 @@ where
         self.change_config(MembershipChange::LeaveJoint).await
     }
 
-    /// Permanently removes this node from the cluster and stops it; [`Raft::run`](crate::Raft::run) returns `Ok`. Its
-    /// id is never used again, its data directory is no longer usable. A leader transfers leadership first.
+    /// Permanently removes this node from the cluster and stops it; [`Raft::run`](crate::Raft::run) returns
+    /// `Ok`. Its id is never used again, its data directory is no longer usable. A leader transfers
+    /// leadership first.
     ///
-    /// After its removal, the node continues until a majority of the others knows of it, because they may need its vote
-    /// until then; at most another [`membership_timeout`](crate::Config::membership_timeout).
+    /// After its removal, the node continues until a majority of the others knows of it, because they may
+    /// need its vote until then; at most another
+    /// [`membership_timeout`](crate::Config::membership_timeout).
     ///
     /// # Errors
-    /// The errors of [`change_config`](Self::change_config); the node continues to run. The last voter cannot leave:
-    /// stop it with [`quit`](Self::quit).
+    /// The errors of [`change_config`](Self::change_config); the node continues to run. The last voter cannot
+    /// leave: stop it with [`quit`](Self::quit).
     ///
     /// # Cancel safety
-    /// As for `change_config`; a removed node stops by itself as soon as it learns of its removal. If the removal was
-    /// not known when the future was dropped, [`Raft::run`](crate::Raft::run) then returns [`StopReason::Removed`], as
-    /// after a removal by another node.
+    /// As for `change_config`; a removed node stops by itself as soon as it learns of its removal. If the
+    /// removal was not known when the future was dropped, [`Raft::run`](crate::Raft::run) then returns
+    /// [`StopReason::Removed`], as after a removal by another node.
     pub async fn leave(&self) -> Result<(), MembershipError> {
         self.leave_by(removal(self.id()).into()).await
     }
 
-    /// As [`leave`](Self::leave), also if the remaining live voters would not be a majority: the cluster then stops
-    /// permanently, unless enough voters return.
+    /// As [`leave`](Self::leave), also if the remaining live voters would not be a majority: the cluster then
+    /// stops permanently, unless enough voters return.
     ///
     /// # Errors
     /// As for `leave`, except for [`WouldLoseMajority`](MembershipError::WouldLoseMajority).
@@ -507,16 +526,17 @@ where
         }
     }
 
-    /// Takes a snapshot of the state machine now, and returns its position once it is durable. If a snapshot is already
-    /// being written, the call waits for it and then takes another one. The log before the snapshot (except for
-    /// [`log_entries_kept`](crate::Config::log_entries_kept) of at most
+    /// Takes a snapshot of the state machine now, and returns its position once it is durable. If a snapshot
+    /// is already being written, the call waits for it and then takes another one. The log before the
+    /// snapshot (except for [`log_entries_kept`](crate::Config::log_entries_kept) of at most
     /// [`log_bytes_kept`](crate::Config::log_bytes_kept), and the entries that followers still need, see
-    /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then deleted. Snapshots are
-    /// also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries). Waits at most
-    /// [`snapshot_timeout`](crate::Config::snapshot_timeout).
+    /// [`log_bytes_kept_for_followers`](crate::Config::log_bytes_kept_for_followers)) is then deleted.
+    /// Snapshots are also taken automatically: see [`snapshot_entries`](crate::Config::snapshot_entries).
+    /// Waits at most [`snapshot_timeout`](crate::Config::snapshot_timeout).
     ///
     /// # Errors
-    /// See [`SnapshotError`]; the old snapshot stays in use. After a timeout, the snapshot may still be written.
+    /// See [`SnapshotError`]; the old snapshot stays in use. After a timeout, the snapshot may still be
+    /// written.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the snapshot.
@@ -525,18 +545,19 @@ where
         self.shared.request(timeout, |reply| LocalRequestMsg::MakeSnapshot { reply }).await
     }
 
-    /// Stops this node; the cluster continues without it, and the node returns when it is bootstrapped again. Resolves
-    /// when [`Raft::run`](crate::Raft::run) has ended: everything is flushed and closed, and every request has an
-    /// answer. A node that never ran is closed at once. May be called from anywhere, any number of times.
+    /// Stops this node; the cluster continues without it, and the node returns when it is bootstrapped again.
+    /// Resolves when [`Raft::run`](crate::Raft::run) has ended: everything is flushed and closed, and
+    /// every request has an answer. A node that never ran is closed at once. May be called from anywhere,
+    /// any number of times.
     ///
-    /// From the call on, the node accepts no new requests: they fail with [`StopReason::Stopping`], and nothing
-    /// happened. A leader transfers leadership to the most caught-up voter that is alive; requests that were accepted
-    /// before are answered. That takes at most [`stop_timeout`](crate::Config::stop_timeout); the outcome of the
-    /// remaining requests is unknown.
+    /// From the call on, the node accepts no new requests: they fail with [`StopReason::Stopping`], and
+    /// nothing happened. A leader transfers leadership to the most caught-up voter that is alive;
+    /// requests that were accepted before are answered. That takes at most
+    /// [`stop_timeout`](crate::Config::stop_timeout); the outcome of the remaining requests is unknown.
     ///
-    /// The node waits for a disk operation, or a call of the state machine, that has begun, however long it takes:
-    /// nothing uses the data directory afterwards. After 5 s, the node logs a warning that names the operation, and
-    /// again after twice as long each time.
+    /// The node waits for a disk operation, or a call of the state machine, that has begun, however long it
+    /// takes: nothing uses the data directory afterwards. After 5 s, the node logs a warning that names
+    /// the operation, and again after twice as long each time.
     ///
     /// If the future of `run` is dropped, this resolves as well; the storage is then closed a little later.
     ///

@@ -11,8 +11,8 @@ use crate::runtime::descriptors::server_connections_max;
 /// [`RaftNode`](crate::RaftNode).
 ///
 /// Other members and remote clients send their requests to it. It runs as long as the node does, and needs no
-/// maintenance; this handle reports its address and the requests that it has received. Cheap to clone; all clones are
-/// the same server.
+/// maintenance; this handle reports its address and the requests that it has received. Cheap to clone; all
+/// clones are the same server.
 ///
 /// # Examples
 /// ```
@@ -74,35 +74,37 @@ impl RaftServer {
         self.listen_address
     }
 
-    /// How many connections are open, at most [`connections_max`](Self::connections_max). Zero before the node runs and
-    /// after it has ended.
+    /// How many connections are open, at most [`connections_max`](Self::connections_max). Zero before the
+    /// node runs and after it has ended.
     pub fn open_connections(&self) -> usize {
         self.counters.open_connections.load(Ordering::Relaxed)
     }
 
-    /// How many requests the server has received since the node was set up, by kind. The counters are read one after
-    /// the other, while the server counts.
+    /// How many requests the server has received since the node was set up, by kind. The counters are read
+    /// one after the other, while the server counts.
     pub fn requests(&self) -> RequestCounts {
         self.counters.requests()
     }
 
-    /// With TLS: how many connections were refused during the handshake, for lack of a valid certificate of the cluster's
-    /// CA. A log message has the reason, at most once a minute.
+    /// With TLS: how many connections were refused during the handshake, for lack of a valid certificate of
+    /// the cluster's CA. A log message has the reason, at most once a minute.
     pub fn refused_handshakes(&self) -> u64 {
         self.counters.refused_handshakes.load(Ordering::Relaxed)
     }
 
-    /// With TLS: how many requests were refused because the client does not use TLS, its certificate has not the role,
-    /// or it is that of another node. A log message has the reason, at most once a minute; the client learns it as well.
+    /// With TLS: how many requests were refused because the client does not use TLS, its certificate has not
+    /// the role, or it is that of another node. A log message has the reason, at most once a minute; the
+    /// client learns it as well.
     pub fn refused_requests(&self) -> u64 {
         self.counters.refused_requests.load(Ordering::Relaxed)
     }
 
-    /// The maximum number of open connections for a server of this process, so that file descriptors remain for the
-    /// log: half of the limit of the process (`ulimit -n`) minus its own needs, from 8 to 4096.
+    /// The maximum number of open connections for a server of this process, so that file descriptors remain
+    /// for the log: half of the limit of the process (`ulimit -n`) minus its own needs, from 8 to 4096.
     ///
-    /// A node's own server observes this limit. Apply it to the other servers of the program, a web API for instance.
-    /// The first call raises the soft limit of the process to its hard limit; a node does that when it is set up.
+    /// A node's own server observes this limit. Apply it to the other servers of the program, a web API for
+    /// instance. The first call raises the soft limit of the process to its hard limit; a node does that
+    /// when it is set up.
     ///
     /// # Examples
     /// ```

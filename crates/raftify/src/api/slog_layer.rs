@@ -23,13 +23,13 @@ pub struct SlogGuard {
     _guard: AsyncGuard,
 }
 
-/// A layer for a `tracing` subscriber that forwards the log lines of raftify and of raft-rs to a slog logger, with their
-/// level, target (as the tag), message and key-value pairs. Lines above `level` cost nothing.
+/// A layer for a `tracing` subscriber that forwards the log lines of raftify and of raft-rs to a slog logger,
+/// with their level, target (as the tag), message and key-value pairs. Lines above `level` cost nothing.
 ///
-/// A separate thread calls the logger. A drain that blocks or panics therefore never stops a node: at most 1 024 lines
-/// wait, further ones are dropped, and a line reports their number. (A `slog_async::Async` of the application drops
-/// lines in the same way by default when its own channel is full.) A drain that blocks forever blocks the drop of the
-/// [`SlogGuard`].
+/// A separate thread calls the logger. A drain that blocks or panics therefore never stops a node: at most 1
+/// 024 lines wait, further ones are dropped, and a line reports their number. (A `slog_async::Async` of the
+/// application drops lines in the same way by default when its own channel is full.) A drain that blocks
+/// forever blocks the drop of the [`SlogGuard`].
 ///
 /// A process has one global subscriber; add other layers for lines of other crates.
 ///

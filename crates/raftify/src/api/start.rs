@@ -1,4 +1,5 @@
-//! Starting a node with one call: begin a cluster, join one, or restart. Each continues a matching data directory.
+//! Starting a node with one call: begin a cluster, join one, or restart. Each continues a matching data
+//! directory.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -33,13 +34,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub enum Start {
     /// Begins a new cluster with this node alone.
     Begin,
-    /// Begins a new cluster with these first members, each of which is started with the same list. This node is the one
-    /// that has its address.
+    /// Begins a new cluster with these first members, each of which is started with the same list. This node
+    /// is the one that has its address.
     BeginWith(Vec<Member>),
     /// Joins a running cluster.
     Join(JoinOptions),
-    /// Begins a new cluster with the expected number of fresh nodes, once they have found each other, in any order of
-    /// their starts; a node that finds a cluster, or starts later, joins.
+    /// Begins a new cluster with the expected number of fresh nodes, once they have found each other, in any
+    /// order of their starts; a node that finds a cluster, or starts later, joins.
     Expect(Expect),
     /// Continues the node of the data directory, and nothing else.
     Restart,
@@ -50,9 +51,11 @@ pub enum Start {
 pub struct JoinOptions {
     /// Any members of the cluster, each `host:port`. One is enough; with several, some may be down.
     pub peers: Vec<String>,
-    /// [`Learner`](MemberRole::Learner): never votes, until it is promoted on request. Otherwise a voter; the default.
+    /// [`Learner`](MemberRole::Learner): never votes, until it is promoted on request. Otherwise a voter;
+    /// the default.
     pub role: MemberRole,
-    /// How long to wait for a peer that belongs to a cluster with a leader. `None`, the default: without limit.
+    /// How long to wait for a peer that belongs to a cluster with a leader. `None`, the default: without
+    /// limit.
     pub wait_for_peers: Option<Duration>,
 }
 
@@ -127,9 +130,9 @@ where
     FSM: StateMachine<LogEntry = Entry>,
 {
     /// Starts a node, and returns it running: in a task of the current tokio runtime, until
-    /// [`quit`](crate::RaftNode::quit) or [`leave`](crate::RaftNode::leave) is called, the node cannot continue, or the
-    /// last handle is dropped, which stops it like a crash. [`run`](Self::run) waits for that end, and from then on
-    /// stops the node at Ctrl+C and SIGTERM.
+    /// [`quit`](crate::RaftNode::quit) or [`leave`](crate::RaftNode::leave) is called, the node cannot
+    /// continue, or the last handle is dropped, which stops it like a crash. [`run`](Self::run) waits for
+    /// that end, and from then on stops the node at Ctrl+C and SIGTERM.
     ///
     /// | | empty directory | directory of a member | of a node that died while it joined |
     /// |---|---|---|---|
@@ -139,10 +142,11 @@ where
     /// | `Expect` | begins once as many nodes are here, or joins a cluster that has begun | continues it, unless the peers are of another cluster | continues to begin, or to join |
     /// | `Restart` | error | continues it | error |
     ///
-    /// Returns when the cluster has begun, when a joining node takes part (a voter votes, a learner is caught up), or,
-    /// on the directory of a member, at once. `Join` waits for its peers according to [`JoinOptions::wait_for_peers`],
-    /// and then as long as there is progress; without progress, for [`joiner_timeout`](Config::joiner_timeout). The log
-    /// says which step is missing. Blocks while the storage is read.
+    /// Returns when the cluster has begun, when a joining node takes part (a voter votes, a learner is caught
+    /// up), or, on the directory of a member, at once. `Join` waits for its peers according to
+    /// [`JoinOptions::wait_for_peers`], and then as long as there is progress; without progress, for
+    /// [`joiner_timeout`](Config::joiner_timeout). The log says which step is missing. Blocks while the
+    /// storage is read.
     ///
     /// # Errors
     /// See [`NodeStartError`]. The node does not run then, and the directory is closed.
@@ -176,8 +180,8 @@ where
         }
     }
 
-    /// Begins a new cluster of this node alone, or continues the node of the directory: [`start`](Self::start) with
-    /// [`Start::Begin`].
+    /// Begins a new cluster of this node alone, or continues the node of the directory:
+    /// [`start`](Self::start) with [`Start::Begin`].
     ///
     /// # Errors
     /// See [`NodeStartError`].
@@ -196,8 +200,8 @@ where
         Self::start(Start::Begin, raft_addr, storage, fsm, config, BootstrapOptions::default()).await
     }
 
-    /// Begins a new cluster with a list of first members, or continues the node of the directory: [`start`](Self::start)
-    /// with [`Start::BeginWith`].
+    /// Begins a new cluster with a list of first members, or continues the node of the directory:
+    /// [`start`](Self::start) with [`Start::BeginWith`].
     ///
     /// # Errors
     /// See [`NodeStartError`].
@@ -215,8 +219,8 @@ where
         Self::start(start, raft_addr, storage, fsm, config, BootstrapOptions::default()).await
     }
 
-    /// Joins the cluster of any of the peers (`["a:7061", "b:7061"]`), or continues the node of the directory:
-    /// [`start`](Self::start) with [`Start::Join`].
+    /// Joins the cluster of any of the peers (`["a:7061", "b:7061"]`), or continues the node of the
+    /// directory: [`start`](Self::start) with [`Start::Join`].
     ///
     /// # Errors
     /// See [`NodeStartError`].
@@ -430,8 +434,8 @@ where
     }
 }
 
-/// Checks that the peers do not belong to another cluster than this directory. One peer of the same cluster is enough;
-/// no answer at all is accepted as well.
+/// Checks that the peers do not belong to another cluster than this directory. One peer of the same cluster
+/// is enough; no answer at all is accepted as well.
 async fn check_peers(
     dialer: &Dialer,
     own: &Identity,
@@ -570,8 +574,8 @@ fn still_joining(identity: &Identity) -> NodeStartError {
     NodeStartError::StillJoining { node_id: identity.node_id, cluster_id: identity.cluster_id }
 }
 
-/// Whether the directory of a member belongs to the cluster of this list. The list may be older, or have newer
-/// addresses, as long as it has the same nodes or contains another current member unchanged.
+/// Whether the directory of a member belongs to the cluster of this list. The list may be older, or have
+/// newer addresses, as long as it has the same nodes or contains another current member unchanged.
 fn is_of_list(identity: &Identity, stored: &Members, listed: &Members) -> bool {
     let has_another = listed
         .iter()

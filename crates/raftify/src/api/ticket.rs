@@ -20,14 +20,16 @@ pub struct ClusterJoinTicket {
     pub leader_addr: String,
     /// The members when the ticket was written.
     pub peers: Vec<Member>,
-    /// The address that was given to [`Raft::request_id`](crate::Raft::request_id), and answered: tried first.
+    /// The address that was given to [`Raft::request_id`](crate::Raft::request_id), and answered: tried
+    /// first.
     #[serde(default)]
     pub peer_addr: String,
     /// The role of the holder: a voter, or a learner that never votes until it is promoted.
     #[serde(default = "voter")]
     pub role: MemberRole,
-    /// The Unix time, in seconds, from which on [`join_cluster`](crate::Raft::join_cluster) refuses the ticket: 24 hours after it
-    /// was written, unless [`valid_for`](Self::valid_for) sets another time. Zero: never.
+    /// The Unix time, in seconds, from which on [`join_cluster`](crate::Raft::join_cluster) refuses the
+    /// ticket: 24 hours after it was written, unless [`valid_for`](Self::valid_for) sets another time.
+    /// Zero: never.
     #[serde(default)]
     pub expires_at: u64,
 }

@@ -1,7 +1,7 @@
 //! The encoding of user-defined types, postcard, and the check that a value survives it.
 //!
-//! postcard writes no names and no types: a decoder that expects other fields or variants than the encoder wrote may
-//! decode the bytes to another value, without an error. [`is_same`] detects this.
+//! postcard writes no names and no types: a decoder that expects other fields or variants than the encoder
+//! wrote may decode the bytes to another value, without an error. [`is_same`] detects this.
 
 use std::fmt::Display;
 
@@ -43,9 +43,9 @@ impl postcard::ser_flavors::Flavor for Expected<'_> {
     }
 }
 
-/// Whether two values serialize to the same, with all names, in any format. Two maps or sets with the same content are
-/// the same, regardless of the iteration order. Two different values compare equal with a probability of about 1 to
-/// 2^64.
+/// Whether two values serialize to the same, with all names, in any format. Two maps or sets with the same
+/// content are the same, regardless of the iteration order. Two different values compare equal with a
+/// probability of about 1 to 2^64.
 pub(crate) fn is_same<T: Serialize + ?Sized>(one: &T, other: &T) -> Result<bool, BoxError> {
     for order in [Order::AsWritten, Order::Any] {
         if Fingerprint::of(one, order)? == Fingerprint::of(other, order)? {

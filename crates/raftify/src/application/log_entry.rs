@@ -1,8 +1,8 @@
 //! The first of the two traits that an application implements: the replicated entry.
 //!
-//! The node that proposes an entry encodes it once; from then on every component except the state machine sees only
-//! bytes. Every type that serde can serialize is a log entry already; an application that needs another format
-//! implements the trait.
+//! The node that proposes an entry encodes it once; from then on every component except the state machine
+//! sees only bytes. Every type that serde can serialize is a log entry already; an application that needs
+//! another format implements the trait.
 
 use std::cell::RefCell;
 
@@ -16,10 +16,11 @@ use crate::runtime::worker::caught;
 
 /// An application's log entry: one change of the state machine.
 ///
-/// Implemented for every type that is `Serialize + DeserializeOwned`, in the format of [`postcard`], which is stable: a
-/// later version of the program reads the entries of an earlier one, as long as variants are only added at the end of
-/// an enum. Fields cannot be added, not even at the end: add a new variant instead. Entries stay in the log until a
-/// snapshot covers them, so that an updated program decodes entries that the old program wrote.
+/// Implemented for every type that is `Serialize + DeserializeOwned`, in the format of [`postcard`], which is
+/// stable: a later version of the program reads the entries of an earlier one, as long as variants are only
+/// added at the end of an enum. Fields cannot be added, not even at the end: add a new variant instead.
+/// Entries stay in the log until a snapshot covers them, so that an updated program decodes entries that the
+/// old program wrote.
 ///
 /// ```
 /// use raftify::LogEntry;
@@ -36,9 +37,9 @@ use crate::runtime::worker::caught;
 /// ```
 ///
 /// # Serde attributes
-/// postcard writes neither names nor types. With attributes that make serde write another shape than it reads, the
-/// bytes cannot be decoded, or are decoded to another entry without an error. `propose` rejects every such entry, of
-/// any size, on the task of the proposer:
+/// postcard writes neither names nor types. With attributes that make serde write another shape than it
+/// reads, the bytes cannot be decoded, or are decoded to another entry without an error. `propose` rejects
+/// every such entry, of any size, on the task of the proposer:
 ///
 /// | attribute | an entry of such a type |
 /// |---|---|
@@ -89,34 +90,36 @@ use crate::runtime::worker::caught;
 /// # Ok::<(), BoxError>(())
 /// ```
 pub trait LogEntry: Sized + Send + 'static {
-    /// Encodes the entry to the bytes that are replicated. Called once for each proposal, on the task of the proposer,
-    /// and once more by each node to which the proposal comes over the network.
+    /// Encodes the entry to the bytes that are replicated. Called once for each proposal, on the task of the
+    /// proposer, and once more by each node to which the proposal comes over the network.
     ///
     /// # Errors
-    /// The proposal fails with [`ProposeError::Encode`](crate::error::ProposeError::Encode); nothing is written.
+    /// The proposal fails with [`ProposeError::Encode`](crate::error::ProposeError::Encode); nothing is
+    /// written.
     fn encode(&self) -> Result<Bytes, BoxError>;
 
-    /// The inverse of [`encode`](Self::encode). Called on every node when the entry is committed, and again whenever
-    /// a node starts on a log that still holds it; and before that, on the task of the proposer, and on the task of the
-    /// connection by each node to which the proposal comes over the network.
+    /// The inverse of [`encode`](Self::encode). Called on every node when the entry is committed, and again
+    /// whenever a node starts on a log that still holds it; and before that, on the task of the proposer,
+    /// and on the task of the connection by each node to which the proposal comes over the network.
     ///
     /// # Errors
     /// A proposal that one of them cannot decode fails with
-    /// [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable); nothing is written. A committed entry
-    /// that cannot be decoded stops the node: if the node skipped it, its state would silently differ from that of the
-    /// other nodes.
+    /// [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable); nothing is written. A
+    /// committed entry that cannot be decoded stops the node: if the node skipped it, its state would
+    /// silently differ from that of the other nodes.
     fn decode(bytes: &[u8]) -> Result<Self, BoxError>;
 
     /// Checks that the entry survives its own encoding: the value decoded from `encoded`, which
-    /// [`encode`](Self::encode) has returned for this entry, must mean the same. Called once for each proposal, on the
-    /// task of the proposer, after a slot for the proposal is reserved: a proposal that is rejected because the node is
-    /// busy costs nothing.
+    /// [`encode`](Self::encode) has returned for this entry, must mean the same. Called once for each
+    /// proposal, on the task of the proposer, after a slot for the proposal is reserved: a proposal that
+    /// is rejected because the node is busy costs nothing.
     ///
-    /// By default, an entry survives if it can be decoded. For types with serde's traits, the decoded value must also
-    /// serialize to the same, field by field, by name; maps and sets may be in another order.
+    /// By default, an entry survives if it can be decoded. For types with serde's traits, the decoded value
+    /// must also serialize to the same, field by field, by name; maps and sets may be in another order.
     ///
     /// # Errors
-    /// The proposal fails with [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable); nothing is written.
+    /// The proposal fails with [`ProposeError::Undecodable`](crate::error::ProposeError::Undecodable);
+    /// nothing is written.
     fn check_round_trip(&self, encoded: &[u8]) -> Result<(), BoxError> {
         Self::decode(encoded).map(drop)
     }
@@ -128,20 +131,21 @@ pub trait LogEntry: Sized + Send + 'static {
     }
 }
 
-/// Why `entry`, encoded as `encoded`, must not get into the log. An entry that cannot be decoded would stop every node,
-/// at each start, permanently; an entry that decodes to another entry would be applied as the other entry.
+/// Why `entry`, encoded as `encoded`, must not get into the log. An entry that cannot be decoded would stop
+/// every node, at each start, permanently; an entry that decodes to another entry would be applied as the
+/// other entry.
 ///
-/// Every entry is checked, including large ones: a type may fail for some entries only. The check runs where the entry
-/// is encoded, in the caller, which waits for it anyway. Measured for two strings, in addition to decoding: 51 ns for
-/// 64 bytes, 213 ns for 1 KiB, 12 µs for 64 KiB.
+/// Every entry is checked, including large ones: a type may fail for some entries only. The check runs where
+/// the entry is encoded, in the caller, which waits for it anyway. Measured for two strings, in addition to
+/// decoding: 51 ns for 64 bytes, 213 ns for 1 KiB, 12 µs for 64 KiB.
 pub(crate) fn check_entry<Entry: LogEntry>(entry: &Entry, encoded: &[u8]) -> Result<(), String> {
     // The decoded value is also dropped in there, or the error is shown and dropped.
     explained(|| entry.check_round_trip(encoded))
 }
 
-/// Why an entry that came over the network must not get into the log. Only the proposer can check that the entry means
-/// what was proposed; but the entry decoded from the bytes must survive its encoding. Measured as for [`check_entry`]:
-/// 11 ns for 64 bytes, 58 ns for 1 KiB, 1.4 µs for 64 KiB.
+/// Why an entry that came over the network must not get into the log. Only the proposer can check that the
+/// entry means what was proposed; but the entry decoded from the bytes must survive its encoding. Measured as
+/// for [`check_entry`]: 11 ns for 64 bytes, 58 ns for 1 KiB, 1.4 µs for 64 KiB.
 pub(crate) fn check_encoded<Entry: LogEntry>(encoded: &[u8]) -> Result<(), String> {
     explained(|| {
         let entry = Entry::decode(encoded)?;

@@ -14,14 +14,14 @@ type WriteOut = Box<dyn FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send>;
 pub struct Snapshot(WriteOut);
 
 impl Snapshot {
-    /// A snapshot in the application's own format. `write_out` is called at most once, on a separate thread, and may be
-    /// slow; the writer is buffered.
+    /// A snapshot in the application's own format. `write_out` is called at most once, on a separate thread,
+    /// and may be slow; the writer is buffered.
     pub fn new(write_out: impl FnOnce(&mut dyn Write) -> Result<(), BoxError> + Send + 'static) -> Snapshot {
         Snapshot(Box::new(write_out))
     }
 
-    /// A snapshot of a value in the format of `postcard`; [`read_value`](Self::read_value) reads it back in one step:
-    /// for states that fit into memory twice.
+    /// A snapshot of a value in the format of `postcard`; [`read_value`](Self::read_value) reads it back in
+    /// one step: for states that fit into memory twice.
     pub fn from_value(value: impl Serialize + Send + 'static) -> Snapshot {
         Snapshot::new(move |writer| {
             let mut writer = KeepsError { writer, error: None };

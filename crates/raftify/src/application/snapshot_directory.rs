@@ -1,7 +1,7 @@
 //! Snapshots that are sets of files: a directory as one stream, and back.
 //!
-//! For state machines that keep their state on disk. The stream is a tar archive of regular files and directories.
-//! Unpacking validates every name, since the stream comes from another node.
+//! For state machines that keep their state on disk. The stream is a tar archive of regular files and
+//! directories. Unpacking validates every name, since the stream comes from another node.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -13,18 +13,18 @@ use tracing::warn;
 use crate::application::snapshot::Snapshot;
 use crate::error::BoxError;
 
-/// The maximum number of bytes written before a sync: each sync of a log on the same disk would have to wait for all
-/// unsynced bytes.
+/// The maximum number of bytes written before a sync: each sync of a log on the same disk would have to wait
+/// for all unsynced bytes.
 const UNSYNCED_BYTES_MAX: u64 = 4 << 20;
 
 impl Snapshot {
-    /// A directory whose files no longer change, such as a checkpoint of a database, or hard links to files that are
-    /// only ever replaced. The directory is written as one stream and then removed, also if the write fails or the node
-    /// stops meanwhile. Subdirectories are included; any other entry than a file or a directory is an error, and no
-    /// snapshot is taken. Names must be UTF-8.
+    /// A directory whose files no longer change, such as a checkpoint of a database, or hard links to files
+    /// that are only ever replaced. The directory is written as one stream and then removed, also if the
+    /// write fails or the node stops meanwhile. Subdirectories are included; any other entry than a file
+    /// or a directory is an error, and no snapshot is taken. Names must be UTF-8.
     ///
-    /// A killed process leaves the directory behind: create it in a location that the state machine cleans up when it
-    /// starts. [`read_directory`](Self::read_directory) is the inverse.
+    /// A killed process leaves the directory behind: create it in a location that the state machine cleans up
+    /// when it starts. [`read_directory`](Self::read_directory) is the inverse.
     pub fn from_directory(path: impl Into<PathBuf>) -> Snapshot {
         let directory = Removed(path.into());
         Snapshot::new(move |writer| {
@@ -37,8 +37,9 @@ impl Snapshot {
         })
     }
 
-    /// Unpacks a stream of [`from_directory`](Self::from_directory) into a new directory at `path`. When the call
-    /// returns, the content and the name of the directory are durable: the state machine can switch to it by a rename.
+    /// Unpacks a stream of [`from_directory`](Self::from_directory) into a new directory at `path`. When the
+    /// call returns, the content and the name of the directory are durable: the state machine can switch
+    /// to it by a rename.
     ///
     /// ```
     /// use std::fs;
@@ -60,8 +61,9 @@ impl Snapshot {
     /// ```
     ///
     /// # Errors
-    /// An error if `path` exists; errors of the reader and of the file system; an error if the stream contains anything
-    /// but files and directories with plain names below `path`. Nothing is left at `path` then.
+    /// An error if `path` exists; errors of the reader and of the file system; an error if the stream
+    /// contains anything but files and directories with plain names below `path`. Nothing is left at
+    /// `path` then.
     pub fn read_directory(reader: &mut dyn Read, path: impl AsRef<Path>) -> Result<(), BoxError> {
         let path = path.as_ref();
         fs::create_dir(path).map_err(|error| format!("cannot create {}: {error}", path.display()))?;
@@ -224,7 +226,8 @@ mod tests {
         assert!(to.join("precious").exists());
     }
 
-    /// A stream with one entry of this name and type. The name is written as it is: the tar crate rejects such names.
+    /// A stream with one entry of this name and type. The name is written as it is: the tar crate rejects
+    /// such names.
     fn hostile(name: &str, kind: EntryType) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());

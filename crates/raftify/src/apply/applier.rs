@@ -1,6 +1,8 @@
-//! Owns the state machine: applies committed entries, replies to their proposers, captures and restores the state.
+//! Owns the state machine: applies committed entries, replies to their proposers, captures and restores the
+//! state.
 //!
-//! Never skips an entry: an entry that cannot be decoded or applied stops the node. `applier_thread.rs` calls it.
+//! Never skips an entry: an entry that cannot be decoded or applied stops the node. `applier_thread.rs` calls
+//! it.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -46,11 +48,11 @@ pub(super) struct Applier<FSM: StateMachine, S> {
     pub(super) members: Members,
     /// The last position that was accepted.
     pub(super) applied: LogPosition,
-    /// The position that the state machine had by itself when the node started. Entries up to this position come from
-    /// the log again, and are not passed to it.
+    /// The position that the state machine had by itself when the node started. Entries up to this position
+    /// come from the log again, and are not passed to it.
     pub(super) recovered: LogPosition,
-    /// Why the state machine is no longer used. The loop and the thread both use this, and either may arrive before it
-    /// has learned of the failure of the other.
+    /// Why the state machine is no longer used. The loop and the thread both use this, and either may arrive
+    /// before it has learned of the failure of the other.
     pub(super) failure: Option<StopReason>,
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
@@ -61,9 +63,9 @@ pub(super) struct Applier<FSM: StateMachine, S> {
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
 
 impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
-    /// Does `work`, unless there was a failure before: a partial result must not become visible, and no work may follow
-    /// it. This also catches panics of user code outside the state machine: replies that are dropped, errors that are
-    /// displayed.
+    /// Does `work`, unless there was a failure before: a partial result must not become visible, and no work
+    /// may follow it. This also catches panics of user code outside the state machine: replies that are
+    /// dropped, errors that are displayed.
     fn unless_failed<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, StopReason>,
@@ -160,7 +162,8 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
             Err(error) => {
                 let reason =
                     StopReason::StateMachine(format!("applying the entries {first} to {last}: {error}"));
-                // The loop gets the event first: a caller that quits because of the answer must not hide the reason.
+                // The loop gets the event first: a caller that quits because of the answer must not hide the
+                // reason.
                 let _ = self.events.send(Event::Failed(reason.clone()));
                 for waiting in waiting.into_iter().flatten() {
                     waiting.refuse(ProposeError::Unknown(UnknownOutcome::NodeStopped(reason.clone())));
@@ -256,8 +259,8 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
         })
     }
 
-    /// Captures the state here and has it written on another thread. A failure is reported, and the node continues;
-    /// only a panic in the state machine is fatal.
+    /// Captures the state here and has it written on another thread. A failure is reported, and the node
+    /// continues; only a panic in the state machine is fatal.
     fn take_snapshot(&mut self, cluster_id: ClusterId, reason: SnapshotReason) -> Result<(), StopReason> {
         if self.snapshot_taker.is_busy() {
             self.snapshot_taker.refuse("another one is still being written".to_owned());
@@ -289,8 +292,8 @@ pub(super) fn forget(work: impl Sized) {
     let _ = caught(|| drop(work));
 }
 
-/// Remembers why reading failed, so that a damaged file is not blamed on the state machine that reads it, nor ignored
-/// by it.
+/// Remembers why reading failed, so that a damaged file is not blamed on the state machine that reads it, nor
+/// ignored by it.
 struct Watched<R> {
     reader: R,
     failure: Option<String>,

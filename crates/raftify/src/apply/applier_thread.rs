@@ -1,8 +1,8 @@
 //! The thread of the applier, and the raft loop's handle to it.
 //!
-//! The raft loop feeds it in log order; closures of [`RaftNode::query`](crate::RaftNode::query) run between two
-//! batches. A few entries for a state machine that declares itself quick are applied inline, in the raft loop, if the
-//! thread is idle.
+//! The raft loop feeds it in log order; closures of [`RaftNode::query`](crate::RaftNode::query) run between
+//! two batches. A few entries for a state machine that declares itself quick are applied inline, in the raft
+//! loop, if the thread is idle.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -44,8 +44,8 @@ pub(crate) struct ApplierStart<FSM: StateMachine, S> {
     pub(crate) metrics: Arc<NodeMetrics>,
 }
 
-/// The raft loop's end of the applier. When it is dropped, the thread ends; queued work is dropped then, which answers
-/// its callers.
+/// The raft loop's end of the applier. When it is dropped, the thread ends; queued work is dropped then,
+/// which answers its callers.
 pub(crate) struct ApplierHandle<FSM: StateMachine, S> {
     applier: Arc<Mutex<Applier<FSM, S>>>,
     /// Unbounded because the core bounds its output.
@@ -125,8 +125,8 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
         self.enqueue(ToApply::TakeSnapshot(cluster_id, reason));
     }
 
-    /// Speeds up the writing of the snapshot that is being written, or that will be when everything before has been
-    /// applied.
+    /// Speeds up the writing of the snapshot that is being written, or that will be when everything before
+    /// has been applied.
     pub(crate) fn hurry_snapshot(&self) {
         self.enqueue(ToApply::HurrySnapshot);
     }
@@ -180,8 +180,8 @@ async fn run<FSM: StateMachine, S: SnapshotStore>(
             Some(query) = queries.recv() => may_block(|| applier.lock().answer(query)).await,
         };
     }
-    // A node that stops reports its own reason: a failure that only results from the stop, such as that of a restore,
-    // is not reported.
+    // A node that stops reports its own reason: a failure that only results from the stop, such as that of a
+    // restore, is not reported.
     if let Err(reason) = outcome
         && !lifecycle.is_stopping()
     {
@@ -378,8 +378,8 @@ mod tests {
         assert!(matches!(event, Some(Event::Failed(StopReason::StateMachine(_)))), "{event:?}");
     }
 
-    /// The drop of the first one panics on the thread, before it can report anything; two panics at once would end the
-    /// process.
+    /// The drop of the first one panics on the thread, before it can report anything; two panics at once
+    /// would end the process.
     #[tokio::test]
     async fn queries_that_panic_when_they_are_dropped_do_not_hide_why_the_node_cannot_go_on() {
         let (events, mut received) = mpsc::unbounded_channel();

@@ -1,7 +1,7 @@
 //! Writes captured states, in parallel with the applier, at a bounded rate.
 //!
-//! Owned by the applier. One snapshot is written at a time, on a separate thread. A failure is reported to the raft
-//! loop, and the snapshot in use stays in use.
+//! Owned by the applier. One snapshot is written at a time, on a separate thread. A failure is reported to
+//! the raft loop, and the snapshot in use stays in use.
 
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use crate::runtime::worker::{Worker, caught, may_block};
 /// The buffer size for writes to the store.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
-/// The factor of the rate for a snapshot that a follower waits for: the follower is late already, and sending is also
-/// limited by the rate.
+/// The factor of the rate for a snapshot that a follower waits for: the follower is late already, and sending
+/// is also limited by the rate.
 const AWAITED_FACTOR: u64 = 8;
 
 /// See the module.
@@ -36,7 +36,8 @@ pub(crate) struct SnapshotTaker<S> {
     events: mpsc::UnboundedSender<Event>,
     lifecycle: Lifecycle,
     thread: Option<Worker>,
-    /// Whether a snapshot is being written, or was written and not reported yet. Its thread may end a little later.
+    /// Whether a snapshot is being written, or was written and not reported yet. Its thread may end a little
+    /// later.
     busy: Arc<AtomicBool>,
     metrics: Arc<NodeMetrics>,
 }
@@ -82,8 +83,8 @@ impl<S: SnapshotStore> SnapshotTaker<S> {
         let (busy, metrics) = (Arc::clone(&self.busy), Arc::clone(&self.metrics));
         busy.store(true, Ordering::Relaxed);
         let work = async move {
-            // The error may be user-defined: it is displayed and dropped in there, too. So are the objects of the
-            // storage.
+            // The error may be user-defined: it is displayed and dropped in there, too. So are the objects of
+            // the storage.
             let begin = Instant::now();
             let counted = Arc::clone(&metrics);
             let write_out = move || match write_out(capture, &store, &meta, lifecycle, limiter) {
@@ -130,7 +131,8 @@ fn write_out<S: SnapshotStore>(
     Ok(writer.into_inner().map_err(|error| error.into_error())?.writer.finish()?)
 }
 
-/// A writer that limits its rate, and fails once the node stops, so that a large snapshot does not delay shutdown.
+/// A writer that limits its rate, and fails once the node stops, so that a large snapshot does not delay
+/// shutdown.
 struct RateLimited<W> {
     writer: W,
     lifecycle: Lifecycle,

@@ -1,9 +1,11 @@
-//! Protects snapshots from deletion between the moment they are finished and the moment the core knows of them.
+//! Protects snapshots from deletion between the moment they are finished and the moment the core knows of
+//! them.
 //!
-//! The core lists the snapshots in use; the list lacks a snapshot that was just received or taken, until the raft loop
-//! learns of it. [`TrackedSnapshots`] wraps the storage's own store and remembers finished snapshots. It also remembers
-//! the newest of the core's lists, since they are processed on threads that may overtake each other. It also makes
-//! reads fail once the node stops, so that the restore of a large snapshot does not delay shutdown.
+//! The core lists the snapshots in use; the list lacks a snapshot that was just received or taken, until the
+//! raft loop learns of it. [`TrackedSnapshots`] wraps the storage's own store and remembers finished
+//! snapshots. It also remembers the newest of the core's lists, since they are processed on threads that may
+//! overtake each other. It also makes reads fail once the node stops, so that the restore of a large snapshot
+//! does not delay shutdown.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -19,7 +21,8 @@ use crate::channels::lifecycle::Lifecycle;
 #[derive(Clone)]
 pub(crate) struct TrackedSnapshots<S> {
     store: S,
-    /// Locked while snapshots are deleted, so that no snapshot is finished between the decision and the deletion.
+    /// Locked while snapshots are deleted, so that no snapshot is finished between the decision and the
+    /// deletion.
     known: Arc<Mutex<Known>>,
     /// The number of lists so far.
     lists: Arc<AtomicU64>,

@@ -10,8 +10,8 @@ use raftify_core::{
 use tokio::sync::mpsc;
 use tracing::debug;
 
-/// The reports of the loop's helpers. The queue is unbounded because each is the outcome of work that the core issued,
-/// and the core bounds that work.
+/// The reports of the loop's helpers. The queue is unbounded because each is the outcome of work that the
+/// core issued, and the core bounds that work.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// All writes up to this turn are durable.
@@ -44,8 +44,8 @@ pub(crate) enum PeerEvent {
     Agrees(NodeId),
     /// The peer answers, and has no record of this node.
     Silent(NodeId),
-    /// The peer is no longer reached or no longer answers. Once after each [`Reached`](Self::Reached), unless another
-    /// one follows.
+    /// The peer is no longer reached or no longer answers. Once after each [`Reached`](Self::Reached), unless
+    /// another one follows.
     Unreached(NodeId),
     /// A snapshot was installed by its receiver, or not. Exactly once for each requested snapshot.
     SnapshotSent {
@@ -70,8 +70,8 @@ pub(crate) enum PeerEvent {
     },
 }
 
-/// The events' channel is unbounded so that no event is ever dropped; their number is bounded by their causes: one for
-/// each attempt to connect, each snapshot and each round of reads.
+/// The events' channel is unbounded so that no event is ever dropped; their number is bounded by their
+/// causes: one for each attempt to connect, each snapshot and each round of reads.
 pub(crate) type PeerEvents = mpsc::UnboundedSender<PeerEvent>;
 
 /// The receiving loop may have ended: then the event is not needed.

@@ -1,7 +1,7 @@
 //! Counts the proposals under way at one node, and their bytes.
 //!
-//! A slot is reserved before any work for a proposal, so that a proposal that is rejected because the node is busy
-//! costs nothing: it is neither encoded nor checked.
+//! A slot is reserved before any work for a proposal, so that a proposal that is rejected because the node is
+//! busy costs nothing: it is neither encoded nor checked.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use raftify_core::CheckedConfig;
 
 /// The limits of a leader: [`proposals_in_flight_max`](raftify_core::Config::proposals_in_flight_max), and
-/// [`uncommitted_bytes_max`](raftify_core::Config::uncommitted_bytes_max). A single proposal may have more bytes.
+/// [`uncommitted_bytes_max`](raftify_core::Config::uncommitted_bytes_max). A single proposal may have more
+/// bytes.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     count: AtomicUsize,

@@ -89,8 +89,8 @@ impl Lifecycle {
         self.0.runner.put(runner);
     }
 
-    /// Runs the node to its end. The first caller runs it; all others get an error at once. A node with a stop request
-    /// before its run has ended already.
+    /// Runs the node to its end. The first caller runs it; all others get an error at once. A node with a
+    /// stop request before its run has ended already.
     pub(crate) async fn run(&self) -> Result<(), RunError> {
         let Some(runner) = self.0.runner.take(|| {}) else {
             if !self.0.ended_before_it_ran.swap(false, Ordering::SeqCst) {
@@ -105,7 +105,8 @@ impl Lifecycle {
         runner(self.clone()).await
     }
 
-    /// `run` was called: from now on the node counts as running, although its future may not have been polled yet.
+    /// `run` was called: from now on the node counts as running, although its future may not have been polled
+    /// yet.
     pub(crate) fn run_called(&self) {
         self.0.called.store(true, Ordering::SeqCst);
     }
@@ -191,7 +192,8 @@ impl Lifecycle {
         let _ = phase.wait_for(|phase| matches!(phase, Phase::Ended(_))).await;
     }
 
-    /// How many bytes have arrived of the most recently begun snapshot of another node; written by the server.
+    /// How many bytes have arrived of the most recently begun snapshot of another node; written by the
+    /// server.
     pub(crate) fn snapshot_bytes_received(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.0.snapshot_bytes_received)
     }
@@ -208,8 +210,8 @@ impl Lifecycle {
         let _ = quit.wait_for(|quit| *quit).await;
     }
 
-    /// This node's own user removes it from the cluster: until the returned value is dropped, or permanently if it
-    /// [succeeds](Leaving::succeeded).
+    /// This node's own user removes it from the cluster: until the returned value is dropped, or permanently
+    /// if it [succeeds](Leaving::succeeded).
     pub(crate) fn begin_to_leave(&self) -> Leaving<'_> {
         self.0.leaving.fetch_add(1, Ordering::SeqCst);
         Leaving(&self.0.leaving)
@@ -248,8 +250,8 @@ impl Drop for RunTask {
     }
 }
 
-/// One call that removes this node from the cluster. When dropped, it did not succeed, or its caller no longer waits
-/// for it. Another call may be under way.
+/// One call that removes this node from the cluster. When dropped, it did not succeed, or its caller no
+/// longer waits for it. Another call may be under way.
 pub(crate) struct Leaving<'a>(&'a AtomicUsize);
 
 impl Leaving<'_> {

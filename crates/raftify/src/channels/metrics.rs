@@ -1,8 +1,9 @@
 //! The metrics of a node: the handles that record them. `metrics/names.rs` has their names and descriptions.
 //!
-//! They go to the recorder of the crate `metrics` that the program has installed; without one, recording does nothing.
-//! `docs/metrics.md` has the same table for operators. A node registers its handles once, when it is set up, and those of
-//! a peer when it connects to it: recording costs an atomic operation, without a lookup or an allocation.
+//! They go to the recorder of the crate `metrics` that the program has installed; without one, recording does
+//! nothing. `docs/metrics.md` has the same table for operators. A node registers its handles once, when it is
+//! set up, and those of a peer when it connects to it: recording costs an atomic operation, without a lookup
+//! or an allocation.
 
 mod names;
 
@@ -186,7 +187,8 @@ pub(crate) struct NodeMetrics {
 #[derive(Default)]
 struct AtLastTick {
     followers: BTreeMap<NodeId, Follower>,
-    /// Counters of this run of the node. Those of the metrics may be older: a node may run again in one process.
+    /// Counters of this run of the node. Those of the metrics may be older: a node may run again in one
+    /// process.
     elections: Elections,
     requests: RequestCounts,
 }
@@ -431,8 +433,8 @@ impl NodeMetrics {
         }
     }
 
-    /// The handles for a member that sends to this node. Only members get them: other senders could name any number of
-    /// ids.
+    /// The handles for a member that sends to this node. Only members get them: other senders could name any
+    /// number of ids.
     pub(crate) fn received_from(&self, member: NodeId) -> ReceivedMetrics {
         let member = self.labels.and("peer", member.to_string());
         let (messages, bytes) = (member.counter(PEER_RECEIVED_MESSAGES), member.counter(PEER_RECEIVED_BYTES));

@@ -1,9 +1,10 @@
 //! The queue in front of the raft loop, bounded by number and by bytes.
 //!
-//! When the queue is full, requests of this node's user and single requests of others are rejected; streams of messages
-//! wait, which slows their senders down. When the loop ends, it takes the content of the queue for the last time,
-//! including requests that are being queued at that moment: the channel itself would keep them for as long as there is
-//! a sender. If the loop does not get that far, the requests are dropped, which answers them.
+//! When the queue is full, requests of this node's user and single requests of others are rejected; streams
+//! of messages wait, which slows their senders down. When the loop ends, it takes the content of the queue
+//! for the last time, including requests that are being queued at that moment: the channel itself would keep
+//! them for as long as there is a sender. If the loop does not get that far, the requests are dropped, which
+//! answers them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
@@ -57,8 +58,8 @@ pub(crate) enum Refused<T> {
     Closed,
 }
 
-/// A queue for at most `count` requests that weigh at most `bytes` together. A single request may weigh more, if it is
-/// alone.
+/// A queue for at most `count` requests that weigh at most `bytes` together. A single request may weigh more,
+/// if it is alone.
 pub(crate) fn request_queue<T: Weight>(count: usize, bytes: u64) -> (RequestSender<T>, RequestReceiver<T>) {
     let (sender, receiver) = mpsc::channel(count);
     let room = Room {
@@ -76,8 +77,8 @@ struct Room {
     bytes: AtomicU64,
     bytes_max: u64,
     freed: Notify,
-    /// The number of senders that have found the queue open, or are about to check, and do not wait for anything until
-    /// their request is queued.
+    /// The number of senders that have found the queue open, or are about to check, and do not wait for
+    /// anything until their request is queued.
     putting_in: AtomicUsize,
 }
 

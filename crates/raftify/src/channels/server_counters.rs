@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// How many requests a server has received since its node was set up, by kind. Forwarded and rejected ones are included.
+/// How many requests a server has received since its node was set up, by kind. Forwarded and rejected ones
+/// are included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RequestCounts {

@@ -1,5 +1,5 @@
-//! An untyped connection to a cluster: finds the leader, retries the requests that are safe to retry, and follows the
-//! members.
+//! An untyped connection to a cluster: finds the leader, retries the requests that are safe to retry, and
+//! follows the members.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -52,7 +52,8 @@ pub(crate) struct ClusterConnection {
 
 #[derive(Debug)]
 struct Known {
-    /// The addresses in this order: the node that answered last comes first, an unresponsive node comes last.
+    /// The addresses in this order: the node that answered last comes first, an unresponsive node comes
+    /// last.
     addresses: Vec<String>,
     nodes: BTreeMap<String, RemoteNode>,
     /// The membership index of the addresses; zero for the addresses given by the user.
@@ -70,8 +71,8 @@ enum RoundFailure<E> {
 }
 
 impl ClusterConnection {
-    /// Checks the form of the addresses; connects on first use. The limit for each request is `deadline`, all attempts
-    /// together.
+    /// Checks the form of the addresses; connects on first use. The limit for each request is `deadline`, all
+    /// attempts together.
     pub(crate) fn new<A: Into<String>>(
         addresses: impl IntoIterator<Item = A>,
         deadline: Duration,
@@ -209,9 +210,9 @@ impl ClusterConnection {
         addresses
     }
 
-    /// The node at `address` has answered. If the members of the cluster have changed since this client learned them,
-    /// requests them in the background, at most once at a time, so that the client continues when all nodes that it
-    /// knew are gone.
+    /// The node at `address` has answered. If the members of the cluster have changed since this client
+    /// learned them, requests them in the background, at most once at a time, so that the client
+    /// continues when all nodes that it knew are gone.
     fn refresh_if_due(&self, address: &str) {
         let node = {
             let mut known = self.lock();
@@ -237,8 +238,8 @@ impl ClusterConnection {
         });
     }
 
-    /// Tries each node once, and reports the node that gave the result. If no node can be reached, or each rejects the
-    /// request, waiting would not help.
+    /// Tries each node once, and reports the node that gave the result. If no node can be reached, or each
+    /// rejects the request, waiting would not help.
     async fn round<V: Verb, T>(
         &self,
         addresses: Vec<String>,
@@ -326,8 +327,8 @@ impl ClusterConnection {
 }
 
 impl Known {
-    /// From now on, the client uses the members of this membership: the one that answered last, then the leader, then
-    /// the others.
+    /// From now on, the client uses the members of this membership: the one that answered last, then the
+    /// leader, then the others.
     fn follow(&mut self, members: &Members, leader: Option<NodeId>, given: &[String]) {
         if members.as_of() <= self.as_of || members.is_empty() {
             return;

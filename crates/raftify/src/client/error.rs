@@ -17,8 +17,8 @@ pub enum ClientError<E> {
     /// Nothing happened: the node rejected the request without processing it.
     #[error(transparent)]
     Rejected(RequestRejected),
-    /// The answer of a node, or, if the connection broke or the deadline passed after the request was sent, the
-    /// consequence for the verb.
+    /// The answer of a node, or, if the connection broke or the deadline passed after the request was sent,
+    /// the consequence for the verb.
     #[error(transparent)]
     Answer(E),
 }

@@ -1,8 +1,8 @@
 //! The remote client: a program without a node sends requests to a cluster over gRPC.
 //!
-//! It gets the addresses of some members, finds the leader, and retries the requests that are safe to retry: unsent
-//! requests, and requests whose rejection says that nothing happened. A request with an unknown outcome is never sent
-//! again. The untyped half is in `cluster_connection.rs`.
+//! It gets the addresses of some members, finds the leader, and retries the requests that are safe to retry:
+//! unsent requests, and requests whose rejection says that nothing happened. A request with an unknown
+//! outcome is never sent again. The untyped half is in `cluster_connection.rs`.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -59,11 +59,12 @@ where
     Entry: LogEntry,
     FSM: StateMachine<LogEntry = Entry>,
 {
-    /// A client of the cluster whose members listen at `addresses`, each `host:port`: one is enough, with several the
-    /// client finds the cluster while one is down. Connects with the first request. From the first result on, it learns
-    /// the members from the cluster and follows them, also when all of them have been replaced; the given addresses
-    /// remain the last resort. The first result determines the cluster: later, the client ignores a node that belongs
-    /// to another cluster, because its address was reassigned or its disk was lost. A request may take 15 s unless
+    /// A client of the cluster whose members listen at `addresses`, each `host:port`: one is enough, with
+    /// several the client finds the cluster while one is down. Connects with the first request. From the
+    /// first result on, it learns the members from the cluster and follows them, also when all of them
+    /// have been replaced; the given addresses remain the last resort. The first result determines the
+    /// cluster: later, the client ignores a node that belongs to another cluster, because its address was
+    /// reassigned or its disk was lost. A request may take 15 s unless
     /// [`with_deadline`](Self::with_deadline) sets another limit.
     ///
     /// # Errors
@@ -78,8 +79,8 @@ where
         RaftClient { cluster: self.cluster.with_deadline(deadline.min(DEADLINE_MAX)), types: PhantomData }
     }
 
-    /// The same client over TLS, with its certificate. The files are read now, and again when they change. Clones that
-    /// were made before remain without TLS.
+    /// The same client over TLS, with its certificate. The files are read now, and again when they change.
+    /// Clones that were made before remain without TLS.
     ///
     /// # Errors
     /// The certificate cannot be used; see [`TlsError`].
@@ -88,8 +89,9 @@ where
         Ok(RaftClient { cluster: self.cluster.unconnected().with_dialer(dialer), types: PhantomData })
     }
 
-    /// The same client, whose requests do not wait for a leader: if no node that answers knows a leader, they fail at
-    /// once with `NoLeader`, and nothing happened. By default they wait for the next leader until their deadline.
+    /// The same client, whose requests do not wait for a leader: if no node that answers knows a leader, they
+    /// fail at once with `NoLeader`, and nothing happened. By default they wait for the next leader until
+    /// their deadline.
     #[must_use]
     pub fn without_waiting(self) -> Self {
         RaftClient { cluster: self.cluster.without_waiting(), types: PhantomData }
@@ -99,15 +101,16 @@ where
     /// [`RaftNode::propose`](crate::RaftNode::propose) does on a node.
     ///
     /// # Errors
-    /// - [`ClientError::Addresses`], [`ClientError::Unreachable`], [`ClientError::Rejected`]: nothing happened.
+    /// - [`ClientError::Addresses`], [`ClientError::Unreachable`], [`ClientError::Rejected`]: nothing
+    ///   happened.
     /// - [`ClientError::Answer`] with [`ProposeError::Unknown`]: it may have been applied.
-    /// - [`ClientError::Answer`] with any other error: the entry was not applied; either the deadline passed or a retry
-    ///   would not have helped.
+    /// - [`ClientError::Answer`] with any other error: the entry was not applied; either the deadline passed
+    ///   or a retry would not have helped.
     ///
     /// # Cancel safety
-    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown. A dropped call does not affect
-    /// other calls: it continues in the background until the node answers. Up to 4096 calls, with up to 64 MiB of
-    /// entries, are under way to a node at once; further calls wait.
+    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown. A dropped call does
+    /// not affect other calls: it continues in the background until the node answers. Up to 4096 calls,
+    /// with up to 64 MiB of entries, are under way to a node at once; further calls wait.
     pub async fn propose(&self, entry: &Entry) -> Result<FSM::Reply, ClientError<ProposeError>> {
         let encoded = entry.encode();
         let payload =
@@ -123,7 +126,8 @@ where
     /// Changes voters or learners, and returns the membership once the change is in force.
     ///
     /// # Errors
-    /// As for [`propose`](Self::propose). After [`MembershipError::Unknown`], look at the members before trying again.
+    /// As for [`propose`](Self::propose). After [`MembershipError::Unknown`], look at the members before
+    /// trying again.
     ///
     /// # Cancel safety
     /// Dropping the future does not withdraw the change; treat the outcome as unknown.
@@ -145,7 +149,8 @@ where
         self.change_config(promotion(id)).await
     }
 
-    /// Turns a voter into a learner, as [`RaftNode::demote_to_learner`](crate::RaftNode::demote_to_learner) does.
+    /// Turns a voter into a learner, as [`RaftNode::demote_to_learner`](crate::RaftNode::demote_to_learner)
+    /// does.
     ///
     /// # Errors
     /// As for [`change_config`](Self::change_config).
@@ -156,8 +161,9 @@ where
         self.change_config(demotion(id)).await
     }
 
-    /// Replaces the voter `old` by the member `new`, as [`RaftNode::replace`](crate::RaftNode::replace) does. Waits for
-    /// `new` to catch up as long as it makes progress, and gives up after ten minutes without any.
+    /// Replaces the voter `old` by the member `new`, as [`RaftNode::replace`](crate::RaftNode::replace) does.
+    /// Waits for `new` to catch up as long as it makes progress, and gives up after ten minutes without
+    /// any.
     ///
     /// # Errors
     /// As for [`change_config`](Self::change_config); nothing was changed unless the outcome is unknown.
@@ -189,8 +195,8 @@ where
         self.cluster.ask(TransferLeader { to }).await
     }
 
-    /// The leader's commit index, confirmed by a majority: a state machine that has applied it reflects every write
-    /// acknowledged before this call.
+    /// The leader's commit index, confirmed by a majority: a state machine that has applied it reflects every
+    /// write acknowledged before this call.
     ///
     /// # Errors
     /// Nothing happened; a retry is always safe.
@@ -212,8 +218,8 @@ where
         self.cluster.members().await
     }
 
-    /// The full diagnostics of one node, leader or not: the first of the addresses given to [`new`](Self::new) that
-    /// answers. To inspect a certain node, make a client with its address alone.
+    /// The full diagnostics of one node, leader or not: the first of the addresses given to
+    /// [`new`](Self::new) that answers. To inspect a certain node, make a client with its address alone.
     ///
     /// # Errors
     /// No address answered; each was tried once. Nothing happened; a retry is always safe.

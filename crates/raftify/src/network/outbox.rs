@@ -1,14 +1,14 @@
 //! The connections to the other nodes: all outgoing messages pass through this module.
 //!
-//! Each peer has one bounded queue and one task, so that a dead or slow peer does not affect the others, and two
-//! streams: one for entries, which keep their order, and one for the other messages. Entries, snapshots and requests
-//! for the leader use a second connection, so that no heartbeat and no vote waits behind them, however large they are.
-//! The raft loop and the log writer queue messages and never wait; the loop learns of connection changes as
-//! [`PeerEvent`]s. `peer_queue.rs` has the queues, `peer_connection.rs` the tasks, `forwarding.rs` the requests for the
-//! leader, `snapshot_sender.rs` the snapshots.
+//! Each peer has one bounded queue and one task, so that a dead or slow peer does not affect the others, and
+//! two streams: one for entries, which keep their order, and one for the other messages. Entries, snapshots
+//! and requests for the leader use a second connection, so that no heartbeat and no vote waits behind them,
+//! however large they are. The raft loop and the log writer queue messages and never wait; the loop learns of
+//! connection changes as [`PeerEvent`]s. `peer_queue.rs` has the queues, `peer_connection.rs` the tasks,
+//! `forwarding.rs` the requests for the leader, `snapshot_sender.rs` the snapshots.
 //!
-//! It stores no message for later: messages that are queued when a connection breaks are dropped, and consensus sends
-//! again.
+//! It stores no message for later: messages that are queued when a connection breaks are dropped, and
+//! consensus sends again.
 
 mod forwarding;
 mod peer_connection;
@@ -51,8 +51,8 @@ use crate::verbs::remote_node::{AskedCluster, CallError, RemoteNode};
 use crate::verbs::verb::Verb;
 use crate::wire;
 
-/// How often the raft loop gets the same new address of the same member: only a leader can use it, and this node may
-/// become one.
+/// How often the raft loop gets the same new address of the same member: only a leader can use it, and this
+/// node may become one.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The handle to all connections to peers. A clone is a second handle to the same connections.
@@ -71,8 +71,8 @@ struct Shared {
     runtime: Handle,
     /// Requests that are being forwarded to the leader: at most as many as this node would accept as leader.
     forwarded: Arc<InFlight>,
-    /// Locked only briefly and never across an `.await`: two threads call `send` for every turn, and a task in between
-    /// would cost each message a thread switch.
+    /// Locked only briefly and never across an `.await`: two threads call `send` for every turn, and a task
+    /// in between would cost each message a thread switch.
     state: Mutex<State>,
 }
 
@@ -80,7 +80,8 @@ struct State {
     /// `None` until this node knows its cluster: it contacts no node before.
     own: Option<(Identity, Arc<Members>, Started)>,
     contacts: BTreeMap<NodeId, Contact>,
-    /// The addresses of members that are also, or only, reachable at another address than the membership has.
+    /// The addresses of members that are also, or only, reachable at another address than the membership
+    /// has.
     moved: BTreeMap<NodeId, Moved>,
     /// The warning that the maximum number of contacts is reached: each message of a further one is a cause.
     too_many_contacts: LogThrottle,
@@ -89,8 +90,9 @@ struct State {
     closed: bool,
 }
 
-/// A node that introduced itself and that this node does not know as a member: it may have been added by a change that
-/// has not arrived here, and may even be the leader that will send it. This node needs an address for its answers.
+/// A node that introduced itself and that this node does not know as a member: it may have been added by a
+/// change that has not arrived here, and may even be the leader that will send it. This node needs an address
+/// for its answers.
 #[derive(PartialEq)]
 struct Contact {
     address: String,
@@ -142,8 +144,8 @@ impl Peer {
 }
 
 impl Outbox {
-    /// Starts without peers. Must be called on a tokio runtime, on which all of its tasks run. `own_address` is the
-    /// address for the answers of peers that do not know this node yet.
+    /// Starts without peers. Must be called on a tokio runtime, on which all of its tasks run. `own_address`
+    /// is the address for the answers of peers that do not know this node yet.
     pub(crate) fn start<S: SnapshotStore>(
         own_address: String,
         dialer: Dialer,
@@ -181,8 +183,8 @@ impl Outbox {
         Outbox { shared: Arc::new(shared) }
     }
 
-    /// Connects to new members, ends the connections to members that are gone or have moved, and introduces this node
-    /// from now on with this membership.
+    /// Connects to new members, ends the connections to members that are gone or have moved, and introduces
+    /// this node from now on with this membership.
     pub(crate) fn set_members(&self, identity: Identity, members: &Arc<Members>, started: Started) {
         let mut state = self.shared.state.lock();
         state.contacts.retain(|id, contact| {
@@ -195,9 +197,10 @@ impl Outbox {
         self.shared.refresh(&mut state);
     }
 
-    /// A node introduced itself, and was accepted. A node that is not a member, as far as this node knows, is answered
-    /// at this address until the membership has another one. If the membership has another address for a member, this
-    /// one is tried first. Returns whether the raft loop must learn that a member has moved.
+    /// A node introduced itself, and was accepted. A node that is not a member, as far as this node knows, is
+    /// answered at this address until the membership has another one. If the membership has another
+    /// address for a member, this one is tried first. Returns whether the raft loop must learn that a
+    /// member has moved.
     pub(crate) fn hear_of(&self, sender: &Sender, address: &str) -> bool {
         let mut state = self.shared.state.lock();
         let Some((identity, members, _)) = &state.own else {
@@ -224,7 +227,8 @@ impl Outbox {
         false
     }
 
-    /// The peer has connected to this node, and was accepted. If it was not reached so far, it is tried again at once.
+    /// The peer has connected to this node, and was accepted. If it was not reached so far, it is tried again
+    /// at once.
     pub(crate) fn is_up(&self, id: NodeId) {
         let state = self.shared.state.lock();
         if let Some(peer) = state.peers.get(&id).filter(|peer| !peer.reach.answers()) {
@@ -232,8 +236,8 @@ impl Outbox {
         }
     }
 
-    /// A member, in the incarnation that the membership has, was found at an address. If it does not answer at another
-    /// one, this address is tried first.
+    /// A member, in the incarnation that the membership has, was found at an address. If it does not answer
+    /// at another one, this address is tried first.
     pub(crate) fn found_at(&self, id: NodeId, address: &str) {
         let mut state = self.shared.state.lock();
         let answers = state.peers.get(&id).is_some_and(|peer| peer.reach.answers());
@@ -267,14 +271,14 @@ impl Outbox {
         is_due
     }
 
-    /// Queues messages for the connections, each peer's in order. Never blocks, on any thread. Messages to nodes that
-    /// are not peers, or whose queue is full, are dropped.
+    /// Queues messages for the connections, each peer's in order. Never blocks, on any thread. Messages to
+    /// nodes that are not peers, or whose queue is full, are dropped.
     pub(crate) fn send(&self, mut messages: Vec<RaftMessage>) {
         if messages.is_empty() {
             return;
         }
-        // The sort is stable: each peer's messages keep their order, and go into its queue in one step, so that they
-        // also leave in one batch.
+        // The sort is stable: each peer's messages keep their order, and go into its queue in one step, so
+        // that they also leave in one batch.
         messages.sort_by_key(|message| message.to);
         let state = self.shared.state.lock();
         let mut messages = messages.into_iter().peekable();
@@ -283,8 +287,8 @@ impl Outbox {
             match state.peers.get(&to) {
                 Some(peer) => peer.queue.push(of_this_peer),
                 None => {
-                    // Counted outside of the macro, which evaluates nothing while its level is off: messages that
-                    // remain in the iterator would be returned again forever.
+                    // Counted outside of the macro, which evaluates nothing while its level is off: messages
+                    // that remain in the iterator would be returned again forever.
                     let dropped = of_this_peer.count();
                     debug!(peer = %to, dropped, "no such peer, its messages are dropped");
                 }
@@ -343,8 +347,8 @@ impl Outbox {
         !self.shared.forwarded.is_empty()
     }
 
-    /// Asks the leader for its confirmed commit index. Exactly one [`PeerEvent::ReadRoundAnswered`] follows, unless
-    /// the outbox is shut down.
+    /// Asks the leader for its confirmed commit index. Exactly one [`PeerEvent::ReadRoundAnswered`] follows,
+    /// unless the outbox is shut down.
     pub(crate) fn read_round(&self, ReadRound { leader, round }: ReadRound) {
         let events = self.shared.events.clone();
         let answer = move |answer| send_event(&events, PeerEvent::ReadRoundAnswered { round, answer });
@@ -362,7 +366,8 @@ impl Outbox {
         });
     }
 
-    /// Ends all connections and waits for their tasks. Later calls of the other methods only report the shutdown.
+    /// Ends all connections and waits for their tasks. Later calls of the other methods only report the
+    /// shutdown.
     pub(crate) async fn shutdown(&self) {
         let mut tasks = {
             let mut state = self.shared.state.lock();

@@ -1,9 +1,10 @@
 //! The gRPC service: receives the requests of other nodes and of remote clients.
 //!
-//! It translates and validates (version, group, cluster, receiver, sender, form) and makes no decisions: a valid
-//! request goes into the raft loop's bounded queue, and the answer back to the caller. Streams of messages wait for
-//! room in the queue, so that a busy node slows its peers down; single requests are answered `Busy` instead. Incoming
-//! snapshots go chunk by chunk into the snapshot store and reach the loop when they are complete and durable.
+//! It translates and validates (version, group, cluster, receiver, sender, form) and makes no decisions: a
+//! valid request goes into the raft loop's bounded queue, and the answer back to the caller. Streams of
+//! messages wait for room in the queue, so that a busy node slows its peers down; single requests are
+//! answered `Busy` instead. Incoming snapshots go chunk by chunk into the snapshot store and reach the loop
+//! when they are complete and durable.
 
 mod abortable;
 pub(crate) mod access;
@@ -49,17 +50,17 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// How many requests may be under way on one connection; a client delays further ones.
 const STREAMS_MAX: u32 = 1024;
 
-/// The maximum number of requests that their client has reset and that are not processed yet: equal to the limit on
-/// requests. A client that opens and resets streams endlessly loses its connection. Nodes and clients of this crate
-/// never do that: abandoned calls run to their end.
+/// The maximum number of requests that their client has reset and that are not processed yet: equal to the
+/// limit on requests. A client that opens and resets streams endlessly loses its connection. Nodes and
+/// clients of this crate never do that: abandoned calls run to their end.
 const RESET_STREAMS_MAX: usize = STREAMS_MAX as usize;
 
 /// A client that sends this many invalid frames on its streams loses its connection.
 const LOCAL_ERROR_RESETS_MAX: usize = 1024;
 
-/// Serves until `shutdown` resolves; then accepts no more connections, ends open streams, and lets single requests
-/// finish. A connection that has not ended after [`SHUTDOWN_GRACE`], because its other end hangs, is aborted. When this
-/// returns, or is dropped, no connection holds any part of the node.
+/// Serves until `shutdown` resolves; then accepts no more connections, ends open streams, and lets single
+/// requests finish. A connection that has not ended after [`SHUTDOWN_GRACE`], because its other end hangs, is
+/// aborted. When this returns, or is dropped, no connection holds any part of the node.
 ///
 /// # Errors
 /// If the listener fails.

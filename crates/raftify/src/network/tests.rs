@@ -1,4 +1,5 @@
-//! The network modules together: outboxes, servers and clients communicate over loopback, without a raft loop.
+//! The network modules together: outboxes, servers and clients communicate over loopback, without a raft
+//! loop.
 
 mod addresses;
 mod calls;
@@ -182,7 +183,8 @@ impl TestNode {
         }
     }
 
-    /// Events of messages and requests; events about reached peers, and about their opinion of this node, are skipped.
+    /// Events of messages and requests; events about reached peers, and about their opinion of this node, are
+    /// skipped.
     async fn next_event(&mut self) -> PeerEvent {
         loop {
             match within("an event", self.events.recv()).await.unwrap() {
@@ -488,7 +490,8 @@ async fn a_forwarded_proposal_brings_back_its_reply_or_what_is_known() {
     assert_eq!(within("a reply", answer).await, Err(ProposeError::NoLeader));
 }
 
-/// A leaving node treats the report of its own removal as success: a report of the leader's removal is not one.
+/// A leaving node treats the report of its own removal as success: a report of the leader's removal is not
+/// one.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_the_leader_was_removed_is_not_told_as_if_the_one_that_asked_it_were() {
     let (a, mut b, _) = pair();

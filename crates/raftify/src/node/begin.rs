@@ -1,7 +1,8 @@
 //! Beginning a new cluster, alone or with a list of first members.
 //!
-//! A node with a list begins only when the other listed nodes have the same list: different lists make different
-//! clusters, and each of them could have a majority. The node runs meanwhile, so that the others can query it.
+//! A node with a list begins only when the other listed nodes have the same list: different lists make
+//! different clusters, and each of them could have a majority. The node runs meanwhile, so that the others
+//! can query it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,8 +23,8 @@ use crate::security::dialer::Dialer;
 use crate::verbs::identify::probe_all;
 use crate::wire::identification::{Identification, Plan};
 
-/// How long a node waits for all listed nodes before it begins with a majority of them: long enough for nodes that
-/// start together, short enough for a cluster with one machine down.
+/// How long a node waits for all listed nodes before it begins with a majority of them: long enough for nodes
+/// that start together, short enough for a cluster with one machine down.
 const ALL_AGREE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long lists may differ before the node gives up: time to correct the other list and restart that node.
@@ -186,7 +187,8 @@ impl Confirmation {
         let began = Instant::now();
         let mut pause = PAUSE_MIN;
         let mut conflict: Option<Conflict> = None;
-        // A node that differs and then becomes unreachable still differs: it may have given up, and restart unchanged.
+        // A node that differs and then becomes unreachable still differs: it may have given up, and restart
+        // unchanged.
         let mut differing: BTreeMap<&str, String> = BTreeMap::new();
         let mut said: Option<Instant> = None;
         loop {

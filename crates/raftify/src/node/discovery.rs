@@ -1,9 +1,10 @@
-//! Finds the other members when their addresses in the membership are outdated, such as after a restart of all nodes at
-//! new addresses.
+//! Finds the other members when their addresses in the membership are outdated, such as after a restart of
+//! all nodes at new addresses.
 //!
-//! While this node knows no leader, it queries the configured addresses for the nodes there. It then contacts members
-//! of its cluster at the addresses where they were found; once contacted, each announces its own address, and the
-//! leader records it. Host names are resolved again for each round, on threads for which a stop does not wait.
+//! While this node knows no leader, it queries the configured addresses for the nodes there. It then contacts
+//! members of its cluster at the addresses where they were found; once contacted, each announces its own
+//! address, and the leader records it. Host names are resolved again for each round, on threads for which a
+//! stop does not wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -47,7 +48,8 @@ struct Place {
 }
 
 impl Discovery {
-    /// `peers` are addresses of nodes, or host names that resolve to several, that may know the cluster of this node.
+    /// `peers` are addresses of nodes, or host names that resolve to several, that may know the cluster of
+    /// this node.
     pub(crate) fn new(
         peers: Vec<String>,
         dialer: Dialer,
@@ -97,7 +99,8 @@ impl Discovery {
         }
     }
 
-    /// Records the addresses of members: the answer of a node itself takes precedence over the report of another one.
+    /// Records the addresses of members: the answer of a node itself takes precedence over the report of
+    /// another one.
     fn hear(&mut self, address: &str, answer: &Identification, found: &mut BTreeMap<NodeId, String>) {
         let status = self.status.borrow().clone();
         let (Some(own), Some(identity)) = (status.identity, answer.identity) else {

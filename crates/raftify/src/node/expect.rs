@@ -1,11 +1,11 @@
-//! `bootstrap_expect`: fresh nodes that only know the addresses to search find each other, and begin exactly one
-//! cluster.
+//! `bootstrap_expect`: fresh nodes that only know the addresses to search find each other, and begin exactly
+//! one cluster.
 //!
-//! Each node first waits: it listens, and answers with its address and the number of nodes that it expects. When the
-//! expected number of nodes is present, the first members are their addresses in order. A node then pledges itself: it
-//! writes the identity of that cluster durably, and cannot join any other cluster from then on. The cluster begins only
-//! when all of its first members have pledged themselves, so that no two clusters can begin from lists that have a node
-//! in common.
+//! Each node first waits: it listens, and answers with its address and the number of nodes that it expects.
+//! When the expected number of nodes is present, the first members are their addresses in order. A node then
+//! pledges itself: it writes the identity of that cluster durably, and cannot join any other cluster from
+//! then on. The cluster begins only when all of its first members have pledged themselves, so that no two
+//! clusters can begin from lists that have a node in common.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -48,17 +48,17 @@ const CONFLICT_PATIENCE: Duration = Duration::from_secs(10);
 /// How a node finds others with which to begin a cluster, or a cluster to join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expect {
-    /// How many fresh nodes must have found each other before a cluster begins. The number is the same on each of them,
-    /// and more than half of all started nodes: with 2n nodes, two groups of n that cannot reach each other would begin
-    /// two clusters.
+    /// How many fresh nodes must have found each other before a cluster begins. The number is the same on
+    /// each of them, and more than half of all started nodes: with 2n nodes, two groups of n that cannot
+    /// reach each other would begin two clusters.
     ///
-    /// If a list of IP addresses is longer, that number of addresses, the first in text order, begin the cluster, and
-    /// the others join. A host name resolves to an unknown number of nodes: with names, this must be the number of all
-    /// started nodes. Otherwise nodes may pledge themselves to different clusters, and wait until their directories are
-    /// emptied; two clusters never begin.
+    /// If a list of IP addresses is longer, that number of addresses, the first in text order, begin the
+    /// cluster, and the others join. A host name resolves to an unknown number of nodes: with names,
+    /// this must be the number of all started nodes. Otherwise nodes may pledge themselves to different
+    /// clusters, and wait until their directories are emptied; two clusters never begin.
     pub count: usize,
-    /// The addresses to search: addresses of nodes, with or without this node's own, or host names that resolve to the
-    /// addresses of several; each `host:port`.
+    /// The addresses to search: addresses of nodes, with or without this node's own, or host names that
+    /// resolve to the addresses of several; each `host:port`.
     pub peers: Vec<String>,
     /// How long to wait until the cluster has begun or was found. `None`: without limit.
     pub wait_for_peers: Option<Duration>,
@@ -117,7 +117,8 @@ pub(crate) struct ClusterFormation {
     outbox: Outbox,
 }
 
-/// The server of a waiting node. It runs inside the wait: when the wait is dropped, it releases the port at once.
+/// The server of a waiting node. It runs inside the wait: when the wait is dropped, it releases the port at
+/// once.
 pub(crate) struct Listening {
     close: oneshot::Sender<()>,
     serving: BoxFuture<'static, ()>,
@@ -238,8 +239,8 @@ impl ClusterFormation {
     async fn look_around(&self) -> Result<Found, NodeStartError> {
         let began = Instant::now();
         let (mut pause, mut said, mut conflict_since) = (PAUSE_MIN, None::<Instant>, None::<Instant>);
-        // A node that gave up because of a contradiction, and no longer answers, must still be started with other
-        // arguments.
+        // A node that gave up because of a contradiction, and no longer answers, must still be started with
+        // other arguments.
         let mut conflicts = BTreeMap::new();
         let mut lookups = BTreeMap::new();
         loop {

@@ -1,9 +1,10 @@
 //! The only writer of the log: makes turns durable, and only then releases their messages.
 //!
-//! Owns the [`StableStorage`]. The raft loop passes turns on in order; all turns that queue up during one write become
-//! one durable write, on a separate thread. A small write without a queue is done inline, in the raft loop: two thread
-//! switches would take longer than the write on many disks. This does not apply to a single-threaded runtime: a disk
-//! that hangs must not delay any answer or deadline. A failed write is never retried: the node stops.
+//! Owns the [`StableStorage`]. The raft loop passes turns on in order; all turns that queue up during one
+//! write become one durable write, on a separate thread. A small write without a queue is done inline, in the
+//! raft loop: two thread switches would take longer than the write on many disks. This does not apply to a
+//! single-threaded runtime: a disk that hangs must not delay any answer or deadline. A failed write is never
+//! retried: the node stops.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,8 +53,8 @@ impl ToWrite {
     }
 }
 
-/// The raft loop's end of the log writer. When it is dropped, the thread writes the queued turns, closes the storage and
-/// ends.
+/// The raft loop's end of the log writer. When it is dropped, the thread writes the queued turns, closes the
+/// storage and ends.
 pub(crate) struct LogWriter<S> {
     disk: Arc<Disk<S>>,
     /// Unbounded because the core bounds its output.
@@ -86,8 +87,9 @@ impl<S: StableStorage> LogWriter<S> {
         Ok((log_writer, worker))
     }
 
-    /// Makes the turn durable, and then sends its messages. `Some` is the outcome if the write is already done;
-    /// otherwise it comes as an [`Event`]. `may_wait`: whether no other work needs the raft loop meanwhile.
+    /// Makes the turn durable, and then sends its messages. `Some` is the outcome if the write is already
+    /// done; otherwise it comes as an [`Event`]. `may_wait`: whether no other work needs the raft loop
+    /// meanwhile.
     pub(crate) fn write(&mut self, mut turn: ToWrite, may_wait: bool) -> Option<Event> {
         if !may_wait || !self.is_quick(&turn) {
             self.queued.fetch_add(1, Ordering::Relaxed);
@@ -148,8 +150,8 @@ async fn write_all<S: StableStorage>(
         }
         let outcome = may_block(|| disk.write(newest, &writes)).await;
         let failed = matches!(outcome, Event::Failed(_));
-        // The loop gets the event before any peer gets the messages, so that an answer never overtakes the event. If
-        // the loop has ended, the node has stopped, and the messages are dropped.
+        // The loop gets the event before any peer gets the messages, so that an answer never overtakes the
+        // event. If the loop has ended, the node has stopped, and the messages are dropped.
         let _ = events.send(outcome);
         if failed {
             return;

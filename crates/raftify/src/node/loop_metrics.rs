@@ -1,5 +1,5 @@
-//! The metrics that the raft loop records: the numbers of the core once for each tick, and the times from append to
-//! commit.
+//! The metrics that the raft loop records: the numbers of the core once for each tick, and the times from
+//! append to commit.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;

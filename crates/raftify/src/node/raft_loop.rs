@@ -1,8 +1,8 @@
 //! The one task that owns the core: it waits, steps the core, and dispatches the results.
 //!
-//! [`select`](Inputs::select) only waits; [`apply`](RaftLoop::apply) passes the input to the core, synchronously;
-//! [`run_turn`](RaftLoop::run_turn) passes the core's decisions to the components that carry them out. This module
-//! makes no decisions.
+//! [`select`](Inputs::select) only waits; [`apply`](RaftLoop::apply) passes the input to the core,
+//! synchronously; [`run_turn`](RaftLoop::run_turn) passes the core's decisions to the components that carry
+//! them out. This module makes no decisions.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -43,8 +43,9 @@ pub(crate) struct Inputs<R> {
 }
 
 impl<R: Send> Inputs<R> {
-    /// The priority of ready inputs: a stop request; the clock, which must advance even under a constant load; then
-    /// results of work that the core requested; then the rest. `None`: the stopping node no longer waits.
+    /// The priority of ready inputs: a stop request; the clock, which must advance even under a constant
+    /// load; then results of work that the core requested; then the rest. `None`: the stopping node no
+    /// longer waits.
     async fn select(&mut self, ticks: &mut Interval, stops_by: Option<Instant>) -> Option<Input<R>> {
         let quit_at_once = &mut self.quit_at_once;
         let waited = async {
@@ -109,8 +110,8 @@ pub(crate) struct RaftLoop<FSM: StateMachine, S: StableStorage> {
     introduced: Option<(Identity, Arc<Members>)>,
     /// The newest snapshot when snapshots were last deleted.
     retained_for: Option<LogPosition>,
-    /// Whether the work done inline since the loop last yielded has answered a caller or sent a message. The woken
-    /// tasks may run next on this very thread, and on no other.
+    /// Whether the work done inline since the loop last yielded has answered a caller or sent a message. The
+    /// woken tasks may run next on this very thread, and on no other.
     has_woken: bool,
 }
 
@@ -131,8 +132,8 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         config: &CheckedConfig,
     ) -> RaftLoop<FSM, S> {
         let mut ticks = interval(config.tick_interval);
-        // After a pause of the process, missed ticks stay missed: with all of them at once, a node would consider its
-        // leader dead before it could receive a message from it.
+        // After a pause of the process, missed ticks stay missed: with all of them at once, a node would
+        // consider its leader dead before it could receive a message from it.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         RaftLoop {
             node_id: core.status().node_id,
@@ -149,8 +150,8 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
     }
 
-    /// Runs until a stop request is complete and all accepted requests are answered, or until the node cannot continue.
-    /// All requests that still wait are answered then.
+    /// Runs until a stop request is complete and all accepted requests are answered, or until the node cannot
+    /// continue. All requests that still wait are answered then.
     pub(crate) async fn run(mut self) -> StopReason {
         self.outputs.metrics.runs();
         let reason = loop {
@@ -204,8 +205,8 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
 
     fn apply(&mut self, input: Input<Reply<FSM::Reply>>) {
         if matches!(input, Input::Tick | Input::Quit) {
-            // The core must see all known events before it decides by the clock; and a known failure takes precedence
-            // as the stop reason over a later stop request.
+            // The core must see all known events before it decides by the clock; and a known failure takes
+            // precedence as the stop reason over a later stop request.
             self.apply_events();
         }
         let core = &mut self.core;
@@ -255,9 +256,9 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         metrics.ticked(&self.core, blocking);
     }
 
-    /// Takes the queued requests, so that many proposals become one turn. The number is bounded: a queue that is filled
-    /// as fast as it is emptied must not delay the turn, and one turn must not exceed a size that disk and network
-    /// handle well.
+    /// Takes the queued requests, so that many proposals become one turn. The number is bounded: a queue that
+    /// is filled as fast as it is emptied must not delay the turn, and one turn must not exceed a size
+    /// that disk and network handle well.
     fn apply_queued(&mut self) {
         self.apply_events();
         for _ in 0..self.inputs.peers.len() {
@@ -348,8 +349,8 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
         if turn.write.is_some() || !turn.send_after.is_empty() {
             let Turn { number, write, send_after, .. } = turn;
-            // Messages are sent by tasks that may run on this very thread. The callers that were just answered may run
-            // on it as well.
+            // Messages are sent by tasks that may run on this very thread. The callers that were just
+            // answered may run on it as well.
             let may_wait = !sends && !self.has_woken && self.inputs.are_empty();
             let sends_after = !send_after.is_empty();
             let written = outputs.log_writer.write(ToWrite { number, write, send_after }, may_wait);
@@ -403,15 +404,15 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         }
     }
 
-    /// Reads entries for a follower that lags behind. A storage error stops the node: it must never result in missing
-    /// or wrong entries.
+    /// Reads entries for a follower that lags behind. A storage error stops the node: it must never result in
+    /// missing or wrong entries.
     fn fetch(&mut self, fetch: LogFetch) {
         let (reader, events) = (self.outputs.log_reader.clone(), self.outputs.events.clone());
         drop(self.outputs.blocking.start(move || {
             let event = match caught(|| reader.read(fetch.from, fetch.until, fetch.bytes_max)) {
                 Ok(Ok(entries)) => Event::Fetched(fetch, Ok(entries)),
-                // The entries were compacted or truncated after the core's request: the core repeats the request for
-                // the current log.
+                // The entries were compacted or truncated after the core's request: the core repeats the
+                // request for the current log.
                 Ok(Err(error @ (StorageError::Compacted { .. } | StorageError::BeyondEnd { .. }))) => {
                     Event::Fetched(fetch, Err(error))
                 }

@@ -44,8 +44,8 @@ use crate::security::dialer::Dialer;
 use crate::verbs::identify::original_at;
 use crate::wire::identification::Plan;
 
-/// How long a stopping node waits for its parts before it logs a warning: longer than the server takes with connections
-/// that hang.
+/// How long a stopping node waits for its parts before it logs a warning: longer than the server takes with
+/// connections that hang.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The name of the log writer in the warning of a stopping node that waits for it.
@@ -246,8 +246,8 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         let unasked = ended.len();
         lifecycle.ask_to_quit();
         helpers.shutdown().await;
-        // While the loop transfers leadership and answers accepted requests, the server continues: other nodes need
-        // this node.
+        // While the loop transfers leadership and answers accepted requests, the server continues: other
+        // nodes need this node.
         let mut serving = Some(serving).filter(|_| ended.is_empty());
         let what = "the raft loop, in a write of the log or in the state machine";
         while let Some(next) = patiently(node_id, what, tasks.join_next()).await {
@@ -267,8 +267,8 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         outcome
     }
 
-    /// Logs the content of the directory, or begins a cluster on a fresh one if the handle requested it. With a list of
-    /// several first members, the others must confirm the list first.
+    /// Logs the content of the directory, or begins a cluster on a fresh one if the handle requested it. With
+    /// a list of several first members, the others must confirm the list first.
     fn begin_cluster(
         &mut self,
         earlier_life: &watch::Sender<Option<EarlierLife>>,
@@ -384,8 +384,8 @@ fn start_cluster<R>(
     LocalRequestMsg::StartCluster { identity, members, reply }
 }
 
-/// Begins the cluster as soon as enough of the other first members agree, unless one of them has begun it and admits
-/// this node before.
+/// Begins the cluster as soon as enough of the other first members agree, unless one of them has begun it and
+/// admits this node before.
 async fn begin_when_confirmed<R>(
     confirmation: Confirmation,
     requests: RequestSender<LocalRequestMsg<R>>,
@@ -427,7 +427,8 @@ async fn patiently<T>(node_id: NodeId, what: &str, end: impl Future<Output = T>)
     }
 }
 
-/// The return value of `run` after its tasks have ended; the first `unasked` of them ended without a stop request.
+/// The return value of `run` after its tasks have ended; the first `unasked` of them ended without a stop
+/// request.
 fn outcome(
     ended: Vec<Result<Ended, TaskError>>,
     unasked: usize,

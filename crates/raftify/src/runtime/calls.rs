@@ -1,9 +1,9 @@
-//! Single calls over a shared connection: the limit on concurrent calls, the handling of abandoned calls, and whether
-//! any part of a call was sent.
+//! Single calls over a shared connection: the limit on concurrent calls, the handling of abandoned calls, and
+//! whether any part of a call was sent.
 //!
-//! An abandoned call, whose caller is gone or whose deadline has passed, still runs to its end: dropping it would reset
-//! its stream, and HTTP/2 closes a connection with too many resets, which would break all other calls. So a caller that
-//! abandons every call uses a bounded number of slots, and no more.
+//! An abandoned call, whose caller is gone or whose deadline has passed, still runs to its end: dropping it
+//! would reset its stream, and HTTP/2 closes a connection with too many resets, which would break all other
+//! calls. So a caller that abandons every call uses a bounded number of slots, and no more.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -174,8 +174,8 @@ const NOT_SENT: u8 = 0;
 const SENT: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
-/// Whether any part of a request's body was passed to a connection. Before that, a node cannot have read the request,
-/// and the request can be withdrawn safely.
+/// Whether any part of a request's body was passed to a connection. Before that, a node cannot have read the
+/// request, and the request can be withdrawn safely.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Mark(Arc<AtomicU8>);
 

@@ -1,14 +1,14 @@
 //! The limit on open files and connections of this process, and the share of each server.
 //!
-//! A log that cannot create a file stops its node; so clients must never use up the descriptors for files. The limit of
-//! the process is raised as far as the system permits, and each server takes at most a share of it. The storage also
-//! keeps a few in reserve.
+//! A log that cannot create a file stops its node; so clients must never use up the descriptors for files.
+//! The limit of the process is raised as far as the system permits, and each server takes at most a share of
+//! it. The storage also keeps a few in reserve.
 
 #[cfg(unix)]
 use std::sync::OnceLock;
 
-/// Descriptors for other uses than a server's connections: the files of the storage and its reserve, the runtime, and
-/// the connections of this node to the others.
+/// Descriptors for other uses than a server's connections: the files of the storage and its reserve, the
+/// runtime, and the connections of this node to the others.
 const OTHERS: u64 = 48;
 
 /// A program with a node usually has two servers: the node's own, and one for its users.
@@ -20,12 +20,12 @@ const CONNECTIONS_MIN: u64 = 8;
 /// More cost memory without benefit: a client of several nodes needs one connection to each.
 const CONNECTIONS_MAX: u64 = 4096;
 
-/// The maximum number of open connections for a server of this process, so that file descriptors remain for the log:
-/// half of the limit of the process (`ulimit -n`) minus its own needs, from 8 to 4096.
+/// The maximum number of open connections for a server of this process, so that file descriptors remain for
+/// the log: half of the limit of the process (`ulimit -n`) minus its own needs, from 8 to 4096.
 ///
-/// A node's own server observes this limit. Apply it to the other servers of the program, a web API for instance. The
-/// first call raises the soft limit of the process to its hard limit; a node does that when it is set up. Public as
-/// [`RaftServer::connections_max`](crate::RaftServer::connections_max).
+/// A node's own server observes this limit. Apply it to the other servers of the program, a web API for
+/// instance. The first call raises the soft limit of the process to its hard limit; a node does that when it
+/// is set up. Public as [`RaftServer::connections_max`](crate::RaftServer::connections_max).
 pub(crate) fn server_connections_max() -> usize {
     for_limit(limit())
 }
@@ -35,8 +35,8 @@ fn for_limit(limit: Option<u64>) -> usize {
     usize::try_from(each.clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)).unwrap_or(usize::MAX)
 }
 
-/// How many descriptors this process may have, after raising its limit as far as the system permits; `None` if there is
-/// no limit.
+/// How many descriptors this process may have, after raising its limit as far as the system permits; `None`
+/// if there is no limit.
 #[cfg(unix)]
 fn limit() -> Option<u64> {
     static LIMIT: OnceLock<Option<u64>> = OnceLock::new();

@@ -10,8 +10,8 @@ pub(crate) struct DiskSpace {
 }
 
 impl DiskSpace {
-    /// That of the file system which contains `path`. `None` if the system does not say. May block, as any operation on
-    /// a disk.
+    /// That of the file system which contains `path`. `None` if the system does not say. May block, as any
+    /// operation on a disk.
     #[cfg(unix)]
     pub(crate) fn of(path: &Path) -> Option<DiskSpace> {
         let found = rustix::fs::statvfs(path).ok()?;

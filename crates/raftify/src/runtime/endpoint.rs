@@ -15,8 +15,9 @@ pub(crate) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// The answer may wait behind a large message on a slow link: the deciding criterion is progress of any kind.
 pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Streams that end early, such as those of snapshots, are remembered, so that frames that arrive on them later are
-/// ignored: a frame on a forgotten stream is an error, and a connection with too many of these is closed.
+/// Streams that end early, such as those of snapshots, are remembered, so that frames that arrive on them
+/// later are ignored: a frame on a forgotten stream is an error, and a connection with too many of these is
+/// closed.
 const RESET_STREAMS_REMEMBERED: usize = 1024;
 
 /// The address and the options of a connection.

@@ -2,7 +2,8 @@
 
 use rand::distr::{Distribution, StandardUniform};
 
-/// A random number that is unique in practice; in a [simulation](crate::runtime::simulation), the next one of its seed.
+/// A random number that is unique in practice; in a [simulation](crate::runtime::simulation), the next one of
+/// its seed.
 pub(crate) fn random<T>() -> T
 where
     StandardUniform: Distribution<T>,

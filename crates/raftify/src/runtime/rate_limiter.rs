@@ -1,6 +1,7 @@
 //! Limits bytes per second.
 //!
-//! Used for sending and for writing snapshots. It has no thread and wakes no task: a caller gets its waiting time.
+//! Used for sending and for writing snapshots. It has no thread and wakes no task: a caller gets its waiting
+//! time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

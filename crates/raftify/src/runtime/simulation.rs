@@ -2,8 +2,8 @@
 //! the network, the clock and the one thread of that host, and draws all randomness from a seed. Outside of a
 //! simulation, the feature changes nothing.
 //!
-//! Operations that block a thread in a real node do not block here: a storage or a state machine simulates slowness
-//! with [`block_for`]. Host names are not resolved: nodes listen at `IP address:port`.
+//! Operations that block a thread in a real node do not block here: a storage or a state machine simulates
+//! slowness with [`block_for`]. Host names are not resolved: nodes listen at `IP address:port`.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -42,22 +42,22 @@ thread_local! {
 /// The capacity of a connection on a slow link before the sender has to wait.
 const LINK_PIECE_BYTES: usize = 16 << 10;
 
-/// From now on, on this thread, all random values of nodes follow from `seed`; work that nodes do on other threads
-/// begins late by up to `late_max`.
+/// From now on, on this thread, all random values of nodes follow from `seed`; work that nodes do on other
+/// threads begins late by up to `late_max`.
 pub fn begin(seed: u64, late_max: Duration) {
     CHANCE.set(Chance { random: StdRng::seed_from_u64(seed), late_max });
     BLOCKED.set(Duration::ZERO);
     BYTES_PER_SECOND.set(None);
 }
 
-/// From now on, on this thread, each new connection accepts at most this many bytes per second from the node or client
-/// that has made it.
+/// From now on, on this thread, each new connection accepts at most this many bytes per second from the node
+/// or client that has made it.
 pub fn slow_links(bytes_per_second: u64) {
     BYTES_PER_SECOND.set(Some(bytes_per_second.max(1)));
 }
 
-/// Called by a storage or a state machine instead of blocking its thread: the current work is done, and its caller gets
-/// the result after this delay.
+/// Called by a storage or a state machine instead of blocking its thread: the current work is done, and its
+/// caller gets the result after this delay.
 pub fn block_for(duration: Duration) {
     BLOCKED.set(BLOCKED.get() + duration);
 }

@@ -1,8 +1,9 @@
 //! Connections that fail once they make no progress, regardless of the size of their messages.
 //!
-//! HTTP/2 sends a keep-alive ping on a quiet connection. On a slow link, the ping and its answer wait behind a large
-//! message, and so they have no deadline: the guard has one. Received bytes count as a sign of life, and so does room
-//! for outgoing bytes: the other end has read the bytes that filled the connection. Used at both ends.
+//! HTTP/2 sends a keep-alive ping on a quiet connection. On a slow link, the ping and its answer wait behind
+//! a large message, and so they have no deadline: the guard has one. Received bytes count as a sign of life,
+//! and so does room for outgoing bytes: the other end has read the bytes that filled the connection. Used at
+//! both ends.
 
 use std::io;
 use std::pin::Pin;
@@ -37,8 +38,8 @@ impl<T> StallGuard<T> {
         &self.stream
     }
 
-    /// A pending operation fails if there was no sign of life for too long. Otherwise, the task is woken at the next
-    /// check.
+    /// A pending operation fails if there was no sign of life for too long. Otherwise, the task is woken at
+    /// the next check.
     fn unless_stalled<O>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<O>> {
         while self.next_look.as_mut().poll(context).is_ready() {
             let too_late = self.alive + SILENCE_MAX;

@@ -1,9 +1,9 @@
-//! Trace marks on the path of proposals, which show where their time is spent: events of `tracing` at trace level with
-//! the target `raftify::timing`, one for each step of a batch, never one for each proposal.
+//! Trace marks on the path of proposals, which show where their time is spent: events of `tracing` at trace
+//! level with the target `raftify::timing`, one for each step of a batch, never one for each proposal.
 //!
 //! A subscriber that measures the times records when the events arrive; `raftify-bench path` does. Without a
-//! subscriber, a mark only reads one number in memory. The loop, the log writer and the applier set the marks; no code
-//! here makes decisions.
+//! subscriber, a mark only reads one number in memory. The loop, the log writer and the applier set the
+//! marks; no code here makes decisions.
 
 use raftify_core::{LogIndex, NodeId};
 use tracing::trace;

@@ -1,7 +1,7 @@
 //! The abstraction over the network: the only code that listens, and the only code that connects.
 //!
-//! TCP, or its simulated equivalent in a [simulation](crate::runtime::simulation). Called by `bootstrap`, the server,
-//! the outbox and the remote client, which see no difference.
+//! TCP, or its simulated equivalent in a [simulation](crate::runtime::simulation). Called by `bootstrap`, the
+//! server, the outbox and the remote client, which see no difference.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -72,7 +72,8 @@ impl Listener {
         std::net::TcpListener::bind(&*resolved).map(Listener::Tcp).map_err(refused)
     }
 
-    /// Whether programs on other machines may reach it: it listens on another interface than the loopback one.
+    /// Whether programs on other machines may reach it: it listens on another interface than the loopback
+    /// one.
     pub(crate) fn is_reached_by_others(&self) -> bool {
         match self {
             Listener::Tcp(listener) => {
@@ -112,8 +113,8 @@ impl Listener {
     }
 }
 
-/// Pauses when accepting fails for lack of a resource, such as file descriptors: it would fail again at once, and a
-/// busy loop would take CPU time from the existing connections.
+/// Pauses when accepting fails for lack of a resource, such as file descriptors: it would fail again at once,
+/// and a busy loop would take CPU time from the existing connections.
 fn unhurried<T>(
     incoming: impl Stream<Item = io::Result<T>> + Send + Unpin,
 ) -> impl Stream<Item = io::Result<T>> + Send {
@@ -142,8 +143,8 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Looks up the addresses of `host:port`, on a thread that is never joined: a resolver may hang for longer than a node
-/// takes to stop, or its runtime to be dropped.
+/// Looks up the addresses of `host:port`, on a thread that is never joined: a resolver may hang for longer
+/// than a node takes to stop, or its runtime to be dropped.
 pub(crate) fn resolve(address: &str) -> oneshot::Receiver<io::Result<Vec<SocketAddr>>> {
     let (resolved, outcome) = oneshot::channel();
     // The result is not needed if the receiver is gone.
@@ -170,7 +171,8 @@ pub(crate) fn resolve(address: &str) -> oneshot::Receiver<io::Result<Vec<SocketA
     }
 }
 
-/// Connects over TCP. A lookup that hangs blocks no thread of the runtime, which could not be dropped before its end.
+/// Connects over TCP. A lookup that hangs blocks no thread of the runtime, which could not be dropped before
+/// its end.
 #[derive(Clone)]
 struct Connector;
 

@@ -1,8 +1,8 @@
 //! The abstraction over threads: blocking work is done here, outside the async tasks.
 //!
-//! The log writer and the applier have a thread each ([`Worker`]); occasional work goes to a pool ([`Blocking`]). In a
-//! [simulation](crate::runtime::simulation) all of it runs as tasks on the single thread; only this module knows the
-//! difference.
+//! The log writer and the applier have a thread each ([`Worker`]); occasional work goes to a pool
+//! ([`Blocking`]). In a [simulation](crate::runtime::simulation) all of it runs as tasks on the single
+//! thread; only this module knows the difference.
 
 #[cfg(test)]
 use std::cell::Cell;
@@ -26,8 +26,8 @@ use crate::runtime::simulation;
 pub(crate) struct Worker(oneshot::Receiver<()>);
 
 impl Worker {
-    /// Runs `work` on a separate thread. The work waits only for channels, runs blocking code in [`may_block`], and
-    /// must end when the channels that feed it are closed.
+    /// Runs `work` on a separate thread. The work waits only for channels, runs blocking code in
+    /// [`may_block`], and must end when the channels that feed it are closed.
     pub(crate) fn start(
         name: &str,
         work: impl Future<Output = ()> + Send + 'static,
@@ -99,8 +99,9 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// Runs a node's blocking work that has no dedicated thread: on threads that may wait for the disk. The work is
-/// tracked, because dropping the future that waits for it does not end it, and it holds parts of the storage.
+/// Runs a node's blocking work that has no dedicated thread: on threads that may wait for the disk. The work
+/// is tracked, because dropping the future that waits for it does not end it, and it holds parts of the
+/// storage.
 #[derive(Clone)]
 pub(crate) struct Blocking(TaskTracker);
 
@@ -112,8 +113,8 @@ impl Blocking {
         Blocking(tracker)
     }
 
-    /// Starts `work`; the returned future resolves to its outcome, and may be dropped, which does not end the work.
-    /// Must be called on a tokio runtime.
+    /// Starts `work`; the returned future resolves to its outcome, and may be dropped, which does not end the
+    /// work. Must be called on a tokio runtime.
     pub(crate) fn start<T: Send + 'static, Work: FnOnce() -> T + Send + 'static>(
         &self,
         work: Work,
@@ -144,8 +145,8 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        // The payload may have any type, and its drop may panic as well: the payload of that second panic is not
-        // dropped.
+        // The payload may have any type, and its drop may panic as well: the payload of that second panic is
+        // not dropped.
         if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
             std::mem::forget(another);
         }

@@ -1,12 +1,12 @@
 //! The server's end of a connection, with or without TLS.
 //!
-//! The handshake takes place while the connection's own task reads from it: no connection waits for that of another,
-//! and the limits of the server on the number of connections and on the time until the first request hold for
-//! handshakes as well. After a failed handshake, the rest of what the client sends is read and ignored: otherwise its
-//! operating system might discard the alert with the reason.
+//! The handshake takes place while the connection's own task reads from it: no connection waits for that of
+//! another, and the limits of the server on the number of connections and on the time until the first request
+//! hold for handshakes as well. After a failed handshake, the rest of what the client sends is read and
+//! ignored: otherwise its operating system might discard the alert with the reason.
 //!
-//! A client without TLS gets an HTTP/2 connection on which every request is refused: so it learns the reason, and that
-//! nothing happened.
+//! A client without TLS gets an HTTP/2 connection on which every request is refused: so it learns the reason,
+//! and that nothing happened.
 
 use std::io;
 use std::pin::Pin;

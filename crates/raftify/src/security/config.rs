@@ -10,10 +10,10 @@ const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// Mutual TLS: the CA of the cluster, and the certificate and the key of this node or client.
 ///
-/// The certificates are read again when their files change, without a restart: new connections use the new ones, open
-/// connections continue. If the new files cannot be used, the old certificates stay, and an error is logged. Only
-/// TLS 1.3 is used. A node's certificate has the role [`Node`](CertificateRole::Node), and the host of the node's
-/// address as a subject alternative name; `raftify-cli ca` issues such certificates.
+/// The certificates are read again when their files change, without a restart: new connections use the new
+/// ones, open connections continue. If the new files cannot be used, the old certificates stay, and an error
+/// is logged. Only TLS 1.3 is used. A node's certificate has the role [`Node`](CertificateRole::Node), and
+/// the host of the node's address as a subject alternative name; `raftify-cli ca` issues such certificates.
 ///
 /// # Examples
 /// ```
@@ -128,8 +128,8 @@ pub enum TlsError {
         /// The problem.
         reason: String,
     },
-    /// The certificate is refused by its own CA: expired, not valid yet, or of another CA. Every other node would
-    /// refuse it as well.
+    /// The certificate is refused by its own CA: expired, not valid yet, or of another CA. Every other node
+    /// would refuse it as well.
     #[error("{what} (for {own}) cannot be used: {reason}")]
     Certificate {
         /// Which file.

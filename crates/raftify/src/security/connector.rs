@@ -1,9 +1,10 @@
 //! The client's end of a TLS connection.
 //!
-//! Under TLS 1.3, the client's part of the handshake ends before the server has seen the client's certificate. So a
-//! connection counts as made only when the first bytes of the server have arrived: an HTTP/2 server sends its settings
-//! at once (RFC 9113, section 3.4), and a server that refuses the certificate sends an alert instead. No request is
-//! sent before, and so a refusal is never an unknown outcome.
+//! Under TLS 1.3, the client's part of the handshake ends before the server has seen the client's
+//! certificate. So a connection counts as made only when the first bytes of the server have arrived: an
+//! HTTP/2 server sends its settings at once (RFC 9113, section 3.4), and a server that refuses the
+//! certificate sends an alert instead. No request is sent before, and so a refusal is never an unknown
+//! outcome.
 
 use std::io;
 use std::task::{Context, Poll};

@@ -13,8 +13,8 @@ use crate::security::config::{PemTexts, Tls, TlsError};
 use crate::security::identity::{CertificateRole, host_of};
 use crate::security::material::Material;
 
-/// How often the files are read. A change takes effect when two reads in a row have found it: certificate and key are
-/// two files, and are replaced one after the other.
+/// How often the files are read. A change takes effect when two reads in a row have found it: certificate and
+/// key are two files, and are replaced one after the other.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The holder of the certificate.
@@ -44,7 +44,8 @@ impl Holder {
     }
 }
 
-/// Loaded certificates. A clone is a second handle to the same ones; the files are watched until the last one is gone.
+/// Loaded certificates. A clone is a second handle to the same ones; the files are watched until the last one
+/// is gone.
 #[derive(Clone)]
 pub(crate) struct Credentials(Arc<Watched>);
 

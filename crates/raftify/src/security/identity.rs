@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use webpki::EndEntityCert;
 
-/// The prefixes of the subject alternative names (URIs) that carry a role, a node id, a cluster id, a client's name.
+/// The prefixes of the subject alternative names (URIs) that carry a role, a node id, a cluster id, a
+/// client's name.
 const ROLE: &str = "raftify://role/";
 const NODE: &str = "raftify://node/";
 const CLUSTER: &str = "raftify://cluster/";
@@ -21,8 +22,8 @@ const CHECKED_HOSTS_MAX: usize = 8;
 /// What the holder of a certificate may do: a subject alternative name of the certificate, a URI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CertificateRole {
-    /// `raftify://role/node`: a member, or a node that joins. Messages, snapshots, requests that it forwards, and its own
-    /// admission.
+    /// `raftify://role/node`: a member, or a node that joins. Messages, snapshots, requests that it forwards,
+    /// and its own admission.
     Node,
     /// `raftify://role/client`: propose and read.
     Client,
@@ -44,8 +45,9 @@ impl CertificateRole {
         format!("{ROLE}{self}")
     }
 
-    /// The roles in a certificate (DER), for other servers of the program, such as a web API. It is not verified: the
-    /// server must have done that, with the CA of the cluster. Bytes that are no certificate have no roles.
+    /// The roles in a certificate (DER), for other servers of the program, such as a web API. It is not
+    /// verified: the server must have done that, with the CA of the cluster. Bytes that are no
+    /// certificate have no roles.
     pub fn in_certificate(der: &[u8]) -> Vec<CertificateRole> {
         let identity = PeerIdentity::new(&CertificateDer::from(der));
         identity.map_or_else(|_| Vec::new(), |identity| identity.roles.into_iter().collect())
@@ -186,8 +188,8 @@ pub(crate) fn list(roles: impl IntoIterator<Item = CertificateRole>) -> String {
     if roles.is_empty() { "none".to_owned() } else { roles.join(", ") }
 }
 
-/// The host of `host:port`, as certificates have it: without the brackets of an IPv6 address and without the last dot
-/// of a name.
+/// The host of `host:port`, as certificates have it: without the brackets of an IPv6 address and without the
+/// last dot of a name.
 pub(crate) fn host_of(address: &str) -> &str {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {

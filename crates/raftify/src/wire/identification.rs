@@ -1,7 +1,8 @@
-//! Which node answers at an address: the answer of a node to any other node, also before it belongs to a cluster.
+//! Which node answers at an address: the answer of a node to any other node, also before it belongs to a
+//! cluster.
 //!
-//! With this answer a node checks whether an address leads to the expected node, which cluster a peer belongs to, and
-//! whether nodes that are about to begin a cluster have the same list of first members.
+//! With this answer a node checks whether an address leads to the expected node, which cluster a peer belongs
+//! to, and whether nodes that are about to begin a cluster have the same list of first members.
 
 use bytes::Bytes;
 use raftify_core::members::check_address;

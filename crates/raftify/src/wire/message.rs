@@ -160,9 +160,9 @@ fn entry_bytes_max(entry: &Entry) -> u64 {
     FRAME_BYTES + entry.payload.len() as u64
 }
 
-/// Splits a message that takes more than [`BATCH_BYTES`] into one that does not, or that holds a single entry, and the
-/// rest. The core gathers entries without regard to the limits of a transport; two appends, the second of which
-/// continues where the first ends, are equivalent to one.
+/// Splits a message that takes more than [`BATCH_BYTES`] into one that does not, or that holds a single
+/// entry, and the rest. The core gathers entries without regard to the limits of a transport; two appends,
+/// the second of which continues where the first ends, are equivalent to one.
 pub(crate) fn split_large(message: RaftMessage) -> (RaftMessage, Option<RaftMessage>) {
     let RaftMessage { from, to, term, body: RaftMessageBody::Append { previous, commit, mut entries } } =
         message
@@ -200,8 +200,8 @@ pub(crate) fn owned(bytes: Bytes) -> Bytes {
     if bytes.len() > COPIED_BYTES_MAX { bytes } else { Bytes::copy_from_slice(&bytes) }
 }
 
-/// The payloads of one message are copied into one buffer, which they fill: the receive buffer holds other messages,
-/// too, and the payloads may be kept for long. Only an entry that was sent alone is not copied.
+/// The payloads of one message are copied into one buffer, which they fill: the receive buffer holds other
+/// messages, too, and the payloads may be kept for long. Only an entry that was sent alone is not copied.
 pub(crate) fn entries_from_wire(
     entries: Vec<proto::Entry>,
     previous: LogPosition,

@@ -16,8 +16,8 @@ use crate::wire::values::WireError;
 /// The only group for now.
 pub(crate) const GROUP_ID: u64 = 0;
 
-/// The version of the typed details of a rejection. It comes first, because even a sender of another wire version must
-/// understand a rejection.
+/// The version of the typed details of a rejection. It comes first, because even a sender of another wire
+/// version must understand a rejection.
 const DETAIL_VERSION: u8 = 1;
 
 /// Why a node rejected a request without processing it: nothing happened.
@@ -86,7 +86,8 @@ pub enum RequestRejected {
     /// The node has stopped, or is stopping.
     #[error(transparent)]
     Stopped(#[from] StopReason),
-    /// The node requires TLS, and the request came without it. Give this side a certificate of the cluster's CA.
+    /// The node requires TLS, and the request came without it. Give this side a certificate of the cluster's
+    /// CA.
     #[error(
         "node {node} at {address} accepts requests over TLS only, and this one came without: configure this side with \
          a certificate of the cluster's CA"

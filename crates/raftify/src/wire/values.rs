@@ -5,8 +5,8 @@ use raftify_core::{ClusterId, LogIndex, LogPosition, Members, NodeId, Reservatio
 
 use crate::wire::proto;
 
-/// Terms and indexes from the network stay below this, so that no arithmetic on them can overflow. At a million entries
-/// a second, a log reaches it in 290 000 years.
+/// Terms and indexes from the network stay below this, so that no arithmetic on them can overflow. At a
+/// million entries a second, a log reaches it in 290 000 years.
 pub(crate) const NUMBER_LIMIT: u64 = 1 << 63;
 
 /// Why bytes from the network are malformed.

@@ -1,5 +1,5 @@
-//! A node sends nothing before the write on which it depends is durable: tested with writes that are slow and fail in
-//! the end. An answer sent too early would have arrived by then.
+//! A node sends nothing before the write on which it depends is durable: tested with writes that are slow and
+//! fail in the end. An answer sent too early would have arrived by then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -251,7 +251,8 @@ fn a_hanging_disk_blocks_no_caller_on_a_runtime_of_one_thread() {
     }
 }
 
-/// A caller with an answer possibly runs on the thread of the raft loop, and before the loop waits for the next write.
+/// A caller with an answer possibly runs on the thread of the raft loop, and before the loop waits for the
+/// next write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answered_caller_does_not_wait_for_the_next_write() {
     let mut node = TestNode::new(1);

@@ -1,5 +1,5 @@
-//! The shared test harness: a state machine that fails on command, a disk that outlives its node, and nodes that are
-//! started, stopped and killed.
+//! The shared test harness: a state machine that fails on command, a disk that outlives its node, and nodes
+//! that are started, stopped and killed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,7 +40,8 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
     }
 }
 
-/// Waits until the server of an ended node has released its port: the runtime drops the server's task a little later.
+/// Waits until the server of an ended node has released its port: the runtime drops the server's task a
+/// little later.
 pub(crate) async fn not_listening(address: &str) {
     until("the port is free", async || TcpListener::bind(address).is_ok()).await;
 }
@@ -130,8 +131,8 @@ impl Gate {
         within("the gate", self.0.reached.subscribe().wait_for(|reached| *reached)).await.unwrap();
     }
 
-    /// Blocks the caller until the gate is opened. After a failure of the test, the gate stays closed: the test still
-    /// ends.
+    /// Blocks the caller until the gate is opened. After a failure of the test, the gate stays closed: the
+    /// test still ends.
     pub(crate) fn pass(&self) {
         self.0.reached.send_replace(true);
         let open = self.0.open.lock().unwrap();
@@ -204,8 +205,8 @@ impl StateMachine for Store {
 
 pub(crate) type TestRaft = Raft<Change, Store>;
 
-/// Runs each test, a function of the kind of disk, on both kinds of storage, and on a runtime on which small writes are
-/// done in the raft loop.
+/// Runs each test, a function of the kind of disk, on both kinds of storage, and on a runtime on which small
+/// writes are done in the raft loop.
 macro_rules! on_both_storages {
     ($($test:ident)*) => {
         mod wal {

@@ -196,8 +196,8 @@ async fn a_waiting_caller_is_answered_when_the_node_stops() {
     });
     let read = within("the read's answer", query).await.unwrap();
     assert!(matches!(read, Err(ReadError::Stopped(_))), "{read:?}");
-    // The state machine has begun to apply the first entry, and finishes it; it never gets the second one, or gets it
-    // in the same batch.
+    // The state machine has begun to apply the first entry, and finishes it; it never gets the second one, or
+    // gets it in the same batch.
     node.gate.open();
     assert_eq!(within("the first answer", held).await.unwrap(), Ok(None));
     let second = within("the second answer", waiting).await.unwrap();
@@ -311,7 +311,8 @@ async fn a_caller_may_give_up_without_harm() {
 
 #[tokio::test]
 async fn a_node_may_listen_elsewhere_than_where_the_others_reach_it() {
-    // No machine has the first address, which is in a range for documentation (RFC 5737): the node cannot listen there.
+    // No machine has the first address, which is in a range for documentation (RFC 5737): the node cannot
+    // listen there.
     let (reached, listening) = ("192.0.2.1:60061", TestNode::new(1).address.clone());
     let node = TestNode::at(1, reached);
     let listen_at = |address: &str| {

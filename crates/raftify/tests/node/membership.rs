@@ -14,8 +14,9 @@ use raftify::{ClusterJoinTicket, Config, Member, NodeId};
 
 use crate::harness::*;
 
-/// Retries until the change is made or rejected. On a busy machine, a leader that is to be removed may not find a
-/// successor in time, and a new leader may not have messages from all voters yet: nothing has happened then.
+/// Retries until the change is made or rejected. On a busy machine, a leader that is to be removed may not
+/// find a successor in time, and a new leader may not have messages from all voters yet: nothing has happened
+/// then.
 async fn change(
     raft: &TestRaft,
     change: MembershipChange,
@@ -314,7 +315,8 @@ async fn changes_that_make_no_sense_are_refused() {
     }
 }
 
-/// Addresses are reused, by containers or after a test: the node that listens there now may belong to another cluster.
+/// Addresses are reused, by containers or after a test: the node that listens there now may belong to another
+/// cluster.
 #[tokio::test]
 async fn a_ticket_adds_its_holder_to_no_other_cluster() {
     let own = joined_cluster(1).await;
@@ -416,8 +418,8 @@ async fn another_name_of_a_members_address_is_refused_as_that_of_a_new_node() {
     assert_eq!(nodes[0].raft().cluster_size(), 1);
 }
 
-/// The other nodes may not know the membership that is in force on the leader: without this node's vote, they could not
-/// continue if the leader failed then.
+/// The other nodes may not know the membership that is in force on the leader: without this node's vote, they
+/// could not continue if the leader failed then.
 #[tokio::test]
 async fn a_node_that_leaves_stays_until_a_majority_knows_of_it() {
     let mut nodes = static_cluster(3).await;

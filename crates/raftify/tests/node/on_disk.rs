@@ -29,7 +29,8 @@ impl Calls {
 
 const RECORD_BYTES: usize = 24;
 
-/// A list of numbers, each with its position, in `state-<generation>/<number of the file>`. Only the last file grows.
+/// A list of numbers, each with its position, in `state-<generation>/<number of the file>`. Only the last
+/// file grows.
 struct Journal {
     root: PathBuf,
     generation: u64,
@@ -392,8 +393,8 @@ async fn no_snapshot_is_taken_while_the_state_machine_is_ahead_of_what_is_known_
         for node in &mut nodes {
             node.kill().await;
         }
-        // The commit of the last entry is not written, unless there was another reason to write. Members that have
-        // taken effect were committed as well.
+        // The commit of the last entry is not written, unless there was another reason to write. Members that
+        // have taken effect were committed as well.
         let kept = Journal::open(nodes[1].root.path().to_owned(), Calls::default()).unwrap().at;
         let stored = nodes[1].disk.memory().load().unwrap();
         if stored.hard_state.commit.max(stored.members.unwrap().as_of()) < kept.index {

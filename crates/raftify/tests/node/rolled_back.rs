@@ -19,7 +19,8 @@ struct Three {
 /// Only the leader and the keeper acknowledge the last of these.
 const WRITES: u32 = 60;
 
-/// A day ago, the directory of one node was copied; since then, two of three nodes have acknowledged more writes.
+/// A day ago, the directory of one node was copied; since then, two of three nodes have acknowledged more
+/// writes.
 async fn since_the_copy() -> Three {
     let mut nodes = static_cluster_on(DiskKind::Wal, 3).await;
     let leader = agreed_leader(&nodes).await;

@@ -152,8 +152,8 @@ async fn a_restore_that_fails_stops_the_node_and_is_tried_again_at_the_next_star
     node.stop().await;
 }
 
-/// Writes `count` values of `bytes` each, and waits until the log before them is deleted on every node that is up,
-/// regardless of the current leader.
+/// Writes `count` values of `bytes` each, and waits until the log before them is deleted on every node that
+/// is up, regardless of the current leader.
 async fn outrun(nodes: &[TestNode], count: u64, bytes: usize) {
     let up: Vec<&TestRaft> = nodes.iter().filter(|node| node.is_up()).map(TestNode::raft).collect();
     let value = "x".repeat(bytes);
@@ -175,8 +175,8 @@ async fn outrun(nodes: &[TestNode], count: u64, bytes: usize) {
     }
 }
 
-/// Three nodes, one of which is down, while `count` values of `bytes` each were written and truncated from the log.
-/// Returns the leader and the node that is down.
+/// Three nodes, one of which is down, while `count` values of `bytes` each were written and truncated from
+/// the log. Returns the leader and the node that is down.
 async fn one_was_outrun(kind: DiskKind, count: u64, bytes: usize) -> (Vec<TestNode>, usize, usize) {
     let (mut nodes, members) = static_nodes_on(kind, 3);
     for node in &mut nodes {

@@ -287,8 +287,8 @@ async fn nodes_with_the_same_list_begin_one_cluster() {
     assert_eq!(nodes[2].get("key").await.as_deref(), Some("value"));
 }
 
-/// The list of one node says that it alone votes, the lists of the others that all do: without the check, there would
-/// be two leaders.
+/// The list of one node says that it alone votes, the lists of the others that all do: without the check,
+/// there would be two leaders.
 #[tokio::test(flavor = "multi_thread")]
 async fn static_lists_that_differ_in_a_role_only_are_refused_with_the_difference_and_none_leads() {
     let (nodes, members) = static_nodes(3);

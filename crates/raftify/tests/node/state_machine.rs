@@ -19,8 +19,8 @@ fn panicking_node() -> TestNode {
     node
 }
 
-/// Proposes an entry that stops the node, and starts the node again: it must stop for the same reason, since no entry
-/// is skipped.
+/// Proposes an entry that stops the node, and starts the node again: it must stop for the same reason, since
+/// no entry is skipped.
 async fn stops_the_node_again_and_again(poison: Change, reason: &str) {
     let mut node = panicking_node();
     let raft = node.start();

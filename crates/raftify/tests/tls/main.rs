@@ -1,4 +1,5 @@
-//! Mutual TLS over real connections: who is let in, who is refused, and that a refusal is never an unknown outcome.
+//! Mutual TLS over real connections: who is let in, who is refused, and that a refusal is never an unknown
+//! outcome.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

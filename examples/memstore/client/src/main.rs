@@ -14,7 +14,8 @@ struct Arguments {
     /// Members of the cluster, host:port; any one of them will do, it leads to the leader
     #[arg(long, default_values = ["127.0.0.1:7061", "127.0.0.1:7062", "127.0.0.1:7063"])]
     raft_addr: Vec<String>,
-    /// Instead of writing, remove this node from the cluster: one that is gone permanently and cannot leave by itself
+    /// Instead of writing, remove this node from the cluster: one that is gone permanently and cannot leave
+    /// by itself
     #[arg(long)]
     remove: Option<NodeId>,
     /// With --remove: even if the remaining live nodes are no majority; the cluster may stop permanently

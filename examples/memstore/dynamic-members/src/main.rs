@@ -1,5 +1,6 @@
-//! A node of the replicated key-value store with dynamic membership. The first node begins a cluster; each other node
-//! gets the addresses of members and joins. A node that restarts with the same arguments continues with its data.
+//! A node of the replicated key-value store with dynamic membership. The first node begins a cluster; each
+//! other node gets the addresses of members and joins. A node that restarts with the same arguments continues
+//! with its data.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,15 +22,16 @@ struct Arguments {
     /// The address of this node for its peers, and its listen address: host:port
     #[arg(long)]
     raft_addr: String,
-    /// A member of the cluster to join (repeatable); without it, an empty directory begins a new cluster. A directory
-    /// that already belongs to a cluster continues, and needs no peer
+    /// A member of the cluster to join (repeatable); without it, an empty directory begins a new cluster. A
+    /// directory that already belongs to a cluster continues, and needs no peer
     #[arg(long)]
     peer_addr: Vec<String>,
     /// Join as a learner: it receives all data and does not vote until it is promoted
     #[arg(long, requires = "peer_addr")]
     learner: bool,
-    /// Begin a new cluster as soon as this many nodes, all started with these arguments, have found each other at the
-    /// peers' addresses; a node that finds a cluster joins it. Must be more than half of all nodes that are started
+    /// Begin a new cluster as soon as this many nodes, all started with these arguments, have found each
+    /// other at the peers' addresses; a node that finds a cluster joins it. Must be more than half of
+    /// all nodes that are started
     #[arg(long, value_name = "NODES", requires = "peer_addr", conflicts_with = "learner")]
     bootstrap_expect: Option<usize>,
     /// Wait this many seconds for a peer that is up and belongs to a cluster [default: forever]

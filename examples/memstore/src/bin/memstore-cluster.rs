@@ -1,8 +1,8 @@
 //! `make run`: three nodes of the store on this machine, each a separate process, until Ctrl+C.
 //!
-//! It owns the processes and prints a line when the leadership changes, and when a node goes down or comes back. The
-//! logs of the nodes go into files beside their data. It does not restart a killed node, but prints the command for
-//! that.
+//! It owns the processes and prints a line when the leadership changes, and when a node goes down or comes
+//! back. The logs of the nodes go into files beside their data. It does not restart a killed node, but prints
+//! the command for that.
 
 use std::fs::File;
 use std::io;
@@ -109,8 +109,8 @@ async fn run(arguments: Arguments) -> Result<(), BoxError> {
     outcome
 }
 
-/// Starts the nodes one after the other: first those with data, which the others join. If none has data, the first
-/// one begins the cluster.
+/// Starts the nodes one after the other: first those with data, which the others join. If none has data, the
+/// first one begins the cluster.
 async fn start(nodes: &mut [Node]) -> Result<(), BoxError> {
     let mut order: Vec<usize> = (0..nodes.len()).collect();
     order.sort_by_key(|at| !nodes[*at].has_data);
@@ -271,8 +271,8 @@ impl Node {
         arguments
     }
 
-    /// Starts the process, and waits until it is part of the cluster: the second node must not request to join before
-    /// the first one leads, while nodes that continue with their data need each other.
+    /// Starts the process, and waits until it is part of the cluster: the second node must not request to
+    /// join before the first one leads, while nodes that continue with their data need each other.
     async fn start(&mut self) -> Result<(), BoxError> {
         std::fs::create_dir_all(&self.data_dir)
             .map_err(|error| format!("cannot create {}: {error}", self.data_dir.display()))?;
@@ -371,7 +371,8 @@ impl Node {
         last.map_or_else(|| format!("see {}", self.log_path().display()), str::to_owned)
     }
 
-    /// Closes the process' standard input, which stops the node. If this program dies, the system does the same.
+    /// Closes the process' standard input, which stops the node. If this program dies, the system does the
+    /// same.
     fn request_stop(&mut self) {
         if let Some(child) = &mut self.child {
             drop(child.stdin.take());

@@ -1,5 +1,5 @@
-//! A node of the replicated key-value store, with members from a file. Every node has the same file; the node finds
-//! itself in it by its address.
+//! A node of the replicated key-value store, with members from a file. Every node has the same file; the node
+//! finds itself in it by its address.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

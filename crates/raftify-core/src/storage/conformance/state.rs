@@ -1,4 +1,5 @@
-//! All cases except those of the log: identity, hard state, members, metadata; and the order and atomicity of writes.
+//! All cases except those of the log: identity, hard state, members, metadata; and the order and atomicity of
+//! writes.
 
 use std::sync::Arc;
 

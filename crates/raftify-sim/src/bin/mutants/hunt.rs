@@ -1,5 +1,5 @@
-//! Simulates seed after seed with a mutation until a violation: in child processes, one for each core, because a
-//! process has one mutation from its start to its end.
+//! Simulates seed after seed with a mutation until a violation: in child processes, one for each core,
+//! because a process has one mutation from its start to its end.
 
 use std::io::{BufRead, BufReader};
 use std::panic;
@@ -60,7 +60,8 @@ pub(crate) fn simulate(seeds: impl Iterator<Item = u64>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Whether the simulator runs any of the code with `mutant`. It does not run the shell and the snapshot files.
+/// Whether the simulator runs any of the code with `mutant`. It does not run the shell and the snapshot
+/// files.
 fn is_simulated(mutant: Mutant) -> bool {
     !matches!(
         mutant,

@@ -1,8 +1,8 @@
-//! Reintroduces the bugs of `docs/testing/guarantees.md` one at a time, and checks that each is detected: by the
-//! simulator, or else by a test that is assigned to it.
+//! Reintroduces the bugs of `docs/testing/guarantees.md` one at a time, and checks that each is detected: by
+//! the simulator, or else by a test that is assigned to it.
 //!
-//! Called by `make mutants`, which builds this program, and all tests, with `--cfg raftify_mutants`. An undetected
-//! mutation is a failure, and so is a test that fails without a mutation.
+//! Called by `make mutants`, which builds this program, and all tests, with `--cfg raftify_mutants`. An
+//! undetected mutation is a failure, and so is a test that fails without a mutation.
 
 #[cfg(raftify_mutants)]
 mod hunt;

@@ -1,5 +1,5 @@
-//! The tests that must detect each mutation, and how they are run: by their names, from programs that were built
-//! before.
+//! The tests that must detect each mutation, and how they are run: by their names, from programs that were
+//! built before.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! A view of a log in memory whose writer continues during the read: at every operation, and at all operations at once.
+//! A view of a log in memory whose writer continues during the read: at every operation, and at all
+//! operations at once.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -161,7 +162,8 @@ impl MetadataStore for Node {
     }
 }
 
-/// Asserts that the result of a pass was the content at some point during it. Returns whether there was a result.
+/// Asserts that the result of a pass was the content at some point during it. Returns whether there was a
+/// result.
 #[track_caller]
 fn assert_was_there(
     node: &Node,

@@ -5,14 +5,14 @@ use metrics::{
 };
 use raftify_core::NodeId;
 
-/// Upper limits of the buckets for histograms of durations, in seconds: from 0.1 ms to 10 s. Pass them to the exporter
-/// for all names that end in `_seconds`; without buckets, the Prometheus exporter makes summaries of them, which cannot
-/// be added up over nodes.
+/// Upper limits of the buckets for histograms of durations, in seconds: from 0.1 ms to 10 s. Pass them to the
+/// exporter for all names that end in `_seconds`; without buckets, the Prometheus exporter makes summaries of
+/// them, which cannot be added up over nodes.
 pub const SECONDS_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Upper limits of the buckets for histograms of batch sizes: powers of two from 1 to 65536. Pass them to the exporter
-/// for all names that end in `_entries` and `_messages`.
+/// Upper limits of the buckets for histograms of batch sizes: powers of two from 1 to 65536. Pass them to the
+/// exporter for all names that end in `_entries` and `_messages`.
 pub const SIZE_BUCKETS: &[f64] = &[
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
     32768.0, 65536.0,

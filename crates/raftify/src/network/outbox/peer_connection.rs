@@ -1,9 +1,9 @@
 //! Maintains the streams to one peer, and checks whether the answering node is the peer.
 //!
-//! After each connect, the node there has to identify itself before it gets a message. The raft loop learns whether the
-//! peer is reached at its advertised address, the one in the membership. A peer may also be connected at another
-//! address, which the peer itself reported, or at which it was found: that keeps the cluster working, and does not
-//! count as reached.
+//! After each connect, the node there has to identify itself before it gets a message. The raft loop learns
+//! whether the peer is reached at its advertised address, the one in the membership. A peer may also be
+//! connected at another address, which the peer itself reported, or at which it was found: that keeps the
+//! cluster working, and does not count as reached.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -31,15 +31,16 @@ const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(20);
 /// The pause after a peer has rejected this node: a retry helps only after a change on one of the two.
 const REFUSED_DELAY: Duration = Duration::from_secs(5);
 
-/// How often a connected peer must identify itself again, until it is known. A joining node gets its identity after
-/// others have connected to it.
+/// How often a connected peer must identify itself again, until it is known. A joining node gets its identity
+/// after others have connected to it.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The addresses of a peer, and the node that must answer there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) cluster_id: ClusterId,
-    /// The address in the membership; for a node that is not a member, the one with which it introduced itself.
+    /// The address in the membership; for a node that is not a member, the one with which it introduced
+    /// itself.
     pub(crate) recorded: String,
     /// Another address, which is tried first.
     pub(crate) other: Option<String>,
@@ -122,8 +123,8 @@ enum Verdict {
     Unidentified,
     /// A program that cannot identify itself as a node.
     Unable,
-    /// A node with the right id, but of another cluster or with another data directory. It rejects the messages, and
-    /// learns from them that the cluster knows another directory.
+    /// A node with the right id, but of another cluster or with another data directory. It rejects the
+    /// messages, and learns from them that the cluster knows another directory.
     Replaced(String),
     /// Another node, for which the messages are not intended.
     Other(String),
@@ -210,7 +211,8 @@ impl PeerConnection {
         let delay_max = self.config.reconnect_delay_max;
         let delay_min = FIRST_RECONNECT_DELAY.min(delay_max);
         let mut delay = delay_min;
-        // Reported when the connection breaks, or when the first attempt fails, not again with every further attempt.
+        // Reported when the connection breaks, or when the first attempt fails, not again with every further
+        // attempt.
         let mut reported = false;
         let mut last_reason = String::new();
         let (mut other, mut tries_other) = (None, false);
@@ -224,7 +226,8 @@ impl PeerConnection {
             let ended = self.attempt(&address).await;
             self.reach.set(false, None);
             self.queue.close();
-            // Before it is reported as unreachable: a node that is refused must not count that peer as silent.
+            // Before it is reported as unreachable: a node that is refused must not count that peer as
+            // silent.
             let pause = self.pause(ended.refusal);
             match ended.up_for {
                 Some(up_for) => {
@@ -313,8 +316,8 @@ impl PeerConnection {
         }
     }
 
-    /// Reports whether the peer is reached, and repeats the identification until it is, and whenever there is news of
-    /// it. Resolves when the connection is no longer usable.
+    /// Reports whether the peer is reached, and repeats the identification until it is, and whenever there is
+    /// news of it. Resolves when the connection is no longer usable.
     async fn watch(&mut self, address: &str, channel: Channel, mut answer: Answer) -> String {
         let mut told = String::new();
         loop {

@@ -1,4 +1,5 @@
-//! The messages that wait for one peer: bounded by number and by bytes, and taken in batches by the peer's streams.
+//! The messages that wait for one peer: bounded by number and by bytes, and taken in batches by the peer's
+//! streams.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -22,8 +23,8 @@ pub(crate) struct Introduction {
     pub(crate) receiver: proto::Receiver,
 }
 
-/// The two streams to a peer, each over its own connection: no heartbeat and no vote waits behind entries. Consensus
-/// allows messages of the two to overtake each other; entries keep their order.
+/// The two streams to a peer, each over its own connection: no heartbeat and no vote waits behind entries.
+/// Consensus allows messages of the two to overtake each other; entries keep their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// All messages except entries.
@@ -55,7 +56,8 @@ struct QueueInner {
     introduction: Introduction,
     signals: LaneInner,
     entries: LaneInner,
-    /// Whether streams take messages, or will as soon as their connections are made. If not, messages are dropped.
+    /// Whether streams take messages, or will as soon as their connections are made. If not, messages are
+    /// dropped.
     open: bool,
     /// The generation of the streams: a broken stream must not take messages of the next one.
     generation: u64,
@@ -214,8 +216,8 @@ impl Stream for Batches {
     }
 }
 
-/// Appends of this size and more are not queued a second time while the first copy is on its way. A second copy of a
-/// smaller one costs less than the search in the queue.
+/// Appends of this size and more are not queued a second time while the first copy is on its way. A second
+/// copy of a smaller one costs less than the search in the queue.
 const REPEATED_BYTES_MIN: u64 = 64 << 10;
 
 /// Messages in order, and the maximum size of their encoding.
@@ -227,8 +229,8 @@ struct Waiting {
     leaving: Vec<After>,
 }
 
-/// Where the entries of an append begin. A leader's log only grows within a term: two appends of a term after the same
-/// position hold the same entries, up to the end of the shorter one.
+/// Where the entries of an append begin. A leader's log only grows within a term: two appends of a term after
+/// the same position hold the same entries, up to the end of the shorter one.
 #[derive(PartialEq, Eq)]
 struct After {
     term: Term,
@@ -253,9 +255,9 @@ impl Waiting {
         self.messages.is_empty() || (self.messages.len() < messages_max && bytes <= bytes_max)
     }
 
-    /// A leader that does not know whether a follower has an entry sends it again after every heartbeat. On a slow
-    /// link, one copy takes longer than that, and further ones would delay all later entries. The answer to the copy
-    /// that is on its way tells the leader how to continue.
+    /// A leader that does not know whether a follower has an entry sends it again after every heartbeat. On a
+    /// slow link, one copy takes longer than that, and further ones would delay all later entries. The
+    /// answer to the copy that is on its way tells the leader how to continue.
     fn is_on_its_way(&self, message: &RaftMessage) -> bool {
         let Some(after) = After::of(message) else {
             return false;
@@ -270,7 +272,8 @@ impl Waiting {
         self.messages.push_back(message);
     }
 
-    /// Takes as many messages as fit into one batch; at least one. A message that is too large for any batch is split.
+    /// Takes as many messages as fit into one batch; at least one. A message that is too large for any batch
+    /// is split.
     fn gather(&mut self) -> Vec<RaftMessage> {
         let mut batch = Vec::new();
         let mut bytes = 0;

@@ -1,8 +1,9 @@
-//! Sends snapshots to followers: in checksummed chunks, at a bounded rate, to a bounded number of followers at a time.
+//! Sends snapshots to followers: in checksummed chunks, at a bounded rate, to a bounded number of followers
+//! at a time.
 //!
-//! Called by the outbox, which owns the tasks. A transfer whose connection breaks resumes by itself, at the offset that
-//! the receiver requests; the raft loop gets exactly one outcome for each. It holds one chunk in memory, and does not
-//! decide which follower gets which snapshot.
+//! Called by the outbox, which owns the tasks. A transfer whose connection breaks resumes by itself, at the
+//! offset that the receiver requests; the raft loop gets exactly one outcome for each. It holds one chunk in
+//! memory, and does not decide which follower gets which snapshot.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -32,19 +33,20 @@ use crate::wire::{self, RequestRejected, proto};
 /// A receiver makes the whole snapshot durable before it answers: that takes longer than receiving one chunk.
 const LAST_ANSWER_CHUNKS: u32 = 10;
 
-/// After this many broken connections in a row, without progress of the receiver, consensus learns of the failure.
+/// After this many broken connections in a row, without progress of the receiver, consensus learns of the
+/// failure.
 const RETRIES_MAX: u32 = 5;
 
-/// The pause after the first broken connection, or before a snapshot is sent to a peer that has just rejected one. It
-/// doubles with each further one.
+/// The pause after the first broken connection, or before a snapshot is sent to a peer that has just rejected
+/// one. It doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
-/// The longest pause before a snapshot is sent to a peer that has rejected the previous ones: its disk may be full, and
-/// all but the last chunk may have been sent each time.
+/// The longest pause before a snapshot is sent to a peer that has rejected the previous ones: its disk may be
+/// full, and all but the last chunk may have been sent each time.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The part that the receiver already has is read again. After this many bytes, an empty chunk shows that this node is
-/// still alive: a receiver that has most of a large snapshot would stop waiting for the rest.
+/// The part that the receiver already has is read again. After this many bytes, an empty chunk shows that
+/// this node is still alive: a receiver that has most of a large snapshot would stop waiting for the rest.
 const SKIPPED_BYTES_MAX: u64 = 16 << 20;
 
 type Open = dyn Fn(LogPosition) -> Result<OpenedSnapshot, StorageError> + Send + Sync;
@@ -179,8 +181,8 @@ impl SnapshotSender {
     }
 }
 
-/// The loop gets one report for every snapshot to send. Dropped without an outcome, because the task was ended, it
-/// reports that: consensus would wait forever otherwise.
+/// The loop gets one report for every snapshot to send. Dropped without an outcome, because the task was
+/// ended, it reports that: consensus would wait forever otherwise.
 pub(crate) struct SnapshotReport {
     sent: SnapshotToSend,
     owed: Option<PeerEvents>,

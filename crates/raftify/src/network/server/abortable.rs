@@ -1,8 +1,8 @@
 //! Connections that the server can abort, also if the other end hangs.
 //!
-//! A connection's task holds the objects that it serves, and so the data directory. The server aborts one or all of
-//! them by dropping one end of a channel: reading and writing then fail. They also fail on a connection that does not
-//! start HTTP/2: after the start, HTTP/2 pings check that the connection is alive.
+//! A connection's task holds the objects that it serves, and so the data directory. The server aborts one or
+//! all of them by dropping one end of a channel: reading and writing then fail. They also fail on a
+//! connection that does not start HTTP/2: after the start, HTTP/2 pings check that the connection is alive.
 
 use std::io;
 use std::pin::Pin;
@@ -50,7 +50,8 @@ impl Abortable {
         Abortable { stream: StallGuard::new(stream), place, aborted, beginning }
     }
 
-    /// Does `work`, unless the connection is aborted: in that case even ready work is not done, since it may never end.
+    /// Does `work`, unless the connection is aborted: in that case even ready work is not done, since it may
+    /// never end.
     fn unless_aborted<T>(
         &mut self,
         context: &mut Context<'_>,

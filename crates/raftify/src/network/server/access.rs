@@ -1,8 +1,8 @@
 //! With TLS: which requests a certificate permits.
 //!
-//! A request is refused before its body is read. Three questions are asked here: whether the connection has an identity
-//! at all, whether its roles permit the method, and, of a node, whether the certificate is that of the node that sends,
-//! forwards or joins. Without TLS, all is permitted.
+//! A request is refused before its body is read. Three questions are asked here: whether the connection has
+//! an identity at all, whether its roles permit the method, and, of a node, whether the certificate is that
+//! of the node that sends, forwards or joins. Without TLS, all is permitted.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -30,8 +30,8 @@ use crate::security::identity::{PeerIdentity, host_of, list};
 use crate::verbs::verb::Permission;
 use crate::wire::RequestRejected;
 
-/// The roles of which one permits a method. A node may change the membership and the leader only in two cases, which
-/// [`Access::check_change`] and [`Access::check_admin`] know.
+/// The roles of which one permits a method. A node may change the membership and the leader only in two
+/// cases, which [`Access::check_change`] and [`Access::check_admin`] know.
 fn listed_roles(method: &str) -> Option<&'static [CertificateRole]> {
     Some(match method {
         "StreamMessages" | "InstallSnapshot" => &[Node],
@@ -94,8 +94,8 @@ impl Access {
         Err(self.refused(refusal))
     }
 
-    /// Whether the other end may send messages as this node, whose address the membership has, or which the message
-    /// announces.
+    /// Whether the other end may send messages as this node, whose address the membership has, or which the
+    /// message announces.
     pub(super) fn check_sender(
         &self,
         connection: Option<&ConnectionId>,
@@ -127,8 +127,8 @@ impl Access {
         }
     }
 
-    /// Whether the other end may request a change of the membership: an administrator, a member that forwards it, or a
-    /// node that asks for its own admission.
+    /// Whether the other end may request a change of the membership: an administrator, a member that forwards
+    /// it, or a node that asks for its own admission.
     fn check_change(
         &self,
         connection: Option<&ConnectionId>,

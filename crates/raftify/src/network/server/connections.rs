@@ -1,8 +1,8 @@
 //! The connections that a server has accepted: bounded by the file descriptors of the process.
 //!
-//! When the maximum is reached and another connection arrives, the newest connection that does not belong to a member
-//! is closed: so neither clients that hold connections nor clients that reconnect often keep the other nodes out, and
-//! older connections are not disturbed.
+//! When the maximum is reached and another connection arrives, the newest connection that does not belong to
+//! a member is closed: so neither clients that hold connections nor clients that reconnect often keep the
+//! other nodes out, and older connections are not disturbed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -69,8 +69,8 @@ impl Connections {
         Connections { shared: Arc::default(), max, counters }
     }
 
-    /// Registers a connection; if there are too many, it replaces the newest one that is not a member's. `None` if all
-    /// are members'.
+    /// Registers a connection; if there are too many, it replaces the newest one that is not a member's.
+    /// `None` if all are members'.
     pub(crate) fn accept(&self) -> Option<ConnectionGuard> {
         let mut accepted = self.shared.lock();
         if accepted.open.len() >= self.max {

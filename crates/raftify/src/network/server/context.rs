@@ -1,4 +1,5 @@
-//! The shared context of the server, and the validation of requests: version, group, cluster, receiver, sender, form.
+//! The shared context of the server, and the validation of requests: version, group, cluster, receiver,
+//! sender, form.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -133,8 +134,8 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         is_member.then(|| self.metrics.received_from(sender))
     }
 
-    /// The node remembers nothing of a sender that is not a member. The core also has to learn of a sender that has
-    /// forgotten data: a copy of a directory may run in parallel with the original.
+    /// The node remembers nothing of a sender that is not a member. The core also has to learn of a sender
+    /// that has forgotten data: a copy of a directory may run in parallel with the original.
     fn check_started(
         &self,
         members: &Members,
@@ -151,8 +152,8 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         checked
     }
 
-    /// Lets the core reject a sender as well. If there is no room in the queue now, the next attempt of the sender
-    /// succeeds.
+    /// Lets the core reject a sender as well. If there is no room in the queue now, the next attempt of the
+    /// sender succeeds.
     fn tell_core(&self, sender: &Sender, receiver: Option<Incarnation>) {
         let news = ServerRequestMsg::RaftMessages { sender: *sender, receiver, messages: Vec::new() };
         let _ = self.requests.try_send(news);
@@ -176,8 +177,8 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         })
     }
 
-    /// Whether this node has no objection to the requesting node. A member that has forgotten its own reports is
-    /// rejected; the messages of all others will be answered.
+    /// Whether this node has no objection to the requesting node. A member that has forgotten its own reports
+    /// is rejected; the messages of all others will be answered.
     fn agrees_with(&self, request: proto::IdentifyRequest) -> Result<bool, RequestRejected> {
         let found = wire::check_header(request.header.as_ref())?;
         let (Some(sender), Some(receiver)) = (request.sender, request.receiver) else {
@@ -204,8 +205,8 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         Ok(true)
     }
 
-    /// A member of a cluster knows this node, which waits to begin one. If that is the cluster of its list, the cluster
-    /// began long ago.
+    /// A member of a cluster knows this node, which waits to begin one. If that is the cluster of its list,
+    /// the cluster began long ago.
     fn hear_of_earlier_life(&self, cluster: ClusterId, incarnation: Incarnation, teller: String) {
         let plan = self.plan.borrow();
         if plan.as_ref().is_some_and(|plan| plan.members.derive_cluster_id() == cluster) {
@@ -213,8 +214,8 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
         }
     }
 
-    /// Checks that this request is for this cluster. For single requests, which any client that knows the address may
-    /// make, possibly without the cluster's id.
+    /// Checks that this request is for this cluster. For single requests, which any client that knows the
+    /// address may make, possibly without the cluster's id.
     pub(super) fn admit_request(&self, header: Option<&proto::Header>) -> Result<(), RequestRejected> {
         let named = wire::check_header(header)?;
         let status = self.status.borrow();

@@ -16,7 +16,8 @@ pub(super) struct HealthReport {
 }
 
 impl HealthReport {
-    /// The report for the service `S`, and the service that answers questions about it. Nothing is in service at first.
+    /// The report for the service `S`, and the service that answers questions about it. Nothing is in service
+    /// at first.
     pub(super) async fn new<S: NamedService>() -> (HealthReport, HealthServer<impl Health>) {
         let (reporter, service) = health_reporter();
         let report = HealthReport { reporter, name: S::NAME };

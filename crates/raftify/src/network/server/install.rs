@@ -34,8 +34,8 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let digest = SnapshotDigest { data_bytes: head.data_bytes, crc32c: head.data_crc32c };
         let position = snapshot.position;
         if self.context.status.borrow().commit >= position.index {
-            // Its content is present here, and known to be committed: an earlier call may have been interrupted after
-            // its end.
+            // Its content is present here, and known to be committed: an earlier call may have been
+            // interrupted after its end.
             return Ok(IncomingSnapshot::Answered(Ok(())));
         }
         let begun = tokio::select! {

@@ -1,9 +1,9 @@
 //! Receives snapshots from other nodes, chunk by chunk, and writes them directly to the disk.
 //!
-//! Called by the server. One snapshot is received at a time, the newest leader's. If its connection breaks, or this
-//! node stops, the received part stays in the snapshot store, and the next call continues from there; the part is
-//! discarded when any other snapshot begins. A received snapshot is finished only when it is complete and matches its
-//! announcement; until then this node's own data is untouched.
+//! Called by the server. One snapshot is received at a time, the newest leader's. If its connection breaks,
+//! or this node stops, the received part stays in the snapshot store, and the next call continues from there;
+//! the part is discarded when any other snapshot begins. A received snapshot is finished only when it is
+//! complete and matches its announcement; until then this node's own data is untouched.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -23,8 +23,8 @@ use crate::runtime::endpoint::with_sources;
 use crate::runtime::worker::Blocking;
 use crate::wire::{RequestRejected, proto};
 
-/// An unfinished snapshot without progress for this many chunk timeouts is closed: a call that continues it has to read
-/// it first.
+/// An unfinished snapshot without progress for this many chunk timeouts is closed: a call that continues it
+/// has to read it first.
 const OPEN_CHUNKS: u32 = 10;
 
 /// The state that all calls of a node share.
@@ -83,8 +83,8 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         self.serving.lock()
     }
 
-    /// Begins to receive a snapshot, or continues it. Ends the previous call: the same leader sends again only if it
-    /// has given up the first call, and a newer leader takes precedence.
+    /// Begins to receive a snapshot, or continues it. Ends the previous call: the same leader sends again
+    /// only if it has given up the first call, and a newer leader takes precedence.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         term: Term,
@@ -104,7 +104,8 @@ impl<S: SnapshotStore> SnapshotReceiver<S> {
         let opened = self.write(move || {
             let mut held = held;
             if !goes_on {
-                // The previous one is closed first: the store deletes it, since there may be no room for both.
+                // The previous one is closed first: the store deletes it, since there may be no room for
+                // both.
                 *held = None;
                 let receiving = store.receive(&meta, announced, &|| true);
                 let (writer, received) = receiving.map_err(|error| with_sources(&error))?;

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Accepts connections and closes each after it has read some bytes. Closes each connection on which it has read this
-/// payload.
+/// Accepts connections and closes each after it has read some bytes. Closes each connection on which it has
+/// read this payload.
 async fn closing_listener(payload: &'static [u8]) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

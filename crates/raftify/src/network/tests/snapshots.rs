@@ -1,5 +1,5 @@
-//! Snapshot transfers: broken connections, full disks, several followers, and the part that is kept of an unfinished
-//! one.
+//! Snapshot transfers: broken connections, full disks, several followers, and the part that is kept of an
+//! unfinished one.
 
 use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
