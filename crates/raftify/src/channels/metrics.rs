@@ -129,7 +129,10 @@ struct SnapshotMetrics {
     seconds: Histogram,
 }
 
-const REQUEST_KINDS: [(&str, fn(&RequestCounts) -> u64); 9] = [
+/// One of the server's counts.
+type Count = fn(&RequestCounts) -> u64;
+
+const REQUEST_KINDS: [(&str, Count); 9] = [
     ("message_batch", |counts| counts.message_batches),
     ("snapshot", |counts| counts.snapshots),
     ("propose", |counts| counts.proposals),

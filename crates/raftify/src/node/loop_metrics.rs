@@ -80,7 +80,10 @@ impl LoopMetrics {
         }
         let now = Instant::now();
         let counts = status.role == Role::Leader && status.term == self.appended_in;
-        while let Some((_, appended)) = self.appended.pop_front_if(|(last, _)| *last <= status.commit) {
+        while let Some((_, appended)) =
+            self.appended.front().copied().filter(|(last, _)| *last <= status.commit)
+        {
+            self.appended.pop_front();
             if counts {
                 self.metrics.committed(now - appended);
             }
