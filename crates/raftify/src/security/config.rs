@@ -12,7 +12,7 @@ const PEM_BYTES_MAX: u64 = 1 << 20;
 ///
 /// The certificates are read again when their files change, without a restart: new connections use the new
 /// ones, open connections continue. If the new files cannot be used, the old certificates stay, and an error
-/// is logged. Only TLS 1.3 is used. A node's certificate has the role [`Node`](CertificateRole::Node), and
+/// is logged. Only TLS 1.3 is used. A node's certificate has the role [`Node`](crate::tls::CertificateRole::Node), and
 /// the host of the node's address as a subject alternative name; `raftify-cli ca` issues such certificates.
 ///
 /// # Examples
