@@ -317,7 +317,7 @@ fn bug_12_news_of_an_older_write_are_taken_for_no_newer_one() {
     cluster.check_recovery();
 }
 
-/// A leader that was cut off with so many entries that nobody else has, and the next one, with so many
+/// A leader that was cut off with so many entries that no other node has, and the next one, with so many
 /// others.
 fn two_leaders(old_entries: usize, new_entries: usize) -> (Cluster, NodeId, NodeId) {
     let (mut cluster, old_leader) = cluster_of_three();

@@ -1,4 +1,4 @@
-//! Which requests of the web API are served to whom.
+//! Which requests of the web API a caller may make.
 //!
 //! Without TLS, requests that change the cluster or load the node (all that use `POST`) are served to this
 //! machine alone, unless the flag `--web-admin-from-anywhere` is given: one `POST /leave` removes a node.

@@ -87,7 +87,7 @@ impl Credentials {
     }
 }
 
-/// Reads the files at intervals, on a thread of its own: a file system that hangs delays nothing else.
+/// Reads the files at intervals, on a separate thread: a file system that hangs delays nothing else.
 pub(super) struct Watch {
     tls: Tls,
     holder: Holder,
