@@ -28,6 +28,7 @@ macro_rules! mutated {
 }
 
 pub mod config;
+mod durable_state;
 mod entry;
 pub mod error;
 #[cfg(feature = "testing")]
@@ -43,7 +44,6 @@ mod raft_node_core;
 mod raft_rs;
 mod remembered;
 mod request;
-mod standing;
 mod status;
 pub mod storage;
 mod turn;
@@ -51,6 +51,7 @@ mod types;
 mod verb_error;
 
 pub use config::{CheckedConfig, Config};
+pub use durable_state::{DurableState, PeerRecord, Started};
 pub use entry::{Entry, EntryKind};
 pub use members::{
     Member, MemberChange, MemberRole, Members, MembershipChange, MembershipCommand, MembershipRequest, Sender,
@@ -61,7 +62,6 @@ pub use remembered::Remembered;
 pub use request::{
     Forwarding, LeaderRequest, LocalRequestMsg, ProposalReply, Reservation, Responder, ServerRequestMsg,
 };
-pub use standing::{PeerStanding, Standing, Started};
 pub use status::{Elections, Inspection, PeerProgress, ReplicationState, Role, Status};
 pub use storage::{
     HardState, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,

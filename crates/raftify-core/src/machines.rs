@@ -16,9 +16,9 @@ mod reached_peers;
 mod reads;
 mod requests;
 mod retirement;
+mod rollback_guard;
 mod snapshot_policy;
 mod snapshots;
-mod standings;
 
 pub(crate) use self::delivery::Delivery;
 pub(crate) use self::leadership::{Leadership, TransferWaiter};
@@ -31,5 +31,5 @@ pub(crate) use self::pending_replies::PendingReplies;
 pub(crate) use self::pipeline::Pipeline;
 pub(crate) use self::reads::{Read, Reads, RoundKind, Serve};
 pub(crate) use self::requests::{ChangeRequest, DeferredRequest, NotServed, Proposal, Requests, Until};
+pub(crate) use self::rollback_guard::RollbackGuard;
 pub(crate) use self::snapshots::Snapshots;
-pub(crate) use self::standings::Standings;

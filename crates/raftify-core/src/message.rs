@@ -94,7 +94,7 @@ pub enum RaftMessageBody {
     },
     /// To every other member, periodically: the state that is durable on this node in this term, so that the
     /// receiver can detect if this node loses it. Not a raft-rs message.
-    Standing {
+    DurableState {
         /// The node that the sender voted for.
         vote: Option<NodeId>,
         /// Up to here its log agrees with that of the leader of this term.
@@ -102,7 +102,7 @@ pub enum RaftMessageBody {
     },
     /// Another run of the receiver has sent a message to the sender, and was refused: a node was started on a
     /// copy of the receiver's directory. Not a raft-rs message.
-    Twin {
+    DuplicateNode {
         /// How many starts the other run counts.
         starts: u64,
         /// The id of the other run.

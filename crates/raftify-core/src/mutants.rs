@@ -153,6 +153,8 @@ mutants! {
     CompactsBeyondTheSnapshot,
     /// 37: a batch of messages has no limit
     BatchHasNoLimit,
+    /// -: entries that are on their way to a follower are queued a second time
+    RepeatsEntriesOnTheirWay,
     /// 38: a dropped request gets no answer
     DroppedMeansSilence,
     /// -: a proposal without an outcome has no deadline

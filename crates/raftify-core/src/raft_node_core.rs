@@ -16,8 +16,8 @@ mod messages;
 mod reads;
 mod removal;
 mod requests;
+mod rollback;
 mod snapshots;
-mod standing;
 mod stopping;
 
 use std::sync::Arc;
@@ -30,8 +30,8 @@ use crate::config::CheckedConfig;
 use crate::entry::{Entry, EntryKind};
 use crate::error::{StartError, StopReason};
 use crate::machines::{
-    Delivery, Leadership, Lifecycle, Liveness, LocalNode, Membership, Pipeline, Reads, Requests, Serve,
-    Snapshots, Standings,
+    Delivery, Leadership, Lifecycle, Liveness, LocalNode, Membership, Pipeline, Reads, Requests,
+    RollbackGuard, Serve, Snapshots,
 };
 use crate::message::{RaftMessage, RaftMessageBody};
 use crate::raft_rs::{Consensus, ConsensusReady};
@@ -71,7 +71,7 @@ pub struct RaftNodeCore<R> {
     snapshots: Snapshots,
     delivery: Delivery,
     liveness: Liveness,
-    standings: Standings,
+    rollback_guard: RollbackGuard,
     lifecycle: Lifecycle,
     node: LocalNode,
 }
@@ -101,7 +101,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             requests: Requests::new(),
             leadership: Leadership::default(),
             liveness: Liveness::new(config.ticks(config.election_timeout)),
-            standings: Standings::new(&stored, run),
+            rollback_guard: RollbackGuard::new(&stored, run),
             reads: Reads::default(),
             snapshots: Snapshots::new(stored.snapshot, &config),
             lifecycle: Lifecycle::default(),
@@ -120,7 +120,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// One [`tick_interval`](crate::Config::tick_interval) has passed.
     pub fn tick(&mut self) {
         self.node.tick();
-        self.tick_standings();
+        self.tick_rollback_guard();
         if self.is_hearing() {
             self.consensus.wait();
         } else if !self.disk_hangs() {
@@ -312,7 +312,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     fn take_ready(&mut self, ready: ConsensusReady) {
         let number = self.pipeline.next_number();
         let is_term_written = self.pipeline.is_term_written(self.consensus.term());
-        self.standings.acknowledges(&ready.send_after);
+        self.rollback_guard.acknowledges(&ready.send_after);
         let next = self.pipeline.next();
         if is_term_written || mutated!(SpeaksBeforeItsTermIsDurable) {
             next.send_now.extend(ready.send_now);

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::durable_state::{PeerRecord, Started};
 use crate::members::{MembersDecodeError, Sender, SenderRefusal, decode_versioned, encode_versioned};
-use crate::standing::{PeerStanding, Started};
 use crate::types::NodeId;
 
 const REMEMBERED_VERSION: u8 = 1;
@@ -18,7 +18,7 @@ pub struct Remembered {
     /// How many times this node was started on its directory since the directory belongs to it.
     pub starts: u64,
     /// For each other member, the state that it reported to this node.
-    pub peers: BTreeMap<NodeId, PeerStanding>,
+    pub peers: BTreeMap<NodeId, PeerRecord>,
 }
 
 impl Remembered {
@@ -29,7 +29,7 @@ impl Remembered {
     pub fn check(&self, sender: &Sender) -> Result<(), SenderRefusal> {
         let Sender { id, incarnation, started: Started { run, found }, .. } = *sender;
         let known = self.peers.get(&id).filter(|known| known.incarnation == incarnation);
-        let Some(PeerStanding { run: known, told, .. }) = known else {
+        let Some(PeerRecord { run: known, told, .. }) = known else {
             return Ok(());
         };
         if (*known, told.starts) == (run, found.starts)
@@ -61,16 +61,15 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::standing::Standing;
+    use crate::durable_state::DurableState;
     use crate::types::{Incarnation, LogIndex, RunId, Term};
 
     #[test]
     fn memory_of_starts_survives_its_encoding() {
-        let told = Standing { starts: 1, term: Term(8), vote: None, index: LogIndex(5) };
+        let told = DurableState { starts: 1, term: Term(8), vote: None, index: LogIndex(5) };
         let remembered = Remembered {
             starts: 3,
-            peers: [(NodeId::FIRST, PeerStanding { incarnation: Incarnation(1), run: RunId(2), told })]
-                .into(),
+            peers: [(NodeId::FIRST, PeerRecord { incarnation: Incarnation(1), run: RunId(2), told })].into(),
         };
         assert_eq!(Remembered::decode(&remembered.encode()), Ok(remembered));
     }

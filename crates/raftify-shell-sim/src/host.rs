@@ -31,7 +31,7 @@ pub(crate) use orders::Order;
 
 /// How a node enters its cluster.
 #[derive(Clone, Debug)]
-pub(crate) enum Beginning {
+pub(crate) enum StartMode {
     /// It begins a new one, alone.
     Alone,
     /// It begins one with these nodes, which all get the same list.
@@ -66,7 +66,7 @@ pub(crate) struct Host {
     pub(crate) address: String,
     pub(crate) number: u64,
     pub(crate) seed: u64,
-    pub(crate) beginning: Beginning,
+    pub(crate) start_mode: StartMode,
     pub(crate) config: Config,
     pub(crate) profile: Profile,
     pub(crate) disk: Disk,
@@ -138,8 +138,8 @@ impl Host {
     }
 
     async fn life(&self, chance: &mut ChaCha8Rng) -> End {
-        let ticket = match &self.beginning {
-            Beginning::Joins(after, peers) => match self.disk.ticket() {
+        let ticket = match &self.start_mode {
+            StartMode::Joins(after, peers) => match self.disk.ticket() {
                 Some(ticket) => Some(ticket),
                 None => {
                     sleep(*after).await;
@@ -148,8 +148,8 @@ impl Host {
             },
             _ => None,
         };
-        let node = match &self.beginning {
-            Beginning::Expects(after, expect) => match self.start(*after, expect, chance).await {
+        let node = match &self.start_mode {
+            StartMode::Expects(after, expect) => match self.start(*after, expect, chance).await {
                 Ok(node) => node,
                 Err(end) => return end,
             },
@@ -316,8 +316,8 @@ impl Host {
     }
 
     async fn bootstrap(&self, ticket: Option<&ClusterJoinTicket>, chance: &mut ChaCha8Rng) -> Option<Node> {
-        let id = match (&self.beginning, ticket) {
-            (Beginning::Together(id, _), _) => *id,
+        let id = match (&self.start_mode, ticket) {
+            (StartMode::Together(id, _), _) => *id,
             (_, Some(ticket)) => ticket.reserved_id,
             _ => NodeId::FIRST,
         };
@@ -350,10 +350,10 @@ impl Host {
         };
         self.record.event(&self.name, format_args!("bootstrapped as node {id}"));
         self.record.count("bootstrapped");
-        let first = match &self.beginning {
-            Beginning::Alone => vec![Member::voter(id, &*self.address)],
-            Beginning::Together(_, members) => members.clone(),
-            Beginning::Joins(..) | Beginning::Expects(..) => Vec::new(),
+        let first = match &self.start_mode {
+            StartMode::Alone => vec![Member::voter(id, &*self.address)],
+            StartMode::Together(_, members) => members.clone(),
+            StartMode::Joins(..) | StartMode::Expects(..) => Vec::new(),
         };
         if !first.is_empty()
             && let Err(error) = node.add_peers(first).await

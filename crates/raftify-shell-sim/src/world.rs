@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::client::Client;
 use crate::disk::{Disk, Health};
-use crate::host::{Beginning, Host, Order, Seen};
+use crate::host::{Host, Order, Seen, StartMode};
 use crate::machine::Profile;
 use crate::panics;
 use crate::record::Record;
@@ -135,17 +135,17 @@ impl World {
         let padding_bytes_max = slow_links.map_or(0, |slow| slow.padding_bytes_max);
         let mut hosts = Vec::new();
         for number in 0..first + joining {
-            let beginning = match (members.get(number), &expecting) {
+            let start_mode = match (members.get(number), &expecting) {
                 (Some(_), Some(expecting)) => {
-                    Beginning::Expects(expecting.starts[number], expecting.expect.clone())
+                    StartMode::Expects(expecting.starts[number], expecting.expect.clone())
                 }
-                (Some(_), None) if begins_alone => Beginning::Alone,
-                (Some(member), None) => Beginning::Together(member.id, members.clone()),
+                (Some(_), None) if begins_alone => StartMode::Alone,
+                (Some(member), None) => StartMode::Together(member.id, members.clone()),
                 (None, _) => {
                     let after = Duration::from_millis(chance.random_range(0..8000));
                     // The first nodes may have left by then.
                     let others = (0..first + joining).filter(|other| *other != number);
-                    Beginning::Joins(after, others.map(address).collect())
+                    StartMode::Joins(after, others.map(address).collect())
                 }
             };
             let host = Rc::new(Host {
@@ -153,7 +153,7 @@ impl World {
                 address: address(number),
                 number: number as u64,
                 seed: chance.random(),
-                beginning,
+                start_mode,
                 config: config.clone(),
                 profile,
                 disk: Disk::new(ChaCha8Rng::from_rng(&mut chance)),

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use raftify_core::error::StopReason;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
-    ClusterId, Committed, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId, RaftMessage,
-    RaftNodeCore, Role, SnapshotMeta, SnapshotReason, SnapshotToSend, Standing, StateKept, Term, TurnNumber,
+    ClusterId, Committed, DurableState, Incarnation, LeaderRequest, LogIndex, LogPosition, Members, NodeId,
+    RaftMessage, RaftNodeCore, Role, SnapshotMeta, SnapshotReason, SnapshotToSend, StateKept, Term,
+    TurnNumber,
 };
 
 use crate::disk::Disk;
@@ -240,7 +241,7 @@ impl Node {
         copy: &StoredState,
         others: &BTreeMap<NodeId, Node>,
     ) -> BTreeMap<NodeId, u64> {
-        let found = Standing {
+        let found = DurableState {
             starts: copy.remembered.starts + 1,
             term: copy.hard_state.term,
             vote: copy.hard_state.vote,

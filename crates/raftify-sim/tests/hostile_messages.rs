@@ -70,11 +70,11 @@ fn body() -> impl Strategy<Value = RaftMessageBody> {
             RaftMessageBody::HeartbeatResponse { commit, read_round }
         }),
         1 => Just(RaftMessageBody::TimeoutNow),
-        1 => (number(), index()).prop_map(|(vote, index)| RaftMessageBody::Standing {
+        1 => (number(), index()).prop_map(|(vote, index)| RaftMessageBody::DurableState {
             vote: NodeId::new(vote),
             index
         }),
-        1 => (number(), any::<u64>()).prop_map(|(starts, run)| RaftMessageBody::Twin { starts, run: RunId(run) }),
+        1 => (number(), any::<u64>()).prop_map(|(starts, run)| RaftMessageBody::DuplicateNode { starts, run: RunId(run) }),
     ]
 }
 

@@ -166,7 +166,7 @@ pub mod storage {
         MemorySnapshotWriter, MemoryStorage, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter,
         StableStorage, StorageError, StoredState, Write,
     };
-    pub use raftify_core::{Entry, EntryKind, PeerStanding, Remembered, RunId, Standing, Started};
+    pub use raftify_core::{DurableState, Entry, EntryKind, PeerRecord, Remembered, RunId, Started};
     pub use raftify_storage::{
         Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,
         convert_storage_with,

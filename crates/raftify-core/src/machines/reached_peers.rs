@@ -77,8 +77,8 @@ impl ReachedPeers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable_state::Started;
     use crate::members::MemberRecord;
-    use crate::standing::Started;
 
     #[test]
     fn the_word_of_a_voter_counts_only_for_the_address_that_it_knows() {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::standing::{Standing, Started};
+use crate::durable_state::{DurableState, Started};
 use crate::types::{Incarnation, LogIndex, NodeId, RunId};
 
 /// The sender of a message, as it identifies itself.
@@ -70,9 +70,9 @@ pub enum SenderRefusal {
         /// The refused run of the sender.
         run: RunId,
         /// The state of its directory at the start.
-        found: Standing,
+        found: DurableState,
         /// The state that it reported before.
-        told: Standing,
+        told: DurableState,
     },
     /// Two runs count the same number of starts: a directory was copied, and a node was started on each copy.
     #[error(

@@ -21,7 +21,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             warn!(node = %self.node.id(), from = %sender.id, "refused messages: {refusal}");
             return;
         }
-        self.hear_standing(sender, &messages);
+        self.hear_durable_state(sender, &messages);
         self.heard_of(sender);
         for message in messages {
             self.step(sender, message);
@@ -46,7 +46,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             if let (SenderRefusal::SameId { .. }, true) =
                 (&refusal, sender.incarnation == identity.incarnation)
             {
-                self.told_of_twin(sender.started.found.starts, sender.started.run);
+                self.on_duplicate_node(sender.started.found.starts, sender.started.run);
             }
             if let SenderRefusal::OtherReceiver { id, expected: known, actual: presented } = refusal {
                 // This node may know none of the members that would refuse it with this error.
@@ -87,8 +87,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
         match message.body {
             // Its content is remembered already.
-            RaftMessageBody::Standing { .. } => return,
-            RaftMessageBody::Twin { starts, run } => return self.told_of_twin(starts, run),
+            RaftMessageBody::DurableState { .. } => return,
+            RaftMessageBody::DuplicateNode { starts, run } => return self.on_duplicate_node(starts, run),
             // This node first asks the other nodes for their record of it.
             _ if self.is_hearing() => return,
             _ => {}

@@ -166,7 +166,9 @@ pub(super) fn message_to_raft(message: RaftMessage) -> Option<Message> {
             MessageType::MsgHeartbeatResponse
         }
         RaftMessageBody::TimeoutNow => MessageType::MsgTimeoutNow,
-        RaftMessageBody::Reached { .. } | RaftMessageBody::Standing { .. } | RaftMessageBody::Twin { .. } => {
+        RaftMessageBody::Reached { .. }
+        | RaftMessageBody::DurableState { .. }
+        | RaftMessageBody::DuplicateNode { .. } => {
             return None;
         }
     };

@@ -8,7 +8,7 @@ use rand::seq::IndexedRandom;
 
 use super::{World, order, status};
 use crate::disk::Health;
-use crate::host::{Beginning, Order};
+use crate::host::{Order, StartMode};
 use crate::scenario::Fault;
 
 /// A fault of a link.
@@ -166,7 +166,8 @@ impl World {
             .position(|host| status(host).is_some_and(|status| status.is_leader()))
             .unwrap_or(number);
         // A node that expects others must find one of the first: none of these leaves before all are members.
-        let mut expecting = self.hosts.iter().filter(|host| matches!(host.beginning, Beginning::Expects(..)));
+        let mut expecting =
+            self.hosts.iter().filter(|host| matches!(host.start_mode, StartMode::Expects(..)));
         let all_are_members = expecting
             .all(|host| host.seen.is_gone.get() || status(host).is_some_and(|status| status.is_member()));
         let there = match all_are_members {

@@ -34,7 +34,7 @@ use crate::channels::server_counters::ServerCounters;
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::ClientError;
 use crate::error::{AddPeersError, BootstrapError, RequestIdError, RunError};
-use crate::node::begin::{Beginning, First};
+use crate::node::begin::{FirstStart, FirstStartRequest};
 use crate::node::running::NodeParts;
 use crate::runtime::random::random;
 use crate::runtime::signals::termination;
@@ -69,7 +69,7 @@ pub struct Raft<Entry, FSM: StateMachine<LogEntry = Entry>> {
     server: RaftServer,
     pub(crate) raft_addr: Arc<str>,
     pub(crate) dialer: Dialer,
-    pub(crate) beginning: Beginning,
+    pub(crate) first_start: FirstStartRequest,
     /// Additional addresses at which to look for the cluster.
     pub(crate) known_addresses: Arc<Mutex<BTreeSet<String>>>,
     /// Drawn once, so that two concurrent joins with a fresh directory still use one incarnation.
@@ -83,7 +83,7 @@ impl<Entry, FSM: StateMachine<LogEntry = Entry>> Clone for Raft<Entry, FSM> {
             server: self.server.clone(),
             raft_addr: Arc::clone(&self.raft_addr),
             dialer: self.dialer.clone(),
-            beginning: self.beginning.clone(),
+            first_start: self.first_start.clone(),
             known_addresses: Arc::clone(&self.known_addresses),
             incarnation: self.incarnation,
         }
@@ -247,7 +247,7 @@ where
             lifecycle.clone(),
             Arc::clone(&metrics),
         );
-        let (beginning, incarnation) = (Beginning::new(), Incarnation(random()));
+        let (first_start, incarnation) = (FirstStartRequest::new(), Incarnation(random()));
         let parts = NodeParts {
             core,
             config,
@@ -265,13 +265,21 @@ where
             queries: waiting_queries,
             status,
             formatter: options.formatter,
-            beginning: beginning.clone(),
+            first_start: first_start.clone(),
             incarnation,
             plan: watch::Sender::new(None),
             discover: options.discover,
         };
         lifecycle.set_runner(Box::new(|lifecycle| Box::pin(parts.run(lifecycle))));
-        Ok(Raft { node, server, raft_addr, dialer, beginning, known_addresses: Arc::default(), incarnation })
+        Ok(Raft {
+            node,
+            server,
+            raft_addr,
+            dialer,
+            first_start,
+            known_addresses: Arc::default(),
+            incarnation,
+        })
     }
 
     /// The handle of this node, to which `Raft` also dereferences: one method for each verb.
@@ -479,7 +487,7 @@ where
     pub async fn add_peers(&self, peers: impl IntoIterator<Item = Member>) -> Result<(), AddPeersError> {
         // The caller's own code, which may be slow.
         let peers: Vec<Member> = peers.into_iter().collect();
-        if self.beginning.lay_down(|| self.first_members(&peers))? {
+        if self.first_start.lay_down(|| self.first_members(&peers))? {
             return Ok(());
         }
         let lifecycle = self.lifecycle();
@@ -494,7 +502,7 @@ where
     }
 
     /// The first members, if the node does not run yet.
-    fn first_members(&self, peers: &[Member]) -> Result<Option<First>, AddPeersError> {
+    fn first_members(&self, peers: &[Member]) -> Result<Option<FirstStart>, AddPeersError> {
         let (id, lifecycle) = (self.id(), self.lifecycle());
         let is_listed = peers.iter().any(|peer| peer.id == id);
         if !lifecycle.is_waiting() || (lifecycle.was_run_called() && !is_listed) {
@@ -506,7 +514,7 @@ where
             let (listed, own) = (own.address.clone(), self.raft_addr.to_string());
             return Err(AddPeersError::OtherAddress { id, listed, own });
         }
-        Ok(Some(First::Listed(members)))
+        Ok(Some(FirstStart::Listed(members)))
     }
 }
 

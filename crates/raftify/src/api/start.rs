@@ -19,7 +19,7 @@ use crate::api::ticket::ClusterJoinTicket;
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::StateMachine;
 use crate::error::{BeginError, BootstrapError, JoinClusterError, NodeStartError, RunError};
-use crate::node::begin::First;
+use crate::node::begin::FirstStart;
 use crate::node::expect::{ClusterFormation, Expect, Found};
 use crate::security::dialer::Dialer;
 use crate::verbs::identify::probe_all;
@@ -170,7 +170,7 @@ where
         let setup = Setup { raft_addr, dialer, storage, stored, fsm, config, options };
         match start {
             Start::Begin => match directory {
-                Directory::Empty => setup.begin(NodeId::FIRST, First::Alone).await,
+                Directory::Empty => setup.begin(NodeId::FIRST, FirstStart::Alone).await,
                 directory => setup.restart(&directory),
             },
             Start::BeginWith(listed) => setup.begin_with(&directory, listed).await,
@@ -292,10 +292,10 @@ where
     FSM: StateMachine<LogEntry = Entry>,
 {
     /// Runs the node.
-    fn run(self, id: NodeId, first: Option<First>) -> Result<Raft<Entry, FSM>, NodeStartError> {
+    fn run(self, id: NodeId, first: Option<FirstStart>) -> Result<Raft<Entry, FSM>, NodeStartError> {
         let Setup { raft_addr, dialer, storage, stored, fsm, config, options } = self;
         let raft = Raft::bootstrap_stored(id, raft_addr, dialer, storage, stored, fsm, config, options)?;
-        let laid_down: Result<bool, NodeStartError> = raft.beginning.lay_down(|| Ok(first));
+        let laid_down: Result<bool, NodeStartError> = raft.first_start.lay_down(|| Ok(first));
         laid_down?;
         raft.spawn();
         Ok(raft)
@@ -309,11 +309,11 @@ where
         }
     }
 
-    async fn begin(self, id: NodeId, first: First) -> Result<Raft<Entry, FSM>, NodeStartError> {
+    async fn begin(self, id: NodeId, first: FirstStart) -> Result<Raft<Entry, FSM>, NodeStartError> {
         let raft = self.run(id, Some(first))?;
         let begun = tokio::select! {
             biased;
-            begun = raft.beginning.ended() => begun.map_err(NodeStartError::from),
+            begun = raft.first_start.ended() => begun.map_err(NodeStartError::from),
             reason = raft.lifecycle().stopping() => Err(NodeStartError::Run(reason.into())),
         };
         match begun {
@@ -336,14 +336,14 @@ where
         let Directory::Member(identity, stored) = directory else {
             return match directory {
                 Directory::StillJoining(identity) => Err(still_joining(identity)),
-                _ => self.begin(own, First::Listed(members)).await,
+                _ => self.begin(own, FirstStart::Listed(members)).await,
             };
         };
         if own == identity.node_id && is_of_list(identity, stored, &members) {
             // Their addresses may have changed.
             let others = members.iter().filter(|member| member.id != own);
             self.options.discover.extend(others.map(|member| member.address.clone()));
-            return self.run(own, Some(First::Listed(members)));
+            return self.run(own, Some(FirstStart::Listed(members)));
         }
         let Identity { node_id, cluster_id, .. } = *identity;
         let differences = match stored.differences(&members) {
@@ -428,7 +428,7 @@ where
             bound_to,
         )?;
         match formation.wait(listening).await? {
-            Found::Begin(id, members) => self.begin(id, First::Expected(members)).await,
+            Found::Begin(id, members) => self.begin(id, FirstStart::Expected(members)).await,
             Found::Cluster(peers) => self.join(directory, joining(peers)).await,
         }
     }

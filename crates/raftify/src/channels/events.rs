@@ -83,7 +83,7 @@ pub(crate) fn send_event(events: &PeerEvents, event: PeerEvent) {
 
 /// The report of a cluster member to which this node sends messages: this node was here before.
 #[derive(Clone, Debug)]
-pub(crate) struct EarlierLife {
+pub(crate) struct EarlierIncarnation {
     pub(crate) incarnation: Incarnation,
     /// The address of that member.
     pub(crate) teller: String,

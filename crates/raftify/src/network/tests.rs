@@ -136,7 +136,7 @@ impl TestNode {
             remembered: watch::Sender::new(Arc::default()).subscribe(),
             address: address.as_str().into(),
             plan: watch::Sender::new(None).subscribe(),
-            earlier_life: watch::Sender::new(None),
+            earlier_incarnation: watch::Sender::new(None),
             snapshots: snapshots.clone(),
             snapshot_bytes_received: Arc::clone(&snapshot_bytes_received),
             config,

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info};
 
-use crate::channels::events::EarlierLife;
+use crate::channels::events::EarlierIncarnation;
 use crate::error::BeginError;
 use crate::runtime::random::random;
 use crate::security::dialer::Dialer;
@@ -42,7 +42,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The first members with which a node begins its cluster.
 #[derive(Clone, Debug)]
-pub(crate) enum First {
+pub(crate) enum FirstStart {
     /// This node alone, in a cluster with a unique id.
     Alone,
     /// These members, in the cluster whose id follows from their list.
@@ -51,7 +51,7 @@ pub(crate) enum First {
     Expected(Members),
 }
 
-impl First {
+impl FirstStart {
     /// The identity of this node, and the first members.
     pub(crate) fn cluster(
         self,
@@ -60,8 +60,10 @@ impl First {
         incarnation: Incarnation,
     ) -> Result<(Identity, Members), MembershipRefusal> {
         let (cluster_id, members) = match self {
-            First::Listed(members) | First::Expected(members) => (members.derive_cluster_id(), members),
-            First::Alone => {
+            FirstStart::Listed(members) | FirstStart::Expected(members) => {
+                (members.derive_cluster_id(), members)
+            }
+            FirstStart::Alone => {
                 let this = Member { incarnation: Some(incarnation), ..Member::voter(id, address) };
                 (ClusterId(random()), Members::initial([this])?)
             }
@@ -72,20 +74,23 @@ impl First {
 
 /// The handle's request to begin, and its outcome.
 #[derive(Clone)]
-pub(crate) struct Beginning(Arc<Inner>);
+pub(crate) struct FirstStartRequest(Arc<Inner>);
 
 struct Inner {
-    first: Mutex<Option<First>>,
+    first: Mutex<Option<FirstStart>>,
     outcome: watch::Sender<Option<Result<(), BeginError>>>,
 }
 
-impl Beginning {
-    pub(crate) fn new() -> Beginning {
-        Beginning(Arc::new(Inner { first: Mutex::new(None), outcome: watch::Sender::new(None) }))
+impl FirstStartRequest {
+    pub(crate) fn new() -> FirstStartRequest {
+        FirstStartRequest(Arc::new(Inner { first: Mutex::new(None), outcome: watch::Sender::new(None) }))
     }
 
     /// Records the first members if `first` returns them. `run` cannot take them meanwhile.
-    pub(crate) fn lay_down<E>(&self, first: impl FnOnce() -> Result<Option<First>, E>) -> Result<bool, E> {
+    pub(crate) fn lay_down<E>(
+        &self,
+        first: impl FnOnce() -> Result<Option<FirstStart>, E>,
+    ) -> Result<bool, E> {
         let mut place = self.0.first.lock();
         let first = first()?;
         let is_laid_down = first.is_some();
@@ -94,7 +99,7 @@ impl Beginning {
     }
 
     /// The recorded first members, for the node that runs now.
-    pub(crate) fn take(&self) -> Option<First> {
+    pub(crate) fn take(&self) -> Option<FirstStart> {
         self.0.first.lock().take()
     }
 
@@ -162,18 +167,18 @@ pub(crate) struct Confirmation {
     pub(crate) dialer: Dialer,
     /// With an expected number, all of its members must have pledged themselves to the cluster.
     pub(crate) plan: Plan,
-    pub(crate) earlier_life: watch::Receiver<Option<EarlierLife>>,
+    pub(crate) earlier_incarnation: watch::Receiver<Option<EarlierIncarnation>>,
 }
 
 impl Confirmation {
     /// Resolves when the cluster may begin, or this node can never begin it.
     pub(crate) async fn confirmed(&self) -> Result<(), BeginError> {
         let Identity { node_id: id, cluster_id, incarnation } = self.own;
-        let mut earlier_life = self.earlier_life.clone();
-        let is_other = |known: &EarlierLife| known.incarnation != incarnation;
+        let mut earlier_incarnation = self.earlier_incarnation.clone();
+        let is_other = |known: &EarlierIncarnation| known.incarnation != incarnation;
         tokio::select! {
             biased;
-            Ok(known) = earlier_life.wait_for(|known| known.as_ref().is_some_and(is_other)) => {
+            Ok(known) = earlier_incarnation.wait_for(|known| known.as_ref().is_some_and(is_other)) => {
                 let address = known.as_ref().map(|known| known.teller.clone()).unwrap_or_default();
                 Err(BeginError::Wiped { id, cluster_id, address })
             }

@@ -194,7 +194,7 @@ impl ClusterFormation {
             status,
             address: Arc::clone(&address),
             plan: watch::Sender::new(Some(plan.clone())).subscribe(),
-            earlier_life: watch::Sender::new(None),
+            earlier_incarnation: watch::Sender::new(None),
             snapshots,
             config: config.clone(),
             outbox: outbox.clone(),

@@ -22,7 +22,7 @@ use crate::apply::applier::Query;
 use crate::apply::applier_thread::ApplierStart;
 use crate::apply::snapshot_taker::SnapshotTaker;
 use crate::apply::snapshots::TrackedSnapshots;
-use crate::channels::events::EarlierLife;
+use crate::channels::events::EarlierIncarnation;
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::{NodeMetrics, Queue};
 use crate::channels::reply::Reply;
@@ -32,7 +32,7 @@ use crate::error::{BeginError, RunError};
 use crate::network::outbox::Outbox;
 use crate::network::server::access::Access;
 use crate::network::server::{ServerContext, serve};
-use crate::node::begin::{Beginning, Confirmation, First};
+use crate::node::begin::{Confirmation, FirstStart, FirstStartRequest};
 use crate::node::discovery::Discovery;
 use crate::node::log_writer::LogWriter;
 use crate::node::loop_metrics::LoopMetrics;
@@ -69,7 +69,7 @@ pub(crate) struct NodeParts<S, FSM: StateMachine> {
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
-    pub(crate) beginning: Beginning,
+    pub(crate) first_start: FirstStartRequest,
     /// The incarnation of a fresh directory.
     pub(crate) incarnation: Incarnation,
     /// The plan with which this node waits to begin a cluster.
@@ -99,8 +99,8 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
                 return Err(reason.into());
             }
         }
-        let earlier_life = watch::Sender::new(None);
-        let confirmation = self.begin_cluster(&earlier_life, &lifecycle);
+        let earlier_incarnation = watch::Sender::new(None);
+        let confirmation = self.begin_cluster(&earlier_incarnation, &lifecycle);
 
         let (events, event_inputs) = mpsc::unbounded_channel();
         let (peer_events, peer_inputs) = mpsc::unbounded_channel();
@@ -179,7 +179,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             remembered: remembered.subscribe(),
             address: Arc::clone(&self.raft_addr),
             plan: self.plan.subscribe(),
-            earlier_life,
+            earlier_incarnation,
             snapshots: snapshots.clone(),
             snapshot_bytes_received: lifecycle.snapshot_bytes_received(),
             config: self.config.clone(),
@@ -228,9 +228,9 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         });
         let mut helpers = JoinSet::new();
         if let Some(confirmation) = confirmation {
-            let (requests, beginning) = (self.requests, self.beginning.clone());
+            let (requests, first_start) = (self.requests, self.first_start.clone());
             let begins =
-                begin_when_confirmed(confirmation, requests, beginning, members_seen, lifecycle.clone());
+                begin_when_confirmed(confirmation, requests, first_start, members_seen, lifecycle.clone());
             helpers.spawn(begins);
         }
         helpers.spawn(discovery.run());
@@ -254,7 +254,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             ended.push(next);
             serving.take();
         }
-        let outcome = outcome(ended, unasked, self.beginning.failure(), &lifecycle);
+        let outcome = outcome(ended, unasked, self.first_start.failure(), &lifecycle);
         outbox.shutdown().await;
         patiently(node_id, LOG_WRITER, writer_thread.ended()).await;
         let what = "the applier, in the state machine or in a snapshot that is written out";
@@ -271,15 +271,15 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
     /// a list of several first members, the others must confirm the list first.
     fn begin_cluster(
         &mut self,
-        earlier_life: &watch::Sender<Option<EarlierLife>>,
+        earlier_incarnation: &watch::Sender<Option<EarlierIncarnation>>,
         lifecycle: &Lifecycle,
     ) -> Option<Confirmation> {
         let Status { node_id, identity, members, term, last, .. } = self.core.status();
-        let first = self.beginning.take();
+        let first = self.first_start.take();
         if let Some(identity) = identity
-            && !(members.is_empty() && matches!(first, Some(First::Expected(_))))
+            && !(members.is_empty() && matches!(first, Some(FirstStart::Expected(_))))
         {
-            self.beginning.end(Ok(()));
+            self.first_start.end(Ok(()));
             if !members.knows(node_id) {
                 info!(
                     node = %node_id,
@@ -292,7 +292,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
                 "continues as node {node_id} of cluster {}, in term {term}, with its log up to index {}",
                 identity.cluster_id, last.index
             );
-            if let Some(First::Listed(listed)) = first
+            if let Some(FirstStart::Listed(listed)) = first
                 && let differences = listed.differences(&members)
                 && !differences.is_empty()
             {
@@ -309,41 +309,45 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             return None;
         }
         let first = first?;
-        let is_expected = matches!(first, First::Expected(_));
+        let is_expected = matches!(first, FirstStart::Expected(_));
         let incarnation = identity.map_or(self.incarnation, |pledged| pledged.incarnation);
         let (own, members) = match first.cluster(node_id, &self.raft_addr, incarnation) {
             Ok(cluster) => cluster,
             Err(refusal) => {
-                self.beginning.end(Err(BeginError::Members(refusal)));
+                self.first_start.end(Err(BeginError::Members(refusal)));
                 lifecycle.ask_to_quit();
                 return None;
             }
         };
         if members.len() == 1 {
-            self.core.handle_local_request_msg(start_cluster(own, members, &self.beginning, lifecycle));
+            self.core.handle_local_request_msg(start_cluster(own, members, &self.first_start, lifecycle));
             return None;
         }
         if is_expected {
             // Other nodes may count on this node as soon as they learn of it, also after a crash.
-            self.core.handle_local_request_msg(pledge(own, &self.beginning, lifecycle));
+            self.core.handle_local_request_msg(pledge(own, &self.first_start, lifecycle));
         }
         let expect = if is_expected { u32::try_from(members.len()).unwrap_or(u32::MAX) } else { 0 };
         let plan = Plan { members, expect, nonce: random() };
         self.plan.send_replace(Some(plan.clone()));
-        let (address, earlier_life) = (Arc::clone(&self.raft_addr), earlier_life.subscribe());
+        let (address, earlier_incarnation) = (Arc::clone(&self.raft_addr), earlier_incarnation.subscribe());
         let dialer = self.dialer.clone();
-        Some(Confirmation { own, address, dialer, plan, earlier_life })
+        Some(Confirmation { own, address, dialer, plan, earlier_incarnation })
     }
 }
 
 /// The request that pledges this node to a cluster, durably. If the pledge fails, the node stops.
-fn pledge<R>(identity: Identity, beginning: &Beginning, lifecycle: &Lifecycle) -> LocalRequestMsg<R> {
-    let (beginning, lifecycle) = (beginning.clone(), lifecycle.clone());
+fn pledge<R>(
+    identity: Identity,
+    first_start: &FirstStartRequest,
+    lifecycle: &Lifecycle,
+) -> LocalRequestMsg<R> {
+    let (first_start, lifecycle) = (first_start.clone(), lifecycle.clone());
     let reply = Responder::new(move |answer: Result<(), JoinError>| match answer {
         // A node that stops meanwhile reports its own reason.
         Ok(()) | Err(JoinError::Stopped(_)) => {}
         Err(error) => {
-            beginning.end(Err(BeginError::Start(error)));
+            first_start.end(Err(BeginError::Start(error)));
             lifecycle.ask_to_quit();
         }
     });
@@ -354,7 +358,7 @@ fn pledge<R>(identity: Identity, beginning: &Beginning, lifecycle: &Lifecycle) -
 fn start_cluster<R>(
     identity: Identity,
     members: Members,
-    beginning: &Beginning,
+    first_start: &FirstStartRequest,
     lifecycle: &Lifecycle,
 ) -> LocalRequestMsg<R> {
     let listed: Vec<String> = members
@@ -365,17 +369,17 @@ fn start_cluster<R>(
         node = %identity.node_id,
         "begins a new cluster, {}, with {}", identity.cluster_id, listed.join("; ")
     );
-    let (beginning, lifecycle) = (beginning.clone(), lifecycle.clone());
+    let (first_start, lifecycle) = (first_start.clone(), lifecycle.clone());
     let reply = Responder::new(move |answer: Result<(), JoinError>| match answer {
         // A node that stops meanwhile reports its own reason.
         Err(JoinError::Stopped(_)) => {}
         // Another first member began the cluster before, and already leads this node.
         Err(JoinError::AlreadyMember { cluster_id }) if cluster_id == identity.cluster_id => {
-            beginning.end(Ok(()));
+            first_start.end(Ok(()));
         }
         answer => {
             let has_failed = answer.is_err();
-            beginning.end(answer.map_err(BeginError::Start));
+            first_start.end(answer.map_err(BeginError::Start));
             if has_failed {
                 lifecycle.ask_to_quit();
             }
@@ -389,22 +393,22 @@ fn start_cluster<R>(
 async fn begin_when_confirmed<R>(
     confirmation: Confirmation,
     requests: RequestSender<LocalRequestMsg<R>>,
-    beginning: Beginning,
+    first_start: FirstStartRequest,
     mut status: watch::Receiver<Status>,
     lifecycle: Lifecycle,
 ) {
     let confirmed = tokio::select! {
         biased;
         // An error means that the node has ended.
-        _ = status.wait_for(|status| !status.members.is_empty()) => return beginning.end(Ok(())),
+        _ = status.wait_for(|status| !status.members.is_empty()) => return first_start.end(Ok(())),
         confirmed = confirmation.confirmed() => confirmed,
     };
     if let Err(error) = confirmed {
-        beginning.end(Err(error));
+        first_start.end(Err(error));
         return lifecycle.ask_to_quit();
     }
     let Confirmation { own, plan, .. } = confirmation;
-    let request = start_cluster(own, plan.members, &beginning, &lifecycle);
+    let request = start_cluster(own, plan.members, &first_start, &lifecycle);
     // A node that stops reports its own reason.
     let _ = requests.send(request).await;
 }
@@ -513,13 +517,13 @@ mod tests {
 
     #[test]
     fn a_first_member_that_another_one_lets_in_before_it_begins_itself_has_begun() {
-        let (beginning, lifecycle) = (Beginning::new(), Lifecycle::new());
+        let (first_start, lifecycle) = (FirstStartRequest::new(), Lifecycle::new());
         let (cluster_id, incarnation) = (ClusterId(7), Incarnation(1));
         let identity = Identity { cluster_id, node_id: NodeId::FIRST, incarnation };
-        let begins = start_cluster::<Reply<()>>(identity, Members::none(), &beginning, &lifecycle);
+        let begins = start_cluster::<Reply<()>>(identity, Members::none(), &first_start, &lifecycle);
         let LocalRequestMsg::StartCluster { reply, .. } = begins else { panic!("another request") };
         reply.answer(Err(JoinError::AlreadyMember { cluster_id }));
-        assert_eq!(beginning.ended().now_or_never(), Some(Ok(())));
+        assert_eq!(first_start.ended().now_or_never(), Some(Ok(())));
         assert!(!*lifecycle.quit_wish().borrow());
     }
 }

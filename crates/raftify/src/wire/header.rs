@@ -1,7 +1,7 @@
 //! The header of every message: version, group and cluster, and between nodes also sender and receiver.
 
 use raftify_core::members::check_address;
-use raftify_core::{ClusterId, Incarnation, NodeId, RunId, Sender, Standing, Started, Term};
+use raftify_core::{ClusterId, DurableState, Incarnation, NodeId, RunId, Sender, Started, Term};
 
 use crate::wire::proto;
 use crate::wire::rejection::{GROUP_ID, RequestRejected};
@@ -56,7 +56,7 @@ fn started_to_wire(Started { run, found }: &Started) -> proto::Started {
 
 fn started_from_wire(started: Option<proto::Started>) -> Result<Started, WireError> {
     let started = started.ok_or(WireError::Missing { what: "the sender's start" })?;
-    let found = Standing {
+    let found = DurableState {
         starts: in_range("the sender's count of starts", started.starts)?,
         term: Term(in_range("the sender's term", started.term)?),
         vote: NodeId::new(started.vote),

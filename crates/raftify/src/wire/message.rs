@@ -57,10 +57,12 @@ pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
                 .map(|(id, incarnation)| proto::ReachedPeer { id: id.get(), incarnation: incarnation.0 })
                 .collect(),
         }),
-        RaftMessageBody::Standing { vote, index } => {
-            Body::Standing(proto::Standing { vote: vote.map_or(0, NodeId::get), index: index.0 })
+        RaftMessageBody::DurableState { vote, index } => {
+            Body::DurableState(proto::DurableState { vote: vote.map_or(0, NodeId::get), index: index.0 })
         }
-        RaftMessageBody::Twin { starts, run } => Body::Twin(proto::Twin { starts, run: run.0 }),
+        RaftMessageBody::DuplicateNode { starts, run } => {
+            Body::DuplicateNode(proto::DuplicateNode { starts, run: run.0 })
+        }
     };
     proto::Message { term: message.term.0, body: Some(body) }
 }
@@ -135,13 +137,14 @@ pub(crate) fn message_from_wire(
             };
             RaftMessageBody::Reached { peers: peers.into_iter().map(peer).collect::<Result<_, WireError>>()? }
         }
-        Body::Standing(proto::Standing { vote, index }) => RaftMessageBody::Standing {
+        Body::DurableState(proto::DurableState { vote, index }) => RaftMessageBody::DurableState {
             vote: NodeId::new(vote),
             index: log_index("the index of the sender's log", index)?,
         },
-        Body::Twin(proto::Twin { starts, run }) => {
-            RaftMessageBody::Twin { starts: in_range("the count of starts", starts)?, run: RunId(run) }
-        }
+        Body::DuplicateNode(proto::DuplicateNode { starts, run }) => RaftMessageBody::DuplicateNode {
+            starts: in_range("the count of starts", starts)?,
+            run: RunId(run),
+        },
     };
     Ok(RaftMessage { from, to, term, body })
 }

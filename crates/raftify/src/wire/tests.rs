@@ -72,9 +72,9 @@ fn message() -> impl Strategy<Value = RaftMessage> {
             .prop_map(|(commit, read_round)| RaftMessageBody::HeartbeatResponse { commit, read_round }),
         Just(RaftMessageBody::TimeoutNow),
         (any::<u64>(), index())
-            .prop_map(|(vote, index)| { RaftMessageBody::Standing { vote: NodeId::new(vote), index } }),
+            .prop_map(|(vote, index)| { RaftMessageBody::DurableState { vote: NodeId::new(vote), index } }),
         (0..NUMBER_LIMIT, any::<u64>())
-            .prop_map(|(starts, run)| RaftMessageBody::Twin { starts, run: RunId(run) }),
+            .prop_map(|(starts, run)| RaftMessageBody::DuplicateNode { starts, run: RunId(run) }),
         vec((1..u64::MAX, any::<u64>()), 0..MEMBERS_MAX).prop_map(|peers| RaftMessageBody::Reached {
             peers: peers.into_iter().map(|(id, of)| (NodeId::new(id).unwrap(), Incarnation(of))).collect(),
         }),

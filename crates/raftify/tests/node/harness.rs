@@ -433,7 +433,7 @@ impl TestNode {
     }
 
     /// The node on another disk, at another address.
-    pub(crate) fn twin(&self, disk: Disk) -> TestNode {
+    pub(crate) fn duplicate(&self, disk: Disk) -> TestNode {
         TestNode { id: self.id, disk, ..TestNode::new(self.id.get()) }
     }
 

@@ -92,14 +92,14 @@ async fn a_leader_that_comes_back_with_an_older_copy_is_refused_by_a_follower_an
 async fn a_copy_that_is_started_beside_its_running_original_stops_and_both_say_so() {
     let Three { nodes, leader, keeper, copy, .. } = since_the_copy().await;
     // At the same address, it cannot even listen.
-    let mut same = nodes[keeper].twin(copy.copy());
+    let mut same = nodes[keeper].duplicate(copy.copy());
     same.address = nodes[keeper].address.clone();
     assert!(same.bootstrap().is_err());
 
     let (logged, _log) = Logged::from_now_on();
-    let mut twin = nodes[keeper].twin(copy);
-    twin.start();
-    let outcome = twin.ended().await;
+    let mut duplicate = nodes[keeper].duplicate(copy);
+    duplicate.start();
+    let outcome = duplicate.ended().await;
     let Err(RunError::Stopped(StopReason::OriginalRuns { address })) = outcome else {
         panic!("{outcome:?}");
     };

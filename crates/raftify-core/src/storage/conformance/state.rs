@@ -7,9 +7,9 @@ use super::opened::{
     Opened, TestDisk, entries, hard_state, identity, members, node, read_snapshot, snapshot_meta, succeeds,
     take_snapshot,
 };
+use crate::durable_state::{DurableState, PeerRecord};
 use crate::members::Members;
 use crate::remembered::Remembered;
-use crate::standing::{PeerStanding, Standing};
 use crate::storage::{StableStorage, StoredState, Write};
 use crate::types::{ClusterId, Identity, Incarnation, LogIndex, LogPosition, RunId, Term};
 
@@ -75,8 +75,8 @@ pub(super) fn hard_state_must_fit_to_the_log<D: TestDisk>(disk: &D) {
 pub(super) fn memory_of_starts_survives<D: TestDisk>(disk: &D) {
     let mut opened = Opened::with_log(disk, 2, 1);
     for starts in [1, 2] {
-        let told = Standing { starts: 7, term: Term(3), vote: Some(node(2)), index: LogIndex(starts) };
-        let peer = PeerStanding { incarnation: Incarnation(5), run: RunId(u64::MAX), told };
+        let told = DurableState { starts: 7, term: Term(3), vote: Some(node(2)), index: LogIndex(starts) };
+        let peer = PeerRecord { incarnation: Incarnation(5), run: RunId(u64::MAX), told };
         let remembered = Arc::new(Remembered { starts, peers: [(node(2), peer)].into() });
         let write = Write { remembered: Some(Arc::clone(&remembered)), ..Write::default() };
         opened.write(write);

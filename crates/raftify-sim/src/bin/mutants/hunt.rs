@@ -75,6 +75,7 @@ fn is_simulated(mutant: Mutant) -> bool {
             | Mutant::SnapshotIsNotSynced
             | Mutant::SnapshotChecksumIsNotChecked
             | Mutant::BatchHasNoLimit
+            | Mutant::RepeatsEntriesOnTheirWay
             | Mutant::ForwardsWithoutLimit
             | Mutant::FailedApplyIsSkipped
     )

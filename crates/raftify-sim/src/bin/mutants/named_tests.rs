@@ -284,6 +284,11 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         }
         Mutant::CompactsBeyondTheSnapshot => (BUGS, "bug_36_compaction_never_passes_what_is_applied"),
         Mutant::BatchHasNoLimit => (SHELL, "network::tests::entries_larger_than_any_batch_arrive_whole"),
+        Mutant::RepeatsEntriesOnTheirWay => (
+            SHELL,
+            "network::outbox::peer_queue::tests::\
+             entries_that_fit_into_a_batch_are_sent_once_however_many_heartbeats_are_answered_meanwhile",
+        ),
         Mutant::DroppedMeansSilence => (BUGS, "bug_38_a_waiting_request_that_is_dropped_is_answered"),
         Mutant::ProposalsHaveNoDeadline => {
             (BUGS, "bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes")

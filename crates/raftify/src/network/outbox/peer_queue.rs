@@ -263,6 +263,7 @@ impl Waiting {
             return false;
         };
         wire::message_bytes_max(message) >= REPEATED_BYTES_MIN
+            && !raftify_core::mutated!(RepeatsEntriesOnTheirWay)
             && (self.leaving.contains(&after)
                 || self.messages.iter().any(|waiting| After::of(waiting).as_ref() == Some(&after)))
     }

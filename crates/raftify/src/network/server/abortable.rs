@@ -31,11 +31,11 @@ pub(crate) struct Abortable {
     /// Resolves when the connection is aborted.
     aborted: BoxFuture<'static, ()>,
     /// `None` as soon as the preface has arrived.
-    beginning: Option<Beginning>,
+    preface: Option<PrefaceDeadline>,
 }
 
 /// A connection that has not sent its preface yet.
-struct Beginning {
+struct PrefaceDeadline {
     missing_bytes: usize,
     too_late: Pin<Box<Sleep>>,
 }
@@ -46,8 +46,8 @@ impl Abortable {
         let mut aborted = place.uncut().clone();
         let aborted = Box::pin(async move { while aborted.changed().await.is_ok() {} });
         let too_late = Box::pin(sleep(PREFACE_TIMEOUT));
-        let beginning = Some(Beginning { missing_bytes: PREFACE_BYTES, too_late });
-        Abortable { stream: StallGuard::new(stream), place, aborted, beginning }
+        let preface = Some(PrefaceDeadline { missing_bytes: PREFACE_BYTES, too_late });
+        Abortable { stream: StallGuard::new(stream), place, aborted, preface }
     }
 
     /// Does `work`, unless the connection is aborted: in that case even ready work is not done, since it may
@@ -62,8 +62,8 @@ impl Abortable {
             if outcome.is_ready() {
                 return outcome;
             }
-            if let Some(beginning) = &mut self.beginning
-                && beginning.too_late.as_mut().poll(context).is_ready()
+            if let Some(preface) = &mut self.preface
+                && preface.too_late.as_mut().poll(context).is_ready()
             {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
@@ -83,11 +83,11 @@ impl AsyncRead for Abortable {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = self.unless_aborted(context, |stream, context| stream.poll_read(context, buffer));
-        if let Some(beginning) = &mut self.beginning {
+        if let Some(preface) = &mut self.preface {
             let bytes = buffer.filled().len() - before;
-            beginning.missing_bytes = beginning.missing_bytes.saturating_sub(bytes);
-            if beginning.missing_bytes == 0 {
-                self.beginning = None;
+            preface.missing_bytes = preface.missing_bytes.saturating_sub(bytes);
+            if preface.missing_bytes == 0 {
+                self.preface = None;
             }
         }
         read

@@ -13,7 +13,7 @@ use raftify_core::{
 };
 use tokio::sync::{oneshot, watch};
 
-use crate::channels::events::EarlierLife;
+use crate::channels::events::EarlierIncarnation;
 use crate::channels::metrics::{NodeMetrics, ReceivedMetrics};
 use crate::channels::request_queue::RequestSender;
 use crate::channels::server_counters::ServerCounters;
@@ -44,7 +44,7 @@ pub(crate) struct ServerContext<R, S> {
     /// The plan with which this node waits to begin a cluster.
     pub(crate) plan: watch::Receiver<Option<Plan>>,
     /// Takes a member's report of this node's earlier incarnation while the node waits.
-    pub(crate) earlier_life: watch::Sender<Option<EarlierLife>>,
+    pub(crate) earlier_incarnation: watch::Sender<Option<EarlierIncarnation>>,
     /// What certificates permit.
     pub(crate) access: Arc<Access>,
     /// Makes connections to nodes that are to be added; its certificates are also those of the server.
@@ -92,7 +92,7 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
             if receiver == node
                 && let Some(incarnation) = receiver_incarnation
             {
-                self.hear_of_earlier_life(found, incarnation, address);
+                self.hear_of_earlier_incarnation(found, incarnation, address);
             }
             return Err(RequestRejected::NoCluster { node });
         };
@@ -207,10 +207,10 @@ impl<R: ProposalReply, S> ServerContext<R, S> {
 
     /// A member of a cluster knows this node, which waits to begin one. If that is the cluster of its list,
     /// the cluster began long ago.
-    fn hear_of_earlier_life(&self, cluster: ClusterId, incarnation: Incarnation, teller: String) {
+    fn hear_of_earlier_incarnation(&self, cluster: ClusterId, incarnation: Incarnation, teller: String) {
         let plan = self.plan.borrow();
         if plan.as_ref().is_some_and(|plan| plan.members.derive_cluster_id() == cluster) {
-            self.earlier_life.send_replace(Some(EarlierLife { incarnation, teller }));
+            self.earlier_incarnation.send_replace(Some(EarlierIncarnation { incarnation, teller }));
         }
     }
 

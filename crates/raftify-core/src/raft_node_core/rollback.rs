@@ -5,11 +5,11 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::RaftNodeCore;
+use crate::durable_state::Started;
 use crate::members::{Sender, SenderRefusal};
 use crate::message::{RaftMessage, RaftMessageBody};
 use crate::remembered::Remembered;
 use crate::request::ProposalReply;
-use crate::standing::Started;
 use crate::status::Role;
 use crate::storage::Write;
 use crate::types::{Incarnation, NodeId, RunId, Term};
@@ -19,24 +19,24 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// messages yet.
     pub fn sender(&self) -> Option<Sender> {
         let identity = self.node.identity()?;
-        self.standings.is_start_counted(self.pipeline.written()).then(|| Sender {
+        self.rollback_guard.is_start_counted(self.pipeline.written()).then(|| Sender {
             id: self.node.id(),
             incarnation: identity.incarnation,
             members_as_of: self.membership.members().as_of(),
-            started: self.standings.own(),
+            started: self.rollback_guard.own(),
         })
     }
 
     /// Counts this start, once, with the next turn. Starts are counted from the moment when the directory
     /// belongs to the node.
     pub(super) fn count_start(&mut self) {
-        let remembered = self.standings.count_start(self.pipeline.next_number());
+        let remembered = self.rollback_guard.count_start(self.pipeline.next_number());
         self.pipeline.next().write.remembered = Some(remembered);
     }
 
     /// How this node was started, as it reports to others once that is durable.
     pub fn started(&self) -> Started {
-        self.standings.own()
+        self.rollback_guard.own()
     }
 
     // --- Asking the other members ---
@@ -47,13 +47,13 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             return;
         }
         let others = self.membership.members().iter().map(|member| member.id);
-        self.standings.begin_to_hear(others.filter(|id| *id != self.node.id()));
+        self.rollback_guard.begin_to_hear(others.filter(|id| *id != self.node.id()));
     }
 
     /// Whether this node still waits for the records that other members have of it. Until then it neither
     /// votes nor acknowledges entries.
     pub fn is_hearing(&self) -> bool {
-        self.standings.is_hearing()
+        self.rollback_guard.is_hearing()
     }
 
     /// The record of the peer does not contradict this run of this node: it was asked with its
@@ -68,40 +68,40 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     fn hear_from(&mut self, peer: NodeId) {
-        if self.standings.hear_from(peer) {
+        if self.rollback_guard.hear_from(peer) {
             self.campaign_if_alone();
         }
     }
 
     /// The node waits for members that do not answer no longer than for a leader.
-    pub(super) fn tick_standings(&mut self) {
+    pub(super) fn tick_rollback_guard(&mut self) {
         let patience_ticks = self.node.ticks(self.node.config().election_timeout);
         if self.is_hearing() && self.node.now() >= patience_ticks {
-            let silent: Vec<String> = self.standings.unheard().iter().map(NodeId::to_string).collect();
+            let silent: Vec<String> = self.rollback_guard.unheard().iter().map(NodeId::to_string).collect();
             info!(node = %self.node.id(), "continues without an answer from node {}", silent.join(", "));
-            self.standings.stop_hearing();
+            self.rollback_guard.stop_hearing();
             self.campaign_if_alone();
         }
         if self.membership.members().is_empty() || self.node.identity().is_none() {
             return;
         }
-        self.tell_standing_if_due();
+        self.report_durable_state_if_due();
         self.remember_if_due();
     }
 
     /// The leader learns from the responses how far a log reaches. All other members get periodic reports,
     /// and the log of the leader itself matters as well.
-    fn tell_standing_if_due(&mut self) {
+    fn report_durable_state_if_due(&mut self) {
         let interval_ticks = self.node.ticks(self.node.config().heartbeat_interval);
-        if !self.standings.is_telling_due(self.node.now(), interval_ticks) {
+        if !self.rollback_guard.is_telling_due(self.node.now(), interval_ticks) {
             return;
         }
         let state = self.consensus.hard_state();
         let index = match self.consensus.role() {
             Role::Leader => self.consensus.durable(),
-            _ => self.standings.acknowledged_in(state.term),
+            _ => self.rollback_guard.acknowledged_in(state.term),
         };
-        let Some(body) = self.standings.tell(&state, index, self.node.now()) else { return };
+        let Some(body) = self.rollback_guard.tell(&state, index, self.node.now()) else { return };
         let (from, term) = (self.node.id(), state.term);
         let others = self.membership.members().iter().map(|member| member.id).filter(|id| *id != from);
         let messages = others.map(|to| RaftMessage { from, to, term, body: body.clone() });
@@ -112,9 +112,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
 
     fn remember_if_due(&mut self) {
         let now = self.node.now();
-        if self.standings.is_writing_due(now, self.node.config()) {
+        if self.rollback_guard.is_writing_due(now, self.node.config()) {
             let members = self.membership.members();
-            let remembered = self.standings.take_to_write(|id| members.get(id).is_some(), now);
+            let remembered = self.rollback_guard.take_to_write(|id| members.get(id).is_some(), now);
             self.pipeline.next().write.remembered = Some(remembered);
         }
     }
@@ -122,27 +122,27 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// The part of the record that is not written yet, for a node that stops in order: to be written after
     /// all turns.
     pub fn last_write(&mut self) -> Option<Write> {
-        let remembered = self.standings.take_last_write()?;
+        let remembered = self.rollback_guard.take_last_write()?;
         Some(Write { remembered: Some(remembered), ..Write::default() })
     }
 
     /// Whether the start that a member reports is consistent with its earlier reports. If it is not, both
     /// runs are notified.
     pub(super) fn check_started(&mut self, sender: &Sender) -> Result<(), SenderRefusal> {
-        let outcome = self.standings.check(sender);
+        let outcome = self.rollback_guard.check(sender);
         let is_alive = self.is_alive(sender.id);
-        if outcome.is_err() && self.standings.note_refused(sender, is_alive) {
+        if outcome.is_err() && self.rollback_guard.note_refused(sender, is_alive) {
             let Started { run, found } = sender.started;
             let (from, term) = (self.node.id(), self.consensus.term().max(Term(1)));
-            let body = RaftMessageBody::Twin { starts: found.starts, run };
+            let body = RaftMessageBody::DuplicateNode { starts: found.starts, run };
             self.pipeline.next().send_now.push(RaftMessage { from, to: sender.id, term, body });
         }
         outcome
     }
 
     /// Another process has identified itself as this node.
-    pub(super) fn told_of_twin(&self, starts: u64, run: RunId) {
-        if run != self.standings.own().run {
+    pub(super) fn on_duplicate_node(&self, starts: u64, run: RunId) {
+        if run != self.rollback_guard.own().run {
             warn!(
                 node = %self.node.id(),
                 "another process was started as this node, on a copy of its directory (start {starts}, run {run}), and is \
@@ -152,20 +152,20 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     }
 
     /// Records the state that a member reports in accepted messages.
-    pub(super) fn hear_standing(&mut self, sender: &Sender, messages: &[RaftMessage]) {
+    pub(super) fn hear_durable_state(&mut self, sender: &Sender, messages: &[RaftMessage]) {
         if self.membership.members().get(sender.id).is_some() {
-            self.standings.hear(sender, messages);
+            self.rollback_guard.hear(sender, messages);
         }
     }
 
     /// Whether a refusal because of how `run` was started concerns this run of this node.
     pub(super) fn is_own_run(&self, id: NodeId, run: RunId) -> bool {
-        id == self.node.id() && run == self.standings.own().run
+        id == self.node.id() && run == self.rollback_guard.own().run
     }
 
     /// The record of starts of this node.
     pub fn remembered(&self) -> &Arc<Remembered> {
-        self.standings.remembered()
+        self.rollback_guard.remembered()
     }
 
     /// As [`check_sender`](Self::check_sender); the state that the sender reported at its start is recorded
@@ -176,7 +176,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         receiver: Option<Incarnation>,
     ) -> Result<(), SenderRefusal> {
         self.check_sender(sender, receiver)?;
-        self.hear_standing(sender, &[]);
+        self.hear_durable_state(sender, &[]);
         Ok(())
     }
 }

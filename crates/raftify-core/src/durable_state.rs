@@ -11,7 +11,7 @@ use crate::types::{Incarnation, LogIndex, NodeId, RunId, Term};
 
 /// The durable progress of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Standing {
+pub struct DurableState {
     /// How many times it was started on its directory.
     pub starts: u64,
     /// The newest term.
@@ -24,10 +24,10 @@ pub struct Standing {
     pub index: LogIndex,
 }
 
-impl Standing {
+impl DurableState {
     /// Whether a node that found this state at its start has lost some of the state that it had reported
     /// before.
-    pub fn is_behind(&self, told: &Standing) -> bool {
+    pub fn is_behind(&self, told: &DurableState) -> bool {
         let lacks_vote = told.vote.is_some() && self.vote != told.vote;
         self.starts <= told.starts
             || self.term < told.term
@@ -37,7 +37,7 @@ impl Standing {
     /// Adds a later report of the same run.
     pub(crate) fn tells(&mut self, term: Term, vote: Option<NodeId>, index: LogIndex) {
         if term > self.term {
-            *self = Standing { term, vote, index, ..*self };
+            *self = DurableState { term, vote, index, ..*self };
         } else if term == self.term {
             self.vote = self.vote.or(vote);
             self.index = self.index.max(index);
@@ -45,9 +45,9 @@ impl Standing {
     }
 }
 
-impl fmt::Display for Standing {
+impl fmt::Display for DurableState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Standing { starts, term, vote, index } = self;
+        let DurableState { starts, term, vote, index } = self;
         write!(f, "start {starts}, term {term}, ")?;
         match vote {
             Some(vote) => write!(f, "vote for node {vote}, ")?,
@@ -63,54 +63,54 @@ pub struct Started {
     /// Random, generated at this start: two runs that count the same number of starts are not the same.
     pub run: RunId,
     /// The state found at the start.
-    pub found: Standing,
+    pub found: DurableState,
 }
 
 /// The remembered state of another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct PeerStanding {
+pub struct PeerRecord {
     /// The incarnation of its directory.
     pub incarnation: Incarnation,
     /// Its last run.
     pub run: RunId,
     /// The maximum of the states that it reported in that run and in the runs before.
-    pub told: Standing,
+    pub told: DurableState,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn standing(starts: u64, term: u64, vote: u64, index: u64) -> Standing {
-        Standing { starts, term: Term(term), vote: NodeId::new(vote), index: LogIndex(index) }
+    fn durable_state(starts: u64, term: u64, vote: u64, index: u64) -> DurableState {
+        DurableState { starts, term: Term(term), vote: NodeId::new(vote), index: LogIndex(index) }
     }
 
     #[test]
     fn a_node_that_starts_with_less_than_it_reported_is_behind_and_one_in_a_later_term_may_have_truncated_its_log()
      {
-        let told = standing(4, 7, 2, 100);
+        let told = durable_state(4, 7, 2, 100);
         for behind in
             [(4, 7, 2, 100), (3, 9, 2, 900), (5, 6, 2, 100), (5, 7, 2, 99), (5, 7, 0, 100), (5, 7, 3, 100)]
         {
             let (starts, term, vote, index) = behind;
-            assert!(standing(starts, term, vote, index).is_behind(&told), "{behind:?}");
+            assert!(durable_state(starts, term, vote, index).is_behind(&told), "{behind:?}");
         }
         for level in [(5, 7, 2, 100), (5, 7, 2, 101), (9, 8, 0, 3), (5, 8, 1, 100)] {
             let (starts, term, vote, index) = level;
-            assert!(!standing(starts, term, vote, index).is_behind(&told), "{level:?}");
+            assert!(!durable_state(starts, term, vote, index).is_behind(&told), "{level:?}");
         }
-        assert!(!standing(5, 7, 3, 100).is_behind(&standing(4, 7, 0, 100)), "no vote was told");
+        assert!(!durable_state(5, 7, 3, 100).is_behind(&durable_state(4, 7, 0, 100)), "no vote was told");
     }
 
     #[test]
     fn what_comes_late_takes_nothing_back() {
-        let mut told = standing(1, 7, 0, 10);
+        let mut told = durable_state(1, 7, 0, 10);
         told.tells(Term(7), NodeId::new(3), LogIndex(8));
-        assert_eq!(told, standing(1, 7, 3, 10));
+        assert_eq!(told, durable_state(1, 7, 3, 10));
         told.tells(Term(6), NodeId::new(1), LogIndex(50));
         told.tells(Term(7), None, LogIndex(12));
-        assert_eq!(told, standing(1, 7, 3, 12));
+        assert_eq!(told, durable_state(1, 7, 3, 12));
         told.tells(Term(8), None, LogIndex(5));
-        assert_eq!(told, standing(1, 8, 0, 5));
+        assert_eq!(told, durable_state(1, 8, 0, 5));
     }
 }

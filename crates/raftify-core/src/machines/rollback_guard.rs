@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::CheckedConfig;
+use crate::durable_state::{DurableState, PeerRecord, Started};
 use crate::members::{Sender, SenderRefusal};
 use crate::message::{RaftMessage, RaftMessageBody};
 use crate::remembered::Remembered;
-use crate::standing::{PeerStanding, Standing, Started};
 use crate::storage::{HardState, StoredState};
 use crate::turn::TurnNumber;
 use crate::types::{LogIndex, NodeId, RunId, Term};
@@ -35,7 +35,7 @@ enum Unwritten {
 }
 
 /// See the module.
-pub(crate) struct Standings {
+pub(crate) struct RollbackGuard {
     own: Started,
     /// The turn that makes this start durable: before, this node sends no messages.
     counted_with: TurnNumber,
@@ -54,15 +54,15 @@ pub(crate) struct Standings {
     refused: BTreeSet<RunId>,
 }
 
-impl Standings {
-    pub(crate) fn new(stored: &StoredState, run: RunId) -> Standings {
-        let found = Standing {
+impl RollbackGuard {
+    pub(crate) fn new(stored: &StoredState, run: RunId) -> RollbackGuard {
+        let found = DurableState {
             starts: stored.remembered.starts,
             term: stored.hard_state.term,
             vote: stored.hard_state.vote,
             index: stored.last.index,
         };
-        Standings {
+        RollbackGuard {
             own: Started { run, found },
             counted_with: NEVER,
             remembered: Arc::clone(&stored.remembered),
@@ -158,13 +158,13 @@ impl Standings {
         index: LogIndex,
         now_ticks: u64,
     ) -> Option<RaftMessageBody> {
-        let standing = (state.term, state.vote, index);
-        if standing == self.told || state.term == Term::ZERO {
+        let durable_state = (state.term, state.vote, index);
+        if durable_state == self.told || state.term == Term::ZERO {
             return None;
         }
-        self.told = standing;
+        self.told = durable_state;
         self.told_ticks = now_ticks;
-        Some(RaftMessageBody::Standing { vote: state.vote, index })
+        Some(RaftMessageBody::DurableState { vote: state.vote, index })
     }
 
     // --- The record of starts ---
@@ -179,10 +179,10 @@ impl Standings {
         let Sender { id, incarnation, started, .. } = *sender;
         let known = self.remembered.peers.get(&id).filter(|known| known.incarnation == incarnation);
         let before = known.copied();
-        let mut now = before.unwrap_or(PeerStanding {
+        let mut now = before.unwrap_or(PeerRecord {
             incarnation,
             run: started.run,
-            told: Standing { starts: started.found.starts, ..Standing::default() },
+            told: DurableState { starts: started.found.starts, ..DurableState::default() },
         });
         if now.run != started.run || now.told.starts != started.found.starts {
             now.run = started.run;
@@ -196,8 +196,8 @@ impl Standings {
             return;
         }
         let only_index = before.is_some_and(|before| {
-            let told = Standing { index: now.told.index, ..before.told };
-            PeerStanding { told, ..before } == now
+            let told = DurableState { index: now.told.index, ..before.told };
+            PeerRecord { told, ..before } == now
         });
         let unwritten = if only_index { Unwritten::Indexes } else { Unwritten::Seldom };
         self.unwritten = self.unwritten.max(unwritten);
@@ -260,7 +260,7 @@ impl Standings {
 fn told_by(message: &RaftMessage) -> Option<(Term, Option<NodeId>, LogIndex)> {
     let (from, to, term) = (message.from, message.to, message.term);
     Some(match message.body {
-        RaftMessageBody::Standing { vote, index } => (term, vote, index),
+        RaftMessageBody::DurableState { vote, index } => (term, vote, index),
         // A leader or candidate has its own vote.
         RaftMessageBody::Append { .. }
         | RaftMessageBody::Heartbeat { .. }
@@ -284,12 +284,12 @@ mod tests {
         NodeId::new(id).unwrap()
     }
 
-    fn standings() -> Standings {
-        Standings::new(&StoredState::default(), RunId(1))
+    fn guard() -> RollbackGuard {
+        RollbackGuard::new(&StoredState::default(), RunId(1))
     }
 
     fn sender(run: u64, starts: u64) -> Sender {
-        let found = Standing { starts, term: Term(3), ..Standing::default() };
+        let found = DurableState { starts, term: Term(3), ..DurableState::default() };
         let started = Started { run: RunId(run), found };
         Sender { id: node(2), incarnation: Incarnation(1), members_as_of: LogIndex(1), started }
     }
@@ -300,55 +300,53 @@ mod tests {
 
     #[test]
     fn a_start_is_counted_once_and_durable_with_its_turn() {
-        let mut standings = standings();
-        assert!(!standings.is_start_counted(TurnNumber(99)));
-        assert_eq!(standings.count_start(TurnNumber(2)).starts, 1);
-        assert_eq!(standings.count_start(TurnNumber(5)).starts, 1);
-        assert!(!standings.is_start_counted(TurnNumber(1)) && standings.is_start_counted(TurnNumber(2)));
+        let mut guard = guard();
+        assert!(!guard.is_start_counted(TurnNumber(99)));
+        assert_eq!(guard.count_start(TurnNumber(2)).starts, 1);
+        assert_eq!(guard.count_start(TurnNumber(5)).starts, 1);
+        assert!(!guard.is_start_counted(TurnNumber(1)) && guard.is_start_counted(TurnNumber(2)));
     }
 
     #[test]
     fn a_start_is_written_at_once_and_how_far_a_log_reaches_now_and_then() {
         let config = Config::default().check().unwrap();
         let interval = config.ticks(REMEMBER_INTERVAL);
-        let mut standings = standings();
-        assert!(!standings.is_writing_due(interval, &config));
-        standings.hear(&sender(9, 1), &[]);
-        assert!(standings.is_writing_due(0, &config));
-        standings.take_to_write(|_| true, 1);
+        let mut guard = guard();
+        assert!(!guard.is_writing_due(interval, &config));
+        guard.hear(&sender(9, 1), &[]);
+        assert!(guard.is_writing_due(0, &config));
+        guard.take_to_write(|_| true, 1);
 
         let index = LogIndex(7);
         let response = RaftMessageBody::AppendResponse { index, commit: LogIndex::ZERO, rejection: None };
-        standings.hear(&sender(9, 1), &[message(response)]);
-        assert!(
-            !standings.is_writing_due(interval, &config) && standings.is_writing_due(interval + 1, &config)
-        );
-        assert_eq!(standings.take_last_write().unwrap().peers[&node(2)].told.index, index);
-        assert!(standings.take_last_write().is_none());
-        assert!(standings.take_to_write(|_| false, 1).peers.is_empty(), "it is no member any more");
+        guard.hear(&sender(9, 1), &[message(response)]);
+        assert!(!guard.is_writing_due(interval, &config) && guard.is_writing_due(interval + 1, &config));
+        assert_eq!(guard.take_last_write().unwrap().peers[&node(2)].told.index, index);
+        assert!(guard.take_last_write().is_none());
+        assert!(guard.take_to_write(|_| false, 1).peers.is_empty(), "it is no member any more");
     }
 
     #[test]
     fn a_refused_run_is_told_of_once_unless_it_is_over_already() {
-        let mut standings = standings();
-        standings.hear(&sender(9, 5), &[]);
-        assert!(standings.check(&sender(9, 5)).is_ok() && standings.check(&sender(8, 5)).is_err());
-        assert!(standings.note_refused(&sender(8, 5), true));
-        assert!(!standings.note_refused(&sender(8, 5), true), "once");
-        assert!(!standings.note_refused(&sender(7, 4), true), "an earlier run");
-        assert!(!standings.note_refused(&sender(6, 5), false), "the other run is not there");
+        let mut guard = guard();
+        guard.hear(&sender(9, 5), &[]);
+        assert!(guard.check(&sender(9, 5)).is_ok() && guard.check(&sender(8, 5)).is_err());
+        assert!(guard.note_refused(&sender(8, 5), true));
+        assert!(!guard.note_refused(&sender(8, 5), true), "once");
+        assert!(!guard.note_refused(&sender(7, 4), true), "an earlier run");
+        assert!(!guard.note_refused(&sender(6, 5), false), "the other run is not there");
     }
 
     #[test]
     fn the_others_are_told_only_what_is_new() {
-        let mut standings = standings();
+        let mut guard = guard();
         let state = HardState { term: Term(3), vote: Some(node(2)), commit: LogIndex::ZERO };
-        let body = RaftMessageBody::Standing { vote: Some(node(2)), index: LogIndex(4) };
-        assert_eq!(standings.tell(&HardState::default(), LogIndex(4), 1), None, "there was no term yet");
-        assert_eq!(standings.tell(&state, LogIndex(4), 1), Some(body));
-        assert_eq!(standings.tell(&state, LogIndex(4), 2), None);
-        assert!(standings.is_telling_due(11, 10) && !standings.is_telling_due(10, 10));
-        standings.begin_to_hear(std::iter::once(node(2)));
-        assert!(!standings.is_telling_due(11, 10) && standings.hear_from(node(2)));
+        let body = RaftMessageBody::DurableState { vote: Some(node(2)), index: LogIndex(4) };
+        assert_eq!(guard.tell(&HardState::default(), LogIndex(4), 1), None, "there was no term yet");
+        assert_eq!(guard.tell(&state, LogIndex(4), 1), Some(body));
+        assert_eq!(guard.tell(&state, LogIndex(4), 2), None);
+        assert!(guard.is_telling_due(11, 10) && !guard.is_telling_due(10, 10));
+        guard.begin_to_hear(std::iter::once(node(2)));
+        assert!(!guard.is_telling_due(11, 10) && guard.hear_from(node(2)));
     }
 }
