@@ -60,8 +60,10 @@ pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
         RaftMessageBody::DurableState { vote, index } => {
             Body::DurableState(proto::DurableState { vote: vote.map_or(0, NodeId::get), index: index.0 })
         }
+        RaftMessageBody::StorageFull => Body::StorageFull(proto::StorageFull {}),
         RaftMessageBody::DuplicateNode { starts, run } => {
-            Body::DuplicateNode(proto::DuplicateNode { starts, run: run.0 })
+            Body::StorageFull(proto::StorageFull {}) => RaftMessageBody::StorageFull,
+        Body::DuplicateNode(proto::DuplicateNode { starts, run: run.0 })
         }
     };
     proto::Message { term: message.term.0, body: Some(body) }
