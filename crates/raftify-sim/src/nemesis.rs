@@ -447,8 +447,10 @@ fn fill_disks(rng: &mut ChaCha8Rng, running: &[NodeId]) -> Vec<Action> {
     let mut nodes = running.to_vec();
     nodes.shuffle(rng);
     nodes.truncate(rng.random_range(1..=nodes.len().max(1)));
-    let mut actions =
-        vec![Action::Tell(format!("the disks of {nodes:?} are almost full")), Action::Saw(Happened::DiskAlmostFull)];
+    let mut actions = vec![
+        Action::Tell(format!("the disks of {nodes:?} are almost full")),
+        Action::Saw(Happened::DiskAlmostFull),
+    ];
     for id in nodes {
         actions.push(Action::FillDisk(id));
         actions.push(Action::Later(Delay::Exactly(rng.about(3 * SECOND)), Repair::Disk(id)));

@@ -32,7 +32,9 @@ use crate::coverage::{Coverage, Happened};
 use crate::draw::Draw;
 use crate::event::Event;
 use crate::fault::Repair;
-use crate::invariants::{Checked, Invariants, bounded_log, deadlines, durable_state, leader_append_only, storage_reserve};
+use crate::invariants::{
+    Checked, Invariants, bounded_log, deadlines, durable_state, leader_append_only, storage_reserve,
+};
 use crate::nemesis::Nemesis;
 use crate::network::{Network, Packet};
 use crate::node::{Lost, Node, ToApply, ToWrite};

@@ -400,7 +400,9 @@ fn a_leader_without_another_voter_with_room_refuses_writes_and_serves_reads() {
     // Room on two of three disks is enough.
     full.iter().take(2).for_each(|node| cluster.repair_disk(*node));
     cluster.until("a node with room leads", |cluster| {
-        cluster.leader().is_some_and(|leader| full[..2].contains(&leader) && storage_full(cluster, leader) == full[2..])
+        cluster
+            .leader()
+            .is_some_and(|leader| full[..2].contains(&leader) && storage_full(cluster, leader) == full[2..])
     });
     let leader = cluster.leader().unwrap();
     cluster.until_proposed(leader);

@@ -62,8 +62,7 @@ pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
         }
         RaftMessageBody::StorageFull => Body::StorageFull(proto::StorageFull {}),
         RaftMessageBody::DuplicateNode { starts, run } => {
-            Body::StorageFull(proto::StorageFull {}) => RaftMessageBody::StorageFull,
-        Body::DuplicateNode(proto::DuplicateNode { starts, run: run.0 })
+            Body::DuplicateNode(proto::DuplicateNode { starts, run: run.0 })
         }
     };
     proto::Message { term: message.term.0, body: Some(body) }
@@ -143,6 +142,7 @@ pub(crate) fn message_from_wire(
             vote: NodeId::new(vote),
             index: log_index("the index of the sender's log", index)?,
         },
+        Body::StorageFull(proto::StorageFull {}) => RaftMessageBody::StorageFull,
         Body::DuplicateNode(proto::DuplicateNode { starts, run }) => RaftMessageBody::DuplicateNode {
             starts: in_range("the count of starts", starts)?,
             run: RunId(run),
