@@ -9,6 +9,7 @@ use raftify::BoxError;
 use raftify::storage::{Checked, Problem, ProblemKind, check_directory};
 use serde_json::json;
 
+use crate::is_broken_pipe;
 use crate::output::{print_json, with_advice};
 
 /// There are problems.
@@ -26,11 +27,7 @@ pub(crate) struct Check {
 }
 
 pub(crate) fn run(what: &Check, output: &mut dyn Write) -> ExitCode {
-    let outcome = check(what, output).and_then(|is_sound| {
-        output.flush()?;
-        Ok(is_sound)
-    });
-    match outcome {
+    match check(what, output) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(PROBLEMS),
         Err(error) => {
@@ -42,11 +39,14 @@ pub(crate) fn run(what: &Check, output: &mut dyn Write) -> ExitCode {
 
 fn check(what: &Check, output: &mut dyn Write) -> Result<bool, BoxError> {
     let checked = check_directory(&what.path).map_err(|error| with_advice(&what.path, error))?;
-    match what.json {
-        true => print_as_json(&checked, output)?,
-        false => print(what, &checked, output)?,
+    let printed = match what.json {
+        true => print_as_json(&checked, output),
+        false => print(what, &checked, output),
+    };
+    match printed.and_then(|()| Ok(output.flush()?)) {
+        Err(error) if !is_broken_pipe(&*error) => Err(error),
+        _ => Ok(checked.is_sound()),
     }
-    Ok(checked.is_sound())
 }
 
 fn print(what: &Check, checked: &Checked, output: &mut dyn Write) -> Result<(), BoxError> {

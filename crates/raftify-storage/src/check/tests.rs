@@ -451,6 +451,7 @@ fn changed_bytes_never_panic_and_never_pass_for_another_content() {
         let (path, whole) = files[kind].iter().nth(which.index(files[kind].len())).unwrap();
         let mut bytes = whole.clone();
         changes.iter().for_each(|change| apply(change, &mut bytes));
+        let is_same_beginning = bytes.get(..2 * 4096) == whole.get(..2 * 4096);
         fs::write(path, bytes).unwrap();
         let found = check_directory(directories[kind].path());
         fs::write(path, whole).unwrap();
@@ -460,7 +461,9 @@ fn changed_bytes_never_panic_and_never_pass_for_another_content() {
             let (state, before) = (found.state.unwrap(), &sound[kind]);
             // A torn last record was never acknowledged.
             let is_torn = KINDS[kind] == StorageKind::Wal && state.last.index < before.last.index;
-            prop_assert!(state == *before || is_torn, "{state:?}");
+            // LMDB's meta pages have no checksums: the older one may become the newest.
+            let is_older = path.ends_with("data.mdb") && !is_same_beginning;
+            prop_assert!(state == *before || is_torn || is_older, "{state:?}");
         }
         Ok(())
     });

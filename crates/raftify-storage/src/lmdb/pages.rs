@@ -174,6 +174,15 @@ impl PageFile {
             let (free, main) = (page.tree(at + 24, true), page.tree(at + 24 + TREE_BYTES, false));
             let after = at + 24 + 2 * TREE_BYTES;
             let (last_page, transaction) = (page.u64(after), page.u64(after + 8));
+            // Each transaction writes one of the two, in turns.
+            if transaction != 0 && transaction % 2 != number {
+                problems.push(format!("meta page {number} is of transaction {transaction}"));
+            }
+            if let Some((other, ..)) = newest
+                && transaction.abs_diff(other) > 1
+            {
+                problems.push(format!("its meta pages are of transactions {other} and {transaction}"));
+            }
             if newest.is_none_or(|(newest, ..)| transaction > newest) {
                 newest = Some((transaction, last_page, free, main));
             }
