@@ -13,10 +13,9 @@ use common::{commands_of, filled, id, text};
 use raftify::client::ClientError;
 use raftify::error::NodeStartError;
 use raftify::storage::StorageKind;
-use raftify::{BoxError, Config, LogPosition, Member, Raft, RaftClient, Snapshot, StateMachine, WalStorage};
+use raftify::{Config, Member, Raft, RaftClient};
 use raftify_free_address::free_address;
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
 
 const PAGE: &str = include_str!("../../../docs/operations/lost-quorum.md");
 
