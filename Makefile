@@ -57,7 +57,7 @@ alerts: ## Test the alert rules for Prometheus (needs promtool, which comes with
 	promtool check rules ops/prometheus/alerts.yml
 	promtool test rules ops/prometheus/alerts_test.yml
 
-crash-points: ## Cut power after every file-system operation of both storages, including LMDB, and of conversions (some minutes)
+crash-points: ## Cut power after every file-system operation of both storages, including LMDB, of conversions and of recoveries (some minutes)
 	CRASH_POINTS=all $(CARGO) test --release -p raftify-storage --test crash_points
 
 fuzz: SECONDS = 60

@@ -8,13 +8,16 @@ use raftify::status::ClusterId;
 use raftify::storage::StorageKind;
 use raftify::tls::CertificateRole;
 
+use crate::backup::{Backup, Restore};
+use crate::check::Check;
+use crate::recover::Recover;
 use crate::tls_arguments::TlsArguments;
 
 #[derive(Parser)]
 #[command(
     version,
     about = "Shows the data directory of a raftify node and the status of a live node; changes the members of a live \
-             cluster; converts directories; makes certificates"
+             cluster; checks, converts and recovers directories; makes certificates"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -32,6 +35,16 @@ pub(crate) enum Command {
     /// Convert the directory of a stopped node to the other storage
     #[command(subcommand)]
     Storage(Storage),
+    /// Check everything in the directory of a stopped node, without changing a byte. Exit code 0: sound; 1:
+    /// there are problems; 2: it could not be checked
+    Check(Check),
+    /// Make a new cluster from the directory of a survivor, after the majority of a cluster was lost for good
+    Recover(Recover),
+    /// Copy the newest snapshot of a node, stopped or running, to a file, or verify such a file
+    #[command(subcommand)]
+    Backup(Backup),
+    /// Make the directories of a new cluster from a backup
+    Restore(Restore),
     /// Make the certificates of a cluster with mutual TLS
     #[command(subcommand)]
     Ca(Ca),

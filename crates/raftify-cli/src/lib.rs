@@ -1,6 +1,6 @@
 //! The command line of raftify: prints a node's directory and the status of a live node, changes the members
-//! of a live cluster, converts the directory of a stopped node to the other storage, and makes the
-//! certificates of a cluster with mutual TLS.
+//! of a live cluster; checks the directory of a stopped node, converts it to the other storage, or makes a new
+//! cluster of it after the majority was lost; makes the certificates of a cluster with mutual TLS.
 //!
 //! The program `raftify-cli` knows no user types and shows entries and snapshots as bytes. A program with its
 //! own types passes them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has
@@ -36,11 +36,14 @@
 
 mod arguments;
 pub mod authority;
+mod backup;
 mod certificates;
+mod check;
 mod cluster;
 mod convert;
 mod describe;
 mod output;
+mod recover;
 mod tls_arguments;
 
 use std::error::Error;
@@ -57,7 +60,8 @@ pub use crate::tls_arguments::TlsArguments;
 /// Runs the command line of this process, and shows entries and snapshots as hex and text.
 ///
 /// The exit code is 0 on success, 1 with one line on standard error after a failure, and 2 if the command
-/// line is invalid. A closed standard output, as with `head`, is no error.
+/// line is invalid. `check` has its own: 0 for a sound directory, 1 for one with problems, 2 if it could not be
+/// checked. A closed standard output, as with `head`, is no error.
 pub fn cli_handler<Entry, FSM>() -> ExitCode
 where
     Entry: LogEntry,
@@ -77,6 +81,10 @@ where
     let outcome = match arguments.command {
         Command::Describe(what) => describe::run(what, &formatter, &mut output),
         Command::Cluster(what) => cluster::run::<Entry, FSM>(what, &mut output),
+        Command::Check(what) => return check::run(&what, &mut output),
+        Command::Recover(what) => recover::run::<Entry, FSM>(what, &mut output),
+        Command::Backup(what) => backup::run(&what, &mut output),
+        Command::Restore(what) => backup::restore(&what, &mut output),
         Command::Ca(what) => certificates::run(what, &mut output),
         Command::Storage(Storage::Convert { path, to }) => convert::run(&path, to.into(), &mut output),
     };

@@ -211,6 +211,16 @@ mutants! {
     SlowDiskKeepsTheLeader,
     /// -: an entry that cannot be applied is skipped
     FailedApplyIsSkipped,
+    /// -: of the survivors of a lost majority, the one with the longest log is chosen, whatever its term
+    RecoverPicksByLength,
+    /// -: a recovered directory keeps the id of the former cluster
+    RecoverKeepsClusterId,
+    /// -: a recovered directory keeps the other members
+    RecoverKeepsOtherMembers,
+    /// -: a restored cluster keeps the id of the former cluster
+    RestoreKeepsClusterId,
+    /// -: a check does not read the data of snapshots
+    CheckTrustsSnapshotData,
 }
 
 static ON: LazyLock<Option<Mutant>> = LazyLock::new(|| {

@@ -332,6 +332,18 @@ pub enum StorageError {
         /// The file or directory that is missing or was replaced.
         path: PathBuf,
     },
+    /// A recovery, or a restore, of this directory was interrupted, and no node can use it before the same is run
+    /// again. Nothing is lost.
+    #[error(
+        "`raftify-cli {command}` on {} was interrupted, and no node can use the directory now: run the same command again",
+        path.display()
+    )]
+    Interrupted {
+        /// The directory.
+        path: PathBuf,
+        /// The command.
+        command: &'static str,
+    },
     /// The directory belongs to another kind of storage. It is unchanged.
     #[error(
         "{path} is kept by {found}, not by {asked}: open it with {found}, or convert it with `raftify-cli storage \

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use raftify_core::storage::{StoredState, Write};
-use raftify_core::{HardState, LogReader, StableStorage, StorageError};
+use raftify_core::{HardState, LogIndex, LogReader, StableStorage, StorageError};
 
 use crate::files::{NameOperations, OperatingSystem, create_durably, io_error};
 use crate::heed_storage::HeedStorage;
@@ -151,20 +151,31 @@ fn copy<Target: StableStorage>(
     if found != state {
         return different("what was read back".to_owned());
     }
-    let copied = target.log_reader();
+    match first_difference(&entries, &target.log_reader(), &state)? {
+        Some(next) => different(format!("one of the entries from {next} on")),
+        None => Ok(state),
+    }
+}
+
+/// The index from which on the entries of `state` differ in the two logs, about; `None` if they are the same.
+pub(crate) fn first_difference(
+    one: &impl LogReader,
+    other: &impl LogReader,
+    state: &StoredState,
+) -> Result<Option<LogIndex>, StorageError> {
     let (mut next, end) = (state.truncated.index.next(), state.last.index.next());
     while next < end {
-        let (one, other) = (entries.read(next, end, SLICE_BYTES)?, copied.read(next, end, SLICE_BYTES)?);
-        if one != other {
-            return different(format!("one of the entries from {next} on"));
+        let entries = one.read(next, end, SLICE_BYTES)?;
+        if entries != other.read(next, end, SLICE_BYTES)? {
+            return Ok(Some(next));
         }
-        next.0 += one.len() as u64;
+        next.0 += entries.len() as u64;
     }
-    Ok(state)
+    Ok(None)
 }
 
 /// Writes `state` with its `entries` into an empty storage.
-fn write_all(
+pub(crate) fn write_all(
     state: &StoredState,
     entries: &impl LogReader,
     target: &mut impl StableStorage,

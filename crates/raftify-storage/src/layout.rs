@@ -9,7 +9,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use raftify_core::StorageError;
 
@@ -20,7 +20,7 @@ mod lock;
 pub(crate) mod segments;
 pub(crate) mod snapshots;
 
-pub(crate) use lock::{DirectoryLock, LockedDirectory};
+pub(crate) use lock::{DirectoryLock, LockedDirectory, QuietLock};
 
 /// LMDB's file, which also says to which storage the directory belongs.
 pub(crate) const DATA_FILE: &str = "data.mdb";
@@ -31,6 +31,19 @@ pub(crate) const READERS_FILE: &str = "lock.mdb";
 /// The directory into which a conversion writes the other storage. It exists from the first step of a
 /// conversion to the last: without it, no files are remains of a conversion.
 pub(crate) const CONVERSION: &str = "conversion.partial";
+
+/// The directory into which a recovery writes the new directory of the node. It exists from the first step of
+/// a recovery to the last.
+pub(crate) const RECOVERY: &str = "recovery.partial";
+
+/// The directory into which a restore writes the new directory of a node.
+pub(crate) const RESTORE: &str = "restore.partial";
+
+/// Where a recovery leaves the directory as it was before.
+pub(crate) const ORIGINAL: &str = "before-recovery";
+
+/// Other files and directories that only interrupted operations leave.
+const LEFTOVERS: [&str; 5] = [CONVERSION, RECOVERY, RESTORE, "new.partial", "room.partial"];
 
 /// The storage of a directory, as recorded in the directory.
 // The numbers are stored, as the content of the layout, and never change.
@@ -118,12 +131,44 @@ pub(crate) fn check_no_snapshots_without_database(directory: &Path) -> Result<()
     }
 }
 
-/// Warns about the remains of an interrupted conversion: they take space and are of no use.
-pub(crate) fn warn_of_interrupted_conversion(directory: &Path) {
+/// Checks that the directory was not left between two states by a recovery or a restore. Without its database
+/// it would look like a new one.
+pub(crate) fn check_not_interrupted(directory: &Path) -> Result<(), StorageError> {
+    for (name, command) in [(RECOVERY, "recover"), (RESTORE, "restore")] {
+        let unfinished = directory.join(name);
+        let is_there = unfinished.try_exists().map_err(io_error("look for", &unfinished))?;
+        if is_there && !is_begun(directory)? {
+            return Err(StorageError::Interrupted { path: directory.to_owned(), command });
+        }
+    }
+    Ok(())
+}
+
+/// What interrupted operations have left in the directory, besides files of the segment log.
+pub(crate) fn leftovers(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let mut found: Vec<PathBuf> = LEFTOVERS.iter().map(|name| directory.join(name)).collect();
+    found.retain(|path| path.exists());
+    let folder = snapshots::directory_in(directory);
+    if folder.exists() {
+        let files = snapshots::files_in(&folder)?.into_iter();
+        let is_unfinished =
+            |path: &PathBuf| matches!(snapshots::name_of(path), Some(snapshots::Name::Unfinished));
+        found.extend(files.filter(is_unfinished));
+    }
+    Ok(found)
+}
+
+/// Warns about the remains of an interrupted conversion or recovery: they take space and are of no use.
+pub(crate) fn warn_of_interruptions(directory: &Path) {
     let unfinished = directory.join(CONVERSION);
     if unfinished.exists() {
         let path = unfinished.display();
         tracing::warn!(%path, "an interrupted conversion has left this: convert again, to either storage, to remove it");
+    }
+    let unfinished = directory.join(RECOVERY);
+    if unfinished.exists() {
+        let path = unfinished.display();
+        tracing::warn!(%path, "an interrupted recovery has left this: it takes space and is of no use");
     }
 }
 

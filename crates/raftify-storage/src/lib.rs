@@ -5,10 +5,14 @@
 //! directory. The first is the default: it makes a write durable with one flush. The second is the simplest:
 //! one LMDB transaction per write. [`convert_storage`] converts a directory from one to the other, and
 //! [`ReadOnlyStorage`] reads both without changing anything, also while a node uses the directory.
+//! [`check_directory`] checks all of a directory, [`recover_directory`] makes a new cluster of one.
 //! `docs/disk-format.md` describes every byte. This is the only crate of the workspace with `unsafe` code:
 //! where it opens LMDB and resizes its map, and where it ignores a signal.
 
+mod check;
 mod conversion;
+#[cfg(test)]
+mod fails_from;
 mod fields;
 mod files;
 mod heed_storage;
@@ -20,14 +24,24 @@ mod lmdb;
 #[cfg(test)]
 mod random_writes;
 mod read_only;
+mod recovery;
+mod restore;
 mod snapshot_files;
 mod wal;
 
+pub use check::{Checked, Problem, ProblemKind, check_directory};
 pub use conversion::{Conversion, convert_storage, convert_storage_with};
 pub use heed_storage::{HeedLogReader, HeedStorage};
 pub use layout::StorageKind;
 pub use layout::snapshots::SnapshotFile;
 pub use read_only::{ReadOnlyLogReader, ReadOnlyStorage};
+pub use recovery::{
+    RecoverError, Recovery, Survivor, choose_survivor, recover_directory, recover_directory_with,
+};
+pub use restore::{
+    RestoreError, RestoreInto, Restored, copy_newest_snapshot, restore_directories, restore_directories_with,
+    verify_snapshot_file,
+};
 pub use snapshot_files::{SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]

@@ -157,7 +157,9 @@ pub mod status {
 /// [`WalStorage`] is the default: a segment log, one write and one flush for each durable write.
 /// [`HeedStorage`](storage::HeedStorage) is the simplest: it stores everything in LMDB.
 /// [`convert_storage`](storage::convert_storage) converts from one to the other, and
-/// [`ReadOnlyStorage`](storage::ReadOnlyStorage) reads both. [`MemoryStorage`](storage::MemoryStorage) is for
+/// [`ReadOnlyStorage`](storage::ReadOnlyStorage) reads both, [`check_directory`](storage::check_directory)
+/// checks all of a directory, and [`recover_directory`](storage::recover_directory) makes a new cluster of it
+/// after the majority was lost. [`MemoryStorage`](storage::MemoryStorage) is for
 /// tests. [`StableStorage`](storage::StableStorage) and its companion traits are the contract; the
 /// conformance suite in `testing` (feature `testing`) checks an implementation of it.
 pub mod storage {
@@ -168,7 +170,9 @@ pub mod storage {
     };
     pub use raftify_core::{DurableState, Entry, EntryKind, PeerRecord, Remembered, RunId, Started};
     pub use raftify_storage::{
-        Conversion, HeedStorage, ReadOnlyStorage, StorageKind, WalSettings, WalStorage, convert_storage,
-        convert_storage_with,
+        Checked, Conversion, HeedStorage, Problem, ProblemKind, ReadOnlyStorage, RecoverError, Recovery,
+        RestoreError, RestoreInto, Restored, StorageKind, Survivor, WalSettings, WalStorage, check_directory,
+        choose_survivor, convert_storage, convert_storage_with, copy_newest_snapshot, recover_directory,
+        recover_directory_with, restore_directories, restore_directories_with, verify_snapshot_file,
     };
 }

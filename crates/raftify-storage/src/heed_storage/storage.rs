@@ -55,9 +55,10 @@ impl HeedStorage {
         let directory = directory.as_ref();
         create_durably(directory)?;
         let lock = DirectoryLock::take(directory)?;
+        layout::check_not_interrupted(directory)?;
         layout::check_no_segments_without_database(directory)?;
         let tables = Tables::open(directory, lock.clone(), StorageKind::Heed)?;
-        layout::warn_of_interrupted_conversion(directory);
+        layout::warn_of_interruptions(directory);
         Ok(HeedStorage::new(tables, SnapshotFiles::open(directory, lock)?))
     }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use raftify_core::StorageError;
 
+use super::DATA_FILE;
 use crate::files::{
     self, FileOperations, LockedFile, NameOperations, NewFile, OperatingSystem, Reserve, SegmentFile,
     SegmentOperations, Work, io_error,
@@ -79,6 +80,39 @@ impl DirectoryLock {
     /// Descriptors that are reserved for the files in the directory.
     pub(crate) fn reserve(&self) -> &Reserve {
         &self.held.reserve
+    }
+}
+
+/// Excludes the node of a directory while the directory is read. Taking it changes and creates no file.
+#[derive(Debug)]
+pub(crate) struct QuietLock {
+    _locked: Vec<LockedFile>,
+}
+
+impl QuietLock {
+    pub(crate) fn take(directory: &Path) -> Result<QuietLock, StorageError> {
+        let in_use = || StorageError::InUse { path: directory.to_owned() };
+        let mut locked = Vec::new();
+        for path in [directory.join(LOCK_FILE), directory.join(DATA_FILE)] {
+            // Some network file systems lock only files that are open for writing.
+            let opened = File::options().read(true).write(true).open(&path).or_else(|_| File::open(&path));
+            let file = match opened {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(io_error("open", &path))?,
+            };
+            match LockedFile::take(file, path.clone()) {
+                Ok(file) => locked.push(file),
+                Err(TryLockError::WouldBlock) => return Err(in_use()),
+                Err(TryLockError::Error(source)) => return Err(io_error("lock", &path)(source)),
+            }
+        }
+        match lock_directory(directory) {
+            Some(Err(TryLockError::WouldBlock)) => return Err(in_use()),
+            Some(Ok(directory)) => locked.push(directory),
+            // It cannot be locked: then the files decide.
+            Some(Err(TryLockError::Error(_))) | None => {}
+        }
+        Ok(QuietLock { _locked: locked })
     }
 }
 

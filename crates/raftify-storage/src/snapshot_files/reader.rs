@@ -63,10 +63,16 @@ impl SnapshotFileReader {
     /// at the front, or truncated; [`StorageError::Version`] if another version wrote it. Damage in
     /// between is detected when it is read.
     pub fn open(path: impl AsRef<Path>) -> Result<(SnapshotMeta, u64, SnapshotFileReader), StorageError> {
-        let path = path.as_ref().to_owned();
-        let file = File::open(&path).map_err(io_error("open", &path))?;
-        let (meta, digest, reader) = SnapshotFileReader::check(path, file)?;
+        let (meta, digest, reader) = SnapshotFileReader::open_with_digest(path.as_ref())?;
         Ok((meta, digest.data_bytes, reader))
+    }
+
+    /// [`open`](Self::open), with the digest of the data, as the end mark records it.
+    pub(crate) fn open_with_digest(
+        path: &Path,
+    ) -> Result<(SnapshotMeta, SnapshotDigest, SnapshotFileReader), StorageError> {
+        let file = File::open(path).map_err(io_error("open", path))?;
+        SnapshotFileReader::check(path.to_owned(), file)
     }
 
     fn check(

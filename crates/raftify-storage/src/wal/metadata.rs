@@ -14,11 +14,11 @@ use crate::lmdb::values::{self, MetaKey};
 /// All fields of [`StoredState`] except log and hard state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Metadata {
-    pub(super) identity: Option<Identity>,
-    pub(super) members: Option<Members>,
-    pub(super) snapshot: Option<SnapshotMeta>,
-    pub(super) truncated: LogPosition,
-    pub(super) remembered: Arc<Remembered>,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) members: Option<Members>,
+    pub(crate) snapshot: Option<SnapshotMeta>,
+    pub(crate) truncated: LogPosition,
+    pub(crate) remembered: Arc<Remembered>,
 }
 
 const IDENTITY: u8 = 1;
@@ -115,6 +115,14 @@ pub(crate) struct LogStart {
     pub(super) as_of: u64,
 }
 
+impl LogStart {
+    pub(crate) fn decode(content: &[u8]) -> Result<LogStart, Damage> {
+        let mut fields = Fields(content);
+        let (segment, sequence, as_of) = (fields.number()?, fields.number()?, fields.number()?);
+        fields.whole(LogStart { segment, sequence, as_of })
+    }
+}
+
 /// Keeps metadata and the start of the log together: both change atomically.
 pub(crate) trait MetadataStore: Send + 'static {
     /// The stored content. The start is `None` if the log was never created.
@@ -141,11 +149,7 @@ impl MetadataStore for Tables {
                 truncated: self.truncated(txn)?,
                 remembered: self.remembered(txn)?,
             };
-            let start = self.meta(txn, MetaKey::Log, |content| {
-                let mut fields = Fields(content);
-                let (segment, sequence, as_of) = (fields.number()?, fields.number()?, fields.number()?);
-                fields.whole(LogStart { segment, sequence, as_of })
-            })?;
+            let start = self.meta(txn, MetaKey::Log, LogStart::decode)?;
             Ok((metadata, start))
         })
     }

@@ -86,6 +86,19 @@ pub(super) fn recover(
     metadata: Metadata,
     start: LogStart,
 ) -> Result<Recovered, StorageError> {
+    let recovered = read_log(shared, metadata, start)?;
+    match recovered.state.check() {
+        Ok(()) => Ok(recovered),
+        Err(reason) => Err(StorageError::Corrupt { what: shared.directory.display().to_string(), reason }),
+    }
+}
+
+/// As [`recover`], and does not check whether hard state, log and snapshot fit together.
+pub(super) fn read_log(
+    shared: &Shared,
+    metadata: Metadata,
+    start: LogStart,
+) -> Result<Recovered, StorageError> {
     let directory = &shared.directory;
     let mut numbers = BTreeSet::new();
     let mut leftovers = Vec::new();
@@ -303,9 +316,6 @@ impl Replay {
                 term: self.term_starts.last().map_or(first_term, |start| start.term),
                 index: self.offsets.end().previous(),
             };
-        }
-        if let Err(reason) = state.check() {
-            return corrupt(shared.directory.display().to_string(), reason);
         }
         let segment = match self.held.last_key_value() {
             Some((_, held)) => Arc::clone(&held.segment),

@@ -119,8 +119,9 @@ impl WalStorage {
     ) -> Result<WalStorage, StorageError> {
         create_durably(directory)?;
         let lock = DirectoryLock::take(directory)?;
+        layout::check_not_interrupted(directory)?;
         let metadata = Tables::open(directory, lock.clone(), StorageKind::Wal)?;
-        layout::warn_of_interrupted_conversion(directory);
+        layout::warn_of_interruptions(directory);
         let snapshots = SnapshotFiles::open(directory, lock.clone())?;
         WalStorage::new(directory, lock, metadata, snapshots, segment_bytes)
     }

@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use raftify_core::storage::StoredState;
 use raftify_core::{
     LogPosition, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
     StorageError,
 };
-use raftify_storage::{HeedStorage, StorageKind, WalSettings, WalStorage, convert_storage_with};
+use raftify_storage::{
+    HeedStorage, RecoverError, StorageKind, WalSettings, WalStorage, convert_storage_with,
+    recover_directory_with,
+};
 
 use super::disk::{Cut, Image, Kept, Remains, chance};
 use super::recorder::{self, Recording};
@@ -104,6 +108,8 @@ pub(crate) fn main() -> ExitCode {
         tried.life::<Wal>(seed);
         tried.conversion::<Heed, Wal>(seed);
         tried.conversion::<Wal, Heed>(seed);
+        tried.recovery::<Heed>(seed);
+        tried.recovery::<Wal>(seed);
     }
     if tried.failed > 0 {
         println!("what failed is kept in {}", place.keep().display());
@@ -332,6 +338,50 @@ impl Tried {
         self.report(&what, &recording, cuts);
     }
 
+    /// A recovery, cut everywhere: the directory is that of the former cluster or that of the new one, whole, or
+    /// no node can open it; and the recovery can be run again.
+    fn recovery<K: Kind>(&mut self, seed: u64) {
+        let workload = Workload::new(seed, self.extent.steps);
+        let root = self.root("live", &Image::new());
+        recorder::start(&root, Image::new());
+        let (mut storage, _) = load::<K>(&root.join(NODE)).unwrap();
+        for step in &workload.steps {
+            carry_out(&mut storage, step).unwrap();
+        }
+        drop(storage);
+        let before = stopped(&root).live;
+        recorder::start(&root, before);
+        recover_directory_with(root.join(NODE), SETTINGS).unwrap();
+        let recovered = recorder::length();
+        let recording = stopped(&root);
+        let former = workload.contents.last().unwrap();
+        let what = format!("a recovery with {}, seed {seed}", K::KIND);
+        let cuts = self.cut_everywhere(&what, seed, &recording, |tried, length, image, _| {
+            let directory = tried.root("cut", image).join(NODE);
+            match load::<K>(&directory).map(|(_, found)| found) {
+                Ok(found) if found == *former && length == recovered => {
+                    return Err("it was not recovered".to_owned());
+                }
+                Ok(found) if found == *former => {}
+                Ok(found) => is_recovered(former, &found)?,
+                Err(StorageError::Interrupted { .. }) if length < recovered => {}
+                Err(error) => return Err(error.to_string()),
+            }
+            match recover_directory_with(&directory, SETTINGS) {
+                Ok(_) | Err(RecoverError::AlreadyRecovered { .. }) => {}
+                Err(error) => return Err(format!("recovered again: {error}")),
+            }
+            let found = load::<K>(&directory).map_err(|error| error.to_string())?.1;
+            is_recovered(former, &found)?;
+            let kept = load::<K>(&directory.join("before-recovery")).map_err(|error| error.to_string())?.1;
+            if kept != *former {
+                return Err(format!("the former content is not kept: {:?}", kept.0));
+            }
+            Ok(())
+        });
+        self.report(&what, &recording, cuts);
+    }
+
     /// Makes the cuts of `recording`, with all that can remain, and has each image judged; says how many
     /// cuts.
     fn cut_everywhere(
@@ -429,6 +479,18 @@ fn stopped(root: &Path) -> Recording {
         assert!(content.as_deref() == recorded[path], "the recorder missed a change of {}", path.display());
     }
     recording
+}
+
+/// Whether this is a new cluster of the former node alone, with all its entries.
+fn is_recovered((former, entries): &Content, (found, kept): &Content) -> Result<(), String> {
+    let alone = found.members.as_ref().is_some_and(|members| members.len() == 1 && !members.is_joint());
+    let cluster_id = |state: &StoredState| state.identity.map(|identity| identity.cluster_id);
+    let is_new = cluster_id(found).is_some() && cluster_id(found) != cluster_id(former);
+    let commit = found.hard_state.commit;
+    match alone && is_new && commit == found.last.index && kept.starts_with(entries) {
+        true => Ok(()),
+        false => Err(format!("it is neither the former cluster nor the new one: {found:?}")),
+    }
 }
 
 fn carry_out(storage: &mut impl StableStorage, step: &Step) -> Result<(), StorageError> {

@@ -78,6 +78,11 @@ fn is_simulated(mutant: Mutant) -> bool {
             | Mutant::RepeatsEntriesOnTheirWay
             | Mutant::ForwardsWithoutLimit
             | Mutant::FailedApplyIsSkipped
+            | Mutant::RecoverPicksByLength
+            | Mutant::RecoverKeepsClusterId
+            | Mutant::RecoverKeepsOtherMembers
+            | Mutant::RestoreKeepsClusterId
+            | Mutant::CheckTrustsSnapshotData
     )
 }
 

@@ -343,6 +343,21 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         Mutant::SnapshotChecksumIsNotChecked => {
             (STORAGE, "snapshot_files::tests::flipped_bit_anywhere_never_gives_wrong_bytes")
         }
+        Mutant::RecoverPicksByLength => {
+            (STORAGE, "recovery::tests::the_log_with_the_highest_last_term_is_chosen_before_a_longer_one")
+        }
+        Mutant::RecoverKeepsClusterId => (
+            STORAGE,
+            "recovery::tests::a_recovered_directory_is_a_cluster_of_its_node_alone_and_keeps_all_entries",
+        ),
+        Mutant::RecoverKeepsOtherMembers => (
+            STORAGE,
+            "recovery::tests::a_recovered_directory_is_a_cluster_of_its_node_alone_and_keeps_all_entries",
+        ),
+        Mutant::RestoreKeepsClusterId => {
+            (STORAGE, "restore::tests::a_restored_cluster_has_the_state_a_new_id_and_only_the_given_members")
+        }
+        Mutant::CheckTrustsSnapshotData => (STORAGE, "check::tests::damaged_data_of_a_snapshot_is_named"),
         Mutant::FailedApplyIsSkipped => {
             (NODE, "state_machine::an_apply_that_fails_stops_the_node_and_is_not_skipped")
         }
