@@ -207,6 +207,10 @@ mutants! {
     SlowDiskKeepsTheLeader,
     /// -: an entry that cannot be applied is skipped
     FailedApplyIsSkipped,
+    /// -: a slow reader of events holds up the node
+    SlowReaderHoldsUpTheNode,
+    /// -: a slow reader of events does not learn that it has missed some
+    MissedEventsAreNotReported,
 }
 
 static ON: LazyLock<Option<Mutant>> = LazyLock::new(|| {

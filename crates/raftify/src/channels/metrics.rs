@@ -13,7 +13,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, NoopRecorder, with_local_recorder};
 use parking_lot::Mutex;
 use raftify_core::error::{ProposeError, ReadError};
-use raftify_core::{Elections, Inspection, LogIndex, MemberRole, NodeId, Role, Status};
+use raftify_core::{DiskSpace, Elections, Inspection, LogIndex, MemberRole, NodeId, Role, Status};
 
 use self::names::{
     ALL, APPLIED_INDEX, APPLY_BATCH, APPLY_SECONDS, COMMIT_INDEX, COMMIT_SECONDS, DISK_FREE, DISK_SIZE,
@@ -132,7 +132,7 @@ struct SnapshotMetrics {
 /// One of the server's counts.
 type Count = fn(&RequestCounts) -> u64;
 
-const REQUEST_KINDS: [(&str, Count); 9] = [
+const REQUEST_KINDS: [(&str, Count); 12] = [
     ("message_batch", |counts| counts.message_batches),
     ("snapshot", |counts| counts.snapshots),
     ("propose", |counts| counts.proposals),
@@ -142,6 +142,9 @@ const REQUEST_KINDS: [(&str, Count); 9] = [
     ("read_index", |counts| counts.reads),
     ("inspect", |counts| counts.inspections),
     ("identify", |counts| counts.identifications),
+    ("make_snapshot", |counts| counts.requested_snapshots),
+    ("leave", |counts| counts.leaves),
+    ("events", |counts| counts.event_streams),
 ];
 
 /// The handles of one node. All of its parts share them.
@@ -178,11 +181,13 @@ pub(crate) struct NodeMetrics {
     apply_batch: Histogram,
     queue_lengths: [Gauge; 6],
     queue_limits: [Gauge; 6],
-    server_requests: [Counter; 9],
+    server_requests: [Counter; 12],
     server_connections: Gauge,
     snapshots: [SnapshotMetrics; 4],
     disk_free: Gauge,
     disk_size: Gauge,
+    /// As last measured, for diagnostics.
+    disk_space: Mutex<Option<DiskSpace>>,
     /// Locked once for each tick.
     at_last_tick: Mutex<AtLastTick>,
 }
@@ -262,6 +267,7 @@ impl NodeMetrics {
             snapshots,
             disk_free: node.gauge(DISK_FREE),
             disk_size: node.gauge(DISK_SIZE),
+            disk_space: Mutex::default(),
             at_last_tick: Mutex::default(),
             labels: node,
         }
@@ -367,6 +373,12 @@ impl NodeMetrics {
     pub(crate) fn disk(&self, free_bytes: u64, size_bytes: u64) {
         self.disk_free.set(free_bytes as f64);
         self.disk_size.set(size_bytes as f64);
+        *self.disk_space.lock() = Some(DiskSpace { free_bytes, size_bytes });
+    }
+
+    /// The file system of the data directory, as last measured.
+    pub(crate) fn disk_space(&self) -> Option<DiskSpace> {
+        *self.disk_space.lock()
     }
 
     pub(crate) fn ticked(&self, figures: &Figures<'_>) {

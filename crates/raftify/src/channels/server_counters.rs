@@ -26,6 +26,12 @@ pub struct RequestCounts {
     pub inspections: u64,
     /// Requests for the identity of this node: members send one when they connect.
     pub identifications: u64,
+    /// Requests for a snapshot of this node.
+    pub requested_snapshots: u64,
+    /// Requests to this node to leave the cluster.
+    pub leaves: u64,
+    /// Requests for the events of this node.
+    pub event_streams: u64,
 }
 
 /// Written by the server, without ordering: each counter is correct by itself.
@@ -41,6 +47,9 @@ pub(crate) struct ServerCounters {
     pub(crate) reads: AtomicU64,
     pub(crate) inspections: AtomicU64,
     pub(crate) identifications: AtomicU64,
+    pub(crate) requested_snapshots: AtomicU64,
+    pub(crate) leaves: AtomicU64,
+    pub(crate) event_streams: AtomicU64,
     pub(crate) refused_handshakes: AtomicU64,
     pub(crate) refused_requests: AtomicU64,
 }
@@ -58,6 +67,9 @@ impl ServerCounters {
             reads: count(&self.reads),
             inspections: count(&self.inspections),
             identifications: count(&self.identifications),
+            requested_snapshots: count(&self.requested_snapshots),
+            leaves: count(&self.leaves),
+            event_streams: count(&self.event_streams),
         }
     }
 
