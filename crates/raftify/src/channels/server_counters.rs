@@ -34,6 +34,13 @@ pub struct RequestCounts {
     pub event_streams: u64,
 }
 
+/// How many connections and requests the certificates did not permit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RefusalCounts {
+    pub(crate) handshakes: u64,
+    pub(crate) requests: u64,
+}
+
 /// Written by the server, without ordering: each counter is correct by itself.
 #[derive(Debug, Default)]
 pub(crate) struct ServerCounters {
@@ -71,6 +78,11 @@ impl ServerCounters {
             leaves: count(&self.leaves),
             event_streams: count(&self.event_streams),
         }
+    }
+
+    pub(crate) fn refusals(&self) -> RefusalCounts {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RefusalCounts { handshakes: count(&self.refused_handshakes), requests: count(&self.refused_requests) }
     }
 
     /// Counts one connection as open until the guard is dropped.

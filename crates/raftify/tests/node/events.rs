@@ -299,6 +299,7 @@ async fn a_node_serves_a_bounded_number_of_remote_readers() {
     // The node learns of the closed connection a moment later.
     until("there is room again", async || {
         let mut next = client(node).events().await.unwrap();
+        put(&raft, "key", "other").await;
         raft.make_snapshot().await.unwrap();
         within("an answer", next.next()).await.is_ok()
     })

@@ -315,7 +315,6 @@ mod tests {
     use tokio_stream::StreamExt;
 
     use super::*;
-    use crate::channels::metrics::NodeMetrics;
 
     fn queue() -> Arc<PeerQueue> {
         let peer = NodeId::new(2).unwrap();
@@ -334,7 +333,7 @@ mod tests {
             peer,
             introduction,
             &Config::default().check().unwrap(),
-            NodeMetrics::unrecorded().peer(peer),
+            PeerMetrics::default(),
         ))
     }
 
