@@ -1,5 +1,5 @@
-//! The command line of raftify: prints a node's directory and the status of a live node, changes the members
-//! of a live cluster, converts the directory of a stopped node to the other storage, and makes the
+//! The command line of raftify: prints a node's directory and the status of a live node, shows a live cluster,
+//! changes its members and follows its events, converts the directory of a stopped node to the other storage, and makes the
 //! certificates of a cluster with mutual TLS.
 //!
 //! The program `raftify-cli` knows no user types and shows entries and snapshots as bytes. A program with its
@@ -40,6 +40,8 @@ mod certificates;
 mod cluster;
 mod convert;
 mod describe;
+mod failure;
+mod manual;
 mod output;
 mod tls_arguments;
 
@@ -52,12 +54,15 @@ use raftify::formatter::{CustomFormatter, DefaultFormatter};
 use raftify::{LogEntry, StateMachine};
 
 use crate::arguments::{Arguments, Command, Storage};
+use crate::failure::Failure;
 pub use crate::tls_arguments::TlsArguments;
 
 /// Runs the command line of this process, and shows entries and snapshots as hex and text.
 ///
-/// The exit code is 0 on success, 1 with one line on standard error after a failure, and 2 if the command
-/// line is invalid. A closed standard output, as with `head`, is no error.
+/// The exit code is 0 on success, 1 with one line on standard error after a failure, 2 if the command line is
+/// invalid, 3 if the outcome of a change is unknown, and 4 if a change was not confirmed; `cluster status`
+/// also returns 5 if a member is down, and 6 if no writes are accepted. A closed standard output, as with
+/// `head`, is no error.
 pub fn cli_handler<Entry, FSM>() -> ExitCode
 where
     Entry: LogEntry,
@@ -78,14 +83,19 @@ where
         Command::Describe(what) => describe::run(what, &formatter, &mut output),
         Command::Cluster(what) => cluster::run::<Entry, FSM>(what, &mut output),
         Command::Ca(what) => certificates::run(what, &mut output),
+        Command::Completions { shell } => manual::completions(shell, &mut output),
+        Command::Man { dir } => manual::pages(dir.as_deref(), &mut output),
         Command::Storage(Storage::Convert { path, to }) => convert::run(&path, to.into(), &mut output),
     };
     match outcome.and_then(|()| Ok(output.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
+            let failure = error.downcast_ref::<Failure>();
+            if failure.is_none_or(|failure| failure.text.is_some()) {
+                eprintln!("error: {error}");
+            }
+            failure.map_or(ExitCode::FAILURE, |failure| ExitCode::from(failure.exit as u8))
         }
     }
 }
