@@ -1,5 +1,7 @@
 //! The command line.
 
+mod cluster;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,6 +10,7 @@ use raftify::status::ClusterId;
 use raftify::storage::StorageKind;
 use raftify::tls::CertificateRole;
 
+pub(crate) use self::cluster::{Addresses, Cluster, Conditions, Confirmation};
 use crate::backup::{Backup, Restore};
 use crate::check::Check;
 use crate::recover::Recover;
@@ -16,8 +19,10 @@ use crate::tls_arguments::TlsArguments;
 #[derive(Parser)]
 #[command(
     version,
-    about = "Shows the data directory of a raftify node and the status of a live node; changes the members of a live \
-             cluster; checks, converts and recovers directories; makes certificates"
+    about = "Shows the data directory of a raftify node, a live node and a live cluster; changes the members of a live \
+             cluster; checks, converts and recovers directories; makes certificates",
+    after_help = "Exit codes: 0 done, 1 failed and nothing was changed, 2 invalid command line, 3 the outcome is unknown, \
+                  4 not confirmed; of `cluster status` also 5 a member is down, 6 no writes are accepted"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -29,9 +34,20 @@ pub(crate) enum Command {
     /// Describe a directory or a node without changing it
     #[command(subcommand)]
     Describe(Describe),
-    /// Show or change the members of a live cluster
+    /// Show a live cluster, change its members, and follow its events
     #[command(subcommand)]
     Cluster(Cluster),
+    /// Print a script that completes this command line in a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page of this command line
+    Man {
+        /// Write a page for each command into this directory instead
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Convert the directory of a stopped node to the other storage
     #[command(subcommand)]
     Storage(Storage),
@@ -95,75 +111,6 @@ fn client_role(text: &str) -> Result<CertificateRole, String> {
         Ok(CertificateRole::Node) => Err("issue a certificate of a node with --node HOST".to_owned()),
         role => role,
     }
-}
-
-#[derive(Subcommand)]
-pub(crate) enum Cluster {
-    /// Show the members, and the index of the membership
-    Members {
-        #[command(flatten)]
-        at: Addresses,
-    },
-    /// Remove a node from the cluster permanently; if it still runs, it stops
-    Remove {
-        /// The node
-        id: NodeId,
-        #[command(flatten)]
-        at: Addresses,
-        #[command(flatten)]
-        conditions: Conditions,
-    },
-    /// Make a learner a voter. It must be caught up, and reachable for a majority of the voters
-    Promote {
-        /// The node
-        id: NodeId,
-        #[command(flatten)]
-        at: Addresses,
-        #[command(flatten)]
-        conditions: Conditions,
-    },
-    /// Make a voter a learner, which stays a member
-    Demote {
-        /// The node
-        id: NodeId,
-        #[command(flatten)]
-        at: Addresses,
-        #[command(flatten)]
-        conditions: Conditions,
-    },
-    /// Replace a voter by a learner in one step, as soon as the learner is caught up: the learner becomes a
-    /// voter, and the other node is removed permanently
-    Replace {
-        /// The voter to remove
-        old: NodeId,
-        /// The learner that replaces it
-        new: NodeId,
-        #[command(flatten)]
-        at: Addresses,
-    },
-}
-
-#[derive(Args)]
-pub(crate) struct Addresses {
-    /// Members of the cluster, host:port; any of them will do, they lead to the leader
-    #[arg(required = true)]
-    pub(crate) addresses: Vec<String>,
-    /// JSON output
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) tls: TlsArguments,
-}
-
-#[derive(Args)]
-pub(crate) struct Conditions {
-    /// Only if this is still the index of the membership, as `cluster members` shows it
-    #[arg(long, value_name = "INDEX")]
-    pub(crate) expect: Option<u64>,
-    /// Even if the remaining live voters are no majority, or the node is not caught up or not reachable: the
-    /// cluster may stop permanently
-    #[arg(long)]
-    pub(crate) force: bool,
 }
 
 #[derive(Subcommand)]

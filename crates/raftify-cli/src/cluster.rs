@@ -1,14 +1,21 @@
-//! Shows and changes the members of a live cluster.
+//! The commands for a live cluster: they find the leader by themselves, ask before they do what cannot be
+//! undone, and say what they did.
+
+mod change;
+mod confirm;
+mod events;
+mod progress;
+mod status;
+mod survey;
 
 use std::io::Write;
+use std::time::Duration;
 
-use raftify::membership::{MemberChange, MemberRole, Members, MembershipChange, MembershipRequest};
-use raftify::status::LogIndex;
-use raftify::{BoxError, LogEntry, RaftClient, StateMachine};
-use serde_json::json;
+use raftify::{BoxError, LogEntry, StateMachine};
 
-use crate::arguments::{Addresses, Cluster, Conditions};
-use crate::output::{print_json, print_members};
+use self::change::{Change, show};
+use self::survey::Survey;
+use crate::arguments::{Addresses, Cluster};
 
 pub(crate) fn run<Entry, FSM>(what: Cluster, output: &mut dyn Write) -> Result<(), BoxError>
 where
@@ -16,70 +23,53 @@ where
     FSM: StateMachine<LogEntry = Entry>,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(carry_out::<Entry, FSM>(what, output))
+    let outcome = runtime.block_on(carry_out::<Entry, FSM>(what, output));
+    // A lookup of a name may still block a thread of it.
+    runtime.shutdown_background();
+    outcome
 }
 
-async fn carry_out<Entry, FSM>(what: Cluster, output: &mut dyn Write) -> Result<(), BoxError>
+async fn carry_out<E, S>(what: Cluster, output: &mut dyn Write) -> Result<(), BoxError>
 where
-    Entry: LogEntry,
-    FSM: StateMachine<LogEntry = Entry>,
+    E: LogEntry,
+    S: StateMachine<LogEntry = E>,
 {
-    let client = |at: &Addresses| -> Result<_, BoxError> {
-        let client = RaftClient::<Entry, FSM>::new(at.addresses.clone())?;
-        Ok(match at.tls.tls() {
-            Some(tls) => client.with_tls(&tls)?,
-            None => client,
-        })
-    };
     match what {
+        Cluster::Status { at } => status::run::<E, S>(&at, output).await,
         Cluster::Members { at } => {
-            let status = client(&at)?.inspect().await?.status;
-            show(&status.members, None, &at, output)
+            let survey = Survey::of_given::<E, S>(&at).await?;
+            show(&at, &survey.members, None, output)
         }
-        Cluster::Remove { id, at, conditions } => {
-            let change = MembershipChange::one(MemberChange::Remove(id));
-            let members = client(&at)?.change_config(request(change, &conditions)).await?;
-            show(&members, Some(format!("node {id} is removed")), &at, output)
+        Cluster::Add { address, at, learner, ticket, wait } => {
+            change::<E, S>(&at).await?.add(&address, learner, ticket, wait, output).await
         }
-        Cluster::Promote { id, at, conditions } => {
-            let change = MembershipChange::one(MemberChange::SetRole { id, role: MemberRole::Voter });
-            let members = client(&at)?.change_config(request(change, &conditions)).await?;
-            show(&members, Some(format!("node {id} is a voter")), &at, output)
+        Cluster::Remove { id, at, conditions, confirmation } => {
+            change::<E, S>(&at).await?.remove(id, &conditions, &confirmation, output).await
         }
-        Cluster::Demote { id, at, conditions } => {
-            let change = MembershipChange::one(MemberChange::SetRole { id, role: MemberRole::Learner });
-            let members = client(&at)?.change_config(request(change, &conditions)).await?;
-            show(&members, Some(format!("node {id} is a learner")), &at, output)
+        Cluster::Promote { id, at, conditions, confirmation, no_wait } => {
+            change::<E, S>(&at).await?.promote(id, &conditions, &confirmation, no_wait, output).await
         }
-        Cluster::Replace { old, new, at } => {
-            let members = client(&at)?.replace(old, new).await?;
-            show(&members, Some(format!("node {new} has taken the place of node {old}")), &at, output)
+        Cluster::Demote { id, at, conditions, confirmation } => {
+            change::<E, S>(&at).await?.demote(id, &conditions, &confirmation, output).await
         }
+        Cluster::Replace { old, new, at, confirmation } => {
+            change::<E, S>(&at).await?.replace(old, new, &confirmation, output).await
+        }
+        Cluster::Transfer { at, to } => change::<E, S>(&at).await?.transfer(to, output).await,
+        Cluster::Snapshot { id, at, timeout } => {
+            change::<E, S>(&at).await?.snapshot(id, Duration::from_secs(timeout), output).await
+        }
+        Cluster::Leave { id, at, force, confirmation } => {
+            change::<E, S>(&at).await?.leave(id, force, &confirmation, output).await
+        }
+        Cluster::Events { at, node, count } => events::run::<E, S>(&at, &node, count, output).await,
     }
 }
 
-fn request(change: MembershipChange, conditions: &Conditions) -> MembershipRequest {
-    let request = MembershipRequest::from(change);
-    let request = if conditions.force { request.forced() } else { request };
-    conditions.expect.map_or(request.clone(), |index| request.expecting(LogIndex(index)))
-}
-
-fn show(
-    members: &Members,
-    done: Option<String>,
-    at: &Addresses,
-    output: &mut dyn Write,
-) -> Result<(), BoxError> {
-    if at.json {
-        let list: Vec<_> = members
-            .iter()
-            .map(|member| json!({ "id": member.id, "address": member.address, "role": member.role, "incarnation": member.incarnation }))
-            .collect();
-        let value = json!({ "as_of": members.as_of(), "joint": members.is_joint(), "members": list });
-        return Ok(print_json(output, &value)?);
-    }
-    if let Some(done) = done {
-        writeln!(output, "{done}")?;
-    }
-    Ok(print_members(output, Some(members), None)?)
+async fn change<E, S>(at: &Addresses) -> Result<Change<'_, E, S>, BoxError>
+where
+    E: LogEntry,
+    S: StateMachine<LogEntry = E>,
+{
+    Ok(Change::begin(at).await?)
 }

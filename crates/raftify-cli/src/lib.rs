@@ -1,6 +1,7 @@
-//! The command line of raftify: prints a node's directory and the status of a live node, changes the members
-//! of a live cluster; checks the directory of a stopped node, converts it to the other storage, or makes a new
-//! cluster of it after the majority was lost; makes the certificates of a cluster with mutual TLS.
+//! The command line of raftify: prints a node's directory and the status of a live node; shows a live cluster,
+//! changes its members and follows its events; checks the directory of a stopped node, converts it to the other
+//! storage, or makes a new cluster of it after the majority was lost; makes the certificates of a cluster with
+//! mutual TLS.
 //!
 //! The program `raftify-cli` knows no user types and shows entries and snapshots as bytes. A program with its
 //! own types passes them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has
@@ -42,6 +43,8 @@ mod check;
 mod cluster;
 mod convert;
 mod describe;
+mod failure;
+mod manual;
 mod output;
 mod recover;
 mod tls_arguments;
@@ -55,13 +58,16 @@ use raftify::formatter::{CustomFormatter, DefaultFormatter};
 use raftify::{LogEntry, StateMachine};
 
 use crate::arguments::{Arguments, Command, Storage};
+use crate::failure::Failure;
 pub use crate::tls_arguments::TlsArguments;
 
 /// Runs the command line of this process, and shows entries and snapshots as hex and text.
 ///
-/// The exit code is 0 on success, 1 with one line on standard error after a failure, and 2 if the command
-/// line is invalid. `check` has its own: 0 for a sound directory, 1 for one with problems, 2 if it could not be
-/// checked. A closed standard output, as with `head`, is no error.
+/// The exit code is 0 on success, 1 with one line on standard error after a failure, 2 if the command line is
+/// invalid, 3 if the outcome of a change is unknown, and 4 if a change was not confirmed; `cluster status`
+/// also returns 5 if a member is down, and 6 if no writes are accepted. `check` has its own: 0 for a sound
+/// directory, 1 for one with problems, 2 if it could not be checked. A closed standard output, as with `head`,
+/// is no error.
 pub fn cli_handler<Entry, FSM>() -> ExitCode
 where
     Entry: LogEntry,
@@ -86,14 +92,19 @@ where
         Command::Backup(what) => backup::run(&what, &mut output),
         Command::Restore(what) => backup::restore(&what, &mut output),
         Command::Ca(what) => certificates::run(what, &mut output),
+        Command::Completions { shell } => manual::completions(shell, &mut output),
+        Command::Man { dir } => manual::pages(dir.as_deref(), &mut output),
         Command::Storage(Storage::Convert { path, to }) => convert::run(&path, to.into(), &mut output),
     };
     match outcome.and_then(|()| Ok(output.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
+            let failure = error.downcast_ref::<Failure>();
+            if failure.is_none_or(|failure| failure.text.is_some()) {
+                eprintln!("error: {error}");
+            }
+            failure.map_or(ExitCode::FAILURE, |failure| ExitCode::from(failure.exit as u8))
         }
     }
 }

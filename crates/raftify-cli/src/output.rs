@@ -10,7 +10,7 @@ use raftify::BoxError;
 use raftify::membership::Members;
 use raftify::status::PeerProgress;
 use raftify::storage::StorageError;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A table with these headings, at most as wide as the terminal.
 pub(crate) fn table<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Table {
@@ -63,6 +63,17 @@ pub(crate) fn print_members(
     writeln!(output, "{table}")?;
     let joint = if members.is_joint() { ", in a joint configuration" } else { "" };
     writeln!(output, "members as of index {}{joint}", members.as_of())
+}
+
+/// The members, for programs: `docs/cli.md` describes it.
+pub(crate) fn members_json(members: &Members) -> Value {
+    let list: Vec<Value> = members
+        .iter()
+        .map(|member| {
+            json!({ "id": member.id, "address": member.address, "role": member.role, "incarnation": member.incarnation })
+        })
+        .collect();
+    json!({ "as_of": members.as_of(), "joint": members.is_joint(), "members": list })
 }
 
 /// Prints indented JSON.

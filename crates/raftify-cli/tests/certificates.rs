@@ -87,6 +87,20 @@ async fn a_cluster_with_tls_is_four_commands() {
         refused(directory, &format!("{command} {address}"), "over TLS only");
     }
     refused(directory, &format!("cluster members {address} --ca certificates/ca.pem"), "--cert");
+    let status = done(directory, &format!("cluster status {by_name} {}", options.trim()));
+    assert!(status.starts_with("1 of 1 up, writes accepted\n"), "{status}");
+    done(directory, &format!("cluster snapshot 1 {address} {}", options.trim()));
+
+    let reader = done(directory, "ca issue --client reader --role client");
+    let reader = reader.trim();
+    done(directory, &format!("cluster status {address} {reader}"));
+    for command in ["remove 1 --yes", "leave 1 --yes", "snapshot 1", "transfer"] {
+        refused(
+            directory,
+            &format!("cluster {command} {address} {reader}"),
+            "use a certificate with the role",
+        );
+    }
     node.quit().await;
 }
 

@@ -62,7 +62,7 @@ pub use remembered::Remembered;
 pub use request::{
     Forwarding, LeaderRequest, LocalRequestMsg, ProposalReply, Reservation, Responder, ServerRequestMsg,
 };
-pub use status::{Elections, Inspection, PeerProgress, ReplicationState, Role, Status};
+pub use status::{DiskSpace, Elections, Inspection, PeerProgress, ReplicationState, Role, Status};
 pub use storage::{
     HardState, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
     StorageError,

@@ -221,6 +221,10 @@ mutants! {
     RestoreKeepsClusterId,
     /// -: a check does not read the data of snapshots
     CheckTrustsSnapshotData,
+    /// -: a slow reader of events holds up the node
+    SlowReaderHoldsUpTheNode,
+    /// -: a slow reader of events does not learn that it has missed some
+    MissedEventsAreNotReported,
 }
 
 static ON: LazyLock<Option<Mutant>> = LazyLock::new(|| {

@@ -37,7 +37,7 @@ use crate::machines::{
 use crate::message::{RaftMessage, RaftMessageBody};
 use crate::raft_rs::{Consensus, ConsensusReady};
 use crate::request::{Forwarding, LocalRequestMsg, ProposalReply, ServerRequestMsg};
-use crate::status::{Elections, Inspection, Status};
+use crate::status::{Elections, Inspection, PeerProgress, Status};
 use crate::storage::{LogReader, StorageError, StoredState};
 use crate::turn::{LogFetch, StateKept, Turn, TurnNumber};
 use crate::types::{LogIndex, NodeId, RunId};
@@ -178,6 +178,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             ServerRequestMsg::Announced { sender, address } => self.announced(&sender, address),
             ServerRequestMsg::KnownElsewhere { incarnation } => self.known_elsewhere(incarnation),
             ServerRequestMsg::ConfirmReadIndex { reply } => self.take_read(reply, Serve::WhenConfirmed),
+            ServerRequestMsg::MakeSnapshot { reply } => self.make_snapshot(reply),
             ServerRequestMsg::Inspect { reply } => reply.answer(Ok(self.inspect())),
         }
     }
@@ -278,13 +279,23 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     pub fn inspect(&self) -> Inspection {
         Inspection {
             status: self.status(),
-            progress: self.consensus.progress(),
+            progress: self.progress(),
             proposals_waiting: self.requests.len() as u64,
             reads_waiting: self.reads.len() as u64,
             log_cache_bytes: self.consensus.cache_bytes(),
             durable: self.consensus.durable(),
             storage_full: self.full_storages(),
+            disk: None, // Measured by the shell.
         }
+    }
+
+    fn progress(&self) -> Vec<PeerProgress> {
+        let (now, tick) = (self.node.now(), self.node.config().tick_interval);
+        let since =
+            |heard: u64| u64::try_from(tick.as_millis()).unwrap_or(u64::MAX).saturating_mul(now - heard);
+        let heard_millis = |id| self.liveness.last_heard(id).map(since);
+        let progress = self.consensus.progress().into_iter();
+        progress.map(|peer| PeerProgress { heard_millis: heard_millis(peer.id), ..peer }).collect()
     }
 
     /// Whether this node is a member, as far as it has applied.

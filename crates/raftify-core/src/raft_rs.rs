@@ -214,6 +214,7 @@ impl Consensus {
                     raft::ProgressState::Snapshot => ReplicationState::Snapshot,
                 },
                 recently_active: progress.recent_active || *id == self.node_id.get(),
+                heard_millis: None,
             })
         };
         let mut all: Vec<PeerProgress> = self.raw.raft.prs().iter().filter_map(of).collect();

@@ -253,6 +253,11 @@ pub enum ServerRequestMsg<R> {
         /// For the index.
         reply: Responder<LogIndex, ReadError>,
     },
+    /// Take a snapshot now.
+    MakeSnapshot {
+        /// Answered when it is durable and recorded.
+        reply: Responder<LogPosition, SnapshotError>,
+    },
     /// Return full diagnostics of the node.
     Inspect {
         /// For the report.

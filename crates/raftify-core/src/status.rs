@@ -110,6 +110,17 @@ pub struct Inspection {
     /// The members whose disks have less free space than their
     /// [reserve](crate::Config::storage_reserve_bytes), as far as this node knows.
     pub storage_full: Vec<NodeId>,
+    /// The file system of the data directory, as measured at most some seconds ago; `None` if it is not known.
+    pub disk: Option<DiskSpace>,
+}
+
+/// The space of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpace {
+    /// Free space for the process, in bytes: without the reserve of the superuser.
+    pub free_bytes: u64,
+    /// The size of the file system, in bytes.
+    pub size_bytes: u64,
 }
 
 /// The replication progress of another member, as the leader knows it (thesis, section 10.2.1; raft-rs
@@ -126,6 +137,9 @@ pub struct PeerProgress {
     pub state: ReplicationState,
     /// Whether the leader received a message from it within the last election timeout.
     pub recently_active: bool,
+    /// How long ago this node received a message from it, in milliseconds, with the resolution of
+    /// [`tick_interval`](crate::Config::tick_interval); `None`: never since this node was started.
+    pub heard_millis: Option<u64>,
 }
 
 /// How a leader sends to a follower.

@@ -291,6 +291,18 @@ impl VerbError for ReadError {
 }
 
 impl VerbError for SnapshotError {
+    fn not_sent(reason: String) -> Self {
+        SnapshotError::Failed(format!("the node was not asked: {reason}"))
+    }
+
+    fn busy_there(waiting: u64) -> Self {
+        SnapshotError::Failed(format!("the queue of the node is full: {waiting} requests are waiting"))
+    }
+
+    fn lost(reason: String) -> Self {
+        SnapshotError::Failed(format!("no answer of the node came, and it may still be written: {reason}"))
+    }
+
     fn late(within: Duration) -> Self {
         SnapshotError::Failed(format!("it was not written within {} s; it may still be", within.as_secs()))
     }

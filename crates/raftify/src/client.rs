@@ -2,6 +2,8 @@
 
 pub(crate) mod cluster_connection;
 pub(crate) mod error;
+pub(crate) mod events;
+pub(crate) mod member;
 pub(crate) mod raft_client;
 
 pub use crate::wire::RequestRejected;

@@ -60,6 +60,7 @@
 //! - [`WalStorage`] keeps a node's log and snapshots in a directory, and makes a write durable by one flush.
 //!   [`storage`] has the other storages, the conversion between them, and the contract for custom storages.
 //! - [`RaftClient`] is the remote client of a cluster: see [`client`].
+//! - [`events`] has the events that a node reports.
 //! - [`membership`] has the members and their changes, [`status`] the status that a node reports.
 //! - [`error`] lists for every verb the reasons of failure, and their consequences for the data.
 //!
@@ -105,6 +106,15 @@ pub use raftify_storage::WalStorage;
 #[cfg(feature = "simulation")]
 pub use runtime::simulation;
 
+/// The events of a node: changes of its leader, members, snapshots, connections and disk.
+///
+/// [`RaftNode::events`] subscribes to those of a node in this process,
+/// [`RaftClient::events`] to those of a node over the network.
+pub mod events {
+    pub use crate::channels::node_events::{Event, EventRecord, Events};
+    pub use crate::client::events::RemoteEvents;
+}
+
 /// How the entries and snapshots of an application are printed in logs and by the command line tool.
 pub mod formatter {
     pub use crate::application::formatter::{CustomFormatter, DefaultFormatter, hex_and_text};
@@ -115,6 +125,7 @@ pub mod membership {
     pub use raftify_core::members::{LeaveJoint, MemberRecord, check_address, check_listen_address};
     pub use raftify_core::{
         Member, MemberChange, MemberRole, Members, MembershipChange, MembershipCommand, MembershipRequest,
+        Reservation,
     };
 }
 
@@ -147,8 +158,8 @@ pub mod start {
 pub mod status {
     pub use crate::channels::server_counters::RequestCounts;
     pub use raftify_core::{
-        ClusterId, Identity, Incarnation, Inspection, LogIndex, PeerProgress, ReplicationState, Role, Status,
-        Term,
+        ClusterId, DiskSpace, Identity, Incarnation, Inspection, LogIndex, PeerProgress, ReplicationState,
+        Role, Status, Term,
     };
 }
 

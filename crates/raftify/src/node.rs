@@ -4,6 +4,7 @@ pub(crate) mod begin;
 pub(crate) mod discovery;
 pub(crate) mod expect;
 pub(crate) mod log_writer;
+pub(crate) mod loop_events;
 pub(crate) mod loop_metrics;
 pub(crate) mod raft_loop;
 pub(crate) mod running;

@@ -41,7 +41,7 @@ pub fn read_wire(bytes: &[u8]) {
     use proto::{install_snapshot_reply, snapshot_chunk};
 
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 12 {
+    match which % 13 {
         0 => read_batch(bytes),
         1 => {
             let Ok(chunk) = proto::SnapshotChunk::decode(bytes) else { return };
@@ -67,6 +67,7 @@ pub fn read_wire(bytes: &[u8]) {
         7 => read_reply::<ReserveNodeId>(bytes),
         8 => read_reply::<TransferLeader>(bytes),
         9 => read_reply::<ReadIndex>(bytes),
+        11 => read_event(bytes),
         10 => read_reply::<Identify>(bytes),
         _ => {
             let _ = wire::decode_detail::<RequestRejected>(bytes);
@@ -94,6 +95,17 @@ fn read_reply<V: Verb<Answer: Clone + Debug + PartialEq>>(bytes: &[u8]) {
         Err(NotAnswered::Refusal(refusal)) => drop(wire::refusal_from_wire::<V::Error>(&refusal)),
         Err(NotAnswered::Malformed(_)) => {}
     }
+}
+
+fn read_event(bytes: &[u8]) {
+    let Ok(reply) = proto::EventsReply::decode(bytes) else { return };
+    let Ok(record) = crate::verbs::events::from_wire(reply) else { return };
+    let again = crate::verbs::events::to_wire(None, record.clone());
+    assert_eq!(
+        crate::verbs::events::from_wire(again).ok(),
+        Some(record),
+        "an event is read as it was written"
+    );
 }
 
 fn read_batch(bytes: &[u8]) {

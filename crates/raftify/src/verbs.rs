@@ -8,8 +8,11 @@
 //! that only the node of its caller serves needs no file: it is a method of the handle.
 
 pub(crate) mod change_membership;
+pub(crate) mod events;
 pub(crate) mod identify;
 pub(crate) mod inspect;
+pub(crate) mod leave;
+pub(crate) mod make_snapshot;
 pub(crate) mod propose;
 pub(crate) mod read_index;
 pub(crate) mod remote_node;

@@ -28,6 +28,6 @@ pub(crate) use message::{message_bytes_max, message_from_wire, message_to_wire, 
 pub use rejection::RequestRejected;
 pub(crate) use rejection::{decode_detail, encode_detail, refusal_from_wire, refusal_to_wire};
 pub(crate) use values::{
-    WireError, log_index, node_id, nonzero_term, position_to_wire, reservation_from_wire,
+    WireError, log_index, node_id, nonzero_term, position_from_wire, position_to_wire, reservation_from_wire,
     reservation_to_wire, snapshot_from_wire,
 };

@@ -172,7 +172,7 @@ mod tests {
     fn peer(id: u64, matched: u64) -> PeerProgress {
         let (matched, next) = (LogIndex(matched), LogIndex(matched + 1));
         let state = ReplicationState::Replicate;
-        PeerProgress { id: node(id), matched, next, state, recently_active: true }
+        PeerProgress { id: node(id), matched, next, state, recently_active: true, heard_millis: None }
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::{IN_MEMORY, StateMachine};
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::NodeMetrics;
+use crate::channels::node_events::{EventsEnd, NodeEvents};
 use crate::channels::request_queue::request_queue;
 use crate::channels::server_counters::ServerCounters;
 use crate::client::cluster_connection::ClusterConnection;
@@ -238,6 +239,7 @@ where
         let (queries, waiting_queries) = mpsc::channel(config.reads_in_flight_max);
         let status = watch::Sender::new(core.status());
         let (lifecycle, metrics) = (Lifecycle::new(), Arc::new(NodeMetrics::new(node_id)));
+        let events = NodeEvents::new();
         let node = RaftNode::new(
             config.clone(),
             dialer.clone(),
@@ -246,6 +248,7 @@ where
             status.subscribe(),
             lifecycle.clone(),
             Arc::clone(&metrics),
+            Arc::clone(&events),
         );
         let (first_start, incarnation) = (FirstStartRequest::new(), Incarnation(random()));
         let parts = NodeParts {
@@ -260,6 +263,7 @@ where
             listener,
             server_counters,
             metrics,
+            events: EventsEnd(events),
             requests,
             local_requests,
             queries: waiting_queries,

@@ -5,6 +5,7 @@
 //! request by its deadlines, and this module bounds each call once more, before the node runs, while it runs
 //! and after it has ended.
 
+mod observe;
 mod shared;
 
 use std::marker::PhantomData;
@@ -17,8 +18,8 @@ use raftify_core::error::{
     TransferError,
 };
 use raftify_core::{
-    CheckedConfig, Inspection, LocalRequestMsg, LogIndex, LogPosition, Members, MembershipChange,
-    MembershipRequest, NodeId, Responder, Status, Term, VerbError,
+    CheckedConfig, LocalRequestMsg, LogIndex, LogPosition, Members, MembershipChange, MembershipRequest,
+    NodeId, Responder, Status, Term, VerbError,
 };
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,6 +31,7 @@ use crate::apply::applier::Query;
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::{Lifecycle, RunTask};
 use crate::channels::metrics::NodeMetrics;
+use crate::channels::node_events::NodeEvents;
 use crate::channels::reply::{Reply, channel, local_reply};
 use crate::channels::request_queue::RequestSender;
 use crate::error::WaitError;
@@ -37,7 +39,6 @@ use crate::security::dialer::Dialer;
 use crate::verbs::change_membership::{
     ChangeMembership, demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
 };
-use crate::verbs::inspect::Inspect;
 use crate::verbs::propose::Propose;
 use crate::verbs::read_index::ReadIndex;
 use crate::verbs::transfer_leader::TransferLeader;
@@ -88,6 +89,7 @@ where
         status: watch::Receiver<Status>,
         lifecycle: Lifecycle,
         metrics: Arc<NodeMetrics>,
+        events: Arc<NodeEvents>,
     ) -> Self {
         let node_id = status.borrow().node_id;
         let (proposals, task) = (InFlight::new(&config), Mutex::new(None));
@@ -102,6 +104,7 @@ where
             proposals,
             task,
             metrics,
+            events,
         };
         RaftNode { shared: Arc::new(shared), waits_for_leader: true, log_entry: PhantomData }
     }
@@ -285,12 +288,6 @@ where
         self.cluster_size()
     }
 
-    /// The status of this node, and every change of it. The receiver sees the newest status; intermediate
-    /// ones may be skipped.
-    pub fn status(&self) -> watch::Receiver<Status> {
-        self.shared.status.clone()
-    }
-
     /// Waits until a leader is known, and returns its id. Waits at most
     /// [`propose_timeout`](crate::Config::propose_timeout).
     ///
@@ -320,17 +317,6 @@ where
             Err(_) if self.shared.lifecycle.is_waiting() => Err(StopReason::NotRunning.into()),
             Err(_) => Err(WaitError::NoLeader(deadline)),
         }
-    }
-
-    /// The full diagnostics of a node. Waits at most [`read_timeout`](crate::Config::read_timeout).
-    ///
-    /// # Errors
-    /// Why this node does not answer.
-    ///
-    /// # Cancel safety
-    /// Dropping the future is harmless.
-    pub async fn inspect(&self) -> Result<Inspection, StopReason> {
-        self.shared.request(Inspect::DEADLINE(&self.shared.config), Inspect::of_this_node).await
     }
 
     /// Transfers leadership to another voter, and returns the new leader once one is known. May be called on

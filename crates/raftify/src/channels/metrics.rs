@@ -8,12 +8,13 @@
 mod names;
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, NoopRecorder, with_local_recorder};
 use parking_lot::Mutex;
 use raftify_core::error::{ProposeError, ReadError};
-use raftify_core::{Elections, Inspection, LogIndex, MemberRole, NodeId, Role, Status};
+use raftify_core::{DiskSpace, Elections, Inspection, LogIndex, MemberRole, NodeId, Role, Status};
 
 use self::names::{
     ALL, APPLIED_INDEX, APPLY_BATCH, APPLY_SECONDS, COMMIT_INDEX, COMMIT_SECONDS, DISK_FREE, DISK_SIZE,
@@ -21,11 +22,12 @@ use self::names::{
     LEADER_ID, LOG_BYTES, LOG_CACHE_BYTES, LOG_ENTRIES, LOG_WRITTEN_BYTES, LOG_WRITTEN_ENTRIES, Labels,
     MEMBERS, Metric, PEER_BATCH, PEER_CONNECTED, PEER_DROPPED, PEER_QUEUE_MESSAGES, PEER_RECEIVED_BYTES,
     PEER_RECEIVED_MESSAGES, PEER_SENT_BYTES, PEER_SENT_MESSAGES, PROPOSALS, PROPOSE_SECONDS, QUERY_SECONDS,
-    QUEUE_LENGTH, QUEUE_LIMIT, READ_SECONDS, READS, ROLE, RUNNING, SERVER_CONNECTIONS, SERVER_REQUESTS,
-    SNAPSHOT_BYTES, SNAPSHOT_INDEX, SNAPSHOT_SECONDS, SNAPSHOTS, TERM, WRITE_BATCH,
+    QUEUE_LENGTH, QUEUE_LIMIT, READ_SECONDS, READS, ROLE, RUNNING, SERVER_CONNECTIONS,
+    SERVER_REFUSED_HANDSHAKES, SERVER_REFUSED_REQUESTS, SERVER_REQUESTS, SNAPSHOT_BYTES, SNAPSHOT_INDEX,
+    SNAPSHOT_SECONDS, SNAPSHOTS, TERM, WRITE_BATCH,
 };
 pub use self::names::{SECONDS_BUCKETS, SIZE_BUCKETS};
-use crate::channels::server_counters::RequestCounts;
+use crate::channels::server_counters::{RefusalCounts, RequestCounts};
 
 const ROLES: [(Role, &str); 4] = [
     (Role::Follower, "follower"),
@@ -134,7 +136,7 @@ struct SnapshotMetrics {
 /// One of the server's counts.
 type Count = fn(&RequestCounts) -> u64;
 
-const REQUEST_KINDS: [(&str, Count); 9] = [
+const REQUEST_KINDS: [(&str, Count); 12] = [
     ("message_batch", |counts| counts.message_batches),
     ("snapshot", |counts| counts.snapshots),
     ("propose", |counts| counts.proposals),
@@ -144,6 +146,9 @@ const REQUEST_KINDS: [(&str, Count); 9] = [
     ("read_index", |counts| counts.reads),
     ("inspect", |counts| counts.inspections),
     ("identify", |counts| counts.identifications),
+    ("make_snapshot", |counts| counts.requested_snapshots),
+    ("leave", |counts| counts.leaves),
+    ("events", |counts| counts.event_streams),
 ];
 
 /// The handles of one node. All of its parts share them.
@@ -180,11 +185,15 @@ pub(crate) struct NodeMetrics {
     apply_batch: Histogram,
     queue_lengths: [Gauge; 6],
     queue_limits: [Gauge; 6],
-    server_requests: [Counter; 9],
+    server_requests: [Counter; 12],
     server_connections: Gauge,
+    refused_handshakes: Counter,
+    refused_requests: Counter,
     snapshots: [SnapshotMetrics; 4],
     disk_free: Gauge,
     disk_size: Gauge,
+    /// As last measured, for diagnostics.
+    disk_space: Mutex<Option<DiskSpace>>,
     /// Locked once for each tick.
     at_last_tick: Mutex<AtLastTick>,
 }
@@ -196,6 +205,7 @@ struct AtLastTick {
     /// process.
     elections: Elections,
     requests: RequestCounts,
+    refusals: RefusalCounts,
 }
 
 struct Follower {
@@ -209,6 +219,7 @@ pub(crate) struct Figures<'a> {
     pub(crate) elections: Elections,
     pub(crate) log_bytes: u64,
     pub(crate) requests: RequestCounts,
+    pub(crate) refusals: RefusalCounts,
     pub(crate) connections: usize,
 }
 
@@ -261,9 +272,12 @@ impl NodeMetrics {
             queue_limits: QUEUES.map(|(_, queue)| node.and("queue", queue).gauge(QUEUE_LIMIT)),
             server_requests: REQUEST_KINDS.map(|(kind, _)| node.and("kind", kind).counter(SERVER_REQUESTS)),
             server_connections: node.gauge(SERVER_CONNECTIONS),
+            refused_handshakes: node.counter(SERVER_REFUSED_HANDSHAKES),
+            refused_requests: node.counter(SERVER_REFUSED_REQUESTS),
             snapshots,
             disk_free: node.gauge(DISK_FREE),
             disk_size: node.gauge(DISK_SIZE),
+            disk_space: Mutex::default(),
             at_last_tick: Mutex::default(),
             labels: node,
         }
@@ -369,10 +383,16 @@ impl NodeMetrics {
     pub(crate) fn disk(&self, free_bytes: u64, size_bytes: u64) {
         self.disk_free.set(free_bytes as f64);
         self.disk_size.set(size_bytes as f64);
+        *self.disk_space.lock() = Some(DiskSpace { free_bytes, size_bytes });
+    }
+
+    /// The file system of the data directory, as last measured.
+    pub(crate) fn disk_space(&self) -> Option<DiskSpace> {
+        *self.disk_space.lock()
     }
 
     pub(crate) fn ticked(&self, figures: &Figures<'_>) {
-        let Figures { inspection, elections, log_bytes, requests, connections } = figures;
+        let Figures { inspection, elections, log_bytes, requests, refusals, connections } = figures;
         let set = |gauge: &Gauge, index: LogIndex| gauge.set(index.0 as f64);
         let Status { role, leader_id, term, commit, applied, last, truncated, snapshot, members, .. } =
             &inspection.status;
@@ -405,6 +425,10 @@ impl NodeMetrics {
             counter.increment(count(requests).saturating_sub(count(&last.requests)));
         }
         last.requests = *requests;
+        let RefusalCounts { handshakes, requests } = last.refusals;
+        self.refused_handshakes.increment(refusals.handshakes.saturating_sub(handshakes));
+        self.refused_requests.increment(refusals.requests.saturating_sub(requests));
+        last.refusals = *refusals;
         self.follow(&mut last.followers, inspection);
     }
 
@@ -425,17 +449,23 @@ impl NodeMetrics {
 
     // --- Peers ---
 
-    /// The handles for a peer to which this node sends.
-    pub(crate) fn peer(&self, peer: NodeId) -> PeerMetrics {
-        let peer = self.labels.and("peer", peer.to_string());
-        PeerMetrics {
-            sent_messages: peer.counter(PEER_SENT_MESSAGES),
-            sent_bytes: peer.counter(PEER_SENT_BYTES),
-            dropped: peer.counter(PEER_DROPPED),
-            batch: peer.histogram(PEER_BATCH),
-            queue: peer.gauge(PEER_QUEUE_MESSAGES),
-            connected: peer.gauge(PEER_CONNECTED),
-        }
+    /// Registers the metrics of a node to which this one sends. Only a member gets them: other nodes could
+    /// name any number of ids. Returns whether they were not registered before.
+    pub(crate) fn register(&self, peer: &PeerMetrics, member: NodeId) -> bool {
+        let register = || {
+            let peer = self.labels.and("peer", member.to_string());
+            PeerHandles {
+                sent_messages: peer.counter(PEER_SENT_MESSAGES),
+                sent_bytes: peer.counter(PEER_SENT_BYTES),
+                dropped: peer.counter(PEER_DROPPED),
+                batch: peer.histogram(PEER_BATCH),
+                queue: peer.gauge(PEER_QUEUE_MESSAGES),
+                connected: peer.gauge(PEER_CONNECTED),
+            }
+        };
+        let is_new = peer.0.get().is_none();
+        peer.0.get_or_init(register);
+        is_new
     }
 
     /// The handles for a member that sends to this node. Only members get them: other senders could name any
@@ -454,9 +484,12 @@ impl Follower {
     }
 }
 
-/// See [`NodeMetrics::peer`].
-#[derive(Clone)]
-pub(crate) struct PeerMetrics {
+/// The metrics of a node to which this one sends. They record nothing until they are
+/// [registered](NodeMetrics::register).
+#[derive(Clone, Default)]
+pub(crate) struct PeerMetrics(Arc<OnceLock<PeerHandles>>);
+
+struct PeerHandles {
     sent_messages: Counter,
     sent_bytes: Counter,
     dropped: Counter,
@@ -468,31 +501,40 @@ pub(crate) struct PeerMetrics {
 impl PeerMetrics {
     /// A batch was passed to the connection, and this many messages still wait.
     pub(crate) fn sent(&self, messages: usize, bytes: usize, waiting: usize) {
-        self.sent_messages.increment(messages as u64);
-        self.sent_bytes.increment(bytes as u64);
-        self.batch.record(messages as f64);
-        self.queue.set(waiting as f64);
+        let Some(handles) = self.0.get() else { return };
+        handles.sent_messages.increment(messages as u64);
+        handles.sent_bytes.increment(bytes as u64);
+        handles.batch.record(messages as f64);
+        handles.queue.set(waiting as f64);
     }
 
     /// The queue was full.
     pub(crate) fn dropped(&self) {
-        self.dropped.increment(1);
+        if let Some(handles) = self.0.get() {
+            handles.dropped.increment(1);
+        }
     }
 
     /// This many messages wait.
     pub(crate) fn waiting(&self, messages: usize) {
-        self.queue.set(messages as f64);
+        if let Some(handles) = self.0.get() {
+            handles.queue.set(messages as f64);
+        }
     }
 
     /// Whether the peer is connected.
     pub(crate) fn connected(&self, is_connected: bool) {
-        self.connected.set(f64::from(u8::from(is_connected)));
+        if let Some(handles) = self.0.get() {
+            handles.connected.set(f64::from(u8::from(is_connected)));
+        }
     }
 
     /// The peer was removed or has moved, or the node stops: it is neither connected nor missing.
     pub(crate) fn gone(&self) {
-        self.queue.set(0.0);
-        self.connected.set(f64::NAN);
+        if let Some(handles) = self.0.get() {
+            handles.queue.set(0.0);
+            handles.connected.set(f64::NAN);
+        }
     }
 }
 

@@ -26,6 +26,19 @@ pub struct RequestCounts {
     pub inspections: u64,
     /// Requests for the identity of this node: members send one when they connect.
     pub identifications: u64,
+    /// Requests for a snapshot of this node.
+    pub requested_snapshots: u64,
+    /// Requests to this node to leave the cluster.
+    pub leaves: u64,
+    /// Requests for the events of this node.
+    pub event_streams: u64,
+}
+
+/// How many connections and requests the certificates did not permit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RefusalCounts {
+    pub(crate) handshakes: u64,
+    pub(crate) requests: u64,
 }
 
 /// Written by the server, without ordering: each counter is correct by itself.
@@ -41,6 +54,9 @@ pub(crate) struct ServerCounters {
     pub(crate) reads: AtomicU64,
     pub(crate) inspections: AtomicU64,
     pub(crate) identifications: AtomicU64,
+    pub(crate) requested_snapshots: AtomicU64,
+    pub(crate) leaves: AtomicU64,
+    pub(crate) event_streams: AtomicU64,
     pub(crate) refused_handshakes: AtomicU64,
     pub(crate) refused_requests: AtomicU64,
 }
@@ -58,7 +74,15 @@ impl ServerCounters {
             reads: count(&self.reads),
             inspections: count(&self.inspections),
             identifications: count(&self.identifications),
+            requested_snapshots: count(&self.requested_snapshots),
+            leaves: count(&self.leaves),
+            event_streams: count(&self.event_streams),
         }
+    }
+
+    pub(crate) fn refusals(&self) -> RefusalCounts {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RefusalCounts { handshakes: count(&self.refused_handshakes), requests: count(&self.refused_requests) }
     }
 
     /// Counts one connection as open until the guard is dropped.

@@ -30,7 +30,7 @@ use crate::wire;
 use crate::wire::identification::Identification;
 
 /// How long connecting to one address may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The time limit for a node to return the members.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,11 +42,11 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// A connection to a cluster, untyped: payloads and replies are bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterConnection {
-    deadline: Duration,
+    pub(crate) deadline: Duration,
     waits_for_leader: bool,
-    given: Arc<[String]>,
-    dialer: Dialer,
-    cluster: Arc<AskedCluster>,
+    pub(crate) given: Arc<[String]>,
+    pub(crate) dialer: Dialer,
+    pub(crate) cluster: Arc<AskedCluster>,
     known: Arc<Mutex<Known>>,
 }
 
@@ -303,7 +303,7 @@ impl ClusterConnection {
         self.known.lock()
     }
 
-    async fn node(&self, address: &str, until: Instant) -> Result<RemoteNode, UnreachableNode> {
+    pub(crate) async fn node(&self, address: &str, until: Instant) -> Result<RemoteNode, UnreachableNode> {
         if let Some(node) = self.lock().nodes.get(address) {
             return Ok(node.clone());
         }

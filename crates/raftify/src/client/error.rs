@@ -1,5 +1,6 @@
 //! Why a remote request fails.
 
+use raftify_core::NodeId;
 use raftify_core::members::AddressProblem;
 
 use crate::wire::RequestRejected;
@@ -14,6 +15,14 @@ pub enum ClientError<E> {
     /// Nothing was sent: no node could be reached.
     #[error("no node of the cluster could be reached: {}", list(.0))]
     Unreachable(Vec<UnreachableNode>),
+    /// Nothing was sent: the cluster has no member with this id.
+    #[error("node {id} is no member: the members are {}", ids(.members))]
+    NotAMember {
+        /// The id, as given.
+        id: NodeId,
+        /// The members, as one of them knows them.
+        members: Vec<NodeId>,
+    },
     /// Nothing happened: the node rejected the request without processing it.
     #[error(transparent)]
     Rejected(RequestRejected),
@@ -21,6 +30,19 @@ pub enum ClientError<E> {
     /// the consequence for the verb.
     #[error(transparent)]
     Answer(E),
+}
+
+impl<E> ClientError<E> {
+    /// The same, with the node's answer as the error of another verb.
+    pub(crate) fn map_answer<F>(self, of: impl FnOnce(E) -> F) -> ClientError<F> {
+        match self {
+            ClientError::Addresses(error) => ClientError::Addresses(error),
+            ClientError::Unreachable(nodes) => ClientError::Unreachable(nodes),
+            ClientError::NotAMember { id, members } => ClientError::NotAMember { id, members },
+            ClientError::Rejected(rejection) => ClientError::Rejected(rejection),
+            ClientError::Answer(error) => ClientError::Answer(of(error)),
+        }
+    }
 }
 
 /// Why the given addresses of a client cannot be used.
@@ -53,6 +75,11 @@ pub enum UnreachableNode {
         /// The error of the operating system.
         reason: String,
     },
+}
+
+fn ids(members: &[NodeId]) -> String {
+    let ids: Vec<String> = members.iter().map(ToString::to_string).collect();
+    ids.join(", ")
 }
 
 fn list(nodes: &[UnreachableNode]) -> String {

@@ -8,8 +8,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use raftify_core::error::{MembershipError, ProposeError, ReadError, TransferError, UnknownOutcome};
-use raftify_core::{Inspection, LogIndex, Members, MembershipRequest, NodeId};
+use raftify_core::error::{
+    MembershipError, ProposeError, ReadError, SnapshotError, TransferError, UnknownOutcome,
+};
+use raftify_core::{
+    ClusterId, Inspection, LogIndex, LogPosition, Members, MembershipRequest, NodeId, Reservation,
+};
 
 use crate::application::encoding;
 use crate::application::log_entry::LogEntry;
@@ -17,12 +21,15 @@ use crate::application::log_entry::check_entry;
 use crate::application::state_machine::StateMachine;
 use crate::client::cluster_connection::ClusterConnection;
 use crate::client::error::{ClientError, InvalidAddress};
+use crate::client::events::RemoteEvents;
 use crate::security::config::{Tls, TlsError};
 use crate::security::credentials::Holder;
 use crate::security::dialer::Dialer;
 use crate::verbs::change_membership::{
     demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
 };
+use crate::verbs::leave::Leave;
+use crate::verbs::make_snapshot::MakeSnapshot;
 use crate::verbs::transfer_leader::TransferLeader;
 
 /// The default limit for one request of a [`RaftClient`], all attempts together.
@@ -228,5 +235,77 @@ where
     /// Dropping the future is harmless.
     pub async fn inspect(&self) -> Result<Inspection, ClientError<ReadError>> {
         self.cluster.inspect().await
+    }
+
+    /// Reserves an id for a node that is to join, as [`Raft::request_id`](crate::Raft::request_id) does, and
+    /// returns it with the cluster and its members. No other node gets this id, also if it is not used.
+    ///
+    /// # Errors
+    /// As for [`change_config`](Self::change_config). A repetition reserves another id.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may reserve an id that no node gets.
+    pub async fn reserve_node_id(&self) -> Result<(ClusterId, Reservation), ClientError<MembershipError>> {
+        self.cluster.reserve_node_id().await
+    }
+
+    /// Takes a snapshot of the state machine on the member `id`, and returns its position, as
+    /// [`RaftNode::make_snapshot`](crate::RaftNode::make_snapshot) does. Give the client enough time for it
+    /// with [`with_deadline`](Self::with_deadline).
+    ///
+    /// # Errors
+    /// - [`ClientError::NotAMember`] and the others that say that nothing happened.
+    /// - [`ClientError::Answer`]: the previous snapshot stays in use. Without an answer in time, the snapshot
+    ///   may still be written.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the snapshot.
+    pub async fn make_snapshot(&self, id: NodeId) -> Result<LogPosition, ClientError<SnapshotError>> {
+        self.cluster.ask_member(id, MakeSnapshot { id }).await
+    }
+
+    /// The member `id` leaves the cluster, as by its own [`RaftNode::leave`](crate::RaftNode::leave): it is
+    /// removed permanently, and its [`Raft::run`](crate::Raft::run) returns `Ok`. The node itself must
+    /// answer: remove a node that is down with [`change_config`](Self::change_config). `force`: also if the
+    /// remaining live voters would be no majority.
+    ///
+    /// # Errors
+    /// As for [`change_config`](Self::change_config), and [`ClientError::NotAMember`]; the node continues to
+    /// run unless the outcome is unknown.
+    ///
+    /// # Cancel safety
+    /// As for `change_config`.
+    pub async fn leave(&self, id: NodeId, force: bool) -> Result<(), ClientError<MembershipError>> {
+        self.cluster.ask_member(id, Leave { id, force }).await
+    }
+
+    /// The events of one node from now on: of the first of the addresses given to [`new`](Self::new) that
+    /// answers. To follow a certain node, make a client with its address alone. See
+    /// [`RaftNode::events`](crate::RaftNode::events).
+    ///
+    /// The stream has its own connection, which is closed when it is dropped. A node serves at most 64 such
+    /// streams. A client that does not read holds up nothing: the node keeps a bounded number of events for
+    /// it, and it misses the rest.
+    ///
+    /// # Errors
+    /// No address answered; each was tried once.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is harmless.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # use raftify::{LogEntry, RaftClient, StateMachine};
+    /// # async fn watch<E: LogEntry, S: StateMachine<LogEntry = E>>(client: RaftClient<E, S>)
+    /// # -> Result<(), raftify::BoxError> {
+    /// let mut events = client.events().await?;
+    /// while let Some(record) = events.next().await? {
+    ///     println!("{}: {}", record.sequence, record.event);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn events(&self) -> Result<RemoteEvents, ClientError<ReadError>> {
+        self.cluster.events().await
     }
 }

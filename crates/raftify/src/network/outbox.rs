@@ -35,7 +35,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
 use crate::channels::in_flight::InFlight;
-use crate::channels::metrics::NodeMetrics;
+use crate::channels::metrics::{NodeMetrics, PeerMetrics};
 use crate::channels::reply::RemoteReply;
 use crate::network::outbox::forwarding::{Leader, Unsent};
 use crate::network::outbox::peer_connection::{PeerConnection, Reach, Target};
@@ -452,6 +452,9 @@ impl Shared {
                 receiver: wire::receiver_to_wire(id, target.incarnation),
             };
             if let Some(peer) = state.peers.get(&id) {
+                if target.is_member {
+                    peer.reach.is_members(&self.metrics);
+                }
                 peer.queue.introduce(introduction);
                 peer.target.send_if_modified(|known| {
                     let is_news = *known != target;
@@ -473,9 +476,12 @@ impl Shared {
                 let _on_runtime = self.runtime.enter(); // The channel starts a task.
                 Arc::new(Mutex::new(dialer.connect_lazily(&endpoint)))
             };
-            let metrics = self.metrics.peer(id);
+            let metrics = PeerMetrics::default();
             let queue = Arc::new(PeerQueue::new(id, introduction, &self.config, metrics.clone()));
             let reach = Arc::new(Reach::new(id, self.events.clone(), metrics));
+            if target.is_member {
+                reach.is_members(&self.metrics);
+            }
             let target = watch::Sender::new(target);
             let is_up = Arc::new(Notify::new());
             let connection = PeerConnection {

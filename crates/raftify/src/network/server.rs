@@ -10,6 +10,7 @@ mod abortable;
 pub(crate) mod access;
 mod connections;
 mod context;
+mod events;
 mod health;
 mod install;
 mod methods;

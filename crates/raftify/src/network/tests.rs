@@ -32,7 +32,9 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
 use crate::channels::events::PeerEvent;
+use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::NodeMetrics;
+use crate::channels::node_events::NodeEvents;
 use crate::channels::reply::{Reply, local_reply};
 use crate::channels::request_queue::{RequestReceiver, request_queue};
 use crate::client::cluster_connection::ClusterConnection;
@@ -80,6 +82,7 @@ struct TestNode {
     outbox: Outbox,
     events: mpsc::UnboundedReceiver<PeerEvent>,
     stops: watch::Sender<bool>,
+    lifecycle: Lifecycle,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -102,6 +105,7 @@ impl TestNode {
         let snapshot_bytes_received = Arc::default();
         let metrics = Arc::new(NodeMetrics::new(id(node)));
         let stops = watch::Sender::new(false);
+        let lifecycle = Lifecycle::new();
         let outbox = Outbox::start(
             address.clone(),
             Dialer::default(),
@@ -130,6 +134,8 @@ impl TestNode {
             dialer: Dialer::default(),
             counters: Arc::default(),
             metrics,
+            events: NodeEvents::new(),
+            lifecycle: lifecycle.clone(),
             stops: stops.subscribe(),
             requests,
             status: seen,
@@ -159,6 +165,7 @@ impl TestNode {
             outbox,
             events: peer_events,
             stops,
+            lifecycle,
             stop,
             serving,
         }

@@ -24,7 +24,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info};
 
+use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::NodeMetrics;
+use crate::channels::node_events::NodeEvents;
 use crate::channels::request_queue::request_queue;
 use crate::error::{BootstrapError, NodeStartError};
 use crate::network::outbox::Outbox;
@@ -187,6 +189,8 @@ impl ClusterFormation {
             dialer: dialer.clone(),
             counters,
             metrics,
+            events: NodeEvents::new(),
+            lifecycle: Lifecycle::new(),
             // It is not in service before it has an id.
             stops: watch::Sender::new(true).subscribe(),
             remembered,

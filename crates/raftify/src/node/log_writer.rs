@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use raftify_core::error::StopReason;
 use raftify_core::storage::Write;
-use raftify_core::{Entry, LogIndex, NodeId, RaftMessage, StableStorage, TurnNumber};
+use raftify_core::{Config, Entry, LogIndex, NodeId, RaftMessage, StableStorage, TurnNumber};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -21,6 +21,7 @@ use tracing::warn;
 
 use crate::channels::events::Event;
 use crate::channels::metrics::NodeMetrics;
+use crate::channels::node_events::{Event as NodeEvent, NodeEvents};
 use crate::network::outbox::Outbox;
 use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::timing::{Step, mark};
@@ -71,14 +72,22 @@ impl<S: StableStorage> LogWriter<S> {
     pub(crate) fn start(
         node_id: NodeId,
         storage: S,
-        slow_write_time: Duration,
+        config: &Config,
         events: mpsc::UnboundedSender<Event>,
         outbox: Outbox,
         metrics: Arc<NodeMetrics>,
+        node_events: Arc<NodeEvents>,
     ) -> Result<(LogWriter<S>, Worker), StopReason> {
         let (sender, queue) = mpsc::unbounded_channel();
-        let writing = Mutex::new(Writing { storage, slow_writes: SlowWrites::new(slow_write_time) });
-        let disk = Arc::new(Disk { node_id, writing, quick_writes: AtomicUsize::new(QUICK_WRITES), metrics });
+        let writing = Mutex::new(Writing { storage, slow_writes: SlowWrites::new(config.slow_write_time) });
+        let disk = Arc::new(Disk {
+            node_id,
+            writing,
+            quick_writes: AtomicUsize::new(QUICK_WRITES),
+            metrics,
+            node_events,
+            election_timeout: config.election_timeout,
+        });
         let queued = Arc::new(AtomicUsize::new(0));
         let thread = write_all(Arc::clone(&disk), queue, Arc::clone(&queued), events, outbox.clone());
         let worker = Worker::start("raftify-log", thread)?;
@@ -168,6 +177,9 @@ struct Disk<S> {
     /// How many of the last writes took no longer than [`INLINE_TIME_MAX`], since the last slow one.
     quick_writes: AtomicUsize,
     metrics: Arc<NodeMetrics>,
+    node_events: Arc<NodeEvents>,
+    /// A write that takes longer is an event.
+    election_timeout: Duration,
 }
 
 struct Writing<S> {
@@ -200,6 +212,11 @@ impl<S: StableStorage> Disk<S> {
         let outcome = caught(|| writing.storage.write(writes));
         let took = begin.elapsed();
         self.took(took);
+        if took > self.election_timeout {
+            let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            let (millis, limit_millis) = (millis(took), millis(self.election_timeout));
+            self.node_events.publish(NodeEvent::DiskSlow { millis, limit_millis });
+        }
         match outcome {
             Ok(Ok(())) => {
                 mark(self.node_id, Step::Durable, last);
@@ -270,8 +287,14 @@ mod tests {
     fn a_disk_that_was_slow_counts_as_quick_after_some_quick_writes() {
         let writing = Mutex::new(Writing { storage: (), slow_writes: SlowWrites::new(INLINE_TIME_MAX) });
         let metrics = Arc::new(NodeMetrics::unrecorded());
-        let disk =
-            Disk { node_id: NodeId::FIRST, writing, quick_writes: AtomicUsize::new(QUICK_WRITES), metrics };
+        let disk = Disk {
+            node_id: NodeId::FIRST,
+            writing,
+            quick_writes: AtomicUsize::new(QUICK_WRITES),
+            metrics,
+            node_events: NodeEvents::new(),
+            election_timeout: Duration::from_millis(500),
+        };
         assert!(disk.is_quick());
         disk.took(INLINE_TIME_MAX * 2);
         for _ in 0..QUICK_WRITES {

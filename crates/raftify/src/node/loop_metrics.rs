@@ -81,6 +81,7 @@ impl LoopMetrics {
             elections: core.elections(),
             log_bytes: core.log_bytes(),
             requests: self.counters.requests(),
+            refusals: self.counters.refusals(),
             connections: self.counters.open_connections.load(Ordering::Relaxed),
         });
     }

@@ -28,6 +28,7 @@ use crate::channels::reply::Reply;
 use crate::channels::request_queue::{RequestReceiver, Weight};
 use crate::network::outbox::Outbox;
 use crate::node::log_writer::{LogWriter, ToWrite};
+use crate::node::loop_events::LoopEvents;
 use crate::node::loop_metrics::LoopMetrics;
 use crate::node::storage_gauge::StorageGauge;
 use crate::runtime::timing::{Step, mark};
@@ -95,6 +96,7 @@ pub(crate) struct Outputs<FSM: StateMachine, S: StableStorage> {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) metrics: LoopMetrics,
     pub(crate) storage_gauge: StorageGauge,
+    pub(crate) node_events: LoopEvents,
 }
 
 /// See the module.
@@ -183,6 +185,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             self.apply_queued();
         };
         self.outputs.lifecycle.stop(&reason);
+        self.outputs.node_events.stopped(&reason);
         if reason == StopReason::Stopped
             && let Some(write) = self.core.last_write()
         {
@@ -212,6 +215,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             self.apply_events();
         }
         let core = &mut self.core;
+        let node_events = &mut self.outputs.node_events;
         match input {
             Input::Quit => {
                 self.stops_by = Some(Instant::now() + self.stop_timeout);
@@ -226,23 +230,39 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             }
             Input::Event(Event::Written(turn)) => core.written(turn),
             Input::Event(Event::Applied(index)) => core.applied(index),
-            Input::Event(Event::SnapshotTaken(outcome)) => core.snapshot_taken(outcome),
+            Input::Event(Event::SnapshotTaken(outcome)) => {
+                node_events.snapshot_taken(&outcome);
+                core.snapshot_taken(outcome);
+            }
             Input::Event(Event::Fetched(fetch, entries)) => core.fetched(fetch, entries),
             Input::Event(Event::DiskMeasured(space)) => {
-                core.set_storage_full(self.outputs.storage_gauge.is_full(&space));
+                let is_full = self.outputs.storage_gauge.is_full(&space);
+                node_events.disk_measured(&space, is_full);
+                core.set_storage_full(is_full);
             }
-            Input::Event(Event::Failed(reason)) => self.failure = Some(reason),
+            Input::Event(Event::Failed(reason)) => {
+                node_events.failed(&reason);
+                self.failure = Some(reason);
+            }
             Input::Peer(PeerEvent::Unreachable(peer)) => {
+                node_events.reached(peer, false);
                 core.report_unreachable(peer);
                 core.peer_is_silent(peer);
             }
             Input::Peer(PeerEvent::Agrees(peer)) => core.peer_agrees(peer),
             Input::Peer(PeerEvent::Silent(peer)) => core.peer_is_silent(peer),
             Input::Peer(PeerEvent::Reached { peer, incarnation, address }) => {
+                node_events.reached(peer, true);
                 core.peer_reached(peer, incarnation, address);
             }
-            Input::Peer(PeerEvent::Unreached(peer)) => core.peer_unreached(peer),
-            Input::Peer(PeerEvent::SnapshotSent { sent, outcome }) => core.snapshot_sent(sent, outcome),
+            Input::Peer(PeerEvent::Unreached(peer)) => {
+                node_events.reached(peer, false);
+                core.peer_unreached(peer);
+            }
+            Input::Peer(PeerEvent::SnapshotSent { sent, outcome }) => {
+                node_events.snapshot_sent(sent, &outcome);
+                core.snapshot_sent(sent, outcome);
+            }
             Input::Peer(PeerEvent::ReadRoundAnswered { round, answer }) => {
                 core.read_round_answered(round, answer)
             }
@@ -329,6 +349,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         let outputs = &mut self.outputs;
         outputs.outbox.send(turn.send_now);
         for snapshot in turn.send_snapshots {
+            outputs.node_events.snapshot_is_sent(snapshot);
             outputs.outbox.send_snapshot(snapshot);
         }
         for forward in turn.forward {
@@ -348,6 +369,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
         if let Some(reason) = turn.take_snapshot
             && let Some(identity) = self.core.status().identity
         {
+            outputs.node_events.snapshot_begins(outputs.status.borrow().applied);
             outputs.applier.take_snapshot(identity.cluster_id, reason);
         }
         if turn.hurry_snapshot {
@@ -385,7 +407,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             self.retained_for = status.snapshot;
             self.retain_snapshots();
         }
-        let metrics = &mut self.outputs.metrics;
+        let (metrics, node_events) = (&mut self.outputs.metrics, &mut self.outputs.node_events);
         metrics.committed(&status);
         self.outputs.status.send_if_modified(|shown| {
             if *shown == status {
@@ -397,6 +419,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
                 info!(node = %status.node_id, "node {leader} leads in term {}", status.term);
                 metrics.leader_changed();
             }
+            node_events.changed(shown, &status);
             *shown = status;
             true
         });

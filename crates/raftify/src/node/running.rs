@@ -25,6 +25,7 @@ use crate::apply::snapshots::TrackedSnapshots;
 use crate::channels::events::EarlierIncarnation;
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::{NodeMetrics, Queue};
+use crate::channels::node_events::EventsEnd;
 use crate::channels::reply::Reply;
 use crate::channels::request_queue::{RequestReceiver, RequestSender, request_queue};
 use crate::channels::server_counters::ServerCounters;
@@ -35,6 +36,7 @@ use crate::network::server::{ServerContext, serve};
 use crate::node::begin::{Confirmation, FirstStart, FirstStartRequest};
 use crate::node::discovery::Discovery;
 use crate::node::log_writer::LogWriter;
+use crate::node::loop_events::LoopEvents;
 use crate::node::loop_metrics::LoopMetrics;
 use crate::node::raft_loop::{Inputs, Outputs, RaftLoop};
 use crate::node::storage_gauge::StorageGauge;
@@ -65,6 +67,8 @@ pub(crate) struct NodeParts<S, FSM: StateMachine> {
     pub(crate) listener: Listener,
     pub(crate) server_counters: Arc<ServerCounters>,
     pub(crate) metrics: Arc<NodeMetrics>,
+    /// Dropped when all parts have ended.
+    pub(crate) events: EventsEnd,
     pub(crate) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) local_requests: RequestReceiver<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
@@ -123,10 +127,11 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         let (log_writer, writer_thread) = LogWriter::start(
             node_id,
             self.storage,
-            self.config.slow_write_time,
+            &self.config,
             events.clone(),
             outbox.clone(),
             Arc::clone(&self.metrics),
+            Arc::clone(&self.events.0),
         )
         .inspect_err(|reason| lifecycle.stop(reason))?;
         let applier = ApplierStart {
@@ -165,6 +170,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         metrics.queue_limit(Queue::Reads, config.reads_in_flight_max);
         let reserve_bytes = config.storage_reserve_bytes;
         let storage_gauge = StorageGauge::new(directory, reserve_bytes, events.clone(), Arc::clone(&metrics));
+        let node_events = Arc::clone(&self.events.0);
         let loop_metrics = LoopMetrics::new(metrics, Arc::clone(&self.server_counters));
         let remembered = watch::Sender::new(Arc::clone(self.core.remembered()));
         let context = ServerContext {
@@ -176,6 +182,8 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             dialer: self.dialer.clone(),
             counters: self.server_counters,
             metrics: self.metrics,
+            events: Arc::clone(&node_events),
+            lifecycle: lifecycle.clone(),
             stops: lifecycle.quit_wish(),
             requests: server_requests,
             status: self.status.subscribe(),
@@ -212,6 +220,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             lifecycle: lifecycle.clone(),
             metrics: loop_metrics,
             storage_gauge,
+            node_events: LoopEvents::new(node_events, status.members),
         };
         let discovery = Discovery::new(
             self.discover,

@@ -42,7 +42,10 @@ impl Verb for Inspect {
 
     async fn serve<N: ServingNode>(self, node: &N, _: Forwarding) -> Served<Self> {
         let (reply, answer) = channel::<Inspection, StopReason>();
-        let answer = async { answer.await.map_err(ReadError::from) };
+        let answer = async {
+            let inspection = answer.await.map_err(ReadError::from)?;
+            Ok(Inspection { disk: node.metrics().disk_space(), ..inspection })
+        };
         ask::<Self, N>(node, ServerRequestMsg::Inspect { reply }, answer).await
     }
 }

@@ -10,8 +10,9 @@ use raftify_core::{
 
 use super::verb::{Answered, NotAnswered, Verb};
 use super::{
-    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
-    read_index::ReadIndex, reserve_node_id::ReserveNodeId, transfer_leader::TransferLeader,
+    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, leave::Leave,
+    make_snapshot::MakeSnapshot, propose::Propose, read_index::ReadIndex, reserve_node_id::ReserveNodeId,
+    transfer_leader::TransferLeader,
 };
 use crate::wire::identification::Identification;
 use crate::wire::{self, proto};
@@ -62,6 +63,12 @@ fn requests_and_answers_are_read_as_they_were_written() {
         let (transfer, forwarded) = passes(TransferLeader { to }, NodeId::FIRST);
         assert_eq!((transfer.to, forwarded), (to, true));
     }
+    let (snapshot, forwarded) = passes(MakeSnapshot { id: NodeId::FIRST }, LogPosition::new(2, 7));
+    assert_eq!((snapshot.id, forwarded), (NodeId::FIRST, false));
+    for force in [false, true] {
+        let (leave, forwarded) = passes(Leave { id: NodeId::FIRST, force }, ());
+        assert_eq!((leave.id, leave.force, forwarded), (NodeId::FIRST, force, false));
+    }
     assert!(!passes(ReadIndex, LogIndex(7)).1, "only the leader serves it, and it is never forwarded");
     let status = Status {
         node_id: NodeId::FIRST,
@@ -84,6 +91,7 @@ fn requests_and_answers_are_read_as_they_were_written() {
         log_cache_bytes: 0,
         durable: LogIndex(8),
         storage_full: Vec::new(),
+        disk: None,
     };
     passes(Inspect, inspection);
     let identification = Identification {
@@ -106,6 +114,8 @@ fn refusals_are_read_as_they_were_written_and_an_empty_reply_is_no_answer() {
     refuses::<TransferLeader>();
     refuses::<ReadIndex>();
     refuses::<Inspect>();
+    refuses::<MakeSnapshot>();
+    refuses::<Leave>();
 }
 
 #[test]
@@ -114,6 +124,12 @@ fn a_request_of_malformed_values_is_read_as_malformed() {
     let transfer = proto::TransferLeaderRequest { header, to: Some(0), forwarded: false };
     let malformed = TransferLeader::from_wire(transfer).verb.unwrap_err();
     assert_eq!(malformed.to_string(), "the new leader's id is zero, which is not possible");
+    let leave = proto::LeaveRequest { header, node_id: 0, force: true };
+    assert_eq!(
+        Leave::from_wire(leave).verb.unwrap_err().to_string(),
+        "the node's id is zero, which is not possible"
+    );
+    assert!(MakeSnapshot::from_wire(proto::MakeSnapshotRequest { header, node_id: 0 }).verb.is_err());
     let request = b"no change"[..].into();
     let change = proto::ChangeMembershipRequest { header, request, forwarded: false };
     assert!(ChangeMembership::from_wire(change).verb.is_err());

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::channels::in_flight::InFlight;
+use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::NodeMetrics;
 use crate::channels::reply::channel;
 use crate::channels::request_queue::{Refused, RequestSender};
@@ -217,6 +218,9 @@ pub(crate) trait ServingNode: Sync {
     fn admit(&self, header: Option<&proto::Header>) -> Result<(), RequestRejected>;
 
     fn identify(&self, request: proto::IdentifyRequest) -> Result<Identification, RequestRejected>;
+
+    /// For the verbs that stop the node.
+    fn lifecycle(&self) -> &Lifecycle;
 
     /// Resolves when the server stops.
     fn closed(&self) -> impl Future<Output = ()> + Send;

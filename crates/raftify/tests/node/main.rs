@@ -6,6 +6,7 @@ mod addresses;
 mod bad_input;
 mod cluster;
 mod durability;
+mod events;
 mod expect;
 mod harness;
 mod lifecycle;

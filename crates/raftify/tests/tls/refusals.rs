@@ -128,7 +128,8 @@ async fn a_client_without_a_role_can_do_nothing_and_is_told_so() {
     assert!(matches!(nobody.members().await, Err(ClientError::Rejected(_))));
     assert!(matches!(nobody.inspect().await, Err(ClientError::Rejected(_))));
     assert!(matches!(nobody.transfer_leader(None).await, Err(ClientError::Rejected(_))));
-    assert_eq!(node.raft_server().refused_requests(), 5);
+    assert!(matches!(nobody.events().await, Err(ClientError::Rejected(_))));
+    assert_eq!(node.raft_server().refused_requests(), 6);
     assert_eq!(node.raft_server().requests(), raftify::status::RequestCounts::default());
 }
 
@@ -145,6 +146,13 @@ async fn a_client_cannot_change_members_or_the_leader() {
     assert_eq!((&**roles, &**needed), ("client", "node, admin"));
     let refused = user.transfer_leader(Some(id(1))).await.unwrap_err();
     assert!(matches!(refused, ClientError::Rejected(RequestRejected::RoleMissing { .. })), "{refused:?}");
+    let refused = user.make_snapshot(id(1)).await.unwrap_err();
+    assert!(matches!(refused, ClientError::Rejected(RequestRejected::RoleMissing { .. })), "{refused:?}");
+    let refused = user.leave(id(1), true).await.unwrap_err();
+    assert!(matches!(refused, ClientError::Rejected(RequestRejected::RoleMissing { .. })), "{refused:?}");
+    let mut events = user.events().await.unwrap();
+    node.make_snapshot().await.unwrap();
+    assert!(within("an event", events.next()).await.unwrap().is_some());
     assert_eq!(node.raft_server().requests().membership_changes, 0);
 }
 

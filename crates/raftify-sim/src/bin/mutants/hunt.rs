@@ -83,6 +83,8 @@ fn is_simulated(mutant: Mutant) -> bool {
             | Mutant::RecoverKeepsOtherMembers
             | Mutant::RestoreKeepsClusterId
             | Mutant::CheckTrustsSnapshotData
+            | Mutant::SlowReaderHoldsUpTheNode
+            | Mutant::MissedEventsAreNotReported
     )
 }
 

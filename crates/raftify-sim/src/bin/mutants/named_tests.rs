@@ -361,6 +361,12 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         Mutant::FailedApplyIsSkipped => {
             (NODE, "state_machine::an_apply_that_fails_stops_the_node_and_is_not_skipped")
         }
+        Mutant::SlowReaderHoldsUpTheNode => {
+            (SHELL, "channels::node_events::tests::a_reader_that_reads_nothing_does_not_hold_up_the_node")
+        }
+        Mutant::MissedEventsAreNotReported => {
+            (SHELL, "channels::node_events::tests::a_slow_reader_is_told_exactly_how_many_events_it_missed")
+        }
     };
     TestName { target, name }
 }

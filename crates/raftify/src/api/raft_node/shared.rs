@@ -14,6 +14,7 @@ use crate::apply::applier::Query;
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::{Lifecycle, RunTask};
 use crate::channels::metrics::NodeMetrics;
+use crate::channels::node_events::NodeEvents;
 use crate::channels::reply::{Reply, channel};
 use crate::channels::request_queue::{Refused, RequestSender};
 use crate::security::dialer::Dialer;
@@ -36,6 +37,7 @@ pub(super) struct Shared<FSM: StateMachine> {
     /// The proposals of this node's user.
     pub(super) proposals: Arc<InFlight>,
     pub(super) metrics: Arc<NodeMetrics>,
+    pub(super) events: Arc<NodeEvents>,
 }
 
 impl<FSM: StateMachine> Shared<FSM> {

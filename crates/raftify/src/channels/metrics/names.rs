@@ -89,6 +89,10 @@ metrics! {
     SERVER_REQUESTS: Counter "raftify_server_requests_total", Count,
         "Requests that the gRPC server has received, by kind.";
     SERVER_CONNECTIONS: Gauge "raftify_server_connections", Count, "Open connections to the gRPC server.";
+    SERVER_REFUSED_HANDSHAKES: Counter "raftify_server_refused_handshakes_total", Count,
+        "Connections that were refused during the TLS handshake.";
+    SERVER_REFUSED_REQUESTS: Counter "raftify_server_refused_requests_total", Count,
+        "Requests that were refused because the certificate does not permit them, or without TLS.";
     PEER_SENT_MESSAGES: Counter "raftify_peer_sent_messages_total", Count, "Raft messages sent to a peer.";
     PEER_SENT_BYTES: Counter "raftify_peer_sent_bytes_total", Bytes,
         "Encoded bytes of Raft messages sent to a peer.";

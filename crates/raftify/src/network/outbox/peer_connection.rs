@@ -18,7 +18,7 @@ use tonic::{Code, Response, Status};
 use tracing::{debug, info, warn};
 
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
-use crate::channels::metrics::PeerMetrics;
+use crate::channels::metrics::{NodeMetrics, PeerMetrics};
 use crate::network::outbox::peer_queue::{Batches, Introduction, PeerQueue};
 use crate::runtime::endpoint;
 use crate::security::dialer::Dialer;
@@ -68,8 +68,15 @@ struct ReachState {
 
 impl Reach {
     pub(crate) fn new(peer: NodeId, events: PeerEvents, metrics: PeerMetrics) -> Reach {
-        metrics.connected(false);
         Reach { peer, events, metrics, state: Mutex::default() }
+    }
+
+    /// The peer is a member: from now on, its metrics are recorded.
+    pub(crate) fn is_members(&self, metrics: &NodeMetrics) {
+        let state = self.state.lock();
+        if metrics.register(&self.metrics, self.peer) {
+            self.metrics.connected(state.answers);
+        }
     }
 
     /// Whether the peer is connected, and has identified itself.

@@ -328,7 +328,6 @@ mod tests {
     use tokio_stream::StreamExt;
 
     use super::*;
-    use crate::channels::metrics::NodeMetrics;
 
     fn queue() -> Arc<PeerQueue> {
         let peer = NodeId::new(2).unwrap();
@@ -347,7 +346,7 @@ mod tests {
             peer,
             introduction,
             &Config::default().check().unwrap(),
-            NodeMetrics::unrecorded().peer(peer),
+            PeerMetrics::default(),
         ))
     }
 

@@ -37,7 +37,8 @@ fn listed_roles(method: &str) -> Option<&'static [CertificateRole]> {
         "StreamMessages" | "InstallSnapshot" => &[Node],
         "Propose" | "ReadIndex" => &[Node, Client, Admin],
         "ChangeMembership" | "ReserveNodeId" | "TransferLeader" => &[Node, Admin],
-        "Inspect" | "Identify" => &[Node, Client, Admin],
+        "MakeSnapshot" | "Leave" => &[Admin],
+        "Inspect" | "Identify" | "Events" => &[Node, Client, Admin],
         _ => return None,
     })
 }

@@ -14,7 +14,9 @@ use raftify_core::{
 use tokio::sync::{oneshot, watch};
 
 use crate::channels::events::EarlierIncarnation;
+use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::{NodeMetrics, ReceivedMetrics};
+use crate::channels::node_events::NodeEvents;
 use crate::channels::request_queue::RequestSender;
 use crate::channels::server_counters::ServerCounters;
 use crate::network::outbox::Outbox;
@@ -51,6 +53,10 @@ pub(crate) struct ServerContext<R, S> {
     pub(crate) dialer: Dialer,
     /// The metrics of the node.
     pub(crate) metrics: Arc<NodeMetrics>,
+    /// The events of the node, for clients that subscribe.
+    pub(crate) events: Arc<NodeEvents>,
+    /// For a client that makes this node leave.
+    pub(crate) lifecycle: Lifecycle,
     /// Whether the node stops: it continues to serve until then.
     pub(crate) stops: watch::Receiver<bool>,
     /// The counters of the server.

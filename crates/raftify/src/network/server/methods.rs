@@ -15,8 +15,9 @@ use crate::network::server::install::{IncomingSnapshot, installed};
 use crate::network::server::service::Service;
 use crate::verbs::verb::{ServingNode, Verb};
 use crate::verbs::{
-    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
-    read_index::ReadIndex, reserve_node_id::ReserveNodeId, transfer_leader::TransferLeader,
+    change_membership::ChangeMembership, identify::Identify, inspect::Inspect, leave::Leave,
+    make_snapshot::MakeSnapshot, propose::Propose, read_index::ReadIndex, reserve_node_id::ReserveNodeId,
+    transfer_leader::TransferLeader,
 };
 use crate::wire::proto::raft_service_server::RaftService;
 use crate::wire::{self, RequestRejected, proto};
@@ -125,5 +126,24 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
 
     async fn identify(&self, request: Requested<Identify>) -> Replied<Identify> {
         self.serve::<Identify>(request).await
+    }
+
+    async fn make_snapshot(&self, request: Requested<MakeSnapshot>) -> Replied<MakeSnapshot> {
+        self.serve::<MakeSnapshot>(request).await
+    }
+
+    async fn leave(&self, request: Requested<Leave>) -> Replied<Leave> {
+        self.serve::<Leave>(request).await
+    }
+
+    type EventsStream = BoxStream<'static, Result<proto::EventsReply, Status>>;
+
+    async fn events(
+        &self,
+        request: Request<proto::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        count(&self.context.counters.event_streams);
+        self.context.admit_request(request.get_ref().header.as_ref())?;
+        Ok(Response::new(self.event_stream()))
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::channels::in_flight::InFlight;
+use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::NodeMetrics;
 use crate::channels::request_queue::RequestSender;
 use crate::channels::server_counters::count;
@@ -118,6 +119,10 @@ impl<R: ProposalReply, S: SnapshotStore> ServingNode for Service<R, S> {
 
     fn identify(&self, request: proto::IdentifyRequest) -> Result<Identification, RequestRejected> {
         self.context.identify(request)
+    }
+
+    fn lifecycle(&self) -> &Lifecycle {
+        &self.context.lifecycle
     }
 
     async fn closed(&self) {

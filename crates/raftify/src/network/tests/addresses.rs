@@ -1,5 +1,11 @@
 //! The addresses at which a node looks for peers, and which node it accepts as a peer.
 
+use std::collections::BTreeSet;
+
+use metrics::{
+    Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit, with_local_recorder,
+};
+use parking_lot::Mutex;
 use raftify_core::members::MemberRecord;
 
 use super::*;
@@ -119,4 +125,56 @@ async fn a_member_that_is_not_where_it_says_is_still_spoken_to_at_its_recorded_a
         b.next_messages().await;
     }
     assert!(other.requests.is_empty());
+}
+
+/// The peers of which a metric was registered.
+#[derive(Default)]
+struct Registered(Mutex<BTreeSet<String>>);
+
+impl Registered {
+    fn note(&self, key: &Key) {
+        let peers = key.labels().filter(|label| label.key() == "peer");
+        self.0.lock().extend(peers.map(|label| label.value().to_owned()));
+    }
+}
+
+impl Recorder for Registered {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        self.note(key);
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        self.note(key);
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        self.note(key);
+        Histogram::noop()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_members_get_metrics_however_many_ids_other_senders_name() {
+    let node = TestNode::start(1);
+    node.knows(&members([(1, &*node.address)]));
+    let registered = Registered::default();
+    let address = "127.0.0.1:1";
+    with_local_recorder(&registered, || {
+        for number in 2..40 {
+            let (id, incarnation) = (id(number), Incarnation(number));
+            let (members_as_of, started) = (LogIndex(9), Started::default());
+            node.outbox.hear_of(&Sender { id, incarnation, members_as_of, started }, address);
+        }
+    });
+    assert!(registered.0.lock().is_empty(), "{:?}", registered.0.lock());
+    with_local_recorder(&registered, || node.knows(&members([(1, &*node.address), (2, address)])));
+    assert_eq!(*registered.0.lock(), BTreeSet::from(["2".to_owned()]));
 }

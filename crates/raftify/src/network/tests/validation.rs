@@ -1,6 +1,9 @@
 //! The server accepts no sender and no bytes without validation.
 
 use super::*;
+use crate::verbs::leave::Leave;
+use crate::verbs::make_snapshot::MakeSnapshot;
+use crate::verbs::remote_node::CallError;
 
 /// Sends bytes as they are, where a message is expected.
 #[derive(Clone, Default)]
@@ -190,7 +193,23 @@ async fn a_node_without_a_cluster_refuses_messages_but_can_be_inspected() {
         log_cache_bytes: 0,
         durable: LogIndex(8),
         storage_full: Vec::new(),
+        disk: None,
     };
     reply.answer(Ok(inspection.clone()));
     assert_eq!(inspecting.await.unwrap(), Ok(inspection));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_another_node_than_the_one_that_answers_there_has_no_effect() {
+    let mut node = TestNode::start(2);
+    let within = Duration::from_secs(20);
+    let cluster = ClusterConnection::new([node.address.clone()], within).unwrap();
+    let remote = cluster.node(&node.address, tokio::time::Instant::now() + within).await.unwrap();
+    let other = RequestRejected::OtherNode { meant: id(1), own: id(2) };
+    let left = remote.call(Leave { id: id(1), force: true }, Forwarding::Allowed, within).await;
+    assert_eq!(left.map(|answered| answered.answer), Err(CallError::Rejected(other.clone())));
+    let taken = remote.call(MakeSnapshot { id: id(1) }, Forwarding::Allowed, within).await;
+    assert_eq!(taken.map(|answered| answered.answer), Err(CallError::Rejected(other)));
+    assert!(node.requests.try_recv().is_err(), "a request has reached the raft loop");
+    assert!(!node.lifecycle.is_leaving());
 }
