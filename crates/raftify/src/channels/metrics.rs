@@ -132,9 +132,10 @@ struct SnapshotMetrics {
 /// One of the server's counts.
 type Count = fn(&RequestCounts) -> u64;
 
-const REQUEST_KINDS: [(&str, Count); 9] = [
+const REQUEST_KINDS: [(&str, Count); 10] = [
     ("message_batch", |counts| counts.message_batches),
     ("snapshot", |counts| counts.snapshots),
+    ("stream_requests", |counts| counts.request_streams),
     ("propose", |counts| counts.proposals),
     ("change_membership", |counts| counts.membership_changes),
     ("reserve_node_id", |counts| counts.id_reservations),
@@ -178,7 +179,7 @@ pub(crate) struct NodeMetrics {
     apply_batch: Histogram,
     queue_lengths: [Gauge; 6],
     queue_limits: [Gauge; 6],
-    server_requests: [Counter; 9],
+    server_requests: [Counter; 10],
     server_connections: Gauge,
     snapshots: [SnapshotMetrics; 4],
     disk_free: Gauge,

@@ -97,6 +97,18 @@ where
         RaftClient { cluster: self.cluster.without_waiting(), types: PhantomData }
     }
 
+    /// The same client without streams: each request has a gRPC call of its own, as in a client that was
+    /// generated from the `.proto` file. That costs several times as much processor time, on both ends. Has
+    /// its own connections; clones that were made before keep theirs.
+    ///
+    /// By default, all proposals and reads for a node share one stream, many in each message; other requests
+    /// have calls of their own. A node whose program is older, and serves no streams, is called as if this
+    /// had been set.
+    #[must_use]
+    pub fn with_unary_calls(self) -> Self {
+        RaftClient { cluster: self.cluster.unary(), types: PhantomData }
+    }
+
     /// Replicates `entry` and returns the state machine's reply, as
     /// [`RaftNode::propose`](crate::RaftNode::propose) does on a node.
     ///
