@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -22,6 +22,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::runtime::calls::{self, Permit};
 use crate::runtime::endpoint::describe;
+use crate::runtime::yield_once::YieldOnce;
 use crate::verbs::asked_cluster::AskedCluster;
 use crate::verbs::verb::Client;
 use crate::wire::batches::BATCH_REQUESTS_MAX;
@@ -256,7 +257,8 @@ impl Drop for Open {
 
 impl Open {
     async fn run(self, mut client: Client) {
-        let requests = Requests { shared: Arc::clone(&self.shared), number: self.number };
+        let pause = YieldOnce::default();
+        let requests = Requests { shared: Arc::clone(&self.shared), number: self.number, pause };
         let ended = match client.stream_requests(requests).await {
             Ok(response) => self.read(response.into_inner()).await,
             Err(status) => Ended::unopened(&status),
@@ -345,6 +347,11 @@ impl Shared {
 }
 
 impl State {
+    /// Whether a request waits for the connection.
+    fn has_next(&self) -> bool {
+        self.calls.last_key_value().is_some_and(|(id, _)| *id > self.written)
+    }
+
     /// The requests for the next message: at most as many as fit into one, and at least one.
     fn next_batch(&mut self) -> Vec<proto::StreamedRequest> {
         let (mut requests, mut bytes, mut written) = (Vec::new(), 0, self.written);
@@ -367,21 +374,24 @@ impl State {
 struct Requests {
     shared: Arc<Shared>,
     number: u64,
+    pause: YieldOnce,
 }
 
 impl Stream for Requests {
     type Item = proto::RequestBatch;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<proto::RequestBatch>> {
-        let mut state = self.shared.state.lock();
-        if state.open != Some(self.number) {
+        let Requests { shared, number, pause } = self.get_mut();
+        let mut state = shared.state.lock();
+        if state.open != Some(*number) {
             // The requests of the table are for the next stream.
             return Poll::Ready(None);
         }
-        let items = state.next_batch();
-        if !items.is_empty() {
+        if state.has_next() {
+            ready!(pause.poll(context));
+            let items = state.next_batch();
             drop(state);
-            let header = Some(wire::header(self.shared.cluster.id()));
+            let header = Some(wire::header(shared.cluster.id()));
             return Poll::Ready(Some(proto::RequestBatch { header, items, ..Default::default() }));
         }
         if state.is_closing {

@@ -25,6 +25,7 @@ use tonic::{Request, Status, Streaming};
 use crate::channels::server_counters::count;
 use crate::network::server::connections::{ConnectionId, OpenStream};
 use crate::network::server::service::Service;
+use crate::runtime::yield_once::YieldOnce;
 use crate::verbs::verb::{ServingNode, StreamedVerb};
 use crate::verbs::{propose::Propose, read_index::ReadIndex};
 use crate::wire::proto::streamed_reply::Outcome;
@@ -76,7 +77,7 @@ pub(super) async fn open<R: ProposalReply, S: SnapshotStore>(
     };
     let context = Arc::clone(&service.context);
     let task = service.streams.spawn(unconstrained(serving.run(first, incoming))).abort_handle();
-    Ok(ReplyStream { outlet, header: Box::new(move || context.header()), task })
+    Ok(ReplyStream { outlet, header: Box::new(move || context.header()), pause: YieldOnce::default(), task })
 }
 
 /// A batch that is too long was not read completely: it is not known what else it requests.
@@ -375,6 +376,7 @@ impl Drop for EndedOutlet {
 pub(super) struct ReplyStream {
     outlet: Arc<Outlet>,
     header: Box<dyn Fn() -> Option<proto::Header> + Send>,
+    pause: YieldOnce,
     task: AbortHandle,
 }
 
@@ -388,7 +390,11 @@ impl Stream for ReplyStream {
     type Item = Result<proto::ReplyBatch, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut gathered = self.outlet.0.lock();
+        let ReplyStream { outlet, header, pause, .. } = self.get_mut();
+        let mut gathered = outlet.0.lock();
+        if !gathered.replies.is_empty() {
+            ready!(pause.poll(context));
+        }
         let items = gathered.next_batch();
         let mut closes = false;
         if items.is_empty() {
@@ -404,7 +410,6 @@ impl Stream for ReplyStream {
             }
         }
         drop(gathered);
-        let header = (self.header)();
-        Poll::Ready(Some(Ok(proto::ReplyBatch { header, items, closes, ..Default::default() })))
+        Poll::Ready(Some(Ok(proto::ReplyBatch { header: header(), items, closes, ..Default::default() })))
     }
 }
