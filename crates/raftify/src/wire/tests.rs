@@ -274,7 +274,7 @@ fn streamed(id: u64) -> proto::StreamedRequest {
 #[test]
 fn batches_are_read_as_they_were_written() {
     let requests = proto::RequestBatch {
-        header: Some(wire::header(None)),
+        header: Some(header(None)),
         items: (0..BATCH_REQUESTS_MAX as u64).map(streamed).collect(),
         ..proto::RequestBatch::default()
     };
