@@ -101,8 +101,7 @@ impl Client {
                     for path in &self.path {
                         let what = format!("{}, {callers} callers, {}", operation.name(), path.name());
                         work.reporter.step(what)?;
-                        let line =
-                            self.measure(work, &mut cluster, &runtime, *operation, *callers, *path)?;
+                        let line = self.measure(work, &mut cluster, &runtime, *operation, *callers, *path)?;
                         work.reporter.result(line.with("run", run))?;
                     }
                 }
@@ -253,7 +252,9 @@ impl Client {
                 };
                 runtime.block_on(runtime.spawn(closed_loop(callers, duration, read)))?
             }
-            other => Err(format!("the client layer measures propose and read-index, not {}", other.name()).into()),
+            other => {
+                Err(format!("the client layer measures propose and read-index, not {}", other.name()).into())
+            }
         }
     }
 }

@@ -315,7 +315,8 @@ impl ClusterConnection {
             return Ok(node.clone());
         }
         // The transport resolves names by itself; this lookup is for a clear error on an unknown name.
-        let unresolved = |reason: String| UnreachableNode::Unresolved { address: address.to_string(), reason };
+        let unresolved =
+            |reason: String| UnreachableNode::Unresolved { address: address.to_string(), reason };
         let patience = CONNECT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
         match timeout(patience, resolve(address)).await {
             Ok(Ok(found)) => drop(found.map_err(|error| unresolved(error.to_string()))?),

@@ -321,8 +321,7 @@ async fn all_callers_of_one_client_are_answered_once_while_leadership_changes() 
         })
         .collect();
     for _ in 0..3 {
-        until("leadership is transferred", async || client.transfer_leader(None).await.is_ok())
-            .await;
+        until("leadership is transferred", async || client.transfer_leader(None).await.is_ok()).await;
     }
     for caller in callers {
         within("all answers", caller).await.unwrap();

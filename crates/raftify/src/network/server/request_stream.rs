@@ -107,11 +107,7 @@ struct Serving<R, S: SnapshotStore> {
 impl<R: ProposalReply, S: SnapshotStore> Serving<R, S> {
     /// Serves until the client closes its side, or the server stops, or the client breaks the rules. Then
     /// answers all requests that it has taken.
-    async fn run(
-        mut self,
-        first: Option<proto::RequestBatch>,
-        mut incoming: Streaming<proto::RequestBatch>,
-    ) {
+    async fn run(mut self, first: Option<proto::RequestBatch>, mut incoming: Streaming<proto::RequestBatch>) {
         let (service, connection) = (self.service.clone(), self.connection.clone());
         let mut serving = FuturesUnordered::new();
         let mut closed = pin!(service.closed());
@@ -133,8 +129,7 @@ impl<R: ProposalReply, S: SnapshotStore> Serving<R, S> {
                 if has_ended || closed.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Ok(()));
                 }
-                let is_full =
-                    serving.len() >= REQUESTS_MAX || self.entry_bytes >= ENTRY_BYTES_MAX;
+                let is_full = serving.len() >= REQUESTS_MAX || self.entry_bytes >= ENTRY_BYTES_MAX;
                 let is_full = is_full || !self.outlet.0.has_room(serving.len(), context);
                 if is_full && !raftify_core::mutated!(StreamHasNoLimit) {
                     return Poll::Pending;
@@ -164,9 +159,9 @@ impl<R: ProposalReply, S: SnapshotStore> Serving<R, S> {
         let refusal = match self.service.admit(header) {
             Ok(()) => None,
             // The node serves another cluster than the client has found meanwhile.
-            Err(
-                refusal @ (RequestRejected::OtherCluster { .. } | RequestRejected::NoCluster { .. }),
-            ) => Some(refusal),
+            Err(refusal @ (RequestRejected::OtherCluster { .. } | RequestRejected::NoCluster { .. })) => {
+                Some(refusal)
+            }
             Err(refusal) => return Err(refusal),
         };
         let mut requests = Vec::with_capacity(batch.items.len());
@@ -346,8 +341,8 @@ impl Gathered {
         let (mut replies, mut taken) = (Vec::new(), 0);
         while let Some(reply) = self.replies.front() {
             let bytes = bytes_of(reply);
-            let is_full = taken + bytes > wire::BATCH_BYTES
-                || replies.len() == wire::batches::BATCH_REQUESTS_MAX;
+            let is_full =
+                taken + bytes > wire::BATCH_BYTES || replies.len() == wire::batches::BATCH_REQUESTS_MAX;
             if is_full && !replies.is_empty() {
                 break;
             }

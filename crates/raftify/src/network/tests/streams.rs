@@ -271,7 +271,10 @@ async fn a_client_that_has_closed_its_side_gets_all_replies_and_the_last_batch()
 }
 
 /// Some rounds over other connections: the server has had the time to read what it was about to read.
-async fn served_meanwhile(node: &mut TestNode, held: &mut Vec<Responder<LogIndex, raftify_core::error::ReadError>>) {
+async fn served_meanwhile(
+    node: &mut TestNode,
+    held: &mut Vec<Responder<LogIndex, raftify_core::error::ReadError>>,
+) {
     for _ in 0..5 {
         let cluster = ClusterConnection::new([node.address.clone()], PATIENCE).unwrap();
         let proposing = tokio::spawn(async move { cluster.propose(Bytes::from_static(b"probe")).await });
