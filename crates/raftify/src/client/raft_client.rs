@@ -120,9 +120,10 @@ where
     ///   or a retry would not have helped.
     ///
     /// # Cancel safety
-    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown. A dropped call does
-    /// not affect other calls: it continues in the background until the node answers. Up to 4096 calls,
-    /// with up to 64 MiB of entries, are under way to a node at once; further calls wait.
+    /// Dropping the future withdraws the proposal only if it was not sent yet; treat the outcome as unknown. A
+    /// dropped call does not affect other calls: once sent, it continues in the background until the node
+    /// answers. Up to 4096 calls, with up to 64 MiB of entries, are under way to a node at once; further
+    /// calls wait.
     pub async fn propose(&self, entry: &Entry) -> Result<FSM::Reply, ClientError<ProposeError>> {
         let encoded = entry.encode();
         let payload =
