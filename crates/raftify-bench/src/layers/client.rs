@@ -232,7 +232,7 @@ impl Client {
                         match client.propose(&payload).await {
                             Ok(_) => Ok(Outcome::Done),
                             Err(ClientError::Answer(ProposeError::Busy { .. })) => Ok(Outcome::Busy),
-                            Err(error) => Err(error.into()),
+                            Err(error) => Err(BoxError::from(error)),
                         }
                     }
                 };
@@ -246,7 +246,7 @@ impl Client {
                         match client.read_index().await {
                             Ok(_) => Ok(Outcome::Done),
                             Err(ClientError::Answer(ReadError::Busy { .. })) => Ok(Outcome::Busy),
-                            Err(error) => Err(error.into()),
+                            Err(error) => Err(BoxError::from(error)),
                         }
                     }
                 };
