@@ -7,7 +7,7 @@ use raftify::BoxError;
 
 use crate::Work;
 use crate::layers::{
-    cluster, core, disk, failover, http, join, log, memory, overload, path, read, restart, soak,
+    client, cluster, core, disk, failover, http, join, log, memory, overload, path, read, restart, soak,
 };
 use crate::node::NodeArguments;
 
@@ -72,6 +72,8 @@ pub(crate) enum Layer {
     Core(core::Core),
     /// Proposals on three nodes
     Cluster(cluster::ClusterRuns),
+    /// A remote client over gRPC, on three processes
+    Client(client::Client),
     /// The key-value store of the examples, over its web API
     Http(http::Http),
     /// Linearizable reads on three nodes
@@ -99,6 +101,7 @@ impl Layer {
             Layer::Log(layer) => layer.run(work),
             Layer::Core(layer) => layer.run(work),
             Layer::Cluster(layer) => layer.run(work),
+            Layer::Client(layer) => layer.run(work),
             Layer::Http(layer) => layer.run(work),
             Layer::Read(layer) => layer.run(work),
             Layer::Failover(layer) => layer.run(work),

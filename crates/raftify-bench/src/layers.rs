@@ -1,6 +1,7 @@
 //! The measured layers. Each layer runs in its own process, reports its results through
 //! [`Work::reporter`](crate::Work), and fails as a whole.
 
+pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod core;
 pub(crate) mod disk;

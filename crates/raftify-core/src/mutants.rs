@@ -171,6 +171,12 @@ mutants! {
     NoLeaderIsAnAnswer,
     /// -: an abandoned call resets its stream
     GivenUpCallsAreReset,
+    /// -: requests that were written to a stream that broke count as unsent, and are sent again
+    BrokenStreamMeansUnsent,
+    /// -: the replies of a stream are matched with its requests by their order
+    RepliesMatchedByOrder,
+    /// -: a node reads a stream of requests without limit, although the client receives no replies
+    StreamHasNoLimit,
     /// -: a request that was forwarded is forwarded again
     ForwardsForEver,
     /// -: a node forwards more requests than it would accept itself

@@ -14,3 +14,4 @@ pub(crate) mod stall_guard;
 pub(crate) mod timing;
 pub(crate) mod transport;
 pub(crate) mod worker;
+pub(crate) mod yield_once;

@@ -17,6 +17,7 @@ use crate::verbs::{
     change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
     read_index::ReadIndex, reserve_node_id::ReserveNodeId, transfer_leader::TransferLeader,
 };
+use crate::wire::proto::streamed_reply::Outcome;
 use crate::wire::{self, RequestRejected, message_from_wire, message_to_wire, proto};
 
 #[doc(hidden)]
@@ -41,7 +42,7 @@ pub fn read_wire(bytes: &[u8]) {
     use proto::{install_snapshot_reply, snapshot_chunk};
 
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 13 {
+    match which % 15 {
         0 => read_batch(bytes),
         1 => {
             let Ok(chunk) = proto::SnapshotChunk::decode(bytes) else { return };
@@ -69,10 +70,40 @@ pub fn read_wire(bytes: &[u8]) {
         9 => read_reply::<ReadIndex>(bytes),
         11 => read_event(bytes),
         10 => read_reply::<Identify>(bytes),
+        12 => {
+            let Ok(batch) = proto::RequestBatch::decode(bytes) else { return };
+            let _ = wire::check_header(batch.header.as_ref());
+            round_trips(&batch, batch.is_too_long);
+        }
+        13 => {
+            let Ok(batch) = proto::ReplyBatch::decode(bytes) else { return };
+            round_trips(&batch, batch.is_too_long);
+            for reply in batch.items {
+                read_outcome(reply.outcome);
+            }
+        }
         _ => {
             let _ = wire::decode_detail::<RequestRejected>(bytes);
             read_reply::<Inspect>(bytes);
         }
+    }
+}
+
+fn round_trips<M: Message + Default + PartialEq>(message: &M, is_too_long: bool) {
+    let again = M::decode(&*message.encode_to_vec()).ok();
+    assert!(is_too_long || again.as_ref() == Some(message), "a batch is read as it was written");
+}
+
+fn read_outcome(outcome: Option<Outcome>) {
+    match outcome {
+        Some(Outcome::Rejection(refusal)) => {
+            let _ = wire::decode_detail::<RequestRejected>(&refusal.detail);
+        }
+        Some(outcome) => {
+            let _ = Propose::from_streamed(outcome.clone());
+            let _ = ReadIndex::from_streamed(outcome);
+        }
+        None => {}
     }
 }
 

@@ -2,11 +2,14 @@
 //!
 //! A verb's file has its request, its answer and its error, its limits, its messages in `raft_service.proto`,
 //! the message of the core that it becomes, and what is special about it. The generic code is written once:
-//! `remote_node.rs` calls a verb on another node, the server serves it (`network/server/service.rs`), the
-//! outbox forwards it to the leader (`network/outbox/forwarding.rs`), the handle asks its own node
-//! (`api/raft_node/shared.rs`), and the remote client asks a cluster (`client/cluster_connection.rs`). A verb
-//! that only the node of its caller serves needs no file: it is a method of the handle.
+//! `remote_node.rs` calls a verb on another node, over the stream of `call_stream.rs` if a stream carries the
+//! verb, the server serves it (`network/server/service.rs`, `request_stream.rs`), the outbox forwards it to the
+//! leader (`network/outbox/forwarding.rs`), the handle asks its own node (`api/raft_node/shared.rs`), and the
+//! remote client asks a cluster (`client/cluster_connection.rs`). A verb that only the node of its caller
+//! serves needs no file: it is a method of the handle.
 
+pub(crate) mod asked_cluster;
+pub(crate) mod call_stream;
 pub(crate) mod change_membership;
 pub(crate) mod events;
 pub(crate) mod identify;

@@ -5,6 +5,7 @@
 //! is zero, no entry is out of order, and every number is known. It does not panic on arbitrary bytes. Called
 //! by the server, the outbox and the remote client; it does not decide which senders are trusted.
 
+pub(crate) mod batches;
 mod header;
 pub(crate) mod identification;
 mod limits;

@@ -136,9 +136,10 @@ struct SnapshotMetrics {
 /// One of the server's counts.
 type Count = fn(&RequestCounts) -> u64;
 
-const REQUEST_KINDS: [(&str, Count); 12] = [
+const REQUEST_KINDS: [(&str, Count); 13] = [
     ("message_batch", |counts| counts.message_batches),
     ("snapshot", |counts| counts.snapshots),
+    ("stream_requests", |counts| counts.request_streams),
     ("propose", |counts| counts.proposals),
     ("change_membership", |counts| counts.membership_changes),
     ("reserve_node_id", |counts| counts.id_reservations),
@@ -185,7 +186,7 @@ pub(crate) struct NodeMetrics {
     apply_batch: Histogram,
     queue_lengths: [Gauge; 6],
     queue_limits: [Gauge; 6],
-    server_requests: [Counter; 12],
+    server_requests: [Counter; 13],
     server_connections: Gauge,
     refused_handshakes: Counter,
     refused_requests: Counter,

@@ -12,6 +12,8 @@ pub struct RequestCounts {
     pub message_batches: u64,
     /// Snapshots that a leader wanted to install.
     pub snapshots: u64,
+    /// Calls that carry many proposals and reads, each of which is counted as well.
+    pub request_streams: u64,
     /// Proposals.
     pub proposals: u64,
     /// Changes of the membership.
@@ -47,6 +49,7 @@ pub(crate) struct ServerCounters {
     pub(crate) open_connections: AtomicUsize,
     pub(crate) message_batches: AtomicU64,
     pub(crate) snapshots: AtomicU64,
+    pub(crate) request_streams: AtomicU64,
     pub(crate) proposals: AtomicU64,
     pub(crate) membership_changes: AtomicU64,
     pub(crate) id_reservations: AtomicU64,
@@ -67,6 +70,7 @@ impl ServerCounters {
         RequestCounts {
             message_batches: count(&self.message_batches),
             snapshots: count(&self.snapshots),
+            request_streams: count(&self.request_streams),
             proposals: count(&self.proposals),
             membership_changes: count(&self.membership_changes),
             id_reservations: count(&self.id_reservations),

@@ -1,7 +1,7 @@
 //! An untyped connection to a cluster: finds the leader, retries the requests that are safe to retry, and
 //! follows the members.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ use crate::runtime::calls::CallPermits;
 use crate::runtime::endpoint::endpoint;
 use crate::runtime::transport::resolve;
 use crate::security::dialer::Dialer;
-use crate::verbs::remote_node::{AskedCluster, CallError, RemoteNode};
+use crate::verbs::asked_cluster::AskedCluster;
+use crate::verbs::remote_node::{CallError, RemoteNode};
 use crate::verbs::verb::{Answered, Verb};
 use crate::verbs::{
     change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
@@ -44,7 +45,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 pub(crate) struct ClusterConnection {
     pub(crate) deadline: Duration,
     waits_for_leader: bool,
-    pub(crate) given: Arc<[String]>,
+    /// Each request has a call of its own.
+    is_unary: bool,
+    pub(crate) given: Arc<[Arc<str>]>,
     pub(crate) dialer: Dialer,
     pub(crate) cluster: Arc<AskedCluster>,
     known: Arc<Mutex<Known>>,
@@ -54,8 +57,8 @@ pub(crate) struct ClusterConnection {
 struct Known {
     /// The addresses in this order: the node that answered last comes first, an unresponsive node comes
     /// last.
-    addresses: Vec<String>,
-    nodes: BTreeMap<String, RemoteNode>,
+    addresses: Vec<Arc<str>>,
+    nodes: BTreeMap<Arc<str>, RemoteNode>,
     /// The membership index of the addresses; zero for the addresses given by the user.
     as_of: LogIndex,
     /// Whether a request for the members is under way.
@@ -84,10 +87,10 @@ impl ClusterConnection {
         for address in &addresses {
             check_address(address)?;
         }
-        let given = addresses.clone().into();
-        let known = Known { addresses, nodes: BTreeMap::new(), as_of: LogIndex::ZERO, is_refreshing: false };
-        let (cluster, known, dialer) = (Arc::default(), Arc::new(Mutex::new(known)), Dialer::default());
-        Ok(ClusterConnection { deadline, waits_for_leader: true, given, dialer, cluster, known })
+        let given: Arc<[Arc<str>]> = addresses.into_iter().map(Arc::from).collect();
+        let (cluster, known, dialer) = (Arc::default(), Known::only(&given), Dialer::default());
+        let waits_for_leader = true;
+        Ok(ClusterConnection { deadline, waits_for_leader, is_unary: false, given, dialer, cluster, known })
     }
 
     /// The same connection with this dialer, before its first request.
@@ -97,9 +100,12 @@ impl ClusterConnection {
 
     /// The same addresses without the connections so far.
     pub(crate) fn unconnected(self) -> ClusterConnection {
-        let addresses = self.given.to_vec();
-        let known = Known { addresses, nodes: BTreeMap::new(), as_of: LogIndex::ZERO, is_refreshing: false };
-        ClusterConnection { known: Arc::new(Mutex::new(known)), ..self }
+        ClusterConnection { known: Known::only(&self.given), ..self }
+    }
+
+    /// The same addresses, with a call of its own for each request.
+    pub(crate) fn unary(self) -> ClusterConnection {
+        ClusterConnection { is_unary: true, ..self.unconnected() }
     }
 
     /// The same connection with this limit for a request.
@@ -200,7 +206,7 @@ impl ClusterConnection {
     }
 
     /// The addresses to try: the known members, and last the addresses given by the user.
-    pub(crate) fn addresses(&self) -> Vec<String> {
+    pub(crate) fn addresses(&self) -> Vec<Arc<str>> {
         let mut addresses = self.lock().addresses.clone();
         for given in self.given.iter() {
             if !addresses.contains(given) {
@@ -242,12 +248,12 @@ impl ClusterConnection {
     /// rejects the request, waiting would not help.
     async fn round<V: Verb, T>(
         &self,
-        addresses: Vec<String>,
+        addresses: Vec<Arc<str>>,
         until: Instant,
         verb: &V,
         accept: &impl Fn(Answered<V::Answer>) -> Result<T, CallError<V::Error>>,
-    ) -> Result<(String, T), RoundFailure<V::Error>> {
-        let mut round = Round { waiting: addresses.into(), tried: BTreeSet::new() };
+    ) -> Result<(Arc<str>, T), RoundFailure<V::Error>> {
+        let mut round = Round { waiting: addresses.into(), tried: Vec::new() };
         let mut unreachable = Vec::new();
         let mut rejected = None;
         let mut later = None;
@@ -267,13 +273,14 @@ impl ClusterConnection {
             match answered.and_then(accept) {
                 Ok(result) => return Ok((address, result)),
                 Err(CallError::NotSent(reason)) => {
+                    let address = address.to_string();
                     unreachable.push(UnreachableNode::NotConnected { address, reason });
                 }
                 Err(CallError::Rejected(refusal)) => rejected = Some(refusal),
                 Err(CallError::Refused(error)) => match error.again() {
                     Again::Never => return Err(RoundFailure::Final(ClientError::Answer(error))),
                     Again::At(leader) => {
-                        round.next_is(leader.address.clone());
+                        round.next_is(&leader.address);
                         later = Some(error);
                     }
                     Again::Later => later = Some(error),
@@ -303,12 +310,17 @@ impl ClusterConnection {
         self.known.lock()
     }
 
-    pub(crate) async fn node(&self, address: &str, until: Instant) -> Result<RemoteNode, UnreachableNode> {
+    pub(crate) async fn node(
+        &self,
+        address: &Arc<str>,
+        until: Instant,
+    ) -> Result<RemoteNode, UnreachableNode> {
         if let Some(node) = self.lock().nodes.get(address) {
             return Ok(node.clone());
         }
         // The transport resolves names by itself; this lookup is for a clear error on an unknown name.
-        let unresolved = |reason: String| UnreachableNode::Unresolved { address: address.to_owned(), reason };
+        let unresolved =
+            |reason: String| UnreachableNode::Unresolved { address: address.to_string(), reason };
         let patience = CONNECT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
         match timeout(patience, resolve(address)).await {
             Ok(Ok(found)) => drop(found.map_err(|error| unresolved(error.to_string()))?),
@@ -316,20 +328,27 @@ impl ClusterConnection {
             Err(_) => return Err(unresolved(format!("no answer within {patience:?}"))),
         }
         let endpoint = endpoint(address, CONNECT_TIMEOUT).map_err(|error| UnreachableNode::NotConnected {
-            address: address.to_owned(),
+            address: address.to_string(),
             reason: error.to_string(),
         })?;
         let (channel, cluster) = (self.dialer.connect_lazily(&endpoint), Arc::clone(&self.cluster));
-        let node = RemoteNode::new(channel, CallPermits::of_client(), cluster);
-        self.lock().nodes.insert(address.to_owned(), node.clone());
-        Ok(node)
+        let connect = if self.is_unary { RemoteNode::unary } else { RemoteNode::new };
+        let node = connect(channel, CallPermits::of_client(), cluster);
+        // Of two callers that connect at once, both use the first connection.
+        Ok(self.lock().nodes.entry(Arc::clone(address)).or_insert(node).clone())
     }
 }
 
 impl Known {
+    /// The addresses given by the user, without connections.
+    fn only(given: &[Arc<str>]) -> Arc<Mutex<Known>> {
+        let (addresses, nodes, as_of) = (given.to_vec(), BTreeMap::new(), LogIndex::ZERO);
+        Arc::new(Mutex::new(Known { addresses, nodes, as_of, is_refreshing: false }))
+    }
+
     /// From now on, the client uses the members of this membership: the one that answered last, then the
     /// leader, then the others.
-    fn follow(&mut self, members: &Members, leader: Option<NodeId>, given: &[String]) {
+    fn follow(&mut self, members: &Members, leader: Option<NodeId>, given: &[Arc<str>]) {
         if members.as_of() <= self.as_of || members.is_empty() {
             return;
         }
@@ -337,7 +356,7 @@ impl Known {
         let last = self.addresses.first().cloned();
         let mut listed: Vec<&Member> = members.iter().collect();
         listed.sort_by_key(|member| (Some(member.id) != leader, member.role != MemberRole::Voter, member.id));
-        self.addresses = listed.into_iter().map(|member| member.address.clone()).collect();
+        self.addresses = listed.into_iter().map(|member| member.address.as_str().into()).collect();
         if let Some(last) = last.filter(|last| self.addresses.contains(last)) {
             self.prefer(&last);
         }
@@ -346,17 +365,20 @@ impl Known {
     }
 
     /// The next request goes there first.
-    fn prefer(&mut self, address: &str) {
+    fn prefer(&mut self, address: &Arc<str>) {
+        if self.addresses.first() == Some(address) {
+            return;
+        }
         // A node that is no longer a member, or that only a hint has named, is not added because it answered.
-        let is_listed = self.addresses.iter().any(|known| known == address);
+        let is_listed = self.addresses.contains(address);
         if self.as_of == LogIndex::ZERO || is_listed {
             self.addresses.retain(|known| known != address);
-            self.addresses.insert(0, address.to_owned());
+            self.addresses.insert(0, Arc::clone(address));
         }
     }
 
     /// The next request goes there last.
-    fn defer(&mut self, address: &str) {
+    fn defer(&mut self, address: &Arc<str>) {
         if let Some(place) = self.addresses.iter().position(|known| known == address) {
             self.addresses[place..].rotate_left(1);
         }
@@ -365,22 +387,22 @@ impl Known {
 
 /// One round of asking every node once.
 struct Round {
-    waiting: VecDeque<String>,
-    tried: BTreeSet<String>,
+    waiting: VecDeque<Arc<str>>,
+    tried: Vec<Arc<str>>,
 }
 
 impl Round {
-    fn next(&mut self) -> Option<String> {
+    fn next(&mut self) -> Option<Arc<str>> {
         let address = self.waiting.pop_front()?;
-        self.tried.insert(address.clone());
+        self.tried.push(Arc::clone(&address));
         Some(address)
     }
 
     /// If two nodes take each other for the leader, the round still ends: no node is tried twice.
-    fn next_is(&mut self, address: String) {
-        if !self.tried.contains(&address) && check_address(&address).is_ok() {
-            self.waiting.retain(|waiting| *waiting != address);
-            self.waiting.push_front(address);
+    fn next_is(&mut self, address: &str) {
+        if !self.tried.iter().any(|tried| **tried == *address) && check_address(address).is_ok() {
+            self.waiting.retain(|waiting| **waiting != *address);
+            self.waiting.push_front(address.into());
         }
     }
 }

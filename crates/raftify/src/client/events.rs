@@ -69,7 +69,7 @@ impl ClusterConnection {
             let left = CONNECT_TIMEOUT.min(until.saturating_duration_since(Instant::now()));
             let outcome = timeout(left, self.subscribe(address)).await;
             let reason = match outcome {
-                Ok(Ok(stream)) => return Ok(RemoteEvents { address: address.clone(), stream }),
+                Ok(Ok(stream)) => return Ok(RemoteEvents { address: address.to_string(), stream }),
                 Ok(Err(NotSubscribed::Rejected(rejection))) => {
                     rejected = Some(rejection);
                     continue;
@@ -77,7 +77,7 @@ impl ClusterConnection {
                 Ok(Err(NotSubscribed::Unreachable(reason))) => reason,
                 Err(_) => format!("no answer within {} ms", left.as_millis()),
             };
-            unreachable.push(UnreachableNode::NotConnected { address: address.clone(), reason });
+            unreachable.push(UnreachableNode::NotConnected { address: address.to_string(), reason });
         }
         Err(rejected.map_or(ClientError::Unreachable(unreachable), ClientError::Rejected))
     }

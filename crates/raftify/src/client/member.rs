@@ -26,7 +26,7 @@ impl ClusterConnection {
             });
         };
         let address = member.address.clone();
-        let node = match self.node(&address, until).await {
+        let node = match self.node(&address.as_str().into(), until).await {
             Ok(node) => node,
             Err(problem) => return Err(ClientError::Unreachable(vec![problem])),
         };

@@ -104,6 +104,18 @@ where
         RaftClient { cluster: self.cluster.without_waiting(), types: PhantomData }
     }
 
+    /// The same client without streams: each request has a gRPC call of its own, as in a client that was
+    /// generated from the `.proto` file. That costs several times as much processor time, on both ends. Has
+    /// its own connections; clones that were made before keep theirs.
+    ///
+    /// By default, all proposals and reads for a node share one stream, many in each message; other requests
+    /// have calls of their own. A node whose program is older, and serves no streams, is called as if this
+    /// had been set.
+    #[must_use]
+    pub fn with_unary_calls(self) -> Self {
+        RaftClient { cluster: self.cluster.unary(), types: PhantomData }
+    }
+
     /// Replicates `entry` and returns the state machine's reply, as
     /// [`RaftNode::propose`](crate::RaftNode::propose) does on a node.
     ///
@@ -115,9 +127,10 @@ where
     ///   or a retry would not have helped.
     ///
     /// # Cancel safety
-    /// Dropping the future does not withdraw the proposal; treat the outcome as unknown. A dropped call does
-    /// not affect other calls: it continues in the background until the node answers. Up to 4096 calls,
-    /// with up to 64 MiB of entries, are under way to a node at once; further calls wait.
+    /// Dropping the future withdraws the proposal only if it was not sent yet; treat the outcome as unknown. A
+    /// dropped call does not affect other calls: once sent, it continues in the background until the node
+    /// answers. Up to 4096 calls, with up to 64 MiB of entries, are under way to a node at once; further
+    /// calls wait.
     pub async fn propose(&self, entry: &Entry) -> Result<FSM::Reply, ClientError<ProposeError>> {
         let encoded = entry.encode();
         let payload =

@@ -38,7 +38,7 @@ use crate::channels::in_flight::InFlight;
 use crate::channels::metrics::{NodeMetrics, PeerMetrics};
 use crate::channels::reply::RemoteReply;
 use crate::network::outbox::forwarding::{Leader, Unsent};
-use crate::network::outbox::peer_connection::{PeerConnection, Reach, Target};
+use crate::network::outbox::peer_connection::{PeerConnection, PeerLink, Reach, Target};
 use crate::network::outbox::peer_queue::{Introduction, PeerQueue};
 use crate::network::outbox::snapshot_sender::{Failures, SnapshotReport, SnapshotSender, SnapshotTransfer};
 use crate::runtime::calls::CallPermits;
@@ -47,7 +47,7 @@ use crate::runtime::log_throttle::LogThrottle;
 use crate::runtime::worker::Blocking;
 use crate::security::dialer::Dialer;
 use crate::verbs::read_index::ReadIndex;
-use crate::verbs::remote_node::{AskedCluster, CallError, RemoteNode};
+use crate::verbs::remote_node::{CallError, RemoteNode};
 use crate::verbs::verb::Verb;
 use crate::wire;
 
@@ -113,8 +113,7 @@ struct Peer {
     queue: Arc<PeerQueue>,
     reach: Arc<Reach>,
     /// For everything except signals. Connects by itself on use.
-    channel: Arc<Mutex<Channel>>,
-    calls: CallPermits,
+    link: Arc<Mutex<PeerLink>>,
     stream_task: AbortHandle,
     /// The last snapshot to send.
     snapshot_task: Option<AbortHandle>,
@@ -139,7 +138,7 @@ impl Peer {
     }
 
     fn channel(&self) -> Channel {
-        self.channel.lock().clone()
+        self.link.lock().channel.clone()
     }
 }
 
@@ -382,10 +381,9 @@ impl Outbox {
 
     fn node(&self, id: NodeId) -> Option<RemoteNode> {
         let state = self.shared.state.lock();
-        let (identity, ..) = state.own.as_ref()?;
         let peer = state.peers.get(&id)?;
-        let cluster = Arc::new(AskedCluster::of(identity.cluster_id));
-        Some(RemoteNode::new(peer.channel(), peer.calls.clone(), cluster))
+        let link = peer.link.lock();
+        Some(link.node.clone())
     }
 }
 
@@ -472,10 +470,13 @@ impl Shared {
                 }
             };
             let dialer = self.dialer.to(id, identity.cluster_id);
+            let calls =
+                CallPermits::new(self.config.proposals_in_flight_max, self.config.uncommitted_bytes_max);
             let channel = {
                 let _on_runtime = self.runtime.enter(); // The channel starts a task.
-                Arc::new(Mutex::new(dialer.connect_lazily(&endpoint)))
+                dialer.connect_lazily(&endpoint)
             };
+            let link = Arc::new(Mutex::new(PeerLink::new(channel, calls, identity.cluster_id)));
             let metrics = PeerMetrics::default();
             let queue = Arc::new(PeerQueue::new(id, introduction, &self.config, metrics.clone()));
             let reach = Arc::new(Reach::new(id, self.events.clone(), metrics));
@@ -489,7 +490,7 @@ impl Shared {
                 target: target.subscribe(),
                 is_up: Arc::clone(&is_up),
                 queue: Arc::clone(&queue),
-                channel: Arc::clone(&channel),
+                link: Arc::clone(&link),
                 dialer,
                 reach: Arc::clone(&reach),
                 events: self.events.clone(),
@@ -500,11 +501,7 @@ impl Shared {
                 is_up,
                 queue,
                 reach,
-                channel,
-                calls: CallPermits::new(
-                    self.config.proposals_in_flight_max,
-                    self.config.uncommitted_bytes_max,
-                ),
+                link,
                 stream_task: self.spawn(&mut state.tasks, connection.keep()),
                 snapshot_task: None,
                 snapshot_failures: Failures::default(),

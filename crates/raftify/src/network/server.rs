@@ -2,8 +2,8 @@
 //!
 //! It translates and validates (version, group, cluster, receiver, sender, form) and makes no decisions: a
 //! valid request goes into the raft loop's bounded queue, and the answer back to the caller. Streams of
-//! messages wait for room in the queue, so that a busy node slows its peers down; single requests are
-//! answered `Busy` instead. Incoming snapshots go chunk by chunk into the snapshot store and reach the loop
+//! messages wait for room in the queue, so that a busy node slows its peers down; requests, alone or in the
+//! batches of a stream, are answered `Busy` instead. Incoming snapshots go chunk by chunk into the snapshot store and reach the loop
 //! when they are complete and durable.
 
 mod abortable;
@@ -14,6 +14,7 @@ mod events;
 mod health;
 mod install;
 mod methods;
+mod request_stream;
 mod service;
 mod snapshot_receiver;
 
@@ -26,6 +27,7 @@ use futures_util::stream::StreamExt;
 use raftify_core::{ProposalReply, SnapshotStore};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tracing::debug;
 
@@ -92,9 +94,14 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         Arc::clone(&context.snapshot_bytes_received),
     );
     let snapshots = Arc::new(snapshots);
-    let proposals = InFlight::new(&context.config);
-    let service =
-        Service { context: Arc::new(context), closing, snapshots: Arc::clone(&snapshots), proposals };
+    let streams = TaskTracker::new();
+    let service = Service {
+        proposals: InFlight::new(&context.config),
+        context: Arc::new(context),
+        closing,
+        snapshots: Arc::clone(&snapshots),
+        streams: streams.clone(),
+    };
     let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
     let service = Authorised::new(service, authorised);
     let (health, health_service) = HealthReport::new::<RaftServiceServer<Service<R, S>>>().await;
@@ -133,5 +140,8 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
             }
         },
     };
+    // Each ended with its connection, or is just ending.
+    streams.close();
+    let _ = timeout(SHUTDOWN_GRACE, streams.wait()).await;
     ended.map_err(|error| io::Error::other(with_sources(&error)))
 }

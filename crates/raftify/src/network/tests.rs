@@ -6,6 +6,7 @@ mod calls;
 mod client;
 mod health;
 mod snapshots;
+mod streams;
 mod validation;
 
 use std::io::Write as _;
@@ -50,6 +51,9 @@ use crate::wire::{self, RequestRejected, proto, service};
 use snapshots::TestSnapshots;
 
 const CLUSTER: ClusterId = ClusterId(0xc1);
+
+/// The nodes cannot decode this entry.
+const UNDECODABLE: &[u8] = b"undecodable";
 
 fn id(id: u64) -> NodeId {
     NodeId::new(id).unwrap()
@@ -149,7 +153,10 @@ impl TestNode {
             outbox: outbox.clone(),
             blocking: Blocking::new(),
             remote_reply: Reply::Remote,
-            check_entry: |_| Ok(()),
+            check_entry: |payload| match payload == UNDECODABLE {
+                true => Err("the test says so".to_owned()),
+                false => Ok(()),
+            },
         };
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(serve(Listener::Tcp(listener), context, async { drop(stopped.await) }));

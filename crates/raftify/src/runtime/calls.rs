@@ -5,6 +5,7 @@
 //! would reset its stream, and HTTP/2 closes a connection with too many resets, which would break all other
 //! calls. So a caller that abandons every call uses a bounded number of slots, and no more.
 
+use std::error::Error as _;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::transport::{Channel, Error};
-use tonic::{Request, Response, Status};
+use tonic::{ConnectError, Request, Response, Status};
 
 /// How many calls of a client may be under way to one node; further calls wait.
 const CLIENT_CALLS_MAX: usize = 4096;
@@ -42,7 +43,7 @@ pub(crate) struct CallPermits {
 }
 
 /// The permit of one call, until it is dropped.
-type Permit = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+pub(crate) type Permit = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 impl CallPermits {
     pub(crate) fn new(count: usize, bytes: u64) -> CallPermits {
@@ -67,7 +68,7 @@ impl CallPermits {
     }
 
     /// Waiting calls get their permits in order of arrival. `None`: no permit was available in time.
-    async fn enter(&self, payload_bytes: u64, until: Instant) -> Option<Permit> {
+    pub(crate) async fn enter(&self, payload_bytes: u64, until: Instant) -> Option<Permit> {
         let units = u32::try_from(payload_bytes / UNIT_BYTES).unwrap_or(u32::MAX).min(self.units_max);
         let enter = async {
             let count = Arc::clone(&self.count).acquire_owned().await.ok()?;
@@ -99,6 +100,31 @@ pub(crate) enum NoResponse {
     TimedOut,
 }
 
+/// The time of a deadline. The longest ones exceed the range of a clock.
+pub(crate) fn deadline(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(365 * 24 * 60 * 60))
+}
+
+/// Whether the request of a failed call was certainly not read: there was no connection, or the node has
+/// declared that it did not, and will not, process it, by refusing its stream, or by a GOAWAY frame that names
+/// an earlier stream as the last processed one (RFC 9113, sections 6.8 and 8.7).
+pub(crate) fn is_unread(status: &Status) -> bool {
+    let is_refused = |error: &h2::Error| {
+        error.is_remote()
+            && (error.is_go_away()
+                || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
+    };
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<ConnectError>() || error.downcast_ref().is_some_and(is_refused) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
 /// Makes one call, with its own permit. If the future is dropped, a call that has begun continues.
 pub(crate) async fn call<T, Call>(
     places: &CallPermits,
@@ -110,9 +136,7 @@ where
     T: Send + 'static,
     Call: Future<Output = Result<Response<T>, Status>> + Send + 'static,
 {
-    // The longest deadlines exceed the range of a clock.
-    let now = Instant::now();
-    let until = now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(365 * 24 * 60 * 60));
+    let until = deadline(timeout);
     let place = places.enter(payload_bytes, until).await.ok_or(NoResponse::NoPermit)?;
     let mark = Mark::default();
     let call = call(mark.clone());

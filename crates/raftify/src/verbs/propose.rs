@@ -7,7 +7,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::channels::reply::dropped;
-use crate::verbs::verb::{Asked, Counter, LeaderVerb, Served, ServingNode, Setting, Verb, ask, messages};
+use crate::verbs::verb::{
+    Asked, Counter, LeaderVerb, NotAnswered, Served, ServingNode, Setting, StreamedVerb, Verb, ask, messages,
+};
+use crate::wire::proto::{streamed_reply, streamed_request};
 use crate::wire::{self, proto};
 
 #[derive(Clone, Debug)]
@@ -43,6 +46,17 @@ impl Verb for Propose {
         request.payload.len()
     }
 
+    fn to_streamed(&self) -> Option<streamed_request::Verb> {
+        Some(streamed_request::Verb::Propose(self.payload.clone()))
+    }
+
+    fn from_streamed(outcome: streamed_reply::Outcome) -> Result<Bytes, NotAnswered> {
+        match outcome {
+            streamed_reply::Outcome::Reply(reply) => Ok(wire::owned(reply)),
+            _ => Err("it is for another verb".into()),
+        }
+    }
+
     /// A forwarded proposal is counted by the node at which it was proposed.
     async fn serve<N: ServingNode>(self, node: &N, forwarding: Forwarding) -> Served<Self> {
         let begin = Instant::now();
@@ -71,6 +85,12 @@ impl Propose {
         let request = ServerRequestMsg::ForLeader { request, forwarding };
         let answer = async { answer.await.unwrap_or_else(|_| Err(dropped())) };
         Ok(ask::<Self, N>(node, request, answer).await?.and_then(small_enough))
+    }
+}
+
+impl StreamedVerb for Propose {
+    fn to_outcome(reply: Bytes) -> streamed_reply::Outcome {
+        streamed_reply::Outcome::Reply(reply)
     }
 }
 

@@ -5,7 +5,10 @@ use raftify_core::error::ReadError;
 use raftify_core::{Forwarding, LocalRequestMsg, LogIndex, Responder, ServerRequestMsg};
 
 use crate::channels::reply::channel;
-use crate::verbs::verb::{Asked, Counter, Served, ServingNode, Setting, Verb, ask, messages};
+use crate::verbs::verb::{
+    Asked, Counter, NotAnswered, Served, ServingNode, Setting, StreamedVerb, Verb, ask, messages,
+};
+use crate::wire::proto::{streamed_reply, streamed_request};
 use crate::wire::{self, proto};
 
 #[derive(Clone, Debug)]
@@ -40,8 +43,25 @@ impl Verb for ReadIndex {
         Asked { header: request.header, forwarded: false, verb: Ok(ReadIndex) }
     }
 
+    fn to_streamed(&self) -> Option<streamed_request::Verb> {
+        Some(streamed_request::Verb::ReadIndex(proto::StreamedReadIndex {}))
+    }
+
+    fn from_streamed(outcome: streamed_reply::Outcome) -> Result<LogIndex, NotAnswered> {
+        match outcome {
+            streamed_reply::Outcome::Index(index) => Ok(wire::log_index("the commit index", index)?),
+            _ => Err("it is for another verb".into()),
+        }
+    }
+
     async fn serve<N: ServingNode>(self, node: &N, _: Forwarding) -> Served<Self> {
         let (reply, answer) = channel();
         ask::<Self, N>(node, ServerRequestMsg::ConfirmReadIndex { reply }, answer).await
+    }
+}
+
+impl StreamedVerb for ReadIndex {
+    fn to_outcome(index: LogIndex) -> streamed_reply::Outcome {
+        streamed_reply::Outcome::Index(index.0)
     }
 }

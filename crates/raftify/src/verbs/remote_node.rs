@@ -1,34 +1,26 @@
-//! Another node from the caller's side: the channel, and one call of a verb at a time.
+//! Another node from the caller's side: the channel, and the calls of verbs over it, over one shared stream for
+//! the verbs that a stream carries.
 //!
 //! Used by the outbox, which forwards requests to the leader, and by the remote client. It retries nothing
 //! and follows no hint; every call ends by its deadline and reports whether the request may have taken
 //! effect.
 
-use std::error::Error;
 use std::fmt::Display;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use raftify_core::{ClusterId, Forwarding, LogIndex, VerbError};
+use raftify_core::{Forwarding, VerbError};
+use tokio::time::Instant;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{ConnectError, Status};
 
 use crate::runtime::calls::{self, CallPermits, MarkedChannel, NoResponse};
 use crate::runtime::endpoint::describe;
+use crate::verbs::asked_cluster::AskedCluster;
+use crate::verbs::call_stream::{self, CallStream, NoReply};
 use crate::verbs::verb::{Answered, Client, NotAnswered, Verb};
+use crate::wire::proto::streamed_reply;
 use crate::wire::{self, RequestRejected, proto};
-
-/// Whether the node has declared that it did not, and will not, process the request: by refusing its stream,
-/// or by a GOAWAY frame that names an earlier stream as the last processed one (RFC 9113, sections 6.8 and
-/// 8.7).
-fn is_refused_unread(error: &(dyn Error + 'static)) -> bool {
-    error.downcast_ref::<h2::Error>().is_some_and(|error| {
-        error.is_remote()
-            && (error.is_go_away()
-                || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
-    })
-}
 
 /// Why one call to one node brought no result.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,12 +53,8 @@ impl<E: VerbError> CallError<E> {
         if let Some(refusal) = RequestRejected::from_status(status) {
             return CallError::Rejected(refusal);
         }
-        let mut source = status.source();
-        while let Some(error) = source {
-            if error.is::<ConnectError>() || is_refused_unread(error) {
-                return CallError::NotSent(describe(status));
-            }
-            source = error.source();
+        if calls::is_unread(status) {
+            return CallError::NotSent(describe(status));
         }
         CallError::Lost(describe(status))
     }
@@ -99,54 +87,43 @@ impl<E: VerbError> CallError<E> {
     }
 }
 
-/// The cluster of the requests: the known one, or else the cluster that gives the first result. Nodes of
-/// another cluster then reject requests: an address may belong to another cluster by now, and writes
-/// acknowledged there do not exist in this one.
-#[derive(Debug, Default)]
-pub(crate) struct AskedCluster {
-    id: OnceLock<ClusterId>,
-    /// The newest membership index in an answer of its nodes.
-    members_as_of: AtomicU64,
-}
-
-impl AskedCluster {
-    pub(crate) fn of(id: ClusterId) -> AskedCluster {
-        AskedCluster { id: id.into(), members_as_of: AtomicU64::new(0) }
-    }
-
-    pub(crate) fn id(&self) -> Option<ClusterId> {
-        self.id.get().copied()
-    }
-
-    pub(crate) fn members_as_of(&self) -> LogIndex {
-        LogIndex(self.members_as_of.load(Ordering::Relaxed))
-    }
-
-    /// Processes the header of a result.
-    fn learn(&self, header: Option<&proto::Header>) {
-        let Ok(Some(cluster_id)) = wire::check_header(header) else { return };
-        // The first cluster stays.
-        if *self.id.get_or_init(|| cluster_id) == cluster_id
-            && let Some(as_of) = header.and_then(|header| header.members_as_of)
-        {
-            self.members_as_of.fetch_max(as_of, Ordering::Relaxed);
-        }
-    }
-}
-
-/// One node, reached through one channel, which reconnects by itself.
+/// One node, reached through one channel, which reconnects by itself. A clone shares the channel, and the
+/// stream over it.
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteNode {
-    client: Client,
-    places: CallPermits,
-    cluster: Arc<AskedCluster>,
+    link: Arc<Link>,
     without_waiting: bool,
 }
 
+#[derive(Debug)]
+struct Link {
+    client: Client,
+    places: CallPermits,
+    cluster: Arc<AskedCluster>,
+    /// `None`: each request has a call of its own.
+    stream: Option<CallStream>,
+}
+
 impl RemoteNode {
-    /// Calls under way use permits from `places`.
+    /// Calls under way use permits from `places`. Those of the verbs that a stream carries share one.
     pub(crate) fn new(channel: Channel, places: CallPermits, cluster: Arc<AskedCluster>) -> RemoteNode {
-        RemoteNode { client: wire::service(MarkedChannel(channel)), places, cluster, without_waiting: false }
+        let stream = Some(CallStream::new(Arc::clone(&cluster)));
+        RemoteNode::with(channel, places, cluster, stream)
+    }
+
+    /// As [`new`](Self::new), with a call of its own for each request.
+    pub(crate) fn unary(channel: Channel, places: CallPermits, cluster: Arc<AskedCluster>) -> RemoteNode {
+        RemoteNode::with(channel, places, cluster, None)
+    }
+
+    fn with(
+        channel: Channel,
+        places: CallPermits,
+        cluster: Arc<AskedCluster>,
+        stream: Option<CallStream>,
+    ) -> RemoteNode {
+        let client = wire::service(MarkedChannel(channel));
+        RemoteNode { link: Arc::new(Link { client, places, cluster, stream }), without_waiting: false }
     }
 
     /// The same node with requests that fail at once if it knows no leader.
@@ -161,25 +138,78 @@ impl RemoteNode {
         forwarding: Forwarding,
         timeout: Duration,
     ) -> Result<Answered<V::Answer>, CallError<V::Error>> {
+        let Some((stream, request)) = self.link.stream.as_ref().zip(verb.to_streamed()) else {
+            return self.call_alone(verb, forwarding, timeout).await;
+        };
+        let until = calls::deadline(timeout);
+        let places = &self.link.places;
+        let Some(permit) = places.enter(call_stream::payload_bytes(&request), until).await else {
+            return Err(CallError::from_no_response(places, timeout, NoResponse::NoPermit));
+        };
+        let request = proto::StreamedRequest {
+            id: 0,
+            verb: Some(request),
+            forwarded: forwarding == Forwarding::Never,
+            without_waiting: self.without_waiting,
+        };
+        match stream.call(&self.link.client, request, permit, until).await {
+            Ok(outcome) => read_outcome::<V>(outcome),
+            Err(NoReply::NotServed) => {
+                let left = until.saturating_duration_since(Instant::now());
+                self.call_alone(verb, forwarding, left).await
+            }
+            Err(NoReply::NotSent(reason)) => Err(CallError::NotSent(reason)),
+            Err(NoReply::Rejected(refusal)) => Err(CallError::Rejected(refusal)),
+            Err(NoReply::Lost(reason)) => Err(CallError::Lost(reason)),
+            Err(NoReply::TimedOut) => Err(CallError::TimedOut(timeout)),
+        }
+    }
+
+    /// A call for this request alone.
+    async fn call_alone<V: Verb>(
+        &self,
+        verb: V,
+        forwarding: Forwarding,
+        timeout: Duration,
+    ) -> Result<Answered<V::Answer>, CallError<V::Error>> {
+        let Link { client, places, cluster, .. } = &*self.link;
         let header = match V::OF_ANY_CLUSTER {
             true => wire::header(None),
-            false => {
-                proto::Header { without_waiting: self.without_waiting, ..wire::header(self.cluster.id()) }
-            }
+            false => proto::Header { without_waiting: self.without_waiting, ..wire::header(cluster.id()) },
         };
         let request = verb.to_wire(header, forwarding == Forwarding::Never);
-        let (client, bytes) = (self.client.clone(), V::payload_bytes(&request) as u64);
-        let reply = calls::call(&self.places, bytes, timeout, |mark| V::send(client, mark.on(request))).await;
-        let reply = reply.map_err(|why| CallError::from_no_response(&self.places, timeout, why))?;
-        match V::from_reply(reply) {
-            Ok(answered) => {
-                if !V::OF_ANY_CLUSTER {
-                    self.cluster.learn(answered.header.as_ref());
-                }
-                Ok(answered)
-            }
-            Err(NotAnswered::Refusal(refusal)) => Err(CallError::from_wire(&refusal)),
-            Err(NotAnswered::Malformed(reason)) => Err(CallError::senseless(reason)),
+        let (client, bytes) = (client.clone(), V::payload_bytes(&request) as u64);
+        let reply = calls::call(places, bytes, timeout, |mark| V::send(client, mark.on(request))).await;
+        let reply = reply.map_err(|why| CallError::from_no_response(places, timeout, why))?;
+        let answered = read_answer::<V>(V::from_reply(reply))?;
+        if !V::OF_ANY_CLUSTER {
+            cluster.learn(answered.header.as_ref());
+        }
+        Ok(answered)
+    }
+}
+
+fn read_answer<V: Verb>(
+    answered: Result<Answered<V::Answer>, NotAnswered>,
+) -> Result<Answered<V::Answer>, CallError<V::Error>> {
+    answered.map_err(|why| match why {
+        NotAnswered::Refusal(refusal) => CallError::from_wire(&refusal),
+        NotAnswered::Malformed(reason) => CallError::senseless(reason),
+    })
+}
+
+/// The reply of a stream.
+fn read_outcome<V: Verb>(
+    outcome: streamed_reply::Outcome,
+) -> Result<Answered<V::Answer>, CallError<V::Error>> {
+    match outcome {
+        streamed_reply::Outcome::Rejection(proto::Refusal { message, detail }) => {
+            Err(wire::decode_detail(&detail).map_or(CallError::Lost(message), CallError::Rejected))
+        }
+        streamed_reply::Outcome::Refusal(refusal) => read_answer::<V>(Err(NotAnswered::Refusal(refusal))),
+        outcome => {
+            let answered = V::from_streamed(outcome).map(|answer| Answered { header: None, answer });
+            read_answer::<V>(answered)
         }
     }
 }

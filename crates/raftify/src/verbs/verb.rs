@@ -97,6 +97,23 @@ pub(crate) trait Verb: Clone + Send + 'static {
     fn to_reply(header: Option<proto::Header>, outcome: Result<Self::Answer, proto::Refusal>) -> Self::Reply;
 
     fn from_reply(reply: Self::Reply) -> Result<Answered<Self::Answer>, NotAnswered>;
+
+    /// The request as one of many in a batch; `None` for a verb that only has calls of its own.
+    fn to_streamed(&self) -> Option<proto::streamed_request::Verb> {
+        None
+    }
+
+    /// The answer to a request of a batch.
+    fn from_streamed(outcome: proto::streamed_reply::Outcome) -> Result<Self::Answer, NotAnswered> {
+        let _ = outcome;
+        Err("it is for another verb".into())
+    }
+}
+
+/// A verb whose requests also travel in batches over a stream.
+pub(crate) trait StreamedVerb: Verb {
+    /// The answer as the server writes it.
+    fn to_outcome(answer: Self::Answer) -> proto::streamed_reply::Outcome;
 }
 
 /// Who may request a verb over TLS, besides the roles that the server lists for its method.

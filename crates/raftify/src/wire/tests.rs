@@ -14,6 +14,7 @@ use raftify_core::{
 use tonic::Status;
 
 use super::*;
+use crate::wire::batches::BATCH_REQUESTS_MAX;
 use crate::wire::identification::{Identification, Plan};
 use crate::wire::limits::BATCH_BYTES;
 use crate::wire::message::entries_from_wire;
@@ -264,4 +265,35 @@ fn refusals_keep_their_type() {
     let error = ProposeError::Busy { waiting: 3 };
     assert_eq!(refusal_from_wire(&refusal_to_wire(&error)), Some(error));
     assert_eq!(RequestRejected::from_status(&Status::internal("of somebody else")), None);
+}
+
+fn streamed(id: u64) -> proto::StreamedRequest {
+    let verb = Some(proto::streamed_request::Verb::Propose(Bytes::from_static(b"entry")));
+    proto::StreamedRequest { id, verb, forwarded: id % 2 == 0, without_waiting: id % 3 == 0 }
+}
+
+#[test]
+fn batches_are_read_as_they_were_written() {
+    let requests = proto::RequestBatch {
+        header: Some(header(None)),
+        items: (0..BATCH_REQUESTS_MAX as u64).map(streamed).collect(),
+        ..proto::RequestBatch::default()
+    };
+    let bytes = requests.encode_to_vec();
+    assert_eq!(bytes.len(), requests.encoded_len());
+    assert_eq!(proto::RequestBatch::decode(&*bytes), Ok(requests));
+    let replies = proto::ReplyBatch { closes: true, ..proto::ReplyBatch::default() };
+    assert_eq!(proto::ReplyBatch::decode(&*replies.encode_to_vec()), Ok(replies));
+}
+
+/// Two bytes decode to a request of some fifty bytes.
+#[test]
+fn a_batch_of_millions_of_empty_requests_takes_the_memory_of_the_allowed_number() {
+    let empty = [0x12, 0];
+    let batch = proto::RequestBatch::decode(&*empty.repeat(4_000_000)).unwrap();
+    assert!(batch.is_too_long);
+    assert_eq!(batch.items.len(), BATCH_REQUESTS_MAX);
+    assert!(batch.items.capacity() <= 2 * BATCH_REQUESTS_MAX);
+    let batch = proto::RequestBatch::decode(&*empty.repeat(BATCH_REQUESTS_MAX)).unwrap();
+    assert!(!batch.is_too_long);
 }

@@ -49,6 +49,8 @@ async fn the_server_tells_where_it_listens_and_what_it_has_received() {
         nodes.iter().any(|node| node.raft().raft_server().requests().proposals > 0)
     })
     .await;
+    let streams = nodes.iter().map(|node| node.raft().raft_server().requests().request_streams);
+    assert!(streams.sum::<u64>() > 0, "a follower forwards over a stream");
     assert!(server.requests().message_batches > 0 && server.requests().identifications > 0);
     let max = raftify::RaftServer::connections_max();
     assert!((1..=max).contains(&server.open_connections()), "{}", server.open_connections());
@@ -295,6 +297,50 @@ async fn a_remote_client_is_served_through_any_member() {
     let addresses = nodes.iter().map(|node| node.address.clone());
     let client = raftify::RaftClient::<Change, Store>::new(addresses).unwrap();
     client.read_index().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_callers_of_one_client_are_answered_once_while_leadership_changes() {
+    let nodes = static_cluster(3).await;
+    agreed_leader(&nodes).await;
+    let addresses = nodes.iter().map(|node| node.address.clone());
+    let client = raftify::RaftClient::<Change, Store>::new(addresses).unwrap();
+    let callers: Vec<_> = (0..64)
+        .map(|caller| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                for round in 0..20 {
+                    match client.propose(&set(format!("{caller} {round}"), round)).await {
+                        Ok(before) => assert_eq!(before, None, "it is applied once"),
+                        Err(ClientError::Answer(ProposeError::Unknown(_))) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    client.read_index().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        until("leadership is transferred", async || client.transfer_leader(None).await.is_ok()).await;
+    }
+    for caller in callers {
+        within("all answers", caller).await.unwrap();
+    }
+    let streams = nodes.iter().map(|node| node.raft().raft_server().requests().request_streams);
+    assert!(streams.sum::<u64>() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_streams_is_served_as_well() {
+    let nodes = static_cluster(3).await;
+    let leader = agreed_leader(&nodes).await;
+    let client = raftify::RaftClient::<Change, Store>::new([nodes[leader].address.clone()]).unwrap();
+    let client = client.with_unary_calls();
+    until("it is served", async || client.propose(&set("key", "value")).await.is_ok()).await;
+    client.read_index().await.unwrap();
+    let requests = nodes[leader].raft().raft_server().requests();
+    assert!(requests.proposals > 0 && requests.reads > 0);
+    assert_eq!(nodes[leader].get("key").await, Some("value".to_owned()));
 }
 
 #[tokio::test]

@@ -77,6 +77,9 @@ fn is_simulated(mutant: Mutant) -> bool {
             | Mutant::BatchHasNoLimit
             | Mutant::RepeatsEntriesOnTheirWay
             | Mutant::ForwardsWithoutLimit
+            | Mutant::BrokenStreamMeansUnsent
+            | Mutant::RepliesMatchedByOrder
+            | Mutant::StreamHasNoLimit
             | Mutant::FailedApplyIsSkipped
             | Mutant::RecoverPicksByLength
             | Mutant::RecoverKeepsClusterId

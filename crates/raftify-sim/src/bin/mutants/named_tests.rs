@@ -303,6 +303,17 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             (BUGS, "bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes")
         }
         Mutant::ForwardsForEver => (BUGS, "a_request_that_was_forwarded_is_not_forwarded_again"),
+        Mutant::BrokenStreamMeansUnsent => {
+            (SHELL, "network::tests::client::the_client_never_repeats_what_may_have_happened")
+        }
+        Mutant::RepliesMatchedByOrder => {
+            (SHELL, "network::tests::streams::each_caller_gets_its_own_reply_in_whatever_order_they_come")
+        }
+        Mutant::StreamHasNoLimit => (
+            SHELL,
+            "network::tests::streams::\
+             a_client_that_sends_on_and_on_is_held_back_at_the_limit_of_unanswered_requests",
+        ),
         Mutant::ForwardsWithoutLimit => {
             (SHELL, "network::tests::a_node_forwards_no_more_than_it_would_take_itself")
         }

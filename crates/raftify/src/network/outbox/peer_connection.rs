@@ -20,8 +20,11 @@ use tracing::{debug, info, warn};
 use crate::channels::events::{PeerEvent, PeerEvents, send_event};
 use crate::channels::metrics::{NodeMetrics, PeerMetrics};
 use crate::network::outbox::peer_queue::{Batches, Introduction, PeerQueue};
+use crate::runtime::calls::CallPermits;
 use crate::runtime::endpoint;
 use crate::security::dialer::Dialer;
+use crate::verbs::asked_cluster::AskedCluster;
+use crate::verbs::remote_node::RemoteNode;
 use crate::wire::identification::Identification;
 use crate::wire::{self, RequestRejected, proto};
 
@@ -34,6 +37,27 @@ const REFUSED_DELAY: Duration = Duration::from_secs(5);
 /// How often a connected peer must identify itself again, until it is known. A joining node gets its identity
 /// after others have connected to it.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The connection to a peer for everything except signals.
+pub(crate) struct PeerLink {
+    pub(crate) channel: Channel,
+    /// For requests that are forwarded to the peer: those that are under way over an earlier connection
+    /// continue there.
+    pub(crate) node: RemoteNode,
+    calls: CallPermits,
+}
+
+impl PeerLink {
+    pub(crate) fn new(channel: Channel, calls: CallPermits, cluster_id: ClusterId) -> PeerLink {
+        let cluster = Arc::new(AskedCluster::of(cluster_id));
+        let node = RemoteNode::new(channel.clone(), calls.clone(), cluster);
+        PeerLink { channel, node, calls }
+    }
+
+    fn reconnect(&mut self, channel: Channel, cluster_id: ClusterId) {
+        *self = PeerLink::new(channel, self.calls.clone(), cluster_id);
+    }
+}
 
 /// The addresses of a peer, and the node that must answer there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,7 +210,7 @@ pub(crate) struct PeerConnection {
     pub(crate) is_up: Arc<Notify>,
     pub(crate) queue: Arc<PeerQueue>,
     /// For everything except signals: follows them to the address where the peer answers.
-    pub(crate) channel: Arc<Mutex<Channel>>,
+    pub(crate) link: Arc<Mutex<PeerLink>>,
     /// For this peer alone.
     pub(crate) dialer: Dialer,
     pub(crate) reach: Arc<Reach>,
@@ -300,7 +324,8 @@ impl PeerConnection {
             }
         }
         // A new connection: that of an earlier attempt may hang.
-        *self.channel.lock() = self.dialer.connect_lazily(&endpoint);
+        let cluster_id = self.target.borrow().cluster_id;
+        self.link.lock().reconnect(self.dialer.connect_lazily(&endpoint), cluster_id);
         let since = Instant::now();
         let ended = self.converse(address, channel, batches, answer).await;
         Ended { up_for: Some(since.elapsed()), ..ended }
@@ -314,7 +339,7 @@ impl PeerConnection {
         answer: Answer,
     ) -> Ended {
         let mut for_signals = wire::service(channel.clone());
-        let mut for_entries = wire::service(self.channel.lock().clone());
+        let mut for_entries = wire::service(self.link.lock().channel.clone());
         tokio::select! {
             biased;
             ended = for_signals.stream_messages(signals) => ended_by_peer(ended),

@@ -35,7 +35,7 @@ use crate::wire::RequestRejected;
 fn listed_roles(method: &str) -> Option<&'static [CertificateRole]> {
     Some(match method {
         "StreamMessages" | "InstallSnapshot" => &[Node],
-        "Propose" | "ReadIndex" => &[Node, Client, Admin],
+        "StreamRequests" | "Propose" | "ReadIndex" => &[Node, Client, Admin],
         "ChangeMembership" | "ReserveNodeId" | "TransferLeader" => &[Node, Admin],
         "MakeSnapshot" | "Leave" => &[Admin],
         "Inspect" | "Identify" | "Events" => &[Node, Client, Admin],

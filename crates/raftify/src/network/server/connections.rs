@@ -5,6 +5,7 @@
 //! other nodes out, and older connections are not disturbed.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -16,6 +17,9 @@ use crate::channels::server_counters::{OpenConnection, ServerCounters};
 use crate::runtime::log_throttle::LogThrottle;
 use crate::security::acceptor::Peer;
 use crate::security::identity::PeerIdentity;
+
+/// How many calls with many requests may be open on one connection. A client needs one, and for a moment two.
+const STREAMS_MAX: usize = 16;
 
 /// All accepted connections. Dropping it aborts them.
 pub(crate) struct Connections {
@@ -55,6 +59,17 @@ pub(crate) struct ConnectionId {
     number: u64,
     /// The other end, once a TLS handshake has found it.
     peer: Arc<OnceLock<Peer>>,
+    /// The number of open calls with many requests.
+    streams: Arc<AtomicUsize>,
+}
+
+/// An open call with many requests, until it is dropped.
+pub(super) struct OpenStream(Arc<AtomicUsize>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Shared {
@@ -89,7 +104,8 @@ impl Connections {
         accepted.count += 1;
         let (cut, uncut) = watch::channel(());
         accepted.open.insert(number, Open { _uncut: cut, is_members: false });
-        let id = ConnectionId { shared: Arc::clone(&self.shared), number, peer: Arc::default() };
+        let shared = Arc::clone(&self.shared);
+        let id = ConnectionId { shared, number, peer: Arc::default(), streams: Arc::default() };
         Some(ConnectionGuard { id, uncut, _counted: self.counters.connection_opened() })
     }
 
@@ -126,6 +142,13 @@ impl ConnectionId {
     /// The connection on which a request arrived.
     pub(crate) fn of<T>(request: &Request<T>) -> Option<ConnectionId> {
         request.extensions().get().cloned()
+    }
+
+    /// Counts one more call with many requests; `None`: there are too many.
+    pub(super) fn open_stream(&self) -> Option<OpenStream> {
+        let after = |open: usize| (open < STREAMS_MAX).then_some(open + 1);
+        let counted = self.streams.fetch_update(Ordering::AcqRel, Ordering::Acquire, after);
+        counted.is_ok().then(|| OpenStream(Arc::clone(&self.streams)))
     }
 
     /// The handshake has found the other end.

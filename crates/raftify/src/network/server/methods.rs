@@ -12,6 +12,7 @@ use crate::channels::server_counters::count;
 use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::Admitted;
 use crate::network::server::install::{IncomingSnapshot, installed};
+use crate::network::server::request_stream::{self, ReplyStream};
 use crate::network::server::service::Service;
 use crate::verbs::verb::{ServingNode, Verb};
 use crate::verbs::{
@@ -98,6 +99,15 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
             Ok(service.snapshot_reply(installed(outcome)))
         };
         Ok(Response::new(stream::iter([Ok(first)]).chain(stream::once(last)).boxed()))
+    }
+
+    type StreamRequestsStream = ReplyStream;
+
+    async fn stream_requests(
+        &self,
+        request: Request<Streaming<proto::RequestBatch>>,
+    ) -> Result<Response<ReplyStream>, Status> {
+        request_stream::open(self, request).await.map(Response::new)
     }
 
     async fn propose(&self, request: Requested<Propose>) -> Replied<Propose> {

@@ -8,6 +8,7 @@ use raftify_core::{
     CheckedConfig, Forwarding, ProposalReply, ServerRequestMsg, SnapshotStore, Status as NodeStatus,
 };
 use tokio::sync::{oneshot, watch};
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::channels::in_flight::InFlight;
@@ -19,7 +20,7 @@ use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::ServerContext;
 use crate::network::server::snapshot_receiver::SnapshotReceiver;
 use crate::security::dialer::Dialer;
-use crate::verbs::verb::{Asked, ServingNode, Verb};
+use crate::verbs::verb::{Asked, Served, ServingNode, Verb};
 use crate::wire::identification::Identification;
 use crate::wire::{self, RequestRejected, proto};
 
@@ -29,6 +30,8 @@ pub(super) struct Service<R, S: SnapshotStore> {
     pub(super) snapshots: Arc<SnapshotReceiver<S>>,
     /// Proposals that came over the network.
     pub(super) proposals: Arc<InFlight>,
+    /// The tasks of the calls with many requests.
+    pub(super) streams: TaskTracker,
 }
 
 impl<R, S: SnapshotStore> Clone for Service<R, S> {
@@ -38,6 +41,7 @@ impl<R, S: SnapshotStore> Clone for Service<R, S> {
             closing: self.closing.clone(),
             snapshots: Arc::clone(&self.snapshots),
             proposals: Arc::clone(&self.proposals),
+            streams: self.streams.clone(),
         }
     }
 }
@@ -53,18 +57,30 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
         let Asked { header, forwarded, verb } = V::from_wire(request.into_inner());
         V::admit(self, header.as_ref())?;
         let verb = verb.map_err(RequestRejected::from)?;
-        self.context.access.check_permission(connection.as_ref(), verb.permission(), forwarded)?;
+        let without_waiting = header.is_some_and(|header| header.without_waiting);
+        let outcome = self.serve_admitted(connection.as_ref(), verb, forwarded, without_waiting).await?;
+        let outcome = outcome.map_err(|error| wire::refusal_to_wire(&error));
+        Ok(Response::new(V::to_reply(self.context.header(), outcome)))
+    }
+
+    /// Serves a verb whose header has passed validation.
+    pub(super) async fn serve_admitted<V: Verb>(
+        &self,
+        connection: Option<&ConnectionId>,
+        verb: V,
+        forwarded: bool,
+        without_waiting: bool,
+    ) -> Served<V> {
+        self.context.access.check_permission(connection, verb.permission(), forwarded)?;
         if let (true, Some(connection)) = (forwarded, connection) {
             connection.is_members();
         }
-        let forwarding = match header {
-            _ if forwarded => Forwarding::Never,
-            Some(header) if header.without_waiting => Forwarding::IfLeaderIsKnown,
-            _ => Forwarding::Allowed,
+        let forwarding = match (forwarded, without_waiting) {
+            (true, _) => Forwarding::Never,
+            (false, true) => Forwarding::IfLeaderIsKnown,
+            (false, false) => Forwarding::Allowed,
         };
-        let outcome = verb.serve(self, forwarding).await?;
-        let outcome = outcome.map_err(|error| wire::refusal_to_wire(&error));
-        Ok(Response::new(V::to_reply(self.context.header(), outcome)))
+        verb.serve(self, forwarding).await
     }
 
     /// The next message of a stream, or the reason for its end.

@@ -160,7 +160,7 @@ async fn a_client_follows_the_members_when_all_that_it_knew_were_replaced() {
     read_on(&cluster, &mut a).await;
     let follows = async |addresses: &[&str]| {
         within("the client follows the members", async {
-            while !cluster.addresses().iter().map(String::as_str).eq(addresses.iter().copied()) {
+            while !cluster.addresses().iter().map(|known| &**known).eq(addresses.iter().copied()) {
                 tokio::task::yield_now().await;
             }
         })

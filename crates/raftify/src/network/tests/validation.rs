@@ -44,11 +44,16 @@ impl Decoder for RawCodec {
 }
 
 /// The status with which a stream of these bytes ends.
-async fn stream_raw(node: &TestNode, bytes: Bytes) -> Status {
+async fn stream_messages(node: &TestNode, bytes: Bytes) -> Status {
+    stream_raw(node, "/raftify.v1.RaftService/StreamMessages", bytes).await
+}
+
+/// The same for any method.
+pub(super) async fn stream_raw(node: &TestNode, path: &'static str, bytes: Bytes) -> Status {
     let channel = endpoint(&node.address, Duration::from_secs(5)).unwrap().connect().await.unwrap();
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.unwrap();
-    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/raftify.v1.RaftService/StreamMessages");
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
     let stream = tokio_stream::once(bytes).chain(tokio_stream::pending());
     let call = client.client_streaming(tonic::Request::new(stream), path, RawCodec);
     within("a refusal", call).await.map(|_| ()).unwrap_err()
@@ -127,16 +132,16 @@ async fn what_is_not_believed_is_refused_with_its_reason_and_the_server_lives() 
     for (change, expected) in cases {
         let mut batch = good_batch();
         change(&mut batch);
-        let status = stream_raw(&b, batch.encode_to_vec().into()).await;
+        let status = stream_messages(&b, batch.encode_to_vec().into()).await;
         assert_eq!(RequestRejected::from_status(&status), Some(expected), "{status:?}");
     }
 
     let whole = good_batch().encode_to_vec();
     let truncated = Bytes::from(whole[..whole.len() - 3].to_vec());
-    assert_eq!(stream_raw(&b, truncated).await.code(), Code::Internal);
-    assert_eq!(stream_raw(&b, Bytes::from_static(b"\xff\x00\x13random")).await.code(), Code::Internal);
+    assert_eq!(stream_messages(&b, truncated).await.code(), Code::Internal);
+    assert_eq!(stream_messages(&b, Bytes::from_static(b"\xff\x00\x13random")).await.code(), Code::Internal);
     let oversized = Bytes::from(vec![0; wire::RECEIVE_BYTES_LIMIT + 1]);
-    assert_eq!(stream_raw(&b, oversized).await.code(), Code::OutOfRange);
+    assert_eq!(stream_messages(&b, oversized).await.code(), Code::OutOfRange);
     let mut socket = std::net::TcpStream::connect(&b.address).unwrap();
     socket.write_all(&[0x5a; 4096]).unwrap();
 
@@ -179,7 +184,7 @@ async fn a_node_that_is_refused_is_told_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_without_a_cluster_refuses_messages_but_can_be_inspected() {
     let mut node = TestNode::with(2, config(), None);
-    let status = stream_raw(&node, good_batch().encode_to_vec().into()).await;
+    let status = stream_messages(&node, good_batch().encode_to_vec().into()).await;
     assert_eq!(RequestRejected::from_status(&status), Some(RequestRejected::NoCluster { node: id(2) }));
 
     let cluster = ClusterConnection::new([node.address.clone()], Duration::from_secs(20)).unwrap();
@@ -204,7 +209,8 @@ async fn a_request_for_another_node_than_the_one_that_answers_there_has_no_effec
     let mut node = TestNode::start(2);
     let within = Duration::from_secs(20);
     let cluster = ClusterConnection::new([node.address.clone()], within).unwrap();
-    let remote = cluster.node(&node.address, tokio::time::Instant::now() + within).await.unwrap();
+    let remote =
+        cluster.node(&node.address.as_str().into(), tokio::time::Instant::now() + within).await.unwrap();
     let other = RequestRejected::OtherNode { meant: id(1), own: id(2) };
     let left = remote.call(Leave { id: id(1), force: true }, Forwarding::Allowed, within).await;
     assert_eq!(left.map(|answered| answered.answer), Err(CallError::Rejected(other.clone())));
