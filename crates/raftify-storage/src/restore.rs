@@ -312,17 +312,17 @@ fn check_empty(directory: &Path) -> Result<(), RestoreError> {
 }
 
 fn remove_left(directory: &Path) -> Result<(), StorageError> {
-    // The mark goes last: as long as it is there, no node uses the rest.
-    for name in PARTS.iter().chain(&[RESTORE]) {
+    let remove = |name: &str| {
         let path = directory.join(name);
         match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error("remove", &path)(error));
-            }
-            _ => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
+            _ => Ok(()),
         }
-    }
-    Ok(())
+    };
+    // The mark goes last: as long as it is there, no node uses the rest.
+    PARTS.into_iter().try_for_each(remove)?;
+    sync_names(directory).map_err(io_error("sync the directory", directory))?;
+    remove(RESTORE)
 }
 
 fn restore_one(

@@ -1,7 +1,7 @@
 //! The power goes after every single operation of a real workload, and what was not synced is lost in all
 //! ways.
 //!
-//! Both storages, LMDB inside of them, the snapshot files and conversions run unchanged; what they ask of the
+//! Both storages, LMDB inside of them, the snapshot files, conversions, recoveries and restores run unchanged; what they ask of the
 //! system is recorded ([`recorder`]). Each beginning of the record, with each remainder of what was not
 //! synced, is made a directory ([`disk`]), and opened with the real code: all that was acknowledged must be
 //! there, and nothing else but the step in flight, as a prefix of its writes. Some of these directories live
@@ -19,6 +19,8 @@ mod disk;
 mod points;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod recorder;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+mod recoveries;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod workload;
 

@@ -8,31 +8,27 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use raftify_core::storage::StoredState;
 use raftify_core::{
     LogPosition, LogReader, SnapshotDigest, SnapshotMeta, SnapshotStore, SnapshotWriter, StableStorage,
     StorageError,
 };
-use raftify_storage::{
-    HeedStorage, RecoverError, StorageKind, WalSettings, WalStorage, convert_storage_with,
-    recover_directory_with,
-};
+use raftify_storage::{HeedStorage, StorageKind, WalSettings, WalStorage, convert_storage_with};
 
 use super::disk::{Cut, Image, Kept, Remains, chance};
 use super::recorder::{self, Recording};
 use super::workload::{Content, Step, Workload};
 
 /// The data directory below the recorded one.
-const NODE: &str = "node";
+pub(super) const NODE: &str = "node";
 
 /// LMDB's table of readers, which it writes through a map: without meaning when nobody has it open.
 const READERS: &str = "lock.mdb";
 
 /// Small segments, so that there are many of them.
-const SETTINGS: WalSettings = WalSettings { segment_bytes: 64 << 10 };
+pub(super) const SETTINGS: WalSettings = WalSettings { segment_bytes: 64 << 10 };
 
 /// A storage, and how it is opened.
-trait Kind {
+pub(super) trait Kind {
     const KIND: StorageKind;
     type Storage: StableStorage;
     fn open(directory: &Path) -> Result<Self::Storage, StorageError>;
@@ -61,9 +57,9 @@ impl Kind for Wal {
 }
 
 /// How much is tried.
-struct Extent {
+pub(super) struct Extent {
     seeds: u64,
-    steps: usize,
+    pub(super) steps: usize,
     /// Of so many cuts one is made,
     one_of: u64,
     /// with so many remainders by chance,
@@ -110,6 +106,8 @@ pub(crate) fn main() -> ExitCode {
         tried.conversion::<Wal, Heed>(seed);
         tried.recovery::<Heed>(seed);
         tried.recovery::<Wal>(seed);
+        tried.restore::<Heed>(seed);
+        tried.restore::<Wal>(seed);
     }
     if tried.failed > 0 {
         println!("what failed is kept in {}", place.keep().display());
@@ -118,9 +116,9 @@ pub(crate) fn main() -> ExitCode {
     if tried.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-struct Tried {
+pub(super) struct Tried {
     place: PathBuf,
-    extent: Extent,
+    pub(super) extent: Extent,
     passed: u64,
     failed: u64,
 }
@@ -338,53 +336,9 @@ impl Tried {
         self.report(&what, &recording, cuts);
     }
 
-    /// A recovery, cut everywhere: the directory is that of the former cluster or that of the new one, whole, or
-    /// no node can open it; and the recovery can be run again.
-    fn recovery<K: Kind>(&mut self, seed: u64) {
-        let workload = Workload::new(seed, self.extent.steps);
-        let root = self.root("live", &Image::new());
-        recorder::start(&root, Image::new());
-        let (mut storage, _) = load::<K>(&root.join(NODE)).unwrap();
-        for step in &workload.steps {
-            carry_out(&mut storage, step).unwrap();
-        }
-        drop(storage);
-        let before = stopped(&root).live;
-        recorder::start(&root, before);
-        recover_directory_with(root.join(NODE), SETTINGS).unwrap();
-        let recovered = recorder::length();
-        let recording = stopped(&root);
-        let former = workload.contents.last().unwrap();
-        let what = format!("a recovery with {}, seed {seed}", K::KIND);
-        let cuts = self.cut_everywhere(&what, seed, &recording, |tried, length, image, _| {
-            let directory = tried.root("cut", image).join(NODE);
-            match load::<K>(&directory).map(|(_, found)| found) {
-                Ok(found) if found == *former && length == recovered => {
-                    return Err("it was not recovered".to_owned());
-                }
-                Ok(found) if found == *former => {}
-                Ok(found) => is_recovered(former, &found)?,
-                Err(StorageError::Interrupted { .. }) if length < recovered => {}
-                Err(error) => return Err(error.to_string()),
-            }
-            match recover_directory_with(&directory, SETTINGS) {
-                Ok(_) | Err(RecoverError::AlreadyRecovered { .. }) => {}
-                Err(error) => return Err(format!("recovered again: {error}")),
-            }
-            let found = load::<K>(&directory).map_err(|error| error.to_string())?.1;
-            is_recovered(former, &found)?;
-            let kept = load::<K>(&directory.join("before-recovery")).map_err(|error| error.to_string())?.1;
-            if kept != *former {
-                return Err(format!("the former content is not kept: {:?}", kept.0));
-            }
-            Ok(())
-        });
-        self.report(&what, &recording, cuts);
-    }
-
     /// Makes the cuts of `recording`, with all that can remain, and has each image judged; says how many
     /// cuts.
-    fn cut_everywhere(
+    pub(super) fn cut_everywhere(
         &mut self,
         what: &str,
         seed: u64,
@@ -419,7 +373,7 @@ impl Tried {
         cuts
     }
 
-    fn report(&self, what: &str, recording: &Recording, cuts: usize) {
+    pub(super) fn report(&self, what: &str, recording: &Recording, cuts: usize) {
         let (operations, passed, failed) = (recording.journal.len(), self.passed, self.failed);
         println!(
             "{what}: {operations} operations, cut after {cuts}; so far {passed} passed, {failed} failed"
@@ -448,7 +402,7 @@ impl Tried {
     }
 
     /// A directory with this in it.
-    fn root(&self, name: &str, image: &Image) -> PathBuf {
+    pub(super) fn root(&self, name: &str, image: &Image) -> PathBuf {
         let root = self.place.join(name);
         image.write_to(&root).unwrap();
         root
@@ -456,7 +410,7 @@ impl Tried {
 }
 
 /// Ends the recording, of which nothing may have slipped away.
-fn stopped(root: &Path) -> Recording {
+pub(super) fn stopped(root: &Path) -> Recording {
     let recording = recorder::stop();
     let mut real = BTreeMap::new();
     let mut open = vec![root.to_owned()];
@@ -481,19 +435,7 @@ fn stopped(root: &Path) -> Recording {
     recording
 }
 
-/// Whether this is a new cluster of the former node alone, with all its entries.
-fn is_recovered((former, entries): &Content, (found, kept): &Content) -> Result<(), String> {
-    let alone = found.members.as_ref().is_some_and(|members| members.len() == 1 && !members.is_joint());
-    let cluster_id = |state: &StoredState| state.identity.map(|identity| identity.cluster_id);
-    let is_new = cluster_id(found).is_some() && cluster_id(found) != cluster_id(former);
-    let commit = found.hard_state.commit;
-    match alone && is_new && commit == found.last.index && kept.starts_with(entries) {
-        true => Ok(()),
-        false => Err(format!("it is neither the former cluster nor the new one: {found:?}")),
-    }
-}
-
-fn carry_out(storage: &mut impl StableStorage, step: &Step) -> Result<(), StorageError> {
+pub(super) fn carry_out(storage: &mut impl StableStorage, step: &Step) -> Result<(), StorageError> {
     match step {
         Step::Write(writes) => storage.write(writes),
         Step::Snapshot(meta, data) => {
@@ -525,7 +467,7 @@ fn receive<S: SnapshotStore>(
     Ok(writer)
 }
 
-fn load<K: Kind>(directory: &Path) -> Result<(K::Storage, Content), StorageError> {
+pub(super) fn load<K: Kind>(directory: &Path) -> Result<(K::Storage, Content), StorageError> {
     let mut storage = K::open(directory)?;
     let state = storage.load()?;
     let (from, until) = (state.truncated.index.next(), state.last.index.next());
