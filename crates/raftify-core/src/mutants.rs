@@ -207,6 +207,10 @@ mutants! {
     SlowDiskKeepsTheLeader,
     /// -: an entry that cannot be applied is skipped
     FailedApplyIsSkipped,
+    /// -: a query whose read is refused gets no answer
+    RefusedQueryIsSilent,
+    /// -: the bytes of answered proposals stay counted: a node that was full once refuses forever
+    AnsweredBytesStayCounted,
 }
 
 static ON: LazyLock<Option<Mutant>> = LazyLock::new(|| {

@@ -78,6 +78,8 @@ fn is_simulated(mutant: Mutant) -> bool {
             | Mutant::RepeatsEntriesOnTheirWay
             | Mutant::ForwardsWithoutLimit
             | Mutant::FailedApplyIsSkipped
+            | Mutant::RefusedQueryIsSilent
+            | Mutant::AnsweredBytesStayCounted
     )
 }
 
