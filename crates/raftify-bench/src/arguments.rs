@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use raftify::BoxError;
 
 use crate::Work;
+use crate::compare::Against;
 use crate::layers::{
     client, cluster, core, disk, failover, http, join, log, memory, overload, path, read, restart, soak,
 };
@@ -95,6 +96,16 @@ pub(crate) enum Layer {
 }
 
 impl Layer {
+    /// The other build, if the layer can be compared.
+    pub(crate) fn against(&self) -> Option<&Against> {
+        match self {
+            Layer::Cluster(layer) => Some(&layer.against),
+            Layer::Read(layer) => Some(&layer.against),
+            Layer::Overload(layer) => Some(&layer.against),
+            _ => None,
+        }
+    }
+
     pub(crate) fn run(&self, work: &Work) -> Result<(), BoxError> {
         match self {
             Layer::Disk(layer) => layer.run(work),

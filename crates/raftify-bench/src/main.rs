@@ -4,6 +4,7 @@
 
 mod arguments;
 mod cluster;
+mod compare;
 mod figures;
 mod goals;
 mod layers;
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 use raftify::BoxError;
 
 use arguments::{Arguments, Command, Layer};
+use compare::Against;
 use figures::Figures;
 use line::Reporter;
 
@@ -81,11 +83,29 @@ fn run(arguments: Arguments) -> Result<ExitCode, BoxError> {
             let work = Work { directory: arguments.directory, reporter: Reporter };
             layer.run(&work).map(|()| ExitCode::SUCCESS)
         }
-        Command::Layer(_) => {
+        Command::Layer(layer) => {
             let own = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
-            runner::run(&arguments.directory, &[own.collect()], None)
+            match layer.against() {
+                Some(Against { against: Some(other), rounds }) => {
+                    runner::compare(&arguments.directory, &without_against(own), other, *rounds)
+                }
+                _ => runner::run(&arguments.directory, &[own.collect()], None),
+            }
         }
     }
+}
+
+/// The arguments of a layer, for both builds: the other one may be older than this option.
+fn without_against(mut arguments: impl Iterator<Item = String>) -> Vec<String> {
+    let mut kept = Vec::new();
+    while let Some(argument) = arguments.next() {
+        if ["--against", "--rounds"].contains(&argument.as_str()) {
+            arguments.next(); // Its value.
+        } else if !argument.starts_with("--against=") && !argument.starts_with("--rounds=") {
+            kept.push(argument);
+        }
+    }
+    kept
 }
 
 /// From standard input.

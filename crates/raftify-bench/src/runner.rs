@@ -14,6 +14,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use crate::compare::{self, Build};
 use crate::line::{Line, Report};
 use crate::{machine, table};
 
@@ -46,10 +47,11 @@ pub(crate) fn run(
     shown.result(machine::describe(directory.path()))?;
     // One channel for all layers, so that no report is lost between two waits.
     let mut interruption = pin!(tokio::signal::ctrl_c());
+    let program = std::env::current_exe()?;
     let mut code = ExitCode::SUCCESS;
     for layer in layers {
         let name = layer.first().map_or("", String::as_str);
-        let outcome = run_layer(name, layer, directory.path(), &mut shown, interruption.as_mut());
+        let outcome = run_layer(&program, name, layer, directory.path(), &mut shown, interruption.as_mut());
         match runtime.block_on(outcome) {
             Ok(End::Finished) => {}
             Ok(End::Interrupted) => {
@@ -67,12 +69,56 @@ pub(crate) fn run(
     Ok(if passed { code } else { ExitCode::FAILURE })
 }
 
+/// Runs a layer with another build of this program and with this one, in turn, `rounds` times below
+/// `directory`. The ratios of the medians follow all results, and are alone in the table.
+///
+/// # Errors
+/// If one of the runs fails: the comparison would be of different rounds.
+pub(crate) fn compare(
+    directory: &Path,
+    layer: &[String],
+    other: &Path,
+    rounds: u32,
+) -> Result<ExitCode, BoxError> {
+    std::fs::create_dir_all(directory)
+        .map_err(|error| format!("cannot make the directory {}: {error}", directory.display()))?;
+    let directory = tempfile::tempdir_in(directory)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut shown = Shown::new(2 * rounds as usize, None);
+    shown.result(machine::describe(directory.path()))?;
+    shown.lines.clear();
+    let mut interruption = pin!(tokio::signal::ctrl_c());
+    let (name, this) = (layer.first().map_or("", String::as_str), std::env::current_exe()?);
+    let mut results = Vec::new();
+    for _ in 0..rounds {
+        for build in Build::BOTH {
+            let program = if build == Build::This { &this } else { other };
+            shown.build = Some(build);
+            let outcome =
+                run_layer(program, name, layer, directory.path(), &mut shown, interruption.as_mut());
+            let end = runtime.block_on(outcome).map_err(|error| format!("{}: {error}", program.display()))?;
+            results.extend(shown.lines.drain(..).map(|line| (build, line)));
+            if matches!(end, End::Interrupted) {
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+            shown.layers.inc(1);
+        }
+    }
+    shown.build = None;
+    for line in compare::ratios(&results) {
+        shown.result(line)?;
+    }
+    shown.finish();
+    Ok(ExitCode::SUCCESS)
+}
+
 enum End {
     Finished,
     Interrupted,
 }
 
 async fn run_layer(
+    program: &Path,
     name: &str,
     layer: &[String],
     directory: &Path,
@@ -81,7 +127,7 @@ async fn run_layer(
 ) -> Result<End, BoxError> {
     shown.layers.set_message(name.to_owned());
     // A separate process group: Ctrl+C reaches only this process, which then ends the layer in order.
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut child = Command::new(program)
         .args(layer)
         .arg("--worker")
         .arg("--directory")
@@ -156,6 +202,8 @@ struct Shown {
     steps: ProgressBar,
     lines: Vec<Line>,
     file: Option<File>,
+    /// The build that measures, if two are compared.
+    build: Option<Build>,
 }
 
 impl Shown {
@@ -170,7 +218,7 @@ impl Shown {
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = |length| bars.add(ProgressBar::new(length).with_style(style.clone()));
         let (layers, steps) = (bar(layers as u64), bar(0));
-        Shown { bars, layers, steps, lines: Vec::new(), file }
+        Shown { bars, layers, steps, lines: Vec::new(), file, build: None }
     }
 
     fn report(&mut self, report: Report) -> Result<(), BoxError> {
@@ -191,6 +239,10 @@ impl Shown {
     }
 
     fn result(&mut self, line: Line) -> Result<(), BoxError> {
+        let line = match self.build {
+            Some(build) => line.with("build", build.name()),
+            None => line,
+        };
         let text = serde_json::to_string(&line)?;
         self.bars.suspend(|| writeln!(std::io::stdout(), "{text}"))?;
         if let Some(file) = &mut self.file {

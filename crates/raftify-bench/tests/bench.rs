@@ -129,6 +129,22 @@ fn overload_reports_the_number_of_refused_proposals() {
 }
 
 #[test]
+fn two_builds_run_in_turn_and_their_medians_are_compared() {
+    let this = env!("CARGO_BIN_EXE_raftify-bench");
+    let arguments = "cluster --clients 2 --seconds 0.1 --storage memory --fill 10 --rounds 2";
+    let output = run(&format!("{arguments} --against {this}"));
+    assert!(output.status.success(), "{}", errors(&output));
+    let lines = lines(&output);
+    let builds: Vec<_> = lines.iter().map(|line| line["build"].as_str().unwrap_or_default()).collect();
+    assert_eq!(builds, ["", "other", "this", "other", "this", ""]);
+    assert_eq!(lines[5]["rounds"], json!(2));
+    assert!(lines[5]["ops_per_second_ratio"].as_f64() > Some(0.0), "{lines:?}");
+    let output = run(&format!("{arguments} --against no/such/program"));
+    assert!(!output.status.success());
+    assert!(errors(&output).contains("no/such/program"), "{}", errors(&output));
+}
+
+#[test]
 fn a_failed_layer_is_a_line_and_an_exit_code() {
     let output = run("http --program no/such/program");
     assert!(!output.status.success());

@@ -231,6 +231,10 @@ mutants! {
     SlowReaderHoldsUpTheNode,
     /// -: a slow reader of events does not learn that it has missed some
     MissedEventsAreNotReported,
+    /// -: a query whose read is refused gets no answer
+    RefusedQueryIsSilent,
+    /// -: the bytes of answered proposals stay counted: a node that was full once refuses forever
+    AnsweredBytesStayCounted,
 }
 
 static ON: LazyLock<Option<Mutant>> = LazyLock::new(|| {

@@ -5,6 +5,7 @@ use raftify::BoxError;
 use super::disk;
 use crate::Work;
 use crate::cluster::{Cluster, NODES, Place};
+use crate::compare::Against;
 use crate::line::Line;
 use crate::measure::Measured;
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
@@ -47,6 +48,8 @@ pub(crate) struct ClusterRuns {
     /// After each run, another one at this part of its rate, timed from when each proposal was due
     #[arg(long)]
     open_loop: Option<f64>,
+    #[command(flatten)]
+    pub(crate) against: Against,
 }
 
 impl ClusterRuns {

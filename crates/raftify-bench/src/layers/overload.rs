@@ -6,6 +6,7 @@ use raftify::BoxError;
 use super::{cluster, disk};
 use crate::Work;
 use crate::cluster::{Cluster, Place};
+use crate::compare::Against;
 use crate::line::Line;
 use crate::measure::rounded;
 use crate::node::{Load, NodeOptions, Operation, Storage};
@@ -28,6 +29,8 @@ pub(crate) struct Overload {
     /// The duration of each of the two runs
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
+    #[command(flatten)]
+    pub(crate) against: Against,
 }
 
 impl Overload {

@@ -5,6 +5,7 @@ use raftify::BoxError;
 use super::cluster;
 use crate::Work;
 use crate::cluster::{Cluster, NODES, Place};
+use crate::compare::Against;
 use crate::line::Line;
 use crate::node::{Load, NodeOptions, Operation, Storage};
 
@@ -22,6 +23,8 @@ pub(crate) struct Read {
     /// How long each run takes
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
+    #[command(flatten)]
+    pub(crate) against: Against,
 }
 
 impl Read {

@@ -25,6 +25,9 @@ const RECYCLABLE_MAX: usize = 8;
 /// How many are deleted at most before the writer checks whether it must prepare a segment.
 const REMOVED_MAX: usize = 4;
 
+/// The buffer of a larger record is not kept for the next one.
+const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
+
 /// Appends records to the newest segment.
 pub(super) struct Writer {
     pub(super) state: StoredState,
@@ -96,6 +99,8 @@ impl Writer {
         let OpenSegment { segment, file } = &self.current;
         let Segment { generation, path, .. } = &**segment;
         self.buffer.clear();
+        self.buffer.shrink_to(BUFFER_BYTES_KEPT);
+        self.buffer.reserve_exact(usize::try_from(length).unwrap_or_default());
         change.encode(*generation, self.next_sequence, &mut self.buffer);
         file.write_all_at(&self.buffer, self.offset).map_err(io_error("write to", path))?;
         if !raftify_core::mutated!(SyncIsLeftOut) {

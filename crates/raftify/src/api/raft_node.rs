@@ -6,6 +6,7 @@
 //! and after it has ended.
 
 mod observe;
+mod reading;
 mod shared;
 
 use std::marker::PhantomData;
@@ -14,21 +15,19 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use raftify_core::error::{
-    CampaignError, DemoteError, MembershipError, ProposeError, ReadError, SnapshotError, StopReason,
-    TransferError,
+    CampaignError, DemoteError, MembershipError, ProposeError, SnapshotError, StopReason, TransferError,
 };
 use raftify_core::{
-    CheckedConfig, LocalRequestMsg, LogIndex, LogPosition, Members, MembershipChange, MembershipRequest,
-    NodeId, Responder, Status, Term, VerbError,
+    CheckedConfig, LocalRequestMsg, LogPosition, Members, MembershipChange, MembershipRequest, NodeId,
+    Responder, Status, Term, VerbError,
 };
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::application::log_entry::{LogEntry, check_entry};
 use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
-use crate::channels::in_flight::InFlight;
+use crate::channels::in_flight::{InFlight, Permit};
 use crate::channels::lifecycle::{Lifecycle, RunTask};
 use crate::channels::metrics::NodeMetrics;
 use crate::channels::node_events::NodeEvents;
@@ -40,9 +39,7 @@ use crate::verbs::change_membership::{
     ChangeMembership, demotion, is_voter_already, promotion, removal, replacement, while_catching_up,
 };
 use crate::verbs::propose::Propose;
-use crate::verbs::read_index::ReadIndex;
 use crate::verbs::transfer_leader::TransferLeader;
-use crate::verbs::verb::Verb;
 use shared::Shared;
 
 /// One node of a cluster, for its user. Cheap to clone; all clones are the same node.
@@ -154,12 +151,17 @@ where
     /// See the [quick start](crate#quick-start).
     pub async fn propose(&self, entry: Entry) -> Result<FSM::Reply, ProposeError> {
         let begin = Instant::now();
-        let outcome = self.replicate(entry).await;
+        let outcome = match self.admit(entry) {
+            Ok((_place, verb)) => self.shared.ask_leader(self.waits_for_leader, verb, local_reply).await,
+            Err(refusal) => Err(refusal),
+        };
         self.shared.metrics.proposed(&outcome, begin.elapsed());
         outcome
     }
 
-    async fn replicate(&self, entry: Entry) -> Result<FSM::Reply, ProposeError> {
+    /// The first part of [`propose`](Self::propose), which waits for nothing. The future of a caller that waits
+    /// holds the encoded entry only.
+    fn admit(&self, entry: Entry) -> Result<(Permit, Propose), ProposeError> {
         let busy = |waiting| ProposeError::Busy { waiting };
         let mut place = self.shared.proposals.enter().map_err(busy)?;
         let payload = entry.encode().map_err(|error| ProposeError::Encode(error.to_string()))?;
@@ -169,77 +171,7 @@ where
         }
         place.holds(bytes).map_err(busy)?;
         check_entry(&entry, &payload).map_err(ProposeError::Undecodable)?;
-        drop(entry);
-        self.shared.ask_leader(self.waits_for_leader, Propose { payload }, local_reply).await
-    }
-
-    /// Runs `query` on the state machine and returns its result: a linearizable read.
-    ///
-    /// The closure sees every write that any node acknowledged before this call. It runs on the thread that
-    /// owns the state machine, between two batches of entries: it should be quick, since nothing is
-    /// applied meanwhile. A panic in it stops the node, as in `apply`. May be called on any node: the
-    /// index comes from the leader, the state from this node's state machine. Waits at most twice
-    /// [`read_timeout`](crate::Config::read_timeout).
-    ///
-    /// # Errors
-    /// The errors of [`read_index`](Self::read_index). A read changes nothing: a retry is always safe.
-    ///
-    /// # Cancel safety
-    /// Dropping the future is harmless; the closure may still run.
-    ///
-    /// # Examples
-    /// See the [quick start](crate#quick-start).
-    pub async fn query<T: Send + 'static>(
-        &self,
-        query: impl FnOnce(&FSM) -> T + Send + 'static,
-    ) -> Result<T, ReadError> {
-        let begin = Instant::now();
-        self.read_index().await?;
-        let (sender, receiver) = oneshot::channel();
-        let query: Query<FSM> = Box::new(move |state_machine| drop(sender.send(query(state_machine))));
-        self.shared.queries.try_send(query).map_err(|error| match error {
-            TrySendError::Full(_) => {
-                ReadError::Busy { waiting: self.shared.config.reads_in_flight_max as u64 }
-            }
-            TrySendError::Closed(_) => self.shared.lifecycle.stop_reason().into(),
-        })?;
-        let deadline = self.shared.config.read_timeout;
-        match timeout(deadline, receiver).await {
-            Ok(Ok(result)) => {
-                self.shared.metrics.queried(begin.elapsed());
-                Ok(result)
-            }
-            Ok(Err(_)) => Err(self.shared.lifecycle.stop_reason().into()),
-            Err(_) => Err(ReadError::TimedOut(deadline)),
-        }
-    }
-
-    /// An index such that a state machine that has applied it reflects every write that any node acknowledged
-    /// before this call. Resolves once this node has applied it, so that later reads of this node's state
-    /// machine are not stale.
-    ///
-    /// The leader confirms by a round of heartbeats that it still leads; reads that wait at the same time
-    /// share a round (ReadIndex, Raft thesis, section 6.4). May be called on any node. Waits at most
-    /// [`read_timeout`](crate::Config::read_timeout).
-    ///
-    /// # Errors
-    /// - [`NoLeader`](ReadError::NoLeader), [`Busy`](ReadError::Busy), [`TimedOut`](ReadError::TimedOut),
-    ///   [`ConnectionLost`](ReadError::ConnectionLost): try again, a read changes nothing.
-    /// - [`Stopped`](ReadError::Stopped): this node has stopped; ask another one.
-    ///
-    /// # Cancel safety
-    /// Dropping the future is harmless.
-    pub async fn read_index(&self) -> Result<LogIndex, ReadError> {
-        let begin = Instant::now();
-        let outcome = match !self.waits_for_leader && self.leader_id().is_none() {
-            true => Err(ReadError::NoLeader),
-            false => {
-                let within = ReadIndex::DEADLINE(&self.shared.config);
-                self.shared.request(within, ReadIndex::of_this_node).await
-            }
-        };
-        self.shared.metrics.read(&outcome, begin.elapsed());
-        outcome
+        Ok((place, Propose { payload }))
     }
 
     /// Whether this node leads, as far as it knows: a newer leader, still unknown here, may exist. For reads

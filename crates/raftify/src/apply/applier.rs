@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raftify_core::error::{ProposeError, StopReason, UnknownOutcome};
+use raftify_core::error::{ProposeError, ReadError, StopReason, UnknownOutcome};
 use raftify_core::{
     ClusterId, Committed, LogIndex, LogPosition, Members, NodeId, ProposalReply, SnapshotMeta,
     SnapshotReason, SnapshotStore,
@@ -28,8 +28,8 @@ use crate::error::BoxError;
 use crate::runtime::timing::{Step, mark};
 use crate::runtime::worker::caught;
 
-/// A user's query of the state machine.
-pub(crate) type Query<FSM> = Box<dyn FnOnce(&FSM) + Send>;
+/// A user's query of the state machine. Called with an error, it answers its caller with that.
+pub(crate) type Query<FSM> = Box<dyn FnOnce(Result<&FSM, ReadError>) + Send>;
 
 /// The requests of the raft loop, in log order.
 pub(crate) enum ToApply<R> {
@@ -59,6 +59,10 @@ pub(super) struct Applier<FSM: StateMachine, S> {
     pub(super) snapshot_taker: SnapshotTaker<S>,
     pub(super) metrics: Arc<NodeMetrics>,
 }
+
+/// Entries are decoded and passed to the state machine in batches of about this size, so that a queue of large
+/// ones is not in memory a second time.
+const BATCH_BYTES: usize = 1024 * 1024;
 
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);
 
@@ -100,7 +104,7 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
         &mut self,
         work: impl IntoIterator<Item = ToApply<Reply<FSM::Reply>>>,
     ) -> Result<LogIndex, StopReason> {
-        let mut batch = Vec::new();
+        let (mut batch, mut bytes) = (Vec::new(), 0);
         for work in work {
             match work {
                 ToApply::Committed(items) => {
@@ -109,7 +113,12 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
                             Committed::User { position, payload, reply }
                                 if position.index > self.recovered.index =>
                             {
-                                batch.push((position, payload, reply))
+                                bytes += payload.len();
+                                batch.push((position, payload, reply));
+                                if bytes >= BATCH_BYTES {
+                                    self.apply(std::mem::take(&mut batch))?;
+                                    bytes = 0;
+                                }
                             }
                             other => {
                                 self.apply(std::mem::take(&mut batch))?;
@@ -252,9 +261,22 @@ impl<FSM: StateMachine, S: SnapshotStore> Applier<FSM, S> {
         Ok(())
     }
 
-    pub(super) fn answer(&mut self, query: Query<FSM>) -> Result<(), StopReason> {
+    /// Runs the queries, up to the first that panics. The others are dropped, which answers them.
+    pub(super) fn answer(&mut self, queries: impl IntoIterator<Item = Query<FSM>>) -> Result<(), StopReason> {
+        let mut outcome = Ok(());
+        for query in queries {
+            match outcome {
+                Ok(()) => outcome = self.answer_one(query),
+                // One by one: each may panic when it is dropped.
+                Err(_) => forget(query),
+            }
+        }
+        outcome
+    }
+
+    fn answer_one(&mut self, query: Query<FSM>) -> Result<(), StopReason> {
         self.unless_failed(|this| {
-            caught(|| query(&this.state_machine))
+            caught(|| query(Ok(&this.state_machine)))
                 .map_err(|panic| StopReason::StateMachine(format!("a query {panic}")))
         })
     }

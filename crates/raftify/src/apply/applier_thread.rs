@@ -141,6 +141,9 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
 /// The maximum number of queued items in one batch, so that queries and the end of the node get their turn.
 const TAKEN_IN_MAX: usize = 256;
 
+/// The maximum number of queries between two batches.
+const QUERIES_MAX: usize = 256;
+
 /// The thread.
 async fn run<FSM: StateMachine, S: SnapshotStore>(
     applier: Arc<Mutex<Applier<FSM, S>>>,
@@ -156,7 +159,7 @@ async fn run<FSM: StateMachine, S: SnapshotStore>(
         None => Ok(()),
     };
     queued.fetch_sub(1, Ordering::Release);
-    let mut work = Vec::new();
+    let (mut work, mut asked) = (Vec::new(), Vec::new());
     while outcome.is_ok() && !lifecycle.is_stopping() {
         outcome = tokio::select! {
             biased;
@@ -169,15 +172,18 @@ async fn run<FSM: StateMachine, S: SnapshotStore>(
                 let told = applied.map(|index| drop(events.send(Event::Applied(index))));
                 queued.fetch_sub(count, Ordering::Release);
                 // A queue that is filled as fast as it is emptied does not delay queries.
+                while asked.len() < QUERIES_MAX && let Ok(query) = queries.try_recv() {
+                    asked.push(query);
+                }
                 match told {
-                    Ok(()) => match queries.try_recv() {
-                        Ok(query) => may_block(|| applier.lock().answer(query)).await,
-                        Err(_) => Ok(()),
-                    },
+                    Ok(()) if asked.is_empty() => Ok(()),
+                    Ok(()) => may_block(|| applier.lock().answer(asked.drain(..))).await,
                     failed => failed,
                 }
             }
-            Some(query) = queries.recv() => may_block(|| applier.lock().answer(query)).await,
+            1.. = queries.recv_many(&mut asked, QUERIES_MAX) => {
+                may_block(|| applier.lock().answer(asked.drain(..))).await
+            }
         };
     }
     // A node that stops reports its own reason: a failure that only results from the stop, such as that of a
@@ -187,6 +193,7 @@ async fn run<FSM: StateMachine, S: SnapshotStore>(
     {
         let _ = events.send(Event::Failed(reason));
     }
+    asked.into_iter().for_each(forget);
     queries.close();
     // Also queries that are being queued at this moment: no sender waits with a reserved slot.
     while let Some(query) = queries.recv().await {
@@ -491,7 +498,7 @@ mod tests {
         assert!(matches!(handle.apply(committed(1, 0)), Some(Event::Failed(_))));
         let (answered, answer) = oneshot::channel();
         let query: Query<Sum> = Box::new(move |sum| {
-            let _ = answered.send(sum.sum); // The caller still waits.
+            let _ = answered.send(sum.map(|sum| sum.sum)); // The caller still waits.
         });
         within(queries.send(query)).await.unwrap();
         assert!(within(answer).await.is_err(), "of a state that is half way between two entries");

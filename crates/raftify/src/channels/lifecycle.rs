@@ -57,6 +57,8 @@ pub(crate) struct Lifecycle(Arc<Inner>);
 
 struct Inner {
     phase: watch::Sender<Phase>,
+    /// Whether the phase is no longer `Waiting`: each request asks for it.
+    has_begun: AtomicBool,
     quit: watch::Sender<bool>,
     /// Whether the node no longer waits for anything, including pending replies.
     at_once: watch::Sender<bool>,
@@ -74,6 +76,7 @@ impl Lifecycle {
     pub(crate) fn new() -> Lifecycle {
         Lifecycle(Arc::new(Inner {
             phase: watch::Sender::new(Phase::Waiting),
+            has_begun: AtomicBool::new(false),
             quit: watch::Sender::new(false),
             at_once: watch::Sender::new(false),
             leaving: AtomicUsize::new(0),
@@ -102,6 +105,7 @@ impl Lifecycle {
         };
         let _end = EndOnDrop(self);
         self.0.phase.send_replace(Phase::Running);
+        self.0.has_begun.store(true, Ordering::Release);
         runner(self.clone()).await
     }
 
@@ -126,7 +130,7 @@ impl Lifecycle {
 
     /// Whether the node was not run yet.
     pub(crate) fn is_waiting(&self) -> bool {
-        *self.0.phase.borrow() == Phase::Waiting
+        !self.0.has_begun.load(Ordering::Acquire)
     }
 
     /// From now on, requests fail with `reason`. The first reason stays.
@@ -138,6 +142,7 @@ impl Lifecycle {
             }
             stops
         });
+        self.0.has_begun.store(true, Ordering::Release);
     }
 
     /// Resolves once the node stops, with the reason.
@@ -274,6 +279,7 @@ impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
         let reason = self.0.stop_reason();
         self.0.0.phase.send_replace(Phase::Ended(reason));
+        self.0.0.has_begun.store(true, Ordering::Release);
     }
 }
 

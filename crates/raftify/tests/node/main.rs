@@ -12,6 +12,7 @@ mod harness;
 mod lifecycle;
 mod membership;
 mod on_disk;
+mod overload;
 mod rolled_back;
 mod snapshots;
 mod starting;

@@ -88,6 +88,8 @@ fn is_simulated(mutant: Mutant) -> bool {
             | Mutant::CheckTrustsSnapshotData
             | Mutant::SlowReaderHoldsUpTheNode
             | Mutant::MissedEventsAreNotReported
+            | Mutant::RefusedQueryIsSilent
+            | Mutant::AnsweredBytesStayCounted
     )
 }
 

@@ -378,6 +378,13 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         Mutant::MissedEventsAreNotReported => {
             (SHELL, "channels::node_events::tests::a_slow_reader_is_told_exactly_how_many_events_it_missed")
         }
+        Mutant::RefusedQueryIsSilent => {
+            (NODE, "overload::a_query_that_panics_when_it_is_dropped_unanswered_does_not_stop_the_raft_loop")
+        }
+        Mutant::AnsweredBytesStayCounted => (
+            NODE,
+            "overload::the_limit_counts_what_is_held_and_what_it_refuses_is_not_encoded_and_has_no_effect",
+        ),
     };
     TestName { target, name }
 }

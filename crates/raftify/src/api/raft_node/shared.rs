@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use raftify_core::error::StopReason;
-use raftify_core::{CheckedConfig, LocalRequestMsg, NodeId, Responder, Status, VerbError};
+use raftify_core::{CheckedConfig, LocalRequestMsg, NodeId, Responder, Status, Term, VerbError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
@@ -56,12 +57,23 @@ impl<FSM: StateMachine> Shared<FSM> {
             let request = verb.clone().request(reply);
             self.ask(LocalRequestMsg::ForLeaderWithin { request, within, waits }, answer, within)
         };
-        let until = Instant::now() + within;
-        let leadership = |status: &Status| (status.leader_id, status.term);
-        let mut seen = leadership(&self.status.borrow());
-        // Fast path: the setup below runs only when it is needed.
-        let mut answer = attempt(within).await;
-        while waits && answer.as_ref().is_err_and(V::Error::leadership_moved) && Instant::now() < until {
+        let begin = Instant::now();
+        let seen = leadership(&self.status.borrow());
+        let answer = attempt(within).await;
+        if !waits || !answer.as_ref().is_err_and(V::Error::leadership_moved) {
+            return answer;
+        }
+        Box::pin(self.try_again(begin + within, seen, answer, attempt)).await
+    }
+
+    async fn try_again<T, E: VerbError, Attempt: Future<Output = Result<T, E>>>(
+        &self,
+        until: Instant,
+        mut seen: (Option<NodeId>, Term),
+        mut answer: Result<T, E>,
+        attempt: impl Fn(Duration) -> Attempt,
+    ) -> Result<T, E> {
+        while answer.as_ref().is_err_and(E::leadership_moved) && Instant::now() < until {
             // Without news of the leader, wait for one tick.
             let mut status = self.status.clone();
             let _ = timeout(self.config.tick_interval, status.wait_for(|status| leadership(status) != seen))
@@ -82,30 +94,65 @@ impl<FSM: StateMachine> Shared<FSM> {
         self.ask(request(reply), answer, within).await
     }
 
-    pub(super) async fn ask<T, E: VerbError>(
+    /// Queues a request, and returns the future of its answer. The future holds no part of the request, unless
+    /// there is something to wait for before: as many callers as may wait hold such a future.
+    pub(super) fn ask<T, E: VerbError>(
         &self,
         request: LocalRequestMsg<Reply<FSM::Reply>>,
         answer: impl Future<Output = Result<T, E>>,
         within: Duration,
-    ) -> Result<T, E> {
-        if self.lifecycle.is_waiting() {
-            match timeout(within.min(self.config.membership_timeout), self.lifecycle.running()).await {
-                Ok(running) => running?,
-                Err(_) => return Err(StopReason::NotRunning.into()),
+    ) -> impl Future<Output = Result<T, E>> {
+        let queued = self.queue::<E>(request, within);
+        async move {
+            match queued {
+                Ok(None) => {}
+                Ok(Some(queued)) => queued.await?,
+                Err(error) => return Err(error),
             }
+            let answer = timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)));
+            answer.map_err(|error| error.explained(|| self.lifecycle.stop_reason()))
+        }
+    }
+
+    /// `Some`: the request is queued when that has resolved. `None`: it is queued.
+    fn queue<E: VerbError>(
+        &self,
+        request: LocalRequestMsg<Reply<FSM::Reply>>,
+        within: Duration,
+    ) -> Result<Option<BoxFuture<'_, Result<(), E>>>, E> {
+        if self.lifecycle.is_waiting() {
+            return Ok(Some(Box::pin(self.queue_once_running(request, within))));
         }
         match self.requests.try_send(request) {
-            Ok(()) => {}
-            Err(Refused::Closed) => return Err(self.lifecycle.stop_reason().into()),
+            Ok(()) => Ok(None),
+            Err(Refused::Closed) => Err(self.lifecycle.stop_reason().into()),
             Err(Refused::Full { request, waiting }) => match E::busy(waiting) {
-                Some(busy) => return Err(busy),
-                None => match timeout(within, self.requests.send(request)).await {
-                    Ok(sent) => sent.map_err(|_| self.lifecycle.stop_reason())?,
-                    Err(_) => return Err(E::late(within)),
-                },
+                Some(busy) => Err(busy),
+                None => Ok(Some(Box::pin(async move {
+                    match timeout(within, self.requests.send(request)).await {
+                        Ok(sent) => Ok(sent.map_err(|_| self.lifecycle.stop_reason())?),
+                        Err(_) => Err(E::late(within)),
+                    }
+                }))),
             },
         }
-        let answer = timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)));
-        answer.map_err(|error| error.explained(|| self.lifecycle.stop_reason()))
     }
+
+    async fn queue_once_running<E: VerbError>(
+        &self,
+        request: LocalRequestMsg<Reply<FSM::Reply>>,
+        within: Duration,
+    ) -> Result<(), E> {
+        let running = timeout(within.min(self.config.membership_timeout), self.lifecycle.running());
+        running.await.unwrap_or(Err(StopReason::NotRunning))?;
+        match self.queue::<E>(request, within)? {
+            Some(queued) => queued.await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// What changes when another node leads.
+fn leadership(status: &Status) -> (Option<NodeId>, Term) {
+    (status.leader_id, status.term)
 }
