@@ -247,8 +247,7 @@ where
             queries,
             status.subscribe(),
             lifecycle.clone(),
-            Arc::clone(&metrics),
-            Arc::clone(&events),
+            (Arc::clone(&metrics), Arc::clone(&events)),
         );
         let (first_start, incarnation) = (FirstStartRequest::new(), Incarnation(random()));
         let parts = NodeParts {

@@ -85,8 +85,7 @@ where
         queries: mpsc::Sender<Query<FSM>>,
         status: watch::Receiver<Status>,
         lifecycle: Lifecycle,
-        metrics: Arc<NodeMetrics>,
-        events: Arc<NodeEvents>,
+        (metrics, events): (Arc<NodeMetrics>, Arc<NodeEvents>),
     ) -> Self {
         let node_id = status.borrow().node_id;
         let (proposals, task) = (InFlight::new(&config), Mutex::new(None));

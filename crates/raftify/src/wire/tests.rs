@@ -269,7 +269,12 @@ fn refusals_keep_their_type() {
 
 fn streamed(id: u64) -> proto::StreamedRequest {
     let verb = Some(proto::streamed_request::Verb::Propose(Bytes::from_static(b"entry")));
-    proto::StreamedRequest { id, verb, forwarded: id % 2 == 0, without_waiting: id % 3 == 0 }
+    proto::StreamedRequest {
+        id,
+        verb,
+        forwarded: id.is_multiple_of(2),
+        without_waiting: id.is_multiple_of(3),
+    }
 }
 
 #[test]

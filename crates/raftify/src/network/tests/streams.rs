@@ -477,11 +477,13 @@ async fn single_calls_still_serve_clients_without_streams() {
     assert_eq!(within("an answer", reading).await.unwrap(), Ok(LogIndex(7)));
 }
 
+type Answering = fn(Streaming<proto::RequestBatch>) -> BoxFuture<'static, Vec<proto::ReplyBatch>>;
+
 /// A server that answers single proposals with 7 and serves streams as the test says; without, it does not
 /// know them, like a program of an earlier version.
 #[derive(Clone)]
 struct OtherServer {
-    stream: Option<fn(Streaming<proto::RequestBatch>) -> BoxFuture<'static, Vec<proto::ReplyBatch>>>,
+    stream: Option<Answering>,
 }
 
 impl NamedService for OtherServer {
