@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use raftify_core::CheckedConfig;
 
-/// The memory that a proposal takes beyond its encoded entry until it is answered, in bytes: its reply channel,
-/// its place in the tables of the core, and the future of its caller. A request over the network takes about
-/// as much.
+/// The memory that a proposal takes beyond its encoded entry until it is answered, in bytes: its reply
+/// channel, its place in the tables of the core, and the future of its caller. That of a request over the
+/// network was not measured.
 pub(crate) const OVERHEAD_BYTES: u64 = 512;
 
 /// The limits of a leader: [`proposals_in_flight_max`](raftify_core::Config::proposals_in_flight_max), and

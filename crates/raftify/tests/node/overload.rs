@@ -92,8 +92,8 @@ async fn the_limit_counts_what_is_held_and_what_it_refuses_is_not_encoded_and_ha
     within("the end", running).await.unwrap().unwrap();
 }
 
-/// What a waiting proposal counts for, beside its entry: `OVERHEAD_BYTES` in `channels/in_flight.rs`. Its future
-/// may take most of it: reply channel and tables take less than the rest.
+/// What a waiting proposal counts for, beside its entry: `OVERHEAD_BYTES` in `channels/in_flight.rs`. Its
+/// future may take most of it: reply channel and tables take less than the rest.
 const OVERHEAD_BYTES: usize = 512;
 
 #[tokio::test]
