@@ -96,9 +96,9 @@ pub struct Config {
     /// further proposals are answered with `Busy`.
     pub proposals_in_flight_max: usize,
     /// How many bytes of proposals wait for their reply on one node, and how many uncommitted ones a leader
-    /// holds. Default 64 MiB, at least `entry_bytes_max` and `message_bytes_max`. A proposal that waits counts
-    /// with its encoded entry and 512 bytes more, for what it takes beside it. At the limit, further
-    /// proposals are answered with `Busy`.
+    /// holds. Default 64 MiB, at least `entry_bytes_max` and `message_bytes_max`. A proposal that waits
+    /// counts with its encoded entry and 1 KiB more, for what it takes beside it. At the limit,
+    /// further proposals are answered with `Busy`.
     pub uncommitted_bytes_max: u64,
     /// How many linearizable reads may wait on one node. Default 65 536, at least 1. At the limit, further
     /// reads are answered with `Busy`.

@@ -158,8 +158,8 @@ where
         outcome
     }
 
-    /// The first part of [`propose`](Self::propose), which waits for nothing. The future of a caller that waits
-    /// holds the encoded entry only.
+    /// The first part of [`propose`](Self::propose), which waits for nothing. The future of a caller that
+    /// waits holds only the encoded entry.
     fn admit(&self, entry: Entry) -> Result<(Permit, Propose), ProposeError> {
         let busy = |waiting| ProposeError::Busy { waiting };
         let mut place = self.shared.proposals.enter().map_err(busy)?;

@@ -60,8 +60,8 @@ pub(super) struct Applier<FSM: StateMachine, S> {
     pub(super) metrics: Arc<NodeMetrics>,
 }
 
-/// Entries are decoded and passed to the state machine in batches of about this size, so that a queue of large
-/// ones is not in memory a second time.
+/// Entries are decoded and passed to the state machine in batches of about this size, so that a queue of
+/// large ones is not in memory a second time.
 const BATCH_BYTES: usize = 1024 * 1024;
 
 type UserEntry<T> = (LogPosition, Bytes, Option<Reply<T>>);

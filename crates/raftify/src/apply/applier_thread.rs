@@ -141,8 +141,8 @@ impl<FSM: StateMachine, S: SnapshotStore> ApplierHandle<FSM, S> {
 /// The maximum number of queued items in one batch, so that queries and the end of the node get their turn.
 const TAKEN_IN_MAX: usize = 256;
 
-/// The maximum number of queries between two batches.
-const QUERIES_MAX: usize = 256;
+/// The maximum number of queries between two batches: entries and the end of the node wait for no more.
+const QUERIES_MAX: usize = 16;
 
 /// The thread.
 async fn run<FSM: StateMachine, S: SnapshotStore>(

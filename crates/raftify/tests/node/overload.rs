@@ -51,7 +51,7 @@ impl StateMachine for Counts {
 /// Two proposals of 100 bytes fit, because each counts with what it takes beside its entry.
 #[tokio::test]
 async fn the_limit_counts_what_is_held_and_what_it_refuses_is_not_encoded_and_has_no_effect() {
-    let limit = 1500;
+    let limit = 3000;
     let config = Config {
         entry_bytes_max: limit,
         message_bytes_max: 1024,
@@ -74,12 +74,12 @@ async fn the_limit_counts_what_is_held_and_what_it_refuses_is_not_encoded_and_ha
     let second = propose();
     let mut status = raft.status();
     within("the second to be in the log", status.wait_for(|status| status.last > last)).await.unwrap();
-    let (last, busy) = (raft.status().borrow().last, Err(ProposeError::Busy { waiting: 2 }));
+    let last = raft.status().borrow().last;
     // The size of the third is not known before it is encoded.
-    assert_eq!(raft.propose(CountsItself).await, busy);
+    assert_eq!(raft.propose(CountsItself).await, Err(ProposeError::Busy { waiting: 3 }));
     let encoded = ENCODED.load(Ordering::SeqCst);
     for _ in 0..100 {
-        assert_eq!(raft.propose(CountsItself).await, busy);
+        assert_eq!(raft.propose(CountsItself).await, Err(ProposeError::Busy { waiting: 2 }));
     }
     assert_eq!(ENCODED.load(Ordering::SeqCst), encoded);
     assert_eq!(raft.status().borrow().last, last, "a refused entry is in the log");
@@ -92,17 +92,17 @@ async fn the_limit_counts_what_is_held_and_what_it_refuses_is_not_encoded_and_ha
     within("the end", running).await.unwrap().unwrap();
 }
 
-/// What a waiting proposal counts for, beside its entry: `OVERHEAD_BYTES` in `channels/in_flight.rs`. Its future
-/// may take most of it: reply channel and tables take less than the rest.
-const OVERHEAD_BYTES: usize = 512;
+/// What a waiting proposal counts for, beside its entry: `OVERHEAD_BYTES` in `channels/in_flight.rs`. Its
+/// future may take most of it: reply channel and tables take less than the rest.
+const OVERHEAD_BYTES: usize = 1024;
 
 #[tokio::test]
 async fn the_future_of_a_caller_that_waits_is_counted() {
     let raft = TestNode::new(1).bootstrap().unwrap();
     let (proposal, read) = (size_of_val(&raft.propose(set("key", 1))), size_of_val(&raft.read_index()));
     println!("the future of a proposal takes {proposal} bytes, that of a read {read}");
-    assert!(proposal <= OVERHEAD_BYTES + 2 * size_of::<Change>(), "{proposal}");
-    assert!(read <= OVERHEAD_BYTES, "{read}");
+    assert!(proposal <= OVERHEAD_BYTES - 256, "{proposal}");
+    assert!(read <= OVERHEAD_BYTES - 256, "{read}");
 }
 
 #[tokio::test]

@@ -82,10 +82,11 @@ where
         let reply = Responder::new(move |confirmed: Result<LogIndex, ReadError>| {
             let confirmed_after = begin.elapsed();
             let query: Query<FSM> = Box::new(move |state_machine: Result<&FSM, ReadError>| {
-                let answer = state_machine.map(|state_machine| {
-                    let result = query(state_machine);
-                    Queried { result, confirmed_after }
-                });
+                let answer = match state_machine {
+                    Ok(state_machine) => Ok(Queried { result: query(state_machine), confirmed_after }),
+                    // Before the closure of the user is dropped, which may panic.
+                    Err(error) => return drop(answered.send(Err(error))),
+                };
                 // The caller may have dropped its receiver, which is allowed.
                 drop(answered.send(answer));
             });

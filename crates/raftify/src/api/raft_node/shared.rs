@@ -94,8 +94,8 @@ impl<FSM: StateMachine> Shared<FSM> {
         self.ask(request(reply), answer, within).await
     }
 
-    /// Queues a request, and returns the future of its answer. The future holds no part of the request, unless
-    /// there is something to wait for before: as many callers as may wait hold such a future.
+    /// Queues a request, and returns the future of its answer. The future holds no part of the request,
+    /// unless there is something to wait for before: as many callers as may wait hold such a future.
     pub(super) fn ask<T, E: VerbError>(
         &self,
         request: LocalRequestMsg<Reply<FSM::Reply>>,
