@@ -79,8 +79,8 @@ pub(crate) fn restore(what: &Restore, output: &mut dyn Write) -> Result<(), BoxE
     let (directories, addresses) = (what.directories.len(), what.members.len());
     if directories != addresses {
         return Err(format!(
-            "there are {directories} directories and {addresses} addresses in --members: name one address for each \
-             directory, in the same order"
+            "there are {directories} directories and {addresses} addresses in --members: name one address \
+             for each directory, in the same order"
         )
         .into());
     }

@@ -69,8 +69,8 @@ where
     if is_majority(&chosen.members, &present) {
         let nodes: Vec<String> = present.iter().map(NodeId::to_string).collect();
         return Err(format!(
-            "the majority is not lost: nodes {} answer, or their directories are here. Start these nodes on their \
-             directories instead; nothing was changed",
+            "the majority is not lost: nodes {} answer, or their directories are here. Start these nodes on \
+             their directories instead; nothing was changed",
             nodes.join(", ")
         )
         .into());
@@ -137,14 +137,14 @@ fn loss(chosen: &Survivor, output: &mut dyn Write) -> Result<(), BoxError> {
     let unknown = state.last.index.get() - state.hard_state.commit.get().min(state.last.index.get());
     writeln!(
         output,
-        "what may be lost: the entries that only the lost nodes may have had cannot be known. Writes that were acknowledged \
-         and are not in this log are lost"
+        "what may be lost: the entries that only the lost nodes may have had cannot be known. Writes that \
+         were acknowledged and are not in this log are lost"
     )?;
     if unknown > 0 {
         writeln!(
             output,
-            "its last {unknown} entries are not known to be committed: they are kept, and become committed, also if their \
-             clients were told nothing"
+            "its last {unknown} entries are not known to be committed: they are kept, and become committed, \
+             also if their clients were told nothing"
         )?;
     }
     Ok(())
@@ -185,8 +185,8 @@ where
             }
             Answer::Recovered(identity) => {
                 return Err(format!(
-                    "at {address} answers {identity}: node {id} was recovered already, and runs. Let the other nodes join \
-                     it with empty directories; nothing was changed"
+                    "at {address} answers {identity}: node {id} was recovered already, and runs. Let the \
+                     other nodes join it with empty directories; nothing was changed"
                 )
                 .into());
             }

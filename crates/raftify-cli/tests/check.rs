@@ -27,8 +27,8 @@ fn the_commands_of_the_page_find_a_sound_directory_sound() {
         let first = said.lines().next().unwrap();
         assert_eq!(
             first.replace("HeedStorage", "WalStorage"),
-            "node-3 is sound: WalStorage, node 1 of cluster 00000000000000c1 (incarnation 000000000000001c), entries 3 to 6 \
-             of term 2, the snapshot at 2 of term 1"
+            "node-3 is sound: WalStorage, node 1 of cluster 00000000000000c1 (incarnation \
+             000000000000001c), entries 3 to 6 of term 2, the snapshot at 2 of term 1"
         );
         // The example of the page shows node 3.
         let shown = PAGE.lines().find(|line| line.starts_with("node-3 is sound")).unwrap();

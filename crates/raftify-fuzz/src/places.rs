@@ -73,8 +73,9 @@ pub fn peers(bytes: &[u8]) {
     });
 }
 
-/// LMDB's file as the check reads it. The first byte selects: all of the other bytes, or a sound file in which
-/// each five bytes change one, at the position in the first four. It is refused, or has its sound content.
+/// LMDB's file as the check reads it. The first byte selects: all of the other bytes, or a sound file in
+/// which each five bytes change one, at the position in the first four. It is refused, or has its sound
+/// content.
 pub fn database(bytes: &[u8]) {
     let Some((mode, rest)) = bytes.split_first() else { return };
     let (sound, state) = &*SOUND_DATABASE;

@@ -141,8 +141,8 @@ impl Checked {
 /// Reads and checks everything in the directory of a stopped node: the database page by page, each value,
 /// record and entry, all data of each snapshot, and whether they fit together. No file is changed or created.
 ///
-/// It holds the locks of the directory meanwhile, so that its node cannot start. A sound directory is one that
-/// its node can load; whether the node may still take part in its cluster, only the other members know.
+/// It holds the locks of the directory meanwhile, so that its node cannot start. A sound directory is one
+/// that its node can load; whether the node may still take part in its cluster, only the other members know.
 /// Unused bytes (free pages, the rest of a segment) have no checksums, and are not checked.
 ///
 /// # Errors

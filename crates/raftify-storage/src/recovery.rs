@@ -1,8 +1,8 @@
 //! Makes a new cluster of one node from the directory of a node whose cluster has lost its majority.
 //!
 //! The new directory is written into [`RECOVERY`], inside the directory, read back and compared. Then the old
-//! parts are renamed into [`ORIGINAL`], LMDB's file first, and the new parts to their final names, LMDB's file
-//! last: without that file no node can use the directory, and the next recovery continues the renaming.
+//! parts are renamed into [`ORIGINAL`], LMDB's file first, and the new parts to their final names, LMDB's
+//! file last: without that file no node can use the directory, and the next recovery continues the renaming.
 //!
 //! The log keeps all its entries, and ends with the changes that remove all other members: nodes that join
 //! later, and read the log from an earlier snapshot on, take the same steps.
@@ -137,13 +137,22 @@ fn members_at_end(
 }
 
 /// The survivor whose log an election would prefer: that with the highest term of the last entry, and among
-/// these the one with the longest log. Any entry that was acknowledged by a majority with one of the survivors
-/// in it is in this log, if it is in any of theirs.
+/// these the one with the longest log. Any entry that was acknowledged by a majority with one of the
+/// survivors in it is in this log, if it is in any of theirs.
 ///
 /// # Errors
 /// - [`RecoverError::TwoClusters`]: they are of different clusters.
 /// - [`RecoverError::SameNode`]: two are of one node: a copy must not take part.
 /// - [`RecoverError::NoSurvivor`]: there is none.
+///
+/// # Examples
+/// ```no_run
+/// use raftify_storage::{Survivor, choose_survivor, recover_directory};
+///
+/// let survivors = [Survivor::read("node-2")?, Survivor::read("node-3")?];
+/// recover_directory(&choose_survivor(&survivors)?.directory)?;
+/// # Ok::<(), raftify_storage::RecoverError>(())
+/// ```
 pub fn choose_survivor(survivors: &[Survivor]) -> Result<&Survivor, RecoverError> {
     for (at, one) in survivors.iter().enumerate() {
         for other in &survivors[..at] {
@@ -185,8 +194,8 @@ pub struct Recovery {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RecoverError {
-    /// The directory could not be read or written. After [`StorageError::Interrupted`] and after an I/O error,
-    /// run the recovery again: it continues or starts anew.
+    /// The directory could not be read or written. After [`StorageError::Interrupted`] and after an I/O
+    /// error, run the recovery again: it continues or starts anew.
     Storage(StorageError),
     /// The directory was recovered before: it belongs to the new cluster.
     AlreadyRecovered {
@@ -244,8 +253,8 @@ impl fmt::Display for RecoverError {
             RecoverError::Storage(error) => error.fmt(f),
             RecoverError::AlreadyRecovered { path, original } => write!(
                 f,
-                "{} was recovered before, and its former content is in {}: start its node. If it is the new cluster that \
-                 has lost its majority, move the former content away first",
+                "{} was recovered before, and its former content is in {}: start its node. If it is the new \
+                 cluster that has lost its majority, move the former content away first",
                 path.display(),
                 original.display()
             ),
@@ -254,8 +263,9 @@ impl fmt::Display for RecoverError {
             }
             RecoverError::TwoClusters { paths: [one, other], clusters: [first, second] } => write!(
                 f,
-                "{} is of cluster {first}, {} of cluster {second}: name directories of one cluster only. If one of them was \
-                 recovered before, start its node, and let the others join it with empty directories",
+                "{} is of cluster {first}, {} of cluster {second}: name directories of one cluster only. If \
+                 one of them was recovered before, start its node, and let the others join it with empty \
+                 directories",
                 one.display(),
                 other.display()
             ),
@@ -285,13 +295,13 @@ impl fmt::Display for RecoverError {
 /// stay. All entries of the log stay, also those that may not have been committed: they count as committed
 /// from now on. All other members are removed, and their ids are never used again.
 ///
-/// The former content is kept in the directory `before-recovery` inside of it, unchanged. The disk needs space
-/// for a second copy of the log and of the newest snapshot. It may be interrupted at any moment: the directory
-/// is then one of the former cluster, or one that no node can use; call it again.
+/// The former content is kept in the directory `before-recovery` inside of it, unchanged. The disk needs
+/// space for a second copy of the log and of the newest snapshot. It may be interrupted at any moment: the
+/// directory is then one of the former cluster, or one that no node can use; call it again.
 ///
 /// It does not look for other nodes: the caller must know that no majority of the former cluster is alive or
-/// will come back, and that no other directory was recovered. Otherwise there are two clusters, with different
-/// histories. A state machine with its own storage must be that of this node.
+/// will come back, and that no other directory was recovered. Otherwise there are two clusters, with
+/// different histories. A state machine with its own storage must be that of this node.
 ///
 /// # Errors
 /// See [`RecoverError`].

@@ -1,8 +1,9 @@
-//! Backups and restores: copies the newest snapshot of a node, and makes the directories of a new cluster from
-//! such a file. A backup is a snapshot file.
+//! Backups and restores: copies the newest snapshot of a node, and makes the directories of a new cluster
+//! from such a file. A backup is a snapshot file.
 //!
 //! Each directory is written into [`RESTORE`], inside of it, and read back. Then the parts are renamed to
-//! their final names, LMDB's file last: without that file, and with [`RESTORE`], no node can use the directory.
+//! their final names, LMDB's file last: without that file, and with [`RESTORE`], no node can use the
+//! directory.
 
 use std::fmt;
 use std::fs;
@@ -105,12 +106,12 @@ impl fmt::Display for RestoreError {
     }
 }
 
-/// Reads a snapshot file at any path completely, and verifies all its checksums. Returns its metadata, and how
-/// many bytes of data it holds. A backup is such a file.
+/// Reads a snapshot file at any path completely, and verifies all its checksums. Returns its metadata, and
+/// how many bytes of data it holds. A backup is such a file.
 ///
 /// # Errors
-/// [`StorageError::Io`] if it cannot be read; [`StorageError::Corrupt`] if it is not a snapshot file, cut off, or
-/// damaged; [`StorageError::Version`] if another version wrote it.
+/// [`StorageError::Io`] if it cannot be read; [`StorageError::Corrupt`] if it is not a snapshot file, cut off,
+/// or damaged; [`StorageError::Version`] if another version wrote it.
 ///
 /// # Examples
 /// ```no_run
@@ -129,16 +130,23 @@ pub fn verify_snapshot_file(path: impl AsRef<Path>) -> Result<(SnapshotMeta, u64
     Ok((meta, found.data_bytes))
 }
 
-/// Copies the newest snapshot of a directory to `file`, verifies the copy, and makes it durable: a backup. Its node
-/// may run meanwhile. Returns the metadata of the snapshot, and how many bytes of data it holds.
+/// Copies the newest snapshot of a directory to `file`, verifies the copy, and makes it durable: a backup.
+/// Its node may run meanwhile. Returns the metadata of the snapshot, and how many bytes of data it holds.
 ///
-/// The backup has the state up to the position of that snapshot; take one first (`make_snapshot`) to have a newer
-/// state. The file is written under a temporary name beside it, and renamed when it is complete.
+/// The backup has the state up to the position of that snapshot; take one first (`make_snapshot`) to have a
+/// newer state. The file is written under a temporary name beside it, and renamed when it is complete.
 ///
 /// # Errors
 /// - [`StorageError::NoSnapshot`]: the node has not taken a snapshot yet.
 /// - [`StorageError::Io`] of kind `AlreadyExists`: there is such a file. It is not replaced.
 /// - Otherwise as [`ReadOnlyStorage::load`] and [`verify_snapshot_file`].
+///
+/// # Examples
+/// ```no_run
+/// let (meta, bytes) = raftify_storage::copy_newest_snapshot("node-3", "cluster.backup")?;
+/// println!("a backup up to {}: {bytes} bytes", meta.position);
+/// # Ok::<(), raftify_core::StorageError>(())
+/// ```
 pub fn copy_newest_snapshot(
     directory: impl AsRef<Path>,
     file: impl AsRef<Path>,
@@ -206,12 +214,12 @@ fn copy(
     }
 }
 
-/// Makes a new cluster with the state of a snapshot file: a [backup], or a file in `snapshots/` of a node. Each of
-/// its nodes gets a directory.
+/// Makes a new cluster with the state of a snapshot file: a [backup], or a file in `snapshots/` of a node.
+/// Each of its nodes gets a directory.
 ///
 /// The cluster has a new, random id, so that nodes and clients of the former cluster are refused, and its log
-/// begins after the position of the snapshot. The nodes are started like nodes that restart. All directories of
-/// a cluster are made by one call; each may then be moved to its machine.
+/// begins after the position of the snapshot. The nodes are started like nodes that restart. All directories
+/// of a cluster are made by one call; each may then be moved to its machine.
 ///
 /// It may be interrupted at any moment: no node can use an incomplete directory. Run it again, after the
 /// directories that were complete have been emptied.

@@ -14,8 +14,8 @@ use super::recorder;
 use super::workload::{Content, Workload};
 
 impl Tried {
-    /// A recovery, cut everywhere: the directory is that of the former cluster or that of the new one, whole, or
-    /// no node can open it; and the recovery can be run again.
+    /// A recovery, cut everywhere: the directory is that of the former cluster or that of the new one, whole,
+    /// or no node can open it; and the recovery can be run again.
     pub(super) fn recovery<K: Kind>(&mut self, seed: u64) {
         let workload = Workload::new(seed, self.extent.steps);
         let root = self.root("live", &Image::new());
@@ -58,8 +58,8 @@ impl Tried {
         self.report(&what, &recording, cuts);
     }
 
-    /// A restore, cut everywhere: no node can open the directory, or it is whole, or it was not begun; and the
-    /// restore can be run again.
+    /// A restore, cut everywhere: no node can open the directory, or it is whole, or it was not begun; and
+    /// the restore can be run again.
     pub(super) fn restore<K: Kind>(&mut self, seed: u64) {
         let workload = Workload::new(seed, self.extent.steps);
         let root = self.root("live", &Image::new());
