@@ -183,7 +183,9 @@ where
         let ticket = serde_json::to_value(ticket.valid_for(TICKET_LIFETIME))?;
         if let Some(file) = &ticket_file {
             let text = format!("{ticket:#}\n");
-            let named = |error: std::io::Error| Failure::failed(format!("node {id} is added, but {}: {error}", file.display()));
+            let named = |error: std::io::Error| {
+                Failure::failed(format!("node {id} is added, but {}: {error}", file.display()))
+            };
             fs::write(file, text).map_err(named)?;
         }
         let members = if wait { self.takes_part(id).await? } else { members };
