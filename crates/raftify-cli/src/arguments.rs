@@ -16,10 +16,10 @@ use crate::tls_arguments::TlsArguments;
 #[derive(Parser)]
 #[command(
     version,
-    about = "Shows the data directory of a raftify node, a live node and a live cluster; changes the members of a live \
-             cluster; converts directories; makes certificates",
-    after_help = "Exit codes: 0 done, 1 failed and nothing was changed, 2 invalid command line, 3 the outcome is unknown, \
-                  4 not confirmed; of `cluster status` also 5 a member is down, 6 no writes are accepted"
+    about = "Shows the data directory of a raftify node, a live node and a live cluster; changes the \
+             members of a live cluster; converts directories; makes certificates",
+    after_help = "Exit codes: 0 done, 1 failed and nothing was changed, 2 invalid command line, 3 the outcome \
+                  is unknown, 4 not confirmed; of `cluster status` also 5 a member is down, 6 no writes are accepted"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]

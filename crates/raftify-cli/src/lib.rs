@@ -1,6 +1,6 @@
-//! The command line of raftify: prints a node's directory and the status of a live node, shows a live cluster,
-//! changes its members and follows its events, converts the directory of a stopped node to the other storage, and makes the
-//! certificates of a cluster with mutual TLS.
+//! The command line of raftify: prints a node's directory and the status of a live node, shows a live
+//! cluster, changes its members and follows its events, converts the directory of a stopped node to the other
+//! storage, and makes the certificates of a cluster with mutual TLS.
 //!
 //! The program `raftify-cli` knows no user types and shows entries and snapshots as bytes. A program with its
 //! own types passes them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has

@@ -217,6 +217,7 @@ async fn the_json_of_the_commands_keeps_its_shape() {
                     "index": "number",
                     "term": "number"
                   },
+                  "storage_full": "bool",
                   "term": "number",
                   "up": "bool"
                 }

@@ -19,6 +19,7 @@ mod requests;
 mod rollback;
 mod snapshots;
 mod stopping;
+mod storage_room;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,6 +135,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.leave_joint_if_due();
         self.tend_joiners();
         self.look_at_own_disk();
+        self.tick_storage_room();
         self.ask_whether_still_needed();
         // If there is no successor now, there may be one at the next tick.
         let _ = self.transfer_to_stop();
@@ -283,6 +285,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             log_cache_bytes: self.consensus.cache_bytes(),
             durable: self.consensus.durable(),
             disk: None, // Measured by the shell.
+            storage_full: self.full_storages(),
         }
     }
 

@@ -8,3 +8,4 @@ pub(crate) mod loop_events;
 pub(crate) mod loop_metrics;
 pub(crate) mod raft_loop;
 pub(crate) mod running;
+pub(crate) mod storage_gauge;

@@ -155,7 +155,7 @@ pub enum Event {
         /// The election timeout, in milliseconds.
         limit_millis: u64,
     },
-    /// Less than a tenth of the file system of the data directory is free. Measured every 10 s; reported again
+    /// Less than a tenth of the file system of the data directory is free. Measured every second; reported again
     /// only after more was free in between.
     DiskNearlyFull {
         /// Free space for this process, in bytes.

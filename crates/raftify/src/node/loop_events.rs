@@ -10,6 +10,10 @@ use raftify_core::{
 };
 
 use crate::channels::node_events::{Event, NodeEvents};
+use crate::runtime::disk_space::DiskSpace;
+
+/// The disk is nearly full if less than this part of it is free.
+const NEARLY_FULL: u64 = 10;
 
 /// Owned by the raft loop. Its methods are called for changes, never for entries.
 pub(crate) struct LoopEvents {
@@ -20,11 +24,13 @@ pub(crate) struct LoopEvents {
     reached: BTreeMap<NodeId, bool>,
     /// The snapshot that this node has taken last; it may not be in use yet.
     taken: Option<LogPosition>,
+    /// As last measured.
+    is_nearly_full: bool,
 }
 
 impl LoopEvents {
     pub(crate) fn new(events: Arc<NodeEvents>, members: Arc<Members>) -> LoopEvents {
-        LoopEvents { events, members, reached: BTreeMap::new(), taken: None }
+        LoopEvents { events, members, reached: BTreeMap::new(), taken: None, is_nearly_full: false }
     }
 
     /// The published status changes.
@@ -119,6 +125,16 @@ impl LoopEvents {
                 false => Event::PeerUnreachable { id },
             });
         }
+    }
+
+    /// The disk was measured. Reported once, until there was more room.
+    pub(crate) fn disk_measured(&mut self, space: &DiskSpace) {
+        let DiskSpace { free: free_bytes, size: size_bytes } = *space;
+        let is_nearly_full = free_bytes < size_bytes / NEARLY_FULL;
+        if is_nearly_full && !self.is_nearly_full {
+            self.events.publish(Event::DiskNearlyFull { free_bytes, size_bytes });
+        }
+        self.is_nearly_full = is_nearly_full;
     }
 
     /// The node cannot continue.

@@ -30,6 +30,7 @@ use crate::network::outbox::Outbox;
 use crate::node::log_writer::{LogWriter, ToWrite};
 use crate::node::loop_events::LoopEvents;
 use crate::node::loop_metrics::LoopMetrics;
+use crate::node::storage_gauge::StorageGauge;
 use crate::runtime::timing::{Step, mark};
 use crate::runtime::worker::{Blocking, caught};
 
@@ -95,6 +96,7 @@ pub(crate) struct Outputs<FSM: StateMachine, S: StableStorage> {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) metrics: LoopMetrics,
     pub(crate) node_events: LoopEvents,
+    pub(crate) storage_gauge: StorageGauge,
 }
 
 /// See the module.
@@ -224,6 +226,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             Input::Tick => {
                 core.tick();
                 self.record();
+                self.outputs.storage_gauge.ticked(&self.outputs.blocking);
             }
             Input::Event(Event::Written(turn)) => core.written(turn),
             Input::Event(Event::Applied(index)) => core.applied(index),
@@ -232,6 +235,10 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
                 core.snapshot_taken(outcome);
             }
             Input::Event(Event::Fetched(fetch, entries)) => core.fetched(fetch, entries),
+            Input::Event(Event::DiskMeasured(space)) => {
+                node_events.disk_measured(&space);
+                core.set_storage_full(self.outputs.storage_gauge.is_full(&space));
+            }
             Input::Event(Event::Failed(reason)) => {
                 node_events.failed(&reason);
                 self.failure = Some(reason);
@@ -266,12 +273,12 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
 
     /// Records the numbers of the core, and the lengths of the queues.
     fn record(&mut self) {
-        let Outputs { metrics, log_writer, applier, blocking, .. } = &mut self.outputs;
+        let Outputs { metrics, log_writer, applier, .. } = &mut self.outputs;
         metrics.queue_length(Queue::LocalRequests, self.inputs.local.len());
         metrics.queue_length(Queue::ServerRequests, self.inputs.server.len());
         metrics.queue_length(Queue::LogWriter, log_writer.queued());
         metrics.queue_length(Queue::Applier, applier.queued());
-        metrics.ticked(&self.core, blocking);
+        metrics.ticked(&self.core);
     }
 
     /// Takes the queued requests, so that many proposals become one turn. The number is bounded: a queue that

@@ -39,6 +39,7 @@ use crate::node::log_writer::LogWriter;
 use crate::node::loop_events::LoopEvents;
 use crate::node::loop_metrics::LoopMetrics;
 use crate::node::raft_loop::{Inputs, Outputs, RaftLoop};
+use crate::node::storage_gauge::StorageGauge;
 use crate::runtime::random::random;
 use crate::runtime::transport::Listener;
 use crate::runtime::worker::Blocking;
@@ -167,9 +168,10 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         metrics.queue_limit(Queue::ServerRequests, config.request_queue_max);
         metrics.queue_limit(Queue::Proposals, config.proposals_in_flight_max);
         metrics.queue_limit(Queue::Reads, config.reads_in_flight_max);
+        let reserve_bytes = config.storage_reserve_bytes;
+        let storage_gauge = StorageGauge::new(directory, reserve_bytes, events.clone(), Arc::clone(&metrics));
+        let loop_metrics = LoopMetrics::new(metrics, Arc::clone(&self.server_counters));
         let node_events = Arc::clone(&self.events.0);
-        let loop_metrics =
-            LoopMetrics::new(metrics, Arc::clone(&self.server_counters), directory, Arc::clone(&node_events));
         let remembered = watch::Sender::new(Arc::clone(self.core.remembered()));
         let context = ServerContext {
             access: Arc::new(Access::new(
@@ -218,6 +220,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             lifecycle: lifecycle.clone(),
             metrics: loop_metrics,
             node_events: LoopEvents::new(node_events, status.members),
+            storage_gauge,
         };
         let discovery = Discovery::new(
             self.discover,

@@ -91,6 +91,7 @@ fn requests_and_answers_are_read_as_they_were_written() {
         log_cache_bytes: 0,
         durable: LogIndex(8),
         disk: None,
+        storage_full: Vec::new(),
     };
     passes(Inspect, inspection);
     let identification = Identification {

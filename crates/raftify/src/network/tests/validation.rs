@@ -193,6 +193,7 @@ async fn a_node_without_a_cluster_refuses_messages_but_can_be_inspected() {
         log_cache_bytes: 0,
         durable: LogIndex(8),
         disk: None,
+        storage_full: Vec::new(),
     };
     reply.answer(Ok(inspection.clone()));
     assert_eq!(inspecting.await.unwrap(), Ok(inspection));
