@@ -94,7 +94,8 @@ pub enum Event {
         /// The index of the membership.
         index: LogIndex,
     },
-    /// The node begins to take a snapshot. `SnapshotTaken` or `SnapshotFailed` follows, unless the node stops.
+    /// The node begins to take a snapshot. `SnapshotTaken` or `SnapshotFailed` follows, unless the node
+    /// stops.
     SnapshotBegun {
         /// The last applied index: the snapshot is at this index, or a later one.
         index: LogIndex,
@@ -114,8 +115,8 @@ pub enum Event {
         /// Its position.
         position: LogPosition,
     },
-    /// The node, as the leader, begins to send a snapshot. `SnapshotSent` or `SnapshotNotSent` follows, unless
-    /// the node stops.
+    /// The node, as the leader, begins to send a snapshot. `SnapshotSent` or `SnapshotNotSent` follows,
+    /// unless the node stops.
     SnapshotSending {
         /// The receiver.
         to: NodeId,
@@ -155,8 +156,8 @@ pub enum Event {
         /// The election timeout, in milliseconds.
         limit_millis: u64,
     },
-    /// Less than a tenth of the file system of the data directory is free. Measured every second; reported again
-    /// only after more was free in between.
+    /// Less than a tenth of the file system of the data directory is free. Measured every second; reported
+    /// again only after more was free in between.
     DiskNearlyFull {
         /// Free space for this process, in bytes.
         free_bytes: u64,
