@@ -142,3 +142,38 @@ impl Explained for ReadError {
         matches!(self, ReadError::NoLeader).then_some(NO_LEADER)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use raftify::NodeId;
+    use raftify::error::UnknownOutcome;
+
+    use super::*;
+
+    #[test]
+    fn the_exit_code_says_whether_a_change_may_have_been_made() {
+        let late = MembershipError::Unknown(UnknownOutcome::TimedOut(Duration::from_secs(1)));
+        let lost = TransferError::ConnectionLost("reset".to_owned());
+        let unknown =
+            [Failure::of("x", ClientError::Answer(late)), Failure::of("x", ClientError::Answer(lost))];
+        for failure in unknown {
+            assert_eq!(failure.exit, Exit::Unknown, "{failure}");
+            assert!(failure.to_string().ends_with("before you try again"), "{failure}");
+        }
+        let id = NodeId::FIRST;
+        let refused = MembershipRefusal::UnknownMember { id };
+        let nothing_happened = [
+            Failure::of("x", ClientError::Answer(MembershipError::NoLeader)),
+            Failure::of("x", ClientError::Answer(MembershipError::Refused(refused))),
+            Failure::of("x", ClientError::Answer(TransferError::NotAVoter { id })),
+            Failure::of("x", ClientError::<ReadError>::Unreachable(Vec::new())),
+            Failure::of("x", ClientError::<ReadError>::NotAMember { id, members: vec![id] }),
+        ];
+        for failure in nothing_happened {
+            assert_eq!(failure.exit, Exit::Failed, "{failure}");
+            assert!(failure.to_string().starts_with("x: "), "{failure}");
+        }
+    }
+}

@@ -70,7 +70,8 @@ pub(crate) fn members_json(members: &Members) -> Value {
     let list: Vec<Value> = members
         .iter()
         .map(|member| {
-            json!({ "id": member.id, "address": member.address, "role": member.role, "incarnation": member.incarnation })
+            let (id, incarnation) = (member.id, member.incarnation);
+            json!({ "id": id, "address": member.address, "role": member.role, "incarnation": incarnation })
         })
         .collect();
     json!({ "as_of": members.as_of(), "joint": members.is_joint(), "members": list })

@@ -13,6 +13,7 @@ use raftify::start::JoinOptions;
 use raftify::storage::MemoryStorage;
 use raftify::{
     BoxError, ClusterJoinTicket, Config, LogPosition, Member, NodeId, Raft, Snapshot, StateMachine,
+    WalStorage,
 };
 use raftify_free_address::free_address;
 use serde_json::Value;
@@ -216,6 +217,7 @@ async fn the_json_of_the_commands_keeps_its_shape() {
                     "index": "number",
                     "term": "number"
                   },
+                  "storage_full": "bool",
                   "term": "number",
                   "up": "bool"
                 }
@@ -453,6 +455,24 @@ async fn events_follow_a_member_that_joins_later() {
     assert!(seen.iter().any(|line| line["event"]["member_added"]["member"]["id"] == 2), "{seen:?}");
     joined.quit().await;
     drop(nodes);
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_shows_the_free_space_of_the_data_directory() {
+    let (directory, address) = (tempfile::tempdir().unwrap(), free_address());
+    let storage = WalStorage::open(directory.path()).unwrap();
+    let node: Node = Raft::begin(&address, storage, Sum(0), Config::default()).await.unwrap();
+    // It is measured on another thread.
+    until("it is measured", async || {
+        let output = cli(&format!("cluster status --json {address}"));
+        let status: Option<Value> = serde_json::from_slice(&output.stdout).ok();
+        status.is_some_and(|status| status["members"][0]["disk"]["size_bytes"].is_u64())
+    })
+    .await;
+    let shown = done(&format!("cluster status {address}"));
+    assert!(shown.contains(" free ("), "{shown}");
+    node.quit().await;
 }
 
 #[test]

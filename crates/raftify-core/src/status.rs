@@ -107,11 +107,12 @@ pub struct Inspection {
     pub log_cache_bytes: u64,
     /// The last index that is durable on this node.
     pub durable: LogIndex,
+    /// The file system of the data directory, as measured at most some seconds ago; `None` if it is not
+    /// known.
+    pub disk: Option<DiskSpace>,
     /// The members whose disks have less free space than their
     /// [reserve](crate::Config::storage_reserve_bytes), as far as this node knows.
     pub storage_full: Vec<NodeId>,
-    /// The file system of the data directory, as measured at most some seconds ago; `None` if it is not known.
-    pub disk: Option<DiskSpace>,
 }
 
 /// The space of a file system.

@@ -315,7 +315,8 @@ where
                 return Err(Failure::new(
                     Exit::Failed,
                     format!(
-                        "node {id} is added, and made no progress for {} min: start it with its ticket, or look at its log",
+                        "node {id} is added, and made no progress for {} min: start it with its ticket, or look at \
+                         its log",
                         PATIENCE.as_secs() / 60
                     ),
                 ));

@@ -93,6 +93,7 @@ impl Report {
 
     fn row(&self, member: &Member, answer: Option<&Inspection>) -> [String; 9] {
         let unknown = || "-".to_owned();
+        let full = if self.is_full(member) { ", full" } else { "" };
         let number =
             |of: fn(&Inspection) -> u64| answer.map_or_else(unknown, |answer| of(answer).to_string());
         [
@@ -104,7 +105,7 @@ impl Report {
             number(|answer| answer.status.applied.get()),
             self.lag(member).map_or_else(unknown, |lag| lag.to_string()),
             self.heard_millis(member).map_or_else(unknown, ago),
-            answer.and_then(|answer| answer.disk).map_or_else(unknown, free),
+            answer.and_then(|answer| answer.disk).map_or_else(unknown, free) + full,
         ]
     }
 
@@ -116,6 +117,11 @@ impl Report {
         }
         let progress = leader.progress.iter().find(|peer| peer.id == member.id)?;
         Some(leader.status.last.index.get().saturating_sub(progress.matched.get()))
+    }
+
+    /// Whether the disk of the member has less free space than its reserve, as the leader knows it.
+    fn is_full(&self, member: &Member) -> bool {
+        self.survey.leader().is_some_and(|leader| leader.storage_full.contains(&member.id))
     }
 
     /// How long ago the leader has heard from the member.
@@ -146,6 +152,7 @@ impl Report {
                     "lag": self.lag(member),
                     "heard_millis": self.heard_millis(member),
                     "disk": answer.and_then(|answer| answer.disk),
+                    "storage_full": self.is_full(member),
                 })
             })
             .collect();
@@ -183,6 +190,12 @@ where
     let Some(member) = survey.members.get(leader.status.node_id) else {
         return Ok(Some("the leader is being removed".to_owned()));
     };
+    let full = &leader.storage_full;
+    let have_room = voters().filter(|voter| !full.contains(&voter.id)).count();
+    if full.contains(&member.id) || have_room < needed {
+        let ids: Vec<String> = full.iter().map(ToString::to_string).collect();
+        return Ok(Some(format!("the disks of these nodes are almost full: {}", ids.join(", "))));
+    }
     let client = client::<E, S>(at, [member.address.clone()])?.with_deadline(NODE_TIMEOUT).without_waiting();
     let confirmed = client.read_index().await;
     Ok(confirmed.err().map(|error| format!("the leader cannot confirm that it leads: {error}")))

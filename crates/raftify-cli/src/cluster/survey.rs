@@ -70,8 +70,8 @@ impl Survey {
             members.iter().find(|(_, _, cluster, _)| cluster != cluster_id)
         {
             return Err(Failure::failed(format!(
-                "the addresses belong to two clusters: at {address} is node {id} of cluster {cluster_id}, at {other} node \
-                 {other_id} of cluster {other_cluster}: give the addresses of one of them"
+                "the addresses belong to two clusters: at {address} is node {id} of cluster {cluster_id}, at \
+                 {other} node {other_id} of cluster {other_cluster}: give the addresses of one of them"
             )));
         }
         let cluster_id = *cluster_id;
@@ -201,7 +201,8 @@ fn no_member(seen: &[Seen]) -> Failure {
         seen.iter().find_map(|seen| Some((&seen.address, seen.answer.as_ref().ok()?)))
     {
         return Failure::failed(format!(
-            "the node at {address}, node {}, is no member of a cluster yet: give the address of a member, or let the node join",
+            "the node at {address}, node {}, is no member of a cluster yet: give the address of a \
+             member, or let the node join",
             answer.status.node_id
         ));
     }

@@ -94,7 +94,8 @@ pub enum Event {
         /// The index of the membership.
         index: LogIndex,
     },
-    /// The node begins to take a snapshot. `SnapshotTaken` or `SnapshotFailed` follows, unless the node stops.
+    /// The node begins to take a snapshot. `SnapshotTaken` or `SnapshotFailed` follows, unless the node
+    /// stops.
     SnapshotBegun {
         /// The last applied index: the snapshot is at this index, or a later one.
         index: LogIndex,
@@ -114,8 +115,8 @@ pub enum Event {
         /// Its position.
         position: LogPosition,
     },
-    /// The node, as the leader, begins to send a snapshot. `SnapshotSent` or `SnapshotNotSent` follows, unless
-    /// the node stops.
+    /// The node, as the leader, begins to send a snapshot. `SnapshotSent` or `SnapshotNotSent` follows,
+    /// unless the node stops.
     SnapshotSending {
         /// The receiver.
         to: NodeId,

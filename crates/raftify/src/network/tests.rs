@@ -4,6 +4,7 @@
 mod addresses;
 mod calls;
 mod client;
+mod events;
 mod health;
 mod snapshots;
 mod streams;
@@ -87,6 +88,7 @@ struct TestNode {
     events: mpsc::UnboundedReceiver<PeerEvent>,
     stops: watch::Sender<bool>,
     lifecycle: Lifecycle,
+    node_events: Arc<NodeEvents>,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -109,7 +111,7 @@ impl TestNode {
         let snapshot_bytes_received = Arc::default();
         let metrics = Arc::new(NodeMetrics::new(id(node)));
         let stops = watch::Sender::new(false);
-        let lifecycle = Lifecycle::new();
+        let (lifecycle, node_events) = (Lifecycle::new(), NodeEvents::new());
         let outbox = Outbox::start(
             address.clone(),
             Dialer::default(),
@@ -138,7 +140,7 @@ impl TestNode {
             dialer: Dialer::default(),
             counters: Arc::default(),
             metrics,
-            events: NodeEvents::new(),
+            events: Arc::clone(&node_events),
             lifecycle: lifecycle.clone(),
             stops: stops.subscribe(),
             requests,
@@ -173,6 +175,7 @@ impl TestNode {
             events: peer_events,
             stops,
             lifecycle,
+            node_events,
             stop,
             serving,
         }

@@ -85,6 +85,7 @@ impl LoopEvents {
         }
     }
 
+    /// The disk was measured, and has less free space than the reserve, or not. Reported when that changes.
     pub(crate) fn disk_measured(&mut self, space: &DiskSpace, is_full: bool) {
         let (free_bytes, size_bytes) = (space.free, space.size);
         if is_full != self.disk_is_full {

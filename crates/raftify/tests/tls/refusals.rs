@@ -130,7 +130,7 @@ async fn a_client_without_a_role_can_do_nothing_and_is_told_so() {
     assert!(matches!(nobody.transfer_leader(None).await, Err(ClientError::Rejected(_))));
     assert!(matches!(nobody.events().await, Err(ClientError::Rejected(_))));
     // The first one as a part of a stream, and then by itself, since the node may permit a single method.
-    assert_eq!(node.raft_server().refused_requests(), 6);
+    assert_eq!(node.raft_server().refused_requests(), 7);
     assert_eq!(node.raft_server().requests(), raftify::status::RequestCounts::default());
 }
 
