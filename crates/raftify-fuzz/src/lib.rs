@@ -14,15 +14,14 @@ use raftify_core::Members;
 use raftify_core::members::{MemberRecord, MembershipChange};
 
 pub use messages::messages;
-pub use places::{database, peers, snapshot_directory, snapshot_file};
+pub use places::{peers, snapshot_directory, snapshot_file};
 
 /// A function, and the name of the folder of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 10] = [
     ("config", config),
-    ("database", database),
     ("members", members),
     ("messages", messages),
     ("metadata", metadata),

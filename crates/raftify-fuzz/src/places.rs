@@ -3,16 +3,9 @@
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::LazyLock;
 
-use bytes::Bytes;
 use raftify::Snapshot;
-use raftify_core::storage::{StoredState, Write};
-use raftify_core::{
-    ClusterId, Entry, EntryKind, HardState, Identity, Incarnation, LogIndex, LogPosition, NodeId,
-    StableStorage, Term,
-};
-use raftify_storage::{HeedStorage, SnapshotFileReader, check_directory};
+use raftify_storage::SnapshotFileReader;
 
 /// Calls `act` with a path in an empty directory, which is removed afterwards.
 fn in_directory<T>(name: &str, act: impl FnOnce(&Path) -> T) -> T {
@@ -72,54 +65,3 @@ pub fn peers(bytes: &[u8]) {
         }
     });
 }
-
-/// LMDB's file as the check reads it. The first byte selects: all of the other bytes, or a sound file in
-/// which each five bytes change one, at the position in the first four. It is refused, or has its sound
-/// content.
-pub fn database(bytes: &[u8]) {
-    let Some((mode, rest)) = bytes.split_first() else { return };
-    let (sound, state) = &*SOUND_DATABASE;
-    let mut content = sound.clone();
-    if mode.is_multiple_of(2) {
-        content = rest.to_vec();
-    }
-    for change in rest.chunks_exact(5).filter(|_| !mode.is_multiple_of(2)) {
-        let at = u32::from_be_bytes([change[0], change[1], change[2], change[3]]) as usize % content.len();
-        content[at] ^= change[4];
-    }
-    let checked = in_directory("node", |path| {
-        fs::create_dir(path).expect("there is room");
-        fs::write(path.join("data.mdb"), &content).expect("there is room");
-        check_directory(path).expect("it is not in use, and can be read")
-    });
-    // The two meta pages have no checksums.
-    let has_same_beginning = content.get(..META_BYTES) == sound.get(..META_BYTES);
-    if checked.is_sound() && has_same_beginning {
-        assert_eq!(checked.state.as_ref(), Some(state), "a change is detected or has no effect");
-    }
-}
-
-const META_BYTES: usize = 2 * 4096;
-
-/// A file with some entries, one of which does not fit into a page, and its content.
-static SOUND_DATABASE: LazyLock<(Vec<u8>, StoredState)> = LazyLock::new(|| {
-    in_directory("node", |path| {
-        let mut storage = HeedStorage::open(path).expect("there is room");
-        storage.load().expect("it is new");
-        let identity =
-            Identity { cluster_id: ClusterId(7), node_id: NodeId::FIRST, incarnation: Incarnation(9) };
-        let hard_state = HardState { term: Term(1), vote: None, commit: LogIndex(9) };
-        let entry = |index| Entry {
-            position: LogPosition::new(1, index),
-            kind: EntryKind::User,
-            payload: Bytes::from(vec![index as u8; if index == 5 { 10_000 } else { 300 }]),
-        };
-        let (identity, hard_state) = (Some(identity), Some(hard_state));
-        let append = (1..=100).map(entry).collect();
-        let write = Write { identity, hard_state, append, ..Write::default() };
-        storage.write(&[write]).expect("there is room");
-        let state = storage.load().expect("it is sound");
-        drop(storage);
-        (fs::read(path.join("data.mdb")).expect("it is there"), state)
-    })
-});
