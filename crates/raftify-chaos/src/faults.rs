@@ -40,6 +40,8 @@ pub(crate) enum Fault {
     SlowLinks,
     /// A full disk
     FullDisk,
+    /// A disk with less space than the reserve
+    AlmostFullDisk,
     /// Each fsync of a disk is slow, mostly of the leader's
     SlowDisk,
     /// One flipped bit in the log, in LMDB or in a snapshot of a node that is down

@@ -190,7 +190,13 @@ impl Nemesis<'_> {
             told = self.second_fault(&up).await?;
         }
         let webs = self.cluster.webs();
-        let (took, longest) = serve_while(&webs, self.cluster.until_voters(joiners)).await?;
+        let is_lossy = self.cluster.network.links().lose_packets();
+        let voters = self.cluster.until_voters(joiners);
+        let (took, longest) = if is_lossy {
+            (voters.await?, first_write(&webs, SERVICE_PATIENCE).await.unwrap_or(SERVICE_PATIENCE))
+        } else {
+            serve_while(&webs, voters).await?
+        };
         self.figures.of(fault).after_fault.push(longest);
         self.figures.joined.extend(vec![took; joiners.len()]);
         self.cluster.heal()?;

@@ -86,6 +86,11 @@ impl Links {
         }
     }
 
+    /// Whether packets are lost. TCP repeats them after times that, together, exceed any election timeout.
+    pub(crate) fn lose_packets(&self) -> bool {
+        self.table.iter().any(|link| link.loss_percent > 0)
+    }
+
     /// Limits the rate of all links to one node.
     pub(crate) fn slow_down(&mut self, to: Party, bytes_per_second: u64) {
         for from in 1..self.parties {

@@ -131,6 +131,11 @@ impl Nemesis<'_> {
                 let place = self.victim(leader);
                 self.fill_disk(place, &shown(&[place])).await
             }
+            Fault::AlmostFullDisk => {
+                let place = leader.filter(|_| self.random.random_bool(0.7));
+                let place = place.unwrap_or_else(|| self.victim(leader));
+                self.fill_disk_almost(place, leader, &shown(&[place])).await
+            }
             Fault::SlowDisk => {
                 let place = leader.filter(|_| self.random.random_bool(0.7));
                 let place = place.unwrap_or_else(|| self.victim(leader));
@@ -371,6 +376,36 @@ impl Nemesis<'_> {
         }
         let told = self.measure_service(Fault::FullDisk).await;
         self.heal_and_measure(Fault::FullDisk, what, &told).await
+    }
+
+    /// A disk with less space than the reserve: writes are served by others, and the node continues.
+    async fn fill_disk_almost(
+        &mut self,
+        place: Party,
+        leader: Option<Party>,
+        what: &str,
+    ) -> Result<(), Trouble> {
+        let begin = Instant::now();
+        let end = begin + Duration::from_millis(self.random.random_range(FAULT_LASTS));
+        self.cluster.node(place).fill_almost()?;
+        let mut told = String::new();
+        if leader == Some(place) {
+            while self.cluster.leader().await == Some(place) {
+                if begin.elapsed() > HANDED_OVER_WITHIN {
+                    return Err(Trouble::Unhealthy(format!(
+                        "node {place} still leads, though its disk is full"
+                    )));
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+            told += &format!("another leads after {} ms, ", begin.elapsed().as_millis());
+        }
+        told += &self.measure_service(Fault::AlmostFullDisk).await;
+        sleep_until(end).await;
+        if let Some(end) = self.cluster.node(place).ended()? {
+            return Err(Trouble::Ended(place, end));
+        }
+        self.heal_and_measure(Fault::AlmostFullDisk, what, &told).await
     }
 
     /// Each fsync of one disk is slow, those of the others are not. If the leader's disk is slow, another

@@ -45,6 +45,9 @@ const STRACE: &str = "strace";
 /// The file that fills a disk.
 const FILLER: &str = "filler";
 
+/// The space on a disk that is almost full. The reserve of a node is 64 MiB by default.
+const LEFT_BYTES: u64 = 56 << 20;
+
 /// How a node enters its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
@@ -387,6 +390,13 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Leaves less space on the disk than the reserve: enough for what is replicated meanwhile.
+    pub(crate) fn fill_almost(&self) -> io::Result<()> {
+        self.fill()?;
+        let filler = OpenOptions::new().write(true).open(self.disk.join(FILLER))?;
+        filler.set_len(filler.metadata()?.len().saturating_sub(LEFT_BYTES))
     }
 
     /// Frees the space again.

@@ -187,7 +187,9 @@ fn new_directory(base: &Path, seed: u64) -> Result<PathBuf, BoxError> {
 fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError> {
     let mut impossible = Vec::new();
     if !cluster.nodes.iter().all(Node::can_be_filled) {
-        impossible.push((Fault::FullDisk, "needs root: each node gets a separate small disk"));
+        for fault in [Fault::FullDisk, Fault::AlmostFullDisk] {
+            impossible.push((fault, "needs root: each node gets a separate small disk"));
+        }
     }
     if !can_delay_syncs() {
         impossible.push((Fault::SlowDisk, "needs root and the program strace"));

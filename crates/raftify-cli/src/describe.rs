@@ -13,7 +13,7 @@ use raftify::membership::{MemberRecord, Members, MembershipChange};
 use raftify::status::{Inspection, LogIndex};
 use raftify::storage::{Entry, EntryKind, LogReader, ReadOnlyStorage};
 use raftify::tls::Tls;
-use raftify::{BoxError, LogEntry, Member, RaftClient, StateMachine};
+use raftify::{BoxError, LogEntry, Member, NodeId, RaftClient, StateMachine};
 use serde_json::{Value, json};
 
 use crate::arguments::{Describe, Form};
@@ -323,12 +323,20 @@ where
                     ("proposals waiting", inspection.proposals_waiting.to_string()),
                     ("reads waiting", inspection.reads_waiting.to_string()),
                     ("entries in memory", format!("{} bytes", inspection.log_cache_bytes)),
+                    ("full disks", full_disks(&inspection.storage_full)),
                 ],
             )?;
             print_members(output, Some(&status.members), Some(progress))?;
         }
     }
     Ok(())
+}
+
+fn full_disks(full: &[NodeId]) -> String {
+    match full {
+        [] => "none known".to_owned(),
+        full => format!("of node {}", full.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ")),
+    }
 }
 
 fn members_json(members: &Members) -> Value {

@@ -174,6 +174,12 @@ pub struct Config {
     /// `entry_bytes_max` and `message_bytes_max`. A follower over this limit accepts no further entries
     /// until it has caught up.
     pub unapplied_bytes_max: u64,
+    /// The node takes no proposals while the file system of its directory has fewer free bytes than this.
+    /// Entries that the leader has accepted, snapshots and compaction still use this space. Default 64 MiB;
+    /// `None`: the node takes proposals until a write fails, which stops it. A storage without a directory,
+    /// and a system that does not report free space, have no reserve.
+    #[serde(with = "or_none::count")]
+    pub storage_reserve_bytes: Option<u64>,
     /// How long a call of [`snapshot`] waits for its snapshot. Default 10 min, at least `election_timeout`.
     ///
     /// [`snapshot`]: https://docs.rs/raftify/latest/raftify/struct.RaftNode.html#method.snapshot
@@ -239,6 +245,7 @@ impl Default for Config {
             log_bytes_kept_for_followers: 1024 * MIB,
             log_cache_bytes: 32 * MIB,
             unapplied_bytes_max: 64 * MIB,
+            storage_reserve_bytes: Some(64 * MIB),
             snapshot_timeout: Duration::from_secs(600),
             snapshot_chunk_timeout: Duration::from_secs(30),
             pre_vote: true,
@@ -561,7 +568,7 @@ mod tests {
                   |
                 1 | election_timeuot = "1s"
                   | ^^^^^^^^^^^^^^^^
-                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `slow_write_time`, `slow_disk_patience`, `propose_timeout`, `read_timeout`, `membership_timeout`, `stop_timeout`, `promotion_entries_max`, `promotion_lag_max`, `joiner_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_bytes_kept_for_followers`, `log_cache_bytes`, `unapplied_bytes_max`, `snapshot_timeout`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
+                unknown field `election_timeuot`, expected one of `tick_interval`, `heartbeat_interval`, `election_timeout`, `disk_stall_timeout`, `slow_write_time`, `slow_disk_patience`, `propose_timeout`, `read_timeout`, `membership_timeout`, `stop_timeout`, `promotion_entries_max`, `promotion_lag_max`, `joiner_timeout`, `entry_bytes_max`, `proposals_in_flight_max`, `uncommitted_bytes_max`, `reads_in_flight_max`, `request_queue_max`, `request_queue_bytes_max`, `message_bytes_max`, `messages_in_flight_max`, `peer_queue_max`, `peer_queue_bytes_max`, `connect_timeout`, `reconnect_delay_max`, `snapshot_entries`, `snapshot_log_bytes`, `snapshot_age_max`, `snapshot_bytes_per_second_max`, `snapshots_in_flight_max`, `log_entries_kept`, `log_bytes_kept`, `log_bytes_kept_for_followers`, `log_cache_bytes`, `unapplied_bytes_max`, `storage_reserve_bytes`, `snapshot_timeout`, `snapshot_chunk_timeout`, `pre_vote`, `check_quorum`"#]],
         );
         check(
             "tick_interval =\n",

@@ -153,6 +153,17 @@ pub enum ProposeError {
     /// version proposed it, or its type encodes values that it cannot decode.
     #[error("the entry cannot be decoded: {0}")]
     Undecodable(String),
+    /// The proposal had no effect: the disk of the leader, or those of so many voters that the others are no
+    /// majority, have less free space than [`storage_reserve_bytes`](crate::Config::storage_reserve_bytes).
+    /// Reads and membership changes are served. Proposals are taken again as soon as there is space.
+    #[error(
+        "{} full: less free space than storage_reserve_bytes. The proposal had no effect; reads are served. Make room on \
+         the disk, or replace the node by one that has room", disks_are(.full)
+    )]
+    StorageFull {
+        /// The voters whose disks are full.
+        full: Vec<NodeId>,
+    },
 }
 
 impl ProposeError {
@@ -166,6 +177,7 @@ impl ProposeError {
             | ProposeError::Busy { .. }
             | ProposeError::TooLarge { .. }
             | ProposeError::Encode(_)
+            | ProposeError::StorageFull { .. }
             | ProposeError::NotApplied { .. }
             | ProposeError::Stopped(_)
             | ProposeError::Undecodable(_) => true,
@@ -317,11 +329,21 @@ pub enum MembershipError {
 }
 
 fn missing_are(missing: &[NodeId]) -> String {
-    let ids: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    match ids.as_slice() {
+    match missing {
         [one] => format!("node {one} is"),
-        _ => format!("nodes {} are", ids.join(", ")),
+        _ => format!("nodes {} are", listed(missing)),
     }
+}
+
+fn disks_are(full: &[NodeId]) -> String {
+    match full {
+        [one] => format!("the disk of node {one} is"),
+        _ => format!("the disks of nodes {} are", listed(full)),
+    }
+}
+
+fn listed(ids: &[NodeId]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Why leadership was not transferred. The cluster works normally in every case.

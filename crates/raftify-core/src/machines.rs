@@ -19,6 +19,7 @@ mod retirement;
 mod rollback_guard;
 mod snapshot_policy;
 mod snapshots;
+mod storage_room;
 
 pub(crate) use self::delivery::Delivery;
 pub(crate) use self::leadership::{Leadership, TransferWaiter};

@@ -100,6 +100,9 @@ pub enum RaftMessageBody {
         /// Up to here its log agrees with that of the leader of this term.
         index: LogIndex,
     },
+    /// To every other member, periodically while it holds: the disk of the sender has less free space than its
+    /// [reserve](crate::Config::storage_reserve_bytes). Not a raft-rs message.
+    StorageFull,
     /// Another run of the receiver has sent a message to the sender, and was refused: a node was started on a
     /// copy of the receiver's directory. Not a raft-rs message.
     DuplicateNode {

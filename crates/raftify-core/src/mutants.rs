@@ -153,6 +153,10 @@ mutants! {
     CompactsBeyondTheSnapshot,
     /// 37: a batch of messages has no limit
     BatchHasNoLimit,
+    /// -: a leader with a full disk takes proposals
+    FullDiskTakesProposals,
+    /// -: a leader with a full disk keeps its leadership although another voter has room
+    FullDiskKeepsTheLeader,
     /// -: entries that are on their way to a follower are queued a second time
     RepeatsEntriesOnTheirWay,
     /// 38: a dropped request gets no answer

@@ -19,6 +19,7 @@ mod requests;
 mod rollback;
 mod snapshots;
 mod stopping;
+mod storage_room;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,6 +135,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.leave_joint_if_due();
         self.tend_joiners();
         self.look_at_own_disk();
+        self.tick_storage_room();
         self.ask_whether_still_needed();
         // If there is no successor now, there may be one at the next tick.
         let _ = self.transfer_to_stop();
@@ -281,6 +283,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             reads_waiting: self.reads.len() as u64,
             log_cache_bytes: self.consensus.cache_bytes(),
             durable: self.consensus.durable(),
+            storage_full: self.full_storages(),
         }
     }
 

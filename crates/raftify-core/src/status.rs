@@ -107,6 +107,9 @@ pub struct Inspection {
     pub log_cache_bytes: u64,
     /// The last index that is durable on this node.
     pub durable: LogIndex,
+    /// The members whose disks have less free space than their
+    /// [reserve](crate::Config::storage_reserve_bytes), as far as this node knows.
+    pub storage_full: Vec<NodeId>,
 }
 
 /// The replication progress of another member, as the leader knows it (thesis, section 10.2.1; raft-rs

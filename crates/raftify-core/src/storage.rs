@@ -152,8 +152,9 @@ pub trait StableStorage: Send + 'static {
     /// The snapshot data that belongs to this log.
     fn snapshots(&self) -> Self::Snapshots;
 
-    /// The directory of the data, for a storage that has one. The node reports how much space its file system
-    /// has left, and does nothing else with it. By default, none.
+    /// The directory of the data, for a storage that has one. The node measures how much space its file system
+    /// has left, reports it, and takes no proposals while it is less than
+    /// [`storage_reserve_bytes`](crate::Config::storage_reserve_bytes). By default, none.
     fn directory(&self) -> Option<PathBuf> {
         None
     }

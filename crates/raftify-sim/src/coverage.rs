@@ -51,6 +51,8 @@ happenings! {
     SnapshotAheadOfDisk = "snapshot of entries that were not durable on its node",
     CrashAheadOfDisk = "crash of a node that had applied entries that were not durable there",
     DiskHung = "hung disk",
+    DiskAlmostFull = "disks almost full",
+    StorageFull = "write refused because disks are full",
     DiskError = "single disk error",
     DiskFull = "full disk",
     BitFlip = "flipped bit detected",

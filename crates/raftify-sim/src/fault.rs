@@ -37,6 +37,8 @@ pub(crate) enum Fault {
     ChangeAmidFailure,
     // Only in worlds in which a leader may transfer its leadership because of its disk.
     SlowDiskOfLeader,
+    // Only in worlds with a reserve of storage.
+    DiskAlmostFull,
 }
 
 impl Fault {

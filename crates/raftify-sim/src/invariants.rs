@@ -18,6 +18,7 @@ pub(crate) mod log_matching;
 pub(crate) mod membership;
 pub(crate) mod reads;
 pub(crate) mod state_machine_safety;
+pub(crate) mod storage_reserve;
 pub(crate) mod terms;
 pub(crate) mod transfers;
 

@@ -60,6 +60,8 @@ pub(crate) enum Action {
     Cut(Vec<(NodeId, NodeId)>),
     SlowDisk(NodeId, u64),
     HangDisk(NodeId),
+    /// The disk has less free space than its reserve.
+    FillDisk(NodeId),
     SetDiskFault(NodeId, DiskFault),
     BackUpDisk(NodeId),
     LoseDisk(NodeId, DiskLoss),
@@ -245,6 +247,7 @@ impl Nemesis {
                 spoil_disk(rng, fault, node)
             }
             Fault::SlowDiskOfLeader => slow_down_leader(scene, rng),
+            Fault::DiskAlmostFull => fill_disks(rng, &running),
             Fault::BitFlip | Fault::Wipe | Fault::RollBack => self.lose_disk(scene, rng, fault, node),
             Fault::SlowStateMachine => {
                 let slowness = rng.random_range(2..30);
@@ -436,6 +439,22 @@ fn spoil_disk(rng: &mut ChaCha8Rng, fault: Fault, id: NodeId) -> Vec<Action> {
         _ => actions.push(Action::SetDiskFault(id, DiskFault::Full)),
     }
     actions.push(Action::Later(Delay::Exactly(rng.about(4 * SECOND)), Repair::Disk(id)));
+    actions
+}
+
+/// The disks of one node, or of some, are almost full for a while.
+fn fill_disks(rng: &mut ChaCha8Rng, running: &[NodeId]) -> Vec<Action> {
+    let mut nodes = running.to_vec();
+    nodes.shuffle(rng);
+    nodes.truncate(rng.random_range(1..=nodes.len().max(1)));
+    let mut actions = vec![
+        Action::Tell(format!("the disks of {nodes:?} are almost full")),
+        Action::Saw(Happened::DiskAlmostFull),
+    ];
+    for id in nodes {
+        actions.push(Action::FillDisk(id));
+        actions.push(Action::Later(Delay::Exactly(rng.about(3 * SECOND)), Repair::Disk(id)));
+    }
     actions
 }
 

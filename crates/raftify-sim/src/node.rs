@@ -74,6 +74,8 @@ pub(crate) struct Node {
     /// The time until which it is paused.
     pub(crate) paused_until: Time,
     pub(crate) disk_hangs: bool,
+    /// Less free space than the reserve, which its next start finds as well.
+    pub(crate) disk_is_full: bool,
     /// The factor by which it is slower than a healthy disk.
     pub(crate) disk_slowness: u64,
     pub(crate) apply_slowness: u64,

@@ -32,7 +32,9 @@ use crate::coverage::{Coverage, Happened};
 use crate::draw::Draw;
 use crate::event::Event;
 use crate::fault::Repair;
-use crate::invariants::{Checked, Invariants, bounded_log, deadlines, durable_state, leader_append_only};
+use crate::invariants::{
+    Checked, Invariants, bounded_log, deadlines, durable_state, leader_append_only, storage_reserve,
+};
 use crate::nemesis::Nemesis;
 use crate::network::{Network, Packet};
 use crate::node::{Lost, Node, ToApply, ToWrite};
@@ -236,6 +238,7 @@ impl Simulation {
             if seen.role == Role::Leader && status.role == Role::Leader && seen.term == status.term {
                 leader_append_only::writes(id, status.term, running.log.last(), write)?;
             }
+            storage_reserve::writes(id, &status, node.disk_is_full, write)?;
             if node.lost.is_none() {
                 self.invariants.committed.writes(id, status.term, &running.log, write)?;
                 write.append.iter().for_each(|entry| self.invariants.membership.logged(entry));

@@ -137,6 +137,8 @@ const QUIRKS_STREAM: u64 = 3;
 const JOINS_STREAM: u64 = 4;
 /// And so did those in which entries are applied before they are durable on their node.
 const STATE_MACHINES_STREAM: u64 = 7;
+/// Worlds in which disks are almost full came last.
+const STORAGE_STREAM: u64 = 8;
 
 impl World {
     pub(crate) fn election_timeout(&self) -> Time {
@@ -156,6 +158,12 @@ impl World {
         let mut apart = ChaCha8Rng::seed_from_u64(seed);
         apart.set_stream(STATE_MACHINES_STREAM);
         world.keep_state_in_memory(&mut apart);
+        let mut apart = ChaCha8Rng::seed_from_u64(seed);
+        apart.set_stream(STORAGE_STREAM);
+        // In a quarter of all worlds.
+        if apart.percent(25) {
+            world.faults.extend([Fault::DiskAlmostFull; 2]);
+        }
         (world, rng)
     }
 

@@ -70,6 +70,7 @@ fn body() -> impl Strategy<Value = RaftMessageBody> {
             RaftMessageBody::HeartbeatResponse { commit, read_round }
         }),
         1 => Just(RaftMessageBody::TimeoutNow),
+        1 => Just(RaftMessageBody::StorageFull),
         1 => (number(), index()).prop_map(|(vote, index)| RaftMessageBody::DurableState {
             vote: NodeId::new(vote),
             index

@@ -1,5 +1,5 @@
-//! A leader whose own disk is slow: what is committed and answered without it, what waits for it, and when
-//! another node is to lead.
+//! A leader whose own disk is slow, or almost full: what is committed and answered without it, what waits for
+//! it, and when another node is to lead.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -366,4 +366,53 @@ fn a_leader_that_shall_not_transfer_leadership_because_of_its_disk_does_not() {
         write_slowly(&mut cluster, &[leader]);
     }
     assert_eq!(cluster.until_leader(), leader);
+}
+
+#[test]
+fn a_leader_with_a_full_disk_makes_room_for_one_with_space() {
+    let (mut cluster, leader) = cluster_of_three(test_config());
+    cluster.fill_disk(leader);
+    // It is accepted before leadership is transferred, and answered by the next leader.
+    let proposal = cluster.propose(leader);
+    cluster.until("another node leads", |cluster| cluster.leader().is_some_and(|other| other != leader));
+    cluster.until("the write is acknowledged", |_| is_done(&proposal));
+    let next = cluster.leader().unwrap();
+    cluster.until_proposed(next);
+    cluster.repair_disk(leader);
+    cluster.check_recovery();
+}
+
+#[test]
+fn a_leader_without_another_voter_with_room_refuses_writes_and_serves_reads() {
+    let (mut cluster, leader) = cluster_of_three(test_config());
+    let full = cluster.ids();
+    full.iter().for_each(|node| cluster.fill_disk(*node));
+    cluster.until("all disks are known to be full", |cluster| {
+        full.iter().all(|node| storage_full(cluster, *node) == full)
+    });
+    let leader = cluster.leader().unwrap_or(leader);
+    let proposal = cluster.propose(leader);
+    cluster.settle();
+    assert!(matches!(take(&proposal), Some(Err(ProposeError::StorageFull { .. }))));
+    let read = cluster.read(leader);
+    cluster.settle();
+    assert!(matches!(take(&read), Some(Ok(_))), "it is readable");
+    // Room on two of three disks is enough.
+    full.iter().take(2).for_each(|node| cluster.repair_disk(*node));
+    cluster.until("a node with room leads", |cluster| {
+        cluster
+            .leader()
+            .is_some_and(|leader| full[..2].contains(&leader) && storage_full(cluster, leader) == full[2..])
+    });
+    let leader = cluster.leader().unwrap();
+    cluster.until_proposed(leader);
+    cluster.repair_disks();
+    cluster.check_recovery();
+}
+
+/// The nodes whose disks are full, as `node` knows.
+fn storage_full(cluster: &mut Cluster, node: NodeId) -> Vec<NodeId> {
+    let inspection = outcome();
+    cluster.local(node, LocalRequestMsg::Inspect { reply: responder(&inspection) });
+    take(&inspection).unwrap().unwrap().storage_full
 }

@@ -7,3 +7,4 @@ pub(crate) mod log_writer;
 pub(crate) mod loop_metrics;
 pub(crate) mod raft_loop;
 pub(crate) mod running;
+pub(crate) mod storage_gauge;

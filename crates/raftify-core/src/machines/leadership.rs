@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::error::{DemoteError, StopReason, TransferError};
 use crate::machines::own_disk::OwnDisk;
+use crate::machines::storage_room::StorageRoom;
 use crate::request::Responder;
 use crate::status::PeerProgress;
 use crate::types::{NodeId, Term};
@@ -22,6 +23,7 @@ pub(crate) struct Leadership {
     /// each.
     pause_until_ticks: u64,
     pub(crate) own_disk: OwnDisk,
+    pub(crate) storage_room: StorageRoom,
 }
 
 /// A transfer of leadership that this leader has begun.

@@ -9,6 +9,7 @@ use crate::error::{CampaignError, DemoteError, TransferError};
 use crate::machines::TransferWaiter;
 use crate::members::{MemberRole, Members};
 use crate::request::{ProposalReply, Responder};
+use crate::status::PeerProgress;
 use crate::types::{LogIndex, NodeId, Term};
 
 impl<R: ProposalReply> RaftNodeCore<R> {
@@ -73,7 +74,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.begin_transfer(to)
     }
 
-    /// The most caught-up voter that is alive and is still a voter `after` a change.
+    /// The most caught-up voter that is alive and is still a voter `after` a change; if possible, one with room
+    /// on its disk.
     pub(super) fn successor(&self, after: &Members) -> Result<NodeId, TransferError> {
         let mut candidates = self.consensus.progress();
         let is_voter =
@@ -84,6 +86,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
                 && is_voter(after, peer.id)
                 && self.is_alive(peer.id)
         });
+        let has_room = |peer: &PeerProgress| !self.leadership.storage_room.is_peer_full(peer.id);
+        if candidates.iter().any(has_room) {
+            candidates.retain(has_room);
+        }
         self.leadership.best_successor(&candidates)
     }
 

@@ -88,6 +88,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         match message.body {
             // Its content is remembered already.
             RaftMessageBody::DurableState { .. } => return,
+            RaftMessageBody::StorageFull => return self.hear_storage_full(from),
             RaftMessageBody::DuplicateNode { starts, run } => return self.on_duplicate_node(starts, run),
             // This node first asks the other nodes for their record of it.
             _ if self.is_hearing() => return,

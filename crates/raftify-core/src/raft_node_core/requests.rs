@@ -113,6 +113,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if bytes > limit {
             return proposal.reply.refuse(ProposeError::TooLarge { bytes, limit });
         }
+        if let Err(refusal) = self.check_storage_room() {
+            return proposal.reply.refuse(refusal);
+        }
         if !self.requests.has_room(bytes, self.consensus.uncommitted_bytes(), config)
             || self.pipeline.unwritten_bytes() > config.uncommitted_bytes_max
             || self.delivery.unapplied_bytes() > config.unapplied_bytes_max

@@ -168,6 +168,7 @@ pub(super) fn message_to_raft(message: RaftMessage) -> Option<Message> {
         RaftMessageBody::TimeoutNow => MessageType::MsgTimeoutNow,
         RaftMessageBody::Reached { .. }
         | RaftMessageBody::DurableState { .. }
+        | RaftMessageBody::StorageFull
         | RaftMessageBody::DuplicateNode { .. } => {
             return None;
         }

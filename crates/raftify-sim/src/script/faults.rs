@@ -89,6 +89,11 @@ impl Cluster {
         self.step(|sim| sim.perform(Action::HangDisk(node)));
     }
 
+    /// The disk of `node` has less free space than its reserve, until it is repaired.
+    pub fn fill_disk(&mut self, node: NodeId) {
+        self.step(|sim| sim.perform(Action::FillDisk(node)));
+    }
+
     /// The disk of `node` is healthy again.
     pub fn repair_disk(&mut self, node: NodeId) {
         self.step(|sim| sim.repair(Repair::Disk(node)));

@@ -1,6 +1,6 @@
 //! The calls of clients: requests to nodes, and their results.
 
-use raftify_core::error::ReadError;
+use raftify_core::error::{ProposeError, ReadError};
 use raftify_core::{LeaderRequest, LocalRequestMsg, LogIndex, NodeId, Responder};
 use rand::RngExt;
 
@@ -118,7 +118,10 @@ impl Simulation {
                 None
             }
             // It was refused and had no effect.
-            Err(_) => {
+            Err(error) => {
+                if let ProposeError::StorageFull { .. } = error {
+                    self.coverage.saw(Happened::StorageFull);
+                }
                 if let Some(call) = self.clients.close(number, None) {
                     self.tell(format_args!("client {} is refused: {answer:?}", call.client));
                     self.client_waits(call.client);

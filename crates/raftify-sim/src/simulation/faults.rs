@@ -92,6 +92,7 @@ impl Simulation {
                     node.disk_hangs = true;
                 }
             }
+            Action::FillDisk(id) => return self.fill_disk(id, true),
             Action::SetDiskFault(id, fault) => {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.disk.set_fault(Some(fault));
@@ -141,6 +142,19 @@ impl Simulation {
         Ok(())
     }
 
+    /// Whether the disk has less free space than its reserve.
+    fn fill_disk(&mut self, id: NodeId, is_full: bool) -> Checked {
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| node.disk_is_full != is_full) else {
+            return Ok(());
+        };
+        node.disk_is_full = is_full;
+        if let Some(running) = &mut node.running {
+            running.core.set_storage_full(is_full);
+            return self.settle(id);
+        }
+        Ok(())
+    }
+
     pub(crate) fn repair(&mut self, repair: Repair) -> Checked {
         match repair {
             Repair::Cut(from, to) => {
@@ -163,6 +177,7 @@ impl Simulation {
                 if hung {
                     self.schedule.after(MILLISECOND, Event::Durable { node: id, life });
                 }
+                self.fill_disk(id, false)?;
             }
             Repair::StateMachine(id) => {
                 if let Some(node) = self.nodes.get_mut(&id) {

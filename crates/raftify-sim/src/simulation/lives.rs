@@ -73,6 +73,7 @@ impl Simulation {
             tick,
             paused_until: 0,
             disk_hangs: false,
+            disk_is_full: false,
             disk_slowness: 1,
             apply_slowness: 1,
             fails_to: FailsTo::default(),
@@ -145,8 +146,9 @@ impl Simulation {
             state_kept: node.state_kept,
         };
         let reader = node.disk.log_reader();
-        let core =
+        let mut core =
             RaftNodeCore::new(start, &reader).map_err(|error| format!("{id} cannot start: {error}"))?;
+        core.set_storage_full(node.disk_is_full);
         node.life += 1;
         node.asked_who_knows = false;
         let (life, tick) = (node.life, node.tick);

@@ -253,11 +253,12 @@ impl Simulation {
         let meta = SnapshotMeta { cluster_id, position: running.at, members: running.members.clone() };
         let position = meta.position;
         running.captured = Some(Captured { meta, data: running.store.encode(), reason });
-        let leisure = match reason {
-            SnapshotReason::Due => self.world.joins.leisure,
-            SnapshotReason::Awaited => 1,
+        // The rate at which a leisurely snapshot is written limits it more than a slow disk does.
+        let leisurely = match reason {
+            SnapshotReason::Due => snapshot_time(1) * self.world.joins.leisure,
+            SnapshotReason::Awaited => 0,
         };
-        let delay = self.rng.about(snapshot_time(node.disk_slowness) * leisure);
+        let delay = self.rng.about(snapshot_time(node.disk_slowness).max(leisurely));
         self.schedule.after(delay, Event::SnapshotWritten { node: id, life, position });
         Ok(())
     }

@@ -127,6 +127,7 @@ where
     ///   or, with [`without_waiting`](Self::without_waiting), when the call was made.
     /// - [`Busy`](ProposeError::Busy), [`TooLarge`](ProposeError::TooLarge),
     ///   [`Encode`](ProposeError::Encode): nothing was written. Send it again later, or smaller.
+    /// - [`StorageFull`](ProposeError::StorageFull): nothing was written; the disks have no room.
     /// - [`Undecodable`](ProposeError::Undecodable): nothing was written. The entry's own type cannot decode
     ///   its encoding, or decodes it to another entry (see [`LogEntry`]), or the leader's program has another
     ///   version.

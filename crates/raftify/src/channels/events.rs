@@ -10,6 +10,8 @@ use raftify_core::{
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use crate::runtime::disk_space::DiskSpace;
+
 /// The reports of the loop's helpers. The queue is unbounded because each is the outcome of work that the
 /// core issued, and the core bounds that work.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(crate) enum Event {
     SnapshotTaken(Result<SnapshotMeta, String>),
     /// Entries that the core requested.
     Fetched(LogFetch, Result<Vec<Entry>, StorageError>),
+    /// The space of the disk of the data.
+    DiskMeasured(DiskSpace),
     /// The node cannot continue.
     Failed(StopReason),
 }

@@ -41,7 +41,7 @@ const MEMBER_ROLES: [(MemberRole, &str); 4] = [
     (MemberRole::Leaving, "leaving"),
 ];
 
-const PROPOSAL_RESULTS: [&str; 9] = [
+const PROPOSAL_RESULTS: [&str; 10] = [
     "applied",
     "no_leader",
     "not_leader",
@@ -51,6 +51,7 @@ const PROPOSAL_RESULTS: [&str; 9] = [
     "not_applied",
     "unknown",
     "stopped",
+    "storage_full",
 ];
 
 fn proposal_result<T>(outcome: &Result<T, ProposeError>) -> usize {
@@ -63,6 +64,7 @@ fn proposal_result<T>(outcome: &Result<T, ProposeError>) -> usize {
         Err(ProposeError::Encode(_) | ProposeError::Undecodable(_)) => 5,
         Err(ProposeError::NotApplied { .. }) => 6,
         Err(ProposeError::Stopped(_)) => 8,
+        Err(ProposeError::StorageFull { .. }) => 9,
         // Also a later kind of error, until it has its own label.
         Err(_) => 7,
     }
@@ -166,7 +168,7 @@ pub(crate) struct NodeMetrics {
     written_entries: Counter,
     written_bytes: Counter,
     members: [Gauge; 4],
-    proposals: [Counter; 9],
+    proposals: [Counter; 10],
     reads: [Counter; 6],
     propose_seconds: Histogram,
     commit_seconds: Histogram,

@@ -2,21 +2,14 @@
 //! append to commit.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use raftify_core::{LogIndex, ProposalReply, RaftNodeCore, Role, Status, Term};
 use tokio::time::Instant;
 
 use crate::channels::metrics::{Figures, NodeMetrics, Queue};
 use crate::channels::server_counters::ServerCounters;
-use crate::runtime::disk_space::DiskSpace;
-use crate::runtime::worker::Blocking;
-
-/// How often the space of the disk is measured: a disk fills slowly.
-const DISK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Without a majority, nothing is committed, and later batches are not timed.
 const TIMED_MAX: usize = 1024;
@@ -25,11 +18,6 @@ const TIMED_MAX: usize = 1024;
 pub(crate) struct LoopMetrics {
     metrics: Arc<NodeMetrics>,
     counters: Arc<ServerCounters>,
-    /// Of the data.
-    directory: Option<PathBuf>,
-    disk_measured: Option<Instant>,
-    /// A disk that hangs is not asked again before it has answered.
-    is_measuring: Arc<AtomicBool>,
     /// The last index of each appended batch of this leader that is not committed, and when it was appended.
     appended: VecDeque<(LogIndex, Instant)>,
     appended_in: Term,
@@ -42,20 +30,8 @@ impl Drop for LoopMetrics {
 }
 
 impl LoopMetrics {
-    pub(crate) fn new(
-        metrics: Arc<NodeMetrics>,
-        counters: Arc<ServerCounters>,
-        directory: Option<PathBuf>,
-    ) -> LoopMetrics {
-        LoopMetrics {
-            metrics,
-            counters,
-            directory,
-            disk_measured: None,
-            is_measuring: Arc::default(),
-            appended: VecDeque::new(),
-            appended_in: Term(0),
-        }
+    pub(crate) fn new(metrics: Arc<NodeMetrics>, counters: Arc<ServerCounters>) -> LoopMetrics {
+        LoopMetrics { metrics, counters, appended: VecDeque::new(), appended_in: Term(0) }
     }
 
     pub(crate) fn runs(&self) {
@@ -99,7 +75,7 @@ impl LoopMetrics {
     }
 
     /// One tick has passed.
-    pub(crate) fn ticked<R: ProposalReply>(&mut self, core: &RaftNodeCore<R>, blocking: &Blocking) {
+    pub(crate) fn ticked<R: ProposalReply>(&mut self, core: &RaftNodeCore<R>) {
         self.metrics.ticked(&Figures {
             inspection: &core.inspect(),
             elections: core.elections(),
@@ -107,23 +83,5 @@ impl LoopMetrics {
             requests: self.counters.requests(),
             connections: self.counters.open_connections.load(Ordering::Relaxed),
         });
-        self.measure_disk_if_due(blocking);
-    }
-
-    fn measure_disk_if_due(&mut self, blocking: &Blocking) {
-        let Some(directory) = &self.directory else { return };
-        let is_due = self.disk_measured.is_none_or(|last| last.elapsed() >= DISK_INTERVAL);
-        if !is_due || self.is_measuring.swap(true, Ordering::Acquire) {
-            return;
-        }
-        self.disk_measured = Some(Instant::now());
-        let (metrics, directory) = (Arc::clone(&self.metrics), directory.clone());
-        let is_measuring = Arc::clone(&self.is_measuring);
-        drop(blocking.start(move || {
-            if let Some(space) = DiskSpace::of(&directory) {
-                metrics.disk(space.free, space.size);
-            }
-            is_measuring.store(false, Ordering::Release);
-        }));
     }
 }

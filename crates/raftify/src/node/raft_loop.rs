@@ -29,6 +29,7 @@ use crate::channels::request_queue::{RequestReceiver, Weight};
 use crate::network::outbox::Outbox;
 use crate::node::log_writer::{LogWriter, ToWrite};
 use crate::node::loop_metrics::LoopMetrics;
+use crate::node::storage_gauge::StorageGauge;
 use crate::runtime::timing::{Step, mark};
 use crate::runtime::worker::{Blocking, caught};
 
@@ -93,6 +94,7 @@ pub(crate) struct Outputs<FSM: StateMachine, S: StableStorage> {
     pub(crate) remembered: watch::Sender<Arc<Remembered>>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) metrics: LoopMetrics,
+    pub(crate) storage_gauge: StorageGauge,
 }
 
 /// See the module.
@@ -220,11 +222,15 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             Input::Tick => {
                 core.tick();
                 self.record();
+                self.outputs.storage_gauge.ticked(&self.outputs.blocking);
             }
             Input::Event(Event::Written(turn)) => core.written(turn),
             Input::Event(Event::Applied(index)) => core.applied(index),
             Input::Event(Event::SnapshotTaken(outcome)) => core.snapshot_taken(outcome),
             Input::Event(Event::Fetched(fetch, entries)) => core.fetched(fetch, entries),
+            Input::Event(Event::DiskMeasured(space)) => {
+                core.set_storage_full(self.outputs.storage_gauge.is_full(&space));
+            }
             Input::Event(Event::Failed(reason)) => self.failure = Some(reason),
             Input::Peer(PeerEvent::Unreachable(peer)) => {
                 core.report_unreachable(peer);
@@ -248,12 +254,12 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
 
     /// Records the numbers of the core, and the lengths of the queues.
     fn record(&mut self) {
-        let Outputs { metrics, log_writer, applier, blocking, .. } = &mut self.outputs;
+        let Outputs { metrics, log_writer, applier, .. } = &mut self.outputs;
         metrics.queue_length(Queue::LocalRequests, self.inputs.local.len());
         metrics.queue_length(Queue::ServerRequests, self.inputs.server.len());
         metrics.queue_length(Queue::LogWriter, log_writer.queued());
         metrics.queue_length(Queue::Applier, applier.queued());
-        metrics.ticked(&self.core, blocking);
+        metrics.ticked(&self.core);
     }
 
     /// Takes the queued requests, so that many proposals become one turn. The number is bounded: a queue that

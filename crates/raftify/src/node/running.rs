@@ -37,6 +37,7 @@ use crate::node::discovery::Discovery;
 use crate::node::log_writer::LogWriter;
 use crate::node::loop_metrics::LoopMetrics;
 use crate::node::raft_loop::{Inputs, Outputs, RaftLoop};
+use crate::node::storage_gauge::StorageGauge;
 use crate::runtime::random::random;
 use crate::runtime::transport::Listener;
 use crate::runtime::worker::Blocking;
@@ -162,7 +163,9 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         metrics.queue_limit(Queue::ServerRequests, config.request_queue_max);
         metrics.queue_limit(Queue::Proposals, config.proposals_in_flight_max);
         metrics.queue_limit(Queue::Reads, config.reads_in_flight_max);
-        let loop_metrics = LoopMetrics::new(metrics, Arc::clone(&self.server_counters), directory);
+        let reserve_bytes = config.storage_reserve_bytes;
+        let storage_gauge = StorageGauge::new(directory, reserve_bytes, events.clone(), Arc::clone(&metrics));
+        let loop_metrics = LoopMetrics::new(metrics, Arc::clone(&self.server_counters));
         let remembered = watch::Sender::new(Arc::clone(self.core.remembered()));
         let context = ServerContext {
             access: Arc::new(Access::new(
@@ -208,6 +211,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             remembered,
             lifecycle: lifecycle.clone(),
             metrics: loop_metrics,
+            storage_gauge,
         };
         let discovery = Discovery::new(
             self.discover,

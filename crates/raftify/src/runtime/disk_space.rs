@@ -3,6 +3,7 @@
 use std::path::Path;
 
 /// In bytes.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct DiskSpace {
     /// For this process: without the reserve of the superuser.
     pub(crate) free: u64,

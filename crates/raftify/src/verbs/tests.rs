@@ -83,6 +83,7 @@ fn requests_and_answers_are_read_as_they_were_written() {
         reads_waiting: 0,
         log_cache_bytes: 0,
         durable: LogIndex(8),
+        storage_full: Vec::new(),
     };
     passes(Inspect, inspection);
     let identification = Identification {

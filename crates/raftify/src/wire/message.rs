@@ -60,6 +60,7 @@ pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
         RaftMessageBody::DurableState { vote, index } => {
             Body::DurableState(proto::DurableState { vote: vote.map_or(0, NodeId::get), index: index.0 })
         }
+        RaftMessageBody::StorageFull => Body::StorageFull(proto::StorageFull {}),
         RaftMessageBody::DuplicateNode { starts, run } => {
             Body::DuplicateNode(proto::DuplicateNode { starts, run: run.0 })
         }
@@ -141,6 +142,7 @@ pub(crate) fn message_from_wire(
             vote: NodeId::new(vote),
             index: log_index("the index of the sender's log", index)?,
         },
+        Body::StorageFull(proto::StorageFull {}) => RaftMessageBody::StorageFull,
         Body::DuplicateNode(proto::DuplicateNode { starts, run }) => RaftMessageBody::DuplicateNode {
             starts: in_range("the count of starts", starts)?,
             run: RunId(run),

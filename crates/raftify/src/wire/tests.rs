@@ -71,6 +71,7 @@ fn message() -> impl Strategy<Value = RaftMessage> {
         (index(), any::<Option<u64>>())
             .prop_map(|(commit, read_round)| RaftMessageBody::HeartbeatResponse { commit, read_round }),
         Just(RaftMessageBody::TimeoutNow),
+        Just(RaftMessageBody::StorageFull),
         (any::<u64>(), index())
             .prop_map(|(vote, index)| { RaftMessageBody::DurableState { vote: NodeId::new(vote), index } }),
         (0..NUMBER_LIMIT, any::<u64>())

@@ -294,3 +294,26 @@ fn wait_for(flag: &AtomicBool) {
         std::thread::yield_now();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_disk_has_less_space_than_the_reserve_refuses_writes_and_serves_reads() {
+    let mut node = TestNode::on(DiskKind::Wal, 1);
+    // No disk has this much.
+    node.config.storage_reserve_bytes = Some(u64::MAX);
+    let raft = node.start();
+    let mut answer = Ok(());
+    until("the disk is measured", async || {
+        answer = raft.propose(set("key", "value")).await.map(drop);
+        answer.is_err()
+    })
+    .await;
+    assert_eq!(answer, Err(ProposeError::StorageFull { full: vec![id(1)] }));
+    assert_eq!(raft.inspect().await.unwrap().storage_full, [id(1)]);
+    raft.read_index().await.unwrap();
+    raft.make_snapshot().await.unwrap();
+    node.stop().await;
+    // With room for it, the node takes writes again.
+    node.config.storage_reserve_bytes = None;
+    let raft = node.start();
+    put(&raft, "key", "value").await;
+}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -395,6 +395,10 @@ impl<S: StableStorage> StableStorage for OpenDisk<S> {
 
     fn snapshots(&self) -> Self::Snapshots {
         self.content.snapshots()
+    }
+
+    fn directory(&self) -> Option<PathBuf> {
+        self.content.directory()
     }
 }
 

@@ -184,6 +184,12 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         Mutant::HungDiskKeepsTheLeader => {
             (BUGS, "bug_19_a_leader_whose_disk_hangs_makes_room_for_one_that_can_write")
         }
+        Mutant::FullDiskTakesProposals => {
+            (SLOW_DISK, "a_leader_without_another_voter_with_room_refuses_writes_and_serves_reads")
+        }
+        Mutant::FullDiskKeepsTheLeader => {
+            (SLOW_DISK, "a_leader_with_a_full_disk_makes_room_for_one_with_space")
+        }
         Mutant::DeliversBeforeMajority => (SLOW_DISK, "a_proposal_that_no_majority_has_is_not_answered"),
         Mutant::OnDiskMachineGetsUnsynced => {
             (SLOW_DISK, "a_state_machine_on_disk_is_given_nothing_that_its_own_node_may_lose")

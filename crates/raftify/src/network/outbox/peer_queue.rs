@@ -127,6 +127,7 @@ impl PeerQueue {
         }
         for message in messages {
             let lane = inner.lane(Lane::of(&message));
+            let message = SizedMessage::new(message);
             if lane.waiting.is_on_its_way(&message) {
                 continue;
             }
@@ -220,10 +221,22 @@ impl Stream for Batches {
 /// copy of a smaller one costs less than the search in the queue.
 const REPEATED_BYTES_MIN: u64 = 64 << 10;
 
+/// A message, and the maximum size of its encoding: it follows from all entries, and is computed once.
+struct SizedMessage {
+    message: RaftMessage,
+    bytes: u64,
+}
+
+impl SizedMessage {
+    fn new(message: RaftMessage) -> SizedMessage {
+        SizedMessage { bytes: wire::message_bytes_max(&message), message }
+    }
+}
+
 /// Messages in order, and the maximum size of their encoding.
 #[derive(Default)]
 struct Waiting {
-    messages: VecDeque<RaftMessage>,
+    messages: VecDeque<SizedMessage>,
     bytes: u64,
     /// The appends of the batch being sent.
     leaving: Vec<After>,
@@ -250,26 +263,27 @@ impl After {
 }
 
 impl Waiting {
-    fn has_room(&self, message: &RaftMessage, messages_max: usize, bytes_max: u64) -> bool {
-        let bytes = self.bytes + wire::message_bytes_max(message);
+    fn has_room(&self, message: &SizedMessage, messages_max: usize, bytes_max: u64) -> bool {
+        let bytes = self.bytes + message.bytes;
         self.messages.is_empty() || (self.messages.len() < messages_max && bytes <= bytes_max)
     }
 
     /// A leader that does not know whether a follower has an entry sends it again after every heartbeat. On a
     /// slow link, one copy takes longer than that, and further ones would delay all later entries. The
     /// answer to the copy that is on its way tells the leader how to continue.
-    fn is_on_its_way(&self, message: &RaftMessage) -> bool {
-        let Some(after) = After::of(message) else {
+    fn is_on_its_way(&self, message: &SizedMessage) -> bool {
+        if message.bytes < REPEATED_BYTES_MIN || raftify_core::mutated!(RepeatsEntriesOnTheirWay) {
+            return false;
+        }
+        let Some(after) = After::of(&message.message) else {
             return false;
         };
-        wire::message_bytes_max(message) >= REPEATED_BYTES_MIN
-            && !raftify_core::mutated!(RepeatsEntriesOnTheirWay)
-            && (self.leaving.contains(&after)
-                || self.messages.iter().any(|waiting| After::of(waiting).as_ref() == Some(&after)))
+        self.leaving.contains(&after)
+            || self.messages.iter().any(|waiting| After::of(&waiting.message).as_ref() == Some(&after))
     }
 
-    fn push_back(&mut self, message: RaftMessage) {
-        self.bytes += wire::message_bytes_max(&message);
+    fn push_back(&mut self, message: SizedMessage) {
+        self.bytes += message.bytes;
         self.messages.push_back(message);
     }
 
@@ -278,25 +292,24 @@ impl Waiting {
     fn gather(&mut self) -> Vec<RaftMessage> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        while let Some(message) = self.messages.pop_front() {
-            let message_bytes = wire::message_bytes_max(&message);
-            if bytes + message_bytes <= wire::BATCH_BYTES || raftify_core::mutated!(BatchHasNoLimit) {
-                bytes += message_bytes;
-                self.bytes -= message_bytes;
-                self.leaving.extend(After::of(&message));
-                batch.push(message);
+        while let Some(next) = self.messages.pop_front() {
+            if bytes + next.bytes <= wire::BATCH_BYTES || raftify_core::mutated!(BatchHasNoLimit) {
+                bytes += next.bytes;
+                self.bytes -= next.bytes;
+                self.leaving.extend(After::of(&next.message));
+                batch.push(next.message);
                 continue;
             }
             if !batch.is_empty() {
-                self.messages.push_front(message);
+                self.messages.push_front(next);
                 break;
             }
-            self.leaving.extend(After::of(&message));
-            let (first, rest) = wire::split_large(message);
+            self.bytes -= next.bytes;
+            self.leaving.extend(After::of(&next.message));
+            let (first, rest) = wire::split_large(next.message);
             batch.push(first);
-            self.bytes -= message_bytes;
-            if let Some(rest) = rest {
-                self.bytes += wire::message_bytes_max(&rest);
+            if let Some(rest) = rest.map(SizedMessage::new) {
+                self.bytes += rest.bytes;
                 self.messages.push_front(rest);
             }
             break;

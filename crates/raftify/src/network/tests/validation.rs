@@ -189,6 +189,7 @@ async fn a_node_without_a_cluster_refuses_messages_but_can_be_inspected() {
         reads_waiting: 0,
         log_cache_bytes: 0,
         durable: LogIndex(8),
+        storage_full: Vec::new(),
     };
     reply.answer(Ok(inspection.clone()));
     assert_eq!(inspecting.await.unwrap(), Ok(inspection));
