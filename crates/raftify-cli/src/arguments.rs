@@ -1,19 +1,17 @@
 //! The command line.
 
 mod cluster;
+mod directories;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use raftify::NodeId;
 use raftify::status::ClusterId;
-use raftify::storage::StorageKind;
 use raftify::tls::CertificateRole;
 
 pub(crate) use self::cluster::{Addresses, Cluster, Conditions, Confirmation};
-use crate::backup::{Backup, Restore};
-use crate::check::Check;
-use crate::recover::Recover;
+pub(crate) use self::directories::{Backup, Check, Kind, Recover, Restore};
 use crate::tls_arguments::TlsArguments;
 
 #[derive(Parser)]
@@ -125,23 +123,6 @@ pub(crate) enum Storage {
         #[arg(long)]
         to: Kind,
     },
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Kind {
-    /// WalStorage: the log in segments, one fsync for each write
-    Wal,
-    /// HeedStorage: everything in LMDB
-    Heed,
-}
-
-impl From<Kind> for StorageKind {
-    fn from(kind: Kind) -> StorageKind {
-        match kind {
-            Kind::Wal => StorageKind::Wal,
-            Kind::Heed => StorageKind::Heed,
-        }
-    }
 }
 
 #[derive(Subcommand)]

@@ -1,47 +1,14 @@
 //! Copies and verifies backups, and makes a new cluster from one.
 
 use std::io::Write;
-use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
 use raftify::storage::{
     RestoreInto, Restored, SnapshotMeta, copy_newest_snapshot, restore_directories, verify_snapshot_file,
 };
 use raftify::{BoxError, Member, NodeId};
 
-use crate::arguments::Kind;
+use crate::arguments::{Backup, Restore};
 use crate::output::{print_facts, print_members, with_advice};
-
-#[derive(Subcommand)]
-pub(crate) enum Backup {
-    /// Copy the newest snapshot of a node, stopped or running, to a new file, and verify the copy
-    Copy {
-        /// The node's directory
-        path: PathBuf,
-        /// The new file
-        file: PathBuf,
-    },
-    /// Read a backup completely, verify all its checksums, and show what it holds
-    Verify {
-        /// The file
-        file: PathBuf,
-    },
-}
-
-#[derive(Args)]
-pub(crate) struct Restore {
-    /// The backup, or a file in `snapshots/` of a node
-    file: PathBuf,
-    /// The directories of the new nodes, missing or empty: that of node 1 first
-    #[arg(required = true)]
-    directories: Vec<PathBuf>,
-    /// The addresses of the new nodes for each other, in the same order, with commas between them
-    #[arg(long, required = true, value_name = "HOST:PORT", value_delimiter = ',')]
-    members: Vec<String>,
-    /// The storage of the directories
-    #[arg(long, default_value = "wal")]
-    to: Kind,
-}
 
 pub(crate) fn run(what: &Backup, output: &mut dyn Write) -> Result<(), BoxError> {
     match what {

@@ -1,30 +1,19 @@
 //! Checks the directory of a stopped node, and prints what is wrong and where the documentation helps.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
 use raftify::BoxError;
 use raftify::storage::{Checked, Problem, ProblemKind, check_directory};
 use serde_json::json;
 
-use crate::is_broken_pipe;
-use crate::output::{print_json, with_advice};
+use crate::arguments::Check;
+use crate::output::{is_broken_pipe, print_json, with_advice};
 
 /// There are problems.
 const PROBLEMS: u8 = 1;
 /// The directory could not be checked.
 const NOT_CHECKED: u8 = 2;
-
-#[derive(Args)]
-pub(crate) struct Check {
-    /// The node's directory
-    path: PathBuf,
-    /// JSON output
-    #[arg(long)]
-    json: bool,
-}
 
 pub(crate) fn run(what: &Check, output: &mut dyn Write) -> ExitCode {
     match check(what, output) {

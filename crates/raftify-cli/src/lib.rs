@@ -49,7 +49,6 @@ mod output;
 mod recover;
 mod tls_arguments;
 
-use std::error::Error;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
@@ -59,6 +58,7 @@ use raftify::{LogEntry, StateMachine};
 
 use crate::arguments::{Arguments, Command, Storage};
 use crate::failure::Failure;
+use crate::output::is_broken_pipe;
 pub use crate::tls_arguments::TlsArguments;
 
 /// Runs the command line of this process, and shows entries and snapshots as hex and text.
@@ -107,10 +107,4 @@ where
             failure.map_or(ExitCode::FAILURE, |failure| ExitCode::from(failure.exit as u8))
         }
     }
-}
-
-fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
-    let kind = |error: &serde_json::Error| error.io_error_kind();
-    let io = error.downcast_ref::<io::Error>().map(io::Error::kind);
-    io.or_else(|| error.downcast_ref().and_then(kind)) == Some(io::ErrorKind::BrokenPipe)
 }

@@ -1,5 +1,6 @@
 //! Tables, JSON and hints, the same for all commands.
 
+use std::error::Error;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -102,4 +103,11 @@ pub(crate) fn with_advice(directory: &Path, error: StorageError) -> BoxError {
         }
         _ => error.into(),
     }
+}
+
+/// Whether the reader of the output has closed it.
+pub(crate) fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    let kind = |error: &serde_json::Error| error.io_error_kind();
+    let io = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    io.or_else(|| error.downcast_ref().and_then(kind)) == Some(ErrorKind::BrokenPipe)
 }

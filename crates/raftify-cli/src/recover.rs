@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use clap::Args;
 use raftify::client::ClientError;
 use raftify::membership::Members;
 use raftify::status::Identity;
@@ -14,23 +13,11 @@ use raftify::tls::Tls;
 use raftify::{BoxError, LogEntry, Member, NodeId, RaftClient, StateMachine};
 use tokio::task::JoinSet;
 
+use crate::arguments::Recover;
 use crate::output::{print_facts, print_members, with_advice};
-use crate::tls_arguments::TlsArguments;
 
 /// How long the members may take to answer.
 const DEADLINE: Duration = Duration::from_secs(3);
-
-#[derive(Args)]
-pub(crate) struct Recover {
-    /// The directories of the survivors, which are stopped: all that can be found
-    #[arg(required = true)]
-    directories: Vec<PathBuf>,
-    /// Recover the best of them. Without this option the command only shows what it would do
-    #[arg(long)]
-    apply: bool,
-    #[command(flatten)]
-    tls: TlsArguments,
-}
 
 /// The answer of a member's address.
 enum Answer {
