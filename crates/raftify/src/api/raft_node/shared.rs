@@ -123,6 +123,15 @@ impl<FSM: StateMachine> Shared<FSM> {
         if self.lifecycle.is_waiting() {
             return Ok(Some(Box::pin(self.queue_once_running(request, within))));
         }
+        self.queue_now(request, within)
+    }
+
+    /// As [`queue`](Self::queue), for a node that runs or has run.
+    fn queue_now<E: VerbError>(
+        &self,
+        request: LocalRequestMsg<Reply<FSM::Reply>>,
+        within: Duration,
+    ) -> Result<Option<BoxFuture<'_, Result<(), E>>>, E> {
         match self.requests.try_send(request) {
             Ok(()) => Ok(None),
             Err(Refused::Closed) => Err(self.lifecycle.stop_reason().into()),
@@ -145,7 +154,8 @@ impl<FSM: StateMachine> Shared<FSM> {
     ) -> Result<(), E> {
         let running = timeout(within.min(self.config.membership_timeout), self.lifecycle.running());
         running.await.unwrap_or(Err(StopReason::NotRunning))?;
-        match self.queue::<E>(request, within)? {
+        // Without another look at whether it waits: that may be seen later than that it runs.
+        match self.queue_now::<E>(request, within)? {
             Some(queued) => queued.await,
             None => Ok(()),
         }
