@@ -190,7 +190,7 @@ fn newest_snapshot(storage: &ReadOnlyStorage) -> Result<fs::File, StorageError> 
     }
 }
 
-/// Copies all data; damage is an error of its own.
+/// Copies all data; damage is a separate error.
 fn copy(
     path: &Path,
     reader: &mut SnapshotFileReader,

@@ -9,7 +9,7 @@ use super::RaftNodeCore;
 use crate::error::ProposeError;
 use crate::message::{RaftMessage, RaftMessageBody};
 use crate::request::ProposalReply;
-use crate::types::NodeId;
+use crate::types::{NodeId, Term};
 
 impl<R: ProposalReply> RaftNodeCore<R> {
     /// Whether the disk of this node has less free space than its
@@ -52,8 +52,9 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let (now, interval_ticks) = (self.node.now(), self.node.ticks(self.node.config().heartbeat_interval));
         let room = &mut self.leadership.storage_room;
         room.tick(now);
-        if room.take_report_due(now, interval_ticks) {
-            let (from, term) = (self.node.id(), self.consensus.term());
+        let (from, term) = (self.node.id(), self.consensus.term());
+        // No message is sent in term zero.
+        if term > Term::ZERO && room.take_report_due(now, interval_ticks) {
             let others = self.membership.members().iter().map(|member| member.id).filter(|id| *id != from);
             let report = |to| RaftMessage { from, to, term, body: RaftMessageBody::StorageFull };
             // Not before the term is durable: a message shows it to the other nodes.

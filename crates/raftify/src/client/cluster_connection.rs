@@ -45,7 +45,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 pub(crate) struct ClusterConnection {
     pub(crate) deadline: Duration,
     waits_for_leader: bool,
-    /// Each request has a call of its own.
+    /// Each request has a separate call.
     is_unary: bool,
     pub(crate) given: Arc<[Arc<str>]>,
     pub(crate) dialer: Dialer,
@@ -103,7 +103,7 @@ impl ClusterConnection {
         ClusterConnection { known: Known::only(&self.given), ..self }
     }
 
-    /// The same addresses, with a call of its own for each request.
+    /// The same addresses, with a separate call for each request.
     pub(crate) fn unary(self) -> ClusterConnection {
         ClusterConnection { is_unary: true, ..self.unconnected() }
     }

@@ -82,7 +82,7 @@ impl ClusterConnection {
         Err(rejected.map_or(ClientError::Unreachable(unreachable), ClientError::Rejected))
     }
 
-    /// Over a connection of its own: dropping the stream closes it, and disturbs no other request.
+    /// Over a separate connection: dropping the stream closes it, and disturbs no other request.
     async fn subscribe(&self, address: &str) -> Result<Streaming<proto::EventsReply>, NotSubscribed> {
         let unreachable = |error: tonic::transport::Error| NotSubscribed::Unreachable(with_sources(&error));
         let endpoint = endpoint(address, CONNECT_TIMEOUT).map_err(unreachable)?;

@@ -104,7 +104,7 @@ where
         RaftClient { cluster: self.cluster.without_waiting(), types: PhantomData }
     }
 
-    /// The same client without streams: each request has a gRPC call of its own, as in a client that was
+    /// The same client without streams: each request has a separate gRPC call, as in a client that was
     /// generated from the `.proto` file. That costs several times as much processor time, on both ends. Has
     /// its own connections; clones that were made before keep theirs.
     ///

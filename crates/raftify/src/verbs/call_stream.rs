@@ -39,7 +39,7 @@ const FRAME_BYTES: u64 = 32;
 /// Why a request brought no reply.
 #[derive(Clone, Debug)]
 pub(crate) enum NoReply {
-    /// The node serves no stream to this caller, and has read no request: use a call of its own.
+    /// The node serves no stream to this caller, and has read no request: use a separate call.
     NotServed,
     /// Nothing happened: the node has not read the request, and never will.
     NotSent(String),

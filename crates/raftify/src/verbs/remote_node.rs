@@ -100,7 +100,7 @@ struct Link {
     client: Client,
     places: CallPermits,
     cluster: Arc<AskedCluster>,
-    /// `None`: each request has a call of its own.
+    /// `None`: each request has a separate call.
     stream: Option<CallStream>,
 }
 
@@ -111,7 +111,7 @@ impl RemoteNode {
         RemoteNode::with(channel, places, cluster, stream)
     }
 
-    /// As [`new`](Self::new), with a call of its own for each request.
+    /// As [`new`](Self::new), with a separate call for each request.
     pub(crate) fn unary(channel: Channel, places: CallPermits, cluster: Arc<AskedCluster>) -> RemoteNode {
         RemoteNode::with(channel, places, cluster, None)
     }

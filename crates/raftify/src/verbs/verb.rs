@@ -98,7 +98,7 @@ pub(crate) trait Verb: Clone + Send + 'static {
 
     fn from_reply(reply: Self::Reply) -> Result<Answered<Self::Answer>, NotAnswered>;
 
-    /// The request as one of many in a batch; `None` for a verb that only has calls of its own.
+    /// The request as one of many in a batch; `None` for a verb that only has separate calls.
     fn to_streamed(&self) -> Option<proto::streamed_request::Verb> {
         None
     }
