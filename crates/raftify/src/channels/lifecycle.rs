@@ -128,6 +128,12 @@ impl Lifecycle {
         reason.map_or(Ok(()), Err)
     }
 
+    /// The moment between the two steps of [`run`](Self::run): the phase is published, the flag is not set.
+    #[cfg(test)]
+    pub(crate) fn half_begun(&self) {
+        self.0.phase.send_replace(Phase::Running);
+    }
+
     /// Whether the node was not run yet.
     pub(crate) fn is_waiting(&self) -> bool {
         !self.0.has_begun.load(Ordering::Acquire)

@@ -166,3 +166,71 @@ impl<FSM: StateMachine> Shared<FSM> {
 fn leadership(status: &Status) -> (Option<NodeId>, Term) {
     (status.leader_id, status.term)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use raftify_core::{Config, Inspection, LogIndex, LogPosition, Members, Role};
+
+    use super::*;
+    use crate::application::snapshot::Snapshot;
+    use crate::channels::request_queue::request_queue;
+    use crate::error::BoxError;
+
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        type LogEntry = u8;
+        type Reply = ();
+
+        fn apply(&mut self, _: LogPosition, _: u8) -> Result<(), BoxError> {
+            Ok(())
+        }
+
+        fn snapshot(&mut self) -> Result<Snapshot, BoxError> {
+            Ok(Snapshot::from_value(()))
+        }
+
+        fn restore(&mut self, _: &mut dyn Read) -> Result<(), BoxError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_to_a_node_that_has_just_begun_to_run_is_queued_once() {
+        let config = Config::default().check().unwrap();
+        let (requests, queued) = request_queue(8, 1 << 20);
+        let status = Status {
+            node_id: NodeId::FIRST,
+            identity: None,
+            role: Role::Follower,
+            term: Term::ZERO,
+            leader_id: None,
+            commit: LogIndex::ZERO,
+            applied: LogIndex::ZERO,
+            last: LogPosition::ZERO,
+            truncated: LogPosition::ZERO,
+            snapshot: None,
+            members: Arc::new(Members::none()),
+        };
+        let shared = Shared::<Nothing> {
+            node_id: NodeId::FIRST,
+            proposals: InFlight::new(&config),
+            config,
+            dialer: Dialer::default(),
+            requests,
+            queries: mpsc::channel(1).0,
+            status: watch::channel(status).1,
+            lifecycle: Lifecycle::new(),
+            task: Mutex::new(None),
+            metrics: Arc::new(NodeMetrics::new(NodeId::FIRST)),
+            events: NodeEvents::new(),
+        };
+        shared.lifecycle.half_begun();
+        let (reply, _answer) = channel::<Inspection, StopReason>();
+        let waits = shared.queue::<StopReason>(LocalRequestMsg::Inspect { reply }, Duration::from_secs(1));
+        waits.unwrap().expect("the node is not seen to run yet").await.unwrap();
+        assert_eq!(queued.len(), 1);
+    }
+}
