@@ -12,6 +12,10 @@ use crate::request::{Forwarding, LeaderRequest, ProposalReply};
 use crate::turn::Forward;
 use crate::types::NodeId;
 
+/// With fewer entries under way, a batch would not save as much as the wait for it costs: measured with 64 and
+/// with 256 clients.
+const UNSETTLED_ENTRIES_MAX: u64 = 64;
+
 impl<R: ProposalReply> RaftNodeCore<R> {
     pub(super) fn take_request(
         &mut self,
@@ -126,16 +130,15 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         self.requests.add_to_batch(proposal, self.node.now());
     }
 
-    /// Whether the proposals that have arrived wait for more. While the newest entry of the log is neither
-    /// durable here nor committed, further entries could not be written anyway: they become one batch, with
-    /// one message to each follower, instead of one for each time the raft loop woke. A slow disk of this
-    /// leader does not hold them up for longer than the followers take, nor slow followers for longer than
-    /// the disk takes, nor both for longer than a tick.
+    /// Whether the proposals that have arrived wait for more. While many entries of the log are neither
+    /// durable here nor committed, further ones become one batch, with one message to each follower, instead
+    /// of one for each time the raft loop woke. A slow disk of this leader does not hold them up for longer
+    /// than the followers take, nor slow followers for longer than the disk takes, nor both for longer than
+    /// a tick.
     fn holds_batch(&self) -> bool {
-        let last = self.consensus.last().index;
+        let settled = self.consensus.durable().max(self.consensus.commit());
         self.consensus.is_leader()
-            && last > self.consensus.durable()
-            && last > self.consensus.commit()
+            && self.consensus.last().index.0.saturating_sub(settled.0) >= UNSETTLED_ENTRIES_MAX
             && self.requests.may_batch_grow(self.node.now(), self.node.config().message_bytes_max)
     }
 
