@@ -31,6 +31,9 @@ use crate::error::BackupRefused;
 use crate::runtime::rate_limiter::RateLimiter;
 use crate::runtime::worker::Blocking;
 
+#[cfg(test)]
+mod tests;
+
 /// How many backups are read at the same time. Further requests are refused.
 const BACKUPS_MAX: usize = 2;
 

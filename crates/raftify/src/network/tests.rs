@@ -2,6 +2,7 @@
 //! loop.
 
 mod addresses;
+mod backup;
 mod calls;
 mod client;
 mod events;
@@ -33,6 +34,7 @@ use tokio_stream::StreamExt;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
+use crate::channels::backups::{BackupCall, backup_calls};
 use crate::channels::events::PeerEvent;
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::NodeMetrics;

@@ -49,7 +49,7 @@ impl<R: ProposalReply, S: SnapshotStore> Service<R, S> {
             };
             let is_last = matches!(part, BackupPart::Refused(_));
             match &part {
-                BackupPart::Head(head) => left = head.digest.data_bytes - head.begin_at,
+                BackupPart::Head(head) => left = head.digest.data_bytes.saturating_sub(head.begin_at),
                 BackupPart::Data { data, .. } => left = left.saturating_sub(data.len() as u64),
                 BackupPart::Waiting | BackupPart::Refused(_) => {}
             }
