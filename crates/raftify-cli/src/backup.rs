@@ -51,8 +51,7 @@ where
         return Err("name the address of a member, and the new file".into());
     };
     let at = Addresses { addresses: vec![address.clone()], json: save.json, tls: save.tls };
-    let options =
-        BackupOptions { newest: save.newest, resume: save.resume, bytes_per_second_max: save.rate };
+    let options = BackupOptions { newest: save.newest, resume: save.resume, bytes_per_second_max: save.rate };
     let client = client::<E, S>(&at, [address.clone()])?;
     let progress = Progress::begin(format!("connects to {address}"));
     let saved = client.backup(&file, &options, |step| tell(&progress, &step)).await;

@@ -40,9 +40,7 @@ pub use read_only::{ReadOnlyLogReader, ReadOnlyStorage};
 pub use recovery::{
     RecoverError, Recovery, Survivor, choose_survivor, recover_directory, recover_directory_with,
 };
-pub use restore::{
-    RestoreError, RestoreInto, Restored, restore_directories, restore_directories_with,
-};
+pub use restore::{RestoreError, RestoreInto, Restored, restore_directories, restore_directories_with};
 pub use snapshot_files::{SnapshotFileReader, SnapshotFileWriter, SnapshotFiles, SnapshotStream};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use raftify_core::members::MembershipRefusal;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
-    ClusterId, HardState, Identity, Incarnation, Member, Members, SnapshotMeta, SnapshotStore, SnapshotWriter,
-    StableStorage, StorageError,
+    ClusterId, HardState, Identity, Incarnation, Member, Members, SnapshotMeta, SnapshotStore,
+    SnapshotWriter, StableStorage, StorageError,
 };
 
 use crate::backup::{copy, verify_snapshot_file};

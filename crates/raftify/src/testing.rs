@@ -142,7 +142,9 @@ fn read_event(bytes: &[u8]) {
 }
 
 fn read_backup(bytes: &[u8]) {
-    use crate::verbs::backup::{ReadPart, reply_from_wire, reply_to_wire, request_from_wire, request_to_wire};
+    use crate::verbs::backup::{
+        ReadPart, reply_from_wire, reply_to_wire, request_from_wire, request_to_wire,
+    };
     if let Ok(request) = proto::BackupRequest::decode(bytes)
         && let Ok(wanted) = request_from_wire(&request)
     {

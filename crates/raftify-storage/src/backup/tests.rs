@@ -70,7 +70,8 @@ fn damaged_part_of_an_interrupted_backup_and_what_follows_it_is_cut_off() {
     interrupted(&file, 200_000);
     let content = fs::read(&partial).unwrap();
     let header = content.len() - 3 * (8 + 65_536);
-    for (at, valid) in [(header + 20, 0), (header + 8 + 65_536 + 3, 65_536), (content.len() - 1, 2 * 65_536)] {
+    for (at, valid) in [(header + 20, 0), (header + 8 + 65_536 + 3, 65_536), (content.len() - 1, 2 * 65_536)]
+    {
         let mut altered = content.clone();
         altered[at] ^= 4;
         fs::write(&partial, &altered).unwrap();

@@ -78,8 +78,7 @@ impl SnapshotStream<File> {
         let Ok((meta, header_checksum, mut valid_bytes)) = read_header(&mut reader, file_bytes) else {
             return Ok(None);
         };
-        let (mut digest, mut checksum, mut block) =
-            (SnapshotDigest::default(), header_checksum, Vec::new());
+        let (mut digest, mut checksum, mut block) = (SnapshotDigest::default(), header_checksum, Vec::new());
         while let Ok(Some(next)) = read_block(reader.by_ref(), checksum, &mut block) {
             valid_bytes += (FRAME_BYTES + block.len()) as u64;
             digest = digest.followed_by(&block);

@@ -141,8 +141,8 @@ impl ClusterConnection {
                 (pause, reached, until) = (FIRST_PAUSE, bytes, Instant::now() + PATIENCE);
             }
             if Instant::now() + pause >= until {
-                let (of, patience_s, reason) = (transfer.of, PATIENCE.as_secs(), error.to_string());
-                return Err(ClientBackupError::Interrupted { address, bytes, of, patience_s, reason });
+                let (of, patience, reason) = (transfer.of, PATIENCE, error.to_string());
+                return Err(ClientBackupError::Interrupted { address, bytes, of, patience, reason });
             }
             (transfer.progress)(BackupProgress::Interrupted { reason: error.to_string() });
             sleep(pause).await;
@@ -203,7 +203,11 @@ impl<Progress: FnMut(BackupProgress) + Send> Transfer<'_, Progress> {
     ) -> Result<(SnapshotMeta, u64), ClientBackupError> {
         let Some(file) = self.file.take() else { return Err(gone().into()) };
         if self.written != announced {
-            on_a_thread(move || Ok(file.discard())).await?;
+            on_a_thread(move || {
+                file.discard();
+                Ok(())
+            })
+            .await?;
             let reason = format!(
                 "all of it has the checksum {:08x}, it should be {:08x}: all of it is discarded",
                 self.written.crc32c, announced.crc32c
@@ -240,10 +244,10 @@ impl<Progress: FnMut(BackupProgress) + Send> Transfer<'_, Progress> {
         let unreachable = |error: tonic::transport::Error| NotOpened::Unreachable(with_sources(&error));
         let endpoint = endpoint(address, CONNECT_TIMEOUT).map_err(unreachable)?;
         let channel = self.connection.dialer.connect(&endpoint).await.map_err(unreachable)?;
-        let received = self.snapshot.as_ref().map(|meta| BackupReceived {
-            position: meta.position,
-            digest: self.written,
-        });
+        let received = self
+            .snapshot
+            .as_ref()
+            .map(|meta| BackupReceived { position: meta.position, digest: self.written });
         let wanted = BackupWanted {
             newest: self.options.newest,
             bytes_per_second_max: self.options.bytes_per_second_max,
@@ -313,14 +317,20 @@ impl<Progress: FnMut(BackupProgress) + Send> Transfer<'_, Progress> {
         if let Some(own) = own
             && own != meta.cluster_id
         {
-            return Err(unsound(address, format!("the snapshot is of cluster {}, not {own}", meta.cluster_id)));
+            return Err(unsound(
+                address,
+                format!("the snapshot is of cluster {}, not {own}", meta.cluster_id),
+            ));
         }
         let (position, written) = (meta.position, self.written.data_bytes);
         let continues = self.snapshot.as_ref() == Some(&meta) && begin_at == written;
         self.of = digest.data_bytes;
         if !continues {
             if begin_at > 0 {
-                return Err(unsound(address, format!("it begins at byte {begin_at}, {written} were received")));
+                return Err(unsound(
+                    address,
+                    format!("it begins at byte {begin_at}, {written} were received"),
+                ));
             }
             if let Some(former) = self.snapshot.take().filter(|_| written > 0) {
                 (self.progress)(BackupProgress::BeginsAgain { discarded: former.position, position });

@@ -1,6 +1,7 @@
 //! Why a remote request fails.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use raftify_core::members::AddressProblem;
 use raftify_core::{ClusterId, NodeId, StorageError};
@@ -85,8 +86,8 @@ pub enum ClientBackupError {
     /// The connection broke, and could not be made again in time. The part that arrived is kept, and can be
     /// resumed.
     #[error(
-        "the connection to {address} broke after {bytes} of {of} bytes, and there was no progress for {patience_s} s: \
-         {reason}"
+        "the connection to {address} broke after {bytes} of {of} bytes, and there was no progress for {} s: {reason}",
+        patience.as_secs()
     )]
     Interrupted {
         /// The address of the node.
@@ -96,7 +97,7 @@ pub enum ClientBackupError {
         /// How many there are.
         of: u64,
         /// How long the client has tried again.
-        patience_s: u64,
+        patience: Duration,
         /// The last error.
         reason: String,
     },

@@ -148,8 +148,7 @@ mod tests {
 
     #[test]
     fn a_request_is_read_as_it_was_written() {
-        let received =
-            BackupReceived { position: LogPosition::new(2, 9), digest: SnapshotDigest::default() };
+        let received = BackupReceived { position: LogPosition::new(2, 9), digest: SnapshotDigest::default() };
         let wanted =
             BackupWanted { newest: true, bytes_per_second_max: Some(1 << 20), received: Some(received) };
         for wanted in [wanted, BackupWanted::default()] {

@@ -141,10 +141,7 @@ async fn a_writer_that_fails_or_panics_ends_its_backup_alone() {
 #[tokio::test]
 async fn a_node_that_does_not_run_or_has_applied_nothing_makes_no_backup() {
     let mut node = TestNode::new(2);
-    node.config = Config {
-        membership_timeout: std::time::Duration::from_millis(1200),
-        ..Config::default()
-    };
+    node.config = Config { membership_timeout: std::time::Duration::from_millis(1200), ..Config::default() };
     let raft = node.bootstrap().unwrap();
     match raft.backup(Vec::new()).await.map(drop) {
         Err(BackupError::Refused(BackupRefused::Stopped(StopReason::NotRunning))) => {}
@@ -213,9 +210,7 @@ async fn a_client_saves_the_state_of_any_member_and_resumes_only_what_that_membe
         let (saved, steps) = save(&client, &second, resume).await;
         assert!(saved.unwrap() > bytes);
         let discarded = meta.position;
-        let begins_again = |step: &BackupProgress| {
-            matches!(step, BackupProgress::BeginsAgain { discarded: found, .. } if *found == discarded)
-        };
+        let begins_again = |step: &BackupProgress| matches!(step, BackupProgress::BeginsAgain { discarded: found, .. } if *found == discarded);
         assert!(steps.iter().any(begins_again), "{steps:?}");
         std::fs::remove_file(&second).unwrap();
     }

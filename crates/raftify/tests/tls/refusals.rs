@@ -3,9 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use raftify::RaftClient;
-use raftify::client::{
-    BackupOptions, ClientBackupError, ClientError, RequestRejected, UnreachableNode,
-};
+use raftify::client::{BackupOptions, ClientBackupError, ClientError, RequestRejected, UnreachableNode};
 use raftify::error::{MembershipError, ProposeError};
 use raftify::start::Start;
 use raftify::tls::CertificateRole;
