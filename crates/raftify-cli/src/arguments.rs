@@ -95,7 +95,7 @@ pub(crate) enum Ca {
         #[arg(long, value_name = "NAME", requires = "role")]
         client: Option<String>,
         /// With --client: what it may do (repeatable). client: propose and read; admin: also change the
-        /// members, transfer leadership, take snapshots
+        /// members, transfer leadership, take snapshots and backups
         #[arg(long, conflicts_with = "node", value_parser = client_role)]
         role: Vec<CertificateRole>,
         /// The directory of the CA, which also gets the new files

@@ -46,6 +46,9 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 /// The size of the parts of the data.
 const CHUNK_BYTES: usize = 512 << 10;
 
+/// The lowest rate, in bytes per second, so that no backup takes for ever.
+const RATE_MIN: u64 = 64 << 10;
+
 /// How much is verified at once of the data that the caller has already.
 const SKIPPED_BYTES: u64 = 16 << 20;
 
@@ -131,7 +134,7 @@ impl<R: ProposalReply, S: SnapshotStore> Backups<R, S> {
         };
         let begin = Instant::now();
         let limit = wanted.bytes_per_second_max.or(self.config.snapshot_bytes_per_second_max);
-        let limiter = RateLimiter::new(limit);
+        let limiter = RateLimiter::new(limit.map(|bytes| bytes.max(RATE_MIN)));
         let mut pin = None;
         let outcome = match self.find(wanted.newest, wanted.received, &parts).await {
             Ok((pinned, begin_at)) => {

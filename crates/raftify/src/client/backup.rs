@@ -44,7 +44,7 @@ pub struct BackupOptions {
     /// Continue `FILE.partial`, which an interrupted call has left, if the node still has its snapshot. The
     /// backup then has the state at that position. By default, an unfinished file is overwritten.
     pub resume: bool,
-    /// How many bytes of data are sent in a second at most. Default `None`: the
+    /// How many bytes of data are sent in a second at most, from 65536 on. Default `None`: the
     /// [`snapshot_bytes_per_second_max`](crate::Config::snapshot_bytes_per_second_max) of the node, 16 MiB unless
     /// it was changed. Proposals wait longer if backups are sent faster.
     pub bytes_per_second_max: Option<u64>,

@@ -238,6 +238,21 @@ async fn the_number_of_backups_at_a_time_is_limited() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_backup_has_a_lowest_rate_and_ends() {
+    let node = Node::start();
+    node.put(5);
+    let slowest = BackupWanted { newest: true, bytes_per_second_max: Some(1), ..BackupWanted::default() };
+    let mut parts = request(&node.calls, slowest).unwrap();
+    head(&mut parts).await;
+    let begin = Instant::now();
+    assert!(rest(&mut parts).await == data(5));
+    // The clock is that of the test.
+    let seconds = BYTES as f64 / RATE_MIN as f64;
+    let took = begin.elapsed().as_secs_f64();
+    assert!((seconds * 0.9..seconds * 1.1).contains(&took), "{took} s, {seconds} s were expected");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_backup_ends_with_its_node_and_holds_nothing_then() {
     let node = Node::start();
     node.put(5);
