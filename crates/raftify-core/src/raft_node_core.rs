@@ -210,6 +210,18 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         }
     }
 
+    /// Whether this node leads, and its followers have not been sent its newest commit index yet. The next
+    /// entries carry it. If there are none soon, the caller calls [`announce_commit`](Self::announce_commit);
+    /// without that, followers learn it with the next heartbeat.
+    pub fn has_unannounced_commit(&self) -> bool {
+        self.consensus.has_unannounced_commit()
+    }
+
+    /// Sends the commit index to the followers, unless this is done already.
+    pub fn announce_commit(&mut self) {
+        self.consensus.announce_commit();
+    }
+
     /// The connection to a peer broke: messages may have been lost. The shell calls it once for each broken
     /// connection.
     pub fn report_unreachable(&mut self, peer: NodeId) {

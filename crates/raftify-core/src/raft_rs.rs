@@ -39,6 +39,8 @@ pub(crate) struct Consensus {
     /// The last entry that raft-rs has returned as committed. It reads the entries after it from the log in
     /// memory, also if they were [returned before](Self::committed_beyond_durable).
     given_out: LogIndex,
+    /// The highest commit index that this node has sent to followers, as a leader.
+    announced: LogIndex,
     /// The maximum size of the committed entries of one turn, in bytes.
     committed_bytes_max: u64,
     /// Whether raft-rs considers this node a learner that the membership does not contain yet: see
@@ -79,7 +81,9 @@ impl Consensus {
             // With the lease reads of raft-rs, an old leader may answer below the commit index of the new
             // leader.
             read_only_option: ReadOnlyOption::Safe,
-            skip_bcast_commit: false,
+            // The next entries carry the commit index, or `announce_commit`. A message of its own after each
+            // round of entries, and its response, would double the number of messages.
+            skip_bcast_commit: true,
             batch_append: true,
             priority: 0,
             max_uncommitted_size: config.uncommitted_bytes_max,
@@ -94,6 +98,7 @@ impl Consensus {
             node_id,
             election_timeout: ElectionTimeout::new(node_id, seed, election_tick, election_tick * 2),
             given_out,
+            announced: LogIndex::ZERO,
             committed_bytes_max: raft_config.max_committed_size_per_ready,
             stands_in: false,
             elections: Elections::default(),
@@ -279,6 +284,20 @@ impl Consensus {
         self.pin_election_timeout();
     }
 
+    /// Whether this node leads, and has sent no follower its commit index yet.
+    pub(crate) fn has_unannounced_commit(&self) -> bool {
+        self.is_leader() && self.commit() > self.announced
+    }
+
+    /// A leader sends its commit index to each follower now, with an append that may be empty
+    /// (`Raft::bcast_append`).
+    pub(crate) fn announce_commit(&mut self) {
+        if self.has_unannounced_commit() {
+            self.raw.raft.bcast_append();
+            self.announced = self.commit();
+        }
+    }
+
     /// A leader sends a heartbeat to each peer now (`RawNode::ping`).
     pub(crate) fn send_heartbeats(&mut self) {
         self.raw.ping();
@@ -455,6 +474,9 @@ impl Consensus {
             .filter_map(|state| Some((convert::read_round(&state.request_ctx)?, LogIndex(state.index))))
             .collect();
         for message in raft_ready.take_messages() {
+            if message.get_msg_type() == MessageType::MsgAppend {
+                self.announced = self.announced.max(LogIndex(message.commit));
+            }
             ready.take_message(message, Depends::OnNothing);
         }
         for message in raft_ready.take_persisted_messages() {

@@ -12,6 +12,11 @@ pub(crate) enum Event {
         node: NodeId,
         life: u64,
     },
+    /// A leader sends its commit index to its followers, unless entries have carried it meanwhile.
+    AnnounceCommit {
+        node: NodeId,
+        life: u64,
+    },
     Arrive {
         from: NodeId,
         to: NodeId,
@@ -71,6 +76,7 @@ impl Event {
     pub(crate) fn node(&self) -> Option<NodeId> {
         match self {
             Event::Tick { node, .. }
+            | Event::AnnounceCommit { node, .. }
             | Event::Durable { node, .. }
             | Event::Written { node, .. }
             | Event::Apply { node, .. }

@@ -130,6 +130,8 @@ pub(crate) struct Running {
     /// The snapshot that is being written.
     pub(crate) captured: Option<Captured>,
     pub(crate) seen: Seen,
+    /// Whether its commit index is about to be announced.
+    pub(crate) announces_commit: bool,
     /// The newest snapshot when old ones were last deleted.
     pub(crate) retained_for: Option<LogPosition>,
     pub(crate) deadlines: Deadlines,

@@ -175,6 +175,7 @@ impl Simulation {
     pub(crate) fn happen(&mut self, event: Event) -> Checked {
         match event {
             Event::Tick { node, life } => self.tick(node, life),
+            Event::AnnounceCommit { node, life } => self.announce_commit(node, life),
             Event::Arrive { from, to, packet } => self.arrive(from, to, packet),
             Event::Durable { node, life } => self.becomes_durable(node, life),
             Event::Written { node, life } => self.write_reported(node, life),
@@ -218,6 +219,7 @@ impl Simulation {
             self.observe_commit(id)?;
             self.carry_out(id, turn)?;
         }
+        self.announce_commit_soon(id);
         self.observe(id)?;
         if let Some(reason) = self.running(id).and_then(|running| running.core.stop_reason().cloned()) {
             self.stop(id, &reason)?;

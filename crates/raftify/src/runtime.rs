@@ -1,5 +1,6 @@
 //! The abstractions over threads, network, clock and randomness, and rate limits.
 
+pub(crate) mod backstop;
 pub(crate) mod calls;
 pub(crate) mod descriptors;
 pub(crate) mod disk_space;

@@ -4,16 +4,16 @@
 //! means that its entry was superseded permanently. Nothing else resolves it: when leadership is lost, the
 //! next leader may still commit the entry.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::types::{LogIndex, LogPosition, Term};
 
 /// The waiting replies, each with its position and its deadline.
 #[derive(Debug)]
 pub(crate) struct PendingReplies<W> {
-    /// For each term in order of the index. Nearly always, replies wait for one term only; replies may wait
-    /// for one index in several terms.
-    waiting: BTreeMap<Term, VecDeque<Waiter<W>>>,
+    /// The terms in order, and for each its replies in order of the index. Nearly always, replies wait for
+    /// one term only; replies may wait for one index in several terms.
+    waiting: Vec<(Term, VecDeque<Waiter<W>>)>,
 }
 
 #[derive(Debug)]
@@ -34,24 +34,36 @@ pub(crate) struct Resolved<W> {
 
 impl<W> PendingReplies<W> {
     pub(crate) fn new() -> Self {
-        PendingReplies { waiting: BTreeMap::new() }
+        PendingReplies { waiting: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.waiting.values().map(VecDeque::len).sum()
+        self.waiting.iter().map(|(_, waiting)| waiting.len()).sum()
     }
 
-    /// Within one term, positions and deadlines must come in order.
+    /// Terms must come in order; within one term, also positions and deadlines.
     pub(crate) fn insert(&mut self, position: LogPosition, reply: W, deadline_ticks: u64) {
-        let of_the_term = self.waiting.entry(position.term).or_default();
-        debug_assert!(of_the_term.back().is_none_or(|last| last.index < position.index), "{position} again");
-        of_the_term.push_back(Waiter { index: position.index, reply, deadline_ticks });
+        let waiter = Waiter { index: position.index, reply, deadline_ticks };
+        match self.waiting.last_mut() {
+            Some((term, of_the_term)) if *term == position.term => {
+                let is_next = of_the_term.back().is_none_or(|last| last.index < position.index);
+                debug_assert!(is_next, "{position} again");
+                of_the_term.push_back(waiter);
+            }
+            last => {
+                debug_assert!(
+                    last.is_none_or(|(term, _)| *term < position.term),
+                    "{position} is of an earlier term"
+                );
+                self.waiting.push((position.term, VecDeque::from([waiter])));
+            }
+        }
     }
 
     /// The entry at `position` is being applied; entries are applied in order.
     pub(crate) fn resolve(&mut self, position: LogPosition) -> Resolved<W> {
         let mut resolved = Resolved { applied: None, superseded: Vec::new() };
-        for (&term, waiting) in &mut self.waiting {
+        for &mut (term, ref mut waiting) in &mut self.waiting {
             while let Some(waiter) = pop_front_if(waiting, |waiter| waiter.index <= position.index) {
                 let by_index = mutated!(AnswersByIndexAlone) && waiter.index == position.index;
                 if by_index || (term, waiter.index) == (position.term, position.index) {
@@ -62,7 +74,7 @@ impl<W> PendingReplies<W> {
             }
         }
         if self.waiting.len() > 1 {
-            self.waiting.retain(|_, waiting| !waiting.is_empty());
+            self.waiting.retain(|(_, waiting)| !waiting.is_empty());
         }
         resolved
     }
@@ -80,7 +92,7 @@ impl<W> PendingReplies<W> {
     /// Takes the first replies of each term.
     fn take_while(&mut self, is_taken: impl Fn(&Waiter<W>) -> bool) -> Vec<W> {
         let mut taken = Vec::new();
-        for waiting in self.waiting.values_mut() {
+        for (_, waiting) in &mut self.waiting {
             while let Some(waiter) = pop_front_if(waiting, &is_taken) {
                 taken.push(waiter.reply);
             }
@@ -89,7 +101,8 @@ impl<W> PendingReplies<W> {
     }
 
     pub(crate) fn take_all(&mut self) -> Vec<W> {
-        std::mem::take(&mut self.waiting).into_values().flatten().map(|waiter| waiter.reply).collect()
+        let waiting = std::mem::take(&mut self.waiting).into_iter().flat_map(|(_, waiting)| waiting);
+        waiting.map(|waiter| waiter.reply).collect()
     }
 }
 

@@ -23,6 +23,10 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             let refusal = self.status().leader_hint().map_or(ReadError::NoLeader, ReadError::NotLeader);
             return reply.answer(Err(refusal));
         }
+        if serve == Serve::WhenConfirmed {
+            // The reading node waits until it has applied what is committed now.
+            self.announce_commit();
+        }
         let deadline_ticks = self.node.deadline(self.node.config().read_timeout);
         self.reads.add(Read { reply, serve, deadline_ticks });
     }

@@ -14,6 +14,7 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// [`is_ready_to_stop`](Self::is_ready_to_stop), or until its caller no longer waits.
     pub fn prepare_to_stop(&mut self) {
         self.take_nothing_new();
+        self.announce_commit();
         if let Err(error) = self.transfer_to_stop() {
             info!(node = %self.node.id(), "stops as the leader: {error}");
         }

@@ -107,7 +107,8 @@ impl Cluster {
         match event {
             Event::Arrive { from, to, packet } => self.take_packet(from, to, packet),
             Event::SnapshotWritten { node, .. } if self.leisurely_snapshots && !self.is_awaited(node) => {}
-            Event::Fetched { .. }
+            Event::AnnounceCommit { .. }
+            | Event::Fetched { .. }
             | Event::SnapshotWritten { .. }
             | Event::Broke { .. }
             | Event::Lost(..)

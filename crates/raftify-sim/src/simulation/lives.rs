@@ -162,6 +162,7 @@ impl Simulation {
             writing: None,
             to_apply: VecDeque::new(),
             is_applying: false,
+            announces_commit: false,
             seen: Seen {
                 role: Role::Follower,
                 term: Term::ZERO,

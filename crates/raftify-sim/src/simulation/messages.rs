@@ -97,6 +97,27 @@ impl Simulation {
         }
     }
 
+    /// As the raft loop of a node does, unless the next entries carry the commit index before.
+    pub(super) fn announce_commit_soon(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let life = node.life;
+        if let Some(running) = &mut node.running
+            && running.core.has_unannounced_commit()
+            && !std::mem::replace(&mut running.announces_commit, true)
+        {
+            self.schedule.after(2 * MILLISECOND, Event::AnnounceCommit { node: id, life });
+        }
+    }
+
+    pub(crate) fn announce_commit(&mut self, id: NodeId, life: u64) -> Checked {
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        if let Some(running) = &mut node.running {
+            running.announces_commit = false;
+            running.core.announce_commit();
+        }
+        self.settle(id)
+    }
+
     pub(crate) fn arrive(&mut self, from: NodeId, to: NodeId, packet: Packet) -> Checked {
         if !self.network.delivers(from, to) || self.running(to).is_none() {
             self.lose(from, to, packet);

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::error::RunError;
+use crate::runtime::backstop::Backstop;
 
 /// All parts of a node, ready to run. Dropping it closes storage and port.
 pub(crate) type Runner = Box<dyn FnOnce(Lifecycle) -> BoxFuture<'static, Result<(), RunError>> + Send>;
@@ -69,6 +70,8 @@ struct Inner {
     /// `run` was called; its future may not have been polled yet.
     called: AtomicBool,
     snapshot_bytes_received: Arc<AtomicU64>,
+    /// Runs from the begin of the node.
+    backstop: Arc<Backstop>,
     runner: OneShotMutex<Runner>,
 }
 
@@ -83,6 +86,7 @@ impl Lifecycle {
             ended_before_it_ran: AtomicBool::new(false),
             called: AtomicBool::new(false),
             snapshot_bytes_received: Arc::default(),
+            backstop: Arc::default(),
             runner: OneShotMutex(Mutex::new(None)),
         }))
     }
@@ -104,6 +108,7 @@ impl Lifecycle {
             return Ok(());
         };
         let _end = EndOnDrop(self);
+        self.0.backstop.start();
         self.0.phase.send_replace(Phase::Running);
         self.0.has_begun.store(true, Ordering::Release);
         runner(self.clone()).await
@@ -132,6 +137,11 @@ impl Lifecycle {
     #[cfg(test)]
     pub(crate) fn half_begun(&self) {
         self.0.phase.send_replace(Phase::Running);
+    }
+
+    /// The last deadline of the calls of a node that runs or has run.
+    pub(crate) fn backstop(&self) -> &Backstop {
+        &self.0.backstop
     }
 
     /// Whether the node was not run yet.

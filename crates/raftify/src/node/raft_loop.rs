@@ -5,6 +5,7 @@
 //! them out. This module makes no decisions.
 
 use std::future::pending;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use raftify_core::{
     TurnNumber,
 };
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, sleep_until};
 use tracing::{info, warn};
 
 use crate::application::state_machine::StateMachine;
@@ -48,7 +49,12 @@ impl<R: Send> Inputs<R> {
     /// The priority of ready inputs: a stop request; the clock, which must advance even under a constant
     /// load; then results of work that the core requested; then the rest. `None`: the stopping node no
     /// longer waits.
-    async fn select(&mut self, ticks: &mut Interval, stops_by: Option<Instant>) -> Option<Input<R>> {
+    async fn select(
+        &mut self,
+        ticks: &mut Interval,
+        commit_timer: &mut CommitTimer,
+        stops_by: Option<Instant>,
+    ) -> Option<Input<R>> {
         let quit_at_once = &mut self.quit_at_once;
         let waited = async {
             match stops_by {
@@ -64,6 +70,7 @@ impl<R: Send> Inputs<R> {
             () = waited => return None,
             _ = self.quit.wait_for(|quit| *quit), if stops_by.is_none() => Input::Quit,
             _ = ticks.tick() => Input::Tick,
+            () = commit_timer.elapsed(), if commit_timer.is_running => Input::AnnounceCommit,
             Some(event) = self.events.recv() => Input::Event(event),
             Some(event) = self.peers.recv() => Input::Peer(event),
             Some(request) = self.server.recv() => Input::Server(request),
@@ -73,6 +80,36 @@ impl<R: Send> Inputs<R> {
 
     fn are_empty(&self) -> bool {
         self.events.is_empty() && self.peers.is_empty() && self.server.is_empty() && self.local.is_empty()
+    }
+}
+
+/// Followers learn the commit index with the next entries, or after this time.
+const COMMIT_UNANNOUNCED_MAX: Duration = Duration::from_millis(2);
+
+/// Runs from the first commit that no message to the followers contains yet. It is not stopped when the next
+/// entries carry the commit index: then there is nothing to announce when it elapses.
+struct CommitTimer {
+    sleep: Pin<Box<Sleep>>,
+    is_running: bool,
+}
+
+impl CommitTimer {
+    fn new() -> CommitTimer {
+        CommitTimer { sleep: Box::pin(sleep(Duration::ZERO)), is_running: false }
+    }
+
+    fn start(&mut self) {
+        if !self.is_running {
+            self.sleep.as_mut().reset(Instant::now() + COMMIT_UNANNOUNCED_MAX);
+            self.is_running = true;
+        }
+    }
+
+    /// # Cancel safety
+    /// If the future is dropped, the timer runs on.
+    async fn elapsed(&mut self) {
+        self.sleep.as_mut().await;
+        self.is_running = false;
     }
 }
 
@@ -106,6 +143,7 @@ pub(crate) struct RaftLoop<FSM: StateMachine, S: StableStorage> {
     inputs: Inputs<Reply<FSM::Reply>>,
     outputs: Outputs<FSM, S>,
     ticks: Interval,
+    commit_timer: CommitTimer,
     failure: Option<StopReason>,
     stop_timeout: Duration,
     /// Set by a stop request: until then the node may answer accepted requests.
@@ -122,6 +160,7 @@ pub(crate) struct RaftLoop<FSM: StateMachine, S: StableStorage> {
 enum Input<R> {
     Quit,
     Tick,
+    AnnounceCommit,
     Event(Event),
     Peer(PeerEvent),
     Server(ServerRequestMsg<R>),
@@ -145,6 +184,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             inputs,
             outputs,
             ticks,
+            commit_timer: CommitTimer::new(),
             failure: None,
             stop_timeout: config.stop_timeout,
             stops_by: None,
@@ -168,10 +208,14 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
             if self.has_nothing_left_to_do() {
                 break StopReason::Stopped;
             }
+            if self.core.has_unannounced_commit() {
+                self.commit_timer.start();
+            }
             if std::mem::take(&mut self.has_woken) && !self.inputs.are_empty() {
                 tokio::task::yield_now().await;
             }
-            let Some(input) = self.inputs.select(&mut self.ticks, self.stops_by).await else {
+            let RaftLoop { inputs, ticks, commit_timer, stops_by, .. } = &mut self;
+            let Some(input) = inputs.select(ticks, commit_timer, *stops_by).await else {
                 warn!(
                     node = %self.node_id,
                     "stops before it has transferred leadership, or answered all accepted requests: the outcome of some \
@@ -228,6 +272,7 @@ impl<FSM: StateMachine, S: StableStorage> RaftLoop<FSM, S> {
                 self.record();
                 self.outputs.storage_gauge.ticked(&self.outputs.blocking);
             }
+            Input::AnnounceCommit => core.announce_commit(),
             Input::Event(Event::Written(turn)) => core.written(turn),
             Input::Event(Event::Applied(index)) => core.applied(index),
             Input::Event(Event::SnapshotTaken(outcome)) => {
@@ -490,7 +535,7 @@ mod tests {
         // Until the next tick is in the future.
         while ticks.tick().now_or_never().is_some() {}
         advance(Duration::from_millis(1)).await;
-        let first = inputs.select(&mut ticks, None).await;
+        let first = inputs.select(&mut ticks, &mut CommitTimer::new(), None).await;
         assert!(matches!(first, Some(Input::Tick)), "it is due, and so is news");
     }
 }

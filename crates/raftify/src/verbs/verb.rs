@@ -11,7 +11,7 @@ use raftify_core::{
     ServerRequestMsg, Status, VerbError,
 };
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::Lifecycle;
@@ -255,8 +255,9 @@ pub(crate) async fn ask<V: Verb, N: ServingNode>(
     let deadline = V::DEADLINE(node.config());
     match node.requests().try_send(request) {
         Ok(()) => {
-            let answer = timeout(deadline + ANSWER_GRACE, answer).await;
-            Ok(answer.unwrap_or_else(|_| Err(V::Error::timed_out(deadline))))
+            let until = Instant::now() + deadline + ANSWER_GRACE;
+            let answer = node.lifecycle().backstop().until(until, answer).await;
+            Ok(answer.unwrap_or_else(|| Err(V::Error::timed_out(deadline))))
         }
         Err(Refused::Full { waiting, .. }) => Ok(Err(V::Error::busy_there(waiting))),
         Err(Refused::Closed) => Err(RequestRejected::Stopped(StopReason::Stopped)),

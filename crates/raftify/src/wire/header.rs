@@ -8,7 +8,7 @@ use crate::wire::rejection::{GROUP_ID, RequestRejected};
 use crate::wire::values::{WireError, in_range, log_index, node_id};
 
 /// The wire version of this program.
-pub(crate) const WIRE_VERSION: u32 = 2;
+pub(crate) const WIRE_VERSION: u32 = 3;
 
 /// The header of every message.
 pub(crate) fn header(cluster_id: Option<ClusterId>) -> proto::Header {

@@ -20,7 +20,7 @@ pub(crate) fn message_to_wire(message: RaftMessage) -> proto::Message {
         RaftMessageBody::Append { previous, commit, entries } => Body::Append(proto::Append {
             previous: position_to_wire(previous),
             commit: commit.0,
-            entries: entries.into_iter().map(entry_to_wire).collect(),
+            runs: entries_to_wire(entries),
         }),
         RaftMessageBody::AppendResponse { index, commit, rejection } => {
             let rejection = rejection.and_then(position_to_wire);
@@ -85,7 +85,7 @@ pub(crate) fn message_from_wire(
             RaftMessageBody::Append {
                 previous,
                 commit: commit_index(append.commit)?,
-                entries: entries_from_wire(append.entries, previous, term)?,
+                entries: entries_from_wire(append.runs, previous, term)?,
             }
         }
         Body::AppendResponse(response) => RaftMessageBody::AppendResponse {
@@ -191,13 +191,21 @@ pub(crate) fn split_large(message: RaftMessage) -> (RaftMessage, Option<RaftMess
     (append(previous, entries), rest)
 }
 
-fn entry_to_wire(entry: Entry) -> proto::Entry {
-    proto::Entry {
-        term: entry.position.term.0,
-        index: entry.position.index.0,
-        kind: entry.kind.number().into(),
-        payload: entry.payload,
+fn entries_to_wire(entries: Vec<Entry>) -> Vec<proto::EntryRun> {
+    let mut runs: Vec<proto::EntryRun> = Vec::new();
+    let count = entries.len();
+    for Entry { position, kind, payload } in entries {
+        let (term, kind) = (position.term.0, kind.number().into());
+        match runs.last_mut() {
+            Some(run) if (run.term, run.kind) == (term, kind) => run.payloads.push(payload),
+            _ => {
+                let mut payloads = Vec::with_capacity(if runs.is_empty() { count } else { 1 });
+                payloads.push(payload);
+                runs.push(proto::EntryRun { term, kind, payloads });
+            }
+        }
     }
+    runs
 }
 
 /// The same bytes in a buffer with nearly no unused memory.
@@ -208,32 +216,32 @@ pub(crate) fn owned(bytes: Bytes) -> Bytes {
 /// The payloads of one message are copied into one buffer, which they fill: the receive buffer holds other
 /// messages, too, and the payloads may be kept for long. Only an entry that was sent alone is not copied.
 pub(crate) fn entries_from_wire(
-    entries: Vec<proto::Entry>,
+    runs: Vec<proto::EntryRun>,
     previous: LogPosition,
     newest: Term,
 ) -> Result<Vec<Entry>, WireError> {
     let is_copied = |payload: &Bytes| (1..BATCH_BYTES).contains(&(payload.len() as u64));
-    let copied = entries.iter().map(|entry| &entry.payload).filter(|payload| is_copied(payload));
-    let mut buffer = BytesMut::with_capacity(copied.map(Bytes::len).sum());
+    let payloads = || runs.iter().flat_map(|run| &run.payloads);
+    let mut buffer =
+        BytesMut::with_capacity(payloads().filter(|&bytes| is_copied(bytes)).map(Bytes::len).sum());
+    let mut entries = Vec::with_capacity(payloads().count());
     let mut last = previous;
-    let check = |entry: proto::Entry| {
-        let term = nonzero_term("an entry's term", entry.term)?;
-        let index = log_index("an entry's index", last.index.0 + 1)?;
-        if entry.index != index.0 {
-            return Err(WireError::Gap { expected: index, found: entry.index });
-        }
+    for proto::EntryRun { term, kind, payloads } in runs {
+        let term = nonzero_term("the term of entries", term)?;
         if term < last.term || term > newest {
+            let index = last.index.next();
             return Err(WireError::TermOutOfOrder { index, term, previous: last.term, newest });
         }
-        let kind = u8::try_from(entry.kind).ok().and_then(EntryKind::from_number);
-        let kind = kind.ok_or(WireError::UnknownNumber { what: "entry kind", number: entry.kind.into() })?;
-        last = LogPosition { term, index };
-        let mut payload = entry.payload;
-        if is_copied(&payload) {
-            buffer.extend_from_slice(&payload);
-            payload = buffer.split().freeze();
+        let known = u8::try_from(kind).ok().and_then(EntryKind::from_number);
+        let kind = known.ok_or(WireError::UnknownNumber { what: "entry kind", number: kind.into() })?;
+        for mut payload in payloads {
+            last = LogPosition { term, index: log_index("an entry's index", last.index.0 + 1)? };
+            if is_copied(&payload) {
+                buffer.extend_from_slice(&payload);
+                payload = buffer.split().freeze();
+            }
+            entries.push(Entry { position: last, kind, payload });
         }
-        Ok(Entry { position: last, kind, payload })
-    };
-    entries.into_iter().map(check).collect()
+    }
+    Ok(entries)
 }

@@ -139,10 +139,10 @@ proptest! {
 
 #[test]
 fn impossible_messages_are_named() {
-    let entry = |term, index, kind| proto::Entry { term, index, kind, payload: Bytes::new() };
-    let append = |entries| {
+    let run = |term, kind| proto::EntryRun { term, kind, payloads: vec![Bytes::new()] };
+    let append = |runs| {
         let previous = position_to_wire(LogPosition::new(3, 7));
-        let append = proto::Append { previous, commit: 0, entries };
+        let append = proto::Append { previous, commit: 0, runs };
         proto::Message { term: 5, body: Some(proto::message::Body::Append(append)) }
     };
     let vote = |reason| {
@@ -159,15 +159,23 @@ fn impossible_messages_are_named() {
         ),
         (proto::Message { term: 5, body: None }, WireError::Missing { what: "what the message says" }),
         (vote(9), WireError::UnknownNumber { what: "campaign reason", number: 9 }),
-        (append(vec![entry(4, 9, 1)]), WireError::Gap { expected, found: 9 }),
-        (append(vec![entry(4, 8, 77)]), WireError::UnknownNumber { what: "entry kind", number: 77 }),
-        (append(vec![entry(0, 8, 1)]), WireError::Zero { what: "an entry's term" }),
+        (append(vec![run(4, 77)]), WireError::UnknownNumber { what: "entry kind", number: 77 }),
+        (append(vec![run(0, 1)]), WireError::Zero { what: "the term of entries" }),
         (
-            append(vec![entry(2, 8, 1)]),
+            append(vec![run(2, 1)]),
             WireError::TermOutOfOrder { index: expected, term: Term(2), previous: Term(3), newest: Term(5) },
         ),
         (
-            append(vec![entry(6, 8, 1)]),
+            append(vec![run(4, 1), run(3, 1)]),
+            WireError::TermOutOfOrder {
+                index: expected.next(),
+                term: Term(3),
+                previous: Term(4),
+                newest: Term(5),
+            },
+        ),
+        (
+            append(vec![run(6, 1)]),
             WireError::TermOutOfOrder { index: expected, term: Term(6), previous: Term(3), newest: Term(5) },
         ),
     ];
@@ -180,12 +188,9 @@ fn impossible_messages_are_named() {
 fn appended_entries_fill_the_buffer_that_they_share_and_none_keeps_the_one_it_came_in() {
     let received = Bytes::from(vec![7; 64 << 10]);
     let payloads = [0, 20, 64, 0, 5000].map(|length| received.slice(100..100 + length));
-    let entry = |(index, payload): (u64, &Bytes)| {
-        let kind = EntryKind::User.number().into();
-        proto::Entry { term: 1, index, kind, payload: payload.clone() }
-    };
-    let entries = (1..).zip(&payloads).map(entry).collect();
-    let entries = entries_from_wire(entries, LogPosition::ZERO, Term(1)).unwrap();
+    let kind = EntryKind::User.number().into();
+    let run = proto::EntryRun { term: 1, kind, payloads: payloads.to_vec() };
+    let entries = entries_from_wire(vec![run], LogPosition::ZERO, Term(1)).unwrap();
     let mut end = None;
     for (entry, payload) in entries.iter().zip(&payloads) {
         assert_eq!(entry.payload, payload);

@@ -20,8 +20,6 @@ pub(crate) enum WireError {
     OutOfRange { what: &'static str, value: u64 },
     #[error("{what} {number} is not known to this version")]
     UnknownNumber { what: &'static str, number: i64 },
-    #[error("entry {found} stands where {expected} is expected")]
-    Gap { expected: LogIndex, found: u64 },
     #[error("entry {index} is of term {term}, which does not lie between {previous} and {newest}")]
     TermOutOfOrder { index: LogIndex, term: Term, previous: Term, newest: Term },
     #[error(transparent)]

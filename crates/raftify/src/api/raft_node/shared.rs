@@ -23,7 +23,7 @@ use crate::security::dialer::Dialer;
 use crate::verbs::verb::LeaderVerb;
 
 /// The core answers by its own deadlines; after this additional time, a call fails without the core's answer.
-const BACKSTOP: Duration = Duration::from_secs(1);
+const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 pub(super) struct Shared<FSM: StateMachine> {
     pub(super) node_id: NodeId,
@@ -49,19 +49,19 @@ impl<FSM: StateMachine> Shared<FSM> {
     /// node is about to learn of a leader.
     pub(super) async fn ask_leader<V: LeaderVerb, T, Answer: Future<Output = Result<T, V::Error>>>(
         &self,
+        begin: Instant,
         waits: bool,
         verb: V,
         channel: impl Fn() -> (V::Channel<Reply<FSM::Reply>>, Answer),
     ) -> Result<T, V::Error> {
         let within = V::DEADLINE(&self.config);
-        let attempt = |within| {
+        let attempt = |begin, within| {
             let (reply, answer) = channel();
             let request = verb.clone().request(reply);
-            self.ask(LocalRequestMsg::ForLeaderWithin { request, within, waits }, answer, within)
+            self.ask(LocalRequestMsg::ForLeaderWithin { request, within, waits }, answer, begin, within)
         };
-        let begin = Instant::now();
         let seen = leadership(&self.status.borrow());
-        let answer = attempt(within).await;
+        let answer = attempt(begin, within).await;
         if !waits || !answer.as_ref().is_err_and(V::Error::leadership_moved) {
             return answer;
         }
@@ -73,7 +73,7 @@ impl<FSM: StateMachine> Shared<FSM> {
         until: Instant,
         mut seen: (Option<NodeId>, Term),
         mut answer: Result<T, E>,
-        attempt: impl Fn(Duration) -> Attempt,
+        attempt: impl Fn(Instant, Duration) -> Attempt,
     ) -> Result<T, E> {
         while answer.as_ref().is_err_and(E::leadership_moved) && Instant::now() < until {
             // Without news of the leader, wait for one tick.
@@ -81,7 +81,8 @@ impl<FSM: StateMachine> Shared<FSM> {
             let _ = timeout(self.config.tick_interval, status.wait_for(|status| leadership(status) != seen))
                 .await;
             seen = leadership(&self.status.borrow());
-            answer = attempt(until.saturating_duration_since(Instant::now())).await;
+            let now = Instant::now();
+            answer = attempt(now, until.saturating_duration_since(now)).await;
         }
         answer
     }
@@ -93,7 +94,7 @@ impl<FSM: StateMachine> Shared<FSM> {
         request: impl FnOnce(Responder<T, E>) -> LocalRequestMsg<Reply<FSM::Reply>>,
     ) -> Result<T, E> {
         let (reply, answer) = channel();
-        self.ask(request(reply), answer, within).await
+        self.ask(request(reply), answer, Instant::now(), within).await
     }
 
     /// Queues a request, and returns the future of its answer. The future holds no part of the request,
@@ -102,6 +103,7 @@ impl<FSM: StateMachine> Shared<FSM> {
         &self,
         request: LocalRequestMsg<Reply<FSM::Reply>>,
         answer: impl Future<Output = Result<T, E>>,
+        begin: Instant,
         within: Duration,
     ) -> impl Future<Output = Result<T, E>> {
         let queued = self.queue::<E>(request, within);
@@ -111,7 +113,8 @@ impl<FSM: StateMachine> Shared<FSM> {
                 Ok(Some(queued)) => queued.await?,
                 Err(error) => return Err(error),
             }
-            let answer = timeout(within + BACKSTOP, answer).await.unwrap_or_else(|_| Err(E::late(within)));
+            let answer = self.lifecycle.backstop().until(begin + within + ANSWER_GRACE, answer).await;
+            let answer = answer.unwrap_or_else(|| Err(E::late(within)));
             answer.map_err(|error| error.explained(|| self.lifecycle.stop_reason()))
         }
     }

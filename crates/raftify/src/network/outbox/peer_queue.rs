@@ -374,10 +374,13 @@ mod tests {
         queue.push([append(2, 60 << 20), heartbeat, append(3, 1), message(vote)].into_iter());
         use proto::message::Body;
         assert!(matches!(next(&mut signals).await[..], [Body::Heartbeat(_), Body::RequestPreVote(_)]));
-        assert!(
-            matches!(&next(&mut entries).await[..], [Body::Append(first)] if first.entries[0].index == 2)
-        );
-        assert!(matches!(&next(&mut entries).await[..], [Body::Append(next)] if next.entries[0].index == 3));
+        assert!(matches!(&next(&mut entries).await[..], [Body::Append(first)] if indices(first) == [2]));
+        assert!(matches!(&next(&mut entries).await[..], [Body::Append(next)] if indices(next) == [3]));
+    }
+
+    fn indices(append: &proto::Append) -> Vec<u64> {
+        let count = append.runs.iter().map(|run| run.payloads.len()).sum();
+        (append.previous.map_or(0, |previous| previous.index) + 1..).take(count).collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -390,7 +393,7 @@ mod tests {
         // The message is being sent now.
         queue.push([large(), append(3, 1)].into_iter());
         assert!(
-            matches!(&next(&mut entries).await[..], [proto::message::Body::Append(next)] if next.entries[0].index == 3)
+            matches!(&next(&mut entries).await[..], [proto::message::Body::Append(next)] if indices(next) == [3])
         );
         // The message was sent, and may have been lost.
         queue.push([large()].into_iter());
@@ -412,11 +415,9 @@ mod tests {
         queue.push([longer.clone()].into_iter());
         let indices = |batch: Vec<proto::message::Body>| -> Vec<Vec<u64>> {
             batch
-                .into_iter()
+                .iter()
                 .map(|body| match body {
-                    proto::message::Body::Append(append) => {
-                        append.entries.into_iter().map(|entry| entry.index).collect()
-                    }
+                    proto::message::Body::Append(append) => indices(append),
                     other => panic!("{other:?} is no append"),
                 })
                 .collect()
