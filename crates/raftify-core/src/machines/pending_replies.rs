@@ -130,8 +130,8 @@ mod tests {
     fn a_snapshot_covers_what_lies_at_or_before_it() {
         let mut pending = PendingReplies::new();
         pending.insert(LogPosition::new(1, 4), "before", 10);
-        pending.insert(LogPosition::new(9, 5), "at", 10);
         pending.insert(LogPosition::new(1, 6), "after", 10);
+        pending.insert(LogPosition::new(9, 5), "at", 10);
         assert_eq!(pending.take_covered(LogIndex(5)), ["before", "at"]);
         assert_eq!(pending.take_all(), ["after"]);
     }

@@ -26,6 +26,8 @@ pub(crate) struct Requests<R> {
 struct Batch<R> {
     proposals: Vec<Proposal<R>>,
     bytes: u64,
+    /// The tick in which its first proposal arrived.
+    since_ticks: u64,
 }
 
 /// A proposal that is not yet in the log.
@@ -108,7 +110,7 @@ impl Refusal for NotServed {
 
 impl<R> Default for Batch<R> {
     fn default() -> Self {
-        Batch { proposals: Vec::new(), bytes: 0 }
+        Batch { proposals: Vec::new(), bytes: 0, since_ticks: 0 }
     }
 }
 
@@ -155,9 +157,17 @@ impl<R: ProposalReply> Requests<R> {
             && (waiting_bytes == 0 || waiting_bytes + bytes <= config.uncommitted_bytes_max)
     }
 
-    pub(crate) fn add_to_batch(&mut self, proposal: Proposal<R>) {
+    pub(crate) fn add_to_batch(&mut self, proposal: Proposal<R>, now_ticks: u64) {
+        if self.batch.proposals.is_empty() {
+            self.batch.since_ticks = now_ticks;
+        }
         self.batch.bytes += proposal.payload.len() as u64;
         self.batch.proposals.push(proposal);
+    }
+
+    /// Whether the batch may still grow: it has begun in this tick, and has fewer bytes than this.
+    pub(crate) fn may_batch_grow(&self, now_ticks: u64, bytes_max: u64) -> bool {
+        self.batch.since_ticks == now_ticks && self.batch.bytes < bytes_max
     }
 
     pub(crate) fn take_batch(&mut self) -> Vec<Proposal<R>> {
@@ -363,7 +373,7 @@ mod tests {
             assert!(requests.has_room(4, 0, &config));
             let (payload, reply) = (Bytes::from_static(b"1234"), Reply(number, answers.clone()));
             let forwarding = Forwarding::Allowed;
-            requests.add_to_batch(Proposal { payload, reply, forwarding, deadline_ticks: 1 });
+            requests.add_to_batch(Proposal { payload, reply, forwarding, deadline_ticks: 1 }, 0);
         }
         assert!(!requests.has_room(0, 0, &config), "two are as many as may be");
         assert_eq!(requests.take_batch().len(), 2);

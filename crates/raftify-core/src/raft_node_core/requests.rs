@@ -123,11 +123,27 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             let waiting = self.requests.proposals() as u64;
             return proposal.reply.refuse(ProposeError::Busy { waiting });
         }
-        self.requests.add_to_batch(proposal);
+        self.requests.add_to_batch(proposal, self.node.now());
     }
 
-    /// Appends all proposals that have arrived since the last turn to the log.
+    /// Whether the proposals that have arrived wait for more. While the newest entry of the log is neither
+    /// durable here nor committed, further entries could not be written anyway: they become one batch, with
+    /// one message to each follower, instead of one for each time the raft loop woke. A slow disk of this
+    /// leader does not hold them up for longer than the followers take, nor slow followers for longer than
+    /// the disk takes, nor both for longer than a tick.
+    fn holds_batch(&self) -> bool {
+        let last = self.consensus.last().index;
+        self.consensus.is_leader()
+            && last > self.consensus.durable()
+            && last > self.consensus.commit()
+            && self.requests.may_batch_grow(self.node.now(), self.node.config().message_bytes_max)
+    }
+
+    /// Appends the proposals that have arrived to the log, unless they wait for more.
     pub(super) fn flush_batch(&mut self) {
+        if self.holds_batch() {
+            return;
+        }
         let mut proposals = self.requests.take_batch();
         if proposals.is_empty() {
             return;
