@@ -11,7 +11,7 @@ use raftify::status::ClusterId;
 use raftify::tls::CertificateRole;
 
 pub(crate) use self::cluster::{Addresses, Cluster, Conditions, Confirmation};
-pub(crate) use self::directories::{Backup, Check, Kind, Recover, Restore};
+pub(crate) use self::directories::{Backup, BackupCommand, Check, Kind, Recover, Restore, Save};
 use crate::tls_arguments::TlsArguments;
 
 #[derive(Parser)]
@@ -54,8 +54,11 @@ pub(crate) enum Command {
     Check(Check),
     /// Make a new cluster from the directory of a survivor, after the majority of a cluster was lost for good
     Recover(Recover),
-    /// Copy the newest snapshot of a node, stopped or running, to a file, or verify such a file
-    #[command(subcommand)]
+    /// Make a backup of a running member over the network, or copy or verify one on this machine
+    ///
+    /// With an address and a file: the member takes a snapshot, and sends it. The file is written as FILE.partial,
+    /// synced, verified and renamed; an existing file is not replaced. A broken connection is made again, and the
+    /// backup continues where it was interrupted.
     Backup(Backup),
     /// Make the directories of a new cluster from a backup
     Restore(Restore),
@@ -92,7 +95,7 @@ pub(crate) enum Ca {
         #[arg(long, value_name = "NAME", requires = "role")]
         client: Option<String>,
         /// With --client: what it may do (repeatable). client: propose and read; admin: also change the
-        /// members, transfer leadership, take snapshots
+        /// members, transfer leadership, take snapshots and backups
         #[arg(long, conflicts_with = "node", value_parser = client_role)]
         role: Vec<CertificateRole>,
         /// The directory of the CA, which also gets the new files

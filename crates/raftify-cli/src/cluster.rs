@@ -4,9 +4,9 @@
 mod change;
 mod confirm;
 mod events;
-mod progress;
+pub(crate) mod progress;
 mod status;
-mod survey;
+pub(crate) mod survey;
 
 use std::io::Write;
 use std::time::Duration;

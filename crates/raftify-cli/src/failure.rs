@@ -2,9 +2,12 @@
 
 use std::error::Error;
 use std::fmt::{self, Debug, Display};
+use std::io::ErrorKind;
 
-use raftify::client::{ClientError, RequestRejected};
-use raftify::error::{MembershipError, MembershipRefusal, ReadError, SnapshotError, TransferError};
+use raftify::client::{ClientBackupError, ClientError, RequestRejected};
+use raftify::error::{
+    BackupRefused, MembershipError, MembershipRefusal, ReadError, SnapshotError, StorageError, TransferError,
+};
 
 /// The exit codes other than 0 (done) and 2 (an invalid command line).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,20 @@ impl Failure {
 
     pub(crate) fn failed(text: impl Into<String>) -> Failure {
         Failure::new(Exit::Failed, text)
+    }
+
+    /// A backup that was not made. Nothing was changed but the unfinished file.
+    pub(crate) fn of_backup(what: &str, error: ClientBackupError) -> Failure {
+        let resume = match &error {
+            ClientBackupError::Interrupted { .. } | ClientBackupError::Unsound { .. } => true,
+            ClientBackupError::File(StorageError::Io { source, .. }) => {
+                source.kind() != ErrorKind::AlreadyExists
+            }
+            ClientBackupError::Node(error) => return Failure::of(what, error.clone()),
+            _ => false,
+        };
+        let advice = if resume { ": what has arrived is kept, continue it with --resume" } else { "" };
+        Failure::failed(format!("{what}: {error}{advice}"))
     }
 
     /// `what` could not be done.
@@ -130,6 +147,16 @@ impl Explained for SnapshotError {
             SnapshotError::Failed(_) => Some("the log of the node has the details"),
             _ => None,
         }
+    }
+}
+
+impl Explained for BackupRefused {
+    fn is_unknown(&self) -> bool {
+        false
+    }
+
+    fn advice(&self) -> Option<&'static str> {
+        matches!(self, BackupRefused::NoSnapshot).then_some("without --newest, it takes one")
     }
 }
 

@@ -1,7 +1,7 @@
 //! The command line of raftify: prints a node's directory and the status of a live node; shows a live cluster,
-//! changes its members and follows its events; checks the directory of a stopped node, converts it to the other
-//! storage, or makes a new cluster of it after the majority was lost; makes the certificates of a cluster with
-//! mutual TLS.
+//! changes its members and follows its events; makes, verifies and restores backups; checks the directory of a
+//! stopped node, converts it to the other storage, or makes a new cluster of it after the majority was lost; makes
+//! the certificates of a cluster with mutual TLS.
 //!
 //! The program `raftify-cli` knows no user types and shows entries and snapshots as bytes. A program with its
 //! own types passes them to [`cli_handler`], or with a [`CustomFormatter`] to [`cli_handler_with`], and has
@@ -89,7 +89,7 @@ where
         Command::Cluster(what) => cluster::run::<Entry, FSM>(what, &mut output),
         Command::Check(what) => return check::run(&what, &mut output),
         Command::Recover(what) => recover::run::<Entry, FSM>(what, &mut output),
-        Command::Backup(what) => backup::run(&what, &mut output),
+        Command::Backup(what) => backup::run::<Entry, FSM>(what, &mut output),
         Command::Restore(what) => backup::restore(&what, &mut output),
         Command::Ca(what) => certificates::run(what, &mut output),
         Command::Completions { shell } => manual::completions(shell, &mut output),

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use raftify::Snapshot;
-use raftify_storage::SnapshotFileReader;
+use raftify_storage::{BackupFile, SnapshotFileReader};
 
 /// Calls `act` with a path in an empty directory, which is removed afterwards.
 fn in_directory<T>(name: &str, act: impl FnOnce(&Path) -> T) -> T {
@@ -29,6 +29,13 @@ pub fn snapshot_file(bytes: &[u8]) {
         })
     };
     read(bytes);
+    in_directory("file.backup", |path| {
+        fs::write(path.with_extension("backup.partial"), bytes).expect("there is room");
+        let mut backup = BackupFile::open(path).expect("it is the only one");
+        let Some((meta, digest)) = backup.resume().expect("it can be read") else { return };
+        let finished = backup.finish(digest).expect("what is continued is valid");
+        assert_eq!(finished, (meta, digest.data_bytes));
+    });
     let Some((file, meta, data)) = raftify_storage::inner::snapshot_file(bytes) else { return };
     assert_eq!(read(&file), Some((meta, data)), "the file round-trips");
     if let [.., first, second, change] = bytes

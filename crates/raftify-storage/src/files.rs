@@ -14,7 +14,7 @@ mod size_limit;
 
 pub(crate) use descriptors::Reserve;
 pub(crate) use error::io_error;
-pub(crate) use names::{LockedFile, create_durably, sync_names};
+pub(crate) use names::{LockedFile, create_durably, rename_new, sync_names};
 pub(crate) use operations::{
     FileOperations, NameOperations, NewFile, OperatingSystem, ReadOnlySystem, SegmentFile, SegmentOperations,
     Work,

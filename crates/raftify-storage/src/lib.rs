@@ -9,6 +9,7 @@
 //! `docs/disk-format.md` describes every byte. This is the only crate of the workspace with `unsafe` code:
 //! where it opens LMDB and resizes its map, and where it ignores a signal.
 
+mod backup;
 mod check;
 mod conversion;
 #[cfg(test)]
@@ -29,6 +30,7 @@ mod restore;
 mod snapshot_files;
 mod wal;
 
+pub use backup::{BackupFile, copy_newest_snapshot, verify_snapshot_file};
 pub use check::{Checked, Problem, ProblemKind, check_directory};
 pub use conversion::{Conversion, convert_storage, convert_storage_with};
 pub use heed_storage::{HeedLogReader, HeedStorage};
@@ -38,11 +40,8 @@ pub use read_only::{ReadOnlyLogReader, ReadOnlyStorage};
 pub use recovery::{
     RecoverError, Recovery, Survivor, choose_survivor, recover_directory, recover_directory_with,
 };
-pub use restore::{
-    RestoreError, RestoreInto, Restored, copy_newest_snapshot, restore_directories, restore_directories_with,
-    verify_snapshot_file,
-};
-pub use snapshot_files::{SnapshotFileReader, SnapshotFileWriter, SnapshotFiles};
+pub use restore::{RestoreError, RestoreInto, Restored, restore_directories, restore_directories_with};
+pub use snapshot_files::{SnapshotFileReader, SnapshotFileWriter, SnapshotFiles, SnapshotStream};
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
 pub use wal::simulation;

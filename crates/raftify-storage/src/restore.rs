@@ -1,5 +1,4 @@
-//! Backups and restores: copies the newest snapshot of a node, and makes the directories of a new cluster
-//! from such a file. A backup is a snapshot file.
+//! Restores: makes the directories of a new cluster from a backup, which is a snapshot file.
 //!
 //! Each directory is written into [`RESTORE`], inside of it, and read back. Then the parts are renamed to
 //! their final names, LMDB's file last: without that file, and with [`RESTORE`], no node can use the
@@ -8,29 +7,26 @@
 use std::fmt;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use raftify_core::members::MembershipRefusal;
 use raftify_core::storage::{StoredState, Write};
 use raftify_core::{
-    ClusterId, HardState, Identity, Incarnation, LogPosition, Member, Members, SnapshotDigest, SnapshotMeta,
-    SnapshotStore, SnapshotWriter, StableStorage, StorageError,
+    ClusterId, HardState, Identity, Incarnation, Member, Members, SnapshotMeta, SnapshotStore,
+    SnapshotWriter, StableStorage, StorageError,
 };
 
+use crate::backup::{copy, verify_snapshot_file};
 use crate::files::{NameOperations, OperatingSystem, create_durably, io_error, sync_names};
 use crate::heed_storage::HeedStorage;
 use crate::layout::{DATA_FILE, DirectoryLock, RESTORE, StorageKind, segments, snapshots};
 use crate::lmdb::Tables;
-use crate::read_only::ReadOnlyStorage;
 use crate::snapshot_files::{SnapshotFileReader, SnapshotFiles};
 use crate::wal::{WalSettings, WalStorage};
 
 #[cfg(test)]
 mod tests;
-
-/// How much is read at once.
-const BUFFER_BYTES: usize = 64 << 10;
 
 /// The files that an interrupted restore may leave, besides [`RESTORE`].
 const PARTS: [&str; 2] = [segments::DIRECTORY, snapshots::DIRECTORY];
@@ -102,114 +98,6 @@ impl fmt::Display for RestoreError {
             RestoreError::SameDirectory { path } => {
                 write!(f, "{} is named for two nodes: each needs its own directory", path.display())
             }
-        }
-    }
-}
-
-/// Reads a snapshot file at any path completely, and verifies all its checksums. Returns its metadata, and
-/// how many bytes of data it holds. A backup is such a file.
-///
-/// # Errors
-/// [`StorageError::Io`] if it cannot be read; [`StorageError::Corrupt`] if it is not a snapshot file, cut off,
-/// or damaged; [`StorageError::Version`] if another version wrote it.
-///
-/// # Examples
-/// ```no_run
-/// let (meta, bytes) = raftify_storage::verify_snapshot_file("cluster.backup")?;
-/// println!("cluster {} up to {}: {bytes} bytes", meta.cluster_id, meta.position);
-/// # Ok::<(), raftify_core::StorageError>(())
-/// ```
-pub fn verify_snapshot_file(path: impl AsRef<Path>) -> Result<(SnapshotMeta, u64), StorageError> {
-    let path = path.as_ref();
-    let (meta, announced, mut reader) = SnapshotFileReader::open_with_digest(path)?;
-    let found = copy(path, &mut reader, &mut io::sink())?;
-    if found != announced {
-        let reason = "its data does not have the checksum that its end mark records".to_owned();
-        return Err(StorageError::Corrupt { what: path.display().to_string(), reason });
-    }
-    Ok((meta, found.data_bytes))
-}
-
-/// Copies the newest snapshot of a directory to `file`, verifies the copy, and makes it durable: a backup.
-/// Its node may run meanwhile. Returns the metadata of the snapshot, and how many bytes of data it holds.
-///
-/// The backup has the state up to the position of that snapshot; take one first (`make_snapshot`) to have a
-/// newer state. The file is written under a temporary name beside it, and renamed when it is complete.
-///
-/// # Errors
-/// - [`StorageError::NoSnapshot`]: the node has not taken a snapshot yet.
-/// - [`StorageError::Io`] of kind `AlreadyExists`: there is such a file. It is not replaced.
-/// - Otherwise as [`ReadOnlyStorage::load`] and [`verify_snapshot_file`].
-///
-/// # Examples
-/// ```no_run
-/// let (meta, bytes) = raftify_storage::copy_newest_snapshot("node-3", "cluster.backup")?;
-/// println!("a backup up to {}: {bytes} bytes", meta.position);
-/// # Ok::<(), raftify_core::StorageError>(())
-/// ```
-pub fn copy_newest_snapshot(
-    directory: impl AsRef<Path>,
-    file: impl AsRef<Path>,
-) -> Result<(SnapshotMeta, u64), StorageError> {
-    let (storage, file) = (ReadOnlyStorage::open(directory)?, file.as_ref());
-    if file.try_exists().map_err(io_error("look for", file))? {
-        return Err(io_error("create", file)(io::ErrorKind::AlreadyExists.into()));
-    }
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    let partial = file.with_file_name(name);
-    let mut from = newest_snapshot(&storage)?;
-    let mut to = fs::File::create(&partial).map_err(io_error("create", &partial))?;
-    let write = io::copy(&mut from, &mut to).and_then(|_| to.sync_all());
-    write.map_err(io_error("write to", &partial))?;
-    drop(to);
-    let verified = verify_snapshot_file(&partial)?;
-    fs::rename(&partial, file).map_err(io_error("rename", &partial))?;
-    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_names(parent).map_err(io_error("sync the directory", parent))?;
-    Ok(verified)
-}
-
-/// The open file of the newest snapshot, which stays readable when the node removes it.
-fn newest_snapshot(storage: &ReadOnlyStorage) -> Result<fs::File, StorageError> {
-    loop {
-        let position = storage.load()?.snapshot.map_or(LogPosition::ZERO, |snapshot| snapshot.position);
-        let files = storage.snapshots()?;
-        let Some(newest) = files.into_iter().find(|file| file.position == position) else {
-            // The node has replaced it by a newer one since the metadata was read, or there is none.
-            let now = storage.load()?.snapshot.map(|snapshot| snapshot.position);
-            if now.is_none_or(|now| now == position) {
-                return Err(StorageError::NoSnapshot { position });
-            }
-            continue;
-        };
-        match fs::File::open(&newest.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            opened => return opened.map_err(io_error("open", &newest.path)),
-        }
-    }
-}
-
-/// Copies all data; damage is a separate error.
-fn copy(
-    path: &Path,
-    reader: &mut SnapshotFileReader,
-    writer: &mut dyn io::Write,
-) -> Result<SnapshotDigest, StorageError> {
-    let mut digest = SnapshotDigest::default();
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => return Ok(digest),
-            Ok(length) => {
-                digest = digest.followed_by(&buffer[..length]);
-                writer.write_all(&buffer[..length]).map_err(io_error("copy", path))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                let (what, reason) = (path.display().to_string(), error.to_string());
-                return Err(StorageError::Corrupt { what, reason });
-            }
-            Err(error) => return Err(io_error("read", path)(error)),
         }
     }
 }

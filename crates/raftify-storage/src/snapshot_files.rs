@@ -4,14 +4,15 @@
 //! final name it is complete or missing. The file of a snapshot that is being received from another node has
 //! a name that identifies the snapshot, so that the transfer continues after a restart.
 //!
-//! `store.rs` has the snapshots of one directory, `writer.rs` and `reader.rs` one file each, `encoding.rs`
-//! its bytes, which `docs/disk-format.md` describes; `directory.rs` has the state that the store and its
+//! `store.rs` has the snapshots of one directory, `writer.rs` and `reader.rs` one file each, `stream.rs` writes
+//! one to any writer, `encoding.rs` has their bytes, which `docs/disk-format.md` describes; `directory.rs` has the state that the store and its
 //! writers share.
 
 mod directory;
 mod encoding;
 mod reader;
 mod store;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -21,4 +22,5 @@ pub(crate) use encoding::encode_file;
 pub use reader::SnapshotFileReader;
 pub(crate) use reader::{check_recorded, open_at};
 pub use store::SnapshotFiles;
+pub use stream::SnapshotStream;
 pub use writer::SnapshotFileWriter;

@@ -1,5 +1,6 @@
 //! The communication between the parts of a node: the queue of requests, replies, events, and the lifecycle.
 
+pub(crate) mod backups;
 pub(crate) mod events;
 pub(crate) mod in_flight;
 pub(crate) mod lifecycle;

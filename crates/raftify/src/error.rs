@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use raftify_core::{ClusterId, LogPosition, NodeId};
+use serde::{Deserialize, Serialize};
 
 pub use crate::security::config::TlsError;
 
@@ -18,6 +19,49 @@ pub use raftify_core::storage::StorageError;
 
 /// Any error of the user's code.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a node made no backup, or did not complete one. The node and its snapshots are unchanged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum BackupRefused {
+    /// The node could not take the snapshot that was to be copied.
+    #[error(transparent)]
+    Snapshot(SnapshotError),
+    /// The newest snapshot was asked for, and the node has none: let it take one first.
+    #[error("the node has not taken a snapshot yet: let it take one first")]
+    NoSnapshot,
+    /// As many backups as possible are under way, or the queue of the node is full. Try again later.
+    #[error("the node is busy: {under_way} backups or requests are under way or waiting, try again later")]
+    Busy {
+        /// How many there are.
+        under_way: u64,
+    },
+    /// The snapshot could not be read: it is damaged, or the disk has failed. Check the directory of the node
+    /// (`raftify-cli check`), and back up another member.
+    #[error("the snapshot cannot be read: {0}")]
+    Unreadable(String),
+    /// The receiver, or the writer of the caller, took no data for this long.
+    #[error("the receiver of the backup took no data for {} s", after.as_secs())]
+    TooSlow {
+        /// The [`snapshot_chunk_timeout`](crate::Config::snapshot_chunk_timeout) of the node.
+        after: Duration,
+    },
+    /// The node stops, or has stopped.
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+}
+
+/// Why [`RaftNode::backup`](crate::RaftNode::backup) made no backup. What was written is of no use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackupError {
+    /// The node did not provide it, or not all of it.
+    #[error(transparent)]
+    Refused(#[from] BackupRefused),
+    /// The writer of the caller failed or panicked.
+    #[error("the backup cannot be written: {0}")]
+    Write(io::Error),
+}
 
 /// Why a node could not be set up. Nothing is written in any of these cases.
 #[derive(Debug, thiserror::Error)]

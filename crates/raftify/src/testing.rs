@@ -11,7 +11,8 @@ use prost::Message;
 use raftify_core::error::InstallError;
 use raftify_core::{ClusterId, Identity, Incarnation, Members, NodeId, RaftMessage};
 
-use crate::error::BoxError;
+use crate::channels::backups::BackupPart;
+use crate::error::{BackupRefused, BoxError};
 use crate::verbs::verb::{Answered, NotAnswered, Verb};
 use crate::verbs::{
     change_membership::ChangeMembership, identify::Identify, inspect::Inspect, propose::Propose,
@@ -42,7 +43,7 @@ pub fn read_wire(bytes: &[u8]) {
     use proto::{install_snapshot_reply, snapshot_chunk};
 
     let Some((which, bytes)) = bytes.split_first() else { return };
-    match which % 15 {
+    match which % 16 {
         0 => read_batch(bytes),
         1 => {
             let Ok(chunk) = proto::SnapshotChunk::decode(bytes) else { return };
@@ -82,6 +83,7 @@ pub fn read_wire(bytes: &[u8]) {
                 read_outcome(reply.outcome);
             }
         }
+        15 => read_backup(bytes),
         _ => {
             let _ = wire::decode_detail::<RequestRejected>(bytes);
             read_reply::<Inspect>(bytes);
@@ -137,6 +139,28 @@ fn read_event(bytes: &[u8]) {
         Some(record),
         "an event is read as it was written"
     );
+}
+
+fn read_backup(bytes: &[u8]) {
+    use crate::verbs::backup::{
+        ReadPart, reply_from_wire, reply_to_wire, request_from_wire, request_to_wire,
+    };
+    if let Ok(request) = proto::BackupRequest::decode(bytes)
+        && let Ok(wanted) = request_from_wire(&request)
+    {
+        let again = request_from_wire(&request_to_wire(wire::header(None), &wanted));
+        assert_eq!(again.ok(), Some(wanted), "a request is read as it was written");
+    }
+    let Ok(reply) = proto::BackupReply::decode(bytes) else { return };
+    let header = reply.header;
+    match reply_from_wire(reply) {
+        Ok(ReadPart::Head(head)) => {
+            let again = reply_from_wire(reply_to_wire(header, BackupPart::Head(head.clone())));
+            assert_eq!(again.ok(), Some(ReadPart::Head(head)), "a head is read as it was written");
+        }
+        Ok(ReadPart::Data(_) | ReadPart::Waiting) | Err(NotAnswered::Malformed(_)) => {}
+        Err(NotAnswered::Refusal(refusal)) => drop(wire::refusal_from_wire::<BackupRefused>(&refusal)),
+    }
 }
 
 fn read_batch(bytes: &[u8]) {

@@ -9,6 +9,7 @@
 //! serves needs no file: it is a method of the handle.
 
 pub(crate) mod asked_cluster;
+pub(crate) mod backup;
 pub(crate) mod call_stream;
 pub(crate) mod change_membership;
 pub(crate) mod events;

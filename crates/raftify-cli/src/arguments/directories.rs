@@ -45,8 +45,43 @@ pub(crate) struct Recover {
     pub(crate) tls: TlsArguments,
 }
 
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Backup {
+    #[command(subcommand)]
+    pub(crate) command: Option<BackupCommand>,
+    #[command(flatten)]
+    pub(crate) save: Save,
+}
+
+/// A backup of a running member.
+#[derive(Args)]
+pub(crate) struct Save {
+    /// The address of a member, host:port
+    #[arg(required = true, value_name = "ADDRESS")]
+    pub(crate) address: Option<String>,
+    /// The new file
+    #[arg(required = true)]
+    pub(crate) file: Option<PathBuf>,
+    /// Copy the newest snapshot of the member. By default, it takes one first
+    #[arg(long)]
+    pub(crate) newest: bool,
+    /// Continue FILE.partial, which an interrupted command has left, at its position
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// How many bytes are sent in a second at most [default: the setting
+    /// `snapshot_bytes_per_second_max` of the member, 16 MiB unless it was changed]
+    #[arg(long, value_name = "BYTES_PER_SECOND", value_parser = clap::value_parser!(u64).range(65_536..))]
+    pub(crate) rate: Option<u64>,
+    /// JSON output
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
+}
+
 #[derive(Subcommand)]
-pub(crate) enum Backup {
+pub(crate) enum BackupCommand {
     /// Copy the newest snapshot of a node, stopped or running, to a new file, and verify the copy
     Copy {
         /// The node's directory

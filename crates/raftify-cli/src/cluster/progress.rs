@@ -18,6 +18,11 @@ impl Progress {
         Progress(bar)
     }
 
+    /// Also without a terminal: a line on standard error that stays.
+    pub(crate) fn note(&self, what: &str) {
+        self.0.suspend(|| eprintln!("{what}"));
+    }
+
     pub(crate) fn say(&self, what: impl Into<String>) {
         self.0.set_message(what.into());
     }

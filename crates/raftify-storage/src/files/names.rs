@@ -115,3 +115,29 @@ pub(crate) fn sync_names(directory: &Path) -> io::Result<()> {
 pub(crate) fn sync_names(_directory: &Path) -> io::Result<()> {
     Ok(())
 }
+
+/// Renames a file to a name that no file has: one that has it is not replaced.
+#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // The kernel or the file system does not know this call.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => rename_unless_there(from, to),
+        renamed => Ok(renamed?),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    rename_unless_there(from, to)
+}
+
+/// Between the two steps, another program may create a file of the new name, which is replaced.
+fn rename_unless_there(from: &Path, to: &Path) -> io::Result<()> {
+    match to.symlink_metadata() {
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
+        Err(error) => Err(error),
+    }
+}

@@ -1,14 +1,16 @@
 //! Restored directories of both storages, refusals, and interruptions at any step.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
 use raftify_core::{LogPosition, MemberRole, NodeId, Term};
 use tempfile::TempDir;
 
 use super::*;
+use crate::backup::copy_newest_snapshot;
 use crate::check_directory;
 use crate::fails_from::FailsFrom;
 use crate::layout::snapshots as names;
+use crate::read_only::ReadOnlyStorage;
 
 const KINDS: [StorageKind; 2] = [StorageKind::Heed, StorageKind::Wal];
 const POSITION: LogPosition = LogPosition::new(3, 50);

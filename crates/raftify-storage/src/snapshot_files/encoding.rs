@@ -52,6 +52,74 @@ pub(super) fn encode_end(header_checksum: u32, digest: SnapshotDigest, checksum:
     end
 }
 
+/// Frames the data of one snapshot in blocks.
+pub(super) struct Blocks {
+    /// The frame of the next block, not filled in yet, and its data so far.
+    block: Vec<u8>,
+    /// The digest of all blocks before.
+    digest: SnapshotDigest,
+    header_checksum: u32,
+    /// The checksum of everything before this block: no block is valid at another offset or in another file.
+    checksum: u32,
+}
+
+impl Blocks {
+    /// The blocks after a header with this checksum.
+    pub(super) fn new(header_checksum: u32) -> Blocks {
+        Blocks::after(header_checksum, SnapshotDigest::default(), header_checksum)
+    }
+
+    /// The blocks after those with this digest, of which the last one has this checksum.
+    pub(super) fn after(header_checksum: u32, digest: SnapshotDigest, checksum: u32) -> Blocks {
+        let mut block = Vec::with_capacity(FRAME_BYTES + BLOCK_BYTES_MAX);
+        block.resize(FRAME_BYTES, 0);
+        Blocks { block, digest, header_checksum, checksum }
+    }
+
+    /// The digest of the data in finished blocks.
+    pub(super) fn digest(&self) -> SnapshotDigest {
+        self.digest
+    }
+
+    /// The digest of all data.
+    pub(super) fn digest_of_all(&self) -> SnapshotDigest {
+        self.digest.followed_by(&self.block[FRAME_BYTES..])
+    }
+
+    /// Takes as much of `data` as the current block has room for. Returns how much that is, and whether the
+    /// block is full.
+    pub(super) fn take(&mut self, data: &[u8]) -> (usize, bool) {
+        let room = FRAME_BYTES + BLOCK_BYTES_MAX - self.block.len();
+        let taken = room.min(data.len());
+        self.block.extend_from_slice(&data[..taken]);
+        (taken, taken == room)
+    }
+
+    /// Writes the current block, unless it is empty. Returns how many bytes were written. After an error, no
+    /// further block can be written.
+    pub(super) fn write_to(&mut self, writer: &mut (impl io::Write + ?Sized)) -> io::Result<u64> {
+        let length = self.block.len() - FRAME_BYTES;
+        if length == 0 {
+            return Ok(0);
+        }
+        let length_bytes = u32::try_from(length).map_err(io::Error::other)?.to_be_bytes();
+        let checksum = crc32c::crc32c_append(self.checksum, &length_bytes);
+        self.checksum = crc32c::crc32c_append(checksum, &self.block[FRAME_BYTES..]);
+        self.block[..4].copy_from_slice(&length_bytes);
+        self.block[4..FRAME_BYTES].copy_from_slice(&self.checksum.to_be_bytes());
+        writer.write_all(&self.block)?;
+        self.digest = self.digest.followed_by(&self.block[FRAME_BYTES..]);
+        let written = self.block.len() as u64;
+        self.block.truncate(FRAME_BYTES);
+        Ok(written)
+    }
+
+    /// The end mark after all finished blocks.
+    pub(super) fn end(&self) -> [u8; END_BYTES] {
+        encode_end(self.header_checksum, self.digest, self.checksum)
+    }
+}
+
 /// Why a part of a file could not be read.
 pub(super) enum Unreadable {
     Io(io::Error),

@@ -379,7 +379,7 @@ fn file_that_was_received_in_full_and_not_renamed_is_only_finished() {
     let files = open(&directory);
     let (mut writer, _) = receive(&files, &meta(1), &data);
     writer.write_all(&data).unwrap();
-    let end = encode_end(writer.header_checksum, writer.digest, writer.checksum);
+    let end = writer.blocks.end();
     writer.file.write_all(&end).unwrap();
     let directory = killed(&directory);
     receive_rest(&open(&directory), &meta(1), &data, data.len());

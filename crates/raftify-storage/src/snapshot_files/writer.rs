@@ -8,7 +8,7 @@ use std::sync::Arc;
 use raftify_core::{LogPosition, SnapshotDigest, SnapshotMeta, SnapshotWriter, StorageError};
 
 use super::directory::{ClaimedName, SnapshotDirectory};
-use super::encoding::{BLOCK_BYTES_MAX, FRAME_BYTES, encode_end, encode_header, read_block};
+use super::encoding::{BLOCK_BYTES_MAX, Blocks, FRAME_BYTES, encode_header, read_block};
 use crate::files::{NewFile, io_error};
 use crate::layout::snapshots::{self, Incoming};
 
@@ -23,14 +23,8 @@ pub struct SnapshotFileWriter {
     pub(super) file: Box<dyn NewFile>,
     /// Dropped after the file is closed.
     name: ClaimedName,
-    /// The frame of the next block, not filled in yet, and its data so far.
-    block: Vec<u8>,
-    /// The digest of all blocks before.
-    pub(super) digest: SnapshotDigest,
+    pub(super) blocks: Blocks,
     unsynced_bytes: u64,
-    pub(super) header_checksum: u32,
-    /// The checksum of everything before this block: no block is valid at another offset or in another file.
-    pub(super) checksum: u32,
     /// A write failed, and the present content of the file is unknown.
     failed: bool,
     /// For a snapshot that is received: the written data stays when the writer is dropped.
@@ -108,9 +102,8 @@ impl SnapshotFileWriter {
             Some(left) => {
                 let file = operations.append(&name.path, left.file_bytes);
                 let file = file.map_err(io_error("open", &name.path))?;
-                let mut writer = SnapshotFileWriter::new(name, meta.position, file, checksum);
-                (writer.digest, writer.checksum) = (left.digest, left.checksum);
-                writer
+                let blocks = Blocks::after(checksum, left.digest, left.checksum);
+                SnapshotFileWriter::new(name, meta.position, file, blocks)
             }
             None => match operations.remove(&name.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -120,7 +113,7 @@ impl SnapshotFileWriter {
             },
         };
         writer.stays = true;
-        let received = writer.digest;
+        let received = writer.blocks.digest();
         Ok((writer, received))
     }
 
@@ -132,7 +125,7 @@ impl SnapshotFileWriter {
     ) -> Result<SnapshotFileWriter, StorageError> {
         let file = name.directory.operations.create(&name.path);
         let file = file.map_err(io_error("create", &name.path))?;
-        let mut writer = SnapshotFileWriter::new(name, position, file, header_checksum);
+        let mut writer = SnapshotFileWriter::new(name, position, file, Blocks::new(header_checksum));
         writer.file.write_all(header).map_err(io_error("write to", &writer.name.path))?;
         Ok(writer)
     }
@@ -141,19 +134,14 @@ impl SnapshotFileWriter {
         name: ClaimedName,
         position: LogPosition,
         file: Box<dyn NewFile>,
-        header_checksum: u32,
+        blocks: Blocks,
     ) -> SnapshotFileWriter {
-        let mut block = Vec::with_capacity(FRAME_BYTES + BLOCK_BYTES_MAX);
-        block.resize(FRAME_BYTES, 0);
         SnapshotFileWriter {
             position,
             file,
             name,
-            block,
-            digest: SnapshotDigest::default(),
+            blocks,
             unsynced_bytes: 0,
-            header_checksum,
-            checksum: header_checksum,
             failed: false,
             stays: false,
             is_name_synced: false,
@@ -161,18 +149,7 @@ impl SnapshotFileWriter {
     }
 
     fn write_block(&mut self) -> io::Result<()> {
-        let length = self.block.len() - FRAME_BYTES;
-        if length == 0 {
-            return Ok(());
-        }
-        let length_bytes = u32::try_from(length).map_err(io::Error::other)?.to_be_bytes();
-        let checksum = crc32c::crc32c_append(self.checksum, &length_bytes);
-        self.checksum = crc32c::crc32c_append(checksum, &self.block[FRAME_BYTES..]);
-        self.block[..4].copy_from_slice(&length_bytes);
-        self.block[4..FRAME_BYTES].copy_from_slice(&self.checksum.to_be_bytes());
-        self.file.write_all(&self.block)?;
-        self.digest = self.digest.followed_by(&self.block[FRAME_BYTES..]);
-        self.unsynced_bytes += self.block.len() as u64;
+        self.unsynced_bytes += self.blocks.write_to(&mut *self.file)?;
         if self.unsynced_bytes >= UNSYNCED_BYTES_MAX {
             self.file.sync()?;
             self.unsynced_bytes = 0;
@@ -182,7 +159,6 @@ impl SnapshotFileWriter {
                 self.is_name_synced = true;
             }
         }
-        self.block.truncate(FRAME_BYTES);
         Ok(())
     }
 
@@ -191,8 +167,7 @@ impl SnapshotFileWriter {
             return Err(io_error("finish", &self.name.path)(io::Error::other("an earlier write failed")));
         }
         self.write_block().map_err(io_error("write to", &self.name.path))?;
-        let end = encode_end(self.header_checksum, self.digest, self.checksum);
-        self.file.write_all(&end).map_err(io_error("write to", &self.name.path))?;
+        self.file.write_all(&self.blocks.end()).map_err(io_error("write to", &self.name.path))?;
         if !raftify_core::mutated!(SnapshotIsNotSynced) {
             self.file.sync().map_err(io_error("sync", &self.name.path))?;
         }
@@ -204,7 +179,7 @@ impl SnapshotFileWriter {
         if !raftify_core::mutated!(DirectoryIsNotSynced) {
             operations.sync_directory(directory).map_err(io_error("sync the directory", directory))?;
         }
-        Ok(self.digest.data_bytes)
+        Ok(self.blocks.digest().data_bytes)
     }
 }
 
@@ -213,10 +188,8 @@ impl Write for SnapshotFileWriter {
         if self.failed {
             return Err(io::Error::other("an earlier write to this snapshot failed"));
         }
-        let room = FRAME_BYTES + BLOCK_BYTES_MAX - self.block.len();
-        let taken = room.min(data.len());
-        self.block.extend_from_slice(&data[..taken]);
-        if taken == room {
+        let (taken, is_full) = self.blocks.take(data);
+        if is_full {
             self.write_block().inspect_err(|_| self.failed = true)?;
         }
         Ok(taken)

@@ -27,6 +27,7 @@ use crate::api::ticket::ClusterJoinTicket;
 use crate::application::formatter::{CustomFormatter, DefaultFormatter};
 use crate::application::log_entry::LogEntry;
 use crate::application::state_machine::{IN_MEMORY, StateMachine};
+use crate::channels::backups::backup_calls;
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::NodeMetrics;
 use crate::channels::node_events::{EventsEnd, NodeEvents};
@@ -240,11 +241,12 @@ where
         let status = watch::Sender::new(core.status());
         let (lifecycle, metrics) = (Lifecycle::new(), Arc::new(NodeMetrics::new(node_id)));
         let events = NodeEvents::new();
+        let backup_calls = backup_calls();
         let node = RaftNode::new(
             config.clone(),
             dialer.clone(),
             requests.clone(),
-            queries,
+            (queries, backup_calls.0.clone()),
             status.subscribe(),
             lifecycle.clone(),
             (Arc::clone(&metrics), Arc::clone(&events)),
@@ -266,6 +268,7 @@ where
             requests,
             local_requests,
             queries: waiting_queries,
+            backup_calls,
             status,
             formatter: options.formatter,
             first_start: first_start.clone(),

@@ -5,6 +5,7 @@
 //! request by its deadlines, and this module bounds each call once more, before the node runs, while it runs
 //! and after it has ended.
 
+mod backup;
 mod observe;
 mod reading;
 mod shared;
@@ -27,6 +28,7 @@ use tokio::time::{Instant, timeout};
 use crate::application::log_entry::{LogEntry, check_entry};
 use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
+use crate::channels::backups::BackupCall;
 use crate::channels::in_flight::{InFlight, Permit};
 use crate::channels::lifecycle::{Lifecycle, RunTask};
 use crate::channels::metrics::NodeMetrics;
@@ -82,7 +84,7 @@ where
         config: CheckedConfig,
         dialer: Dialer,
         requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
-        queries: mpsc::Sender<Query<FSM>>,
+        (queries, backups): (mpsc::Sender<Query<FSM>>, mpsc::Sender<BackupCall>),
         status: watch::Receiver<Status>,
         lifecycle: Lifecycle,
         (metrics, events): (Arc<NodeMetrics>, Arc<NodeEvents>),
@@ -95,6 +97,7 @@ where
             dialer,
             requests,
             queries,
+            backups,
             status,
             lifecycle,
             proposals,

@@ -4,10 +4,10 @@
 //! The core lists the snapshots in use; the list lacks a snapshot that was just received or taken, until the
 //! raft loop learns of it. [`TrackedSnapshots`] wraps the storage's own store and remembers finished
 //! snapshots. It also remembers the newest of the core's lists, since they are processed on threads that may
-//! overtake each other. It also makes reads fail once the node stops, so that the restore of a large snapshot
-//! does not delay shutdown.
+//! overtake each other. A snapshot that is pinned, because it is copied elsewhere, is not deleted either. It
+//! also makes reads fail once the node stops, so that the restore of a large snapshot does not delay shutdown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +35,17 @@ struct Known {
     finished: BTreeSet<LogPosition>,
     /// The number of the newest processed list.
     list: u64,
+    /// The newest processed list.
+    keep: Vec<LogPosition>,
+    /// How often each snapshot is pinned.
+    pinned: BTreeMap<LogPosition, usize>,
+}
+
+impl Known {
+    /// The snapshots that must not be deleted.
+    fn kept(&self) -> Vec<LogPosition> {
+        self.finished.iter().chain(&self.keep).chain(self.pinned.keys()).copied().collect()
+    }
 }
 
 impl<S> TrackedSnapshots<S> {
@@ -48,6 +59,47 @@ impl<S: SnapshotStore> TrackedSnapshots<S> {
     pub(crate) fn in_use(&self, keep: Vec<LogPosition>) -> InUse<S> {
         let number = self.lists.fetch_add(1, Ordering::Relaxed) + 1;
         InUse { store: self.store.clone(), known: Arc::clone(&self.known), number, keep }
+    }
+
+    /// Opens a snapshot that is not deleted until the pin is dropped. Waits for the disk.
+    pub(crate) fn open_pinned(&self, position: LogPosition) -> Result<Pinned<S>, StorageError> {
+        *self.known.lock().pinned.entry(position).or_default() += 1;
+        let pin = Pin { snapshots: self.clone(), position };
+        let (meta, digest, reader) = self.open(position)?;
+        Ok(Pinned { meta, digest, reader, pin })
+    }
+}
+
+/// A snapshot to be copied.
+pub(crate) struct Pinned<S: SnapshotStore> {
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) digest: SnapshotDigest,
+    pub(crate) reader: WantedReader<S::Reader>,
+    pub(crate) pin: Pin<S>,
+}
+
+/// Keeps a snapshot from being deleted. Dropping it deletes the snapshot, if it is no longer in use: drop it
+/// on a thread that may wait for the disk.
+pub(crate) struct Pin<S: SnapshotStore> {
+    snapshots: TrackedSnapshots<S>,
+    position: LogPosition,
+}
+
+impl<S: SnapshotStore> Drop for Pin<S> {
+    fn drop(&mut self) {
+        let mut known = self.snapshots.known.lock();
+        if let Some(count) = known.pinned.get_mut(&self.position) {
+            *count -= 1;
+            if *count > 0 {
+                return;
+            }
+        }
+        known.pinned.remove(&self.position);
+        let kept = known.kept();
+        if known.list > 0 && !kept.contains(&self.position) && !self.snapshots.lifecycle.is_stopping() {
+            // If it fails, the next list deletes it.
+            let _ = self.snapshots.store.retain(&kept);
+        }
     }
 }
 
@@ -67,11 +119,11 @@ impl<S: SnapshotStore> InUse<S> {
             return Ok(());
         }
         known.list = self.number;
-        if let Some(newest) = self.keep.iter().max_by_key(|position| position.index) {
+        if let Some(newest) = self.keep.iter().max_by_key(|position| position.index).copied() {
             known.finished.retain(|position| position.index >= newest.index);
         }
-        let keep: Vec<LogPosition> = known.finished.iter().chain(&self.keep).copied().collect();
-        self.store.retain(&keep)
+        known.keep = self.keep;
+        self.store.retain(&known.kept())
     }
 }
 
@@ -174,6 +226,23 @@ mod tests {
         let [old, used, new] = [1, 2, 3].map(|index| finish(&store, index));
         store.retain(&[used]).unwrap();
         assert!(store.open(old).is_err() && store.open(used).is_ok() && store.open(new).is_ok());
+    }
+
+    #[test]
+    fn a_pinned_snapshot_is_deleted_when_its_last_pin_is_dropped() {
+        let store = TrackedSnapshots::new(MemorySnapshotStore::default(), Lifecycle::new());
+        let old = finish(&store, 1);
+        let [first, second] = [(); 2].map(|()| store.open_pinned(old).unwrap());
+        let new = finish(&store, 2);
+        store.retain(&[new]).unwrap();
+        assert!(store.open(old).is_ok());
+        drop(first);
+        assert!(store.open(old).is_ok(), "it is pinned once more");
+        drop(second);
+        assert!(store.open(old).is_err() && store.open(new).is_ok());
+        assert!(store.open_pinned(old).is_err());
+        drop(store.open_pinned(new).unwrap());
+        assert!(store.open(new).is_ok(), "it is in use");
     }
 
     #[test]

@@ -122,9 +122,11 @@ pub(crate) enum SnapshotOperation {
     Installed,
     /// The state machine reads it.
     Restored,
+    /// It is read for a backup.
+    BackedUp,
 }
 
-const SNAPSHOT_OPERATIONS: [&str; 4] = ["taken", "sent", "installed", "restored"];
+const SNAPSHOT_OPERATIONS: [&str; 5] = ["taken", "sent", "installed", "restored", "backed_up"];
 
 struct SnapshotMetrics {
     succeeded: Counter,
@@ -136,7 +138,7 @@ struct SnapshotMetrics {
 /// One of the server's counts.
 type Count = fn(&RequestCounts) -> u64;
 
-const REQUEST_KINDS: [(&str, Count); 13] = [
+const REQUEST_KINDS: [(&str, Count); 14] = [
     ("message_batch", |counts| counts.message_batches),
     ("snapshot", |counts| counts.snapshots),
     ("stream_requests", |counts| counts.request_streams),
@@ -150,6 +152,7 @@ const REQUEST_KINDS: [(&str, Count); 13] = [
     ("make_snapshot", |counts| counts.requested_snapshots),
     ("leave", |counts| counts.leaves),
     ("events", |counts| counts.event_streams),
+    ("backup", |counts| counts.backups),
 ];
 
 /// The handles of one node. All of its parts share them.
@@ -186,11 +189,11 @@ pub(crate) struct NodeMetrics {
     apply_batch: Histogram,
     queue_lengths: [Gauge; 6],
     queue_limits: [Gauge; 6],
-    server_requests: [Counter; 13],
+    server_requests: [Counter; 14],
     server_connections: Gauge,
     refused_handshakes: Counter,
     refused_requests: Counter,
-    snapshots: [SnapshotMetrics; 4],
+    snapshots: [SnapshotMetrics; 5],
     disk_free: Gauge,
     disk_size: Gauge,
     /// As last measured, for diagnostics.

@@ -34,6 +34,8 @@ pub struct RequestCounts {
     pub leaves: u64,
     /// Requests for the events of this node.
     pub event_streams: u64,
+    /// Requests for a backup; one that is resumed counts again.
+    pub backups: u64,
 }
 
 /// How many connections and requests the certificates did not permit.
@@ -60,6 +62,7 @@ pub(crate) struct ServerCounters {
     pub(crate) requested_snapshots: AtomicU64,
     pub(crate) leaves: AtomicU64,
     pub(crate) event_streams: AtomicU64,
+    pub(crate) backups: AtomicU64,
     pub(crate) refused_handshakes: AtomicU64,
     pub(crate) refused_requests: AtomicU64,
 }
@@ -81,6 +84,7 @@ impl ServerCounters {
             requested_snapshots: count(&self.requested_snapshots),
             leaves: count(&self.leaves),
             event_streams: count(&self.event_streams),
+            backups: count(&self.backups),
         }
     }
 

@@ -1,8 +1,12 @@
 //! Why a remote request fails.
 
-use raftify_core::NodeId;
-use raftify_core::members::AddressProblem;
+use std::path::PathBuf;
+use std::time::Duration;
 
+use raftify_core::members::AddressProblem;
+use raftify_core::{ClusterId, NodeId, StorageError};
+
+use crate::error::BackupRefused;
 use crate::wire::RequestRejected;
 
 /// Why a remote request failed. `E` is the error of the verb, as a node returns it.
@@ -43,6 +47,60 @@ impl<E> ClientError<E> {
             ClientError::Answer(error) => ClientError::Answer(of(error)),
         }
     }
+}
+
+/// Why [`RaftClient::backup`](crate::RaftClient::backup) made no backup. The cluster is unchanged, and no file has
+/// the name of the backup.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientBackupError {
+    /// No node provided it.
+    #[error(transparent)]
+    Node(#[from] ClientError<BackupRefused>),
+    /// The file cannot be written: it exists, another program writes it, the disk is full; or the data that
+    /// arrived is not that of the snapshot.
+    #[error(transparent)]
+    File(#[from] StorageError),
+    /// The part that was to be resumed is of another cluster. It was not changed.
+    #[error(
+        "{} is the beginning of a backup of cluster {found}, this cluster is {own}: remove it, or name another file",
+        partial.display()
+    )]
+    OtherCluster {
+        /// The unfinished file.
+        partial: PathBuf,
+        /// Its cluster.
+        found: ClusterId,
+        /// The cluster of the nodes.
+        own: ClusterId,
+    },
+    /// What arrived is not what the node sent: the connection, or the memory of a machine, alters data. The part
+    /// that arrived before is kept, and can be resumed.
+    #[error("the backup was refused, since what {address} sends is not sound: {reason}")]
+    Unsound {
+        /// The address of the node.
+        address: String,
+        /// The reason.
+        reason: String,
+    },
+    /// The connection broke, and could not be made again in time. The part that arrived is kept, and can be
+    /// resumed.
+    #[error(
+        "the connection to {address} broke after {bytes} of {of} bytes, and there was no progress for {} s: {reason}",
+        patience.as_secs()
+    )]
+    Interrupted {
+        /// The address of the node.
+        address: String,
+        /// How many bytes of data have arrived.
+        bytes: u64,
+        /// How many there are.
+        of: u64,
+        /// How long the client has tried again.
+        patience: Duration,
+        /// The last error.
+        reason: String,
+    },
 }
 
 /// Why the given addresses of a client cannot be used.

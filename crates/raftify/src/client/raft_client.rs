@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use raftify_core::error::{
@@ -13,14 +14,16 @@ use raftify_core::error::{
 };
 use raftify_core::{
     ClusterId, Inspection, LogIndex, LogPosition, Members, MembershipRequest, NodeId, Reservation,
+    SnapshotMeta,
 };
 
 use crate::application::encoding;
 use crate::application::log_entry::LogEntry;
 use crate::application::log_entry::check_entry;
 use crate::application::state_machine::StateMachine;
+use crate::client::backup::{BackupOptions, BackupProgress};
 use crate::client::cluster_connection::ClusterConnection;
-use crate::client::error::{ClientError, InvalidAddress};
+use crate::client::error::{ClientBackupError, ClientError, InvalidAddress};
 use crate::client::events::RemoteEvents;
 use crate::security::config::{Tls, TlsError};
 use crate::security::credentials::Holder;
@@ -275,6 +278,44 @@ where
     /// Dropping the future does not stop the snapshot.
     pub async fn make_snapshot(&self, id: NodeId) -> Result<LogPosition, ClientError<SnapshotError>> {
         self.cluster.ask_member(id, MakeSnapshot { id }).await
+    }
+
+    /// Makes a backup of a node in a new file: of the first of the addresses given to [`new`](Self::new) that
+    /// answers, leader or not. Returns the metadata of the snapshot, and how many bytes of data it holds. A
+    /// backup is a snapshot file; `raftify-cli restore` makes a new cluster of it.
+    ///
+    /// The file is written as `FILE.partial`. When it is complete, it is synced, all its checksums are verified,
+    /// and it gets its name. An existing file is never replaced. A transfer whose connection breaks, also because
+    /// the node was started again, continues at the byte where it was interrupted; if the node no longer has that
+    /// snapshot, it begins again. The call fails after 60 s without progress. The deadline of the client does not
+    /// apply. `progress` is called for each part, on the task of the caller.
+    ///
+    /// # Errors
+    /// See [`ClientBackupError`]. `FILE.partial` is left where it can be resumed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves `FILE.partial`, as after an interruption; or, in the last step, possibly the
+    /// complete file.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # use raftify::{LogEntry, RaftClient, StateMachine};
+    /// use raftify::client::BackupOptions;
+    ///
+    /// # async fn save<E: LogEntry, S: StateMachine<LogEntry = E>>(client: RaftClient<E, S>)
+    /// # -> Result<(), raftify::BoxError> {
+    /// let (snapshot, bytes) = client.backup("cluster.backup", &BackupOptions::default(), |_| {}).await?;
+    /// println!("a backup up to {}: {bytes} bytes", snapshot.position);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn backup(
+        &self,
+        file: impl Into<PathBuf>,
+        options: &BackupOptions,
+        progress: impl FnMut(BackupProgress) + Send,
+    ) -> Result<(SnapshotMeta, u64), ClientBackupError> {
+        self.cluster.backup(file.into(), options, progress).await
     }
 
     /// The member `id` leaves the cluster, as by its own [`RaftNode::leave`](crate::RaftNode::leave): it is

@@ -8,6 +8,7 @@
 
 mod abortable;
 pub(crate) mod access;
+mod backup;
 mod connections;
 mod context;
 mod events;

@@ -2,6 +2,7 @@
 //! loop.
 
 mod addresses;
+mod backup;
 mod calls;
 mod client;
 mod events;
@@ -33,6 +34,7 @@ use tokio_stream::StreamExt;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
+use crate::channels::backups::{BackupCall, backup_calls};
 use crate::channels::events::PeerEvent;
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::NodeMetrics;
@@ -89,6 +91,8 @@ struct TestNode {
     stops: watch::Sender<bool>,
     lifecycle: Lifecycle,
     node_events: Arc<NodeEvents>,
+    /// The test makes the backups.
+    backup_calls: mpsc::Receiver<BackupCall>,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<std::io::Result<()>>,
 }
@@ -112,6 +116,7 @@ impl TestNode {
         let metrics = Arc::new(NodeMetrics::new(id(node)));
         let stops = watch::Sender::new(false);
         let (lifecycle, node_events) = (Lifecycle::new(), NodeEvents::new());
+        let (backups, backup_calls) = backup_calls();
         let outbox = Outbox::start(
             address.clone(),
             Dialer::default(),
@@ -141,6 +146,7 @@ impl TestNode {
             counters: Arc::default(),
             metrics,
             events: Arc::clone(&node_events),
+            backups,
             lifecycle: lifecycle.clone(),
             stops: stops.subscribe(),
             requests,
@@ -176,6 +182,7 @@ impl TestNode {
             stops,
             lifecycle,
             node_events,
+            backup_calls,
             stop,
             serving,
         }

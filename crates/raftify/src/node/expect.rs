@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info};
 
+use crate::channels::backups::backup_calls;
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::NodeMetrics;
 use crate::channels::node_events::NodeEvents;
@@ -190,6 +191,8 @@ impl ClusterFormation {
             counters,
             metrics,
             events: NodeEvents::new(),
+            // As above.
+            backups: backup_calls().0,
             lifecycle: Lifecycle::new(),
             // It is not in service before it has an id.
             stops: watch::Sender::new(true).subscribe(),

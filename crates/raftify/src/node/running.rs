@@ -20,8 +20,10 @@ use crate::application::log_entry::check_encoded;
 use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
 use crate::apply::applier_thread::ApplierStart;
+use crate::apply::backups::Backups;
 use crate::apply::snapshot_taker::SnapshotTaker;
 use crate::apply::snapshots::TrackedSnapshots;
+use crate::channels::backups::BackupCall;
 use crate::channels::events::EarlierIncarnation;
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::{NodeMetrics, Queue};
@@ -72,6 +74,7 @@ pub(crate) struct NodeParts<S, FSM: StateMachine> {
     pub(crate) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) local_requests: RequestReceiver<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(crate) queries: mpsc::Receiver<Query<FSM>>,
+    pub(crate) backup_calls: (mpsc::Sender<BackupCall>, mpsc::Receiver<BackupCall>),
     pub(crate) status: watch::Sender<Status>,
     pub(crate) formatter: Arc<dyn CustomFormatter<FSM::LogEntry, FSM>>,
     pub(crate) first_start: FirstStartRequest,
@@ -173,6 +176,16 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         let node_events = Arc::clone(&self.events.0);
         let loop_metrics = LoopMetrics::new(metrics, Arc::clone(&self.server_counters));
         let remembered = watch::Sender::new(Arc::clone(self.core.remembered()));
+        let (backup_requests, backup_calls) = self.backup_calls;
+        let backups = Backups::new(
+            snapshots.clone(),
+            self.status.subscribe(),
+            self.requests.clone(),
+            self.config.clone(),
+            blocking.clone(),
+            lifecycle.clone(),
+            Arc::clone(&self.metrics),
+        );
         let context = ServerContext {
             access: Arc::new(Access::new(
                 Arc::clone(&self.raft_addr),
@@ -183,6 +196,7 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
             counters: self.server_counters,
             metrics: self.metrics,
             events: Arc::clone(&node_events),
+            backups: backup_requests,
             lifecycle: lifecycle.clone(),
             stops: lifecycle.quit_wish(),
             requests: server_requests,
@@ -239,6 +253,8 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         tasks.spawn(async move {
             Ended::Server(serve(self.listener, context, async { drop(end_serving.await) }).await)
         });
+        let mut backing_up = JoinSet::new();
+        backing_up.spawn(backups.run(backup_calls));
         let mut helpers = JoinSet::new();
         if let Some(confirmation) = confirmation {
             let (requests, first_start) = (self.requests, self.first_start.clone());
@@ -272,6 +288,9 @@ impl<S: StableStorage, FSM: StateMachine> NodeParts<S, FSM> {
         patiently(node_id, LOG_WRITER, writer_thread.ended()).await;
         let what = "the applier, in the state machine or in a snapshot that is written out";
         patiently(node_id, what, applier_thread.ended()).await;
+        // Also after a panic of the loop. An earlier reason stays.
+        lifecycle.stop(&StopReason::Stopped);
+        while backing_up.join_next().await.is_some() {}
         patiently(node_id, "reads of the log, or work on snapshots", blocking.ended()).await;
         match &outcome {
             Ok(()) => info!(node = %node_id, "the node has stopped"),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test that unwraps fails at the place that tells most.
 
 mod addresses;
+mod backup;
 mod bad_input;
 mod cluster;
 mod durability;

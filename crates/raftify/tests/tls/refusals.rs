@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use raftify::RaftClient;
-use raftify::client::{ClientError, RequestRejected, UnreachableNode};
+use raftify::client::{BackupOptions, ClientBackupError, ClientError, RequestRejected, UnreachableNode};
 use raftify::error::{MembershipError, ProposeError};
 use raftify::start::Start;
 use raftify::tls::CertificateRole;
@@ -226,4 +226,25 @@ async fn no_refusal_is_an_unknown_outcome_while_the_node_is_busy() {
         unreachable(refusal);
     }
     assert_eq!(node.query(sum_of).await.unwrap(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_needs_the_role_of_an_administrator() {
+    let authority = Authority::new();
+    let (node, address) = begin(&authority).await;
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("a.backup");
+    let save = async |client: &Client| client.backup(&file, &BackupOptions::default(), |_| {}).await;
+    let user = client_with(&authority, &address, &[CertificateRole::Client]);
+    match within("the refusal", save(&user)).await {
+        Err(ClientBackupError::Node(ClientError::Rejected(RequestRejected::RoleMissing {
+            method, ..
+        }))) => assert_eq!(&*method, "Backup"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+    let administrator = client_with(&authority, &address, &[CertificateRole::Admin]);
+    within("the backup", save(&administrator)).await.unwrap();
+    assert!(file.exists());
+    assert_eq!(node.raft_server().requests().backups, 1, "a refused one is not served");
 }

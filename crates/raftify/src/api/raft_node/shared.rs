@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::application::state_machine::StateMachine;
 use crate::apply::applier::Query;
+use crate::channels::backups::BackupCall;
 use crate::channels::in_flight::InFlight;
 use crate::channels::lifecycle::{Lifecycle, RunTask};
 use crate::channels::metrics::NodeMetrics;
@@ -31,6 +32,7 @@ pub(super) struct Shared<FSM: StateMachine> {
     pub(super) dialer: Dialer,
     pub(super) requests: RequestSender<LocalRequestMsg<Reply<FSM::Reply>>>,
     pub(super) queries: mpsc::Sender<Query<FSM>>,
+    pub(super) backups: mpsc::Sender<BackupCall>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) lifecycle: Lifecycle,
     /// Set on a node that `start` runs: the node stops when the last handle is dropped.
@@ -224,6 +226,7 @@ mod tests {
             dialer: Dialer::default(),
             requests,
             queries: mpsc::channel(1).0,
+            backups: mpsc::channel(1).0,
             status: watch::channel(status).1,
             lifecycle: Lifecycle::new(),
             task: Mutex::new(None),

@@ -37,7 +37,7 @@ fn listed_roles(method: &str) -> Option<&'static [CertificateRole]> {
         "StreamMessages" | "InstallSnapshot" => &[Node],
         "StreamRequests" | "Propose" | "ReadIndex" => &[Node, Client, Admin],
         "ChangeMembership" | "ReserveNodeId" | "TransferLeader" => &[Node, Admin],
-        "MakeSnapshot" | "Leave" => &[Admin],
+        "MakeSnapshot" | "Backup" | "Leave" => &[Admin],
         "Inspect" | "Identify" | "Events" => &[Node, Client, Admin],
         _ => return None,
     })
@@ -321,7 +321,7 @@ mod tests {
         for method in methods {
             assert!(listed_roles(method).is_some(), "{method} is not listed, and so for administrators only");
         }
-        assert_eq!(roles_for("Backup"), [Admin]);
+        assert_eq!(roles_for("Unlisted"), [Admin]);
     }
 
     #[test]

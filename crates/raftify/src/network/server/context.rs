@@ -11,8 +11,9 @@ use raftify_core::{
     CheckedConfig, ClusterId, Incarnation, Members, NodeId, ProposalReply, Remembered, Sender,
     ServerRequestMsg, Status as NodeStatus,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::channels::backups::BackupCall;
 use crate::channels::events::EarlierIncarnation;
 use crate::channels::lifecycle::Lifecycle;
 use crate::channels::metrics::{NodeMetrics, ReceivedMetrics};
@@ -55,6 +56,8 @@ pub(crate) struct ServerContext<R, S> {
     pub(crate) metrics: Arc<NodeMetrics>,
     /// The events of the node, for clients that subscribe.
     pub(crate) events: Arc<NodeEvents>,
+    /// Takes requests for backups of the node.
+    pub(crate) backups: mpsc::Sender<BackupCall>,
     /// For a client that makes this node leave.
     pub(crate) lifecycle: Lifecycle,
     /// Whether the node stops: it continues to serve until then.

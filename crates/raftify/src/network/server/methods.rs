@@ -9,6 +9,7 @@ use raftify_core::{ProposalReply, ServerRequestMsg, SnapshotStore};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::channels::server_counters::count;
+use crate::network::server::backup::Replies;
 use crate::network::server::connections::ConnectionId;
 use crate::network::server::context::Admitted;
 use crate::network::server::install::{IncomingSnapshot, installed};
@@ -155,5 +156,12 @@ impl<R: ProposalReply, S: SnapshotStore> RaftService for Service<R, S> {
         count(&self.context.counters.event_streams);
         self.context.admit_request(request.get_ref().header.as_ref())?;
         Ok(Response::new(self.event_stream()))
+    }
+
+    type BackupStream = Replies;
+
+    async fn backup(&self, request: Request<proto::BackupRequest>) -> Result<Response<Replies>, Status> {
+        count(&self.context.counters.backups);
+        self.backup_stream(&request).map(Response::new)
     }
 }
