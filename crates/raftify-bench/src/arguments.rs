@@ -1,16 +1,16 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use raftify::BoxError;
 
 use crate::Work;
-use crate::compare::Against;
 use crate::layers::{
     client, cluster, core, disk, failover, http, join, log, memory, overload, path, read, restart, soak,
 };
 use crate::node::NodeArguments;
+use crate::switches::Switches;
 
 #[derive(Parser)]
 #[command(
@@ -96,12 +96,22 @@ pub(crate) enum Layer {
 }
 
 impl Layer {
-    /// The other build, if the layer can be compared.
-    pub(crate) fn against(&self) -> Option<&Against> {
+    /// The other build and the rounds, if two builds are compared.
+    pub(crate) fn against(&self) -> Option<(&Path, u32)> {
+        let (against, rounds) = match self {
+            Layer::Cluster(layer) => (layer.against.as_deref(), layer.switches.rounds),
+            Layer::Read(layer) => (layer.against.against.as_deref(), layer.against.rounds),
+            Layer::Overload(layer) => (layer.against.against.as_deref(), layer.against.rounds),
+            _ => return None,
+        };
+        against.map(|other| (other, rounds))
+    }
+
+    /// What can be switched on and off, if the layer has that.
+    pub(crate) fn switches(&self) -> Option<&Switches> {
         match self {
-            Layer::Cluster(layer) => Some(&layer.against),
-            Layer::Read(layer) => Some(&layer.against),
-            Layer::Overload(layer) => Some(&layer.against),
+            Layer::Cluster(layer) => Some(&layer.switches),
+            Layer::Client(layer) => Some(&layer.switches),
             _ => None,
         }
     }

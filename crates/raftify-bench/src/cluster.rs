@@ -125,6 +125,11 @@ impl Cluster {
         &self.addresses
     }
 
+    /// The directory of its certificates, with TLS.
+    pub(crate) fn certificates(&self) -> Option<&Path> {
+        self.options.certificates.as_deref()
+    }
+
     /// The fields of a result of this cluster that are known before the measurement.
     pub(crate) fn line(&self, bench: &str) -> Line {
         let line = Line {
@@ -133,7 +138,12 @@ impl Cluster {
             fsync: Some(self.options.storage.is_synced()),
             ..Line::of(bench)
         };
-        line.with("processes", self.place.processes(self.nodes.len() as u64))
+        let line = line.with("processes", self.place.processes(self.nodes.len() as u64));
+        let switched_on = [("tls", self.options.certificates.is_some()), ("metrics", self.options.metrics)];
+        switched_on
+            .into_iter()
+            .filter(|(_, is_on)| *is_on)
+            .fold(line, |line, (name, _)| line.with(name, "on"))
     }
 
     /// The status of a running node.
@@ -256,6 +266,12 @@ impl Process {
         command.args(["--snapshot-bytes", &options.snapshot_bytes.to_string()]);
         if let Some(entries) = options.snapshot_entries {
             command.args(["--snapshot-entries", &entries.to_string()]);
+        }
+        if let Some(certificates) = &options.certificates {
+            command.arg("--certificates").arg(certificates);
+        }
+        if options.metrics {
+            command.arg("--metrics");
         }
         if let Some(peer) = &options.join {
             command.args(["--join", peer]);

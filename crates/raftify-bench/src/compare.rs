@@ -1,8 +1,9 @@
-//! Runs a layer with two builds of this program in alternation, and compares the medians: the load of a
-//! shared machine and the state of its disk change within minutes, and so affect both alike.
+//! Runs a layer with two builds of this program, or without and with a part of the nodes, in alternation, and
+//! compares the medians: the load of a shared machine and the state of its disk change within minutes, and so
+//! affect both alike.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::line::Line;
 use crate::measure::rounded;
@@ -18,23 +19,57 @@ pub(crate) struct Against {
     pub(crate) rounds: u32,
 }
 
-/// The builds, in the order in which they run.
+/// The two sides of a comparison, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Build {
-    /// The other program.
+pub(crate) enum Side {
+    /// The base of the ratios: the other build, or without the part.
     Other,
-    /// This program.
+    /// This build, or with the part.
     This,
 }
 
-impl Build {
-    pub(crate) const BOTH: [Build; 2] = [Build::Other, Build::This];
+impl Side {
+    pub(crate) const BOTH: [Side; 2] = [Side::Other, Side::This];
+}
 
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Build::Other => "other",
-            Build::This => "this",
+/// How one side of a comparison runs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Variant {
+    pub(crate) name: String,
+    pub(crate) program: PathBuf,
+    /// In addition to those of the layer.
+    pub(crate) arguments: Vec<String>,
+    /// The option of the layer that the arguments replace.
+    pub(crate) replaced: Option<String>,
+}
+
+impl Variant {
+    /// The two builds.
+    pub(crate) fn builds(other: &Path, this: &Path) -> [Variant; 2] {
+        [("other", other), ("this", this)].map(|(name, program)| Variant {
+            name: name.to_owned(),
+            program: program.to_owned(),
+            arguments: Vec::new(),
+            replaced: None,
+        })
+    }
+
+    /// The arguments of this side: those of the layer without the options of the comparison, which another
+    /// build may not know.
+    pub(crate) fn complete(&self, layer: &[String]) -> Vec<String> {
+        let left_out: Vec<&str> =
+            ["--against", "--rounds"].into_iter().chain(self.replaced.as_deref()).collect();
+        let mut kept = Vec::new();
+        let mut arguments = layer.iter();
+        while let Some(argument) = arguments.next() {
+            if left_out.contains(&argument.as_str()) {
+                arguments.next(); // Its value.
+            } else if !left_out.iter().any(|option| argument.starts_with(&format!("{option}="))) {
+                kept.push(argument.clone());
+            }
         }
+        kept.extend(self.arguments.iter().cloned());
+        kept
     }
 }
 
@@ -48,19 +83,20 @@ const FIGURES: [Figure; 4] = [
     ("cpu_seconds_per_million", |line| line.cpu_seconds_per_million),
 ];
 
-/// One line for each measurement that both builds have made: the medians of this build, and the ratio of each
-/// to that of the other build. Below 1 is less.
-pub(crate) fn ratios(results: &[(Build, Line)]) -> Vec<Line> {
+/// One line for each measurement that both sides have made: the medians of the second side, and the ratio of
+/// each to that of the first one. Below 1 is less.
+pub(crate) fn ratios(results: &[(Side, Line)], [other, this]: [&str; 2]) -> Vec<Line> {
+    let compared = format!("medians of {this}, and ratios to {other}");
     let mut order = Vec::new();
-    let mut found: BTreeMap<String, BTreeMap<Build, Vec<&Line>>> = BTreeMap::new();
-    for (build, line) in results {
+    let mut found: BTreeMap<String, BTreeMap<Side, Vec<&Line>>> = BTreeMap::new();
+    for (side, line) in results {
         let what = what(line);
         if !found.contains_key(&what) {
             order.push(what.clone());
         }
-        found.entry(what).or_default().entry(*build).or_default().push(line);
+        found.entry(what).or_default().entry(*side).or_default().push(line);
     }
-    order.iter().filter_map(|what| ratio(found.get(what)?)).collect()
+    order.iter().filter_map(|what| ratio(found.get(what)?, &compared)).collect()
 }
 
 /// What was measured: the fields of a line that are no figures.
@@ -79,8 +115,8 @@ fn what(line: &Line) -> String {
     )
 }
 
-fn ratio(builds: &BTreeMap<Build, Vec<&Line>>) -> Option<Line> {
-    let (this, other) = (builds.get(&Build::This)?, builds.get(&Build::Other)?);
+fn ratio(sides: &BTreeMap<Side, Vec<&Line>>, compared: &str) -> Option<Line> {
+    let (this, other) = (sides.get(&Side::This)?, sides.get(&Side::Other)?);
     let first = this.first()?;
     let mut line = Line {
         storage: first.storage.clone(),
@@ -100,7 +136,7 @@ fn ratio(builds: &BTreeMap<Build, Vec<&Line>>) -> Option<Line> {
             line.more.insert(name.to_owned(), value.clone());
         }
     }
-    line = line.with("compared", "medians, and ratios of this build to the other");
+    line = line.with("compared", compared);
     for (name, figure) in FIGURES {
         if let (Some(this), Some(other)) = (median(this, figure), median(other, figure))
             && other > 0.0
@@ -127,19 +163,34 @@ mod tests {
     }
 
     #[test]
+    fn each_side_gets_the_arguments_of_the_layer_without_those_of_the_comparison() {
+        let arguments = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<String>>();
+        let layer = arguments("cluster --tls both --clients 1 --rounds 2 --against=old");
+        let variant = Variant {
+            name: "tls on".to_owned(),
+            program: "bench".into(),
+            arguments: arguments("--tls on"),
+            replaced: Some("--tls".to_owned()),
+        };
+        assert_eq!(variant.complete(&layer), arguments("cluster --clients 1 --tls on"));
+        let [other, _] = Variant::builds(Path::new("old"), Path::new("new"));
+        assert_eq!(other.complete(&layer), arguments("cluster --tls both --clients 1"));
+    }
+
+    #[test]
     fn the_medians_of_the_same_measurement_are_compared_and_one_that_only_one_build_has_is_left_out() {
         let results = [
-            (Build::Other, line(1, 10.0)),
-            (Build::This, line(1, 15.0)),
-            (Build::Other, line(64, 100.0)),
-            (Build::This, line(64, 100.0)),
-            (Build::Other, line(1, 1000.0)),
-            (Build::This, line(1, 1.0)),
-            (Build::Other, line(1, 12.0)),
-            (Build::This, line(1, 18.0)),
-            (Build::This, line(256, 7.0)),
+            (Side::Other, line(1, 10.0)),
+            (Side::This, line(1, 15.0)),
+            (Side::Other, line(64, 100.0)),
+            (Side::This, line(64, 100.0)),
+            (Side::Other, line(1, 1000.0)),
+            (Side::This, line(1, 1.0)),
+            (Side::Other, line(1, 12.0)),
+            (Side::This, line(1, 18.0)),
+            (Side::This, line(256, 7.0)),
         ];
-        let ratios = ratios(&results);
+        let ratios = ratios(&results, ["other", "this"]);
         let found: Vec<_> = ratios
             .iter()
             .map(|line| (line.clients, line.ops_per_second, line.number("ops_per_second_ratio")))

@@ -16,6 +16,7 @@ mod plan;
 mod plot;
 mod report;
 mod runner;
+mod switches;
 mod table;
 
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 use raftify::BoxError;
 
 use arguments::{Arguments, Command, Layer};
-use compare::Against;
+use compare::Variant;
 use figures::Figures;
 use line::Reporter;
 
@@ -85,27 +86,27 @@ fn run(arguments: Arguments) -> Result<ExitCode, BoxError> {
         }
         Command::Layer(layer) => {
             let own = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
-            match layer.against() {
-                Some(Against { against: Some(other), rounds }) => {
-                    runner::compare(&arguments.directory, &without_against(own), other, *rounds)
-                }
-                _ => runner::run(&arguments.directory, &[own.collect()], None),
+            let own: Vec<String> = own.collect();
+            match comparison(&layer)? {
+                Some((variants, rounds)) => runner::compare(&arguments.directory, &own, &variants, rounds),
+                None => runner::run(&arguments.directory, &[own], None),
             }
         }
     }
 }
 
-/// The arguments of a layer, for both builds: the other one may be older than this option.
-fn without_against(mut arguments: impl Iterator<Item = String>) -> Vec<String> {
-    let mut kept = Vec::new();
-    while let Some(argument) = arguments.next() {
-        if ["--against", "--rounds"].contains(&argument.as_str()) {
-            arguments.next(); // Its value.
-        } else if !argument.starts_with("--against=") && !argument.starts_with("--rounds=") {
-            kept.push(argument);
-        }
+/// What a layer is to compare, and how often.
+fn comparison(layer: &Layer) -> Result<Option<([Variant; 2], u32)>, BoxError> {
+    let this = std::env::current_exe()?;
+    let switched = match layer.switches() {
+        Some(switches) => switches.compared(&this)?.map(|variants| (variants, switches.rounds)),
+        None => None,
+    };
+    match (layer.against(), switched) {
+        (Some(_), Some(_)) => Err("compare two builds, or without and with a part: not both at once".into()),
+        (Some((other, rounds)), None) => Ok(Some((Variant::builds(other, &this), rounds))),
+        (None, switched) => Ok(switched),
     }
-    kept
 }
 
 /// From standard input.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raftify::error::{ProposeError, ReadError, RunError};
+use raftify::start::BootstrapOptions;
 use raftify::status::LogIndex;
 use raftify::storage::{HeedStorage, MemoryStorage, StableStorage};
 use raftify::{
@@ -18,6 +19,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
 use crate::measure::{Measured, Outcome, closed_loop, open_loop};
+use crate::switches;
+
+/// How long a joining node waits for its id.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The storage of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -112,12 +117,25 @@ pub(crate) struct NodeOptions {
     /// Joins the cluster of the member at this address, instead of being one of its first members
     #[arg(long)]
     pub(crate) join: Option<String>,
+    /// Mutual TLS with the certificates in this directory
+    #[arg(long)]
+    pub(crate) certificates: Option<PathBuf>,
+    /// Records metrics
+    #[arg(long)]
+    pub(crate) metrics: bool,
 }
 
 impl NodeOptions {
     /// The default settings of a user.
     pub(crate) fn of(storage: Storage) -> NodeOptions {
-        NodeOptions { storage, snapshot_bytes: 0, snapshot_entries: None, join: None }
+        NodeOptions {
+            storage,
+            snapshot_bytes: 0,
+            snapshot_entries: None,
+            join: None,
+            certificates: None,
+            metrics: false,
+        }
     }
 
     fn config(&self) -> Config {
@@ -167,21 +185,29 @@ impl Running {
         let address = addresses.get(usize::try_from(id - 1)?).ok_or("the node has no address")?;
         let meter = Meter { applied_bytes: 0, snapshot_bytes: options.snapshot_bytes };
         let (node_id, config) = (NodeId::try_from(id)?, options.config());
+        if options.metrics {
+            switches::record_metrics()?;
+        }
+        let tls = options.certificates.as_deref().map(switches::node_tls);
+        let with = BootstrapOptions { tls: tls.clone(), ..BootstrapOptions::default() };
         let begin = Instant::now();
         let voter_after = Arc::<OnceLock<f64>>::default();
         let Some(peer) = &options.join else {
-            let raft: Node = Raft::bootstrap(node_id, address, storage, meter, config)?;
+            let raft: Node = Raft::bootstrap_with(node_id, address, storage, meter, config, with)?;
             let members = (1..).zip(addresses);
             let members = members.map(|(id, address)| Ok(Member::voter(NodeId::try_from(id)?, address)));
             runtime.block_on(raft.add_peers(members.collect::<Result<Vec<_>, BoxError>>()?))?;
             let end = runtime.spawn(raft.clone().run());
             return Ok(Running { raft, runtime, end, voter_after });
         };
-        let ticket = runtime.block_on(Node::request_id(address, peer))?;
+        let ticket = match &tls {
+            None => runtime.block_on(Node::request_id(address, peer))?,
+            Some(tls) => runtime.block_on(Node::request_id_with_tls(JOIN_TIMEOUT, address, peer, tls))?,
+        };
         if ticket.reserved_id != node_id {
             return Err(format!("node {id} was given the id {}", ticket.reserved_id).into());
         }
-        let raft: Node = Raft::bootstrap(node_id, address, storage, meter, config)?;
+        let raft: Node = Raft::bootstrap_with(node_id, address, storage, meter, config, with)?;
         let end = runtime.spawn(raft.clone().run());
         let (joining, voter_since) = (raft.clone(), Arc::clone(&voter_after));
         runtime.spawn(async move {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::compare::{self, Build};
+use crate::compare::{self, Side, Variant};
 use crate::line::{Line, Report};
 use crate::{machine, table};
 
@@ -69,15 +69,15 @@ pub(crate) fn run(
     Ok(if passed { code } else { ExitCode::FAILURE })
 }
 
-/// Runs a layer with another build of this program and with this one, in turn, `rounds` times below
-/// `directory`. The ratios of the medians follow all results, and are alone in the table.
+/// Runs the two variants of a layer in turn, `rounds` times each, below `directory`. The ratios of the medians
+/// follow all results, and are alone in the table.
 ///
 /// # Errors
 /// If one of the runs fails: the comparison would be of different rounds.
 pub(crate) fn compare(
     directory: &Path,
     layer: &[String],
-    other: &Path,
+    variants: &[Variant; 2],
     rounds: u32,
 ) -> Result<ExitCode, BoxError> {
     std::fs::create_dir_all(directory)
@@ -88,24 +88,24 @@ pub(crate) fn compare(
     shown.result(machine::describe(directory.path()))?;
     shown.lines.clear();
     let mut interruption = pin!(tokio::signal::ctrl_c());
-    let (name, this) = (layer.first().map_or("", String::as_str), std::env::current_exe()?);
+    let name = layer.first().map_or("", String::as_str);
     let mut results = Vec::new();
     for _ in 0..rounds {
-        for build in Build::BOTH {
-            let program = if build == Build::This { &this } else { other };
-            shown.build = Some(build);
+        for (side, variant) in Side::BOTH.into_iter().zip(variants) {
+            shown.variant = Some(variant.name.clone());
+            let (program, arguments) = (&variant.program, variant.complete(layer));
             let outcome =
-                run_layer(program, name, layer, directory.path(), &mut shown, interruption.as_mut());
+                run_layer(program, name, &arguments, directory.path(), &mut shown, interruption.as_mut());
             let end = runtime.block_on(outcome).map_err(|error| format!("{}: {error}", program.display()))?;
-            results.extend(shown.lines.drain(..).map(|line| (build, line)));
+            results.extend(shown.lines.drain(..).map(|line| (side, line)));
             if matches!(end, End::Interrupted) {
                 return Ok(ExitCode::from(INTERRUPTED));
             }
             shown.layers.inc(1);
         }
     }
-    shown.build = None;
-    for line in compare::ratios(&results) {
+    shown.variant = None;
+    for line in compare::ratios(&results, variants.each_ref().map(|variant| variant.name.as_str())) {
         shown.result(line)?;
     }
     shown.finish();
@@ -202,8 +202,8 @@ struct Shown {
     steps: ProgressBar,
     lines: Vec<Line>,
     file: Option<File>,
-    /// The build that measures, if two are compared.
-    build: Option<Build>,
+    /// What measures, if two variants are compared.
+    variant: Option<String>,
 }
 
 impl Shown {
@@ -218,7 +218,7 @@ impl Shown {
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = |length| bars.add(ProgressBar::new(length).with_style(style.clone()));
         let (layers, steps) = (bar(layers as u64), bar(0));
-        Shown { bars, layers, steps, lines: Vec::new(), file, build: None }
+        Shown { bars, layers, steps, lines: Vec::new(), file, variant: None }
     }
 
     fn report(&mut self, report: Report) -> Result<(), BoxError> {
@@ -239,8 +239,8 @@ impl Shown {
     }
 
     fn result(&mut self, line: Line) -> Result<(), BoxError> {
-        let line = match self.build {
-            Some(build) => line.with("build", build.name()),
+        let line = match &self.variant {
+            Some(variant) => line.with("variant", variant.as_str()),
             None => line,
         };
         let text = serde_json::to_string(&line)?;

@@ -135,13 +135,32 @@ fn two_builds_run_in_turn_and_their_medians_are_compared() {
     let output = run(&format!("{arguments} --against {this}"));
     assert!(output.status.success(), "{}", errors(&output));
     let lines = lines(&output);
-    let builds: Vec<_> = lines.iter().map(|line| line["build"].as_str().unwrap_or_default()).collect();
+    let builds: Vec<_> = lines.iter().map(|line| line["variant"].as_str().unwrap_or_default()).collect();
     assert_eq!(builds, ["", "other", "this", "other", "this", ""]);
     assert_eq!(lines[5]["rounds"], json!(2));
     assert!(lines[5]["ops_per_second_ratio"].as_f64() > Some(0.0), "{lines:?}");
     let output = run(&format!("{arguments} --against no/such/program"));
     assert!(!output.status.success());
     assert!(errors(&output).contains("no/such/program"), "{}", errors(&output));
+}
+
+#[test]
+fn the_cost_of_tls_and_of_metrics_is_shown_by_runs_without_and_with_them_in_turn() {
+    for (arguments, part) in [
+        ("cluster --processes one --storage memory --fill 10 --clients 2 --tls both", "tls"),
+        ("cluster --processes one --storage memory --fill 10 --clients 2 --metrics both", "metrics"),
+        ("client --callers 2 --operation propose --storage memory --tls both --metrics on", "tls"),
+    ] {
+        let output = run(&format!("{arguments} --seconds 0.1 --rounds 1"));
+        assert!(output.status.success(), "{arguments}: {}", errors(&output));
+        let lines = lines(&output);
+        let text = |line: usize, name: &str| lines[line][name].as_str().unwrap_or_default().to_owned();
+        assert_eq!(lines.len(), 4, "{arguments}: {lines:?}");
+        assert_eq!([text(1, "variant"), text(2, "variant")], [format!("{part} off"), format!("{part} on")]);
+        assert_eq!([text(1, part), text(2, part)], ["", "on"]);
+        assert!(text(3, "compared").contains(&format!("ratios to {part} off")), "{lines:?}");
+        assert!(lines[3]["ops_per_second_ratio"].as_f64() > Some(0.0), "{lines:?}");
+    }
 }
 
 #[test]
@@ -159,6 +178,7 @@ fn wrong_arguments_are_reported_in_one_line() {
         ("cluster --storage paper", "memory, wal, heed"),
         ("cluster --clients many", "--clients"),
         ("memory --proposal 5", "--proposal"),
+        ("cluster --tls perhaps", "perhaps"),
         ("nothing", "nothing"),
     ] {
         let output = run(arguments);

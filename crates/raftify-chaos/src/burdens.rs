@@ -42,7 +42,7 @@ impl Nemesis<'_> {
         self.wait_until_healthy().await?;
         let end = Instant::now() + Duration::from_millis(self.random.random_range(FAULT_LASTS));
         let node = self.cluster.node(place);
-        let endpoints = [node.addresses.raft.clone(), node.endpoints.web.clone()];
+        let endpoints = [node.addresses.raft.clone(), node.endpoints.web.address.clone()];
         let mut idle = Vec::new();
         for number in 0..2 * IDLE_CONNECTIONS {
             // Connections that the node does not accept wait as well.

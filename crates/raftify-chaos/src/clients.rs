@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::certificates::Certificates;
 use crate::history::{Key, Recorder};
-use crate::http::{Connection, NoAnswer};
+use crate::http::{Connection, NoAnswer, Web};
 
 /// How long a client waits for an answer.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -35,8 +36,7 @@ pub(crate) type Client = RaftClient<LogEntry, HashStore>;
 /// The endpoints of one node.
 #[derive(Clone)]
 pub(crate) struct Endpoints {
-    /// The address of the web API.
-    pub web: String,
+    pub web: Web,
     pub grpc: Client,
 }
 
@@ -235,9 +235,23 @@ async fn over_grpc(client: &Client, key: &str, operation: Operation) -> CallResu
 /// The client of one node over gRPC.
 ///
 /// # Errors
-/// If the address is invalid.
-pub(crate) fn grpc(raft_addr: &str) -> Result<Client, raftify::BoxError> {
-    Ok(Client::new([raft_addr])?.with_deadline(DEADLINE))
+/// If the address is invalid, or the certificates cannot be used.
+pub(crate) fn grpc(
+    raft_addr: &str,
+    certificates: Option<&Certificates>,
+) -> Result<Client, raftify::BoxError> {
+    Ok(secured(Client::new([raft_addr])?, certificates)?.with_deadline(DEADLINE))
+}
+
+/// The same client with the certificate of this program, if the cluster uses TLS.
+pub(crate) fn secured(
+    client: Client,
+    certificates: Option<&Certificates>,
+) -> Result<Client, raftify::BoxError> {
+    Ok(match certificates {
+        None => client,
+        Some(certificates) => client.with_tls(&certificates.tls())?,
+    })
 }
 
 #[cfg(test)]

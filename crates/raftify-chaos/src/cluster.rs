@@ -11,8 +11,9 @@ use rustix::process::Signal;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use crate::certificates::Certificates;
 use crate::clients::{self, Client, Endpoints};
-use crate::http::Connection;
+use crate::http::{Connection, Web};
 use crate::links::{Links, Party, SPARES};
 use crate::network::{Kind, Network};
 use crate::node::{End, Node, Program, Setting};
@@ -63,6 +64,8 @@ impl std::fmt::Display for Trouble {
 pub(crate) struct Cluster {
     pub nodes: Vec<Node>,
     pub network: Network,
+    /// `None`: without TLS.
+    pub certificates: Option<Certificates>,
     setting: Setting,
     /// The number of members while none is added or removed: those in the first slots.
     size: usize,
@@ -77,11 +80,15 @@ impl Cluster {
         programs: &Path,
         directory: &Path,
         state_megabytes: u64,
+        with_tls: bool,
     ) -> Result<Cluster, BoxError> {
         let members = directory.join("members.toml");
         let setting = Setting { programs: programs.to_owned(), members, state_megabytes };
         setting.check()?;
         let network = Network::start(kind, count)?;
+        let raft: Vec<&str> =
+            (1..=count + SPARES).map(|place| network.addresses(place).raft.as_str()).collect();
+        let certificates = with_tls.then(|| Certificates::create(directory, &raft)).transpose()?;
         let mut nodes = Vec::new();
         let mut members = String::new();
         for place in 1..=count + SPARES {
@@ -90,7 +97,9 @@ impl Cluster {
             if is_member {
                 members += &format!("[[peers]]\nid = {place}\naddress = \"{}\"\n", addresses.raft);
             }
-            let endpoints = Endpoints { web: addresses.web.clone(), grpc: clients::grpc(&addresses.raft)? };
+            let web = Web { address: addresses.web.clone(), certificates: certificates.clone() };
+            let grpc = clients::grpc(&addresses.raft, certificates.as_ref())?;
+            let endpoints = Endpoints { web, grpc };
             let mut node = Node::new(place, addresses, endpoints, directory, state_megabytes)?;
             node.is_member = is_member;
             if !is_member {
@@ -100,7 +109,7 @@ impl Cluster {
         }
         std::fs::write(&setting.members, members)?;
         let endpoints = watch::Sender::default();
-        let mut cluster = Cluster { nodes, network, setting, size: count, endpoints };
+        let mut cluster = Cluster { nodes, network, certificates, setting, size: count, endpoints };
         cluster.publish_endpoints();
         for place in 1..=count {
             cluster.start_node(place)?;
@@ -126,7 +135,7 @@ impl Cluster {
         std::array::from_fn(|number| self.size + 1 + number)
     }
 
-    pub(crate) fn webs(&self) -> Vec<String> {
+    pub(crate) fn webs(&self) -> Vec<Web> {
         self.members().map(|node| node.endpoints.web.clone()).collect()
     }
 
@@ -329,7 +338,8 @@ impl Cluster {
     /// A client of all members but the one in this slot.
     pub(crate) fn client_without(&self, place: Party) -> Result<Client, BoxError> {
         let others = self.members().filter(|node| node.place != place).map(|node| &*node.addresses.raft);
-        Ok(Client::new(others)?.with_deadline(PATIENCE / 4))
+        let client = clients::secured(Client::new(others)?, self.certificates.as_ref())?;
+        Ok(client.with_deadline(PATIENCE / 4))
     }
 
     /// Removes an id from the cluster, through the nodes in other slots.

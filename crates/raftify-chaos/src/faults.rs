@@ -58,6 +58,8 @@ pub(crate) enum Fault {
     FewDescriptors,
     /// Many callers that share a connection cancel their calls
     CancelledCalls,
+    /// All certificates are renewed, and then one node restarts; only with TLS
+    RenewedCertificates,
     /// A node joins, and leaves later
     Join,
     /// Two nodes join at once, and leave at once

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::certificates::Certificates;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -25,16 +27,45 @@ pub(crate) struct Answer {
     pub body: Vec<u8>,
 }
 
+/// The web API of one node.
+#[derive(Clone)]
+pub(crate) struct Web {
+    pub address: String,
+    /// `None`: without TLS.
+    pub certificates: Option<Certificates>,
+}
+
+impl Web {
+    /// Opens a connection.
+    async fn connect(&self) -> Result<Box<dyn Stream>, String> {
+        let Web { address, certificates } = self;
+        let connected = timeout(CONNECT_TIMEOUT, async {
+            let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+            stream.set_nodelay(true).map_err(|error| error.to_string())?;
+            match certificates {
+                None => Ok(Box::new(stream) as Box<dyn Stream>),
+                Some(certificates) => Ok(Box::new(certificates.secure(address, stream).await?) as _),
+            }
+        });
+        connected.await.map_err(|_| "connecting takes too long".to_owned())?
+    }
+}
+
+/// Either kind of connection.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// One connection, opened at its first use and reopened after a failure.
 pub(crate) struct Connection {
-    address: String,
-    stream: Option<TcpStream>,
+    web: Web,
+    stream: Option<Box<dyn Stream>>,
     received: Vec<u8>,
 }
 
 impl Connection {
-    pub(crate) fn new(address: String) -> Connection {
-        Connection { address, stream: None, received: Vec::with_capacity(1024) }
+    pub(crate) fn new(web: Web) -> Connection {
+        Connection { web, stream: None, received: Vec::with_capacity(1024) }
     }
 
     /// Sends a request and waits for the answer, until the deadline.
@@ -47,7 +78,7 @@ impl Connection {
     ) -> Result<Answer, NoAnswer> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
-            None => self.connect().await.map_err(NoAnswer::NotSent)?,
+            None => self.web.connect().await.map_err(NoAnswer::NotSent)?,
         };
         let mut request =
             format!("{method} {path} HTTP/1.1\r\nHost: chaos\r\nContent-Length: {}\r\n\r\n", body.len())
@@ -67,17 +98,9 @@ impl Connection {
             Err(_) => Err(NoAnswer::Lost(format!("no answer within {deadline:?}"))),
         }
     }
-
-    async fn connect(&self) -> Result<TcpStream, String> {
-        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await;
-        let stream = connected.map_err(|_| "connecting takes too long".to_owned())?;
-        let stream = stream.map_err(|error| error.to_string())?;
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        Ok(stream)
-    }
 }
 
-async fn read_answer(stream: &mut TcpStream, received: &mut Vec<u8>) -> Result<Answer, String> {
+async fn read_answer(stream: &mut impl Stream, received: &mut Vec<u8>) -> Result<Answer, String> {
     loop {
         if let Some((status, head_bytes, body_bytes)) = parse_head(received)?
             && received.len() >= head_bytes + body_bytes
@@ -106,6 +129,10 @@ fn parse_head(received: &[u8]) -> Result<Option<(u16, usize, usize)>, String> {
 mod tests {
     use super::*;
 
+    fn plain(address: String) -> Connection {
+        Connection::new(Web { address, certificates: None })
+    }
+
     #[test]
     fn a_complete_head_is_parsed_and_a_malformed_one_is_rejected() {
         let head = b"HTTP/1.1 404 Not Found\r\ncontent-type: x\r\nContent-Length: 12\r\n\r\n";
@@ -120,7 +147,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let outcome = Connection::new(address).ask("GET", "/", b"", Duration::from_secs(9)).await;
+        let outcome = plain(address).ask("GET", "/", b"", Duration::from_secs(9)).await;
         assert!(matches!(outcome, Err(NoAnswer::NotSent(_))), "{outcome:?}");
     }
 
@@ -132,7 +159,7 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.read_u8().await.unwrap();
         });
-        let outcome = Connection::new(address).ask("PUT", "/", b"x", Duration::from_secs(9)).await;
+        let outcome = plain(address).ask("PUT", "/", b"x", Duration::from_secs(9)).await;
         assert!(matches!(outcome, Err(NoAnswer::Lost(_))), "{outcome:?}");
         close.await.unwrap();
     }

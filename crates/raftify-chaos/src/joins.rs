@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::clients::Client;
 use crate::cluster::{Cluster, PATIENCE, Trouble};
 use crate::faults::Fault;
-use crate::http::Connection;
+use crate::http::{Connection, Web};
 use crate::links::Party;
 use crate::nemesis::{Nemesis, REFUSAL_PATIENCE, SECOND_FAULTS, SERVICE_PATIENCE};
 use crate::node::Program;
@@ -312,7 +312,7 @@ impl Cluster {
 }
 
 /// Makes a node leave by its own request, repeatedly until it is no longer a member.
-async fn leave(place: Party, id: NodeId, web: String, client: Client) -> Result<(), Trouble> {
+async fn leave(place: Party, id: NodeId, web: Web, client: Client) -> Result<(), Trouble> {
     let begin = Instant::now();
     let mut connection = Connection::new(web);
     loop {
@@ -359,8 +359,8 @@ async fn replace(client: &Client, old: NodeId, new: NodeId, patience: Duration) 
 ///
 /// # Errors
 /// If no write is acknowledged any more: no operation here costs the cluster its majority.
-async fn serve_while<T>(
-    webs: &[String],
+pub(crate) async fn serve_while<T>(
+    webs: &[Web],
     work: impl Future<Output = Result<T, Trouble>>,
 ) -> Result<(T, Duration), Trouble> {
     let mut longest = Duration::ZERO;

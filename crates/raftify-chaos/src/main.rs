@@ -12,6 +12,7 @@ macro_rules! say {
 
 mod bits;
 mod burdens;
+mod certificates;
 mod clients;
 mod cluster;
 mod directories;
@@ -25,6 +26,7 @@ mod network;
 mod node;
 mod proxy;
 mod recovery;
+mod renewal;
 mod run;
 mod state;
 #[cfg(target_os = "linux")]
@@ -69,6 +71,9 @@ struct Arguments {
     /// How the nodes reach each other
     #[arg(long, value_enum, default_value_t = Kind::Netns)]
     network: Kind,
+    /// Mutual TLS of the nodes, of their web APIs and of all clients [default: decided by the seed]
+    #[arg(long, value_enum, value_name = "yes|no", hide_possible_values = true)]
+    tls: Option<Choice>,
     /// Only these faults; each of them must happen. The default is all faults that are possible here
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<Fault>,
@@ -84,6 +89,13 @@ struct Arguments {
     /// Only remove the remains of a killed run: processes, namespaces, disks
     #[arg(long)]
     clean: bool,
+}
+
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Choice {
+    Yes,
+    No,
 }
 
 #[tokio::main]

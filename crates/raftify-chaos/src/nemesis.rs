@@ -159,6 +159,10 @@ impl Nemesis<'_> {
                 let place = self.victim(leader);
                 self.cancel_calls(place, &shown(&[place])).await
             }
+            Fault::RenewedCertificates => {
+                let place = self.victim(leader);
+                self.renew_certificates(place, &shown(&[place])).await
+            }
             Fault::Join | Fault::TwoJoiners => self.join_and_leave(fault).await,
             Fault::KilledJoiner => self.kill_joiner().await,
             Fault::UnreachableJoiner => self.hide_joiner().await,

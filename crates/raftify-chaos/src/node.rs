@@ -172,7 +172,7 @@ impl Node {
         let log = directory.join(format!("node-{place}.log"));
         Ok(Node {
             place,
-            inspector: clients::grpc(&addresses.raft)?,
+            inspector: clients::grpc(&addresses.raft, endpoints.web.certificates.as_ref())?,
             addresses,
             endpoints,
             is_member: true,
@@ -200,8 +200,9 @@ impl Node {
     pub(crate) fn move_away(&mut self) -> Result<(), BoxError> {
         let Addresses { raft, second_raft, .. } = &mut self.addresses;
         std::mem::swap(raft, second_raft);
-        self.endpoints.grpc = clients::grpc(raft)?;
-        self.inspector = clients::grpc(raft)?;
+        let certificates = self.endpoints.web.certificates.as_ref();
+        self.endpoints.grpc = clients::grpc(raft, certificates)?;
+        self.inspector = clients::grpc(raft, certificates)?;
         self.program = Program::Dynamic;
         Ok(())
     }
@@ -240,6 +241,9 @@ impl Node {
             .arg(self.data());
         if let Some(listen) = &self.addresses.listen {
             command.args(["--listen-addr", listen]);
+        }
+        if let Some(certificates) = &self.endpoints.web.certificates {
+            command.args(certificates.options(self.place));
         }
         match self.program {
             Program::Static => command.arg("--config").arg(&setting.members),

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::faults::Fault;
-use crate::http::Connection;
+use crate::http::{Connection, Web};
 
 /// A node that is cut off or stopped is asked again after this time, on a new connection.
 const DEADLINE: Duration = Duration::from_millis(500);
@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const KEY: &str = "first-write";
 
 /// The time until some node acknowledges a write; `None` if none does within `patience`.
-pub(crate) async fn first_write(webs: &[String], patience: Duration) -> Option<Duration> {
+pub(crate) async fn first_write(webs: &[Web], patience: Duration) -> Option<Duration> {
     let begin = Instant::now();
     let mut tries = JoinSet::new();
     for web in webs {
@@ -185,6 +185,10 @@ mod tests {
 
     use super::*;
 
+    fn web(listener: &TcpListener) -> Web {
+        Web { address: listener.local_addr().unwrap().to_string(), certificates: None }
+    }
+
     #[test]
     fn figures_show_the_median_the_longest_time_and_missing_faults() {
         let mut figures = Figures::default();
@@ -243,7 +247,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_write_counts_when_it_is_acknowledged_and_not_when_it_is_refused() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let web = listener.local_addr().unwrap().to_string();
+        let web = web(&listener);
         let node = tokio::spawn(async move {
             for status in ["503 Service Unavailable", "200 OK"] {
                 let (mut stream, _) = listener.accept().await.unwrap();
@@ -261,7 +265,7 @@ mod tests {
     #[tokio::test]
     async fn a_missing_acknowledgement_is_reported_after_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let web = listener.local_addr().unwrap().to_string();
+        let web = web(&listener);
         drop(listener);
         assert_eq!(first_write(&[web], Duration::from_millis(50)).await, None);
     }

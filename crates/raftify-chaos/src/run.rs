@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use raftify::BoxError;
 use raftify_history::register::{Operation, Outcome};
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,17 +16,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::Arguments;
 use crate::clients::Load;
 use crate::cluster::{Cluster, PATIENCE, Trouble};
 use crate::faults::{Fault, Schedule};
 use crate::history::{Judgement, LAST_READS, Recorder};
-use crate::http::Connection;
+use crate::http::{Connection, Web};
 use crate::nemesis::{Nemesis, Until, any_seed};
 use crate::network::{self, Kind};
 use crate::node::{LOCK, Node, can_delay_syncs, unmount_all};
 use crate::recovery::Figures;
 use crate::state::State;
+use crate::{Arguments, Choice};
 
 /// How long a last read waits after a refusal.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -58,12 +58,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<bool, BoxError> {
     }
     let directory = new_directory(&arguments.directory, seed)?;
     let _in_use = lock(&directory.join(LOCK))?;
-    let cluster = Cluster::start(arguments.network, nodes, &programs, &directory, arguments.state_megabytes);
+    let with_tls = arguments.tls.map_or_else(|| draws_tls(seed), |tls| tls == Choice::Yes);
+    let megabytes = arguments.state_megabytes;
+    let cluster = Cluster::start(arguments.network, nodes, &programs, &directory, megabytes, with_tls);
     let mut cluster = cluster.inspect_err(|_| drop(fs::remove_dir_all(&directory)))?;
     let faults = possible(&arguments.faults, &cluster)?;
     say!(
-        "seed {seed}: {nodes} nodes, {} MB, {} clients, {:?}, {} kinds of faults, logs in {}",
-        arguments.state_megabytes,
+        "seed {seed}: {nodes} nodes {} TLS, {megabytes} MB, {} clients, {:?}, {} kinds of faults, logs in {}",
+        if with_tls { "with" } else { "without" },
         arguments.clients,
         arguments.network,
         faults.len(),
@@ -183,6 +185,11 @@ fn new_directory(base: &Path, seed: u64) -> Result<PathBuf, BoxError> {
     Ok(directory.canonicalize()?)
 }
 
+/// Half of all seeds use TLS. The numbers that decide the faults do not depend on it.
+fn draws_tls(seed: u64) -> bool {
+    ChaCha8Rng::seed_from_u64(!seed).random_bool(0.5)
+}
+
 /// The requested faults, or all that are possible here.
 fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError> {
     let mut impossible = Vec::new();
@@ -193,6 +200,9 @@ fn possible(wanted: &[Fault], cluster: &Cluster) -> Result<Vec<Fault>, BoxError>
     }
     if !can_delay_syncs() {
         impossible.push((Fault::SlowDisk, "needs root and the program strace"));
+    }
+    if cluster.certificates.is_none() {
+        impossible.push((Fault::RenewedCertificates, "needs certificates: use --tls yes"));
     }
     if let Some((fault, why)) = impossible.iter().find(|(fault, _)| wanted.contains(fault)) {
         return Err(format!("{} {why}", fault.name()).into());
@@ -229,7 +239,7 @@ fn finish_without_load(
 }
 
 /// Reads every key through every node. Returns the number of reads without an answer.
-async fn read_everything(recorder: &Arc<Recorder>, webs: &[String], patience: Duration) -> usize {
+async fn read_everything(recorder: &Arc<Recorder>, webs: &[Web], patience: Duration) -> usize {
     let end = Instant::now() + patience;
     let mut readers = JoinSet::new();
     for (number, web) in (0..).zip(webs) {

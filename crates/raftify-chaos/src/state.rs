@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::http::{Answer, Connection};
+use crate::http::{Answer, Connection, Web};
 
 /// The number of keys for every size: more than a log keeps before its snapshot, so that a joiner needs the
 /// snapshot.
@@ -50,7 +50,7 @@ impl State {
     ///
     /// # Errors
     /// A write or a snapshot that was not complete in time.
-    pub(crate) async fn fill(self, webs: &[String], patience: Duration) -> Result<(), String> {
+    pub(crate) async fn fill(self, webs: &[Web], patience: Duration) -> Result<(), String> {
         let end = Instant::now() + patience;
         let mut writers = JoinSet::new();
         for (writer, web) in (0..WRITERS).zip(webs.iter().cycle()) {
@@ -80,7 +80,7 @@ impl State {
     }
 
     /// Reads some of the keys through every node. Returns the first key that is wrong on a node, if any.
-    pub(crate) async fn missing(self, webs: &[String], patience: Duration) -> Option<String> {
+    pub(crate) async fn missing(self, webs: &[Web], patience: Duration) -> Option<String> {
         let end = Instant::now() + patience;
         let mut readers = JoinSet::new();
         for web in webs {
@@ -92,6 +92,7 @@ impl State {
                     let answer = until_ok(&mut connection, "GET", &path, b"", DEADLINE, end).await?;
                     let answer: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
                     if answer["value"].as_str() != Some(&self.value(number)) {
+                        let web = &web.address;
                         return Err(format!("{key}, which was written at the beginning, is wrong at {web}"));
                     }
                 }

@@ -47,6 +47,19 @@ fn three_killed_and_restarted_processes_lose_no_write_and_stay_linearizable() {
 }
 
 #[test]
+fn with_tls_renewed_certificates_are_used_without_a_gap_in_the_service() {
+    build_programs();
+    let faults =
+        ["--faults", "renewed-certificates,join,stop-one", "--rounds", "1", "--state-megabytes", "1"];
+    let size = ["--network", "proxy", "--nodes", "3", "--clients", "6", "--seed", "1", "--tls", "yes"];
+    let output = chaos(&[&faults[..], &size[..]].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("3 nodes with TLS"), "{said}");
+    assert!(said.contains(": all served after ") && said.contains("every history is linearizable"), "{said}");
+}
+
+#[test]
 fn joining_dying_unreachable_leaving_and_moving_nodes_keep_the_cluster_available() {
     build_programs();
     let kinds = [
@@ -126,6 +139,7 @@ fn an_invalid_argument_is_reported_in_one_line() {
         (&["--nodes", "2"], "2 is not in 3..=9"),
         (&["--state-megabytes", "0"], "0 is not in 1..=10000"),
         (&["--faults", "earthquake"], "invalid value 'earthquake'"),
+        (&["--tls", "perhaps"], "invalid value 'perhaps'"),
         (&["--network", "proxy", "--programs", "/nowhere"], "/nowhere/memstore-static-members is not there"),
     ] {
         let output = chaos(arguments);

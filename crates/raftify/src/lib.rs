@@ -144,6 +144,7 @@ pub mod metrics {
 /// names (URIs); `raftify-cli ca` issues such certificates. See [`Tls`](tls::Tls).
 pub mod tls {
     pub use crate::security::config::{Pem, Tls, TlsError};
+    pub use crate::security::credentials::TlsWatch;
     pub use crate::security::identity::{CertificateRole, client_uri, cluster_uri, node_uri};
 }
 

@@ -14,14 +14,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::rt::net::TcpStream;
 use actix_web::{Error, ResponseError, web};
-use raftify::BoxError;
-use raftify::tls::{CertificateRole, Tls};
-use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::version::TLS13;
-use rustls::{RootCertStore, ServerConfig};
+use raftify::tls::CertificateRole;
 
 use crate::web::ApiError;
 
@@ -104,24 +97,6 @@ fn list(roles: &[CertificateRole], between: &str) -> String {
         return "none".to_owned();
     }
     roles.iter().map(ToString::to_string).collect::<Vec<String>>().join(between)
-}
-
-/// The web server uses the certificates of the node, as they are when it starts.
-pub(crate) fn server_config(tls: &Tls) -> Result<ServerConfig, BoxError> {
-    let provider = std::sync::Arc::new(ring::default_provider());
-    let certificates = |pem: Vec<u8>| CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    let mut roots = RootCertStore::empty();
-    for root in certificates(tls.ca.read()?)? {
-        roots.add(root)?;
-    }
-    let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build()?;
-    let key = PrivateKeyDer::from_pem_slice(&tls.key.read()?)?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(clients)
-        .with_single_cert(certificates(tls.certificate.read()?)?, key)?;
-    config.send_tls13_tickets = 0;
-    Ok(config)
 }
 
 #[cfg(test)]

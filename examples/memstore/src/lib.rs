@@ -14,6 +14,7 @@ mod observability;
 mod peers;
 mod store;
 pub mod web;
+mod web_tls;
 
 pub use access::{WebAccess, guard};
 pub use bodies::{Bodies, BodyError, BodyLimits};

@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-use crate::access::{WebAccess, guard, on_connect, server_config};
+use crate::access::{WebAccess, guard, on_connect};
 use crate::web::{Node, routes};
+use crate::web_tls::WebTls;
 use crate::{Bodies, HashStore, LogEntry, Raft};
 
 /// How long pending requests may take to finish when the node has stopped, in seconds: by then all requests
@@ -222,14 +223,17 @@ pub async fn serve(raft: Raft, options: &NodeOptions) -> Result<(), BoxError> {
         .max_connections(connections_max / workers)
         .shutdown_timeout(SHUTDOWN_TIMEOUT_SECONDS);
     let bound = |error| BoxError::from(cannot_bind(web_address, &error));
-    let server = match &tls {
-        None => server.bind(web_address).map_err(bound),
+    // It follows the files of the certificates until the server has ended.
+    let with = tls.as_ref().map(WebTls::load).transpose();
+    let server = with.and_then(|with| match &with {
+        None => server.bind(web_address).map(|server| (server, with)).map_err(bound),
         Some(tls) => {
-            server_config(tls).and_then(|config| server.bind_rustls_0_23(web_address, config).map_err(bound))
+            let config = tls.server_config()?;
+            server.bind_rustls_0_23(web_address, config).map(|server| (server, with)).map_err(bound)
         }
-    };
-    let server = match server {
-        Ok(server) => server.run(),
+    });
+    let (server, _tls) = match server {
+        Ok((server, tls)) => (server.run(), tls),
         Err(error) => {
             raft.quit().await;
             running.await??;

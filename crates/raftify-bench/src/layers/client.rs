@@ -16,6 +16,7 @@ use crate::line::Line;
 use crate::machine::Usage;
 use crate::measure::{Measured, Outcome, closed_loop};
 use crate::node::{Meter, NodeOptions, Operation, Payload, Storage};
+use crate::switches::{Switches, client_tls};
 
 /// Before each run, so that connections and caches are in the measured state.
 const WARM_UP: Duration = Duration::from_millis(400);
@@ -79,6 +80,8 @@ pub(crate) struct Client {
     /// measured
     #[arg(long, default_value_t = 0)]
     writes: u64,
+    #[command(flatten)]
+    pub(crate) switches: Switches,
 }
 
 type Remote = RaftClient<Payload, Meter>;
@@ -93,7 +96,8 @@ impl Client {
             self.fill(work, *path)?;
         }
         let directory = tempfile::tempdir_in(&work.directory)?;
-        let mut cluster = Cluster::start(directory.path(), Place::Three, NodeOptions::of(self.storage))?;
+        let options = self.switches.applied(NodeOptions::of(self.storage), directory.path())?;
+        let mut cluster = Cluster::start(directory.path(), Place::Three, options)?;
         let runtime = Builder::new_multi_thread().enable_all().build()?;
         for run in 1..=self.runs {
             for operation in &self.operation {
@@ -152,7 +156,8 @@ impl Client {
     /// The leader's memory after many writes.
     fn fill(&self, work: &Work, path: Path) -> Result<(), BoxError> {
         let directory = tempfile::tempdir_in(&work.directory)?;
-        let mut cluster = Cluster::start(directory.path(), Place::Three, NodeOptions::of(self.storage))?;
+        let options = self.switches.applied(NodeOptions::of(self.storage), directory.path())?;
+        let mut cluster = Cluster::start(directory.path(), Place::Three, options)?;
         let runtime = Builder::new_multi_thread().enable_all().build()?;
         let leader = cluster.wait_until_agreed()?;
         let client = self.connect(&cluster, leader, path)?;
@@ -209,6 +214,10 @@ impl Client {
             addresses.rotate_left(1);
         }
         let client = Remote::new(addresses)?;
+        let client = match cluster.certificates() {
+            None => client,
+            Some(certificates) => client.with_tls(&client_tls(certificates))?,
+        };
         Ok(match path {
             Path::Stream => client,
             Path::Unary => client.with_unary_calls(),

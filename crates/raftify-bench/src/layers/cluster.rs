@@ -1,14 +1,16 @@
 //! Proposals on three nodes with gRPC over loopback: the whole system, as a program that embeds it uses it.
 
+use std::path::PathBuf;
+
 use raftify::BoxError;
 
 use super::disk;
 use crate::Work;
 use crate::cluster::{Cluster, NODES, Place};
-use crate::compare::Against;
 use crate::line::Line;
 use crate::measure::Measured;
 use crate::node::{Command, Load, NodeOptions, Operation, Storage};
+use crate::switches::Switches;
 
 /// Before each run, so that connections, caches and the adaptive parts of the system are in the measured
 /// state.
@@ -48,8 +50,11 @@ pub(crate) struct ClusterRuns {
     /// After each run, another one at this part of its rate, timed from when each proposal was due
     #[arg(long)]
     open_loop: Option<f64>,
+    /// Runs this other build of `raftify-bench` and this one in turn, and shows the ratios of the medians
+    #[arg(long, value_name = "PATH")]
+    pub(crate) against: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) against: Against,
+    pub(crate) switches: Switches,
 }
 
 impl ClusterRuns {
@@ -63,7 +68,8 @@ impl ClusterRuns {
             for place in &self.processes {
                 for storage in &self.storage {
                     let directory = tempfile::tempdir_in(&work.directory)?;
-                    let mut cluster = Cluster::start(directory.path(), *place, NodeOptions::of(*storage))?;
+                    let options = self.switches.applied(NodeOptions::of(*storage), directory.path())?;
+                    let mut cluster = Cluster::start(directory.path(), *place, options)?;
                     let leader = cluster.wait_until_agreed()?;
                     let fill = Command::Fill { entries: self.fill, entry_bytes: 64, clients: FILLING };
                     cluster.measured(leader, &fill)?;

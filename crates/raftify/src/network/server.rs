@@ -104,8 +104,9 @@ pub(crate) async fn serve<R: ProposalReply, S: SnapshotStore>(
         streams: streams.clone(),
     };
     let service = RaftServiceServer::new(service).max_decoding_message_size(wire::RECEIVE_BYTES_LIMIT);
-    let service = Authorised::new(service, authorised);
+    let service = Authorised::new(service, authorised.clone());
     let (health, health_service) = HealthReport::new::<RaftServiceServer<Service<R, S>>>().await;
+    let health_service = Authorised::new(health_service, authorised).with_open(health::CHECK);
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

@@ -5,6 +5,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+/// [`BoxError`](crate::BoxError), which this wing does not import: the errors of the crate import this one.
+pub(super) type Error = Box<dyn std::error::Error + Send + Sync>;
+
 /// A larger file is no certificate.
 const PEM_BYTES_MAX: u64 = 1 << 20;
 
@@ -177,6 +180,9 @@ pub enum TlsError {
         /// The difference.
         reason: String,
     },
+    /// The program that was given them by [`Tls::watch`] cannot use them.
+    #[error("the certificates cannot be used: {0}")]
+    Taken(Error),
     /// The thread that watches the files could not be started.
     #[error("the files of the certificates cannot be watched: {0}")]
     Watch(io::Error),
@@ -206,6 +212,14 @@ pub(super) struct PemTexts {
     pub(super) ca: Text,
     pub(super) certificate: Text,
     pub(super) key: Text,
+}
+
+impl PemTexts {
+    /// The content without the names of the files.
+    pub(super) fn as_bytes(&self) -> Tls {
+        let bytes = |text: &Text| Pem::Bytes(text.bytes.clone());
+        Tls { ca: bytes(&self.ca), certificate: bytes(&self.certificate), key: bytes(&self.key) }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]

@@ -143,7 +143,7 @@ fn garbage_in_place_of_a_certificate_is_logged_and_the_old_one_stays() {
     let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
     let text = || String::from_utf8_lossy(&logged.0.lock().unwrap()).into_owned();
     tracing::subscriber::with_default(log, || {
-        let watch = credentials.watch_of(&tls, &holder);
+        let mut watch = credentials.watch_of(&tls, &holder);
         watch.judge_now(&Tls { certificate: bytes("garbage".to_owned()), ..tls.clone() });
         assert!(
             text().contains("ERROR") && text().contains("the old ones stay: the certificate"),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod certificates;
+mod health;
 mod nodes;
 mod refusals;
 mod reload;

@@ -39,6 +39,8 @@ fn listed_roles(method: &str) -> Option<&'static [CertificateRole]> {
         "ChangeMembership" | "ReserveNodeId" | "TransferLeader" => &[Node, Admin],
         "MakeSnapshot" | "Backup" | "Leave" => &[Admin],
         "Inspect" | "Identify" | "Events" => &[Node, Client, Admin],
+        // Of the health service; its other method is open.
+        "Watch" => &[Node, Client, Admin],
         _ => return None,
     })
 }
@@ -226,11 +228,18 @@ pub(super) struct Authorised<S> {
     service: S,
     /// `None` without TLS.
     access: Option<Arc<Access>>,
+    /// The path of the method that is permitted to all.
+    open: Option<&'static str>,
 }
 
 impl<S> Authorised<S> {
     pub(super) fn new(service: S, access: Option<Arc<Access>>) -> Authorised<S> {
-        Authorised { service, access }
+        Authorised { service, access, open: None }
+    }
+
+    /// The same, with one method that needs no certificate: it must neither reveal nor hold anything.
+    pub(super) fn with_open(self, path: &'static str) -> Authorised<S> {
+        Authorised { open: Some(path), ..self }
     }
 }
 
@@ -251,8 +260,11 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if let Some(access) = &self.access {
-            let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let path = request.uri().path();
+        if let Some(access) = &self.access
+            && self.open != Some(path)
+        {
+            let method = path.rsplit('/').next().unwrap_or_default();
             if let Err(refusal) = access.check(request.extensions().get(), method) {
                 return Either::Right(ready(Ok(Status::from(refusal).into_http())));
             }

@@ -6,6 +6,11 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::{HealthReporter, health_reporter};
 
+/// The method that needs no certificate: probes of load balancers and of container runtimes have none. It says
+/// whether the node is in service, which a refused connection says as well, and ends at once. `Watch` holds a
+/// stream, and so needs a role.
+pub(super) const CHECK: &str = "/grpc.health.v1.Health/Check";
+
 /// The status of the server as a whole.
 const WHOLE: &str = "";
 
