@@ -159,6 +159,10 @@ mutants! {
     FullDiskKeepsTheLeader,
     /// -: entries that are on their way to a follower are queued a second time
     RepeatsEntriesOnTheirWay,
+    /// -: without further entries, followers are not sent the commit index before the next heartbeat
+    CommitIsNotAnnounced,
+    /// -: proposals wait for more although nothing ends the wait
+    BatchWaitsForEver,
     /// 38: a dropped request gets no answer
     DroppedMeansSilence,
     /// -: a proposal without an outcome has no deadline

@@ -292,7 +292,7 @@ impl Consensus {
     /// A leader sends its commit index to each follower now, with an append that may be empty
     /// (`Raft::bcast_append`).
     pub(crate) fn announce_commit(&mut self) {
-        if self.has_unannounced_commit() {
+        if self.has_unannounced_commit() && !mutated!(CommitIsNotAnnounced) {
             self.raw.raft.bcast_append();
             self.announced = self.commit();
         }

@@ -416,3 +416,43 @@ fn storage_full(cluster: &mut Cluster, node: NodeId) -> Vec<NodeId> {
     cluster.local(node, LocalRequestMsg::Inspect { reply: responder(&inspection) });
     take(&inspection).unwrap().unwrap().storage_full
 }
+
+#[test]
+fn followers_learn_of_a_commit_before_the_next_heartbeat() {
+    let (mut cluster, leader) = cluster_of_three(test_config());
+    let proposal = cluster.propose(leader);
+    // No clock ticks.
+    cluster.settle();
+    let position = take(&proposal).expect("it is answered").unwrap();
+    for node in cluster.ids() {
+        assert_eq!(cluster.status(node).unwrap().applied, position.index, "{node}");
+    }
+}
+
+#[test]
+fn proposals_wait_for_a_batch_no_longer_than_a_tick() {
+    let (mut cluster, leader) = cluster_of_three(test_config());
+    let before = cluster.status(leader).unwrap().last.index;
+    cluster.hang_disk(leader);
+    for other in others(&cluster, leader) {
+        cluster.cut().extend([(leader, other), (other, leader)]);
+    }
+    let under_way = propose_many(&mut cluster, leader, 64);
+    assert_eq!(cluster.status(leader).unwrap().last.index, LogIndex(before.0 + 64));
+    let waiting = propose_many(&mut cluster, leader, 3);
+    assert_eq!(cluster.status(leader).unwrap().last.index, LogIndex(before.0 + 64), "they wait for more");
+    cluster.tick(leader);
+    assert_eq!(cluster.status(leader).unwrap().last.index, LogIndex(before.0 + 67));
+    assert!(!under_way.iter().chain(&waiting).any(is_done), "no majority has them");
+}
+
+#[test]
+fn a_batch_leaves_as_soon_as_the_followers_have_the_one_before_although_the_leaders_disk_hangs() {
+    let (mut cluster, leader) = cluster_of_three(test_config());
+    cluster.hang_disk(leader);
+    let first: Vec<_> = (0..64).map(|_| cluster.propose(leader)).collect();
+    let second = cluster.propose(leader);
+    assert!(take(&second).is_none());
+    cluster.settle();
+    assert!(first.iter().chain([&second]).all(is_done));
+}

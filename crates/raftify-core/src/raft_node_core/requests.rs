@@ -139,7 +139,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         let settled = self.consensus.durable().max(self.consensus.commit());
         self.consensus.is_leader()
             && self.consensus.last().index.0.saturating_sub(settled.0) >= UNSETTLED_ENTRIES_MAX
-            && self.requests.may_batch_grow(self.node.now(), self.node.config().message_bytes_max)
+            && (self.requests.may_batch_grow(self.node.now(), self.node.config().message_bytes_max)
+                || mutated!(BatchWaitsForEver))
     }
 
     /// Appends the proposals that have arrived to the log, unless they wait for more.

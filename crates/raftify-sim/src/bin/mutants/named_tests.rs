@@ -295,6 +295,8 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
             "network::outbox::peer_queue::tests::\
              entries_that_fit_into_a_batch_are_sent_once_however_many_heartbeats_are_answered_meanwhile",
         ),
+        Mutant::CommitIsNotAnnounced => (SLOW_DISK, "followers_learn_of_a_commit_before_the_next_heartbeat"),
+        Mutant::BatchWaitsForEver => (SLOW_DISK, "proposals_wait_for_a_batch_no_longer_than_a_tick"),
         Mutant::DroppedMeansSilence => (BUGS, "bug_38_a_waiting_request_that_is_dropped_is_answered"),
         Mutant::ProposalsHaveNoDeadline => {
             (BUGS, "bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes")
