@@ -122,7 +122,7 @@ impl Tls {
     /// ```
     pub fn watch(
         &self,
-        mut taken: impl FnMut(&Tls) -> Result<(), Error> + Send + 'static,
+        mut taken: impl FnMut(&Tls) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     ) -> Result<TlsWatch, TlsError> {
         let texts = self.read_all()?;
         Holder::Client.load(&texts)?;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 
-use crate::cluster::{Cluster, Said};
+use crate::cluster::Cluster;
 use crate::{eventually, root};
 
 pub(crate) struct Page {
@@ -29,14 +29,10 @@ impl Page {
     /// Executes the next command of `raftify-cli` until it ends with this exit code.
     pub(crate) fn cli(&mut self, cluster: &Cluster, begin: &str, exit: i32) -> String {
         let command = self.next(&format!("raftify-cli {begin}"));
-        let mut last = None;
-        let found = eventually(&command, || {
+        eventually(&command, || {
             let said = cluster.cli(&command);
-            let is_found = said.exit == Some(exit);
-            let Said { text, .. } = last.insert(said);
-            is_found.then(|| text.clone())
-        });
-        found
+            (said.exit == Some(exit)).then_some(said.text)
+        })
     }
 
     /// Starts the node of the next command.
