@@ -39,7 +39,7 @@ pub(crate) struct Consensus {
     /// The last entry that raft-rs has returned as committed. It reads the entries after it from the log in
     /// memory, also if they were [returned before](Self::committed_beyond_durable).
     given_out: LogIndex,
-    /// The highest commit index that this node has sent to followers, as a leader.
+    /// The highest commit index that this node, as a leader, has sent to a follower with an append.
     announced: LogIndex,
     /// The maximum size of the committed entries of one turn, in bytes.
     committed_bytes_max: u64,
@@ -284,7 +284,7 @@ impl Consensus {
         self.pin_election_timeout();
     }
 
-    /// Whether this node leads, and has sent no follower its commit index yet.
+    /// Whether this node leads, and no append to a follower has carried its commit index yet.
     pub(crate) fn has_unannounced_commit(&self) -> bool {
         self.is_leader() && self.commit() > self.announced
     }
