@@ -81,9 +81,14 @@ impl Simulation {
 
     /// A tick of the clock of `id`.
     pub(crate) fn pass_tick(&mut self, id: NodeId) -> Checked {
+        let is_full = self.nodes.get(&id).is_some_and(|node| node.disk_is_full);
         if let Some(running) = self.running(id) {
             running.core.tick();
             running.deadlines.tick(id)?;
+            if is_full {
+                // A leader transfers leadership by itself.
+                running.unsettled = Some(running.deadlines.now_ticks());
+            }
         }
         self.settle(id)?;
         let most = self.world.config.ticks(self.world.config.disk_stall_timeout);
