@@ -40,6 +40,8 @@ pub(crate) enum RoundKind {
 struct Round {
     number: u64,
     kind: RoundKind,
+    /// The commit index that this node knew when the round began.
+    commit: LogIndex,
     reads: Vec<Read>,
 }
 
@@ -71,11 +73,17 @@ impl Reads {
         self.under_way.is_none() && !self.for_next_round.is_empty() && !self.paused
     }
 
-    pub(crate) fn begin_round(&mut self, kind: RoundKind) -> u64 {
+    pub(crate) fn begin_round(&mut self, kind: RoundKind, commit: LogIndex) -> u64 {
         self.last_round += 1;
         let reads = std::mem::take(&mut self.for_next_round);
-        self.under_way = Some(Round { number: self.last_round, kind, reads });
+        self.under_way = Some(Round { number: self.last_round, kind, commit, reads });
         self.last_round
+    }
+
+    /// Whether a leader that confirms `index` has lost writes: every leader that has committed an entry of its
+    /// own term knows all that was committed when the round began.
+    pub(crate) fn shows_lost_writes(&self, number: u64, index: LogIndex) -> bool {
+        self.under_way.as_ref().is_some_and(|round| round.number == number && index < round.commit)
     }
 
     /// A quorum confirmed that every write acknowledged before the round began is at or before `index`.
@@ -177,16 +185,26 @@ mod tests {
         let reply = Responder::new(move |answer| answered.send(answer).unwrap());
         let mut reads = Reads::default();
         reads.add(Read { reply, serve: Serve::WhenApplied, deadline_ticks: 100 });
-        let asked_old = reads.begin_round(RoundKind::AskLeader(old));
+        let asked_old = reads.begin_round(RoundKind::AskLeader(old), LogIndex::ZERO);
         reads.leader_is(old);
         assert!(!reads.wants_round(), "the answer is still awaited");
 
         reads.leader_is(new);
         assert!(reads.wants_round());
-        let asked_new = reads.begin_round(RoundKind::AskLeader(new));
+        let asked_new = reads.begin_round(RoundKind::AskLeader(new), LogIndex::ZERO);
         reads.confirmed(asked_old, LogIndex(1), LogIndex(9));
         assert!(answer.try_recv().is_err(), "the old leader's answer comes too late to count");
         reads.confirmed(asked_new, LogIndex(7), LogIndex(9));
         assert!(matches!(answer.try_recv(), Ok(Ok(LogIndex(7)))));
+    }
+
+    #[test]
+    fn an_answer_below_what_was_known_to_be_committed_shows_lost_writes() {
+        let leader = NodeId::FIRST;
+        let mut reads = Reads::default();
+        let round = reads.begin_round(RoundKind::AskLeader(leader), LogIndex(38));
+        assert!(reads.shows_lost_writes(round, LogIndex(37)));
+        assert!(!reads.shows_lost_writes(round, LogIndex(38)));
+        assert!(!reads.shows_lost_writes(round + 1, LogIndex(37)), "it is for another round");
     }
 }

@@ -42,14 +42,14 @@ impl<R: ProposalReply> RaftNodeCore<R> {
             // Before it has committed an entry of its own term, a leader may not know which entries are
             // committed.
             Some(leader) if leader == self.node.id() && self.consensus.has_committed_in_term() => {
-                let round = self.reads.begin_round(RoundKind::Heartbeats);
+                let round = self.reads.begin_round(RoundKind::Heartbeats, self.consensus.commit());
                 self.consensus.read_index(round);
                 if mutated!(ReadsWithoutQuorum) {
                     self.reads.confirmed(round, self.consensus.commit(), self.delivery.in_state_machine());
                 }
             }
             Some(leader) if leader != self.node.id() && self.membership.members().get(leader).is_some() => {
-                let round = self.reads.begin_round(RoundKind::AskLeader(leader));
+                let round = self.reads.begin_round(RoundKind::AskLeader(leader), self.consensus.commit());
                 self.pipeline.next().read_round = Some(ReadRound { leader, round });
             }
             _ => {}
@@ -59,6 +59,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
     /// The answer to [`Turn::read_round`](crate::Turn::read_round).
     pub fn read_round_answered(&mut self, round: u64, answer: Result<LogIndex, ReadError>) {
         match answer {
+            // An old copy of its directory may have been put back. Its messages are refused; so is this answer.
+            Ok(index) if self.reads.shows_lost_writes(round, index) => self.reads.failed(round),
             Ok(index) => self.reads.confirmed(round, index, self.delivery.in_state_machine()),
             Err(_) => self.reads.failed(round),
         }
