@@ -81,7 +81,7 @@ impl Consensus {
             // With the lease reads of raft-rs, an old leader may answer below the commit index of the new
             // leader.
             read_only_option: ReadOnlyOption::Safe,
-            // The next entries carry the commit index, or `announce_commit`. A message of its own after each
+            // The next entries carry the commit index, or `announce_commit`. A separate message after each
             // round of entries, and its response, would double the number of messages.
             skip_bcast_commit: true,
             batch_append: true,

@@ -154,9 +154,7 @@ where
     pub async fn propose(&self, entry: Entry) -> Result<FSM::Reply, ProposeError> {
         let begin = Instant::now();
         let outcome = match self.admit(entry) {
-            Ok((_place, verb)) => {
-                self.shared.ask_leader(begin, self.waits_for_leader, verb, local_reply).await
-            }
+            Ok((_place, verb)) => self.shared.ask_leader(self.waits_for_leader, verb, local_reply).await,
             Err(refusal) => Err(refusal),
         };
         self.shared.metrics.proposed(&outcome, begin.elapsed());
@@ -266,7 +264,7 @@ where
     /// Dropping the future does not stop the transfer.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<NodeId, TransferError> {
         let verb = TransferLeader { to: Some(to) };
-        self.shared.ask_leader(Instant::now(), self.waits_for_leader, verb, channel).await
+        self.shared.ask_leader(self.waits_for_leader, verb, channel).await
     }
 
     /// Starts an election with this node as candidate. Returns at once; watch the [`status`](Self::status)
@@ -335,7 +333,7 @@ where
         if !self.shared.lifecycle.is_stopping() {
             verb.check_added_addresses(&self.shared.dialer, &status).await?;
         }
-        self.shared.ask_leader(Instant::now(), self.waits_for_leader, verb, channel).await
+        self.shared.ask_leader(self.waits_for_leader, verb, channel).await
     }
 
     /// Makes a learner or a joining node a voter, at once. May be called on any node. A joining node needs no

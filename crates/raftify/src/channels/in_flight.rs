@@ -12,7 +12,7 @@ use raftify_core::CheckedConfig;
 /// The memory that a proposal takes beyond its encoded entry until it is answered, in bytes: its reply
 /// channel, its place in the tables of the core, and the future of its caller. That of a request over the
 /// network was not measured.
-pub(crate) const OVERHEAD_BYTES: u64 = 1152;
+pub(crate) const OVERHEAD_BYTES: u64 = 1024;
 
 /// The limits of a leader: [`proposals_in_flight_max`](raftify_core::Config::proposals_in_flight_max), and
 /// [`uncommitted_bytes_max`](raftify_core::Config::uncommitted_bytes_max). A single proposal may have more

@@ -2,7 +2,7 @@
 //! or by user code: one timer for all calls of a node, because a timer for each takes longer than the rest of
 //! the call.
 
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ pub(crate) struct Backstop {
 }
 
 impl Backstop {
-    /// Starts the timer, as a task of its own: it also runs if nobody polls the node's future. The task ends
-    /// when the backstop is dropped. Needs a tokio runtime.
+    /// Starts the timer in a separate task, which also runs while the node's future is not polled, and ends when
+    /// the backstop is dropped. Needs a tokio runtime.
     pub(crate) fn start(self: &Arc<Self>) {
         let backstop: Weak<Backstop> = Arc::downgrade(self);
         tokio::spawn(async move {
@@ -36,18 +36,24 @@ impl Backstop {
         });
     }
 
-    /// The output of `answer`; `None` if there is none by the deadline, or shortly after it.
-    pub(crate) async fn until<T>(&self, deadline: Instant, answer: impl Future<Output = T>) -> Option<T> {
-        let mut answer = pin!(answer);
-        loop {
-            let checked = self.checks.notified();
-            tokio::select! {
-                biased;
-                answer = &mut answer => return Some(answer),
-                () = checked => {}
-            }
-            if Instant::now() >= deadline {
-                return None;
+    /// The output of `answer`; `None` if there is none by the deadline, or shortly after it. The future is small:
+    /// there is one for each caller that waits.
+    pub(crate) fn until<T>(
+        &self,
+        deadline: Instant,
+        mut answer: Pin<&mut impl Future<Output = T>>,
+    ) -> impl Future<Output = Option<T>> {
+        let checks = &self.checks;
+        async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    answer = &mut answer => return Some(answer),
+                    () = checks.notified() => {}
+                }
+                if Instant::now() >= deadline {
+                    return None;
+                }
             }
         }
     }
@@ -56,6 +62,7 @@ impl Backstop {
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
+    use std::pin::pin;
 
     use super::*;
 
@@ -65,8 +72,8 @@ mod tests {
         backstop.start();
         let begin = Instant::now();
         let deadline = begin + Duration::from_secs(7);
-        assert_eq!(backstop.until(deadline, pending::<()>()).await, None);
+        assert_eq!(backstop.until(deadline, pin!(pending::<()>())).await, None);
         assert!((deadline..=deadline + CHECK_INTERVAL).contains(&Instant::now()));
-        assert_eq!(backstop.until(begin, ready(5)).await, Some(5), "an answer counts, also a late one");
+        assert_eq!(backstop.until(begin, pin!(ready(5))).await, Some(5), "an answer counts, also a late one");
     }
 }

@@ -94,8 +94,8 @@ fn watch_for(tls: &Tls, holder: &Holder, current: Arc<RwLock<Arc<Material>>>) ->
 
 impl Tls {
     /// For another server of the program, such as a web API, that is to use the same certificates and follow
-    /// their files as well: calls `taken` with the content of the three files, all [`Pem::Bytes`](super::config::Pem::Bytes), before this
-    /// returns, and again after each change. The content has been checked: the certificate is valid now, and
+    /// their files as well: calls `taken` with the content of the three files, all as
+    /// [`Pem::Bytes`](crate::tls::Pem::Bytes), before this returns, and again after each change. The content has been checked: the certificate is valid now, and
     /// belongs to the CA and to the key.
     ///
     /// The files are read every half a second, on a separate thread, which also calls `taken`. A change counts

@@ -1,5 +1,6 @@
 //! What a verb is, and how the node that serves it asks its core.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -256,7 +257,7 @@ pub(crate) async fn ask<V: Verb, N: ServingNode>(
     match node.requests().try_send(request) {
         Ok(()) => {
             let until = Instant::now() + deadline + ANSWER_GRACE;
-            let answer = node.lifecycle().backstop().until(until, answer).await;
+            let answer = node.lifecycle().backstop().until(until, pin!(answer)).await;
             Ok(answer.unwrap_or_else(|| Err(V::Error::timed_out(deadline))))
         }
         Err(Refused::Full { waiting, .. }) => Ok(Err(V::Error::busy_there(waiting))),

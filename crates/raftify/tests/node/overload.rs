@@ -94,7 +94,7 @@ async fn the_limit_counts_what_is_held_and_what_it_refuses_is_not_encoded_and_ha
 
 /// What a waiting proposal counts for, beside its entry: `OVERHEAD_BYTES` in `channels/in_flight.rs`. Its
 /// future may take most of it: reply channel and tables take less than the rest.
-const OVERHEAD_BYTES: usize = 1152;
+const OVERHEAD_BYTES: usize = 1024;
 
 #[tokio::test]
 async fn the_future_of_a_caller_that_waits_is_counted() {

@@ -107,7 +107,7 @@ where
         // Dropped without an answer: the state machine has failed, or the node has stopped.
         let answer = async move { answer.await.unwrap_or_else(|_| Err(StopReason::Stopped.into())) };
         let within = ReadIndex::DEADLINE(&self.shared.config);
-        self.shared.ask(ReadIndex::of_this_node(reply), answer, Instant::now(), within)
+        self.shared.ask(ReadIndex::of_this_node(reply), answer, within)
     }
 
     /// An index such that a state machine that has applied it reflects every write that any node acknowledged

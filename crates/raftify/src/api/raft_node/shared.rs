@@ -1,5 +1,6 @@
 //! The state that all handles of a node share, and the path of a request to its answer.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,19 +50,19 @@ impl<FSM: StateMachine> Shared<FSM> {
     /// node is about to learn of a leader.
     pub(super) async fn ask_leader<V: LeaderVerb, T, Answer: Future<Output = Result<T, V::Error>>>(
         &self,
-        begin: Instant,
         waits: bool,
         verb: V,
         channel: impl Fn() -> (V::Channel<Reply<FSM::Reply>>, Answer),
     ) -> Result<T, V::Error> {
         let within = V::DEADLINE(&self.config);
-        let attempt = |begin, within| {
+        let attempt = |within| {
             let (reply, answer) = channel();
             let request = verb.clone().request(reply);
-            self.ask(LocalRequestMsg::ForLeaderWithin { request, within, waits }, answer, begin, within)
+            self.ask(LocalRequestMsg::ForLeaderWithin { request, within, waits }, answer, within)
         };
+        let begin = Instant::now();
         let seen = leadership(&self.status.borrow());
-        let answer = attempt(begin, within).await;
+        let answer = attempt(within).await;
         if !waits || !answer.as_ref().is_err_and(V::Error::leadership_moved) {
             return answer;
         }
@@ -73,7 +74,7 @@ impl<FSM: StateMachine> Shared<FSM> {
         until: Instant,
         mut seen: (Option<NodeId>, Term),
         mut answer: Result<T, E>,
-        attempt: impl Fn(Instant, Duration) -> Attempt,
+        attempt: impl Fn(Duration) -> Attempt,
     ) -> Result<T, E> {
         while answer.as_ref().is_err_and(E::leadership_moved) && Instant::now() < until {
             // Without news of the leader, wait for one tick.
@@ -81,8 +82,7 @@ impl<FSM: StateMachine> Shared<FSM> {
             let _ = timeout(self.config.tick_interval, status.wait_for(|status| leadership(status) != seen))
                 .await;
             seen = leadership(&self.status.borrow());
-            let now = Instant::now();
-            answer = attempt(now, until.saturating_duration_since(now)).await;
+            answer = attempt(until.saturating_duration_since(Instant::now())).await;
         }
         answer
     }
@@ -94,7 +94,7 @@ impl<FSM: StateMachine> Shared<FSM> {
         request: impl FnOnce(Responder<T, E>) -> LocalRequestMsg<Reply<FSM::Reply>>,
     ) -> Result<T, E> {
         let (reply, answer) = channel();
-        self.ask(request(reply), answer, Instant::now(), within).await
+        self.ask(request(reply), answer, within).await
     }
 
     /// Queues a request, and returns the future of its answer. The future holds no part of the request,
@@ -103,7 +103,6 @@ impl<FSM: StateMachine> Shared<FSM> {
         &self,
         request: LocalRequestMsg<Reply<FSM::Reply>>,
         answer: impl Future<Output = Result<T, E>>,
-        begin: Instant,
         within: Duration,
     ) -> impl Future<Output = Result<T, E>> {
         let queued = self.queue::<E>(request, within);
@@ -113,7 +112,8 @@ impl<FSM: StateMachine> Shared<FSM> {
                 Ok(Some(queued)) => queued.await?,
                 Err(error) => return Err(error),
             }
-            let answer = self.lifecycle.backstop().until(begin + within + ANSWER_GRACE, answer).await;
+            let until = Instant::now() + within + ANSWER_GRACE;
+            let answer = self.lifecycle.backstop().until(until, pin!(answer)).await;
             let answer = answer.unwrap_or_else(|| Err(E::late(within)));
             answer.map_err(|error| error.explained(|| self.lifecycle.stop_reason()))
         }
