@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use raftify_core::error::ProposeError;
 use raftify_core::{
-    Config, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange, MembershipChange, NodeId,
+    Config, LeaderRequest, LocalRequestMsg, LogIndex, LogPosition, Member, MemberChange, MembershipChange,
+    NodeId,
 };
 use raftify_sim::script::{Cluster, Outcome, id, outcome, responder, take, test_config};
 
@@ -455,4 +456,20 @@ fn a_batch_leaves_as_soon_as_the_followers_have_the_one_before_although_the_lead
     assert!(take(&second).is_none());
     cluster.settle();
     assert!(first.iter().chain([&second]).all(is_done));
+}
+
+#[test]
+fn proposals_that_wait_for_a_batch_when_leadership_is_transferred_are_served_by_the_next_leader() {
+    let (mut cluster, leader) = cluster_of_three(test_config());
+    let [next, ..] = others(&cluster, leader)[..] else { panic!("there are three") };
+    cluster.hang_disk(leader);
+    let under_way: Vec<_> = (0..64).map(|_| cluster.propose(leader)).collect();
+    let waiting = cluster.propose(leader);
+    let transferred = outcome();
+    let request = LeaderRequest::TransferLeader { to: Some(next), reply: responder(&transferred) };
+    cluster.local(leader, LocalRequestMsg::ForLeader(request));
+    cluster.settle();
+    assert_eq!(take(&transferred), Some(Ok(next)));
+    cluster.pass_ticks(2);
+    assert!(under_way.iter().chain([&waiting]).all(is_done));
 }

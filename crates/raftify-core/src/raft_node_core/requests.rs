@@ -152,8 +152,8 @@ impl<R: ProposalReply> RaftNodeCore<R> {
         if proposals.is_empty() {
             return;
         }
-        if !self.consensus.is_leader() {
-            // Leadership was lost after their arrival.
+        if !self.consensus.is_leader() || self.leadership.is_transferring() {
+            // Leadership was lost after their arrival, or is being transferred.
             for Proposal { payload, reply, forwarding, deadline_ticks } in proposals {
                 let (request, until) =
                     (LeaderRequest::Propose { payload, reply }, Until::LeadershipIsSettled);

@@ -131,7 +131,8 @@ pub(crate) fn message_from_wire(
         Body::TimeoutNow(proto::TimeoutNow {}) => RaftMessageBody::TimeoutNow,
         Body::Reached(proto::Reached { peers }) => {
             if peers.len() > MEMBERS_MAX {
-                return Err(WireError::OutOfRange { what: "the number of peers", value: peers.len() as u64 });
+                let (count, max) = (peers.len() as u64, MEMBERS_MAX as u64);
+                return Err(WireError::TooMany { what: "the number of peers", count, max });
             }
             let peer = |peer: proto::ReachedPeer| {
                 Ok((node_id("a reached peer's id", peer.id)?, Incarnation(peer.incarnation)))
@@ -222,9 +223,15 @@ pub(crate) fn entries_from_wire(
 ) -> Result<Vec<Entry>, WireError> {
     let is_copied = |payload: &Bytes| (1..BATCH_BYTES).contains(&(payload.len() as u64));
     let payloads = || runs.iter().flat_map(|run| &run.payloads);
+    let count = payloads().count();
+    // Each counts for `FRAME_BYTES` at its sender. An empty one takes two bytes, and many times that here.
+    let max = BATCH_BYTES / FRAME_BYTES;
+    if count as u64 > max {
+        return Err(WireError::TooMany { what: "the number of entries", count: count as u64, max });
+    }
     let mut buffer =
         BytesMut::with_capacity(payloads().filter(|&bytes| is_copied(bytes)).map(Bytes::len).sum());
-    let mut entries = Vec::with_capacity(payloads().count());
+    let mut entries = Vec::with_capacity(count);
     let mut last = previous;
     for proto::EntryRun { term, kind, payloads } in runs {
         let term = nonzero_term("the term of entries", term)?;

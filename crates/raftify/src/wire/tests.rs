@@ -16,7 +16,7 @@ use tonic::Status;
 use super::*;
 use crate::wire::batches::BATCH_REQUESTS_MAX;
 use crate::wire::identification::{Identification, Plan};
-use crate::wire::limits::BATCH_BYTES;
+use crate::wire::limits::{BATCH_BYTES, FRAME_BYTES};
 use crate::wire::message::entries_from_wire;
 use crate::wire::values::{NUMBER_LIMIT, WireError};
 
@@ -151,7 +151,10 @@ fn impossible_messages_are_named() {
         proto::Message { term: 5, body: Some(proto::message::Body::RequestVote(request)) }
     };
     let expected = LogIndex(8);
+    let max = BATCH_BYTES / FRAME_BYTES;
+    let many = proto::EntryRun { payloads: vec![Bytes::new(); max as usize + 1], ..run(4, 1) };
     let cases = [
+        (append(vec![many]), WireError::TooMany { what: "the number of entries", count: max + 1, max }),
         (proto::Message { term: 0, ..vote(1) }, WireError::Zero { what: "the message's term" }),
         (
             proto::Message { term: u64::MAX, ..vote(1) },

@@ -18,6 +18,8 @@ pub(crate) enum WireError {
     Zero { what: &'static str },
     #[error("{what} is {value}, which is more than any log reaches")]
     OutOfRange { what: &'static str, value: u64 },
+    #[error("{what} is {count}, and may be {max}")]
+    TooMany { what: &'static str, count: u64, max: u64 },
     #[error("{what} {number} is not known to this version")]
     UnknownNumber { what: &'static str, number: i64 },
     #[error("entry {index} is of term {term}, which does not lie between {previous} and {newest}")]
