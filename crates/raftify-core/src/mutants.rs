@@ -163,6 +163,8 @@ mutants! {
     CommitIsNotAnnounced,
     /// -: proposals wait for more although nothing ends the wait
     BatchWaitsForEver,
+    /// -: a follower takes the index of a read from a leader whose disk was rolled back
+    RolledBackLeaderConfirmsReads,
     /// 38: a dropped request gets no answer
     DroppedMeansSilence,
     /// -: a proposal without an outcome has no deadline

@@ -63,6 +63,23 @@ pub struct Status {
 }
 
 impl Status {
+    /// The status of a node that holds nothing: no identity, no log, no members.
+    pub fn initial(node_id: NodeId) -> Status {
+        Status {
+            node_id,
+            identity: None,
+            role: Role::Follower,
+            term: Term::ZERO,
+            leader_id: None,
+            commit: LogIndex::ZERO,
+            applied: LogIndex::ZERO,
+            last: LogPosition::ZERO,
+            truncated: LogPosition::ZERO,
+            snapshot: None,
+            members: Arc::new(Members::none()),
+        }
+    }
+
     /// Whether this node leads, as far as it knows: there may be a newer leader that it does not know of.
     pub fn is_leader(&self) -> bool {
         self.role == Role::Leader

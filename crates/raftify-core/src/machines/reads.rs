@@ -83,7 +83,8 @@ impl Reads {
     /// Whether a leader that confirms `index` has lost writes: every leader that has committed an entry of its
     /// own term knows all that was committed when the round began.
     pub(crate) fn shows_lost_writes(&self, number: u64, index: LogIndex) -> bool {
-        self.under_way.as_ref().is_some_and(|round| round.number == number && index < round.commit)
+        let is_below = |round: &Round| round.number == number && index < round.commit;
+        self.under_way.as_ref().is_some_and(is_below) && !mutated!(RolledBackLeaderConfirmsReads)
     }
 
     /// A quorum confirmed that every write acknowledged before the round began is at or before `index`.

@@ -23,7 +23,7 @@ use raftify_core::members::{MemberRecord, SenderRefusal};
 use raftify_core::{
     CheckedConfig, ClusterId, Config, Entry, EntryKind, Forward, Forwarding, Identity, Incarnation,
     LeaderRequest, LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, MembershipRequest,
-    NodeId, RaftMessage, RaftMessageBody, ReadRound, Responder, Role, Sender, ServerRequestMsg, Started,
+    NodeId, RaftMessage, RaftMessageBody, ReadRound, Responder, Sender, ServerRequestMsg, Started,
     Status as NodeStatus, Term,
 };
 use tokio::io::AsyncReadExt as _;
@@ -126,19 +126,7 @@ impl TestNode {
             events,
             Arc::clone(&metrics),
         );
-        let status = NodeStatus {
-            node_id: id(node),
-            identity,
-            role: Role::Follower,
-            term: Term(1),
-            leader_id: None,
-            commit: LogIndex::ZERO,
-            applied: LogIndex::ZERO,
-            last: LogPosition::ZERO,
-            truncated: LogPosition::ZERO,
-            snapshot: None,
-            members: Arc::new(Members::none()),
-        };
+        let status = NodeStatus { identity, term: Term(1), ..NodeStatus::initial(id(node)) };
         let (status, seen) = watch::channel(status);
         let context = ServerContext {
             access: Arc::new(Access::new(address.as_str().into(), seen.clone(), Arc::default())),

@@ -16,10 +16,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FusedFuture, FutureExt};
 use raftify_core::members::{MEMBERS_MAX, check_address};
-use raftify_core::{
-    CheckedConfig, ClusterId, LogIndex, LogPosition, Member, Members, NodeId, Role, SnapshotStore, Status,
-    Term,
-};
+use raftify_core::{CheckedConfig, ClusterId, Member, Members, NodeId, SnapshotStore, Status};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info};
@@ -183,7 +180,7 @@ impl ClusterFormation {
         // No component takes requests from the queue: each is rejected.
         let (requests, _) = request_queue(1, 1);
         let remembered = watch::Sender::new(Arc::default()).subscribe();
-        let status = watch::Sender::new(no_status()).subscribe();
+        let status = watch::Sender::new(Status::initial(NodeId::FIRST)).subscribe();
         let counters = Arc::default();
         let context = ServerContext {
             access: Arc::new(Access::new(Arc::clone(&address), status.clone(), Arc::clone(&counters))),
@@ -388,22 +385,5 @@ impl ClusterFormation {
         let own = members.iter().find(|member| *member.address == *self.address)?.id;
         let may_be = self.bound_to.is_none_or(|bound_to| bound_to == members.derive_cluster_id());
         may_be.then_some((own, members))
-    }
-}
-
-/// The status of a node without an identity.
-fn no_status() -> Status {
-    Status {
-        node_id: NodeId::FIRST,
-        identity: None,
-        role: Role::Follower,
-        term: Term::ZERO,
-        leader_id: None,
-        commit: LogIndex::ZERO,
-        applied: LogIndex::ZERO,
-        last: LogPosition::ZERO,
-        truncated: LogPosition::ZERO,
-        snapshot: None,
-        members: Arc::new(Members::none()),
     }
 }

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use raftify_core::error::{LeaderHint, StopReason};
 use raftify_core::{
-    LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, NodeId, Reservation, Role,
-    Status, Term, VerbError,
+    LogIndex, LogPosition, Member, MemberChange, Members, MembershipChange, NodeId, Reservation, Status,
+    Term, VerbError,
 };
 
 use super::verb::{Answered, NotAnswered, Verb};
@@ -70,19 +70,7 @@ fn requests_and_answers_are_read_as_they_were_written() {
         assert_eq!((leave.id, leave.force, forwarded), (NodeId::FIRST, force, false));
     }
     assert!(!passes(ReadIndex, LogIndex(7)).1, "only the leader serves it, and it is never forwarded");
-    let status = Status {
-        node_id: NodeId::FIRST,
-        identity: None,
-        role: Role::Follower,
-        term: Term(1),
-        leader_id: None,
-        commit: LogIndex::ZERO,
-        applied: LogIndex::ZERO,
-        last: LogPosition::ZERO,
-        truncated: LogPosition::ZERO,
-        snapshot: None,
-        members: members().into(),
-    };
+    let status = Status { term: Term(1), members: members().into(), ..Status::initial(NodeId::FIRST) };
     let inspection = raftify_core::Inspection {
         status,
         progress: Vec::new(),

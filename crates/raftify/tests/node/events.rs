@@ -320,6 +320,11 @@ async fn a_remote_client_takes_the_snapshot_of_one_member_and_is_told_of_an_unkn
     assert_eq!(unknown.to_string(), "node 9 is no member: the members are 1, 2, 3");
     nodes[1].faults.snapshot.store(true, Ordering::SeqCst);
     put(nodes[0].raft(), "key", "other").await;
+    until("there is more to take than its newest snapshot has", async || {
+        let status = nodes[1].raft().status().borrow().clone();
+        status.snapshot.is_some_and(|snapshot| snapshot.index < status.applied)
+    })
+    .await;
     let failed = client.make_snapshot(id(2)).await.unwrap_err();
     assert!(matches!(failed, ClientError::Answer(SnapshotError::Failed(_))), "{failed:?}");
 }

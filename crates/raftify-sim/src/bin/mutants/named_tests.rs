@@ -297,6 +297,9 @@ pub(crate) fn of(mutant: Mutant) -> TestName {
         ),
         Mutant::CommitIsNotAnnounced => (SLOW_DISK, "followers_learn_of_a_commit_before_the_next_heartbeat"),
         Mutant::BatchWaitsForEver => (SLOW_DISK, "proposals_wait_for_a_batch_no_longer_than_a_tick"),
+        Mutant::RolledBackLeaderConfirmsReads => {
+            (CORE, "machines::reads::tests::an_answer_below_what_was_known_to_be_committed_shows_lost_writes")
+        }
         Mutant::DroppedMeansSilence => (BUGS, "bug_38_a_waiting_request_that_is_dropped_is_answered"),
         Mutant::ProposalsHaveNoDeadline => {
             (BUGS, "bug_6_a_request_that_reaches_no_majority_is_answered_when_its_deadline_passes")

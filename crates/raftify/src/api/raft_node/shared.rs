@@ -176,7 +176,7 @@ fn leadership(status: &Status) -> (Option<NodeId>, Term) {
 mod tests {
     use std::io::Read;
 
-    use raftify_core::{Config, Inspection, LogIndex, LogPosition, Members, Role};
+    use raftify_core::{Config, Inspection, LogPosition};
 
     use super::*;
     use crate::application::snapshot::Snapshot;
@@ -206,19 +206,7 @@ mod tests {
     async fn a_request_to_a_node_that_has_just_begun_to_run_is_queued_once() {
         let config = Config::default().check().unwrap();
         let (requests, queued) = request_queue(8, 1 << 20);
-        let status = Status {
-            node_id: NodeId::FIRST,
-            identity: None,
-            role: Role::Follower,
-            term: Term::ZERO,
-            leader_id: None,
-            commit: LogIndex::ZERO,
-            applied: LogIndex::ZERO,
-            last: LogPosition::ZERO,
-            truncated: LogPosition::ZERO,
-            snapshot: None,
-            members: Arc::new(Members::none()),
-        };
+        let status = Status::initial(NodeId::FIRST);
         let shared = Shared::<Nothing> {
             node_id: NodeId::FIRST,
             proposals: InFlight::new(&config),

@@ -3,9 +3,7 @@
 use std::io::Write;
 
 use raftify_core::storage::MemorySnapshotStore;
-use raftify_core::{
-    ClusterId, Config, LogIndex, Member, Members, NodeId, Role, SnapshotMeta, SnapshotWriter, Term,
-};
+use raftify_core::{ClusterId, Config, Member, Members, NodeId, SnapshotMeta, SnapshotWriter, Term};
 
 use super::*;
 use crate::channels::backups::{BackupWanted, backup_calls, request};
@@ -41,19 +39,7 @@ fn begins(index: u64, bytes: usize) -> Option<BackupReceived> {
 impl Node {
     fn start() -> Node {
         let config = Config { snapshot_bytes_per_second_max: None, ..Config::default() }.check().unwrap();
-        let status = Status {
-            node_id: NodeId::FIRST,
-            identity: None,
-            role: Role::Follower,
-            term: Term(1),
-            leader_id: None,
-            commit: LogIndex::ZERO,
-            applied: LogIndex::ZERO,
-            last: LogPosition::ZERO,
-            truncated: LogPosition::ZERO,
-            snapshot: None,
-            members: Arc::new(Members::none()),
-        };
+        let status = Status { term: Term(1), ..Status::initial(NodeId::FIRST) };
         let (status, lifecycle) = (watch::Sender::new(status), Lifecycle::new());
         let store = TrackedSnapshots::new(MemorySnapshotStore::default(), lifecycle.clone());
         let (queue, requests) = request_queue(8, 1 << 20);

@@ -275,9 +275,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use raftify_core::{
-        Identity, Incarnation, LogIndex, LogPosition, Member, MemberChange, MembershipChange, Role, Term,
-    };
+    use raftify_core::{Identity, Incarnation, Member, MemberChange, MembershipChange, Role, Term};
     use tonic::Request;
 
     use super::*;
@@ -297,17 +295,11 @@ mod tests {
 
     fn access() -> Access {
         let status = NodeStatus {
-            node_id: id(1),
             identity: Some(Identity { cluster_id: CLUSTER, node_id: id(1), incarnation: Incarnation(1) }),
             role: Role::Leader,
             term: Term(1),
-            leader_id: None,
-            commit: LogIndex::ZERO,
-            applied: LogIndex::ZERO,
-            last: LogPosition::ZERO,
-            truncated: LogPosition::ZERO,
-            snapshot: None,
             members: Arc::new(members()),
+            ..NodeStatus::initial(id(1))
         };
         Access::new("a.example:1".into(), watch::Sender::new(status).subscribe(), Arc::default())
     }
