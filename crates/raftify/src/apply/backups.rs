@@ -149,6 +149,10 @@ impl<R: ProposalReply, S: SnapshotStore> Backups<R, S> {
         match outcome {
             Ok(()) => return,
             Err(Ended::CallerIsGone) => info!("a backup was interrupted: its caller is gone"),
+            // A snapshot is not read any further when the node stops.
+            Err(Ended::Refused(BackupRefused::Unreadable(_))) if self.lifecycle.is_stopping() => {
+                return refuse(&parts, self.lifecycle.stop_reason().into()).await;
+            }
             Err(Ended::Refused(refused)) => {
                 warn!(reason = %refused, "a backup has failed");
                 let is_interrupted = matches!(refused, BackupRefused::TooSlow { .. });
